@@ -1,0 +1,89 @@
+"""Every error that crosses a boundary in Penstock, with what the handler is to do about it.
+
+One base and few classes: a new class is worth it only where a handler would act differently.
+Texts are lowercase, name what, where and what to do, and end in ``key=value`` pairs.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "AlreadyExistsError",
+    "CapabilityError",
+    "ClosedError",
+    "ConfigError",
+    "ConflictError",
+    "CorruptError",
+    "FencedError",
+    "FullError",
+    "InvalidRequestError",
+    "InvariantError",
+    "NotFoundError",
+    "PenstockError",
+    "PluginError",
+    "UnavailableError",
+)
+
+
+class PenstockError(Exception):
+    """Base of all errors that Penstock raises on purpose."""
+
+    #: True when the same call may succeed later without anybody changing anything.
+    retryable: bool = False
+
+
+class ConfigError(PenstockError):
+    """The configuration is wrong: show the sentence to the user and stop."""
+
+
+class PluginError(PenstockError):
+    """A plugin is missing, malformed, of another SPI version, or can't work with another one: show and stop."""
+
+
+class CapabilityError(PluginError):
+    """Two selected plugins can't work together, or one lacks what the kernel needs: show and stop."""
+
+
+class InvalidRequestError(PenstockError):
+    """The caller broke the contract of the method (bad range, unclaimed capability): fix the caller."""
+
+
+class NotFoundError(PenstockError):
+    """The named thing doesn't exist (object, stream, topic): not retryable."""
+
+
+class AlreadyExistsError(PenstockError):
+    """A create-only operation met somebody else's thing: the other one won."""
+
+
+class ConflictError(PenstockError):
+    """A compare-and-swap or compare-and-append lost: catch up, re-validate, try again."""
+
+    retryable = True
+
+
+class UnavailableError(PenstockError):
+    """A medium failed, stalled or refused for now: back off and retry; nothing is known to be lost."""
+
+    retryable = True
+
+
+class FullError(PenstockError):
+    """A bounded resource is at its limit (WAL capacity, memory, disk): make room or wait, then retry."""
+
+    retryable = True
+
+
+class FencedError(PenstockError):
+    """A newer owner took over: stop at once, acknowledge nothing more, never retry."""
+
+
+class CorruptError(PenstockError):
+    """Durable bytes fail their checksum or a hole is found: stop, keep the evidence, tell the user."""
+
+
+class ClosedError(PenstockError):
+    """The object was closed or its scope ended; pending calls get this as their answer."""
+
+
+class InvariantError(PenstockError):
+    """Penstock found itself in a state that its design rules out: a bug; stop the affected part loudly."""
