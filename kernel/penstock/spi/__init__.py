@@ -1,0 +1,15 @@
+"""The contracts of Penstock, one module per plugin kind: all that a plugin may import.
+
+A plugin implements one of the Protocols in here and registers a spec (:mod:`penstock.spi.plugin`) through
+the hook of its kind (:mod:`penstock.hookspecs`). What crosses the boundary is typed and documented here.
+
+``SPI_VERSION`` grows by one when a contract changes in a way that an existing plugin notices; the kernel
+refuses a plugin that was written for a version it doesn't speak.
+"""
+
+from __future__ import annotations
+
+from penstock.spi.plugin import SPI_VERSION, Buffer, PluginSpec, Services
+from penstock.spi.settings import Duration, Settings, Size
+
+__all__ = ("SPI_VERSION", "Buffer", "Duration", "PluginSpec", "Services", "Settings", "Size")

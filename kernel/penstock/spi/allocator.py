@@ -1,0 +1,108 @@
+"""Allocator: the one account of the memory that payload takes, with a hard limit and back-pressure.
+
+Two kinds of taking: ``allocate`` hands out memory, ``charge`` only accounts for memory that somebody else
+made (a library's reply, the Python objects of an entry). Both are given back by ``release``.
+
+Memory that was released but is still referenced (a fetch response on its way to a slow socket holds a
+memoryview of it) stays accounted for, under the purpose ``pinned``, until the last reference is gone; it is never
+handed out again before that.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "Allocation",
+    "Allocator",
+    "AllocatorCapabilities",
+    "AllocatorSpec",
+    "AllocatorStatistics",
+    "Charge",
+)
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from penstock.spi.plugin import PluginSpec, S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorCapabilities:
+    """What an allocator promises."""
+
+    #: The address of each allocation is a multiple of this.
+    alignment_bytes: int = 1
+
+
+class Charge(Protocol):
+    """Accounted bytes; ``release`` gives them back."""
+
+    @property
+    def size(self) -> int:
+        """Bytes accounted."""
+
+    def release(self) -> None:
+        """Give the bytes back. Once; a second call raises InvariantError. From the event loop's thread."""
+
+
+class Allocation(Charge, Protocol):
+    """A piece of memory; releasing it promises that nobody writes to ``view`` any more."""
+
+    @property
+    def view(self) -> memoryview:
+        """Writable memory of exactly ``size`` bytes, contents undefined."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorStatistics:
+    """A snapshot. ``used_bytes`` never exceeds ``limit_bytes`` plus one maximal allocation (I8)."""
+
+    limit_bytes: int
+    used_bytes: int
+    #: Bytes by purpose, for people: ``append``, ``block_cache``, ``upload``, ``pinned``, ``idle``...
+    #: The sum is ``used_bytes``.
+    used_by_purpose: Mapping[str, int]
+    waiting: int
+    peak_bytes: int
+
+
+class Allocator(Protocol):
+    """The contract of an allocator. All calls come from the event loop's thread."""
+
+    @property
+    def capabilities(self) -> AllocatorCapabilities:
+        """What this instance promises."""
+
+    def allocate_nowait(self, size: int, purpose: str) -> Allocation:
+        """Memory of ``size`` > 0 bytes. Raises FullError when over the limit or others already wait.
+
+        A request larger than the whole limit is granted alone (when nothing else is in use), so that a
+        maximal record can pass a small limit.
+        """
+
+    async def allocate(self, size: int, purpose: str) -> Allocation:
+        """Like ``allocate_nowait``, but waits, first come first served, until there is room."""
+
+    def charge_nowait(self, size: int, purpose: str) -> Charge:
+        """Account for ``size`` bytes made elsewhere. Raises FullError like ``allocate_nowait``."""
+
+    async def charge(self, size: int, purpose: str) -> Charge:
+        """Like ``charge_nowait``, but waits, in one queue with ``allocate``."""
+
+    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+        """Have ``listener(bytes_wanted)`` called, synchronously, when a request finds no room.
+
+        The listener frees what it can (caches evict) before it returns; the request is then tried again
+        before it fails or waits.
+        """
+
+    def statistics(self) -> AllocatorStatistics:
+        """A snapshot of the account."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocatorSpec(PluginSpec[S, Allocator]):
+    """Registration of an allocator. Its settings have the field ``limit`` (bytes)."""
+
+    kind: ClassVar[str] = "allocator"
+    capabilities: AllocatorCapabilities

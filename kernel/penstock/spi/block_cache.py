@@ -1,0 +1,104 @@
+"""Block cache: data blocks of objects, shared by all cold readers, with readahead.
+
+Blocks are immutable and named by (object_id, position). The kernel knows where blocks are and how to load
+adjacent ones with one ranged read; the cache decides what to keep, joins concurrent loads of one block, and
+says how far to read ahead.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "BlockCache",
+    "BlockCacheCapabilities",
+    "BlockCacheSpec",
+    "BlockCacheStatistics",
+    "BlockLoader",
+    "BlockRef",
+)
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+
+from penstock.spi.plugin import Buffer, PluginSpec, S
+
+
+class BlockRef(NamedTuple):
+    """One data block: object, byte position in it, size in bytes."""
+
+    object_id: int
+    position: int
+    size: int
+
+
+#: Loads the given blocks (ascending, of one object each call or several), returns their bytes in the same order.
+BlockLoader: TypeAlias = Callable[[Sequence[BlockRef]], Awaitable[Sequence[Buffer]]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCacheCapabilities:
+    """What a block cache promises."""
+
+    #: ``readahead_bytes`` grows for sequential readers (False: it always answers 0).
+    readahead: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCacheStatistics:
+    """A snapshot."""
+
+    used_bytes: int = 0
+    limit_bytes: int = 0
+    blocks: int = 0
+    hits: int = 0
+    misses: int = 0
+    #: Loads that were joined because another reader was already at it.
+    joined: int = 0
+    evicted: int = 0
+    #: Blocks that were read ahead and evicted before anybody read them.
+    wasted: int = 0
+    loading: int = 0
+
+
+class BlockCache(Protocol):
+    """The contract of a block cache."""
+
+    @property
+    def capabilities(self) -> BlockCacheCapabilities:
+        """What this instance promises."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        """The bytes of ``blocks``, in order; those not cached nor being loaded go to one ``load`` call.
+
+        Concurrent readers of one block share one load; if the reader that loads is cancelled, the others
+        still get their block. A failed load raises its error to all who wait for it and caches nothing.
+        With ``prefetch`` the blocks are for later: they must not push out blocks that are being waited for,
+        and the result may be empty when there is no room.
+        Memory stays under the limit; a read that finds no room waits for it.
+        """
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        """How many bytes past the current read are worth loading for the reader that read [offset, next_offset).
+
+        Called once per cold read. A reader that continues where it ended is sequential and gets more each
+        time, up to a bound; waste (``wasted``) cools it down.
+        """
+
+    def evict(self, bytes_wanted: int) -> int:
+        """Drop blocks that nobody waits for until ``bytes_wanted`` are free or none is left; bytes freed."""
+
+    def forget_object(self, object_id: int) -> None:
+        """The object was destroyed: its blocks are never read again."""
+
+    def statistics(self) -> BlockCacheStatistics:
+        """A snapshot of the state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockCacheSpec(PluginSpec[S, BlockCache]):
+    """Registration of a block cache. Leaving its context releases every charge."""
+
+    kind: ClassVar[str] = "block_cache"
+    capabilities: BlockCacheCapabilities

@@ -1,0 +1,141 @@
+"""Log cache: the newest data of all streams, in memory, until uploaded and beyond.
+
+The kernel puts each entry once it is durable in the WAL, in WAL order. The active block takes entries; ``freeze``
+closes it and hands it to the upload; once committed to the object store it is marked ``uploaded`` and may
+be evicted, but keeps serving tail reads until the memory is wanted.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "LogCache",
+    "LogCacheBlock",
+    "LogCacheCapabilities",
+    "LogCacheSpec",
+    "LogCacheStatistics",
+    "StreamEntry",
+)
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from penstock.spi.allocator import Charge
+from penstock.spi.plugin import PluginSpec, S
+
+
+class StreamEntry:
+    """A run of records [base_offset, next_offset) of one stream and its payload.
+
+    ``time_ms`` is the largest timestamp in it (for lookups and retention). ``charge`` is the memory that
+    goes when the entry does; who drops the entry releases it.
+    """
+
+    __slots__ = ("base_offset", "charge", "data", "next_offset", "stream_id", "time_ms", "wal_position")
+
+    def __init__(
+        self,
+        stream_id: int,
+        base_offset: int,
+        next_offset: int,
+        time_ms: int,
+        data: memoryview,
+        charge: Charge | None = None,
+        wal_position: int = 0,
+    ) -> None:
+        self.stream_id = stream_id
+        self.base_offset = base_offset
+        self.next_offset = next_offset
+        self.time_ms = time_ms
+        self.data = data
+        self.charge = charge
+        #: Position after this entry in the WAL (its ``next_position``).
+        self.wal_position = wal_position
+
+    def __repr__(self) -> str:
+        return f"StreamEntry(stream={self.stream_id}, [{self.base_offset}, {self.next_offset}), {len(self.data)} B)"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCacheCapabilities:
+    """What a log cache promises: nothing optional so far."""
+
+
+class LogCacheBlock(Protocol):
+    """A frozen block; its entries don't change any more."""
+
+    @property
+    def streams(self) -> Mapping[int, Sequence[StreamEntry]]:
+        """Entries by stream id, each in offset order, continuous within the block."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Payload bytes."""
+
+    @property
+    def wal_end(self) -> int:
+        """The greatest ``wal_position`` in the block: once committed, the WAL may be trimmed up to here."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCacheStatistics:
+    """A snapshot, in payload bytes."""
+
+    active_bytes: int = 0
+    frozen_bytes: int = 0
+    uploaded_bytes: int = 0
+    entries: int = 0
+    hits: int = 0
+    misses: int = 0
+
+
+class LogCache(Protocol):
+    """The contract of a log cache. All calls come from the event loop's thread; none blocks."""
+
+    @property
+    def capabilities(self) -> LogCacheCapabilities:
+        """What this instance promises."""
+
+    @property
+    def active_bytes(self) -> int:
+        """Payload bytes in the active block."""
+
+    def put(self, entry: StreamEntry) -> None:
+        """Take one entry; it starts where the stream's newest cached entry ends.
+
+        Raises InvariantError if it doesn't, unless nothing of the stream is cached.
+        """
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        """Cached entries of [start_offset, end_offset), in offset order, continuous, about ``bytes_max``.
+
+        If the entry that holds ``start_offset`` is cached: a run beginning with it, of at most ``bytes_max``
+        payload bytes but at least that one entry. Otherwise: a run beginning at the oldest cached offset of
+        the newest continuous range, if that is below ``end_offset`` (the caller reads the missing prefix
+        elsewhere). Otherwise empty.
+        """
+
+    def freeze(self) -> LogCacheBlock | None:
+        """Close the active block and start a new one; None if the active block is empty."""
+
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        """The block's data are committed elsewhere: from now on it may be evicted."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        """Drop uploaded blocks, oldest first, until ``bytes_wanted`` are free or none is left; bytes freed."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        """The stream was deleted: its entries are never read again and may be dropped at once."""
+
+    def statistics(self) -> LogCacheStatistics:
+        """A snapshot of the state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogCacheSpec(PluginSpec[S, LogCache]):
+    """Registration of a log cache. Leaving its context releases every charge."""
+
+    kind: ClassVar[str] = "log_cache"
+    capabilities: LogCacheCapabilities

@@ -1,0 +1,152 @@
+"""Object store: ranged reads, atomic puts, put-if-absent, ordered listing.
+
+Keys are ``/``-separated printable ASCII without a leading slash. Every method is safe to call from several
+tasks at once. A cancelled call may or may not have taken effect; what took effect is whole.
+
+Every method may raise UnavailableError when the store fails, stalls or refuses for now. Implementations
+retry nothing that isn't idempotent without resolving the outcome first.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "MultipartUpload",
+    "ObjectInfo",
+    "ObjectStore",
+    "ObjectStoreCapabilities",
+    "ObjectStoreSpec",
+    "ObjectStoreStatistics",
+)
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
+
+from penstock.spi.plugin import Buffer, PluginSpec, S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectStoreCapabilities:
+    """What a store can do. True is proved and False is refused with InvalidRequestError by the suite."""
+
+    #: ``put_if_absent`` is atomic over every process that uses the store: exactly one creator wins.
+    put_if_absent: bool = False
+    #: ``compare_and_swap`` is atomic over every process that uses the store.
+    compare_and_swap: bool = False
+    #: ``create_multipart`` is there: an object can be written in parts and appears only when completed.
+    multipart: bool = False
+    #: Objects outlive the process that wrote them.
+    durable: bool = True
+    #: The fault domain that a completed put survives: ``process``, ``host``, ``zone`` or ``region``.
+    durability_domain: str = "host"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectInfo:
+    """One object as listed: key, size in bytes, last modification in ms since the epoch (0 if unknown)."""
+
+    key: str
+    size: int
+    modified_ms: int = 0
+    #: Version token for ``compare_and_swap``; empty where the store has none.
+    token: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectStoreStatistics:
+    """Counters since the store was opened."""
+
+    gets: int = 0
+    puts: int = 0
+    deletes: int = 0
+    lists: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+    errors: int = 0
+
+
+class MultipartUpload(Protocol):
+    """An object being written in parts; invisible until ``complete`` returns."""
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        """Append one part. The buffers may be reused once this returns. Parts go in call order.
+
+        Raises UnavailableError; the upload is then to be aborted.
+        """
+
+    async def complete(self) -> None:
+        """Make the object visible and durable, whole, replacing what was there.
+
+        Raises UnavailableError; the object is then either absent or whole.
+        """
+
+    async def abort(self) -> None:
+        """Drop what was written. Never raises for an upload that is already gone."""
+
+
+class ObjectStore(Protocol):
+    """The contract of an object store."""
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        """What this instance can do, after its settings were taken into account."""
+
+    @property
+    def location(self) -> str:
+        """Where the data are, for people (a URL without secrets)."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        """The bytes ``[start, end)`` of the object; to its end if ``end`` is None or past the end.
+
+        The result is read-only for the caller and stays valid as long as it is referenced.
+        Raises NotFoundError if there is no such object; InvalidRequestError if ``start`` is negative,
+        past the object's end, or greater than ``end``.
+        """
+
+    async def head(self, key: str) -> ObjectInfo:
+        """Size and token of one object. Raises NotFoundError."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        """Write the object as the concatenation of ``body``, replacing what was there; returns its token.
+
+        Atomic: readers see the old bytes or the new ones, never a mixture, also over a crash.
+        Durable on the claimed domain when it returns.
+        """
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        """Like ``put``, but only if there is no such object; returns its token.
+
+        When the outcome of an attempt is unknown (a reply was lost), the implementation reads the object
+        back and compares before it answers: meeting one's own bytes is a success. So callers put something
+        unique (owner, epoch, nonce) into bodies that race.
+        Raises AlreadyExistsError if somebody else's object is there; InvalidRequestError if unclaimed.
+        """
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        """Replace the object only if its token is still ``token``; returns the new token.
+
+        Raises ConflictError if it changed or vanished; InvalidRequestError if unclaimed.
+        """
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        """Start an upload in parts. Raises InvalidRequestError if unclaimed."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """Delete the objects; those that don't exist are fine."""
+
+    def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """Objects whose key starts with ``prefix`` and is greater than ``start_after``, in ascending order.
+
+        Sees every object whose put completed before the call (no listing cache).
+        """
+
+    def statistics(self) -> ObjectStoreStatistics:
+        """A snapshot of the counters."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ObjectStoreSpec(PluginSpec[S, ObjectStore]):
+    """Registration of an object store."""
+
+    kind: ClassVar[str] = "object_store"
+    capabilities: ObjectStoreCapabilities

@@ -1,0 +1,68 @@
+"""What every plugin declares, and what the kernel hands to it when it is opened."""
+
+from __future__ import annotations
+
+__all__ = ("SPI_VERSION", "Buffer", "PluginSpec", "Services")
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+
+from penstock.spi.settings import Settings
+
+if TYPE_CHECKING:
+    from penstock.spi.allocator import Allocator
+    from penstock.spi.object_store import ObjectStore
+
+SPI_VERSION = 1
+
+#: Bytes of any kind. A plugin must not keep a writable buffer past the call that it got it in, unless the
+#: contract of that method says so.
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """What the kernel hands to ``open`` of a plugin; kinds are opened in the order of the fields.
+
+    ``node_id``/``epoch`` identify the owner: epochs come from the metadata log and strictly grow, and a
+    higher epoch of the same ``node_id`` is a newer owner. ``cluster_id`` names the cluster.
+    ``data_dir`` is where relative paths in settings start. ``allocator`` is there for every kind but the
+    allocator itself; ``object_store`` for kinds opened after it (metadata log, WAL).
+    """
+
+    node_id: int
+    epoch: int
+    cluster_id: str
+    data_dir: Path
+    allocator: Allocator | None = None
+    object_store: ObjectStore | None = None
+    #: Monotonic seconds; injected so that tests can turn the clock.
+    clock: Callable[[], float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSpec(Generic[S, T]):
+    """The registration of one plugin; each kind has a subclass that adds nothing but its types.
+
+    ``open(settings, services)`` returns an async context manager that yields the opened object. It is
+    entered once; leaving it closes the object, ends its tasks and threads, and answers every waiter.
+    ``requires`` names capabilities of the selected object store that this plugin can't do without
+    (for instance ``{"put_if_absent"}``); the kernel refuses other combinations at start.
+    """
+
+    kind: ClassVar[str]
+
+    name: str
+    summary: str
+    settings: type[S]
+    capabilities: Any
+    open: Callable[[S, Services], AbstractAsyncContextManager[T]]
+    requires: frozenset[str] = field(default=frozenset())
+    version: str = ""
+    spi_version: int = SPI_VERSION

@@ -1,0 +1,172 @@
+"""Write-ahead log: what makes an append durable before it is acknowledged.
+
+One WAL per broker, shared by all its partitions. Life: ``open`` (fences older owners) -> ``recover`` once, to
+its end -> any number of ``append``/``trim`` -> leave the context (flushes what was appended).
+
+A *position* is an int64 that strictly grows with append order; an entry covers [position, next_position).
+Positions are opaque to the kernel except for their order.
+"""
+
+from __future__ import annotations
+
+__all__ = ("WalAppend", "WalCapabilities", "WalEntry", "WalSpec", "WalStatistics", "WriteAheadLog")
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal, Protocol
+
+import anyio
+
+from penstock.spi.plugin import Buffer, PluginSpec, S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalCapabilities:
+    """What a WAL promises. Each claim is tested by the conformance suite."""
+
+    #: The fault domain that an acknowledged entry survives.
+    durability_domain: Literal["process", "host", "zone", "region"]
+    #: Another host can open this log after its owner died (failover).
+    shareable: bool = False
+    #: ``open`` fences an older owner that is still alive: it never acknowledges again.
+    fencing: bool = False
+    #: Appends raise FullError when the log is at its capacity, until it is trimmed.
+    bounded: bool = False
+    #: ``seal`` is there: after it, no append of any owner is acknowledged.
+    seal: bool = False
+    #: Median milliseconds from append to durable on the intended medium, for people and schedulers.
+    expected_latency_ms_p50: float = 1.0
+    #: The largest entry in bytes.
+    entry_bytes_max: int = 128 * 2**20
+
+
+class WalAppend:
+    """An append whose order is fixed; it completes when durable, or with an error.
+
+    Appends complete in position order: when one is done, every earlier one is. Callbacks run on the event
+    loop, in position order, directly from the completion. The WAL calls :meth:`complete` exactly once.
+    """
+
+    __slots__ = ("_callback", "_event", "done", "error", "next_position", "position")
+
+    def __init__(self, position: int, next_position: int) -> None:
+        self.position = position
+        self.next_position = next_position
+        self.done = False
+        #: None after success; FencedError, ClosedError, UnavailableError... after failure.
+        self.error: Exception | None = None
+        self._callback: Callable[[WalAppend], None] | None = None
+        self._event: anyio.Event | None = None
+
+    def set_callback(self, callback: Callable[[WalAppend], None]) -> None:
+        """Have ``callback(self)`` called at completion (at once if already done). One per append."""
+        if self.done:
+            callback(self)
+        else:
+            assert self._callback is None, "one callback per append"
+            self._callback = callback
+
+    def complete(self, error: Exception | None = None) -> None:
+        """For the WAL: the entry is durable (no error), or never will be acknowledged (error)."""
+        assert not self.done, "an append completes once"
+        self.done = True
+        self.error = error
+        if self._callback is not None:
+            callback, self._callback = self._callback, None
+            callback(self)
+        if self._event is not None:
+            self._event.set()
+
+    async def wait_durable(self) -> None:
+        """Return when the entry is durable. Raises the append's error. Cancelling doesn't take it back."""
+        if not self.done:
+            if self._event is None:
+                self._event = anyio.Event()
+            await self._event.wait()
+        else:
+            await anyio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+
+
+@dataclass(frozen=True, slots=True)
+class WalEntry:
+    """One entry as recovered; ``data`` is exactly the bytes that were appended."""
+
+    position: int
+    next_position: int
+    data: memoryview
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalStatistics:
+    """A snapshot. Bytes count the medium (with framing and padding) unless they say payload."""
+
+    appended_entries: int = 0
+    appended_payload_bytes: int = 0
+    written_groups: int = 0
+    written_bytes: int = 0
+    pending_entries: int = 0
+    pending_bytes: int = 0
+    #: Bytes between the trim point and the end of the log; 0 capacity means unbounded.
+    used_bytes: int = 0
+    capacity_bytes: int = 0
+    trimmed_position: int = 0
+    confirmed_position: int = 0
+    #: Microseconds that the last group took on the medium.
+    last_group_us: int = 0
+    #: One word of state: ``open``, ``fenced``, ``failed``, ``closed``.
+    state: str = "open"
+
+
+class WriteAheadLog(Protocol):
+    """The contract of a write-ahead log."""
+
+    @property
+    def capabilities(self) -> WalCapabilities:
+        """What this instance promises, after its settings and medium were taken into account."""
+
+    @property
+    def location(self) -> str:
+        """Where the log is, for people."""
+
+    def recover(self) -> AsyncIterator[WalEntry]:
+        """All acknowledged entries since the trim point in append order, before the first append, once.
+
+        Entries that were appended but never acknowledged may be there or not, but only as a continuation:
+        no entry is returned after a missing one. Entries below the trim point may come again.
+        Raises CorruptError, naming the position, when an entry below the confirmed position is missing or
+        fails its checksum (I10: never skipped).
+        """
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        """Append one entry, the concatenation of ``data``; the call fixes its order and returns at once.
+
+        The caller leaves the buffers unchanged until the append is done.
+        Raises FullError when a bounded log has no room (trim, then retry: nothing was appended);
+        FencedError after a newer owner took over; ClosedError when closed or failed; InvalidRequestError
+        when the entry is empty, larger than ``entry_bytes_max``, or ``recover`` wasn't run to its end.
+        """
+
+    async def trim(self, position: int) -> None:
+        """Entries whose next position is at most ``position`` may be dropped. Lower values are no-ops.
+
+        May become durable later; a crash may bring trimmed entries back to ``recover``.
+        """
+
+    async def seal(self) -> None:
+        """From the return of this call on, no append of any owner is acknowledged.
+
+        Raises InvalidRequestError if unclaimed.
+        """
+
+    def statistics(self) -> WalStatistics:
+        """A snapshot of the state."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalSpec(PluginSpec[S, WriteAheadLog]):
+    """Registration of a WAL. ``open`` raises FencedError if a newer owner holds the log."""
+
+    kind: ClassVar[str] = "wal"
+    capabilities: WalCapabilities
