@@ -1,0 +1,197 @@
+"""What the generated codecs stand on: error classes, varints, tags, arrays and the segment writer.
+
+Every helper here is called with lengths a stranger wrote, so each checks its length against the bytes that
+are left before it allocates anything.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "MALFORMED",
+    "ZERO_UUID",
+    "Buffer",
+    "DecodeError",
+    "EncodeError",
+    "Records",
+    "Writer",
+    "bad_length",
+    "decode_fixed_array",
+    "decode_uuid_array",
+    "decode_uvarint",
+    "encode_uvarint",
+    "malformed",
+    "missing",
+    "records_size",
+    "skip_tags",
+    "tag_header",
+    "uvarint_rest",
+    "wrong_tag_size",
+)
+
+import struct
+from typing import Any, TypeAlias
+
+from penstock.errors import PenstockError
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+"""Bytes as messages carry them. Decoding gives memoryviews into the frame: copy what outlives the frame."""
+
+Records: TypeAlias = bytes | bytearray | memoryview | list[Buffer] | tuple[Buffer, ...]
+"""Record batches on their way out: one buffer, or several that follow each other on the wire uncopied."""
+
+ZERO_UUID = bytes(16)
+"""The uuid that stands for "none" on the wire."""
+
+MALFORMED = (struct.error, IndexError, ValueError, OverflowError)
+"""What reading past the end or bad UTF-8 raises inside a decoder, before it becomes a DecodeError."""
+
+
+class DecodeError(PenstockError):
+    """The bytes are not a well-formed message: answer nothing, close the connection (never retryable)."""
+
+
+class EncodeError(PenstockError):
+    """A message holds a value its wire version can't carry: a bug of whoever built the message."""
+
+
+def malformed(message: str, cause: Exception) -> DecodeError:
+    """The error for a message that ended early or holds text that isn't UTF-8."""
+    if isinstance(cause, UnicodeDecodeError):
+        return DecodeError(f"text is not utf-8: message={message} reason={cause.reason!r}")
+    return DecodeError(f"message ends before its last field: message={message}")
+
+
+def bad_length(field: str, length: int, left: int) -> DecodeError:
+    """The error for a length or count that is negative without leave, or larger than what is left."""
+    if length < 0:
+        return DecodeError(f"field is null but may not be: field={field} length={length}")
+    return DecodeError(f"field is longer than its message: field={field} length={length} bytes_left={left}")
+
+
+def wrong_tag_size(field: str) -> DecodeError:
+    """The error for a tagged field whose content doesn't fill its announced size (KIP-482)."""
+    return DecodeError(f"tagged field does not fill its announced size: field={field}")
+
+
+def missing(field: str) -> EncodeError:
+    """The error for None in a field that the encoded version can't carry as null."""
+    return EncodeError(f"field may not be null in this version: field={field}")
+
+
+def uvarint_rest(buf: memoryview, pos: int, first: int) -> tuple[int, int]:
+    """Finish an unsigned varint whose first byte (>= 0x80) is already read; returns (value, next position).
+
+    Raises DecodeError past 32 bits; IndexError at the end of the buffer, which the caller translates.
+    """
+    value = first & 0x7F
+    shift = 7
+    while True:
+        byte = buf[pos]
+        pos += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            break
+        shift += 7
+        if shift > 28:
+            raise DecodeError("varint is longer than 5 bytes")
+    if value > 0xFFFF_FFFF:
+        raise DecodeError(f"varint exceeds 32 bits: value={value}")
+    return value, pos
+
+
+def decode_uvarint(buf: memoryview, pos: int) -> tuple[int, int]:
+    """Read one unsigned varint (KIP-482); returns (value, next position)."""
+    value = buf[pos]
+    if value < 0x80:
+        return value, pos + 1
+    return uvarint_rest(buf, pos + 1, value)
+
+
+def encode_uvarint(out: bytearray, value: int) -> None:
+    """Append one unsigned varint."""
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+
+
+def tag_header(buf: memoryview, pos: int, end: int) -> tuple[int, int, int]:
+    """Read one tagged field's header; returns (tag, start of its content, end of its content)."""
+    tag, pos = decode_uvarint(buf, pos)
+    size, pos = decode_uvarint(buf, pos)
+    if size > end - pos:
+        raise bad_length("tagged field", size, end - pos)
+    return tag, pos, pos + size
+
+
+def skip_tags(buf: memoryview, pos: int, end: int, count: int) -> int:
+    """Skip ``count`` tagged fields nobody here knows (KIP-482); ``count`` may still be a varint's first byte."""
+    if count >= 0x80:
+        count, pos = uvarint_rest(buf, pos, count)
+    if count * 2 > end - pos:
+        raise bad_length("tagged fields", count, end - pos)
+    for _ in range(count):
+        _, _, pos = tag_header(buf, pos, end)
+    return pos
+
+
+def decode_fixed_array(buf: memoryview, pos: int, count: int, code: str) -> list[Any]:
+    """``count`` (already checked against what is left) numbers of one struct format ``code``."""
+    return list(struct.unpack_from(f">{count}{code}", buf, pos))
+
+
+def decode_uuid_array(buf: memoryview, pos: int, count: int) -> list[bytes]:
+    """``count`` (already checked against what is left) uuids."""
+    return [bytes(buf[at : at + 16]) for at in range(pos, pos + 16 * count, 16)]
+
+
+class Writer:
+    """Collects one outgoing message: small parts in ``data``, records beside it, uncopied.
+
+    ``splices`` holds (offset in ``data``, buffer) in ascending order: the buffer goes out before that offset.
+    """
+
+    __slots__ = ("data", "spliced_bytes", "splices")
+
+    def __init__(self, data: bytearray) -> None:
+        self.data = data
+        self.splices: list[tuple[int, Buffer]] = []
+        self.spliced_bytes = 0
+
+    def splice(self, records: Records, size: int) -> None:
+        """Append ``size`` bytes of records without copying them; they must stay unchanged until sent."""
+        if not size:
+            return
+        self.spliced_bytes += size
+        at = len(self.data)
+        if isinstance(records, (list, tuple)):
+            self.splices += [(at, part) for part in records if len(part)]
+        else:
+            self.splices.append((at, records))
+
+    def size(self) -> int:
+        """Bytes of the whole message so far."""
+        return len(self.data) + self.spliced_bytes
+
+    def segments(self) -> list[Buffer]:
+        """The message as buffers in wire order, for ``writelines``."""
+        if not self.splices:
+            return [self.data]
+        view = memoryview(self.data)
+        result: list[Buffer] = []
+        done = 0
+        for at, part in self.splices:
+            if at > done:
+                result.append(view[done:at])
+                done = at
+            result.append(part)
+        if done < len(view):
+            result.append(view[done:])
+        return result
+
+
+def records_size(records: Records) -> int:
+    """Bytes of ``records``."""
+    if isinstance(records, (list, tuple)):
+        return sum(map(len, records))
+    return len(records)
