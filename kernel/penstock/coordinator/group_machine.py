@@ -1,0 +1,832 @@
+"""The classic consumer group protocol as a pure state machine: no await, no clock, no logging.
+
+One `Group` per group id. Every method that changes something takes the time and returns a list of outputs
+(`penstock.coordinator.group_types.Output`), in the order in which they are to be carried out; JoinGroup and
+SyncGroup are always answered through a `Complete` output, at once or later.
+
+Rule 1: these are all the transitions (Kafka's ClassicGroupState).
+
+    Empty                -> PreparingRebalance  a member joins; the first phase lasts the initial rebalance delay
+    PreparingRebalance   -> CompletingRebalance all members have rejoined, or the rebalance timeout is over
+    PreparingRebalance   -> Empty               the phase is over and nobody is left
+    CompletingRebalance  -> Stable              the leader's assignment is durable
+    CompletingRebalance  -> PreparingRebalance  a member joins, leaves, expires, or doesn't sync in time
+    Stable               -> PreparingRebalance  the same, or a member's metadata changed
+    any                  -> Dead                the group is deleted, or its coordinator closes
+
+Sources: KIP-62 (rebalance timeout), KIP-134 (initial delay), KIP-345 (static members), KIP-394 (member id
+required), KIP-429 (cooperative rebalancing: nothing but correct rejoins), KIP-559 (protocol checks),
+KIP-814 (skip assignment), KIP-211 (offset retention).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from penstock.coordinator.group_member import Member
+from penstock.coordinator.group_offsets import OffsetBook
+from penstock.coordinator.group_types import (
+    CommitPlan,
+    CommittedOffset,
+    Complete,
+    GroupDescription,
+    GroupError,
+    GroupListing,
+    GroupMetadata,
+    GroupSettings,
+    GroupState,
+    JoinMember,
+    JoinRequest,
+    JoinResult,
+    LeaveMember,
+    LeaveResult,
+    OffsetAndMetadata,
+    Output,
+    PersistGroup,
+    SetTimer,
+    SyncRequest,
+    SyncResult,
+    TimerKey,
+    TimerKind,
+    TopicPartition,
+)
+from penstock.coordinator.subscription import subscribed_topics
+
+__all__ = ("CONSUMER_PROTOCOL_TYPE", "Group")
+
+CONSUMER_PROTOCOL_TYPE = "consumer"
+_JOIN_TIMER: TimerKey = (TimerKind.JOIN, "")
+_SYNC_TIMER: TimerKey = (TimerKind.SYNC, "")
+_STRING_BYTES_MAX = 32_767
+_REBALANCING = (GroupState.EMPTY, GroupState.COMPLETING_REBALANCE, GroupState.STABLE)
+
+
+class _Replacement:
+    """A static member that was replaced while its record is being written, so that it can be put back."""
+
+    __slots__ = ("leader_before", "new", "old")
+
+    def __init__(self, old: Member, new: Member, leader_before: str) -> None:
+        self.old = old
+        self.new = new
+        self.leader_before = leader_before
+
+
+class Group:
+    """One classic group: members, generation, state, timers and committed offsets."""
+
+    def __init__(self, group_id: str, settings: GroupSettings, now_ms: int) -> None:
+        self.group_id = group_id
+        self.state = GroupState.EMPTY
+        self.generation_id = 0
+        self.protocol_type: str | None = None
+        self.protocol_name: str | None = None
+        self.leader_id: str | None = None
+        self.offsets = OffsetBook()
+        self.state_timestamp_ms = now_ms
+        self._settings = settings
+        self._previous_state = GroupState.EMPTY
+        self._members: dict[str, Member] = {}
+        self._static: dict[str, str] = {}
+        self._pending_joins: set[str] = set()
+        self._pending_syncs: set[str] = set()
+        self._topics: frozenset[str] | None = frozenset()
+        self._deadlines: dict[TimerKey, int] = {}
+        self._outputs: list[Output] = []
+        # The initial rebalance: the delay that runs, what is left of the rebalance timeout, news since it began.
+        self._initial_delay_ms = 0
+        self._initial_remaining_ms = 0
+        self._joined_during_delay = False
+        self._token = 0
+        self._assigning: tuple[int, int, dict[str, bytes]] | None = None
+        self._replacing: dict[int, _Replacement] = {}
+
+    # -- what it looks like -------------------------------------------------------------------------------
+
+    @property
+    def members(self) -> Mapping[str, Member]:
+        """member id -> member, in the order of joining."""
+        return self._members
+
+    @property
+    def pending_members(self) -> frozenset[str]:
+        """Member ids that were given out and didn't come back yet (KIP-394)."""
+        return frozenset(self._pending_joins)
+
+    @property
+    def is_disposable(self) -> bool:
+        """Whether nothing would be lost if the group were forgotten: it never had a generation nor an offset."""
+        return self.generation_id == 0 and self.is_abandoned
+
+    @property
+    def is_abandoned(self) -> bool:
+        """Whether the group is empty and its last offset is gone, so that it can be deleted (KIP-211)."""
+        return (
+            self.state is GroupState.EMPTY
+            and not self._pending_joins
+            and not self.offsets
+            and not self.offsets.has_pending
+        )
+
+    @property
+    def parked_requests(self) -> int:
+        """How many JoinGroup and SyncGroup requests wait for an answer."""
+        return sum(
+            (one.join_waiter is not None) + (one.sync_waiter is not None) for one in self._members.values()
+        )
+
+    def deadline(self, key: TimerKey) -> int | None:
+        """When this timer is due, in ms; None if it isn't running."""
+        return self._deadlines.get(key)
+
+    def describe(self) -> GroupDescription:
+        """The group as DescribeGroups shows it: protocol, metadata and assignments only when Stable."""
+        protocol_name = self.protocol_name if self.state is GroupState.STABLE else None
+        return GroupDescription(
+            group_id=self.group_id,
+            error=GroupError.NONE,
+            state=self.state,
+            protocol_type=self.protocol_type or "",
+            protocol_name=protocol_name or "",
+            members=tuple(member.described(protocol_name) for member in self._members.values()),
+        )
+
+    def listing(self) -> GroupListing:
+        """The group as ListGroups shows it."""
+        return GroupListing(group_id=self.group_id, protocol_type=self.protocol_type or "", state=self.state)
+
+    def is_subscribed_to(self, topic: str) -> bool:
+        """Whether a member of this consumer group subscribes to `topic`; False if that can't be told."""
+        return self._topics is not None and topic in self._topics
+
+    # -- events -------------------------------------------------------------------------------------------
+
+    def join(self, request: JoinRequest, waiter: object, new_member_id: str, now_ms: int) -> list[Output]:
+        """JoinGroup. `new_member_id` is used if the member needs one; it must be unique."""
+        error = self._join_error(request)
+        if error is not GroupError.NONE:
+            member_id = "" if error is GroupError.GROUP_MAX_SIZE_REACHED else request.member_id
+            if error is GroupError.GROUP_MAX_SIZE_REACHED and request.member_id in self._members:
+                self._remove_and_update([self._members[request.member_id]], now_ms)
+            self._outputs.append(Complete(waiter, JoinResult(member_id=member_id, error=error)))
+        elif request.member_id:
+            self._join_existing(request, waiter, now_ms)
+        elif request.group_instance_id is not None and request.group_instance_id in self._static:
+            self._replace_static(request, waiter, new_member_id, now_ms)
+        elif request.group_instance_id is None and request.require_known_member_id:
+            # KIP-394: without a confirmed id, retries of a lost JoinGroup would pile up as ghost members.
+            self._pending_joins.add(new_member_id)
+            self._set_timer((TimerKind.SESSION, new_member_id), now_ms + request.session_timeout_ms)
+            result = JoinResult(member_id=new_member_id, error=GroupError.MEMBER_ID_REQUIRED)
+            self._outputs.append(Complete(waiter, result))
+        else:
+            self._add_member(new_member_id, request, waiter, now_ms)
+        return self._take_outputs()
+
+    def sync(self, request: SyncRequest, waiter: object, now_ms: int) -> list[Output]:
+        """SyncGroup. The leader's assignment becomes visible once it is durable."""
+        error = self._sync_error(request)
+        if error is not GroupError.NONE:
+            self._outputs.append(Complete(waiter, SyncResult(error=error)))
+            return self._take_outputs()
+        member = self._members[request.member_id]
+        self._pending_syncs.discard(member.member_id)
+        if not self._pending_syncs:
+            self._cancel_timer(_SYNC_TIMER)
+        if self.state is GroupState.STABLE:
+            self._outputs.append(Complete(waiter, self._sync_result(member)))
+            self._renew_session(member, now_ms)
+            return self._take_outputs()
+        self._answer_sync(member, SyncResult(error=GroupError.REBALANCE_IN_PROGRESS))
+        member.sync_waiter = waiter
+        if member.member_id == self.leader_id:
+            assignments = {name: bytes(request.assignments.get(name, b"")) for name in self._members}
+            token = self._persist(assignments, now_ms)
+            self._assigning = (token, self.generation_id, assignments)
+        return self._take_outputs()
+
+    def heartbeat(
+        self, member_id: str, generation_id: int, group_instance_id: str | None, now_ms: int
+    ) -> tuple[GroupError, list[Output]]:
+        """Heartbeat: extends the session and tells the member whether it must rejoin."""
+        if self.state is GroupState.DEAD:
+            return GroupError.COORDINATOR_NOT_AVAILABLE, []
+        error = self._member_error(member_id, group_instance_id)
+        if error is GroupError.NONE and generation_id != self.generation_id:
+            error = GroupError.ILLEGAL_GENERATION
+        if error is not GroupError.NONE:
+            return error, []
+        self._renew_session(self._members[member_id], now_ms)
+        if self.state is GroupState.PREPARING_REBALANCE:
+            error = GroupError.REBALANCE_IN_PROGRESS
+        return error, self._take_outputs()
+
+    def leave(self, members: Sequence[LeaveMember], now_ms: int) -> tuple[list[LeaveResult], list[Output]]:
+        """LeaveGroup with one or many members, each with its own result (KIP-345)."""
+        results = []
+        leaving: dict[str, Member] = {}
+        pending: list[str] = []
+        for one in members:
+            error = GroupError.NONE
+            member_id = one.member_id
+            if self.state is GroupState.DEAD:
+                error = GroupError.COORDINATOR_NOT_AVAILABLE
+            elif not member_id and one.group_instance_id in self._static:
+                # An administrator names the instance only.
+                member_id = self._static[one.group_instance_id]
+                leaving[member_id] = self._members[member_id]
+            elif member_id in self._pending_joins and one.group_instance_id is None:
+                pending.append(member_id)
+            else:
+                error = self._member_error(member_id, one.group_instance_id)
+                if error is GroupError.NONE:
+                    leaving[member_id] = self._members[member_id]
+            results.append(LeaveResult(one.member_id, one.group_instance_id, error))
+        # Members first: a pending one that goes may complete the join phase, which must not count them.
+        self._remove_and_update(leaving.values(), now_ms)
+        for member_id in pending:
+            self._remove_pending(member_id, now_ms)
+        return results, self._take_outputs()
+
+    def timer_fired(self, key: TimerKey, now_ms: int) -> list[Output]:
+        """A timer is due. A timer that was moved or cancelled in the meantime is ignored."""
+        deadline = self._deadlines.get(key)
+        if deadline is None or now_ms < deadline:
+            return []
+        del self._deadlines[key]
+        kind, member_id = key
+        if kind is TimerKind.SESSION:
+            self._expire_session(member_id, now_ms)
+        elif kind is TimerKind.SYNC:
+            self._expire_syncs(now_ms)
+        elif (
+            self._previous_state is GroupState.EMPTY
+            and self._joined_during_delay
+            and self._initial_remaining_ms
+        ):
+            self._extend_initial_delay(now_ms)
+        else:
+            self._complete_join(now_ms)
+        return self._take_outputs()
+
+    def persisted(self, token: int, error: GroupError, now_ms: int) -> list[Output]:
+        """The metadata of `PersistGroup` with this token is durable (NONE), or couldn't be written."""
+        replacement = self._replacing.pop(token, None)
+        if replacement is not None:
+            self._finish_replacement(replacement, error, now_ms)
+        elif self._assigning is not None and self._assigning[0] == token:
+            _, generation_id, assignments = self._assigning
+            self._assigning = None
+            # The group may have moved on while the record was on its way.
+            if self.state is GroupState.COMPLETING_REBALANCE and generation_id == self.generation_id:
+                self._finish_assignment(assignments, error, now_ms)
+        return self._take_outputs()
+
+    def close(self, error: GroupError) -> list[Output]:
+        """The group ends here: everything parked is answered with `error`, the state is Dead."""
+        for member in self._members.values():
+            self._answer_join(member, JoinResult(member_id=member.member_id, error=error))
+            self._answer_sync(member, SyncResult(error=error))
+        self._members.clear()
+        self._static.clear()
+        self._pending_joins.clear()
+        self._pending_syncs.clear()
+        self._deadlines.clear()
+        self._assigning = None
+        self._replacing.clear()
+        self.leader_id = None
+        self._previous_state, self.state = self.state, GroupState.DEAD
+        return self._take_outputs()
+
+    def restore(self, metadata: GroupMetadata, now_ms: int) -> list[Output]:
+        """Take over what the log says; sessions start anew, so members have time to find the coordinator."""
+        assert not self._members, f"a group is restored only once: group_id={self.group_id!r}"
+        self.protocol_type = metadata.protocol_type or None
+        self.protocol_name = metadata.protocol_name
+        self.generation_id = metadata.generation_id
+        self.state_timestamp_ms = metadata.state_timestamp_ms if metadata.state_timestamp_ms >= 0 else now_ms
+        for persisted in metadata.members:
+            member = Member.restored(persisted, metadata.protocol_type, metadata.protocol_name or "")
+            self._insert(member)
+            self._renew_session(member, now_ms)
+        if self._members:
+            self.state = GroupState.STABLE
+            self.leader_id = (
+                metadata.leader if metadata.leader in self._members else next(iter(self._members))
+            )
+        self._topics = self._computed_topics()
+        return self._take_outputs()
+
+    # -- offsets ------------------------------------------------------------------------------------------
+
+    def plan_commit(
+        self,
+        member_id: str,
+        generation_id: int,
+        group_instance_id: str | None,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        retention_ms: int | None,
+        now_ms: int,
+    ) -> tuple[CommitPlan, list[Output]]:
+        """OffsetCommit: decide. What the plan accepts is pending until `settle_commit`."""
+        error = self._commit_error(member_id, generation_id, group_instance_id)
+        if error is not GroupError.NONE:
+            return CommitPlan(error, {}, {}), []
+        if member_id in self._members:
+            self._renew_session(self._members[member_id], now_ms)
+        accepted: dict[TopicPartition, CommittedOffset] = {}
+        refused: dict[TopicPartition, GroupError] = {}
+        expire_ms = None if retention_ms is None or retention_ms < 0 else now_ms + retention_ms
+        limit = self._settings.offset_metadata_bytes_max
+        for partition, asked in offsets.items():
+            size = len(asked.metadata)
+            # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
+            if size > limit or len(asked.metadata.encode()) > _STRING_BYTES_MAX:
+                refused[partition] = GroupError.OFFSET_METADATA_TOO_LARGE
+            else:
+                accepted[partition] = CommittedOffset(
+                    asked.offset, asked.leader_epoch, asked.metadata, now_ms, expire_ms
+                )
+        self.offsets.prepare(accepted)
+        return CommitPlan(GroupError.NONE, accepted, refused), self._take_outputs()
+
+    def settle_commit(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
+        """The commit that `plan_commit` accepted is durable, or failed."""
+        self.offsets.settle(offsets, durable=durable)
+
+    def delete_error(self) -> GroupError:
+        """Whether DeleteGroups may delete the group."""
+        if self.state is GroupState.DEAD:
+            return GroupError.GROUP_ID_NOT_FOUND
+        return GroupError.NONE if self.state is GroupState.EMPTY else GroupError.NON_EMPTY_GROUP
+
+    def delete_offsets_error(self) -> GroupError:
+        """Whether OffsetDelete may look at single topics; subscribed ones are refused one by one."""
+        if self.state is GroupState.DEAD:
+            return GroupError.GROUP_ID_NOT_FOUND
+        if self.state is GroupState.EMPTY or self.protocol_type == CONSUMER_PROTOCOL_TYPE:
+            return GroupError.NONE
+        return GroupError.NON_EMPTY_GROUP
+
+    def expired_offsets(self, now_ms: int) -> list[TopicPartition]:
+        """The offsets whose retention is over (KIP-211)."""
+        retention_ms = self._settings.offsets_retention_ms
+        if self.state is GroupState.EMPTY:
+            # A group that never had members (simple consumer) has no moment at which it became empty.
+            since_ms = self.state_timestamp_ms if self.protocol_type is not None else None
+            return self.offsets.expired(now_ms, retention_ms, empty_since_ms=since_ms, keep_topics=())
+        if (
+            self.state is GroupState.STABLE
+            and self.protocol_type == CONSUMER_PROTOCOL_TYPE
+            and self._topics is not None
+        ):
+            return self.offsets.expired(now_ms, retention_ms, empty_since_ms=None, keep_topics=self._topics)
+        return []
+
+    # -- checks -------------------------------------------------------------------------------------------
+
+    def _member_error(self, member_id: str, group_instance_id: str | None) -> GroupError:
+        if group_instance_id is not None:
+            holder = self._static.get(group_instance_id)
+            if holder is None:
+                return GroupError.UNKNOWN_MEMBER_ID
+            if holder != member_id:
+                return GroupError.FENCED_INSTANCE_ID
+        return GroupError.NONE if member_id in self._members else GroupError.UNKNOWN_MEMBER_ID
+
+    def _join_error(self, request: JoinRequest) -> GroupError:
+        settings = self._settings
+        if (
+            not settings.min_session_timeout_ms
+            <= request.session_timeout_ms
+            <= settings.max_session_timeout_ms
+        ):
+            return GroupError.INVALID_SESSION_TIMEOUT
+        if self.state is GroupState.DEAD:
+            return GroupError.COORDINATOR_NOT_AVAILABLE
+        if not self._accepts(request.member_id):
+            return GroupError.GROUP_MAX_SIZE_REACHED
+        if not self._supports_protocols(request):
+            return GroupError.INCONSISTENT_GROUP_PROTOCOL
+        return GroupError.NONE
+
+    def _accepts(self, member_id: str) -> bool:
+        limit = self._settings.group_size_max
+        member = self._members.get(member_id)
+        if self.state is GroupState.EMPTY:
+            return True
+        if self.state is GroupState.PREPARING_REBALANCE:
+            awaiting = sum(one.join_waiter is not None for one in self._members.values())
+            return (member is not None and member.join_waiter is not None) or awaiting < limit
+        return member is not None or len(self._members) < limit
+
+    def _supports_protocols(self, request: JoinRequest) -> bool:
+        if self.state is GroupState.EMPTY:
+            return bool(request.protocol_type and request.protocols)
+        if request.protocol_type != self.protocol_type:
+            return False
+        return any(
+            all(member.supports(name) for member in self._members.values()) for name, _ in request.protocols
+        )
+
+    def _sync_error(self, request: SyncRequest) -> GroupError:
+        if self.state is GroupState.DEAD:
+            return GroupError.COORDINATOR_NOT_AVAILABLE
+        error = self._member_error(request.member_id, request.group_instance_id)
+        if error is not GroupError.NONE:
+            return error
+        if request.generation_id != self.generation_id:
+            return GroupError.ILLEGAL_GENERATION
+        for said, ours in (
+            (request.protocol_type, self.protocol_type),
+            (request.protocol_name, self.protocol_name),
+        ):
+            if said is not None and ours is not None and said != ours:
+                return GroupError.INCONSISTENT_GROUP_PROTOCOL
+        if self.state is GroupState.PREPARING_REBALANCE:
+            return GroupError.REBALANCE_IN_PROGRESS
+        return GroupError.NONE
+
+    def _commit_error(self, member_id: str, generation_id: int, group_instance_id: str | None) -> GroupError:
+        if self.state is GroupState.DEAD:
+            return GroupError.COORDINATOR_NOT_AVAILABLE
+        if generation_id < 0 and self.state is GroupState.EMPTY:
+            # A consumer that assigns partitions itself, or an administrator.
+            return GroupError.NONE
+        if generation_id < 0 and not member_id and group_instance_id is None:
+            return GroupError.UNKNOWN_MEMBER_ID
+        error = self._member_error(member_id, group_instance_id)
+        if error is not GroupError.NONE:
+            return error
+        if generation_id != self.generation_id:
+            return GroupError.ILLEGAL_GENERATION
+        if self.state is GroupState.COMPLETING_REBALANCE:
+            # The member knows the new generation but not yet its assignment.
+            return GroupError.REBALANCE_IN_PROGRESS
+        return GroupError.NONE
+
+    # -- joining ------------------------------------------------------------------------------------------
+
+    def _join_existing(self, request: JoinRequest, waiter: object, now_ms: int) -> None:
+        member_id = request.member_id
+        if member_id in self._pending_joins and request.group_instance_id is None:
+            self._add_member(member_id, request, waiter, now_ms)
+            return
+        error = self._member_error(member_id, request.group_instance_id)
+        if error is not GroupError.NONE:
+            self._outputs.append(Complete(waiter, JoinResult(member_id=member_id, error=error)))
+            return
+        member = self._members[member_id]
+        is_unchanged = member.protocols == request.protocols
+        is_leader = member_id == self.leader_id
+        answer_now = (self.state is GroupState.COMPLETING_REBALANCE and is_unchanged) or (
+            self.state is GroupState.STABLE and is_unchanged and not is_leader
+        )
+        if answer_now:
+            # The answer to the member's first JoinGroup was lost: it gets the current generation once more.
+            self._outputs.append(Complete(waiter, self._join_result(member)))
+            return
+        member.update(request)
+        self._park_join(member, waiter)
+        self._rebalance_or_complete(now_ms)
+
+    def _add_member(self, member_id: str, request: JoinRequest, waiter: object, now_ms: int) -> None:
+        member = Member(member_id, request)
+        member.is_new = True
+        if self.state is GroupState.PREPARING_REBALANCE and self._previous_state is GroupState.EMPTY:
+            self._joined_during_delay = True
+        if not self._members:
+            self.protocol_type = request.protocol_type
+        self._insert(member)
+        if self.leader_id is None:
+            self.leader_id = member_id
+        self._pending_joins.discard(member_id)
+        self._park_join(member, waiter)
+        # A new member can't send heartbeats while its JoinGroup is parked, so the session timeout doesn't
+        # count; but a client that retries on another connection leaves a ghost, which this gets rid of.
+        timeout_ms = self._settings.new_member_join_timeout_ms
+        self._set_timer((TimerKind.SESSION, member_id), now_ms + timeout_ms)
+        self._rebalance_or_complete(now_ms)
+
+    def _insert(self, member: Member) -> None:
+        self._members[member.member_id] = member
+        if member.group_instance_id is not None:
+            self._static[member.group_instance_id] = member.member_id
+
+    def _park_join(self, member: Member, waiter: object) -> None:
+        # A second JoinGroup of the same member: the first one's connection is most likely gone.
+        superseded = JoinResult(member_id=member.member_id, error=GroupError.REBALANCE_IN_PROGRESS)
+        self._answer_join(member, superseded)
+        member.join_waiter = waiter
+
+    def _join_result(self, member: Member) -> JoinResult:
+        is_leader = member.member_id == self.leader_id
+        return JoinResult(
+            member_id=member.member_id,
+            generation_id=self.generation_id,
+            protocol_type=self.protocol_type,
+            protocol_name=self.protocol_name,
+            leader=self.leader_id or "",
+            members=self._member_list() if is_leader else (),
+        )
+
+    def _member_list(self) -> tuple[JoinMember, ...]:
+        return tuple(
+            JoinMember(one.member_id, one.group_instance_id, one.metadata_for(self.protocol_name))
+            for one in self._members.values()
+        )
+
+    # -- static members (KIP-345) -------------------------------------------------------------------------
+
+    def _replace_static(self, request: JoinRequest, waiter: object, new_member_id: str, now_ms: int) -> None:
+        """A known instance came back without its member id: give it a new one and fence the old one."""
+        assert request.group_instance_id is not None
+        leader_before = self.leader_id or ""
+        old = self._members[self._static[request.group_instance_id]]
+        new = old.successor(new_member_id, request)
+        self._answer_join(old, JoinResult(member_id=old.member_id, error=GroupError.FENCED_INSTANCE_ID))
+        self._answer_sync(old, SyncResult(error=GroupError.FENCED_INSTANCE_ID))
+        self._swap(old, new)
+        new.join_waiter = waiter
+        self._renew_session(new, now_ms)
+        keeps_protocol = self._selected_protocol() == self.protocol_name
+        if self.state is GroupState.STABLE and keeps_protocol:
+            token = self._persist({name: one.assignment for name, one in self._members.items()}, now_ms)
+            self._replacing[token] = _Replacement(old, new, leader_before)
+        else:
+            # While completing a rebalance the leader may already assign to the old id, so it starts again.
+            self._rebalance_or_complete(now_ms)
+
+    def _swap(self, old: Member, new: Member) -> None:
+        self._members = {
+            (new.member_id if one is old else name): (new if one is old else one)
+            for name, one in self._members.items()
+        }
+        assert new.group_instance_id is not None
+        self._static[new.group_instance_id] = new.member_id
+        self._cancel_timer((TimerKind.SESSION, old.member_id))
+        if old.member_id in self._pending_syncs:
+            self._pending_syncs.discard(old.member_id)
+            self._pending_syncs.add(new.member_id)
+        if self.leader_id == old.member_id:
+            self.leader_id = new.member_id
+
+    def _finish_replacement(self, replacement: _Replacement, error: GroupError, now_ms: int) -> None:
+        new = replacement.new
+        is_current = self._members.get(new.member_id) is new
+        if not is_current or self.state is not GroupState.STABLE:
+            # Replaced once more, gone, or part of a rebalance that has begun since and will answer it.
+            return
+        if error is not GroupError.NONE:
+            waiter, new.join_waiter = new.join_waiter, None
+            self._swap(new, replacement.old)
+            self._renew_session(replacement.old, now_ms)
+            if waiter is not None:
+                self._outputs.append(Complete(waiter, JoinResult(member_id="", error=error)))
+            return
+        is_leader = new.member_id == self.leader_id
+        if new.supports_skip_assignment:
+            # KIP-814: the leader learns that it is one, and that it needn't assign.
+            leader, members = self.leader_id or "", self._member_list() if is_leader else ()
+        else:
+            # Older clients would compute a new assignment if they saw themselves as leader.
+            leader, members = replacement.leader_before, ()
+        result = JoinResult(
+            member_id=new.member_id,
+            generation_id=self.generation_id,
+            protocol_type=self.protocol_type,
+            protocol_name=self.protocol_name,
+            leader=leader,
+            skip_assignment=new.supports_skip_assignment and is_leader,
+            members=members,
+        )
+        self._answer_join(new, result)
+        self._renew_session(new, now_ms)
+
+    # -- the rebalance ------------------------------------------------------------------------------------
+
+    def _rebalance_or_complete(self, now_ms: int) -> None:
+        if self.state in _REBALANCING:
+            self._prepare_rebalance(now_ms)
+        else:
+            self._complete_join_if_ready(now_ms)
+
+    def _prepare_rebalance(self, now_ms: int) -> None:
+        if self.state is GroupState.COMPLETING_REBALANCE:
+            self._drop_assignment(GroupError.REBALANCE_IN_PROGRESS, now_ms)
+        self._cancel_timer(_SYNC_TIMER)
+        self._pending_syncs.clear()
+        is_initial = self.state is GroupState.EMPTY
+        self._transition(GroupState.PREPARING_REBALANCE, now_ms)
+        if is_initial:
+            # KIP-134: give the other members of a starting application time to arrive.
+            self._initial_delay_ms = self._settings.initial_rebalance_delay_ms
+            self._initial_remaining_ms = max(self._rebalance_timeout_ms() - self._initial_delay_ms, 0)
+            self._joined_during_delay = False
+            self._set_timer(_JOIN_TIMER, now_ms + self._initial_delay_ms)
+        elif self._all_joined():
+            self._complete_join(now_ms)
+        else:
+            self._set_timer(_JOIN_TIMER, now_ms + self._rebalance_timeout_ms())
+
+    def _extend_initial_delay(self, now_ms: int) -> None:
+        self._joined_during_delay = False
+        elapsed_ms = self._initial_delay_ms
+        self._initial_delay_ms = min(self._settings.initial_rebalance_delay_ms, self._initial_remaining_ms)
+        self._initial_remaining_ms = max(self._initial_remaining_ms - elapsed_ms, 0)
+        self._set_timer(_JOIN_TIMER, now_ms + self._initial_delay_ms)
+
+    def _complete_join_if_ready(self, now_ms: int) -> None:
+        if (
+            self.state is GroupState.PREPARING_REBALANCE
+            and self._previous_state is not GroupState.EMPTY
+            and self._all_joined()
+        ):
+            self._complete_join(now_ms)
+
+    def _all_joined(self) -> bool:
+        return not self._pending_joins and all(one.join_waiter is not None for one in self._members.values())
+
+    def _rebalance_timeout_ms(self) -> int:
+        return max((one.rebalance_timeout_ms for one in self._members.values()), default=0)
+
+    def _complete_join(self, now_ms: int) -> None:
+        """The join phase ends: whoever hasn't rejoined is out, unless it is a static member."""
+        assert self.state is GroupState.PREPARING_REBALANCE, f"no rebalance is on: state={self.state}"
+        self._cancel_timer(_JOIN_TIMER)
+        late = [one for one in self._members.values() if one.join_waiter is None and not one.is_static]
+        for member in late:
+            self._remove(member)
+        if self._members and not self._elect_joined_leader():
+            # Only absent static members are left: wait until one comes back or their sessions expire.
+            self._set_timer(_JOIN_TIMER, now_ms + self._rebalance_timeout_ms())
+            return
+        self.generation_id += 1
+        self._pending_syncs.clear()
+        if not self._members:
+            self.protocol_name = None
+            self._transition(GroupState.EMPTY, now_ms)
+            self._topics = self._computed_topics()
+            self._persist({}, now_ms)
+            return
+        self.protocol_name = self._selected_protocol()
+        self._transition(GroupState.COMPLETING_REBALANCE, now_ms)
+        self._topics = self._computed_topics()
+        for member in self._members.values():
+            self._answer_join(member, self._join_result(member))
+            member.is_new = False
+            self._renew_session(member, now_ms)
+            self._pending_syncs.add(member.member_id)
+        self._set_timer(_SYNC_TIMER, now_ms + self._rebalance_timeout_ms())
+
+    def _elect_joined_leader(self) -> bool:
+        leader = self._members.get(self.leader_id or "")
+        if leader is not None and leader.join_waiter is not None:
+            return True
+        for member in self._members.values():
+            if member.join_waiter is not None:
+                self.leader_id = member.member_id
+                return True
+        return False
+
+    def _selected_protocol(self) -> str:
+        """The protocol with the most votes; every member votes for its first one that all speak."""
+        spoken = Counter(name for one in self._members.values() for name, _ in dict(one.protocols).items())
+        common = {name for name, count in spoken.items() if count == len(self._members)}
+        votes = Counter(member.vote(common) for member in self._members.values())
+        return votes.most_common(1)[0][0]
+
+    def _computed_topics(self) -> frozenset[str] | None:
+        """What the members subscribe to; None if the group doesn't speak the consumer protocol."""
+        if not self._members:
+            return frozenset()
+        if self.protocol_type != CONSUMER_PROTOCOL_TYPE or self.protocol_name is None:
+            return None
+        topics: frozenset[str] = frozenset()
+        for member in self._members.values():
+            subscribed = subscribed_topics(member.metadata_for(self.protocol_name))
+            if subscribed is None:
+                return None
+            topics |= subscribed
+        return topics
+
+    # -- the assignment -----------------------------------------------------------------------------------
+
+    def _finish_assignment(self, assignments: Mapping[str, bytes], error: GroupError, now_ms: int) -> None:
+        if error is not GroupError.NONE:
+            self._drop_assignment(error, now_ms)
+            self._prepare_rebalance(now_ms)
+            return
+        for member in self._members.values():
+            member.assignment = assignments.get(member.member_id, b"")
+            if member.sync_waiter is not None:
+                self._renew_session(member, now_ms)
+            self._answer_sync(member, self._sync_result(member))
+        self._transition(GroupState.STABLE, now_ms)
+
+    def _drop_assignment(self, error: GroupError, now_ms: int) -> None:
+        self._assigning = None
+        for member in self._members.values():
+            member.assignment = b""
+            if member.sync_waiter is not None:
+                self._renew_session(member, now_ms)
+                self._answer_sync(member, SyncResult(error=error))
+
+    def _sync_result(self, member: Member) -> SyncResult:
+        return SyncResult(
+            protocol_type=self.protocol_type, protocol_name=self.protocol_name, assignment=member.assignment
+        )
+
+    # -- leaving and expiring -----------------------------------------------------------------------------
+
+    def _expire_session(self, member_id: str, now_ms: int) -> None:
+        if member_id in self._pending_joins:
+            self._remove_pending(member_id, now_ms)
+            return
+        member = self._members.get(member_id)
+        if member is None:
+            return
+        is_parked = member.join_waiter is not None or member.sync_waiter is not None
+        if is_parked and not member.is_new:
+            # The coordinator owes the member an answer; its session starts again with that.
+            return
+        self._remove_and_update([member], now_ms)
+
+    def _expire_syncs(self, now_ms: int) -> None:
+        """KAFKA-13544: a member that joined but never syncs would hold the group up forever."""
+        if self.state not in (GroupState.COMPLETING_REBALANCE, GroupState.STABLE) or not self._pending_syncs:
+            return
+        silent = [one for one in self._members.values() if one.member_id in self._pending_syncs]
+        self._remove_and_update(silent, now_ms)
+
+    def _remove_pending(self, member_id: str, now_ms: int) -> None:
+        self._pending_joins.discard(member_id)
+        self._cancel_timer((TimerKind.SESSION, member_id))
+        self._complete_join_if_ready(now_ms)
+
+    def _remove_and_update(self, members: Iterable[Member], now_ms: int) -> None:
+        removed = list(members)
+        for member in removed:
+            self._remove(member)
+        if removed:
+            self._rebalance_or_complete(now_ms)
+
+    def _remove(self, member: Member) -> None:
+        self._answer_join(member, JoinResult(member_id="", error=GroupError.UNKNOWN_MEMBER_ID))
+        self._answer_sync(member, SyncResult(error=GroupError.UNKNOWN_MEMBER_ID))
+        del self._members[member.member_id]
+        if member.group_instance_id is not None:
+            del self._static[member.group_instance_id]
+        self._pending_syncs.discard(member.member_id)
+        self._cancel_timer((TimerKind.SESSION, member.member_id))
+        if self.leader_id == member.member_id:
+            self.leader_id = next(iter(self._members), None)
+
+    # -- outputs ------------------------------------------------------------------------------------------
+
+    def _transition(self, state: GroupState, now_ms: int) -> None:
+        self._previous_state, self.state = self.state, state
+        self.state_timestamp_ms = now_ms
+
+    def _answer_join(self, member: Member, result: JoinResult) -> None:
+        if member.join_waiter is not None:
+            self._outputs.append(Complete(member.join_waiter, result))
+            member.join_waiter = None
+
+    def _answer_sync(self, member: Member, result: SyncResult) -> None:
+        if member.sync_waiter is not None:
+            self._outputs.append(Complete(member.sync_waiter, result))
+            member.sync_waiter = None
+
+    def _renew_session(self, member: Member, now_ms: int) -> None:
+        if member.is_new and member.join_waiter is not None:
+            return  # the limit on a new member's parked JoinGroup isn't extended by anything
+        self._set_timer((TimerKind.SESSION, member.member_id), now_ms + member.session_timeout_ms)
+
+    def _set_timer(self, key: TimerKey, at_ms: int) -> None:
+        self._deadlines[key] = at_ms
+        self._outputs.append(SetTimer(key, at_ms))
+
+    def _cancel_timer(self, key: TimerKey) -> None:
+        self._deadlines.pop(key, None)
+
+    def _persist(self, assignments: Mapping[str, bytes], now_ms: int) -> int:
+        self._token += 1
+        metadata = GroupMetadata(
+            protocol_type=self.protocol_type or "",
+            generation_id=self.generation_id,
+            protocol_name=self.protocol_name,
+            leader=self.leader_id,
+            state_timestamp_ms=now_ms if not self._members else self.state_timestamp_ms,
+            members=tuple(
+                one.persisted(self.protocol_name, assignments.get(name, b""))
+                for name, one in self._members.items()
+            ),
+        )
+        self._outputs.append(PersistGroup(self._token, metadata))
+        return self._token
+
+    def _take_outputs(self) -> list[Output]:
+        outputs, self._outputs = self._outputs, []
+        return outputs

@@ -1,0 +1,125 @@
+"""One member of a classic group, as the group machine keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from penstock.coordinator.group_types import JoinRequest, MemberDescription, MemberMetadata
+
+__all__ = ("Member",)
+
+
+class Member:
+    """What a group knows about one member, with its parked requests (`join_waiter`, `sync_waiter`)."""
+
+    __slots__ = (
+        "assignment",
+        "client_host",
+        "client_id",
+        "group_instance_id",
+        "is_new",
+        "join_waiter",
+        "member_id",
+        "protocols",
+        "rebalance_timeout_ms",
+        "session_timeout_ms",
+        "supports_skip_assignment",
+        "sync_waiter",
+    )
+
+    def __init__(self, member_id: str, request: JoinRequest) -> None:
+        self.member_id = member_id
+        self.group_instance_id = request.group_instance_id
+        self.client_id = request.client_id
+        self.client_host = request.client_host
+        self.assignment = b""
+        self.is_new = False
+        self.join_waiter: object | None = None
+        self.sync_waiter: object | None = None
+        self.protocols: tuple[tuple[str, bytes], ...]
+        self.rebalance_timeout_ms: int
+        self.session_timeout_ms: int
+        self.supports_skip_assignment: bool
+        self.update(request)
+
+    @classmethod
+    def restored(cls, metadata: MemberMetadata, protocol_type: str, protocol_name: str) -> Member:
+        """The member as it comes back from the log: it speaks the one protocol that was chosen."""
+        member = cls(
+            metadata.member_id,
+            JoinRequest(
+                member_id=metadata.member_id,
+                group_instance_id=metadata.group_instance_id,
+                client_id=metadata.client_id,
+                client_host=metadata.client_host,
+                session_timeout_ms=metadata.session_timeout_ms,
+                rebalance_timeout_ms=metadata.rebalance_timeout_ms,
+                protocol_type=protocol_type,
+                protocols=((protocol_name, metadata.subscription),),
+            ),
+        )
+        member.assignment = metadata.assignment
+        return member
+
+    def update(self, request: JoinRequest) -> None:
+        """Take over what the member says with a new JoinGroup."""
+        self.protocols = request.protocols
+        self.session_timeout_ms = request.session_timeout_ms
+        # JoinGroup v0 has no rebalance timeout; the session timeout stands in for it (KIP-62).
+        self.rebalance_timeout_ms = (
+            request.session_timeout_ms if request.rebalance_timeout_ms < 0 else request.rebalance_timeout_ms
+        )
+        self.supports_skip_assignment = request.supports_skip_assignment
+
+    def successor(self, member_id: str, request: JoinRequest) -> Member:
+        """The same static member under a new id: it keeps the assignment (KIP-345)."""
+        member = Member(member_id, request)
+        member.assignment = self.assignment
+        return member
+
+    @property
+    def is_static(self) -> bool:
+        """Whether the member has an instance id (KIP-345)."""
+        return self.group_instance_id is not None
+
+    def supports(self, protocol_name: str) -> bool:
+        """Whether the member speaks this protocol."""
+        return any(name == protocol_name for name, _ in self.protocols)
+
+    def metadata_for(self, protocol_name: str | None) -> bytes:
+        """What the member said for this protocol, empty if it doesn't speak it."""
+        for name, metadata in self.protocols:
+            if name == protocol_name:
+                return metadata
+        return b""
+
+    def vote(self, candidates: Collection[str]) -> str:
+        """The member's first choice among protocols that all members speak."""
+        for name, _ in self.protocols:
+            if name in candidates:
+                return name
+        raise AssertionError(f"a member speaks none of the common protocols: member_id={self.member_id!r}")
+
+    def persisted(self, protocol_name: str | None, assignment: bytes) -> MemberMetadata:
+        """The member as it goes to the log, with an assignment that it may not hold yet."""
+        return MemberMetadata(
+            member_id=self.member_id,
+            group_instance_id=self.group_instance_id,
+            client_id=self.client_id,
+            client_host=self.client_host,
+            rebalance_timeout_ms=self.rebalance_timeout_ms,
+            session_timeout_ms=self.session_timeout_ms,
+            subscription=self.metadata_for(protocol_name),
+            assignment=assignment,
+        )
+
+    def described(self, protocol_name: str | None) -> MemberDescription:
+        """The member as DescribeGroups shows it; without a chosen protocol there's nothing to show of it."""
+        return MemberDescription(
+            member_id=self.member_id,
+            group_instance_id=self.group_instance_id,
+            client_id=self.client_id,
+            client_host=self.client_host,
+            metadata=self.metadata_for(protocol_name) if protocol_name is not None else b"",
+            assignment=self.assignment if protocol_name is not None else b"",
+        )

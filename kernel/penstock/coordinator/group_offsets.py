@@ -1,0 +1,100 @@
+"""The committed offsets of one group: pure bookkeeping with the rules of retention (KIP-211).
+
+An offset enters `OffsetBook` only once its record is durable. Between the decision to commit and that moment it
+is *pending*: pending partitions are never expired, so that the tombstone of an old offset can't land behind
+the record of a newer one.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping
+
+from penstock.coordinator.group_types import CommittedOffset, TopicPartition
+
+__all__ = ("OffsetBook",)
+
+
+class OffsetBook:
+    """The offsets of one group."""
+
+    __slots__ = ("_committed", "_pending")
+
+    def __init__(self) -> None:
+        self._committed: dict[TopicPartition, CommittedOffset] = {}
+        self._pending: Counter[TopicPartition] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._committed)
+
+    @property
+    def has_pending(self) -> bool:
+        """Whether a commit is on its way to the log."""
+        return bool(self._pending)
+
+    def get(self, partition: TopicPartition) -> CommittedOffset | None:
+        """The committed offset of one partition, if there is one."""
+        return self._committed.get(partition)
+
+    def items(self) -> Iterator[tuple[TopicPartition, CommittedOffset]]:
+        """All committed offsets, in the order of the first commit."""
+        return iter(self._committed.items())
+
+    def prepare(self, partitions: Iterable[TopicPartition]) -> None:
+        """A commit of these partitions is being written."""
+        self._pending.update(partitions)
+
+    def settle(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
+        """The commit announced with `prepare` is durable and becomes visible, or it failed and is forgotten."""
+        for partition in offsets:
+            self._pending[partition] -= 1
+            if self._pending[partition] <= 0:
+                del self._pending[partition]
+        if durable:
+            self._committed.update(offsets)
+
+    def restore(self, partition: TopicPartition, committed: CommittedOffset | None) -> None:
+        """Replay one record of the log; None is a tombstone."""
+        if committed is None:
+            self._committed.pop(partition, None)
+        else:
+            self._committed[partition] = committed
+
+    def remove(self, partitions: Iterable[TopicPartition]) -> None:
+        """The tombstones of these partitions are durable."""
+        for partition in partitions:
+            self._committed.pop(partition, None)
+
+    def known(self) -> list[TopicPartition]:
+        """The partitions that have an offset or are about to get one."""
+        return list(dict.fromkeys(self._committed) | dict.fromkeys(self._pending))
+
+    def of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
+        """Those of `known` that belong to these topics."""
+        return [partition for partition in self.known() if partition[0] in topics]
+
+    def expired(
+        self,
+        now_ms: int,
+        retention_ms: int,
+        *,
+        empty_since_ms: int | None,
+        keep_topics: Collection[str],
+    ) -> list[TopicPartition]:
+        """The partitions whose offset has outlived its retention.
+
+        The retention counts from `empty_since_ms`, or from the commit if that is None. An explicit expiry
+        time (OffsetCommit v2-4) wins over both. Topics in `keep_topics` are subscribed to and never expire.
+        """
+        gone = []
+        for partition, committed in self._committed.items():
+            if partition in self._pending or partition[0] in keep_topics:
+                continue
+            if committed.expire_timestamp_ms is not None:
+                is_expired = now_ms >= committed.expire_timestamp_ms
+            else:
+                since_ms = committed.commit_timestamp_ms if empty_since_ms is None else empty_since_ms
+                is_expired = now_ms - since_ms >= retention_ms
+            if is_expired:
+                gone.append(partition)
+        return gone
