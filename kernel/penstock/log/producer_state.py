@@ -1,0 +1,339 @@
+"""What one partition remembers of its idempotent producers (KIP-98): pure, no clock, no I/O.
+
+Per producer id: the epoch, the next sequence and the last five batches. A batch that comes again gets
+the offset it already has; a batch out of order is refused. The owner of the partition calls, in log
+order and without awaiting in between:
+
+    match table.check(header, now_ms):
+        case Duplicate(): answer with its offset, but only once that offset is durable
+        case _: give out the offset, then table.record(header, base_offset, now_ms)
+
+``record`` comes before durability, so that batches in flight count. When an append fails,
+``rollback_from`` takes back what was recorded from that offset on: the producer must then come again
+with the first sequence that failed, and those in flight behind it get OUT_OF_ORDER_SEQUENCE_NUMBER
+instead of overtaking it. ``snapshot(end_offset)`` leaves out what isn't durable, since a duplicate must
+never be confirmed by a batch that a crash has erased.
+
+Transactions (open ones, aborted ones, fencing by the coordinator) are kept elsewhere; of markers only
+the epoch counts here.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "ACCEPT",
+    "INVALID_PRODUCER_EPOCH",
+    "OUT_OF_ORDER_SEQUENCE_NUMBER",
+    "PRODUCERS_MAX",
+    "PRODUCER_EXPIRATION_MS",
+    "WINDOW_BATCHES",
+    "Accept",
+    "Duplicate",
+    "ProducerStateTable",
+    "SequenceError",
+)
+
+from collections import deque
+from struct import Struct
+from typing import Final, NamedTuple
+
+import msgspec
+from crc32c import crc32c
+
+from penstock.errors import CorruptError
+from penstock.wire.records import BatchError, BatchHeader
+
+OUT_OF_ORDER_SEQUENCE_NUMBER: Final = 45
+INVALID_PRODUCER_EPOCH: Final = 47
+
+#: How many batches per producer are recognised when they come again; clients keep at most as many in flight.
+WINDOW_BATCHES: Final = 5
+#: Default of ``producer.id.expiration.ms``: a day after the last write.
+PRODUCER_EXPIRATION_MS: Final = 24 * 60 * 60 * 1000
+#: Producers remembered per partition; past it the one that wrote longest ago is forgotten.
+PRODUCERS_MAX: Final = 100_000
+
+_SEQUENCE_MASK: Final = 0x7FFFFFFF  # after 2**31 - 1 comes 0
+_REFUSE_ALL: Final = -1  # as next sequence: nothing fits until a new epoch
+_NONE: Final = -1
+
+_SNAPSHOT_VERSION: Final = 1
+_SNAPSHOT_HEAD: Final = Struct(">4sHqII")  # magic, version, end offset, producers, CRC-32C of the rest
+_SNAPSHOT_MAGIC: Final = b"PSPS"
+_SNAPSHOT_ENTRY: Final = Struct(">qhiqqB")  # producer id, epoch, next sequence, last write, evicted, batches
+_SNAPSHOT_BATCH: Final = Struct(">iiqqq")  # first and last sequence, base and last offset, append time
+
+
+class SequenceError(BatchError):
+    """A batch doesn't follow the producer's last one (45) or comes from an old epoch (47): refuse it."""
+
+
+class Accept(msgspec.Struct, frozen=True):
+    """The batch is new and in order (or comes without producer id): append it."""
+
+
+class Duplicate(msgspec.Struct, frozen=True):
+    """The batch was recorded before: don't append it, answer with this offset once ``last_offset`` is durable.
+
+    ``log_append_time_ms`` is -1 for CreateTime.
+    """
+
+    base_offset: int
+    last_offset: int
+    log_append_time_ms: int
+
+
+ACCEPT: Final = Accept()
+
+
+class _Batch(NamedTuple):
+    first_sequence: int
+    last_sequence: int
+    base_offset: int
+    last_offset: int
+    log_append_time_ms: int
+
+
+class _Producer:
+    __slots__ = ("batches", "epoch", "evicted_offset", "first_offset", "last_write_ms", "next_sequence")
+
+    def __init__(self, epoch: int, first_offset: int) -> None:
+        self.epoch = epoch
+        self.next_sequence = 0
+        self.last_write_ms = 0
+        #: The window, oldest first; all of this epoch.
+        self.batches: deque[_Batch] = deque()
+        #: Base offset of the last batch that fell out of the window in this epoch.
+        self.evicted_offset = _NONE
+        #: Where this entry began: what isn't durable from here on never existed after a crash.
+        self.first_offset = first_offset
+
+    def start_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+        self.next_sequence = 0
+        self.batches.clear()
+        self.evicted_offset = _NONE
+
+    def push(self, batch: _Batch) -> None:
+        if len(self.batches) == WINDOW_BATCHES:
+            self.evicted_offset = self.batches.popleft().base_offset
+        self.batches.append(batch)
+        self.next_sequence = (batch.last_sequence + 1) & _SEQUENCE_MASK
+
+    def next_sequence_at(self, end_offset: int) -> int:
+        """The sequence to expect if nothing from ``end_offset`` on had been recorded."""
+        for batch in self.batches:
+            if batch.base_offset >= end_offset:
+                # With more in flight than the window holds, the first that failed is no longer known:
+                # no sequence is safe then.
+                return _REFUSE_ALL if self.evicted_offset >= end_offset else batch.first_sequence
+        return self.next_sequence
+
+
+class ProducerStateTable:
+    """The producers of one partition. Not safe for threads; every method is synchronous.
+
+    ``expiration_ms`` is ``producer.id.expiration.ms``; ``producers_max`` bounds the memory (about
+    1 KB each).
+    """
+
+    __slots__ = ("_producers", "expiration_ms", "producers_max")
+
+    def __init__(
+        self, *, expiration_ms: int = PRODUCER_EXPIRATION_MS, producers_max: int = PRODUCERS_MAX
+    ) -> None:
+        self.expiration_ms = expiration_ms
+        self.producers_max = producers_max
+        #: In the order of their last write, so that the oldest come first.
+        self._producers: dict[int, _Producer] = {}
+
+    def __len__(self) -> int:
+        return len(self._producers)
+
+    def __contains__(self, producer_id: int) -> bool:
+        return producer_id in self._producers
+
+    def epoch(self, producer_id: int) -> int | None:
+        """The producer's current epoch, None if it isn't known."""
+        producer = self._producers.get(producer_id)
+        return None if producer is None else producer.epoch
+
+    def check(self, header: BatchHeader, now_ms: int) -> Accept | Duplicate:
+        """Decide about one data batch of a client; changes nothing.
+
+        A producer that isn't known (new, expired, forgotten) may start at any sequence.
+
+        Raises:
+            SequenceError: INVALID_PRODUCER_EPOCH for an older epoch, OUT_OF_ORDER_SEQUENCE_NUMBER for
+                a gap, a step back, or a new epoch that doesn't start at 0.
+        """
+        if header.producer_id < 0:
+            return ACCEPT
+        producer = self._producers.get(header.producer_id)
+        if producer is None or now_ms - producer.last_write_ms > self.expiration_ms:
+            return ACCEPT
+        first = header.base_sequence
+        if header.producer_epoch == producer.epoch:
+            if first == producer.next_sequence:
+                return ACCEPT
+            last = header.last_sequence
+            for batch in producer.batches:
+                if batch.first_sequence == first and batch.last_sequence == last:
+                    return Duplicate(batch.base_offset, batch.last_offset, batch.log_append_time_ms)
+        elif header.producer_epoch < producer.epoch:
+            raise SequenceError(
+                f"a newer epoch of this producer has written producer_id={header.producer_id} "
+                f"producer_epoch={header.producer_epoch} current_epoch={producer.epoch}",
+                INVALID_PRODUCER_EPOCH,
+            )
+        elif first == 0:
+            return ACCEPT
+        expected = producer.next_sequence if header.producer_epoch == producer.epoch else 0
+        raise SequenceError(
+            f"batch out of sequence producer_id={header.producer_id} producer_epoch={header.producer_epoch} "
+            f"base_sequence={first} expected={expected}",
+            OUT_OF_ORDER_SEQUENCE_NUMBER,
+        )
+
+    def record(
+        self, header: BatchHeader, base_offset: int, now_ms: int, *, log_append_time_ms: int = -1
+    ) -> None:
+        """Remember a batch that ``check`` accepted, at the offset it was given, before it is durable.
+
+        ``header`` may still have its old base offset. Nothing happens without producer id.
+        """
+        producer_id = header.producer_id
+        if producer_id < 0:
+            return
+        producer = self._producers.pop(producer_id, None)
+        if producer is None:
+            if len(self._producers) >= self.producers_max:
+                del self._producers[next(iter(self._producers))]
+            producer = _Producer(header.producer_epoch, base_offset)
+        elif now_ms - producer.last_write_ms > self.expiration_ms:
+            producer = _Producer(header.producer_epoch, base_offset)
+        elif header.producer_epoch != producer.epoch:
+            producer.start_epoch(header.producer_epoch)
+        self._producers[producer_id] = producer
+        producer.last_write_ms = now_ms
+        if not header.is_control:
+            last_offset = base_offset + header.last_offset_delta
+            producer.push(
+                _Batch(
+                    header.base_sequence, header.last_sequence, base_offset, last_offset, log_append_time_ms
+                )
+            )
+
+    def replay(self, header: BatchHeader, now_ms: int) -> None:
+        """Record a stored batch, in log order, without checks: what is in the log was accepted once.
+
+        A batch that is already in the state (the log may overlap the snapshot) changes nothing. ``now_ms``
+        stands for the time of the write; the time of the replay is a safe choice: it only delays expiry.
+        """
+        producer = self._producers.get(header.producer_id)
+        if producer is not None and any(b.base_offset >= header.base_offset for b in producer.batches):
+            return
+        append_time = header.max_timestamp if header.timestamp_type == "LogAppendTime" else -1
+        self.record(header, header.base_offset, now_ms, log_append_time_ms=append_time)
+
+    def rollback_from(self, offset: int) -> int:
+        """Take back all batches from ``offset`` on, since their append failed; return how many.
+
+        Each producer hit must come again with the first sequence that failed; until then all others get
+        45. Where more of its batches were in flight than the window holds, that sequence isn't known any
+        more, and everything gets 45 until the producer starts a new epoch. Epochs stay.
+        """
+        removed = 0
+        for producer in self._producers.values():
+            if producer.batches and producer.batches[-1].base_offset >= offset:
+                producer.next_sequence = producer.next_sequence_at(offset)
+                while producer.batches and producer.batches[-1].base_offset >= offset:
+                    producer.batches.pop()
+                    removed += 1
+        return removed
+
+    def forget(self, producer_id: int) -> None:
+        """Drop one producer, if it is known."""
+        self._producers.pop(producer_id, None)
+
+    def expire(self, now_ms: int) -> int:
+        """Drop the producers whose last write is older than ``expiration_ms``; return how many.
+
+        Only frees memory: ``check`` ignores them anyway.
+        """
+        expired = []
+        for producer_id, producer in self._producers.items():
+            if now_ms - producer.last_write_ms <= self.expiration_ms:
+                break
+            expired.append(producer_id)
+        for producer_id in expired:
+            del self._producers[producer_id]
+        return len(expired)
+
+    # --- snapshots ---
+
+    def snapshot(self, end_offset: int) -> bytes:
+        """The state as of ``end_offset`` (exclusive, durable), with version and checksum.
+
+        Batches at or beyond it are left out: replay brings them back, if they made it to the log.
+        """
+        body = bytearray()
+        count = 0
+        for producer_id, producer in self._producers.items():
+            if producer.first_offset >= end_offset:
+                continue
+            count += 1
+            durable = [batch for batch in producer.batches if batch.base_offset < end_offset]
+            body += _SNAPSHOT_ENTRY.pack(
+                producer_id,
+                producer.epoch,
+                producer.next_sequence_at(end_offset),
+                producer.last_write_ms,
+                producer.evicted_offset,
+                len(durable),
+            )
+            for batch in durable:
+                body += _SNAPSHOT_BATCH.pack(*batch)
+        fields = (_SNAPSHOT_MAGIC, _SNAPSHOT_VERSION, end_offset, count)
+        return _SNAPSHOT_HEAD.pack(*fields, _checksum(end_offset, count, body)) + bytes(body)
+
+    def restore(self, data: bytes) -> int:
+        """Replace the state by a snapshot's; return its end offset, where replay goes on.
+
+        Raises:
+            CorruptError: damaged or of an unknown version; the state is unchanged. The caller may rebuild
+                it by replaying the log from its start.
+        """
+        if len(data) < _SNAPSHOT_HEAD.size:
+            raise CorruptError(f"producer snapshot is cut size_bytes={len(data)}")
+        magic, version, end_offset, count, checksum = _SNAPSHOT_HEAD.unpack_from(data)
+        if magic != _SNAPSHOT_MAGIC or version != _SNAPSHOT_VERSION:
+            raise CorruptError(f"not a producer snapshot of version 1 magic={magic!r} version={version}")
+        if _checksum(end_offset, count, memoryview(data)[_SNAPSHOT_HEAD.size :]) != checksum:
+            raise CorruptError(f"producer snapshot checksum mismatch end_offset={end_offset}")
+        self._producers = _read_entries(data, count)
+        return int(end_offset)
+
+
+def _checksum(end_offset: int, count: int, body: bytes | bytearray | memoryview) -> int:
+    return crc32c(body, crc32c(b"%d %d" % (end_offset, count)))
+
+
+def _read_entries(data: bytes, count: int) -> dict[int, _Producer]:
+    producers: dict[int, _Producer] = {}
+    pos = _SNAPSHOT_HEAD.size
+    for _ in range(count):
+        producer_id, epoch, next_sequence, last_write_ms, evicted, size = _SNAPSHOT_ENTRY.unpack_from(
+            data, pos
+        )
+        pos += _SNAPSHOT_ENTRY.size
+        producer = _Producer(epoch, _NONE)
+        producer.next_sequence = next_sequence
+        producer.last_write_ms = last_write_ms
+        producer.evicted_offset = evicted
+        for _ in range(size):
+            producer.batches.append(_Batch._make(_SNAPSHOT_BATCH.unpack_from(data, pos)))
+            pos += _SNAPSHOT_BATCH.size
+        producers[producer_id] = producer
+    assert pos == len(data), "a snapshot with a valid checksum must be filled by its entries"
+    return producers

@@ -1,0 +1,452 @@
+"""Idempotent producers of one partition: window, order, epochs, failed appends, snapshots."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import CorruptError
+from penstock.log.producer_state import (
+    ACCEPT,
+    INVALID_PRODUCER_EPOCH,
+    OUT_OF_ORDER_SEQUENCE_NUMBER,
+    Duplicate,
+    ProducerStateTable,
+    SequenceError,
+)
+from penstock.wire.records import CONTROL_BIT, TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT, BatchHeader
+
+SEQUENCE_MAX = 2**31 - 1
+
+
+def batch(
+    sequence: int,
+    count: int = 1,
+    *,
+    pid: int = 7,
+    epoch: int = 0,
+    base_offset: int = 0,
+    attributes: int = 0,
+    max_timestamp: int = 1000,
+) -> BatchHeader:
+    return BatchHeader(
+        base_offset=base_offset,
+        length=100,
+        leader_epoch=-1,
+        magic=2,
+        crc=0,
+        attributes=attributes,
+        last_offset_delta=count - 1,
+        base_timestamp=1000,
+        max_timestamp=max_timestamp,
+        producer_id=pid,
+        producer_epoch=epoch,
+        base_sequence=sequence,
+        count=count,
+    )
+
+
+@dataclass
+class Log:
+    """A partition log that gives out offsets and keeps what was appended."""
+
+    table: ProducerStateTable = field(default_factory=ProducerStateTable)
+    end: int = 0
+    stored: list[tuple[int, BatchHeader]] = field(default_factory=list)
+
+    def append(self, header: BatchHeader, now_ms: int = 0) -> int:
+        """The base offset in the answer; raises SequenceError."""
+        verdict = self.table.check(header, now_ms)
+        if isinstance(verdict, Duplicate):
+            return verdict.base_offset
+        offset = self.end
+        self.table.record(header, offset, now_ms)
+        self.stored.append((offset, header))
+        self.end += header.last_offset_delta + 1
+        return offset
+
+    def fail_from(self, offset: int) -> None:
+        self.table.rollback_from(offset)
+        self.stored = [(at, header) for at, header in self.stored if at < offset]
+        self.end = offset
+
+    def code(self, header: BatchHeader, now_ms: int = 0) -> int:
+        with pytest.raises(SequenceError) as caught:
+            self.table.check(header, now_ms)
+        return caught.value.error_code
+
+
+@pytest.fixture
+def log() -> Log:
+    return Log()
+
+
+def test_batch_without_producer_id_is_always_accepted_and_not_remembered(log: Log) -> None:
+    for _ in range(2):
+        log.append(batch(-1, pid=-1, epoch=-1))
+    assert (log.end, len(log.table)) == (2, 0)
+
+
+def test_any_of_the_last_five_batches_comes_back_with_its_first_offset(log: Log) -> None:
+    offsets = [log.append(batch(i * 3, 3)) for i in range(5)]
+    assert [log.append(batch(i * 3, 3)) for i in range(5)] == offsets == [0, 3, 6, 9, 12]
+    assert log.table.check(batch(6, 3), 0) == Duplicate(6, 8, -1)
+
+
+def test_sixth_last_batch_is_out_of_order(log: Log) -> None:
+    for i in range(6):
+        log.append(batch(i))
+    assert log.code(batch(0)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.append(batch(1)) == 1
+
+
+def test_same_first_sequence_with_another_count_is_no_duplicate(log: Log) -> None:
+    log.append(batch(0, 3))
+    assert log.code(batch(0, 2)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+
+
+def test_a_gap_is_refused_and_names_the_expected_sequence(log: Log) -> None:
+    log.append(batch(0, 2))
+    with pytest.raises(SequenceError, match=r"base_sequence=3 expected=2$"):
+        log.table.check(batch(3), 0)
+
+
+def test_unknown_producer_may_start_anywhere(log: Log) -> None:
+    assert log.append(batch(41)) == 0
+    assert log.code(batch(41 + 5)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.append(batch(42)) == 1
+
+
+def test_sequences_wrap_to_zero(log: Log) -> None:
+    log.append(batch(SEQUENCE_MAX - 1, 4))  # 2147483646, 2147483647, 0, 1
+    assert log.append(batch(SEQUENCE_MAX - 1, 4)) == 0
+    assert log.append(batch(2)) == 4
+    log.append(batch(SEQUENCE_MAX, pid=8))
+    assert log.append(batch(0, pid=8)) == 6
+
+
+def test_older_epoch_is_fenced(log: Log) -> None:
+    log.append(batch(0, epoch=3))
+    assert log.code(batch(1, epoch=2)) == INVALID_PRODUCER_EPOCH
+    assert log.code(batch(0, epoch=2)) == INVALID_PRODUCER_EPOCH
+
+
+def test_new_epoch_starts_at_zero_and_forgets_the_window(log: Log) -> None:
+    log.append(batch(0))
+    assert log.code(batch(1, epoch=1)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.append(batch(0, epoch=1)) == 1
+    assert log.append(batch(0, epoch=1)) == 1
+    assert log.table.epoch(7) == 1
+
+
+def test_marker_with_a_newer_epoch_fences_and_restarts_sequences(log: Log) -> None:
+    log.append(batch(0, 5))
+    log.table.record(batch(-1, epoch=1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
+    assert log.code(batch(5)) == INVALID_PRODUCER_EPOCH
+    assert log.code(batch(5, epoch=1)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.table.check(batch(0, epoch=1), 0) is ACCEPT
+
+
+def test_marker_of_the_same_epoch_keeps_the_sequence(log: Log) -> None:
+    log.append(batch(0, 5))
+    log.table.record(batch(-1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
+    assert log.table.check(batch(5), 0) is ACCEPT
+    assert log.append(batch(0, 5)) == 0
+
+
+def test_duplicate_tells_its_log_append_time(log: Log) -> None:
+    log.table.record(batch(0), 0, 50, log_append_time_ms=50)
+    assert log.table.check(batch(0), 60) == Duplicate(0, 0, 50)
+
+
+def test_producer_expires_after_its_last_write() -> None:
+    log = Log(ProducerStateTable(expiration_ms=100))
+    log.append(batch(0), now_ms=10)
+    assert log.code(batch(5), now_ms=110) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.append(batch(5), now_ms=111) == 1
+    assert log.code(batch(0), now_ms=111) == OUT_OF_ORDER_SEQUENCE_NUMBER  # the old window is gone
+
+
+def test_expire_drops_only_old_producers() -> None:
+    log = Log(ProducerStateTable(expiration_ms=100))
+    for pid, now_ms in ((1, 0), (2, 0), (3, 50)):
+        log.append(batch(0, pid=pid), now_ms)
+    log.append(batch(1, pid=1), 60)
+    assert log.table.expire(120) == 1
+    assert [pid in log.table for pid in (1, 2, 3)] == [True, False, True]
+
+
+def test_past_the_limit_the_longest_idle_producer_goes() -> None:
+    log = Log(ProducerStateTable(producers_max=2))
+    for pid, sequence in ((1, 0), (2, 0), (1, 1), (3, 0)):
+        log.append(batch(sequence, pid=pid))
+    assert [pid in log.table for pid in (1, 2, 3)] == [True, False, True]
+
+
+def test_forget(log: Log) -> None:
+    log.append(batch(0))
+    log.table.forget(7)
+    log.table.forget(7)
+    assert log.table.check(batch(9), 0) is ACCEPT
+
+
+# --- failed appends ---
+
+
+def test_those_in_flight_behind_a_failed_batch_do_not_overtake_it(log: Log) -> None:
+    for i in range(3):
+        log.append(batch(i))
+    log.fail_from(1)
+    assert log.code(batch(2)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.append(batch(0)) == 0  # still a duplicate
+    assert log.append(batch(1)) == 1
+    assert log.append(batch(2)) == 2
+
+
+def test_failed_first_batch_is_waited_for(log: Log) -> None:
+    log.append(batch(10))
+    log.append(batch(11))
+    log.fail_from(0)
+    assert log.code(batch(11)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.append(batch(10)) == 0
+
+
+def test_all_five_in_flight_may_fail(log: Log) -> None:
+    for i in range(15):
+        log.append(batch(i))
+    log.fail_from(10)
+    assert log.code(batch(14)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert [log.append(batch(i)) for i in range(10, 15)] == [10, 11, 12, 13, 14]
+
+
+def test_more_failed_than_remembered_needs_a_new_epoch(log: Log) -> None:
+    for i in range(10):
+        log.append(batch(i))
+    log.fail_from(4)
+    assert {log.code(batch(i)) for i in range(12)} == {OUT_OF_ORDER_SEQUENCE_NUMBER}
+    assert log.append(batch(0, epoch=1)) == 4
+
+
+def test_rollback_hits_all_producers_and_counts(log: Log) -> None:
+    for i in range(2):
+        log.append(batch(i, pid=1))
+        log.append(batch(i, pid=2))
+    assert log.table.rollback_from(1) == 3
+    assert log.table.check(batch(1, pid=1), 0) is ACCEPT
+    assert log.table.check(batch(0, pid=2), 0) is ACCEPT
+    assert log.table.rollback_from(1) == 0
+
+
+def test_failed_new_epoch_still_fences_the_old_one(log: Log) -> None:
+    log.append(batch(0))
+    log.append(batch(0, epoch=1))
+    log.fail_from(1)
+    assert log.code(batch(1)) == INVALID_PRODUCER_EPOCH
+    assert log.append(batch(0, epoch=1)) == 1
+
+
+# --- snapshots and replay ---
+
+
+def test_snapshot_leaves_out_what_is_not_durable(log: Log) -> None:
+    log.append(batch(0))
+    log.append(batch(1))
+    log.append(batch(0, pid=8))
+    restored = ProducerStateTable()
+    assert restored.restore(log.table.snapshot(1)) == 1
+    assert restored.check(batch(0), 0) == Duplicate(0, 0, -1)
+    assert restored.check(batch(1), 0) is ACCEPT
+    assert 8 not in restored
+
+
+def test_replay_of_an_overlap_changes_nothing(log: Log) -> None:
+    headers = [batch(i, base_offset=i) for i in range(8)]
+    for header in headers:
+        log.append(header)
+    for header in headers:
+        log.table.replay(header, 0)
+    assert log.append(headers[3]) == 3
+    assert log.append(batch(8)) == 8
+
+
+def test_replay_keeps_the_log_append_time() -> None:
+    table = ProducerStateTable()
+    table.replay(batch(0, base_offset=3, attributes=TIMESTAMP_TYPE_BIT, max_timestamp=77), 0)
+    assert table.check(batch(0), 0) == Duplicate(3, 3, 77)
+
+
+def test_damaged_snapshot_is_refused_and_changes_nothing(log: Log) -> None:
+    log.append(batch(0))
+    log.append(batch(1))
+    data = log.table.snapshot(2)
+    damaged = [data[:size] for size in range(len(data))] + [data + b"\x00"]
+    for bit in range(len(data) * 8):
+        flipped = bytearray(data)
+        flipped[bit // 8] ^= 1 << bit % 8
+        damaged.append(bytes(flipped))
+    for bad in damaged:
+        with pytest.raises(CorruptError):
+            log.table.restore(bad)
+    assert log.append(batch(1)) == 1
+
+
+# --- properties ---
+
+Step = tuple[str, int, int, int, int]
+steps = st.lists(
+    st.tuples(
+        st.sampled_from(["next", "next", "next", "retry", "any", "epoch", "fail", "restart"]),
+        st.integers(1, 2),  # producer
+        st.integers(1, 3),  # count
+        st.integers(-3, 8),  # how far off
+        st.sampled_from([0, 0, SEQUENCE_MAX - 4]),  # where a producer starts
+    ),
+    max_size=60,
+)
+
+
+@dataclass
+class Model:
+    """The obvious implementation: all batches of the log, searched from the end."""
+
+    history: list[tuple[int, BatchHeader]] = field(default_factory=list)
+    waits_for: dict[int, tuple[int, int]] = field(
+        default_factory=dict
+    )  # pid: epoch, sequence after a failure
+
+    def verdict(self, header: BatchHeader) -> int | str:
+        """A base offset, "accept", or an error code."""
+        mine = [(at, h) for at, h in self.history if h.producer_id == header.producer_id]
+        wait = self.waits_for.get(header.producer_id)
+        epoch = max([h.producer_epoch for _, h in mine[-1:]] + ([wait[0]] if wait else []), default=None)
+        if epoch is None:
+            return "accept"
+        if header.producer_epoch < epoch:
+            return 47
+        if header.producer_epoch > epoch:
+            return "accept" if header.base_sequence == 0 else 45
+        window = [(at, h) for at, h in mine if h.producer_epoch == epoch]
+        if wait is not None:
+            expected = wait[1]
+        else:
+            last = window[-1][1]
+            expected = (last.base_sequence + last.count) % 2**31
+        if header.base_sequence == expected:
+            return "accept"
+        for at, h in window[-5:]:
+            if (h.base_sequence, h.count) == (header.base_sequence, header.count):
+                return at
+        return 45
+
+
+def _next_header(log: Log, step: Step, heads: dict[int, tuple[int, int]]) -> BatchHeader:
+    kind, pid, count, off, start = step
+    epoch, sequence = heads.get(pid, (0, start))
+    mine = [header for _, header in log.stored if header.producer_id == pid]
+    if kind == "retry" and mine:
+        return mine[-min(len(mine), abs(off) + 1)]
+    if kind == "any":
+        return batch((sequence + off) % 2**31, count, pid=pid, epoch=max(0, epoch - (off == 8)))
+    if kind == "epoch":
+        return batch(max(0, off), count, pid=pid, epoch=epoch + 1)
+    return batch(sequence, count, pid=pid, epoch=epoch)
+
+
+@given(steps)
+@settings(max_examples=300, deadline=None)
+def test_behaves_like_the_whole_history(script: list[Step]) -> None:
+    log, model, heads = Log(), Model(), dict[int, tuple[int, int]]()
+    for step in script:
+        if step[0] == "fail" and log.stored:
+            keep = max(0, len(log.stored) - step[2])  # at most three: fewer than the window
+            for _, header in reversed(log.stored[keep:]):
+                model.waits_for[header.producer_id] = (header.producer_epoch, header.base_sequence)
+                heads[header.producer_id] = (header.producer_epoch, header.base_sequence)
+            log.fail_from(log.stored[keep][0])
+            model.history = list(log.stored)
+            continue
+        header = _next_header(log, step, heads)
+        expected = model.verdict(header)
+        try:
+            before = log.end
+            offset = log.append(header)
+            got: int | str = "accept" if log.end > before else offset
+        except SequenceError as error:
+            got = error.error_code
+        assert got == expected, (step, header)
+        if got == "accept":
+            model.history = list(log.stored)
+            model.waits_for.pop(header.producer_id, None)
+            heads[header.producer_id] = (header.producer_epoch, (header.last_sequence + 1) % 2**31)
+
+
+@given(steps, st.integers(0, 100))
+@settings(max_examples=200, deadline=None)
+def test_snapshot_and_replay_give_back_the_state(script: list[Step], percent: int) -> None:
+    """Restoring at any durable point and replaying the rest of the log decides like the original."""
+    log, heads = Log(), dict[int, tuple[int, int]]()
+    for step in script:
+        header = _next_header(log, step, heads)
+        try:
+            log.append(header)
+        except SequenceError:
+            continue
+        heads[header.producer_id] = (header.producer_epoch, (header.last_sequence + 1) % 2**31)
+    cut = len(log.stored) * percent // 100
+    end = log.stored[cut][0] if cut < len(log.stored) else log.end
+    restored = ProducerStateTable()
+    start = restored.restore(log.table.snapshot(end))
+    for offset, header in log.stored:
+        if offset >= start:
+            moved = batch(
+                header.base_sequence,
+                header.count,
+                pid=header.producer_id,
+                epoch=header.producer_epoch,
+                base_offset=offset,
+            )
+            restored.replay(moved, 0)
+    assert restored.snapshot(log.end) == _sorted_like(log.table, restored, log.end)
+    for step in script:
+        probe = _next_header(log, step, heads)
+        assert _outcome(restored, probe) == _outcome(log.table, probe)
+
+
+def _sorted_like(table: ProducerStateTable, other: ProducerStateTable, end: int) -> bytes:
+    """The table's snapshot, taken over a round trip, so that both were restored once."""
+    again = ProducerStateTable()
+    again.restore(table.snapshot(end))
+    assert len(again) == len(other)
+    return again.snapshot(end)
+
+
+def _outcome(table: ProducerStateTable, header: BatchHeader) -> object:
+    try:
+        return table.check(header, 0)
+    except SequenceError as error:
+        return error.error_code
+
+
+@given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 4))
+@settings(max_examples=100, deadline=None)
+def test_retries_of_a_pipelining_producer_never_append_twice(lost: list[int], count: int) -> None:
+    """Each batch goes out again as long as its answer is lost; the log holds each exactly once, in order."""
+    log = Log()
+    pending = [batch(i * count, count) for i in range(len(lost))]
+    losses = list(lost)
+    answers: dict[int, int] = {}
+    while len(answers) < len(pending):
+        in_flight = [i for i in range(len(pending)) if i not in answers][:5]
+        oldest = in_flight[0]
+        for i in in_flight:
+            offset = log.append(pending[i])
+            assert offset == i * count
+            if losses[i] == 0:
+                if i == oldest or i - 1 in answers:
+                    answers[i] = offset
+            else:
+                losses[i] -= 1
+    assert [header.base_sequence for _, header in log.stored] == [i * count for i in range(len(lost))]
