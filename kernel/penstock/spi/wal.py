@@ -134,7 +134,8 @@ class WriteAheadLog(Protocol):
         """All acknowledged entries since the trim point in append order, before the first append, once.
 
         Entries that were appended but never acknowledged may be there or not, but only as a continuation:
-        no entry is returned after a missing one. Entries below the trim point may come again.
+        no entry is returned after a missing one, and an append that completed with an error never comes
+        back once a later append was acknowledged. Entries below the trim point may come again.
         Raises CorruptError, naming the position, when an entry below the confirmed position is missing or
         fails its checksum (I10: never skipped).
         """

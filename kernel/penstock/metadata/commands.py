@@ -1,0 +1,212 @@
+"""The commands of the metadata log and the entries that carry them.
+
+Commands are facts to be decided on by the fold (:mod:`penstock.metadata.image`): ids and epochs are assigned there,
+from the image and the entry's index, never by a clock. Times that a command needs are carried in its entry.
+Fields may be added with defaults; a field never changes its meaning (version N reads N-1).
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "ENTRY_VERSION",
+    "AbandonObjects",
+    "AddPartitions",
+    "AllocateProducerIds",
+    "Command",
+    "CommitUpload",
+    "CreateTopic",
+    "DeleteTopic",
+    "Entry",
+    "FormatCluster",
+    "ForgetObjects",
+    "OpenStreams",
+    "PrepareObjects",
+    "RegisterNode",
+    "SetTopicConfigs",
+    "TrimStreams",
+    "UploadedObject",
+    "UploadedRange",
+    "decode_entry",
+    "encode_entry",
+)
+
+from typing import TypeAlias
+
+import msgspec
+
+from penstock.errors import CorruptError
+
+ENTRY_VERSION = 1
+
+
+class _Command(msgspec.Struct, frozen=True, array_like=False, omit_defaults=True):
+    """Base of all commands; the tag is the class name."""
+
+
+class FormatCluster(_Command, tag="format", frozen=True):
+    """Name the cluster, once; the first entry of every log."""
+
+    cluster_id: str
+
+
+class RegisterNode(_Command, tag="node", frozen=True):
+    """A broker starts: its epoch becomes the index of this entry, which fences its earlier lives."""
+
+    node_id: int
+    #: Distinguishes two processes that register the same node.
+    incarnation: str
+
+
+class CreateTopic(_Command, tag="topic+", frozen=True):
+    """Create a topic with all its partitions; each gets a log stream and a state stream."""
+
+    name: str
+    topic_id: bytes
+    partition_count: int
+    configs: dict[str, str] = {}
+    internal: bool = False
+
+
+class AddPartitions(_Command, tag="partitions+", frozen=True):
+    """Grow a topic to ``partition_count`` partitions."""
+
+    topic_id: bytes
+    partition_count: int
+
+
+class DeleteTopic(_Command, tag="topic-", frozen=True):
+    """Delete a topic and its streams."""
+
+    topic_id: bytes
+
+
+class SetTopicConfigs(_Command, tag="configs", frozen=True):
+    """Replace the config overrides of a topic."""
+
+    topic_id: bytes
+    configs: dict[str, str]
+
+
+class OpenStreams(_Command, tag="open", frozen=True):
+    """The node owns these streams from now on; their epoch becomes the index of this entry."""
+
+    node_id: int
+    node_epoch: int
+    stream_ids: list[int]
+
+
+class TrimStreams(_Command, tag="trim", frozen=True):
+    """Move the start of streams forward: (stream id, new start offset)."""
+
+    node_id: int
+    node_epoch: int
+    starts: list[tuple[int, int]]
+
+
+class PrepareObjects(_Command, tag="prepare", frozen=True):
+    """Reserve ``count`` object ids until ``deadline_ms`` (wall clock); uncommitted ones are then deleted."""
+
+    node_id: int
+    node_epoch: int
+    count: int
+    deadline_ms: int
+
+
+class UploadedRange(msgspec.Struct, frozen=True, array_like=True):
+    """Offsets [start, end) of one stream inside an object; ``size`` payload bytes, greatest timestamp."""
+
+    stream_id: int
+    start: int
+    end: int
+    size: int
+    time_ms: int
+
+
+class UploadedObject(msgspec.Struct, frozen=True, array_like=True):
+    """An object that is whole in the store."""
+
+    object_id: int
+    size: int
+    ranges: list[UploadedRange]
+
+
+class CommitUpload(_Command, tag="commit", frozen=True):
+    """The data of these objects are part of their streams from now on: all of them, or none."""
+
+    node_id: int
+    node_epoch: int
+    objects: list[UploadedObject]
+
+
+class AbandonObjects(_Command, tag="abandon", frozen=True):
+    """Prepared objects that will not be committed; they are deleted like any destroyed object."""
+
+    object_ids: list[int]
+
+
+class ForgetObjects(_Command, tag="forget", frozen=True):
+    """Destroyed objects that are gone from the store."""
+
+    object_ids: list[int]
+
+
+class AllocateProducerIds(_Command, tag="pids", frozen=True):
+    """Reserve a block of producer ids."""
+
+    node_id: int
+    node_epoch: int
+    count: int
+
+
+Command: TypeAlias = (
+    FormatCluster
+    | RegisterNode
+    | CreateTopic
+    | AddPartitions
+    | DeleteTopic
+    | SetTopicConfigs
+    | OpenStreams
+    | TrimStreams
+    | PrepareObjects
+    | CommitUpload
+    | AbandonObjects
+    | ForgetObjects
+    | AllocateProducerIds
+)
+
+
+class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One entry of the metadata log: a batch of commands that are folded in order."""
+
+    commands: list[Command]
+    #: Who wrote it: lets a writer recognise its own entry after a lost reply.
+    writer: str
+    #: Wall clock of the writer in ms; decides nothing but deadlines and delays.
+    now_ms: int
+    version: int = ENTRY_VERSION
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Entry)
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """The bytes of an entry (MessagePack)."""
+    return _encoder.encode(entry)
+
+
+def decode_entry(index: int, data: bytes) -> Entry:
+    """The entry at ``index``. Raises CorruptError if it can't be read, naming what to do."""
+    try:
+        entry = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise CorruptError(
+            f"metadata entry can't be read; was it written by a newer version of penstock? "
+            f"index={index} reason={error}"
+        ) from error
+    if entry.version > ENTRY_VERSION:
+        raise CorruptError(
+            f"metadata entry is of a newer format than this penstock reads, upgrade it: "
+            f"index={index} version={entry.version} supported={ENTRY_VERSION}"
+        )
+    return entry

@@ -1,0 +1,405 @@
+"""The metadata image: the state that every broker holds, and the fold that makes it from commands.
+
+Rule 1: everything that changes the image is in this file, and depends on nothing but the command, the entry's index
+and time, and the image itself. Folding never fails half-way: a command is refused with an error (the image
+is unchanged) or applied whole.
+"""
+
+from __future__ import annotations
+
+__all__ = ("FoldError", "Image", "ObjectState", "StreamRange", "StreamState", "TopicState")
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+)
+from penstock.metadata import commands as c
+
+FoldError = PenstockError
+
+IMAGE_VERSION = 1
+
+
+class NodeState(msgspec.Struct):
+    """A broker; a higher epoch is a later life of it."""
+
+    node_id: int
+    epoch: int
+    incarnation: str
+
+
+class TopicState(msgspec.Struct):
+    """A topic; partition ``i`` has the streams ``log_streams[i]`` and ``state_streams[i]``."""
+
+    topic_id: bytes
+    name: str
+    configs: dict[str, str]
+    internal: bool
+    log_streams: list[int]
+    state_streams: list[int]
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions the topic has."""
+        return len(self.log_streams)
+
+
+class StreamRange(msgspec.Struct, array_like=True, frozen=True):
+    """Offsets [start, end) of a stream, found in an object."""
+
+    start: int
+    end: int
+    object_id: int
+    size: int
+    time_ms: int
+
+
+class StreamState(msgspec.Struct):
+    """A stream: live offsets [start, end) are committed and tiled by ``ranges`` (I2).
+
+    ``start`` may be past ``end``: records were deleted that only the WAL holds so far.
+    """
+
+    stream_id: int
+    topic_id: bytes
+    partition: int
+    start: int = 0
+    end: int = 0
+    #: Index of the entry that opened it; 0 if it never was.
+    epoch: int = 0
+    node_id: int = -1
+    #: (leader epoch, first offset) of each leader that wrote something, oldest first (KIP-101).
+    leader_epochs: list[tuple[int, int]] = []
+    ranges: list[StreamRange] = []
+
+    @property
+    def leader_epoch(self) -> int:
+        """The current leader epoch; -1 before the first opening."""
+        return self.leader_epochs[-1][0] if self.leader_epochs else -1
+
+    def range_at(self, offset: int) -> int:
+        """Index in ``ranges`` of the one that holds ``offset``, or of the first one after it."""
+        position = bisect_right(self.ranges, offset, key=lambda r: r.start) - 1
+        if position >= 0 and offset < self.ranges[position].end:
+            return position
+        return position + 1
+
+
+class ObjectState(msgspec.Struct):
+    """An object: prepared -> committed -> destroyed -> forgotten."""
+
+    object_id: int
+    state: Literal["prepared", "committed", "destroyed"]
+    size: int
+    #: Prepared: when it is given up. Destroyed: when it was. Wall clock, ms.
+    at_ms: int
+    #: Stream ids whose live offsets it holds, once per range.
+    live: list[int] = []
+
+
+class _ImageData(msgspec.Struct):
+    """What a snapshot holds."""
+
+    version: int = IMAGE_VERSION
+    index: int = 0
+    cluster_id: str = ""
+    next_stream_id: int = 1
+    next_object_id: int = 1
+    next_producer_id: int = 1
+    nodes: dict[int, NodeState] = {}
+    topics: dict[bytes, TopicState] = {}
+    streams: dict[int, StreamState] = {}
+    objects: dict[int, ObjectState] = {}
+
+
+_snapshot_encoder = msgspec.msgpack.Encoder()
+_snapshot_decoder = msgspec.msgpack.Decoder(_ImageData)
+
+
+class Image:
+    """The state after the entry ``index``; read it freely, change it only through :meth:`fold`."""
+
+    def __init__(self, data: _ImageData | None = None) -> None:
+        self._data = data or _ImageData()
+        self.topic_ids = {topic.name: topic_id for topic_id, topic in self._data.topics.items()}
+
+    @property
+    def index(self) -> int:
+        """Index of the last folded entry."""
+        return self._data.index
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster's name; empty before the log was formatted."""
+        return self._data.cluster_id
+
+    @property
+    def nodes(self) -> dict[int, NodeState]:
+        """Brokers by id."""
+        return self._data.nodes
+
+    @property
+    def topics(self) -> dict[bytes, TopicState]:
+        """Topics by id (16 bytes)."""
+        return self._data.topics
+
+    @property
+    def streams(self) -> dict[int, StreamState]:
+        """Streams by id."""
+        return self._data.streams
+
+    @property
+    def objects(self) -> dict[int, ObjectState]:
+        """Objects by id: prepared, committed, and destroyed ones that may still be in the store."""
+        return self._data.objects
+
+    @property
+    def next_object_id(self) -> int:
+        """Every object id below this was handed out once."""
+        return self._data.next_object_id
+
+    def topic_by_name(self, name: str) -> TopicState | None:
+        """The topic of that name, if there is one."""
+        topic_id = self.topic_ids.get(name)
+        return None if topic_id is None else self._data.topics[topic_id]
+
+    def to_snapshot(self) -> bytes:
+        """The whole image as bytes; equal images give equal bytes."""
+        return _snapshot_encoder.encode(self._data)
+
+    @classmethod
+    def from_snapshot(cls, data: bytes) -> Image:
+        """The image of a snapshot. Raises CorruptError if it can't be read."""
+        try:
+            image = _snapshot_decoder.decode(data)
+        except msgspec.MsgspecError as error:
+            raise CorruptError(f"metadata snapshot can't be read: reason={error}") from error
+        if image.version > IMAGE_VERSION:
+            raise CorruptError(
+                f"metadata snapshot is of a newer format than this penstock reads, upgrade it: "
+                f"version={image.version} supported={IMAGE_VERSION}"
+            )
+        return cls(image)
+
+    def fold(self, index: int, entry: c.Entry) -> list[Any]:
+        """Apply the entry ``index``; returns one result per command: its value, or the error that refused it."""
+        assert index == self.index + 1, f"entries fold in order: index={index} image={self.index}"
+        results: list[Any] = []
+        for command in entry.commands:
+            try:
+                results.append(_FOLDS[type(command)](self, command, index, entry.now_ms))
+            except PenstockError as error:
+                results.append(error)
+        self._data.index = index
+        return results
+
+    # -- one method per command: check everything, then change ------------------------------------------------
+
+    def _format(self, command: c.FormatCluster, index: int, now_ms: int) -> str:
+        if self._data.cluster_id:
+            raise AlreadyExistsError(f"the cluster is formatted already: cluster_id={self._data.cluster_id}")
+        self._data.cluster_id = command.cluster_id
+        return command.cluster_id
+
+    def _register(self, command: c.RegisterNode, index: int, now_ms: int) -> int:
+        self._data.nodes[command.node_id] = NodeState(command.node_id, index, command.incarnation)
+        return index
+
+    def _create_topic(self, command: c.CreateTopic, index: int, now_ms: int) -> TopicState:
+        if command.name in self.topic_ids:
+            raise AlreadyExistsError(f"a topic of that name exists: topic={command.name}")
+        if command.topic_id in self._data.topics or command.partition_count < 1:
+            raise InvalidRequestError(
+                f"topic id is taken or partition count is below 1: topic={command.name}"
+            )
+        topic = TopicState(command.topic_id, command.name, dict(command.configs), command.internal, [], [])
+        self._data.topics[command.topic_id] = topic
+        self.topic_ids[command.name] = command.topic_id
+        self._grow(topic, command.partition_count)
+        return topic
+
+    def _grow(self, topic: TopicState, partition_count: int) -> None:
+        for partition in range(topic.partition_count, partition_count):
+            for streams in (topic.log_streams, topic.state_streams):
+                stream_id = self._data.next_stream_id
+                self._data.next_stream_id += 1
+                self._data.streams[stream_id] = StreamState(stream_id, topic.topic_id, partition)
+                streams.append(stream_id)
+
+    def _topic(self, topic_id: bytes) -> TopicState:
+        topic = self._data.topics.get(topic_id)
+        if topic is None:
+            raise NotFoundError(f"there is no such topic: topic_id={topic_id.hex()}")
+        return topic
+
+    def _add_partitions(self, command: c.AddPartitions, index: int, now_ms: int) -> TopicState:
+        topic = self._topic(command.topic_id)
+        if command.partition_count <= topic.partition_count:
+            raise InvalidRequestError(
+                f"partitions can only be added: topic={topic.name} "
+                f"partitions={topic.partition_count} asked={command.partition_count}"
+            )
+        self._grow(topic, command.partition_count)
+        return topic
+
+    def _delete_topic(self, command: c.DeleteTopic, index: int, now_ms: int) -> list[int]:
+        topic = self._topic(command.topic_id)
+        del self._data.topics[topic.topic_id]
+        del self.topic_ids[topic.name]
+        stream_ids = topic.log_streams + topic.state_streams
+        for stream_id in stream_ids:
+            stream = self._data.streams.pop(stream_id)
+            for dropped in stream.ranges:
+                self._release(dropped.object_id, stream_id, now_ms)
+        return stream_ids
+
+    def _set_configs(self, command: c.SetTopicConfigs, index: int, now_ms: int) -> TopicState:
+        topic = self._topic(command.topic_id)
+        topic.configs = dict(command.configs)
+        return topic
+
+    def _check_node(self, node_id: int, node_epoch: int) -> None:
+        node = self._data.nodes.get(node_id)
+        if node is None or node.epoch != node_epoch:
+            raise FencedError(
+                f"another process registered as this node and took over, this one must stop: "
+                f"node_id={node_id} epoch={node_epoch} current={node.epoch if node else None}"
+            )
+
+    def _open(self, command: c.OpenStreams, index: int, now_ms: int) -> list[int]:
+        self._check_node(command.node_id, command.node_epoch)
+        opened = [stream_id for stream_id in command.stream_ids if stream_id in self._data.streams]
+        for stream_id in opened:
+            stream = self._data.streams[stream_id]
+            stream.epoch = index
+            stream.node_id = command.node_id
+            first = max(stream.start, stream.end)
+            leader_epoch = stream.leader_epoch + 1
+            if stream.leader_epochs and stream.leader_epochs[-1][1] == first:
+                stream.leader_epochs[-1] = (leader_epoch, first)  # the last leader wrote nothing
+            else:
+                stream.leader_epochs.append((leader_epoch, first))
+        return opened
+
+    def _trim(self, command: c.TrimStreams, index: int, now_ms: int) -> list[int]:
+        self._check_node(command.node_id, command.node_epoch)
+        trimmed = []
+        for stream_id, start in command.starts:
+            stream = self._data.streams.get(stream_id)
+            if stream is None or start <= stream.start:
+                continue
+            stream.start = start
+            dead = 0
+            while dead < len(stream.ranges) and stream.ranges[dead].end <= start:
+                self._release(stream.ranges[dead].object_id, stream_id, now_ms)
+                dead += 1
+            del stream.ranges[:dead]
+            epochs = stream.leader_epochs
+            while len(epochs) > 1 and epochs[1][1] <= start:
+                del epochs[0]
+            trimmed.append(stream_id)
+        return trimmed
+
+    def _release(self, object_id: int, stream_id: int, now_ms: int) -> None:
+        held = self._data.objects[object_id]
+        held.live.remove(stream_id)
+        if not held.live:
+            held.state = "destroyed"
+            held.at_ms = now_ms
+
+    def _prepare(self, command: c.PrepareObjects, index: int, now_ms: int) -> list[int]:
+        self._check_node(command.node_id, command.node_epoch)
+        first = self._data.next_object_id
+        self._data.next_object_id += command.count
+        object_ids = list(range(first, first + command.count))
+        for object_id in object_ids:
+            self._data.objects[object_id] = ObjectState(object_id, "prepared", 0, command.deadline_ms)
+        return object_ids
+
+    def _commit(self, command: c.CommitUpload, index: int, now_ms: int) -> None:
+        self._check_node(command.node_id, command.node_epoch)
+        self._check_commit(command.objects)
+        for uploaded in command.objects:
+            held = self._data.objects[uploaded.object_id]
+            held.size = uploaded.size
+            for r in uploaded.ranges:
+                stream = self._data.streams.get(r.stream_id)
+                if stream is None:
+                    continue  # deleted while the upload was on its way
+                stream.end = r.end
+                if r.end > stream.start:
+                    stream.ranges.append(StreamRange(r.start, r.end, uploaded.object_id, r.size, r.time_ms))
+                    held.live.append(r.stream_id)
+            held.state = "committed" if held.live else "destroyed"
+            held.at_ms = now_ms
+
+    def _check_commit(self, objects: Sequence[c.UploadedObject]) -> None:
+        ends: dict[int, int] = {}
+        for uploaded in objects:
+            held = self._data.objects.get(uploaded.object_id)
+            if held is None or held.state != "prepared":
+                raise NotFoundError(
+                    f"the object isn't prepared any more, its deadline passed: object_id={uploaded.object_id}"
+                )
+            for r in uploaded.ranges:
+                stream = self._data.streams.get(r.stream_id)
+                if stream is None:
+                    continue
+                end = ends.get(r.stream_id, stream.end)
+                # I2: ranges continue the stream; a gap is fine only where the records were deleted already
+                if r.end <= r.start or (r.start != end and not end < r.start <= stream.start):
+                    raise ConflictError(
+                        f"the range doesn't continue its stream: stream={r.stream_id} "
+                        f"committed_end={end} range=[{r.start},{r.end})"
+                    )
+                ends[r.stream_id] = r.end
+
+    def _abandon(self, command: c.AbandonObjects, index: int, now_ms: int) -> list[int]:
+        abandoned = []
+        for object_id in command.object_ids:
+            held = self._data.objects.get(object_id)
+            if held is not None and held.state == "prepared":
+                held.state = "destroyed"
+                held.at_ms = now_ms
+                abandoned.append(object_id)
+        return abandoned
+
+    def _forget(self, command: c.ForgetObjects, index: int, now_ms: int) -> None:
+        for object_id in command.object_ids:
+            held = self._data.objects.get(object_id)
+            if held is not None and held.state == "destroyed":
+                del self._data.objects[object_id]
+
+    def _allocate_pids(self, command: c.AllocateProducerIds, index: int, now_ms: int) -> int:
+        self._check_node(command.node_id, command.node_epoch)
+        first = self._data.next_producer_id
+        self._data.next_producer_id += command.count
+        return first
+
+
+_FOLDS: dict[type, Any] = {
+    c.FormatCluster: Image._format,
+    c.RegisterNode: Image._register,
+    c.CreateTopic: Image._create_topic,
+    c.AddPartitions: Image._add_partitions,
+    c.DeleteTopic: Image._delete_topic,
+    c.SetTopicConfigs: Image._set_configs,
+    c.OpenStreams: Image._open,
+    c.TrimStreams: Image._trim,
+    c.PrepareObjects: Image._prepare,
+    c.CommitUpload: Image._commit,
+    c.AbandonObjects: Image._abandon,
+    c.ForgetObjects: Image._forget,
+    c.AllocateProducerIds: Image._allocate_pids,
+}

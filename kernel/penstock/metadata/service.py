@@ -1,0 +1,249 @@
+"""The metadata service: owns the metadata log, keeps the image current, and writes commands.
+
+One task writes: it takes the commands that wait, makes one entry of them, appends it at the next index, folds it, and
+answers. On a conflict it catches up first; the fold then decides on the commands against the newer image.
+"""
+
+from __future__ import annotations
+
+__all__ = ("MetadataService", "MetadataStatistics")
+
+import logging
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import anyio
+
+from penstock.errors import ClosedError, ConflictError, InvalidRequestError, PenstockError, UnavailableError
+from penstock.metadata.commands import Command, Entry, FormatCluster, RegisterNode, decode_entry, encode_entry
+from penstock.metadata.image import Image
+from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
+
+logger = logging.getLogger("penstock.metadata")
+
+#: A snapshot is due after this many entries: it bounds replay at start to about a second.
+SNAPSHOT_ENTRIES = 1000
+#: Commands in one entry at most; the entry's size is bounded as well.
+BATCH_COMMANDS_MAX = 500
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetadataStatistics:
+    """A snapshot of the service."""
+
+    index: int
+    pending_commands: int
+    topics: int
+    streams: int
+    objects: int
+    snapshot_index: int
+
+
+class _Submission:
+    """A command on its way, and its answer."""
+
+    __slots__ = ("command", "done", "result")
+
+    def __init__(self, command: Command) -> None:
+        self.command = command
+        self.done = anyio.Event()
+        self.result: Any = None
+
+
+class MetadataService:
+    """Use ``async with MetadataService.open(log, ...)``; all calls from the event loop."""
+
+    def __init__(self, log: MetadataLog, image: Image, now_ms: Callable[[], int]) -> None:
+        self._log = log
+        self._now_ms = now_ms
+        self._writer = uuid.uuid4().hex
+        self._pending: deque[_Submission] = deque()
+        self._news = anyio.Event()
+        self._closed = False
+        self._snapshot_index = image.index
+        self.image = image
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, log: MetadataLog, *, now_ms: Callable[[], int], cluster_id: str = ""
+    ) -> AsyncIterator[MetadataService]:
+        """Read the log, format it if it is new (with ``cluster_id``, or a fresh one), and start writing.
+
+        Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
+        of another name than ``cluster_id``.
+        """
+        snapshot = await log.read_snapshot()
+        image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
+        if snapshot is not None and image.index != snapshot.index:
+            raise InvalidRequestError(
+                f"the metadata snapshot is not of its index: index={snapshot.index} found={image.index}"
+            )
+        service = cls(log, image, now_ms)
+        await service._catch_up()
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(service._write_forever)
+            try:
+                await service._format(cluster_id)
+                yield service
+            finally:
+                service._close()
+                tasks.cancel_scope.cancel()
+
+    async def _format(self, cluster_id: str) -> None:
+        if not self.image.cluster_id:
+            fresh = cluster_id or uuid.uuid4().hex[:22]
+            (result,) = await self._submit_all([FormatCluster(cluster_id=fresh)])
+            if isinstance(result, PenstockError):
+                logger.info("another broker formatted the metadata log first")
+        if cluster_id and self.image.cluster_id != cluster_id:
+            raise InvalidRequestError(
+                f"the metadata log at {self._log.location} belongs to another cluster, set broker.cluster_id or "
+                f"use another place: configured={cluster_id} found={self.image.cluster_id}"
+            )
+
+    async def register(self, node_id: int) -> int:
+        """Register this process as the node; returns its epoch and fences its earlier lives."""
+        epoch = await self.submit(RegisterNode(node_id=node_id, incarnation=self._writer))
+        assert isinstance(epoch, int)
+        return epoch
+
+    async def submit(self, command: Command) -> Any:
+        """Write one command; returns the fold's result once it is durable, or raises the error that refused it.
+
+        A cancelled call may still take effect. Raises ClosedError when the service ends first.
+        """
+        (result,) = await self._submit_all([command])
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    async def submit_many(self, commands: list[Command]) -> list[Any]:
+        """Write commands in order; returns a result or an error for each."""
+        return await self._submit_all(commands)
+
+    async def _submit_all(self, commands: list[Command]) -> list[Any]:
+        if self._closed:
+            raise ClosedError("the metadata service is closed")
+        submissions = [_Submission(command) for command in commands]
+        self._pending.extend(submissions)
+        self._news.set()
+        for submission in submissions:
+            await submission.done.wait()
+        return [submission.result for submission in submissions]
+
+    def statistics(self) -> MetadataStatistics:
+        """A snapshot of the state."""
+        return MetadataStatistics(
+            index=self.image.index,
+            pending_commands=len(self._pending),
+            topics=len(self.image.topics),
+            streams=len(self.image.streams),
+            objects=len(self.image.objects),
+            snapshot_index=self._snapshot_index,
+        )
+
+    def _close(self) -> None:
+        self._closed = True
+        while self._pending:
+            self._answer(
+                self._pending.popleft(),
+                ClosedError("the metadata service closed before the command was written"),
+            )
+
+    @staticmethod
+    def _answer(submission: _Submission, result: Any) -> None:
+        submission.result = result
+        submission.done.set()
+
+    async def _write_forever(self) -> None:
+        while True:
+            if not self._pending:
+                self._news = anyio.Event()
+                await self._news.wait()
+            batch, data, entry = self._next_batch()
+            try:
+                results = await self._append(entry, data)
+            except PenstockError as error:
+                # not retryable (CorruptError, FencedError...): nothing more can be decided here
+                for submission in batch:
+                    self._answer(submission, error)
+                continue
+            except BaseException:
+                for submission in batch:
+                    self._answer(
+                        submission, ClosedError("the metadata service closed before the command was written")
+                    )
+                raise
+            for submission, result in zip(batch, results, strict=True):
+                self._answer(submission, result)
+            await self._maybe_snapshot()
+
+    def _next_batch(self) -> tuple[list[_Submission], bytes, Entry]:
+        """As many waiting commands as fit into one entry; a single one that doesn't is refused by the log."""
+        count = min(len(self._pending), BATCH_COMMANDS_MAX)
+        while True:
+            batch = [self._pending[i] for i in range(count)]
+            entry = Entry([s.command for s in batch], self._writer, self._now_ms())
+            data = encode_entry(entry)
+            if count == 1 or len(data) <= self._log.capabilities.entry_bytes_max:
+                break
+            count //= 2
+        for _ in range(count):
+            self._pending.popleft()
+        return batch, data, entry
+
+    async def _append(self, entry: Entry, data: bytes) -> list[Any]:
+        """Append at the next index until it is in the log, and fold it."""
+        attempt = 0
+        while True:
+            index = self.image.index + 1
+            try:
+                await self._log.append(index, data)
+                return self.image.fold(index, entry)
+            except ConflictError:
+                logger.info("metadata index %d is taken by another writer, catching up", index)
+            except UnavailableError as error:
+                pause_s = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+                attempt += 1
+                level = logging.WARNING if attempt in (1, 5) or attempt % 30 == 0 else logging.DEBUG
+                logger.log(
+                    level, "metadata log at %s is unavailable, trying again: %s", self._log.location, error
+                )
+                await anyio.sleep(pause_s)
+            try:
+                results = await self._catch_up(data)
+            except UnavailableError as error:
+                logger.debug("metadata log can't be read yet: %s", error)
+                continue
+            if results is not None:
+                return results
+
+    async def _catch_up(self, own: bytes | None = None) -> list[Any] | None:
+        """Fold what the log holds past the image; the results of our ``own`` entry if it was in there."""
+        own_results = None
+        async for read in self._log.read(self.image.index + 1):
+            results = self.image.fold(read.index, decode_entry(read.index, read.data))
+            if own is not None and read.data == own:
+                own_results = results
+        return own_results
+
+    async def _maybe_snapshot(self) -> None:
+        if self.image.index - self._snapshot_index < SNAPSHOT_ENTRIES:
+            return
+        try:
+            await self.write_snapshot()
+        except UnavailableError as error:
+            logger.warning("metadata snapshot wasn't written, trying again later: %s", error)
+
+    async def write_snapshot(self) -> None:
+        """Write a snapshot now unless the newest is current (at a clean stop). Raises UnavailableError."""
+        if self.image.index > self._snapshot_index:
+            snapshot = MetadataSnapshot(self.image.index, self.image.to_snapshot())
+            await self._log.write_snapshot(snapshot)
+            self._snapshot_index = snapshot.index

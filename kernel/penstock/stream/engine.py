@@ -1,0 +1,485 @@
+"""The stream engine: one WAL for all streams, the log cache in front of reads, objects behind it.
+
+Life: ``async with StreamEngine.open(...)`` recovers the WAL (replay -> upload -> commit -> trim), then streams are
+opened, appended to, read and trimmed; leaving it uploads what is left and trims the WAL.
+
+Back-pressure, at three points: ``append`` raises FullError when too much is in flight, when the WAL is at its
+capacity, or when memory is short (the caller waits with :meth:`StreamEngine.wait_for_room` and tries again);
+memory pressure evicts caches and forces uploads; fetches charge what they send.
+"""
+
+from __future__ import annotations
+
+__all__ = ("EngineSettings", "EngineStatistics", "Stream", "StreamEngine")
+
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from penstock.errors import ClosedError, CorruptError, FullError, InvariantError
+from penstock.metadata.commands import OpenStreams, TrimStreams
+from penstock.metadata.service import MetadataService
+from penstock.spi.allocator import Allocator, Charge
+from penstock.spi.block_cache import BlockCache
+from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
+from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.wal import WalAppend, WriteAheadLog
+from penstock.stream.entry import HEADER, decode_header, encode_header
+from penstock.stream.lifecycle import ObjectLifecycle
+from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
+from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSettings
+
+logger = logging.getLogger("penstock.stream")
+
+#: What an entry costs beside its payload (Python objects, index entries), charged with it (I8).
+ENTRY_OVERHEAD_BYTES = 512
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """Sizes in bytes, times in ms."""
+
+    upload_bytes: int
+    upload_interval_ms: int
+    in_flight_bytes_max: int
+    lifecycle_interval_ms: int
+    delete_delay_ms: int
+    upload: UploadSettings
+    reader: ReaderSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStatistics:
+    """A snapshot."""
+
+    open_streams: int
+    in_flight_bytes: int
+    appended_entries: int
+    appended_bytes: int
+    append_failures: int
+    uploader: UploaderStatistics
+    reader: ReaderStatistics
+
+
+class Stream:
+    """An open stream: offsets [start_offset, confirmed_offset) are durable, up to next_offset on their way."""
+
+    __slots__ = (
+        "_generation",
+        "confirmed_offset",
+        "epoch",
+        "leader_epoch",
+        "next_offset",
+        "start_offset",
+        "stream_id",
+    )
+
+    def __init__(
+        self, stream_id: int, epoch: int, leader_epoch: int, start_offset: int, end_offset: int
+    ) -> None:
+        self.stream_id = stream_id
+        self.epoch = epoch
+        self.leader_epoch = leader_epoch
+        self.start_offset = start_offset
+        self.confirmed_offset = end_offset
+        self.next_offset = end_offset
+        #: Grows when appends fail: those of an older generation took offsets that were given again.
+        self._generation = 0
+
+
+class _Pending:
+    """An append that waits for the WAL."""
+
+    __slots__ = ("_engine", "_entry", "_generation", "_on_done", "_stream")
+
+    def __init__(
+        self,
+        engine: StreamEngine,
+        stream: Stream,
+        entry: StreamEntry,
+        on_done: Callable[[Exception | None], None],
+    ) -> None:
+        self._engine = engine
+        self._stream = stream
+        self._entry = entry
+        self._generation = stream._generation
+        self._on_done = on_done
+
+    def complete(self, append: WalAppend) -> None:
+        stream, entry, engine = self._stream, self._entry, self._engine
+        engine._in_flight_bytes -= len(entry.data)
+        if append.error is None:
+            assert self._generation == stream._generation, "the WAL completes in order"
+            stream.confirmed_offset = entry.next_offset
+            engine._store_durable(entry)
+        else:
+            engine._append_failures += 1
+            if self._generation == stream._generation:
+                # later appends of this stream fail too: offsets start again after the last durable one
+                stream._generation += 1
+                stream.next_offset = stream.confirmed_offset
+            if entry.charge is not None:
+                entry.charge.release()
+        self._on_done(append.error)
+        engine._made_progress()
+
+
+class StreamEngine:
+    """See the module's docstring. All calls come from the event loop's thread."""
+
+    def __init__(
+        self,
+        *,
+        metadata: MetadataService,
+        store: ObjectStore,
+        wal: WriteAheadLog,
+        log_cache: LogCache,
+        block_cache: BlockCache,
+        allocator: Allocator,
+        settings: EngineSettings,
+        node_id: int,
+        node_epoch: int,
+        now_ms: Callable[[], int],
+        tasks: TaskGroup,
+        on_upload: Callable[[UploadCommitted, LogCacheBlock], None],
+        on_destroyed: Callable[[ObjectsDestroyed], None],
+    ) -> None:
+        self.metadata = metadata
+        self.allocator = allocator
+        self._wal = wal
+        self._log_cache = log_cache
+        self._block_cache = block_cache
+        self._settings = settings
+        self._node_id = node_id
+        self._node_epoch = node_epoch
+        self._on_upload = on_upload
+        self._streams: dict[int, Stream] = {}
+        self._in_flight_bytes = 0
+        self._appended_entries = 0
+        self._appended_bytes = 0
+        self._append_failures = 0
+        self._wal_full = False
+        self._closing = False
+        self._room = anyio.Event()
+        self._room_waiters = 0
+        self._uploader = Uploader(
+            metadata,
+            store,
+            wal,
+            log_cache,
+            settings.upload,
+            node_id=node_id,
+            node_epoch=node_epoch,
+            now_ms=now_ms,
+            on_committed=self._upload_committed,
+        )
+        self._reader = ColdReader(metadata.image, store, block_cache, settings.reader, tasks)
+        self._lifecycle = ObjectLifecycle(
+            metadata,
+            store,
+            block_cache,
+            now_ms=now_ms,
+            interval_ms=settings.lifecycle_interval_ms,
+            delete_delay_ms=settings.delete_delay_ms,
+            on_destroyed=on_destroyed,
+        )
+        allocator.add_pressure_listener(self._relieve)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        *,
+        metadata: MetadataService,
+        store: ObjectStore,
+        wal: WriteAheadLog,
+        log_cache: LogCache,
+        block_cache: BlockCache,
+        allocator: Allocator,
+        settings: EngineSettings,
+        node_id: int,
+        node_epoch: int,
+        now_ms: Callable[[], int],
+        on_upload: Callable[[UploadCommitted, LogCacheBlock], None],
+        on_destroyed: Callable[[ObjectsDestroyed], None],
+        on_recovered: Callable[[RecoveryFinished], None],
+    ) -> AsyncIterator[StreamEngine]:
+        """Recover the WAL and run until the context is left.
+
+        Raises CorruptError if acknowledged data are missing (I10), FencedError if a newer process took over.
+        """
+        async with anyio.create_task_group() as tasks:
+            engine = cls(
+                metadata=metadata,
+                store=store,
+                wal=wal,
+                log_cache=log_cache,
+                block_cache=block_cache,
+                allocator=allocator,
+                settings=settings,
+                node_id=node_id,
+                node_epoch=node_epoch,
+                now_ms=now_ms,
+                tasks=tasks,
+                on_upload=on_upload,
+                on_destroyed=on_destroyed,
+            )
+            tasks.start_soon(engine._uploader.run)
+            on_recovered(await engine._recover())
+            tasks.start_soon(engine._lifecycle.run)
+            tasks.start_soon(engine._upload_on_interval)
+            try:
+                yield engine
+            finally:
+                engine._closing = True
+                engine._room.set()
+                tasks.cancel_scope.cancel()
+
+    # -- streams ---------------------------------------------------------------------------------------------
+
+    async def open_streams(self, stream_ids: Sequence[int]) -> list[Stream]:
+        """Become the owner of these streams, with one metadata entry; deleted ones are left out."""
+        opened_ids = await self.metadata.submit(
+            OpenStreams(self._node_id, self._node_epoch, list(stream_ids))
+        )
+        opened = []
+        for stream_id in opened_ids:
+            state = self.metadata.image.streams.get(stream_id)
+            if state is None:
+                continue  # deleted in the meantime
+            end = max(state.start, state.end)
+            stream = Stream(stream_id, state.epoch, state.leader_epoch, state.start, end)
+            self._streams[stream_id] = stream
+            opened.append(stream)
+        return opened
+
+    def forget_streams(self, stream_ids: Sequence[int]) -> None:
+        """The streams were deleted: drop what memory holds of them."""
+        for stream_id in stream_ids:
+            self._streams.pop(stream_id, None)
+            self._log_cache.drop_stream(stream_id)
+
+    async def trim_streams(self, starts: Sequence[tuple[int, int]]) -> None:
+        """Move starts forward, durably: (stream id, new start offset). Offsets below are never read again."""
+        await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(starts)))
+        for stream_id, start in starts:
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                stream.start_offset = max(stream.start_offset, start)
+
+    # -- append ----------------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        stream: Stream,
+        count: int,
+        time_ms: int,
+        data: memoryview,
+        charge: Charge | None,
+        on_done: Callable[[Exception | None], None],
+    ) -> None:
+        """Append ``count`` offsets whose payload is ``data``; the call fixes their order.
+
+        ``on_done(error)`` is called once, in order, when the payload is durable (or never will be). ``data`` must not
+        change any more; its memory, and ``charge``, belong to the engine if the call returns.
+        Raises FullError (nothing changed: wait for room, try again), ClosedError, FencedError.
+        """
+        if self._in_flight_bytes >= self._settings.in_flight_bytes_max:
+            raise FullError(f"too many bytes wait for the WAL: in_flight={self._in_flight_bytes}")
+        if self._closing:
+            raise ClosedError("the broker is stopping")
+        base = stream.next_offset
+        end = base + count
+        header = encode_header(stream.stream_id, stream.epoch, base, end, time_ms)
+        try:
+            append = self._wal.append((header, data))
+        except FullError:
+            self._wal_full = True
+            self._freeze()
+            raise
+        entry = StreamEntry(stream.stream_id, base, end, time_ms, data, charge, append.next_position)
+        stream.next_offset = end
+        self._in_flight_bytes += len(data)
+        self._appended_entries += 1
+        self._appended_bytes += len(data)
+        append.set_callback(_Pending(self, stream, entry, on_done).complete)
+
+    async def wait_for_room(self, size: int) -> None:
+        """Return when an append of ``size`` bytes that got FullError is worth another try.
+
+        Raises ClosedError when the engine stops.
+        """
+        (await self.allocator.charge(size, "append")).release()
+        if self._closing:
+            raise ClosedError("the broker is stopping")
+        if self._wal_full or self._in_flight_bytes >= self._settings.in_flight_bytes_max:
+            if self._room.is_set():
+                self._room = anyio.Event()
+            self._room_waiters += 1
+            try:
+                await self._room.wait()
+            finally:
+                self._room_waiters -= 1
+            if self._closing:
+                raise ClosedError("the broker is stopping")
+        else:
+            await anyio.lowlevel.checkpoint()
+
+    def _made_progress(self) -> None:
+        if self._room_waiters and not self._wal_full:
+            self._room.set()
+
+    def _store_durable(self, entry: StreamEntry) -> None:
+        if entry.stream_id not in self._streams:
+            # the stream was deleted while the append was on its way
+            if entry.charge is not None:
+                entry.charge.release()
+            return
+        self._log_cache.put(entry)
+        if self._log_cache.active_bytes >= self._settings.upload_bytes:
+            self._freeze()
+
+    # -- upload ----------------------------------------------------------------------------------------------
+
+    def _freeze(self) -> None:
+        block = self._log_cache.freeze()
+        if block is not None:
+            self._uploader.submit(block)
+
+    async def _upload_on_interval(self) -> None:
+        while True:
+            await anyio.sleep(self._settings.upload_interval_ms / 1000)
+            self._freeze()
+
+    async def flush(self) -> None:
+        """Upload and commit everything that is durable now."""
+        self._freeze()
+        await self._uploader.wait_idle()
+
+    def _upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
+        self._wal_full = False
+        self._made_progress()
+        self._on_upload(event, block)
+
+    def _relieve(self, bytes_wanted: int) -> None:
+        """Memory is short: evict what may go; if that isn't enough, get data that may not on its way."""
+        freed = self._log_cache.evict(bytes_wanted)
+        if freed < bytes_wanted:
+            freed += self._block_cache.evict(bytes_wanted - freed)
+        if freed < bytes_wanted and (
+            self._uploader.pending_blocks == 0
+            or self._log_cache.active_bytes > self._settings.upload_bytes // 4
+        ):
+            self._freeze()
+
+    # -- read ------------------------------------------------------------------------------------------------
+
+    def read_cached(self, stream: Stream, offset: int, bytes_max: int) -> Sequence[StreamEntry] | None:
+        """Durable entries from the one that holds ``offset``; None if the log cache doesn't hold that one."""
+        entries = self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, bytes_max)
+        if entries and entries[0].base_offset <= offset:
+            return entries
+        return None
+
+    async def read(self, stream: Stream, offset: int, bytes_max: int) -> Sequence[StreamEntry]:
+        """Durable entries from the one that holds ``offset``: about ``bytes_max``, at least one; [] at the end.
+
+        ``offset`` is in [start_offset, confirmed_offset]. Raises UnavailableError, CorruptError.
+        """
+        end = stream.confirmed_offset
+        if offset >= end:
+            return []
+        cached = self._log_cache.get(stream.stream_id, offset, end, bytes_max)
+        if cached and cached[0].base_offset <= offset:
+            await anyio.lowlevel.checkpoint()
+            return cached
+        state = self.metadata.image.streams.get(stream.stream_id)
+        if state is None:
+            return []
+        cold_end = cached[0].base_offset if cached else end
+        entries = await self._reader.read(state, offset, cold_end, bytes_max)
+        if entries:
+            return entries
+        # committed and evicted, or trimmed, while we looked
+        again = self.read_cached(stream, offset, bytes_max)
+        if again is None and offset >= stream.start_offset and stream.stream_id in self._streams:
+            raise CorruptError(
+                f"durable records are neither cached nor in an object: stream={stream.stream_id} offset={offset}"
+            )
+        return again or []
+
+    def statistics(self) -> EngineStatistics:
+        """A snapshot of the state."""
+        return EngineStatistics(
+            open_streams=len(self._streams),
+            in_flight_bytes=self._in_flight_bytes,
+            appended_entries=self._appended_entries,
+            appended_bytes=self._appended_bytes,
+            append_failures=self._append_failures,
+            uploader=self._uploader.statistics(),
+            reader=self._reader.statistics(),
+        )
+
+    # -- recovery --------------------------------------------------------------------------------------------
+
+    async def _recover(self) -> RecoveryFinished:
+        """Replay the WAL into objects: what is committed or of no living stream is skipped, a hole is an error."""
+        started = time.perf_counter()
+        image = self.metadata.image
+        ends: dict[int, int] = {}
+        entries = size = skipped = 0
+        last_position = 0
+        async for recovered in self._wal.recover():
+            last_position = recovered.next_position
+            header = decode_header(recovered.data, recovered.position)
+            state = image.streams.get(header.stream_id)
+            if state is None or header.epoch != state.epoch:
+                skipped += 1  # deleted, or written under an older ownership that was recovered before
+                continue
+            expected = ends.get(header.stream_id, max(state.start, state.end))
+            if header.next_offset <= expected:
+                skipped += 1
+                continue
+            if header.base_offset > expected:
+                raise CorruptError(
+                    f"acknowledged records are missing from the WAL, nothing was changed; restore the WAL at "
+                    f"{self._wal.location}: stream={header.stream_id} missing=[{expected},{header.base_offset}) "
+                    f"position={recovered.position}"
+                )
+            if header.stream_id in ends and header.base_offset < expected:
+                raise InvariantError(
+                    f"the WAL returned overlapping entries: stream={header.stream_id} position={recovered.position}"
+                )
+            payload = recovered.data[HEADER.size :]
+            charge = await self.allocator.charge(len(recovered.data) + ENTRY_OVERHEAD_BYTES, "append")
+            self._log_cache.put(
+                StreamEntry(
+                    header.stream_id,
+                    header.base_offset,
+                    header.next_offset,
+                    header.time_ms,
+                    payload,
+                    charge,
+                    recovered.next_position,
+                )
+            )
+            ends[header.stream_id] = header.next_offset
+            entries += 1
+            size += len(payload)
+            if self._log_cache.active_bytes >= self._settings.upload_bytes:
+                self._freeze()
+        await self.flush()
+        if last_position:
+            await self._wal.trim(last_position)
+        duration_ms = (time.perf_counter() - started) * 1000
+        if entries:
+            logger.info("recovered %d entries, %d bytes from the WAL in %.0f ms", entries, size, duration_ms)
+        return RecoveryFinished(
+            entries=entries, recovered_bytes=size, skipped_entries=skipped, duration_ms=duration_ms
+        )

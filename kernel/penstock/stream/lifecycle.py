@@ -1,0 +1,85 @@
+"""Object lifecycle: gives up uncommitted objects past their deadline, deletes what nothing refers to (I6)."""
+
+from __future__ import annotations
+
+__all__ = ("ObjectLifecycle",)
+
+import logging
+from collections.abc import Callable
+
+import anyio
+
+from penstock.errors import PenstockError
+from penstock.metadata.commands import AbandonObjects, ForgetObjects
+from penstock.metadata.image import Image
+from penstock.metadata.service import MetadataService
+from penstock.spi.block_cache import BlockCache
+from penstock.spi.events import ObjectsDestroyed
+from penstock.spi.object_store import ObjectStore
+from penstock.stream.object_format import object_key
+
+logger = logging.getLogger("penstock.stream.lifecycle")
+
+#: Objects deleted, and forgotten in metadata, in one go.
+DELETE_BATCH_MAX = 500
+
+
+def due_objects(image: Image, now_ms: int, delete_delay_ms: int) -> tuple[list[int], list[int]]:
+    """(prepared objects past their deadline, destroyed ones past the delay that readers are given)."""
+    expired = []
+    deletable = []
+    for held in image.objects.values():
+        if held.state == "prepared" and held.at_ms <= now_ms:
+            expired.append(held.object_id)
+        elif held.state == "destroyed" and held.at_ms + delete_delay_ms <= now_ms:
+            deletable.append(held.object_id)
+    return expired, deletable
+
+
+class ObjectLifecycle:
+    """Runs :meth:`sweep` on an interval for as long as its task lives."""
+
+    def __init__(
+        self,
+        metadata: MetadataService,
+        store: ObjectStore,
+        block_cache: BlockCache,
+        *,
+        now_ms: Callable[[], int],
+        interval_ms: int,
+        delete_delay_ms: int,
+        on_destroyed: Callable[[ObjectsDestroyed], None],
+    ) -> None:
+        self._metadata = metadata
+        self._store = store
+        self._block_cache = block_cache
+        self._now_ms = now_ms
+        self._interval_ms = interval_ms
+        self._delete_delay_ms = delete_delay_ms
+        self._on_destroyed = on_destroyed
+
+    async def run(self) -> None:
+        """Sweep for ever; failures are logged and tried again at the next turn."""
+        while True:
+            await anyio.sleep(self._interval_ms / 1000)
+            try:
+                await self.sweep()
+            except PenstockError as error:
+                if not error.retryable:
+                    raise
+                logger.warning("object deletion failed, trying again in %d ms: %s", self._interval_ms, error)
+
+    async def sweep(self) -> int:
+        """Delete what is due; the number of objects deleted. Raises UnavailableError."""
+        expired, deletable = due_objects(self._metadata.image, self._now_ms(), self._delete_delay_ms)
+        if expired:
+            logger.warning("giving up %d uncommitted objects past their deadline", len(expired))
+            await self._metadata.submit(AbandonObjects(expired))
+        for first in range(0, len(deletable), DELETE_BATCH_MAX):
+            batch = deletable[first : first + DELETE_BATCH_MAX]
+            await self._store.delete([object_key(object_id) for object_id in batch])
+            for object_id in batch:
+                self._block_cache.forget_object(object_id)
+            await self._metadata.submit(ForgetObjects(batch))
+            self._on_destroyed(ObjectsDestroyed(object_ids=tuple(batch)))
+        return len(deletable)

@@ -1,0 +1,211 @@
+"""The bytes of an object (version 1): data blocks, one index block, a footer. Big-endian; every byte checksummed.
+
+    object      = data-block* index-block footer
+    data-block  = header (magic, entry count, payload length, CRC-32C of what follows) entry*
+    entry       = base offset, next offset, timestamp, length; payload
+    index-block = one row per data block, in (stream, offset) order
+    footer      = where the index is, its CRC-32C, the object's id, magic, CRC-32C of the footer
+
+A data block holds entries of one stream. An object with blocks of one stream is called a stream object, one
+with several a stream set object; the format is the same.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "FOOTER",
+    "IndexRow",
+    "ObjectIndex",
+    "ObjectWriter",
+    "decode_block",
+    "decode_footer",
+    "decode_index",
+    "object_key",
+    "verify_block",
+)
+
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from struct import Struct, iter_unpack
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from penstock.errors import CorruptError
+from penstock.spi.log_cache import StreamEntry
+from penstock.spi.plugin import Buffer
+
+BLOCK_MAGIC = 0x50534231  # "PSB1"
+FOOTER_MAGIC = 0x50534F424A303031  # "PSOBJ001"
+
+BLOCK_HEADER = Struct(
+    ">"
+    "I"  # magic
+    "I"  # entry count
+    "Q"  # length of the entries, bytes
+    "I"  # CRC-32C of the entries
+)
+ENTRY_HEADER = Struct(
+    ">"
+    "q"  # base offset
+    "q"  # next offset
+    "q"  # greatest timestamp, ms
+    "I"  # payload length
+)
+INDEX_ROW = Struct(
+    ">"
+    "q"  # stream id
+    "q"  # start offset
+    "q"  # end offset
+    "q"  # greatest timestamp, ms
+    "Q"  # position of the block in the object
+    "Q"  # size of the block with its header
+)
+FOOTER = Struct(
+    ">"
+    "Q"  # position of the index
+    "Q"  # size of the index
+    "I"  # CRC-32C of the index
+    "q"  # object id
+    "Q"  # magic
+    "I"  # CRC-32C of the footer up to here
+)
+
+
+def object_key(object_id: int) -> str:
+    """The key of an object: its id's hex digits, lowest first, so that neighbours spread over prefixes."""
+    return f"objects/{f'{object_id:016x}'[::-1]}"
+
+
+class IndexRow(NamedTuple):
+    """One data block."""
+
+    stream_id: int
+    start: int
+    end: int
+    time_ms: int
+    position: int
+    size: int
+
+
+class ObjectIndex:
+    """The index of one object: blocks in (stream, offset) order."""
+
+    __slots__ = ("object_id", "rows", "size")
+
+    def __init__(self, object_id: int, rows: list[IndexRow], size: int) -> None:
+        self.object_id = object_id
+        self.rows = rows
+        #: Bytes of the index block, for accounting.
+        self.size = size
+
+    def blocks_from(self, stream_id: int, offset: int) -> Iterator[IndexRow]:
+        """Blocks of the stream from the one that holds ``offset`` (or the first after it) on."""
+        position = bisect_right(self.rows, (stream_id, offset), key=lambda row: (row.stream_id, row.start))
+        if (
+            position
+            and self.rows[position - 1].stream_id == stream_id
+            and offset < self.rows[position - 1].end
+        ):
+            position -= 1
+        for i in range(position, len(self.rows)):
+            if self.rows[i].stream_id != stream_id:
+                return
+            yield self.rows[i]
+
+
+class ObjectWriter:
+    """Collects entries and gives the object's bytes as buffers, without copying a payload.
+
+    Streams come one after the other, entries of a stream in offset order.
+    """
+
+    def __init__(self, object_id: int, block_bytes: int) -> None:
+        self.object_id = object_id
+        self._block_bytes = block_bytes
+        self._parts: list[Buffer] = []
+        self._rows: list[IndexRow] = []
+        self._size = 0
+
+    def add(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
+        """Add the entries of one stream, cut into data blocks of about ``block_bytes``."""
+        first = 0
+        size = 0
+        for i, entry in enumerate(entries):
+            size += len(entry.data)
+            if size >= self._block_bytes or i == len(entries) - 1:
+                self._add_block(stream_id, entries[first : i + 1])
+                first, size = i + 1, 0
+
+    def _add_block(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
+        parts: list[Buffer] = []
+        length = 0
+        crc = 0
+        time_ms = -1
+        for entry in entries:
+            header = ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, len(entry.data))
+            crc = crc32c(entry.data, crc32c(header, crc))
+            parts.append(header)
+            parts.append(entry.data)
+            length += ENTRY_HEADER.size + len(entry.data)
+            time_ms = max(time_ms, entry.time_ms)
+        self._parts.append(BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, crc))
+        self._parts.extend(parts)
+        size = BLOCK_HEADER.size + length
+        self._rows.append(
+            IndexRow(stream_id, entries[0].base_offset, entries[-1].next_offset, time_ms, self._size, size)
+        )
+        self._size += size
+
+    def finish(self) -> tuple[list[Buffer], int]:
+        """The whole object as buffers, and its size in bytes. Nothing can be added afterwards."""
+        index = b"".join(INDEX_ROW.pack(*row) for row in self._rows)
+        footer = FOOTER.pack(self._size, len(index), crc32c(index), self.object_id, FOOTER_MAGIC, 0)
+        footer = footer[:-4] + crc32c(footer[:-4]).to_bytes(4, "big")
+        return [*self._parts, index, footer], self._size + len(index) + len(footer)
+
+
+def decode_footer(data: Buffer, object_id: int) -> tuple[int, int, int]:
+    """(position, size, CRC-32C) of the index, from the object's last bytes. Raises CorruptError."""
+    tail = memoryview(data)[-FOOTER.size :]
+    if len(tail) < FOOTER.size:
+        raise CorruptError(f"object is too short to have a footer: object_id={object_id} size={len(tail)}")
+    position, size, crc, found_id, magic, footer_crc = FOOTER.unpack(tail)
+    if magic != FOOTER_MAGIC or footer_crc != crc32c(tail[:-4]):
+        raise CorruptError(f"object footer fails its checksum: object_id={object_id}")
+    if found_id != object_id:
+        raise CorruptError(f"object footer names another object: object_id={object_id} found={found_id}")
+    return position, size, crc
+
+
+def decode_index(data: Buffer, crc: int, object_id: int) -> ObjectIndex:
+    """The index of an object. Raises CorruptError."""
+    if crc32c(data) != crc or len(data) % INDEX_ROW.size:
+        raise CorruptError(f"object index fails its checksum: object_id={object_id} size={len(data)}")
+    rows = [IndexRow(*fields) for fields in iter_unpack(INDEX_ROW.format, data)]
+    return ObjectIndex(object_id, rows, len(data))
+
+
+def verify_block(data: Buffer, object_id: int, position: int) -> memoryview:
+    """The entries of a data block, its checksum verified. Raises CorruptError."""
+    view = memoryview(data)
+    if len(view) >= BLOCK_HEADER.size:
+        magic, _count, length, crc = BLOCK_HEADER.unpack_from(view)
+        entries = view[BLOCK_HEADER.size :]
+        if magic == BLOCK_MAGIC and len(entries) == length and crc32c(entries) == crc:
+            return entries
+    raise CorruptError(
+        f"data block fails its checksum: object_id={object_id} position={position} size={len(view)}"
+    )
+
+
+def decode_block(data: Buffer, stream_id: int) -> Iterator[StreamEntry]:
+    """The entries of a data block whose checksum was verified when it was loaded; payloads are views."""
+    view = memoryview(data)
+    position = BLOCK_HEADER.size
+    end = len(view)
+    while position < end:
+        base_offset, next_offset, time_ms, length = ENTRY_HEADER.unpack_from(view, position)
+        position += ENTRY_HEADER.size
+        yield StreamEntry(stream_id, base_offset, next_offset, time_ms, view[position : position + length])
+        position += length

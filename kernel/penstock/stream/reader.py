@@ -1,0 +1,257 @@
+"""Cold reads: from a stream offset to verified entries, by metadata -> object index -> data blocks.
+
+Blocks come through the block cache, so readers of one block share one load; adjacent blocks that are missing
+are loaded with one ranged read. Cold reads have a limiter of their own and never hold up appends or tail reads.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ColdReader", "ReaderSettings", "ReaderStatistics")
+
+import logging
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import anyio
+from anyio.abc import TaskGroup
+
+from penstock.errors import CorruptError, NotFoundError, PenstockError
+from penstock.metadata.image import Image, StreamState
+from penstock.spi.block_cache import BlockCache, BlockRef
+from penstock.spi.log_cache import StreamEntry
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Buffer
+from penstock.stream.object_format import (
+    IndexRow,
+    ObjectIndex,
+    decode_block,
+    decode_footer,
+    decode_index,
+    object_key,
+    verify_block,
+)
+
+logger = logging.getLogger("penstock.stream.read")
+
+#: The tail of an object that is read to find its index; covers about 1,300 blocks at once.
+INDEX_TAIL_BYTES = 64 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderSettings:
+    """Bounds of cold reads."""
+
+    #: One ranged read at most (adjacent blocks are merged up to here).
+    merge_bytes_max: int = 4 * 2**20
+    #: Ranged reads in flight.
+    parallel_max: int = 8
+    #: Readaheads in flight; more are skipped.
+    prefetch_max: int = 4
+    #: Object indexes kept.
+    index_cache_bytes: int = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReaderStatistics:
+    """A snapshot."""
+
+    reads: int
+    ranged_gets: int
+    ranged_bytes: int
+    index_gets: int
+    prefetches: int
+
+
+class ColdReader:
+    """Owned by the engine; readahead runs in the engine's task group."""
+
+    def __init__(
+        self, image: Image, store: ObjectStore, cache: BlockCache, settings: ReaderSettings, tasks: TaskGroup
+    ) -> None:
+        self._image = image
+        self._store = store
+        self._cache = cache
+        self._settings = settings
+        self._tasks = tasks
+        self._limiter = anyio.CapacityLimiter(settings.parallel_max)
+        self._indexes: OrderedDict[int, ObjectIndex] = OrderedDict()
+        self._indexes_bytes = 0
+        self._loading: dict[int, anyio.Event] = {}
+        self._prefetching = 0
+        self._reads = 0
+        self._ranged_gets = 0
+        self._ranged_bytes = 0
+        self._index_gets = 0
+        self._prefetches = 0
+
+    def statistics(self) -> ReaderStatistics:
+        """A snapshot of the counters."""
+        return ReaderStatistics(
+            reads=self._reads,
+            ranged_gets=self._ranged_gets,
+            ranged_bytes=self._ranged_bytes,
+            index_gets=self._index_gets,
+            prefetches=self._prefetches,
+        )
+
+    async def read(self, stream: StreamState, start: int, end: int, bytes_max: int) -> list[StreamEntry]:
+        """Committed entries from the one that holds ``start``, below ``end``, about ``bytes_max``, at least one.
+
+        Continuous; empty if nothing from ``start`` on is committed. Raises UnavailableError; CorruptError
+        if a block fails its checksum or the stream has a hole.
+        """
+        self._reads += 1
+        try:
+            return await self._read(stream, start, end, bytes_max)
+        except NotFoundError:
+            # the object went away between looking it up and reading it: look again, once
+            return await self._read(stream, start, end, bytes_max)
+
+    async def _read(self, stream: StreamState, start: int, end: int, bytes_max: int) -> list[StreamEntry]:
+        wanted = await self._locate(stream, start, end, bytes_max)
+        if not wanted:
+            return []
+        buffers = await self._cache.get([ref for ref, _ in wanted], self._load)
+        self._read_ahead(stream, start, wanted[-1][1].end, end)
+        entries: list[StreamEntry] = []
+        size = 0
+        expected = start
+        for buffer in buffers:
+            for entry in decode_block(buffer, stream.stream_id):
+                if entry.next_offset <= start:
+                    continue
+                if entry.base_offset >= end or (entries and size + len(entry.data) > bytes_max):
+                    return entries
+                if entry.base_offset > expected:
+                    raise CorruptError(
+                        f"stream has a hole, run 'penstock verify': stream={stream.stream_id} "
+                        f"expected={expected} found={entry.base_offset}"
+                    )
+                entries.append(entry)
+                size += len(entry.data)
+                expected = entry.next_offset
+        return entries
+
+    async def _locate(
+        self, stream: StreamState, start: int, end: int, bytes_max: int
+    ) -> list[tuple[BlockRef, IndexRow]]:
+        """The data blocks of [start, end), at least one, until they hold ``bytes_max``."""
+        found: list[tuple[BlockRef, IndexRow]] = []
+        size = 0
+        offset = start
+        while offset < end and (not found or size < bytes_max):
+            position = stream.range_at(offset)
+            if position >= len(stream.ranges) or (found and stream.ranges[position].start > offset):
+                break
+            r = stream.ranges[position]
+            index = await self._index(r.object_id)
+            before = offset
+            for row in index.blocks_from(stream.stream_id, max(offset, r.start)):
+                found.append((BlockRef(r.object_id, row.position, row.size), row))
+                size += row.size
+                offset = row.end
+                if size >= bytes_max or offset >= end:
+                    break
+            if offset == before:
+                raise CorruptError(
+                    f"object doesn't hold what metadata says, run 'penstock verify': object_id={r.object_id} "
+                    f"stream={stream.stream_id} offset={offset}"
+                )
+        return found
+
+    async def _index(self, object_id: int) -> ObjectIndex:
+        """The object's index: cached, or loaded once for all who want it now."""
+        while True:
+            index = self._indexes.get(object_id)
+            if index is not None:
+                self._indexes.move_to_end(object_id)
+                return index
+            loading = self._loading.get(object_id)
+            if loading is None:
+                break
+            await loading.wait()
+        done = self._loading[object_id] = anyio.Event()
+        try:
+            index = await self._load_index(object_id)
+        finally:
+            del self._loading[object_id]
+            done.set()
+        self._indexes[object_id] = index
+        self._indexes_bytes += index.size
+        while self._indexes_bytes > self._settings.index_cache_bytes and len(self._indexes) > 1:
+            _, dropped = self._indexes.popitem(last=False)
+            self._indexes_bytes -= dropped.size
+        return index
+
+    async def _load_index(self, object_id: int) -> ObjectIndex:
+        held = self._image.objects.get(object_id)
+        if held is None:
+            raise NotFoundError(f"there is no such object: object_id={object_id}")
+        key = object_key(object_id)
+        self._index_gets += 1
+        tail_start = max(0, held.size - INDEX_TAIL_BYTES)
+        tail = memoryview(await self._store.get(key, tail_start, held.size))
+        position, size, crc = decode_footer(tail, object_id)
+        if position >= tail_start:
+            return decode_index(tail[position - tail_start : position - tail_start + size], crc, object_id)
+        return decode_index(await self._store.get(key, position, position + size), crc, object_id)
+
+    async def _load(self, refs: Sequence[BlockRef]) -> Sequence[Buffer]:
+        """The given blocks, verified; neighbours share a ranged read."""
+        results: dict[BlockRef, Buffer] = {}
+        async with anyio.create_task_group() as tasks:
+            for run in merge_adjacent(refs, self._settings.merge_bytes_max):
+                tasks.start_soon(self._load_run, run, results)
+        return [results[ref] for ref in refs]
+
+    async def _load_run(self, run: list[BlockRef], results: dict[BlockRef, Buffer]) -> None:
+        first, last = run[0], run[-1]
+        async with self._limiter:
+            data = await self._store.get(
+                object_key(first.object_id), first.position, last.position + last.size
+            )
+        self._ranged_gets += 1
+        self._ranged_bytes += len(data)
+        view = memoryview(data)
+        for ref in run:
+            block = view[ref.position - first.position : ref.position - first.position + ref.size]
+            verify_block(block, ref.object_id, ref.position)
+            # a block must not keep its neighbours' memory alive once they are evicted
+            results[ref] = data if len(run) == 1 else bytes(block)
+
+    def _read_ahead(self, stream: StreamState, start: int, next_offset: int, end: int) -> None:
+        window = self._cache.readahead_bytes(stream.stream_id, start, next_offset)
+        if window <= 0 or next_offset >= end or self._prefetching >= self._settings.prefetch_max:
+            return
+        self._prefetching += 1
+        self._prefetches += 1
+        self._tasks.start_soon(self._prefetch, stream, next_offset, end, window)
+
+    async def _prefetch(self, stream: StreamState, start: int, end: int, window: int) -> None:
+        try:
+            wanted = await self._locate(stream, start, end, window)
+            if wanted:
+                await self._cache.get([ref for ref, _ in wanted], self._load, prefetch=True)
+        except* PenstockError as group:
+            # the reader that gets there will meet the same error, and report it
+            logger.debug("readahead failed: %s", group.exceptions[0])
+        finally:
+            self._prefetching -= 1
+
+
+def merge_adjacent(refs: Sequence[BlockRef], bytes_max: int) -> list[list[BlockRef]]:
+    """``refs`` cut into runs that one ranged read covers without reading anything else."""
+    runs: list[list[BlockRef]] = []
+    for ref in refs:
+        if runs:
+            first, last = runs[-1][0], runs[-1][-1]
+            if (
+                ref.object_id == last.object_id
+                and ref.position == last.position + last.size
+                and ref.position + ref.size - first.position <= bytes_max
+            ):
+                runs[-1].append(ref)
+                continue
+        runs.append([ref])
+    return runs

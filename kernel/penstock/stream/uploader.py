@@ -1,0 +1,310 @@
+"""Upload: frozen log-cache blocks become objects; committed in log order, then the WAL is trimmed.
+
+Blocks are put in parallel (a few at a time) but committed one after the other, in the order they were frozen, each
+with one metadata command. Failures are retried for ever: until a block is committed, the WAL holds its data.
+"""
+
+from __future__ import annotations
+
+__all__ = ("UploadSettings", "Uploader", "UploaderStatistics")
+
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import anyio
+
+from penstock.errors import InvariantError, NotFoundError, PenstockError
+from penstock.metadata.commands import (
+    AbandonObjects,
+    CommitUpload,
+    PrepareObjects,
+    UploadedObject,
+    UploadedRange,
+)
+from penstock.metadata.image import Image
+from penstock.metadata.service import MetadataService
+from penstock.spi.events import UploadCommitted
+from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WriteAheadLog
+from penstock.stream.object_format import ObjectWriter, object_key
+
+logger = logging.getLogger("penstock.stream.upload")
+
+T = TypeVar("T")
+
+_BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploadSettings:
+    """Sizes in bytes, times in ms."""
+
+    block_bytes: int
+    object_split_bytes: int
+    multipart_bytes: int
+    part_bytes: int
+    prepare_deadline_ms: int
+    parallel_max: int = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UploaderStatistics:
+    """A snapshot."""
+
+    pending_blocks: int
+    pending_bytes: int
+    committed_blocks: int
+    committed_bytes: int
+    objects: int
+    failures: int
+    last_error: str
+
+
+def plan_objects(
+    block: LogCacheBlock, image: Image, object_split_bytes: int
+) -> list[list[tuple[int, Sequence[StreamEntry]]]]:
+    """Which streams go into which object: large ones alone, the rest into one (design: stream set object).
+
+    Entries of deleted streams, and those wholly below a stream's start, are left out.
+    """
+    own: list[list[tuple[int, Sequence[StreamEntry]]]] = []
+    shared: list[tuple[int, Sequence[StreamEntry]]] = []
+    for stream_id in sorted(block.streams):
+        stream = image.streams.get(stream_id)
+        if stream is None:
+            continue
+        entries = [entry for entry in block.streams[stream_id] if entry.next_offset > stream.start]
+        if not entries:
+            continue
+        if sum(len(entry.data) for entry in entries) >= object_split_bytes:
+            own.append([(stream_id, entries)])
+        else:
+            shared.append((stream_id, entries))
+    return own + ([shared] if shared else [])
+
+
+class _Upload:
+    """A frozen block on its way."""
+
+    __slots__ = ("block", "objects", "put", "started")
+
+    def __init__(self, block: LogCacheBlock, started: float) -> None:
+        self.block = block
+        self.started = started
+        self.put = anyio.Event()
+        self.objects: list[UploadedObject] = []
+
+
+class Uploader:
+    """Owned by the engine, which runs :meth:`run` in its task group and calls :meth:`submit`."""
+
+    def __init__(
+        self,
+        metadata: MetadataService,
+        store: ObjectStore,
+        wal: WriteAheadLog,
+        log_cache: LogCache,
+        settings: UploadSettings,
+        *,
+        node_id: int,
+        node_epoch: int,
+        now_ms: Callable[[], int],
+        on_committed: Callable[[UploadCommitted, LogCacheBlock], None],
+    ) -> None:
+        self._metadata = metadata
+        self._store = store
+        self._wal = wal
+        self._log_cache = log_cache
+        self._settings = settings
+        self._node_id = node_id
+        self._node_epoch = node_epoch
+        self._now_ms = now_ms
+        self._on_committed = on_committed
+        self._queue: deque[_Upload] = deque()  # frozen, not committed, in log order
+        self._fresh: deque[_Upload] = deque()  # not yet being put
+        self._news = anyio.Event()  # for the putting task
+        self._submitted = anyio.Event()  # for the committing task
+        self._idle = anyio.Event()
+        self._idle.set()
+        self._committed_blocks = 0
+        self._committed_bytes = 0
+        self._objects = 0
+        self._failures = 0
+        self._last_error = ""
+
+    @property
+    def pending_blocks(self) -> int:
+        """Blocks that are frozen but not committed."""
+        return len(self._queue)
+
+    def submit(self, block: LogCacheBlock) -> None:
+        """Queue a frozen block; blocks come in log order."""
+        upload = _Upload(block, time.perf_counter())
+        self._queue.append(upload)
+        self._fresh.append(upload)
+        if self._idle.is_set():
+            self._idle = anyio.Event()
+        self._news.set()
+        self._submitted.set()
+
+    async def wait_idle(self) -> None:
+        """Return when everything that was submitted is committed."""
+        while self._queue:
+            await self._idle.wait()
+
+    def statistics(self) -> UploaderStatistics:
+        """A snapshot of the state."""
+        return UploaderStatistics(
+            pending_blocks=len(self._queue),
+            pending_bytes=sum(upload.block.size_bytes for upload in self._queue),
+            committed_blocks=self._committed_blocks,
+            committed_bytes=self._committed_bytes,
+            objects=self._objects,
+            failures=self._failures,
+            last_error=self._last_error,
+        )
+
+    async def run(self) -> None:
+        """Put and commit for ever. Raises only errors that can't be retried (fenced, corrupt)."""
+        limiter = anyio.CapacityLimiter(self._settings.parallel_max)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._commit_forever)
+            while True:
+                if not self._fresh:
+                    self._news = anyio.Event()
+                    await self._news.wait()
+                upload = self._fresh.popleft()
+                token = object()
+                await limiter.acquire_on_behalf_of(token)
+                tasks.start_soon(self._put_block, upload, limiter, token)
+
+    async def _put_block(self, upload: _Upload, limiter: anyio.CapacityLimiter, token: object) -> None:
+        try:
+            upload.objects = await self._retry("upload", lambda: self._put_objects(upload.block))
+        finally:
+            limiter.release_on_behalf_of(token)
+        upload.put.set()
+
+    async def _put_objects(self, block: LogCacheBlock) -> list[UploadedObject]:
+        plan = plan_objects(block, self._metadata.image, self._settings.object_split_bytes)
+        if not plan:
+            return []
+        deadline_ms = self._now_ms() + self._settings.prepare_deadline_ms
+        object_ids = await self._metadata.submit(
+            PrepareObjects(self._node_id, self._node_epoch, len(plan), deadline_ms)
+        )
+        uploaded = []
+        try:
+            for object_id, streams in zip(object_ids, plan, strict=True):
+                uploaded.append(await self._put_object(object_id, streams))
+        except PenstockError:
+            await self._metadata.submit(AbandonObjects(object_ids))
+            raise
+        return uploaded
+
+    async def _put_object(
+        self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
+    ) -> UploadedObject:
+        writer = ObjectWriter(object_id, self._settings.block_bytes)
+        ranges = []
+        for stream_id, entries in streams:
+            writer.add(stream_id, entries)
+            ranges.append(
+                UploadedRange(
+                    stream_id,
+                    entries[0].base_offset,
+                    entries[-1].next_offset,
+                    sum(len(entry.data) for entry in entries),
+                    max(entry.time_ms for entry in entries),
+                )
+            )
+        body, size = writer.finish()
+        key = object_key(object_id)
+        if size > self._settings.multipart_bytes and self._store.capabilities.multipart:
+            await self._put_multipart(key, body)
+        else:
+            await self._store.put(key, body)
+        return UploadedObject(object_id, size, ranges)
+
+    async def _put_multipart(self, key: str, body: list[Buffer]) -> None:
+        upload = await self._store.create_multipart(key)
+        try:
+            part: list[Buffer] = []
+            part_size = 0
+            for buffer in body:
+                part.append(buffer)
+                part_size += len(buffer)
+                if part_size >= self._settings.part_bytes:
+                    await upload.write_part(part)
+                    part, part_size = [], 0
+            if part:
+                await upload.write_part(part)
+            await upload.complete()
+        except BaseException:
+            with anyio.CancelScope(shield=True), anyio.move_on_after(5):
+                await upload.abort()
+            raise
+
+    async def _commit_forever(self) -> None:
+        while True:
+            if not self._queue:
+                self._idle.set()
+                self._submitted = anyio.Event()
+                await self._submitted.wait()
+            upload = self._queue[0]
+            await upload.put.wait()
+            await self._commit(upload)
+
+    async def _commit(self, upload: _Upload) -> None:
+        while upload.objects:
+            try:
+                await self._metadata.submit(CommitUpload(self._node_id, self._node_epoch, upload.objects))
+                break
+            except NotFoundError as error:
+                logger.warning("upload took longer than its deadline, putting it again: %s", error)
+                upload.objects = await self._retry("upload", lambda: self._put_objects(upload.block))
+        # I4: only now may the WAL forget these entries
+        await self._retry("WAL trim", lambda: self._wal.trim(upload.block.wal_end))
+        self._log_cache.mark_uploaded(upload.block)
+        removed = self._queue.popleft()
+        if removed is not upload:
+            raise InvariantError("uploads are committed in log order")
+        self._committed_blocks += 1
+        self._committed_bytes += upload.block.size_bytes
+        self._objects += len(upload.objects)
+        self._on_committed(
+            UploadCommitted(
+                object_ids=tuple(o.object_id for o in upload.objects),
+                stream_count=len(upload.block.streams),
+                payload_bytes=upload.block.size_bytes,
+                duration_ms=(time.perf_counter() - upload.started) * 1000,
+            ),
+            upload.block,
+        )
+
+    async def _retry(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
+        """Do ``step`` until it succeeds; raises only what can't be retried."""
+        attempt = 0
+        while True:
+            try:
+                result = await step()
+            except PenstockError as error:
+                if not error.retryable:
+                    raise
+                self._failures += 1
+                self._last_error = str(error)
+                pause_s = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
+                attempt += 1
+                if attempt in (1, 5) or attempt % 20 == 0:
+                    logger.warning("%s failed %d times, trying again: %s", what, attempt, error)
+                await anyio.sleep(pause_s)
+            else:
+                if attempt:
+                    logger.warning("%s works again after %d failures", what, attempt)
+                return result
