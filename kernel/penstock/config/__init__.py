@@ -1,0 +1,41 @@
+"""The configuration of a broker: one typed tree from a TOML file, the environment and the command line.
+
+This package and :mod:`penstock.plugins` are the only places where layers are merged; everything below gets
+typed settings. The environment is handed in by whoever builds the broker.
+"""
+
+from __future__ import annotations
+
+from penstock.config._check import DEFAULT, Origin, Origins, nearest, validate
+from penstock.config._explain import (
+    ExplainedKey,
+    SettingsModels,
+    explain,
+    init_template,
+    key_rows,
+    reference_markdown,
+)
+from penstock.config._load import Config, known_keys, load_config, split_address
+from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
+
+__all__ = (
+    "DEFAULT",
+    "DEFAULT_PLUGINS",
+    "SECTIONS",
+    "Config",
+    "ExplainedKey",
+    "Origin",
+    "Origins",
+    "PluginChoice",
+    "SettingsModels",
+    "Tree",
+    "explain",
+    "init_template",
+    "key_rows",
+    "known_keys",
+    "load_config",
+    "nearest",
+    "reference_markdown",
+    "split_address",
+    "validate",
+)

@@ -1,0 +1,263 @@
+"""From raw values to a typed model, and from pydantic's complaints to one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+
+from pydantic import ValidationError
+from pydantic.fields import FieldInfo
+
+from penstock.errors import ConfigError
+from penstock.spi.settings import Settings
+
+S = TypeVar("S", bound=Settings)
+
+_SECRET = re.compile(r"secret|password|token|key", re.IGNORECASE)
+_USERINFO = re.compile(r"(//)[^/@\s]+@")
+_VALUE_LENGTH_MAX = 120
+
+
+class Origin(NamedTuple):
+    """Where a value came from."""
+
+    #: ``default``, ``file``, ``environment``, ``set``, ``program`` or ``derived``.
+    layer: str
+    #: The place for people: ``penstock.toml:12``, ``PENSTOCK__BROKER__RACK``, ``--set broker.rack``.
+    place: str
+
+    @property
+    def is_text(self) -> bool:
+        """Values of these layers are always strings; their type is the key's business."""
+        return self.layer in {"environment", "set"}
+
+
+DEFAULT = Origin("default", "default")
+
+#: Origins by path, for instance ``("listener", "bind")``; a nested key may only have its parent's.
+Origins = Mapping[tuple[str, ...], Origin]
+
+
+def origin_of(path: tuple[str, ...], origins: Origins) -> Origin:
+    """The origin of a key or of its nearest parent."""
+    for depth in range(len(path), 0, -1):
+        if path[:depth] in origins:
+            return origins[path[:depth]]
+    return DEFAULT
+
+
+def nearest(name: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that ``name`` most probably meant, or None."""
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    return found[0] if found else None
+
+
+def redact(path: tuple[str, ...], value: Any) -> Any:
+    """``value`` without secrets: of keys that sound like one, and the user part of URLs."""
+    if value in (None, "", (), {}) or isinstance(value, bool):
+        return value
+    if path and _SECRET.search(path[-1]):
+        return "***"
+    if isinstance(value, str):
+        return _USERINFO.sub(r"\1***@", value)
+    if isinstance(value, Mapping):
+        return {key: redact((*path, str(key)), inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [redact(path, inner) for inner in value]
+    return value
+
+
+def refusal(path: tuple[str, ...], problem: str, value: Any, origins: Origins) -> ConfigError:
+    """The one sentence: origin, key, what is wrong with it, value."""
+    shown = repr(redact(path, value))
+    if len(shown) > _VALUE_LENGTH_MAX:
+        shown = f"{shown[:_VALUE_LENGTH_MAX]}..."
+    return ConfigError(f"{origin_of(path, origins).place}: {'.'.join(path)} {problem}: value={shown}")
+
+
+def unknown_key(
+    path: tuple[str, ...], candidates: Iterable[str], value: Any, origins: Origins
+) -> ConfigError:
+    """The sentence for a key that isn't there. ``candidates`` are full dotted keys."""
+    candidates = sorted(candidates)
+    key = ".".join(path)
+    leaves = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
+    near = nearest(key, candidates) or leaves.get(nearest(path[-1], leaves) or "")
+    if near is not None:
+        advice = f"the nearest key is {near}"
+    elif candidates:
+        advice = f"the keys are {', '.join(candidates)}"
+    else:
+        advice = f"there are no keys in {'.'.join(path[:-1])}"
+    return refusal(path, f"is no key of this configuration, {advice}", value, origins)
+
+
+def validate(
+    model: type[S],
+    raw: Mapping[str, Any],
+    section: str,
+    origins: Origins,
+    *,
+    siblings: Iterable[str] = (),
+) -> S:
+    """``raw`` as a ``model``. ``siblings`` are further keys of the section, for suggestions only.
+
+    Raises ConfigError, about the first thing that is wrong in the order of the file.
+    """
+    values = {}
+    for name, value in raw.items():
+        path = (section, name)
+        field = model.model_fields.get(name)
+        values[name] = value if field is None else _prepare(field, path, value, origins)
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        details = sorted(error.errors(), key=lambda detail: _place_order((section, *_names(detail)), origins))
+        raise _sentence(model, details[0], section, origins, siblings) from None
+
+
+def _place_order(path: tuple[str, ...], origins: Origins) -> tuple[bool, int]:
+    place = origin_of(path, origins).place
+    line = place.rpartition(":")[2]
+    return (not line.isdecimal(), int(line) if line.isdecimal() else 0)
+
+
+def _names(detail: Any) -> tuple[str, ...]:
+    """The path of the key, without pydantic's marks for list positions and alternatives of a union."""
+    names = []
+    for part in detail["loc"]:
+        if not isinstance(part, str) or not re.fullmatch(r"[\w-]+", part):
+            break
+        names.append(part)
+    return tuple(names)
+
+
+def _sentence(
+    model: type[Settings], detail: Any, section: str, origins: Origins, siblings: Iterable[str]
+) -> ConfigError:
+    names = _names(detail)
+    path = (section, *names)
+    value = detail.get("input")
+    if detail["type"] == "extra_forbidden":
+        keys = {f"{section}.{name}" for name in (*model.model_fields, *siblings)}
+        if len(names) > 1:
+            keys = _nested_keys(model, path)
+        return unknown_key(path, keys, value, origins)
+    field = model.model_fields.get(names[0]) if names else None
+    if detail["type"] == "missing":
+        return ConfigError(
+            f"{'.'.join(path)} is required and has no default: set it in the file, with --set, or with the "
+            f"variable PENSTOCK__{'__'.join(path).upper()}"
+        )
+    if detail["type"] == "value_error":
+        reason = str(detail.get("ctx", {}).get("error", detail["msg"]))
+        reason = reason.partition(": value=")[0]
+        return refusal(path, f"is wrong ({reason})", value, origins)
+    expected = expectation(field) if field is not None else ""
+    return refusal(path, f"must be {expected}" if expected else f"is wrong ({detail['msg']})", value, origins)
+
+
+def _nested_keys(model: type[Settings], path: tuple[str, ...]) -> set[str]:
+    inner: Any = model
+    for name in path[1:-1]:
+        field = getattr(inner, "model_fields", {}).get(name)
+        inner = field.annotation if field is not None else None
+    return {".".join((*path[:-1], name)) for name in getattr(inner, "model_fields", {})}
+
+
+def field_format(field: FieldInfo) -> str | None:
+    """``size``, ``duration`` or ``size or -1`` for such fields, else None."""
+    for item in field.metadata:
+        schema = getattr(item, "json_schema", None)
+        if isinstance(schema, Mapping) and "format" in schema:
+            return str(schema["format"])
+    return None
+
+
+_TYPE_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "a string",
+}
+_FORMAT_WORDS = {
+    "size": "a size like 512MiB",
+    "size or -1": "a size like 512MiB, or -1",
+    "duration": "a duration like 250ms, 30s or 7d",
+}
+
+
+def expectation(field: FieldInfo) -> str:
+    """What a value of ``field`` is, for people: ``an integer of at least 1``."""
+    written = field_format(field)
+    words = _FORMAT_WORDS[written] if written in _FORMAT_WORDS else _type_words(field.annotation)
+    return words + "".join(_bounds(field))
+
+
+def _type_words(annotation: Any) -> str:
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _type_words(get_args(annotation)[0])
+    if origin is Literal:
+        return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
+    if origin in (Union, types.UnionType):
+        return " or ".join(_type_words(item) for item in get_args(annotation) if item is not type(None))
+    if origin in (list, tuple, set, frozenset):
+        return "a list of strings" if str in get_args(annotation) else "a list"
+    if origin in (dict, Mapping) or annotation is dict or hasattr(annotation, "model_fields"):
+        return "a table"
+    return _TYPE_WORDS.get(annotation, getattr(annotation, "__name__", "of another type"))
+
+
+def _bounds(field: FieldInfo) -> Iterable[str]:
+    for item in field.metadata:
+        for name, words in (
+            ("ge", " of at least {}"),
+            ("gt", " above {}"),
+            ("le", " of at most {}"),
+            ("lt", " below {}"),
+            ("min_length", " of length {} or more"),
+            ("max_length", " of length {} or less"),
+        ):
+            bound = getattr(item, name, None)
+            if bound is not None:
+                yield words.format(bound)
+
+
+def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origins) -> Any:
+    """What pydantic is to see: text of the environment as the key's type, TOML values only if of that type.
+
+    Pydantic alone would take ``true`` for an integer and ``"12"`` from a file for 12.
+    """
+    annotation = _plain_type(field.annotation)
+    origin = origin_of(path, origins)
+    if isinstance(value, str) and origin.is_text:
+        return _split(value) if get_origin(annotation) in (list, tuple, set, frozenset) else value
+    written = field_format(field) is not None or any(hasattr(item, "func") for item in field.metadata)
+    if written or annotation not in (bool, int, float, str):
+        return value
+    wanted = (int, float) if annotation is float else annotation
+    if value is not None and (
+        not isinstance(value, wanted) or (isinstance(value, bool) and annotation is not bool)
+    ):
+        raise refusal(path, f"must be {expectation(field)}", value, origins)
+    return value
+
+
+def _plain_type(annotation: Any) -> Any:
+    """``X`` for ``X | None``."""
+    if get_origin(annotation) in (Union, types.UnionType):
+        others = [item for item in get_args(annotation) if item is not type(None)]
+        return others[0] if len(others) == 1 else annotation
+    return annotation
+
+
+def _split(text: str) -> list[str]:
+    """``a,b`` or ``["a", "b"]`` as a list."""
+    inner = text.strip()
+    if inner.startswith("[") and inner.endswith("]"):
+        inner = inner[1:-1]
+    return [item.strip().strip("\"'") for item in inner.split(",") if item.strip()]

@@ -1,0 +1,216 @@
+"""The configuration told to people: each key with value, origin and meaning; the template; the reference."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from penstock.config._check import Origin, Origins, expectation, field_format, redact, unknown_key
+from penstock.config._load import Config
+from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
+from penstock.errors import ConfigError
+from penstock.spi.settings import Settings
+from penstock.units import format_duration, format_size
+
+_KIND_MEANINGS = {
+    "allocator": "The account of the memory that payload takes.",
+    "object_store": "Where objects are kept: records, and with metadata_object the metadata.",
+    "metadata_log": "The log that all metadata of the cluster is in.",
+    "wal": "The write-ahead log that makes records durable before they are acknowledged.",
+    "log_cache": "Records since the last upload.",
+    "block_cache": "Blocks read back from objects.",
+    "partitioner": "Chooses partitions for records that come without one.",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExplainedKey:
+    """One row of ``penstock config explain``; secrets in ``value`` are masked."""
+
+    key: str
+    value: str
+    origin: str
+    description: str
+
+
+class SettingsModels(Protocol):
+    """What ``explain`` asks of the plugin registry."""
+
+    def settings_model(self, kind: str, name: str) -> type[Settings]:
+        """The config model of a plugin. Raises PluginError if there is no such plugin."""
+
+    def validate_plugin_settings(self, config: Config, kind: str) -> Settings:
+        """The settings of the selected plugin, checked. Raises ConfigError or PluginError."""
+
+
+def explain(config: Config, models: SettingsModels, key: str | None = None) -> list[ExplainedKey]:
+    """A row for every key, or for ``key``, or for all keys of the section ``key``.
+
+    Raises ConfigError when there is no such key, naming the nearest; PluginError when a selected plugin can't
+    be loaded.
+    """
+    rows = [
+        row for row in _rows(config, models) if key is None or row.key == key or row.key.startswith(f"{key}.")
+    ]
+    if key is not None and not rows:
+        candidates = [row.key for row in _rows(config, models)]
+        problem = str(unknown_key(tuple(key.split(".")), candidates, None, {}))
+        raise ConfigError(problem.removeprefix("default: ").removesuffix(": value=None"))
+    return rows
+
+
+def _rows(config: Config, models: SettingsModels) -> Iterator[ExplainedKey]:
+    for section, model in SECTIONS.items():
+        yield from _model_rows(config, section, model, getattr(config.tree, section))
+    for kind in DEFAULT_PLUGINS:
+        yield ExplainedKey(
+            key=f"{kind}.plugin",
+            value=config.plugin_name(kind),
+            origin=config.origin(f"{kind}.plugin").place,
+            description=_KIND_MEANINGS[kind],
+        )
+        settings = models.validate_plugin_settings(config, kind)
+        yield from _model_rows(config, kind, type(settings), settings)
+
+
+def _model_rows(
+    config: Config, section: str, model: type[Settings], values: Settings
+) -> Iterator[ExplainedKey]:
+    for name, field in model.model_fields.items():
+        key = f"{section}.{name}"
+        yield ExplainedKey(
+            key=key,
+            value=format_value(field, redact((section, name), getattr(values, name))),
+            origin=config.origin(key).place,
+            description=field.description or "",
+        )
+
+
+def format_value(field: FieldInfo, value: Any) -> str:
+    """``value`` as it may be written in TOML, without the quotes of a plain string."""
+    if value is None:
+        return "unset"
+    text = toml_value(field, value)
+    return text[1:-1] if text.startswith('"') else text
+
+
+def toml_value(field: FieldInfo | None, value: Any) -> str:
+    """``value`` as TOML."""
+    written = field_format(field) if field is not None else None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int) and written is not None:
+        if value == -1:
+            return '"-1"' if written == "duration" else "-1"
+        return json.dumps(format_duration(value) if written == "duration" else _exact_size(value))
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple | set | frozenset):
+        return "[" + ", ".join(toml_value(None, item) for item in value) + "]"
+    if isinstance(value, Mapping):
+        inner = ", ".join(
+            f"{json.dumps(str(name))} = {toml_value(None, item)}" for name, item in value.items()
+        )
+        return f"{{ {inner} }}" if inner else "{}"
+    if isinstance(value, Settings):
+        return toml_value(None, value.model_dump())
+    return json.dumps(str(value), ensure_ascii=False)
+
+
+def _exact_size(size: int) -> str:
+    """The size in a unit that loses nothing."""
+    text = format_size(size)
+    return text if "." not in text else str(size)
+
+
+def default_of(field: FieldInfo) -> Any:
+    """The default of a field as its author wrote it; ``PydanticUndefined`` when the key is required."""
+    return field.get_default(call_default_factory=True, validated_data={})
+
+
+def key_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
+    """(key, type, default, description) of each key of a model, for people."""
+    rows = []
+    for name, field in model.model_fields.items():
+        default = default_of(field)
+        shown = "required" if default is PydanticUndefined else format_value(field, default)
+        rows.append((name, expectation(field), shown, field.description or ""))
+    return rows
+
+
+_CLOUDS = ("local",)
+
+_TEMPLATE_HEAD = """\
+# Configuration of a Penstock broker that keeps everything on this machine.
+#
+# Every key is here, commented out, with its default (or an example where there is none). A key can also be
+# given by a variable, PENSTOCK__SECTION__KEY, and on the command line, --set section.key=value; the command line
+# wins over variables, and they win over this file. Check with: penstock config check -c FILE
+"""
+
+
+def init_template(cloud: str = "local", models: SettingsModels | None = None) -> str:
+    """A TOML file with every key commented out at its default, its meaning above it; it loads as it is.
+
+    With ``models``, the keys of the default plugins are in it too.
+    Raises ConfigError when there is no template for ``cloud``.
+    """
+    if cloud not in _CLOUDS:
+        raise ConfigError(
+            f"there is no template for this cloud, those there are: {', '.join(_CLOUDS)}: cloud={cloud!r}"
+        )
+    parts = [_TEMPLATE_HEAD]
+    for section, model in SECTIONS.items():
+        parts.append(f"\n# {(model.__doc__ or '').strip()}\n[{section}]\n")
+        parts.extend(_template_keys(model))
+    for kind, name in DEFAULT_PLUGINS.items():
+        parts.append(f"\n# {_KIND_MEANINGS[kind]}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
+        if models is not None:
+            parts.extend(_template_keys(models.settings_model(kind, name)))
+    return "".join(parts)
+
+
+def _template_keys(model: type[Settings]) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        value = default_of(field)
+        note = ""
+        if value is None or value is PydanticUndefined:
+            example = field.examples[0] if field.examples else ""
+            note = " (no default; an example)" if value is None else " (required)"
+            value = example
+        yield f"# {field.description or name}{note}\n# {name} = {toml_value(field, value)}\n"
+
+
+def reference_markdown() -> str:
+    """The tables of docs/configuration.md."""
+    parts = []
+    for section, model in SECTIONS.items():
+        parts.append(f"### [{section}]\n\n{(model.__doc__ or '').strip()}\n\n")
+        parts.append("| key | value | default | meaning |\n|---|---|---|---|\n")
+        parts.extend(
+            f"| `{name}` | {kind} | `{default}` | {text} |\n" for name, kind, default, text in key_rows(model)
+        )
+        parts.append("\n")
+    parts.append("### Plugin sections\n\n| section | default `plugin` | what it is |\n|---|---|---|\n")
+    parts.extend(
+        f"| `[{kind}]` | `{name}` | {_KIND_MEANINGS[kind]} |\n" for kind, name in DEFAULT_PLUGINS.items()
+    )
+    return "".join(parts)
+
+
+__all__ = (
+    "ExplainedKey",
+    "Origin",
+    "Origins",
+    "SettingsModels",
+    "explain",
+    "format_value",
+    "init_template",
+    "key_rows",
+    "reference_markdown",
+)

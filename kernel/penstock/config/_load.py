@@ -1,0 +1,262 @@
+"""The layers: TOML file < environment < ``--set`` < the program, then types, then combinations."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.config._check import DEFAULT, Origin, Origins, origin_of, refusal, unknown_key, validate
+from penstock.config._toml import parse_toml
+from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
+from penstock.errors import ConfigError
+from penstock.units import format_size, parse_size
+
+_PREFIX = "PENSTOCK__"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Config:
+    """A checked configuration.
+
+    ``tree`` holds the kernel's sections, typed, and for each plugin kind the selected plugin with its settings
+    as written. The plugin's own model checks those when the plugin is selected.
+    """
+
+    tree: Tree
+    origins: Origins
+    #: The file that was read.
+    path: Path | None = None
+
+    def plugin_name(self, kind: str) -> str:
+        """The plugin selected for ``kind``."""
+        return self._choice(kind).plugin
+
+    def plugin_settings(self, kind: str) -> dict[str, Any]:
+        """The settings for that plugin, unchecked. The allocator's ``limit`` follows from ``[memory]`` if unset."""
+        settings = dict(self._choice(kind).settings)
+        if kind == "allocator":
+            settings.setdefault("limit", self.tree.memory.limit - self.tree.memory.reserve)
+        return settings
+
+    def origin(self, key: str) -> Origin:
+        """Where the value of a dotted key came from."""
+        path = tuple(key.split("."))
+        if path == ("allocator", "limit") and path not in self.origins:
+            return Origin("derived", "memory.limit - memory.reserve")
+        return origin_of(path, self.origins)
+
+    def _choice(self, kind: str) -> PluginChoice:
+        assert kind in DEFAULT_PLUGINS, f"no such plugin kind: {kind}"
+        choice = getattr(self.tree, kind)
+        assert isinstance(choice, PluginChoice)
+        return choice
+
+
+def load_config(
+    path: str | Path | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    sets: Sequence[str] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Config:
+    """The configuration from the TOML file at ``path``, the variables ``PENSTOCK__SECTION__KEY`` in ``env``,
+    ``section.key=value`` in ``sets``, and ``overrides``, a later one winning over an earlier one.
+
+    ``overrides`` maps dotted keys or sections to values, typed as in TOML: ``{"listener": {"bind": "..."}}`` or
+    ``{"listener.bind": "..."}``. ``env`` is what the caller got from its surroundings; None reads nothing.
+
+    Raises ConfigError: one sentence with the origin, the key, what is expected and the value.
+    """
+    layers = _Layers()
+    if path is not None:
+        layers.add_file(Path(path))
+    layers.add_environment(env or {})
+    layers.add_sets(sets)
+    layers.add_overrides(overrides or {})
+    tree = _build(layers.values, layers.origins)
+    config = Config(tree=tree, origins=layers.origins, path=Path(path) if path is not None else None)
+    _check_combinations(config)
+    return config
+
+
+class _Layers:
+    """One merged document, with the origin of each key."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+        self.origins: dict[tuple[str, ...], Origin] = {}
+
+    def add_file(self, path: Path) -> None:
+        try:
+            text = path.read_bytes().decode()
+        except FileNotFoundError as error:
+            raise ConfigError(f"configuration file not found: path={path}") from error
+        except OSError as error:
+            raise ConfigError(f"configuration file can't be read, {error.strerror}: path={path}") from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(
+                f"configuration file isn't UTF-8 text: path={path} byte={error.start}"
+            ) from error
+        document, lines = parse_toml(text, str(path))
+        for key_path, line in lines.items():
+            self.origins[key_path] = Origin("file", f"{path}:{line}")
+        for section, value in document.items():
+            if not isinstance(value, dict):
+                raise self._outside_section((section,), value)
+            self.values[section] = value
+
+    def add_environment(self, env: Mapping[str, str]) -> None:
+        for name in sorted(env):
+            if name.upper().startswith(_PREFIX):
+                path = tuple(name[len(_PREFIX) :].lower().split("__"))
+                if not all(path):
+                    raise ConfigError(
+                        f"{name}: not a configuration variable, write it like PENSTOCK__LISTENER__BIND"
+                    )
+                self._put(path, env[name], Origin("environment", name))
+
+    def add_sets(self, sets: Sequence[str]) -> None:
+        for item in sets:
+            key, equals, value = item.partition("=")
+            path = tuple(key.strip().split("."))
+            if not equals or not all(path):
+                raise ConfigError(
+                    f"--set takes section.key=value, like listener.bind=127.0.0.1:9092: got={item!r}"
+                )
+            self._put(path, value, Origin("set", f"--set {key.strip()}"))
+
+    def add_overrides(self, overrides: Mapping[str, Any]) -> None:
+        for key, value in overrides.items():
+            path = tuple(key.split("."))
+            for inner_path, inner in _leaves(path, value) if len(path) == 1 else iter([(path, value)]):
+                self._put(inner_path, inner, Origin("program", "the program"))
+
+    def _put(self, path: tuple[str, ...], value: Any, origin: Origin) -> None:
+        self.origins = {known: place for known, place in self.origins.items() if known[: len(path)] != path}
+        self.origins[path] = origin
+        if len(path) < 2:
+            raise self._outside_section(path, value)
+        node = self.values
+        for name in path[:-1]:
+            inner = node.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise unknown_key(path, (), value, self.origins)
+            node = inner
+        node[path[-1]] = value
+
+    def _outside_section(self, path: tuple[str, ...], value: Any) -> ConfigError:
+        if path[0] in SECTIONS or path[0] in DEFAULT_PLUGINS:
+            return refusal(path, "is a section, give it keys", value, self.origins)
+        return unknown_key(path, known_keys(), value, self.origins)
+
+
+def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The keys of one section; anything deeper is the value of its key."""
+    if isinstance(value, Mapping) and len(path) == 1:
+        for name, inner in value.items():
+            yield (*path, name), inner
+    else:
+        yield path, value
+
+
+def known_keys() -> list[str]:
+    """All dotted keys of the kernel, and ``plugin`` of each kind."""
+    keys = [f"{section}.{name}" for section, model in SECTIONS.items() for name in model.model_fields]
+    return keys + [f"{kind}.plugin" for kind in DEFAULT_PLUGINS]
+
+
+def _build(values: Mapping[str, Any], origins: Origins) -> Tree:
+    for section, value in values.items():
+        if section not in SECTIONS and section not in DEFAULT_PLUGINS:
+            raise _unknown_section(section, value, origins)
+    fields: dict[str, Any] = {}
+    for section, model in SECTIONS.items():
+        fields[section] = validate(model, values.get(section, {}), section, origins)
+    for kind, default in DEFAULT_PLUGINS.items():
+        settings = dict(values.get(kind, {}))
+        name = settings.pop("plugin", default)
+        if not isinstance(name, str) or not name:
+            raise refusal((kind, "plugin"), "must be the name of a plugin", name, origins)
+        fields[kind] = PluginChoice(plugin=name, settings=settings)
+    return Tree.model_construct(**fields)
+
+
+def _unknown_section(section: str, value: Mapping[str, Any], origins: Origins) -> ConfigError:
+    """Name the first key in it, since that is what has an origin that people can find."""
+    name = next(iter(value), None)
+    if name is None:
+        return unknown_key((section,), [*SECTIONS, *DEFAULT_PLUGINS], {}, origins)
+    return unknown_key((section, name), known_keys(), value[name], origins)
+
+
+def split_address(text: str) -> tuple[str, int]:
+    """``host:port`` or ``[ipv6]:port``. Raises ValueError that says how to write it."""
+    host, colon, port = text.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    if bracketed:
+        host = host[1:-1]
+        ipaddress.IPv6Address(host)
+    if not colon or not host or not port.isdecimal() or int(port) > 65535 or (":" in host and not bracketed):
+        raise ValueError("write it like 127.0.0.1:9092 or [::1]:9092")
+    return host, int(port)
+
+
+def _check_combinations(config: Config) -> None:
+    tree, origins = config.tree, config.origins
+    for name, address in (("bind", tree.listener.bind), ("advertised", tree.listener.advertised)):
+        if address is not None:
+            try:
+                split_address(address)
+            except ValueError as error:
+                problem = "must be host:port, like 127.0.0.1:9092 or [::1]:9092"
+                raise refusal(("listener", name), problem, address, origins) from error
+    available = tree.memory.limit - tree.memory.reserve
+    _at_most(config, "groups.session_timeout_min", "groups.session_timeout_max")
+    _at_most(config, "topics.partitions", "topics.partitions_max")
+    _at_most(config, "topics.message_bytes_max", "listener.request_bytes_max")
+    if available < 16 * 2**20:
+        raise _conflict(config, "memory.reserve", "memory.limit", "must leave at least 16MiB of")
+    for name in ("upload_bytes", "append_in_flight_bytes_max", "fetch_in_flight_bytes_max"):
+        if getattr(tree.stream, name) > available:
+            raise _conflict(
+                config,
+                f"stream.{name}",
+                "memory.limit",
+                f"must fit into the allocator, {format_size(available)} of",
+            )
+    limit = config.plugin_settings("allocator")["limit"]
+    try:
+        too_much = parse_size(limit) > tree.memory.limit
+    except ValueError:
+        too_much = False  # the allocator's own model says it better
+    if too_much:
+        raise refusal(
+            ("allocator", "limit"),
+            f"must be at most memory.limit, {format_size(tree.memory.limit)}",
+            limit,
+            origins,
+        )
+
+
+def _value(config: Config, key: str) -> Any:
+    section, _, name = key.partition(".")
+    return getattr(getattr(config.tree, section), name)
+
+
+def _at_most(config: Config, low: str, high: str) -> None:
+    if _value(config, low) > _value(config, high):
+        raise _conflict(config, low, high, "must be at most")
+
+
+def _conflict(config: Config, key: str, other: str, relation: str) -> ConfigError:
+    """Two keys that can't be together; the sentence starts at the one that somebody set."""
+    place = config.origin(key)
+    if place == DEFAULT:
+        place = config.origin(other)
+    return ConfigError(
+        f"{place.place}: {key} {relation} {other}: {key}={_value(config, key)} ({config.origin(key).place}) "
+        f"{other}={_value(config, other)} ({config.origin(other).place})"
+    )
