@@ -783,13 +783,23 @@ class Encoder:
         if not is_compact(self.message, item, self.version):
             self.run.append((legacy, size))
             return
-        self.flush()
         name = self.code.fresh("size")
         self.code.add(f"{name} = {size} + 1")
         self.code.add(f"if {name} < 128:")
-        self.code.add(f"    {self.out}.append({name})")
+        run = self.run
+        self.code.depth += 1
+        if run:  # the run and a length of one byte in one go
+            self.run = [*run, ("B", name)]
+            self.flush()
+        else:
+            self.code.add(f"{self.out}.append({name})")
+        self.code.depth -= 1
         self.code.add("else:")
-        self.code.add(f"    encode_uvarint({self.out}, {name})")
+        self.code.depth += 1
+        self.run = run
+        self.flush()
+        self.code.add(f"encode_uvarint({self.out}, {name})")
+        self.code.depth -= 1
 
     def blob(self, item: Field, source: str) -> None:
         if item.type == "string":
@@ -799,11 +809,10 @@ class Encoder:
             self.flush()
             self.code.add(f"{self.out} += {text}")
         elif item.type == "records":
-            size = self.code.fresh("records_bytes")
-            self.code.add(f"{size} = records_size({source})")
-            self.length(item, source, "i", size)
+            several = self.message.role == "response_"  # a fetch answer may hand over batch by batch
+            self.length(item, source, "i", f"records_size({source})" if several else f"len({source})")
             self.flush()
-            self.code.add(f"out.splice({source}, {size})")
+            self.code.add(f"out.splices.append((len({self.out}), {source}))")
         else:
             self.length(item, source, "i")
             self.flush()

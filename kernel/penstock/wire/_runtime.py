@@ -46,6 +46,10 @@ MALFORMED = (struct.error, IndexError, ValueError, OverflowError)
 """What reading past the end or bad UTF-8 raises inside a decoder, before it becomes a DecodeError."""
 
 
+_pack_2_bytes = struct.Struct("BB").pack
+_pack_3_bytes = struct.Struct("BBB").pack
+
+
 class DecodeError(PenstockError):
     """The bytes are not a well-formed message: answer nothing, close the connection (never retryable)."""
 
@@ -83,20 +87,21 @@ def uvarint_rest(buf: memoryview, pos: int, first: int) -> tuple[int, int]:
 
     Raises DecodeError past 32 bits; IndexError at the end of the buffer, which the caller translates.
     """
-    value = first & 0x7F
-    shift = 7
-    while True:
-        byte = buf[pos]
-        pos += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-        shift += 7
-        if shift > 28:
-            raise DecodeError("varint is longer than 5 bytes")
-    if value > 0xFFFF_FFFF:
-        raise DecodeError(f"varint exceeds 32 bits: value={value}")
-    return value, pos
+    second = buf[pos]
+    if second < 0x80:
+        return first & 0x7F | second << 7, pos + 1
+    third = buf[pos + 1]
+    value = first & 0x7F | (second & 0x7F) << 7 | (third & 0x7F) << 14
+    if third < 0x80:
+        return value, pos + 2
+    fourth = buf[pos + 2]
+    value |= (fourth & 0x7F) << 21
+    if fourth < 0x80:
+        return value, pos + 3
+    fifth = buf[pos + 3]
+    if fifth > 0x0F:
+        raise DecodeError(f"varint exceeds 32 bits: first_byte={first} fifth_byte={fifth}")
+    return value | fifth << 28, pos + 4
 
 
 def decode_uvarint(buf: memoryview, pos: int) -> tuple[int, int]:
@@ -109,10 +114,17 @@ def decode_uvarint(buf: memoryview, pos: int) -> tuple[int, int]:
 
 def encode_uvarint(out: bytearray, value: int) -> None:
     """Append one unsigned varint."""
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
+    if value < 0x80:
+        out.append(value)
+    elif value < 0x4000:
+        out += _pack_2_bytes(value & 0x7F | 0x80, value >> 7)
+    elif value < 0x20_0000:
+        out += _pack_3_bytes(value & 0x7F | 0x80, value >> 7 & 0x7F | 0x80, value >> 14)
+    else:
+        while value >= 0x80:
+            out.append(value & 0x7F | 0x80)
+            value >>= 7
+        out.append(value)
 
 
 def tag_header(buf: memoryview, pos: int, end: int) -> tuple[int, int, int]:
@@ -148,43 +160,40 @@ def decode_uuid_array(buf: memoryview, pos: int, count: int) -> list[bytes]:
 class Writer:
     """Collects one outgoing message: small parts in ``data``, records beside it, uncopied.
 
-    ``splices`` holds (offset in ``data``, buffer) in ascending order: the buffer goes out before that offset.
+    ``splices`` holds (offset in ``data``, records) in ascending order: the records go out before that offset.
+    They must stay unchanged until sent.
     """
 
-    __slots__ = ("data", "spliced_bytes", "splices")
+    __slots__ = ("data", "splices")
 
     def __init__(self, data: bytearray) -> None:
         self.data = data
-        self.splices: list[tuple[int, Buffer]] = []
-        self.spliced_bytes = 0
-
-    def splice(self, records: Records, size: int) -> None:
-        """Append ``size`` bytes of records without copying them; they must stay unchanged until sent."""
-        if not size:
-            return
-        self.spliced_bytes += size
-        at = len(self.data)
-        if isinstance(records, (list, tuple)):
-            self.splices += [(at, part) for part in records if len(part)]
-        else:
-            self.splices.append((at, records))
+        self.splices: list[tuple[int, Records]] = []
 
     def size(self) -> int:
         """Bytes of the whole message so far."""
-        return len(self.data) + self.spliced_bytes
+        size = len(self.data)
+        for _, records in self.splices:
+            size += records_size(records)
+        return size
 
     def segments(self) -> list[Buffer]:
-        """The message as buffers in wire order, for ``writelines``."""
+        """The message as buffers in wire order, for ``writelines``; none of them is empty."""
         if not self.splices:
             return [self.data]
         view = memoryview(self.data)
         result: list[Buffer] = []
         done = 0
-        for at, part in self.splices:
+        for at, records in self.splices:
+            if not records_size(records):
+                continue
             if at > done:
                 result.append(view[done:at])
                 done = at
-            result.append(part)
+            if isinstance(records, (list, tuple)):
+                result += [part for part in records if len(part)]
+            else:
+                result.append(records)
         if done < len(view):
             result.append(view[done:])
         return result

@@ -20,7 +20,7 @@ import msgspec
 import pytest
 
 import penstock.wire
-from penstock.wire import registry
+from penstock.wire import DecodeError, registry
 from penstock.wire._runtime import Writer
 from penstock.wire.messages._index import INDEX
 
@@ -163,3 +163,53 @@ def test_all_versions_of_kio_are_covered() -> None:
         assert found is not None
         assert list(range(found.low, found.high + 1)) == sorted(kio_index.schema_name_map[name])
         assert INDEX[raw["api_key"]][0] == name
+
+
+def _one_of_each(name: str) -> list[tuple[Any, bytes]]:
+    """(decoder, a small valid message) for every message and version of one module."""
+    module = importlib.import_module(f"penstock.wire.messages.{name}")
+    result = []
+    for version, by_kind in kio_index.schema_name_map[name].items():
+        for kind, path in by_kind.items():
+            kio_module, _, class_name = path.partition(":")
+            kio_type = getattr(importlib.import_module(kio_module), class_name)
+            decoders, encoders = _tables(module, kind.name)
+            rng = random.Random(f"fuzz {name} {kind.name} {version}")
+            candidates = []
+            for _ in range(6):
+                out = Writer(bytearray())
+                encoders[version](twin(rng, kio_type, module)[1], out)
+                candidates.append(b"".join(out.segments()))
+            fitting = [data for data in candidates if len(data) <= 600] or [min(candidates, key=len)[:600]]
+            result.append((decoders[version], max(fitting, key=len)))
+    return result
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_every_truncation_raises_decode_error(name: str) -> None:
+    for decode, data in _one_of_each(name):
+        whole = memoryview(data)
+        for end in range(len(data)):
+            with pytest.raises(DecodeError):
+                decode(whole[:end], 0, end)
+
+
+@pytest.mark.parametrize("name", _modules())
+def test_corruption_raises_decode_error_or_decodes_within_bounds(name: str) -> None:
+    """Bit flips and absurd lengths at every position: no other exception, and never a position past the end."""
+    rng = random.Random(name)
+    for decode, data in _one_of_each(name):
+        for at in range(len(data)):
+            flipped = bytearray(data)
+            flipped[at] ^= 1 << rng.randrange(8)
+            absurd = bytearray(data)
+            patch = rng.choice(
+                [b"\x7f\xff\xff\xff", b"\xff\xff\xff\xff\x0f", b"\x80\x80\x80\x80\x80\x80", b"\x80\0"]
+            )
+            absurd[at : at + len(patch)] = patch
+            for damaged in (flipped, absurd):
+                try:
+                    _, pos = decode(memoryview(damaged), 0, len(damaged))
+                except DecodeError:
+                    continue
+                assert 0 <= pos <= len(damaged)

@@ -32,6 +32,7 @@ _unpack_ih = struct.Struct(">ih").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_qhh = struct.Struct(">qhh").pack
+_pack_qhB = struct.Struct(">qhB").pack
 _pack_qh = struct.Struct(">qh").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_ihx = struct.Struct(">ihx").pack
@@ -127,11 +128,11 @@ def encode_request_v3(msg: AddOffsetsToTxnRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.group_id.encode()
-    data += _pack_qh(msg.producer_id, msg.producer_epoch)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_qhB(msg.producer_id, msg.producer_epoch, size_1)
     else:
+        data += _pack_qh(msg.producer_id, msg.producer_epoch)
         encode_uvarint(data, size_1)
     data += text_1
     data.append(0)

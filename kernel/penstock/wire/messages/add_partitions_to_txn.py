@@ -69,11 +69,15 @@ _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_qhi = struct.Struct(">qhi").pack
 _pack_i = struct.Struct(">i").pack
+_pack_qhB = struct.Struct(">qhB").pack
 _pack_qh = struct.Struct(">qh").pack
+_pack_qhtB = struct.Struct(">qh?B").pack
 _pack_qht = struct.Struct(">qh?").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_ihx = struct.Struct(">ihx").pack
+_pack_ihB = struct.Struct(">ihB").pack
 
 
 
@@ -277,11 +281,11 @@ def encode_request_v3(msg: AddPartitionsToTxnRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     v3_and_below_topics_ = msg.v3_and_below_topics
-    data += _pack_qh(msg.v3_and_below_producer_id, msg.v3_and_below_producer_epoch)
     size_1 = len(v3_and_below_topics_) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_qhB(msg.v3_and_below_producer_id, msg.v3_and_below_producer_epoch, size_1)
     else:
+        data += _pack_qh(msg.v3_and_below_producer_id, msg.v3_and_below_producer_epoch)
         encode_uvarint(data, size_1)
     for one_ in v3_and_below_topics_:
         text_1 = one_.name.encode()
@@ -319,11 +323,11 @@ def encode_request_v4(msg: AddPartitionsToTxnRequest, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_
         topics_ = one_.topics
-        data += _pack_qht(one_.producer_id, one_.producer_epoch, one_.verify_only)
         size_2 = len(topics_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_qhtB(one_.producer_id, one_.producer_epoch, one_.verify_only, size_2)
         else:
+            data += _pack_qht(one_.producer_id, one_.producer_epoch, one_.verify_only)
             encode_uvarint(data, size_2)
         for one_1 in topics_:
             text_1 = one_1.name.encode()
@@ -545,11 +549,11 @@ encode_response_v2 = encode_response_v0
 def encode_response_v3(msg: AddPartitionsToTxnResponse, out: Writer) -> None:
     data = out.data
     results_by_topic_v3_and_below_ = msg.results_by_topic_v3_and_below
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(results_by_topic_v3_and_below_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in results_by_topic_v3_and_below_:
         text_ = one_.name.encode()
@@ -574,11 +578,11 @@ def encode_response_v3(msg: AddPartitionsToTxnResponse, out: Writer) -> None:
 def encode_response_v4(msg: AddPartitionsToTxnResponse, out: Writer) -> None:
     data = out.data
     results_by_transaction_ = msg.results_by_transaction
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(results_by_transaction_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in results_by_transaction_:
         text_ = one_.transactional_id.encode()

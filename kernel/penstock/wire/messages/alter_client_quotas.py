@@ -67,6 +67,7 @@ _pack_t = struct.Struct(">?").pack
 _pack_dtx = struct.Struct(">d?x").pack
 _pack_tx = struct.Struct(">?x").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
 
 
 
@@ -477,11 +478,11 @@ def encode_response_v0(msg: AlterClientQuotasResponse, out: Writer) -> None:
 def encode_response_v1(msg: AlterClientQuotasResponse, out: Writer) -> None:
     data = out.data
     entries_ = msg.entries
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(entries_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in entries_:
         error_message_ = one_.error_message

@@ -55,9 +55,11 @@ _pack_i = struct.Struct(">i").pack
 _pack_bh = struct.Struct(">bh").pack
 _pack_h = struct.Struct(">h").pack
 _pack_t = struct.Struct(">?").pack
+_pack_bB = struct.Struct(">bB").pack
 _pack_b = struct.Struct(">b").pack
 _pack_tx = struct.Struct(">?x").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
 
 
 
@@ -227,11 +229,11 @@ def encode_request_v2(msg: AlterConfigsRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in resources_:
         text_ = one_.resource_name.encode()
-        data += _pack_b(one_.resource_type)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_bB(one_.resource_type, size_1)
         else:
+            data += _pack_b(one_.resource_type)
             encode_uvarint(data, size_1)
         data += text_
         configs_ = one_.configs
@@ -386,11 +388,11 @@ encode_response_v1 = encode_response_v0
 def encode_response_v2(msg: AlterConfigsResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in responses_:
         error_message_ = one_.error_message
@@ -406,11 +408,11 @@ def encode_response_v2(msg: AlterConfigsResponse, out: Writer) -> None:
                 encode_uvarint(data, size_1)
             data += text_
         text_1 = one_.resource_name.encode()
-        data += _pack_b(one_.resource_type)
         size_2 = len(text_1) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_bB(one_.resource_type, size_2)
         else:
+            data += _pack_b(one_.resource_type)
             encode_uvarint(data, size_2)
         data += text_1
         data.append(0)

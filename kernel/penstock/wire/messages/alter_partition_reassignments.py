@@ -53,7 +53,9 @@ _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_itB = struct.Struct(">i?B").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_ithB = struct.Struct(">i?hB").unpack_from
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
+_pack_itB = struct.Struct(">i?B").pack
 _pack_it = struct.Struct(">i?").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_ith = struct.Struct(">i?h").pack
@@ -192,11 +194,11 @@ REQUEST_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[AlterPartitio
 def encode_request_v0(msg: AlterPartitionReassignmentsRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.timeout_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.timeout_ms, size_)
     else:
+        data += _pack_i(msg.timeout_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()
@@ -232,11 +234,11 @@ def encode_request_v0(msg: AlterPartitionReassignmentsRequest, out: Writer) -> N
 def encode_request_v1(msg: AlterPartitionReassignmentsRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_it(msg.timeout_ms, msg.allow_replication_factor_change)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_itB(msg.timeout_ms, msg.allow_replication_factor_change, size_)
     else:
+        data += _pack_it(msg.timeout_ms, msg.allow_replication_factor_change)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()

@@ -52,6 +52,7 @@ _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_16sB = struct.Struct(">16sB").unpack_from
 _pack_iqx = struct.Struct(">iqx").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 
 
@@ -273,11 +274,11 @@ def encode_response_v0(msg: AlterShareGroupOffsetsResponse, out: Writer) -> None
             encode_uvarint(data, size_2)
         data += text_1
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_3 = len(partitions_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_.topic_id, size_3)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_3)
         for one_1 in partitions_:
             error_message_1 = one_1.error_message

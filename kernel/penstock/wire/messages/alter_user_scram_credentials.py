@@ -47,7 +47,9 @@ _unpack_biB = struct.Struct(">biB").unpack_from
 _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_hB = struct.Struct(">hB").unpack_from
 _pack_bx = struct.Struct(">bx").pack
+_pack_biB = struct.Struct(">biB").pack
 _pack_bi = struct.Struct(">bi").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_h = struct.Struct(">h").pack
 
@@ -168,11 +170,11 @@ def encode_request_v0(msg: AlterUserScramCredentialsRequest, out: Writer) -> Non
             encode_uvarint(data, size_3)
         data += text_1
         salt_ = one_1.salt
-        data += _pack_bi(one_1.mechanism, one_1.iterations)
         size_4 = len(salt_) + 1
         if size_4 < 128:
-            data.append(size_4)
+            data += _pack_biB(one_1.mechanism, one_1.iterations, size_4)
         else:
+            data += _pack_bi(one_1.mechanism, one_1.iterations)
             encode_uvarint(data, size_4)
         data += salt_
         salted_password_ = one_1.salted_password
@@ -250,11 +252,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[AlterUserScr
 def encode_response_v0(msg: AlterUserScramCredentialsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in results_:
         text_ = one_.user.encode()

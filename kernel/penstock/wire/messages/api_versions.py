@@ -58,6 +58,7 @@ _unpack_t = struct.Struct(">?").unpack_from
 _pack_hi = struct.Struct(">hi").pack
 _pack_hhh = struct.Struct(">hhh").pack
 _pack_i = struct.Struct(">i").pack
+_pack_hB = struct.Struct(">hB").pack
 _pack_h = struct.Struct(">h").pack
 _pack_hhhx = struct.Struct(">hhhx").pack
 _pack_hhx = struct.Struct(">hhx").pack
@@ -324,11 +325,11 @@ encode_response_v2 = encode_response_v1
 def encode_response_v3(msg: ApiVersionsResponse, out: Writer) -> None:
     data = out.data
     api_keys_ = msg.api_keys
-    data += _pack_h(msg.error_code)
     size_ = len(api_keys_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     for one_ in api_keys_:
         data += _pack_hhhx(one_.api_key, one_.min_version, one_.max_version)

@@ -67,10 +67,14 @@ _unpack_iiB = struct.Struct(">iiB").unpack_from
 _unpack_16sB = struct.Struct(">16sB").unpack_from
 _unpack_bB = struct.Struct(">bB").unpack_from
 _pack_tx = struct.Struct(">?x").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_h = struct.Struct(">h").pack
+_pack_iiB = struct.Struct(">iiB").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
+_pack_xB = struct.Struct(">xB").pack
 _pack_xx = struct.Struct(">xx").pack
 _pack_ix = struct.Struct(">ix").pack
 _pack_xbx = struct.Struct(">xbx").pack
@@ -634,11 +638,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[ConsumerGrou
 def encode_response_v0(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         error_message_ = one_.error_message
@@ -668,11 +672,11 @@ def encode_response_v0(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
         text_3 = one_.assignor_name.encode()
-        data += _pack_ii(one_.group_epoch, one_.assignment_epoch)
         size_4 = len(text_3) + 1
         if size_4 < 128:
-            data.append(size_4)
+            data += _pack_iiB(one_.group_epoch, one_.assignment_epoch, size_4)
         else:
+            data += _pack_ii(one_.group_epoch, one_.assignment_epoch)
             encode_uvarint(data, size_4)
         data += text_3
         members_ = one_.members
@@ -712,11 +716,11 @@ def encode_response_v0(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
                     encode_uvarint(data, size_8)
                 data += text_6
             text_7 = one_1.client_id.encode()
-            data += _pack_i(one_1.member_epoch)
             size_9 = len(text_7) + 1
             if size_9 < 128:
-                data.append(size_9)
+                data += _pack_iB(one_1.member_epoch, size_9)
             else:
+                data += _pack_i(one_1.member_epoch)
                 encode_uvarint(data, size_9)
             data += text_7
             text_8 = one_1.client_host.encode()
@@ -760,11 +764,11 @@ def encode_response_v0(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
                 encode_uvarint(data, size_14)
             for one_3 in topic_partitions_:
                 text_11 = one_3.topic_name.encode()
-                data += _pack_16s(one_3.topic_id)
                 size_15 = len(text_11) + 1
                 if size_15 < 128:
-                    data.append(size_15)
+                    data += _pack_16sB(one_3.topic_id, size_15)
                 else:
+                    data += _pack_16s(one_3.topic_id)
                     encode_uvarint(data, size_15)
                 data += text_11
                 partitions_ = one_3.partitions
@@ -777,19 +781,19 @@ def encode_response_v0(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
                 data.append(0)
             target_assignment_ = one_1.target_assignment
             topic_partitions_1 = target_assignment_.topic_partitions
-            data.append(0)
             size_17 = len(topic_partitions_1) + 1
             if size_17 < 128:
-                data.append(size_17)
+                data += _pack_xB(size_17)
             else:
+                data.append(0)
                 encode_uvarint(data, size_17)
             for one_4 in topic_partitions_1:
                 text_12 = one_4.topic_name.encode()
-                data += _pack_16s(one_4.topic_id)
                 size_18 = len(text_12) + 1
                 if size_18 < 128:
-                    data.append(size_18)
+                    data += _pack_16sB(one_4.topic_id, size_18)
                 else:
+                    data += _pack_16s(one_4.topic_id)
                     encode_uvarint(data, size_18)
                 data += text_12
                 partitions_1 = one_4.partitions
@@ -808,11 +812,11 @@ def encode_response_v0(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
 def encode_response_v1(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         error_message_ = one_.error_message
@@ -842,11 +846,11 @@ def encode_response_v1(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
         text_3 = one_.assignor_name.encode()
-        data += _pack_ii(one_.group_epoch, one_.assignment_epoch)
         size_4 = len(text_3) + 1
         if size_4 < 128:
-            data.append(size_4)
+            data += _pack_iiB(one_.group_epoch, one_.assignment_epoch, size_4)
         else:
+            data += _pack_ii(one_.group_epoch, one_.assignment_epoch)
             encode_uvarint(data, size_4)
         data += text_3
         members_ = one_.members
@@ -886,11 +890,11 @@ def encode_response_v1(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
                     encode_uvarint(data, size_8)
                 data += text_6
             text_7 = one_1.client_id.encode()
-            data += _pack_i(one_1.member_epoch)
             size_9 = len(text_7) + 1
             if size_9 < 128:
-                data.append(size_9)
+                data += _pack_iB(one_1.member_epoch, size_9)
             else:
+                data += _pack_i(one_1.member_epoch)
                 encode_uvarint(data, size_9)
             data += text_7
             text_8 = one_1.client_host.encode()
@@ -934,11 +938,11 @@ def encode_response_v1(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
                 encode_uvarint(data, size_14)
             for one_3 in topic_partitions_:
                 text_11 = one_3.topic_name.encode()
-                data += _pack_16s(one_3.topic_id)
                 size_15 = len(text_11) + 1
                 if size_15 < 128:
-                    data.append(size_15)
+                    data += _pack_16sB(one_3.topic_id, size_15)
                 else:
+                    data += _pack_16s(one_3.topic_id)
                     encode_uvarint(data, size_15)
                 data += text_11
                 partitions_ = one_3.partitions
@@ -951,19 +955,19 @@ def encode_response_v1(msg: ConsumerGroupDescribeResponse, out: Writer) -> None:
                 data.append(0)
             target_assignment_ = one_1.target_assignment
             topic_partitions_1 = target_assignment_.topic_partitions
-            data.append(0)
             size_17 = len(topic_partitions_1) + 1
             if size_17 < 128:
-                data.append(size_17)
+                data += _pack_xB(size_17)
             else:
+                data.append(0)
                 encode_uvarint(data, size_17)
             for one_4 in topic_partitions_1:
                 text_12 = one_4.topic_name.encode()
-                data += _pack_16s(one_4.topic_id)
                 size_18 = len(text_12) + 1
                 if size_18 < 128:
-                    data.append(size_18)
+                    data += _pack_16sB(one_4.topic_id, size_18)
                 else:
+                    data += _pack_16s(one_4.topic_id)
                     encode_uvarint(data, size_18)
                 data += text_12
                 partitions_1 = one_4.partitions

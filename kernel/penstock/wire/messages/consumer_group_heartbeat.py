@@ -56,6 +56,7 @@ _unpack_16sB = struct.Struct(">16sB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_iib = struct.Struct(">iib").unpack_from
 _pack_i = struct.Struct(">i").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_ii = struct.Struct(">ii").pack
@@ -393,11 +394,11 @@ def encode_request_v0(msg: ConsumerGroupHeartbeatRequest, out: Writer) -> None:
             encode_uvarint(data, size_7)
         for one_1 in topic_partitions_:
             partitions_ = one_1.partitions
-            data += _pack_16s(one_1.topic_id)
             size_8 = len(partitions_) + 1
             if size_8 < 128:
-                data.append(size_8)
+                data += _pack_16sB(one_1.topic_id, size_8)
             else:
+                data += _pack_16s(one_1.topic_id)
                 encode_uvarint(data, size_8)
             data += pack(f">{len(partitions_)}i", *partitions_)
             data.append(0)
@@ -494,11 +495,11 @@ def encode_request_v1(msg: ConsumerGroupHeartbeatRequest, out: Writer) -> None:
             encode_uvarint(data, size_8)
         for one_1 in topic_partitions_:
             partitions_ = one_1.partitions
-            data += _pack_16s(one_1.topic_id)
             size_9 = len(partitions_) + 1
             if size_9 < 128:
-                data.append(size_9)
+                data += _pack_16sB(one_1.topic_id, size_9)
             else:
+                data += _pack_16s(one_1.topic_id)
                 encode_uvarint(data, size_9)
             data += pack(f">{len(partitions_)}i", *partitions_)
             data.append(0)
@@ -630,11 +631,11 @@ def encode_response_v0(msg: ConsumerGroupHeartbeatResponse, out: Writer) -> None
             encode_uvarint(data, size_2)
         for one_ in topic_partitions_:
             partitions_ = one_.partitions
-            data += _pack_16s(one_.topic_id)
             size_3 = len(partitions_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_16sB(one_.topic_id, size_3)
             else:
+                data += _pack_16s(one_.topic_id)
                 encode_uvarint(data, size_3)
             data += pack(f">{len(partitions_)}i", *partitions_)
             data.append(0)

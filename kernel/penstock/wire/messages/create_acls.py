@@ -51,9 +51,11 @@ _pack_i = struct.Struct(">i").pack
 _pack_bh = struct.Struct(">bh").pack
 _pack_h = struct.Struct(">h").pack
 _pack_bb = struct.Struct(">bb").pack
+_pack_bB = struct.Struct(">bB").pack
 _pack_b = struct.Struct(">b").pack
 _pack_bbx = struct.Struct(">bbx").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
 
 
 
@@ -186,19 +188,19 @@ def encode_request_v2(msg: CreateAclsRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in creations_:
         text_ = one_.resource_name.encode()
-        data += _pack_b(one_.resource_type)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_bB(one_.resource_type, size_1)
         else:
+            data += _pack_b(one_.resource_type)
             encode_uvarint(data, size_1)
         data += text_
         text_1 = one_.principal.encode()
-        data += _pack_b(one_.resource_pattern_type)
         size_2 = len(text_1) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_bB(one_.resource_pattern_type, size_2)
         else:
+            data += _pack_b(one_.resource_pattern_type)
             encode_uvarint(data, size_2)
         data += text_1
         text_2 = one_.host.encode()
@@ -315,11 +317,11 @@ def encode_response_v1(msg: CreateAclsResponse, out: Writer) -> None:
 def encode_response_v2(msg: CreateAclsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in results_:
         error_message_ = one_.error_message

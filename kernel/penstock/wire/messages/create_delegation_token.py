@@ -54,6 +54,8 @@ _pack_q = struct.Struct(">q").pack
 _pack_qx = struct.Struct(">qx").pack
 _pack_hh = struct.Struct(">hh").pack
 _pack_qqqh = struct.Struct(">qqqh").pack
+_pack_hB = struct.Struct(">hB").pack
+_pack_qqqB = struct.Struct(">qqqB").pack
 _pack_qqq = struct.Struct(">qqq").pack
 _pack_ix = struct.Struct(">ix").pack
 
@@ -496,11 +498,11 @@ def encode_response_v1(msg: CreateDelegationTokenResponse, out: Writer) -> None:
 def encode_response_v2(msg: CreateDelegationTokenResponse, out: Writer) -> None:
     data = out.data
     text_ = msg.principal_type.encode()
-    data += _pack_h(msg.error_code)
     size_ = len(text_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.principal_name.encode()
@@ -511,11 +513,11 @@ def encode_response_v2(msg: CreateDelegationTokenResponse, out: Writer) -> None:
         encode_uvarint(data, size_1)
     data += text_1
     text_2 = msg.token_id.encode()
-    data += _pack_qqq(msg.issue_timestamp_ms, msg.expiry_timestamp_ms, msg.max_timestamp_ms)
     size_2 = len(text_2) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_qqqB(msg.issue_timestamp_ms, msg.expiry_timestamp_ms, msg.max_timestamp_ms, size_2)
     else:
+        data += _pack_qqq(msg.issue_timestamp_ms, msg.expiry_timestamp_ms, msg.max_timestamp_ms)
         encode_uvarint(data, size_2)
     data += text_2
     hmac_ = msg.hmac
@@ -531,11 +533,11 @@ def encode_response_v2(msg: CreateDelegationTokenResponse, out: Writer) -> None:
 def encode_response_v3(msg: CreateDelegationTokenResponse, out: Writer) -> None:
     data = out.data
     text_ = msg.principal_type.encode()
-    data += _pack_h(msg.error_code)
     size_ = len(text_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.principal_name.encode()
@@ -560,11 +562,11 @@ def encode_response_v3(msg: CreateDelegationTokenResponse, out: Writer) -> None:
         encode_uvarint(data, size_3)
     data += text_3
     text_4 = msg.token_id.encode()
-    data += _pack_qqq(msg.issue_timestamp_ms, msg.expiry_timestamp_ms, msg.max_timestamp_ms)
     size_4 = len(text_4) + 1
     if size_4 < 128:
-        data.append(size_4)
+        data += _pack_qqqB(msg.issue_timestamp_ms, msg.expiry_timestamp_ms, msg.max_timestamp_ms, size_4)
     else:
+        data += _pack_qqq(msg.issue_timestamp_ms, msg.expiry_timestamp_ms, msg.max_timestamp_ms)
         encode_uvarint(data, size_4)
     data += text_4
     hmac_ = msg.hmac

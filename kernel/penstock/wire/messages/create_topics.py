@@ -79,7 +79,9 @@ _pack_h = struct.Struct(">h").pack
 _pack_ihi = struct.Struct(">ihi").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_it = struct.Struct(">i?").pack
+_pack_ihB = struct.Struct(">ihB").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_itx = struct.Struct(">i?x").pack
 _pack_tbtx = struct.Struct(">?b?x").pack
 _pack_16sh = struct.Struct(">16sh").pack
@@ -308,19 +310,19 @@ def encode_request_v5(msg: CreateTopicsRequest, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_
         assignments_ = one_.assignments
-        data += _pack_ih(one_.num_partitions, one_.replication_factor)
         size_2 = len(assignments_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_ihB(one_.num_partitions, one_.replication_factor, size_2)
         else:
+            data += _pack_ih(one_.num_partitions, one_.replication_factor)
             encode_uvarint(data, size_2)
         for one_1 in assignments_:
             broker_ids_ = one_1.broker_ids
-            data += _pack_i(one_1.partition_index)
             size_3 = len(broker_ids_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_iB(one_1.partition_index, size_3)
             else:
+                data += _pack_i(one_1.partition_index)
                 encode_uvarint(data, size_3)
             data += pack(f">{len(broker_ids_)}i", *broker_ids_)
             data.append(0)
@@ -634,11 +636,11 @@ encode_response_v4 = encode_response_v2
 def encode_response_v5(msg: CreateTopicsResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()
@@ -709,11 +711,11 @@ encode_response_v6 = encode_response_v5
 def encode_response_v7(msg: CreateTopicsResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()

@@ -67,6 +67,8 @@ _pack_bb = struct.Struct(">bb").pack
 _pack_bbx = struct.Struct(">bbx").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_bh = struct.Struct(">bh").pack
+_pack_iB = struct.Struct(">iB").pack
+_pack_bB = struct.Struct(">bB").pack
 
 
 
@@ -494,11 +496,11 @@ def encode_response_v1(msg: DeleteAclsResponse, out: Writer) -> None:
 def encode_response_v2(msg: DeleteAclsResponse, out: Writer) -> None:
     data = out.data
     filter_results_ = msg.filter_results
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(filter_results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in filter_results_:
         error_message_ = one_.error_message
@@ -533,19 +535,19 @@ def encode_response_v2(msg: DeleteAclsResponse, out: Writer) -> None:
                     encode_uvarint(data, size_3)
                 data += text_1
             text_2 = one_1.resource_name.encode()
-            data += _pack_b(one_1.resource_type)
             size_4 = len(text_2) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_bB(one_1.resource_type, size_4)
             else:
+                data += _pack_b(one_1.resource_type)
                 encode_uvarint(data, size_4)
             data += text_2
             text_3 = one_1.principal.encode()
-            data += _pack_b(one_1.pattern_type)
             size_5 = len(text_3) + 1
             if size_5 < 128:
-                data.append(size_5)
+                data += _pack_bB(one_1.pattern_type, size_5)
             else:
+                data += _pack_b(one_1.pattern_type)
                 encode_uvarint(data, size_5)
             data += text_3
             text_4 = one_1.host.encode()

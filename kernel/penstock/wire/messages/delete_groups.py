@@ -35,6 +35,7 @@ _unpack_hB = struct.Struct(">hB").unpack_from
 _pack_i = struct.Struct(">i").pack
 _pack_h = struct.Struct(">h").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_hx = struct.Struct(">hx").pack
 
 
@@ -226,11 +227,11 @@ encode_response_v1 = encode_response_v0
 def encode_response_v2(msg: DeleteGroupsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in results_:
         text_ = one_.group_id.encode()

@@ -59,6 +59,7 @@ _pack_iqx = struct.Struct(">iqx").pack
 _pack_ix = struct.Struct(">ix").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_iqh = struct.Struct(">iqh").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_iqhx = struct.Struct(">iqhx").pack
 
 
@@ -317,11 +318,11 @@ encode_response_v1 = encode_response_v0
 def encode_response_v2(msg: DeleteRecordsResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()

@@ -48,6 +48,7 @@ _pack_h = struct.Struct(">h").pack
 _pack_ix = struct.Struct(">ix").pack
 _pack_16sx = struct.Struct(">16sx").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_hx = struct.Struct(">hx").pack
 _pack_16sh = struct.Struct(">16sh").pack
 
@@ -427,11 +428,11 @@ encode_response_v3 = encode_response_v1
 def encode_response_v4(msg: DeleteTopicsResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in responses_:
         name_ = one_.name
@@ -451,11 +452,11 @@ def encode_response_v4(msg: DeleteTopicsResponse, out: Writer) -> None:
 def encode_response_v5(msg: DeleteTopicsResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in responses_:
         name_ = one_.name
@@ -487,11 +488,11 @@ def encode_response_v5(msg: DeleteTopicsResponse, out: Writer) -> None:
 def encode_response_v6(msg: DeleteTopicsResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in responses_:
         name_ = one_.name

@@ -61,6 +61,7 @@ _pack_ih = struct.Struct(">ih").pack
 _pack_i = struct.Struct(">i").pack
 _pack_bh = struct.Struct(">bh").pack
 _pack_bi = struct.Struct(">bi").pack
+_pack_bB = struct.Struct(">bB").pack
 
 
 
@@ -443,19 +444,19 @@ def encode_response_v2(msg: DescribeAclsResponse, out: Writer) -> None:
         encode_uvarint(data, size_1)
     for one_ in resources_:
         text_1 = one_.resource_name.encode()
-        data += _pack_b(one_.resource_type)
         size_2 = len(text_1) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_bB(one_.resource_type, size_2)
         else:
+            data += _pack_b(one_.resource_type)
             encode_uvarint(data, size_2)
         data += text_1
         acls_ = one_.acls
-        data += _pack_b(one_.pattern_type)
         size_3 = len(acls_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_bB(one_.pattern_type, size_3)
         else:
+            data += _pack_b(one_.pattern_type)
             encode_uvarint(data, size_3)
         for one_1 in acls_:
             text_2 = one_1.principal.encode()

@@ -48,8 +48,10 @@ _pack_tx = struct.Struct(">?x").pack
 _pack_tbx = struct.Struct(">?bx").pack
 _pack_tbtx = struct.Struct(">?b?x").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_ix = struct.Struct(">ix").pack
+_pack_bB = struct.Struct(">bB").pack
 _pack_b = struct.Struct(">b").pack
 
 
@@ -367,19 +369,19 @@ def encode_response_v0(msg: DescribeClusterResponse, out: Writer) -> None:
         encode_uvarint(data, size_1)
     data += text_1
     brokers_ = msg.brokers
-    data += _pack_i(msg.controller_id)
     size_2 = len(brokers_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_iB(msg.controller_id, size_2)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_2)
     for one_ in brokers_:
         text_2 = one_.host.encode()
-        data += _pack_i(one_.broker_id)
         size_3 = len(text_2) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_iB(one_.broker_id, size_3)
         else:
+            data += _pack_i(one_.broker_id)
             encode_uvarint(data, size_3)
         data += text_2
         rack_ = one_.rack
@@ -413,27 +415,27 @@ def encode_response_v1(msg: DescribeClusterResponse, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     text_1 = msg.cluster_id.encode()
-    data += _pack_b(msg.endpoint_type)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_bB(msg.endpoint_type, size_1)
     else:
+        data += _pack_b(msg.endpoint_type)
         encode_uvarint(data, size_1)
     data += text_1
     brokers_ = msg.brokers
-    data += _pack_i(msg.controller_id)
     size_2 = len(brokers_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_iB(msg.controller_id, size_2)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_2)
     for one_ in brokers_:
         text_2 = one_.host.encode()
-        data += _pack_i(one_.broker_id)
         size_3 = len(text_2) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_iB(one_.broker_id, size_3)
         else:
+            data += _pack_i(one_.broker_id)
             encode_uvarint(data, size_3)
         data += text_2
         rack_ = one_.rack
@@ -467,27 +469,27 @@ def encode_response_v2(msg: DescribeClusterResponse, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     text_1 = msg.cluster_id.encode()
-    data += _pack_b(msg.endpoint_type)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_bB(msg.endpoint_type, size_1)
     else:
+        data += _pack_b(msg.endpoint_type)
         encode_uvarint(data, size_1)
     data += text_1
     brokers_ = msg.brokers
-    data += _pack_i(msg.controller_id)
     size_2 = len(brokers_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_iB(msg.controller_id, size_2)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_2)
     for one_ in brokers_:
         text_2 = one_.host.encode()
-        data += _pack_i(one_.broker_id)
         size_3 = len(text_2) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_iB(one_.broker_id, size_3)
         else:
+            data += _pack_i(one_.broker_id)
             encode_uvarint(data, size_3)
         data += text_2
         rack_ = one_.rack

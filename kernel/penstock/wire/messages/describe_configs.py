@@ -74,10 +74,13 @@ _pack_bh = struct.Struct(">bh").pack
 _pack_h = struct.Struct(">h").pack
 _pack_t = struct.Struct(">?").pack
 _pack_tt = struct.Struct(">??").pack
+_pack_bB = struct.Struct(">bB").pack
 _pack_b = struct.Struct(">b").pack
 _pack_ttx = struct.Struct(">??x").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_tbti = struct.Struct(">?b?i").pack
+_pack_iB = struct.Struct(">iB").pack
+_pack_tbtB = struct.Struct(">?b?B").pack
 _pack_tbt = struct.Struct(">?b?").pack
 _pack_bx = struct.Struct(">bx").pack
 
@@ -283,11 +286,11 @@ def encode_request_v4(msg: DescribeConfigsRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in resources_:
         text_ = one_.resource_name.encode()
-        data += _pack_b(one_.resource_type)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_bB(one_.resource_type, size_1)
         else:
+            data += _pack_b(one_.resource_type)
             encode_uvarint(data, size_1)
         data += text_
         configuration_keys_ = one_.configuration_keys
@@ -749,11 +752,11 @@ def encode_response_v3(msg: DescribeConfigsResponse, out: Writer) -> None:
 def encode_response_v4(msg: DescribeConfigsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in results_:
         error_message_ = one_.error_message
@@ -769,11 +772,11 @@ def encode_response_v4(msg: DescribeConfigsResponse, out: Writer) -> None:
                 encode_uvarint(data, size_1)
             data += text_
         text_1 = one_.resource_name.encode()
-        data += _pack_b(one_.resource_type)
         size_2 = len(text_1) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_bB(one_.resource_type, size_2)
         else:
+            data += _pack_b(one_.resource_type)
             encode_uvarint(data, size_2)
         data += text_1
         configs_ = one_.configs
@@ -802,11 +805,11 @@ def encode_response_v4(msg: DescribeConfigsResponse, out: Writer) -> None:
                     encode_uvarint(data, size_5)
                 data += text_3
             synonyms_ = one_1.synonyms
-            data += _pack_tbt(one_1.read_only, one_1.config_source, one_1.is_sensitive)
             size_6 = len(synonyms_) + 1
             if size_6 < 128:
-                data.append(size_6)
+                data += _pack_tbtB(one_1.read_only, one_1.config_source, one_1.is_sensitive, size_6)
             else:
+                data += _pack_tbt(one_1.read_only, one_1.config_source, one_1.is_sensitive)
                 encode_uvarint(data, size_6)
             for one_2 in synonyms_:
                 text_4 = one_2.name.encode()

@@ -57,6 +57,8 @@ _pack_i = struct.Struct(">i").pack
 _pack_h = struct.Struct(">h").pack
 _pack_hi = struct.Struct(">hi").pack
 _pack_qqqh = struct.Struct(">qqqh").pack
+_pack_hB = struct.Struct(">hB").pack
+_pack_qqqB = struct.Struct(">qqqB").pack
 _pack_qqq = struct.Struct(">qqq").pack
 _pack_ix = struct.Struct(">ix").pack
 
@@ -520,11 +522,11 @@ def encode_response_v1(msg: DescribeDelegationTokenResponse, out: Writer) -> Non
 def encode_response_v2(msg: DescribeDelegationTokenResponse, out: Writer) -> None:
     data = out.data
     tokens_ = msg.tokens
-    data += _pack_h(msg.error_code)
     size_ = len(tokens_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     for one_ in tokens_:
         text_ = one_.principal_type.encode()
@@ -542,11 +544,11 @@ def encode_response_v2(msg: DescribeDelegationTokenResponse, out: Writer) -> Non
             encode_uvarint(data, size_2)
         data += text_1
         text_2 = one_.token_id.encode()
-        data += _pack_qqq(one_.issue_timestamp, one_.expiry_timestamp, one_.max_timestamp)
         size_3 = len(text_2) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_qqqB(one_.issue_timestamp, one_.expiry_timestamp, one_.max_timestamp, size_3)
         else:
+            data += _pack_qqq(one_.issue_timestamp, one_.expiry_timestamp, one_.max_timestamp)
             encode_uvarint(data, size_3)
         data += text_2
         hmac_ = one_.hmac
@@ -585,11 +587,11 @@ def encode_response_v2(msg: DescribeDelegationTokenResponse, out: Writer) -> Non
 def encode_response_v3(msg: DescribeDelegationTokenResponse, out: Writer) -> None:
     data = out.data
     tokens_ = msg.tokens
-    data += _pack_h(msg.error_code)
     size_ = len(tokens_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     for one_ in tokens_:
         text_ = one_.principal_type.encode()
@@ -621,11 +623,11 @@ def encode_response_v3(msg: DescribeDelegationTokenResponse, out: Writer) -> Non
             encode_uvarint(data, size_4)
         data += text_3
         text_4 = one_.token_id.encode()
-        data += _pack_qqq(one_.issue_timestamp, one_.expiry_timestamp, one_.max_timestamp)
         size_5 = len(text_4) + 1
         if size_5 < 128:
-            data.append(size_5)
+            data += _pack_qqqB(one_.issue_timestamp, one_.expiry_timestamp, one_.max_timestamp, size_5)
         else:
+            data += _pack_qqq(one_.issue_timestamp, one_.expiry_timestamp, one_.max_timestamp)
             encode_uvarint(data, size_5)
         data += text_4
         hmac_ = one_.hmac

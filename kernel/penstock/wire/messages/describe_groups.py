@@ -57,6 +57,8 @@ _pack_t = struct.Struct(">?").pack
 _pack_tx = struct.Struct(">?x").pack
 _pack_hh = struct.Struct(">hh").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
+_pack_hB = struct.Struct(">hB").pack
 _pack_ix = struct.Struct(">ix").pack
 
 
@@ -1029,19 +1031,19 @@ def encode_response_v4(msg: DescribeGroupsResponse, out: Writer) -> None:
 def encode_response_v5(msg: DescribeGroupsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
-        data += _pack_h(one_.error_code)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_hB(one_.error_code, size_1)
         else:
+            data += _pack_h(one_.error_code)
             encode_uvarint(data, size_1)
         data += text_
         text_1 = one_.group_state.encode()
@@ -1126,11 +1128,11 @@ def encode_response_v5(msg: DescribeGroupsResponse, out: Writer) -> None:
 def encode_response_v6(msg: DescribeGroupsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         error_message_ = one_.error_message

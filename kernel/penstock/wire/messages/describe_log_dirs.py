@@ -66,7 +66,10 @@ _pack_h = struct.Struct(">h").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_hh = struct.Struct(">hh").pack
 _pack_iqqt = struct.Struct(">iqq?").pack
+_pack_iB = struct.Struct(">iB").pack
+_pack_hB = struct.Struct(">hB").pack
 _pack_iqqtx = struct.Struct(">iqq?x").pack
+_pack_ihB = struct.Struct(">ihB").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_qqx = struct.Struct(">qqx").pack
 _pack_qqtx = struct.Struct(">qq?x").pack
@@ -594,19 +597,19 @@ def encode_response_v1(msg: DescribeLogDirsResponse, out: Writer) -> None:
 def encode_response_v2(msg: DescribeLogDirsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in results_:
         text_ = one_.log_dir.encode()
-        data += _pack_h(one_.error_code)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_hB(one_.error_code, size_1)
         else:
+            data += _pack_h(one_.error_code)
             encode_uvarint(data, size_1)
         data += text_
         topics_ = one_.topics
@@ -639,19 +642,19 @@ def encode_response_v2(msg: DescribeLogDirsResponse, out: Writer) -> None:
 def encode_response_v3(msg: DescribeLogDirsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in results_:
         text_ = one_.log_dir.encode()
-        data += _pack_h(one_.error_code)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_hB(one_.error_code, size_1)
         else:
+            data += _pack_h(one_.error_code)
             encode_uvarint(data, size_1)
         data += text_
         topics_ = one_.topics
@@ -684,19 +687,19 @@ def encode_response_v3(msg: DescribeLogDirsResponse, out: Writer) -> None:
 def encode_response_v4(msg: DescribeLogDirsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in results_:
         text_ = one_.log_dir.encode()
-        data += _pack_h(one_.error_code)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_hB(one_.error_code, size_1)
         else:
+            data += _pack_h(one_.error_code)
             encode_uvarint(data, size_1)
         data += text_
         topics_ = one_.topics
@@ -729,19 +732,19 @@ def encode_response_v4(msg: DescribeLogDirsResponse, out: Writer) -> None:
 def encode_response_v5(msg: DescribeLogDirsResponse, out: Writer) -> None:
     data = out.data
     results_ = msg.results
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in results_:
         text_ = one_.log_dir.encode()
-        data += _pack_h(one_.error_code)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_hB(one_.error_code, size_1)
         else:
+            data += _pack_h(one_.error_code)
             encode_uvarint(data, size_1)
         data += text_
         topics_ = one_.topics

@@ -52,6 +52,7 @@ class DescribeProducersResponse(msgspec.Struct, kw_only=True, gc=False):
 _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_qiiqiqB = struct.Struct(">qiiqiqB").unpack_from
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_qiiqiqx = struct.Struct(">qiiqiqx").pack
@@ -228,11 +229,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[DescribeProd
 def encode_response_v0(msg: DescribeProducersResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()

@@ -78,13 +78,17 @@ _unpack_iiqB = struct.Struct(">iiqB").unpack_from
 _unpack_i16sqqqB = struct.Struct(">i16sqqqB").unpack_from
 _unpack_HB = struct.Struct(">HB").unpack_from
 _pack_ix = struct.Struct(">ix").pack
+_pack_hB = struct.Struct(">hB").pack
 _pack_h = struct.Struct(">h").pack
+_pack_ihiiqB = struct.Struct(">ihiiqB").pack
 _pack_ihiiq = struct.Struct(">ihiiq").pack
 _pack_iqx = struct.Struct(">iqx").pack
 _pack_iqqqx = struct.Struct(">iqqqx").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iiqB = struct.Struct(">iiqB").pack
 _pack_iiq = struct.Struct(">iiq").pack
 _pack_i16sqqqx = struct.Struct(">i16sqqqx").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_Hx = struct.Struct(">Hx").pack
 
@@ -505,11 +509,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[DescribeQuor
 def encode_response_v0(msg: DescribeQuorumResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_h(msg.error_code)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.topic_name.encode()
@@ -527,11 +531,11 @@ def encode_response_v0(msg: DescribeQuorumResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         for one_1 in partitions_:
             current_voters_ = one_1.current_voters
-            data += _pack_ihiiq(one_1.partition_index, one_1.error_code, one_1.leader_id, one_1.leader_epoch, one_1.high_watermark)
             size_3 = len(current_voters_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_ihiiqB(one_1.partition_index, one_1.error_code, one_1.leader_id, one_1.leader_epoch, one_1.high_watermark, size_3)
             else:
+                data += _pack_ihiiq(one_1.partition_index, one_1.error_code, one_1.leader_id, one_1.leader_epoch, one_1.high_watermark)
                 encode_uvarint(data, size_3)
             for one_2 in current_voters_:
                 data += _pack_iqx(one_2.replica_id, one_2.log_end_offset)
@@ -551,11 +555,11 @@ def encode_response_v0(msg: DescribeQuorumResponse, out: Writer) -> None:
 def encode_response_v1(msg: DescribeQuorumResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_h(msg.error_code)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_hB(msg.error_code, size_)
     else:
+        data += _pack_h(msg.error_code)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.topic_name.encode()
@@ -573,11 +577,11 @@ def encode_response_v1(msg: DescribeQuorumResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         for one_1 in partitions_:
             current_voters_ = one_1.current_voters
-            data += _pack_ihiiq(one_1.partition_index, one_1.error_code, one_1.leader_id, one_1.leader_epoch, one_1.high_watermark)
             size_3 = len(current_voters_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_ihiiqB(one_1.partition_index, one_1.error_code, one_1.leader_id, one_1.leader_epoch, one_1.high_watermark, size_3)
             else:
+                data += _pack_ihiiq(one_1.partition_index, one_1.error_code, one_1.leader_id, one_1.leader_epoch, one_1.high_watermark)
                 encode_uvarint(data, size_3)
             for one_2 in current_voters_:
                 data += _pack_iqqqx(one_2.replica_id, one_2.log_end_offset, one_2.last_fetch_timestamp, one_2.last_caught_up_timestamp)
@@ -642,11 +646,11 @@ def encode_response_v2(msg: DescribeQuorumResponse, out: Writer) -> None:
                     encode_uvarint(data, size_4)
                 data += text_2
             current_voters_ = one_1.current_voters
-            data += _pack_iiq(one_1.leader_id, one_1.leader_epoch, one_1.high_watermark)
             size_5 = len(current_voters_) + 1
             if size_5 < 128:
-                data.append(size_5)
+                data += _pack_iiqB(one_1.leader_id, one_1.leader_epoch, one_1.high_watermark, size_5)
             else:
+                data += _pack_iiq(one_1.leader_id, one_1.leader_epoch, one_1.high_watermark)
                 encode_uvarint(data, size_5)
             for one_2 in current_voters_:
                 data += _pack_i16sqqqx(one_2.replica_id, one_2.replica_directory_id, one_2.log_end_offset, one_2.last_fetch_timestamp, one_2.last_caught_up_timestamp)
@@ -668,11 +672,11 @@ def encode_response_v2(msg: DescribeQuorumResponse, out: Writer) -> None:
         encode_uvarint(data, size_7)
     for one_4 in nodes_:
         listeners_ = one_4.listeners
-        data += _pack_i(one_4.node_id)
         size_8 = len(listeners_) + 1
         if size_8 < 128:
-            data.append(size_8)
+            data += _pack_iB(one_4.node_id, size_8)
         else:
+            data += _pack_i(one_4.node_id)
             encode_uvarint(data, size_8)
         for one_5 in listeners_:
             text_3 = one_5.name.encode()

@@ -60,7 +60,9 @@ _unpack_16sB = struct.Struct(">16sB").unpack_from
 _unpack_iqihB = struct.Struct(">iqihB").unpack_from
 _unpack_hB = struct.Struct(">hB").unpack_from
 _unpack_iqiqhB = struct.Struct(">iqiqhB").unpack_from
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 _pack_iqih = struct.Struct(">iqih").pack
 _pack_h = struct.Struct(">h").pack
@@ -407,11 +409,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[DescribeShar
 def encode_response_v0(msg: DescribeShareGroupOffsetsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
@@ -436,11 +438,11 @@ def encode_response_v0(msg: DescribeShareGroupOffsetsResponse, out: Writer) -> N
                 encode_uvarint(data, size_3)
             data += text_1
             partitions_ = one_1.partitions
-            data += _pack_16s(one_1.topic_id)
             size_4 = len(partitions_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_16sB(one_1.topic_id, size_4)
             else:
+                data += _pack_16s(one_1.topic_id)
                 encode_uvarint(data, size_4)
             for one_2 in partitions_:
                 error_message_ = one_2.error_message
@@ -476,11 +478,11 @@ def encode_response_v0(msg: DescribeShareGroupOffsetsResponse, out: Writer) -> N
 def encode_response_v1(msg: DescribeShareGroupOffsetsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
@@ -505,11 +507,11 @@ def encode_response_v1(msg: DescribeShareGroupOffsetsResponse, out: Writer) -> N
                 encode_uvarint(data, size_3)
             data += text_1
             partitions_ = one_1.partitions
-            data += _pack_16s(one_1.topic_id)
             size_4 = len(partitions_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_16sB(one_1.topic_id, size_4)
             else:
+                data += _pack_16s(one_1.topic_id)
                 encode_uvarint(data, size_4)
             for one_2 in partitions_:
                 error_message_ = one_2.error_message

@@ -69,8 +69,11 @@ _unpack_hiiiB = struct.Struct(">hiiiB").unpack_from
 _unpack_b = struct.Struct(">b").unpack_from
 _pack_i = struct.Struct(">i").pack
 _pack_ix = struct.Struct(">ix").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_h = struct.Struct(">h").pack
+_pack_16stB = struct.Struct(">16s?B").pack
 _pack_16st = struct.Struct(">16s?").pack
+_pack_hiiiB = struct.Struct(">hiiiB").pack
 _pack_hiii = struct.Struct(">hiii").pack
 
 
@@ -305,11 +308,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[DescribeTopi
 def encode_response_v0(msg: DescribeTopicPartitionsResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         name_ = one_.name
@@ -325,19 +328,19 @@ def encode_response_v0(msg: DescribeTopicPartitionsResponse, out: Writer) -> Non
                 encode_uvarint(data, size_1)
             data += text_
         partitions_ = one_.partitions
-        data += _pack_16st(one_.topic_id, one_.is_internal)
         size_2 = len(partitions_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_16stB(one_.topic_id, one_.is_internal, size_2)
         else:
+            data += _pack_16st(one_.topic_id, one_.is_internal)
             encode_uvarint(data, size_2)
         for one_1 in partitions_:
             replica_nodes_ = one_1.replica_nodes
-            data += _pack_hiii(one_1.error_code, one_1.partition_index, one_1.leader_id, one_1.leader_epoch)
             size_3 = len(replica_nodes_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_hiiiB(one_1.error_code, one_1.partition_index, one_1.leader_id, one_1.leader_epoch, size_3)
             else:
+                data += _pack_hiii(one_1.error_code, one_1.partition_index, one_1.leader_id, one_1.leader_epoch)
                 encode_uvarint(data, size_3)
             data += pack(f">{len(replica_nodes_)}i", *replica_nodes_)
             isr_nodes_ = one_1.isr_nodes

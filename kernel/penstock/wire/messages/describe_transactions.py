@@ -42,8 +42,11 @@ class DescribeTransactionsResponse(msgspec.Struct, kw_only=True, gc=False):
 _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_hB = struct.Struct(">hB").unpack_from
 _unpack_iqqhB = struct.Struct(">iqqhB").unpack_from
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
+_pack_hB = struct.Struct(">hB").pack
 _pack_h = struct.Struct(">h").pack
+_pack_iqqhB = struct.Struct(">iqqhB").pack
 _pack_iqqh = struct.Struct(">iqqh").pack
 
 
@@ -197,19 +200,19 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[DescribeTran
 def encode_response_v0(msg: DescribeTransactionsResponse, out: Writer) -> None:
     data = out.data
     transaction_states_ = msg.transaction_states
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(transaction_states_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in transaction_states_:
         text_ = one_.transactional_id.encode()
-        data += _pack_h(one_.error_code)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_hB(one_.error_code, size_1)
         else:
+            data += _pack_h(one_.error_code)
             encode_uvarint(data, size_1)
         data += text_
         text_1 = one_.transaction_state.encode()
@@ -220,11 +223,11 @@ def encode_response_v0(msg: DescribeTransactionsResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         data += text_1
         topics_ = one_.topics
-        data += _pack_iqqh(one_.transaction_timeout_ms, one_.transaction_start_time_ms, one_.producer_id, one_.producer_epoch)
         size_3 = len(topics_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_iqqhB(one_.transaction_timeout_ms, one_.transaction_start_time_ms, one_.producer_id, one_.producer_epoch, size_3)
         else:
+            data += _pack_iqqh(one_.transaction_timeout_ms, one_.transaction_start_time_ms, one_.producer_id, one_.producer_epoch)
             encode_uvarint(data, size_3)
         for one_1 in topics_:
             text_2 = one_1.topic.encode()

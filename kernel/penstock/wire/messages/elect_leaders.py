@@ -58,6 +58,7 @@ _pack_ix = struct.Struct(">ix").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_ihi = struct.Struct(">ihi").pack
+_pack_ihB = struct.Struct(">ihB").pack
 
 
 
@@ -454,11 +455,11 @@ def encode_response_v1(msg: ElectLeadersResponse, out: Writer) -> None:
 def encode_response_v2(msg: ElectLeadersResponse, out: Writer) -> None:
     data = out.data
     replica_election_results_ = msg.replica_election_results
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(replica_election_results_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in replica_election_results_:
         text_ = one_.topic.encode()

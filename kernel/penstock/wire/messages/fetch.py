@@ -144,9 +144,12 @@ _pack_iqi = struct.Struct(">iqi").pack
 _pack_iqqi = struct.Struct(">iqqi").pack
 _pack_iiiibiii = struct.Struct(">iiiibiii").pack
 _pack_iiqqi = struct.Struct(">iiqqi").pack
+_pack_iiiibiiB = struct.Struct(">iiiibiiB").pack
 _pack_iiiibii = struct.Struct(">iiiibii").pack
 _pack_iiqiqix = struct.Struct(">iiqiqix").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
+_pack_iiibiiB = struct.Struct(">iiibiiB").pack
 _pack_iiibii = struct.Struct(">iiibii").pack
 _pack_iqx = struct.Struct(">iqx").pack
 _pack_iiqiqi = struct.Struct(">iiqiqi").pack
@@ -156,10 +159,12 @@ _pack_ihqq = struct.Struct(">ihqq").pack
 _pack_qq = struct.Struct(">qq").pack
 _pack_ihqqq = struct.Struct(">ihqqq").pack
 _pack_ihii = struct.Struct(">ihii").pack
+_pack_ihiB = struct.Struct(">ihiB").pack
 _pack_ihi = struct.Struct(">ihi").pack
 _pack_qqx = struct.Struct(">qqx").pack
 _pack_iix = struct.Struct(">iix").pack
 _pack_qix = struct.Struct(">qix").pack
+_pack_iB = struct.Struct(">iB").pack
 _DEFAULT_EpochEndOffset = EpochEndOffset()
 _DEFAULT_LeaderIdAndEpoch = LeaderIdAndEpoch()
 _DEFAULT_ReplicaState = ReplicaState()
@@ -1068,11 +1073,11 @@ def encode_request_v11(msg: FetchRequest, out: Writer) -> None:
 def encode_request_v12(msg: FetchRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_iiiibii(msg.replica_id, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iiiibiiB(msg.replica_id, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch, size_)
     else:
+        data += _pack_iiiibii(msg.replica_id, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.topic.encode()
@@ -1143,19 +1148,19 @@ def encode_request_v12(msg: FetchRequest, out: Writer) -> None:
 def encode_request_v13(msg: FetchRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_iiiibii(msg.replica_id, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iiiibiiB(msg.replica_id, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch, size_)
     else:
+        data += _pack_iiiibii(msg.replica_id, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
         encode_uvarint(data, size_)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             data += _pack_iiqiqix(one_1.partition, one_1.current_leader_epoch, one_1.fetch_offset, one_1.last_fetched_epoch, one_1.log_start_offset, one_1.partition_max_bytes)
@@ -1168,11 +1173,11 @@ def encode_request_v13(msg: FetchRequest, out: Writer) -> None:
         encode_uvarint(data, size_2)
     for one_2 in forgotten_topics_data_:
         partitions_1 = one_2.partitions
-        data += _pack_16s(one_2.topic_id)
         size_3 = len(partitions_1) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_2.topic_id, size_3)
         else:
+            data += _pack_16s(one_2.topic_id)
             encode_uvarint(data, size_3)
         data += pack(f">{len(partitions_1)}i", *partitions_1)
         data.append(0)
@@ -1207,19 +1212,19 @@ encode_request_v14 = encode_request_v13
 def encode_request_v15(msg: FetchRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_iiibii(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iiibiiB(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch, size_)
     else:
+        data += _pack_iiibii(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
         encode_uvarint(data, size_)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             data += _pack_iiqiqix(one_1.partition, one_1.current_leader_epoch, one_1.fetch_offset, one_1.last_fetched_epoch, one_1.log_start_offset, one_1.partition_max_bytes)
@@ -1232,11 +1237,11 @@ def encode_request_v15(msg: FetchRequest, out: Writer) -> None:
         encode_uvarint(data, size_2)
     for one_2 in forgotten_topics_data_:
         partitions_1 = one_2.partitions
-        data += _pack_16s(one_2.topic_id)
         size_3 = len(partitions_1) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_2.topic_id, size_3)
         else:
+            data += _pack_16s(one_2.topic_id)
             encode_uvarint(data, size_3)
         data += pack(f">{len(partitions_1)}i", *partitions_1)
         data.append(0)
@@ -1279,19 +1284,19 @@ encode_request_v16 = encode_request_v15
 def encode_request_v17(msg: FetchRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_iiibii(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iiibiiB(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch, size_)
     else:
+        data += _pack_iiibii(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
         encode_uvarint(data, size_)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             data += _pack_iiqiqi(one_1.partition, one_1.current_leader_epoch, one_1.fetch_offset, one_1.last_fetched_epoch, one_1.log_start_offset, one_1.partition_max_bytes)
@@ -1316,11 +1321,11 @@ def encode_request_v17(msg: FetchRequest, out: Writer) -> None:
         encode_uvarint(data, size_2)
     for one_2 in forgotten_topics_data_:
         partitions_1 = one_2.partitions
-        data += _pack_16s(one_2.topic_id)
         size_3 = len(partitions_1) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_2.topic_id, size_3)
         else:
+            data += _pack_16s(one_2.topic_id)
             encode_uvarint(data, size_3)
         data += pack(f">{len(partitions_1)}i", *partitions_1)
         data.append(0)
@@ -1362,19 +1367,19 @@ def encode_request_v17(msg: FetchRequest, out: Writer) -> None:
 def encode_request_v18(msg: FetchRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_iiibii(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iiibiiB(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch, size_)
     else:
+        data += _pack_iiibii(msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.isolation_level, msg.session_id, msg.session_epoch)
         encode_uvarint(data, size_)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             data += _pack_iiqiqi(one_1.partition, one_1.current_leader_epoch, one_1.fetch_offset, one_1.last_fetched_epoch, one_1.log_start_offset, one_1.partition_max_bytes)
@@ -1407,11 +1412,11 @@ def encode_request_v18(msg: FetchRequest, out: Writer) -> None:
         encode_uvarint(data, size_2)
     for one_2 in forgotten_topics_data_:
         partitions_1 = one_2.partitions
-        data += _pack_16s(one_2.topic_id)
         size_3 = len(partitions_1) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_2.topic_id, size_3)
         else:
+            data += _pack_16s(one_2.topic_id)
             encode_uvarint(data, size_3)
         data += pack(f">{len(partitions_1)}i", *partitions_1)
         data.append(0)
@@ -2089,9 +2094,8 @@ def encode_response_v4(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data += b"\xff\xff\xff\xff"
             else:
-                records_bytes_ = records_size(records_)
-                data += _pack_i(records_bytes_)
-                out.splice(records_, records_bytes_)
+                data += _pack_i(records_size(records_))
+                out.splices.append((len(data), records_))
 
 
 def encode_response_v5(msg: FetchResponse, out: Writer) -> None:
@@ -2117,9 +2121,8 @@ def encode_response_v5(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data += b"\xff\xff\xff\xff"
             else:
-                records_bytes_ = records_size(records_)
-                data += _pack_i(records_bytes_)
-                out.splice(records_, records_bytes_)
+                data += _pack_i(records_size(records_))
+                out.splices.append((len(data), records_))
 
 encode_response_v6 = encode_response_v5
 
@@ -2146,9 +2149,8 @@ def encode_response_v7(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data += b"\xff\xff\xff\xff"
             else:
-                records_bytes_ = records_size(records_)
-                data += _pack_i(records_bytes_)
-                out.splice(records_, records_bytes_)
+                data += _pack_i(records_size(records_))
+                out.splices.append((len(data), records_))
 
 encode_response_v8 = encode_response_v7
 encode_response_v9 = encode_response_v7
@@ -2178,19 +2180,18 @@ def encode_response_v11(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data += b"\xff\xff\xff\xff"
             else:
-                records_bytes_ = records_size(records_)
-                data += _pack_i(records_bytes_)
-                out.splice(records_, records_bytes_)
+                data += _pack_i(records_size(records_))
+                out.splices.append((len(data), records_))
 
 
 def encode_response_v12(msg: FetchResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.session_id)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihiB(msg.throttle_time_ms, msg.error_code, msg.session_id, size_)
     else:
+        data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.session_id)
         encode_uvarint(data, size_)
     for one_ in responses_:
         text_ = one_.topic.encode()
@@ -2224,13 +2225,12 @@ def encode_response_v12(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data.append(0)
             else:
-                records_bytes_ = records_size(records_)
-                size_4 = records_bytes_ + 1
+                size_4 = records_size(records_) + 1
                 if size_4 < 128:
                     data.append(size_4)
                 else:
                     encode_uvarint(data, size_4)
-                out.splice(records_, records_bytes_)
+                out.splices.append((len(data), records_))
             tags_ = 0
             tag_data_ = bytearray()
             diverging_epoch_ = one_1.diverging_epoch
@@ -2266,19 +2266,19 @@ def encode_response_v12(msg: FetchResponse, out: Writer) -> None:
 def encode_response_v13(msg: FetchResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.session_id)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihiB(msg.throttle_time_ms, msg.error_code, msg.session_id, size_)
     else:
+        data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.session_id)
         encode_uvarint(data, size_)
     for one_ in responses_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             aborted_transactions_ = one_1.aborted_transactions
@@ -2298,13 +2298,12 @@ def encode_response_v13(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data.append(0)
             else:
-                records_bytes_ = records_size(records_)
-                size_3 = records_bytes_ + 1
+                size_3 = records_size(records_) + 1
                 if size_3 < 128:
                     data.append(size_3)
                 else:
                     encode_uvarint(data, size_3)
-                out.splice(records_, records_bytes_)
+                out.splices.append((len(data), records_))
             tags_ = 0
             tag_data_ = bytearray()
             diverging_epoch_ = one_1.diverging_epoch
@@ -2342,19 +2341,19 @@ encode_response_v15 = encode_response_v13
 def encode_response_v16(msg: FetchResponse, out: Writer) -> None:
     data = out.data
     responses_ = msg.responses
-    data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.session_id)
     size_ = len(responses_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihiB(msg.throttle_time_ms, msg.error_code, msg.session_id, size_)
     else:
+        data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.session_id)
         encode_uvarint(data, size_)
     for one_ in responses_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             aborted_transactions_ = one_1.aborted_transactions
@@ -2374,13 +2373,12 @@ def encode_response_v16(msg: FetchResponse, out: Writer) -> None:
             if records_ is None:
                 data.append(0)
             else:
-                records_bytes_ = records_size(records_)
-                size_3 = records_bytes_ + 1
+                size_3 = records_size(records_) + 1
                 if size_3 < 128:
                     data.append(size_3)
                 else:
                     encode_uvarint(data, size_3)
-                out.splice(records_, records_bytes_)
+                out.splices.append((len(data), records_))
             tags_ = 0
             tag_data_ = bytearray()
             diverging_epoch_ = one_1.diverging_epoch
@@ -2423,11 +2421,11 @@ def encode_response_v16(msg: FetchResponse, out: Writer) -> None:
             encode_uvarint(one_tag_3, size_4)
         for one_3 in node_endpoints_:
             text_ = one_3.host.encode()
-            one_tag_3 += _pack_i(one_3.node_id)
             size_5 = len(text_) + 1
             if size_5 < 128:
-                one_tag_3.append(size_5)
+                one_tag_3 += _pack_iB(one_3.node_id, size_5)
             else:
+                one_tag_3 += _pack_i(one_3.node_id)
                 encode_uvarint(one_tag_3, size_5)
             one_tag_3 += text_
             rack_ = one_3.rack

@@ -50,9 +50,11 @@ _unpack_iB = struct.Struct(">iB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_b = struct.Struct(">b").pack
 _pack_bx = struct.Struct(">bx").pack
+_pack_bB = struct.Struct(">bB").pack
 _pack_hih = struct.Struct(">hih").pack
 _pack_i = struct.Struct(">i").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_ix = struct.Struct(">ix").pack
 
 
@@ -191,11 +193,11 @@ def encode_request_v3(msg: FindCoordinatorRequest, out: Writer) -> None:
 def encode_request_v4(msg: FindCoordinatorRequest, out: Writer) -> None:
     data = out.data
     coordinator_keys_ = msg.coordinator_keys
-    data += _pack_b(msg.key_type)
     size_ = len(coordinator_keys_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_bB(msg.key_type, size_)
     else:
+        data += _pack_b(msg.key_type)
         encode_uvarint(data, size_)
     for one_ in coordinator_keys_:
         text_ = one_.encode()
@@ -417,11 +419,11 @@ def encode_response_v3(msg: FindCoordinatorResponse, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     text_1 = msg.host.encode()
-    data += _pack_i(msg.node_id)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.node_id, size_1)
     else:
+        data += _pack_i(msg.node_id)
         encode_uvarint(data, size_1)
     data += text_1
     data += _pack_ix(msg.port)
@@ -430,11 +432,11 @@ def encode_response_v3(msg: FindCoordinatorResponse, out: Writer) -> None:
 def encode_response_v4(msg: FindCoordinatorResponse, out: Writer) -> None:
     data = out.data
     coordinators_ = msg.coordinators
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(coordinators_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in coordinators_:
         text_ = one_.key.encode()
@@ -445,11 +447,11 @@ def encode_response_v4(msg: FindCoordinatorResponse, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_
         text_1 = one_.host.encode()
-        data += _pack_i(one_.node_id)
         size_2 = len(text_1) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_iB(one_.node_id, size_2)
         else:
+            data += _pack_i(one_.node_id)
             encode_uvarint(data, size_2)
         data += text_1
         error_message_ = one_.error_message

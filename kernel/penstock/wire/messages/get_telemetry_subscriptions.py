@@ -34,7 +34,9 @@ _unpack_16sB = struct.Struct(">16sB").unpack_from
 _unpack_ih16siB = struct.Struct(">ih16siB").unpack_from
 _unpack_iitB = struct.Struct(">ii?B").unpack_from
 _pack_16sx = struct.Struct(">16sx").pack
+_pack_ih16siB = struct.Struct(">ih16siB").pack
 _pack_ih16si = struct.Struct(">ih16si").pack
+_pack_iitB = struct.Struct(">ii?B").pack
 _pack_iit = struct.Struct(">ii?").pack
 
 
@@ -119,19 +121,19 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[GetTelemetry
 def encode_response_v0(msg: GetTelemetrySubscriptionsResponse, out: Writer) -> None:
     data = out.data
     accepted_compression_types_ = msg.accepted_compression_types
-    data += _pack_ih16si(msg.throttle_time_ms, msg.error_code, msg.client_instance_id, msg.subscription_id)
     size_ = len(accepted_compression_types_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ih16siB(msg.throttle_time_ms, msg.error_code, msg.client_instance_id, msg.subscription_id, size_)
     else:
+        data += _pack_ih16si(msg.throttle_time_ms, msg.error_code, msg.client_instance_id, msg.subscription_id)
         encode_uvarint(data, size_)
     data += pack(f">{len(accepted_compression_types_)}b", *accepted_compression_types_)
     requested_metrics_ = msg.requested_metrics
-    data += _pack_iit(msg.push_interval_ms, msg.telemetry_max_bytes, msg.delta_temporality)
     size_1 = len(requested_metrics_) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iitB(msg.push_interval_ms, msg.telemetry_max_bytes, msg.delta_temporality, size_1)
     else:
+        data += _pack_iit(msg.push_interval_ms, msg.telemetry_max_bytes, msg.delta_temporality)
         encode_uvarint(data, size_1)
     for one_ in requested_metrics_:
         text_ = one_.encode()

@@ -47,7 +47,9 @@ _pack_i = struct.Struct(">i").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_iii = struct.Struct(">iii").pack
 _pack_qi = struct.Struct(">qi").pack
+_pack_qB = struct.Struct(">qB").pack
 _pack_q = struct.Struct(">q").pack
+_pack_iiB = struct.Struct(">iiB").pack
 
 
 
@@ -712,11 +714,11 @@ def encode_v4(msg: GroupMetadataValue, out: Writer) -> None:
             encode_uvarint(data, size_2)
         data += text_2
     members_ = msg.members
-    data += _pack_q(msg.current_state_timestamp)
     size_3 = len(members_) + 1
     if size_3 < 128:
-        data.append(size_3)
+        data += _pack_qB(msg.current_state_timestamp, size_3)
     else:
+        data += _pack_q(msg.current_state_timestamp)
         encode_uvarint(data, size_3)
     for one_ in members_:
         text_3 = one_.member_id.encode()
@@ -752,11 +754,11 @@ def encode_v4(msg: GroupMetadataValue, out: Writer) -> None:
             encode_uvarint(data, size_7)
         data += text_6
         subscription_ = one_.subscription
-        data += _pack_ii(one_.rebalance_timeout, one_.session_timeout)
         size_8 = len(subscription_) + 1
         if size_8 < 128:
-            data.append(size_8)
+            data += _pack_iiB(one_.rebalance_timeout, one_.session_timeout, size_8)
         else:
+            data += _pack_ii(one_.rebalance_timeout, one_.session_timeout)
             encode_uvarint(data, size_8)
         data += subscription_
         assignment_ = one_.assignment

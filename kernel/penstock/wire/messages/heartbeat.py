@@ -31,6 +31,7 @@ _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_ihx = struct.Struct(">ihx").pack
 
@@ -188,11 +189,11 @@ def encode_request_v4(msg: HeartbeatRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_i(msg.generation_id)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.generation_id, size_1)
     else:
+        data += _pack_i(msg.generation_id)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id

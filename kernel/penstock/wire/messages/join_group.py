@@ -60,10 +60,13 @@ _pack_h = struct.Struct(">h").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_i = struct.Struct(">i").pack
 _pack_iih = struct.Struct(">iih").pack
+_pack_iiB = struct.Struct(">iiB").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_hih = struct.Struct(">hih").pack
 _pack_ihih = struct.Struct(">ihih").pack
+_pack_ihiB = struct.Struct(">ihiB").pack
 _pack_ihi = struct.Struct(">ihi").pack
+_pack_tB = struct.Struct(">?B").pack
 _pack_t = struct.Struct(">?").pack
 
 
@@ -521,11 +524,11 @@ def encode_request_v6(msg: JoinGroupRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_ii(msg.session_timeout_ms, msg.rebalance_timeout_ms)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iiB(msg.session_timeout_ms, msg.rebalance_timeout_ms, size_1)
     else:
+        data += _pack_ii(msg.session_timeout_ms, msg.rebalance_timeout_ms)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id
@@ -582,11 +585,11 @@ def encode_request_v8(msg: JoinGroupRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_ii(msg.session_timeout_ms, msg.rebalance_timeout_ms)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iiB(msg.session_timeout_ms, msg.rebalance_timeout_ms, size_1)
     else:
+        data += _pack_ii(msg.session_timeout_ms, msg.rebalance_timeout_ms)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id
@@ -1222,11 +1225,11 @@ def encode_response_v6(msg: JoinGroupResponse, out: Writer) -> None:
     if protocol_name_ is None:
         raise missing("JoinGroupResponse.protocol_name")
     text_ = protocol_name_.encode()
-    data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.generation_id)
     size_ = len(text_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihiB(msg.throttle_time_ms, msg.error_code, msg.generation_id, size_)
     else:
+        data += _pack_ihi(msg.throttle_time_ms, msg.error_code, msg.generation_id)
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.leader.encode()
@@ -1388,11 +1391,11 @@ def encode_response_v9(msg: JoinGroupResponse, out: Writer) -> None:
         encode_uvarint(data, size_2)
     data += text_2
     text_3 = msg.member_id.encode()
-    data += _pack_t(msg.skip_assignment)
     size_3 = len(text_3) + 1
     if size_3 < 128:
-        data.append(size_3)
+        data += _pack_tB(msg.skip_assignment, size_3)
     else:
+        data += _pack_t(msg.skip_assignment)
         encode_uvarint(data, size_3)
     data += text_3
     members_ = msg.members

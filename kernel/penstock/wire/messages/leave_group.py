@@ -47,6 +47,7 @@ _pack_h = struct.Struct(">h").pack
 _pack_i = struct.Struct(">i").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_ihi = struct.Struct(">ihi").pack
+_pack_ihB = struct.Struct(">ihB").pack
 _pack_hx = struct.Struct(">hx").pack
 
 
@@ -539,11 +540,11 @@ def encode_response_v3(msg: LeaveGroupResponse, out: Writer) -> None:
 def encode_response_v4(msg: LeaveGroupResponse, out: Writer) -> None:
     data = out.data
     members_ = msg.members
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(members_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in members_:
         text_ = one_.member_id.encode()

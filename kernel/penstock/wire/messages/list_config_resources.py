@@ -31,6 +31,7 @@ class ListConfigResourcesResponse(msgspec.Struct, kw_only=True, gc=False):
 
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_bB = struct.Struct(">bB").unpack_from
+_pack_ihB = struct.Struct(">ihB").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_bx = struct.Struct(">bx").pack
 
@@ -184,11 +185,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[ListConfigRe
 def encode_response_v0(msg: ListConfigResourcesResponse, out: Writer) -> None:
     data = out.data
     config_resources_ = msg.config_resources
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(config_resources_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in config_resources_:
         text_ = one_.resource_name.encode()
@@ -205,11 +206,11 @@ def encode_response_v0(msg: ListConfigResourcesResponse, out: Writer) -> None:
 def encode_response_v1(msg: ListConfigResourcesResponse, out: Writer) -> None:
     data = out.data
     config_resources_ = msg.config_resources
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(config_resources_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in config_resources_:
         text_ = one_.resource_name.encode()

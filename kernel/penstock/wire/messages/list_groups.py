@@ -38,6 +38,7 @@ _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_hi = struct.Struct(">hi").pack
 _pack_h = struct.Struct(">h").pack
 _pack_ihi = struct.Struct(">ihi").pack
+_pack_ihB = struct.Struct(">ihB").pack
 _pack_ih = struct.Struct(">ih").pack
 
 
@@ -498,11 +499,11 @@ encode_response_v2 = encode_response_v1
 def encode_response_v3(msg: ListGroupsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
@@ -526,11 +527,11 @@ def encode_response_v3(msg: ListGroupsResponse, out: Writer) -> None:
 def encode_response_v4(msg: ListGroupsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
@@ -561,11 +562,11 @@ def encode_response_v4(msg: ListGroupsResponse, out: Writer) -> None:
 def encode_response_v5(msg: ListGroupsResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()

@@ -67,11 +67,13 @@ _pack_i = struct.Struct(">i").pack
 _pack_iq = struct.Struct(">iq").pack
 _pack_ibi = struct.Struct(">ibi").pack
 _pack_iiq = struct.Struct(">iiq").pack
+_pack_ibB = struct.Struct(">ibB").pack
 _pack_ib = struct.Struct(">ib").pack
 _pack_iiqx = struct.Struct(">iiqx").pack
 _pack_ix = struct.Struct(">ix").pack
 _pack_ihqq = struct.Struct(">ihqq").pack
 _pack_ihqqi = struct.Struct(">ihqqi").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_ihqqix = struct.Struct(">ihqqix").pack
 
 
@@ -341,11 +343,11 @@ encode_request_v5 = encode_request_v4
 def encode_request_v6(msg: ListOffsetsRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_ib(msg.replica_id, msg.isolation_level)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ibB(msg.replica_id, msg.isolation_level, size_)
     else:
+        data += _pack_ib(msg.replica_id, msg.isolation_level)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()
@@ -373,11 +375,11 @@ encode_request_v9 = encode_request_v6
 def encode_request_v10(msg: ListOffsetsRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_ib(msg.replica_id, msg.isolation_level)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ibB(msg.replica_id, msg.isolation_level, size_)
     else:
+        data += _pack_ib(msg.replica_id, msg.isolation_level)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()
@@ -632,11 +634,11 @@ encode_response_v5 = encode_response_v4
 def encode_response_v6(msg: ListOffsetsResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()

@@ -47,6 +47,7 @@ _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_i = struct.Struct(">i").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 
 
 
@@ -272,11 +273,11 @@ def encode_response_v0(msg: ListPartitionReassignmentsResponse, out: Writer) -> 
             encode_uvarint(data, size_3)
         for one_1 in partitions_:
             replicas_ = one_1.replicas
-            data += _pack_i(one_1.partition_index)
             size_4 = len(replicas_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_iB(one_1.partition_index, size_4)
             else:
+                data += _pack_i(one_1.partition_index)
                 encode_uvarint(data, size_4)
             data += pack(f">{len(replicas_)}i", *replicas_)
             adding_replicas_ = one_1.adding_replicas

@@ -38,7 +38,9 @@ _unpack_qB = struct.Struct(">qB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_qx = struct.Struct(">qx").pack
 _pack_q = struct.Struct(">q").pack
+_pack_ihB = struct.Struct(">ihB").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_qB = struct.Struct(">qB").pack
 
 
 
@@ -361,11 +363,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[ListTransact
 def encode_response_v0(msg: ListTransactionsResponse, out: Writer) -> None:
     data = out.data
     unknown_state_filters_ = msg.unknown_state_filters
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(unknown_state_filters_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     for one_ in unknown_state_filters_:
         text_ = one_.encode()
@@ -390,11 +392,11 @@ def encode_response_v0(msg: ListTransactionsResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_1
         text_2 = one_1.transaction_state.encode()
-        data += _pack_q(one_1.producer_id)
         size_4 = len(text_2) + 1
         if size_4 < 128:
-            data.append(size_4)
+            data += _pack_qB(one_1.producer_id, size_4)
         else:
+            data += _pack_q(one_1.producer_id)
             encode_uvarint(data, size_4)
         data += text_2
         data.append(0)

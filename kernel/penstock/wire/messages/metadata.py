@@ -93,7 +93,12 @@ _pack_hiii = struct.Struct(">hiii").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_ti = struct.Struct(">?i").pack
 _pack_hiiii = struct.Struct(">hiiii").pack
+_pack_iB = struct.Struct(">iB").pack
+_pack_hB = struct.Struct(">hB").pack
+_pack_tB = struct.Struct(">?B").pack
+_pack_hiiiB = struct.Struct(">hiiiB").pack
 _pack_ix = struct.Struct(">ix").pack
+_pack_16stB = struct.Struct(">16s?B").pack
 _pack_16st = struct.Struct(">16s?").pack
 _pack_hx = struct.Struct(">hx").pack
 
@@ -2014,19 +2019,19 @@ def encode_response_v8(msg: MetadataResponse, out: Writer) -> None:
 def encode_response_v9(msg: MetadataResponse, out: Writer) -> None:
     data = out.data
     brokers_ = msg.brokers
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(brokers_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in brokers_:
         text_ = one_.host.encode()
-        data += _pack_i(one_.node_id)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_iB(one_.node_id, size_1)
         else:
+            data += _pack_i(one_.node_id)
             encode_uvarint(data, size_1)
         data += text_
         rack_ = one_.rack
@@ -2054,38 +2059,38 @@ def encode_response_v9(msg: MetadataResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
     topics_ = msg.topics
-    data += _pack_i(msg.controller_id)
     size_4 = len(topics_) + 1
     if size_4 < 128:
-        data.append(size_4)
+        data += _pack_iB(msg.controller_id, size_4)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_4)
     for one_1 in topics_:
         name_ = one_1.name
         if name_ is None:
             raise missing("MetadataResponse.topics.name")
         text_3 = name_.encode()
-        data += _pack_h(one_1.error_code)
         size_5 = len(text_3) + 1
         if size_5 < 128:
-            data.append(size_5)
+            data += _pack_hB(one_1.error_code, size_5)
         else:
+            data += _pack_h(one_1.error_code)
             encode_uvarint(data, size_5)
         data += text_3
         partitions_ = one_1.partitions
-        data += _pack_t(one_1.is_internal)
         size_6 = len(partitions_) + 1
         if size_6 < 128:
-            data.append(size_6)
+            data += _pack_tB(one_1.is_internal, size_6)
         else:
+            data += _pack_t(one_1.is_internal)
             encode_uvarint(data, size_6)
         for one_2 in partitions_:
             replica_nodes_ = one_2.replica_nodes
-            data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
             size_7 = len(replica_nodes_) + 1
             if size_7 < 128:
-                data.append(size_7)
+                data += _pack_hiiiB(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch, size_7)
             else:
+                data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
                 encode_uvarint(data, size_7)
             data += pack(f">{len(replica_nodes_)}i", *replica_nodes_)
             isr_nodes_ = one_2.isr_nodes
@@ -2110,19 +2115,19 @@ def encode_response_v9(msg: MetadataResponse, out: Writer) -> None:
 def encode_response_v10(msg: MetadataResponse, out: Writer) -> None:
     data = out.data
     brokers_ = msg.brokers
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(brokers_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in brokers_:
         text_ = one_.host.encode()
-        data += _pack_i(one_.node_id)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_iB(one_.node_id, size_1)
         else:
+            data += _pack_i(one_.node_id)
             encode_uvarint(data, size_1)
         data += text_
         rack_ = one_.rack
@@ -2150,38 +2155,38 @@ def encode_response_v10(msg: MetadataResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
     topics_ = msg.topics
-    data += _pack_i(msg.controller_id)
     size_4 = len(topics_) + 1
     if size_4 < 128:
-        data.append(size_4)
+        data += _pack_iB(msg.controller_id, size_4)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_4)
     for one_1 in topics_:
         name_ = one_1.name
         if name_ is None:
             raise missing("MetadataResponse.topics.name")
         text_3 = name_.encode()
-        data += _pack_h(one_1.error_code)
         size_5 = len(text_3) + 1
         if size_5 < 128:
-            data.append(size_5)
+            data += _pack_hB(one_1.error_code, size_5)
         else:
+            data += _pack_h(one_1.error_code)
             encode_uvarint(data, size_5)
         data += text_3
         partitions_ = one_1.partitions
-        data += _pack_16st(one_1.topic_id, one_1.is_internal)
         size_6 = len(partitions_) + 1
         if size_6 < 128:
-            data.append(size_6)
+            data += _pack_16stB(one_1.topic_id, one_1.is_internal, size_6)
         else:
+            data += _pack_16st(one_1.topic_id, one_1.is_internal)
             encode_uvarint(data, size_6)
         for one_2 in partitions_:
             replica_nodes_ = one_2.replica_nodes
-            data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
             size_7 = len(replica_nodes_) + 1
             if size_7 < 128:
-                data.append(size_7)
+                data += _pack_hiiiB(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch, size_7)
             else:
+                data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
                 encode_uvarint(data, size_7)
             data += pack(f">{len(replica_nodes_)}i", *replica_nodes_)
             isr_nodes_ = one_2.isr_nodes
@@ -2206,19 +2211,19 @@ def encode_response_v10(msg: MetadataResponse, out: Writer) -> None:
 def encode_response_v11(msg: MetadataResponse, out: Writer) -> None:
     data = out.data
     brokers_ = msg.brokers
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(brokers_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in brokers_:
         text_ = one_.host.encode()
-        data += _pack_i(one_.node_id)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_iB(one_.node_id, size_1)
         else:
+            data += _pack_i(one_.node_id)
             encode_uvarint(data, size_1)
         data += text_
         rack_ = one_.rack
@@ -2246,38 +2251,38 @@ def encode_response_v11(msg: MetadataResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
     topics_ = msg.topics
-    data += _pack_i(msg.controller_id)
     size_4 = len(topics_) + 1
     if size_4 < 128:
-        data.append(size_4)
+        data += _pack_iB(msg.controller_id, size_4)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_4)
     for one_1 in topics_:
         name_ = one_1.name
         if name_ is None:
             raise missing("MetadataResponse.topics.name")
         text_3 = name_.encode()
-        data += _pack_h(one_1.error_code)
         size_5 = len(text_3) + 1
         if size_5 < 128:
-            data.append(size_5)
+            data += _pack_hB(one_1.error_code, size_5)
         else:
+            data += _pack_h(one_1.error_code)
             encode_uvarint(data, size_5)
         data += text_3
         partitions_ = one_1.partitions
-        data += _pack_16st(one_1.topic_id, one_1.is_internal)
         size_6 = len(partitions_) + 1
         if size_6 < 128:
-            data.append(size_6)
+            data += _pack_16stB(one_1.topic_id, one_1.is_internal, size_6)
         else:
+            data += _pack_16st(one_1.topic_id, one_1.is_internal)
             encode_uvarint(data, size_6)
         for one_2 in partitions_:
             replica_nodes_ = one_2.replica_nodes
-            data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
             size_7 = len(replica_nodes_) + 1
             if size_7 < 128:
-                data.append(size_7)
+                data += _pack_hiiiB(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch, size_7)
             else:
+                data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
                 encode_uvarint(data, size_7)
             data += pack(f">{len(replica_nodes_)}i", *replica_nodes_)
             isr_nodes_ = one_2.isr_nodes
@@ -2302,19 +2307,19 @@ def encode_response_v11(msg: MetadataResponse, out: Writer) -> None:
 def encode_response_v12(msg: MetadataResponse, out: Writer) -> None:
     data = out.data
     brokers_ = msg.brokers
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(brokers_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in brokers_:
         text_ = one_.host.encode()
-        data += _pack_i(one_.node_id)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_iB(one_.node_id, size_1)
         else:
+            data += _pack_i(one_.node_id)
             encode_uvarint(data, size_1)
         data += text_
         rack_ = one_.rack
@@ -2342,11 +2347,11 @@ def encode_response_v12(msg: MetadataResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
     topics_ = msg.topics
-    data += _pack_i(msg.controller_id)
     size_4 = len(topics_) + 1
     if size_4 < 128:
-        data.append(size_4)
+        data += _pack_iB(msg.controller_id, size_4)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_4)
     for one_1 in topics_:
         name_ = one_1.name
@@ -2362,19 +2367,19 @@ def encode_response_v12(msg: MetadataResponse, out: Writer) -> None:
                 encode_uvarint(data, size_5)
             data += text_3
         partitions_ = one_1.partitions
-        data += _pack_16st(one_1.topic_id, one_1.is_internal)
         size_6 = len(partitions_) + 1
         if size_6 < 128:
-            data.append(size_6)
+            data += _pack_16stB(one_1.topic_id, one_1.is_internal, size_6)
         else:
+            data += _pack_16st(one_1.topic_id, one_1.is_internal)
             encode_uvarint(data, size_6)
         for one_2 in partitions_:
             replica_nodes_ = one_2.replica_nodes
-            data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
             size_7 = len(replica_nodes_) + 1
             if size_7 < 128:
-                data.append(size_7)
+                data += _pack_hiiiB(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch, size_7)
             else:
+                data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
                 encode_uvarint(data, size_7)
             data += pack(f">{len(replica_nodes_)}i", *replica_nodes_)
             isr_nodes_ = one_2.isr_nodes
@@ -2399,19 +2404,19 @@ def encode_response_v12(msg: MetadataResponse, out: Writer) -> None:
 def encode_response_v13(msg: MetadataResponse, out: Writer) -> None:
     data = out.data
     brokers_ = msg.brokers
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(brokers_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in brokers_:
         text_ = one_.host.encode()
-        data += _pack_i(one_.node_id)
         size_1 = len(text_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_iB(one_.node_id, size_1)
         else:
+            data += _pack_i(one_.node_id)
             encode_uvarint(data, size_1)
         data += text_
         rack_ = one_.rack
@@ -2439,11 +2444,11 @@ def encode_response_v13(msg: MetadataResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
     topics_ = msg.topics
-    data += _pack_i(msg.controller_id)
     size_4 = len(topics_) + 1
     if size_4 < 128:
-        data.append(size_4)
+        data += _pack_iB(msg.controller_id, size_4)
     else:
+        data += _pack_i(msg.controller_id)
         encode_uvarint(data, size_4)
     for one_1 in topics_:
         name_ = one_1.name
@@ -2459,19 +2464,19 @@ def encode_response_v13(msg: MetadataResponse, out: Writer) -> None:
                 encode_uvarint(data, size_5)
             data += text_3
         partitions_ = one_1.partitions
-        data += _pack_16st(one_1.topic_id, one_1.is_internal)
         size_6 = len(partitions_) + 1
         if size_6 < 128:
-            data.append(size_6)
+            data += _pack_16stB(one_1.topic_id, one_1.is_internal, size_6)
         else:
+            data += _pack_16st(one_1.topic_id, one_1.is_internal)
             encode_uvarint(data, size_6)
         for one_2 in partitions_:
             replica_nodes_ = one_2.replica_nodes
-            data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
             size_7 = len(replica_nodes_) + 1
             if size_7 < 128:
-                data.append(size_7)
+                data += _pack_hiiiB(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch, size_7)
             else:
+                data += _pack_hiii(one_2.error_code, one_2.partition_index, one_2.leader_id, one_2.leader_epoch)
                 encode_uvarint(data, size_7)
             data += pack(f">{len(replica_nodes_)}i", *replica_nodes_)
             isr_nodes_ = one_2.isr_nodes

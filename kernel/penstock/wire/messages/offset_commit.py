@@ -68,6 +68,8 @@ _pack_qi = struct.Struct(">qi").pack
 _pack_i = struct.Struct(">i").pack
 _pack_iq = struct.Struct(">iq").pack
 _pack_iqi = struct.Struct(">iqi").pack
+_pack_iB = struct.Struct(">iB").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_ihx = struct.Struct(">ihx").pack
@@ -628,11 +630,11 @@ def encode_request_v8(msg: OffsetCommitRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_i(msg.generation_id_or_member_epoch)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.generation_id_or_member_epoch, size_1)
     else:
+        data += _pack_i(msg.generation_id_or_member_epoch)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id
@@ -695,11 +697,11 @@ def encode_request_v10(msg: OffsetCommitRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_i(msg.generation_id_or_member_epoch)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.generation_id_or_member_epoch, size_1)
     else:
+        data += _pack_i(msg.generation_id_or_member_epoch)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id
@@ -721,11 +723,11 @@ def encode_request_v10(msg: OffsetCommitRequest, out: Writer) -> None:
         encode_uvarint(data, size_3)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_4 = len(partitions_) + 1
         if size_4 < 128:
-            data.append(size_4)
+            data += _pack_16sB(one_.topic_id, size_4)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_4)
         for one_1 in partitions_:
             committed_metadata_ = one_1.committed_metadata
@@ -968,11 +970,11 @@ encode_response_v7 = encode_response_v3
 def encode_response_v8(msg: OffsetCommitResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()
@@ -998,19 +1000,19 @@ encode_response_v9 = encode_response_v8
 def encode_response_v10(msg: OffsetCommitResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partitions_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partitions_:
             data += _pack_ihx(one_1.partition_index, one_1.error_code)

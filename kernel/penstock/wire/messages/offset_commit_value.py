@@ -33,6 +33,7 @@ _pack_qh = struct.Struct(">qh").pack
 _pack_q = struct.Struct(">q").pack
 _pack_qq = struct.Struct(">qq").pack
 _pack_qih = struct.Struct(">qih").pack
+_pack_qiB = struct.Struct(">qiB").pack
 _pack_qi = struct.Struct(">qi").pack
 _pack_16s = struct.Struct(">16s").pack
 
@@ -164,11 +165,11 @@ def encode_v3(msg: OffsetCommitValue, out: Writer) -> None:
 def encode_v4(msg: OffsetCommitValue, out: Writer) -> None:
     data = out.data
     text_ = msg.metadata.encode()
-    data += _pack_qi(msg.offset, msg.leader_epoch)
     size_ = len(text_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_qiB(msg.offset, msg.leader_epoch, size_)
     else:
+        data += _pack_qi(msg.offset, msg.leader_epoch)
         encode_uvarint(data, size_)
     data += text_
     data += _pack_q(msg.commit_timestamp)

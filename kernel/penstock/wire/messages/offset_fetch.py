@@ -92,10 +92,12 @@ _unpack_hB = struct.Struct(">hB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_i = struct.Struct(">i").pack
 _pack_tx = struct.Struct(">?x").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 _pack_iq = struct.Struct(">iq").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_iqi = struct.Struct(">iqi").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_hx = struct.Struct(">hx").pack
 
 
@@ -786,11 +788,11 @@ def encode_request_v10(msg: OffsetFetchRequest, out: Writer) -> None:
                 encode_uvarint(data, size_3)
             for one_1 in topics_:
                 partition_indexes_ = one_1.partition_indexes
-                data += _pack_16s(one_1.topic_id)
                 size_4 = len(partition_indexes_) + 1
                 if size_4 < 128:
-                    data.append(size_4)
+                    data += _pack_16sB(one_1.topic_id, size_4)
                 else:
+                    data += _pack_16s(one_1.topic_id)
                     encode_uvarint(data, size_4)
                 data += pack(f">{len(partition_indexes_)}i", *partition_indexes_)
                 data.append(0)
@@ -1330,11 +1332,11 @@ def encode_response_v5(msg: OffsetFetchResponse, out: Writer) -> None:
 def encode_response_v6(msg: OffsetFetchResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()
@@ -1372,11 +1374,11 @@ encode_response_v7 = encode_response_v6
 def encode_response_v8(msg: OffsetFetchResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
@@ -1429,11 +1431,11 @@ encode_response_v9 = encode_response_v8
 def encode_response_v10(msg: OffsetFetchResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         text_ = one_.group_id.encode()
@@ -1451,11 +1453,11 @@ def encode_response_v10(msg: OffsetFetchResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         for one_1 in topics_:
             partitions_ = one_1.partitions
-            data += _pack_16s(one_1.topic_id)
             size_3 = len(partitions_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_16sB(one_1.topic_id, size_3)
             else:
+                data += _pack_16s(one_1.topic_id)
                 encode_uvarint(data, size_3)
             for one_2 in partitions_:
                 metadata_ = one_2.metadata

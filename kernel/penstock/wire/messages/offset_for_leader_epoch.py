@@ -58,6 +58,7 @@ _pack_i = struct.Struct(">i").pack
 _pack_h = struct.Struct(">h").pack
 _pack_iii = struct.Struct(">iii").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_iiix = struct.Struct(">iiix").pack
 _pack_hiiq = struct.Struct(">hiiq").pack
 _pack_hiiqx = struct.Struct(">hiiqx").pack
@@ -217,11 +218,11 @@ def encode_request_v3(msg: OffsetForLeaderEpochRequest, out: Writer) -> None:
 def encode_request_v4(msg: OffsetForLeaderEpochRequest, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.replica_id)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.replica_id, size_)
     else:
+        data += _pack_i(msg.replica_id)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.topic.encode()
@@ -360,11 +361,11 @@ encode_response_v3 = encode_response_v2
 def encode_response_v4(msg: OffsetForLeaderEpochResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.topic.encode()

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Buffer, Writer, bad_length, encode_uvarint, malformed, records_size, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
 
 
 class PartitionProduceData(msgspec.Struct, kw_only=True, gc=False):
@@ -87,13 +87,17 @@ _unpack_iiB = struct.Struct(">iiB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_hii = struct.Struct(">hii").pack
 _pack_i = struct.Struct(">i").pack
+_pack_hiB = struct.Struct(">hiB").pack
 _pack_hi = struct.Struct(">hi").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 _pack_ihqq = struct.Struct(">ihqq").pack
 _pack_ihqqq = struct.Struct(">ihqqq").pack
 _pack_ihqqqi = struct.Struct(">ihqqqi").pack
+_pack_ihqqqB = struct.Struct(">ihqqqB").pack
 _pack_ix = struct.Struct(">ix").pack
 _pack_iix = struct.Struct(">iix").pack
+_pack_iB = struct.Struct(">iB").pack
 _DEFAULT_LeaderIdAndEpoch = LeaderIdAndEpoch()
 
 
@@ -340,9 +344,8 @@ def encode_request_v3(msg: ProduceRequest, out: Writer) -> None:
             if records_ is None:
                 data += b"\xff\xff\xff\xff"
             else:
-                records_bytes_ = records_size(records_)
-                data += _pack_i(records_bytes_)
-                out.splice(records_, records_bytes_)
+                data += _pack_i(len(records_))
+                out.splices.append((len(data), records_))
 
 encode_request_v4 = encode_request_v3
 encode_request_v5 = encode_request_v3
@@ -364,11 +367,11 @@ def encode_request_v9(msg: ProduceRequest, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     topic_data_ = msg.topic_data
-    data += _pack_hi(msg.acks, msg.timeout_ms)
     size_1 = len(topic_data_) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_hiB(msg.acks, msg.timeout_ms, size_1)
     else:
+        data += _pack_hi(msg.acks, msg.timeout_ms)
         encode_uvarint(data, size_1)
     for one_ in topic_data_:
         text_1 = one_.name.encode()
@@ -390,13 +393,12 @@ def encode_request_v9(msg: ProduceRequest, out: Writer) -> None:
             if records_ is None:
                 data.append(0)
             else:
-                records_bytes_ = records_size(records_)
-                size_4 = records_bytes_ + 1
+                size_4 = len(records_) + 1
                 if size_4 < 128:
                     data.append(size_4)
                 else:
                     encode_uvarint(data, size_4)
-                out.splice(records_, records_bytes_)
+                out.splices.append((len(data), records_))
             data.append(0)
         data.append(0)
     data.append(0)
@@ -419,19 +421,19 @@ def encode_request_v13(msg: ProduceRequest, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     topic_data_ = msg.topic_data
-    data += _pack_hi(msg.acks, msg.timeout_ms)
     size_1 = len(topic_data_) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_hiB(msg.acks, msg.timeout_ms, size_1)
     else:
+        data += _pack_hi(msg.acks, msg.timeout_ms)
         encode_uvarint(data, size_1)
     for one_ in topic_data_:
         partition_data_ = one_.partition_data
-        data += _pack_16s(one_.topic_id)
         size_2 = len(partition_data_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_16sB(one_.topic_id, size_2)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_2)
         for one_1 in partition_data_:
             records_ = one_1.records
@@ -439,13 +441,12 @@ def encode_request_v13(msg: ProduceRequest, out: Writer) -> None:
             if records_ is None:
                 data.append(0)
             else:
-                records_bytes_ = records_size(records_)
-                size_3 = records_bytes_ + 1
+                size_3 = len(records_) + 1
                 if size_3 < 128:
                     data.append(size_3)
                 else:
                     encode_uvarint(data, size_3)
-                out.splice(records_, records_bytes_)
+                out.splices.append((len(data), records_))
             data.append(0)
         data.append(0)
     data.append(0)
@@ -1085,11 +1086,11 @@ def encode_response_v9(msg: ProduceResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         for one_1 in partition_responses_:
             record_errors_ = one_1.record_errors
-            data += _pack_ihqqq(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset)
             size_3 = len(record_errors_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_ihqqqB(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset, size_3)
             else:
+                data += _pack_ihqqq(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset)
                 encode_uvarint(data, size_3)
             for one_2 in record_errors_:
                 batch_index_error_message_ = one_2.batch_index_error_message
@@ -1145,11 +1146,11 @@ def encode_response_v10(msg: ProduceResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         for one_1 in partition_responses_:
             record_errors_ = one_1.record_errors
-            data += _pack_ihqqq(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset)
             size_3 = len(record_errors_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_ihqqqB(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset, size_3)
             else:
+                data += _pack_ihqqq(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset)
                 encode_uvarint(data, size_3)
             for one_2 in record_errors_:
                 batch_index_error_message_ = one_2.batch_index_error_message
@@ -1203,11 +1204,11 @@ def encode_response_v10(msg: ProduceResponse, out: Writer) -> None:
             encode_uvarint(one_tag_1, size_6)
         for one_3 in node_endpoints_:
             text_3 = one_3.host.encode()
-            one_tag_1 += _pack_i(one_3.node_id)
             size_7 = len(text_3) + 1
             if size_7 < 128:
-                one_tag_1.append(size_7)
+                one_tag_1 += _pack_iB(one_3.node_id, size_7)
             else:
+                one_tag_1 += _pack_i(one_3.node_id)
                 encode_uvarint(one_tag_1, size_7)
             one_tag_1 += text_3
             rack_ = one_3.rack
@@ -1242,19 +1243,19 @@ def encode_response_v13(msg: ProduceResponse, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in responses_:
         partition_responses_ = one_.partition_responses
-        data += _pack_16s(one_.topic_id)
         size_1 = len(partition_responses_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_16sB(one_.topic_id, size_1)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_1)
         for one_1 in partition_responses_:
             record_errors_ = one_1.record_errors
-            data += _pack_ihqqq(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset)
             size_2 = len(record_errors_) + 1
             if size_2 < 128:
-                data.append(size_2)
+                data += _pack_ihqqqB(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset, size_2)
             else:
+                data += _pack_ihqqq(one_1.index, one_1.error_code, one_1.base_offset, one_1.log_append_time_ms, one_1.log_start_offset)
                 encode_uvarint(data, size_2)
             for one_2 in record_errors_:
                 batch_index_error_message_ = one_2.batch_index_error_message
@@ -1308,11 +1309,11 @@ def encode_response_v13(msg: ProduceResponse, out: Writer) -> None:
             encode_uvarint(one_tag_1, size_5)
         for one_3 in node_endpoints_:
             text_2 = one_3.host.encode()
-            one_tag_1 += _pack_i(one_3.node_id)
             size_6 = len(text_2) + 1
             if size_6 < 128:
-                one_tag_1.append(size_6)
+                one_tag_1 += _pack_iB(one_3.node_id, size_6)
             else:
+                one_tag_1 += _pack_i(one_3.node_id)
                 encode_uvarint(one_tag_1, size_6)
             one_tag_1 += text_2
             rack_ = one_3.rack

@@ -28,6 +28,7 @@ class PushTelemetryResponse(msgspec.Struct, kw_only=True, gc=False):
 
 _unpack_16sitbB = struct.Struct(">16si?bB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
+_pack_16sitbB = struct.Struct(">16si?bB").pack
 _pack_16sitb = struct.Struct(">16si?b").pack
 _pack_ihx = struct.Struct(">ihx").pack
 
@@ -64,11 +65,11 @@ REQUEST_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[PushTelemetry
 def encode_request_v0(msg: PushTelemetryRequest, out: Writer) -> None:
     data = out.data
     metrics_ = msg.metrics
-    data += _pack_16sitb(msg.client_instance_id, msg.subscription_id, msg.terminating, msg.compression_type)
     size_ = len(metrics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_16sitbB(msg.client_instance_id, msg.subscription_id, msg.terminating, msg.compression_type, size_)
     else:
+        data += _pack_16sitb(msg.client_instance_id, msg.subscription_id, msg.terminating, msg.compression_type)
         encode_uvarint(data, size_)
     data += metrics_
     data.append(0)

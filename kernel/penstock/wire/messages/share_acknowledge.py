@@ -77,9 +77,13 @@ _unpack_qqB = struct.Struct(">qqB").unpack_from
 _unpack_itB = struct.Struct(">i?B").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_iiB = struct.Struct(">iiB").unpack_from
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
+_pack_qqB = struct.Struct(">qqB").pack
 _pack_qq = struct.Struct(">qq").pack
+_pack_itB = struct.Struct(">i?B").pack
 _pack_it = struct.Struct(">i?").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_iixx = struct.Struct(">iixx").pack
@@ -298,35 +302,35 @@ def encode_request_v1(msg: ShareAcknowledgeRequest, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_1
     topics_ = msg.topics
-    data += _pack_i(msg.share_session_epoch)
     size_2 = len(topics_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_iB(msg.share_session_epoch, size_2)
     else:
+        data += _pack_i(msg.share_session_epoch)
         encode_uvarint(data, size_2)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_3 = len(partitions_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_.topic_id, size_3)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_3)
         for one_1 in partitions_:
             acknowledgement_batches_ = one_1.acknowledgement_batches
-            data += _pack_i(one_1.partition_index)
             size_4 = len(acknowledgement_batches_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_iB(one_1.partition_index, size_4)
             else:
+                data += _pack_i(one_1.partition_index)
                 encode_uvarint(data, size_4)
             for one_2 in acknowledgement_batches_:
                 acknowledge_types_ = one_2.acknowledge_types
-                data += _pack_qq(one_2.first_offset, one_2.last_offset)
                 size_5 = len(acknowledge_types_) + 1
                 if size_5 < 128:
-                    data.append(size_5)
+                    data += _pack_qqB(one_2.first_offset, one_2.last_offset, size_5)
                 else:
+                    data += _pack_qq(one_2.first_offset, one_2.last_offset)
                     encode_uvarint(data, size_5)
                 data += pack(f">{len(acknowledge_types_)}b", *acknowledge_types_)
                 data.append(0)
@@ -360,35 +364,35 @@ def encode_request_v2(msg: ShareAcknowledgeRequest, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_1
     topics_ = msg.topics
-    data += _pack_it(msg.share_session_epoch, msg.is_renew_ack)
     size_2 = len(topics_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_itB(msg.share_session_epoch, msg.is_renew_ack, size_2)
     else:
+        data += _pack_it(msg.share_session_epoch, msg.is_renew_ack)
         encode_uvarint(data, size_2)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_3 = len(partitions_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_.topic_id, size_3)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_3)
         for one_1 in partitions_:
             acknowledgement_batches_ = one_1.acknowledgement_batches
-            data += _pack_i(one_1.partition_index)
             size_4 = len(acknowledgement_batches_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_iB(one_1.partition_index, size_4)
             else:
+                data += _pack_i(one_1.partition_index)
                 encode_uvarint(data, size_4)
             for one_2 in acknowledgement_batches_:
                 acknowledge_types_ = one_2.acknowledge_types
-                data += _pack_qq(one_2.first_offset, one_2.last_offset)
                 size_5 = len(acknowledge_types_) + 1
                 if size_5 < 128:
-                    data.append(size_5)
+                    data += _pack_qqB(one_2.first_offset, one_2.last_offset, size_5)
                 else:
+                    data += _pack_qq(one_2.first_offset, one_2.last_offset)
                     encode_uvarint(data, size_5)
                 data += pack(f">{len(acknowledge_types_)}b", *acknowledge_types_)
                 data.append(0)
@@ -649,11 +653,11 @@ def encode_response_v1(msg: ShareAcknowledgeResponse, out: Writer) -> None:
         encode_uvarint(data, size_1)
     for one_ in responses_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_2 = len(partitions_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_16sB(one_.topic_id, size_2)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_2)
         for one_1 in partitions_:
             error_message_1 = one_1.error_message
@@ -679,11 +683,11 @@ def encode_response_v1(msg: ShareAcknowledgeResponse, out: Writer) -> None:
         encode_uvarint(data, size_4)
     for one_2 in node_endpoints_:
         text_2 = one_2.host.encode()
-        data += _pack_i(one_2.node_id)
         size_5 = len(text_2) + 1
         if size_5 < 128:
-            data.append(size_5)
+            data += _pack_iB(one_2.node_id, size_5)
         else:
+            data += _pack_i(one_2.node_id)
             encode_uvarint(data, size_5)
         data += text_2
         rack_ = one_2.rack
@@ -717,19 +721,19 @@ def encode_response_v2(msg: ShareAcknowledgeResponse, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     responses_ = msg.responses
-    data += _pack_i(msg.acquisition_lock_timeout_ms)
     size_1 = len(responses_) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.acquisition_lock_timeout_ms, size_1)
     else:
+        data += _pack_i(msg.acquisition_lock_timeout_ms)
         encode_uvarint(data, size_1)
     for one_ in responses_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_2 = len(partitions_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_16sB(one_.topic_id, size_2)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_2)
         for one_1 in partitions_:
             error_message_1 = one_1.error_message
@@ -755,11 +759,11 @@ def encode_response_v2(msg: ShareAcknowledgeResponse, out: Writer) -> None:
         encode_uvarint(data, size_4)
     for one_2 in node_endpoints_:
         text_2 = one_2.host.encode()
-        data += _pack_i(one_2.node_id)
         size_5 = len(text_2) + 1
         if size_5 < 128:
-            data.append(size_5)
+            data += _pack_iB(one_2.node_id, size_5)
         else:
+            data += _pack_i(one_2.node_id)
             encode_uvarint(data, size_5)
         data += text_2
         rack_ = one_2.rack

@@ -102,13 +102,19 @@ _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_hB = struct.Struct(">hB").unpack_from
 _unpack_iiB = struct.Struct(">iiB").unpack_from
 _unpack_qqhB = struct.Struct(">qqhB").unpack_from
+_pack_iiiiiiB = struct.Struct(">iiiiiiB").pack
 _pack_iiiiii = struct.Struct(">iiiiii").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
+_pack_qqB = struct.Struct(">qqB").pack
 _pack_qq = struct.Struct(">qq").pack
+_pack_iiiiiibtB = struct.Struct(">iiiiiib?B").pack
 _pack_iiiiiibt = struct.Struct(">iiiiiib?").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_h = struct.Struct(">h").pack
+_pack_iixB = struct.Struct(">iixB").pack
 _pack_iix = struct.Struct(">iix").pack
 _pack_qqhx = struct.Struct(">qqhx").pack
 
@@ -372,35 +378,35 @@ def encode_request_v1(msg: ShareFetchRequest, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_1
     topics_ = msg.topics
-    data += _pack_iiiiii(msg.share_session_epoch, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.max_records, msg.batch_size)
     size_2 = len(topics_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_iiiiiiB(msg.share_session_epoch, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.max_records, msg.batch_size, size_2)
     else:
+        data += _pack_iiiiii(msg.share_session_epoch, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.max_records, msg.batch_size)
         encode_uvarint(data, size_2)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_3 = len(partitions_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_.topic_id, size_3)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_3)
         for one_1 in partitions_:
             acknowledgement_batches_ = one_1.acknowledgement_batches
-            data += _pack_i(one_1.partition_index)
             size_4 = len(acknowledgement_batches_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_iB(one_1.partition_index, size_4)
             else:
+                data += _pack_i(one_1.partition_index)
                 encode_uvarint(data, size_4)
             for one_2 in acknowledgement_batches_:
                 acknowledge_types_ = one_2.acknowledge_types
-                data += _pack_qq(one_2.first_offset, one_2.last_offset)
                 size_5 = len(acknowledge_types_) + 1
                 if size_5 < 128:
-                    data.append(size_5)
+                    data += _pack_qqB(one_2.first_offset, one_2.last_offset, size_5)
                 else:
+                    data += _pack_qq(one_2.first_offset, one_2.last_offset)
                     encode_uvarint(data, size_5)
                 data += pack(f">{len(acknowledge_types_)}b", *acknowledge_types_)
                 data.append(0)
@@ -414,11 +420,11 @@ def encode_request_v1(msg: ShareFetchRequest, out: Writer) -> None:
         encode_uvarint(data, size_6)
     for one_3 in forgotten_topics_data_:
         partitions_1 = one_3.partitions
-        data += _pack_16s(one_3.topic_id)
         size_7 = len(partitions_1) + 1
         if size_7 < 128:
-            data.append(size_7)
+            data += _pack_16sB(one_3.topic_id, size_7)
         else:
+            data += _pack_16s(one_3.topic_id)
             encode_uvarint(data, size_7)
         data += pack(f">{len(partitions_1)}i", *partitions_1)
         data.append(0)
@@ -450,35 +456,35 @@ def encode_request_v2(msg: ShareFetchRequest, out: Writer) -> None:
             encode_uvarint(data, size_1)
         data += text_1
     topics_ = msg.topics
-    data += _pack_iiiiiibt(msg.share_session_epoch, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.max_records, msg.batch_size, msg.share_acquire_mode, msg.is_renew_ack)
     size_2 = len(topics_) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_iiiiiibtB(msg.share_session_epoch, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.max_records, msg.batch_size, msg.share_acquire_mode, msg.is_renew_ack, size_2)
     else:
+        data += _pack_iiiiiibt(msg.share_session_epoch, msg.max_wait_ms, msg.min_bytes, msg.max_bytes, msg.max_records, msg.batch_size, msg.share_acquire_mode, msg.is_renew_ack)
         encode_uvarint(data, size_2)
     for one_ in topics_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_3 = len(partitions_) + 1
         if size_3 < 128:
-            data.append(size_3)
+            data += _pack_16sB(one_.topic_id, size_3)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_3)
         for one_1 in partitions_:
             acknowledgement_batches_ = one_1.acknowledgement_batches
-            data += _pack_i(one_1.partition_index)
             size_4 = len(acknowledgement_batches_) + 1
             if size_4 < 128:
-                data.append(size_4)
+                data += _pack_iB(one_1.partition_index, size_4)
             else:
+                data += _pack_i(one_1.partition_index)
                 encode_uvarint(data, size_4)
             for one_2 in acknowledgement_batches_:
                 acknowledge_types_ = one_2.acknowledge_types
-                data += _pack_qq(one_2.first_offset, one_2.last_offset)
                 size_5 = len(acknowledge_types_) + 1
                 if size_5 < 128:
-                    data.append(size_5)
+                    data += _pack_qqB(one_2.first_offset, one_2.last_offset, size_5)
                 else:
+                    data += _pack_qq(one_2.first_offset, one_2.last_offset)
                     encode_uvarint(data, size_5)
                 data += pack(f">{len(acknowledge_types_)}b", *acknowledge_types_)
                 data.append(0)
@@ -492,11 +498,11 @@ def encode_request_v2(msg: ShareFetchRequest, out: Writer) -> None:
         encode_uvarint(data, size_6)
     for one_3 in forgotten_topics_data_:
         partitions_1 = one_3.partitions
-        data += _pack_16s(one_3.topic_id)
         size_7 = len(partitions_1) + 1
         if size_7 < 128:
-            data.append(size_7)
+            data += _pack_16sB(one_3.topic_id, size_7)
         else:
+            data += _pack_16s(one_3.topic_id)
             encode_uvarint(data, size_7)
         data += pack(f">{len(partitions_1)}i", *partitions_1)
         data.append(0)
@@ -677,19 +683,19 @@ def encode_response_v1(msg: ShareFetchResponse, out: Writer) -> None:
             encode_uvarint(data, size_)
         data += text_
     responses_ = msg.responses
-    data += _pack_i(msg.acquisition_lock_timeout_ms)
     size_1 = len(responses_) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.acquisition_lock_timeout_ms, size_1)
     else:
+        data += _pack_i(msg.acquisition_lock_timeout_ms)
         encode_uvarint(data, size_1)
     for one_ in responses_:
         partitions_ = one_.partitions
-        data += _pack_16s(one_.topic_id)
         size_2 = len(partitions_) + 1
         if size_2 < 128:
-            data.append(size_2)
+            data += _pack_16sB(one_.topic_id, size_2)
         else:
+            data += _pack_16s(one_.topic_id)
             encode_uvarint(data, size_2)
         for one_1 in partitions_:
             error_message_1 = one_1.error_message
@@ -718,14 +724,13 @@ def encode_response_v1(msg: ShareFetchResponse, out: Writer) -> None:
                 data += text_2
             current_leader_ = one_1.current_leader
             records_ = one_1.records
-            records_bytes_ = records_size(records_)
-            data += _pack_iix(current_leader_.leader_id, current_leader_.leader_epoch)
-            size_5 = records_bytes_ + 1
+            size_5 = records_size(records_) + 1
             if size_5 < 128:
-                data.append(size_5)
+                data += _pack_iixB(current_leader_.leader_id, current_leader_.leader_epoch, size_5)
             else:
+                data += _pack_iix(current_leader_.leader_id, current_leader_.leader_epoch)
                 encode_uvarint(data, size_5)
-            out.splice(records_, records_bytes_)
+            out.splices.append((len(data), records_))
             acquired_records_ = one_1.acquired_records
             size_6 = len(acquired_records_) + 1
             if size_6 < 128:
@@ -744,11 +749,11 @@ def encode_response_v1(msg: ShareFetchResponse, out: Writer) -> None:
         encode_uvarint(data, size_7)
     for one_3 in node_endpoints_:
         text_3 = one_3.host.encode()
-        data += _pack_i(one_3.node_id)
         size_8 = len(text_3) + 1
         if size_8 < 128:
-            data.append(size_8)
+            data += _pack_iB(one_3.node_id, size_8)
         else:
+            data += _pack_i(one_3.node_id)
             encode_uvarint(data, size_8)
         data += text_3
         rack_ = one_3.rack

@@ -62,9 +62,12 @@ _unpack_hB = struct.Struct(">hB").unpack_from
 _unpack_iiB = struct.Struct(">iiB").unpack_from
 _unpack_16sB = struct.Struct(">16sB").unpack_from
 _pack_tx = struct.Struct(">?x").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_h = struct.Struct(">h").pack
+_pack_iiB = struct.Struct(">iiB").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 _pack_xx = struct.Struct(">xx").pack
 _pack_ix = struct.Struct(">ix").pack
@@ -320,11 +323,11 @@ RESPONSE_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[ShareGroupDe
 def encode_response_v1(msg: ShareGroupDescribeResponse, out: Writer) -> None:
     data = out.data
     groups_ = msg.groups
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(groups_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in groups_:
         error_message_ = one_.error_message
@@ -354,11 +357,11 @@ def encode_response_v1(msg: ShareGroupDescribeResponse, out: Writer) -> None:
             encode_uvarint(data, size_3)
         data += text_2
         text_3 = one_.assignor_name.encode()
-        data += _pack_ii(one_.group_epoch, one_.assignment_epoch)
         size_4 = len(text_3) + 1
         if size_4 < 128:
-            data.append(size_4)
+            data += _pack_iiB(one_.group_epoch, one_.assignment_epoch, size_4)
         else:
+            data += _pack_ii(one_.group_epoch, one_.assignment_epoch)
             encode_uvarint(data, size_4)
         data += text_3
         members_ = one_.members
@@ -387,11 +390,11 @@ def encode_response_v1(msg: ShareGroupDescribeResponse, out: Writer) -> None:
                     encode_uvarint(data, size_7)
                 data += text_5
             text_6 = one_1.client_id.encode()
-            data += _pack_i(one_1.member_epoch)
             size_8 = len(text_6) + 1
             if size_8 < 128:
-                data.append(size_8)
+                data += _pack_iB(one_1.member_epoch, size_8)
             else:
+                data += _pack_i(one_1.member_epoch)
                 encode_uvarint(data, size_8)
             data += text_6
             text_7 = one_1.client_host.encode()
@@ -424,11 +427,11 @@ def encode_response_v1(msg: ShareGroupDescribeResponse, out: Writer) -> None:
                 encode_uvarint(data, size_12)
             for one_3 in topic_partitions_:
                 text_9 = one_3.topic_name.encode()
-                data += _pack_16s(one_3.topic_id)
                 size_13 = len(text_9) + 1
                 if size_13 < 128:
-                    data.append(size_13)
+                    data += _pack_16sB(one_3.topic_id, size_13)
                 else:
+                    data += _pack_16s(one_3.topic_id)
                     encode_uvarint(data, size_13)
                 data += text_9
                 partitions_ = one_3.partitions

@@ -48,6 +48,7 @@ _unpack_16sB = struct.Struct(">16sB").unpack_from
 _pack_i = struct.Struct(">i").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_ii = struct.Struct(">ii").pack
+_pack_16sB = struct.Struct(">16sB").pack
 _pack_16s = struct.Struct(">16s").pack
 
 
@@ -293,11 +294,11 @@ def encode_response_v1(msg: ShareGroupHeartbeatResponse, out: Writer) -> None:
             encode_uvarint(data, size_2)
         for one_ in topic_partitions_:
             partitions_ = one_.partitions
-            data += _pack_16s(one_.topic_id)
             size_3 = len(partitions_) + 1
             if size_3 < 128:
-                data.append(size_3)
+                data += _pack_16sB(one_.topic_id, size_3)
             else:
+                data += _pack_16s(one_.topic_id)
                 encode_uvarint(data, size_3)
             data += pack(f">{len(partitions_)}i", *partitions_)
             data.append(0)

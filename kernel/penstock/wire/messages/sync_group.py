@@ -46,8 +46,10 @@ _unpack_ihB = struct.Struct(">ihB").unpack_from
 _pack_h = struct.Struct(">h").pack
 _pack_ih = struct.Struct(">ih").pack
 _pack_i = struct.Struct(">i").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_hi = struct.Struct(">hi").pack
 _pack_ihi = struct.Struct(">ihi").pack
+_pack_ihB = struct.Struct(">ihB").pack
 
 
 
@@ -398,11 +400,11 @@ def encode_request_v4(msg: SyncGroupRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_i(msg.generation_id)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.generation_id, size_1)
     else:
+        data += _pack_i(msg.generation_id)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id
@@ -451,11 +453,11 @@ def encode_request_v5(msg: SyncGroupRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     data += text_
     text_1 = msg.member_id.encode()
-    data += _pack_i(msg.generation_id)
     size_1 = len(text_1) + 1
     if size_1 < 128:
-        data.append(size_1)
+        data += _pack_iB(msg.generation_id, size_1)
     else:
+        data += _pack_i(msg.generation_id)
         encode_uvarint(data, size_1)
     data += text_1
     group_instance_id_ = msg.group_instance_id
@@ -661,11 +663,11 @@ encode_response_v3 = encode_response_v1
 def encode_response_v4(msg: SyncGroupResponse, out: Writer) -> None:
     data = out.data
     assignment_ = msg.assignment
-    data += _pack_ih(msg.throttle_time_ms, msg.error_code)
     size_ = len(assignment_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_ihB(msg.throttle_time_ms, msg.error_code, size_)
     else:
+        data += _pack_ih(msg.throttle_time_ms, msg.error_code)
         encode_uvarint(data, size_)
     data += assignment_
     data.append(0)

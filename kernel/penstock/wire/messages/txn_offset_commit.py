@@ -67,8 +67,10 @@ _pack_qhi = struct.Struct(">qhi").pack
 _pack_i = struct.Struct(">i").pack
 _pack_iq = struct.Struct(">iq").pack
 _pack_iqi = struct.Struct(">iqi").pack
+_pack_qhiB = struct.Struct(">qhiB").pack
 _pack_ii = struct.Struct(">ii").pack
 _pack_ih = struct.Struct(">ih").pack
+_pack_iB = struct.Struct(">iB").pack
 _pack_ihx = struct.Struct(">ihx").pack
 
 
@@ -372,11 +374,11 @@ def encode_request_v3(msg: TxnOffsetCommitRequest, out: Writer) -> None:
         encode_uvarint(data, size_1)
     data += text_1
     text_2 = msg.member_id.encode()
-    data += _pack_qhi(msg.producer_id, msg.producer_epoch, msg.generation_id)
     size_2 = len(text_2) + 1
     if size_2 < 128:
-        data.append(size_2)
+        data += _pack_qhiB(msg.producer_id, msg.producer_epoch, msg.generation_id, size_2)
     else:
+        data += _pack_qhi(msg.producer_id, msg.producer_epoch, msg.generation_id)
         encode_uvarint(data, size_2)
     data += text_2
     group_instance_id_ = msg.group_instance_id
@@ -557,11 +559,11 @@ encode_response_v2 = encode_response_v0
 def encode_response_v3(msg: TxnOffsetCommitResponse, out: Writer) -> None:
     data = out.data
     topics_ = msg.topics
-    data += _pack_i(msg.throttle_time_ms)
     size_ = len(topics_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.throttle_time_ms, size_)
     else:
+        data += _pack_i(msg.throttle_time_ms)
         encode_uvarint(data, size_)
     for one_ in topics_:
         text_ = one_.name.encode()

@@ -45,6 +45,7 @@ _unpack_hbB = struct.Struct(">hbB").unpack_from
 _unpack_tB = struct.Struct(">?B").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
 _unpack_hB = struct.Struct(">hB").unpack_from
+_pack_iB = struct.Struct(">iB").pack
 _pack_i = struct.Struct(">i").pack
 _pack_htx = struct.Struct(">h?x").pack
 _pack_hbx = struct.Struct(">hbx").pack
@@ -138,11 +139,11 @@ REQUEST_DECODERS: dict[int, Callable[[memoryview, int, int], tuple[UpdateFeature
 def encode_request_v0(msg: UpdateFeaturesRequest, out: Writer) -> None:
     data = out.data
     feature_updates_ = msg.feature_updates
-    data += _pack_i(msg.timeout_ms)
     size_ = len(feature_updates_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.timeout_ms, size_)
     else:
+        data += _pack_i(msg.timeout_ms)
         encode_uvarint(data, size_)
     for one_ in feature_updates_:
         text_ = one_.feature.encode()
@@ -159,11 +160,11 @@ def encode_request_v0(msg: UpdateFeaturesRequest, out: Writer) -> None:
 def encode_request_v1(msg: UpdateFeaturesRequest, out: Writer) -> None:
     data = out.data
     feature_updates_ = msg.feature_updates
-    data += _pack_i(msg.timeout_ms)
     size_ = len(feature_updates_) + 1
     if size_ < 128:
-        data.append(size_)
+        data += _pack_iB(msg.timeout_ms, size_)
     else:
+        data += _pack_i(msg.timeout_ms)
         encode_uvarint(data, size_)
     for one_ in feature_updates_:
         text_ = one_.feature.encode()

@@ -56,9 +56,11 @@ _unpack_iB = struct.Struct(">iB").unpack_from
 _unpack_ibB = struct.Struct(">ibB").unpack_from
 _unpack_qB = struct.Struct(">qB").unpack_from
 _unpack_ihB = struct.Struct(">ihB").unpack_from
+_pack_qhtB = struct.Struct(">qh?B").pack
 _pack_qht = struct.Struct(">qh?").pack
 _pack_ix = struct.Struct(">ix").pack
 _pack_ibx = struct.Struct(">ibx").pack
+_pack_qB = struct.Struct(">qB").pack
 _pack_q = struct.Struct(">q").pack
 _pack_ihx = struct.Struct(">ihx").pack
 
@@ -199,11 +201,11 @@ def encode_request_v1(msg: WriteTxnMarkersRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in markers_:
         topics_ = one_.topics
-        data += _pack_qht(one_.producer_id, one_.producer_epoch, one_.transaction_result)
         size_1 = len(topics_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_qhtB(one_.producer_id, one_.producer_epoch, one_.transaction_result, size_1)
         else:
+            data += _pack_qht(one_.producer_id, one_.producer_epoch, one_.transaction_result)
             encode_uvarint(data, size_1)
         for one_1 in topics_:
             text_ = one_1.name.encode()
@@ -235,11 +237,11 @@ def encode_request_v2(msg: WriteTxnMarkersRequest, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in markers_:
         topics_ = one_.topics
-        data += _pack_qht(one_.producer_id, one_.producer_epoch, one_.transaction_result)
         size_1 = len(topics_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_qhtB(one_.producer_id, one_.producer_epoch, one_.transaction_result, size_1)
         else:
+            data += _pack_qht(one_.producer_id, one_.producer_epoch, one_.transaction_result)
             encode_uvarint(data, size_1)
         for one_1 in topics_:
             text_ = one_1.name.encode()
@@ -350,11 +352,11 @@ def encode_response_v1(msg: WriteTxnMarkersResponse, out: Writer) -> None:
         encode_uvarint(data, size_)
     for one_ in markers_:
         topics_ = one_.topics
-        data += _pack_q(one_.producer_id)
         size_1 = len(topics_) + 1
         if size_1 < 128:
-            data.append(size_1)
+            data += _pack_qB(one_.producer_id, size_1)
         else:
+            data += _pack_q(one_.producer_id)
             encode_uvarint(data, size_1)
         for one_1 in topics_:
             text_ = one_1.name.encode()

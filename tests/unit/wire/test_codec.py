@@ -1,0 +1,271 @@
+"""The codecs against bytes written out by hand, and the promises kio can't be asked about."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import tracemalloc
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from penstock.wire import (
+    ZERO_UUID,
+    ApiKey,
+    DecodeError,
+    EncodeError,
+    decode_request,
+    decode_response,
+    encode_response,
+)
+from penstock.wire._runtime import Writer, decode_uvarint, encode_uvarint
+from penstock.wire.messages import api_versions, fetch, metadata, produce
+from penstock.wire.messages.group_metadata_value import GroupMetadataValue, MemberMetadata
+from penstock.wire.messages.offset_commit_value import OffsetCommitValue
+from penstock.wire.registry import decode_data, encode_data
+
+ROOT = Path(__file__).resolve().parents[3]
+
+PRODUCE_V9 = bytes.fromhex(
+    "00"  # transactional_id: null
+    "ffff"  # acks: -1
+    "00007530"  # timeout_ms: 30000
+    "02"  # topic_data: 1
+    "06" + b"topic".hex() +  # name
+    "02"  # partition_data: 1
+    "00000003"  # index
+    "05" + b"\x01\x02\x03\x04".hex() +  # records: 4 bytes
+    "00" "00" "00"  # tags of the partition, the topic, the request
+)  # fmt: skip
+
+API_VERSIONS_RESPONSE_V0 = bytes.fromhex("000000000001001200000004")
+API_VERSIONS_RESPONSE_V3 = bytes.fromhex(
+    "0000"  # error_code
+    "02" "0012" "0000" "0004" "00"  # one key: 18, 0-4, no tags
+    "00000000"  # throttle_time_ms
+    "02"  # two tagged fields, in ascending order
+    "00" "08" "02" "02" "66" "0000" "0001" "00"  # tag 0, 8 bytes: supported features, one: "f" 0-1
+    "01" "08" "0000000000000007"  # tag 1, 8 bytes: finalized epoch 7
+)  # fmt: skip
+
+
+def encoded(encode: object, message: object) -> bytes:
+    assert callable(encode)
+    out = Writer(bytearray())
+    encode(message, out)
+    return b"".join(out.segments())
+
+
+def _generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_wire", ROOT / "tools/generate_wire.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["generate_wire"] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules["generate_wire"]
+    return module
+
+
+def test_checked_in_modules_are_what_the_schemas_generate() -> None:
+    generator = _generator()
+    files: dict[str, str] = generator.render()
+    assert {path.name for path in generator.MESSAGES_DIR.glob("*.py")} == set(files)
+    stale = [name for name, text in files.items() if (generator.MESSAGES_DIR / name).read_text() != text]
+    assert not stale, "run tools/generate_wire.py generate"
+
+
+def test_produce_v9_literal() -> None:
+    message = produce.ProduceRequest(
+        acks=-1,
+        timeout_ms=30_000,
+        topic_data=[
+            produce.TopicProduceData(
+                name="topic",
+                partition_data=[produce.PartitionProduceData(index=3, records=b"\x01\x02\x03\x04")],
+            )
+        ],
+    )
+    assert encoded(produce.encode_request_v9, message) == PRODUCE_V9
+    assert decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9) == message
+
+
+def test_api_versions_literals_in_v0_and_v3() -> None:
+    key = api_versions.ApiVersion(api_key=18, min_version=0, max_version=4)
+    message = api_versions.ApiVersionsResponse(api_keys=[key])
+    assert encoded(api_versions.encode_response_v0, message) == API_VERSIONS_RESPONSE_V0
+    message.supported_features = [api_versions.SupportedFeatureKey(name="f", min_version=0, max_version=1)]
+    message.finalized_features_epoch = 7
+    assert encoded(api_versions.encode_response_v3, message) == API_VERSIONS_RESPONSE_V3
+    assert decode_response(18, 3, b"\0\0\0\x05" + API_VERSIONS_RESPONSE_V3) == (5, message)
+    request = bytes.fromhex("03" + b"ab".hex() + "04" + b"1.0".hex() + "00")
+    assert decode_request(18, 3, request) == api_versions.ApiVersionsRequest(
+        client_software_name="ab", client_software_version="1.0"
+    )
+    assert decode_request(18, 0, b"") == api_versions.ApiVersionsRequest()
+
+
+def test_records_and_bytes_are_decoded_as_views_of_the_frame() -> None:
+    frame = bytearray(PRODUCE_V9)
+    message = decode_request(ApiKey.PRODUCE, 9, frame)
+    assert isinstance(message, produce.ProduceRequest)
+    records = message.topic_data[0].partition_data[0].records
+    assert isinstance(records, memoryview)
+    assert records.obj is frame
+    assert bytes(records) == b"\x01\x02\x03\x04"
+
+
+def test_records_are_encoded_without_copying() -> None:
+    """A fetch answer goes out as the very buffers it was given, batch by batch, empty ones left out."""
+    batches: list[bytes | bytearray | memoryview] = [memoryview(b"a" * 10), b"", memoryview(b"b" * 20)]
+    message = fetch.FetchResponse(
+        responses=[
+            fetch.FetchableTopicResponse(
+                topic="t",
+                partitions=[
+                    fetch.PartitionData(partition_index=0, records=batches),
+                    fetch.PartitionData(partition_index=1, records=b""),
+                    fetch.PartitionData(partition_index=2, records=b"tail"),
+                ],
+            )
+        ]
+    )
+    segments = encode_response(ApiKey.FETCH, 12, 9, message)
+    assert any(segment is batches[0] for segment in segments)
+    assert any(segment is batches[2] for segment in segments)
+    assert all(len(segment) for segment in segments)
+    frame = b"".join(segments)
+    assert int.from_bytes(frame[:4], "big") == len(frame) - 4
+    correlation_id, decoded = decode_response(ApiKey.FETCH, 12, memoryview(frame)[4:])
+    assert isinstance(decoded, fetch.FetchResponse)
+    found = [partition.records for partition in decoded.responses[0].partitions]
+    assert correlation_id == 9
+    assert found == [b"a" * 10 + b"b" * 20, b"", b"tail"]
+
+
+def test_unknown_tagged_fields_are_skipped() -> None:
+    """KIP-482: at every level, also several at once and with two-byte tags and sizes."""
+    unknown = bytes.fromhex("0263 01 ff8001 8101") + bytes(129)
+    message = decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9[:-1] + unknown)
+    assert message == decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9)
+    nested = PRODUCE_V9[:-3] + unknown + unknown + b"\0"
+    assert decode_request(ApiKey.PRODUCE, 9, nested) == message
+
+
+def test_unknown_tag_beside_known_ones_is_skipped() -> None:
+    data = (
+        API_VERSIONS_RESPONSE_V3.replace(bytes.fromhex("02 00 08"), bytes.fromhex("03 00 08")) + b"\x32\x02ab"
+    )
+    with_unknown = decode_response(18, 3, b"\0\0\0\x05" + data)
+    assert with_unknown == decode_response(18, 3, b"\0\0\0\x05" + API_VERSIONS_RESPONSE_V3)
+
+
+def test_known_tag_of_the_wrong_size_is_refused() -> None:
+    damaged = API_VERSIONS_RESPONSE_V3[:-10] + bytes.fromhex("01 09 0000000000000007 00")
+    with pytest.raises(DecodeError, match="announced size"):
+        decode_response(18, 3, b"\0\0\0\x05" + damaged)
+
+
+def test_bytes_after_the_message_are_refused() -> None:
+    with pytest.raises(DecodeError, match="left over"):
+        decode_request(ApiKey.PRODUCE, 9, PRODUCE_V9 + b"\0")
+
+
+@pytest.mark.parametrize(
+    ("api_key", "version", "data"),
+    [
+        (3, 12, b"\xff\xff\xff\xff\x0f" + bytes(20)),  # compact array of 2^32-2 topics
+        (3, 1, b"\x7f\xff\xff\xff" + bytes(20)),  # array of 2^31-1 topics
+        (3, 0, b"\xff\xff\xff\xff"),  # null where v0 has no null
+        (3, 0, b"\x80\0\0\0"),
+        (0, 9, b"\xff\xff\xff\xff\x7f" + bytes(20)),  # a varint over 32 bits
+        (1, 4, bytes(21) + b"\x40\0\0\0" + bytes(40)),  # 2^30 topics
+        (18, 3, b"\x03\xff\xfe\x01\0"),  # not utf-8
+    ],
+)
+def test_absurd_lengths_are_refused_without_allocating(api_key: int, version: int, data: bytes) -> None:
+    with pytest.raises(DecodeError):
+        decode_request(api_key, version, data)  # imports the codec outside the measurement
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodeError):
+            decode_request(api_key, version, data)
+        assert tracemalloc.get_traced_memory()[1] < 64 * 1024
+    finally:
+        tracemalloc.stop()
+
+
+def test_null_where_the_version_has_none_is_an_encode_error() -> None:
+    """Metadata v0 can't ask for "all topics" by null."""
+    request = metadata.MetadataRequest(topics=None)
+    assert encoded(metadata.encode_request_v1, request) == b"\xff\xff\xff\xff"
+    with pytest.raises(EncodeError, match=r"MetadataRequest\.topics"):
+        encoded(metadata.encode_request_v0, request)
+
+
+@pytest.mark.parametrize(
+    "partition",
+    [
+        produce.PartitionProduceResponse(base_offset=1 << 63),
+        produce.PartitionProduceResponse(error_message="x" * 0x8000),
+        produce.PartitionProduceResponse(error_code="0"),  # type: ignore[arg-type]
+    ],
+)
+def test_value_the_wire_cannot_carry_is_an_encode_error(partition: produce.PartitionProduceResponse) -> None:
+    topic = produce.TopicProduceResponse(name="t", partition_responses=[partition])
+    with pytest.raises(EncodeError, match="ProduceResponse version=8"):
+        encode_response(0, 8, 1, produce.ProduceResponse(responses=[topic]))
+
+
+def test_absent_fields_keep_their_defaults() -> None:
+    topic = fetch.FetchTopic()
+    assert topic.topic_id == ZERO_UUID
+    assert fetch.FetchPartition().current_leader_epoch == -1
+    first, second = fetch.FetchRequest(), fetch.FetchRequest()
+    first.topics.append(topic)
+    assert second.topics == []
+    assert first.replica_state is not second.replica_state
+
+
+def test_group_metadata_round_trips_in_all_versions() -> None:
+    value = GroupMetadataValue(
+        protocol_type="consumer",
+        generation=7,
+        protocol="range",
+        leader="m",
+        members=[
+            MemberMetadata(
+                member_id="m", client_id="c", client_host="/h", session_timeout=9, subscription=b"s"
+            )
+        ],
+    )
+    for version in range(5):
+        data = encode_data(version, value)
+        assert decode_data(GroupMetadataValue, data) == (version, value)
+    assert encode_data(0, value) == bytes.fromhex(
+        "0000 0008" + b"consumer".hex() + "00000007 0005" + b"range".hex() + "0001 6d"
+        "00000001 0001 6d 0001 63 0002 2f68 00000009 00000001 73 00000000"
+    )
+
+
+def test_offset_commit_value_literals() -> None:
+    value = OffsetCommitValue(offset=5, leader_epoch=2, metadata="m", commit_timestamp=9)
+    assert encode_data(3, value) == bytes.fromhex("0003 0000000000000005 00000002 0001 6d 0000000000000009")
+    assert encode_data(4, value) == bytes.fromhex("0004 0000000000000005 00000002 02 6d 0000000000000009 00")
+    value.topic_id = bytes(range(16))
+    assert decode_data(OffsetCommitValue, encode_data(4, value)) == (4, value)
+
+
+@pytest.mark.parametrize(
+    "value", [0, 1, 127, 128, 16_383, 16_384, 2_097_151, 2_097_152, 268_435_456, 0xFFFF_FFFF]
+)
+def test_uvarint_round_trips_at_every_width(value: int) -> None:
+    out = bytearray()
+    encode_uvarint(out, value)
+    assert decode_uvarint(memoryview(out), 0) == (value, len(out))
+    for end in range(len(out)):
+        with pytest.raises(IndexError):
+            decode_uvarint(memoryview(out)[:end], 0)
