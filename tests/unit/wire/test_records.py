@@ -1,0 +1,602 @@
+"""Record batches v2: layout, what producers may send, walking, building, time, damage."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+import pytest
+from crc32c import crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.errors import InvalidRequestError
+from penstock.wire import compression
+from penstock.wire.records import (
+    ATTRIBUTES_POS,
+    BASE_OFFSET_POS,
+    BATCH_HEADER,
+    CONTROL_BIT,
+    CORRUPT_MESSAGE,
+    COUNT_POS,
+    CRC_POS,
+    HEADER_BYTES,
+    INVALID_RECORD,
+    INVALID_TIMESTAMP,
+    LEADER_EPOCH_POS,
+    LENGTH_POS,
+    MAGIC_POS,
+    MAX_TIMESTAMP_POS,
+    MESSAGE_TOO_LARGE,
+    TIMESTAMP_TYPE_BIT,
+    TRANSACTIONAL_BIT,
+    UNSUPPORTED_COMPRESSION_TYPE,
+    UNSUPPORTED_FOR_MESSAGE_FORMAT,
+    BatchBuilder,
+    BatchError,
+    BatchHeader,
+    Record,
+    assign_offsets,
+    build_batch,
+    build_marker,
+    find_timestamp,
+    iter_batches,
+    iter_records,
+    max_timestamp_record,
+    read_header,
+    recompress,
+    set_log_append_time,
+    validate_produce_batch,
+    validate_records_deep,
+)
+
+NOW = 1_700_000_000_000
+CODECS = [pytest.param(codec, id=name) for codec, name in enumerate(compression.CODEC_NAMES)]
+
+# One record, spelled out: key "k", value "v", header h=1, timestamp 1000, offset 5, epoch 2.
+LITERAL = bytes.fromhex(
+    "0000000000000005"  # base offset
+    "0000003e"  # length 62
+    "00000002"  # leader epoch
+    "02"  # magic
+    "00000000"  # checksum, below (by another implementation)
+    "0000"  # attributes
+    "00000000"  # last offset delta
+    "00000000000003e8"  # base timestamp
+    "00000000000003e8"  # max timestamp
+    "ffffffffffffffff"  # producer id
+    "ffff"  # producer epoch
+    "ffffffff"  # base sequence
+    "00000001"  # count
+    "18"  # record length 12
+    "00"  # attributes
+    "00"  # timestamp delta
+    "00"  # offset delta
+    "026b"  # key
+    "0276"  # value
+    "02"  # one header
+    "0268"  # its key
+    "0231"  # its value
+)
+LITERAL = LITERAL[:CRC_POS] + struct.pack(">I", 0xBC1D551F) + LITERAL[ATTRIBUTES_POS:]
+
+Raw = tuple[bytes | None, bytes | None, list[tuple[str, bytes | None]], int]
+raw_records = st.lists(
+    st.tuples(
+        st.none() | st.binary(max_size=80),
+        st.none() | st.binary(max_size=300),
+        st.lists(st.tuples(st.text(max_size=20), st.none() | st.binary(max_size=20)), max_size=3),
+        st.integers(-1, 2**42),
+    ),
+    min_size=1,
+    max_size=80,
+)
+
+
+def plain(record: Record) -> Raw:
+    key = None if record.key is None else bytes(record.key)
+    value = None if record.value is None else bytes(record.value)
+    return key, value, record.headers, record.timestamp_ms
+
+
+def sample(count: int = 3, **fields: Any) -> bytearray:
+    return build_batch([(b"key", b"value %d" % i, (), NOW + i) for i in range(count)], **fields)
+
+
+def validate(batch: bytes | bytearray | memoryview, **rules: Any) -> BatchHeader:
+    rules = {"produce_version": 9, "max_message_bytes": 1 << 20, "now_ms": NOW} | rules
+    return validate_produce_batch(memoryview(batch), **rules)
+
+
+def refused(batch: bytes | bytearray, **rules: Any) -> BatchError:
+    before = bytes(batch)
+    with pytest.raises(BatchError) as caught:
+        validate(batch, **rules)
+    assert batch == before, "a refused batch must not be changed"
+    return caught.value
+
+
+def with_header(batch: bytearray, **fields: int) -> bytearray:
+    """The batch with other header fields and a valid checksum."""
+    header = msgspec.structs.replace(read_header(batch), **fields)
+    changed = bytearray(batch)
+    BATCH_HEADER.pack_into(changed, 0, *msgspec.structs.astuple(header))
+    struct.pack_into(">I", changed, CRC_POS, crc32c(memoryview(changed)[ATTRIBUTES_POS:]))
+    return changed
+
+
+def with_body(body: bytes | bytearray, count: int, codec: int = 0, **fields: int) -> bytearray:
+    """A batch of hand-made record bytes with a valid checksum."""
+    packed = compression.compress(codec, body) if codec else body
+    batch = sample(1)[:HEADER_BYTES] + packed
+    fields = {
+        "count": count,
+        "last_offset_delta": count - 1,
+        "attributes": codec,
+        "base_timestamp": NOW,
+    } | fields
+    return with_header(batch, length=len(batch) - LEADER_EPOCH_POS, **fields)
+
+
+# --- layout ---
+
+
+def test_literal_batch_is_read() -> None:
+    header = read_header(LITERAL)
+    assert header == BatchHeader(5, 62, 2, 2, 0xBC1D551F, 0, 0, 1000, 1000, -1, -1, -1, 1)
+    assert (header.size_bytes, header.last_offset, header.next_offset) == (74, 5, 6)
+    (record,) = iter_records(memoryview(LITERAL))
+    assert record.offset == 5
+    assert plain(record) == (b"k", b"v", [("h", b"1")], 1000)
+
+
+def test_literal_batch_is_built() -> None:
+    assert build_batch([(b"k", b"v", [("h", b"1")], 1000)], base_offset=5, leader_epoch=2) == LITERAL
+
+
+def test_positions_are_those_of_the_struct() -> None:
+    fields = (11, 22, 33, 2, 44, 55, 66, 77, 88, 99, 111, 122, 133)
+    raw = BATCH_HEADER.pack(*fields)
+    assert len(raw) == HEADER_BYTES == 61
+    for pos, code, value in (
+        (BASE_OFFSET_POS, ">q", 11),
+        (LENGTH_POS, ">i", 22),
+        (LEADER_EPOCH_POS, ">i", 33),
+        (MAGIC_POS, ">b", 2),
+        (CRC_POS, ">I", 44),
+        (ATTRIBUTES_POS, ">h", 55),
+        (MAX_TIMESTAMP_POS, ">q", 88),
+        (COUNT_POS, ">i", 133),
+    ):
+        assert struct.unpack_from(code, raw, pos) == (value,)
+
+
+def test_attribute_bits() -> None:
+    header = read_header(
+        sample(codec=3, transactional=True, producer_id=1, producer_epoch=0, base_sequence=0)
+    )
+    assert (header.codec, header.is_transactional, header.is_control) == (3, True, False)
+    assert header.timestamp_type == "CreateTime"
+    control = read_header(sample(control=True))
+    assert (control.is_control, control.is_transactional) == (True, False)
+
+
+def test_last_sequence_wraps() -> None:
+    header = read_header(sample(3, producer_id=1, producer_epoch=0, base_sequence=2**31 - 2))
+    assert header.last_sequence == 0
+    assert read_header(sample()).last_sequence == -1
+
+
+def test_assign_offsets_patches_in_place_and_keeps_the_checksum() -> None:
+    buffer = bytearray(b"before" + sample(3))
+    view = memoryview(buffer)[6:]
+    assign_offsets(view, 2**40, 17)
+    header = read_header(buffer, 6)
+    assert (header.base_offset, header.leader_epoch) == (2**40, 17)
+    assert crc32c(view[ATTRIBUTES_POS:]) == header.crc
+    assert [record.offset for record in iter_records(view)] == [2**40, 2**40 + 1, 2**40 + 2]
+
+
+def test_log_append_time_renews_the_checksum_and_rules_all_records() -> None:
+    batch = sample(3, codec=1)
+    set_log_append_time(batch, NOW + 500)
+    header = read_header(batch)
+    assert (header.timestamp_type, header.max_timestamp, header.codec) == ("LogAppendTime", NOW + 500, 1)
+    assert crc32c(memoryview(batch)[ATTRIBUTES_POS:]) == header.crc
+    assert {record.timestamp_ms for record in iter_records(memoryview(batch))} == {NOW + 500}
+
+
+def test_iter_batches_gives_positions() -> None:
+    batches = [sample(2), sample(1, base_offset=2), sample(4, base_offset=3)]
+    found = list(iter_batches(b"".join(batches)))
+    assert [pos for pos, _ in found] == [0, len(batches[0]), len(batches[0]) + len(batches[1])]
+    assert [header.next_offset for _, header in found] == [2, 3, 7]
+    assert list(iter_batches(b"")) == []
+
+
+def test_iter_batches_yields_the_whole_ones_before_a_cut_one() -> None:
+    batch = sample()
+    found = iter_batches(batch + batch[:-1])
+    assert next(found)[0] == 0
+    with pytest.raises(BatchError) as caught:
+        next(found)
+    assert caught.value.error_code == CORRUPT_MESSAGE
+
+
+def test_iter_batches_refuses_old_formats() -> None:
+    with pytest.raises(BatchError) as caught:
+        list(iter_batches(with_header(sample(), magic=1)))
+    assert caught.value.error_code == UNSUPPORTED_FOR_MESSAGE_FORMAT
+
+
+# --- what producers may send ---
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize("deep", [False, True])
+def test_good_batch_passes_unchanged(codec: int, deep: bool) -> None:
+    batch = sample(100, codec=codec)
+    before = bytes(batch)
+    assert validate(batch, deep=deep, compacted=deep) == read_header(before)
+    assert batch == before
+
+
+def good_idempotent(**fields: Any) -> bytearray:
+    return sample(producer_id=9, producer_epoch=1, base_sequence=5, **fields)
+
+
+def test_idempotent_and_transactional_batches_pass() -> None:
+    assert validate(good_idempotent()).base_sequence == 5
+    assert validate(good_idempotent(transactional=True)).is_transactional
+
+
+@pytest.mark.parametrize(
+    ("batch", "code"),
+    [
+        pytest.param(b"", INVALID_RECORD, id="none"),
+        pytest.param(sample() + sample(), INVALID_RECORD, id="two"),
+        pytest.param(sample() + b"\x00", INVALID_RECORD, id="trailing_byte"),
+        pytest.param(sample()[:-1], INVALID_RECORD, id="cut"),
+        pytest.param(sample()[:60], INVALID_RECORD, id="cut_header"),
+        pytest.param(with_header(sample(), magic=1), INVALID_RECORD, id="magic_1"),
+        pytest.param(with_header(sample(), magic=3), INVALID_RECORD, id="magic_3"),
+        pytest.param(with_header(sample(), length=48), CORRUPT_MESSAGE, id="length_below_header"),
+        pytest.param(with_header(sample(), length=-1), CORRUPT_MESSAGE, id="length_negative"),
+        pytest.param(sample()[:-1] + b"\xff", CORRUPT_MESSAGE, id="checksum"),
+        pytest.param(with_header(sample(), attributes=5), UNSUPPORTED_COMPRESSION_TYPE, id="codec_5"),
+        pytest.param(with_header(sample(), attributes=7), UNSUPPORTED_COMPRESSION_TYPE, id="codec_7"),
+        pytest.param(with_header(sample(), count=2), INVALID_RECORD, id="count_too_small"),
+        pytest.param(with_header(sample(), count=4), INVALID_RECORD, id="count_too_large"),
+        pytest.param(with_header(sample(), count=0, last_offset_delta=-1), INVALID_RECORD, id="no_records"),
+        pytest.param(
+            with_header(sample(), count=-1, last_offset_delta=-2), INVALID_RECORD, id="count_negative"
+        ),
+        pytest.param(sample(base_offset=3), INVALID_RECORD, id="base_offset"),
+        pytest.param(with_header(sample(), attributes=CONTROL_BIT), INVALID_RECORD, id="control"),
+        pytest.param(
+            with_header(sample(), attributes=TIMESTAMP_TYPE_BIT), INVALID_TIMESTAMP, id="timestamp_type"
+        ),
+        pytest.param(
+            with_header(good_idempotent(), base_sequence=-1), INVALID_RECORD, id="pid_without_sequence"
+        ),
+        pytest.param(
+            with_header(good_idempotent(), producer_epoch=-1), INVALID_RECORD, id="pid_without_epoch"
+        ),
+        pytest.param(
+            with_header(sample(), attributes=TRANSACTIONAL_BIT),
+            INVALID_RECORD,
+            id="transactional_without_pid",
+        ),
+    ],
+)
+def test_bad_batch_is_refused(batch: bytes | bytearray, code: int) -> None:
+    assert refused(batch).error_code == code
+
+
+def test_zstd_needs_produce_7() -> None:
+    batch = sample(codec=4)
+    assert refused(batch, produce_version=6).error_code == UNSUPPORTED_COMPRESSION_TYPE
+    assert validate(batch, produce_version=7).codec == 4
+    assert validate(sample(codec=3), produce_version=3).codec == 3
+
+
+def test_size_limit_counts_the_whole_batch() -> None:
+    batch = sample()
+    assert validate(batch, max_message_bytes=len(batch))
+    assert refused(batch, max_message_bytes=len(batch) - 1).error_code == MESSAGE_TOO_LARGE
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize(
+    ("shift", "passes"),
+    [(0, True), (1000, True), (1001, False), (-2000, True), (-2001, False), (NOW * 999, False)],
+)
+def test_create_time_must_lie_in_the_topics_range(shift: int, passes: bool, deep: bool) -> None:
+    batch = build_batch([(None, b"v", (), NOW + shift)])
+    rules: dict[str, Any] = {"before_max_ms": 2000, "after_max_ms": 1000, "deep": deep}
+    if passes:
+        assert validate(batch, **rules)
+    else:
+        assert refused(batch, **rules).error_code == INVALID_TIMESTAMP
+    assert validate(batch, timestamp_type="LogAppendTime", **rules)
+
+
+def test_deep_check_names_the_records_out_of_range() -> None:
+    batch = build_batch([(None, b"v", (), NOW + shift) for shift in (0, 5000, -1, -9000, 3)])
+    error = refused(batch, before_max_ms=2000, after_max_ms=1000, deep=True)
+    assert [index for index, _ in error.record_errors] == [1, 3]
+    assert refused(batch, before_max_ms=2000, after_max_ms=1000).record_errors == []
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_records_without_timestamp_pass_every_range(deep: bool) -> None:
+    assert validate(build_batch([(None, b"v", (), -1)] * 2), before_max_ms=1, after_max_ms=1, deep=deep)
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_compacted_topic_names_each_record_without_key(codec: int) -> None:
+    batch = build_batch([(key, b"v", (), NOW) for key in (b"a", None, b"", None)], codec=codec)
+    error = refused(batch, compacted=True)
+    assert error.error_code == INVALID_RECORD
+    assert [index for index, text in error.record_errors if text] == [1, 3]
+    assert validate(batch, deep=True)
+
+
+def test_record_errors_are_bounded() -> None:
+    error = refused(build_batch([(None, b"v", (), NOW)] * 1000), compacted=True)
+    assert len(error.record_errors) == 100
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_deep_check_repairs_a_wrong_max_timestamp(codec: int) -> None:
+    batch = with_header(sample(3, codec=codec), max_timestamp=NOW + 777)
+    assert validate(batch).max_timestamp == NOW + 777
+    header = validate(batch, deep=True)
+    assert header == read_header(batch)
+    assert header.max_timestamp == NOW + 2
+    assert validate(batch) == header
+    wrong = with_header(batch, max_timestamp=0)
+    with pytest.raises(InvalidRequestError, match="writable"):
+        validate(memoryview(bytes(wrong)), deep=True)
+
+
+GOOD = b"\x0c\x00\x00\x00\x01\x01\x00"  # key null, value null, no headers
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@pytest.mark.parametrize(
+    ("body", "count"),
+    [
+        pytest.param(GOOD, 2, id="fewer_records"),
+        pytest.param(GOOD + b"\x00", 1, id="left_over"),
+        pytest.param(GOOD + GOOD, 2, id="offset_twice"),
+        pytest.param(b"\x0c\x00\x00\x02\x01\x01\x00", 1, id="offset_starts_at_1"),
+        pytest.param(b"\x0a\x00\x00\x00\x01\x01\x00", 1, id="length_too_small"),
+        pytest.param(b"\x0e\x00\x00\x00\x01\x01\x00\x00", 1, id="length_too_large"),
+        pytest.param(b"\x0b\x00\x00\x00\x01\x01\x00", 1, id="length_negative"),
+        pytest.param(b"\x0c\x00\x00\x00\x03\x01\x00", 1, id="key_length_-2"),
+        pytest.param(b"\x0c\x00\x00\x00\x01\x03\x00", 1, id="value_length_-2"),
+        pytest.param(b"\x0c\x00\x00\x00\x7e\x01\x00", 1, id="key_beyond"),
+        pytest.param(b"\x0c\x00\x00\x00\x01\x01\x01", 1, id="header_count_-1"),
+        pytest.param(b"\x0e\x00\x00\x00\x01\x01\x02\x01", 1, id="header_key_null"),
+        pytest.param(b"\x10\x00\x00\x00\x01\x01\x02\x00\x03", 1, id="header_value_-2"),
+        pytest.param(b"\x0c\x00\x00\x00\x01\x01\x7e", 1, id="headers_missing"),
+        pytest.param(b"\xff" * 11 + b"\x00" * 20, 1, id="endless_varint"),
+    ],
+)
+def test_deep_check_refuses_malformed_records(body: bytes, count: int, codec: int) -> None:
+    assert refused(with_body(body, count, codec), deep=True).error_code == INVALID_RECORD
+
+
+def test_deep_check_takes_the_smallest_record() -> None:
+    assert validate(with_body(GOOD, 1, max_timestamp=NOW), deep=True)
+
+
+def test_deep_check_refuses_overflowing_timestamps() -> None:
+    body = build_batch([(None, None, (), 0), (None, None, (), 2**62)])[HEADER_BYTES:]
+    batch = with_body(body, 2, base_timestamp=2**62, max_timestamp=NOW)
+    assert refused(batch, deep=True).error_code == INVALID_TIMESTAMP
+
+
+@pytest.mark.parametrize("codec", CODECS[1:])
+def test_undecodable_payload_is_refused(codec: int) -> None:
+    batch = with_header(with_body(b"not compressed at all", 1), attributes=codec)
+    assert validate(batch)
+    assert refused(batch, deep=True).error_code == INVALID_RECORD
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_inflating_is_bounded(codec: int) -> None:
+    batch = build_batch([(b"k", bytes(100_000), (), NOW)], codec=codec)
+    if codec == 0:
+        return  # nothing inflates
+    assert validate(batch, deep=True, inflated_bytes_max=200_000)
+    assert refused(batch, deep=True, inflated_bytes_max=99_999).error_code == INVALID_RECORD
+    with pytest.raises(BatchError):
+        list(iter_records(memoryview(batch), inflated_bytes_max=99_999))
+
+
+def test_a_bomb_is_stopped_by_its_ratio() -> None:
+    batch = with_body(bytes(20 << 20), 1, codec=4)
+    assert "inflates beyond" in str(refused(batch, deep=True))
+
+
+# --- walking and building ---
+
+
+@pytest.mark.parametrize("codec", CODECS)
+@given(records=raw_records, base_offset=st.integers(0, 2**50))
+@settings(max_examples=60, deadline=None)
+def test_what_is_built_is_read_and_valid(codec: int, records: list[Raw], base_offset: int) -> None:
+    batch = build_batch(records, codec=codec)
+    header = validate(batch, deep=True)
+    assert header.max_timestamp == max(record[3] for record in records)
+    assign_offsets(batch, base_offset, 0)
+    found = list(iter_records(memoryview(batch)))
+    assert [plain(record) for record in found] == records
+    assert [record.offset for record in found] == list(range(base_offset, base_offset + len(records)))
+
+
+@given(
+    records=raw_records, target=st.integers(-1, 2**42 + 1), codec=st.integers(0, 4), skip=st.integers(0, 10)
+)
+@settings(max_examples=150, deadline=None)
+def test_time_lookups_agree_with_a_plain_walk(records: list[Raw], target: int, codec: int, skip: int) -> None:
+    batch = memoryview(build_batch(records, codec=codec, base_offset=100))
+    times = [(100 + index, record[3]) for index, record in enumerate(records)]
+    if target == -1:
+        target = random.Random(len(records)).choice(times)[1]
+    later = [(offset, ts) for offset, ts in times if ts >= target and offset >= 100 + skip]
+    assert find_timestamp(batch, target, min_offset=100 + skip) == (later[0] if later else None)
+    assert max_timestamp_record(batch) == max(times, key=lambda item: item[1])
+
+
+def test_time_lookups_on_log_append_time() -> None:
+    batch = sample(3, base_offset=10)
+    set_log_append_time(batch, NOW + 50)
+    view = memoryview(batch)
+    assert find_timestamp(view, NOW + 50) == (10, NOW + 50)
+    assert find_timestamp(view, NOW + 50, min_offset=12) == (12, NOW + 50)
+    assert find_timestamp(view, NOW + 51) is None
+    assert max_timestamp_record(view) == (10, NOW + 50)
+
+
+def test_emptied_batch_has_no_records_but_its_offsets() -> None:
+    """Compaction keeps the header of a batch whose records are all gone."""
+    batch = memoryview(with_header(sample(4)[:HEADER_BYTES], length=49, count=0, base_offset=20))
+    ((_, header),) = iter_batches(batch)
+    assert header.next_offset == 24
+    assert list(iter_records(batch)) == []
+    assert max_timestamp_record(batch) is None
+    assert find_timestamp(batch, 0) is None
+
+
+def test_thinned_batch_keeps_its_offsets() -> None:
+    body = b"\x0c\x00\x00\x04\x01\x01\x00" + b"\x0c\x00\x02\x0c\x01\x01\x00"  # offset deltas 2 and 6
+    batch = memoryview(with_body(body, 2, last_offset_delta=9, base_offset=50, max_timestamp=NOW + 1))
+    assert [record.offset for record in iter_records(batch)] == [52, 56]
+    assert find_timestamp(batch, NOW + 1) == (56, NOW + 1)
+
+
+def test_header_key_that_is_not_utf8_is_read_with_replacement() -> None:
+    body = b"\x12\x00\x00\x00\x01\x01\x02\x02\xff\x01"
+    (record,) = iter_records(memoryview(with_body(body, 1)))
+    assert record.headers == [("\ufffd", None)]
+
+
+def test_builder_stops_at_its_limit_and_starts_again() -> None:
+    builder = BatchBuilder(bytes_max=201)
+    appended = []
+    while (delta := builder.append(b"k", bytes(20), (), NOW)) is not None:
+        appended.append(delta)
+    batch = builder.build()
+    assert appended == [0, 1, 2, 3, 4]
+    assert len(batch) == builder.size_bytes == 201
+    assert len(list(iter_records(memoryview(batch)))) == len(builder) == 5
+    builder.clear()
+    assert (len(builder), builder.size_bytes) == (0, HEADER_BYTES)
+    assert builder.append(b"k", bytes(1000), (), 5) == 0  # the first always fits
+    assert builder.append(None, None) is None
+    assert read_header(builder.build()).base_timestamp == 5
+
+
+def test_builder_takes_negative_time_steps() -> None:
+    batch = build_batch([(None, b"", (), 100), (None, None, (), 40)])
+    assert [record.timestamp_ms for record in iter_records(memoryview(batch))] == [100, 40]
+    assert read_header(batch).max_timestamp == 100
+
+
+def test_empty_batch_cannot_be_built() -> None:
+    with pytest.raises(InvalidRequestError):
+        BatchBuilder().build()
+
+
+@pytest.mark.parametrize("commit", [False, True])
+def test_marker(commit: bool) -> None:
+    batch = build_marker(
+        producer_id=3, producer_epoch=4, commit=commit, coordinator_epoch=5, timestamp_ms=NOW, base_offset=6
+    )
+    header = read_header(batch)
+    assert header.attributes == CONTROL_BIT | TRANSACTIONAL_BIT
+    assert (header.producer_id, header.producer_epoch, header.base_sequence) == (3, 4, -1)
+    (record,) = iter_records(memoryview(batch))
+    assert plain(record) == (struct.pack(">hh", 0, commit), struct.pack(">hi", 0, 5), [], NOW)
+
+
+@pytest.mark.parametrize("target", CODECS)
+@pytest.mark.parametrize("source", CODECS)
+def test_recompress_changes_only_the_codec(source: int, target: int) -> None:
+    batch = sample(50, codec=source, producer_id=1, producer_epoch=2, base_sequence=3)
+    again = recompress(memoryview(batch), target)
+    old, new = read_header(batch), validate(again, deep=True)
+    assert new.codec == target
+    assert msgspec.structs.replace(new, length=0, crc=0, attributes=0) == msgspec.structs.replace(
+        old, length=0, crc=0, attributes=0
+    )
+    assert [plain(r) for r in iter_records(memoryview(again))] == [
+        plain(r) for r in iter_records(memoryview(batch))
+    ]
+
+
+# --- damage ---
+
+READERS: list[Callable[[memoryview], object]] = [
+    lambda view: list(iter_records(view)),
+    lambda view: [list(iter_records(view[pos:])) for pos, _ in iter_batches(view)],
+    lambda view: find_timestamp(view, NOW + 40),
+    max_timestamp_record,
+    lambda view: validate(view, deep=True, compacted=True),
+    lambda view: validate_records_deep(view, read_header(view)),
+    lambda view: recompress(view, 0),
+]
+
+
+def only_batch_errors(batch: bytes | bytearray) -> None:
+    for reader in READERS:
+        with contextlib.suppress(BatchError):
+            reader(memoryview(bytearray(batch)))
+
+
+@pytest.mark.parametrize("codec", CODECS)
+def test_every_cut_gives_only_batch_errors(codec: int) -> None:
+    batch = sample(5, codec=codec)
+    for size in range(len(batch)):
+        only_batch_errors(batch[:size])
+        if size >= HEADER_BYTES:  # cut below a header that agrees
+            only_batch_errors(with_header(batch[:size], length=size - LEADER_EPOCH_POS))
+
+
+@given(
+    codec=st.integers(0, 4),
+    flips=st.lists(st.integers(0, 2**31), min_size=1, max_size=8),
+    sealed=st.booleans(),
+)
+@settings(max_examples=400, deadline=None)
+def test_bit_flips_give_only_batch_errors(codec: int, flips: list[int], sealed: bool) -> None:
+    batch = build_batch([(b"k%d" % i, b"v" * i, [("h", b"x")], NOW + i) for i in range(40)], codec=codec)
+    for flip in flips:
+        bit = flip % (len(batch) * 8)
+        batch[bit // 8] ^= 1 << bit % 8
+    only_batch_errors(with_header(batch) if sealed else batch)
+
+
+@given(body=st.binary(max_size=60), count=st.integers(1, 5), codec=st.integers(0, 4))
+@settings(max_examples=300, deadline=None)
+def test_noise_as_records_gives_only_batch_errors(body: bytes, count: int, codec: int) -> None:
+    only_batch_errors(with_body(body, count, codec))
+
+
+@given(body=st.binary(max_size=60))
+@settings(max_examples=300, deadline=None)
+def test_deep_check_and_reading_agree(body: bytes) -> None:
+    """What the deep check lets in, consumers can read."""
+    batch = memoryview(with_body(GOOD + body, 1 if not body else 2, max_timestamp=NOW))
+    try:
+        validate_records_deep(batch, read_header(batch))
+    except BatchError:
+        return
+    assert [record.offset for record in iter_records(batch)] == list(range(read_header(batch).count))
