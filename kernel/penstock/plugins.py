@@ -1,0 +1,562 @@
+"""Finding, checking and selecting plugins.
+
+Where plugins come from, first to last: the entry-point group ``penstock.plugins`` (in-tree plugins use it too),
+``--plugins-dir`` and ``-p MODULE``. Entry points are only listed at start; one is imported when the
+configuration selects it, when ``plugins.load`` names it (observers), or when somebody asks for all. What
+``--plugins-dir`` and ``-p`` name is imported at once. ``PENSTOCK_LOAD_PLUGINS="a,b"`` hides every other entry
+point (empty: all of them).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pluggy
+
+from penstock import hookspecs
+from penstock.config import DEFAULT_PLUGINS, Config, Origins, nearest, validate
+from penstock.errors import CapabilityError, PenstockError, PluginError
+from penstock.spi.object_store import ObjectStoreCapabilities
+from penstock.spi.plugin import SPI_VERSION, PluginSpec
+from penstock.spi.settings import Settings
+
+__all__ = (
+    "ENTRY_POINT_GROUP",
+    "LOAD_VARIABLE",
+    "OBSERVER",
+    "TRACE_VARIABLE",
+    "PluginInfo",
+    "PluginRegistry",
+    "Selection",
+    "check_combination",
+    "missing_dependency",
+    "validate_settings",
+)
+
+ENTRY_POINT_GROUP = "penstock.plugins"
+LOAD_VARIABLE = "PENSTOCK_LOAD_PLUGINS"
+TRACE_VARIABLE = "PENSTOCK_TRACE_HOOKS"
+#: What ``plugins list`` shows as the kind of a plugin that only observes.
+OBSERVER = "observer"
+
+_REGISTER = "penstock_register_"
+_OBSERVE = "penstock_on_"
+_logger = logging.getLogger("penstock.plugins")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginInfo:
+    """One plugin as people see it. ``origin`` says where it was found."""
+
+    name: str
+    kind: str
+    version: str
+    spi_version: int
+    capabilities: Mapping[str, Any]
+    origin: str
+    summary: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Selection:
+    """The plugins that a configuration selects, and their checked settings, by kind in opening order."""
+
+    specs: Mapping[str, PluginSpec[Any, Any]]
+    settings: Mapping[str, Settings]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The selected plugin's name by kind."""
+        return {kind: spec.name for kind, spec in self.specs.items()}
+
+
+@dataclass(slots=True, eq=False)
+class _Loaded:
+    """A module that was registered with pluggy."""
+
+    name: str
+    module: ModuleType
+    origin: str
+    version: str
+    specs: list[PluginSpec[Any, Any]] = dataclasses.field(default_factory=list)
+
+
+class PluginRegistry:
+    """All plugins that this process knows; one per broker.
+
+    ``env`` gives PENSTOCK_LOAD_PLUGINS and PENSTOCK_TRACE_HOOKS; None stands for an empty environment.
+    Not safe for use from several threads at once.
+    """
+
+    def __init__(
+        self,
+        *,
+        env: Mapping[str, str] | None = None,
+        plugins_dirs: Sequence[str | Path] = (),
+        modules: Sequence[str] = (),
+    ) -> None:
+        """Raises PluginError when a plugin in ``plugins_dirs`` or ``modules`` can't be loaded."""
+        env = env or {}
+        limit = env.get(LOAD_VARIABLE)
+        self._limit = None if limit is None else {name.strip() for name in limit.split(",") if name.strip()}
+        self._manager = pluggy.PluginManager(hookspecs.HOOK_NAMESPACE)
+        self._manager.add_hookspecs(hookspecs)
+        if env.get(TRACE_VARIABLE, "") not in ("", "0"):
+            self._trace()
+        self._entry_points = _entry_points()
+        self._loaded: dict[str, _Loaded] = {}
+        self._observers: dict[str, list[tuple[str, Callable[..., Any]]]] = {}
+        for directory in plugins_dirs:
+            self._load_directory(Path(directory))
+        self.load(modules, ignore_limit=True)
+
+    # Loading
+
+    def load(self, names: Iterable[str], *, ignore_limit: bool = False) -> None:
+        """Import the entry points or modules ``names``, unless they are loaded already.
+
+        Names that PENSTOCK_LOAD_PLUGINS leaves out are skipped with a log line, unless ``ignore_limit``.
+        Raises PluginError.
+        """
+        for name in names:
+            if name in self._loaded:
+                continue
+            if self._limit is not None and name not in self._limit and not ignore_limit:
+                _logger.info("%s leaves out plugin %s", LOAD_VARIABLE, name)
+            elif name in self._entry_points:
+                self._load_entry_point(name)
+            else:
+                self._load_module(name)
+
+    def load_all(self) -> dict[str, PluginError]:
+        """Import every visible entry point. Returns the errors of those that couldn't be, by name."""
+        errors = {}
+        for name in self._visible():
+            try:
+                self._load_entry_point(name)
+            except PluginError as error:
+                errors[name] = error
+        return errors
+
+    def _visible(self) -> list[str]:
+        return [name for name in self._entry_points if self._limit is None or name in self._limit]
+
+    def _load_entry_point(self, name: str) -> None:
+        if name in self._loaded:
+            return
+        found = self._entry_points[name]
+        if len(found) > 1:
+            origins = " and ".join(_entry_point_origin(entry_point) for entry_point in found)
+            raise PluginError(
+                f"two plugins have the same name, uninstall one of them: name={name} from {origins}"
+            )
+        entry_point = found[0]
+        origin = _entry_point_origin(entry_point)
+        module = _import(entry_point.load, name, origin)
+        version = entry_point.dist.version if entry_point.dist is not None else ""
+        self._register(name, module, origin, version)
+
+    def _load_module(self, name: str) -> None:
+        try:
+            known = importlib.util.find_spec(name) is not None
+        except (ImportError, ValueError):
+            known = False
+        if not known:
+            near = nearest(name, self._visible())
+            advice = f"the nearest plugin is {near}" if near else "is its distribution installed?"
+            raise PluginError(f"no plugin and no module has this name, {advice}: name={name}")
+        module = _import(lambda: importlib.import_module(name), name, f"module {name}")
+        self._register(name, module, f"module {name}", str(getattr(module, "__version__", "")))
+
+    def _load_directory(self, directory: Path) -> None:
+        if not directory.is_dir():
+            raise PluginError(f"plugins directory not found: path={directory}")
+        for path in sorted(directory.iterdir()):
+            if path.name.startswith(("_", ".")):
+                continue
+            if path.suffix == ".py" and path.is_file():
+                self._load_path(path.stem, path)
+            elif (path / "__init__.py").is_file():
+                self._load_path(path.name, path / "__init__.py")
+
+    def _load_path(self, name: str, path: Path) -> None:
+        origin = str(path.resolve())
+        present = sys.modules.get(name)
+        if present is not None and str(Path(present.__file__ or "").resolve()) == origin:
+            self._register(name, present, origin, str(getattr(present, "__version__", "")))
+            return
+        if present is not None or importlib.util.find_spec(name) is not None:
+            raise PluginError(
+                f"a module of this name is there already, rename the plugin: name={name} path={path}"
+            )
+        module = _import(lambda: _import_path(name, path), name, origin)
+        self._register(name, module, origin, str(getattr(module, "__version__", "")))
+
+    def _register(self, name: str, module: object, origin: str, version: str) -> None:
+        if not isinstance(module, ModuleType):
+            raise PluginError(
+                f"a plugin's entry point must name a module, without a colon: name={name} from {origin}"
+            )
+        for other in self._loaded.values():
+            if other.name == name or other.module is module:
+                raise PluginError(
+                    f"one plugin is loaded twice, remove one of them: name={name} from {other.origin} and {origin}"
+                )
+        loaded = _Loaded(name, module, origin, version)
+        try:
+            self._manager.register(module, name)
+            self._check_hooks(loaded)
+            self._collect_specs(loaded)
+        except pluggy.PluginValidationError as error:
+            self._drop(loaded)
+            reason = " ".join(str(error).split())
+            raise PluginError(
+                f"a hook of this plugin doesn't fit its specification: name={name} reason={reason}"
+            ) from error
+        except BaseException:
+            self._drop(loaded)
+            raise
+        self._loaded[name] = loaded
+        self._observers.clear()
+
+    def _drop(self, loaded: _Loaded) -> None:
+        if self._manager.is_registered(loaded.module):
+            self._manager.unregister(loaded.module)
+
+    def _check_hooks(self, loaded: _Loaded) -> None:
+        callers = self._manager.get_hookcallers(loaded.module) or []
+        if not callers:
+            raise PluginError(
+                f"a plugin has no hook, mark its functions with penstock.hookspecs.hookimpl: name={loaded.name} "
+                f"from {loaded.origin}"
+            )
+        for caller in callers:
+            if not caller.has_spec():
+                hooks = [name for name in vars(hookspecs) if name.startswith("penstock_")]
+                near = nearest(caller.name, hooks)
+                advice = f", the nearest hook is {near}" if near else ""
+                raise PluginError(
+                    f"a plugin implements a hook that doesn't exist{advice}: name={loaded.name} hook={caller.name}"
+                )
+        self._manager.check_pending()
+
+    def _collect_specs(self, loaded: _Loaded) -> None:
+        others = [plugin for plugin in self._manager.get_plugins() if plugin is not loaded.module]
+        for caller in self._manager.get_hookcallers(loaded.module) or []:
+            if not caller.name.startswith(_REGISTER):
+                continue
+            for spec in self._manager.subset_hook_caller(caller.name, others)():
+                _check_spec(spec, caller.name.removeprefix(_REGISTER), loaded)
+                self._check_unique(spec, loaded)
+                loaded.specs.append(spec)
+
+    def _check_unique(self, spec: PluginSpec[Any, Any], loaded: _Loaded) -> None:
+        for other in (*self._loaded.values(), loaded):
+            if any(present.kind == spec.kind and present.name == spec.name for present in other.specs):
+                raise PluginError(
+                    f"two plugins have the same name and kind, remove one of them: name={spec.name} "
+                    f"kind={spec.kind} from {other.origin} and {loaded.origin}"
+                )
+
+    # Selecting
+
+    def select(self, kind: str, name: str) -> PluginSpec[Any, Any]:
+        """The plugin ``name`` of ``kind``, imported now if need be.
+
+        Raises PluginError naming the nearest plugin of that kind when there is none.
+        """
+        spec = self._find(kind, name)
+        if spec is None and name in self._entry_points:
+            if self._limit is not None and name not in self._limit:
+                raise PluginError(
+                    f"{LOAD_VARIABLE} leaves out a plugin that is selected, add it there: kind={kind} name={name}"
+                )
+            self._load_entry_point(name)
+            spec = self._find(kind, name)
+        if spec is not None:
+            return spec
+        errors = self.load_all()
+        spec = self._find(kind, name)
+        if spec is None:
+            raise self._not_found(kind, name, errors)
+        return spec
+
+    def _find(self, kind: str, name: str) -> PluginSpec[Any, Any] | None:
+        for loaded in self._loaded.values():
+            for spec in loaded.specs:
+                if spec.kind == kind and spec.name == name:
+                    return spec
+        return None
+
+    def _not_found(self, kind: str, name: str, errors: Mapping[str, PluginError]) -> PluginError:
+        specs = [spec for loaded in self._loaded.values() for spec in loaded.specs]
+        names = sorted(spec.name for spec in specs if spec.kind == kind)
+        near = nearest(name, names)
+        other_kinds = sorted(spec.kind for spec in specs if spec.name == name)
+        if other_kinds:
+            advice = f"{name} is a plugin of kind {other_kinds[0]}, choose from: {', '.join(names)}"
+        elif near:
+            advice = f"the nearest is {near}"
+        else:
+            advice = f"choose from: {', '.join(names)}" if names else "none is installed"
+        if errors:
+            advice += f" ({len(errors)} could not be loaded: {', '.join(sorted(errors))})"
+        return PluginError(f"no plugin of this kind has this name, {advice}: kind={kind} name={name}")
+
+    def select_all(self, config: Config) -> Selection:
+        """What ``config`` selects: every kind's plugin, its settings checked, and the combination checked.
+
+        Also loads what ``plugins.load`` names. Raises PluginError, CapabilityError or ConfigError.
+        """
+        self.load(config.tree.plugins.load)
+        specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in DEFAULT_PLUGINS}
+        settings = {kind: self.validate_plugin_settings(config, kind) for kind in DEFAULT_PLUGINS}
+        check_combination(specs.values(), specs["object_store"].capabilities)
+        return Selection(specs=specs, settings=settings)
+
+    def settings_model(self, kind: str, name: str) -> type[Settings]:
+        """The config model of a plugin. Raises PluginError."""
+        model: type[Settings] = self.select(kind, name).settings
+        return model
+
+    def validate_plugin_settings(self, config: Config, kind: str) -> Settings:
+        """The settings of the plugin that ``config`` selects for ``kind``. Raises ConfigError or PluginError."""
+        spec = self.select(kind, config.plugin_name(kind))
+        return validate_settings(spec, config.plugin_settings(kind), config.origins)
+
+    # Telling
+
+    def infos(self) -> list[PluginInfo]:
+        """Every loaded plugin, by kind and name; call :meth:`load_all` first to see all there are."""
+        infos = [info for loaded in self._loaded.values() for info in _infos(loaded)]
+        return sorted(infos, key=lambda info: (info.kind, info.name))
+
+    def notify(self, hook_name: str, event: object) -> None:
+        """Call the observers of ``hook_name`` with ``event``.
+
+        An observer's error is logged with the plugin's name; the others are called and nothing is raised.
+        """
+        observers = self._observers.get(hook_name)
+        if observers is None:
+            observers = self._observers[hook_name] = self._find_observers(hook_name)
+        for plugin_name, call in observers:
+            try:
+                call(event=event)
+            except Exception:  # an observer is a stranger: whatever it raises stays its own affair
+                _logger.exception("plugin %s failed in %s and was passed over", plugin_name, hook_name)
+
+    def _find_observers(self, hook_name: str) -> list[tuple[str, Callable[..., Any]]]:
+        assert hook_name.startswith(_OBSERVE), f"not an observer hook: {hook_name}"
+        caller = getattr(self._manager.hook, hook_name)
+        everyone = self._manager.get_plugins()
+        observers: list[tuple[str, Callable[..., Any]]] = []
+        for implementation in caller.get_hookimpls():
+            others = [plugin for plugin in everyone if plugin is not implementation.plugin]
+            observers.append(
+                (implementation.plugin_name, self._manager.subset_hook_caller(hook_name, others))
+            )
+        return observers
+
+    def _trace(self) -> None:
+        """Log each hook call; with no logging set up, to stderr, since somebody asked to see them."""
+        if not logging.getLogger().handlers and not _logger.handlers:
+            _logger.addHandler(logging.StreamHandler())
+        _logger.setLevel(logging.INFO)
+
+        def before(hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            plugins = ", ".join(method.plugin_name for method in methods)
+            arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
+            _logger.info("hook %s(%s) -> %s", hook_name, arguments, plugins or "nobody")
+
+        def after(outcome: Any, hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+            if outcome.exception is not None:
+                _logger.info("hook %s raised %r", hook_name, outcome.exception)
+
+        self._manager.add_hookcall_monitoring(before, after)
+
+
+def _entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
+    """The entry points of the group by name. One distribution found twice on the path counts once."""
+    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
+    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+        same_name = found.setdefault(entry_point.name, [])
+        if not any(_distribution(other) == _distribution(entry_point) for other in same_name):
+            same_name.append(entry_point)
+    return found
+
+
+def _distribution(entry_point: importlib.metadata.EntryPoint) -> str:
+    name = entry_point.dist.name if entry_point.dist is not None else ""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def _entry_point_origin(entry_point: importlib.metadata.EntryPoint) -> str:
+    if entry_point.dist is None:
+        return f"entry point {entry_point.value}"
+    return f"{entry_point.dist.name} {entry_point.dist.version}"
+
+
+def _import_path(name: str, path: Path) -> ModuleType:
+    locations = [str(path.parent)] if path.name == "__init__.py" else None
+    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _import(load: Callable[[], Any], name: str, origin: str) -> Any:
+    """Run ``load``, with every error of the plugin's own code as a PluginError that names the plugin."""
+    try:
+        return load()
+    except ImportError as error:
+        raise missing_dependency(name, error, origin) from error
+    except PenstockError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise PluginError(f"plugin can't be imported: name={name} from {origin} reason={reason}") from error
+
+
+def missing_dependency(name: str, error: ImportError, origin: str = "") -> PluginError:
+    """The sentence for a plugin that lacks a package: what to install."""
+    place = f" from {origin}" if origin else ""
+    if not isinstance(error, ModuleNotFoundError) or not error.name:
+        return PluginError(f"plugin can't be imported: name={name}{place} reason={error}")
+    missing = error.name.partition(".")[0]
+    extra = _extra_with(missing)
+    if extra is not None:
+        advice = f"pip install 'penstock[{extra}]'"
+    else:
+        advice = f"install the package that has the module {missing}"
+    return PluginError(
+        f"plugin needs a module that isn't installed, {advice}: name={name}{place} module={error.name}"
+    )
+
+
+def _extra_with(module: str) -> str | None:
+    """The extra of Penstock's own distribution that brings ``module``, read from the metadata."""
+    try:
+        requirements = importlib.metadata.requires("penstock") or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    for requirement in requirements:
+        match = re.match(r"([A-Za-z0-9._-]+)[^;]*;.*extra == ['\"]([^'\"]+)['\"]", requirement)
+        if match and match[2] != "dev" and re.sub(r"[-.]", "_", match[1]).lower() == module.lower():
+            return match[2]
+    return None
+
+
+def _check_spec(spec: object, kind: str, loaded: _Loaded) -> None:
+    name = getattr(spec, "name", loaded.name)
+    if not isinstance(spec, PluginSpec) or getattr(spec, "kind", None) != kind:
+        raise PluginError(
+            f"a plugin's {_REGISTER}{kind} must return the spec class of that kind: name={name} from {loaded.origin} "
+            f"got={type(spec).__name__}"
+        )
+    if spec.spi_version != SPI_VERSION:
+        newer = "upgrade Penstock" if spec.spi_version > SPI_VERSION else "upgrade the plugin"
+        raise PluginError(
+            f"plugin was written for SPI version {spec.spi_version} and this Penstock speaks {SPI_VERSION}, {newer}: "
+            f"name={name} from {loaded.origin}"
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
+        raise PluginError(
+            f"a plugin's name is lowercase letters, digits and _: name={spec.name!r} from {loaded.origin}"
+        )
+    if not (isinstance(spec.settings, type) and issubclass(spec.settings, Settings)):
+        raise PluginError(
+            f"a plugin's settings must be a subclass of penstock.spi.Settings: name={name} from {loaded.origin}"
+        )
+
+
+def _infos(loaded: _Loaded) -> list[PluginInfo]:
+    if not loaded.specs:
+        summary = (inspect.getdoc(loaded.module) or "").partition("\n")[0]
+        return [
+            PluginInfo(
+                name=loaded.name,
+                kind=OBSERVER,
+                version=loaded.version,
+                spi_version=SPI_VERSION,
+                capabilities={},
+                origin=loaded.origin,
+                summary=summary,
+            )
+        ]
+    return [
+        PluginInfo(
+            name=spec.name,
+            kind=spec.kind,
+            version=spec.version or loaded.version,
+            spi_version=spec.spi_version,
+            capabilities=_capabilities(spec.capabilities),
+            origin=loaded.origin,
+            summary=spec.summary,
+        )
+        for spec in loaded.specs
+    ]
+
+
+def _capabilities(capabilities: object) -> dict[str, Any]:
+    if dataclasses.is_dataclass(capabilities) and not isinstance(capabilities, type):
+        return dataclasses.asdict(capabilities)
+    return {}
+
+
+def check_combination(
+    specs: Iterable[PluginSpec[Any, Any]], object_store_capabilities: ObjectStoreCapabilities
+) -> None:
+    """Refuse plugins that need what the object store lacks.
+
+    Called at start with the capabilities that the store's spec claims, and again with those of the opened
+    store, which its settings may have narrowed. Raises CapabilityError, or PluginError for a requirement that
+    is no capability at all.
+    """
+    known = {item.name for item in dataclasses.fields(ObjectStoreCapabilities)}
+    specs = list(specs)
+    store = next((spec.name for spec in specs if spec.kind == "object_store"), "the object store")
+    for spec in specs:
+        for capability in sorted(spec.requires):
+            if capability not in known:
+                near = nearest(capability, known)
+                advice = f", the nearest is {near}" if near else ""
+                raise PluginError(
+                    f"plugin requires a capability that object stores don't have{advice}: name={spec.name} "
+                    f"capability={capability}"
+                )
+            if not getattr(object_store_capabilities, capability):
+                raise CapabilityError(
+                    f"{spec.kind} plugin {spec.name} needs an object store with {capability} and {store} has it not, "
+                    f"choose another object_store.plugin or {spec.kind}.plugin: {spec.kind}={spec.name} "
+                    f"object_store={store}"
+                )
+
+
+def validate_settings(
+    spec: PluginSpec[Any, Any], raw: Mapping[str, Any], origins: Origins | None = None
+) -> Settings:
+    """``raw`` as the plugin's settings.
+
+    Raises ConfigError: one sentence with origin, key, what is expected, value, and the nearest key.
+    """
+    model: type[Settings] = spec.settings
+    return validate(model, raw, spec.kind, origins or {}, siblings=("plugin",))
