@@ -1,0 +1,505 @@
+"""The account and the cutting: who holds how much memory, who waits for some, and when it may be reused."""
+
+from __future__ import annotations
+
+__all__ = ("SequentialAllocator", "SequentialAllocatorSettings", "open_allocator")
+
+import asyncio
+import mmap
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import TypeAlias
+
+import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
+from pydantic import Field
+
+from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError
+from penstock.spi import Services, Settings, Size
+from penstock.spi.allocator import Allocation, AllocatorCapabilities, AllocatorStatistics, Charge
+from penstock_allocator_sequential._mapping import (
+    Chunk,
+    IdlePool,
+    class_bytes,
+    is_exported,
+    map_memory,
+    round_to_pages,
+)
+
+_NO_VIEW = memoryview(b"")
+#: Pinned mappings looked at per request that needs a mapping, to bound its cost.
+_PINNED_CHECKS = 8
+#: Rounds of pressure for one request; each must have freed something for the next to start.
+_PRESSURE_ROUNDS = 8
+#: A chunk takes at most this part of the limit, so that a few purposes can't use it up with open chunks.
+_CHUNK_LIMIT_PART = 32
+#: Idle memory takes at most this part of the limit.
+_IDLE_LIMIT_PART = 4
+
+
+class SequentialAllocatorSettings(Settings):
+    """Settings of the sequential allocator."""
+
+    limit: Size = Field(
+        default=512 * 1024**2,
+        ge=1,
+        description="Memory for payload; past it, requests wait. The kernel sets it.",
+    )
+    chunk_bytes: Size = Field(
+        default=4 * 1024**2,
+        ge=mmap.PAGESIZE,
+        description="Size of a chunk. Requests over half a chunk get memory of their own.",
+    )
+    idle_chunks_max: int = Field(
+        default=32,
+        ge=0,
+        description="Released memory kept for reuse, in chunks; at most a quarter of the limit.",
+    )
+
+
+class _Allocation:
+    """Memory cut from a chunk."""
+
+    __slots__ = ("_chunk", "_owner", "size", "view")
+
+    def __init__(self, view: memoryview, size: int, chunk: Chunk, owner: SequentialAllocator) -> None:
+        self.view = view
+        self.size = size
+        self._chunk: Chunk | None = chunk
+        self._owner = owner
+
+    def release(self) -> None:
+        chunk = self._chunk
+        if chunk is None:
+            raise InvariantError(f"allocation was released twice: size={self.size}")
+        self._chunk = None
+        self.view = _NO_VIEW
+        chunk.live -= 1
+        if not chunk.live:
+            self._owner._emptied(chunk)
+
+
+class _Charge:
+    """Bytes that somebody else made."""
+
+    __slots__ = ("_owner", "_purpose", "size")
+
+    def __init__(self, size: int, purpose: str, owner: SequentialAllocator) -> None:
+        self.size = size
+        self._purpose = purpose
+        self._owner: SequentialAllocator | None = owner
+
+    def release(self) -> None:
+        owner = self._owner
+        if owner is None:
+            raise InvariantError(f"charge was released twice: size={self.size} purpose={self._purpose}")
+        self._owner = None
+        owner._discharge(self.size, self._purpose)
+
+
+class _Watch(weakref.ref[mmap.mmap]):
+    """Tells when the last view of a pinned mapping, and with it the mapping, is gone."""
+
+    __slots__ = ("size",)
+
+    size: int
+
+
+_Grant: TypeAlias = _Allocation | _Charge
+
+
+class _Waiter:
+    """A request in the queue, until it has an ``answer``."""
+
+    __slots__ = ("answer", "event", "size", "try_grant")
+
+    def __init__(self, size: int, try_grant: Callable[[], _Grant | None]) -> None:
+        self.size = size
+        self.try_grant = try_grant
+        self.event = anyio.Event()
+        self.answer: _Grant | ClosedError | None = None
+
+    def settle(self, answer: _Grant | ClosedError) -> None:
+        self.answer = answer
+        self.event.set()
+
+
+class SequentialAllocator:
+    """Allocations are cut, one after the other, from chunks that hold allocations of one purpose only.
+
+    A chunk goes back as a whole when all its allocations are released. Then, if no view of it is left, it is
+    reused; otherwise it stays untouched and accounted for as ``pinned`` until the last view is gone.
+
+    ``call_soon`` schedules a function on the event loop from any thread.
+    """
+
+    def __init__(
+        self, settings: SequentialAllocatorSettings, call_soon: Callable[[Callable[[], None]], object]
+    ) -> None:
+        self._limit = settings.limit
+        pages_max = max(mmap.PAGESIZE, settings.limit // _CHUNK_LIMIT_PART // mmap.PAGESIZE * mmap.PAGESIZE)
+        self._chunk_bytes = min(round_to_pages(settings.chunk_bytes), pages_max)
+        self._small_max = self._chunk_bytes // 2
+        self._idle = IdlePool(
+            min(settings.idle_chunks_max * self._chunk_bytes, settings.limit // _IDLE_LIMIT_PART)
+        )
+        self._call_soon = call_soon
+        self._open: dict[str, Chunk] = {}
+        #: Everything accounted, idle and pinned memory included.
+        self._total = 0
+        self._peak = 0
+        self._by_purpose: dict[str, int] = {}
+        self._pinned: deque[tuple[mmap.mmap, int]] = deque()
+        self._pinned_bytes = 0
+        self._watches: set[_Watch] = set()
+        self._unpinned: deque[_Watch] = deque()
+        self._waiters: deque[_Waiter] = deque()
+        self._listeners: list[Callable[[int], None]] = []
+        self._serving = False
+        self._pressing = False
+        self._closed = False
+
+    @property
+    def capabilities(self) -> AllocatorCapabilities:
+        return AllocatorCapabilities()
+
+    # Requests
+
+    def allocate_nowait(self, size: int, purpose: str) -> Allocation:
+        chunk = self._open.get(purpose)
+        if chunk is not None and 0 < size <= self._small_max and not self._waiters:
+            start = chunk.used
+            end = start + size
+            if end <= chunk.size:
+                chunk.used = end
+                chunk.live += 1
+                assert chunk.base is not None
+                return _Allocation(chunk.base[start:end], size, chunk, self)
+        self._check(size, purpose, 1)
+        self._no_overtaking(size, purpose)
+        grant = self._granted(lambda: self._try_allocate(size, purpose), size)
+        if grant is None:
+            raise self._full(size, purpose)
+        assert isinstance(grant, _Allocation)
+        return grant
+
+    async def allocate(self, size: int, purpose: str) -> Allocation:
+        """See the contract. Without contention this is no more than a check for cancellation."""
+        await checkpoint_if_cancelled()
+        self._check(size, purpose, 1)
+        grant = await self._wait(lambda: self._try_allocate(size, purpose), size)
+        assert isinstance(grant, _Allocation)
+        return grant
+
+    def charge_nowait(self, size: int, purpose: str) -> Charge:
+        self._check(size, purpose, 0)
+        if self._waiters:
+            self._no_overtaking(size, purpose)
+        grant = self._try_charge(size, purpose) or self._granted(
+            lambda: self._try_charge(size, purpose), size
+        )
+        if grant is None:
+            raise self._full(size, purpose)
+        return grant
+
+    async def charge(self, size: int, purpose: str) -> Charge:
+        """See the contract. Without contention this is no more than a check for cancellation."""
+        await checkpoint_if_cancelled()
+        self._check(size, purpose, 0)
+        return await self._wait(lambda: self._try_charge(size, purpose), size)
+
+    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+        self._listeners.append(listener)
+
+    def statistics(self) -> AllocatorStatistics:
+        self._recheck_pinned(len(self._pinned))
+        self._settle_unpinned()
+        used = {purpose: size for purpose, size in self._by_purpose.items() if size}
+        if self._pinned_bytes:
+            used["pinned"] = used.get("pinned", 0) + self._pinned_bytes
+        if self._idle.bytes:
+            used["idle"] = used.get("idle", 0) + self._idle.bytes
+        return AllocatorStatistics(
+            limit_bytes=self._limit,
+            used_bytes=self._total,
+            used_by_purpose=used,
+            waiting=len(self._waiters),
+            peak_bytes=self._peak,
+        )
+
+    def close(self) -> None:
+        """Answer who waits with ClosedError. What is still allocated stays valid until it is released."""
+        self._closed = True
+        for waiter in self._waiters:
+            waiter.settle(ClosedError("allocator was closed while a request waited"))
+        self._waiters.clear()
+        for chunk in list(self._open.values()):
+            self._shut(chunk)
+        self._idle.bytes_max = 0
+        self._total -= self._idle.shrink(self._idle.bytes)
+
+    def _check(self, size: int, purpose: str, size_min: int) -> None:
+        if self._closed:
+            raise ClosedError("allocator is closed")
+        if size < size_min:
+            raise InvalidRequestError(f"a request needs a size: size={size} purpose={purpose}")
+
+    def _full(self, size: int, purpose: str) -> FullError:
+        return FullError(
+            f"memory limit is reached, wait or release: size={size} purpose={purpose} "
+            f"used={self._total} limit={self._limit} waiting={len(self._waiters)}"
+        )
+
+    def _no_overtaking(self, size: int, purpose: str) -> None:
+        """Raises FullError while others wait: they came first."""
+        if self._waiters:
+            self._serve()
+            if self._waiters:
+                raise self._full(size, purpose)
+
+    # Waiting
+
+    async def _wait(self, try_grant: Callable[[], _Grant | None], size: int) -> _Grant:
+        waiter = _Waiter(size, try_grant)
+        self._waiters.append(waiter)
+        self._serve()
+        if waiter.answer is None:
+            await self._answered(waiter)
+        answer = waiter.answer
+        if isinstance(answer, ClosedError):
+            raise answer
+        assert answer is not None
+        return answer
+
+    async def _answered(self, waiter: _Waiter) -> None:
+        """Wait; who is cancelled gives back what was granted in the meantime, or the place in the queue."""
+        try:
+            await waiter.event.wait()
+        except BaseException:
+            if waiter.answer is None:
+                self._waiters.remove(waiter)
+                self._serve()
+            elif not isinstance(waiter.answer, ClosedError):
+                waiter.answer.release()
+            raise
+
+    def _serve(self) -> None:
+        """Grant to waiters, first come first served, what has become free."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._waiters:
+                waiter = self._waiters[0]
+                grant = self._granted(waiter.try_grant, waiter.size)
+                if grant is None:
+                    self._watch_pinned()
+                    break
+                self._waiters.popleft()
+                waiter.settle(grant)
+        finally:
+            self._serving = False
+
+    def _granted(self, try_grant: Callable[[], _Grant | None], size: int) -> _Grant | None:
+        """``try_grant`` again and again for as long as the pressure listeners make progress."""
+        grant = try_grant()
+        for _ in range(_PRESSURE_ROUNDS):
+            if grant is not None or self._pressing or not self._listeners:
+                break
+            before = self._total - self._idle.bytes
+            self._press(size)
+            grant = try_grant()
+            if self._total - self._idle.bytes >= before:
+                break
+        return grant
+
+    def _press(self, size: int) -> None:
+        """Ask the listeners, one after the other, for what is missing."""
+        self._pressing = True
+        try:
+            for listener in self._listeners:
+                wanted = min(size, self._limit) - (self._limit - (self._total - self._idle.bytes))
+                if wanted <= 0 and size <= self._limit:
+                    wanted = size  # whole chunks count: free bytes there are, but not in one piece
+                listener(max(wanted, 1))
+        finally:
+            self._pressing = False
+
+    # Cutting and accounting
+
+    def _try_charge(self, size: int, purpose: str) -> _Charge | None:
+        if self._total + size > self._limit and not self._make_room(size):
+            return None
+        self._take(size, purpose)
+        return _Charge(size, purpose, self)
+
+    def _discharge(self, size: int, purpose: str) -> None:
+        self._total -= size
+        self._by_purpose[purpose] -= size
+        if self._waiters:
+            self._serve()
+
+    def _try_allocate(self, size: int, purpose: str) -> _Allocation | None:
+        if size > self._small_max:
+            return self._allocate_alone(size, purpose)
+        chunk = self._open.get(purpose)
+        if chunk is None or chunk.used + size > chunk.size:
+            if chunk is not None:
+                self._shut(chunk)
+            chunk = self._open_chunk(size, purpose)
+            if chunk is None:
+                return None
+        start = chunk.used
+        chunk.used = start + size
+        chunk.live += 1
+        assert chunk.base is not None
+        return _Allocation(chunk.base[start : chunk.used], size, chunk, self)
+
+    def _open_chunk(self, size: int, purpose: str) -> Chunk | None:
+        """A new chunk for ``purpose``; near the limit a smaller one that still holds ``size``."""
+        chunk_bytes = self._chunk_bytes
+        mapping = self._obtain(chunk_bytes, purpose)
+        while mapping is None and chunk_bytes >= 2 * max(size, mmap.PAGESIZE):
+            chunk_bytes = round_to_pages(chunk_bytes // 2)
+            mapping = self._obtain(chunk_bytes, purpose)
+        if mapping is None:
+            return None
+        chunk = Chunk(mapping, chunk_bytes, purpose, memoryview(mapping))
+        self._open[purpose] = chunk
+        return chunk
+
+    def _allocate_alone(self, size: int, purpose: str) -> _Allocation | None:
+        """A mapping for one large allocation."""
+        mapped = class_bytes(size)
+        mapping = self._obtain(mapped, purpose)
+        if mapping is None and round_to_pages(size) < mapped:
+            mapped = round_to_pages(size)
+            mapping = self._obtain(mapped, purpose)
+        if mapping is None:
+            return None
+        chunk = Chunk(mapping, mapped, purpose, None)
+        chunk.live = 1
+        return _Allocation(memoryview(mapping)[:size], size, chunk, self)
+
+    def _obtain(self, size: int, purpose: str) -> mmap.mmap | None:
+        """A mapping of ``size`` bytes, recycled or fresh, on the account of ``purpose``; None if there is no room."""
+        if self._pinned:
+            self._recheck_pinned(_PINNED_CHECKS)
+        mapping = self._idle.take(size)
+        if mapping is not None:
+            # It was accounted for all the time: nothing changes but its purpose.
+            self._by_purpose[purpose] = self._by_purpose.get(purpose, 0) + size
+            return mapping
+        if self._total + size > self._limit and not self._make_room(size):
+            return None
+        mapping = map_memory(size)
+        self._take(size, purpose)
+        return mapping
+
+    def _take(self, size: int, purpose: str) -> None:
+        self._by_purpose[purpose] = self._by_purpose.get(purpose, 0) + size
+        self._total += size
+        if self._total > self._peak:
+            self._peak = self._total
+
+    def _make_room(self, size: int) -> bool:
+        """Give back what nobody uses; whether ``size`` more bytes may be taken now.
+
+        More than the whole limit may be taken by one who is alone.
+        """
+        self._recheck_pinned(len(self._pinned))
+        self._settle_unpinned()
+        if self._total - self._idle.bytes + size > self._limit:
+            for chunk in list(self._open.values()):
+                if not chunk.live:
+                    self._shut(chunk)
+        self._total -= self._idle.shrink(self._total + size - self._limit)
+        if self._total + size <= self._limit:
+            return True
+        self._watch_pinned()
+        return self._total == 0
+
+    # Giving back
+
+    def _emptied(self, chunk: Chunk) -> None:
+        """The last allocation of ``chunk`` was released."""
+        if not chunk.open:
+            self._recycle(chunk)
+        elif self._waiters or self._closed:
+            self._shut(chunk)
+        if self._waiters:
+            self._serve()
+
+    def _shut(self, chunk: Chunk) -> None:
+        """Cut nothing more from ``chunk``."""
+        chunk.open = False
+        del self._open[chunk.purpose]
+        if not chunk.live:
+            self._recycle(chunk)
+
+    def _recycle(self, chunk: Chunk) -> None:
+        assert not chunk.live
+        chunk.base = None
+        self._by_purpose[chunk.purpose] -= chunk.size
+        if is_exported(chunk.mapping, chunk.size):
+            self._pinned_bytes += chunk.size
+            self._pinned.append((chunk.mapping, chunk.size))
+        else:
+            self._total -= self._idle.put(chunk.mapping, chunk.size)
+
+    def _recheck_pinned(self, count: int) -> None:
+        """Look at ``count`` pinned mappings in turn; those without a view become idle."""
+        for _ in range(min(count, len(self._pinned))):
+            mapping, size = self._pinned.popleft()
+            if is_exported(mapping, size):
+                self._pinned.append((mapping, size))
+            else:
+                self._pinned_bytes -= size
+                self._total -= self._idle.put(mapping, size)
+
+    def _watch_pinned(self) -> None:
+        """Somebody waits: be told when a view goes away, at the price of not recycling the mapping.
+
+        A mapping lives as long as its views. With our own reference gone, its end is the end of the last one.
+        """
+        while self._pinned:
+            mapping, size = self._pinned.popleft()
+            watch = _Watch(mapping, self._on_view_gone)
+            watch.size = size
+            self._watches.add(watch)
+            del mapping
+
+    def _on_view_gone(self, watch: weakref.ref[mmap.mmap]) -> None:
+        """Called in whatever thread dropped the last view, at any point of its code: only takes notes."""
+        assert isinstance(watch, _Watch)
+        self._unpinned.append(watch)
+        try:
+            self._call_soon(self._after_view_gone)
+        except RuntimeError:
+            return  # the loop is closed: nobody waits any more
+
+    def _after_view_gone(self) -> None:
+        self._settle_unpinned()
+        if self._waiters:
+            self._serve()
+
+    def _settle_unpinned(self) -> None:
+        while self._unpinned:
+            watch = self._unpinned.popleft()
+            self._watches.discard(watch)
+            self._pinned_bytes -= watch.size
+            self._total -= watch.size
+
+
+@asynccontextmanager
+async def open_allocator(
+    settings: SequentialAllocatorSettings, services: Services
+) -> AsyncIterator[SequentialAllocator]:
+    """An allocator that answers its waiters with ClosedError when the context is left."""
+    allocator = SequentialAllocator(settings, asyncio.get_running_loop().call_soon_threadsafe)
+    try:
+        yield allocator
+    finally:
+        allocator.close()
