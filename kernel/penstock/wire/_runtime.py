@@ -29,6 +29,7 @@ __all__ = (
 )
 
 import struct
+from collections.abc import Sequence
 from typing import Any, TypeAlias
 
 from penstock.errors import PenstockError
@@ -36,7 +37,7 @@ from penstock.errors import PenstockError
 Buffer: TypeAlias = bytes | bytearray | memoryview
 """Bytes as messages carry them. Decoding gives memoryviews into the frame: copy what outlives the frame."""
 
-Records: TypeAlias = bytes | bytearray | memoryview | list[Buffer] | tuple[Buffer, ...]
+Records: TypeAlias = bytes | bytearray | memoryview | Sequence[Buffer]
 """Record batches on their way out: one buffer, or several that follow each other on the wire uncopied."""
 
 ZERO_UUID = bytes(16)
@@ -190,10 +191,10 @@ class Writer:
             if at > done:
                 result.append(view[done:at])
                 done = at
-            if isinstance(records, (list, tuple)):
-                result += [part for part in records if len(part)]
-            else:
+            if isinstance(records, (memoryview, bytes, bytearray)):
                 result.append(records)
+            else:
+                result += [part for part in records if len(part)]
         if done < len(view):
             result.append(view[done:])
         return result
@@ -201,6 +202,6 @@ class Writer:
 
 def records_size(records: Records) -> int:
     """Bytes of ``records``."""
-    if isinstance(records, (list, tuple)):
-        return sum(map(len, records))
-    return len(records)
+    if isinstance(records, (memoryview, bytes, bytearray)):
+        return len(records)
+    return sum(map(len, records))

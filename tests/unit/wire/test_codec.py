@@ -120,7 +120,7 @@ def test_records_and_bytes_are_decoded_as_views_of_the_frame() -> None:
 
 def test_records_are_encoded_without_copying() -> None:
     """A fetch answer goes out as the very buffers it was given, batch by batch, empty ones left out."""
-    batches: list[bytes | bytearray | memoryview] = [memoryview(b"a" * 10), b"", memoryview(b"b" * 20)]
+    batches: list[memoryview | bytes] = [memoryview(b"a" * 10), b"", memoryview(b"b" * 20)]
     message = fetch.FetchResponse(
         responses=[
             fetch.FetchableTopicResponse(
