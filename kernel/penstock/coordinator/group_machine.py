@@ -283,11 +283,16 @@ class Group:
                 self._finish_assignment(assignments, error, now_ms)
         return self._take_outputs()
 
-    def close(self, error: GroupError) -> list[Output]:
-        """The group ends here: everything parked is answered with `error`, the state is Dead."""
+    def answer_parked(self, error: GroupError) -> list[Output]:
+        """Answer every parked request with `error`; the members stay."""
         for member in self._members.values():
             self._answer_join(member, JoinResult(member_id=member.member_id, error=error))
             self._answer_sync(member, SyncResult(error=error))
+        return self._take_outputs()
+
+    def close(self, error: GroupError) -> list[Output]:
+        """The group ends here: everything parked is answered with `error`, the state is Dead."""
+        outputs = self.answer_parked(error)
         self._members.clear()
         self._static.clear()
         self._pending_joins.clear()
@@ -297,7 +302,7 @@ class Group:
         self._replacing.clear()
         self.leader_id = None
         self._previous_state, self.state = self.state, GroupState.DEAD
-        return self._take_outputs()
+        return outputs
 
     def restore(self, metadata: GroupMetadata, now_ms: int) -> list[Output]:
         """Take over what the log says; sessions start anew, so members have time to find the coordinator."""

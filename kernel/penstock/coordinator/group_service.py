@@ -168,6 +168,7 @@ class GroupService:
         self._timer_sleeps_until_ms: int | None = None
         self._task_group: anyio.abc.TaskGroup | None = None
         self._not_ready = GroupError.COORDINATOR_LOAD_IN_PROGRESS
+        self._is_draining = False
 
     async def __aenter__(self) -> Self:
         """Read the log and start.
@@ -199,6 +200,15 @@ class GroupService:
         self._task_group.cancel_scope.cancel()
         return await self._task_group.__aexit__(exc_type, exc, traceback)
 
+    def drain(self) -> None:
+        """Answer parked requests with NOT_COORDINATOR and park no more; commits and the rest still work.
+
+        Called when the broker stops taking requests, so that no connection waits for a rebalance.
+        """
+        self._is_draining = True
+        for entry in list(self._entries.values()):
+            self._apply(entry, entry.group.answer_parked(GroupError.NOT_COORDINATOR))
+
     def statistics(self) -> GroupStatistics:
         """A snapshot of counts; costs time proportional to the number of groups."""
         groups = [entry.group for entry in self._entries.values()]
@@ -220,7 +230,7 @@ class GroupService:
         """JoinGroup: parked until the join phase ends. A caller that goes away leaves its member behind
         until the session expires, as in Kafka.
         """
-        error = await self._admit(group_id)
+        error = await self._admit(group_id, may_park=True)
         if error is GroupError.NONE and _is_too_long(request):
             error = GroupError.INVALID_REQUEST
         if error is not GroupError.NONE:
@@ -238,7 +248,7 @@ class GroupService:
 
     async def sync(self, group_id: str, request: SyncRequest) -> SyncResult:
         """SyncGroup: parked until the leader's assignment is durable."""
-        error = await self._admit(group_id)
+        error = await self._admit(group_id, may_park=True)
         if error is not GroupError.NONE:
             return SyncResult(error=error)
         entry = self._entries.get(group_id)
@@ -443,7 +453,9 @@ class GroupService:
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    async def _admit(self, group_id: str, *, may_be_empty: bool = False) -> GroupError:
+    async def _admit(
+        self, group_id: str, *, may_be_empty: bool = False, may_park: bool = False
+    ) -> GroupError:
         """Wait for a deletion of the group that is under way; refuse while not in charge."""
         await anyio.lowlevel.checkpoint()
         if not group_id and not may_be_empty:
@@ -452,6 +464,8 @@ class GroupService:
             return GroupError.INVALID_GROUP_ID
         while (entry := self._entries.get(group_id)) is not None and entry.deletion is not None:
             await entry.deletion.wait()
+        if may_park and self._is_draining:
+            return GroupError.NOT_COORDINATOR
         return self._not_ready
 
     def _create(self, group_id: str) -> _Entry:

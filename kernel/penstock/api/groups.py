@@ -1,0 +1,528 @@
+"""The classic consumer group APIs: thin translations between wire messages and the group service.
+
+Versions matter here only where a field's meaning changed; the codecs leave out what a version doesn't have.
+Offsets are kept by topic name, so requests by topic id (OffsetCommit and OffsetFetch v10, KIP-848) are
+resolved first.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "GROUP_HANDLERS",
+    "handle_delete_groups",
+    "handle_describe_groups",
+    "handle_find_coordinator",
+    "handle_heartbeat",
+    "handle_join_group",
+    "handle_leave_group",
+    "handle_list_groups",
+    "handle_offset_commit",
+    "handle_offset_delete",
+    "handle_offset_fetch",
+    "handle_sync_group",
+)
+
+from collections.abc import Mapping, Sequence
+from typing import Final
+
+from penstock.api.context import Handler, RequestContext, Topic
+from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_types import (
+    CommittedOffset,
+    GroupDescription,
+    GroupError,
+    JoinRequest,
+    LeaveMember,
+    OffsetAndMetadata,
+    SyncRequest,
+    TopicPartition,
+)
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.delete_groups import (
+    DeletableGroupResult,
+    DeleteGroupsRequest,
+    DeleteGroupsResponse,
+)
+from penstock.wire.messages.describe_groups import (
+    DescribedGroup,
+    DescribedGroupMember,
+    DescribeGroupsRequest,
+    DescribeGroupsResponse,
+)
+from penstock.wire.messages.find_coordinator import (
+    Coordinator,
+    FindCoordinatorRequest,
+    FindCoordinatorResponse,
+)
+from penstock.wire.messages.heartbeat import HeartbeatRequest, HeartbeatResponse
+from penstock.wire.messages.join_group import JoinGroupRequest, JoinGroupResponse, JoinGroupResponseMember
+from penstock.wire.messages.leave_group import LeaveGroupRequest, LeaveGroupResponse, MemberResponse
+from penstock.wire.messages.list_groups import ListedGroup, ListGroupsRequest, ListGroupsResponse
+from penstock.wire.messages.offset_commit import (
+    OffsetCommitRequest,
+    OffsetCommitRequestTopic,
+    OffsetCommitResponse,
+    OffsetCommitResponsePartition,
+    OffsetCommitResponseTopic,
+)
+from penstock.wire.messages.offset_delete import (
+    OffsetDeleteRequest,
+    OffsetDeleteResponse,
+    OffsetDeleteResponsePartition,
+    OffsetDeleteResponseTopic,
+)
+from penstock.wire.messages.offset_fetch import (
+    OffsetFetchRequest,
+    OffsetFetchRequestTopics,
+    OffsetFetchResponse,
+    OffsetFetchResponseGroup,
+    OffsetFetchResponsePartition,
+    OffsetFetchResponsePartitions,
+    OffsetFetchResponseTopic,
+    OffsetFetchResponseTopics,
+)
+from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupResponse
+
+# Versions at which a rule changed.
+_JOIN_MEMBER_ID_REQUIRED_VERSION: Final = 4
+_JOIN_NULLABLE_PROTOCOL_VERSION: Final = 7
+_JOIN_SKIP_ASSIGNMENT_VERSION: Final = 9
+_LEAVE_BATCH_VERSION: Final = 3
+_DESCRIBE_NOT_FOUND_VERSION: Final = 6
+_COMMIT_GROUP_NOT_FOUND_VERSION: Final = 9
+_FETCH_GROUP_ERROR_VERSION: Final = 2
+_FETCH_GROUPS_VERSION: Final = 8
+_TOPIC_IDS_VERSION: Final = 10
+_FIND_BATCH_VERSION: Final = 4
+
+_KEY_TYPE_GROUP: Final = 0
+_KEY_TYPE_TRANSACTION: Final = 1
+#: READ, DELETE, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS: all that there is for a group, as a bit field.
+_GROUP_OPERATIONS: Final = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11
+_NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
+
+
+def _groups(context: RequestContext) -> GroupService:
+    service: GroupService = context.api.groups
+    return service
+
+
+async def handle_join_group(request: JoinGroupRequest, context: RequestContext) -> JoinGroupResponse:
+    """JoinGroup v0-9; answered when the join phase is over."""
+    version = context.version
+    result = await _groups(context).join(
+        request.group_id,
+        JoinRequest(
+            member_id=request.member_id,
+            group_instance_id=request.group_instance_id,
+            client_id=context.client.client_id or "",
+            client_host=f"/{context.client.host}",  # as Java prints an address; tools show it like that
+            session_timeout_ms=request.session_timeout_ms,
+            rebalance_timeout_ms=request.rebalance_timeout_ms,
+            protocol_type=request.protocol_type,
+            # The request views its frame, which doesn't outlive it.
+            protocols=tuple((one.name, bytes(one.metadata)) for one in request.protocols),
+            require_known_member_id=version >= _JOIN_MEMBER_ID_REQUIRED_VERSION,
+            supports_skip_assignment=version >= _JOIN_SKIP_ASSIGNMENT_VERSION,
+        ),
+    )
+    protocol_name = result.protocol_name
+    if protocol_name is None and version < _JOIN_NULLABLE_PROTOCOL_VERSION:
+        protocol_name = ""
+    return JoinGroupResponse(
+        error_code=result.error,
+        generation_id=result.generation_id,
+        protocol_type=result.protocol_type,
+        protocol_name=protocol_name,
+        leader=result.leader,
+        skip_assignment=result.skip_assignment,
+        member_id=result.member_id,
+        members=[
+            JoinGroupResponseMember(
+                member_id=one.member_id, group_instance_id=one.group_instance_id, metadata=one.metadata
+            )
+            for one in result.members
+        ],
+    )
+
+
+async def handle_sync_group(request: SyncGroupRequest, context: RequestContext) -> SyncGroupResponse:
+    """SyncGroup v0-5; answered when the leader's assignment is durable."""
+    result = await _groups(context).sync(
+        request.group_id,
+        SyncRequest(
+            member_id=request.member_id,
+            generation_id=request.generation_id,
+            group_instance_id=request.group_instance_id,
+            protocol_type=request.protocol_type,
+            protocol_name=request.protocol_name,
+            assignments={one.member_id: bytes(one.assignment) for one in request.assignments},
+        ),
+    )
+    return SyncGroupResponse(
+        error_code=result.error,
+        protocol_type=result.protocol_type,
+        protocol_name=result.protocol_name,
+        assignment=result.assignment,
+    )
+
+
+async def handle_heartbeat(request: HeartbeatRequest, context: RequestContext) -> HeartbeatResponse:
+    """Heartbeat v0-4."""
+    error = await _groups(context).heartbeat(
+        request.group_id, request.member_id, request.generation_id, request.group_instance_id
+    )
+    return HeartbeatResponse(error_code=error)
+
+
+async def handle_leave_group(request: LeaveGroupRequest, context: RequestContext) -> LeaveGroupResponse:
+    """LeaveGroup v0-5; before v3 the one member's error is that of the response."""
+    is_batch = context.version >= _LEAVE_BATCH_VERSION
+    members = (
+        [LeaveMember(one.member_id, one.group_instance_id) for one in request.members]
+        if is_batch
+        else [LeaveMember(request.member_id)]
+    )
+    error, results = await _groups(context).leave(request.group_id, members)
+    if not is_batch:
+        return LeaveGroupResponse(error_code=error or results[0].error)
+    return LeaveGroupResponse(
+        error_code=error,
+        members=[
+            MemberResponse(
+                member_id=one.member_id, group_instance_id=one.group_instance_id, error_code=one.error
+            )
+            for one in results
+        ],
+    )
+
+
+async def handle_describe_groups(
+    request: DescribeGroupsRequest, context: RequestContext
+) -> DescribeGroupsResponse:
+    """DescribeGroups v0-6; an unknown group is an error from v6 on, and Dead before."""
+    descriptions = await _groups(context).describe(request.groups)
+    groups = [_described(one, context.version) for one in descriptions]
+    if request.include_authorized_operations:
+        for group in groups:
+            if group.error_code == GroupError.NONE:
+                group.authorized_operations = _GROUP_OPERATIONS
+    return DescribeGroupsResponse(groups=groups)
+
+
+def _described(group: GroupDescription, version: int) -> DescribedGroup:
+    error, message, state = group.error, None, str(group.state)
+    if error is GroupError.GROUP_ID_NOT_FOUND:
+        if version < _DESCRIBE_NOT_FOUND_VERSION:
+            error = GroupError.NONE
+        else:
+            message = f"group {group.group_id!r} not found"
+    elif error is not GroupError.NONE:
+        state = ""
+    return DescribedGroup(
+        error_code=error,
+        error_message=message,
+        group_id=group.group_id,
+        group_state=state,
+        protocol_type=group.protocol_type,
+        protocol_data=group.protocol_name,
+        members=[
+            DescribedGroupMember(
+                member_id=one.member_id,
+                group_instance_id=one.group_instance_id,
+                client_id=one.client_id,
+                client_host=one.client_host,
+                member_metadata=one.metadata,
+                member_assignment=one.assignment,
+            )
+            for one in group.members
+        ],
+    )
+
+
+async def handle_list_groups(request: ListGroupsRequest, context: RequestContext) -> ListGroupsResponse:
+    """ListGroups v0-5, with the filters of v4 (states) and v5 (types)."""
+    error, listings = await _groups(context).list_groups(request.states_filter, request.types_filter)
+    return ListGroupsResponse(
+        error_code=error,
+        groups=[
+            ListedGroup(
+                group_id=one.group_id,
+                protocol_type=one.protocol_type,
+                group_state=str(one.state),
+                group_type=one.group_type,
+            )
+            for one in listings
+        ],
+    )
+
+
+async def handle_delete_groups(request: DeleteGroupsRequest, context: RequestContext) -> DeleteGroupsResponse:
+    """DeleteGroups v0-2."""
+    results = await _groups(context).delete_groups(request.groups_names)
+    return DeleteGroupsResponse(
+        results=[
+            DeletableGroupResult(group_id=group_id, error_code=error) for group_id, error in results.items()
+        ]
+    )
+
+
+async def handle_offset_commit(request: OffsetCommitRequest, context: RequestContext) -> OffsetCommitResponse:
+    """OffsetCommit v2-10; offsets are durable when it is answered."""
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    found = [_find(one.topic_id if by_id else one.name, context) for one in request.topics]
+    offsets = {
+        (topic.name, one.partition_index): OffsetAndMetadata(
+            one.committed_offset, one.committed_leader_epoch, one.committed_metadata or ""
+        )
+        for asked, topic in zip(request.topics, found, strict=True)
+        if topic is not None
+        for one in asked.partitions
+        if 0 <= one.partition_index < topic.partition_count
+    }
+    errors: Mapping[TopicPartition, GroupError] = {}
+    if offsets or not request.topics:
+        errors = await _groups(context).commit_offsets(
+            request.group_id,
+            offsets,
+            member_id=request.member_id,
+            generation_id=request.generation_id_or_member_epoch,
+            group_instance_id=request.group_instance_id,
+            retention_ms=request.retention_time_ms,
+        )
+    return OffsetCommitResponse(
+        topics=[
+            _committed(asked, topic, errors, context.version)
+            for asked, topic in zip(request.topics, found, strict=True)
+        ]
+    )
+
+
+def _committed(
+    asked: OffsetCommitRequestTopic,
+    topic: Topic | None,
+    errors: Mapping[TopicPartition, GroupError],
+    version: int,
+) -> OffsetCommitResponseTopic:
+    partitions = []
+    for one in asked.partitions:
+        if topic is None:
+            error = _unknown_topic(version)
+        else:
+            key = (topic.name, one.partition_index)
+            error = errors.get(key, GroupError.UNKNOWN_TOPIC_OR_PARTITION)
+        if error is GroupError.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
+            error = GroupError.ILLEGAL_GENERATION
+        partitions.append(
+            OffsetCommitResponsePartition(partition_index=one.partition_index, error_code=error)
+        )
+    return OffsetCommitResponseTopic(topic_id=asked.topic_id, name=asked.name, partitions=partitions)
+
+
+async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestContext) -> OffsetFetchResponse:
+    """OffsetFetch v1-10: one group before v8, many since; topics null means all that have an offset.
+
+    What has no offset is -1 without an error, also in a group that doesn't exist.
+    """
+    if context.version >= _FETCH_GROUPS_VERSION:
+        groups = [await _fetched_group(one.group_id, one.topics, context) for one in request.groups]
+        return OffsetFetchResponse(groups=groups)
+    topics = (
+        None
+        if request.topics is None
+        else [
+            OffsetFetchRequestTopics(name=one.name, partition_indexes=one.partition_indexes)
+            for one in request.topics
+        ]
+    )
+    group = await _fetched_group(request.group_id, topics, context)
+    error = group.error_code if context.version < _FETCH_GROUP_ERROR_VERSION else 0
+    if error:  # v1 has no error of the group: every partition carries it
+        return OffsetFetchResponse(
+            topics=[
+                OffsetFetchResponseTopic(
+                    name=one.name,
+                    partitions=[_single(_fetched(index, None, error)) for index in one.partition_indexes],
+                )
+                for one in topics or ()
+            ]
+        )
+    return OffsetFetchResponse(
+        error_code=group.error_code,
+        topics=[
+            OffsetFetchResponseTopic(name=one.name, partitions=[_single(each) for each in one.partitions])
+            for one in group.topics
+        ],
+    )
+
+
+async def _fetched_group(
+    group_id: str, topics: Sequence[OffsetFetchRequestTopics] | None, context: RequestContext
+) -> OffsetFetchResponseGroup:
+    if topics is None:
+        return await _fetched_all(group_id, context)
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    names: list[str | None] = []
+    for asked in topics:
+        topic = _find(asked.topic_id, context) if by_id else None
+        names.append(asked.name if not by_id else topic.name if topic is not None else None)
+    partitions = [
+        (name, index)
+        for asked, name in zip(topics, names, strict=True)
+        if name is not None
+        for index in asked.partition_indexes
+    ]
+    error, offsets = await _groups(context).fetch_offsets(group_id, partitions)
+    if error is not GroupError.NONE:
+        return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
+    return OffsetFetchResponseGroup(
+        group_id=group_id,
+        topics=[
+            OffsetFetchResponseTopics(
+                topic_id=asked.topic_id,
+                name=asked.name,
+                partitions=[
+                    _fetched(index, None, GroupError.UNKNOWN_TOPIC_ID)
+                    if name is None
+                    else _fetched(index, offsets[name, index])
+                    for index in asked.partition_indexes
+                ],
+            )
+            for asked, name in zip(topics, names, strict=True)
+        ],
+    )
+
+
+async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchResponseGroup:
+    error, offsets = await _groups(context).fetch_offsets(group_id)
+    if error is not GroupError.NONE:
+        return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    topics: dict[str, OffsetFetchResponseTopics] = {}
+    for (name, index), committed in sorted(offsets.items()):
+        if name not in topics:
+            topic = _find(name, context) if by_id else None
+            if by_id and topic is None:
+                continue  # a topic that is gone has no id to answer with
+            topics[name] = OffsetFetchResponseTopics(name=name, partitions=[])
+            if topic is not None:
+                topics[name].topic_id = topic.id
+        topics[name].partitions.append(_fetched(index, committed))
+    return OffsetFetchResponseGroup(group_id=group_id, topics=list(topics.values()))
+
+
+def _fetched(
+    index: int, committed: CommittedOffset | None, error: int = GroupError.NONE
+) -> OffsetFetchResponsePartitions:
+    committed = committed or _NO_OFFSET
+    return OffsetFetchResponsePartitions(
+        partition_index=index,
+        committed_offset=committed.offset,
+        committed_leader_epoch=committed.leader_epoch,
+        metadata=committed.metadata,
+        error_code=error,
+    )
+
+
+def _single(one: OffsetFetchResponsePartitions) -> OffsetFetchResponsePartition:
+    return OffsetFetchResponsePartition(
+        partition_index=one.partition_index,
+        committed_offset=one.committed_offset,
+        committed_leader_epoch=one.committed_leader_epoch,
+        metadata=one.metadata,
+        error_code=one.error_code,
+    )
+
+
+async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestContext) -> OffsetDeleteResponse:
+    """OffsetDelete v0 (KIP-496)."""
+    found = [_find(one.name, context) for one in request.topics]
+    partitions = [
+        (asked.name, one.partition_index)
+        for asked, topic in zip(request.topics, found, strict=True)
+        if topic is not None
+        for one in asked.partitions
+    ]
+    error, errors = await _groups(context).delete_offsets(request.group_id, partitions)
+    if error is not GroupError.NONE:
+        return OffsetDeleteResponse(error_code=error)
+    return OffsetDeleteResponse(
+        topics=[
+            OffsetDeleteResponseTopic(
+                name=asked.name,
+                partitions=[
+                    OffsetDeleteResponsePartition(
+                        partition_index=one.partition_index,
+                        error_code=errors.get(
+                            (asked.name, one.partition_index), GroupError.UNKNOWN_TOPIC_OR_PARTITION
+                        ),
+                    )
+                    for one in asked.partitions
+                ],
+            )
+            for asked in request.topics
+        ]
+    )
+
+
+async def handle_find_coordinator(
+    request: FindCoordinatorRequest, context: RequestContext
+) -> FindCoordinatorResponse:
+    """FindCoordinator v0-6: this broker coordinates all groups; there are no transactions yet."""
+    if context.version >= _FIND_BATCH_VERSION:
+        return FindCoordinatorResponse(
+            coordinators=[_coordinator(key, request.key_type, context) for key in request.coordinator_keys]
+        )
+    one = _coordinator(request.key, request.key_type, context)
+    return FindCoordinatorResponse(
+        error_code=one.error_code,
+        error_message=one.error_message,
+        node_id=one.node_id,
+        host=one.host,
+        port=one.port,
+    )
+
+
+def _coordinator(key: str, key_type: int, context: RequestContext) -> Coordinator:
+    if key_type == _KEY_TYPE_GROUP:
+        endpoint = context.client.advertised
+        return Coordinator(
+            key=key, node_id=endpoint.node_id, host=endpoint.host, port=endpoint.port, error_message=None
+        )
+    if key_type == _KEY_TYPE_TRANSACTION:
+        error, message = GroupError.COORDINATOR_NOT_AVAILABLE, "this broker has no transaction coordinator"
+    else:
+        error, message = (
+            GroupError.INVALID_REQUEST,
+            f"unknown coordinator type, use 0 for groups: type={key_type}",
+        )
+    return Coordinator(key=key, node_id=-1, host="", port=-1, error_code=error, error_message=message)
+
+
+def _find(topic: str | bytes, context: RequestContext) -> Topic | None:
+    """A topic by its name or by its id."""
+    if isinstance(topic, str):
+        return context.api.logs.topics().get(topic)
+    return context.api.logs.topic_by_id(topic)
+
+
+def _unknown_topic(version: int) -> GroupError:
+    if version >= _TOPIC_IDS_VERSION:
+        return GroupError.UNKNOWN_TOPIC_ID
+    return GroupError.UNKNOWN_TOPIC_OR_PARTITION
+
+
+#: The handlers of this module by API key.
+GROUP_HANDLERS: Final[Mapping[int, Handler]] = {
+    ApiKey.OFFSET_COMMIT: handle_offset_commit,
+    ApiKey.OFFSET_FETCH: handle_offset_fetch,
+    ApiKey.FIND_COORDINATOR: handle_find_coordinator,
+    ApiKey.JOIN_GROUP: handle_join_group,
+    ApiKey.HEARTBEAT: handle_heartbeat,
+    ApiKey.LEAVE_GROUP: handle_leave_group,
+    ApiKey.SYNC_GROUP: handle_sync_group,
+    ApiKey.DESCRIBE_GROUPS: handle_describe_groups,
+    ApiKey.LIST_GROUPS: handle_list_groups,
+    ApiKey.DELETE_GROUPS: handle_delete_groups,
+    ApiKey.OFFSET_DELETE: handle_offset_delete,
+}
