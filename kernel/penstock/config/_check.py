@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import types
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
 from pydantic import ValidationError
@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from penstock.errors import ConfigError
 from penstock.spi.settings import Settings
+from penstock.units import format_duration, format_size
 
 S = TypeVar("S", bound=Settings)
 
@@ -152,7 +153,7 @@ def _sentence(
             f"{'.'.join(path)} is required and has no default: set it in the file, with --set, or with the "
             f"variable PENSTOCK__{'__'.join(path).upper()}"
         )
-    if detail["type"] == "value_error":
+    if detail["type"] == "value_error" and (field is None or field_format(field) is None):
         reason = str(detail.get("ctx", {}).get("error", detail["msg"]))
         reason = reason.partition(": value=")[0]
         return refusal(path, f"is wrong ({reason})", value, origins)
@@ -166,6 +167,11 @@ def _nested_keys(model: type[Settings], path: tuple[str, ...]) -> set[str]:
         field = getattr(inner, "model_fields", {}).get(name)
         inner = field.annotation if field is not None else None
     return {".".join((*path[:-1], name)) for name in getattr(inner, "model_fields", {})}
+
+
+def is_secret(field: FieldInfo) -> bool:
+    """Whether a field's author marked it, ``json_schema_extra={"secret": True}``, as not to be shown."""
+    return isinstance(field.json_schema_extra, Mapping) and bool(field.json_schema_extra.get("secret"))
 
 
 def field_format(field: FieldInfo) -> str | None:
@@ -187,6 +193,11 @@ _FORMAT_WORDS = {
     "size": "a size like 512MiB",
     "size or -1": "a size like 512MiB, or -1",
     "duration": "a duration like 250ms, 30s or 7d",
+}
+_FORMATTERS: dict[str, Callable[[int], str]] = {
+    "size": format_size,
+    "size or -1": lambda bound: "-1" if bound == -1 else format_size(bound),
+    "duration": format_duration,
 }
 
 
@@ -224,7 +235,7 @@ def _bounds(field: FieldInfo) -> Iterable[str]:
         ):
             bound = getattr(item, name, None)
             if bound is not None:
-                yield words.format(bound)
+                yield words.format(_FORMATTERS.get(field_format(field) or "", str)(bound))
 
 
 def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origins) -> Any:
@@ -236,6 +247,13 @@ def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origi
     origin = origin_of(path, origins)
     if isinstance(value, str) and origin.is_text:
         return _split(value) if get_origin(annotation) in (list, tuple, set, frozenset) else value
+    if (
+        field_format(field) == "duration"
+        and origin.layer == "file"
+        and value != -1
+        and not isinstance(value, str)
+    ):
+        raise refusal(path, f"must be {expectation(field)}", value, origins)
     written = field_format(field) is not None or any(hasattr(item, "func") for item in field.metadata)
     if written or annotation not in (bool, int, float, str):
         return value

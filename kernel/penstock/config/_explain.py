@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from penstock.config._check import Origin, Origins, expectation, field_format, redact, unknown_key
+from penstock.config._check import Origin, Origins, expectation, field_format, is_secret, nearest, redact
 from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
@@ -54,20 +54,23 @@ def explain(config: Config, models: SettingsModels, key: str | None = None) -> l
     Raises ConfigError when there is no such key, naming the nearest; PluginError when a selected plugin can't
     be loaded.
     """
-    rows = [
-        row for row in _rows(config, models) if key is None or row.key == key or row.key.startswith(f"{key}.")
-    ]
+    section = None if key is None else key.partition(".")[0]
+    rows = [row for row in _rows(config, models, section) if key in (None, section, row.key)]
     if key is not None and not rows:
-        candidates = [row.key for row in _rows(config, models)]
-        problem = str(unknown_key(tuple(key.split(".")), candidates, None, {}))
-        raise ConfigError(problem.removeprefix("default: ").removesuffix(": value=None"))
+        near = nearest(key, [row.key for row in _rows(config, models, None)])
+        advice = f"the nearest is {near}" if near else "see penstock config explain for all of them"
+        raise ConfigError(f"there is no such configuration key, {advice}: key={key}")
     return rows
 
 
-def _rows(config: Config, models: SettingsModels) -> Iterator[ExplainedKey]:
+def _rows(config: Config, models: SettingsModels, only: str | None) -> Iterator[ExplainedKey]:
     for section, model in SECTIONS.items():
+        if only not in (None, section):
+            continue
         yield from _model_rows(config, section, model, getattr(config.tree, section))
     for kind in DEFAULT_PLUGINS:
+        if only not in (None, kind):
+            continue
         yield ExplainedKey(
             key=f"{kind}.plugin",
             value=config.plugin_name(kind),
@@ -83,9 +86,14 @@ def _model_rows(
 ) -> Iterator[ExplainedKey]:
     for name, field in model.model_fields.items():
         key = f"{section}.{name}"
+        value = getattr(values, name)
+        if is_secret(field):
+            shown: Any = dict.fromkeys(value, "***") if isinstance(value, Mapping) else "***"
+        else:
+            shown = redact((section, name), value)
         yield ExplainedKey(
             key=key,
-            value=format_value(field, redact((section, name), getattr(values, name))),
+            value=format_value(field, shown),
             origin=config.origin(key).place,
             description=field.description or "",
         )

@@ -31,13 +31,7 @@ SizeBound = Annotated[
 ]
 
 
-class Section(Settings):
-    """A section of the kernel; defaults are written as numbers, in bytes and milliseconds."""
-
-    model_config = ConfigDict(validate_default=False)
-
-
-class Broker(Section):
+class Broker(Settings):
     """Who this broker is and where it keeps what is its own."""
 
     node_id: int = Field(1, ge=0, le=2**31 - 1, description="Number of this broker, unique in its cluster.")
@@ -58,7 +52,7 @@ class Broker(Section):
     )
 
 
-class Listener(Section):
+class Listener(Settings):
     """Where clients connect, and what one connection may ask for."""
 
     bind: str = Field(
@@ -84,7 +78,7 @@ class Listener(Section):
     )
 
 
-class Memory(Section):
+class Memory(Settings):
     """What the process may use."""
 
     limit: Size = Field(
@@ -97,7 +91,7 @@ class Memory(Section):
     )
 
 
-class Topics(Section):
+class Topics(Settings):
     """Defaults of topics; most can be set per topic too."""
 
     auto_create: bool = Field(True, description="Create a topic when a client asks for one that isn't there.")
@@ -117,7 +111,7 @@ class Topics(Section):
     )
 
 
-class Groups(Section):
+class Groups(Settings):
     """Consumer groups."""
 
     initial_rebalance_delay: Duration = Field(
@@ -138,7 +132,7 @@ class Groups(Section):
     )
 
 
-class Stream(Section):
+class Stream(Settings):
     """The stream engine: when and how data goes to the object store, and when objects go away."""
 
     upload_bytes: Size = Field(
@@ -173,7 +167,7 @@ class Stream(Section):
     )
 
 
-class Plugins(Section):
+class Plugins(Settings):
     """Plugins that are loaded although no section selects them."""
 
     load: tuple[str, ...] = Field(

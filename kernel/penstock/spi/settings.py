@@ -13,9 +13,18 @@ from penstock.units import parse_duration_ms, parse_size
 #: Bytes; written as ``512MiB`` or a plain integer.
 Size = Annotated[int, BeforeValidator(parse_size), WithJsonSchema({"type": "string", "format": "size"})]
 
-#: Milliseconds; written as ``250ms``, ``30s``, ``7d``.
+
+def _parse_duration(value: str | int) -> int:
+    """Milliseconds; an integer, as in a default or in code, is taken as it is."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return parse_duration_ms(value)
+
+
+#: Milliseconds: an integer in code and in defaults, ``250ms``, ``30s`` or ``7d`` in files and variables (where
+#: the kernel refuses a bare number, so that nobody has to guess its unit).
 Duration = Annotated[
-    int, BeforeValidator(parse_duration_ms), WithJsonSchema({"type": "string", "format": "duration"})
+    int, BeforeValidator(_parse_duration), WithJsonSchema({"type": "string", "format": "duration"})
 ]
 
 
