@@ -1,0 +1,76 @@
+"""The small interface between the store and what it is kept on; keys come here already checked."""
+
+from __future__ import annotations
+
+__all__ = ("Backend", "body_size", "check_key", "check_prefix", "check_range")
+
+import re
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
+
+from penstock.errors import InvalidRequestError
+from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
+from penstock.spi.plugin import Buffer
+
+_PRINTABLE = re.compile(r"[\x20-\x7e]*")
+#: S3 and GCS take 1024 bytes; the prefix of the URL needs some of them.
+_KEY_BYTES_MAX = 900
+
+
+class Backend(Protocol):
+    """Each method means what its namesake in ``ObjectStore`` means; refusals and counting are done above."""
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities: ...
+
+    @property
+    def location(self) -> str: ...
+
+    async def get(self, key: str, start: int, end: int | None) -> Buffer: ...
+
+    async def head(self, key: str) -> ObjectInfo: ...
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str: ...
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str: ...
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str: ...
+
+    async def create_multipart(self, key: str) -> MultipartUpload: ...
+
+    async def delete(self, keys: Sequence[str]) -> None: ...
+
+    def list(self, prefix: str, start_after: str) -> AsyncIterator[ObjectInfo]: ...
+
+
+def check_key(key: str) -> None:
+    """Raise InvalidRequestError unless ``key`` is a plain relative ``/``-separated path of printable ASCII."""
+    if not key or len(key) > _KEY_BYTES_MAX or not _PRINTABLE.fullmatch(key):
+        raise InvalidRequestError(
+            f"object keys are 1 to {_KEY_BYTES_MAX} printable ASCII characters: key={key!r}"
+        )
+    for part in key.split("/"):
+        if part in {"", ".", ".."}:
+            raise InvalidRequestError(f"object keys have no empty, '.' or '..' part: key={key!r}")
+
+
+def check_prefix(prefix: str) -> None:
+    """Raise InvalidRequestError unless ``prefix`` could be the beginning of a key (or is empty)."""
+    if prefix.startswith("/") or not _PRINTABLE.fullmatch(prefix):
+        raise InvalidRequestError(
+            f"a key prefix is printable ASCII without a leading slash: prefix={prefix!r}"
+        )
+
+
+def check_range(key: str, size: int, start: int, end: int | None) -> int:
+    """The exclusive end of the range, cut to ``size``. Raises InvalidRequestError for a bad range."""
+    if start < 0 or start > size or (end is not None and end < start):
+        raise InvalidRequestError(
+            f"range outside of the object: key={key!r} start={start} end={end} size={size}"
+        )
+    return size if end is None or end > size else end
+
+
+def body_size(body: Sequence[Buffer]) -> int:
+    """Bytes in ``body``."""
+    return sum(memoryview(part).nbytes for part in body)

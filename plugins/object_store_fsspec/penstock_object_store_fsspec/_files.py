@@ -1,0 +1,399 @@
+"""Objects as files: the synchronous half, run on worker threads.
+
+Layout: the object ``a/b`` is the file ``ROOT/a/b``. Temporary files live in ``ROOT/.penstock-tmp``, named
+``OWNER.NUMBER``; each open store holds a lock on ``OWNER.lock`` there, so that whoever opens the store next can
+tell files of the dead from files of the living, whatever host, container or process id they have.
+"""
+
+from __future__ import annotations
+
+__all__ = ("FileTree",)
+
+import errno
+import fcntl
+import itertools
+import os
+import secrets
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
+from penstock.spi.object_store import ObjectInfo
+from penstock.spi.plugin import Buffer
+from penstock_object_store_fsspec._backend import check_range
+
+_TEMPORARY = ".penstock-tmp"
+#: Linux takes at most 1024 vectors a call (IOV_MAX); 16 MiB a call keeps each system call short.
+_VECTORS_MAX = 1024
+_WRITE_BYTES_MAX = 16 * 2**20
+#: Linux reads at most 0x7ffff000 bytes a call.
+_READ_BYTES_MAX = 2**30
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+#: A key that can't be a file here: too long, or one of its parts is a file, or it is a directory.
+_KEY_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
+_LINK_REFUSALS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+@dataclass(slots=True)
+class PartialFile:
+    """A temporary file that becomes an object, or nothing."""
+
+    key: str
+    path: str
+    fd: int
+
+
+class FileTree:
+    """One directory of objects. Methods may run on several threads at once.
+
+    After an error from the medium an object is as before or whole as written, never partial.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.links = True
+        self._temporary = os.path.join(root, _TEMPORARY)
+        self._owner = ""
+        self._lock_fd = -1
+        self._numbers = itertools.count(1)
+        #: Directories whose own names are known to be durable.
+        self._anchored: set[str] = set()
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Make the directory if need be, take an owner's name, remove temporary files of the dead.
+
+        Raises ConfigError if the directory can't be used.
+        """
+        try:
+            new = not os.path.isdir(self.root)
+            os.makedirs(self._temporary, exist_ok=True)
+            if new:
+                _sync_directory(os.path.dirname(self.root))
+            while not self._take_owner():
+                pass
+            self._sweep()
+            self.links = self._probe_links()
+        except OSError as error:
+            self.close()
+            raise ConfigError(
+                f"the directory for objects can't be used, check its path and permissions: "
+                f"path={self.root!r} error={error.strerror!r}"
+            ) from error
+
+    def close(self) -> None:
+        """Give the owner's name back."""
+        if self._lock_fd >= 0:
+            with suppress(OSError):
+                os.unlink(self._lock_path(self._owner))
+            os.close(self._lock_fd)
+            self._lock_fd = -1
+
+    def _lock_path(self, owner: str) -> str:
+        return os.path.join(self._temporary, f"{owner}.lock")
+
+    def _take_owner(self) -> bool:
+        owner = secrets.token_hex(8)
+        fd = os.open(self._lock_path(owner), _CREATE, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Between creation and locking a sweeper may have taken the file for a dead owner's.
+            os.stat(self._lock_path(owner))
+        except (BlockingIOError, FileNotFoundError):
+            os.close(fd)
+            return False
+        self._owner, self._lock_fd = owner, fd
+        return True
+
+    def _sweep(self) -> None:
+        owners: dict[str, list[str]] = {}
+        for name in os.listdir(self._temporary):
+            owners.setdefault(name.partition(".")[0], []).append(name)
+        for owner, names in owners.items():
+            if owner == self._owner:
+                continue
+            try:
+                fd = os.open(self._lock_path(owner), os.O_RDWR | os.O_CLOEXEC)
+            except FileNotFoundError:
+                self._remove(names)  # a sweep that was cut short, or the owner just left
+                continue
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._remove(names)
+            except BlockingIOError:
+                pass  # alive
+            finally:
+                os.close(fd)
+
+    def _remove(self, names: Sequence[str]) -> None:
+        # The lock file goes last: while it is there, a cut-short sweep can be taken up again.
+        for name in sorted(names, key=lambda name: name.endswith(".lock")):
+            with suppress(FileNotFoundError):
+                os.unlink(os.path.join(self._temporary, name))
+
+    def _probe_links(self) -> bool:
+        """Whether the file system has hard links, which put-if-absent needs."""
+        path = self._temporary_path()
+        try:
+            os.link(self._lock_path(self._owner), path)
+        except OSError as error:
+            if error.errno in _LINK_REFUSALS:
+                return False
+            raise
+        os.unlink(path)
+        return True
+
+    # --- reading ---------------------------------------------------------------------------------------
+
+    def get(self, key: str, start: int, end: int | None) -> Buffer:
+        with self._translated("read", key):
+            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                status = os.fstat(fd)
+                if not stat.S_ISREG(status.st_mode):
+                    raise self._absent(key)
+                end = check_range(key, status.st_size, start, end)
+                return self._read_exactly(fd, key, start, end)
+            finally:
+                os.close(fd)
+
+    def _read_exactly(self, fd: int, key: str, start: int, end: int) -> bytes:
+        pieces: list[bytes] = []
+        while start < end:
+            # pread gives fresh bytes: one copy out of the page cache, with the GIL released.
+            piece = os.pread(fd, min(end - start, _READ_BYTES_MAX), start)
+            if not piece:
+                raise UnavailableError(f"the file became shorter while it was read: path={self._path(key)!r}")
+            pieces.append(piece)
+            start += len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def head(self, key: str) -> ObjectInfo:
+        with self._translated("stat", key):
+            status = os.stat(self._path(key))
+        if not stat.S_ISREG(status.st_mode):
+            raise self._absent(key)
+        return _info(key, status)
+
+    def list(self, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        """Objects in ascending order of their keys; each directory is read when the walk reaches it."""
+        directory, separator, _ = prefix.rpartition("/")
+        parts = directory.split("/")
+        if parts[0] == _TEMPORARY or (separator and {"", ".", ".."}.intersection(parts)):
+            return
+        yield from self._walk(directory + separator, prefix, start_after)
+
+    def _walk(self, base: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
+        try:
+            with os.scandir(os.path.join(self.root, base)) as entries:
+                found = sorted(_names(entries))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except OSError as error:
+            raise self._failure("list", base, error) from error
+        for name in found:
+            path = base + name
+            if path == f"{_TEMPORARY}/":
+                continue
+            if name.endswith("/"):
+                within = path.startswith(prefix) or prefix.startswith(path)
+                if within and (path > start_after or start_after.startswith(path)):
+                    yield from self._walk(path, prefix, start_after)
+            elif path.startswith(prefix) and path > start_after:
+                try:
+                    yield _info(path, os.stat(self._path(path)))
+                except FileNotFoundError:
+                    continue  # deleted since the directory was read
+                except OSError as error:
+                    raise self._failure("list", path, error) from error
+
+    # --- writing ---------------------------------------------------------------------------------------
+
+    def put(self, key: str, body: Sequence[Buffer]) -> None:
+        partial = self.create(key)
+        try:
+            self.write(partial, body)
+            self.publish(partial)
+        finally:
+            self.discard(partial)
+
+    def put_if_absent(self, key: str, body: Sequence[Buffer]) -> None:
+        partial = self.create(key)
+        try:
+            self.write(partial, body)
+            self._publish_if_absent(partial)
+        finally:
+            self.discard(partial)
+
+    def create(self, key: str) -> PartialFile:
+        path = self._temporary_path()
+        self._path(key)
+        with self._translated("create", key):
+            try:
+                fd = os.open(path, _CREATE, 0o644)
+            except FileNotFoundError:
+                raise UnavailableError(
+                    f"the directory for objects vanished: path={self._temporary!r}"
+                ) from None
+        return PartialFile(key, path, fd)
+
+    def write(self, partial: PartialFile, body: Sequence[Buffer]) -> None:
+        with self._translated("write", partial.key):
+            _write_all(partial.fd, body)
+
+    def publish(self, partial: PartialFile) -> None:
+        """Make the file durable, then the object of its key, replacing what was there."""
+        target = self._path(partial.key)
+        with self._translated("write", partial.key):
+            os.fdatasync(partial.fd)
+            self._in_directory(target, lambda: os.rename(partial.path, target))
+
+    def _publish_if_absent(self, partial: PartialFile) -> None:
+        target = self._path(partial.key)
+        with self._translated("create", partial.key):
+            os.fdatasync(partial.fd)
+            try:
+                self._in_directory(target, lambda: os.link(partial.path, target))
+            except FileExistsError:
+                if os.path.isdir(target):
+                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+                # The loser acts on what it finds there, so the winner's name must be durable too.
+                _sync_directory(os.path.dirname(target))
+                raise AlreadyExistsError(f"the object exists: path={target!r}") from None
+
+    def discard(self, partial: PartialFile) -> None:
+        """Close and remove the temporary file; fine if it is an object now, or was discarded before."""
+        if partial.fd >= 0:
+            os.close(partial.fd)
+            partial.fd = -1
+            with suppress(OSError):  # what can't be removed now is swept at the next start
+                os.unlink(partial.path)
+
+    def delete(self, keys: Sequence[str]) -> None:
+        directories: set[str] = set()
+        for key in keys:
+            path = self._path(key)
+            try:
+                os.unlink(path)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                if os.path.isdir(path):
+                    continue  # no such object, only objects below it
+                raise self._failure("delete", key, error) from error
+            directories.add(os.path.dirname(path))
+        for directory in directories:
+            with self._translated("delete", directory):
+                _sync_directory(directory)
+
+    # --- helpers ---------------------------------------------------------------------------------------
+
+    def _path(self, key: str) -> str:
+        if key == _TEMPORARY or key.startswith(f"{_TEMPORARY}/"):
+            raise InvalidRequestError(f"this key is reserved for temporary files: key={key!r}")
+        return os.path.join(self.root, key)
+
+    def _temporary_path(self) -> str:
+        return os.path.join(self._temporary, f"{self._owner}.{next(self._numbers)}")
+
+    def _in_directory(self, target: str, step: Callable[[], None]) -> None:
+        """Run ``step``, which puts ``target`` into its directory, and make that durable."""
+        directory = os.path.dirname(target)
+        try:
+            step()
+        except FileNotFoundError:
+            self._anchored.difference_update(self._up_to_root(directory))
+            os.makedirs(directory, exist_ok=True)
+            step()
+        _sync_directory(directory)
+        # A directory, whoever made it, is only there for good once its parents are synced, up to the root.
+        fresh = [path for path in self._up_to_root(directory) if path not in self._anchored]
+        for path in fresh:
+            _sync_directory(os.path.dirname(path))
+        self._anchored.update(fresh)
+
+    def _up_to_root(self, directory: str) -> Iterator[str]:
+        while directory != self.root:
+            yield directory
+            directory = os.path.dirname(directory)
+
+    @contextmanager
+    def _translated(self, action: str, key: str) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise self._failure(action, key, error) from error
+
+    def _absent(self, key: str) -> NotFoundError:
+        return NotFoundError(f"no such object: key={key!r} location=file://{self.root}")
+
+    def _failure(self, action: str, key: str, error: OSError) -> PenstockError:
+        path = os.path.join(self.root, key)
+        if action in {"read", "stat"} and error.errno in {errno.ENOENT, errno.ENOTDIR}:
+            return self._absent(key)
+        if error.errno in _KEY_ERRORS:
+            return InvalidRequestError(
+                f"the key can't be a file, it is too long or meets a file or directory of the same name: "
+                f"path={path!r} error={error.strerror!r}"
+            )
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return UnavailableError(
+                f"no space left for objects, free some or enlarge the disk: path={path!r} action={action}"
+            )
+        return UnavailableError(
+            f"the file system refused an object: path={path!r} action={action} error={error.strerror!r}"
+        )
+
+
+def _names(entries: Iterator[os.DirEntry[str]]) -> Iterator[str]:
+    """Names that can be parts of keys; those of directories end in a slash, which puts all in key order."""
+    for entry in entries:
+        if not (entry.name.isascii() and entry.name.isprintable()):
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield f"{entry.name}/"
+        elif entry.is_file(follow_symlinks=False):
+            yield entry.name
+
+
+def _info(key: str, status: os.stat_result) -> ObjectInfo:
+    return ObjectInfo(key=key, size=status.st_size, modified_ms=status.st_mtime_ns // 1_000_000)
+
+
+def _sync_directory(path: str) -> None:
+    fd = os.open(path, _DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _write_all(fd: int, body: Sequence[Buffer]) -> None:
+    """Write all of ``body`` without joining it; each system call releases the GIL."""
+    views = [memoryview(part).cast("B") for part in body]
+    at, offset = 0, 0
+    while at < len(views):
+        batch: list[memoryview] = []
+        room = _WRITE_BYTES_MAX
+        index, skip = at, offset
+        while index < len(views) and room and len(batch) < _VECTORS_MAX:
+            piece = views[index][skip : skip + room]
+            batch.append(piece)
+            room -= len(piece)
+            index, skip = index + 1, 0
+        written = os.writev(fd, batch)
+        while at < len(views) and written >= len(views[at]) - offset:
+            written -= len(views[at]) - offset
+            at, offset = at + 1, 0
+        offset += written

@@ -1,0 +1,52 @@
+"""Settings of the plugin, and what each kind of URL claims."""
+
+from __future__ import annotations
+
+__all__ = ("LOCAL_CAPABILITIES", "MEMORY_CAPABILITIES", "Settings")
+
+from typing import Any
+
+from pydantic import Field
+
+from penstock.spi.object_store import ObjectStoreCapabilities
+from penstock.spi.settings import Duration, Size
+from penstock.spi.settings import Settings as BaseSettings
+
+LOCAL_CAPABILITIES = ObjectStoreCapabilities(
+    put_if_absent=True, compare_and_swap=False, multipart=True, durable=True, durability_domain="host"
+)
+MEMORY_CAPABILITIES = ObjectStoreCapabilities(
+    put_if_absent=True, compare_and_swap=True, multipart=True, durable=False, durability_domain="process"
+)
+
+
+class Settings(BaseSettings):
+    """Where the objects are, and how patiently to ask for them."""
+
+    url: str = Field(
+        default="file://objects",
+        description="where objects are kept: file://DIR (a relative DIR starts at the data directory), "
+        "memory://NAME, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX",
+    )
+    # repr=False keeps secrets out of logs; json_schema_extra tells whoever prints settings to mask it.
+    options: dict[str, Any] = Field(
+        default_factory=dict,
+        repr=False,
+        description="keyword arguments of the fsspec file system (endpoint_url, key, secret, ...)",
+        json_schema_extra={"secret": True},
+    )
+    multipart_part_bytes: Size = Field(
+        default=8 * 2**20,
+        ge=5 * 2**20,
+        description="parts of an upload in parts are gathered to this size (remote stores; 5MiB or more)",
+    )
+    request_timeout_ms: Duration = Field(
+        default=30_000,
+        gt=0,
+        description="one attempt of one request to a remote store takes at most this long",
+    )
+    retry_budget_ms: Duration = Field(
+        default=20_000,
+        ge=0,
+        description="no new attempt of a request to a remote store starts after this long",
+    )

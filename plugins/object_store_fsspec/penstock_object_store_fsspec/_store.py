@@ -1,0 +1,147 @@
+"""The object store as the kernel sees it: checks, refusals and counters around one backend."""
+
+from __future__ import annotations
+
+__all__ = ("FsspecObjectStore",)
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
+from typing import Any, cast
+
+from penstock.errors import InvalidRequestError, UnavailableError
+from penstock.spi.object_store import (
+    MultipartUpload,
+    ObjectInfo,
+    ObjectStoreCapabilities,
+    ObjectStoreStatistics,
+)
+from penstock.spi.plugin import Buffer
+from penstock_object_store_fsspec._backend import Backend, body_size, check_key, check_prefix
+
+
+class FsspecObjectStore:
+    """See ``penstock.spi.object_store.ObjectStore`` for the contract of every method."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._counts = {"gets": 0, "puts": 0, "deletes": 0, "lists": 0, "errors": 0}
+        self._bytes_read = 0
+        self._bytes_written = 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.location}>"
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        """What the backend of the configured URL can do."""
+        return self._backend.capabilities
+
+    @property
+    def location(self) -> str:
+        """The URL without secrets."""
+        return self._backend.location
+
+    @contextmanager
+    def _counted(self, what: str, amount: int = 1) -> Iterator[None]:
+        self._counts[what] += amount
+        try:
+            yield
+        except UnavailableError:
+            self._counts["errors"] += 1
+            raise
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        """See the contract."""
+        check_key(key)
+        if start < 0 or (end is not None and end < start):
+            raise InvalidRequestError(f"not a range: key={key!r} start={start} end={end}")
+        with self._counted("gets"):
+            data = await self._backend.get(key, start, end)
+        self._bytes_read += len(data)
+        return data
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See the contract."""
+        check_key(key)
+        with self._counted("gets"):
+            return await self._backend.head(key)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        """See the contract."""
+        check_key(key)
+        with self._counted("puts"):
+            token = await self._backend.put(key, body)
+        self._bytes_written += body_size(body)
+        return token
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        """See the contract."""
+        self._require("put_if_absent")
+        check_key(key)
+        with self._counted("puts"):
+            token = await self._backend.put_if_absent(key, body)
+        self._bytes_written += body_size(body)
+        return token
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        """See the contract."""
+        self._require("compare_and_swap")
+        check_key(key)
+        with self._counted("puts"):
+            new_token = await self._backend.compare_and_swap(key, body, token)
+        self._bytes_written += body_size(body)
+        return new_token
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        """See the contract."""
+        self._require("multipart")
+        check_key(key)
+        with self._counted("puts"):
+            return _CountedUpload(self, await self._backend.create_multipart(key))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """See the contract."""
+        for key in keys:
+            check_key(key)
+        with self._counted("deletes", len(keys)):
+            await self._backend.delete(keys)
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """See the contract."""
+        check_prefix(prefix)
+        check_prefix(start_after)
+        with self._counted("lists"):
+            # Every backend's list is an async generator; closing it here keeps its clean-up in this scope.
+            async with aclosing(cast("Any", self._backend.list(prefix, start_after))) as found:
+                async for info in found:
+                    yield info
+
+    def statistics(self) -> ObjectStoreStatistics:
+        """See the contract."""
+        return ObjectStoreStatistics(
+            **self._counts, bytes_read=self._bytes_read, bytes_written=self._bytes_written
+        )
+
+    def _require(self, capability: str) -> None:
+        if not getattr(self._backend.capabilities, capability):
+            raise InvalidRequestError(f"the object store has no {capability}: location={self.location}")
+
+
+class _CountedUpload:
+    """An upload whose bytes and errors are counted by its store."""
+
+    def __init__(self, store: FsspecObjectStore, upload: MultipartUpload) -> None:
+        self._store = store
+        self._upload = upload
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        with self._store._counted("puts"):
+            await self._upload.write_part(part)
+        self._store._bytes_written += body_size(part)
+
+    async def complete(self) -> None:
+        with self._store._counted("puts"):
+            await self._upload.complete()
+
+    async def abort(self) -> None:
+        await self._upload.abort()
