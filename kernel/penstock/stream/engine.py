@@ -13,6 +13,7 @@ from __future__ import annotations
 __all__ = ("EngineSettings", "EngineStatistics", "Stream", "StreamEngine")
 
 import logging
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -37,8 +38,10 @@ from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSetting
 
 logger = logging.getLogger("penstock.stream")
 
-#: What an entry costs beside its payload (Python objects, index entries), charged with it (I8).
-ENTRY_OVERHEAD_BYTES = 512
+#: What an entry costs beside its payload: Python objects, index entries, headers when uploaded (I8).
+ENTRY_OVERHEAD_BYTES = 640
+#: Overhead is charged for this many entries at once: charging each would cost more than the entry.
+OVERHEAD_ENTRIES = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,6 +94,20 @@ class Stream:
         self.next_offset = end_offset
         #: Grows when appends fail: those of an older generation took offsets that were given again.
         self._generation = 0
+
+
+class _WithOverhead:
+    """The charge of an entry, and that of the overhead of some entries before it."""
+
+    __slots__ = ("_charges", "size")
+
+    def __init__(self, *charges: Charge) -> None:
+        self._charges = charges
+        self.size = sum(charge.size for charge in charges)
+
+    def release(self) -> None:
+        for charge in self._charges:
+            charge.release()
 
 
 class _Pending:
@@ -164,6 +181,7 @@ class StreamEngine:
         self._appended_entries = 0
         self._appended_bytes = 0
         self._append_failures = 0
+        self._uncharged_entries = 0
         self._wal_full = False
         self._closing = False
         self._room = anyio.Event()
@@ -341,9 +359,20 @@ class StreamEngine:
             if entry.charge is not None:
                 entry.charge.release()
             return
+        self._uncharged_entries += 1
+        if self._uncharged_entries >= OVERHEAD_ENTRIES:
+            self._charge_overhead(entry)
         self._log_cache.put(entry)
         if self._log_cache.active_bytes >= self._settings.upload_bytes:
             self._freeze()
+
+    def _charge_overhead(self, entry: StreamEntry) -> None:
+        try:
+            overhead = self.allocator.charge_nowait(self._uncharged_entries * ENTRY_OVERHEAD_BYTES, "entries")
+        except FullError:
+            return  # durable already, so it can't be refused: charged with one of the next entries
+        self._uncharged_entries = 0
+        entry.charge = overhead if entry.charge is None else _WithOverhead(entry.charge, overhead)
 
     # -- upload ----------------------------------------------------------------------------------------------
 
@@ -361,6 +390,17 @@ class StreamEngine:
         """Upload and commit everything that is durable now."""
         self._freeze()
         await self._uploader.wait_idle()
+
+    async def drain(self) -> None:
+        """Wait for the WAL to answer every append, then upload and commit everything; at a clean stop."""
+        while self._in_flight_bytes:
+            self._room = anyio.Event()
+            self._room_waiters += 1
+            try:
+                await self._room.wait()
+            finally:
+                self._room_waiters -= 1
+        await self.flush()
 
     def _upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
         self._wal_full = False
@@ -386,6 +426,41 @@ class StreamEngine:
         if entries and entries[0].base_offset <= offset:
             return entries
         return None
+
+    async def find_time(self, stream: Stream, offset: int, time_ms: int) -> StreamEntry | None:
+        """The first durable entry past ``offset`` (its holder included) with a timestamp >= ``time_ms``."""
+        state = self.metadata.image.streams.get(stream.stream_id)
+        if state is None:
+            return None
+        found = await self._reader.find_time(state, offset, time_ms)
+        if found is not None:
+            return found
+        for entry in self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, sys.maxsize):
+            if entry.time_ms >= time_ms and entry.next_offset > offset:
+                return entry
+        return None
+
+    async def max_time(self, stream: Stream, offset: int) -> int:
+        """The greatest timestamp of the durable entries from ``offset`` on; -1 if there is none."""
+        cached = self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, sys.maxsize)
+        greatest = max((entry.time_ms for entry in cached), default=-1)
+        state = self.metadata.image.streams.get(stream.stream_id)
+        return greatest if state is None else max(greatest, await self._reader.max_time(state, offset))
+
+    def ranges(self, stream: Stream) -> list[tuple[int, int, int]]:
+        """What retention may drop, oldest first: (end offset, payload bytes, greatest timestamp).
+
+        Committed ranges first, then what only memory and the WAL hold, entry by entry.
+        """
+        state = self.metadata.image.streams.get(stream.stream_id)
+        if state is None:
+            return []
+        found = [(r.end, r.size, r.time_ms) for r in state.ranges]
+        committed = max(state.end, state.start)
+        for entry in self._log_cache.get(stream.stream_id, committed, stream.confirmed_offset, sys.maxsize):
+            if entry.next_offset > committed:
+                found.append((entry.next_offset, len(entry.data), entry.time_ms))
+        return found
 
     async def read(self, stream: Stream, offset: int, bytes_max: int) -> Sequence[StreamEntry]:
         """Durable entries from the one that holds ``offset``: about ``bytes_max``, at least one; [] at the end.

@@ -133,6 +133,43 @@ class ColdReader:
                 expected = entry.next_offset
         return entries
 
+    async def find_time(self, stream: StreamState, offset: int, time_ms: int) -> StreamEntry | None:
+        """The first committed entry from the one that holds ``offset`` on with a timestamp >= ``time_ms``."""
+        for r in list(stream.ranges):
+            if r.end <= offset or r.time_ms < time_ms:
+                continue
+            index = await self._index(r.object_id)
+            for row in index.blocks_from(stream.stream_id, max(offset, r.start)):
+                if row.time_ms < time_ms:
+                    continue
+                for entry in await self._block(stream, r.object_id, row):
+                    if entry.time_ms >= time_ms and entry.next_offset > offset:
+                        return entry
+        return None
+
+    async def max_time(self, stream: StreamState, offset: int) -> int:
+        """The greatest timestamp of the committed entries from the one that holds ``offset`` on; -1 if none."""
+        greatest = -1
+        for r in list(stream.ranges):
+            if r.end <= offset or r.time_ms <= greatest:
+                continue
+            if r.start >= offset:
+                greatest = r.time_ms
+                continue
+            index = await self._index(r.object_id)
+            for row in index.blocks_from(stream.stream_id, offset):
+                if row.start >= offset:
+                    greatest = max(greatest, row.time_ms)
+                    continue
+                for entry in await self._block(stream, r.object_id, row):
+                    if entry.next_offset > offset:
+                        greatest = max(greatest, entry.time_ms)
+        return greatest
+
+    async def _block(self, stream: StreamState, object_id: int, row: IndexRow) -> list[StreamEntry]:
+        (data,) = await self._cache.get([BlockRef(object_id, row.position, row.size)], self._load)
+        return list(decode_block(data, stream.stream_id))
+
     async def _locate(
         self, stream: StreamState, start: int, end: int, bytes_max: int
     ) -> list[tuple[BlockRef, IndexRow]]:

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import anyio
 
-from penstock.errors import InvariantError, NotFoundError, PenstockError
+from penstock.errors import ClosedError, InvariantError, NotFoundError, PenstockError
 from penstock.metadata.commands import (
     AbandonObjects,
     CommitUpload,
@@ -132,6 +132,7 @@ class Uploader:
         self._submitted = anyio.Event()  # for the committing task
         self._idle = anyio.Event()
         self._idle.set()
+        self._ended = False
         self._committed_blocks = 0
         self._committed_bytes = 0
         self._objects = 0
@@ -154,8 +155,10 @@ class Uploader:
         self._submitted.set()
 
     async def wait_idle(self) -> None:
-        """Return when everything that was submitted is committed."""
+        """Return when everything that was submitted is committed. Raises ClosedError if that won't happen."""
         while self._queue:
+            if self._ended:
+                raise ClosedError("uploads ended before everything was committed; the WAL holds the rest")
             await self._idle.wait()
 
     def statistics(self) -> UploaderStatistics:
@@ -173,16 +176,20 @@ class Uploader:
     async def run(self) -> None:
         """Put and commit for ever. Raises only errors that can't be retried (fenced, corrupt)."""
         limiter = anyio.CapacityLimiter(self._settings.parallel_max)
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._commit_forever)
-            while True:
-                if not self._fresh:
-                    self._news = anyio.Event()
-                    await self._news.wait()
-                upload = self._fresh.popleft()
-                token = object()
-                await limiter.acquire_on_behalf_of(token)
-                tasks.start_soon(self._put_block, upload, limiter, token)
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._commit_forever)
+                while True:
+                    if not self._fresh:
+                        self._news = anyio.Event()
+                        await self._news.wait()
+                    upload = self._fresh.popleft()
+                    token = object()
+                    await limiter.acquire_on_behalf_of(token)
+                    tasks.start_soon(self._put_block, upload, limiter, token)
+        finally:
+            self._ended = True
+            self._idle.set()
 
     async def _put_block(self, upload: _Upload, limiter: anyio.CapacityLimiter, token: object) -> None:
         try:

@@ -1,0 +1,128 @@
+"""Run a broker until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated
+
+import anyio
+import typer
+
+from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
+
+if TYPE_CHECKING:
+    from penstock.broker import Broker
+
+app = typer.Typer()
+
+
+@app.command()
+def serve(
+    context: typer.Context,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
+    log_level: Annotated[
+        str, typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL")
+    ] = "info",
+    statistics_interval: Annotated[
+        float,
+        typer.Option("--statistics-interval", metavar="SECONDS", help="Log statistics this often; 0: never."),
+    ] = 0.0,
+) -> None:
+    """Run a broker; without any configuration it is the embedded default in ./penstock-data.
+
+    SIGTERM and SIGINT drain: answer what is in flight, upload, commit, close. SIGUSR1 logs the statistics.
+    """
+    setup = Setup.of(context, config, sets, plugins_dir, plugin)
+    _set_up_logging(log_level)
+    from penstock.broker import Broker, uvloop_installed
+
+    broker = Broker(setup.load_config(), registry=setup.registry())
+    anyio.run(
+        _serve,
+        broker,
+        statistics_interval,
+        backend="asyncio",
+        backend_options={"use_uvloop": uvloop_installed()},
+    )
+
+
+async def _serve(broker: Broker, statistics_interval: float) -> None:
+    started = time.perf_counter()
+    async with anyio.create_task_group() as tasks:
+        # signals are ours before the broker starts, so that one during recovery stops it too
+        with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
+            stop = anyio.Event()
+
+            async def listen() -> None:
+                async for number in signals:
+                    if number == signal.SIGUSR1:
+                        _log_statistics(broker)
+                        continue
+                    if stop.is_set():
+                        logging.getLogger("penstock").warning(
+                            "stopping already; the WAL keeps what isn't uploaded"
+                        )
+                        continue
+                    broker.stop_reason(signal.Signals(number).name)
+                    stop.set()
+
+            tasks.start_soon(listen)
+            async with broker:
+                _print_banner(broker, (time.perf_counter() - started) * 1000)
+                if statistics_interval > 0:
+                    tasks.start_soon(_log_statistics_forever, broker, statistics_interval)
+                await stop.wait()
+                logging.getLogger("penstock").info("stopping: answering, uploading, closing")
+            tasks.cancel_scope.cancel()
+    logging.getLogger("penstock").info("stopped")
+
+
+def _set_up_logging(level: str) -> None:
+    number = logging.getLevelNamesMapping().get(level.upper())
+    if number is None:
+        raise typer.BadParameter("choose debug, info, warning or error", param_hint="--log-level")
+    logging.basicConfig(
+        level=number, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    )
+
+
+def _print_banner(broker: Broker, start_ms: float) -> None:
+    import penstock
+
+    lines = [
+        f"Penstock {penstock.__version__} is ready in {start_ms:.0f} ms",
+        f"  listening    {broker.bootstrap_servers} (PLAINTEXT)",
+        f"  cluster      {broker.cluster_id}, node {broker.config.tree.broker.node_id}",
+        f"  durability   acknowledged records survive the loss of: {_domain(broker.durability_domain)}",
+    ]
+    lines += [f"  {kind:<12} {name}" for kind, name in broker.plugins.items()]
+    lines += [f"  {kind:<12} {place}" for kind, place in broker.places.items()]
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()
+
+
+def _domain(domain: str) -> str:
+    meanings = {
+        "process": "nothing; they live in this process",
+        "host": "this process (kill -9, power loss); they are on this host's disk",
+        "zone": "this host; they are stored in this zone",
+        "region": "a whole zone; they are stored in this region",
+    }
+    return meanings.get(domain, domain)
+
+
+def _log_statistics(broker: Broker) -> None:
+    logging.getLogger("penstock.statistics").info("%s", json.dumps(broker.statistics().as_dict()))
+
+
+async def _log_statistics_forever(broker: Broker, interval_s: float) -> None:
+    while True:
+        await anyio.sleep(interval_s)
+        _log_statistics(broker)

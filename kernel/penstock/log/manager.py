@@ -1,0 +1,406 @@
+"""All topics and partitions of this broker: created, opened, configured, cleaned by retention, deleted."""
+
+from __future__ import annotations
+
+__all__ = ("LogManager", "LogSettings", "Topic")
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from penstock.errors import FencedError, NotFoundError, PenstockError
+from penstock.log.limiter import BytesLimiter
+from penstock.log.partition import Partition, PartitionConfig
+from penstock.log.topic_config import effective_value, effective_values
+from penstock.metadata.commands import (
+    AddPartitions,
+    AllocateProducerIds,
+    Command,
+    CreateTopic,
+    DeleteTopic,
+    SetTopicConfigs,
+)
+from penstock.metadata.image import TopicState
+from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted, UploadCommitted
+from penstock.spi.log_cache import LogCacheBlock
+from penstock.stream.engine import Stream, StreamEngine
+
+logger = logging.getLogger("penstock.log")
+
+#: Producer ids reserved with one metadata entry.
+PRODUCER_ID_BLOCK = 1000
+#: What an append that found no room waits for, whatever its size.
+ROOM_BYTES = 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogSettings:
+    """What the broker's configuration says to the log layer."""
+
+    #: Topic configs by Kafka's names where the broker's default differs from Kafka's.
+    topic_defaults: Mapping[str, str]
+    retention_interval_ms: int
+    fetch_in_flight_bytes_max: int
+    validate_deep: bool = False
+
+
+class NewTopic(Protocol):
+    """A topic to create; name and configs are validated already."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def partition_count(self) -> int: ...
+    @property
+    def configs(self) -> Mapping[str, str]: ...
+
+
+class Topic:
+    """A topic as the API sees it; a live view of metadata."""
+
+    __slots__ = ("_state", "partitions")
+
+    def __init__(self, state: TopicState) -> None:
+        self._state = state
+        #: Those that this broker leads, by index.
+        self.partitions: dict[int, Partition] = {}
+
+    @property
+    def name(self) -> str:
+        return self._state.name
+
+    @property
+    def id(self) -> bytes:
+        return self._state.topic_id
+
+    @property
+    def partition_count(self) -> int:
+        return self._state.partition_count
+
+    @property
+    def configs(self) -> Mapping[str, str]:
+        return self._state.configs
+
+    @property
+    def internal(self) -> bool:
+        return self._state.internal
+
+
+class LogManager:
+    """Use ``async with LogManager.open(engine, ...)``; conforms to ``penstock.api.context.LogManager``."""
+
+    def __init__(
+        self,
+        engine: StreamEngine,
+        settings: LogSettings,
+        *,
+        node_id: int,
+        node_epoch: int,
+        now_ms: Callable[[], int],
+        notify: Callable[[str, object], None],
+        tasks: TaskGroup,
+    ) -> None:
+        self._engine = engine
+        self._metadata = engine.metadata
+        self._settings = settings
+        self.node_id = node_id
+        self._node_epoch = node_epoch
+        self._now_ms = now_ms
+        self._notify = notify
+        self._tasks = tasks
+        self._topics: dict[str, Topic] = {}
+        self._by_id: dict[bytes, Topic] = {}
+        self._by_stream: dict[int, Partition] = {}
+        self._producer_ids = iter(range(0))
+        self._producer_ids_lock = anyio.Lock(fast_acquire=True)
+        self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
+        #: Told the names of deleted topics (the group coordinator drops their offsets).
+        self.on_topics_deleted: Callable[[Sequence[str]], Awaitable[None]] | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        engine: StreamEngine,
+        settings: LogSettings,
+        *,
+        node_id: int,
+        node_epoch: int,
+        now_ms: Callable[[], int],
+        notify: Callable[[str, object], None],
+    ) -> AsyncIterator[LogManager]:
+        """Open every partition; on leaving, close them and upload everything that is durable."""
+        async with anyio.create_task_group() as tasks:
+            manager = cls(
+                engine,
+                settings,
+                node_id=node_id,
+                node_epoch=node_epoch,
+                now_ms=now_ms,
+                notify=notify,
+                tasks=tasks,
+            )
+            states = list(manager._metadata.image.topics.values())
+            await manager._open_partitions([(state, 0) for state in states])
+            tasks.start_soon(manager._clean_forever)
+            try:
+                yield manager
+            finally:
+                tasks.cancel_scope.cancel()
+
+    async def drain(self) -> None:
+        """Close all partitions and upload everything; nothing is appended afterwards."""
+        for partition in self._by_stream.values():
+            partition.snapshot_producers(self._now_ms())
+        for topic in self._topics.values():
+            for partition in topic.partitions.values():
+                self._close(partition)
+        await self._engine.drain()
+
+    def upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
+        """For the engine: after an upload, producers' state is snapshot, and older snapshots are trimmed."""
+        self._notify("penstock_on_upload_committed", event)
+        now_ms = self._now_ms()
+        stale: list[tuple[int, int]] = []
+        for stream_id, entries in block.streams.items():
+            partition = self._by_stream.get(stream_id)
+            if partition is None:
+                continue
+            if stream_id == partition.stream.stream_id:
+                partition.snapshot_producers(now_ms)
+            elif entries[-1].base_offset > partition.state_stream.start_offset:
+                stale.append((stream_id, entries[-1].base_offset))
+        if stale:
+            self._tasks.start_soon(self._trim_quietly, stale)
+
+    async def _trim_quietly(self, starts: list[tuple[int, int]]) -> None:
+        try:
+            await self._engine.trim_streams(starts)
+        except FencedError:
+            raise
+        except PenstockError as error:
+            logger.debug("old snapshots stay until the next upload: %s", error)
+
+    # -- look-ups --------------------------------------------------------------------------------------------
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster's name."""
+        return self._metadata.image.cluster_id
+
+    def topics(self) -> Mapping[str, Topic]:
+        """All topics by name; a live view."""
+        return self._topics
+
+    def topic_by_id(self, topic_id: bytes) -> Topic | None:
+        """The topic with that id (16 bytes)."""
+        return self._by_id.get(topic_id)
+
+    def partition(self, name: str, index: int) -> Partition | None:
+        """The partition, if there is one that this broker leads."""
+        topic = self._topics.get(name)
+        return None if topic is None else topic.partitions.get(index)
+
+    def config_value(self, name: str, key: str) -> str:
+        """The effective value of a topic's config: its override, the broker's default, or Kafka's."""
+        topic = self._topics.get(name)
+        overrides = topic.configs if topic is not None else {}
+        return effective_value(key, overrides, self._settings.topic_defaults)
+
+    def _config(self, state: TopicState) -> PartitionConfig:
+        values = effective_values(state.configs, self._settings.topic_defaults)
+        if state.internal:
+            # its owner trims it; client limits don't apply
+            values = {**values, "retention.ms": "-1", "retention.bytes": "-1"}
+        return PartitionConfig.parse(values, validate_deep=self._settings.validate_deep)
+
+    # -- changes ---------------------------------------------------------------------------------------------
+
+    async def create_topics(
+        self, topics: Sequence[NewTopic], *, internal: bool = False
+    ) -> Sequence[Topic | Exception]:
+        """Create topics and open their partitions; one result per topic, in order."""
+        commands: list[Command] = [
+            CreateTopic(t.name, uuid.uuid4().bytes, t.partition_count, dict(t.configs), internal)
+            for t in topics
+        ]
+        results = await self._metadata.submit_many(commands)
+        created = [result for result in results if isinstance(result, TopicState)]
+        await self._open_partitions([(state, 0) for state in created])
+        answers: list[Topic | Exception] = []
+        for result in results:
+            if not isinstance(result, TopicState):
+                answers.append(result)
+                continue
+            topic = self._by_id.get(result.topic_id)
+            answers.append(topic or NotFoundError(f"the topic was deleted at once: topic={result.name}"))
+            self._notify(
+                "penstock_on_topic_created",
+                TopicCreated(
+                    name=result.name,
+                    topic_id=str(uuid.UUID(bytes=result.topic_id)),
+                    partition_count=result.partition_count,
+                    configs=dict(result.configs),
+                ),
+            )
+        return answers
+
+    async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
+        """Delete topics; one result per name, in order: None, or the error."""
+        results: list[Exception | None] = [None] * len(names)
+        deleted: list[Topic] = []
+        for i, name in enumerate(names):
+            topic = self._topics.get(name)
+            if topic is None:
+                results[i] = NotFoundError(f"there is no such topic: topic={name}")
+                continue
+            try:
+                stream_ids = await self._metadata.submit(DeleteTopic(topic.id))
+            except PenstockError as error:
+                results[i] = error
+                continue
+            self._forget(topic, stream_ids)
+            deleted.append(topic)
+        if deleted and self.on_topics_deleted is not None:
+            await self.on_topics_deleted([topic.name for topic in deleted])
+        return results
+
+    def _forget(self, topic: Topic, stream_ids: list[int]) -> None:
+        if self._by_id.pop(topic.id, None) is None:
+            return  # somebody else deleted it at the same time
+        del self._topics[topic.name]
+        for partition in topic.partitions.values():
+            self._close(partition)
+        for stream_id in stream_ids:
+            self._by_stream.pop(stream_id, None)
+        self._engine.forget_streams(stream_ids)
+        self._notify(
+            "penstock_on_topic_deleted",
+            TopicDeleted(name=topic.name, topic_id=str(uuid.UUID(bytes=topic.id))),
+        )
+
+    async def create_partitions(self, name: str, count: int) -> None:
+        """Grow a topic to ``count`` partitions. Raises NotFoundError, InvalidRequestError."""
+        topic = self._require(name)
+        before = topic.partition_count
+        state = await self._metadata.submit(AddPartitions(topic.id, count))
+        await self._open_partitions([(state, before)])
+
+    async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
+        """Replace all overrides of a topic. Raises NotFoundError."""
+        topic = self._require(name)
+        state = await self._metadata.submit(SetTopicConfigs(topic.id, dict(configs)))
+        config = self._config(state)
+        for partition in topic.partitions.values():
+            partition.config = config
+
+    def _require(self, name: str) -> Topic:
+        topic = self._topics.get(name)
+        if topic is None:
+            raise NotFoundError(f"there is no such topic: topic={name}")
+        return topic
+
+    async def wait_for_room(self) -> None:
+        """Return when an append that met FullError is worth another try. Raises ClosedError at the end."""
+        await self._engine.wait_for_room(ROOM_BYTES)
+
+    async def next_producer_id(self) -> tuple[int, int]:
+        """A new (producer id, epoch 0); ids are reserved in blocks, so most calls need no metadata entry."""
+        async with self._producer_ids_lock:
+            producer_id = next(self._producer_ids, None)
+            if producer_id is None:
+                first = await self._metadata.submit(
+                    AllocateProducerIds(self.node_id, self._node_epoch, PRODUCER_ID_BLOCK)
+                )
+                self._producer_ids = iter(range(first, first + PRODUCER_ID_BLOCK))
+                producer_id = next(self._producer_ids)
+        return producer_id, 0
+
+    # -- partitions ------------------------------------------------------------------------------------------
+
+    async def _open_partitions(self, topics: Sequence[tuple[TopicState, int]]) -> None:
+        """Open the partitions from the given index on, of all topics, with one metadata entry."""
+        wanted = [(state, index) for state, first in topics for index in range(first, state.partition_count)]
+        stream_ids = [
+            stream_id
+            for state, index in wanted
+            for stream_id in (state.log_streams[index], state.state_streams[index])
+        ]
+        if not stream_ids:
+            return
+        streams = {stream.stream_id: stream for stream in await self._engine.open_streams(stream_ids)}
+        for state, index in wanted:
+            log = streams.get(state.log_streams[index])
+            state_stream = streams.get(state.state_streams[index])
+            if log is None or state_stream is None or state.topic_id not in self._metadata.image.topics:
+                continue  # deleted in the meantime
+            await self._open_partition(state, index, log, state_stream)
+
+    async def _open_partition(self, state: TopicState, index: int, log: Stream, state_stream: Stream) -> None:
+        partition = Partition(
+            state.name,
+            state.topic_id,
+            index,
+            engine=self._engine,
+            stream=log,
+            state_stream=state_stream,
+            config=self._config(state),
+        )
+        await partition.load_producers(self._now_ms())
+        topic = self._by_id.get(state.topic_id)
+        if topic is None:
+            topic = self._by_id[state.topic_id] = self._topics[state.name] = Topic(state)
+        topic.partitions[index] = partition
+        self._by_stream[log.stream_id] = self._by_stream[state_stream.stream_id] = partition
+        self._notify(
+            "penstock_on_partition_opened",
+            PartitionOpened(
+                topic=state.name,
+                partition=index,
+                leader_epoch=partition.leader_epoch,
+                start_offset=partition.log_start_offset,
+                end_offset=partition.high_watermark,
+            ),
+        )
+
+    def _close(self, partition: Partition) -> None:
+        partition.close()
+        self._notify(
+            "penstock_on_partition_closed",
+            PartitionClosed(
+                topic=partition.topic, partition=partition.index, end_offset=partition.high_watermark
+            ),
+        )
+
+    # -- retention -------------------------------------------------------------------------------------------
+
+    async def _clean_forever(self) -> None:
+        while True:
+            await anyio.sleep(self._settings.retention_interval_ms / 1000)
+            try:
+                await self.clean()
+            except PenstockError as error:
+                if not error.retryable:
+                    raise
+                logger.warning("retention is put off: %s", error)
+
+    async def clean(self) -> int:
+        """Apply retention once; the number of partitions whose start moved."""
+        now_ms = self._now_ms()
+        starts = []
+        for topic in self._topics.values():
+            for partition in topic.partitions.values():
+                start = partition.expired_offset(now_ms)
+                if start > partition.log_start_offset:
+                    starts.append((partition.stream.stream_id, start))
+                    logger.info("retention moves %s-%d to offset %d", topic.name, partition.index, start)
+            await anyio.lowlevel.checkpoint()
+        if starts:
+            await self._engine.trim_streams(starts)
+        return len(starts)

@@ -1,0 +1,498 @@
+"""A Kafka partition on two streams: the log, and the snapshots of its producers' state.
+
+Offsets of the log stream are the partition's offsets; an entry holds exactly one record batch, as it came from the
+client but for base offset and leader epoch, which are patched in place. The state stream holds snapshots of the
+idempotent producers (KIP-98); the newest one, plus the batch headers after it, gives the state back.
+"""
+
+from __future__ import annotations
+
+__all__ = ("AppendOutcome", "Partition", "PartitionConfig", "ReadResult")
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio
+
+from penstock.errors import ClosedError, CorruptError, FencedError, FullError, PenstockError
+from penstock.log.errors import KafkaError
+from penstock.log.producer_state import Duplicate, ProducerStateTable
+from penstock.spi.allocator import Allocation
+from penstock.spi.log_cache import StreamEntry
+from penstock.stream.engine import Stream, StreamEngine
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.records import (
+    HEADER_BYTES,
+    BatchError,
+    BatchHeader,
+    assign_offsets,
+    find_timestamp,
+    max_timestamp_record,
+    read_header,
+    set_log_append_time,
+    validate_produce_batch,
+)
+
+logger = logging.getLogger("penstock.log")
+
+#: How much of the log is read at a time when producer state is rebuilt from batch headers.
+REPLAY_BYTES = 4 * 2**20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionConfig:
+    """The topic configs that act on a partition, parsed."""
+
+    max_message_bytes: int
+    timestamp_type: str
+    timestamp_before_max_ms: int
+    timestamp_after_max_ms: int
+    retention_ms: int
+    retention_bytes: int
+    validate_deep: bool
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str], *, validate_deep: bool) -> PartitionConfig:
+        """From effective topic config values (validated already)."""
+        return cls(
+            max_message_bytes=int(values["max.message.bytes"]),
+            timestamp_type=values["message.timestamp.type"],
+            timestamp_before_max_ms=int(values["message.timestamp.before.max.ms"]),
+            timestamp_after_max_ms=int(values["message.timestamp.after.max.ms"]),
+            retention_ms=int(values["retention.ms"]),
+            retention_bytes=int(values["retention.bytes"]),
+            validate_deep=validate_deep,
+        )
+
+
+class AppendOutcome:
+    """How an append ended; ``error_code`` 0 means durable."""
+
+    __slots__ = (
+        "base_offset",
+        "error_code",
+        "error_message",
+        "log_append_time_ms",
+        "log_start_offset",
+        "record_errors",
+    )
+
+    def __init__(
+        self,
+        error_code: int = 0,
+        error_message: str | None = None,
+        record_errors: Sequence[tuple[int, str | None]] = (),
+        base_offset: int = -1,
+        log_append_time_ms: int = -1,
+        log_start_offset: int = -1,
+    ) -> None:
+        self.error_code = error_code
+        self.error_message = error_message
+        self.record_errors = record_errors
+        self.base_offset = base_offset
+        self.log_append_time_ms = log_append_time_ms
+        self.log_start_offset = log_start_offset
+
+
+class ReadResult:
+    """Whole batches, as stored."""
+
+    __slots__ = ("records", "size_bytes")
+
+    def __init__(self, records: Sequence[memoryview], size_bytes: int) -> None:
+        self.records = records
+        self.size_bytes = size_bytes
+
+
+_NOTHING = ReadResult((), 0)
+
+
+def append_error_code(error: Exception) -> int:
+    """What a producer is told when its append failed: retriable unless it never will work here."""
+    if isinstance(error, (FencedError, ClosedError)):
+        return ErrorCode.NOT_LEADER_OR_FOLLOWER
+    return ErrorCode.KAFKA_STORAGE_ERROR
+
+
+class _Produce:
+    """A produce that waits for durability."""
+
+    __slots__ = ("_base_offset", "_log_append_time_ms", "_on_done", "_partition")
+
+    def __init__(
+        self,
+        partition: Partition,
+        base_offset: int,
+        log_append_time_ms: int,
+        on_done: Callable[[AppendOutcome], None],
+    ) -> None:
+        self._partition = partition
+        self._base_offset = base_offset
+        self._log_append_time_ms = log_append_time_ms
+        self._on_done = on_done
+
+    def done(self, error: Exception | None) -> None:
+        partition = self._partition
+        if error is None:
+            outcome = AppendOutcome(
+                0, None, (), self._base_offset, self._log_append_time_ms, partition.stream.start_offset
+            )
+            self._on_done(outcome)
+            partition._advanced()
+        else:
+            partition.producers.rollback_from(self._base_offset)
+            self._on_done(AppendOutcome(append_error_code(error), str(error)))
+            partition._fail_duplicates(self._base_offset, error)
+
+
+class Partition:
+    """A partition that this broker leads. Synchronous methods never block; all run on the event loop."""
+
+    def __init__(
+        self,
+        topic: str,
+        topic_id: bytes,
+        index: int,
+        *,
+        engine: StreamEngine,
+        stream: Stream,
+        state_stream: Stream,
+        config: PartitionConfig,
+    ) -> None:
+        self.topic = topic
+        self.topic_id = topic_id
+        self.index = index
+        self.config = config
+        self.stream = stream
+        self.state_stream = state_stream
+        self.producers = ProducerStateTable()
+        self._engine = engine
+        self._closed = False
+        self._listeners: list[Callable[[], None]] = []
+        #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
+        self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
+        #: Log end when the newest snapshot of the producers was taken.
+        self._snapshot_end = -1
+
+    @property
+    def leader_epoch(self) -> int:
+        """Grows with each opening of the partition."""
+        return self.stream.leader_epoch
+
+    @property
+    def log_start_offset(self) -> int:
+        """The first offset that can be read."""
+        return self.stream.start_offset
+
+    @property
+    def high_watermark(self) -> int:
+        """The offset after the last durable record."""
+        return self.stream.confirmed_offset
+
+    @property
+    def last_stable_offset(self) -> int:
+        """Where readers of committed data stop: the high watermark, since there are no transactions yet."""
+        return self.stream.confirmed_offset
+
+    # -- append ----------------------------------------------------------------------------------------------
+
+    def append(
+        self,
+        records: memoryview,
+        *,
+        produce_version: int,
+        now_ms: int,
+        charge: Allocation | None,
+        on_done: Callable[[AppendOutcome], None],
+    ) -> bool:
+        """Validate, sequence, assign offsets in place, hand to the WAL; see ``penstock.api.context``.
+
+        Returns whether the records, and ``charge``, were taken. Raises FullError with nothing changed.
+        """
+        if self._closed:
+            on_done(AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker"))
+            return False
+        config = self.config
+        try:
+            header = validate_produce_batch(
+                records,
+                produce_version=produce_version,
+                max_message_bytes=config.max_message_bytes,
+                now_ms=now_ms,
+                timestamp_type=config.timestamp_type,
+                before_max_ms=config.timestamp_before_max_ms,
+                after_max_ms=config.timestamp_after_max_ms,
+                deep=config.validate_deep,
+            )
+            verdict = self.producers.check(header, now_ms)
+        except BatchError as error:
+            on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
+            return False
+        if header.is_transactional:
+            on_done(
+                AppendOutcome(ErrorCode.INVALID_TXN_STATE, "transactions aren't supported by this broker yet")
+            )
+            return False
+        if isinstance(verdict, Duplicate):
+            self._answer_duplicate(verdict, on_done)
+            return False
+        append_time_ms = now_ms if config.timestamp_type == "LogAppendTime" else -1
+        try:
+            self._append_valid(records, header, append_time_ms, now_ms, charge, on_done)
+        except FullError:
+            raise
+        except PenstockError as error:
+            on_done(AppendOutcome(append_error_code(error), str(error)))
+            return False
+        return True
+
+    def _append_valid(
+        self,
+        records: memoryview,
+        header: BatchHeader,
+        append_time_ms: int,
+        now_ms: int,
+        charge: Allocation | None,
+        on_done: Callable[[AppendOutcome], None],
+    ) -> None:
+        stream = self.stream
+        own = charge
+        data = records
+        if own is None:
+            own = self._engine.allocator.allocate_nowait(len(records), "append")
+            data = own.view
+            data[:] = records
+        original = bytes(data[:HEADER_BYTES]) if append_time_ms >= 0 else b""
+        if append_time_ms >= 0:
+            set_log_append_time(data, append_time_ms)
+        base_offset = stream.next_offset
+        assign_offsets(data, base_offset, stream.leader_epoch)
+        time_ms = append_time_ms if append_time_ms >= 0 else header.max_timestamp
+        try:
+            self._engine.append(
+                stream,
+                header.count,
+                time_ms,
+                data,
+                own,
+                _Produce(self, base_offset, append_time_ms, on_done).done,
+            )
+        except PenstockError:
+            if charge is None:
+                own.release()
+            elif original:
+                data[:HEADER_BYTES] = original  # the caller tries again with the same bytes
+            raise
+        if header.producer_id >= 0:
+            self.producers.record(header, base_offset, now_ms, log_append_time_ms=append_time_ms)
+
+    def _answer_duplicate(self, verdict: Duplicate, on_done: Callable[[AppendOutcome], None]) -> None:
+        outcome = AppendOutcome(
+            0, None, (), verdict.base_offset, verdict.log_append_time_ms, self.stream.start_offset
+        )
+        if verdict.last_offset < self.stream.confirmed_offset:
+            on_done(outcome)
+        else:  # its first copy is still on the way: both are answered by the same outcome
+            self._duplicates.append((verdict.last_offset, outcome, on_done))
+
+    def _advanced(self) -> None:
+        """The high watermark moved."""
+        if self._duplicates:
+            confirmed = self.stream.confirmed_offset
+            due = [waiting for waiting in self._duplicates if waiting[0] < confirmed]
+            self._duplicates = [waiting for waiting in self._duplicates if waiting[0] >= confirmed]
+            for _, outcome, on_done in due:
+                on_done(outcome)
+        for listener in tuple(self._listeners):
+            listener()
+
+    def _fail_duplicates(self, base_offset: int, error: Exception) -> None:
+        due = [waiting for waiting in self._duplicates if waiting[0] >= base_offset]
+        self._duplicates = [waiting for waiting in self._duplicates if waiting[0] < base_offset]
+        for _, _, on_done in due:
+            on_done(AppendOutcome(append_error_code(error), str(error)))
+
+    async def append_batch(self, batch: bytearray) -> int:
+        """Append a batch of the broker's own making; returns its base offset once it is durable.
+
+        Raises the WAL's error; waits while there is no room. A cancelled call may still take effect.
+        """
+        done = anyio.Event()
+        outcomes: list[AppendOutcome] = []
+
+        def on_done(outcome: AppendOutcome) -> None:
+            outcomes.append(outcome)
+            done.set()
+
+        header = read_header(batch)
+        while True:
+            if self._closed:
+                raise ClosedError(f"the partition is closed: topic={self.topic} partition={self.index}")
+            try:
+                self._append_valid(memoryview(batch), header, -1, header.max_timestamp, None, on_done)
+                break
+            except FullError:
+                await self._engine.wait_for_room(len(batch))
+        await done.wait()
+        (outcome,) = outcomes
+        if outcome.error_code:
+            raise KafkaError(outcome.error_code, outcome.error_message)
+        return outcome.base_offset
+
+    # -- read ------------------------------------------------------------------------------------------------
+
+    def _check_offset(self, offset: int) -> None:
+        if self._closed:
+            raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
+        if offset < self.stream.start_offset or offset > self.stream.confirmed_offset:
+            raise KafkaError(
+                ErrorCode.OFFSET_OUT_OF_RANGE,
+                f"offset is outside of the log: offset={offset} start={self.stream.start_offset} "
+                f"end={self.stream.confirmed_offset}",
+            )
+
+    def read_nowait(
+        self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
+    ) -> ReadResult | None:
+        """What memory has from the batch that holds ``offset`` on; None if it is cold. Raises KafkaError."""
+        self._check_offset(offset)
+        if offset == self.stream.confirmed_offset:
+            return _NOTHING
+        entries = self._engine.read_cached(self.stream, offset, bytes_max)
+        return None if entries is None else _result(entries, bytes_max, at_least_one)
+
+    async def read(
+        self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
+    ) -> ReadResult:
+        """The same from wherever the data are. Raises KafkaError, UnavailableError, CorruptError."""
+        self._check_offset(offset)
+        entries = await self._engine.read(self.stream, offset, bytes_max)
+        return _result(entries, bytes_max, at_least_one)
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Call ``listener()`` whenever the high watermark moved, and once when the partition closes."""
+        self._listeners.append(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Stop calling it; an unknown one is ignored."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    async def offset_for_timestamp(self, timestamp: int) -> tuple[int, int, int] | None:
+        """(offset, timestamp, leader epoch) of the first record with a timestamp >= ``timestamp`` (KIP-79)."""
+        start = self.stream.start_offset
+        offset = start
+        while True:
+            entry = await self._engine.find_time(self.stream, offset, timestamp)
+            if entry is None:
+                return None
+            found = find_timestamp(entry.data, timestamp, min_offset=start)
+            if found is not None:
+                return (*found, read_header(entry.data).leader_epoch)
+            offset = entry.next_offset  # its newest record was deleted: a batch that straddles the log start
+
+    async def max_timestamp_offset(self) -> tuple[int, int, int] | None:
+        """(offset, timestamp, leader epoch) of the first record with the greatest timestamp (KIP-734)."""
+        greatest = await self._engine.max_time(self.stream, self.stream.start_offset)
+        entry = await self._engine.find_time(self.stream, self.stream.start_offset, greatest)
+        if greatest < 0 or entry is None:
+            return None
+        found = max_timestamp_record(entry.data)
+        return None if found is None else (*found, read_header(entry.data).leader_epoch)
+
+    async def delete_records(self, offset: int) -> int:
+        """Move the log start to ``offset`` (-1: the high watermark), durably; returns the log start offset."""
+        target = self.stream.confirmed_offset if offset == -1 else offset
+        if self._closed or target < 0 or target > self.stream.confirmed_offset:
+            self._check_offset(target)
+            raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
+        if target > self.stream.start_offset:
+            await self._engine.trim_streams([(self.stream.stream_id, target)])
+        return self.stream.start_offset
+
+    def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
+        """(greatest leader epoch <= ``epoch``, the offset where it ended); (-1, -1) if there is none (KIP-320)."""
+        state = self._engine.metadata.image.streams.get(self.stream.stream_id)
+        epochs = state.leader_epochs if state is not None else []
+        if not epochs or epoch > epochs[-1][0]:
+            return -1, -1
+        for i in range(len(epochs) - 1, -1, -1):
+            if epochs[i][0] <= epoch:
+                return epochs[i][0], self.stream.confirmed_offset if i == len(epochs) - 1 else epochs[i + 1][
+                    1
+                ]
+        return -1, -1
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    async def load_producers(self, now_ms: int) -> None:
+        """Rebuild the producers' state: newest snapshot, then the batch headers after it. Before any append."""
+        replay_from = self.stream.start_offset
+        state = self.state_stream
+        if state.confirmed_offset > state.start_offset:
+            newest = await self._engine.read(state, state.confirmed_offset - 1, 1)
+            if not newest:
+                raise CorruptError(
+                    f"snapshot of the producers' state is missing: topic={self.topic} partition={self.index}"
+                )
+            replay_from = max(replay_from, self.producers.restore(bytes(newest[-1].data)))
+            self._snapshot_end = replay_from
+        while replay_from < self.stream.confirmed_offset:
+            entries = await self._engine.read(self.stream, replay_from, REPLAY_BYTES)
+            if not entries:
+                break
+            for entry in entries:
+                self.producers.replay(read_header(entry.data), now_ms)
+            replay_from = entries[-1].next_offset
+        self.producers.expire(now_ms)
+
+    def snapshot_producers(self, now_ms: int) -> None:
+        """Append a snapshot of the producers' state to the state stream, if anything changed since the last."""
+        end = self.stream.confirmed_offset
+        if self._closed or end == self._snapshot_end or (not len(self.producers) and self._snapshot_end < 0):
+            return
+        self.producers.expire(now_ms)
+        data = memoryview(self.producers.snapshot(end))
+
+        def on_done(error: Exception | None) -> None:
+            if error is None:
+                self._snapshot_end = max(self._snapshot_end, end)
+            else:
+                logger.warning("snapshot of producers wasn't written, the next upload tries again: %s", error)
+
+        try:
+            self._engine.append(self.state_stream, 1, now_ms, data, None, on_done)
+        except PenstockError as error:
+            logger.debug("snapshot of producers is put off to the next upload: %s", error)
+
+    def expired_offset(self, now_ms: int) -> int:
+        """The log start that retention asks for (``retention.ms``, ``retention.bytes``); the present one if none."""
+        config = self.config
+        start = self.stream.start_offset
+        if config.retention_ms < 0 and config.retention_bytes < 0:
+            return start
+        ranges = self._engine.ranges(self.stream)
+        total = sum(size for _, size, _ in ranges)
+        for end, size, time_ms in ranges:
+            too_old = config.retention_ms >= 0 and 0 <= time_ms < now_ms - config.retention_ms
+            too_much = config.retention_bytes >= 0 and total - size >= config.retention_bytes
+            if not (too_old or too_much):
+                break
+            start = max(start, end)
+            total -= size
+        return start
+
+    def close(self) -> None:
+        """Nothing is appended or read any more; parked fetches are woken. Appends on their way still end."""
+        self._closed = True
+        for listener in tuple(self._listeners):
+            listener()
+        self._listeners.clear()
+
+
+def _result(entries: Sequence[StreamEntry], bytes_max: int, at_least_one: bool) -> ReadResult:
+    if not entries or (not at_least_one and len(entries[0].data) > bytes_max):
+        return _NOTHING
+    records = [entry.data for entry in entries]
+    return ReadResult(records, sum(map(len, records)))
