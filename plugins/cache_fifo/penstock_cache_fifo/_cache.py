@@ -1,0 +1,329 @@
+"""Blocks in WAL order, and an index by stream across them, so that reads don't depend on the number of blocks."""
+
+from __future__ import annotations
+
+__all__ = ("FifoLogCache", "FifoLogCacheSettings", "open_log_cache")
+
+from bisect import bisect_right
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from operator import attrgetter
+
+from pydantic import Field
+
+from penstock.errors import ClosedError, InvariantError
+from penstock.spi import Services, Settings, Size
+from penstock.spi.log_cache import LogCacheBlock, LogCacheCapabilities, LogCacheStatistics, StreamEntry
+
+_base_offset = attrgetter("base_offset")
+#: Read positions remembered per stream: about as many as it has tail readers.
+_HINTS_MAX = 64
+
+
+class FifoLogCacheSettings(Settings):
+    """Settings of the FIFO log cache."""
+
+    uploaded_bytes_max: Size = Field(
+        default=0,
+        ge=0,
+        description="Uploaded data kept for tail reads; 0 keeps it until the allocator wants the memory.",
+    )
+
+
+class _Block:
+    """Entries of all streams between two freezes."""
+
+    __slots__ = ("size_bytes", "streams", "uploaded", "wal_end")
+
+    def __init__(self) -> None:
+        self.streams: dict[int, list[StreamEntry]] = {}
+        self.size_bytes = 0
+        self.wal_end = 0
+        self.uploaded = False
+
+
+class _Stream:
+    """All cached entries of one stream, in offset order, over all blocks.
+
+    They are continuous from ``tail`` on. ``removed`` counts entries dropped at the front, so that
+    ``hints`` (offset -> index + ``removed``) outlive an eviction; a wrong hint is only a missed shortcut.
+    """
+
+    __slots__ = ("active", "block", "entries", "hints", "next_offset", "removed", "tail")
+
+    def __init__(self) -> None:
+        self.entries: list[StreamEntry] = []
+        self.next_offset = 0
+        self.tail = 0
+        self.removed = 0
+        self.hints: dict[int, int] = {}
+        #: The block that took the newest entry and the list of this stream in it.
+        self.block: _Block | None = None
+        self.active: list[StreamEntry] = []
+
+    def find(self, offset: int) -> int:
+        """Index of the entry that holds ``offset``; -1 if none does."""
+        entries = self.entries
+        last = entries[-1]
+        if offset >= last.base_offset:
+            return len(entries) - 1 if offset < last.next_offset else -1
+        index = self.hints.get(offset, -1) - self.removed
+        if 0 <= index < len(entries) and entries[index].base_offset == offset:
+            return index
+        index = bisect_right(entries, offset, key=_base_offset) - 1
+        return index if index >= 0 and offset < entries[index].next_offset else -1
+
+    def remember(self, offset: int, index: int) -> None:
+        """The reader will come back for ``offset``, which is or will be at ``index``."""
+        if len(self.hints) >= _HINTS_MAX:
+            self.hints.clear()
+        self.hints[offset] = index + self.removed
+
+    def remove(self, entries: Sequence[StreamEntry]) -> None:
+        """Drop a run of entries that came from one block, unless they were dropped before."""
+        mine = self.entries
+        count = len(entries)
+        if mine[0] is entries[0]:
+            del mine[:count]
+            self.removed += count
+            self.tail = max(0, self.tail - count)
+            return
+        start = bisect_right(mine, entries[0].base_offset, key=_base_offset) - 1
+        if start < 0 or mine[start] is not entries[0]:
+            return
+        del mine[start : start + count]
+        if self.active is entries:
+            self.active, self.block = [], None
+        self.hints.clear()
+        self.tail = len(mine) - 1
+        while self.tail > 0 and mine[self.tail - 1].next_offset == mine[self.tail].base_offset:
+            self.tail -= 1
+
+
+class FifoLogCache:
+    """The newest data of all streams.
+
+    ``wanted`` says whether somebody waits for memory; it is asked when blocks become evictable, because
+    whoever waits was told "nothing to evict" before that.
+    """
+
+    def __init__(self, settings: FifoLogCacheSettings, wanted: Callable[[], bool] = lambda: False) -> None:
+        self._uploaded_bytes_max = settings.uploaded_bytes_max
+        self._wanted = wanted
+        self._streams: dict[int, _Stream] = {}
+        self._active = _Block()
+        #: Frozen and uploaded blocks, oldest first.
+        self._blocks: deque[_Block] = deque()
+        self._frozen_bytes = 0
+        self._uploaded_bytes = 0
+        self._entries = 0
+        self._hits = 0
+        self._misses = 0
+        self._closed = False
+
+    @property
+    def capabilities(self) -> LogCacheCapabilities:
+        return LogCacheCapabilities()
+
+    @property
+    def active_bytes(self) -> int:
+        return self._active.size_bytes
+
+    def put(self, entry: StreamEntry) -> None:
+        if self._closed:
+            raise ClosedError("log cache is closed")
+        stream_id = entry.stream_id
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            stream = self._streams[stream_id] = _Stream()
+        elif entry.base_offset != stream.next_offset:
+            raise InvariantError(
+                f"entry does not continue its stream: stream={stream_id} "
+                f"expected={stream.next_offset} got={entry.base_offset}"
+            )
+        assert entry.next_offset > entry.base_offset, entry
+        block = self._active
+        if stream.block is not block:
+            stream.block = block
+            stream.active = block.streams[stream_id] = []
+            if stream.entries and stream.entries[-1].next_offset != entry.base_offset:
+                stream.tail = len(stream.entries)
+        stream.active.append(entry)
+        stream.entries.append(entry)
+        stream.next_offset = entry.next_offset
+        block.size_bytes += len(entry.data)
+        if entry.wal_position > block.wal_end:
+            block.wal_end = entry.wal_position
+        self._entries += 1
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        stream = self._streams.get(stream_id)
+        if stream is None or start_offset >= end_offset:
+            self._misses += 1
+            return ()
+        index = stream.find(start_offset)
+        entries = stream.entries
+        if index >= 0:
+            self._hits += 1
+        else:
+            self._misses += 1
+            index = stream.tail
+            if not start_offset < entries[index].base_offset < end_offset:
+                return ()
+        entry = entries[index]
+        run = [entry]
+        size = len(entry.data)
+        next_offset = entry.next_offset
+        count = len(entries)
+        index += 1
+        while index < count and next_offset < end_offset:
+            entry = entries[index]
+            size += len(entry.data)
+            if size > bytes_max or entry.base_offset != next_offset:
+                break
+            run.append(entry)
+            next_offset = entry.next_offset
+            index += 1
+        stream.remember(next_offset, index)
+        return run
+
+    def freeze(self) -> LogCacheBlock | None:
+        block = self._active
+        if not block.streams:
+            return None
+        self._active = _Block()
+        self._blocks.append(block)
+        self._frozen_bytes += block.size_bytes
+        return block
+
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        """See the contract. Raises InvariantError for a block that isn't frozen here, or is marked already."""
+        if self._closed:
+            return
+        if not isinstance(block, _Block) or block.uploaded or block not in self._blocks:
+            raise InvariantError("block is not frozen in this cache, or was marked as uploaded before")
+        block.uploaded = True
+        self._frozen_bytes -= block.size_bytes
+        self._uploaded_bytes += block.size_bytes
+        dropped = [stream_id for stream_id, entries in block.streams.items() if not self._indexed(entries)]
+        for stream_id in dropped:
+            self._take_out(block, stream_id)
+        if self._uploaded_bytes_max and self._uploaded_bytes > self._uploaded_bytes_max:
+            self.evict(self._uploaded_bytes - self._uploaded_bytes_max)
+        while self._uploaded_bytes and self._wanted():
+            self.evict(1)
+
+    def evict(self, bytes_wanted: int) -> int:
+        freed = 0
+        waiting: list[_Block] = []
+        while freed < bytes_wanted and self._blocks:
+            block = self._blocks.popleft()
+            if not block.uploaded:
+                waiting.append(block)
+                continue
+            freed += block.size_bytes
+            self._uploaded_bytes -= block.size_bytes
+            self._drop(block)
+        self._blocks.extendleft(reversed(waiting))
+        return freed
+
+    def drop_stream(self, stream_id: int) -> None:
+        """See the contract. A block that is frozen but not uploaded keeps its entries: an upload may read them."""
+        if self._streams.pop(stream_id, None) is None:
+            return
+        for block in (self._active, *self._blocks):
+            if stream_id in block.streams and (block.uploaded or block is self._active):
+                self._take_out(block, stream_id)
+
+    def statistics(self) -> LogCacheStatistics:
+        return LogCacheStatistics(
+            active_bytes=self._active.size_bytes,
+            frozen_bytes=self._frozen_bytes,
+            uploaded_bytes=self._uploaded_bytes,
+            entries=self._entries,
+            hits=self._hits,
+            misses=self._misses,
+        )
+
+    def close(self) -> None:
+        """Drop everything and release every charge."""
+        self._closed = True
+        blocks = [*self._blocks, self._active]
+        self._blocks.clear()
+        self._streams.clear()
+        self._active = _Block()
+        self._frozen_bytes = self._uploaded_bytes = 0
+        for block in blocks:
+            self._drop(block)
+
+    def _indexed(self, entries: Sequence[StreamEntry]) -> bool:
+        """Whether reads can still find ``entries`` (they can't once their stream was dropped)."""
+        stream = self._streams.get(entries[0].stream_id)
+        if stream is None:
+            return False
+        index = bisect_right(stream.entries, entries[0].base_offset, key=_base_offset) - 1
+        return index >= 0 and stream.entries[index] is entries[0]
+
+    def _take_out(self, block: _Block, stream_id: int) -> None:
+        """Drop what ``block`` holds of a deleted stream, which is in no index any more."""
+        entries = block.streams.pop(stream_id)
+        charges = _take_charges(entries)
+        size = sum(len(entry.data) for entry in entries)
+        block.size_bytes -= size
+        if block.uploaded:
+            self._uploaded_bytes -= size
+            if not block.streams:
+                self._blocks.remove(block)
+        self._entries -= len(entries)
+        del entries  # the last reference, unless somebody reads
+        _release(charges)
+
+    def _drop(self, block: _Block) -> None:
+        """Forget a block that is no longer in ``_blocks``; its entries live on only with those who read them."""
+        charges = self._unlink(block)
+        # After the entries are gone, so that the allocator finds no view of the memory if nobody reads it.
+        _release(charges)
+
+    def _unlink(self, block: _Block) -> list[Callable[[], None]]:
+        charges: list[Callable[[], None]] = []
+        for stream_id, entries in block.streams.items():
+            stream = self._streams.get(stream_id)
+            if stream is not None:
+                stream.remove(entries)
+                if not stream.entries:
+                    del self._streams[stream_id]
+            self._entries -= len(entries)
+            charges += _take_charges(entries)
+        block.streams = {}
+        return charges
+
+
+def _take_charges(entries: Iterable[StreamEntry]) -> list[Callable[[], None]]:
+    """The release of each charge; the entries lose theirs, so that it can't happen twice."""
+    charges = []
+    for entry in entries:
+        if entry.charge is not None:
+            charges.append(entry.charge.release)
+            entry.charge = None
+    return charges
+
+
+def _release(charges: Iterable[Callable[[], None]]) -> None:
+    for release in charges:
+        release()
+
+
+@asynccontextmanager
+async def open_log_cache(settings: FifoLogCacheSettings, services: Services) -> AsyncIterator[FifoLogCache]:
+    """A log cache that releases every charge when the context is left."""
+    allocator = services.allocator
+    cache = FifoLogCache(
+        settings, (lambda: False) if allocator is None else (lambda: allocator.statistics().waiting > 0)
+    )
+    try:
+        yield cache
+    finally:
+        cache.close()
