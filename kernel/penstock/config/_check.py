@@ -25,7 +25,7 @@ _VALUE_LENGTH_MAX = 120
 class Origin(NamedTuple):
     """Where a value came from."""
 
-    #: ``default``, ``file``, ``environment``, ``set``, ``program`` or ``derived``.
+    #: ``default``, ``file``, ``environment``, ``set``, ``program``, ``derived`` or ``several``.
     layer: str
     #: The place for people: ``penstock.toml:12``, ``PENSTOCK__BROKER__RACK``, ``--set broker.rack``.
     place: str
@@ -93,7 +93,7 @@ def unknown_key(
         advice = f"the keys are {', '.join(candidates)}"
     else:
         advice = f"there are no keys in {'.'.join(path[:-1])}"
-    return refusal(path, f"is no key of this configuration, {advice}", value, origins)
+    return refusal(path, f"is no configuration key, {advice}", value, origins)
 
 
 def validate(
@@ -202,10 +202,11 @@ _FORMATTERS: dict[str, Callable[[int], str]] = {
 
 
 def expectation(field: FieldInfo) -> str:
-    """What a value of ``field`` is, for people: ``an integer of at least 1``."""
+    """What a value of ``field`` is, for people: ``an integer, at least 1``."""
     written = field_format(field)
     words = _FORMAT_WORDS[written] if written in _FORMAT_WORDS else _type_words(field.annotation)
-    return words + "".join(_bounds(field))
+    bounds = " and ".join(_bounds(field))
+    return f"{words}, {bounds}" if bounds else words
 
 
 def _type_words(annotation: Any) -> str:
@@ -226,12 +227,12 @@ def _type_words(annotation: Any) -> str:
 def _bounds(field: FieldInfo) -> Iterable[str]:
     for item in field.metadata:
         for name, words in (
-            ("ge", " of at least {}"),
-            ("gt", " above {}"),
-            ("le", " of at most {}"),
-            ("lt", " below {}"),
-            ("min_length", " of length {} or more"),
-            ("max_length", " of length {} or less"),
+            ("ge", "at least {}"),
+            ("gt", "above {}"),
+            ("le", "at most {}"),
+            ("lt", "below {}"),
+            ("min_length", "at least {} long"),
+            ("max_length", "at most {} long"),
         ):
             bound = getattr(item, name, None)
             if bound is not None:

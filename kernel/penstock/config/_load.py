@@ -42,10 +42,17 @@ class Config:
         return settings
 
     def origin(self, key: str) -> Origin:
-        """Where the value of a dotted key came from."""
+        """Where the value of a dotted key came from; for a table, all places that its keys came from."""
         path = tuple(key.split("."))
         if path == ("allocator", "limit") and path not in self.origins:
             return Origin("derived", "memory.limit - memory.reserve")
+        inner = sorted(
+            {place for known, place in self.origins.items() if known[: len(path)] == path != known}
+        )
+        if inner:
+            return (
+                inner[0] if len(inner) == 1 else Origin("several", ", ".join(place.place for place in inner))
+            )
         return origin_of(path, self.origins)
 
     def _choice(self, kind: str) -> PluginChoice:

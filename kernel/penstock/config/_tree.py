@@ -34,21 +34,25 @@ SizeBound = Annotated[
 class Broker(Settings):
     """Who this broker is and where it keeps what is its own."""
 
-    node_id: int = Field(1, ge=0, le=2**31 - 1, description="Number of this broker, unique in its cluster.")
+    node_id: int = Field(
+        default=1, ge=0, le=2**31 - 1, description="Number of this broker, unique in its cluster."
+    )
     cluster_id: str | None = Field(
-        None,
+        default=None,
         min_length=1,
         max_length=64,
         examples=["nYCTF1-8TfqBSgYMjE0rWA"],
         description="Name of the cluster; made by the first broker that starts when unset.",
     )
     data_dir: str = Field(
-        "penstock-data",
+        default="penstock-data",
         min_length=1,
         description="Directory of local data; relative paths in plugin settings start here.",
     )
     rack: str | None = Field(
-        None, examples=["eu-central-1a"], description="Rack or zone that clients are told (KIP-36, KIP-392)."
+        default=None,
+        examples=["eu-central-1a"],
+        description="Rack or zone that clients are told (KIP-36, KIP-392).",
     )
 
 
@@ -56,25 +60,32 @@ class Listener(Settings):
     """Where clients connect, and what one connection may ask for."""
 
     bind: str = Field(
-        "127.0.0.1:9092", description="host:port to listen on; port 0 takes a free one, [::1]:9092 is IPv6."
+        default="127.0.0.1:9092",
+        description="host:port to listen on; port 0 takes a free one, [::1]:9092 is IPv6.",
     )
     advertised: str | None = Field(
-        None,
+        default=None,
         examples=["broker.example.org:9092"],
         description="host:port that clients are told; when unset it is bind, with this machine's name in "
         "place of 0.0.0.0 or [::]; port 0 stands for the bound port.",
     )
     request_bytes_max: Size = Field(
-        100 * MIB, ge=KIB, le=2**31 - 1, description="Largest request; a larger one closes the connection."
+        default=100 * MIB,
+        ge=KIB,
+        le=2**31 - 1,
+        description="Largest request; a larger one closes the connection.",
     )
     connections_max: int = Field(
-        10_000, ge=1, description="Connections of this process; further ones are closed at once."
+        default=10_000, ge=1, description="Connections of this process; further ones are closed at once."
     )
     idle_timeout: Duration = Field(
-        10 * MINUTE, ge=1, description="A connection without a request for this long is closed."
+        default=10 * MINUTE, ge=1, description="A connection without a request for this long is closed."
     )
     pipeline_depth: int = Field(
-        128, ge=1, le=10_000, description="Unanswered requests of one connection before reading pauses."
+        default=128,
+        ge=1,
+        le=10_000,
+        description="Unanswered requests of one connection before reading pauses.",
     )
 
 
@@ -82,10 +93,12 @@ class Memory(Settings):
     """What the process may use."""
 
     limit: Size = Field(
-        512 * MIB, ge=64 * MIB, description="Resident memory that the whole process aims to stay under."
+        default=512 * MIB,
+        ge=64 * MIB,
+        description="Resident memory that the whole process aims to stay under.",
     )
     reserve: Size = Field(
-        160 * MIB,
+        default=160 * MIB,
         ge=0,
         description="Part of limit kept for interpreter, code and connections; the allocator gets the rest.",
     )
@@ -94,20 +107,24 @@ class Memory(Settings):
 class Topics(Settings):
     """Defaults of topics; most can be set per topic too."""
 
-    auto_create: bool = Field(True, description="Create a topic when a client asks for one that isn't there.")
-    partitions: int = Field(1, ge=1, description="Partitions of a topic created without a number.")
-    partitions_max: int = Field(10_000, ge=1, description="Partitions of all topics together.")
+    auto_create: bool = Field(
+        default=True, description="Create a topic when a client asks for one that isn't there."
+    )
+    partitions: int = Field(default=1, ge=1, description="Partitions of a topic created without a number.")
+    partitions_max: int = Field(default=10_000, ge=1, description="Partitions of all topics together.")
     retention: Duration = Field(
-        7 * DAY, ge=-1, description="Age at which records are dropped; -1 keeps them (topic: retention.ms)."
+        default=7 * DAY,
+        ge=-1,
+        description="Age at which records are dropped; -1 keeps them (topic: retention.ms).",
     )
     retention_bytes: SizeBound = Field(
-        -1, ge=-1, description="Bytes a partition keeps; -1 keeps all (topic: retention.bytes)."
+        default=-1, ge=-1, description="Bytes a partition keeps; -1 keeps all (topic: retention.bytes)."
     )
     message_bytes_max: Size = Field(
-        1_048_588, ge=1, le=2**31 - 1, description="Largest record batch (topic: max.message.bytes)."
+        default=1_048_588, ge=1, le=2**31 - 1, description="Largest record batch (topic: max.message.bytes)."
     )
     timestamp_type: Literal["CreateTime", "LogAppendTime"] = Field(
-        "CreateTime", description="Whose clock stamps records (topic: message.timestamp.type)."
+        default="CreateTime", description="Whose clock stamps records (topic: message.timestamp.type)."
     )
 
 
@@ -115,20 +132,23 @@ class Groups(Settings):
     """Consumer groups."""
 
     initial_rebalance_delay: Duration = Field(
-        3 * SECOND, ge=0, description="Wait for more members before an empty group's first rebalance."
+        default=3 * SECOND, ge=0, description="Wait for more members before an empty group's first rebalance."
     )
     session_timeout_min: Duration = Field(
-        6 * SECOND, ge=1, description="Shortest session timeout a member may ask for."
+        default=6 * SECOND, ge=1, description="Shortest session timeout a member may ask for."
     )
     session_timeout_max: Duration = Field(
-        30 * MINUTE, ge=1, description="Longest session timeout a member may ask for."
+        default=30 * MINUTE, ge=1, description="Longest session timeout a member may ask for."
     )
-    members_max: int = Field(10_000, ge=1, description="Members of one group.")
+    members_max: int = Field(default=10_000, ge=1, description="Members of one group.")
     offsets_retention: Duration = Field(
-        7 * DAY, ge=1, description="Committed offsets of an empty group are kept for this long."
+        default=7 * DAY, ge=1, description="Committed offsets of an empty group are kept for this long."
     )
     offsets_partitions: int = Field(
-        16, ge=1, le=1000, description="Partitions of __consumer_offsets; fixed once the topic exists."
+        default=16,
+        ge=1,
+        le=1000,
+        description="Partitions of __consumer_offsets; fixed once the topic exists.",
     )
 
 
@@ -136,34 +156,40 @@ class Stream(Settings):
     """The stream engine: when and how data goes to the object store, and when objects go away."""
 
     upload_bytes: Size = Field(
-        0, ge=0, description="The log cache freezes a block at this size; 0 is a quarter of the allocator."
+        default=0,
+        ge=0,
+        description="The log cache freezes a block at this size; 0 is a quarter of the allocator.",
     )
     upload_interval: Duration = Field(
-        60 * SECOND, ge=1, description="A block is frozen at this age at the latest."
+        default=60 * SECOND, ge=1, description="A block is frozen at this age at the latest."
     )
     object_split_bytes: Size = Field(
-        8 * MIB, ge=KIB, description="A stream with more than this in one upload gets an object of its own."
+        default=8 * MIB,
+        ge=KIB,
+        description="A stream with more than this in one upload gets an object of its own.",
     )
     block_bytes: Size = Field(
-        512 * KIB, ge=KIB, le=64 * MIB, description="Data blocks in objects aim at this size."
+        default=512 * KIB, ge=KIB, le=64 * MIB, description="Data blocks in objects aim at this size."
     )
     multipart_bytes: Size = Field(
-        32 * MIB, ge=5 * MIB, description="Objects above this are written in parts where the store can."
+        default=32 * MIB,
+        ge=5 * MIB,
+        description="Objects above this are written in parts where the store can.",
     )
     prepare_deadline: Duration = Field(
-        60 * MINUTE, ge=SECOND, description="An object not committed within this time is deleted."
+        default=60 * MINUTE, ge=SECOND, description="An object not committed within this time is deleted."
     )
     delete_delay: Duration = Field(
-        MINUTE, ge=0, description="Time between an object losing its last reference and its deletion."
+        default=MINUTE, ge=0, description="Time between an object losing its last reference and its deletion."
     )
     append_in_flight_bytes_max: Size = Field(
-        0, ge=0, description="Bytes of unanswered produce requests; 0 is an eighth of the allocator."
+        default=0, ge=0, description="Bytes of unanswered produce requests; 0 is an eighth of the allocator."
     )
     fetch_in_flight_bytes_max: Size = Field(
-        0, ge=0, description="Bytes of unsent fetch responses; 0 is a quarter of the allocator."
+        default=0, ge=0, description="Bytes of unsent fetch responses; 0 is a quarter of the allocator."
     )
     retention_interval: Duration = Field(
-        30 * SECOND, ge=1, description="How often retention looks for records to drop."
+        default=30 * SECOND, ge=1, description="How often retention looks for records to drop."
     )
 
 
@@ -171,7 +197,7 @@ class Plugins(Settings):
     """Plugins that are loaded although no section selects them."""
 
     load: tuple[str, ...] = Field(
-        (),
+        default=(),
         examples=[["my_observer"]],
         description="Observers to load: names from the entry-point group penstock.plugins, or modules.",
     )
