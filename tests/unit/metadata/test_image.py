@@ -1,0 +1,302 @@
+"""The metadata image: what each command decides, and that folding is deterministic."""
+
+from __future__ import annotations
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+)
+from penstock.metadata.commands import (
+    AbandonObjects,
+    AddPartitions,
+    AllocateProducerIds,
+    Command,
+    CommitUpload,
+    CreateTopic,
+    DeleteTopic,
+    Entry,
+    ForgetObjects,
+    FormatCluster,
+    OpenStreams,
+    PrepareObjects,
+    RegisterNode,
+    SetTopicConfigs,
+    TrimStreams,
+    UploadedObject,
+    UploadedRange,
+    decode_entry,
+    encode_entry,
+)
+from penstock.metadata.image import Image
+
+TOPIC_ID = b"t" * 16
+NOW_MS = 1_000_000
+
+
+class Log:
+    """Folds commands one entry at a time."""
+
+    def __init__(self) -> None:
+        self.image = Image()
+        self.entries: list[Entry] = []
+
+    def do(self, *commands: Command, now_ms: int = NOW_MS) -> list[object]:
+        entry = Entry(list(commands), "writer", now_ms)
+        self.entries.append(entry)
+        return self.image.fold(self.image.index + 1, entry)
+
+    def ok(self, command: Command, now_ms: int = NOW_MS) -> object:
+        (result,) = self.do(command, now_ms=now_ms)
+        assert not isinstance(result, Exception), result
+        return result
+
+    def refused(self, command: Command) -> PenstockError:
+        before = self.image.to_snapshot()
+        (result,) = self.do(command)
+        assert isinstance(result, PenstockError)
+        after = Image.from_snapshot(before)
+        after._data.index += 1
+        assert after.to_snapshot() == self.image.to_snapshot(), "a refused command changes nothing"
+        return result
+
+
+@pytest.fixture
+def log() -> Log:
+    log = Log()
+    log.ok(FormatCluster("cluster"))
+    log.ok(RegisterNode(1, "a"))
+    log.ok(CreateTopic("events", TOPIC_ID, 2))
+    log.ok(OpenStreams(1, 2, [1, 2, 3, 4]))
+    return log
+
+
+def upload(log: Log, *ranges: tuple[int, int, int], size: int = 10) -> int:
+    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS + 1000))  # type: ignore[misc]
+    uploaded = [UploadedRange(stream, start, end, size, NOW_MS) for stream, start, end in ranges]
+    log.ok(CommitUpload(1, 2, [UploadedObject(object_id, 100, uploaded)]))
+    return object_id
+
+
+def test_a_topic_gets_a_log_and_a_state_stream_per_partition(log: Log) -> None:
+    topic = log.image.topic_by_name("events")
+    assert topic is not None
+    assert (topic.log_streams, topic.state_streams) == ([1, 3], [2, 4])
+    log.ok(AddPartitions(TOPIC_ID, 3))
+    assert (topic.log_streams, topic.state_streams) == ([1, 3, 5], [2, 4, 6])
+
+
+def test_a_topic_name_is_taken_once(log: Log) -> None:
+    assert isinstance(log.refused(CreateTopic("events", b"u" * 16, 1)), AlreadyExistsError)
+
+
+def test_partitions_never_shrink(log: Log) -> None:
+    assert isinstance(log.refused(AddPartitions(TOPIC_ID, 2)), InvalidRequestError)
+
+
+def test_configs_are_replaced_whole(log: Log) -> None:
+    log.ok(SetTopicConfigs(TOPIC_ID, {"retention.ms": "1"}))
+    log.ok(SetTopicConfigs(TOPIC_ID, {"retention.bytes": "2"}))
+    assert log.image.topics[TOPIC_ID].configs == {"retention.bytes": "2"}
+
+
+def test_a_later_registration_fences_the_earlier_life_of_the_node(log: Log) -> None:
+    assert log.ok(RegisterNode(1, "b")) == 5
+    for command in (
+        OpenStreams(1, 2, [1]),
+        TrimStreams(1, 2, [(1, 1)]),
+        PrepareObjects(1, 2, 1, NOW_MS),
+        CommitUpload(1, 2, []),
+        AllocateProducerIds(1, 2, 10),
+    ):
+        assert isinstance(log.refused(command), FencedError)
+    log.ok(OpenStreams(1, 5, [1]))
+
+
+def test_commits_continue_the_stream(log: Log) -> None:
+    upload(log, (1, 0, 10), (3, 0, 5))
+    upload(log, (1, 10, 12))
+    stream = log.image.streams[1]
+    assert [(r.start, r.end) for r in stream.ranges] == [(0, 10), (10, 12)]
+    assert stream.end == 12
+
+
+@pytest.mark.parametrize("bad", [(5, 12), (11, 12), (10, 10), (12, 11)])
+def test_a_commit_with_a_gap_or_an_overlap_is_refused_whole(log: Log, bad: tuple[int, int]) -> None:
+    upload(log, (1, 0, 10))
+    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))  # type: ignore[misc]
+    ranges = [UploadedRange(3, 0, 4, 1, 0), UploadedRange(1, *bad, 1, 0)]
+    error = log.refused(CommitUpload(1, 2, [UploadedObject(object_id, 1, ranges)]))
+    assert isinstance(error, ConflictError)
+    assert log.image.streams[3].end == 0
+
+
+def test_an_object_is_committed_once(log: Log) -> None:
+    object_id = upload(log, (1, 0, 10))
+    error = log.refused(CommitUpload(1, 2, [UploadedObject(object_id, 1, [UploadedRange(1, 10, 11, 1, 0)])]))
+    assert isinstance(error, NotFoundError)
+
+
+def test_trimming_releases_objects_that_nothing_refers_to(log: Log) -> None:
+    shared = upload(log, (1, 0, 10), (3, 0, 5))
+    own = upload(log, (1, 10, 20))
+    log.ok(TrimStreams(1, 2, [(1, 20)]), now_ms=NOW_MS + 7)
+    assert log.image.objects[shared].state == "committed"
+    assert log.image.objects[own].state == "destroyed"
+    assert log.image.objects[own].at_ms == NOW_MS + 7
+    log.ok(TrimStreams(1, 2, [(3, 5)]))
+    assert log.image.objects[shared].state == "destroyed"
+    log.ok(ForgetObjects([shared, own]))
+    assert log.image.objects == {}
+
+
+def test_trimming_past_what_is_committed_leaves_no_gap_that_matters(log: Log) -> None:
+    log.ok(TrimStreams(1, 2, [(1, 15)]))
+    object_id = upload(log, (1, 0, 10))
+    assert log.image.objects[object_id].state == "destroyed", "everything in it was deleted before"
+    upload(log, (1, 12, 20))
+    assert [(r.start, r.end) for r in log.image.streams[1].ranges] == [(12, 20)]
+
+
+def test_deleting_a_topic_frees_its_objects_but_not_those_shared_with_others(log: Log) -> None:
+    log.ok(CreateTopic("other", b"o" * 16, 1))
+    log.ok(OpenStreams(1, 2, [5, 6]))
+    own = upload(log, (1, 0, 10))
+    shared = upload(log, (1, 10, 20), (5, 0, 3))
+    assert log.ok(DeleteTopic(TOPIC_ID)) == [1, 3, 2, 4]
+    assert log.image.objects[own].state == "destroyed"
+    assert log.image.objects[shared].state == "committed"
+    assert log.image.topic_by_name("events") is None
+
+
+def test_a_commit_for_a_deleted_stream_is_tolerated(log: Log) -> None:
+    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))  # type: ignore[misc]
+    log.ok(DeleteTopic(TOPIC_ID))
+    log.ok(CommitUpload(1, 2, [UploadedObject(object_id, 1, [UploadedRange(1, 0, 4, 1, 0)])]))
+    assert log.image.objects[object_id].state == "destroyed"
+
+
+def test_only_prepared_objects_can_be_abandoned(log: Log) -> None:
+    committed = upload(log, (1, 0, 10))
+    (prepared,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))  # type: ignore[misc]
+    assert log.ok(AbandonObjects([committed, prepared])) == [prepared]
+    assert log.image.objects[committed].state == "committed"
+
+
+def test_leader_epochs_grow_with_each_opening_and_keep_where_each_began(log: Log) -> None:
+    assert log.image.streams[1].leader_epochs == [(0, 0)]
+    log.ok(OpenStreams(1, 2, [1]))
+    assert log.image.streams[1].leader_epochs == [(1, 0)], "the first leader wrote nothing"
+    upload(log, (1, 0, 10))
+    log.ok(OpenStreams(1, 2, [1]))
+    assert log.image.streams[1].leader_epochs == [(1, 0), (2, 10)]
+    log.ok(TrimStreams(1, 2, [(1, 10)]))
+    assert log.image.streams[1].leader_epochs == [(2, 10)]
+
+
+def test_producer_ids_are_handed_out_once(log: Log) -> None:
+    assert log.ok(AllocateProducerIds(1, 2, 100)) == 1
+    assert log.ok(AllocateProducerIds(1, 2, 100)) == 101
+
+
+def test_object_ids_are_never_used_again(log: Log) -> None:
+    first = upload(log, (1, 0, 10))
+    log.ok(TrimStreams(1, 2, [(1, 10)]))
+    log.ok(ForgetObjects([first]))
+    assert upload(log, (1, 10, 20)) == first + 1
+
+
+commands = st.lists(
+    st.one_of(
+        st.builds(
+            CreateTopic,
+            st.sampled_from(["a", "b", "c"]),
+            st.binary(min_size=16, max_size=16),
+            st.integers(1, 3),
+        ),
+        st.builds(DeleteTopic, st.just(TOPIC_ID)),
+        st.builds(RegisterNode, st.just(1), st.just("x")),
+        st.builds(OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)),
+        st.builds(PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)),
+        st.builds(
+            CommitUpload,
+            st.just(1),
+            st.integers(1, 6),
+            st.lists(
+                st.builds(
+                    UploadedObject,
+                    st.integers(1, 4),
+                    st.just(1),
+                    st.lists(
+                        st.builds(
+                            UploadedRange,
+                            st.integers(1, 6),
+                            st.integers(0, 9),
+                            st.integers(0, 9),
+                            st.just(1),
+                            st.just(0),
+                        ),
+                        max_size=3,
+                    ),
+                ),
+                max_size=2,
+            ),
+        ),
+        st.builds(
+            TrimStreams,
+            st.just(1),
+            st.integers(1, 6),
+            st.lists(st.tuples(st.integers(1, 6), st.integers(0, 12)), max_size=2),
+        ),
+        st.builds(AbandonObjects, st.lists(st.integers(1, 4), max_size=2)),
+        st.builds(ForgetObjects, st.lists(st.integers(1, 4), max_size=2)),
+    ),
+    max_size=25,
+)
+
+
+@given(commands, st.integers(0, 25))
+def test_replay_from_any_snapshot_gives_the_same_image_and_ranges_tile(todo: list[Command], cut: int) -> None:
+    """I7 and I2: over any commands, replay from a snapshot anywhere gives equal bytes; live ranges tile."""
+    log = Log()
+    log.ok(FormatCluster("c"))
+    log.ok(RegisterNode(1, "a"))
+    log.ok(CreateTopic("events", TOPIC_ID, 2))
+    snapshots = [log.image.to_snapshot()]
+    for command in todo:
+        log.do(command)
+        snapshots.append(log.image.to_snapshot())
+        for stream in log.image.streams.values():
+            position = stream.ranges[0].start if stream.ranges else None
+            for r in stream.ranges:
+                assert r.start == position, "no gap, no overlap"
+                assert r.end > stream.start
+                position = r.end
+            if stream.ranges:
+                assert stream.ranges[0].start <= stream.start
+                assert position == stream.end
+        held = sorted(i for o in log.image.objects.values() for i in [o.object_id] * len(o.live))
+        referred = sorted(r.object_id for s in log.image.streams.values() for r in s.ranges)
+        assert held == referred
+    start = min(cut, len(todo))
+    image = Image.from_snapshot(snapshots[start])
+    for i, command in enumerate(todo[start:]):
+        entry = decode_entry(0, encode_entry(Entry([command], "writer", NOW_MS)))
+        image.fold(image.index + 1, entry)
+        assert image.to_snapshot() == snapshots[start + i + 1]
+
+
+def test_entries_of_a_newer_format_are_refused_in_one_sentence() -> None:
+    newer = encode_entry(Entry([FormatCluster("c")], "w", 1, version=2))
+    with pytest.raises(CorruptError, match="newer format"):
+        decode_entry(7, newer)
+    with pytest.raises(CorruptError, match="index=7"):
+        decode_entry(7, b"\xff\xff")
