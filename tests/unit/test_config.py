@@ -188,8 +188,8 @@ def test_tree_is_frozen() -> None:
             "penstock.toml:3: listener.bindd is no configuration key, the nearest key is listener.bind: value='x'",
         ),
         (
-            "[topic]\npartitions = 1\n",
-            "penstock.toml:2: topic.partitions is no configuration key, the nearest key is topics.partitions: value=1",
+            "[topic]\nretention = 1\n",
+            "penstock.toml:2: topic.retention is no configuration key, the nearest key is topics.retention: value=1",
         ),
         (
             "[topics]\npartitions = true\n",
