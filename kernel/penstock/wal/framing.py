@@ -1,0 +1,223 @@
+"""How groups of WAL entries look on any medium: pure bytes, no I/O.
+
+A group is what one write (one object, one fdatasync) makes durable::
+
+    group header (72)  magic "PSWG", version, flags, log id, sequence, position, owner epoch, confirmed position,
+                       length, entry count, digest of the previous group, digest of the entries, CRC-32C of the header
+    entry header (24)  magic "PSWE", payload length, position, CRC-32C of the payload, chained CRC-32C of the header
+    payload
+    entry header ...
+
+All integers are big-endian. Three things make stale bytes visible without a clock or a clean medium:
+
+* every header carries its absolute position, so bytes of an earlier lap of a ring never fit;
+* the log id is drawn when the log is created, so bytes of another log never fit;
+* each group carries the digest of the one before it, and a group's digest covers its entries' checksums. So a
+  group that an earlier owner wrote, but that its successor never saw, can't join the successor's log.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "ENTRY_HEADER_BYTES",
+    "GROUP_HEADER_BYTES",
+    "Cursor",
+    "DamageError",
+    "DecodedGroup",
+    "GroupHeader",
+    "check_successor",
+    "decode_entries",
+    "decode_group",
+    "encode_group",
+    "parse_group_header",
+)
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from crc32c import crc32c
+
+from penstock.errors import CorruptError
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend, WalEntry
+
+_VERSION = 1
+_GROUP_MAGIC = b"PSWG"
+_ENTRY_MAGIC = 0x50535745  # "PSWE"
+
+# magic, version, flags, log id, sequence, position, owner epoch, confirmed position, length, entry count,
+# previous digest, entries digest, reserved; the CRC-32C of all that follows it
+_GROUP = struct.Struct(">4sHHQQQQQIIIII")
+# magic, payload length, position, CRC-32C of the payload; the chained CRC-32C of these 20 bytes follows
+_ENTRY = struct.Struct(">IIQI")
+_CRC = struct.Struct(">I")
+
+GROUP_HEADER_BYTES = _GROUP.size + _CRC.size
+ENTRY_HEADER_BYTES = _ENTRY.size + _CRC.size
+assert GROUP_HEADER_BYTES == 72
+assert ENTRY_HEADER_BYTES == 24
+
+
+class DamageError(CorruptError):
+    """The bytes at a position aren't the group that belongs there.
+
+    On its own that is no loss: it is how the end of a log looks. :mod:`penstock.wal.scan` decides.
+    """
+
+    def __init__(self, reason: str, position: int) -> None:
+        super().__init__(f"{reason}: position={position}")
+        self.reason = reason
+        self.position = position
+
+
+class Cursor(NamedTuple):
+    """A place between two groups: where the next one starts and what it must chain to."""
+
+    position: int = 0
+    sequence: int = 0
+    #: Digest of the group before; a new log starts with 0.
+    digest: int = 0
+
+
+class GroupHeader(NamedTuple):
+    """What a group says about itself."""
+
+    log_id: int
+    sequence: int
+    position: int
+    epoch: int
+    #: Everything below was durable, and its owner not fenced, when this group was written.
+    confirmed_position: int
+    #: Bytes from the start of this header to the end of the last payload.
+    length: int
+    entry_count: int
+    previous_digest: int
+    entries_digest: int
+    #: Identifies this group and, through the chain, all before it.
+    digest: int
+
+
+@dataclass(frozen=True, slots=True)
+class DecodedGroup:
+    """A group whose every checksum fits."""
+
+    header: GroupHeader
+    entries: list[WalEntry]
+
+
+def encode_group(
+    *,
+    log_id: int,
+    cursor: Cursor,
+    epoch: int,
+    confirmed_position: int,
+    appends: Sequence[WalAppend],
+    payloads: Sequence[Sequence[Buffer]],
+) -> tuple[list[Buffer], int]:
+    """The group as a gather list that refers to the payloads (nothing is copied), and its digest.
+
+    ``appends[i]`` says where ``payloads[i]`` goes, as :class:`penstock.wal.GroupCommit` laid it out.
+    """
+    assert appends, "a group holds at least one entry"
+    assert appends[0].position == cursor.position + GROUP_HEADER_BYTES, "the group starts at its cursor"
+    parts: list[Buffer] = [b""]
+    chain = cursor.digest
+    pack, pack_crc = _ENTRY.pack, _CRC.pack
+    for append, payload in zip(appends, payloads, strict=True):
+        crc = 0
+        for part in payload:
+            crc = crc32c(part, crc)
+        position = append.position
+        head = pack(_ENTRY_MAGIC, append.next_position - position - ENTRY_HEADER_BYTES, position, crc)
+        chain = crc32c(head, chain)
+        parts.append(head + pack_crc(chain))
+        parts.extend(payload)
+    fixed = _GROUP.pack(
+        _GROUP_MAGIC,
+        _VERSION,
+        0,
+        log_id,
+        cursor.sequence,
+        cursor.position,
+        epoch,
+        confirmed_position,
+        appends[-1].next_position - cursor.position,
+        len(appends),
+        cursor.digest,
+        chain,
+        0,
+    )
+    digest = crc32c(fixed)
+    parts[0] = fixed + _CRC.pack(digest)
+    return parts, digest
+
+
+def parse_group_header(data: Buffer, offset: int = 0) -> GroupHeader | None:
+    """The header at ``offset`` if its magic, version and checksum fit, else None."""
+    end = offset + GROUP_HEADER_BYTES
+    if data[offset : offset + 4] != _GROUP_MAGIC or len(data) < end:
+        return None
+    fixed = data[offset : end - _CRC.size]
+    (digest,) = _CRC.unpack_from(data, end - _CRC.size)
+    if crc32c(fixed) != digest:
+        return None
+    _, version, _, *fields, _ = _GROUP.unpack(fixed)
+    if version != _VERSION:
+        return None
+    return GroupHeader._make((*fields, digest))
+
+
+def decode_group(data: memoryview, cursor: Cursor, *, log_id: int) -> DecodedGroup:
+    """The group at the start of ``data``, which must be the one that follows ``cursor`` in the log ``log_id``.
+
+    Raises DamageError (with the position of the first byte that doesn't fit) if it isn't, or is incomplete.
+    """
+    header = parse_group_header(data)
+    if header is None:
+        raise DamageError("no valid group header", cursor.position)
+    check_successor(header, cursor, log_id=log_id)
+    return DecodedGroup(header, decode_entries(header, data))
+
+
+def check_successor(header: GroupHeader, cursor: Cursor, *, log_id: int) -> None:
+    """Raise DamageError unless ``header`` is of this log and continues it at ``cursor``."""
+    position = cursor.position
+    if header.log_id != log_id:
+        raise DamageError("a group of another log", position)
+    if header.position != position:
+        raise DamageError(f"a group of another place (it says {header.position})", position)
+    if header.sequence != cursor.sequence or header.previous_digest != cursor.digest:
+        raise DamageError("a group that doesn't continue the one before it", position)
+
+
+def decode_entries(header: GroupHeader, data: memoryview) -> list[WalEntry]:
+    """The entries of the group whose bytes start ``data``; views of ``data``, nothing is copied.
+
+    Raises DamageError naming the entry's position when one is missing or fails a checksum.
+    """
+    entries: list[WalEntry] = []
+    offset, end, base = GROUP_HEADER_BYTES, header.length, header.position
+    chain = header.previous_digest
+    if len(data) < end:
+        raise DamageError("the group is cut short", base)
+    for _ in range(header.entry_count):
+        position, payload_at = base + offset, offset + ENTRY_HEADER_BYTES
+        if payload_at > end:
+            raise DamageError("an entry reaches over the end of its group", position)
+        magic, length, stored_position, payload_crc = _ENTRY.unpack_from(data, offset)
+        chain = crc32c(data[offset : offset + _ENTRY.size], chain)
+        (stored_chain,) = _CRC.unpack_from(data, offset + _ENTRY.size)
+        if magic != _ENTRY_MAGIC or stored_position != position or stored_chain != chain:
+            raise DamageError("an entry header fails its checksum", position)
+        offset = payload_at + length
+        if offset > end:
+            raise DamageError("an entry reaches over the end of its group", position)
+        payload = data[payload_at:offset]
+        if crc32c(payload) != payload_crc:
+            raise DamageError("an entry's payload fails its checksum", position)
+        entries.append(WalEntry(position, base + offset, payload))
+    if offset != end or chain != header.entries_digest:
+        raise DamageError("the entries of a group don't add up to its digest", base)
+    return entries

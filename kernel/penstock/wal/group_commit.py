@@ -1,0 +1,311 @@
+"""Group commit without I/O: order, batching, in-order completion, capacity and failure of appends.
+
+A WAL drives one :class:`GroupCommit` from the event loop's thread::
+
+    append(data)         fixes the order; give what it returns to the caller
+    take()               the next group to write, or None; write it wherever the medium is
+    finish(group)        its bytes are durable; completes what is complete, in order
+    fail(error)          the medium is lost or the owner fenced; answers everybody
+    release(position)    trimmed: makes room below ``position``
+"""
+
+from __future__ import annotations
+
+__all__ = ("Group", "GroupCommit")
+
+from collections import deque
+from collections.abc import Sequence
+
+from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend, WalStatistics
+from penstock.wal.framing import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES
+
+_UNBOUNDED = 2**63 - 1
+_GROUP_LIMIT = 2**32 - 2**20  # the length field of a group header is 32 bits wide
+
+
+class Group:
+    """Appends that are written together. The layout is :mod:`penstock.wal.framing`'s."""
+
+    __slots__ = ("appends", "done", "end_position", "length", "payloads", "position", "sequence")
+
+    def __init__(self, sequence: int, position: int) -> None:
+        self.sequence = sequence
+        self.position = position
+        #: Bytes with framing, without padding; 0 until the group is closed.
+        self.length = 0
+        #: Where the next group starts: position + length, aligned up; set when the group is closed.
+        self.end_position = position
+        self.appends: list[WalAppend] = []
+        self.payloads: list[Sequence[Buffer]] = []
+        self.done = False
+
+
+class GroupCommit:
+    """Collects appends into groups and completes them in order. Not thread-safe; no clock, no I/O.
+
+    Positions count the framed bytes of the log, with each group aligned to ``alignment``. A group is closed when
+    the next entry would push it over ``group_bytes_max`` (a larger entry gets a group of its own), or by ``take``.
+    Nothing may be appended before :meth:`start`.
+    """
+
+    def __init__(
+        self,
+        *,
+        alignment: int = 1,
+        group_bytes_max: int = 2**20,
+        entry_bytes_max: int = 128 * 2**20,
+        capacity_bytes: int = 0,
+    ) -> None:
+        """``capacity_bytes`` 0 means unbounded; else a multiple of ``alignment``."""
+        assert capacity_bytes % alignment == 0, "capacity is a whole number of aligned units"
+        assert entry_bytes_max <= _GROUP_LIMIT, "an entry fits one group"
+        assert group_bytes_max <= _GROUP_LIMIT, "a group's length fits its field"
+        self._alignment = alignment
+        self._group_bytes_max = group_bytes_max
+        self._entry_bytes_max = entry_bytes_max
+        self._capacity_bytes = capacity_bytes
+        self._refusal: PenstockError | None = InvalidRequestError(
+            "recover the wal to its end before appending"
+        )
+        self._paused = False
+        self._state = "open"
+        self._open: Group | None = None
+        self._ready: deque[Group] = deque()
+        self._flying: deque[Group] = deque()
+        self._sequence = 0
+        self._tail = 0  # the end of the last entry laid out
+        self._start = 0  # the first byte that still takes room
+        self._limit = 0  # no entry may end past it
+        self._trimmed = 0
+        self._confirmed = 0
+        self._done_entries = 0
+        self._done_groups = 0
+        self._done_payload_bytes = 0
+        self._written_bytes = 0
+
+    # -- what a WAL tells us -------------------------------------------------------------------------------
+
+    def start(
+        self, position: int, sequence: int, *, start_position: int | None = None, trimmed: int = 0
+    ) -> None:
+        """Recovery is done: the next group has this position (aligned) and sequence; allows appends.
+
+        ``start_position`` is the oldest byte that still takes room (default: nothing does).
+        """
+        assert position % self._alignment == 0, "groups start aligned"
+        self._tail = self._confirmed = position
+        self._sequence = sequence
+        self._trimmed = trimmed
+        self._start = position if start_position is None else start_position
+        self._set_limit()
+        if self._state == "open":
+            self._refusal = None
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        """Lay out one entry; see ``WriteAheadLog.append`` for the contract and every Raises."""
+        if self._refusal is not None:
+            raise _again(self._refusal)
+        size = 0
+        for part in data:
+            size += part.nbytes if type(part) is memoryview else len(part)
+        if not 0 < size <= self._entry_bytes_max:
+            raise self._bad_size(size)
+        group = self._open
+        position = self._tail
+        end = position + ENTRY_HEADER_BYTES + size
+        if group is None or end - group.position > self._group_bytes_max:
+            group_position = -(-position // self._alignment) * self._alignment
+            position = group_position + GROUP_HEADER_BYTES
+            end = position + ENTRY_HEADER_BYTES + size
+            if end > self._limit:
+                raise self._full(size)
+            if group is not None:
+                self._ready.append(self._close_open_group())
+            group = self._open = Group(self._sequence, group_position)
+            self._sequence += 1
+        elif end > self._limit:
+            raise self._full(size)
+        append = WalAppend(position, end)
+        group.appends.append(append)
+        group.payloads.append(data)
+        self._tail = end
+        return append
+
+    def take(self, *, partial: bool = True) -> Group | None:
+        """The next group to write, in order, or None. ``partial``: also one that has room left."""
+        if self._ready:
+            group = self._ready.popleft()
+        elif partial and self._open is not None:
+            group = self._close_open_group()
+        else:
+            return None
+        self._flying.append(group)
+        return group
+
+    def finish(self, group: Group) -> None:
+        """``group`` is durable. Completes it and what follows, as far as no earlier group is unfinished.
+
+        Callbacks run here. If one raises, the others still run; then the first error is raised.
+        """
+        assert not group.done, "a group finishes once"
+        group.done = True
+        first_error: Exception | None = None
+        while self._flying and self._flying[0].done:
+            finished = self._flying.popleft()
+            self._account(finished)
+            first_error = _complete(finished, None) or first_error
+        if first_error is not None:
+            raise first_error
+
+    def release(self, start_position: int, trimmed_position: int) -> None:
+        """The room below ``start_position`` may be written again; ``trimmed_position`` is for statistics."""
+        self._start = max(self._start, start_position)
+        self._trimmed = max(self._trimmed, trimmed_position)
+        self._set_limit()
+
+    def pause(self, error: PenstockError) -> None:
+        """Refuse appends with ``error`` until :meth:`resume`; what was appended stays pending."""
+        if self._state == "open":
+            self._refusal = error
+            self._paused = True
+
+    def resume(self) -> None:
+        """End :meth:`pause`."""
+        if self._paused and self._state == "open":
+            self._refusal = None
+            self._paused = False
+
+    def close(self) -> None:
+        """Refuse appends from now on; what was appended may still finish."""
+        if self._state == "open":
+            self._state = "closed"
+            self._refusal = ClosedError("the wal is closed")
+
+    def fail(
+        self, error: PenstockError, *, state: str = "failed", refusal: PenstockError | None = None
+    ) -> None:
+        """Answer everything pending with ``error``, in order, and refuse appends with ``refusal`` from now on.
+
+        ``refusal`` defaults to a ClosedError that quotes ``error``. A later call changes nothing.
+        """
+        if self._state in ("open", "closed"):
+            self._state = state
+            self._refusal = refusal or ClosedError(
+                f"the wal {state}, restart the broker to recover: cause={error}"
+            )
+        groups = [*self._flying, *self._ready, *([self._open] if self._open else [])]
+        self._flying.clear()
+        self._ready.clear()
+        self._open = None
+        first_error: Exception | None = None
+        for group in groups:
+            first_error = _complete(group, error) or first_error
+        if first_error is not None:
+            raise first_error
+
+    # -- what a WAL asks -----------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> str:
+        """``open``, ``fenced``, ``failed`` or ``closed``."""
+        return self._state
+
+    @property
+    def in_flight(self) -> int:
+        """Groups taken and not yet completed."""
+        return len(self._flying)
+
+    @property
+    def open_bytes(self) -> int:
+        """Bytes in the group that ``take(partial=True)`` would close; 0 if there is none."""
+        return self._tail - self._open.position if self._open is not None else 0
+
+    @property
+    def idle(self) -> bool:
+        """Nothing is pending."""
+        return not self._flying and not self._ready and self._open is None
+
+    @property
+    def confirmed_position(self) -> int:
+        """Everything below is completed without error."""
+        return self._confirmed
+
+    @property
+    def trimmed_position(self) -> int:
+        """The highest position that was released."""
+        return self._trimmed
+
+    def statistics(self, *, last_group_us: int = 0) -> WalStatistics:
+        """A snapshot."""
+        groups = [*self._flying, *self._ready, *([self._open] if self._open else [])]
+        pending = [append for group in groups for append in group.appends]
+        pending_payload = sum(a.next_position - a.position - ENTRY_HEADER_BYTES for a in pending)
+        return WalStatistics(
+            appended_entries=self._done_entries + len(pending),
+            appended_payload_bytes=self._done_payload_bytes + pending_payload,
+            written_groups=self._done_groups,
+            written_bytes=self._written_bytes,
+            pending_entries=len(pending),
+            pending_bytes=pending_payload,
+            used_bytes=max(0, self._tail - self._start),
+            capacity_bytes=self._capacity_bytes,
+            trimmed_position=self._trimmed,
+            confirmed_position=self._confirmed,
+            last_group_us=last_group_us,
+            state=self._state,
+        )
+
+    # -- inside --------------------------------------------------------------------------------------------
+
+    def _close_open_group(self) -> Group:
+        group = self._open
+        assert group is not None
+        group.length = self._tail - group.position
+        group.end_position = -(-self._tail // self._alignment) * self._alignment
+        self._open = None
+        return group
+
+    def _account(self, group: Group) -> None:
+        count = len(group.appends)
+        self._confirmed = group.end_position
+        self._done_groups += 1
+        self._done_entries += count
+        self._done_payload_bytes += group.length - GROUP_HEADER_BYTES - count * ENTRY_HEADER_BYTES
+        self._written_bytes += group.end_position - group.position
+
+    def _set_limit(self) -> None:
+        self._limit = self._start + self._capacity_bytes if self._capacity_bytes else _UNBOUNDED
+
+    def _bad_size(self, size: int) -> InvalidRequestError:
+        if size == 0:
+            return InvalidRequestError("a wal entry must not be empty")
+        return InvalidRequestError(
+            f"a wal entry is too large: entry_bytes={size} entry_bytes_max={self._entry_bytes_max}"
+        )
+
+    def _full(self, size: int) -> FullError:
+        return FullError(
+            f"the wal is full, trim it and retry: entry_bytes={size} used_bytes={self._tail - self._start} "
+            f"capacity_bytes={self._capacity_bytes}"
+        )
+
+
+def _complete(group: Group, error: PenstockError | None) -> Exception | None:
+    """Complete all appends of ``group``; the first error that a callback raised."""
+    first_error: Exception | None = None
+    for append in group.appends:
+        try:
+            append.complete(error if error is None else _again(error))
+        except Exception as raised:  # noqa: BLE001 - the other appends are answered before it is raised
+            first_error = first_error or raised
+    group.payloads.clear()
+    return first_error
+
+
+def _again(error: PenstockError) -> PenstockError:
+    """A fresh copy of ``error``: raising one instance from many places would grow its traceback for ever."""
+    copy = type(error)(*error.args)
+    copy.__cause__ = error.__cause__
+    return copy

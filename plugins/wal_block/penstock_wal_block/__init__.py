@@ -1,0 +1,22 @@
+"""A write-ahead log on a local file or block device: one group commit per fdatasync, fenced by its header."""
+
+from __future__ import annotations
+
+from penstock.hookspecs import hookimpl
+from penstock.spi.wal import WalSpec
+from penstock_wal_block._settings import Settings
+from penstock_wal_block._wal import CAPABILITIES, BlockWal, open_wal
+
+__all__ = ("BlockWal", "Settings", "penstock_register_wal")
+
+
+@hookimpl
+def penstock_register_wal() -> WalSpec[Settings]:
+    """Register ``wal_block``."""
+    return WalSpec(
+        name="wal_block",
+        summary="one file or block device per broker; sub-millisecond, durable on this host",
+        settings=Settings,
+        capabilities=CAPABILITIES,
+        open=open_wal,
+    )

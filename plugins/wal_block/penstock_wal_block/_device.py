@@ -1,0 +1,313 @@
+"""The medium: a file or block device, with direct or buffered writes, and the locks between its openers."""
+
+from __future__ import annotations
+
+__all__ = ("Device", "FileDevice")
+
+import errno
+import fcntl
+import mmap
+import os
+import stat
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Literal, Protocol
+
+from penstock.errors import ConfigError, UnavailableError
+from penstock.spi import Buffer
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
+
+#: A file is written with zeros this far ahead of small groups: a write that extends a file costs twice as much.
+_GROWTH_BYTES = 2**20
+_SMALL_GROUP_BYTES = 2**18
+_IOV_MAX = 1000
+#: Groups of pieces smaller than this on average are joined before a buffered write.
+_JOIN_PART_BYTES = 4096
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+# Locks are single bytes far past any data: Linux "open file description" locks (fcntl(2)), which also hold between
+# two openers in one process, and end with the process.
+_OWNER_LOCK_BASE = 2**61
+_HEADER_LOCK = 2**62
+_DATA_LOCK = 2**62 + 1
+_LOCK_TIMEOUT_S = 10.0
+_LOCK_RETRY_S = 0.002
+_FLOCK = struct.Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l_len, l_pid
+
+
+class Device(Protocol):
+    """What the log needs of its medium. Everything blocks; what fails on the medium is an OSError."""
+
+    @property
+    def capacity_bytes(self) -> int:
+        """Bytes that can be written."""
+
+    @property
+    def blank(self) -> bool:
+        """Nothing but header slots was ever written."""
+
+    def read_header_area(self) -> bytes:
+        """The two header slots; shorter if the medium is new."""
+
+    def write_header_slot(self, index: int, slot: bytes) -> None:
+        """Write one slot and make it durable."""
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """Bytes at ``offset`` of the medium; fewer where it ends."""
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        """Write ``parts`` (``length`` bytes in sum) at the aligned ``offset``, padded with zeros to a block."""
+
+    def sync(self) -> None:
+        """Make what was written durable."""
+
+    def header_lock(self) -> AbstractContextManager[None]:
+        """Held while the header is read, judged and replaced."""
+
+    def data_lock(self) -> AbstractContextManager[None]:
+        """Held by an owner while it writes a group."""
+
+    def claim(self, epoch: int) -> bool:
+        """Take the lock of ``epoch`` for the life of this device; False if another opener has it."""
+
+
+class FileDevice:
+    """A regular file, which grows as it is written, or a block device."""
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        capacity_bytes: int,
+        io: Literal["auto", "direct", "buffered"],
+        sync: Literal["fdatasync", "dsync"],
+        buffer_bytes: int,
+    ) -> None:
+        """Open or create ``path``. Raises ConfigError if it can't be used, OSError if the system refuses."""
+        self._fds: list[int] = []
+        self._dsync = sync == "dsync"
+        try:
+            self._open(path, capacity_bytes, io, buffer_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, path: Path, capacity_bytes: int, io: str, buffer_bytes: int) -> None:
+        created = not path.exists()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
+        self._fd = self._keep(os.open(path, flags, 0o600))
+        if created:
+            _sync_directory(path.parent)
+        status = os.fstat(self._fd)
+        self.is_block_device = stat.S_ISBLK(status.st_mode)
+        if not self.is_block_device and not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"the wal must be a regular file or a block device: path={path}")
+        self._extent = os.lseek(self._fd, 0, os.SEEK_END)
+        if self.is_block_device and self._extent < capacity_bytes:
+            raise ConfigError(
+                f"the block device is smaller than the wal's capacity, lower the capacity: path={path} "
+                f"device_bytes={self._extent} capacity={capacity_bytes}"
+            )
+        self._capacity_bytes = capacity_bytes
+        self._direct_fd = self._open_direct(path, io)
+        # A device may be shared with another host, so its header is read from the medium, not from the page cache.
+        self._header_fd = self._direct_fd if self.is_block_device and self.direct else self._fd
+        self._buffer = mmap.mmap(-1, buffer_bytes) if self.direct else None
+        self._header_buffer = mmap.mmap(-1, HEADER_AREA_BYTES)
+        self._zeros = mmap.mmap(-1, _GROWTH_BYTES)
+
+    def _open_direct(self, path: Path, io: str) -> int:
+        if io == "buffered":
+            return -1
+        try:
+            fd = self._keep(os.open(path, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)))
+            os.preadv(fd, [mmap.mmap(-1, BLOCK_BYTES)], 0)
+        except OSError as error:
+            if io == "auto" and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
+                return -1
+            raise
+        return fd
+
+    def _keep(self, fd: int) -> int:
+        self._fds.append(fd)
+        return fd
+
+    def close(self) -> None:
+        """Close; ends the locks."""
+        while self._fds:
+            os.close(self._fds.pop())
+
+    @property
+    def capacity_bytes(self) -> int:
+        """See :class:`Device`."""
+        return self._capacity_bytes
+
+    @property
+    def direct(self) -> bool:
+        """Groups bypass the page cache."""
+        return self._direct_fd >= 0
+
+    @property
+    def blank(self) -> bool:
+        """See :class:`Device`."""
+        if self.is_block_device:
+            return not any(self.read_header_area())
+        return self._extent <= HEADER_AREA_BYTES
+
+    # -- header --------------------------------------------------------------------------------------------
+
+    def read_header_area(self) -> bytes:
+        """See :class:`Device`."""
+        if self._header_fd == self._fd:
+            return os.pread(self._fd, HEADER_AREA_BYTES, 0)
+        size = os.preadv(self._header_fd, [self._header_buffer], 0)
+        return self._header_buffer[:size]
+
+    def write_header_slot(self, index: int, slot: bytes) -> None:
+        """See :class:`Device`."""
+        assert len(slot) == BLOCK_BYTES, "a header fills its slot"
+        with memoryview(self._header_buffer)[:BLOCK_BYTES] as buffer:
+            buffer[:] = slot
+            written = os.pwritev(self._header_fd, [buffer], index * BLOCK_BYTES)
+        if written != BLOCK_BYTES:
+            raise OSError(errno.ENOSPC, "short write of a wal header")
+        os.fdatasync(self._header_fd)
+        self._extent = max(self._extent, (index + 1) * BLOCK_BYTES)
+
+    # -- data ----------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """See :class:`Device`."""
+        if not (self.is_block_device and self.direct):
+            return memoryview(os.pread(self._fd, size, offset))
+        start = offset // BLOCK_BYTES * BLOCK_BYTES
+        end = -(-(offset + size) // BLOCK_BYTES) * BLOCK_BYTES
+        buffer = mmap.mmap(-1, end - start)
+        got = os.preadv(self._direct_fd, [buffer], start)
+        return memoryview(buffer)[offset - start : min(got, offset - start + size)].toreadonly()
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        """See :class:`Device`."""
+        assert offset % BLOCK_BYTES == 0, "groups start aligned"
+        end = offset + -(-length // BLOCK_BYTES) * BLOCK_BYTES
+        assert HEADER_AREA_BYTES <= offset < end <= self._capacity_bytes, "a group lies in the ring"
+        if self._buffer is not None:
+            self._write_direct(self._buffer, offset, parts, end - offset - length)
+        else:
+            self._write_buffered(offset, parts, length, end - offset - length)
+        if end > self._extent:
+            self._extent = end
+            if length < _SMALL_GROUP_BYTES and not self.is_block_device:
+                self._grow(end)
+
+    def sync(self) -> None:
+        """See :class:`Device`."""
+        if not self._dsync:
+            os.fdatasync(self._direct_fd if self.direct else self._fd)
+
+    def _write_direct(self, buffer: mmap.mmap, offset: int, parts: Sequence[Buffer], padding: int) -> None:
+        """Copy into the aligned buffer and write; a group larger than the buffer goes in several writes."""
+        size = len(buffer)
+        buffer.seek(0)
+        used = 0
+        for part in (*parts, bytes(padding)):
+            part_bytes = part.nbytes if isinstance(part, memoryview) else len(part)
+            if used + part_bytes <= size:
+                buffer.write(part)
+                used += part_bytes
+                continue
+            rest = memoryview(part)
+            while rest:
+                piece = rest[: size - used]
+                buffer.write(piece)
+                used += len(piece)
+                rest = rest[len(piece) :]
+                if used == size:
+                    self._write_fully(self._direct_fd, memoryview(buffer), offset)
+                    offset += size
+                    used = 0
+                    buffer.seek(0)
+        if used:
+            self._write_fully(self._direct_fd, memoryview(buffer)[:used], offset)
+
+    def _write_buffered(self, offset: int, parts: Sequence[Buffer], length: int, padding: int) -> None:
+        parts = [*parts, bytes(padding)]
+        if len(parts) > _IOV_MAX or length < _JOIN_PART_BYTES * len(parts):
+            parts = [b"".join(parts)]
+        total = length + padding
+        written = os.pwritev(self._fd, parts, offset, self._write_flags)
+        if written < total:
+            self._write_fully(self._fd, memoryview(b"".join(parts))[written:], offset + written)
+
+    def _write_fully(self, fd: int, data: memoryview, offset: int) -> None:
+        while data:
+            written = os.pwritev(fd, [data], offset, self._write_flags)
+            if written == 0:
+                raise OSError(errno.ENOSPC, "the medium takes no more bytes")
+            data = data[written:]
+            offset += written
+
+    @property
+    def _write_flags(self) -> int:
+        return os.RWF_DSYNC if self._dsync else 0
+
+    def _grow(self, start: int) -> None:
+        """Write zeros past ``start``, so that the next groups don't extend the file."""
+        end = min(-(-(start + 1) // _GROWTH_BYTES) * _GROWTH_BYTES, self._capacity_bytes)
+        try:
+            with memoryview(self._zeros)[: end - start] as zeros:
+                fd = self._direct_fd if self.direct else self._fd
+                self._extent += os.pwritev(fd, [zeros], start) // BLOCK_BYTES * BLOCK_BYTES
+        except OSError as error:
+            if error.errno not in _NO_SPACE:
+                raise
+
+    # -- locks ---------------------------------------------------------------------------------------------
+
+    def header_lock(self) -> AbstractContextManager[None]:
+        """See :class:`Device`."""
+        return self._locked(_HEADER_LOCK)
+
+    def data_lock(self) -> AbstractContextManager[None]:
+        """See :class:`Device`."""
+        return self._locked(_DATA_LOCK)
+
+    def claim(self, epoch: int) -> bool:
+        """See :class:`Device`."""
+        return self._try_lock(_OWNER_LOCK_BASE + epoch)
+
+    @contextmanager
+    def _locked(self, place: int) -> Iterator[None]:
+        deadline = time.monotonic() + _LOCK_TIMEOUT_S
+        while not self._try_lock(place):
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    "another process holds a lock of the wal and doesn't let go, is it stopped or its disk stuck? "
+                    f"waited_s={_LOCK_TIMEOUT_S}"
+                )
+            time.sleep(_LOCK_RETRY_S)
+        try:
+            yield
+        finally:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, place, 1, 0))
+
+    def _try_lock(self, place: int) -> bool:
+        try:
+            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0))
+        except OSError as error:
+            if error.errno in (errno.EAGAIN, errno.EACCES):
+                return False
+            raise
+        return True
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

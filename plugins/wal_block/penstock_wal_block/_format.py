@@ -1,0 +1,135 @@
+"""The header of the log: pure bytes.
+
+The file or device starts with two slots of 4 KiB. A header is written to slot ``sequence % 2``, so that a torn write
+leaves the one before it intact; the valid one with the highest sequence counts.
+"""
+
+from __future__ import annotations
+
+__all__ = ("BLOCK_BYTES", "HEADER_AREA_BYTES", "Header", "newest_header", "parse_slots")
+
+import struct
+from dataclasses import dataclass
+
+from crc32c import crc32c
+
+from penstock.spi import Buffer
+from penstock.wal import Cursor
+
+BLOCK_BYTES = 4096
+HEADER_AREA_BYTES = 2 * BLOCK_BYTES
+
+_MAGIC = b"PSTKWALB"
+_VERSION = 1
+_SEALED, _CLEAN = 1, 2
+
+# magic, version, flags, header sequence, log id, node id, owner epoch, owner incarnation, ring bytes, trim position,
+# start position, start sequence, start digest, confirmed position, window bytes, cluster id; CRC-32C of all that
+_FIXED = struct.Struct(">8sHHQQqq16sQQQQIQQ128s")
+_CRC = struct.Struct(">I")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Header:
+    """Who owns the log, and where it starts."""
+
+    sequence: int
+    #: Drawn at creation; every group carries it, so that bytes of an earlier log on the device never fit.
+    log_id: int
+    cluster_id: str
+    node_id: int
+    epoch: int
+    #: Drawn at each opening; tells apart two openings with the same epoch.
+    incarnation: bytes
+    #: Bytes of the ring, which follows the header area; the capacity is their sum.
+    ring_bytes: int
+    #: Entries whose next position is at most this may be dropped.
+    trim_position: int
+    #: The group at or before the trim position at which recovery starts.
+    start: Cursor
+    confirmed_position: int
+    #: Recovery looks this far past the end for groups that shouldn't be there.
+    window_bytes: int
+    sealed: bool = False
+    #: The log ends exactly at the confirmed position.
+    clean: bool = False
+
+    def encode(self) -> bytes:
+        """The header as one slot."""
+        flags = (_SEALED if self.sealed else 0) | (_CLEAN if self.clean else 0)
+        cluster_id = self.cluster_id.encode()
+        assert len(cluster_id) <= 128, "checked when the log is opened"
+        fixed = _FIXED.pack(
+            _MAGIC,
+            _VERSION,
+            flags,
+            self.sequence,
+            self.log_id,
+            self.node_id,
+            self.epoch,
+            self.incarnation,
+            self.ring_bytes,
+            self.trim_position,
+            self.start.position,
+            self.start.sequence,
+            self.start.digest,
+            self.confirmed_position,
+            self.window_bytes,
+            cluster_id,
+        )
+        return (fixed + _CRC.pack(crc32c(fixed))).ljust(BLOCK_BYTES, b"\0")
+
+    @classmethod
+    def decode(cls, slot: Buffer) -> Header | None:
+        """The header in ``slot`` if its magic, version and checksum fit, else None."""
+        end = _FIXED.size + _CRC.size
+        if len(slot) < end or slot[:8] != _MAGIC:
+            return None
+        fixed = bytes(slot[: _FIXED.size])
+        if crc32c(fixed) != _CRC.unpack_from(slot, _FIXED.size)[0]:
+            return None
+        (
+            _,
+            version,
+            flags,
+            sequence,
+            log_id,
+            node_id,
+            epoch,
+            incarnation,
+            ring_bytes,
+            trim_position,
+            start_position,
+            start_sequence,
+            start_digest,
+            confirmed_position,
+            window_bytes,
+            cluster_id,
+        ) = _FIXED.unpack(fixed)
+        if version != _VERSION:
+            return None
+        return cls(
+            sequence=sequence,
+            log_id=log_id,
+            cluster_id=cluster_id.rstrip(b"\0").decode(),
+            node_id=node_id,
+            epoch=epoch,
+            incarnation=incarnation,
+            ring_bytes=ring_bytes,
+            trim_position=trim_position,
+            start=Cursor(start_position, start_sequence, start_digest),
+            confirmed_position=confirmed_position,
+            window_bytes=window_bytes,
+            sealed=bool(flags & _SEALED),
+            clean=bool(flags & _CLEAN),
+        )
+
+
+def parse_slots(area: Buffer) -> list[Header | None]:
+    """Both slots of the header area."""
+    return [Header.decode(area[offset : offset + BLOCK_BYTES]) for offset in (0, BLOCK_BYTES)]
+
+
+def newest_header(area: Buffer) -> Header | None:
+    """The header that counts, or None if neither slot is valid."""
+    return max((h for h in parse_slots(area) if h is not None), key=lambda h: h.sequence, default=None)

@@ -1,0 +1,58 @@
+"""What can be set, and what is better left alone."""
+
+from __future__ import annotations
+
+__all__ = ("Settings",)
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from penstock.spi.settings import Settings as BaseSettings
+from penstock.spi.settings import Size
+
+
+class Settings(BaseSettings):
+    """Settings of wal_block."""
+
+    path: str = Field(
+        default="wal/penstock.wal",
+        description="File or block device; relative paths start at the data directory.",
+    )
+    capacity: Size = Field(
+        default=1024**3,
+        ge=2**20,
+        description="Size of the file or device, fixed when the log is created. A file grows to it as it is used.",
+    )
+    io: Literal["auto", "direct", "buffered"] = Field(
+        default="auto",
+        description="direct bypasses the page cache (O_DIRECT); auto takes it where the medium does.",
+    )
+    sync: Literal["fdatasync", "dsync"] = Field(
+        default="fdatasync",
+        description="How a group becomes durable: one fdatasync after the write, or a write with RWF_DSYNC.",
+    )
+    group_bytes_max: Size = Field(
+        default=2**20,
+        ge=4096,
+        le=64 * 2**20,
+        description="Largest group commit; a larger entry is written alone.",
+    )
+    entry_bytes_max: Size = Field(
+        default=64 * 2**20,
+        ge=4096,
+        le=2**30,
+        description="Largest entry; at most a quarter of the capacity.",
+    )
+    groups_in_flight_max: int = Field(
+        default=2,
+        ge=1,
+        le=16,
+        description="Groups handed to the writer: one on the medium, the others ready to follow it.",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Settings:
+        if self.group_bytes_max > self.capacity // 4:
+            raise ValueError("group_bytes_max must be at most a quarter of capacity")
+        return self

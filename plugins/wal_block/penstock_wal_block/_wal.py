@@ -1,0 +1,363 @@
+"""The write-ahead log: joins group commit, the writer thread and the log on its device."""
+
+from __future__ import annotations
+
+__all__ = ("CAPABILITIES", "BlockWal", "open_wal")
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import anyio.lowlevel
+
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    FencedError,
+    FullError,
+    InvalidRequestError,
+    PenstockError,
+    UnavailableError,
+)
+from penstock.spi import Buffer, Services
+from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
+from penstock.wal import DecodedGroup, Group, GroupCommit, WriterThread
+from penstock_wal_block._device import FileDevice
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
+from penstock_wal_block._log import NO_SPACE, BlockLog, Owner
+from penstock_wal_block._settings import Settings
+
+_logger = logging.getLogger("penstock.wal.block")
+
+#: A group this large is handed to the writer while another one is on the medium; a smaller one waits for company.
+_EAGER_BYTES = 2**17
+CAPABILITIES = WalCapabilities(
+    durability_domain="host", fencing=True, bounded=True, seal=True, expected_latency_ms_p50=0.5
+)
+_CLOSE_TIMEOUT_S = 30.0
+_SPACE_RETRY_S = (0.05, 1.0)
+_RECOVERY_BATCH_BYTES = 4 * 2**20
+
+
+class BlockWal:
+    """A WAL on one file or block device. Appends and completions live on the event loop, I/O in the thread."""
+
+    def __init__(
+        self,
+        log: BlockLog,
+        thread: WriterThread,
+        commit: GroupCommit,
+        settings: Settings,
+        capabilities: WalCapabilities,
+        location: str,
+    ) -> None:
+        self._log = log
+        self._thread = thread
+        self._commit = commit
+        self._groups_in_flight_max = settings.groups_in_flight_max
+        self._capabilities = capabilities
+        self._location = location
+        self._loop = asyncio.get_running_loop()
+        self._pump_scheduled = False
+        self._recovery_started = False
+        self._recovered = False
+        self._last_group_us = 0
+        self._closing = threading.Event()
+        self._drained: anyio.Event | None = None
+
+    @property
+    def capabilities(self) -> WalCapabilities:
+        """See ``WriteAheadLog.capabilities``."""
+        return self._capabilities
+
+    @property
+    def location(self) -> str:
+        """See ``WriteAheadLog.location``."""
+        return self._location
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        """See ``WriteAheadLog.recover``."""
+        if self._recovery_started:
+            raise InvalidRequestError("recover runs once, open the wal again to read it again")
+        self._recovery_started = True
+        log = self._log
+        trimmed = log.header.trim_position
+        groups = log.scan()
+
+        def next_batch() -> list[DecodedGroup]:
+            batch: list[DecodedGroup] = []
+            size = 0
+            for group in groups:
+                batch.append(group)
+                size += group.header.length
+                if size >= _RECOVERY_BATCH_BYTES:
+                    break
+            return batch
+
+        try:
+            while batch := await self._thread.run(next_batch):
+                for group in batch:
+                    for entry in group.entries:
+                        if entry.next_position > trimmed:
+                            yield entry
+            await self._thread.run(log.settle)
+        except OSError as error:
+            raise self._medium_error(error) from error
+        except FencedError as error:
+            self._fail(error)
+            raise
+        self._recovered = True
+        cursor = log.cursor
+        self._commit.start(
+            cursor.position, cursor.sequence, start_position=log.header.start.position, trimmed=trimmed
+        )
+        if log.header.sealed:
+            self._fail(self._sealed())
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        """See ``WriteAheadLog.append``."""
+        append = self._commit.append(data)
+        if not self._pump_scheduled:
+            # Not at once: what the current turn of the event loop appends goes into one group.
+            self._pump_scheduled = True
+            self._loop.call_soon(self._pump)
+        return append
+
+    async def trim(self, position: int) -> None:
+        """See ``WriteAheadLog.trim``. On return it is durable. Raises UnavailableError when the medium fails."""
+        if not self._recovered:
+            raise InvalidRequestError("recover the wal to its end before trimming")
+        if position <= self._commit.trimmed_position:
+            await anyio.lowlevel.checkpoint()
+            return
+        try:
+            start = await self._thread.run(lambda: self._log.trim(position))
+        except OSError as error:
+            raise self._medium_error(error) from error
+        except FencedError as error:
+            self._fail(error)
+            raise
+        self._commit.release(start, position)
+
+    async def seal(self) -> None:
+        """See ``WriteAheadLog.seal``. Appends that were handed to the medium before are acknowledged."""
+        try:
+            await self._thread.run(self._log.seal)
+        except OSError as error:
+            raise self._medium_error(error) from error
+        except FencedError as error:
+            self._fail(error)
+            raise
+        self._fail(self._sealed())
+
+    def statistics(self) -> WalStatistics:
+        """See ``WriteAheadLog.statistics``."""
+        return self._commit.statistics(last_group_us=self._last_group_us)
+
+    # -- writing -------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hand groups to the writer: a lone one at once, another behind it only if it is worth a write."""
+        self._pump_scheduled = False
+        commit = self._commit
+        while commit.in_flight < self._groups_in_flight_max:
+            group = commit.take(partial=not commit.in_flight or commit.open_bytes >= _EAGER_BYTES)
+            if group is None:
+                break
+            self._submit(group)
+        if self._drained is not None and commit.idle:
+            self._drained.set()
+
+    def _submit(self, group: Group) -> None:
+        def work() -> int:
+            return self._write(group)
+
+        def done(elapsed_us: int | None, error: Exception | None) -> None:
+            try:
+                settle(elapsed_us, error)
+            finally:
+                self._pump()
+
+        def settle(elapsed_us: int | None, error: Exception | None) -> None:
+            if error is None:
+                assert elapsed_us is not None
+                self._last_group_us = elapsed_us
+                if self._commit.state in ("open", "closed"):
+                    self._commit.finish(group)
+            else:
+                self._fail(self._medium_error(error) if isinstance(error, OSError) else error)
+
+        self._thread.submit(work, done)
+
+    def _write(self, group: Group) -> int:
+        """In the thread: make ``group`` durable; microseconds taken. While the medium is full, waits for room.
+
+        A failed fdatasync may have dropped the pages it couldn't write, and says so only once. Only this group was
+        unsynced, so writing it again from memory loses nothing. That is done for want of space; after any other
+        error the medium isn't trusted, and the WAL fails.
+        """
+        started = time.perf_counter_ns()
+        delay_s, delay_max_s = _SPACE_RETRY_S
+        stalled = False
+        while True:
+            if self._failed:
+                raise self._failed
+            try:
+                self._log.write(group)
+                break
+            except OSError as error:
+                if error.errno not in NO_SPACE or self._closing.is_set():
+                    self._failed = error
+                    raise
+                if not stalled:
+                    stalled = True
+                    self._thread.notify(lambda error=error: self._stall(error))  # type: ignore[misc]
+                self._closing.wait(delay_s)
+                delay_s = min(2 * delay_s, delay_max_s)
+            except PenstockError as error:
+                self._failed = error
+                raise
+        if stalled:
+            self._thread.notify(self._commit.resume)
+        return (time.perf_counter_ns() - started) // 1000
+
+    #: Set in the thread at the first fatal error: no later group may be written past the missing one.
+    _failed: Exception | None = None
+
+    def _stall(self, error: OSError) -> None:
+        _logger.warning(
+            "the wal waits for disk space, appends are refused: path=%s error=%s", self._location, error
+        )
+        self._commit.pause(
+            FullError(f"no space left for the wal, free some: path={self._location} error={error.strerror}")
+        )
+
+    def _medium_error(self, error: OSError) -> UnavailableError:
+        wrapped = UnavailableError(
+            f"the wal's medium failed, check the disk and restart the broker: path={self._location} "
+            f"errno={error.errno} error={error.strerror}"
+        )
+        wrapped.__cause__ = error
+        return wrapped
+
+    def _sealed(self) -> FencedError:
+        return FencedError(f"the wal is sealed, it takes no appends any more: path={self._location}")
+
+    def _fail(self, error: Exception) -> None:
+        if self._commit.state not in ("open", "closed"):
+            return
+        _logger.error("the wal stops: %s", error)
+        if isinstance(error, FencedError):
+            self._commit.fail(error, state="fenced", refusal=error)
+        elif isinstance(error, PenstockError):
+            self._commit.fail(error)
+        else:
+            self._commit.fail(
+                UnavailableError(f"the wal's writer failed: path={self._location} error={error!r}")
+            )
+            raise error
+
+    # -- closing -------------------------------------------------------------------------------------------
+
+    async def close(self) -> None:
+        """Write what was appended, mark the end, answer everybody."""
+        self._commit.close()
+        self._closing.set()
+        with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
+            self._drained = anyio.Event()
+            self._pump()
+            await self._drained.wait()
+            # Without recovery the end isn't known, so it can't be marked.
+            if self._commit.state == "closed" and self._recovered:
+                await self._mark_clean()
+        self._commit.fail(ClosedError("the wal was closed before the append was durable"), state="closed")
+
+    async def _mark_clean(self) -> None:
+        try:
+            await self._thread.run(self._log.close)
+        except (OSError, PenstockError) as error:
+            # Everything acknowledged is durable; only the next start takes a little longer.
+            _logger.warning("the wal's end wasn't marked: path=%s error=%s", self._location, error)
+
+
+@asynccontextmanager
+async def open_wal(settings: Settings, services: Services) -> AsyncIterator[BlockWal]:
+    """Open, or create, the log and fence its older owners.
+
+    Raises ConfigError, FencedError, CorruptError, UnavailableError with a sentence for people.
+    """
+    path = services.data_dir / settings.path
+    if len(services.cluster_id.encode()) > 128:
+        raise ConfigError(f"the cluster id is longer than 128 bytes: cluster_id={services.cluster_id!r}")
+    ring_bytes = (settings.capacity - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
+    entry_bytes_max = min(settings.entry_bytes_max, ring_bytes // 4)
+    charge = None
+    if services.allocator is not None:
+        charge = await services.allocator.charge(settings.group_bytes_max, "wal")
+    device: FileDevice | None = None
+    try:
+        async with WriterThread("penstock-wal") as thread:
+            device = await thread.run(lambda: _open_device(path, settings))
+            wal = await _open_block_wal(device, thread, settings, services, entry_bytes_max)
+            try:
+                yield wal
+            finally:
+                await wal.close()
+    finally:
+        if charge is not None:
+            charge.release()
+        if device is not None and not thread.running:  # a thread that hangs in a write keeps its descriptors
+            device.close()
+
+
+def _open_device(path: Path, settings: Settings) -> FileDevice:
+    try:
+        return FileDevice(
+            path,
+            capacity_bytes=settings.capacity // BLOCK_BYTES * BLOCK_BYTES,
+            io=settings.io,
+            sync=settings.sync,
+            buffer_bytes=-(-settings.group_bytes_max // BLOCK_BYTES) * BLOCK_BYTES,
+        )
+    except OSError as error:
+        raise _open_error(path, error) from error
+
+
+async def _open_block_wal(
+    device: FileDevice, thread: WriterThread, settings: Settings, services: Services, entry_bytes_max: int
+) -> BlockWal:
+    path = services.data_dir / settings.path
+    owner = Owner(
+        cluster_id=services.cluster_id,
+        node_id=services.node_id,
+        epoch=services.epoch,
+        incarnation=os.urandom(16),
+        log_id=int.from_bytes(os.urandom(8), "big"),
+    )
+    window_bytes = max(settings.group_bytes_max, entry_bytes_max) + 2 * BLOCK_BYTES
+    try:
+        log = await thread.run(lambda: BlockLog(device, owner, location=str(path), window_bytes=window_bytes))
+    except OSError as error:
+        raise _open_error(path, error) from error
+    commit = GroupCommit(
+        alignment=BLOCK_BYTES,
+        group_bytes_max=settings.group_bytes_max,
+        entry_bytes_max=entry_bytes_max,
+        capacity_bytes=log.ring_bytes,
+    )
+    capabilities = replace(CAPABILITIES, entry_bytes_max=entry_bytes_max)
+    return BlockWal(log, thread, commit, settings, capabilities, str(path))
+
+
+def _open_error(path: Path, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"the wal can't be opened, check the path and the disk: path={path} errno={error.errno} "
+        f"error={error.strerror}"
+    )

@@ -1,0 +1,322 @@
+"""The behaviour of wal_block on real files, over what the conformance suite asks of every WAL."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from penstock_wal_block import BlockWal, Settings, penstock_register_wal
+from penstock_wal_block._device import FileDevice
+
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptError,
+    FencedError,
+    FullError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from penstock.spi import Services
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(params=["buffered", "direct"])
+def io(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "direct":
+        try:
+            os.close(os.open(tmp_path / "probe", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
+        except OSError:
+            pytest.skip("this file system takes no O_DIRECT")
+    return str(request.param)
+
+
+Opener = Callable[..., AbstractAsyncContextManager[BlockWal]]
+
+
+@pytest.fixture
+def open_wal(tmp_path: Path, io: str) -> Opener:
+    @asynccontextmanager
+    async def open_(
+        epoch: int = 1, *, recover: bool = True, cluster_id: str = "c", node_id: int = 1, **settings: Any
+    ) -> AsyncIterator[BlockWal]:
+        values = {"capacity": "1MiB", "group_bytes_max": "64KiB", "io": io} | settings
+        services = Services(
+            node_id=node_id, epoch=epoch, cluster_id=cluster_id, data_dir=tmp_path, clock=lambda: 0.0
+        )
+        async with penstock_register_wal().open(Settings(**values), services) as wal:
+            assert isinstance(wal, BlockWal)
+            if recover:
+                await recovered(wal)
+            yield wal
+
+    return open_
+
+
+async def recovered(wal: BlockWal) -> list[bytes]:
+    return [bytes(entry.data) async for entry in wal.recover()]
+
+
+def file_of(tmp_path: Path) -> Path:
+    return tmp_path / "wal" / "penstock.wal"
+
+
+def flip(path: Path, offset: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        byte = file.read(1)
+        file.seek(offset)
+        file.write(bytes([byte[0] ^ 0xFF]))
+
+
+async def test_entries_come_back_in_order_after_reopening(open_wal: Opener) -> None:
+    expected = [b"%d" % i * (i + 1) for i in range(300)]
+    async with open_wal() as wal:
+        appends = [wal.append([data[:3], memoryview(data)[3:]]) for data in expected]
+        await appends[-1].wait_durable()
+        assert all(append.done for append in appends)
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == expected
+
+
+async def test_an_entry_larger_than_a_group_is_written_alone(open_wal: Opener) -> None:
+    large = os.urandom(200_001)
+    async with open_wal() as wal:
+        for data in (b"before", large, b"after"):
+            last = wal.append([data])
+        await last.wait_durable()
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"before", large, b"after"]
+
+
+async def test_leaving_the_context_flushes_what_was_appended(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        append = wal.append([b"last words"])
+    assert append.done
+    assert append.error is None
+    with pytest.raises(ClosedError):
+        wal.append([b"too late"])
+
+
+async def test_the_ring_is_recycled_for_many_laps(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        for lap in range(40):
+            for piece in range(3):
+                last = wal.append([bytes([lap]) * 40_000, bytes([piece])])
+            await last.wait_durable()
+            await wal.trim(last.position)
+        assert wal.statistics().confirmed_position > 4 * wal.statistics().capacity_bytes
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [bytes([39]) * 40_000 + b"\x02"]
+
+
+async def test_a_full_log_refuses_and_takes_appends_again_after_trim(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        appends = []
+        with pytest.raises(FullError):
+            for _ in range(1000):
+                appends.append(wal.append([bytes(10_000)]))
+        await appends[-1].wait_durable()
+        await wal.trim(appends[-1].next_position)
+        assert wal.statistics().used_bytes == 0
+        await wal.append([b"again"]).wait_durable()
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"again"]
+
+
+async def test_trimmed_entries_stay_away_after_reopening(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        first, second = wal.append([b"first"]), wal.append([b"second"])
+        await second.wait_durable()
+        await wal.trim(first.next_position)
+        await wal.trim(0)
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"second"]
+
+
+async def test_positions_grow_over_reopening(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        first = wal.append([b"first"])
+    async with open_wal(2) as wal:
+        second = wal.append([b"second"])
+        assert second.position >= first.next_position
+
+
+async def test_a_taker_fences_the_live_owner(open_wal: Opener) -> None:
+    async with open_wal(1) as old:
+        await old.append([b"acked"]).wait_durable()
+        async with open_wal(2, recover=False) as new:
+            late = old.append([b"late"])
+            with pytest.raises(FencedError):
+                await late.wait_durable()
+            with pytest.raises(FencedError):
+                old.append([b"later"])
+            assert old.statistics().state == "fenced"
+            assert await recovered(new) == [b"acked"]
+            await new.append([b"new"]).wait_durable()
+    async with open_wal(3, recover=False) as wal:
+        assert await recovered(wal) == [b"acked", b"new"]
+
+
+async def test_an_older_epoch_can_not_open(open_wal: Opener) -> None:
+    async with open_wal(5):
+        pass
+    with pytest.raises(FencedError, match="owner_epoch=5 epoch=4"):
+        async with open_wal(4):
+            pass
+
+
+async def test_the_same_epoch_twice_is_one_clear_error(open_wal: Opener) -> None:
+    async with open_wal(1) as wal:
+        with pytest.raises(ConfigError, match="in use by another broker"):
+            async with open_wal(1):
+                pass
+        await wal.append([b"unharmed"]).wait_durable()
+
+
+@pytest.mark.parametrize("other", [{"cluster_id": "d"}, {"node_id": 2}, {"capacity": "2MiB"}])
+async def test_somebody_elses_log_is_one_clear_error(open_wal: Opener, other: dict[str, Any]) -> None:
+    async with open_wal():
+        pass
+    with pytest.raises(ConfigError, match=r"path=\S+ found=\S+ expected=\S+"):
+        async with open_wal(2, **other):
+            pass
+
+
+async def test_appending_before_recovery_is_refused(open_wal: Opener) -> None:
+    async with open_wal(recover=False) as wal:
+        with pytest.raises(InvalidRequestError, match="recover"):
+            wal.append([b"early"])
+
+
+async def test_leaving_before_recovery_keeps_the_log(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        await wal.append([b"kept"]).wait_durable()
+    async with open_wal(2, recover=False):
+        pass
+    async with open_wal(3, recover=False) as wal:
+        assert await recovered(wal) == [b"kept"]
+
+
+async def test_a_sealed_log_takes_no_append_of_any_owner(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        await wal.append([b"before"]).wait_durable()
+        await wal.seal()
+        with pytest.raises(FencedError, match="sealed"):
+            wal.append([b"after"])
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"before"]
+        with pytest.raises(FencedError, match="sealed"):
+            wal.append([b"after"])
+
+
+async def test_damage_below_the_confirmed_position_stops_recovery(open_wal: Opener, tmp_path: Path) -> None:
+    """I10: the first group is damaged, the second says that the first was confirmed."""
+    async with open_wal() as wal:
+        first = wal.append([b"first"])
+        await first.wait_durable()
+        await wal.append([b"second"]).wait_durable()
+    flip(file_of(tmp_path), 8192 + first.position + 24)
+    async with open_wal(2, recover=False) as wal:
+        with pytest.raises(CorruptError, match=f"position={first.position}"):
+            await recovered(wal)
+        with pytest.raises(InvalidRequestError):
+            wal.append([b"not past a hole"])
+
+
+async def test_damage_of_the_last_entry_after_a_clean_end_stops_recovery(
+    open_wal: Opener, tmp_path: Path
+) -> None:
+    async with open_wal() as wal:
+        append = wal.append([b"only"])
+    flip(file_of(tmp_path), 8192 + append.position + 24)
+    async with open_wal(2, recover=False) as wal:
+        with pytest.raises(CorruptError):
+            await recovered(wal)
+
+
+@pytest.mark.parametrize("slot", [0, 1])
+async def test_one_torn_header_slot_loses_no_entry(open_wal: Opener, tmp_path: Path, slot: int) -> None:
+    async with open_wal() as wal:
+        await wal.append([b"kept"]).wait_durable()
+    flip(file_of(tmp_path), slot * 4096 + 20)
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"kept"]
+
+
+async def test_two_damaged_headers_are_never_formatted_over(open_wal: Opener, tmp_path: Path) -> None:
+    async with open_wal() as wal:
+        await wal.append([b"precious"]).wait_durable()
+    flip(file_of(tmp_path), 20)
+    flip(file_of(tmp_path), 4096 + 20)
+    with pytest.raises(CorruptError, match="no valid header"):
+        async with open_wal(2):
+            pass
+
+
+async def test_a_failing_medium_answers_everybody(open_wal: Opener, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: FileDevice) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with open_wal() as wal:
+        await wal.append([b"good"]).wait_durable()
+        monkeypatch.setattr(FileDevice, "sync", broken)
+        appends = [wal.append([b"bad"]) for _ in range(10)]
+        for append in appends:
+            with pytest.raises(UnavailableError, match=rf"path=\S+penstock.wal errno={errno.EIO}"):
+                await append.wait_durable()
+        assert wal.statistics().state == "failed"
+        with pytest.raises(ClosedError):
+            wal.append([b"after"])
+
+
+@pytest.mark.parametrize("method", ["write", "sync"])
+async def test_a_full_disk_refuses_appends_until_space_returns(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """Pending appends wait, new ones get FullError, and nothing needs a restart."""
+
+    def no_space(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with open_wal() as wal:
+        await wal.append([b"before"]).wait_durable()
+        with monkeypatch.context() as patch:
+            patch.setattr(FileDevice, method, no_space)
+            waiting = [wal.append([b"waiting"])]
+            with anyio.fail_after(10):
+                while True:
+                    try:
+                        waiting.append(wal.append([b"waiting"]))
+                    except FullError:
+                        break
+                    await anyio.lowlevel.checkpoint()
+            assert not any(append.done for append in waiting)
+        await waiting[-1].wait_durable()
+        await wal.append([b"after"]).wait_durable()
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"before", *[b"waiting"] * len(waiting), b"after"]
+
+
+async def test_closing_on_a_full_disk_answers_and_ends(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_space(*args: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    async with open_wal() as wal:
+        monkeypatch.setattr(FileDevice, "write", no_space)
+        append = wal.append([b"never"])
+    assert isinstance(append.error, UnavailableError)
