@@ -1,7 +1,7 @@
 """The bytes of an object (version 1): data blocks, one index block, a footer. Big-endian; every byte checksummed.
 
     object      = data-block* index-block footer
-    data-block  = header (magic, entry count, payload length, CRC-32C of what follows) entry*
+    data-block  = header (magic, entry count, length of the entries, CRC-32C of all but itself) entry*
     entry       = base offset, next offset, timestamp, length; payload
     index-block = one row per data block, in (stream, offset) order
     footer      = where the index is, its CRC-32C, the object's id, magic, CRC-32C of the footer
@@ -43,8 +43,9 @@ BLOCK_HEADER = Struct(
     "I"  # magic
     "I"  # entry count
     "Q"  # length of the entries, bytes
-    "I"  # CRC-32C of the entries
+    "I"  # CRC-32C of the header up to here, then of the entries
 )
+_BLOCK_CRC_POS = BLOCK_HEADER.size - 4
 ENTRY_HEADER = Struct(
     ">"
     "q"  # base offset
@@ -139,17 +140,18 @@ class ObjectWriter:
 
     def _add_block(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
         parts: list[Buffer] = []
-        length = 0
-        crc = 0
+        length = sum(len(entry.data) for entry in entries) + ENTRY_HEADER.size * len(entries)
+        header = bytearray(BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, 0))
+        crc = crc32c(memoryview(header)[:_BLOCK_CRC_POS])
         time_ms = -1
         for entry in entries:
-            header = ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, len(entry.data))
-            crc = crc32c(entry.data, crc32c(header, crc))
-            parts.append(header)
+            fields = ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, len(entry.data))
+            crc = crc32c(entry.data, crc32c(fields, crc))
+            parts.append(fields)
             parts.append(entry.data)
-            length += ENTRY_HEADER.size + len(entry.data)
             time_ms = max(time_ms, entry.time_ms)
-        self._parts.append(BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, crc))
+        header[_BLOCK_CRC_POS:] = crc.to_bytes(4, "big")
+        self._parts.append(header)
         self._parts.extend(parts)
         size = BLOCK_HEADER.size + length
         self._rows.append(
@@ -192,7 +194,8 @@ def verify_block(data: Buffer, object_id: int, position: int) -> memoryview:
     if len(view) >= BLOCK_HEADER.size:
         magic, _count, length, crc = BLOCK_HEADER.unpack_from(view)
         entries = view[BLOCK_HEADER.size :]
-        if magic == BLOCK_MAGIC and len(entries) == length and crc32c(entries) == crc:
+        found = crc32c(entries, crc32c(view[:_BLOCK_CRC_POS]))
+        if magic == BLOCK_MAGIC and len(entries) == length and found == crc:
             return entries
     raise CorruptError(
         f"data block fails its checksum: object_id={object_id} position={position} size={len(view)}"
