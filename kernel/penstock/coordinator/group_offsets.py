@@ -42,7 +42,7 @@ class OffsetBook:
 
     def prepare(self, partitions: Iterable[TopicPartition]) -> None:
         """A commit of these partitions is being written."""
-        self._pending.update(partitions)
+        self._pending.update(list(partitions))  # a list, since Counter would add up a mapping's values
 
     def settle(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
         """The commit announced with `prepare` is durable and becomes visible, or it failed and is forgotten."""

@@ -1,0 +1,126 @@
+"""What the coordinator's tests share: the async backend, a clock to turn by hand, a group log in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from penstock.coordinator.group_log import LogRecord
+from penstock.errors import PenstockError
+
+
+async def settle() -> None:
+    """Let every task run until it waits; what these tests wait for is at most some steps away."""
+    for _ in range(50):
+        await anyio.lowlevel.checkpoint()
+
+
+class FakeClock:
+    """Time moves only with `advance`, which also lets everything that became due run."""
+
+    def __init__(self) -> None:
+        self._now_ms = 1_000_000
+        self._sleepers: list[tuple[int, anyio.Event]] = []
+
+    def now_ms(self) -> int:
+        return self._now_ms
+
+    async def wait(self, event: anyio.Event, delay_ms: int | None) -> None:
+        if delay_ms == 0:
+            await anyio.lowlevel.checkpoint()
+            return
+        if delay_ms is not None:
+            self._sleepers.append((self._now_ms + delay_ms, event))
+        await event.wait()
+
+    async def advance(self, ms: int) -> None:
+        end = self._now_ms + ms
+        while due := [at for at, event in self._sleepers if at <= end and not event.is_set()]:
+            self._now_ms = min(due)
+            for at, event in self._sleepers:
+                if at <= self._now_ms:
+                    event.set()
+            self._sleepers = [(at, event) for at, event in self._sleepers if not event.is_set()]
+            await settle()
+        self._now_ms = end
+        await settle()
+
+
+class MemoryLog:
+    """A `GroupLog` that keeps records in lists, fails on demand and can be held up."""
+
+    def __init__(self, partition_count: int = 3) -> None:
+        self.records: list[list[tuple[int, LogRecord]]] = [[] for _ in range(partition_count)]
+        self.ends = [0] * partition_count
+        self.starts = [0] * partition_count
+        self.error: PenstockError | None = None
+        self.trim_error: PenstockError | None = None
+        self.gate: anyio.Event | None = None
+        self.batches: list[int] = []
+        self._appending: set[int] = set()
+
+    @property
+    def partition_count(self) -> int:
+        return len(self.records)
+
+    async def append(self, partition: int, records: Sequence[LogRecord]) -> int:
+        assert partition not in self._appending, "one append at a time"
+        assert records
+        self._appending.add(partition)
+        try:
+            await anyio.lowlevel.checkpoint()
+            if self.gate is not None:
+                await self.gate.wait()
+            if self.error is not None:
+                raise self.error
+        finally:
+            self._appending.discard(partition)
+        self.batches.append(len(records))
+        base = self.ends[partition]
+        self.records[partition] += [(base + index, record) for index, record in enumerate(records)]
+        self.ends[partition] += len(records)
+        return base
+
+    async def read_all(self, partition: int) -> AsyncIterator[LogRecord]:
+        await anyio.lowlevel.checkpoint()
+        if self.error is not None:
+            raise self.error
+        for _, record in list(self.records[partition]):
+            yield record
+
+    async def trim(self, partition: int, offset: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.trim_error is not None:
+            raise self.trim_error
+        assert self.starts[partition] <= offset <= self.ends[partition]
+        self.starts[partition] = offset
+        self.records[partition] = [one for one in self.records[partition] if one[0] >= offset]
+
+    def live(self) -> dict[bytes, bytes]:
+        """What compaction would leave of all partitions."""
+        values: dict[bytes, bytes] = {}
+        for partition in self.records:
+            for _, (key, value) in partition:
+                if value is None:
+                    values.pop(key, None)
+                else:
+                    values[key] = value
+        return values
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def log() -> MemoryLog:
+    return MemoryLog()
