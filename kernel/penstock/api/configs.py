@@ -1,0 +1,293 @@
+"""DescribeConfigs v1-4, AlterConfigs v0-2, IncrementalAlterConfigs v0-1: topics, and the broker's to read."""
+
+from __future__ import annotations
+
+__all__ = (
+    "config_entry",
+    "describe_configs_nowait",
+    "handle_alter_configs",
+    "handle_incremental_alter_configs",
+)
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Final
+
+from penstock.api.context import RequestContext, Topic
+from penstock.api.errors import error_code_of, is_expected, quoted
+from penstock.api.names import topic_name_fault
+from penstock.errors import PenstockError
+from penstock.log.errors import KafkaError
+from penstock.log.topic_config import (
+    TOPIC_CONFIGS,
+    ConfigType,
+    TopicConfig,
+    split_list,
+    validate_topic_config,
+    validate_topic_configs,
+)
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
+from penstock.wire.messages.alter_configs import AlterConfigsResourceResponse as AlteredResource
+from penstock.wire.messages.describe_configs import (
+    DescribeConfigsRequest,
+    DescribeConfigsResource,
+    DescribeConfigsResourceResult,
+    DescribeConfigsResponse,
+    DescribeConfigsResult,
+    DescribeConfigsSynonym,
+)
+from penstock.wire.messages.incremental_alter_configs import (
+    AlterableConfig,
+    AlterConfigsResourceResponse,
+    IncrementalAlterConfigsRequest,
+    IncrementalAlterConfigsResponse,
+)
+
+# org.apache.kafka.common.config.ConfigResource.Type
+_TOPIC: Final = 2
+_BROKER: Final = 4
+
+# DescribeConfigsResponse.ConfigSource
+_SOURCE_TOPIC: Final = 1
+_SOURCE_STATIC_BROKER: Final = 4
+_SOURCE_DEFAULT: Final = 5
+
+# AlterConfigOp.OpType
+_SET: Final = 0
+_DELETE: Final = 1
+_APPEND: Final = 2
+_SUBTRACT: Final = 3
+
+
+def config_entry(
+    config: TopicConfig, override: str | None, effective: str | None = None, *, with_doc: bool = False
+) -> DescribeConfigsResourceResult:
+    """One topic config as DescribeConfigs shows it; ``effective`` is the broker's default if it has one."""
+    if override is not None:
+        value, source = override, _SOURCE_TOPIC
+    elif effective is not None and effective != config.default:
+        value, source = effective, _SOURCE_STATIC_BROKER
+    else:
+        value, source = config.default, _SOURCE_DEFAULT
+    return DescribeConfigsResourceResult(
+        name=config.name,
+        value=value,
+        config_source=source,
+        synonyms=[],
+        config_type=config.type,
+        documentation=config.doc if with_doc else None,
+    )
+
+
+def describe_configs_nowait(
+    request: DescribeConfigsRequest, context: RequestContext
+) -> DescribeConfigsResponse:
+    """DescribeConfigs: all keys when none are named, with where their values come from."""
+    results: list[DescribeConfigsResult] = []
+    for resource in request.resources:
+        result = DescribeConfigsResult(
+            error_message=None,
+            resource_type=resource.resource_type,
+            resource_name=resource.resource_name,
+            configs=[],
+        )
+        try:
+            if resource.resource_type == _TOPIC:
+                result.configs = _describe_topic(resource, request, context)
+            elif resource.resource_type == _BROKER:
+                result.configs = _describe_broker(resource, request, context)
+            else:
+                raise _unsupported(resource.resource_type)
+        except KafkaError as error:
+            result.error_code = error.error_code
+            result.error_message = str(error)
+        results.append(result)
+    return DescribeConfigsResponse(results=results)
+
+
+def _asked_for(resource: DescribeConfigsResource, names: Iterable[str]) -> list[str]:
+    # KAFKA-9218: librdkafka sends an empty list and means all, as older brokers took it.
+    keys = resource.configuration_keys
+    return [name for name in names if not keys or name in keys]
+
+
+def _describe_topic(
+    resource: DescribeConfigsResource, request: DescribeConfigsRequest, context: RequestContext
+) -> list[DescribeConfigsResourceResult]:
+    logs = context.api.logs
+    topic = _topic(resource.resource_name, context)
+    entries: list[DescribeConfigsResourceResult] = []
+    for name in _asked_for(resource, TOPIC_CONFIGS):
+        config = TOPIC_CONFIGS[name]
+        override = topic.configs.get(name)
+        entry = config_entry(
+            config, override, logs.config_value(topic.name, name), with_doc=request.include_documentation
+        )
+        if request.include_synonyms:
+            entry.synonyms = _synonyms(config, entry)
+        entries.append(entry)
+    return entries
+
+
+def _synonyms(config: TopicConfig, entry: DescribeConfigsResourceResult) -> list[DescribeConfigsSynonym]:
+    synonyms: list[DescribeConfigsSynonym] = []
+    if entry.config_source != _SOURCE_DEFAULT:
+        synonyms.append(
+            DescribeConfigsSynonym(name=config.name, value=entry.value, source=entry.config_source)
+        )
+    synonyms.append(DescribeConfigsSynonym(name=config.name, value=config.default, source=_SOURCE_DEFAULT))
+    return synonyms
+
+
+def _describe_broker(
+    resource: DescribeConfigsResource, request: DescribeConfigsRequest, context: RequestContext
+) -> list[DescribeConfigsResourceResult]:
+    if resource.resource_name not in {"", str(context.api.logs.node_id)}:
+        raise KafkaError(
+            ErrorCode.INVALID_REQUEST, f"this is another broker: node_id={context.api.logs.node_id}"
+        )
+    if not resource.resource_name:
+        return []  # the dynamic default of all brokers: there are no dynamic broker configs
+    configs = context.api.settings.broker_configs
+    return [
+        DescribeConfigsResourceResult(
+            name=name,
+            value=configs[name],
+            read_only=True,
+            config_source=_SOURCE_STATIC_BROKER,
+            synonyms=[],
+            config_type=_type_of(configs[name]),
+            documentation=None,
+        )
+        for name in _asked_for(resource, sorted(configs))
+    ]
+
+
+def _type_of(value: str) -> ConfigType:
+    if value in {"true", "false"}:
+        return ConfigType.BOOLEAN
+    return ConfigType.LONG if value.lstrip("-").isdigit() else ConfigType.STRING
+
+
+async def handle_incremental_alter_configs(
+    request: IncrementalAlterConfigsRequest, context: RequestContext
+) -> IncrementalAlterConfigsResponse:
+    """IncrementalAlterConfigs (KIP-339): SET, DELETE, and APPEND and SUBTRACT on lists; a resource all or nothing."""
+    responses: list[AlterConfigsResourceResponse] = []
+    times = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
+    for resource in request.resources:
+        response = AlterConfigsResourceResponse(
+            error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
+        )
+        responses.append(response)
+        try:
+            _check_resource(resource.resource_type, resource.resource_name, times, context)
+            topic = _topic(resource.resource_name, context)
+            configs = dict(topic.configs)
+            changed: set[str] = set()
+            for change in resource.configs:
+                if change.name in changed:
+                    raise KafkaError(
+                        ErrorCode.INVALID_CONFIG,
+                        f"config is changed twice in one request: name={quoted(change.name)}",
+                    )
+                changed.add(change.name)
+                _apply(configs, change, context.api.logs.config_value, topic)
+            await _store(topic, configs, request.validate_only, context)
+        except PenstockError as error:
+            if not is_expected(error):
+                raise
+            response.error_code = error_code_of(error)
+            response.error_message = str(error)
+    return IncrementalAlterConfigsResponse(responses=responses)
+
+
+def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, topic: Topic) -> None:
+    name = change.name
+    if change.config_operation == _SET:
+        configs[name] = validate_topic_config(name, change.value)
+        return
+    config = TOPIC_CONFIGS.get(name)
+    if config is None:
+        validate_topic_config(name, change.value)  # says what is wrong
+        raise AssertionError("an unknown config was accepted")
+    if change.config_operation == _DELETE:
+        configs.pop(name, None)
+        return
+    if change.config_operation not in {_APPEND, _SUBTRACT}:
+        raise KafkaError(
+            ErrorCode.INVALID_REQUEST, f"operation is unknown: operation={change.config_operation}"
+        )
+    if not config.is_list:
+        raise KafkaError(
+            ErrorCode.INVALID_CONFIG, f"only lists can be appended to or subtracted from: name={name}"
+        )
+    assert callable(value_of)
+    items = split_list(str(value_of(topic.name, name)))
+    given = split_list(change.value or "")
+    if change.config_operation == _APPEND:
+        items += [item for item in given if item not in items]
+    else:
+        items = [item for item in items if item not in given]
+    configs[name] = validate_topic_config(name, ",".join(items))
+
+
+async def handle_alter_configs(request: AlterConfigsRequest, context: RequestContext) -> AlterConfigsResponse:
+    """AlterConfigs, the older way: what is not named goes back to its default."""
+    responses: list[AlteredResource] = []
+    times = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
+    for resource in request.resources:
+        response = AlteredResource(
+            error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
+        )
+        responses.append(response)
+        try:
+            _check_resource(resource.resource_type, resource.resource_name, times, context)
+            topic = _topic(resource.resource_name, context)
+            configs = validate_topic_configs(
+                {change.name: change.value for change in resource.configs if change.value is not None}
+            )
+            await _store(topic, configs, request.validate_only, context)
+        except PenstockError as error:
+            if not is_expected(error):
+                raise
+            response.error_code = error_code_of(error)
+            response.error_message = str(error)
+    return AlterConfigsResponse(responses=responses)
+
+
+def _check_resource(kind: int, name: str, times: Counter[tuple[int, str]], context: RequestContext) -> None:
+    if times[kind, name] > 1:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource is in the request twice: name={quoted(name)}")
+    if kind == _BROKER:
+        raise KafkaError(
+            ErrorCode.INVALID_CONFIG,
+            "broker settings are read at start from the configuration file, the environment and the command line; "
+            "change them there",
+        )
+    if kind != _TOPIC:
+        raise _unsupported(kind)
+
+
+async def _store(topic: Topic, configs: dict[str, str], validate_only: bool, context: RequestContext) -> None:
+    if topic.internal:
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"configs of internal topics are fixed: name={topic.name}")
+    if not validate_only and configs != topic.configs:
+        await context.api.logs.alter_configs(topic.name, configs)
+
+
+def _topic(name: str, context: RequestContext) -> Topic:
+    topic = context.api.logs.topics().get(name)
+    if topic is None:
+        if topic_name_fault(name) is not None:
+            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic name is invalid: name={quoted(name)}")
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"there is no such topic: name={quoted(name)}")
+    return topic
+
+
+def _unsupported(kind: int) -> KafkaError:
+    return KafkaError(
+        ErrorCode.INVALID_REQUEST,
+        f"only topics (2) and the broker (4) have configs here: resource_type={kind}",
+    )

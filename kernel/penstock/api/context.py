@@ -1,0 +1,332 @@
+"""What the API handlers stand on: the partition, the log manager, and what comes with one request.
+
+These are Protocols: the log layer below conforms to them without importing this module.
+All calls come from the event loop's thread.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "ApiContext",
+    "ApiSettings",
+    "AppendResult",
+    "Client",
+    "Endpoint",
+    "FetchMemory",
+    "Handler",
+    "LogManager",
+    "NewTopic",
+    "Partition",
+    "ReadResult",
+    "RequestContext",
+    "Signal",
+    "Topic",
+)
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeAlias
+
+from penstock.spi.allocator import Allocation, Charge
+from penstock.wire.registry import Message
+
+
+class AppendResult(Protocol):
+    """The outcome of one append; what a partition's entry of a ProduceResponse says."""
+
+    @property
+    def error_code(self) -> int:
+        """0, or the Kafka error code."""
+
+    @property
+    def error_message(self) -> str | None:
+        """A sentence for the client (Produce v8+)."""
+
+    @property
+    def record_errors(self) -> Sequence[tuple[int, str | None]]:
+        """(index in the batch, message) of each bad record (KIP-467)."""
+
+    @property
+    def base_offset(self) -> int:
+        """Offset of the first record; -1 on error. A duplicate gets its original one."""
+
+    @property
+    def log_append_time_ms(self) -> int:
+        """-1 for CreateTime."""
+
+    @property
+    def log_start_offset(self) -> int:
+        """-1 on error."""
+
+
+class ReadResult(Protocol):
+    """Whole batches, as stored: what leaves for the socket unchanged."""
+
+    @property
+    def records(self) -> Sequence[memoryview]:
+        """Pieces that follow each other; nobody writes to their memory while they are referenced."""
+
+    @property
+    def size_bytes(self) -> int:
+        """The sum of their sizes."""
+
+
+class Partition(Protocol):
+    """A partition that this broker leads."""
+
+    @property
+    def topic(self) -> str: ...
+    @property
+    def topic_id(self) -> bytes: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def leader_epoch(self) -> int: ...
+    @property
+    def log_start_offset(self) -> int: ...
+    @property
+    def high_watermark(self) -> int: ...
+    @property
+    def last_stable_offset(self) -> int: ...
+
+    def append(
+        self,
+        records: memoryview,
+        *,
+        produce_version: int,
+        now_ms: int,
+        charge: Allocation | None,
+        on_done: Callable[[AppendResult], None],
+    ) -> bool:
+        """Validate, sequence, assign offsets in place, hand to the WAL. Synchronous: the call fixes the order.
+
+        Returns whether the records were taken. When True and ``charge`` is given, the partition owns the
+        memory from now on and releases ``charge`` some day; when False nothing was appended (a validation
+        error, a duplicate) and ``charge`` stays the caller's. Without ``charge`` the records are in a scratch
+        buffer: the partition copies what it keeps before it returns, whatever it returns.
+
+        ``on_done`` is called exactly once, before the return or later from the event loop: with success only
+        when the records are durable. It must not raise.
+
+        Raises:
+            FullError: there is no room now; nothing has changed and ``on_done`` is not called. Wait with
+                ``LogManager.wait_for_room`` and try again.
+        """
+
+    def read_nowait(
+        self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
+    ) -> ReadResult | None:
+        """What the log cache has from ``offset`` on, below the high watermark (or last stable offset).
+
+        The batch that contains ``offset`` comes whole. Batches past ``bytes_max`` are left out, but for the
+        first one when ``at_least_one``. At the end: an empty result. None: not in the log cache, use ``read``.
+
+        Raises:
+            KafkaError: OFFSET_OUT_OF_RANGE, or the partition is closed.
+        """
+
+    async def read(
+        self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
+    ) -> ReadResult:
+        """The same from wherever the data is. Raises KafkaError as above, UnavailableError, CorruptError."""
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Call ``listener()`` each time the high watermark moves, and once when the partition closes."""
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Stop calling it. Unknown listeners are ignored; may be called from within a listener."""
+
+    async def offset_for_timestamp(self, timestamp: int) -> tuple[int, int, int] | None:
+        """(offset, timestamp, leader epoch) of the first record whose timestamp is >= ``timestamp``."""
+
+    async def max_timestamp_offset(self) -> tuple[int, int, int] | None:
+        """(offset, timestamp, leader epoch) of the record with the largest timestamp; None when empty."""
+
+    async def delete_records(self, offset: int) -> int:
+        """Move the log start to ``offset``; returns the log start offset. Raises KafkaError beyond the HW."""
+
+    def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
+        """(largest leader epoch <= ``epoch``, its end offset), (-1, -1) when there is none (KIP-320)."""
+
+
+class Topic(Protocol):
+    """A topic."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def id(self) -> bytes: ...
+    @property
+    def partition_count(self) -> int: ...
+    @property
+    def configs(self) -> Mapping[str, str]:
+        """What differs from the defaults."""
+
+    @property
+    def internal(self) -> bool: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewTopic:
+    """A topic to create; name and configs are validated already."""
+
+    name: str
+    partition_count: int
+    configs: Mapping[str, str]
+
+
+class FetchMemory(Protocol):
+    """The account of what fetch responses hold on their way to slow sockets."""
+
+    def charge_nowait(self, size: int) -> Charge:
+        """Account for ``size`` bytes. Raises FullError when over the limit."""
+
+    async def charge(self, size: int) -> Charge:
+        """The same, but waits for room."""
+
+
+class LogManager(Protocol):
+    """All topics and partitions of this broker."""
+
+    @property
+    def cluster_id(self) -> str: ...
+    @property
+    def node_id(self) -> int: ...
+    @property
+    def fetch_memory(self) -> FetchMemory: ...
+
+    def topics(self) -> Mapping[str, Topic]:
+        """All topics by name; may be a live view."""
+
+    def topic_by_id(self, topic_id: bytes) -> Topic | None: ...
+
+    def partition(self, name: str, index: int) -> Partition | None:
+        """None when there is no such partition."""
+
+    async def create_topics(self, topics: Sequence[NewTopic]) -> Sequence[Topic | Exception]:
+        """Create each topic and open its partitions, in one metadata commit where possible.
+
+        One result per topic, in order: the topic, or a PenstockError (AlreadyExistsError...) of that topic.
+        """
+
+    async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
+        """One result per name, in order: None, or a PenstockError of that topic (NotFoundError...)."""
+
+    async def create_partitions(self, name: str, count: int) -> None:
+        """Grow a topic to ``count`` partitions. Raises PenstockError; validated already."""
+
+    async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
+        """Replace all overrides of a topic by ``configs``. Raises PenstockError; validated already."""
+
+    def config_value(self, name: str, key: str) -> str:
+        """The effective value of a topic's config: its override, the broker's default, or Kafka's default."""
+
+    async def wait_for_room(self) -> None:
+        """Return when an append that met FullError is worth trying again. Cancellable."""
+
+    async def next_producer_id(self) -> tuple[int, int]:
+        """A new (producer id, epoch 0), durable as used."""
+
+
+class Signal:
+    """A flag that wakes whoever listens, once."""
+
+    __slots__ = ("_listeners", "is_set")
+
+    def __init__(self) -> None:
+        self.is_set = False
+        self._listeners: set[Callable[[], None]] = set()
+
+    def set(self) -> None:
+        """Raise the flag and call the listeners."""
+        self.is_set = True
+        for listener in tuple(self._listeners):
+            listener()
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        """Have it called when the flag goes up; not called when it is up already."""
+        self._listeners.add(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        """Forget it."""
+        self._listeners.discard(listener)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where clients reach a broker."""
+
+    node_id: int
+    host: str
+    port: int
+    rack: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Client:
+    """Who is at the other end of a connection."""
+
+    host: str
+    port: int
+    #: What Metadata tells this client to connect to: depends on the listener it came in by.
+    advertised: Endpoint
+    client_id: str | None = None
+    #: KIP-511, from ApiVersions v3+.
+    software_name: str = "unknown"
+    software_version: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ApiSettings:
+    """What the handlers are told by the broker's configuration; the defaults are Kafka's."""
+
+    auto_create_topics: bool = True
+    partitions_default: int = 1
+    partitions_per_topic_max: int = 10_000
+    #: Upper bound of one fetch response, whatever the client asks (``fetch.max.bytes``).
+    fetch_bytes_max: int = 55 * 1024 * 1024
+    #: How long a fetch may wait, whatever the client asks.
+    fetch_wait_ms_max: int = 300_000
+    #: Incremental fetch sessions kept (KIP-227).
+    fetch_sessions_max: int = 1000
+    #: A produce that finds no room waits this long before it is refused as retriable.
+    produce_wait_ms_max: int = 30_000
+    #: Static broker configs that DescribeConfigs shows, by Kafka's names.
+    broker_configs: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class ApiContext:
+    """What all requests of a broker share."""
+
+    logs: LogManager
+    #: The group coordinator's service, as ``penstock.api.groups`` wants it.
+    groups: Any
+    settings: ApiSettings
+    #: Monotonic seconds.
+    clock: Callable[[], float]
+    #: Milliseconds since 1970, for record timestamps.
+    now_ms: Callable[[], int]
+    #: Raised when the server drains: parked requests answer with what they have.
+    draining: Signal = field(default_factory=Signal)
+    #: What ApiVersions advertises: (api key, lowest, highest version); the dispatcher fills it in.
+    api_versions: Sequence[tuple[int, int, int]] = ()
+    #: Fetch sessions; ``penstock.api.fetch`` makes them on first use.
+    fetch_sessions: Any = None
+
+
+@dataclass(slots=True, kw_only=True)
+class RequestContext:
+    """What comes with one request."""
+
+    api: ApiContext
+    client: Client
+    version: int
+    #: Charges that the response holds; the server releases them when the bytes have left.
+    charges: list[Charge] = field(default_factory=list)
+    #: What the part of a handler that doesn't wait leaves to the part that does.
+    state: Any = None
+
+
+#: ``async def handle_x(request, context) -> response``
+Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]

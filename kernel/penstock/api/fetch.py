@@ -1,0 +1,342 @@
+"""Fetch v4-18: sessions, size limits, long polling.
+
+``fetch_nowait`` answers what can be answered from the log cache at once, without a task; ``handle_fetch`` waits:
+for data, for cold reads, for memory. A response holds one charge of the fetch memory, taken in one piece (two
+would let fetches wait for each other), which the server releases when the bytes have left.
+"""
+
+from __future__ import annotations
+
+__all__ = ("fetch_nowait", "handle_fetch")
+
+import random
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from penstock.api.context import Partition, ReadResult, RequestContext
+from penstock.api.errors import error_code_of, is_expected
+from penstock.api.fetch_session import CachedPartition, FetchSessions, Plan, SessionError
+from penstock.errors import FullError, PenstockError
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.fetch import (
+    AbortedTransaction,
+    EpochEndOffset,
+    FetchableTopicResponse,
+    FetchRequest,
+    FetchResponse,
+    PartitionData,
+)
+
+_SESSIONS_VERSION: Final = 7
+_TOPIC_IDS_VERSION: Final = 13
+_READ_COMMITTED: Final = 1
+#: Cold reads of one fetch stop after so many bytes: better an early answer than a full one.
+_COLD_BYTES: Final = 4 * 1024 * 1024
+_NO_EPOCH: Final = -1
+
+
+class _Fetch:
+    """One fetch request on its way."""
+
+    __slots__ = ("_context", "_deadline_s", "budget", "plan", "request", "started_s")
+
+    def __init__(self, request: FetchRequest, context: RequestContext, plan: Plan) -> None:
+        self.request = request
+        self.plan = plan
+        self._context = context
+        settings = context.api.settings
+        self.started_s = context.api.clock()
+        self.budget = max(0, min(request.max_bytes, settings.fetch_bytes_max))
+
+    def collect(self) -> _Collected:
+        """Look at all partitions, reading what the log cache has, within the limits."""
+        found = _Collected()
+        for cached in self.plan:
+            found.add(self._look(cached, found))
+        return found
+
+    def _look(self, cached: CachedPartition, found: _Collected) -> _Entry:
+        partition, error = self._find(cached)
+        if partition is None:
+            return _Entry(cached, None, error)
+        entry = _Entry(cached, partition, _fence(cached, partition))
+        if entry.error:
+            return entry
+        entry.diverging = _divergence(cached, partition)
+        if entry.diverging is not None:
+            if entry.diverging.end_offset < 0:
+                entry.error = ErrorCode.OFFSET_OUT_OF_RANGE
+                entry.diverging = None
+            return entry
+        try:
+            result = partition.read_nowait(
+                cached.fetch_offset,
+                self.limit(cached, found.size_bytes),
+                read_committed=self.request.isolation_level == _READ_COMMITTED,
+                at_least_one=found.size_bytes == 0,
+            )
+        except PenstockError as error:
+            if not is_expected(error):
+                raise
+            entry.error = error_code_of(error)
+            return entry
+        entry.cold = result is None
+        entry.result = result
+        return entry
+
+    def limit(self, cached: CachedPartition, taken_bytes: int) -> int:
+        """How much of one partition may go into the response."""
+        return max(0, min(cached.partition_max_bytes, self.budget - taken_bytes))
+
+    def _find(self, cached: CachedPartition) -> tuple[Partition | None, int]:
+        logs = self._context.api.logs
+        name = cached.topic
+        unknown = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+        if isinstance(name, bytes):
+            topic = logs.topic_by_id(name)
+            if topic is None:
+                return None, ErrorCode.UNKNOWN_TOPIC_ID
+            name = topic.name
+        return logs.partition(name, cached.partition), unknown
+
+    def is_due(self, found: _Collected) -> bool:
+        """Whether to answer now rather than wait for more."""
+        return (
+            found.size_bytes >= self.request.min_bytes
+            or found.must_answer
+            or not len(self.plan)
+            or self.request.max_wait_ms <= 0
+            or self._context.api.draining.is_set
+        )
+
+    def respond(self, found: _Collected) -> FetchResponse:
+        """The response with what was found; notes in the session what the client is told."""
+        topics: dict[bytes | str, FetchableTopicResponse] = {}
+        committed = self.request.isolation_level == _READ_COMMITTED
+        for entry in found.entries:
+            cached = entry.cached
+            data = entry.data(committed)
+            if not self.plan.wanted(
+                cached,
+                size_bytes=entry.size_bytes,
+                failed=bool(entry.error) or entry.diverging is not None,
+                offsets=(data.high_watermark, data.last_stable_offset, data.log_start_offset),
+            ):
+                continue
+            topic = topics.get(cached.topic)
+            if topic is None:
+                topic = FetchableTopicResponse(partitions=[])
+                if isinstance(cached.topic, bytes):
+                    topic.topic_id = cached.topic
+                else:
+                    topic.topic = cached.topic
+                topics[cached.topic] = topic
+            topic.partitions.append(data)
+        return FetchResponse(session_id=self.plan.session_id, responses=list(topics.values()))
+
+
+class _Entry:
+    """What was found out about one partition."""
+
+    __slots__ = ("cached", "cold", "diverging", "error", "partition", "result")
+
+    def __init__(self, cached: CachedPartition, partition: Partition | None, error: int) -> None:
+        self.cached = cached
+        self.partition = partition
+        self.error = int(error)
+        self.cold = False
+        self.result: ReadResult | None = None
+        self.diverging: EpochEndOffset | None = None
+
+    @property
+    def size_bytes(self) -> int:
+        return 0 if self.result is None else self.result.size_bytes
+
+    def data(self, committed: bool) -> PartitionData:
+        # Without transactions nothing is ever aborted; Kafka sends null to those who read uncommitted.
+        aborted: list[AbortedTransaction] | None = [] if committed else None
+        partition = self.partition
+        data = PartitionData(
+            partition_index=self.cached.partition,
+            error_code=self.error,
+            high_watermark=-1,
+            aborted_transactions=aborted,
+        )
+        if partition is not None and self.error in {ErrorCode.NONE, ErrorCode.OFFSET_OUT_OF_RANGE}:
+            data.high_watermark = partition.high_watermark
+            data.last_stable_offset = partition.last_stable_offset
+            data.log_start_offset = partition.log_start_offset
+        if self.diverging is not None:
+            data.diverging_epoch = self.diverging
+        if self.result is not None:
+            data.records = list(self.result.records)
+        return data
+
+
+class _Collected:
+    """The entries of all partitions, in order, and what they add up to."""
+
+    __slots__ = ("cold", "entries", "must_answer", "size_bytes")
+
+    def __init__(self) -> None:
+        self.entries: list[_Entry] = []
+        self.size_bytes = 0
+        self.must_answer = False
+        self.cold: list[_Entry] = []
+
+    def add(self, entry: _Entry) -> None:
+        self.entries.append(entry)
+        self.size_bytes += entry.size_bytes
+        if entry.error or entry.diverging is not None:
+            self.must_answer = True
+        if entry.cold:
+            self.cold.append(entry)
+
+
+def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchResponse | None:
+    """The response, if there is nothing to wait for; else None, and ``handle_fetch`` goes on from there."""
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    with_session = context.version >= _SESSIONS_VERSION
+    api = context.api
+    if api.fetch_sessions is None:
+        api.fetch_sessions = FetchSessions(api.settings.fetch_sessions_max, random.Random())
+    sessions: FetchSessions = api.fetch_sessions
+    try:
+        plan = sessions.begin(
+            request.session_id if with_session else 0,
+            request.session_epoch if with_session else -1,
+            request.topics,
+            request.forgotten_topics_data,
+            by_id=by_id,
+            now_s=api.clock(),
+        )
+    except SessionError as error:
+        return FetchResponse(error_code=error.error_code)
+    fetch = _Fetch(request, context, plan)
+    found = fetch.collect()
+    if not found.cold and fetch.is_due(found):
+        if not found.size_bytes:
+            return fetch.respond(found)
+        try:
+            context.charges.append(api.logs.fetch_memory.charge_nowait(found.size_bytes))
+        except FullError:
+            pass  # wait for memory, without holding what was found
+        else:
+            return fetch.respond(found)
+    context.state = fetch
+    return None
+
+
+async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchResponse:
+    """Fetch, waiting for up to ``max_wait_ms`` until ``min_bytes`` are there.
+
+    Cancelled when the client goes away.
+    """
+    if context.state is None:
+        response = fetch_nowait(request, context)
+        if response is not None:
+            return response
+    fetch: _Fetch = context.state
+    context.state = None
+    found = fetch.collect()
+    if not found.cold and not fetch.is_due(found):
+        await _wait(fetch, found, context)
+    del found
+    return await _deliver(fetch, context)
+
+
+async def _wait(fetch: _Fetch, found: _Collected, context: RequestContext) -> None:
+    """Until there is enough, or something to say, or the time is up."""
+    settings = context.api.settings
+    wait_s = min(fetch.request.max_wait_ms, settings.fetch_wait_ms_max) / 1000
+    left_s = wait_s - (context.api.clock() - fetch.started_s)
+    news = _News()
+    partitions = [entry.partition for entry in found.entries if entry.partition is not None]
+    draining = context.api.draining
+    try:
+        for partition in partitions:
+            partition.add_listener(news.tell)
+        draining.add_listener(news.tell)
+        with anyio.move_on_after(max(0.0, left_s)):
+            while True:
+                await news.wait()
+                found = fetch.collect()
+                if found.cold or fetch.is_due(found):
+                    return
+    finally:
+        for partition in partitions:
+            partition.remove_listener(news.tell)
+        draining.remove_listener(news.tell)
+
+
+class _News:
+    """An event that can be waited for again and again."""
+
+    __slots__ = ("_event", "tell")
+
+    def __init__(self) -> None:
+        self._event = anyio.Event()
+        self.tell: Callable[[], None] = self._tell  # one object, to be found again by remove_listener
+
+    def _tell(self) -> None:
+        self._event.set()
+
+    async def wait(self) -> None:
+        await self._event.wait()
+        self._event = anyio.Event()
+
+
+async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
+    """Pay for the memory, then read, cold parts too."""
+    found = fetch.collect()
+    cold_bytes = sum(fetch.limit(entry.cached, 0) for entry in found.cold)
+    size_bytes = min(fetch.budget, found.size_bytes + min(cold_bytes, _COLD_BYTES))
+    size_bytes = max(size_bytes, found.size_bytes)
+    if not size_bytes:
+        if not found.cold:
+            return fetch.respond(found)
+        size_bytes = 1  # the first batch comes whatever the limits
+    del found
+    context.charges.append(await context.api.logs.fetch_memory.charge(size_bytes))
+    fetch.budget = size_bytes
+    found = fetch.collect()
+    committed = fetch.request.isolation_level == _READ_COMMITTED
+    total = found.size_bytes
+    for entry in found.cold:
+        partition = entry.partition
+        assert partition is not None
+        limit = fetch.limit(entry.cached, total)
+        if total and not limit:
+            break
+        try:
+            entry.result = await partition.read(
+                entry.cached.fetch_offset, limit, read_committed=committed, at_least_one=total == 0
+            )
+        except PenstockError as error:
+            if not is_expected(error):
+                raise
+            entry.error = error_code_of(error)
+            continue
+        total += entry.result.size_bytes
+    return fetch.respond(found)
+
+
+def _fence(cached: CachedPartition, partition: Partition) -> int:
+    """KIP-320: a client with older metadata than ours, or newer, is told so."""
+    if cached.current_leader_epoch == _NO_EPOCH or cached.current_leader_epoch == partition.leader_epoch:
+        return ErrorCode.NONE
+    if cached.current_leader_epoch < partition.leader_epoch:
+        return ErrorCode.FENCED_LEADER_EPOCH
+    return ErrorCode.UNKNOWN_LEADER_EPOCH
+
+
+def _divergence(cached: CachedPartition, partition: Partition) -> EpochEndOffset | None:
+    """Where the client's log and ours part, if they do (KIP-595, Fetch v12)."""
+    if cached.last_fetched_epoch == _NO_EPOCH:
+        return None
+    epoch, end_offset = partition.end_offset_for_epoch(cached.last_fetched_epoch)
+    if epoch < cached.last_fetched_epoch or end_offset < cached.fetch_offset:
+        return EpochEndOffset(epoch=epoch, end_offset=end_offset)
+    return None

@@ -1,0 +1,205 @@
+"""Incremental fetch sessions (KIP-227): what a client fetches, so that it need not say so each time. Pure.
+
+A session is known by its id and epoch. ``FetchSessions.begin`` folds a request into its session and says what to
+fetch; ``Plan.wanted`` then decides, partition by partition, what an incremental answer has to mention.
+"""
+
+from __future__ import annotations
+
+__all__ = ("CachedPartition", "FetchSessions", "Plan", "SessionError")
+
+import random
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from typing import Final, TypeAlias
+
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.fetch import FetchPartition, FetchTopic, ForgottenTopic
+
+#: Topic id from Fetch v13 on, topic name before.
+TopicKey: TypeAlias = bytes | str
+
+_SESSIONLESS: Final = 0
+_EPOCH_INITIAL: Final = 0
+_EPOCH_FINAL: Final = -1
+_EPOCH_MAX: Final = 2**31 - 1
+#: A session used within this time isn't pushed out by a new one (min.incremental.fetch.session.eviction.ms).
+_EVICTION_S: Final = 120.0
+#: Partitions in all sessions together; beyond it new clients stay without a session.
+_PARTITIONS_MAX: Final = 200_000
+
+
+class SessionError(Exception):
+    """The session of a request can't be used: the whole response is ``error_code``."""
+
+    def __init__(self, error_code: ErrorCode) -> None:
+        super().__init__(error_code.message)
+        self.error_code = error_code
+
+
+class CachedPartition:
+    """A partition that is fetched: what the client last asked, and what it was last told."""
+
+    __slots__ = (
+        "current_leader_epoch",
+        "fetch_offset",
+        "last_fetched_epoch",
+        "partition",
+        "partition_max_bytes",
+        "told",
+        "topic",
+    )
+
+    def __init__(self, topic: TopicKey, asked: FetchPartition) -> None:
+        self.topic = topic
+        self.partition = asked.partition
+        #: (high watermark, last stable offset, log start offset) of the last answer.
+        self.told: tuple[int, int, int] | None = None
+        self.update(asked)
+
+    def update(self, asked: FetchPartition) -> None:
+        """The client asks for it anew."""
+        self.fetch_offset = asked.fetch_offset
+        self.partition_max_bytes = asked.partition_max_bytes
+        self.current_leader_epoch = asked.current_leader_epoch
+        self.last_fetched_epoch = asked.last_fetched_epoch
+
+
+_Key: TypeAlias = tuple[TopicKey, int]
+
+
+class _Session:
+    __slots__ = ("by_id", "epoch", "id", "partitions", "used_s")
+
+    def __init__(self, session_id: int, by_id: bool, partitions: OrderedDict[_Key, CachedPartition]) -> None:
+        self.id = session_id
+        self.by_id = by_id
+        #: The epoch that the client's next request has to carry.
+        self.epoch = 1
+        self.partitions = partitions
+        self.used_s = 0.0
+
+
+class Plan:
+    """What one request fetches, in order, and how to answer it."""
+
+    __slots__ = ("_partitions", "_session", "incremental", "session_id")
+
+    def __init__(
+        self, partitions: OrderedDict[_Key, CachedPartition], session: _Session | None, *, incremental: bool
+    ) -> None:
+        self._partitions = partitions
+        self._session = session
+        #: Goes into the response; 0 for none.
+        self.session_id = _SESSIONLESS if session is None else session.id
+        self.incremental = incremental
+
+    def __iter__(self) -> Iterator[CachedPartition]:
+        return iter(tuple(self._partitions.values()))
+
+    def __len__(self) -> int:
+        return len(self._partitions)
+
+    def wanted(
+        self, partition: CachedPartition, *, size_bytes: int, failed: bool, offsets: tuple[int, int, int]
+    ) -> bool:
+        """Whether the answer mentions the partition, which is then noted as told.
+
+        ``offsets`` are its high watermark, last stable offset and log start offset. A partition that got data
+        goes to the end of the order, so that with small limits all get their turn.
+        """
+        changed = failed or size_bytes > 0 or partition.told != offsets
+        partition.told = None if failed else offsets
+        if size_bytes > 0 and self._session is not None:
+            key = (partition.topic, partition.partition)
+            if key in self._partitions:
+                self._partitions.move_to_end(key)
+        return changed or not self.incremental
+
+
+class FetchSessions:
+    """All sessions of a broker, the least recently used first."""
+
+    def __init__(self, sessions_max: int, rng: random.Random) -> None:
+        self._sessions_max = sessions_max
+        # Random ids: a client that comes back after a restart must not meet somebody else's session.
+        self._rng = rng
+        self._sessions: OrderedDict[int, _Session] = OrderedDict()
+        self._partitions = 0
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def begin(
+        self,
+        session_id: int,
+        epoch: int,
+        topics: Iterable[FetchTopic],
+        forgotten: Iterable[ForgottenTopic],
+        *,
+        by_id: bool,
+        now_s: float,
+    ) -> Plan:
+        """Fold a request into its session. Raises SessionError."""
+        if epoch in {_EPOCH_INITIAL, _EPOCH_FINAL}:
+            if session_id != _SESSIONLESS:
+                self._remove(session_id)
+            partitions: OrderedDict[_Key, CachedPartition] = OrderedDict()
+            _merge(partitions, topics, by_id)
+            session = None
+            if epoch == _EPOCH_INITIAL and partitions:
+                session = self._create(by_id, partitions, now_s)
+            return Plan(partitions, session, incremental=False)
+        session = self._sessions.get(session_id)
+        if session is None:
+            raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
+        if session.by_id != by_id:
+            raise SessionError(ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR)
+        if session.epoch != epoch:
+            raise SessionError(ErrorCode.INVALID_FETCH_SESSION_EPOCH)
+        before = len(session.partitions)
+        for topic in forgotten:
+            key: TopicKey = topic.topic_id if by_id else topic.topic
+            for index in topic.partitions:
+                session.partitions.pop((key, index), None)
+        _merge(session.partitions, topics, by_id)
+        self._partitions += len(session.partitions) - before
+        session.epoch = 1 if epoch == _EPOCH_MAX else epoch + 1
+        session.used_s = now_s
+        self._sessions.move_to_end(session_id)
+        return Plan(session.partitions, session, incremental=True)
+
+    def _create(
+        self, by_id: bool, partitions: OrderedDict[_Key, CachedPartition], now_s: float
+    ) -> _Session | None:
+        if self._sessions_max <= 0 or self._partitions + len(partitions) > _PARTITIONS_MAX:
+            return None
+        if len(self._sessions) >= self._sessions_max:
+            oldest = next(iter(self._sessions.values()))
+            if now_s - oldest.used_s < _EVICTION_S:
+                return None
+            self._remove(oldest.id)
+        session_id = self._rng.randrange(1, 2**31)
+        while session_id in self._sessions:
+            session_id = self._rng.randrange(1, 2**31)
+        session = _Session(session_id, by_id, partitions)
+        session.used_s = now_s
+        self._sessions[session_id] = session
+        self._partitions += len(partitions)
+        return session
+
+    def _remove(self, session_id: int) -> None:
+        session = self._sessions.pop(session_id, None)
+        if session is not None:
+            self._partitions -= len(session.partitions)
+
+
+def _merge(partitions: OrderedDict[_Key, CachedPartition], topics: Iterable[FetchTopic], by_id: bool) -> None:
+    for topic in topics:
+        key: TopicKey = bytes(topic.topic_id) if by_id else topic.topic
+        for asked in topic.partitions:
+            known = partitions.get((key, asked.partition))
+            if known is None:
+                partitions[key, asked.partition] = CachedPartition(key, asked)
+            else:
+                known.update(asked)

@@ -1,0 +1,305 @@
+"""Metadata v0-13, DescribeCluster v0-2, DescribeTopicPartitions v0, ApiVersions v0-4."""
+
+from __future__ import annotations
+
+__all__ = (
+    "UNKNOWN_OPERATIONS",
+    "api_versions_nowait",
+    "describe_cluster_nowait",
+    "describe_topic_partitions_nowait",
+    "handle_metadata",
+    "metadata_nowait",
+    "unsupported_api_versions",
+)
+
+import re
+from bisect import bisect_left
+from typing import Final
+
+from penstock.api.context import ApiContext, NewTopic, RequestContext, Topic
+from penstock.api.errors import error_code_of
+from penstock.api.names import is_valid_topic_name
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.api_versions import ApiVersion, ApiVersionsRequest, ApiVersionsResponse
+from penstock.wire.messages.describe_cluster import (
+    DescribeClusterBroker,
+    DescribeClusterRequest,
+    DescribeClusterResponse,
+)
+from penstock.wire.messages.describe_topic_partitions import (
+    DescribeTopicPartitionsRequest,
+    DescribeTopicPartitionsResponse,
+    DescribeTopicPartitionsResponseCursor,
+    DescribeTopicPartitionsResponsePartition,
+    DescribeTopicPartitionsResponseTopic,
+)
+from penstock.wire.messages.metadata import (
+    MetadataRequest,
+    MetadataRequestTopic,
+    MetadataResponse,
+    MetadataResponseBroker,
+    MetadataResponsePartition,
+    MetadataResponseTopic,
+)
+
+#: "Not asked for" in the fields of authorized operations.
+UNKNOWN_OPERATIONS: Final = -(2**31)
+#: Bit fields of org.apache.kafka.common.acl.AclOperation; without an authorizer everything is allowed.
+_TOPIC_OPERATIONS: Final = sum(1 << code for code in (3, 4, 5, 6, 7, 8, 10, 11))
+_CLUSTER_OPERATIONS: Final = sum(1 << code for code in (5, 7, 8, 9, 10, 11, 12))
+
+_BY_ID_VERSION: Final = 12
+_ALL_BY_NULL_VERSION: Final = 1
+_CLIENT_SOFTWARE_VERSION: Final = 3
+_ENDPOINT_BROKERS: Final = 1
+_PARTITIONS_PER_RESPONSE_MAX: Final = 2000
+_ZERO_ID: Final = bytes(16)
+#: KIP-511's rule for names and versions of client software.
+_SOFTWARE: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
+
+
+def metadata_nowait(request: MetadataRequest, context: RequestContext) -> MetadataResponse | None:
+    """The response, unless topics have to be created first."""
+    if _to_create(request, context):
+        return None
+    return _metadata(request, context, {})
+
+
+async def handle_metadata(request: MetadataRequest, context: RequestContext) -> MetadataResponse:
+    """Metadata; creates topics that aren't there, if the client lets it and the broker is configured so."""
+    missing = _to_create(request, context)
+    failed: dict[str, int] = {}
+    if missing:
+        count = context.api.settings.partitions_default
+        results = await context.api.logs.create_topics(
+            [NewTopic(name=name, partition_count=count, configs={}) for name in missing]
+        )
+        for name, result in zip(missing, results, strict=True):
+            if isinstance(result, Exception) and name not in context.api.logs.topics():
+                failed[name] = error_code_of(result)
+    return _metadata(request, context, failed)
+
+
+def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
+    if not (request.allow_auto_topic_creation and context.api.settings.auto_create_topics and request.topics):
+        return []
+    known = context.api.logs.topics()
+    return [
+        name
+        for name in dict.fromkeys(topic.name for topic in request.topics)
+        if name and name not in known and is_valid_topic_name(name)
+    ]
+
+
+def _metadata(request: MetadataRequest, context: RequestContext, failed: dict[str, int]) -> MetadataResponse:
+    logs = context.api.logs
+    advertised = context.client.advertised
+    response = MetadataResponse(
+        brokers=[
+            MetadataResponseBroker(
+                node_id=advertised.node_id, host=advertised.host, port=advertised.port, rack=advertised.rack
+            )
+        ],
+        cluster_id=logs.cluster_id,
+        controller_id=logs.node_id,
+        topics=[],
+    )
+    if request.include_cluster_authorized_operations:
+        response.cluster_authorized_operations = _CLUSTER_OPERATIONS
+    operations = _TOPIC_OPERATIONS if request.include_topic_authorized_operations else UNKNOWN_OPERATIONS
+    if request.topics is None or (context.version < _ALL_BY_NULL_VERSION and not request.topics):
+        for topic in sorted(logs.topics().values(), key=lambda topic: topic.name):
+            response.topics.append(_topic(topic, context, operations))
+        return response
+    seen: set[str | bytes] = set()
+    for asked in request.topics:
+        key = asked.name if asked.name is not None else bytes(asked.topic_id)
+        if key not in seen:
+            seen.add(key)
+            response.topics.append(_asked_topic(asked, context, operations, failed))
+    return response
+
+
+def _asked_topic(
+    asked: MetadataRequestTopic, context: RequestContext, operations: int, failed: dict[str, int]
+) -> MetadataResponseTopic:
+    logs = context.api.logs
+    name = asked.name
+    if name is None:
+        if context.version < _BY_ID_VERSION:
+            # Versions 10 and 11 have the field and may not use it (KAFKA-12701).
+            return MetadataResponseTopic(error_code=ErrorCode.INVALID_TOPIC_EXCEPTION, name="", partitions=[])
+        topic = logs.topic_by_id(bytes(asked.topic_id))
+        if topic is None:
+            return MetadataResponseTopic(
+                error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=asked.topic_id, partitions=[]
+            )
+        return _topic(topic, context, operations)
+    topic = logs.topics().get(name)
+    if topic is not None:
+        return _topic(topic, context, operations)
+    if not is_valid_topic_name(name):
+        code = int(ErrorCode.INVALID_TOPIC_EXCEPTION)
+    else:
+        code = failed.get(name, int(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION))
+    return MetadataResponseTopic(error_code=code, name=name, partitions=[])
+
+
+def _topic(topic: Topic, context: RequestContext, operations: int) -> MetadataResponseTopic:
+    logs = context.api.logs
+    node_id = logs.node_id
+    nodes = [node_id]
+    partitions: list[MetadataResponsePartition] = []
+    for index in range(topic.partition_count):
+        partition = logs.partition(topic.name, index)
+        if partition is None:
+            partitions.append(
+                MetadataResponsePartition(
+                    error_code=ErrorCode.LEADER_NOT_AVAILABLE,
+                    partition_index=index,
+                    leader_id=-1,
+                    replica_nodes=nodes,
+                    isr_nodes=[],
+                    offline_replicas=nodes,
+                )
+            )
+        else:
+            partitions.append(
+                MetadataResponsePartition(
+                    partition_index=index,
+                    leader_id=node_id,
+                    leader_epoch=partition.leader_epoch,
+                    replica_nodes=nodes,
+                    isr_nodes=nodes,
+                )
+            )
+    return MetadataResponseTopic(
+        name=topic.name,
+        topic_id=topic.id,
+        is_internal=topic.internal,
+        partitions=partitions,
+        topic_authorized_operations=operations,
+    )
+
+
+def describe_cluster_nowait(
+    request: DescribeClusterRequest, context: RequestContext
+) -> DescribeClusterResponse:
+    """DescribeCluster (KIP-700): the one broker there is."""
+    logs = context.api.logs
+    if request.endpoint_type != _ENDPOINT_BROKERS:
+        # KIP-919: controllers have no endpoint of their own here.
+        return DescribeClusterResponse(
+            error_code=ErrorCode.MISMATCHED_ENDPOINT_TYPE,
+            error_message="this endpoint is a broker",
+            endpoint_type=_ENDPOINT_BROKERS,
+            cluster_id=logs.cluster_id,
+            brokers=[],
+        )
+    advertised = context.client.advertised
+    response = DescribeClusterResponse(
+        endpoint_type=_ENDPOINT_BROKERS,
+        cluster_id=logs.cluster_id,
+        controller_id=logs.node_id,
+        brokers=[
+            DescribeClusterBroker(
+                broker_id=advertised.node_id, host=advertised.host, port=advertised.port, rack=advertised.rack
+            )
+        ],
+    )
+    if request.include_cluster_authorized_operations:
+        response.cluster_authorized_operations = _CLUSTER_OPERATIONS
+    return response
+
+
+def describe_topic_partitions_nowait(
+    request: DescribeTopicPartitionsRequest, context: RequestContext
+) -> DescribeTopicPartitionsResponse:
+    """DescribeTopicPartitions (KIP-966): topics in the order of their names, in pages."""
+    logs = context.api.logs
+    left = min(max(request.response_partition_limit, 1), _PARTITIONS_PER_RESPONSE_MAX)
+    all_topics = not request.topics
+    names = sorted(logs.topics()) if all_topics else sorted({topic.name for topic in request.topics})
+    first_partition = 0
+    if request.cursor is not None:
+        at = bisect_left(names, request.cursor.topic_name)
+        if at < len(names) and names[at] == request.cursor.topic_name:
+            first_partition = max(0, request.cursor.partition_index)
+        names = names[at:]
+    response = DescribeTopicPartitionsResponse(topics=[])
+    for name in names:
+        topic = logs.topics().get(name)
+        if topic is None:
+            code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+            if not is_valid_topic_name(name):
+                code = ErrorCode.INVALID_TOPIC_EXCEPTION
+            response.topics.append(
+                DescribeTopicPartitionsResponseTopic(error_code=code, name=name, partitions=[])
+            )
+            continue
+        if left == 0:
+            response.next_cursor = DescribeTopicPartitionsResponseCursor(topic_name=name, partition_index=0)
+            break
+        described = _topic(topic, context, _TOPIC_OPERATIONS)
+        page = described.partitions[first_partition : first_partition + left]
+        response.topics.append(
+            DescribeTopicPartitionsResponseTopic(
+                name=name,
+                topic_id=topic.id,
+                is_internal=topic.internal,
+                partitions=[_described_partition(partition) for partition in page],
+                topic_authorized_operations=_TOPIC_OPERATIONS,
+            )
+        )
+        left -= len(page)
+        reached = first_partition + len(page)
+        first_partition = 0
+        if reached < len(described.partitions):
+            response.next_cursor = DescribeTopicPartitionsResponseCursor(
+                topic_name=name, partition_index=reached
+            )
+            break
+    return response
+
+
+def _described_partition(partition: MetadataResponsePartition) -> DescribeTopicPartitionsResponsePartition:
+    return DescribeTopicPartitionsResponsePartition(
+        error_code=partition.error_code,
+        partition_index=partition.partition_index,
+        leader_id=partition.leader_id,
+        leader_epoch=partition.leader_epoch,
+        replica_nodes=partition.replica_nodes,
+        isr_nodes=partition.isr_nodes,
+        eligible_leader_replicas=[],  # null would end Java's admin client
+        last_known_elr=[],
+        offline_replicas=partition.offline_replicas,
+    )
+
+
+def api_versions_nowait(request: ApiVersionsRequest, context: RequestContext) -> ApiVersionsResponse:
+    """ApiVersions; v3+ names the client's software (KIP-511). No features: none of them is done here yet."""
+    if context.version >= _CLIENT_SOFTWARE_VERSION:
+        name, version = request.client_software_name, request.client_software_version
+        if not _SOFTWARE.fullmatch(name) or not _SOFTWARE.fullmatch(version):
+            return ApiVersionsResponse(error_code=ErrorCode.INVALID_REQUEST, api_keys=[])
+        context.client.software_name = name
+        context.client.software_version = version
+    return ApiVersionsResponse(
+        api_keys=[
+            ApiVersion(api_key=key, min_version=low, max_version=high)
+            for key, low, high in context.api.api_versions
+        ]
+    )
+
+
+def unsupported_api_versions(api: ApiContext) -> ApiVersionsResponse:
+    """The answer, in version 0, to an ApiVersions of an unknown version: the versions of ApiVersions (KIP-511)."""
+    return ApiVersionsResponse(
+        error_code=ErrorCode.UNSUPPORTED_VERSION,
+        api_keys=[
+            ApiVersion(api_key=key, min_version=low, max_version=high)
+            for key, low, high in api.api_versions
+            if key == ApiKey.API_VERSIONS
+        ],
+    )

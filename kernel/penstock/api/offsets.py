@@ -1,0 +1,182 @@
+"""ListOffsets v1-11, OffsetForLeaderEpoch v2-4, DeleteRecords v0-2."""
+
+from __future__ import annotations
+
+__all__ = ("handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
+
+from typing import Final
+
+from penstock.api.context import Partition, RequestContext
+from penstock.api.errors import error_code_of, is_expected
+from penstock.errors import PenstockError
+from penstock.log.errors import KafkaError
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.delete_records import (
+    DeleteRecordsPartition,
+    DeleteRecordsPartitionResult,
+    DeleteRecordsRequest,
+    DeleteRecordsResponse,
+    DeleteRecordsTopicResult,
+)
+from penstock.wire.messages.list_offsets import (
+    ListOffsetsPartition,
+    ListOffsetsPartitionResponse,
+    ListOffsetsRequest,
+    ListOffsetsResponse,
+    ListOffsetsTopicResponse,
+)
+from penstock.wire.messages.offset_for_leader_epoch import (
+    EpochEndOffset,
+    OffsetForLeaderEpochRequest,
+    OffsetForLeaderEpochResponse,
+    OffsetForLeaderTopicResult,
+)
+
+_LATEST: Final = -1
+_EARLIEST: Final = -2
+_MAX_TIMESTAMP: Final = -3
+_EARLIEST_LOCAL: Final = -4
+_LATEST_TIERED: Final = -5
+_EARLIEST_PENDING_UPLOAD: Final = -6
+#: The version in which each special timestamp came (KIP-734, KIP-405, KIP-1005, KIP-1023).
+_SINCE_VERSION: Final = {
+    _LATEST: 0,
+    _EARLIEST: 0,
+    _MAX_TIMESTAMP: 7,
+    _EARLIEST_LOCAL: 8,
+    _LATEST_TIERED: 9,
+    _EARLIEST_PENDING_UPLOAD: 11,
+}
+_READ_COMMITTED: Final = 1
+_HIGH_WATERMARK: Final = -1
+
+
+async def handle_list_offsets(request: ListOffsetsRequest, context: RequestContext) -> ListOffsetsResponse:
+    """ListOffsets: one result per partition that was asked, with an error of its own."""
+    topics: list[ListOffsetsTopicResponse] = []
+    committed = request.isolation_level == _READ_COMMITTED
+    for topic in request.topics:
+        results: list[ListOffsetsPartitionResponse] = []
+        for asked in topic.partitions:
+            result = ListOffsetsPartitionResponse(partition_index=asked.partition_index)
+            try:
+                await _list_offset(topic.name, asked, result, context, committed)
+            except PenstockError as error:
+                if not is_expected(error):
+                    raise
+                result.error_code = error_code_of(error)
+            results.append(result)
+        topics.append(ListOffsetsTopicResponse(name=topic.name, partitions=results))
+    return ListOffsetsResponse(topics=topics)
+
+
+async def _list_offset(
+    topic: str,
+    asked: ListOffsetsPartition,
+    result: ListOffsetsPartitionResponse,
+    context: RequestContext,
+    committed: bool,
+) -> None:
+    partition = _find(topic, asked.partition_index, context)
+    _fence(asked.current_leader_epoch, partition)
+    timestamp = asked.timestamp
+    found: tuple[int, int, int] | None
+    if timestamp < 0:
+        since = _SINCE_VERSION.get(timestamp)
+        if since is None or context.version < since:
+            raise KafkaError(
+                ErrorCode.UNSUPPORTED_VERSION, f"special timestamp is unknown: timestamp={timestamp}"
+            )
+    if timestamp == _LATEST:
+        end = partition.last_stable_offset if committed else partition.high_watermark
+        found = (end, -1, partition.leader_epoch)
+    elif timestamp in {_EARLIEST, _EARLIEST_LOCAL}:
+        # All data is equally near: the local log starts where the log starts.
+        found = (partition.log_start_offset, -1, partition.leader_epoch)
+    elif timestamp == _MAX_TIMESTAMP:
+        found = await partition.max_timestamp_offset()
+    elif timestamp in {_LATEST_TIERED, _EARLIEST_PENDING_UPLOAD}:
+        found = None  # no tiers here
+    else:
+        found = await partition.offset_for_timestamp(timestamp)
+        if found is not None and committed and found[0] >= partition.last_stable_offset:
+            found = None
+    if found is not None:
+        result.offset, result.timestamp, result.leader_epoch = found
+
+
+async def handle_offset_for_leader_epoch(
+    request: OffsetForLeaderEpochRequest, context: RequestContext
+) -> OffsetForLeaderEpochResponse:
+    """OffsetForLeaderEpoch (KIP-320): where an epoch ended, (-1, -1) for one we never had."""
+    topics: list[OffsetForLeaderTopicResult] = []
+    for topic in request.topics:
+        results: list[EpochEndOffset] = []
+        for asked in topic.partitions:
+            result = EpochEndOffset(partition=asked.partition)
+            try:
+                partition = _find(topic.topic, asked.partition, context)
+                _fence(asked.current_leader_epoch, partition)
+                result.leader_epoch, result.end_offset = partition.end_offset_for_epoch(asked.leader_epoch)
+            except PenstockError as error:
+                if not is_expected(error):
+                    raise
+                result.error_code = error_code_of(error)
+            results.append(result)
+        topics.append(OffsetForLeaderTopicResult(topic=topic.topic, partitions=results))
+    return OffsetForLeaderEpochResponse(topics=topics)
+
+
+async def handle_delete_records(
+    request: DeleteRecordsRequest, context: RequestContext
+) -> DeleteRecordsResponse:
+    """DeleteRecords: move the log start of each partition, answer with the new one."""
+    topics: list[DeleteRecordsTopicResult] = []
+    for topic in request.topics:
+        results: list[DeleteRecordsPartitionResult] = []
+        for asked in topic.partitions:
+            result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
+            try:
+                result.low_watermark = await _delete_records(topic.name, asked, context)
+            except PenstockError as error:
+                if not is_expected(error):
+                    raise
+                result.error_code = error_code_of(error)
+            results.append(result)
+        topics.append(DeleteRecordsTopicResult(name=topic.name, partitions=results))
+    return DeleteRecordsResponse(topics=topics)
+
+
+async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: RequestContext) -> int:
+    partition = _find(topic, asked.partition_index, context)
+    if "delete" not in context.api.logs.config_value(topic, "cleanup.policy"):
+        raise KafkaError(
+            ErrorCode.POLICY_VIOLATION, f"records of a compacted topic can't be deleted: topic={topic}"
+        )
+    offset = asked.offset
+    if offset == _HIGH_WATERMARK:
+        offset = partition.high_watermark
+    if offset < 0 or offset > partition.high_watermark:
+        raise KafkaError(
+            ErrorCode.OFFSET_OUT_OF_RANGE,
+            f"offset is beyond the high watermark: offset={offset} high_watermark={partition.high_watermark}",
+        )
+    if offset <= partition.log_start_offset:
+        return partition.log_start_offset
+    return await partition.delete_records(offset)
+
+
+def _find(topic: str, index: int, context: RequestContext) -> Partition:
+    partition = context.api.logs.partition(topic, index)
+    if partition is None:
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+    return partition
+
+
+def _fence(asked_epoch: int, partition: Partition) -> None:
+    """KIP-320: a client with older metadata than ours, or newer, is told so."""
+    if asked_epoch in {-1, partition.leader_epoch}:
+        return
+    if asked_epoch < partition.leader_epoch:
+        raise KafkaError(ErrorCode.FENCED_LEADER_EPOCH)
+    raise KafkaError(ErrorCode.UNKNOWN_LEADER_EPOCH)

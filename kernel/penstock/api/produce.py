@@ -1,0 +1,312 @@
+"""Produce: the synchronous way from a request to the partitions, and the response once all are durable.
+
+No task and no future per request. ``ProduceCall.advance`` hands each partition's records to its log in the order
+of the request; the partitions answer through callbacks, and the last answer completes the call.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ProduceCall",)
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Final
+
+from penstock.api.context import ApiContext, AppendResult, Client, Partition
+from penstock.api.errors import error_code_of, error_message_of, is_expected
+from penstock.api.names import is_valid_topic_name
+from penstock.errors import FullError, PenstockError
+from penstock.spi.allocator import Allocation
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.produce import (
+    BatchIndexAndErrorMessage,
+    PartitionProduceData,
+    PartitionProduceResponse,
+    ProduceRequest,
+    ProduceResponse,
+    TopicProduceData,
+    TopicProduceResponse,
+)
+
+_log = logging.getLogger("penstock.api")
+
+_TOPIC_IDS_VERSION: Final = 13
+_ATTRIBUTES_LOW_POS: Final = 22
+_TRANSACTIONAL_BIT: Final = 1 << 4
+
+
+class ProduceCall:
+    """One Produce request on its way. Every partition of it ends with exactly one result.
+
+    ``on_complete`` is called once, when ``advance`` or a partition's callback fills the last result: with the
+    response to send, or None when there is none to send (acks=0). ``failed`` then says whether any partition
+    failed (acks=0: the connection is to be closed, which is all a client that wants no answer can be told).
+
+    ``allocation``, if given, holds the frame that the request's records view. The call owns it: it goes to the
+    partitions that take records, and back to the allocator if none does.
+    """
+
+    __slots__ = (
+        "_allocation",
+        "_api",
+        "_client",
+        "_cursor",
+        "_on_complete",
+        "_remaining",
+        "_request",
+        "_results",
+        "failed",
+        "version",
+    )
+
+    def __init__(
+        self,
+        request: ProduceRequest,
+        version: int,
+        api: ApiContext,
+        client: Client,
+        allocation: Allocation | None,
+        on_complete: Callable[[ProduceResponse | None], None],
+    ) -> None:
+        self._request = request
+        self.version = version
+        self._api = api
+        self._client = client
+        self._allocation = allocation
+        self._on_complete = on_complete
+        count = 0
+        for topic in request.topic_data:
+            count += len(topic.partition_data)
+        self._remaining = count
+        self._results: list[PartitionProduceResponse | None] = [None] * count
+        self._cursor = 0
+        self.failed = False
+        if count > 1 and allocation is not None:
+            self._allocation = _Frame(allocation)
+
+    @property
+    def timeout_ms(self) -> int:
+        """How long the client waits for the answer."""
+        return self._request.timeout_ms
+
+    def rebind(self, request: ProduceRequest) -> None:
+        """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
+        self._request = request
+
+    def advance(self) -> None:
+        """Hand over what isn't handed over yet.
+
+        Raises:
+            FullError: there is no room; call again later. What went before is on its way.
+        """
+        request = self._request
+        fault = self._fault_of_request()
+        index = 0
+        for topic in request.topic_data:
+            for data in topic.partition_data:
+                if index >= self._cursor:
+                    if fault is not None:
+                        self._refuse(index, data, *fault)
+                    else:
+                        self._append(index, topic, data)
+                    data.records = None  # drop the view: the log owns that memory now
+                    self._cursor = index + 1
+                index += 1
+        if self._allocation is not None:
+            self._allocation.release()
+            self._allocation = None
+        if index == 0:
+            self._complete()
+
+    def give_up(self, error: PenstockError) -> None:
+        """Refuse what isn't handed over yet with the code of ``error``."""
+        index = 0
+        for topic in self._request.topic_data:
+            for data in topic.partition_data:
+                if index >= self._cursor:
+                    self._cursor = index + 1
+                    self._refuse(index, data, error_code_of(error), str(error))
+                index += 1
+        self.drop()
+
+    def drop(self) -> None:
+        """Give back the memory of what isn't handed over: the connection is gone."""
+        if self._allocation is not None:
+            self._allocation.release()
+            self._allocation = None
+
+    def _fault_of_request(self) -> tuple[int, str] | None:
+        request = self._request
+        if request.acks not in (-1, 0, 1):
+            code = ErrorCode.INVALID_REQUIRED_ACKS
+            return code, f"acks must be -1, 0 or 1: acks={request.acks}"
+        if request.transactional_id is not None:
+            return ErrorCode.INVALID_TXN_STATE, "this broker has no transactions"
+        return None
+
+    def _append(self, index: int, topic: TopicProduceData, data: PartitionProduceData) -> None:
+        found = self._find(topic, data.index)
+        if not isinstance(found, ErrorCode):
+            records = data.records
+            if not isinstance(records, memoryview):
+                self._refuse(index, data, ErrorCode.INVALID_RECORD, "the partition has no records")
+            elif len(records) > _ATTRIBUTES_LOW_POS and records[_ATTRIBUTES_LOW_POS] & _TRANSACTIONAL_BIT:
+                self._refuse(index, data, ErrorCode.INVALID_TXN_STATE, "this broker has no transactions")
+            else:
+                self._append_to(found, index, data, records)
+        else:
+            self._refuse(index, data, found, None)
+
+    def _append_to(
+        self, partition: Partition, index: int, data: PartitionProduceData, records: memoryview
+    ) -> None:
+        allocation = self._allocation
+        charge = allocation.share(len(records)) if type(allocation) is _Frame else allocation
+        taken = False
+        try:
+            taken = partition.append(
+                records,
+                produce_version=self.version,
+                now_ms=self._api.now_ms(),
+                charge=charge,
+                on_done=partial(self._done, index, data.index),
+            )
+        except FullError:
+            if charge is not allocation and charge is not None:
+                charge.release()
+            raise
+        except PenstockError as error:
+            if not is_expected(error):
+                _log.exception("append failed: topic=%s partition=%s", partition.topic, partition.index)
+            self._refuse(index, data, error_code_of(error), error_message_of(error))
+        except Exception as error:  # noqa: BLE001 - logged and answered
+            # A bug below. Whether the log took the memory is unknown, so it stays accounted for.
+            _log.exception("append failed: topic=%s partition=%s", partition.topic, partition.index)
+            taken = True
+            self._refuse(index, data, error_code_of(error), error_message_of(error))
+        if taken:
+            if charge is allocation:
+                self._allocation = None
+        elif charge is not allocation and charge is not None:
+            charge.release()
+
+    def _find(self, topic: TopicProduceData, index: int) -> Partition | ErrorCode:
+        logs = self._api.logs
+        if self.version >= _TOPIC_IDS_VERSION:
+            known = logs.topic_by_id(topic.topic_id)
+            if known is None:
+                return ErrorCode.UNKNOWN_TOPIC_ID
+            topic.name = known.name
+        name = topic.name
+        partition = logs.partition(name, index)
+        if partition is None:
+            if not is_valid_topic_name(name):
+                return ErrorCode.INVALID_TOPIC_EXCEPTION
+            return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+        if name.startswith("__"):
+            known = logs.topics().get(name)
+            if known is not None and known.internal:
+                return ErrorCode.INVALID_TOPIC_EXCEPTION
+        return partition
+
+    def _refuse(self, index: int, data: PartitionProduceData, code: int, message: str | None) -> None:
+        self._fill(
+            index,
+            PartitionProduceResponse(
+                index=data.index, error_code=int(code), base_offset=-1, error_message=message
+            ),
+        )
+
+    def _done(self, index: int, partition_index: int, result: AppendResult) -> None:
+        response = PartitionProduceResponse(
+            index=partition_index,
+            error_code=result.error_code,
+            base_offset=result.base_offset,
+            log_append_time_ms=result.log_append_time_ms,
+            log_start_offset=result.log_start_offset,
+        )
+        if result.error_code:
+            response.error_message = result.error_message
+            response.record_errors = [
+                BatchIndexAndErrorMessage(batch_index=at, batch_index_error_message=text)
+                for at, text in result.record_errors
+            ]
+        self._fill(index, response)
+
+    def _fill(self, index: int, response: PartitionProduceResponse) -> None:
+        if self._results[index] is not None:
+            return  # a bug already answered for this partition
+        self._results[index] = response
+        if response.error_code:
+            self.failed = True
+        self._remaining -= 1
+        if not self._remaining:
+            self._complete()
+
+    def _complete(self) -> None:
+        if self._request.acks == 0:
+            self._on_complete(None)
+            return
+        responses: list[TopicProduceResponse] = []
+        at = 0
+        results = self._results
+        for topic in self._request.topic_data:
+            partitions: list[PartitionProduceResponse] = []
+            for _ in topic.partition_data:
+                result = results[at]
+                assert result is not None
+                partitions.append(result)
+                at += 1
+            responses.append(
+                TopicProduceResponse(topic_id=topic.topic_id, name=topic.name, partition_responses=partitions)
+            )
+        self._on_complete(ProduceResponse(responses=responses))
+
+
+class _Frame:
+    """A frame whose memory several partitions share; goes back when the last of them lets go."""
+
+    __slots__ = ("_allocation", "_shares")
+
+    def __init__(self, allocation: Allocation) -> None:
+        self._allocation = allocation
+        self._shares = 1
+
+    @property
+    def size(self) -> int:
+        return self._allocation.size
+
+    @property
+    def view(self) -> memoryview:
+        return self._allocation.view
+
+    def share(self, size: int) -> _Share:
+        self._shares += 1
+        return _Share(self, size)
+
+    def release(self) -> None:
+        self._shares -= 1
+        if self._shares == 0:
+            self._allocation.release()
+
+
+class _Share:
+    """One partition's part of a frame; ``size`` is that of its records."""
+
+    __slots__ = ("_frame", "size")
+
+    def __init__(self, frame: _Frame, size: int) -> None:
+        self._frame: _Frame | None = frame
+        self.size = size
+
+    @property
+    def view(self) -> memoryview:
+        assert self._frame is not None
+        return self._frame.view
+
+    def release(self) -> None:
+        frame = self._frame
+        assert frame is not None, "released twice"
+        self._frame = None
+        frame.release()

@@ -1,0 +1,255 @@
+"""CreateTopics v2-7, DeleteTopics v1-6, CreatePartitions v0-3."""
+
+from __future__ import annotations
+
+__all__ = ("handle_create_partitions", "handle_create_topics", "handle_delete_topics")
+
+from collections import Counter
+from typing import Final
+
+from penstock.api.configs import config_entry
+from penstock.api.context import NewTopic, RequestContext
+from penstock.api.errors import error_code_of, error_message_of, is_expected, quoted
+from penstock.api.names import topic_name_fault
+from penstock.errors import PenstockError
+from penstock.log.errors import KafkaError
+from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.create_partitions import (
+    CreatePartitionsRequest,
+    CreatePartitionsResponse,
+    CreatePartitionsTopic,
+    CreatePartitionsTopicResult,
+)
+from penstock.wire.messages.create_topics import (
+    CreatableTopic,
+    CreatableTopicConfigs,
+    CreatableTopicResult,
+    CreateTopicsRequest,
+    CreateTopicsResponse,
+)
+from penstock.wire.messages.delete_topics import (
+    DeletableTopicResult,
+    DeleteTopicsRequest,
+    DeleteTopicsResponse,
+    DeleteTopicState,
+)
+
+_DEFAULT: Final = -1
+_BY_ID_VERSION: Final = 6
+_ZERO_ID: Final = bytes(16)
+
+
+async def handle_create_topics(request: CreateTopicsRequest, context: RequestContext) -> CreateTopicsResponse:
+    """CreateTopics: each topic for itself, those that are valid in one go."""
+    times = Counter(topic.name for topic in request.topics)
+    results: dict[str, CreatableTopicResult] = {}
+    valid: list[NewTopic] = []
+    for asked in request.topics:
+        if asked.name in results:
+            continue
+        result = results[asked.name] = CreatableTopicResult(name=asked.name, error_message=None, configs=[])
+        try:
+            if times[asked.name] > 1:
+                raise KafkaError(
+                    ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
+                )
+            valid.append(_new_topic(asked, context))
+        except KafkaError as error:
+            result.error_code = error.error_code
+            result.error_message = str(error)
+    if request.validate_only:
+        for new in valid:
+            _describe(results[new.name], new, _ZERO_ID)
+    elif valid:
+        created = await context.api.logs.create_topics(valid)
+        for new, outcome in zip(valid, created, strict=True):
+            result = results[new.name]
+            if isinstance(outcome, Exception):
+                _raise_bug(outcome)
+                result.error_code = error_code_of(outcome)
+                result.error_message = error_message_of(outcome)
+            else:
+                _describe(result, new, outcome.id)
+    return CreateTopicsResponse(topics=list(results.values()))
+
+
+def _new_topic(asked: CreatableTopic, context: RequestContext) -> NewTopic:
+    fault = topic_name_fault(asked.name)
+    if fault is not None:
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, fault)
+    if asked.name in context.api.logs.topics():
+        raise KafkaError(ErrorCode.TOPIC_ALREADY_EXISTS, f"topic exists already: name={asked.name}")
+    return NewTopic(
+        name=asked.name,
+        partition_count=_partition_count(asked, context),
+        configs=validate_topic_configs({config.name: config.value for config in asked.configs}),
+    )
+
+
+def _partition_count(asked: CreatableTopic, context: RequestContext) -> int:
+    settings = context.api.settings
+    node_id = context.api.logs.node_id
+    if asked.assignments:
+        if asked.num_partitions != _DEFAULT or asked.replication_factor != _DEFAULT:
+            raise KafkaError(
+                ErrorCode.INVALID_REQUEST,
+                "with a replica assignment, partition count and replication factor must be -1",
+            )
+        if sorted(a.partition_index for a in asked.assignments) != list(range(len(asked.assignments))):
+            raise KafkaError(
+                ErrorCode.INVALID_REPLICA_ASSIGNMENT,
+                "assigned partitions must be numbered from 0 without a gap",
+            )
+        for assignment in asked.assignments:
+            _check_replicas(assignment.broker_ids, node_id)
+        count = len(asked.assignments)
+    else:
+        if asked.replication_factor not in {_DEFAULT, 1}:
+            raise KafkaError(
+                ErrorCode.INVALID_REPLICATION_FACTOR,
+                "replication factor must be 1 or -1: there is one broker, and durability comes from the "
+                f"write-ahead log: replication_factor={asked.replication_factor}",
+            )
+        count = settings.partitions_default if asked.num_partitions == _DEFAULT else asked.num_partitions
+    if not 1 <= count <= settings.partitions_per_topic_max:
+        raise KafkaError(
+            ErrorCode.INVALID_PARTITIONS,
+            f"partition count must be between 1 and {settings.partitions_per_topic_max}: partitions={count}",
+        )
+    return count
+
+
+def _check_replicas(broker_ids: list[int], node_id: int) -> None:
+    if broker_ids != [node_id]:
+        raise KafkaError(
+            ErrorCode.INVALID_REPLICA_ASSIGNMENT,
+            f"each partition has one replica, on the one broker there is: node_id={node_id}",
+        )
+
+
+def _describe(result: CreatableTopicResult, new: NewTopic, topic_id: bytes) -> None:
+    result.topic_id = topic_id
+    result.num_partitions = new.partition_count
+    result.replication_factor = 1
+    configs: list[CreatableTopicConfigs] = []
+    for config in TOPIC_CONFIGS.values():
+        entry = config_entry(config, new.configs.get(config.name))
+        configs.append(
+            CreatableTopicConfigs(
+                name=entry.name, value=entry.value, read_only=False, config_source=entry.config_source
+            )
+        )
+    result.configs = configs  # never null: Java's admin client dies of it
+
+
+async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestContext) -> DeleteTopicsResponse:
+    """DeleteTopics by name, from v6 on also by id."""
+    logs = context.api.logs
+    if context.version >= _BY_ID_VERSION:
+        asked = request.topics
+    else:
+        asked = [DeleteTopicState(name=name) for name in request.topic_names]
+    results: list[DeletableTopicResult] = []
+    names: dict[str, DeletableTopicResult] = {}
+    for state in asked:
+        result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
+        results.append(result)
+        try:
+            name = _name_to_delete(state, context)
+            if name in names:
+                raise KafkaError(ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={name}")
+            names[name] = result
+        except KafkaError as error:
+            result.error_code = error.error_code
+            result.error_message = str(error)
+            continue
+        result.name = name
+        result.topic_id = logs.topics()[name].id
+    if names:
+        outcomes = await logs.delete_topics(list(names))
+        for result, outcome in zip(names.values(), outcomes, strict=True):
+            if outcome is not None:
+                _raise_bug(outcome)
+                result.error_code = error_code_of(outcome)
+                result.error_message = error_message_of(outcome)
+    return DeleteTopicsResponse(responses=results)
+
+
+def _name_to_delete(state: DeleteTopicState, context: RequestContext) -> str:
+    logs = context.api.logs
+    if state.name is None:
+        topic = logs.topic_by_id(bytes(state.topic_id))
+        if topic is None:
+            raise KafkaError(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id")
+    else:
+        if state.topic_id != _ZERO_ID:
+            raise KafkaError(
+                ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id, not by both"
+            )
+        known = logs.topics().get(state.name)
+        if known is None:
+            raise KafkaError(
+                ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"there is no such topic: name={quoted(state.name)}"
+            )
+        topic = known
+    if topic.internal:
+        raise KafkaError(
+            ErrorCode.TOPIC_AUTHORIZATION_FAILED, f"internal topics can't be deleted: name={topic.name}"
+        )
+    return topic.name
+
+
+async def handle_create_partitions(
+    request: CreatePartitionsRequest, context: RequestContext
+) -> CreatePartitionsResponse:
+    """CreatePartitions: one result per topic, always."""
+    times = Counter(topic.name for topic in request.topics)
+    results: dict[str, CreatePartitionsTopicResult] = {}
+    for asked in request.topics:
+        if asked.name in results:
+            continue
+        result = results[asked.name] = CreatePartitionsTopicResult(name=asked.name)
+        try:
+            if times[asked.name] > 1:
+                raise KafkaError(
+                    ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
+                )
+            _check_growth(asked, context)
+            if not request.validate_only:
+                await context.api.logs.create_partitions(asked.name, asked.count)
+        except PenstockError as error:
+            _raise_bug(error)
+            result.error_code = error_code_of(error)
+            result.error_message = str(error)
+    return CreatePartitionsResponse(results=list(results.values()))
+
+
+def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None:
+    topic = context.api.logs.topics().get(asked.name)
+    if topic is None:
+        raise KafkaError(
+            ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"there is no such topic: name={quoted(asked.name)}"
+        )
+    if topic.internal:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"internal topics don't grow: name={topic.name}")
+    maximum = context.api.settings.partitions_per_topic_max
+    if not topic.partition_count < asked.count <= maximum:
+        raise KafkaError(
+            ErrorCode.INVALID_PARTITIONS,
+            f"a topic can only get more partitions, and at most {maximum}: "
+            f"name={asked.name} partitions={topic.partition_count} asked={asked.count}",
+        )
+    if asked.assignments is not None:
+        if len(asked.assignments) != asked.count - topic.partition_count:
+            raise KafkaError(
+                ErrorCode.INVALID_REPLICA_ASSIGNMENT, "there must be one assignment for each new partition"
+            )
+        for assignment in asked.assignments:
+            _check_replicas(assignment.broker_ids, context.api.logs.node_id)
+
+
+def _raise_bug(error: Exception) -> None:
+    """What has no place in the table of errors is no answer for a client, but a bug to be shown."""
+    if not is_expected(error):
+        raise error

@@ -1,0 +1,274 @@
+"""Topic configs: names, types, defaults and rules, as Kafka has them and as far as they act here. Pure.
+
+Three groups. Those that act. Those that only tune machinery that isn't here (segments, flushing, the cleaner's
+thresholds): they are accepted, checked and reported, because tools send them, and nothing a client can observe
+depends on them. And those whose effect a client would rely on and would not get: only the values that are true
+anyway are accepted, the others are refused with a sentence.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "TOPIC_CONFIGS",
+    "ConfigType",
+    "TopicConfig",
+    "effective_value",
+    "effective_values",
+    "split_list",
+    "validate_topic_config",
+    "validate_topic_configs",
+)
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Final
+
+from penstock.log.errors import KafkaError
+from penstock.wire.error_codes import ErrorCode
+
+_INT_MAX: Final = 2**31 - 1
+_LONG_MAX: Final = 2**63 - 1
+_LONG_MIN: Final = -(2**63)
+_DAY_MS: Final = 24 * 60 * 60 * 1000
+
+
+class ConfigType(IntEnum):
+    """The types of DescribeConfigs v3+ (org.apache.kafka.clients.admin.ConfigEntry.ConfigType)."""
+
+    BOOLEAN = 1
+    STRING = 2
+    INT = 3
+    SHORT = 4
+    LONG = 5
+    DOUBLE = 6
+    LIST = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicConfig:
+    """One topic config. ``low`` and ``high`` bound numbers; ``choices`` are the values of the rest."""
+
+    name: str
+    type: ConfigType
+    default: str
+    doc: str
+    acts: bool = True
+    low: int = _LONG_MIN
+    high: int = _LONG_MAX
+    choices: tuple[str, ...] = ()
+    #: Why any other value is refused, for configs of the third group.
+    refusal: str = ""
+
+    @property
+    def is_list(self) -> bool:
+        """Whether APPEND and SUBTRACT make sense."""
+        return self.type is ConfigType.LIST
+
+
+def _long(name: str, default: int, doc: str, *, low: int = 0, acts: bool = True) -> TopicConfig:
+    return TopicConfig(name=name, type=ConfigType.LONG, default=str(default), doc=doc, low=low, acts=acts)
+
+
+def _int(name: str, default: int, doc: str, *, low: int = 0, acts: bool = True) -> TopicConfig:
+    return TopicConfig(
+        name=name, type=ConfigType.INT, default=str(default), doc=doc, low=low, high=_INT_MAX, acts=acts
+    )
+
+
+def _bool(name: str, default: str, doc: str) -> TopicConfig:
+    return TopicConfig(
+        name=name, type=ConfigType.BOOLEAN, default=default, doc=doc, choices=("true", "false"), acts=False
+    )
+
+
+_UNUSED: Final = "Accepted and reported; tunes machinery that this broker doesn't have."
+
+_ALL: Final = (
+    TopicConfig(
+        name="cleanup.policy",
+        type=ConfigType.LIST,
+        default="delete",
+        doc="What happens to old records: delete removes them by retention.ms and retention.bytes.",
+        choices=("delete",),
+        refusal="this broker doesn't compact topics, only cleanup.policy=delete is supported",
+    ),
+    TopicConfig(
+        name="compression.type",
+        type=ConfigType.STRING,
+        default="producer",
+        doc="Codec of stored batches; producer keeps them as they come.",
+        choices=("producer",),
+        refusal="batches are stored as producers compress them, only compression.type=producer is supported",
+    ),
+    _int("max.message.bytes", 1_048_588, "Largest record batch accepted, as stored."),
+    _long(
+        "message.timestamp.after.max.ms",
+        3_600_000,
+        "How far a CreateTime may be ahead of the broker's clock.",
+    ),
+    _long(
+        "message.timestamp.before.max.ms", _LONG_MAX, "How far a CreateTime may be behind the broker's clock."
+    ),
+    TopicConfig(
+        name="message.timestamp.type",
+        type=ConfigType.STRING,
+        default="CreateTime",
+        doc="Whose time a record carries: the producer's (CreateTime) or the broker's (LogAppendTime).",
+        choices=("CreateTime", "LogAppendTime"),
+    ),
+    _long(
+        "retention.bytes",
+        -1,
+        "Size of a partition above which its oldest records go; -1 for no limit.",
+        low=-1,
+    ),
+    _long("retention.ms", 7 * _DAY_MS, "Age above which records go; -1 for no limit.", low=-1),
+    TopicConfig(
+        name="min.insync.replicas",
+        type=ConfigType.INT,
+        default="1",
+        doc="An acknowledged record is as durable as the write-ahead log, whatever the number of brokers.",
+        low=1,
+        high=1,
+        refusal="durability comes from the write-ahead log and not from replicas, so only 1 is supported",
+    ),
+    TopicConfig(
+        name="remote.storage.enable",
+        type=ConfigType.BOOLEAN,
+        default="false",
+        doc="All data is in the object store anyway, there are no tiers.",
+        choices=("false",),
+        refusal="all data is in the object store already, there are no tiers to turn on",
+    ),
+    TopicConfig(
+        name="unclean.leader.election.enable",
+        type=ConfigType.BOOLEAN,
+        default="false",
+        doc="A leader never misses acknowledged records, so no election is unclean.",
+        choices=("true", "false"),
+        acts=False,
+    ),
+    _long("delete.retention.ms", _DAY_MS, _UNUSED, acts=False),
+    _long("file.delete.delay.ms", 60_000, _UNUSED, acts=False),
+    _long("flush.messages", _LONG_MAX, _UNUSED + " Every acknowledged record is flushed.", low=1, acts=False),
+    _long("flush.ms", _LONG_MAX, _UNUSED + " Every acknowledged record is flushed.", acts=False),
+    _int("index.interval.bytes", 4096, _UNUSED, acts=False),
+    _long("local.retention.bytes", -2, _UNUSED, low=-2, acts=False),
+    _long("local.retention.ms", -2, _UNUSED, low=-2, acts=False),
+    _long("max.compaction.lag.ms", _LONG_MAX, _UNUSED, low=1, acts=False),
+    _long("min.compaction.lag.ms", 0, _UNUSED, acts=False),
+    TopicConfig(
+        name="min.cleanable.dirty.ratio", type=ConfigType.DOUBLE, default="0.5", doc=_UNUSED, acts=False
+    ),
+    _bool("preallocate", "false", _UNUSED),
+    _int("segment.bytes", 1_073_741_824, _UNUSED, low=14, acts=False),
+    _int("segment.index.bytes", 10_485_760, _UNUSED, low=4, acts=False),
+    _long("segment.jitter.ms", 0, _UNUSED, acts=False),
+    _long("segment.ms", 7 * _DAY_MS, _UNUSED, low=1, acts=False),
+    TopicConfig(
+        name="follower.replication.throttled.replicas",
+        type=ConfigType.LIST,
+        default="",
+        doc=_UNUSED,
+        acts=False,
+    ),
+    TopicConfig(
+        name="leader.replication.throttled.replicas",
+        type=ConfigType.LIST,
+        default="",
+        doc=_UNUSED,
+        acts=False,
+    ),
+)
+
+#: All topic configs by name, in the order of their names.
+TOPIC_CONFIGS: Final[Mapping[str, TopicConfig]] = {
+    config.name: config for config in sorted(_ALL, key=lambda c: c.name)
+}
+
+
+def split_list(value: str) -> list[str]:
+    """The items of a list config, in order."""
+    return [item for item in (part.strip() for part in value.split(",")) if item]
+
+
+def effective_value(name: str, overrides: Mapping[str, str], defaults: Mapping[str, str]) -> str:
+    """The value of one config: the topic's, else the broker's default, else Kafka's. KeyError if unknown."""
+    value = overrides.get(name)
+    if value is None:
+        value = defaults.get(name)
+    return TOPIC_CONFIGS[name].default if value is None else value
+
+
+def effective_values(overrides: Mapping[str, str], defaults: Mapping[str, str]) -> dict[str, str]:
+    """The values of all configs, by name."""
+    return {name: effective_value(name, overrides, defaults) for name in TOPIC_CONFIGS}
+
+
+def validate_topic_configs(configs: Mapping[str, str | None]) -> dict[str, str]:
+    """All of ``configs``, checked and normalised. Raises KafkaError INVALID_CONFIG for the first bad one."""
+    return {name: validate_topic_config(name, value) for name, value in configs.items()}
+
+
+def validate_topic_config(name: str, value: str | None) -> str:
+    """``value`` as it is to be stored. Raises KafkaError INVALID_CONFIG with a sentence for the client."""
+    config = TOPIC_CONFIGS.get(name)
+    if config is None:
+        near = difflib.get_close_matches(name[:100], TOPIC_CONFIGS, n=1)
+        hint = f", did you mean {near[0]}?" if near else ""
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"unknown topic config{hint} name={name[:100]!r}")
+    if value is None:
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"topic config has no value: name={name}")
+    value = value.strip()
+    if config.type in {ConfigType.INT, ConfigType.LONG}:
+        return _validated_number(config, value)
+    if config.type is ConfigType.DOUBLE:
+        return _validated_ratio(config, value)
+    if config.type is ConfigType.BOOLEAN:
+        value = value.lower()
+    return _validated_choice(config, value)
+
+
+def _validated_number(config: TopicConfig, value: str) -> str:
+    try:
+        number = int(value) if len(value) <= 20 else None  # an int64 and its sign
+    except ValueError:
+        number = None
+    if number is None:
+        raise _invalid(config, value, "it is not an integer")
+    if not config.low <= number <= config.high:
+        why = config.refusal or f"it must be between {config.low} and {config.high}"
+        raise _invalid(config, value, why)
+    return str(number)
+
+
+def _validated_ratio(config: TopicConfig, value: str) -> str:
+    try:
+        ratio = float(value)
+    except ValueError:
+        ratio = -1.0
+    if not 0 <= ratio <= 1:
+        raise _invalid(config, value, "it must be a number between 0 and 1")
+    return value
+
+
+def _validated_choice(config: TopicConfig, value: str) -> str:
+    items = split_list(value) if config.is_list else [value]
+    if config.choices:
+        if not items:
+            raise _invalid(config, value, f"it must be one of {', '.join(config.choices)}")
+        for item in items:
+            if item not in config.choices:
+                raise _invalid(
+                    config, value, config.refusal or f"it must be one of {', '.join(config.choices)}"
+                )
+    return ",".join(items)
+
+
+def _invalid(config: TopicConfig, value: str, why: str) -> KafkaError:
+    return KafkaError(
+        ErrorCode.INVALID_CONFIG,
+        f"invalid value of a topic config: {why} name={config.name} value={value[:100]!r}",
+    )

@@ -1,0 +1,715 @@
+"""One client connection: frames in, responses out, in order.
+
+Rules that the methods below keep:
+
+1. Responses leave in the order of the requests. Each request has a slot in ``_slots``; the head of the queue is
+   flushed as far as it is complete.
+2. A Produce is decoded and handed to the log where its bytes are, in the call that received them. It may follow
+   unanswered Produces, never an unfinished request of another kind.
+3. A request of another kind starts when all earlier ones are answered, as in Kafka, and runs alone.
+4. What can't go on is not read: unparsed bytes are kept in ``_stash`` and reading pauses until ``_resume``.
+5. The scratch buffer belongs to a connection only within one ``get_buffer`` / ``buffer_updated`` pair. Nothing
+   refers to it afterwards.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Connection",)
+
+import asyncio
+import socket
+import struct
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+
+from penstock.api.context import Client, Endpoint, RequestContext
+from penstock.api.dispatch import Api, failure_response
+from penstock.api.errors import error_code_of, is_expected
+from penstock.api.metadata import unsupported_api_versions
+from penstock.api.produce import ProduceCall
+from penstock.errors import FullError, PenstockError
+from penstock.server.settings import LARGE_FRAME_BYTES
+from penstock.spi.allocator import Allocation, Charge
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.produce import ProduceRequest, ProduceResponse
+from penstock.wire.registry import (
+    Message,
+    RequestHeader,
+    decode_request,
+    decode_request_header,
+    encode_response,
+    is_supported,
+)
+
+if TYPE_CHECKING:
+    from penstock.server.server import Server
+
+_PREFIX_BYTES: Final = 4
+#: API key, version, correlation id, length of the client id: no request is shorter.
+_HEADER_BYTES_MIN: Final = 10
+#: After a large frame only so much is received blindly: the next frame is probably large too, and what is
+#: received into the scratch buffer has to be copied.
+_PEEK_BYTES: Final = 512
+#: Responses up to this size are joined before they are written.
+_JOIN_BYTES_MAX: Final = 16 * 1024
+
+_PRODUCE: Final = int(ApiKey.PRODUCE)
+_API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
+
+_unpack_prefix = struct.Struct(">i").unpack_from
+_unpack_prefix_and_key = struct.Struct(">ih").unpack_from
+_unpack_start = struct.Struct(">hhi").unpack_from
+
+
+class _Slot:
+    """The place of one request in the order of responses."""
+
+    __slots__ = ("buffers", "charges", "close", "correlation_id", "request_bytes", "version")
+
+    def __init__(self, version: int, correlation_id: int, request_bytes: int) -> None:
+        self.version = version
+        self.correlation_id = correlation_id
+        self.request_bytes = request_bytes
+        #: None until the request is answered; empty when there is nothing to send.
+        self.buffers: list[Any] | None = None
+        self.charges: list[Charge] | None = None
+        self.close = False
+
+
+class _ProduceSlot(_Slot):
+    """The slot of a Produce: completes itself from the log's callback."""
+
+    __slots__ = ("call", "connection")
+
+    def __init__(self, connection: Connection, version: int, correlation_id: int, request_bytes: int) -> None:
+        super().__init__(version, correlation_id, request_bytes)
+        self.connection = connection
+        self.call: ProduceCall | None = None
+
+    def complete(self, response: ProduceResponse | None) -> None:
+        """The call's ``on_complete``. Comes from within the log's callbacks, so it doesn't raise."""
+        if response is None:
+            self.buffers = []
+            self.close = self.call is not None and self.call.failed
+        else:
+            try:
+                self.buffers = encode_response(_PRODUCE, self.version, self.correlation_id, response)
+            except PenstockError as error:
+                self.connection.answer_failed(self, error)
+        self.call = None
+        self.connection.slot_completed(self)
+
+
+class Connection(asyncio.BufferedProtocol):
+    """One connection of ``Server``. All methods run on the event loop."""
+
+    __slots__ = (
+        "_blocked",
+        "_call",
+        "_call_data",
+        "_closing",
+        "_expect_large",
+        "_finishing",
+        "_flush_scheduled",
+        "_header",
+        "_header_tail",
+        "_in_flight_bytes",
+        "_large",
+        "_large_pos",
+        "_large_ready",
+        "_lost",
+        "_memory_wait",
+        "_pending",
+        "_running",
+        "_scope",
+        "_server",
+        "_slots",
+        "_stash",
+        "_transport",
+        "_unsent_charges",
+        "_write_paused",
+        "client",
+        "closing_since",
+        "frame_since",
+        "last_active",
+        "stalled_since",
+    )
+
+    def __init__(self, server: Server, advertised: Endpoint) -> None:
+        self._server = server
+        self.client = Client(host="", port=0, advertised=advertised)
+        self._transport: asyncio.Transport | None = None
+        self._slots: deque[_Slot] = deque()
+        self._in_flight_bytes = 0
+        #: The request that runs alone, if any.
+        self._running: _Slot | None = None
+        self._scope: anyio.CancelScope | None = None
+        #: A Produce that found no room, and the bytes that its records view.
+        self._call: ProduceCall | None = None
+        self._call_data: bytearray | None = None
+        #: Start of an unfinished small frame.
+        self._pending = b""
+        #: Whole frames, and perhaps the start of one, that can't be handled yet. Reading is paused.
+        self._stash: bytearray | None = None
+        #: The large frame that is being received.
+        self._large: Allocation | None = None
+        self._large_pos = 0
+        self._large_ready = False
+        self._expect_large = False
+        self._blocked = False
+        self._write_paused = False
+        self._flush_scheduled = False
+        self._unsent_charges: list[Charge] = []
+        self._memory_wait = False
+        #: No further request is taken.
+        self._closing = False
+        #: Close when all is answered.
+        self._finishing = False
+        self._lost = False
+        self._header_tail = b""
+        self._header: RequestHeader | None = None
+        self.last_active = server.time()
+        #: When the unfinished frame began, None between frames. A new connection owes its first one.
+        self.frame_since: float | None = self.last_active
+        self.stalled_since: float | None = None
+        self.closing_since: float | None = None
+
+    # -- the transport's calls ------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
+        self._transport = transport  # type: ignore[assignment]
+        peer = transport.get_extra_info("peername")
+        if isinstance(peer, tuple) and len(peer) >= 2:
+            self.client.host, self.client.port = str(peer[0]), int(peer[1])
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Low mark 0: "resume" then means that all bytes have left, which is when fetch charges are released.
+        self._transport.set_write_buffer_limits(high=self._server.settings.write_buffer_bytes_max, low=0)  # type: ignore[union-attr]
+        if not self._server.connection_opened(self):
+            self._closing = True
+            transport.abort()  # type: ignore[attr-defined]
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._lost = self._closing = True
+        if self._scope is not None:
+            self._scope.cancel()
+        if self._call is not None:
+            self._call.drop()
+            self._call = None
+        self._release_large()
+        self._pending = b""
+        self._stash_dropped()
+        self._drop_call_data()
+        for slot in self._slots:
+            if slot is not self._running:  # a running handler's charges are released when it ends
+                _release(slot.charges)
+        self._slots.clear()
+        self._release_unsent()
+        self._server.connection_closed(self)
+
+    def eof_received(self) -> bool:
+        # Half-closing clients exist (nc, test tools): answer what is in flight, then close.
+        self._finishing = True
+        return not self._quiet()
+
+    def pause_writing(self) -> None:
+        self._write_paused = True
+        self.stalled_since = self._server.time()
+
+    def resume_writing(self) -> None:
+        self._write_paused = False
+        self.stalled_since = None
+        self._release_unsent()
+        if not self._lost:
+            self._resume()
+
+    def get_buffer(self, sizehint: int) -> memoryview:
+        large = self._large
+        if large is not None:
+            return large.view[self._large_pos :]
+        scratch = self._server.scratch
+        pending = self._pending
+        if pending:
+            size = len(pending)
+            scratch[:size] = pending
+            return scratch[size:]
+        if self._expect_large:
+            return scratch[:_PEEK_BYTES]
+        return scratch
+
+    def buffer_updated(self, nbytes: int) -> None:
+        server = self._server
+        server.received_bytes += nbytes
+        self.last_active = server.time()
+        if self._large is not None:
+            self._large_pos += nbytes
+            if self._large_pos == self._large.size:
+                self._large_received()
+            return
+        if self._closing:
+            return
+        end = nbytes
+        if self._pending:
+            end += len(self._pending)
+            self._pending = b""
+        self._parse(server.scratch, end)
+
+    # -- frames ---------------------------------------------------------------------------------------
+
+    def _parse(self, view: memoryview, end: int) -> None:
+        """Handle the frames in ``view[:end]``; keep what is left of them."""
+        pos = 0
+        size_max = self._server.settings.request_bytes_max
+        while end - pos >= _PREFIX_BYTES:
+            (size,) = _unpack_prefix(view, pos)
+            if not _HEADER_BYTES_MIN <= size <= size_max:
+                self._fault(f"frame length is out of range: length={size} length_max={size_max}")
+                return
+            stop = pos + _PREFIX_BYTES + size
+            if stop > end:
+                if size >= LARGE_FRAME_BYTES and end - pos >= _PREFIX_BYTES + _HEADER_BYTES_MIN:
+                    self._begin_large(view, pos, end, size)
+                    return
+                break
+            self._expect_large = False
+            if not self._take(view[pos + _PREFIX_BYTES : stop], None):
+                if not self._closing:
+                    self._block(view, pos, end)
+                return
+            pos = stop
+        if pos == end:
+            self.frame_since = None
+            return
+        if self.frame_since is None or pos:
+            self.frame_since = self.last_active
+        self._pending = bytes(view[pos:end])
+
+    def _take(self, frame: memoryview, allocation: Allocation | None) -> bool:
+        """Handle one frame; False when it has to wait (nothing has changed) or the connection is closing.
+
+        A frame that is taken takes its ``allocation`` with it.
+        """
+        if self._closing or self._call is not None or self._running is not None or self._write_paused:
+            return False
+        api_key, version, correlation_id = _unpack_start(frame, 0)
+        try:
+            if api_key == _PRODUCE:
+                settings = self._server.settings
+                if (
+                    len(self._slots) >= settings.pipeline_requests_max
+                    or self._in_flight_bytes >= settings.pipeline_bytes_max
+                ):
+                    return False
+                self._start_produce(frame, version, correlation_id, allocation)
+                return True
+            if self._slots:
+                self._write_completed()
+                if self._slots or self._closing:
+                    return False
+            self._start(bytes(frame), api_key, version)
+        except PenstockError as error:
+            self._fault(f"request is malformed: api_key={api_key} version={version}: {error}")
+            return False
+        if allocation is not None:
+            allocation.release()
+        return True
+
+    def _start_produce(
+        self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None
+    ) -> None:
+        tail = self._header_tail
+        if (
+            tail
+            and frame[8 : 8 + len(tail)] == tail
+            and self._header is not None
+            and version == self._header.api_version
+        ):
+            body_pos = self._header.body_pos
+        else:
+            header = decode_request_header(frame)
+            self.client.client_id = header.client_id
+            self._header = header
+            body_pos = header.body_pos
+            self._header_tail = bytes(frame[8:body_pos])
+        request = decode_request(_PRODUCE, version, frame, body_pos)
+        assert isinstance(request, ProduceRequest)
+        server = self._server
+        server.requests_by_api[_PRODUCE] += 1
+        slot = _ProduceSlot(self, version, correlation_id, len(frame))
+        self._slots.append(slot)
+        self._in_flight_bytes += len(frame)
+        call = ProduceCall(request, version, server.api, self.client, allocation, slot.complete)
+        slot.call = call
+        try:
+            call.advance()
+        except FullError:
+            if allocation is None:
+                # The scratch buffer is needed for others: go on from a copy.
+                self._call_data = bytearray(frame)
+                server.carried_bytes += len(self._call_data)
+                call.rebind(decode_request(_PRODUCE, version, memoryview(self._call_data), body_pos))  # type: ignore[arg-type]
+            self._call = call
+            server.start_soon(self._wait_for_room, call)
+
+    def _start(self, frame: bytes, api_key: int, version: int) -> None:
+        """Begin a request of another kind. ``frame`` is its own memory: handlers may keep views of it."""
+        header = decode_request_header(frame)
+        self.client.client_id = header.client_id
+        server = self._server
+        api = server.apis.get(api_key)
+        slot = _Slot(version, header.correlation_id, len(frame))
+        if api is None or not api.low <= version <= api.high or not is_supported(api_key, version):
+            if api_key == _API_VERSIONS:
+                # KIP-511: the answer to a version we don't know is one of version 0.
+                slot.version = 0
+                self._slots.append(slot)
+                self._in_flight_bytes += slot.request_bytes
+                self._answer(slot, _API_VERSIONS, unsupported_api_versions(server.api))
+                return
+            self._fault(f"api or version is not supported: api_key={api_key} version={version}")
+            return
+        message = decode_request(api_key, version, frame, header.body_pos)
+        server.requests_by_api[api_key] += 1
+        self._slots.append(slot)
+        self._in_flight_bytes += slot.request_bytes
+        context = RequestContext(api=server.api, client=self.client, version=version)
+        if api.nowait is not None:
+            try:
+                response = api.nowait(message, context)
+            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+                self._fail(slot, api, error)
+                return
+            if response is not None:
+                slot.charges = context.charges
+                self._answer(slot, api_key, response)
+                return
+        self._running = slot
+        server.start_soon(self._run, slot, api, message, context)
+
+    async def _run(self, slot: _Slot, api: Api, message: Message, context: RequestContext) -> None:
+        """Run one handler to its end, which may be that the client went away."""
+        assert api.handler is not None
+        slot.charges = context.charges
+        with anyio.CancelScope() as scope:
+            if api.cancellable:
+                self._scope = scope
+                if self._lost:
+                    scope.cancel()
+            try:
+                response = await api.handler(message, context)
+            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+                self._running = None
+                self._fail(slot, api, error)
+                return
+            finally:
+                self._scope = None
+            self._running = None
+            self._answer(slot, api.key, response)
+            return
+        _release(slot.charges)  # cancelled: there is nobody left to answer
+
+    def _answer(self, slot: _Slot, api_key: int, response: Message) -> None:
+        if self._lost:
+            _release(slot.charges)
+            return
+        try:
+            slot.buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
+        except PenstockError as error:
+            self.answer_failed(slot, error)
+        self.slot_completed(slot)
+
+    def answer_failed(self, slot: _Slot, error: PenstockError) -> None:
+        """A response can't be encoded, which is a bug: the client gets nothing but the end of the connection."""
+        self._server.handler_failed(-1, error, expected=False)
+        slot.buffers = []
+        slot.close = True
+
+    def _fail(self, slot: _Slot, api: Api, error: Exception) -> None:
+        """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
+        self._server.handler_failed(api.key, error, expected=is_expected(error))
+        _release(slot.charges)
+        response = failure_response(api.key, slot.version, error_code_of(error))
+        if response is None:
+            slot.buffers = []
+            slot.close = True
+            self.slot_completed(slot)
+        else:
+            self._answer(slot, api.key, response)
+
+    # -- large frames ---------------------------------------------------------------------------------
+
+    def _begin_large(self, view: memoryview, pos: int, end: int, size: int) -> None:
+        """Receive the rest of a large frame straight into memory of its own."""
+        _, api_key = _unpack_prefix_and_key(view, pos)
+        if api_key != _PRODUCE:
+            if api_key not in self._server.apis:
+                self._fault(f"api is not supported: api_key={api_key} length={size}")
+                return
+            size_max = self._server.settings.control_request_bytes_max
+            if size > size_max:
+                self._fault(
+                    f"frame is too long for its api: api_key={api_key} length={size} length_max={size_max}"
+                )
+                return
+        if self.frame_since is None or pos:
+            self.frame_since = self.last_active
+        self._expect_large = True
+        start = view[pos + _PREFIX_BYTES : end]
+        try:
+            large = self._server.allocator.allocate_nowait(size, "network")
+        except FullError:
+            self._memory_wait = True
+            self._pause()
+            self._server.start_soon(self._wait_for_memory, bytes(start), size)
+            return
+        self._fill_large(large, start)
+
+    def _fill_large(self, large: Allocation, start: memoryview | bytes) -> None:
+        large.view[: len(start)] = start
+        self._large = large
+        self._large_pos = len(start)
+        self._large_ready = False
+
+    async def _wait_for_memory(self, start: bytes, size: int) -> None:
+        server = self._server
+        server.waiting_for_memory += 1
+        server.carried_bytes += len(start)
+        large: Allocation | None = None
+        try:
+            with anyio.move_on_after(server.settings.memory_wait_ms_max / 1000) as scope:
+                self._scope = scope
+                if not self._lost:
+                    large = await server.allocator.allocate(size, "network")
+        finally:
+            server.waiting_for_memory -= 1
+            server.carried_bytes -= len(start)
+            self._scope = None
+            self._memory_wait = False
+        if self._closing:
+            if large is not None:
+                large.release()
+        elif large is None:
+            self._fault(f"no memory for a large request in time: length={size}")
+        else:
+            self.last_active = self.frame_since = server.time()
+            self._fill_large(large, start)
+            self._resume()
+
+    def _large_received(self) -> None:
+        large = self._large
+        assert large is not None
+        self._large = None
+        self._large_ready = False
+        if self._take(large.view, large):
+            self.frame_since = None
+        elif self._closing:
+            large.release()
+        else:
+            self._large = large
+            self._large_ready = True
+            self._pause()
+
+    def _release_large(self) -> None:
+        large, self._large = self._large, None
+        self._large_ready = False
+        if large is not None:
+            large.release()
+
+    # -- waiting --------------------------------------------------------------------------------------
+
+    def _block(self, view: memoryview, pos: int, end: int) -> None:
+        self._stash = bytearray(view[pos:end])
+        self._server.carried_bytes += end - pos
+        self.frame_since = None
+        self._pause()
+
+    def _pause(self) -> None:
+        if not self._blocked:
+            self._blocked = True
+            assert self._transport is not None
+            self._transport.pause_reading()
+
+    def _resume(self) -> None:
+        """Go on with what was kept back, as far as it goes; then read on."""
+        if not self._blocked or self._closing or self._memory_wait or self._write_paused:
+            return
+        if self._large_ready:
+            self._large_received()
+            if self._is_stuck():
+                return
+        stash, self._stash = self._stash, None
+        if stash is not None:
+            self._server.carried_bytes -= len(stash)
+            self._parse(memoryview(stash), len(stash))
+            if self._is_stuck():
+                return
+        self._blocked = False
+        assert self._transport is not None
+        self._transport.resume_reading()
+
+    def _is_stuck(self) -> bool:
+        """There is still something that can't go on."""
+        return self._large_ready or self._stash is not None or self._memory_wait or self._closing
+
+    async def _wait_for_room(self, call: ProduceCall) -> None:
+        """The log is full: produce back-pressure. Later frames of the connection wait behind this one."""
+        server = self._server
+        server.waiting_for_room += 1
+        wait_ms = min(max(call.timeout_ms, 0), server.api.settings.produce_wait_ms_max)
+        try:
+            with anyio.move_on_after(wait_ms / 1000) as scope:
+                self._scope = scope
+                if self._call is not call:
+                    return  # the connection was lost before this task began
+                while True:
+                    await server.api.logs.wait_for_room()
+                    if self._advanced(call):
+                        break
+            if scope.cancelled_caught and self._call is call:
+                call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
+        except PenstockError as error:  # the log is closing
+            if self._call is call:
+                call.give_up(error)
+        finally:
+            server.waiting_for_room -= 1
+            self._scope = None
+        if self._call is call:
+            self._call = None
+            self._drop_call_data()
+            self._resume()
+
+    def _advanced(self, call: ProduceCall) -> bool:
+        """Try again; True when there is nothing left to try."""
+        if self._call is not call:
+            return True
+        try:
+            call.advance()
+        except FullError:
+            return False
+        return True
+
+    def _drop_call_data(self) -> None:
+        data, self._call_data = self._call_data, None
+        if data is not None:
+            self._server.carried_bytes -= len(data)
+
+    # -- responses ------------------------------------------------------------------------------------
+
+    def slot_completed(self, slot: _Slot) -> None:
+        """A slot has its answer: flush soon, together with others that complete in the same turn of the loop."""
+        if self._lost:
+            _release(slot.charges)
+            slot.charges = None
+        elif not self._flush_scheduled and self._slots and self._slots[0].buffers is not None:
+            self._flush_scheduled = True
+            self._server.flush_soon(self)
+
+    def flush(self) -> None:
+        """Send what is complete, then go on with what waited for that."""
+        self._flush_scheduled = False
+        self._write_completed()
+        if self._finishing and self._quiet():
+            self.close()
+        elif self._blocked:
+            self._resume()
+
+    def _write_completed(self) -> None:
+        slots = self._slots
+        buffers: list[Any] = []
+        close = False
+        while slots and slots[0].buffers is not None:
+            slot = slots.popleft()
+            self._in_flight_bytes -= slot.request_bytes
+            buffers += slot.buffers or ()
+            if slot.charges:
+                self._unsent_charges += slot.charges
+            if slot.close:
+                close = True
+                break
+        transport = self._transport
+        if buffers and transport is not None and not transport.is_closing():
+            self._write(transport, buffers)
+        if self._unsent_charges and not self._write_paused:
+            self._release_unsent()
+        if close:
+            self.close()
+
+    def _write(self, transport: asyncio.Transport, buffers: list[Any]) -> None:
+        size = 0
+        for buffer in buffers:
+            size += len(buffer)
+        self._server.sent_bytes += size
+        if size <= _JOIN_BYTES_MAX:
+            transport.write(b"".join(buffers))
+        elif self._server.gathers:
+            transport.writelines(buffers)
+        else:
+            # asyncio joins the list before it writes; one by one, only what the socket refuses is copied.
+            for buffer in buffers:
+                transport.write(buffer)
+
+    def _release_unsent(self) -> None:
+        charges, self._unsent_charges = self._unsent_charges, []
+        _release(charges)
+
+    # -- the end --------------------------------------------------------------------------------------
+
+    def _quiet(self) -> bool:
+        """Nothing is in flight and nothing that could be done is kept back."""
+        if self._slots:
+            return False
+        return self._closing or (self._stash is None and self._call is None and not self._large_ready)
+
+    @property
+    def in_flight(self) -> int:
+        """Requests without their answer."""
+        return len(self._slots)
+
+    @property
+    def waits_for_us(self) -> bool:
+        """A request is being handled or waits for memory: a quiet client is no idle client."""
+        return bool(self._slots) or self._memory_wait
+
+    @property
+    def pending_bytes(self) -> int:
+        """Size of an unfinished small frame."""
+        return len(self._pending)
+
+    def drain(self) -> None:
+        """Take no more requests; answer those in flight, then close."""
+        self._closing = self._finishing = True
+        if not self._slots:
+            self.close()
+
+    def close(self) -> None:
+        """Close when the bytes written so far have left."""
+        self._closing = True
+        if self.closing_since is None:
+            self.closing_since = self._server.time()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close now."""
+        self._closing = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _fault(self, reason: str) -> None:
+        self._server.connection_faulted(self, reason)
+        self._stash_dropped()
+        self.close()
+
+    def _stash_dropped(self) -> None:
+        stash, self._stash = self._stash, None
+        if stash is not None:
+            self._server.carried_bytes -= len(stash)
+
+
+def _release(charges: list[Charge] | None) -> None:
+    for charge in charges or ():
+        charge.release()

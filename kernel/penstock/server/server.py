@@ -1,0 +1,283 @@
+"""The server: listeners, the set of connections, limits in time, draining."""
+
+from __future__ import annotations
+
+__all__ = ("Server",)
+
+import asyncio
+import logging
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from types import MappingProxyType
+from typing import Any, Final
+
+import anyio
+from anyio import AsyncContextManagerMixin
+from anyio.abc import TaskGroup
+
+from penstock.api.context import ApiContext, Endpoint
+from penstock.api.dispatch import Api, advertised
+from penstock.errors import ConfigError
+from penstock.server.connection import Connection
+from penstock.server.settings import SCRATCH_BYTES, ListenerSettings, ServerSettings, ServerStatistics
+from penstock.spi.allocator import Allocator
+
+_log = logging.getLogger("penstock.server")
+
+#: How long a closed connection may take to send its last bytes.
+_LINGER_S: Final = 10.0
+#: At most so many lines about bad input per this many seconds.
+_FAULT_LINES_MAX: Final = 5
+_FAULT_WINDOW_S: Final = 10.0
+
+
+class Server(AsyncContextManagerMixin):
+    """Accepts Kafka clients while its scope is open.
+
+    ``apis`` maps API keys to what handles them (``penstock.api.dispatch.apis``). Entering binds all listeners
+    and raises ConfigError when one can't be bound; then ``endpoints`` tells where. Leaving stops accepting,
+    raises ``api.draining``, answers what is in flight within ``drain_timeout_ms``, and closes all connections.
+    Runs on the asyncio backend only.
+    """
+
+    def __init__(
+        self,
+        *,
+        listeners: Sequence[ListenerSettings],
+        api: ApiContext,
+        apis: Mapping[int, Api],
+        allocator: Allocator,
+        settings: ServerSettings | None = None,
+    ) -> None:
+        self.settings = settings or ServerSettings()
+        self.api = api
+        self.apis = apis
+        self.allocator = allocator
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        #: Where clients reach this broker, one per listener, once the scope is open.
+        self.endpoints: tuple[Endpoint, ...] = ()
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.carried_bytes = 0
+        self.waiting_for_room = 0
+        self.waiting_for_memory = 0
+        self.requests_by_api: Counter[int] = Counter()
+        self.gathers = False
+        self.time: Callable[[], float] = api.clock
+        self._listeners = tuple(listeners)
+        self._connections: set[Connection] = set()
+        self._connections_total = 0
+        self._rejected = 0
+        self._faults = 0
+        self._timeouts = 0
+        self._handler_errors = 0
+        self._fault_window = _Window(_FAULT_LINES_MAX, _FAULT_WINDOW_S)
+        self._dirty: list[Connection] = []
+        self._draining = False
+        self._all_closed = anyio.Event()
+        self._tasks: TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    @asynccontextmanager
+    async def __asynccontextmanager__(self) -> AsyncIterator[Server]:
+        loop = self._loop = asyncio.get_running_loop()
+        # uvloop gathers buffers into one writev; asyncio does so from 3.12 on.
+        self.gathers = sys.version_info >= (3, 12) or type(loop).__module__.startswith("uvloop")
+        self.api.api_versions = advertised(self.apis)
+        sockets: list[asyncio.Server] = []
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            try:
+                for listener in self._listeners:
+                    sockets.append(await self._listen(loop, listener))
+                self._schedule_sweep()
+                yield self
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._drain(sockets)
+                tasks.cancel_scope.cancel()
+
+    async def _listen(self, loop: asyncio.AbstractEventLoop, listener: ListenerSettings) -> asyncio.Server:
+        endpoint: Endpoint | None = None
+
+        def connect() -> Connection:
+            assert endpoint is not None
+            return Connection(self, endpoint)
+
+        try:
+            server = await loop.create_server(
+                connect,
+                listener.host or None,
+                listener.port,
+                backlog=self.settings.backlog,
+                start_serving=False,
+            )
+        except OSError as error:
+            raise ConfigError(
+                f"can't listen, is the port in use or the host not of this machine? "
+                f"listener={listener.name} host={listener.host} port={listener.port} reason={error.strerror or error}"
+            ) from error
+        host = listener.advertised_host or listener.host
+        port = listener.advertised_port or server.sockets[0].getsockname()[1]
+        if host in {"", "0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
+            host = "localhost"
+        endpoint = Endpoint(node_id=self.api.logs.node_id, host=host, port=port)
+        self.endpoints += (endpoint,)
+        await server.start_serving()
+        return server
+
+    async def _drain(self, sockets: Sequence[asyncio.Server]) -> None:
+        self._draining = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for server in sockets:
+            server.close()
+        self.api.draining.set()
+        for connection in tuple(self._connections):
+            connection.drain()
+        with anyio.move_on_after(self.settings.drain_timeout_ms / 1000):
+            await self._wait_closed()
+        for connection in tuple(self._connections):
+            connection.abort()
+        with anyio.move_on_after(1):
+            await self._wait_closed()
+
+    async def _wait_closed(self) -> None:
+        if self._connections:
+            await self._all_closed.wait()
+
+    # -- what connections call ------------------------------------------------------------------------
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run ``function`` in the server's scope."""
+        assert self._tasks is not None
+        self._tasks.start_soon(function, *args)
+
+    def flush_soon(self, connection: Connection) -> None:
+        """Flush it in the next turn of the loop, when all callbacks of this turn have run."""
+        if not self._dirty:
+            assert self._loop is not None
+            self._loop.call_soon(self._flush_dirty)
+        self._dirty.append(connection)
+
+    def _flush_dirty(self) -> None:
+        dirty, self._dirty = self._dirty, []
+        for connection in dirty:
+            connection.flush()
+
+    def connection_opened(self, connection: Connection) -> bool:
+        """Count it; False when there are too many."""
+        self._connections_total += 1
+        self._connections.add(connection)
+        if len(self._connections) > self.settings.connections_max or self._draining:
+            self._rejected += 1
+            self._warn(f"connection refused, too many: connections_max={self.settings.connections_max}")
+            return False
+        return True
+
+    def connection_closed(self, connection: Connection) -> None:
+        """It is gone."""
+        self._connections.discard(connection)
+        if self._draining and not self._connections:
+            self._all_closed.set()
+
+    def connection_faulted(self, connection: Connection, reason: str) -> None:
+        """It sent what no client should, and will be closed."""
+        self._faults += 1
+        client = connection.client
+        self._warn(f"connection closed: {reason} peer={client.host}:{client.port}")
+
+    def handler_failed(self, api_key: int, error: BaseException, *, expected: bool) -> None:
+        """A handler raised. An operating error gets a line, a bug its traceback."""
+        if expected:
+            self._warn(f"request failed: api_key={api_key} error={type(error).__name__}: {error}")
+            return
+        self._handler_errors += 1
+        _log.error("request failed, this is a bug: api_key=%s", api_key, exc_info=error)
+
+    def _warn(self, line: str) -> None:
+        skipped = self._fault_window.admit(self.time())
+        if skipped is not None:
+            _log.warning("%s%s", line, f" (and {skipped} more not shown)" if skipped else "")
+
+    # -- time limits ----------------------------------------------------------------------------------
+
+    def _schedule_sweep(self) -> None:
+        settings = self.settings
+        shortest_ms = min(
+            settings.idle_timeout_ms, settings.half_open_timeout_ms, settings.stalled_write_timeout_ms
+        )
+        assert self._loop is not None
+        self._sweep_timer = self._loop.call_later(min(shortest_ms / 4000, 5.0), self._sweep_and_schedule)
+
+    def _sweep_and_schedule(self) -> None:
+        self.sweep()
+        self._schedule_sweep()
+
+    def sweep(self) -> None:
+        """Close connections that are idle, half open, or don't take their responses."""
+        now = self.time()
+        idle = now - self.settings.idle_timeout_ms / 1000
+        half_open = now - self.settings.half_open_timeout_ms / 1000
+        stalled = now - self.settings.stalled_write_timeout_ms / 1000
+        for connection in tuple(self._connections):
+            if connection.closing_since is not None:
+                if connection.closing_since < now - _LINGER_S:
+                    connection.abort()
+            elif connection.stalled_since is not None:
+                if connection.stalled_since < stalled:
+                    self._timeouts += 1
+                    connection.abort()
+            elif connection.waits_for_us:
+                continue
+            elif connection.last_active < idle or (
+                connection.frame_since is not None and connection.frame_since < half_open
+            ):
+                self._timeouts += 1
+                connection.close()
+
+    def statistics(self) -> ServerStatistics:
+        """A snapshot."""
+        return ServerStatistics(
+            connections=len(self._connections),
+            connections_total=self._connections_total,
+            connections_rejected=self._rejected,
+            connections_closed_for_fault=self._faults,
+            connections_closed_for_timeout=self._timeouts,
+            requests_by_api=MappingProxyType(dict(self.requests_by_api)),
+            requests_in_flight=sum(connection.in_flight for connection in self._connections),
+            handler_errors=self._handler_errors,
+            received_bytes=self.received_bytes,
+            sent_bytes=self.sent_bytes,
+            waiting_for_room=self.waiting_for_room,
+            waiting_for_memory=self.waiting_for_memory,
+            carried_bytes=self.carried_bytes + sum(c.pending_bytes for c in self._connections),
+        )
+
+
+class _Window:
+    """Admits so many events per window of time, and counts the others."""
+
+    __slots__ = ("_admitted", "_limit", "_since", "_skipped", "_window_s")
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._since = float("-inf")
+        self._admitted = 0
+        self._skipped = 0
+
+    def admit(self, now: float) -> int | None:
+        """None when this one is over the limit; else how many were, since the last one admitted."""
+        if now - self._since >= self._window_s:
+            self._since = now
+            self._admitted = 0
+        if self._admitted >= self._limit:
+            self._skipped += 1
+            return None
+        self._admitted += 1
+        skipped, self._skipped = self._skipped, 0
+        return skipped

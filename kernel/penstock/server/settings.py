@@ -1,0 +1,82 @@
+"""What the server is told, and what it tells: limits, listeners and statistics."""
+
+from __future__ import annotations
+
+__all__ = ("LARGE_FRAME_BYTES", "SCRATCH_BYTES", "ListenerSettings", "ServerSettings", "ServerStatistics")
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+#: A frame of at least this size gets memory of its own and is received straight into it.
+LARGE_FRAME_BYTES: Final = 32 * 1024
+#: The one receive buffer that all connections share.
+SCRATCH_BYTES: Final = 64 * 1024
+
+# An unfinished small frame is carried over in the scratch buffer, in front of what comes next.
+assert LARGE_FRAME_BYTES + 4 < SCRATCH_BYTES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSettings:
+    """One place where clients connect. Port 0 takes a free one; what is advertised defaults to what is bound."""
+
+    name: str = "PLAINTEXT"
+    host: str = "127.0.0.1"
+    port: int = 9092
+    advertised_host: str | None = None
+    advertised_port: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """Limits of the server; where Kafka has the setting, its name and default are the same."""
+
+    #: Largest frame, hence largest Produce (``socket.request.max.bytes``).
+    request_bytes_max: int = 100 * 1024 * 1024
+    #: Largest frame of any other API: decoded, these take many times their size.
+    control_request_bytes_max: int = 4 * 1024 * 1024
+    #: Connections beyond this are closed at once (``max.connections``).
+    connections_max: int = 10_000
+    #: A connection without a request for this long is closed (``connections.max.idle.ms``).
+    idle_timeout_ms: int = 600_000
+    #: A connection that sent no complete request, or that stopped within one, is closed after this.
+    half_open_timeout_ms: int = 30_000
+    #: A connection that doesn't take its responses for this long is closed.
+    stalled_write_timeout_ms: int = 120_000
+    #: Unanswered requests per connection before it is no longer read.
+    pipeline_requests_max: int = 512
+    #: Unanswered request bytes per connection before it is no longer read.
+    pipeline_bytes_max: int = 64 * 1024 * 1024
+    #: Bytes of responses that may wait in a connection before its requests wait too.
+    write_buffer_bytes_max: int = 1024 * 1024
+    #: How long a large frame may wait for memory before its connection is closed.
+    memory_wait_ms_max: int = 60_000
+    #: How long requests in flight may take once the server stops.
+    drain_timeout_ms: int = 10_000
+    #: Length of the queue of connections not yet accepted.
+    backlog: int = 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerStatistics:
+    """A snapshot."""
+
+    connections: int
+    connections_total: int
+    connections_rejected: int
+    #: Closed because of what they sent: malformed frames, unknown APIs, absurd lengths.
+    connections_closed_for_fault: int
+    connections_closed_for_timeout: int
+    #: Requests answered or being answered, by API key.
+    requests_by_api: Mapping[int, int]
+    requests_in_flight: int
+    #: Handlers that raised what they shouldn't.
+    handler_errors: int
+    received_bytes: int
+    sent_bytes: int
+    #: Connections that wait for room in the log, and for memory for a large frame.
+    waiting_for_room: int
+    waiting_for_memory: int
+    #: Bytes kept for unfinished and blocked requests, outside the allocator.
+    carried_bytes: int
