@@ -141,9 +141,7 @@ class _Produce:
             self._on_done(outcome)
             partition._advanced()
         else:
-            partition.producers.rollback_from(self._base_offset)
             self._on_done(AppendOutcome(append_error_code(error), str(error)))
-            partition._fail_duplicates(self._base_offset, error)
 
 
 class Partition:
@@ -167,6 +165,7 @@ class Partition:
         self.stream = stream
         self.state_stream = state_stream
         self.producers = ProducerStateTable()
+        stream.on_reset = self._reset
         self._engine = engine
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
@@ -283,6 +282,8 @@ class Partition:
                 own.release()
             elif original:
                 data[:HEADER_BYTES] = original  # the caller tries again with the same bytes
+            else:
+                assign_offsets(data, 0, -1)
             raise
         if header.producer_id >= 0:
             self.producers.record(header, base_offset, now_ms, log_append_time_ms=append_time_ms)
@@ -307,11 +308,15 @@ class Partition:
         for listener in tuple(self._listeners):
             listener()
 
-    def _fail_duplicates(self, base_offset: int, error: Exception) -> None:
-        due = [waiting for waiting in self._duplicates if waiting[0] >= base_offset]
-        self._duplicates = [waiting for waiting in self._duplicates if waiting[0] < base_offset]
+    def _reset(self, next_offset: int) -> None:
+        """Appends from ``next_offset`` on failed: forget their sequences, and whoever waits for them."""
+        self.producers.rollback_from(next_offset)
+        due = [waiting for waiting in self._duplicates if waiting[0] >= next_offset]
+        self._duplicates = [waiting for waiting in self._duplicates if waiting[0] < next_offset]
         for _, _, on_done in due:
-            on_done(AppendOutcome(append_error_code(error), str(error)))
+            on_done(
+                AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, "the first copy of this batch wasn't stored")
+            )
 
     async def append_batch(self, batch: bytearray) -> int:
         """Append a batch of the broker's own making; returns its base offset once it is durable.

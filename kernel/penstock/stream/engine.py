@@ -79,6 +79,7 @@ class Stream:
         "epoch",
         "leader_epoch",
         "next_offset",
+        "on_reset",
         "start_offset",
         "stream_id",
     )
@@ -92,8 +93,10 @@ class Stream:
         self.start_offset = start_offset
         self.confirmed_offset = end_offset
         self.next_offset = end_offset
-        #: Grows when appends fail: those of an older generation took offsets that were given again.
+        #: Grows when appends fail: those of an older generation took offsets that are given again.
         self._generation = 0
+        #: Told the offset where the stream goes on after failed appends, once per failure.
+        self.on_reset: Callable[[int], None] | None = None
 
 
 class _WithOverhead:
@@ -141,6 +144,8 @@ class _Pending:
                 # later appends of this stream fail too: offsets start again after the last durable one
                 stream._generation += 1
                 stream.next_offset = stream.confirmed_offset
+                if stream.on_reset is not None:
+                    stream.on_reset(stream.confirmed_offset)
             if entry.charge is not None:
                 entry.charge.release()
         self._on_done(append.error)
