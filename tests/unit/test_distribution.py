@@ -1,0 +1,108 @@
+"""One distribution: each plugin folder is registered everywhere, imports keep to their rules, the wheel is clean."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from penstock.config import DEFAULT_PLUGINS
+from penstock.plugins import PluginRegistry
+
+REPOSITORY = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+PLUGINS = sorted(
+    path.name
+    for path in (REPOSITORY / "plugins").iterdir()
+    if path.is_dir() and not path.name.startswith((".", "_"))
+)
+CONTRACTS = {contract["name"]: contract for contract in PROJECT["tool"]["importlinter"]["contracts"]}
+
+
+def test_there_are_plugins() -> None:
+    assert set(DEFAULT_PLUGINS.values()) <= set(PLUGINS)
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_plugin_folder_is_complete(name: str) -> None:
+    folder = REPOSITORY / "plugins" / name
+    assert (folder / "README.md").is_file()
+    assert (folder / f"penstock_{name}" / "__init__.py").is_file()
+    assert (folder / f"penstock_{name}" / "py.typed").is_file()
+    assert list((folder / "tests").glob("test_*.py"))
+
+
+@pytest.mark.parametrize("name", PLUGINS)
+def test_plugin_has_its_lines_in_pyproject(name: str) -> None:
+    package = f"penstock_{name}"
+    assert PROJECT["project"]["entry-points"]["penstock.plugins"].get(name) == package
+    assert f"plugins/{name}/{package}" in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    assert f"$MYPY_CONFIG_FILE_DIR/plugins/{name}" in PROJECT["tool"]["mypy"]["mypy_path"]
+    assert package in PROJECT["tool"]["importlinter"]["root_packages"]
+    assert package in CONTRACTS["The kernel imports no plugin"]["forbidden_modules"]
+    assert package in CONTRACTS["Plugins are independent of each other"]["modules"]
+    spi_only = CONTRACTS["Plugins import the SPI and the WAL building blocks, nothing else of the kernel"]
+    assert package in spi_only["source_modules"]
+
+
+def test_pyproject_names_no_plugin_that_is_gone() -> None:
+    assert sorted(PROJECT["project"]["entry-points"]["penstock.plugins"]) == PLUGINS
+
+
+def test_plugins_may_not_import_any_room_of_the_kernel_but_theirs() -> None:
+    """A new kernel package is out of bounds for plugins until somebody decides otherwise."""
+    spi_only = CONTRACTS["Plugins import the SPI and the WAL building blocks, nothing else of the kernel"]
+    allowed = {"spi", "hookspecs", "errors", "units", "wal"}
+    rooms = {
+        path.stem
+        for path in (REPOSITORY / "kernel" / "penstock").iterdir()
+        if not path.name.startswith(("_", ".")) and (path.suffix == ".py" or (path / "__init__.py").is_file())
+    }
+    assert {f"penstock.{room}" for room in rooms - allowed} <= set(spi_only["forbidden_modules"])
+
+
+def test_import_rules_hold() -> None:
+    program = (
+        "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", program, "--no-cache"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_every_plugin_loads_under_its_folder_name() -> None:
+    registry = PluginRegistry()
+    errors = registry.load_all()
+    assert {name: str(error) for name, error in errors.items() if name in PLUGINS} == {}
+    assert set(PLUGINS) <= {info.name for info in registry.infos()}
+
+
+def test_wheel_holds_only_penstock(tmp_path: Path) -> None:
+    pytest.importorskip("hatchling", reason="the build backend isn't installed here")
+    build = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(REPOSITORY),
+    ]
+    result = subprocess.run(build, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    version = PROJECT["project"]["version"]
+    packages = {"penstock", "penstock_conformance", *(f"penstock_{name}" for name in PLUGINS)}
+    assert tops == packages | {f"penstock-{version}.dist-info"}
+    assert not [name for name in names if "/tests/" in name or name.endswith((".pyc", ".md"))]
+    assert {"penstock/py.typed", *(f"penstock_{name}/py.typed" for name in PLUGINS)} <= set(names)

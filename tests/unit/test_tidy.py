@@ -1,0 +1,159 @@
+"""Habits of the repository that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).parents[2]
+#: Lines at most, by style; generated code is as long as the protocol is.
+MODULE_LINES_MAX = 800
+GENERATED = "kernel/penstock/wire/messages/"
+#: Where asyncio itself may be: sockets, signals, wake-ups from writer threads, fsspec's loop, the broker's start.
+ASYNCIO_RIM = (
+    "kernel/penstock/broker",
+    "kernel/penstock/cli/",
+    "kernel/penstock/client",
+    "kernel/penstock/server/",
+    "kernel/penstock/testing/",
+    "kernel/penstock/wal/writer_thread.py",
+    "plugins/object_store_fsspec/",
+    "plugins/wal_block/",
+)
+#: Packages of pure logic, and the code that drives it, get their clock from outside.
+CLOCKLESS = ("spi", "wire", "metadata", "stream", "log", "coordinator", "config")
+
+
+def repository_files() -> list[str]:
+    """What git tracks or would track, still there; everything below when this is no git checkout."""
+    git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(git, cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode == 0:
+        names = listed.stdout.split("\0")
+    else:
+        names = [path.relative_to(REPOSITORY).as_posix() for path in REPOSITORY.rglob("*")]
+    return sorted(name for name in names if (REPOSITORY / name).is_file())
+
+
+FILES = repository_files()
+PYTHON = [name for name in FILES if name.endswith(".py") and not name.startswith(GENERATED)]
+SHIPPED = [name for name in PYTHON if name.startswith(("kernel/", "conformance/")) or "/penstock_" in name]
+
+
+def _tree(name: str) -> ast.Module:
+    return ast.parse((REPOSITORY / name).read_text())
+
+
+def _calls(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            yield node.lineno, ast.unparse(node.func)
+
+
+def test_there_are_files_to_look_at() -> None:
+    assert "kernel/penstock/plugins.py" in SHIPPED
+    assert "tests/unit/test_tidy.py" in PYTHON
+
+
+def test_nothing_is_left_to_do() -> None:
+    left = re.compile(r"\b(" + "|".join(("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK")) + r")\b")
+    found = [
+        f"{name}:{number}"
+        for name in FILES
+        if Path(name).suffix in {".py", ".md", ".toml", ".yaml", ".yml", ".sh"}
+        for number, line in enumerate((REPOSITORY / name).read_text().splitlines(), 1)
+        if left.search(line)
+    ]
+    assert found == []
+
+
+def test_modules_are_short_enough_to_read() -> None:
+    lines = {name: len((REPOSITORY / name).read_text().splitlines()) for name in PYTHON}
+    assert {name: count for name, count in lines.items() if count > MODULE_LINES_MAX} == {}
+
+
+def test_no_lock_files_and_no_big_files() -> None:
+    assert [name for name in FILES if name.endswith((".lock", "-lock.json"))] == []
+    assert [name for name in FILES if (REPOSITORY / name).stat().st_size > 2**20] == []
+
+
+@pytest.mark.parametrize("suffix", [".py", ".md", ".toml", ".yaml"])
+def test_text_is_clean(suffix: str) -> None:
+    for name in FILES:
+        if name.endswith(suffix):
+            text = (REPOSITORY / name).read_bytes()
+            assert b"\r" not in text, name
+            assert not text or (text.endswith(b"\n") and not text.endswith(b"\n\n")), name
+            assert not re.search(rb"[ \t]\n", text), name
+
+
+def test_shipped_code_does_not_print() -> None:
+    found = [f"{name}:{line}" for name in SHIPPED for line, call in _calls(_tree(name)) if call == "print"]
+    assert found == []
+
+
+def test_no_orphan_tasks() -> None:
+    """A background task lives in the task group of the scope that opened it."""
+    banned = ("asyncio.create_task", "asyncio.ensure_future", "loop.create_task", "self._loop.create_task")
+    found = [f"{name}:{line}" for name in SHIPPED for line, call in _calls(_tree(name)) if call in banned]
+    assert found == []
+
+
+def test_asyncio_stays_at_the_rim() -> None:
+    found = []
+    for name in SHIPPED:
+        if name.startswith(ASYNCIO_RIM):
+            continue
+        for node in ast.walk(_tree(name)):
+            modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            found += [f"{name}:{module}" for module in modules if module.partition(".")[0] == "asyncio"]
+    assert found == []
+
+
+def test_pure_packages_have_no_clock_and_no_dice() -> None:
+    prefixes = tuple(f"kernel/penstock/{package}/" for package in CLOCKLESS)
+    banned = re.compile(r"(time\.(time|time_ns|monotonic|monotonic_ns)|datetime\.now|random\.\w+)")
+    found = [
+        f"{name}:{line}: {call}"
+        for name in SHIPPED
+        if name.startswith(prefixes)
+        for line, call in _calls(_tree(name))
+        if banned.fullmatch(call) and call != "random.Random"
+    ]
+    assert found == []
+
+
+def test_no_error_is_swallowed() -> None:
+    """``except Exception: pass`` turns a bug into silence."""
+    broad = {None, "Exception", "BaseException"}
+    found = [
+        f"{name}:{node.lineno}"
+        for name in SHIPPED
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.ExceptHandler)
+        and (ast.unparse(node.type) if node.type is not None else None) in broad
+        and all(isinstance(inner, ast.Pass | ast.Continue) for inner in node.body)
+    ]
+    assert found == []
+
+
+def test_links_between_documents_lead_somewhere() -> None:
+    broken = []
+    for name in FILES:
+        if not name.endswith(".md"):
+            continue
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", (REPOSITORY / name).read_text()):
+            if "://" not in target and not (REPOSITORY / name).parent.joinpath(target).exists():
+                broken.append(f"{name}: {target}")
+    assert broken == []
+
+
+def test_test_folders_are_no_packages() -> None:
+    """With --import-mode=importlib, and no __init__.py, test files need no unique names."""
+    assert [name for name in FILES if re.search(r"(^|/)tests/(.*/)?__init__\.py$", name)] == []
