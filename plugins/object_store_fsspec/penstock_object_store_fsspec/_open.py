@@ -40,7 +40,10 @@ async def open_store(settings: Settings, services: Services) -> AsyncIterator[Ob
     elif protocol == "memory":
         yield FsspecObjectStore(MemoryBackend(place))
     else:
-        raise ConfigError(f"the object store can't speak this protocol: protocol={protocol!r}")
+        from penstock_object_store_fsspec._remote import open_remote
+
+        async with open_remote(protocol, place, settings, services.clock) as remote:
+            yield FsspecObjectStore(remote)
 
 
 def _directory(services: Services, place: str) -> str:

@@ -1,0 +1,370 @@
+"""Cloud buckets through asynchronous fsspec file systems: attempts, retries and what their errors mean.
+
+Each client library retries by itself, and aiohttp sends a PUT once more when a kept-alive connection drops. So a
+conditional creation may report a conflict with itself: on every conflict, and after every attempt of unknown
+outcome, the object is read back and compared.
+"""
+
+from __future__ import annotations
+
+__all__ = ("RemoteBackend", "open_remote")
+
+import os
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import anyio
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    PluginError,
+    UnavailableError,
+)
+from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
+from penstock.spi.plugin import Buffer
+from penstock_object_store_fsspec._backend import body_size, check_range
+from penstock_object_store_fsspec._settings import Settings
+
+T = TypeVar("T")
+
+_EXTRAS = {
+    "s3": "s3",
+    "s3a": "s3",
+    "gs": "gcs",
+    "gcs": "gcs",
+    "az": "azure",
+    "abfs": "azure",
+    "abfss": "azure",
+}
+_CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, durable=True, durability_domain="region")
+_DELAY_S_MIN = 0.05
+_DELAY_S_MAX = 2.0
+_DELETES_IN_FLIGHT_MAX = 16
+#: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
+_ONE_REQUEST_BYTES = 5 * 2**30
+_BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
+
+
+class DeniedError(UnavailableError):
+    """Credentials are missing or refused, or the bucket isn't there: another attempt gives the same."""
+
+
+class RangeError(InvalidRequestError):
+    """The store answered 416, range not satisfiable."""
+
+
+@asynccontextmanager
+async def open_remote(
+    protocol: str, place: str, settings: Settings, clock: Callable[[], float]
+) -> AsyncIterator[RemoteBackend]:
+    """Open a bucket and find out whether its conditional creation is one. See ``open_store`` for what is raised."""
+    extra = _EXTRAS.get(protocol)
+    bucket, _, prefix = place.partition("/")
+    if extra is None or not bucket or "@" in bucket:
+        raise ConfigError(
+            "the object store's url is not understood, write it like file://objects, memory://name, "
+            f"s3://bucket/prefix, gs://bucket/prefix or az://container/prefix: protocol={protocol!r}"
+        )
+    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
+    location = f"{protocol}://{bucket}/{prefix}"
+    backend_class, filesystem = _make_filesystem(protocol, extra, settings)
+    backend = backend_class(filesystem, location, bucket, prefix, settings, clock)
+    try:
+        try:
+            await backend.connect()
+        except DeniedError as error:
+            raise ConfigError(str(error)) from error
+        yield backend
+    finally:
+        with anyio.CancelScope(shield=True):
+            await backend.close()
+
+
+def _make_filesystem(protocol: str, extra: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
+    # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
+    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
+    options = dict(settings.options)
+    backend_class: type[RemoteBackend] = RemoteBackend
+    try:
+        import fsspec
+
+        filesystem_class = fsspec.get_filesystem_class(protocol)
+        if extra == "s3":
+            from penstock_object_store_fsspec._s3 import S3Backend, lean_options
+
+            backend_class, options = S3Backend, lean_options(options)
+    except ImportError as error:
+        raise PluginError(
+            f"a package for this object store is missing, install it: pip install 'penstock[{extra}]' "
+            f"protocol={protocol!r}"
+        ) from error
+    try:
+        filesystem = filesystem_class(
+            asynchronous=True, skip_instance_cache=True, use_listings_cache=False, **options
+        )
+    except (TypeError, ValueError, KeyError, OSError) as error:
+        raise ConfigError(
+            f"the object store's options were refused, compare them with the documentation of its fsspec class: "
+            f"protocol={protocol!r} keys={sorted(settings.options)} error={type(error).__name__}"
+        ) from None  # the cause may show secrets
+    return backend_class, filesystem
+
+
+class RemoteBackend:
+    """What GCS and Azure have in common; S3 overrides most requests."""
+
+    def __init__(
+        self,
+        filesystem: Any,
+        location: str,
+        bucket: str,
+        prefix: str,
+        settings: Settings,
+        clock: Callable[[], float],
+    ) -> None:
+        self.filesystem = filesystem
+        self.location = location
+        self.bucket = bucket
+        self.prefix = prefix
+        self.settings = settings
+        self.capabilities = _CAPABILITIES
+        self._clock = clock
+
+    # --- requests, one attempt each --------------------------------------------------------------------
+
+    def path(self, key: str) -> str:
+        """The fsspec path of a key."""
+        return f"{self.bucket}/{self.prefix}{key}"
+
+    async def start_session(self) -> None:
+        """Connect, where the library has a step for that."""
+
+    async def end_session(self) -> None:
+        """Close connections."""
+        session = getattr(self.filesystem, "_session", None)
+        client = getattr(self.filesystem, "service_client", None)
+        for closable in (session, client):
+            if closable is not None:
+                await closable.close()
+
+    async def request_get(self, key: str, start: int, end: int | None) -> bytes:
+        return bytes(await self.filesystem._cat_file(self.path(key), start=start, end=end))
+
+    async def request_head(self, key: str) -> ObjectInfo:
+        found = await self.filesystem._info(self.path(key))
+        if found.get("type") != "file":
+            raise FileNotFoundError(key)
+        return _info(key, found)
+
+    async def request_put(self, key: str, data: bytes, mode: str) -> str:
+        options = {"chunksize": _ONE_REQUEST_BYTES} if "gs" in self.filesystem.protocol else {}
+        await self.filesystem._pipe_file(self.path(key), data, mode=mode, **options)
+        return ""
+
+    async def request_delete(self, keys: Sequence[str]) -> None:
+        limiter = anyio.CapacityLimiter(_DELETES_IN_FLIGHT_MAX)
+        remove = self.filesystem._rm_file if "gs" in self.filesystem.protocol else self.filesystem._rm
+
+        errors: list[UnavailableError] = []
+
+        async def delete_one(key: str) -> None:
+            async with limiter:
+                try:
+                    await self.request("delete", key, lambda: remove(self.path(key)))
+                except NotFoundError:
+                    return
+                except UnavailableError as error:
+                    errors.append(error)
+
+        async with anyio.create_task_group() as tasks:
+            for key in keys:
+                tasks.start_soon(delete_one, key)
+        if errors:
+            raise errors[0]
+
+    async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
+        """Pages in order. Here one: fsspec's generic listing comes whole."""
+        folder = self.path(prefix.rpartition("/")[0]).rstrip("/")
+        root = self.path("")
+
+        async def find() -> list[ObjectInfo]:
+            try:
+                found = await self.filesystem._find(folder, detail=True)
+            except FileNotFoundError:
+                return []
+            infos = [_info(path.removeprefix(root), info) for path, info in found.items()]
+            return sorted(infos, key=lambda info: info.key)
+
+        page = await self.request("list", prefix, find)
+        yield [info for info in page if info.key.startswith(prefix) and info.key > start_after]
+
+    # --- attempts --------------------------------------------------------------------------------------
+
+    async def attempt(self, action: str, key: str, call: Callable[[], Awaitable[T]]) -> T:
+        """One attempt with a deadline, its errors translated."""
+        try:
+            with anyio.fail_after(self.settings.request_timeout_ms / 1000):
+                return await call()
+        except (PenstockError, *_BUGS):
+            raise
+        except Exception as error:
+            raise self._translate(action, key, error) from error
+
+    async def request(self, action: str, key: str, call: Callable[[], Awaitable[T]]) -> T:
+        """Attempts until one succeeds or the budget is used up; for what may be done twice."""
+        backoff = _Backoff(self._clock, self.settings.retry_budget_ms)
+        while True:
+            try:
+                return await self.attempt(action, key, call)
+            except DeniedError:
+                raise
+            except UnavailableError:
+                if not await backoff.wait():
+                    raise
+
+    def _translate(self, action: str, key: str, error: Exception) -> PenstockError:
+        # Messages of client libraries aren't shown: some contain signed URLs.
+        status, code = _status(error)
+        where = f"key={key!r} location={self.location} action={action} status={status} code={code}"
+        if status in {401, 403} or isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+            return DeniedError(
+                f"the object store refused the credentials, check them and their rights: {where}"
+            )
+        if code in {"NoSuchBucket", "ContainerNotFound"}:
+            return DeniedError(f"the bucket doesn't exist, create it or correct the url: {where}")
+        if status == 412 or isinstance(error, FileExistsError) or code == "BlobAlreadyExists":
+            return AlreadyExistsError(f"the object exists: {where}")
+        if status == 404 or isinstance(error, FileNotFoundError):
+            return NotFoundError(f"no such object: {where}")
+        if status == 416:
+            return RangeError(f"range outside of the object: {where}")
+        return UnavailableError(f"a request to the object store failed: {where} error={type(error).__name__}")
+
+    # --- the backend -----------------------------------------------------------------------------------
+
+    async def connect(self) -> None:
+        """Connect, and create one object twice: a store that ignores the condition lets both win."""
+        await self.request("connect", "", self.start_session)
+        key = f".penstock-probe/{uuid4().hex}"
+        try:
+            await self.request("probe", key, lambda: self.request_put(key, b"first", "overwrite"))
+        except NotFoundError as error:
+            raise DeniedError(f"the bucket doesn't exist, create it: location={self.location}") from error
+        try:
+            await self.request("probe", key, lambda: self.request_put(key, b"second", "create"))
+            self.capabilities = replace(self.capabilities, put_if_absent=False)
+        except AlreadyExistsError:
+            pass
+        await self.delete([key])
+
+    async def close(self) -> None:
+        """Close connections."""
+        await self.end_session()
+
+    async def get(self, key: str, start: int, end: int | None) -> Buffer:
+        data = b""
+        if end is None or end > start:
+            try:
+                data = await self.request("get", key, lambda: self.request_get(key, start, end))
+            except RangeError:
+                data = b""
+        if not data:  # empty object, empty range, or a start at or past the end
+            check_range(key, (await self.head(key)).size, start, end)
+        return data
+
+    async def head(self, key: str) -> ObjectInfo:
+        return await self.request("head", key, lambda: self.request_head(key))
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        data = self._join(key, body)
+        return await self.request("put", key, lambda: self.request_put(key, data, "overwrite"))
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        data = self._join(key, body)
+        backoff = _Backoff(self._clock, self.settings.retry_budget_ms)
+        while True:
+            try:
+                return await self.attempt("create", key, lambda: self.request_put(key, data, "create"))
+            except DeniedError:
+                raise
+            except (AlreadyExistsError, UnavailableError) as error:
+                # 409, a lost reply, or a conflict that may be with ourselves: the object itself tells.
+                try:
+                    if await self.get(key, 0, None) == data:
+                        return (await self.head(key)).token
+                    raise AlreadyExistsError(
+                        f"the object exists: key={key!r} location={self.location}"
+                    ) from error
+                except NotFoundError:
+                    if not await backoff.wait():
+                        raise error from None
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        raise InvalidRequestError(
+            f"compare-and-swap isn't supported here: key={key!r} location={self.location}"
+        )
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        raise InvalidRequestError(
+            f"uploads in parts aren't supported here: key={key!r} location={self.location}"
+        )
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self.request_delete(keys)
+
+    async def list(self, prefix: str, start_after: str) -> AsyncIterator[ObjectInfo]:
+        async with aclosing(self.request_list(prefix, start_after)) as pages:  # type: ignore[type-var]
+            async for page in pages:
+                for info in page:
+                    yield info
+
+    def _join(self, key: str, body: Sequence[Buffer]) -> bytes:
+        if body_size(body) > _ONE_REQUEST_BYTES:
+            raise InvalidRequestError(f"an object of more than 5 GiB is uploaded in parts: key={key!r}")
+        return b"".join(body)
+
+
+class _Backoff:
+    """Growing waits with jitter until a budget is used up."""
+
+    def __init__(self, clock: Callable[[], float], budget_ms: int) -> None:
+        self._clock = clock
+        self._end = clock() + budget_ms / 1000
+        self._delay_s = _DELAY_S_MIN
+
+    async def wait(self) -> bool:
+        """Wait before the next attempt; False at once if there is to be none."""
+        if self._clock() + self._delay_s > self._end:
+            return False
+        await anyio.sleep(self._delay_s * random.uniform(0.5, 1))
+        self._delay_s = min(self._delay_s * 2, _DELAY_S_MAX)
+        return True
+
+
+def _status(error: BaseException) -> tuple[int, str]:
+    """HTTP status and error code out of what the client libraries raise, 0 and '' if there is none."""
+    seen: BaseException | None = error
+    for _ in range(5):
+        if seen is None:
+            break
+        response = getattr(seen, "response", None)
+        if isinstance(response, dict):  # botocore's ClientError
+            status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
+            return int(status), str(response.get("Error", {}).get("Code", ""))
+        status = getattr(seen, "status_code", None) or getattr(seen, "code", None)  # azure, gcsfs
+        if str(status).isdigit():
+            return int(str(status)), str(getattr(seen, "error_code", "") or "")
+        seen = seen.__cause__ or seen.__context__
+    return 0, ""
+
+
+def _info(key: str, found: dict[str, Any]) -> ObjectInfo:
+    return ObjectInfo(key=key, size=int(found["size"] or 0))

@@ -1,0 +1,165 @@
+"""S3 through s3fs: its own session and configuration, requests by name, listing by pages, uploads in parts."""
+
+from __future__ import annotations
+
+__all__ = ("S3Backend", "lean_options")
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from typing import Any
+
+from penstock.errors import InvalidRequestError, NotFoundError, PenstockError, UnavailableError
+from penstock.spi.object_store import ObjectInfo
+from penstock.spi.plugin import Buffer
+from penstock_object_store_fsspec._remote import RemoteBackend
+
+#: DeleteObjects takes 1000 keys a request.
+_DELETE_KEYS_MAX = 1000
+
+
+def lean_options(options: dict[str, Any]) -> dict[str, Any]:
+    """``options`` over defaults that spare the event loop checksums and leave retries to this plugin."""
+    config: dict[str, Any] = {
+        "request_checksum_calculation": "when_required",
+        "response_checksum_validation": "when_required",
+        "retries": {"max_attempts": 0},
+        "s3": {"payload_signing_enabled": False},
+    }
+    return {**options, "config_kwargs": {**config, **options.get("config_kwargs", {})}}
+
+
+class S3Backend(RemoteBackend):
+    """S3 and what speaks its protocol."""
+
+    _session: Any = None
+
+    async def start_session(self) -> None:
+        self.filesystem.retries = 1
+        self._session = await self.filesystem.set_session()
+        self.capabilities = replace(self.capabilities, multipart=True)
+
+    async def end_session(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def call(self, operation: str, key: str | None = None, **parameters: Any) -> dict[str, Any]:
+        """One request of the S3 API."""
+        if key is not None:
+            parameters["Key"] = f"{self.prefix}{key}"
+        answer: dict[str, Any] = await self.filesystem._call_s3(operation, Bucket=self.bucket, **parameters)
+        return answer
+
+    async def request_head(self, key: str) -> ObjectInfo:
+        found = await self.call("head_object", key)
+        return ObjectInfo(
+            key=key,
+            size=found["ContentLength"],
+            modified_ms=int(found["LastModified"].timestamp() * 1000),
+            token=found["ETag"],
+        )
+
+    async def request_put(self, key: str, data: bytes, mode: str) -> str:
+        condition = {"IfNoneMatch": "*"} if mode == "create" else {}
+        return str((await self.call("put_object", key, Body=data, **condition))["ETag"])
+
+    async def request_delete(self, keys: Sequence[str]) -> None:
+        for at in range(0, len(keys), _DELETE_KEYS_MAX):
+            chunk = keys[at : at + _DELETE_KEYS_MAX]
+            objects = [{"Key": f"{self.prefix}{key}"} for key in chunk]
+
+            async def delete(objects: Sequence[dict[str, str]] = objects) -> None:
+                answer = await self.call("delete_objects", Delete={"Objects": objects, "Quiet": True})
+                if errors := answer.get("Errors"):
+                    raise UnavailableError(
+                        f"objects could not be deleted: location={self.location} count={len(errors)} "
+                        f"first_key={errors[0].get('Key')!r} code={errors[0].get('Code')}"
+                    )
+
+            await self.request("delete", chunk[0], delete)
+
+    async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
+        parameters: dict[str, Any] = {"Prefix": f"{self.prefix}{prefix}"}
+        if start_after:
+            parameters["StartAfter"] = f"{self.prefix}{start_after}"
+        while True:
+            answer = await self.request("list", prefix, lambda: self.call("list_objects_v2", **parameters))
+            yield [self._listed(found) for found in answer.get("Contents", ())]
+            if not answer.get("IsTruncated"):
+                return
+            parameters["ContinuationToken"] = answer["NextContinuationToken"]
+
+    def _listed(self, found: dict[str, Any]) -> ObjectInfo:
+        return ObjectInfo(
+            key=found["Key"].removeprefix(self.prefix),
+            size=found["Size"],
+            modified_ms=int(found["LastModified"].timestamp() * 1000),
+            token=found["ETag"],
+        )
+
+    async def create_multipart(self, key: str) -> _Upload:
+        answer = await self.request("create upload", key, lambda: self.call("create_multipart_upload", key))
+        return _Upload(self, key, answer["UploadId"])
+
+
+class _Upload:
+    """Buffers are gathered until they make a part; S3 refuses parts under 5 MiB but for the last."""
+
+    def __init__(self, backend: S3Backend, key: str, upload_id: str) -> None:
+        self._backend = backend
+        self._key = key
+        self._upload_id = upload_id
+        self._tags: list[str] = []
+        self._gathered = bytearray()
+        self._open = True
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        self._check_open()
+        for buffer in part:
+            self._gathered += buffer
+        if len(self._gathered) >= self._backend.settings.multipart_part_bytes:
+            await self._send()
+
+    async def _send(self) -> None:
+        data = bytes(self._gathered)
+        number = len(self._tags) + 1
+        answer = await self._request("upload_part", PartNumber=number, Body=data)
+        self._tags.append(answer["ETag"])
+        self._gathered.clear()
+
+    async def complete(self) -> None:
+        self._check_open()
+        if self._gathered or not self._tags:
+            await self._send()
+        parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(self._tags, 1)]
+        await self._request("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        self._open = False
+
+    async def abort(self) -> None:
+        if self._open:
+            self._open = False
+            try:
+                await self._request("abort_multipart_upload")
+            except NotFoundError:
+                return
+
+    async def _request(self, operation: str, **parameters: Any) -> dict[str, Any]:
+        backend = self._backend
+        try:
+            return await backend.request(
+                operation,
+                self._key,
+                lambda: backend.call(operation, self._key, UploadId=self._upload_id, **parameters),
+            )
+        except NotFoundError as error:
+            if operation == "abort_multipart_upload":
+                raise
+            raise self._lost() from error
+
+    def _lost(self) -> PenstockError:
+        return UnavailableError(
+            f"the upload is gone, begin it again: key={self._key!r} location={self._backend.location}"
+        )
+
+    def _check_open(self) -> None:
+        if not self._open:
+            raise InvalidRequestError(f"the upload was completed or aborted: key={self._key!r}")

@@ -1,0 +1,173 @@
+"""S3 against moto in a process of its own; skipped where moto or s3fs isn't installed.
+
+moto's conditional writes are check-then-act, so these tests prove the requests, not exclusivity.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import anyio
+import pytest
+from penstock_object_store_fsspec import Settings, penstock_register_object_store
+
+from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError, PluginError
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Services
+
+_installed = all(importlib.util.find_spec(name) is not None for name in ("moto", "flask", "s3fs"))
+needs_moto = pytest.mark.skipif(not _installed, reason="needs pip install 'moto[server]' s3fs")
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stderr is not None
+        try:
+            for line in server.stderr:  # werkzeug says so once it listens
+                if "Running on" in line:
+                    break
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            server.terminate()
+
+
+def _open(url: str, endpoint: str, **options: Any) -> AbstractAsyncContextManager[ObjectStore]:
+    services = Services(
+        node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
+    )
+    options = {"key": "the-key", "secret": "the-secret", "endpoint_url": endpoint, **options}
+    settings = Settings(url=url, options=options, retry_budget_ms="1s", request_timeout_ms="10s")  # type: ignore[arg-type]
+    return penstock_register_object_store().open(settings, services)
+
+
+@pytest.fixture
+async def store(endpoint: str) -> AsyncIterator[ObjectStore]:
+    import s3fs
+
+    name = f"bucket-{uuid4().hex}"
+    filesystem = s3fs.S3FileSystem(
+        key="k", secret="s", endpoint_url=endpoint, asynchronous=True, skip_instance_cache=True
+    )
+    session = await filesystem.set_session()
+    await filesystem._call_s3("create_bucket", Bucket=name)
+    await session.close()
+    async with _open(f"s3://{name}/some/prefix", endpoint) as opened:
+        yield opened
+
+
+@needs_moto
+async def test_s3_objects(store: ObjectStore) -> None:
+    await store.put("a/b", [b"0123", memoryview(b"456789")])
+    assert bytes(await store.get("a/b")) == b"0123456789"
+    assert bytes(await store.get("a/b", 2, 4)) == b"23"
+    assert bytes(await store.get("a/b", 8, 99)) == b"89"
+    assert bytes(await store.get("a/b", 10)) == b""
+    assert bytes(await store.get("a/b", 3, 3)) == b""
+    with pytest.raises(InvalidRequestError):
+        await store.get("a/b", 11)
+    assert (await store.head("a/b")).size == 10
+    for key in ("a", "a/c"):
+        with pytest.raises(NotFoundError):
+            await store.get(key)
+        with pytest.raises(NotFoundError):
+            await store.head(key)
+        with pytest.raises(NotFoundError):
+            await store.get(key, 1, 1)
+    await store.put("empty", [])
+    assert bytes(await store.get("empty")) == b""
+
+
+@needs_moto
+async def test_s3_put_if_absent(store: ObjectStore) -> None:
+    assert store.capabilities.put_if_absent
+    await store.put_if_absent("k", [b"first"])
+    with pytest.raises(AlreadyExistsError):
+        await store.put_if_absent("k", [b"second"])
+    assert bytes(await store.get("k")) == b"first"
+
+
+@needs_moto
+async def test_s3_listing_and_deletion(store: ObjectStore) -> None:
+    names = ["a-b", "a.b", "a/b", "a/c/d", "a0"]
+    for name in names:
+        await store.put(name, [name.encode()])
+    assert [info.key async for info in store.list()] == sorted(names)
+    assert [info.key async for info in store.list("a/", "a/b")] == ["a/c/d"]
+    await store.delete([*names[1:], "absent"])
+    assert [(info.key, info.size) async for info in store.list()] == [("a-b", 3)]
+    await store.delete([])
+
+
+@needs_moto
+async def test_s3_upload_in_parts(store: ObjectStore) -> None:
+    upload = await store.create_multipart("k")
+    parts = [bytes([number]) * (3 * 2**20) for number in range(7)]
+    for part in parts:
+        await upload.write_part([part[:100], part[100:]])
+    assert [info.key async for info in store.list()] == []
+    await upload.complete()
+    assert bytes(await store.get("k")) == b"".join(parts)
+    dropped = await store.create_multipart("j")
+    await dropped.write_part([b"x"])
+    await dropped.abort()
+    await dropped.abort()
+    assert [info.key async for info in store.list()] == ["k"]
+
+
+@needs_moto
+async def test_s3_a_missing_bucket_is_one_sentence_without_secrets(endpoint: str) -> None:
+    with pytest.raises(ConfigError, match="the bucket doesn't exist") as caught:
+        async with _open("s3://no-such-bucket", endpoint):
+            pass
+    assert "the-secret" not in str(caught.value)
+
+
+@needs_moto
+async def test_s3_a_cancelled_get_leaves_the_store_usable(store: ObjectStore) -> None:
+    await store.put("k", [bytes(2**20)])
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(store.get, "k")
+        await anyio.lowlevel.checkpoint()
+        tasks.cancel_scope.cancel()
+    assert len(await store.get("k")) == 2**20
+
+
+@pytest.mark.parametrize("url", ["http://x/y", "s3://", "s3://key:secret@bucket/x", "foo://x"])
+async def test_other_urls_are_refused_without_repeating_secrets(url: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        async with _open(url, "http://127.0.0.1:1"):
+            pass
+    assert "secret@" not in str(caught.value)
+
+
+async def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_installed(protocol: str) -> None:
+        raise ImportError("Install s3fs to access S3")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", not_installed)
+    with pytest.raises(PluginError, match=r"pip install 'penstock\[s3\]'"):
+        async with _open("s3://bucket", "http://127.0.0.1:1"):
+            pass
+
+
+def test_options_are_not_shown() -> None:
+    assert "the-secret" not in repr(Settings(options={"secret": "the-secret"}))
