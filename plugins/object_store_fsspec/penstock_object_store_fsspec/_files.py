@@ -80,7 +80,7 @@ class FileTree:
             new = not os.path.isdir(self.root)
             os.makedirs(self._temporary, exist_ok=True)
             if new:
-                _sync_directory(os.path.dirname(self.root))
+                self._sync_ancestors()
             while not self._take_owner():
                 pass
             self._sweep()
@@ -91,6 +91,14 @@ class FileTree:
                 f"the directory for objects can't be used, check its path and permissions: "
                 f"path={self.root!r} error={error.strerror!r}"
             ) from error
+
+    def _sync_ancestors(self) -> None:
+        """Whoever made the directories above may not have synced their names; objects are lost with them."""
+        directory = self.root
+        while directory != os.path.dirname(directory):
+            directory = os.path.dirname(directory)
+            with suppress(PermissionError):  # what we may not open, we didn't make
+                _sync_directory(directory)
 
     def close(self) -> None:
         """Give the owner's name back."""

@@ -47,6 +47,7 @@ _EXTRAS = {
 _CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, durable=True, durability_domain="region")
 _DELAY_S_MIN = 0.05
 _DELAY_S_MAX = 2.0
+_CLOSE_S_MAX = 5
 _DELETES_IN_FLIGHT_MAX = 16
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
@@ -84,7 +85,7 @@ async def open_remote(
             raise ConfigError(str(error)) from error
         yield backend
     finally:
-        with anyio.CancelScope(shield=True):
+        with anyio.move_on_after(_CLOSE_S_MAX, shield=True):
             await backend.close()
 
 

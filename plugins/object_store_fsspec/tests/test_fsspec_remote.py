@@ -1,0 +1,245 @@
+"""What the plugin makes of a cloud's errors, against a file system in a dict that fails on command."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from penstock_object_store_fsspec import Settings, penstock_register_object_store
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ConfigError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Services
+
+pytestmark = pytest.mark.anyio
+
+
+class HttpError(Exception):
+    """As gcsfs raises it."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"status {code}")
+        self.code = code
+
+
+class FakeFilesystem:
+    """An asynchronous fsspec file system; ``script`` says what happens to the next writes."""
+
+    protocol = ("gs", "gcs")
+
+    def __init__(self) -> None:
+        self.objects: dict[str, bytes] = {}
+        self.script: list[str] = []
+        self.writes = 0
+        self.ignores_condition = False
+        self.has_bucket = True
+
+    def __call__(self, **options: Any) -> FakeFilesystem:
+        self.options = options
+        return self
+
+    async def _pipe_file(self, path: str, data: bytes, mode: str, **_: Any) -> None:
+        await asyncio.sleep(0)
+        assert type(data) is bytes
+        self.writes += 1
+        step = self.script.pop(0) if self.script else "apply"
+        if not self.has_bucket:
+            raise FileNotFoundError(path)
+        if step.isdigit():
+            raise HttpError(int(step))
+        if step == "hang":
+            await asyncio.Event().wait()
+        if mode == "create" and path in self.objects and not self.ignores_condition:
+            raise FileExistsError(path)
+        self.objects[path] = data
+        if step == "apply, reply lost":
+            raise OSError("connection reset")
+        if step == "apply twice":
+            raise FileExistsError(path)
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None) -> bytes:
+        await asyncio.sleep(0)
+        assert start is not None
+        if path not in self.objects:
+            raise FileNotFoundError(path)
+        if start >= len(self.objects[path]):
+            raise HttpError(416)
+        return self.objects[path][start:end]
+
+    async def _info(self, path: str) -> dict[str, Any]:
+        await asyncio.sleep(0)
+        if path in self.objects:
+            return {"type": "file", "size": len(self.objects[path])}
+        if any(name.startswith(f"{path}/") for name in self.objects):
+            return {"type": "directory", "size": 0}
+        raise FileNotFoundError(path)
+
+    async def _rm_file(self, path: str) -> None:
+        await asyncio.sleep(0)
+        if self.objects.pop(path, None) is None:
+            raise FileNotFoundError(path)
+
+    async def _find(self, path: str, detail: bool) -> dict[str, dict[str, Any]]:
+        await asyncio.sleep(0)
+        assert detail
+        return {
+            name: {"type": "file", "size": len(data)}
+            for name, data in self.objects.items()
+            if name.startswith(f"{path}/")
+        }
+
+
+Opener = Callable[..., AbstractAsyncContextManager[ObjectStore]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def cloud(monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
+    filesystem = FakeFilesystem()
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda protocol: filesystem)
+    return filesystem
+
+
+@pytest.fixture
+def open_cloud(cloud: FakeFilesystem) -> Opener:
+    @asynccontextmanager
+    async def opener(**settings: Any) -> AsyncIterator[ObjectStore]:
+        services = Services(node_id=1, epoch=1, cluster_id="test", data_dir=Path("/"), clock=time.monotonic)
+        chosen = Settings(url="gs://bucket/some/prefix", options={"token": "the-secret"}, **settings)
+        async with penstock_register_object_store().open(chosen, services) as store:
+            yield store
+
+    return opener
+
+
+@pytest.fixture
+async def store(open_cloud: Opener) -> AsyncIterator[ObjectStore]:
+    async with open_cloud() as opened:
+        yield opened
+
+
+async def test_the_file_system_is_made_without_caches(store: ObjectStore, cloud: FakeFilesystem) -> None:
+    assert cloud.options["asynchronous"]
+    assert cloud.options["skip_instance_cache"]
+    assert cloud.options["use_listings_cache"] is False
+    assert cloud.objects == {}
+    assert store.location == "gs://bucket/some/prefix/"
+
+
+@pytest.mark.parametrize("lost", ["apply, reply lost", "apply twice"])
+async def test_meeting_ones_own_object_is_a_success(
+    store: ObjectStore, cloud: FakeFilesystem, lost: str
+) -> None:
+    cloud.script = [lost]
+    await store.put_if_absent("k", [b"my", b" bytes"])
+    assert cloud.objects == {"bucket/some/prefix/k": b"my bytes"}
+
+
+@pytest.mark.parametrize("status", ["409", "500", "503"])
+async def test_an_attempt_that_did_not_apply_is_made_again(
+    store: ObjectStore, cloud: FakeFilesystem, status: str
+) -> None:
+    before = cloud.writes
+    cloud.script = [status, status]
+    await store.put_if_absent("k", [b"mine"])
+    assert cloud.writes == before + 3
+
+
+@pytest.mark.parametrize("script", [[], ["409"], ["503"]])
+async def test_somebody_elses_object_stays(
+    store: ObjectStore, cloud: FakeFilesystem, script: list[str]
+) -> None:
+    await store.put_if_absent("k", [b"theirs"])
+    cloud.script = script
+    with pytest.raises(AlreadyExistsError):
+        await store.put_if_absent("k", [b"mine"])
+    assert bytes(await store.get("k")) == b"theirs"
+
+
+async def test_without_budget_a_failure_is_told_at_once(open_cloud: Opener, cloud: FakeFilesystem) -> None:
+    async with open_cloud(retry_budget_ms=0) as store:
+        for call in (store.put, store.put_if_absent):
+            cloud.script = ["503"]
+            with pytest.raises(UnavailableError, match="status=503"):
+                await call("k", [b""])
+        assert store.statistics().errors == 2
+
+
+async def test_an_attempt_that_hangs_ends_at_its_timeout(open_cloud: Opener, cloud: FakeFilesystem) -> None:
+    async with open_cloud(request_timeout_ms="10ms") as store:
+        cloud.script = ["hang", "apply"]
+        await store.put("k", [b"late"])
+        assert bytes(await store.get("k")) == b"late"
+
+
+async def test_a_store_that_lets_both_creators_win_loses_the_claim(
+    open_cloud: Opener, cloud: FakeFilesystem
+) -> None:
+    cloud.ignores_condition = True
+    async with open_cloud() as store:
+        assert not store.capabilities.put_if_absent
+        with pytest.raises(InvalidRequestError, match="put_if_absent"):
+            await store.put_if_absent("k", [b""])
+
+
+@pytest.mark.parametrize("status", ["401", "403"])
+async def test_refused_credentials_stop_the_start_without_showing_them(
+    open_cloud: Opener, cloud: FakeFilesystem, status: str
+) -> None:
+    cloud.script = [status]
+    with pytest.raises(ConfigError, match="refused the credentials") as caught:
+        async with open_cloud():
+            pass
+    assert "the-secret" not in str(caught.value)
+
+
+async def test_a_missing_bucket_stops_the_start(open_cloud: Opener, cloud: FakeFilesystem) -> None:
+    cloud.has_bucket = False
+    with pytest.raises(ConfigError, match="the bucket doesn't exist"):
+        async with open_cloud():
+            pass
+
+
+async def test_ranges_that_the_cloud_answers_with_416(store: ObjectStore) -> None:
+    await store.put("k", [b"0123"])
+    assert bytes(await store.get("k", 4)) == b""
+    assert bytes(await store.get("k", 1, 3)) == b"12"
+    with pytest.raises(InvalidRequestError):
+        await store.get("k", 5)
+    with pytest.raises(NotFoundError):
+        await store.get("j", 2, 2)
+    with pytest.raises(NotFoundError):
+        await store.head("k/below")
+
+
+async def test_listing_and_deleting(store: ObjectStore) -> None:
+    names = ["a-b", "a/b", "a/c", "b"]
+    for name in reversed(names):
+        await store.put(name, [b"x"])
+    assert [info.key async for info in store.list()] == names
+    assert [info.key async for info in store.list("a/", "a/b")] == ["a/c"]
+    await store.delete(["a/b", "absent", "b"])
+    assert [info.key async for info in store.list()] == ["a-b", "a/c"]
+
+
+async def test_uploads_in_parts_are_refused_where_they_are_not_claimed(store: ObjectStore) -> None:
+    assert not store.capabilities.multipart
+    with pytest.raises(InvalidRequestError):
+        await store.create_multipart("k")
+    with pytest.raises(InvalidRequestError):
+        await store.compare_and_swap("k", [b""], "")
