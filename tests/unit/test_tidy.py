@@ -22,6 +22,7 @@ ASYNCIO_RIM = (
     "kernel/penstock/server/",
     "kernel/penstock/testing/",
     "kernel/penstock/wal/writer_thread.py",
+    "plugins/allocator_sequential/",  # memory is given back from finalizers, on any thread
     "plugins/object_store_fsspec/",
     "plugins/wal_block/",
 )
@@ -73,7 +74,7 @@ def test_nothing_is_left_to_do() -> None:
 
 
 def test_modules_are_short_enough_to_read() -> None:
-    lines = {name: len((REPOSITORY / name).read_text().splitlines()) for name in PYTHON}
+    lines = {name: len((REPOSITORY / name).read_text().splitlines()) for name in SHIPPED}
     assert {name: count for name, count in lines.items() if count > MODULE_LINES_MAX} == {}
 
 
@@ -116,6 +117,14 @@ def test_asyncio_stays_at_the_rim() -> None:
     assert found == []
 
 
+def _without_system_clock(tree: ast.Module) -> ast.Module:
+    """The one class that is the clock may look at it."""
+    tree.body = [
+        node for node in tree.body if not (isinstance(node, ast.ClassDef) and node.name == "SystemClock")
+    ]
+    return tree
+
+
 def test_pure_packages_have_no_clock_and_no_dice() -> None:
     prefixes = tuple(f"kernel/penstock/{package}/" for package in CLOCKLESS)
     banned = re.compile(r"(time\.(time|time_ns|monotonic|monotonic_ns)|datetime\.now|random\.\w+)")
@@ -123,7 +132,7 @@ def test_pure_packages_have_no_clock_and_no_dice() -> None:
         f"{name}:{line}: {call}"
         for name in SHIPPED
         if name.startswith(prefixes)
-        for line, call in _calls(_tree(name))
+        for line, call in _calls(_without_system_clock(_tree(name)))
         if banned.fullmatch(call) and call != "random.Random"
     ]
     assert found == []
