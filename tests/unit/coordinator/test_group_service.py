@@ -14,7 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from penstock.coordinator.group_log import partition_for
-from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_service import GroupService, SystemClock
 from penstock.coordinator.group_types import (
     CommittedOffset,
     GroupError,
@@ -610,3 +610,13 @@ def test_a_moved_timer_wakes_up_once_at_its_earliest_time() -> None:
     assert heap.pop_due(100) == []
     assert len(heap) == 0
     assert not heap.next_at_ms
+
+
+async def test_the_system_clock_waits_for_the_event_or_the_delay() -> None:
+    system = SystemClock()
+    event = anyio.Event()
+    before = system.now_ms()
+    await system.wait(event, 1)
+    assert system.now_ms() > before
+    event.set()
+    await system.wait(event, None)
