@@ -1,21 +1,12 @@
-"""Finding, checking and selecting plugins.
-
-Where plugins come from, first to last: the entry-point group ``penstock.plugins`` (in-tree plugins use it too),
-``--plugins-dir`` and ``-p MODULE``. Entry points are only listed at start; one is imported when the
-configuration selects it, when ``plugins.load`` names it (observers), or when somebody asks for all. What
-``--plugins-dir`` and ``-p`` name is imported at once. ``PENSTOCK_LOAD_PLUGINS="a,b"`` hides every other entry
-point (empty: all of them).
-"""
+"""The registry: loads modules into pluggy, keeps their specs, selects, and tells observers."""
 
 from __future__ import annotations
 
 import dataclasses
 import importlib
-import importlib.metadata
 import importlib.util
 import inspect
 import logging
-import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,32 +17,24 @@ from typing import Any
 import pluggy
 
 from penstock import hookspecs
-from penstock.config import DEFAULT_PLUGINS, Config, Origins, nearest, validate
-from penstock.errors import CapabilityError, PenstockError, PluginError
-from penstock.spi.object_store import ObjectStoreCapabilities
+from penstock.config import DEFAULT_PLUGINS, Config, nearest
+from penstock.errors import PluginError
+from penstock.plugins._checks import (
+    REGISTER,
+    capabilities_of,
+    check_combination,
+    check_spec,
+    validate_settings,
+)
+from penstock.plugins._discovery import entry_point_origin, entry_points, import_path, import_plugin
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
 from penstock.spi.settings import Settings
 
-__all__ = (
-    "ENTRY_POINT_GROUP",
-    "LOAD_VARIABLE",
-    "OBSERVER",
-    "TRACE_VARIABLE",
-    "PluginInfo",
-    "PluginRegistry",
-    "Selection",
-    "check_combination",
-    "missing_dependency",
-    "validate_settings",
-)
-
-ENTRY_POINT_GROUP = "penstock.plugins"
 LOAD_VARIABLE = "PENSTOCK_LOAD_PLUGINS"
 TRACE_VARIABLE = "PENSTOCK_TRACE_HOOKS"
 #: What ``plugins list`` shows as the kind of a plugin that only observes.
 OBSERVER = "observer"
 
-_REGISTER = "penstock_register_"
 _OBSERVE = "penstock_on_"
 _logger = logging.getLogger("penstock.plugins")
 
@@ -115,7 +98,7 @@ class PluginRegistry:
         self._manager.add_hookspecs(hookspecs)
         if env.get(TRACE_VARIABLE, "") not in ("", "0"):
             self._trace()
-        self._entry_points = _entry_points()
+        self._entry_points = entry_points()
         self._loaded: dict[str, _Loaded] = {}
         self._observers: dict[str, list[tuple[str, Callable[..., Any]]]] = {}
         for directory in plugins_dirs:
@@ -158,13 +141,13 @@ class PluginRegistry:
             return
         found = self._entry_points[name]
         if len(found) > 1:
-            origins = " and ".join(_entry_point_origin(entry_point) for entry_point in found)
+            origins = " and ".join(entry_point_origin(entry_point) for entry_point in found)
             raise PluginError(
                 f"two plugins have the same name, uninstall one of them: name={name} from {origins}"
             )
         entry_point = found[0]
-        origin = _entry_point_origin(entry_point)
-        module = _import(entry_point.load, name, origin)
+        origin = entry_point_origin(entry_point)
+        module = import_plugin(entry_point.load, name, origin)
         version = entry_point.dist.version if entry_point.dist is not None else ""
         self._register(name, module, origin, version)
 
@@ -177,7 +160,7 @@ class PluginRegistry:
             near = nearest(name, self._visible())
             advice = f"the nearest plugin is {near}" if near else "is its distribution installed?"
             raise PluginError(f"no plugin and no module has this name, {advice}: name={name}")
-        module = _import(lambda: importlib.import_module(name), name, f"module {name}")
+        module = import_plugin(lambda: importlib.import_module(name), name, f"module {name}")
         self._register(name, module, f"module {name}", str(getattr(module, "__version__", "")))
 
     def _load_directory(self, directory: Path) -> None:
@@ -201,7 +184,7 @@ class PluginRegistry:
             raise PluginError(
                 f"a module of this name is there already, rename the plugin: name={name} path={path}"
             )
-        module = _import(lambda: _import_path(name, path), name, origin)
+        module = import_plugin(lambda: import_path(name, path), name, origin)
         self._register(name, module, origin, str(getattr(module, "__version__", "")))
 
     def _register(self, name: str, module: object, origin: str, version: str) -> None:
@@ -255,10 +238,10 @@ class PluginRegistry:
     def _collect_specs(self, loaded: _Loaded) -> None:
         others = [plugin for plugin in self._manager.get_plugins() if plugin is not loaded.module]
         for caller in self._manager.get_hookcallers(loaded.module) or []:
-            if not caller.name.startswith(_REGISTER):
+            if not caller.name.startswith(REGISTER):
                 continue
             for spec in self._manager.subset_hook_caller(caller.name, others)():
-                _check_spec(spec, caller.name.removeprefix(_REGISTER), loaded)
+                check_spec(spec, caller.name.removeprefix(REGISTER), loaded.name, loaded.origin)
                 self._check_unique(spec, loaded)
                 loaded.specs.append(spec)
 
@@ -387,107 +370,6 @@ class PluginRegistry:
         self._manager.add_hookcall_monitoring(before, after)
 
 
-def _entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
-    """The entry points of the group by name. One distribution found twice on the path counts once."""
-    found: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
-        same_name = found.setdefault(entry_point.name, [])
-        if not any(_distribution(other) == _distribution(entry_point) for other in same_name):
-            same_name.append(entry_point)
-    return found
-
-
-def _distribution(entry_point: importlib.metadata.EntryPoint) -> str:
-    name = entry_point.dist.name if entry_point.dist is not None else ""
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def _entry_point_origin(entry_point: importlib.metadata.EntryPoint) -> str:
-    if entry_point.dist is None:
-        return f"entry point {entry_point.value}"
-    return f"{entry_point.dist.name} {entry_point.dist.version}"
-
-
-def _import_path(name: str, path: Path) -> ModuleType:
-    locations = [str(path.parent)] if path.name == "__init__.py" else None
-    spec = importlib.util.spec_from_file_location(name, path, submodule_search_locations=locations)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    try:
-        spec.loader.exec_module(module)
-    except BaseException:
-        del sys.modules[name]
-        raise
-    return module
-
-
-def _import(load: Callable[[], Any], name: str, origin: str) -> Any:
-    """Run ``load``, with every error of the plugin's own code as a PluginError that names the plugin."""
-    try:
-        return load()
-    except ImportError as error:
-        raise missing_dependency(name, error, origin) from error
-    except PenstockError:
-        raise
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise PluginError(f"plugin can't be imported: name={name} from {origin} reason={reason}") from error
-
-
-def missing_dependency(name: str, error: ImportError, origin: str = "") -> PluginError:
-    """The sentence for a plugin that lacks a package: what to install."""
-    place = f" from {origin}" if origin else ""
-    if not isinstance(error, ModuleNotFoundError) or not error.name:
-        return PluginError(f"plugin can't be imported: name={name}{place} reason={error}")
-    missing = error.name.partition(".")[0]
-    extra = _extra_with(missing)
-    if extra is not None:
-        advice = f"pip install 'penstock[{extra}]'"
-    else:
-        advice = f"install the package that has the module {missing}"
-    return PluginError(
-        f"plugin needs a module that isn't installed, {advice}: name={name}{place} module={error.name}"
-    )
-
-
-def _extra_with(module: str) -> str | None:
-    """The extra of Penstock's own distribution that brings ``module``, read from the metadata."""
-    try:
-        requirements = importlib.metadata.requires("penstock") or []
-    except importlib.metadata.PackageNotFoundError:
-        return None
-    for requirement in requirements:
-        match = re.match(r"([A-Za-z0-9._-]+)[^;]*;.*extra == ['\"]([^'\"]+)['\"]", requirement)
-        if match and match[2] != "dev" and re.sub(r"[-.]", "_", match[1]).lower() == module.lower():
-            return match[2]
-    return None
-
-
-def _check_spec(spec: object, kind: str, loaded: _Loaded) -> None:
-    name = getattr(spec, "name", loaded.name)
-    if not isinstance(spec, PluginSpec) or getattr(spec, "kind", None) != kind:
-        raise PluginError(
-            f"a plugin's {_REGISTER}{kind} must return the spec class of that kind: name={name} from {loaded.origin} "
-            f"got={type(spec).__name__}"
-        )
-    if spec.spi_version != SPI_VERSION:
-        newer = "upgrade Penstock" if spec.spi_version > SPI_VERSION else "upgrade the plugin"
-        raise PluginError(
-            f"plugin was written for SPI version {spec.spi_version} and this Penstock speaks {SPI_VERSION}, {newer}: "
-            f"name={name} from {loaded.origin}"
-        )
-    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
-        raise PluginError(
-            f"a plugin's name is lowercase letters, digits and _: name={spec.name!r} from {loaded.origin}"
-        )
-    if not (isinstance(spec.settings, type) and issubclass(spec.settings, Settings)):
-        raise PluginError(
-            f"a plugin's settings must be a subclass of penstock.spi.Settings: name={name} from {loaded.origin}"
-        )
-
-
 def _infos(loaded: _Loaded) -> list[PluginInfo]:
     if not loaded.specs:
         summary = (inspect.getdoc(loaded.module) or "").partition("\n")[0]
@@ -508,55 +390,9 @@ def _infos(loaded: _Loaded) -> list[PluginInfo]:
             kind=spec.kind,
             version=spec.version or loaded.version,
             spi_version=spec.spi_version,
-            capabilities=_capabilities(spec.capabilities),
+            capabilities=capabilities_of(spec.capabilities),
             origin=loaded.origin,
             summary=spec.summary,
         )
         for spec in loaded.specs
     ]
-
-
-def _capabilities(capabilities: object) -> dict[str, Any]:
-    if dataclasses.is_dataclass(capabilities) and not isinstance(capabilities, type):
-        return dataclasses.asdict(capabilities)
-    return {}
-
-
-def check_combination(
-    specs: Iterable[PluginSpec[Any, Any]], object_store_capabilities: ObjectStoreCapabilities
-) -> None:
-    """Refuse plugins that need what the object store lacks.
-
-    Called at start with the capabilities that the store's spec claims, and again with those of the opened
-    store, which its settings may have narrowed. Raises CapabilityError, or PluginError for a requirement that
-    is no capability at all.
-    """
-    known = {item.name for item in dataclasses.fields(ObjectStoreCapabilities)}
-    specs = list(specs)
-    store = next((spec.name for spec in specs if spec.kind == "object_store"), "the object store")
-    for spec in specs:
-        for capability in sorted(spec.requires):
-            if capability not in known:
-                near = nearest(capability, known)
-                advice = f", the nearest is {near}" if near else ""
-                raise PluginError(
-                    f"plugin requires a capability that object stores don't have{advice}: name={spec.name} "
-                    f"capability={capability}"
-                )
-            if not getattr(object_store_capabilities, capability):
-                raise CapabilityError(
-                    f"{spec.kind} plugin {spec.name} needs an object store with {capability} and {store} has it not, "
-                    f"choose another object_store.plugin or {spec.kind}.plugin: {spec.kind}={spec.name} "
-                    f"object_store={store}"
-                )
-
-
-def validate_settings(
-    spec: PluginSpec[Any, Any], raw: Mapping[str, Any], origins: Origins | None = None
-) -> Settings:
-    """``raw`` as the plugin's settings.
-
-    Raises ConfigError: one sentence with origin, key, what is expected, value, and the nearest key.
-    """
-    model: type[Settings] = spec.settings
-    return validate(model, raw, spec.kind, origins or {}, siblings=("plugin",))

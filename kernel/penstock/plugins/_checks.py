@@ -1,0 +1,86 @@
+"""Whether a spec is well formed, fits the others, and accepts its settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from penstock.config import Origins, nearest, validate
+from penstock.errors import CapabilityError, PluginError
+from penstock.spi.object_store import ObjectStoreCapabilities
+from penstock.spi.plugin import SPI_VERSION, PluginSpec
+from penstock.spi.settings import Settings
+
+#: What the name of each registering hook begins with; the kind follows.
+REGISTER = "penstock_register_"
+
+
+def check_spec(spec: object, kind: str, module_name: str, origin: str) -> None:
+    name = getattr(spec, "name", module_name)
+    if not isinstance(spec, PluginSpec) or getattr(spec, "kind", None) != kind:
+        raise PluginError(
+            f"a plugin's {REGISTER}{kind} must return the spec class of that kind: name={name} from {origin} "
+            f"got={type(spec).__name__}"
+        )
+    if spec.spi_version != SPI_VERSION:
+        newer = "upgrade Penstock" if spec.spi_version > SPI_VERSION else "upgrade the plugin"
+        raise PluginError(
+            f"plugin was written for SPI version {spec.spi_version} and this Penstock speaks {SPI_VERSION}, {newer}: "
+            f"name={name} from {origin}"
+        )
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
+        raise PluginError(
+            f"a plugin's name is lowercase letters, digits and _: name={spec.name!r} from {origin}"
+        )
+    if not (isinstance(spec.settings, type) and issubclass(spec.settings, Settings)):
+        raise PluginError(
+            f"a plugin's settings must be a subclass of penstock.spi.Settings: name={name} from {origin}"
+        )
+
+
+def capabilities_of(capabilities: object) -> dict[str, Any]:
+    if dataclasses.is_dataclass(capabilities) and not isinstance(capabilities, type):
+        return dataclasses.asdict(capabilities)
+    return {}
+
+
+def check_combination(
+    specs: Iterable[PluginSpec[Any, Any]], object_store_capabilities: ObjectStoreCapabilities
+) -> None:
+    """Refuse plugins that need what the object store lacks.
+
+    Called at start with the capabilities that the store's spec claims, and again with those of the opened
+    store, which its settings may have narrowed. Raises CapabilityError, or PluginError for a requirement that
+    is no capability at all.
+    """
+    known = {item.name for item in dataclasses.fields(ObjectStoreCapabilities)}
+    specs = list(specs)
+    store = next((spec.name for spec in specs if spec.kind == "object_store"), "the object store")
+    for spec in specs:
+        for capability in sorted(spec.requires):
+            if capability not in known:
+                near = nearest(capability, known)
+                advice = f", the nearest is {near}" if near else ""
+                raise PluginError(
+                    f"plugin requires a capability that object stores don't have{advice}: name={spec.name} "
+                    f"capability={capability}"
+                )
+            if not getattr(object_store_capabilities, capability):
+                raise CapabilityError(
+                    f"{spec.kind} plugin {spec.name} needs an object store with {capability} and {store} has it not, "
+                    f"choose another object_store.plugin or {spec.kind}.plugin: {spec.kind}={spec.name} "
+                    f"object_store={store}"
+                )
+
+
+def validate_settings(
+    spec: PluginSpec[Any, Any], raw: Mapping[str, Any], origins: Origins | None = None
+) -> Settings:
+    """``raw`` as the plugin's settings.
+
+    Raises ConfigError: one sentence with origin, key, what is expected, value, and the nearest key.
+    """
+    model: type[Settings] = spec.settings
+    return validate(model, raw, spec.kind, origins or {}, siblings=("plugin",))
