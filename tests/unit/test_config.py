@@ -165,6 +165,23 @@ def test_plugin_settings_are_kept_as_written_at_any_depth(tmp_path: Path) -> Non
     )
 
 
+def test_text_below_a_plugin_key_is_read_as_toml() -> None:
+    sets = [
+        "wal.options.anon=true",
+        "wal.options.retries=3",
+        "wal.options.region=eu-1",
+        'wal.options.account="12"',
+    ]
+    config = load_config(sets=sets)
+    expected: dict[str, Any] = {"anon": True, "retries": 3, "region": "eu-1", "account": "12"}
+    assert config.plugin_settings("wal") == {"options": expected}
+    config = load_config(env={"PENSTOCK__WAL__OPTIONS": '{ anon = true, endpoint = "http://x" }'})
+    settings = Models().validate_plugin_settings(config, "wal")
+    assert settings.model_dump()["options"] == {"anon": True, "endpoint": "http://x"}
+    with pytest.raises(ConfigError, match=r"^--set wal.options: wal.options must be a table: value='x'"):
+        Models().validate_plugin_settings(load_config(sets=["wal.options=x"]), "wal")
+
+
 def test_allocator_gets_what_the_reserve_leaves() -> None:
     config = load_config(sets=["memory.limit=512MiB", "memory.reserve=112MiB"])
     assert config.plugin_settings("allocator") == {"limit": 400 * 2**20}

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
+from penstock.config._toml import parse_value
 from penstock.errors import ConfigError
 from penstock.spi.settings import Settings
 from penstock.units import format_duration, format_size
@@ -247,7 +248,10 @@ def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origi
     annotation = _plain_type(field.annotation)
     origin = origin_of(path, origins)
     if isinstance(value, str) and origin.is_text:
-        return _split(value) if get_origin(annotation) in (list, tuple, set, frozenset) else value
+        if get_origin(annotation) in (list, tuple, set, frozenset):
+            return _split(value)
+        is_table = annotation is dict or get_origin(annotation) is dict or hasattr(annotation, "model_fields")
+        return parse_value(value) if is_table else value
     if (
         field_format(field) == "duration"
         and origin.layer == "file"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config._check import DEFAULT, Origin, Origins, origin_of, refusal, unknown_key, validate
-from penstock.config._toml import parse_toml
+from penstock.config._toml import parse_toml, parse_value
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
 from penstock.errors import ConfigError
 from penstock.units import format_size, parse_size
@@ -152,7 +152,8 @@ class _Layers:
             if not isinstance(inner, dict):
                 raise unknown_key(path, (), value, self.origins)
             node = inner
-        node[path[-1]] = value
+        # Below a plugin's key no type is known, for instance in fsspec's options: there text is read as in TOML.
+        node[path[-1]] = parse_value(value) if origin.is_text and len(path) > 2 else value
 
     def _outside_section(self, path: tuple[str, ...], value: Any) -> ConfigError:
         if path[0] in SECTIONS or path[0] in DEFAULT_PLUGINS:

@@ -29,6 +29,15 @@ def parse_toml(text: str, path: str) -> tuple[dict[str, object], dict[tuple[str,
     return document, _Locator(text.replace("\r\n", "\n")).locate()
 
 
+def parse_value(text: str) -> object:
+    """``text`` as a TOML value (``true``, ``3``, ``[1, 2]``, ``{ a = 1 }``), or itself if it is none."""
+    try:
+        document = tomllib.loads(f"value = {text}")
+    except tomllib.TOMLDecodeError:
+        return text
+    return document["value"] if len(document) == 1 else text
+
+
 class _Locator:
     """One pass over a document that is known to be valid."""
 
