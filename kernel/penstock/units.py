@@ -6,7 +6,7 @@ __all__ = ("format_duration", "format_size", "parse_duration_ms", "parse_size")
 
 import re
 
-_SIZE = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*([kmgt]i?)?b?\s*$", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,18})(?:\.(\d{1,18}))?\s*([kmgt]i?)?b?\s*", re.IGNORECASE | re.ASCII)
 _SIZE_FACTORS = {
     "": 1,
     "k": 10**3,
@@ -18,8 +18,15 @@ _SIZE_FACTORS = {
     "gi": 2**30,
     "ti": 2**40,
 }
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(ms|s|m|min|h|d)\s*$", re.IGNORECASE)
+_DURATION = re.compile(r"\s*(\d{1,18})(?:\.(\d{1,18}))?\s*(ms|s|m|min|h|d)\s*", re.IGNORECASE | re.ASCII)
 _DURATION_FACTORS_MS = {"ms": 1, "s": 1000, "m": 60_000, "min": 60_000, "h": 3_600_000, "d": 86_400_000}
+
+
+def _times(whole: str, fraction: str | None, factor: int) -> int:
+    """``whole.fraction * factor``, rounded to the nearest; exact, which floats are not past 2**53."""
+    digits = fraction or ""
+    scale: int = 10 ** len(digits)
+    return (int(whole + digits) * factor + scale // 2) // scale
 
 
 def parse_size(text: str | int) -> int:
@@ -29,10 +36,10 @@ def parse_size(text: str | int) -> int:
     """
     if isinstance(text, int) and not isinstance(text, bool):
         return text
-    match = _SIZE.match(text) if isinstance(text, str) else None
+    match = _SIZE.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"not a size, write it like 512MiB or 1048576: value={text!r}")
-    return int(float(match[1]) * _SIZE_FACTORS[(match[2] or "").lower()])
+    return _times(match[1], match[2], _SIZE_FACTORS[(match[3] or "").lower()])
 
 
 def parse_duration_ms(text: str | int) -> int:
@@ -42,10 +49,10 @@ def parse_duration_ms(text: str | int) -> int:
     """
     if text == -1 or text == "-1":
         return -1
-    match = _DURATION.match(text) if isinstance(text, str) else None
+    match = _DURATION.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise ValueError(f"not a duration, write it with its unit, like 250ms, 30s or 7d: value={text!r}")
-    return round(float(match[1]) * _DURATION_FACTORS_MS[match[2].lower()])
+    return _times(match[1], match[2], _DURATION_FACTORS_MS[match[3].lower()])
 
 
 def format_size(size: int) -> str:

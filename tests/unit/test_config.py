@@ -343,6 +343,57 @@ def test_plugin_key_is_refused_with_the_nearest() -> None:
         Models().validate_plugin_settings(config, "wal")
 
 
+_KEYS = st.sampled_from([*known_keys(), "broker", "wal.options.x", "wal", "a.b.c", "memory.limit.x", ""])
+_TEXTS = st.one_of(
+    st.text(max_size=12),
+    st.sampled_from(
+        ["1", "-1", "true", "512MiB", "9" * 400, "1e400d", "[1]", "{a=1}", "nan", "127.0.0.1:1", "[::1]:2"]
+    ),
+)
+
+
+@given(st.lists(st.tuples(_KEYS, _TEXTS), max_size=4), st.lists(st.tuples(_KEYS, _TEXTS), max_size=4))
+def test_any_text_is_taken_or_refused_in_one_sentence(
+    sets: list[tuple[str, str]], variables: list[tuple[str, str]]
+) -> None:
+    env = {f"PENSTOCK__{key.upper().replace('.', '__')}": value for key, value in variables}
+    refusals: list[ConfigError] = []
+    try:
+        load_config(sets=[f"{key}={value}" for key, value in sets], env=env)
+    except ConfigError as error:
+        refusals.append(error)
+    assert all(len(str(error).splitlines()) == 1 for error in refusals)
+
+
+_TOML_VALUES = st.recursive(
+    st.sampled_from(["1", "-1", "1.5", "inf", "true", '"x"', '"512MiB"', '"7d"', "1979-05-27", '"""a\n"""']),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+        st.lists(inner, max_size=3).map(
+            lambda items: "{ " + ", ".join(f"k{index} = {item}" for index, item in enumerate(items)) + " }"
+        ),
+    ),
+    max_leaves=4,
+)
+
+
+@given(
+    st.dictionaries(_KEYS.filter(bool), _TOML_VALUES, max_size=4),
+    st.sampled_from(["", "[wal]\n", "x", "[[topics]]\n"]),
+)
+def test_any_document_is_taken_or_refused_in_one_sentence(
+    tmp_path_factory: pytest.TempPathFactory, values: dict[str, str], head: str
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "any.toml"
+    path.write_text(head + "".join(f"{key} = {value}\n" for key, value in values.items()))
+    refusals: list[ConfigError] = []
+    try:
+        load_config(path)
+    except ConfigError as error:
+        refusals.append(error)
+    assert all(len(str(error).splitlines()) == 1 for error in refusals)
+
+
 # Lines
 
 DOCUMENT = '''\

@@ -22,13 +22,16 @@ from penstock.units import format_duration, format_size, parse_duration_ms, pars
         ("1TB", 10**12),
         ("7b", 7),
         (" 2KiB ", 2048),
+        ("9007199254740993", 2**53 + 1),
     ],
 )
 def test_size_is_read_in_binary_and_decimal_units(text: str | int, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "MiB", "12 parsecs", "1e3", "-5", "1,5MiB", True, 1.5, None])
+@pytest.mark.parametrize(
+    "text", ["", "MiB", "12 parsecs", "1e3", "-5", "1,5MiB", "9" * 400, "1MiB\n2", True, 1.5, None]
+)
 def test_size_of_another_form_is_refused_with_an_example(text: object) -> None:
     with pytest.raises(ValueError, match="write it like 512MiB"):
         parse_size(text)  # type: ignore[arg-type]
@@ -52,7 +55,7 @@ def test_duration_is_read_with_its_unit(text: str | int, duration_ms: int) -> No
     assert parse_duration_ms(text) == duration_ms
 
 
-@pytest.mark.parametrize("text", ["", "5", 5, "5 fortnights", "-2s", True, None])
+@pytest.mark.parametrize("text", ["", "5", 5, "9" * 400 + "d", "5 fortnights", "-2s", True, None])
 def test_duration_without_a_known_unit_is_refused_with_an_example(text: object) -> None:
     with pytest.raises(ValueError, match="like 250ms, 30s or 7d"):
         parse_duration_ms(text)  # type: ignore[arg-type]
