@@ -212,7 +212,10 @@ class Connection(asyncio.BufferedProtocol):
         self._server.connection_closed(self)
 
     def eof_received(self) -> bool:
-        # Half-closing clients exist (nc, test tools): answer what is in flight, then close.
+        # A closed socket and a half-closed one look the same. Nobody waits for a parked request or for room, but
+        # answers of the log are at hand soon and are written in case somebody reads them.
+        if self._running is not None or self._call is not None:
+            return False
         self._finishing = True
         return not self._quiet()
 
@@ -293,7 +296,7 @@ class Connection(asyncio.BufferedProtocol):
 
         A frame that is taken takes its ``allocation`` with it.
         """
-        if self._closing or self._call is not None or self._running is not None or self._write_paused:
+        if self._call is not None or self._running is not None or self._is_held():
             return False
         api_key, version, correlation_id = _unpack_start(frame, 0)
         try:
@@ -308,7 +311,7 @@ class Connection(asyncio.BufferedProtocol):
                 return True
             if self._slots:
                 self._write_completed()
-                if self._slots or self._closing:
+                if self._slots or self._is_held():
                     return False
             self._start(bytes(frame), api_key, version)
         except PenstockError as error:
@@ -317,6 +320,10 @@ class Connection(asyncio.BufferedProtocol):
         if allocation is not None:
             allocation.release()
         return True
+
+    def _is_held(self) -> bool:
+        """No request may start, whatever it is."""
+        return self._closing or self._write_paused
 
     def _start_produce(
         self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None

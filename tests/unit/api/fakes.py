@@ -1,0 +1,398 @@
+"""An in-memory log manager and partition that follow ``penstock.api.context``, and the rest a handler needs."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import anyio
+
+from penstock.api.context import ApiContext, ApiSettings, Client, Endpoint, NewTopic, RequestContext
+from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
+from penstock.log.errors import KafkaError
+from penstock.log.topic_config import effective_value
+from penstock.spi.allocator import Allocation
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.record_batch import BatchError, assign_offsets
+from penstock.wire.record_builder import build_batch
+from penstock.wire.records import iter_records, validate_produce_batch
+
+
+@dataclass(slots=True)
+class Result:
+    """An AppendResult."""
+
+    error_code: int = 0
+    error_message: str | None = None
+    record_errors: Sequence[tuple[int, str | None]] = ()
+    base_offset: int = -1
+    log_append_time_ms: int = -1
+    log_start_offset: int = -1
+
+
+@dataclass(slots=True)
+class Read:
+    """A ReadResult."""
+
+    records: Sequence[memoryview]
+    size_bytes: int
+
+
+class FakeAllocation:
+    """Plain memory that notices a second release."""
+
+    def __init__(self, allocator: FakeAllocator, size: int) -> None:
+        self._allocator = allocator
+        self.size = size
+        self.view = memoryview(bytearray(size))
+        self.released = False
+
+    def release(self) -> None:
+        if self.released:
+            raise InvariantError("released twice")
+        self.released = True
+        self._allocator.give_back(self.size)
+
+
+class FakeAllocator:
+    """Counts, and refuses or waits over its limit."""
+
+    capabilities = None
+
+    def __init__(self, limit: int = 1 << 30) -> None:
+        self.limit = limit
+        self.used = 0
+        self.allocations: list[FakeAllocation] = []
+        self._waiters: deque[tuple[int, anyio.Event]] = deque()
+
+    def allocate_nowait(self, size: int, purpose: str) -> FakeAllocation:
+        if self._waiters or (self.used and self.used + size > self.limit):
+            raise FullError("full")
+        return self._grant(size)
+
+    async def allocate(self, size: int, purpose: str) -> FakeAllocation:
+        while self.used and self.used + size > self.limit:
+            event = anyio.Event()
+            self._waiters.append((size, event))
+            try:
+                await event.wait()
+            finally:
+                self._waiters.remove((size, event))
+        return self._grant(size)
+
+    def charge_nowait(self, size: int, purpose: str = "fetch") -> FakeAllocation:
+        return self.allocate_nowait(size, purpose)
+
+    async def charge(self, size: int, purpose: str = "fetch") -> FakeAllocation:
+        return await self.allocate(size, purpose)
+
+    def _grant(self, size: int) -> FakeAllocation:
+        self.used += size
+        allocation = FakeAllocation(self, size)
+        self.allocations.append(allocation)
+        return allocation
+
+    def give_back(self, size: int) -> None:
+        self.used -= size
+        for _, event in self._waiters:
+            event.set()
+
+    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+        raise NotImplementedError
+
+    def statistics(self) -> object:
+        raise NotImplementedError
+
+
+class FakePartition:
+    """Whole batches in a list. Durable at once, or when the test says ``commit``."""
+
+    def __init__(self, logs: FakeLogs, topic: str, topic_id: bytes, index: int) -> None:
+        self._logs = logs
+        self.topic = topic
+        self.topic_id = topic_id
+        self.index = index
+        self.leader_epoch = 3
+        self.log_start_offset = 0
+        self.high_watermark = 0
+        self.next_offset = 0
+        #: (base offset, next offset, bytes)
+        self.batches: list[tuple[int, int, bytes]] = []
+        self.charges: list[Allocation] = []
+        self.pending: deque[tuple[Callable[[Result], None], Result, int]] = deque()
+        self.listeners: list[Callable[[], None]] = []
+        self.cold = False
+        self.cold_reads = 0
+        self.fail_with: Exception | None = None
+
+    @property
+    def last_stable_offset(self) -> int:
+        return self.high_watermark
+
+    def append(
+        self,
+        records: memoryview,
+        *,
+        produce_version: int,
+        now_ms: int,
+        charge: Allocation | None,
+        on_done: Callable[[Result], None],
+    ) -> bool:
+        assert not records.readonly
+        if self.fail_with is not None:
+            raise self.fail_with
+        try:
+            header = validate_produce_batch(
+                records, produce_version=produce_version, max_message_bytes=1 << 20, now_ms=now_ms
+            )
+        except BatchError as error:
+            on_done(Result(error.error_code, str(error), error.record_errors))
+            return False
+        if self._logs.room <= 0:
+            raise FullError("no room")
+        self._logs.room -= 1
+        base = self.next_offset
+        assign_offsets(records, base, self.leader_epoch)
+        self.next_offset += header.count
+        self.batches.append((base, self.next_offset, bytes(records)))
+        if charge is not None:
+            self.charges.append(charge)
+        self.pending.append((on_done, Result(base_offset=base, log_start_offset=0), self.next_offset))
+        if self._logs.durable_at_once:
+            self.commit()
+        return True
+
+    def commit(self) -> None:
+        """All appends so far are durable."""
+        while self.pending:
+            on_done, result, end = self.pending.popleft()
+            self.high_watermark = end
+            on_done(result)
+        for listener in tuple(self.listeners):
+            listener()
+
+    def write(self, count: int, *, timestamp: int = 1000, value: bytes = b"v") -> None:
+        """Append a batch of ``count`` records directly."""
+        batch = build_batch(
+            [(None, value, (), timestamp + at) for at in range(count)], base_offset=self.next_offset
+        )
+        end = self.next_offset + count
+        self.batches.append((self.next_offset, end, bytes(batch)))
+        self.next_offset = self.high_watermark = end
+        for listener in tuple(self.listeners):
+            listener()
+
+    def read_nowait(
+        self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
+    ) -> Read | None:
+        self._check(offset)
+        return None if self.cold else self._read(offset, bytes_max, at_least_one)
+
+    async def read(self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool) -> Read:
+        self._check(offset)
+        self.cold_reads += 1
+        await anyio.lowlevel.checkpoint()
+        return self._read(offset, bytes_max, at_least_one)
+
+    def _check(self, offset: int) -> None:
+        if self.fail_with is not None:
+            raise self.fail_with
+        if not self.log_start_offset <= offset <= self.high_watermark:
+            raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
+
+    def _read(self, offset: int, bytes_max: int, at_least_one: bool) -> Read:
+        pieces: list[memoryview] = []
+        size = 0
+        for _, end, batch in self.batches:
+            if end <= offset or end > self.high_watermark:
+                continue
+            if size + len(batch) > bytes_max and (pieces or not at_least_one):
+                break
+            pieces.append(memoryview(batch))
+            size += len(batch)
+        return Read(pieces, size)
+
+    def add_listener(self, listener: Callable[[], None]) -> None:
+        self.listeners.append(listener)
+
+    def remove_listener(self, listener: Callable[[], None]) -> None:
+        if listener in self.listeners:
+            self.listeners.remove(listener)
+
+    def _records(self) -> list[tuple[int, int]]:
+        found: list[tuple[int, int]] = []
+        for base, _, batch in self.batches:
+            for at, record in enumerate(iter_records(memoryview(batch))):
+                found.append((base + at, record.timestamp_ms))
+        return found
+
+    async def offset_for_timestamp(self, timestamp: int) -> tuple[int, int, int] | None:
+        for offset, at in self._records():
+            if at >= timestamp:
+                return offset, at, self.leader_epoch
+        return None
+
+    async def max_timestamp_offset(self) -> tuple[int, int, int] | None:
+        records = self._records()
+        if not records:
+            return None
+        offset, at = max(records, key=lambda pair: pair[1])
+        return offset, at, self.leader_epoch
+
+    async def delete_records(self, offset: int) -> int:
+        self.log_start_offset = offset
+        return offset
+
+    def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
+        return (self.leader_epoch, self.high_watermark) if epoch >= self.leader_epoch else (-1, -1)
+
+
+@dataclass(slots=True)
+class FakeTopic:
+    """A Topic."""
+
+    name: str
+    id: bytes
+    partition_count: int
+    configs: dict[str, str] = field(default_factory=dict)
+    internal: bool = False
+
+
+class FakeFetchMemory:
+    """A FetchMemory on the fake allocator."""
+
+    def __init__(self) -> None:
+        self.account = FakeAllocator()
+
+    def charge_nowait(self, size: int) -> FakeAllocation:
+        return self.account.allocate_nowait(size, "fetch")
+
+    async def charge(self, size: int) -> FakeAllocation:
+        return await self.account.allocate(size, "fetch")
+
+
+class FakeLogs:
+    """A LogManager in memory."""
+
+    def __init__(self) -> None:
+        self.cluster_id = "fake-cluster"
+        self.node_id = 7
+        self.fetch_memory = FakeFetchMemory()
+        self.durable_at_once = True
+        #: Appends that are let in before FullError.
+        self.room = 1 << 60
+        self._room_event = anyio.Event()
+        self._topics: dict[str, FakeTopic] = {}
+        self._partitions: dict[tuple[str, int], FakePartition] = {}
+        self._next_producer_id = 1000
+        self.broker_defaults: dict[str, str] = {}
+        self.fail_with: Exception | None = None
+
+    def add(self, name: str, partitions: int = 1, *, internal: bool = False, **configs: str) -> FakeTopic:
+        """Make a topic, at once."""
+        topic = FakeTopic(
+            name, (len(self._topics) + 1).to_bytes(16, "big"), partitions, dict(configs), internal
+        )
+        self._topics[name] = topic
+        for index in range(partitions):
+            self._partitions[name, index] = FakePartition(self, name, topic.id, index)
+        return topic
+
+    def make_room(self, appends: int) -> None:
+        """Let so many more appends in and wake who waits."""
+        self.room += appends
+        event, self._room_event = self._room_event, anyio.Event()
+        event.set()
+
+    def at(self, name: str, index: int = 0) -> FakePartition:
+        return self._partitions[name, index]
+
+    def topics(self) -> Mapping[str, FakeTopic]:
+        return self._topics
+
+    def topic_by_id(self, topic_id: bytes) -> FakeTopic | None:
+        return next((topic for topic in self._topics.values() if topic.id == topic_id), None)
+
+    def partition(self, name: str, index: int) -> FakePartition | None:
+        return self._partitions.get((name, index))
+
+    async def create_topics(self, topics: Sequence[NewTopic]) -> Sequence[FakeTopic | Exception]:
+        await anyio.lowlevel.checkpoint()
+        results: list[FakeTopic | Exception] = []
+        for new in topics:
+            if self.fail_with is not None:
+                results.append(self.fail_with)
+            elif new.name in self._topics:
+                results.append(AlreadyExistsError(f"topic exists: name={new.name}"))
+            else:
+                topic = self.add(new.name, new.partition_count)
+                topic.configs.update(new.configs)
+                results.append(topic)
+        return results
+
+    async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
+        results: list[Exception | None] = []
+        for name in names:
+            topic = self._topics.pop(name, None)
+            results.append(None if topic else NotFoundError("gone"))
+            for key in [key for key in self._partitions if key[0] == name]:
+                del self._partitions[key]
+        return results
+
+    async def create_partitions(self, name: str, count: int) -> None:
+        topic = self._topics[name]
+        for index in range(topic.partition_count, count):
+            self._partitions[name, index] = FakePartition(self, name, topic.id, index)
+        topic.partition_count = count
+
+    async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
+        self._topics[name].configs = dict(configs)
+
+    def config_value(self, name: str, key: str) -> str:
+        return effective_value(key, self._topics[name].configs, self.broker_defaults)
+
+    async def wait_for_room(self) -> None:
+        await self._room_event.wait()
+
+    async def next_producer_id(self) -> tuple[int, int]:
+        if self.fail_with is not None:
+            raise self.fail_with
+        self._next_producer_id += 1
+        return self._next_producer_id, 0
+
+
+class FakeClock:
+    """Seconds that pass when told."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+ENDPOINT = Endpoint(node_id=7, host="broker.example", port=9092)
+
+
+def make_api(logs: FakeLogs, clock: Callable[[], float] | None = None, **settings: Any) -> ApiContext:
+    """An ApiContext around ``logs``."""
+    return ApiContext(
+        logs=logs,
+        groups=None,
+        settings=ApiSettings(**settings),
+        clock=clock or FakeClock(),
+        now_ms=lambda: 10_000,
+    )
+
+
+def make_context(logs: FakeLogs, version: int, **settings: Any) -> RequestContext:
+    """A RequestContext of a client of ``logs``."""
+    client = Client(host="127.0.0.1", port=50_000, advertised=ENDPOINT)
+    return RequestContext(api=make_api(logs, **settings), client=client, version=version)
+
+
+def make_batch(count: int = 1, value: bytes = b"hello", timestamp: int = 9_000) -> bytearray:
+    """A valid batch as a producer sends it."""
+    return build_batch([(None, value, (), timestamp + at) for at in range(count)])
