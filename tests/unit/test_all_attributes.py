@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ REPOSITORY = Path(__file__).parents[2]
 ROOTS = [REPOSITORY / "kernel", REPOSITORY / "conformance", *sorted((REPOSITORY / "plugins").glob("*"))]
 #: Generated, one class per message version; the registry next to them is the interface.
 GENERATED = "wire/messages/"
+#: What pytest reads: nobody imports from it.
+PYTEST_FILES = re.compile(r"test_\w+\.py|conftest\.py|pytest_plugin\.py")
 
 
 def public_modules() -> list[str]:
@@ -20,7 +23,12 @@ def public_modules() -> list[str]:
         for path in sorted(root.glob("penstock*/**/*.py")):
             relative = path.relative_to(root)
             private = any(part.startswith("_") and part != "__init__.py" for part in relative.parts)
-            if not private and GENERATED not in relative.as_posix() and _defines(path):
+            if (
+                not private
+                and not PYTEST_FILES.fullmatch(path.name)
+                and GENERATED not in relative.as_posix()
+                and _defines(path)
+            ):
                 found.append(path.relative_to(REPOSITORY).as_posix())
     return found
 
