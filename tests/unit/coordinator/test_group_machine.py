@@ -675,6 +675,35 @@ def test_a_second_replacement_fences_the_first_one_that_still_waits() -> None:
     assert list(driver.group.members) == [driver.joined(second).member_id]
 
 
+@pytest.mark.parametrize("error", [GroupError.NONE, GroupError.COORDINATOR_NOT_AVAILABLE])
+def test_a_rebalance_that_begins_while_a_replacement_is_written_answers_it(error: GroupError) -> None:
+    driver = Driver()
+    driver.stable(1, group_instance_id="i")
+    driver.hold = True
+    replaced = driver.join(request(group_instance_id="i"))
+    newcomer = driver.join()
+    assert driver.state() is GroupState.COMPLETING_REBALANCE, "the replacement counts as joined"
+    assert driver.joined(replaced).generation_id == driver.joined(newcomer).generation_id == 2
+    driver.settle(error)
+    assert set(driver.group.members) == {driver.joined(one).member_id for one in (replaced, newcomer)}
+
+
+@pytest.mark.parametrize("error", [GroupError.NONE, GroupError.COORDINATOR_NOT_AVAILABLE])
+def test_a_replacement_stays_parked_in_a_rebalance_that_began_meanwhile(error: GroupError) -> None:
+    driver = Driver()
+    waiters = [driver.join(request(group_instance_id="i")), driver.join()]
+    driver.pass_ms(2 * DELAY)
+    old, other = (driver.joined(waiter).member_id for waiter in waiters)
+    driver.sync(other), driver.sync(old, {})
+    driver.hold = True
+    replaced = driver.join(request(group_instance_id="i"))
+    driver.join()  # starts a rebalance, in which `other` is awaited
+    driver.settle(error)
+    assert replaced not in driver.answers
+    driver.join(request(other))
+    assert driver.joined(replaced).generation_id == 2
+
+
 def test_a_replacement_with_another_protocol_rebalances() -> None:
     driver = Driver()
     driver.stable(1, group_instance_id="i", protocols=(("a", b""), ("b", b"")))

@@ -253,6 +253,22 @@ async def test_commits_that_wait_together_are_written_together(opened: Open, log
         assert committed.offset == 9, "the last one that was sent wins"
 
 
+async def test_one_append_is_bounded_but_takes_at_least_one_write(opened: Open, log: Log) -> None:
+    size = 40  # of one commit, roughly
+    async with (
+        opened(replace(SETTINGS, append_bytes_max=4 * size)) as service,
+        anyio.create_task_group() as tasks,
+    ):
+        calls = Calls(tasks)
+        for number in range(9):
+            calls.start(str(number), service.commit_offsets("g", {TP: OffsetAndMetadata(number)}))
+        await settle()
+        assert sum(log.batches) == 9
+        assert 1 < max(log.batches) <= 4
+        await service.commit_offsets("g", {("t", index): OFFSET for index in range(50)})
+        assert log.batches[-1] == 50
+
+
 async def test_a_cancelled_commit_that_lands_is_visible(opened: Open, log: Log) -> None:
     """Memory and log must agree, whether or not the client still waits."""
     async with opened() as service:
@@ -524,6 +540,7 @@ async def test_everything_that_waits_is_answered_when_the_scope_ends(
             await park(service, calls, clock)
             log.gate = anyio.Event()
             calls.start("commit", service.commit_offsets("c", {TP: OFFSET}))
+            await settle()  # this one is being appended, the others wait behind it
             calls.start("behind", service.commit_offsets("c", {TP: OFFSET}))
             calls.start("delete", service.delete_offsets("c", [TP]))
             await settle()
