@@ -432,6 +432,14 @@ async def test_news_wake_a_waiter_without_any_request(log: MetadataLog, store: F
     await log.wait_for_news(0)
 
 
+async def test_a_lone_broker_that_waits_costs_no_request(open_log: Opener, store: FakeStore) -> None:
+    async with open_log(follow_interval_ms_min="1ms", follow_interval_ms_max="1ms") as log:
+        with anyio.move_on_after(0.02) as waited:
+            await log.wait_for_news(0)
+        assert waited.cancelled_caught
+        assert store.requests == []
+
+
 async def test_a_follower_hears_of_another_writer(log: MetadataLog, open_log: Opener) -> None:
     async with open_log(follow=True, follow_interval_ms_min="1ms", follow_interval_ms_max="2ms") as follower:
         assert follower.capabilities.shareable

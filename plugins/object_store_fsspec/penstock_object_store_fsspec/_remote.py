@@ -92,16 +92,11 @@ async def open_remote(
 def _make_filesystem(protocol: str, extra: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
     # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    options = dict(settings.options)
-    backend_class: type[RemoteBackend] = RemoteBackend
     try:
         import fsspec
 
         filesystem_class = fsspec.get_filesystem_class(protocol)
-        if extra == "s3":
-            from penstock_object_store_fsspec._s3 import S3Backend, lean_options
-
-            backend_class, options = S3Backend, lean_options(options)
+        backend_class, options = _choose_backend(extra)
     except ImportError as error:
         raise PluginError(
             f"a package for this object store is missing, install it: pip install 'penstock[{extra}]' "
@@ -109,7 +104,10 @@ def _make_filesystem(protocol: str, extra: str, settings: Settings) -> tuple[typ
         ) from error
     try:
         filesystem = filesystem_class(
-            asynchronous=True, skip_instance_cache=True, use_listings_cache=False, **options
+            asynchronous=True,
+            skip_instance_cache=True,
+            use_listings_cache=False,
+            **options(settings.options),
         )
     except (TypeError, ValueError, KeyError, OSError) as error:
         raise ConfigError(
@@ -117,6 +115,15 @@ def _make_filesystem(protocol: str, extra: str, settings: Settings) -> tuple[typ
             f"protocol={protocol!r} keys={sorted(settings.options)} error={type(error).__name__}"
         ) from None  # the cause may show secrets
     return backend_class, filesystem
+
+
+def _choose_backend(extra: str) -> tuple[type[RemoteBackend], Callable[[dict[str, Any]], dict[str, Any]]]:
+    """The class for the extra, and what completes its file system's options."""
+    if extra == "s3":
+        from penstock_object_store_fsspec._s3 import S3Backend, lean_options
+
+        return S3Backend, lean_options
+    return RemoteBackend, dict
 
 
 class RemoteBackend:

@@ -215,6 +215,19 @@ async def test_a_missing_bucket_stops_the_start(open_cloud: Opener, cloud: FakeF
             pass
 
 
+async def test_options_that_the_file_system_refuses_are_named_without_values(
+    open_cloud: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(**options: Any) -> None:
+        raise ValueError(f"no such token: {options['token']}")
+
+    monkeypatch.setattr("fsspec.get_filesystem_class", lambda protocol: refuse)
+    with pytest.raises(ConfigError, match=r"options were refused.*keys=\['token'\]") as caught:
+        async with open_cloud():
+            pass
+    assert "the-secret" not in str(caught.value)
+
+
 async def test_ranges_that_the_cloud_answers_with_416(store: ObjectStore) -> None:
     await store.put("k", [b"0123"])
     assert bytes(await store.get("k", 4)) == b""
