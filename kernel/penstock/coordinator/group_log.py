@@ -170,7 +170,9 @@ class PartitionWriter:
         error = GroupError.NOT_COORDINATOR  # the answer if this task is cancelled
         try:
             records = [record for write in batch for record in write.records]
-            self._next_offset = await self._log.append(self._partition, records) + len(records)
+            # Usually one chunk; only a write that is too large by itself is cut.
+            for chunk in self._chunks(records):
+                self._next_offset = await self._log.append(self._partition, chunk) + len(chunk)
             error = GroupError.NONE
             self.appends += 1
             self._grown_records += len(records)
@@ -199,7 +201,7 @@ class PartitionWriter:
         records = size = 0
         self._grown_records = self._grown_bytes = 0
         try:
-            for chunk in self._chunks():
+            for chunk in self._chunks(self._live()):
                 offset = await self._log.append(self._partition, chunk)
                 start = offset if records == 0 else start
                 self._next_offset = offset + len(chunk)
@@ -212,14 +214,15 @@ class PartitionWriter:
         self._live_records, self._live_bytes = records, size
         self.checkpoints += 1
 
-    def _chunks(self) -> Iterator[list[LogRecord]]:
+    def _chunks(self, records: Iterable[LogRecord]) -> Iterator[list[LogRecord]]:
         chunk: list[LogRecord] = []
         size = 0
-        for key, value in self._live():
-            chunk.append((key, value))
-            size += len(key) + len(value or b"")
-            if size >= self._settings.append_bytes_max:
+        for key, value in records:
+            record_size = len(key) + len(value or b"")
+            if chunk and size + record_size > self._settings.append_bytes_max:
                 yield chunk
                 chunk, size = [], 0
+            chunk.append((key, value))
+            size += record_size
         if chunk:
             yield chunk

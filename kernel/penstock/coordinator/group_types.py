@@ -98,7 +98,7 @@ class GroupSettings:
     checkpoint_bytes: int = 8 * 1024 * 1024
     """The same in bytes."""
     append_bytes_max: int = 512 * 1024
-    """One append to the group log carries at most so many bytes (and always at least one write)."""
+    """One append to the group log carries at most so many bytes of records (and always at least one record)."""
     pending_writes_max: int = 10_000
     """Writes that may wait for one partition of the group log; above it requests are refused as retriable."""
     load_concurrency: int = 8

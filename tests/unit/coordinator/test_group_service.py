@@ -253,7 +253,7 @@ async def test_commits_that_wait_together_are_written_together(opened: Open, log
         assert committed.offset == 9, "the last one that was sent wins"
 
 
-async def test_one_append_is_bounded_but_takes_at_least_one_write(opened: Open, log: Log) -> None:
+async def test_one_append_is_bounded_but_takes_at_least_one_record(opened: Open, log: Log) -> None:
     size = 40  # of one commit, roughly
     async with (
         opened(replace(SETTINGS, append_bytes_max=4 * size)) as service,
@@ -265,8 +265,12 @@ async def test_one_append_is_bounded_but_takes_at_least_one_write(opened: Open, 
         await settle()
         assert sum(log.batches) == 9
         assert 1 < max(log.batches) <= 4
+        log.batches.clear()
         await service.commit_offsets("g", {("t", index): OFFSET for index in range(50)})
-        assert log.batches[-1] == 50
+        assert sum(log.batches) == 50
+        assert 1 < max(log.batches) <= 5
+        await service.commit_offsets("g", {TP: OffsetAndMetadata(1, 1, "x" * 500)})
+        assert log.batches[-1] == 1
 
 
 async def test_a_cancelled_commit_that_lands_is_visible(opened: Open, log: Log) -> None:
