@@ -6,12 +6,12 @@ import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from penstock.config import (
     DEFAULT_PLUGINS,
@@ -43,7 +43,21 @@ class OptionsSettings(Settings):
     hidden: str = Field(default="x", description="Marked.", json_schema_extra={"secret": True})
     capacity: Size = Field(default=2**20, ge=4096, description="How much.")
     linger: Duration = Field(default=250, description="How long.")
+    retries: int | None = Field(default=None, description="How often.")
+    patience: Duration | None = Field(default=None, description="How long at most.")
     ratio: float = Field(default=0.5, description="How many.")
+
+    @model_validator(mode="after")
+    def _fit(self) -> Self:
+        if self.linger == 7 and self.hidden != "x":
+            raise ValueError("linger=7ms needs hidden=x")
+        return self
+
+
+class RequiredSettings(Settings):
+    """Settings that have to be given."""
+
+    bucket: str = Field(description="Where.")
 
 
 class Models:
@@ -394,6 +408,27 @@ def test_any_document_is_taken_or_refused_in_one_sentence(
     assert all(len(str(error).splitlines()) == 1 for error in refusals)
 
 
+def test_keys_that_do_not_fit_together_are_refused_without_their_values() -> None:
+    config = load_config(sets=["wal.linger=7ms", "wal.hidden=hunter2"])
+    with pytest.raises(ConfigError) as caught:
+        Models().validate_plugin_settings(config, "wal")
+    assert str(caught.value) == (
+        "--set wal.hidden, --set wal.linger: the keys of wal don't fit together (linger=7ms needs hidden=x)"
+    )
+
+
+def test_value_of_a_key_that_is_marked_secret_is_not_shown() -> None:
+    config = load_config(overrides={"wal.hidden": 1234567})
+    with pytest.raises(ConfigError, match=r"the program: wal.hidden must be a string: value=\*\*\*$"):
+        Models().validate_plugin_settings(config, "wal")
+
+
+def test_missing_key_is_named_with_the_ways_to_give_it() -> None:
+    with pytest.raises(ConfigError, match=r"^wal.bucket is required .*--set.*PENSTOCK__WAL__BUCKET$"):
+        validate(RequiredSettings, {}, "wal", {})
+    assert key_rows(RequiredSettings) == [("bucket", "a string", "required", "Where.")]
+
+
 # Lines
 
 DOCUMENT = '''\
@@ -534,9 +569,9 @@ def test_template_has_every_key_at_its_default(tmp_path: Path) -> None:
                 value = getattr(getattr(config.tree, section), name)
                 assert value == getattr(getattr(defaults.tree, section), name), name
     settings = Models().validate_plugin_settings(config, "wal")
-    assert settings.model_dump(exclude={"access_token"}) == OptionsSettings().model_dump(
-        exclude={"access_token"}
-    )
+    assert settings.model_dump(
+        exclude={"access_token", "retries", "patience"}
+    ) == OptionsSettings().model_dump(exclude={"access_token", "retries", "patience"})
 
 
 def test_template_of_another_cloud_is_refused() -> None:
@@ -545,10 +580,10 @@ def test_template_of_another_cloud_is_refused() -> None:
 
 
 def test_key_rows_name_type_default_and_help() -> None:
-    assert key_rows(OptionsSettings)[-3:] == [
+    assert key_rows(OptionsSettings)[4:7] == [
         ("capacity", "a size like 512MiB, at least 4KiB", "1MiB", "How much."),
         ("linger", "a duration like 250ms, 30s or 7d", "250ms", "How long."),
-        ("ratio", "a number", "0.5", "How many."),
+        ("retries", "an integer", "unset", "How often."),
     ]
 
 

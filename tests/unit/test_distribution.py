@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tomllib
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from penstock.config import DEFAULT_PLUGINS
+from penstock.config import DEFAULT_PLUGINS, init_template, key_rows, load_config
 from penstock.plugins import PluginRegistry
 
 REPOSITORY = Path(__file__).parents[2]
@@ -81,6 +82,32 @@ def test_every_plugin_loads_under_its_folder_name() -> None:
     errors = registry.load_all()
     assert {name: str(error) for name, error in errors.items() if name in PLUGINS} == {}
     assert set(PLUGINS) <= {info.name for info in registry.infos()}
+
+
+def test_every_key_of_every_plugin_has_help_and_a_valid_default() -> None:
+    """The template with all its comment marks taken off is a configuration that passes ``config check``."""
+    registry = PluginRegistry()
+    registry.load_all()
+    for info in registry.infos():
+        if info.name in PLUGINS:
+            for key, _, default, text in key_rows(registry.settings_model(info.kind, info.name)):
+                assert text, f"{info.name}.{key} has no description"
+                assert default != "required", f"{info.name}.{key} has no default"
+            assert info.summary, info.name
+
+
+def test_template_of_the_real_plugins_passes_the_check(tmp_path: Path) -> None:
+    registry = PluginRegistry()
+    path = tmp_path / "penstock.toml"
+    active = re.sub(r"^# ([a-z_]+ = )", r"\1", init_template("local", registry), flags=re.MULTILINE)
+    path.write_text(active.replace('load = ["my_observer"]', "load = []"))
+    given = registry.select_all(load_config(path)).settings
+    defaults = registry.select_all(load_config()).settings
+    for kind in DEFAULT_PLUGINS:
+        example = {name for name, field in type(given[kind]).model_fields.items() if field.default is None}
+        assert given[kind].model_dump(exclude={*example, "limit"}) == defaults[kind].model_dump(
+            exclude={*example, "limit"}
+        ), kind
 
 
 def test_wheel_holds_only_penstock(tmp_path: Path) -> None:

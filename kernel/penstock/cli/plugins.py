@@ -34,7 +34,7 @@ def list_plugins(
     registry = Setup.of(context, plugins_dirs=plugins_dir, modules=plugin).registry()
     errors = registry.load_all()
     if as_json:
-        typer.echo(json.dumps([dataclasses.asdict(info) for info in registry.infos()], indent=2))
+        typer.echo(json.dumps([dataclasses.asdict(info) for info in registry.infos()], indent=2, default=str))
     else:
         _print_table(
             ("NAME", "KIND", "VERSION", "SPI", "CAPABILITIES", "ORIGIN"),
@@ -78,7 +78,7 @@ def show_plugin(
         keys = [dict(zip(("key", "type", "default", "help"), row, strict=True)) for row in rows]
         documents.append({**dataclasses.asdict(info), "settings": keys})
     if as_json:
-        typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2))
+        typer.echo(json.dumps(documents[0] if len(documents) == 1 else documents, indent=2, default=str))
 
 
 def _find(registry: PluginRegistry, name: str) -> list[PluginInfo]:

@@ -72,9 +72,11 @@ def redact(path: tuple[str, ...], value: Any) -> Any:
     return value
 
 
-def refusal(path: tuple[str, ...], problem: str, value: Any, origins: Origins) -> ConfigError:
-    """The one sentence: origin, key, what is wrong with it, value."""
-    shown = repr(redact(path, value))
+def refusal(
+    path: tuple[str, ...], problem: str, value: Any, origins: Origins, field: FieldInfo | None = None
+) -> ConfigError:
+    """The one sentence: origin, key, what is wrong with it, value (unless that is a secret)."""
+    shown = "***" if field is not None and is_secret(field) else repr(redact(path, value))
     if len(shown) > _VALUE_LENGTH_MAX:
         shown = f"{shown[:_VALUE_LENGTH_MAX]}..."
     return ConfigError(f"{origin_of(path, origins).place}: {'.'.join(path)} {problem}: value={shown}")
@@ -156,10 +158,17 @@ def _sentence(
         )
     if detail["type"] == "value_error" and (field is None or field_format(field) is None):
         reason = str(detail.get("ctx", {}).get("error", detail["msg"]))
-        reason = reason.partition(": value=")[0]
-        return refusal(path, f"is wrong ({reason})", value, origins)
+        reason = " ".join(reason.partition(": value=")[0].split())
+        if not names:  # about several keys together: the values are all of the section, so they are left out
+            places = sorted({origin.place for known, origin in origins.items() if known[0] == section})
+            return ConfigError(
+                f"{', '.join(places) or 'default'}: the keys of {section} don't fit together ({reason})"
+            )
+        return refusal(path, f"is wrong ({reason})", value, origins, field)
     expected = expectation(field) if field is not None else ""
-    return refusal(path, f"must be {expected}" if expected else f"is wrong ({detail['msg']})", value, origins)
+    return refusal(
+        path, f"must be {expected}" if expected else f"is wrong ({detail['msg']})", value, origins, field
+    )
 
 
 def _nested_keys(model: type[Settings], path: tuple[str, ...]) -> set[str]:
@@ -175,9 +184,15 @@ def is_secret(field: FieldInfo) -> bool:
     return isinstance(field.json_schema_extra, Mapping) and bool(field.json_schema_extra.get("secret"))
 
 
+def _metadata(field: FieldInfo) -> list[Any]:
+    """What is annotated to a field's type, also in ``Size | None``, where pydantic leaves it in the union."""
+    inner = [item for item in get_args(field.annotation) if get_origin(item) is Annotated]
+    return [*field.metadata, *(extra for item in inner for extra in get_args(item)[1:])]
+
+
 def field_format(field: FieldInfo) -> str | None:
     """``size``, ``duration`` or ``size or -1`` for such fields, else None."""
-    for item in field.metadata:
+    for item in _metadata(field):
         schema = getattr(item, "json_schema", None)
         if isinstance(schema, Mapping) and "format" in schema:
             return str(schema["format"])
@@ -226,7 +241,7 @@ def _type_words(annotation: Any) -> str:
 
 
 def _bounds(field: FieldInfo) -> Iterable[str]:
-    for item in field.metadata:
+    for item in _metadata(field):
         for name, words in (
             ("ge", "at least {}"),
             ("gt", "above {}"),
@@ -245,7 +260,7 @@ def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origi
 
     Pydantic alone would take ``true`` for an integer and ``"12"`` from a file for 12.
     """
-    annotation = _plain_type(field.annotation)
+    annotation = plain_type(field.annotation)
     origin = origin_of(path, origins)
     if isinstance(value, str) and origin.is_text:
         if get_origin(annotation) in (list, tuple, set, frozenset):
@@ -258,24 +273,24 @@ def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origi
         and value != -1
         and not isinstance(value, str)
     ):
-        raise refusal(path, f"must be {expectation(field)}", value, origins)
-    written = field_format(field) is not None or any(hasattr(item, "func") for item in field.metadata)
+        raise refusal(path, f"must be {expectation(field)}", value, origins, field)
+    written = field_format(field) is not None or any(hasattr(item, "func") for item in _metadata(field))
     if written or annotation not in (bool, int, float, str):
         return value
     wanted = (int, float) if annotation is float else annotation
     if value is not None and (
         not isinstance(value, wanted) or (isinstance(value, bool) and annotation is not bool)
     ):
-        raise refusal(path, f"must be {expectation(field)}", value, origins)
+        raise refusal(path, f"must be {expectation(field)}", value, origins, field)
     return value
 
 
-def _plain_type(annotation: Any) -> Any:
-    """``X`` for ``X | None``."""
+def plain_type(annotation: Any) -> Any:
+    """``X`` for ``X | None`` and for ``Annotated[X, ...]``."""
     if get_origin(annotation) in (Union, types.UnionType):
         others = [item for item in get_args(annotation) if item is not type(None)]
-        return others[0] if len(others) == 1 else annotation
-    return annotation
+        return plain_type(others[0]) if len(others) == 1 else annotation
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
 def _split(text: str) -> list[str]:

@@ -10,7 +10,16 @@ from typing import Any, Protocol
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
-from penstock.config._check import Origin, Origins, expectation, field_format, is_secret, nearest, redact
+from penstock.config._check import (
+    Origin,
+    Origins,
+    expectation,
+    field_format,
+    is_secret,
+    nearest,
+    plain_type,
+    redact,
+)
 from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
@@ -151,6 +160,8 @@ def key_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+_EXAMPLES: dict[Any, Any] = {bool: False, int: 1, float: 1.0, str: "", dict: {}, list: []}
+
 _CLOUDS = ("local",)
 
 _TEMPLATE_HEAD = """\
@@ -183,14 +194,23 @@ def init_template(cloud: str = "local", models: SettingsModels | None = None) ->
     return "".join(parts)
 
 
+def _example(field: FieldInfo) -> Any:
+    """A value of the right type for a key without default: its author's example if there is one."""
+    if field.examples:
+        return field.examples[0]
+    written = field_format(field)
+    if written is not None:
+        return "1s" if written == "duration" else "1MiB"
+    return _EXAMPLES.get(plain_type(field.annotation), "")
+
+
 def _template_keys(model: type[Settings]) -> Iterator[str]:
     for name, field in model.model_fields.items():
         value = default_of(field)
         note = ""
         if value is None or value is PydanticUndefined:
-            example = field.examples[0] if field.examples else ""
             note = " (no default; an example)" if value is None else " (required)"
-            value = example
+            value = _example(field)
         yield f"# {field.description or name}{note}\n# {name} = {toml_value(field, value)}\n"
 
 
