@@ -295,7 +295,6 @@ class SequentialAllocator:
                 waiter = self._waiters[0]
                 grant = self._granted(waiter.try_grant, waiter.size)
                 if grant is None:
-                    self._watch_pinned()
                     break
                 self._waiters.popleft()
                 waiter.settle(grant)

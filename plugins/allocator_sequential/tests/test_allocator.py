@@ -291,6 +291,17 @@ async def test_waiters_are_served_in_order_and_not_overtaken() -> None:
             taken.release()
 
 
+async def test_room_in_an_open_chunk_is_no_way_around_the_queue() -> None:
+    config = SequentialAllocatorSettings(limit=MIB, chunk_bytes=32 * KIB)
+    async with open_allocator(config, SERVICES) as allocator, anyio.create_task_group() as group:
+        first = allocator.allocate_nowait(1, "append")
+        group.start_soon(allocator.allocate, MIB, "large")
+        await settle()
+        with pytest.raises(FullError):
+            allocator.allocate_nowait(1, "append")
+        first.release()
+
+
 async def test_a_cancelled_waiter_gives_up_its_place_and_leaks_nothing() -> None:
     config = SequentialAllocatorSettings(limit=MIB, chunk_bytes=32 * KIB)
     async with open_allocator(config, SERVICES) as allocator:

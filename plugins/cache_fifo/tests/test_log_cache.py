@@ -113,6 +113,10 @@ def test_out_of_order_upload_leaves_a_hole_that_no_read_crosses() -> None:
     assert ranges(cache.get(7, 0, 100, 1000)) == [(0, 10)]
     assert ranges(cache.get(7, 10, 100, 1000)) == [(20, 30)]
     assert ranges(cache.get(7, 12, 100, 1000)) == [(20, 30)]
+    cache.put(entry(7, 30, 40))
+    cache.mark_uploaded(blocks[0])
+    assert cache.evict(1) == 10
+    assert ranges(cache.get(7, 0, 100, 1000)) == [(20, 30), (30, 40)]
 
 
 def test_a_stream_goes_on_after_its_newest_block_was_evicted() -> None:
@@ -127,6 +131,20 @@ def test_a_stream_goes_on_after_its_newest_block_was_evicted() -> None:
     cache.put(entry(7, 20, 30))
     assert ranges(cache.get(7, 0, 100, 1000)) == [(0, 10)]
     assert ranges(cache.get(7, 10, 100, 1000)) == [(20, 30)]
+
+
+def test_remembered_positions_outlive_evictions() -> None:
+    cache = make()
+    for base in range(0, 60, 10):
+        cache.put(entry(7, base, base + 10))
+        if base == 20:
+            block = frozen(cache)
+    assert ranges(cache.get(7, 25, 100, 20)) == [(20, 30), (30, 40)]
+    cache.mark_uploaded(block)
+    cache.evict(1)
+    stream = cache._streams[7]
+    assert stream.entries[stream.hints[40] - stream.removed].base_offset == 40
+    assert ranges(cache.get(7, 40, 100, 1000)) == [(40, 50), (50, 60)]
 
 
 def test_a_block_holds_all_streams_and_the_end_in_the_wal() -> None:

@@ -306,6 +306,8 @@ class LruBlockCache:
             charged = load.blocks[0].charge is not None or self._charge_nowait(load.blocks)
             if not charged and self._allocator is not None:
                 await self._charge(load.blocks, self._allocator)
+                if self._closed:
+                    raise ClosedError("block cache was closed while a load waited for memory")
             buffers = await load.loader(refs)
             _check_sizes(refs, buffers)
         except BaseException as error:

@@ -73,6 +73,7 @@ class Memory:
             assert not self.released
             self.released = True
             self.memory.used -= self.size
+            self.memory.room.set()
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
@@ -87,6 +88,7 @@ class Memory:
         return Memory.Taken(self, size)
 
     async def charge(self, size: int, purpose: str) -> Charge:
+        self.room = anyio.Event()
         await self.room.wait()
         return self.charge_nowait(size, purpose)
 
@@ -340,6 +342,8 @@ async def test_prefetched_blocks_are_hits_and_joined_like_others() -> None:
         await cache.get([ref(2)], store.load)
         state = cache.statistics()
         assert (state.hits, state.misses, state.joined) == (1, 0, 1)
+        cache.evict(1000)
+        assert cache.statistics().wasted == 0
         assert len(store.calls) == 1
 
 
@@ -387,7 +391,7 @@ async def test_blocks_evicted_unread_count_as_waste_and_cool_readahead_down() ->
 
 async def test_a_read_waits_for_memory_of_the_allocator() -> None:
     store = Store()
-    memory = Memory(5)
+    memory = Memory(15)  # enough for the first block only
     got: list[Sequence[Buffer]] = []
     async with opened(memory=memory) as cache:
 
@@ -398,6 +402,7 @@ async def test_a_read_waits_for_memory_of_the_allocator() -> None:
             group.start_soon(read)
             await settle()
             assert store.calls == []
+            assert memory.used == 0
             memory.limit = 20
             memory.room.set()
         assert list(got[0]) == [body(ref(1)), body(ref(2))]
