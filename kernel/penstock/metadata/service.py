@@ -6,7 +6,7 @@ answers. On a conflict it catches up first; the fold then decides on the command
 
 from __future__ import annotations
 
-__all__ = ("MetadataService", "MetadataStatistics")
+__all__ = ("MetadataService", "MetadataStatistics", "follow", "load_image")
 
 import logging
 import uuid
@@ -18,7 +18,14 @@ from typing import Any
 
 import anyio
 
-from penstock.errors import ClosedError, ConflictError, InvalidRequestError, PenstockError, UnavailableError
+from penstock.errors import (
+    ClosedError,
+    ConflictError,
+    CorruptError,
+    InvalidRequestError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.metadata.commands import Command, Entry, FormatCluster, RegisterNode, decode_entry, encode_entry
 from penstock.metadata.image import Image
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
@@ -42,6 +49,24 @@ class MetadataStatistics:
     streams: int
     objects: int
     snapshot_index: int
+
+
+async def load_image(log: MetadataLog) -> Image:
+    """The image that the log holds now; reads only. Raises CorruptError, UnavailableError."""
+    snapshot = await log.read_snapshot()
+    image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
+    if snapshot is not None and image.index != snapshot.index:
+        raise CorruptError(
+            f"metadata snapshot isn't of its index: index={snapshot.index} found={image.index}"
+        )
+    await follow(log, image)
+    return image
+
+
+async def follow(log: MetadataLog, image: Image) -> None:
+    """Fold what the log holds past the image."""
+    async for read in log.read(image.index + 1):
+        image.fold(read.index, decode_entry(read.index, read.data))
 
 
 class _Submission:
@@ -78,14 +103,8 @@ class MetadataService:
         Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
         of another name than ``cluster_id``.
         """
-        snapshot = await log.read_snapshot()
-        image = Image() if snapshot is None else Image.from_snapshot(snapshot.data)
-        if snapshot is not None and image.index != snapshot.index:
-            raise InvalidRequestError(
-                f"the metadata snapshot is not of its index: index={snapshot.index} found={image.index}"
-            )
+        image = await load_image(log)
         service = cls(log, image, now_ms)
-        await service._catch_up()
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(service._write_forever)
             try:

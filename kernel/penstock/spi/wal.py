@@ -11,13 +11,13 @@ from __future__ import annotations
 
 __all__ = ("WalAppend", "WalCapabilities", "WalEntry", "WalSpec", "WalStatistics", "WriteAheadLog")
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
 import anyio
 
-from penstock.spi.plugin import Buffer, PluginSpec, S
+from penstock.spi.plugin import Buffer, PluginSpec, S, Services
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,3 +171,9 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
 
     kind: ClassVar[str] = "wal"
     capabilities: WalCapabilities
+    #: Reads the log from outside, changing nothing and fencing nobody: what ``recover`` would return now. The
+    #: log may belong to a live owner; then the end is wherever the reader got to. Raises CorruptError like
+    #: ``recover``, NotFoundError if there is no log. None: the plugin can't.
+    read: Callable[[S, Services], AsyncIterator[WalEntry]] | None = None
+    #: Facts about the log for people (owner, epoch, capacity, positions), read from outside likewise.
+    describe: Callable[[S, Services], Awaitable[Mapping[str, object]]] | None = None

@@ -1,0 +1,66 @@
+"""Opens the places where a broker keeps its data, as its configuration names them, for reading only."""
+
+from __future__ import annotations
+
+__all__ = ("Places", "open_places")
+
+import dataclasses
+import os
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from penstock.config import Config
+from penstock.plugins import PluginRegistry
+from penstock.spi.metadata_log import MetadataLog
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Services
+from penstock.spi.wal import WalEntry, WalSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Places:
+    """The object store and the metadata log, opened; the WAL only as far as it can be read from outside."""
+
+    object_store: ObjectStore
+    metadata_log: MetadataLog
+    wal_name: str
+    read_wal: Callable[[], AsyncIterator[WalEntry]] | None
+    describe_wal: Callable[[], Awaitable[Mapping[str, object]]] | None
+
+
+@asynccontextmanager
+async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator[Places]:
+    """Open what can be shared with a live broker. The WAL isn't opened: that would fence its owner."""
+    selection = registry.select_all(config)
+    data_dir = Path(os.path.abspath(os.path.expanduser(config.tree.broker.data_dir)))  # noqa: ASYNC240 - no disk
+    services = Services(
+        node_id=config.tree.broker.node_id,
+        epoch=0,
+        cluster_id=config.tree.broker.cluster_id or "",
+        data_dir=data_dir,
+        clock=time.monotonic,
+    )
+    async with AsyncExitStack() as stack:
+
+        async def open_plugin(kind: str) -> Any:
+            return await stack.enter_async_context(
+                selection.specs[kind].open(selection.settings[kind], services)
+            )
+
+        object_store = await open_plugin("object_store")
+        services = dataclasses.replace(services, object_store=object_store)
+        wal = selection.specs["wal"]
+        assert isinstance(wal, WalSpec)
+        given = (selection.settings["wal"], services)
+        yield Places(
+            object_store=object_store,
+            metadata_log=await open_plugin("metadata_log"),
+            wal_name=wal.name,
+            read_wal=None if wal.read is None else partial(wal.read, *given),
+            describe_wal=None if wal.describe is None else partial(wal.describe, *given),
+        )

@@ -1,0 +1,273 @@
+"""Proves, from outside, the invariants of a stopped or live data directory that can be proven from outside.
+
+- the metadata log reads whole, and its newest snapshot plus the entries after it give an image (I7, I11)
+- committed ranges of every stream tile: no gap, no overlap (I2)
+- every committed object exists, and its footer, index and data blocks pass their checksums (I6, I11)
+- every data block holds exactly the offsets that index and metadata say; record batches too (I1)
+- no object is in the store that metadata doesn't know, and none is overdue for deletion (I6)
+- what the WAL holds past the committed ends continues them without a hole (I10)
+"""
+
+from __future__ import annotations
+
+__all__ = ("Problem", "Report", "verify")
+
+from dataclasses import dataclass, field
+
+from crc32c import crc32c
+
+from penstock.errors import CorruptError, NotFoundError, PenstockError
+from penstock.metadata.image import Image, ObjectState, StreamState
+from penstock.metadata.service import follow, load_image
+from penstock.stream.entry import HEADER, decode_header
+from penstock.stream.object_format import (
+    FOOTER,
+    IndexRow,
+    ObjectIndex,
+    decode_block,
+    decode_footer,
+    decode_index,
+    object_key,
+    verify_block,
+)
+from penstock.tools.places import Places
+from penstock.wire.records import ATTRIBUTES_POS, BatchError, read_header
+
+#: Deletion runs on an interval and waits for slow stores: only past this is an object overdue.
+OVERDUE_GRACE_MS = 10 * 60 * 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One broken invariant: which, where, and what is wrong."""
+
+    invariant: str
+    place: str
+    message: str
+
+
+@dataclass(slots=True)
+class Report:
+    """What was checked, and what was found."""
+
+    metadata_index: int = 0
+    topics: int = 0
+    streams: int = 0
+    objects: int = 0
+    blocks: int = 0
+    batches: int = 0
+    bytes: int = 0
+    wal_entries: int | None = None
+    problems: list[Problem] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def problem(self, invariant: str, place: str, message: str) -> None:
+        """Add a problem."""
+        self.problems.append(Problem(invariant, place, message))
+
+
+async def verify(places: Places, *, now_ms: int, delete_delay_ms: int, quick: bool = False) -> Report:
+    """Check everything; ``quick`` leaves out reading the data blocks. Raises UnavailableError only."""
+    report = Report()
+    try:
+        image = await load_image(places.metadata_log)
+    except CorruptError as error:
+        report.problem("I7/I11", places.metadata_log.location, str(error))
+        return report
+    report.metadata_index = image.index
+    report.topics = len(image.topics)
+    check_tiling(image, report)
+    for held in sorted(image.objects.values(), key=lambda o: o.object_id):
+        if held.state == "committed":
+            await _check_object(places, image, held, report, quick=quick)
+    await _check_orphans(places, image, report, now_ms, delete_delay_ms)
+    await _check_wal(places, image, report)
+    return report
+
+
+def check_tiling(image: Image, report: Report) -> None:
+    """I2 for every stream, and that objects and ranges name each other."""
+    for stream in image.streams.values():
+        report.streams += 1
+        place = stream_name(image, stream)
+        position = None
+        for r in stream.ranges:
+            if position is not None and r.start != position:
+                what = "gap" if r.start > position else "overlap"
+                report.problem(
+                    "I2", place, f"{what} in committed ranges: expected={position} found={r.start}"
+                )
+            position = r.end
+            held = image.objects.get(r.object_id)
+            if held is None or held.state != "committed" or stream.stream_id not in held.live:
+                report.problem(
+                    "I6", place, f"range refers to an object that isn't held: object_id={r.object_id}"
+                )
+        if stream.ranges and (stream.ranges[0].start > stream.start or position != stream.end):
+            report.problem(
+                "I2",
+                place,
+                f"ranges don't cover [{stream.start},{stream.end}): found [{stream.ranges[0].start},{position})",
+            )
+        if not stream.ranges and stream.start < stream.end:
+            report.problem("I2", place, f"no range covers [{stream.start},{stream.end})")
+
+
+def stream_name(image: Image, stream: StreamState) -> str:
+    """``topic-partition`` of a stream, for people."""
+    topic = image.topics.get(stream.topic_id)
+    name = topic.name if topic is not None else stream.topic_id.hex()
+    kind = "" if topic is None or stream.stream_id in topic.log_streams else " (producer state)"
+    return f"{name}-{stream.partition}{kind} stream={stream.stream_id}"
+
+
+async def read_index(places: Places, object_id: int, size: int) -> ObjectIndex:
+    """The index of an object, checked. Raises NotFoundError, CorruptError."""
+    key = object_key(object_id)
+    position, index_size, crc = decode_footer(
+        await places.object_store.get(key, max(0, size - FOOTER.size), size), object_id
+    )
+    if position + index_size + FOOTER.size != size:
+        raise CorruptError(f"object footer doesn't fit the object's size: object_id={object_id} size={size}")
+    return decode_index(await places.object_store.get(key, position, position + index_size), crc, object_id)
+
+
+async def _check_object(
+    places: Places, image: Image, held: ObjectState, report: Report, *, quick: bool
+) -> None:
+    key = object_key(held.object_id)
+    report.objects += 1
+    try:
+        info = await places.object_store.head(key)
+        if info.size != held.size:
+            report.problem("I6", key, f"object has another size: metadata={held.size} store={info.size}")
+            return
+        index = await read_index(places, held.object_id, held.size)
+        _check_coverage(image, held, index, report)
+        if not quick:
+            for row in index.rows:
+                await _check_block(places, image, held.object_id, row, report)
+    except NotFoundError:
+        if await _still_committed(places, image, held.object_id):
+            report.problem("I6", key, "object is in metadata but not in the store")
+    except CorruptError as error:
+        report.problem("I11", key, str(error))
+
+
+async def _still_committed(places: Places, image: Image, object_id: int) -> bool:
+    """On a live directory an object may have been released since metadata was read."""
+    await follow(places.metadata_log, image)
+    held = image.objects.get(object_id)
+    return held is not None and held.state == "committed"
+
+
+def _check_coverage(image: Image, held: ObjectState, index: ObjectIndex, report: Report) -> None:
+    """The object's blocks tile the ranges that metadata says are in it."""
+    for stream_id in held.live:
+        stream = image.streams.get(stream_id)
+        for r in stream.ranges if stream is not None else ():
+            if r.object_id != held.object_id:
+                continue
+            position = r.start
+            for row in index.blocks_from(stream_id, r.start):
+                if row.start != position:
+                    break
+                position = row.end
+            if position != r.end:
+                report.problem(
+                    "I2",
+                    object_key(held.object_id),
+                    f"blocks don't tile the range: stream={stream_id} range=[{r.start},{r.end}) reached={position}",
+                )
+
+
+async def _check_block(places: Places, image: Image, object_id: int, row: IndexRow, report: Report) -> None:
+    key = object_key(object_id)
+    data = await places.object_store.get(key, row.position, row.position + row.size)
+    report.blocks += 1
+    report.bytes += row.size
+    try:
+        verify_block(data, object_id, row.position)
+        stream = image.streams.get(row.stream_id)
+        topic = image.topics.get(stream.topic_id) if stream is not None else None
+        position = row.start
+        for entry in decode_block(data, row.stream_id):
+            if entry.base_offset != position:
+                raise CorruptError(f"entries don't follow: expected={position} found={entry.base_offset}")
+            position = entry.next_offset
+            if topic is not None and row.stream_id in topic.log_streams:
+                _check_batch(entry.data, entry.base_offset, entry.next_offset)
+                report.batches += 1
+        if position != row.end:
+            raise CorruptError(f"block ends elsewhere than its index says: index={row.end} block={position}")
+    except (CorruptError, BatchError) as error:
+        report.problem("I11", f"{key} block at {row.position}", str(error))
+
+
+def _check_batch(batch: memoryview, base_offset: int, next_offset: int) -> None:
+    header = read_header(batch)
+    if (header.base_offset, header.next_offset) != (base_offset, next_offset):
+        raise CorruptError(
+            f"record batch has other offsets than its entry: entry=[{base_offset},{next_offset}) "
+            f"batch=[{header.base_offset},{header.next_offset})"
+        )
+    if crc32c(batch[ATTRIBUTES_POS:]) != header.crc:
+        raise CorruptError(f"record batch fails its checksum: base_offset={base_offset}")
+
+
+async def _check_orphans(
+    places: Places, image: Image, report: Report, now_ms: int, delete_delay_ms: int
+) -> None:
+    found = [info async for info in places.object_store.list("objects/")]
+    # an object that appeared after metadata was read was prepared after it too
+    await follow(places.metadata_log, image)
+    known = {object_key(object_id) for object_id in image.objects}
+    for info in found:
+        if info.key not in known:
+            report.problem("I6", info.key, f"orphan: metadata doesn't know the object: size={info.size}")
+    for held in image.objects.values():
+        overdue_ms = now_ms - held.at_ms - OVERDUE_GRACE_MS
+        if held.state == "prepared" and overdue_ms > 0:
+            report.notes.append(
+                f"object {held.object_id} is prepared past its deadline; a running broker drops it"
+            )
+        if held.state == "destroyed" and overdue_ms - delete_delay_ms > 0:
+            report.notes.append(f"object {held.object_id} waits for deletion; a running broker deletes it")
+
+
+async def _check_wal(places: Places, image: Image, report: Report) -> None:
+    """What is only in the WAL continues what is committed (I10), as far as the WAL's plugin lets us look."""
+    if places.read_wal is None:
+        report.notes.append(
+            f"the WAL wasn't checked: the plugin {places.wal_name} can't be read from outside"
+        )
+        return
+    report.wal_entries = 0
+    ends: dict[int, int] = {}
+    try:
+        async for entry in places.read_wal():
+            report.wal_entries += 1
+            header = decode_header(entry.data, entry.position)
+            stream = image.streams.get(header.stream_id)
+            if stream is None or header.epoch != stream.epoch:
+                continue
+            expected = ends.get(header.stream_id, max(stream.start, stream.end))
+            if header.next_offset <= expected:
+                continue
+            if header.base_offset > expected:
+                # on a live directory the range may have been committed since metadata was read
+                await follow(places.metadata_log, image)
+                expected = max(expected, stream.end, stream.start)
+            if header.base_offset > expected:
+                report.problem(
+                    "I10",
+                    stream_name(image, stream),
+                    f"the WAL has a hole: missing=[{expected},{header.base_offset}) position={entry.position}",
+                )
+            topic = image.topics.get(stream.topic_id)
+            if topic is not None and header.stream_id in topic.log_streams:
+                _check_batch(entry.data[HEADER.size :], header.base_offset, header.next_offset)
+                report.batches += 1
+            ends[header.stream_id] = header.next_offset
+    except PenstockError as error:
+        report.problem("I10/I11", "WAL", str(error))
