@@ -125,7 +125,7 @@ async def test_the_ring_is_recycled_for_many_laps(open_wal: Opener) -> None:
 async def test_a_full_log_refuses_and_takes_appends_again_after_trim(open_wal: Opener) -> None:
     async with open_wal() as wal:
         appends = []
-        with pytest.raises(FullError):
+        with pytest.raises(FullError):  # noqa: PT012 - the loop ends in the error
             for _ in range(1000):
                 appends.append(wal.append([bytes(10_000)]))
         await appends[-1].wait_durable()

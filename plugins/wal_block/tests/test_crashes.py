@@ -1,0 +1,300 @@
+"""I1, I4 and I10 over crashes: a simulated device loses and tears whatever wasn't synced."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
+from penstock_wal_block._log import BlockLog, Owner
+
+from penstock.errors import CorruptError, FullError
+from penstock.spi import Buffer
+from penstock.wal import GroupCommit
+
+SECTOR_BYTES = 512
+RING_BYTES = 16 * BLOCK_BYTES
+GROUP_BYTES_MAX = 2 * BLOCK_BYTES
+ENTRY_BYTES_MAX = 4 * BLOCK_BYTES
+
+
+class Crash(Exception):  # noqa: N818 - it is no error of the code under test
+    """The power went."""
+
+
+class SimulatedDevice:
+    """Writes reach the medium at ``sync``; at a crash any subset of the sectors of unsynced writes is on it."""
+
+    capacity_bytes = HEADER_AREA_BYTES + RING_BYTES
+
+    def __init__(self) -> None:
+        self.medium = bytearray(self.capacity_bytes)
+        self._unsynced: list[tuple[int, bytes]] = []
+        self._steps_left = -1
+
+    def crash_after(self, steps: int) -> None:
+        """The operation after ``steps`` more dies half-way."""
+        self._steps_left = steps
+
+    def power_off(self, rng: random.Random) -> None:
+        """Lose what isn't durable, at random."""
+        for offset, data in self._unsynced:
+            persisted = rng.random()
+            for start in range(0, len(data), SECTOR_BYTES):
+                if rng.random() < persisted:
+                    sector = data[start : start + SECTOR_BYTES]
+                    self.medium[offset + start : offset + start + len(sector)] = sector
+        self._unsynced.clear()
+        self._steps_left = -1
+
+    def _step(self) -> None:
+        if self._steps_left == 0:
+            raise Crash
+        self._steps_left -= 1
+
+    def _current(self) -> bytearray:
+        image = bytearray(self.medium)
+        for offset, data in self._unsynced:
+            image[offset : offset + len(data)] = data
+        return image
+
+    @property
+    def blank(self) -> bool:
+        return not any(self.medium[HEADER_AREA_BYTES:])
+
+    def read_header_area(self) -> bytes:
+        return bytes(self._current()[:HEADER_AREA_BYTES])
+
+    def write_header_slot(self, index: int, slot: bytes) -> None:
+        self._unsynced.append((index * BLOCK_BYTES, slot))
+        self._step()
+        self.medium[index * BLOCK_BYTES : (index + 1) * BLOCK_BYTES] = slot
+        self._unsynced.pop()
+
+    def read(self, offset: int, size: int) -> memoryview:
+        return memoryview(bytes(self._current()[offset : offset + size]))
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        data = b"".join(parts)
+        assert len(data) == length
+        assert offset >= HEADER_AREA_BYTES
+        assert offset + length <= self.capacity_bytes
+        self._unsynced.append((offset, data.ljust(-(-length // BLOCK_BYTES) * BLOCK_BYTES, b"\0")))
+        self._step()
+
+    def sync(self) -> None:
+        self._step()
+        self.medium = self._current()
+        self._unsynced.clear()
+
+    def claim(self, epoch: int) -> bool:
+        return True
+
+    @contextmanager
+    def header_lock(self) -> Iterator[None]:
+        yield
+
+    @contextmanager
+    def data_lock(self) -> Iterator[None]:
+        yield
+
+
+class Run:
+    """One life of an owner, driven without an event loop, and the model of what must come back."""
+
+    def __init__(self, device: SimulatedDevice) -> None:
+        self.device = device
+        self.epoch = 0
+        self.written = 0
+        #: The payloads in the log, oldest first; those before ``must_end`` may never be lost again.
+        self.history: list[tuple[int, bytes]] = []
+        self.must_end = 0
+        self.trimmed = 0
+
+    def open(self) -> None:
+        self.epoch += 1
+        owner = Owner(
+            cluster_id="c",
+            node_id=1,
+            epoch=self.epoch,
+            incarnation=bytes([self.epoch % 256]) * 16,
+            log_id=7,
+        )
+        self.log = BlockLog(
+            self.device, owner, location="simulated", window_bytes=ENTRY_BYTES_MAX + 2 * BLOCK_BYTES
+        )
+
+    def recover(self) -> None:
+        found = [(e.next_position, bytes(e.data)) for group in self.log.scan() for e in group.entries]
+        self.check(found)
+        self.log.settle()
+        self.must_end = len(self.history)
+        self.commit = GroupCommit(
+            alignment=BLOCK_BYTES,
+            group_bytes_max=GROUP_BYTES_MAX,
+            entry_bytes_max=ENTRY_BYTES_MAX,
+            capacity_bytes=RING_BYTES,
+        )
+        cursor = self.log.cursor
+        self.commit.start(
+            cursor.position, cursor.sequence, start_position=self.log.header.start.position, trimmed=0
+        )
+
+    def check(self, found: list[tuple[int, bytes]]) -> None:
+        """What was found is one run of the history: from the trim point or before, to the acked end or past it."""
+        if found:
+            first = self.history.index(found[0])
+            assert self.history[first : first + len(found)] == found
+            end = first + len(found)
+        else:
+            first = end = max(self.must_end, len([p for p, _ in self.history if p <= self.trimmed]))
+        assert all(position <= self.trimmed for position, _ in self.history[:first])
+        assert end >= self.must_end
+        self.history = self.history[:end]
+
+    def append(self, size: int, entries: int) -> None:
+        for _ in range(entries):
+            self.written += 1
+            data = (b"%d." % self.written) + bytes(size)
+            try:
+                append = self.commit.append([data])
+            except FullError:
+                break
+            self.history.append((append.next_position, data))
+        while (group := self.commit.take()) is not None:
+            self.log.write(group)
+            self.commit.finish(group)
+            self.must_end += len(group.appends)
+
+    def trim(self, back: int) -> None:
+        if self.must_end > back:
+            position = self.history[self.must_end - 1 - back][0]
+            if position > self.log.header.trim_position:
+                self.trimmed = max(self.trimmed, position)
+                self.commit.release(self.log.trim(position), position)
+
+
+_SIZES = st.sampled_from([1, 100, 4000, 4096, 9000, ENTRY_BYTES_MAX - 20])
+_OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("append"), _SIZES, st.integers(1, 4)),
+        st.tuples(st.just("trim"), st.integers(0, 6)),
+        st.tuples(st.just("close")),
+        st.tuples(st.just("crash"), st.integers(0, 5), _SIZES),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(operations=_OPERATIONS, seed=st.integers(0, 2**32))
+def test_no_crash_loses_an_acked_entry_or_revives_a_lost_one(
+    operations: list[tuple[str, ...]], seed: int
+) -> None:
+    rng = random.Random(seed)
+    device = SimulatedDevice()
+    run = Run(device)
+    run.open()
+    run.recover()
+    for name, *arguments in operations:
+        values = [int(value) for value in arguments]
+        if name == "append":
+            run.append(*values)
+        elif name == "trim":
+            run.trim(*values)
+        elif name == "close":
+            run.log.close()
+            run.open()
+            run.recover()
+        else:
+            _crash(run, rng, *values)
+
+
+def _crash(run: Run, rng: random.Random, steps: int, size: int) -> None:
+    """Die within the next operations, then recover, possibly dying in that as well."""
+    run.device.crash_after(steps)
+    try:
+        for _ in range(steps + 2):
+            run.append(size, 2)
+            run.trim(0)
+    except Crash:
+        run.device.power_off(rng)
+    run.device.crash_after(rng.randrange(4))
+    try:
+        run.open()
+        run.recover()
+    except Crash:
+        run.device.power_off(rng)
+        run.open()
+        run.recover()
+    run.device.crash_after(-1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    sizes=st.lists(_SIZES.filter(lambda size: size < 9000), min_size=1, max_size=8),
+    place=st.floats(0, 1, exclude_max=True),
+    mask=st.integers(1, 255),
+    clean=st.booleans(),
+)
+def test_no_damaged_byte_goes_unnoticed(sizes: list[int], place: float, mask: int, clean: bool) -> None:
+    """After a flip anywhere recovery returns all entries (padding, the older header) or raises.
+
+    Without a clean end nothing tells the very last group, damaged, from one that was being written.
+    """
+    run = Run(SimulatedDevice())
+    run.open()
+    run.recover()
+    last_group_entries = 0
+    for size in sizes:
+        run.append(size, 1)
+        last_group_entries = 1
+    if clean:
+        run.log.close()
+    used = HEADER_AREA_BYTES + run.log.cursor.position
+    run.device.medium[int(place * used)] ^= mask
+    expected = [data for _, data in run.history]
+    run.open()
+    try:
+        found = [bytes(entry.data) for group in run.log.scan() for entry in group.entries]
+    except CorruptError:
+        return
+    if clean:
+        assert found == expected
+    else:
+        assert found in (expected, expected[:-last_group_entries])
+
+
+def test_a_group_of_an_abandoned_future_never_joins_its_successor() -> None:
+    """Two groups were written and not synced; only the second reached the medium, and the log went on without."""
+    device = SimulatedDevice()
+    run = Run(device)
+    run.open()
+    run.recover()
+    run.append(10, 1)
+    for data in (b"lost", b"stale"):
+        run.commit.append([data])
+        group = run.commit.take()
+        assert group is not None
+        run.log.write(group)
+    device.medium[HEADER_AREA_BYTES + BLOCK_BYTES : HEADER_AREA_BYTES + BLOCK_BYTES + 72] = bytes(72)
+    header = newest_header(device.medium[:HEADER_AREA_BYTES])
+    assert header is not None
+    run.open()
+    # Damage is told from an unwritten group because the second group says what was confirmed.
+    with pytest.raises(CorruptError, match="lost acknowledged entries"):
+        list(run.log.scan())
+    # Had the first one never been confirmed, the second one would just not count.
+    stale_at = HEADER_AREA_BYTES + 2 * BLOCK_BYTES
+    stale = bytes(device.medium[stale_at : stale_at + BLOCK_BYTES])
+    device.medium[stale_at : stale_at + BLOCK_BYTES] = bytes(BLOCK_BYTES)
+    run.open()
+    run.recover()
+    run.append(10, 1)
+    device.medium[stale_at : stale_at + BLOCK_BYTES] = stale
+    run.open()
+    assert len([entry for group in run.log.scan() for entry in group.entries]) == 2
