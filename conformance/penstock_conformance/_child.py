@@ -1,0 +1,237 @@
+"""What child processes do: one function per job, told by JSON lines on stdin, telling by JSON lines on stdout.
+
+A line is written with one ``os.write``, directly after what it tells of, so a SIGKILL can't take back an answer that
+the parent has seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    ConflictError,
+    FencedError,
+    FullError,
+    PenstockError,
+)
+from penstock.spi.metadata_log import MetadataSnapshot
+from penstock.spi.wal import WalAppend
+from penstock_conformance._body import check_body, make_body
+from penstock_conformance._env import Env
+from penstock_conformance._target import Target
+
+
+def tell(value: object) -> None:
+    """Answer the parent."""
+    os.write(1, json.dumps(value).encode() + b"\n")
+
+
+def ask() -> Any:
+    """The parent's next order; None when it said the last one. Blocks the process, which does nothing else."""
+    line = sys.stdin.readline()
+    return json.loads(line) if line else None
+
+
+def spin_until(moment_s: float) -> None:
+    """Start as close to the others as can be."""
+    while time.monotonic() < moment_s:
+        pass
+
+
+async def create_race(env: Env, *, owner: int) -> None:
+    """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won."""
+    async with env.open() as store:
+        tell("ready")
+        while (order := ask()) is not None:
+            body = [make_body(owner, 0, 2000)]
+            spin_until(order["at"])
+            try:
+                await store.put_if_absent(order["key"], body)
+            except AlreadyExistsError:
+                tell(False)
+            else:
+                tell(True)
+
+
+async def count_with_swap(env: Env, *, key: str, times: int) -> None:
+    """Object store: add one to a counter ``times`` times with compare_and_swap."""
+    async with env.open() as store:
+        tell("ready")
+        ask()
+        for _ in range(times):
+            while True:
+                info = await store.head(key)
+                value = int(bytes(await store.get(key)))
+                # A swap between head and get changes the value and the token: the swap below then fails.
+                try:
+                    await store.compare_and_swap(key, [str(value + 1).encode()], info.token)
+                except ConflictError:
+                    continue
+                break
+
+
+async def overwrite(env: Env, *, key: str, owner: int, sizes: list[int]) -> None:
+    """Object store: replace one object again and again until told to stop, or killed; tell what is acknowledged."""
+    async with env.open() as store:
+        tell("ready")
+        for sequence, size in enumerate(sizes):
+            await store.put(key, [make_body(owner, sequence, size)])
+            tell(sequence)
+
+
+async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int) -> None:
+    """Object store: writes of all kinds; tell each key and sequence once acknowledged."""
+    rng = random.Random(seed)
+    async with env.open() as store:
+        tell("ready")
+        for sequence in range(1, 1_000_000):
+            key = rng.choice(keys)
+            body = make_body(owner, sequence, rng.choice((100, 5000, 300_000)))
+            if store.capabilities.multipart and rng.random() < 0.3:
+                upload = await store.create_multipart(key)
+                for start in range(0, len(body), 64 * 1024):
+                    await upload.write_part([body[start : start + 64 * 1024]])
+                await upload.complete()
+            else:
+                await store.put(key, [body[:50], body[50:]])
+            tell([key, sequence])
+
+
+async def append_until_killed(env: Env, *, epoch: int, owner: int, seed: int, trim: bool) -> None:
+    """WAL: recover, tell it, then append bursts; tell each sequence from its completion callback."""
+    rng = random.Random(seed)
+
+    def acked(sequence: int) -> Callable[[WalAppend], None]:
+        return lambda append: tell(
+            ["ack" if append.error is None else "error", sequence, append.next_position]
+        )
+
+    async with env.open(epoch=epoch) as wal:
+        count = 0
+        async for entry in wal.recover():
+            check_body(entry.data)
+            count += 1
+        tell(["recovered", count])
+        sequence = 0
+        while True:
+            burst: list[WalAppend] = []
+            for _ in range(rng.choice((1, 1, 3, 20))):
+                try:
+                    append = wal.append([make_body(owner, sequence, rng.choice((60, 500, 6000)))])
+                except FullError:
+                    break
+                append.set_callback(acked(sequence))
+                burst.append(append)
+                sequence += 1
+            for append in burst:
+                await append.wait_durable()
+            if burst and trim and rng.random() < 0.1:
+                tell(["trim", burst[0].position])
+                await wal.trim(burst[0].position)
+            elif not burst:
+                used = wal.statistics()
+                tell(["trim", used.confirmed_position])
+                await wal.trim(used.confirmed_position)
+
+
+async def append_until_fenced(env: Env, *, epoch: int, owner: int) -> None:
+    """WAL: append one entry after the other; tell when each was begun and that it was acknowledged; then the end."""
+    async with env.open(epoch=epoch) as wal:
+        async for _ in wal.recover():
+            pass
+        tell(["ready"])
+        for sequence in range(1_000_000):
+            begun = time.monotonic()
+            try:
+                append = wal.append([make_body(owner, sequence, 300)])
+                await append.wait_durable()
+            except (FencedError, ClosedError) as error:
+                tell(["end", type(error).__name__])
+                return
+            tell(["ack", sequence, begun])
+
+
+async def append_race(env: Env, *, owner: int, times: int) -> None:
+    """Metadata log: append ``times`` entries at whatever index is next; tell each index that was won."""
+    async with env.open(node_id=owner) as log:
+        tell("ready")
+        ask()
+        index = 1
+        for sequence in range(times):
+            while True:
+                try:
+                    await log.append(index, make_body(owner, sequence, 200))
+                except ConflictError:
+                    async for entry in log.read(index):
+                        index = entry.index + 1
+                else:
+                    break
+            tell([index, sequence])
+            index += 1
+
+
+async def append_metadata_until_killed(env: Env, *, owner: int, seed: int) -> None:
+    """Metadata log: catch up, append, sometimes write a snapshot; tell what is acknowledged."""
+    rng = random.Random(seed)
+    async with env.open(node_id=owner) as log:
+        snapshot = await log.read_snapshot()
+        index = 1 if snapshot is None else snapshot.index + 1
+        async for entry in log.read(index):
+            index = entry.index + 1
+        tell("ready")
+        while True:
+            await log.append(index, make_body(owner, index, rng.choice((50, 4000))))
+            tell(["entry", index])
+            if rng.random() < 0.15:
+                await log.write_snapshot(MetadataSnapshot(index, make_body(owner, index, 3000)))
+                tell(["snapshot", index])
+            index += 1
+
+
+JOBS: dict[str, Callable[..., Awaitable[None]]] = {
+    function.__name__: function
+    for function in (
+        create_race,
+        count_with_swap,
+        overwrite,
+        put_until_killed,
+        append_until_killed,
+        append_until_fenced,
+        append_race,
+        append_metadata_until_killed,
+    )
+}
+
+
+def main() -> int:
+    """Do the job that the first argument describes."""
+    order = json.loads(sys.argv[1])
+    env = Env(Target.from_json(order["target"]), Path(order["data_dir"]))
+    job = JOBS[order["job"]]
+
+    async def bounded() -> None:
+        # Longer than any parent waits: only a child whose parent is gone ends by it.
+        with anyio.fail_after(600):
+            await job(env, **order["arguments"])
+
+    try:
+        anyio.run(bounded)
+    except (PenstockError, BaseExceptionGroup) as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        raise
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

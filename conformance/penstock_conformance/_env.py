@@ -1,0 +1,206 @@
+"""The surroundings of one clause: a data directory, services, the plugin under test, and child processes."""
+
+from __future__ import annotations
+
+__all__ = ("Child", "Env", "call", "raises", "together")
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.streams.text import TextReceiveStream
+
+from penstock.spi.allocator import Allocator
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Services
+from penstock_conformance._scoped_store import ScopedStore
+from penstock_conformance._target import Target
+from penstock_conformance.reference import DirectoryStore, PlainAllocator
+
+_SERVED_BY_STORE = ("metadata_log", "wal")
+
+
+class Env:
+    """What a clause gets. Each has a data directory of its own, empty at the start."""
+
+    def __init__(self, target: Target, data_dir: Path, name: str = "") -> None:
+        self.target = target
+        self.data_dir = data_dir
+        self.name = name
+        self.random = random.Random(f"{target.seed}/{target.kind}/{name}")
+        self.rounds = target.rounds
+        #: Prefix of the clause's keys; child processes have the same.
+        self.scope = f"penstock-conformance/{data_dir.name}/"
+        #: The suite's own allocator, once something was opened with it.
+        self.plain_allocator: PlainAllocator | None = None
+        self._registry = target.registry()
+
+    @asynccontextmanager
+    async def open(
+        self,
+        *,
+        node_id: int = 1,
+        epoch: int = 1,
+        settings: Mapping[str, str] | None = None,
+        allocator: Allocator | None = None,
+    ) -> AsyncIterator[Any]:
+        """Open the plugin under test on this data directory, as the owner ``node_id`` of ``epoch``."""
+        spec = self._registry.select(self.target.kind, self.target.plugin)
+        checked = self.target.checked_settings(spec, self.data_dir, settings)
+        async with AsyncExitStack() as stack:
+            store: ObjectStore | None = None
+            if spec.kind != "allocator" and allocator is None:
+                allocator = await self._allocator(stack)
+            if spec.kind in _SERVED_BY_STORE:
+                store = await self._object_store(stack)
+            services = self._services(node_id, epoch, allocator, store)
+            opened = await stack.enter_async_context(spec.open(checked, services))
+            yield ScopedStore(opened, self.scope) if spec.kind == "object_store" else opened
+
+    async def clean(self) -> None:
+        """Remove what the clause left in a place outside its data directory."""
+        if self.target.kind == "object_store":
+            async with self.open() as store:
+                await store.clean()
+
+    def _services(
+        self, node_id: int, epoch: int, allocator: Allocator | None, store: ObjectStore | None
+    ) -> Services:
+        return Services(
+            node_id=node_id,
+            epoch=epoch,
+            cluster_id="conformance",
+            data_dir=self.data_dir,
+            allocator=allocator,
+            object_store=store,
+            clock=time.monotonic,
+        )
+
+    async def _allocator(self, stack: AsyncExitStack) -> Allocator:
+        if self.target.allocator:
+            return await self._service(stack, "allocator", self.target.allocator)  # type: ignore[no-any-return]
+        self.plain_allocator = PlainAllocator(512 * 2**20)
+        stack.callback(self.plain_allocator.close)
+        return self.plain_allocator
+
+    async def _object_store(self, stack: AsyncExitStack) -> ObjectStore:
+        if self.target.object_store:
+            return await self._service(stack, "object_store", self.target.object_store)  # type: ignore[no-any-return]
+        return DirectoryStore(self.data_dir / "conformance-objects")
+
+    async def _service(self, stack: AsyncExitStack, kind: str, name: str) -> Any:
+        spec = self._registry.select(kind, name)
+        services = self._services(1, 1, None, None)
+        return await stack.enter_async_context(spec.open(spec.settings(), services))
+
+    def child(self, job: str, **arguments: Any) -> Child:
+        """A child process that does ``job`` (see ``penstock_conformance._child``) on this data directory."""
+        return Child(self, job, arguments)
+
+
+class Child:
+    """A child process and its lines: it is told things on stdin and tells things on stdout, one JSON value a line.
+
+    An ``async with`` that is left kills what still runs.
+    """
+
+    def __init__(self, env: Env, job: str, arguments: Mapping[str, Any]) -> None:
+        self._order = {
+            "target": env.target.to_json(),
+            "data_dir": str(env.data_dir),
+            "job": job,
+            "arguments": dict(arguments),
+        }
+        self._unread = ""
+        self._ended = False
+
+    async def __aenter__(self) -> Child:
+        self._process = await anyio.open_process(
+            [sys.executable, "-m", "penstock_conformance._child", json.dumps(self._order)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        self._stdout = TextReceiveStream(self._process.stdout)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        with anyio.CancelScope(shield=True):
+            if self._process.returncode is None:
+                self._process.kill()
+            await self._process.wait()
+            await self._process.aclose()
+
+    async def tell(self, value: object) -> None:
+        """Send a line."""
+        assert self._process.stdin is not None
+        await self._process.stdin.send(json.dumps(value).encode() + b"\n")
+
+    async def next(self) -> Any:
+        """The next line, or None at the end of the child's output. A line that a SIGKILL cut off is dropped."""
+        while "\n" not in self._unread:
+            try:
+                self._unread += await self._stdout.receive()
+            except anyio.EndOfStream:
+                self._ended = True
+                return None
+        line, _, self._unread = self._unread.partition("\n")
+        return json.loads(line)
+
+    async def rest(self) -> list[Any]:
+        """All lines to the end of the output."""
+        lines = []
+        while (line := await self.next()) is not None:
+            lines.append(line)
+        return lines
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of the child runs any more when its output ends."""
+        if self._process.returncode is None:
+            self._process.kill()
+
+    async def finish(self) -> list[Any]:
+        """Wait for the regular end; the lines that came. An error in the child is an error here."""
+        lines = await self.rest()
+        assert self._process.stderr is not None
+        errors = b"".join([chunk async for chunk in self._process.stderr])
+        code = await self._process.wait()
+        assert code == 0, f"the child process failed: exit={code}\n{errors.decode(errors='replace')[-4000:]}"
+        return lines
+
+
+def call(function: Callable[[int], Awaitable[None]], argument: int) -> Callable[[], Awaitable[None]]:
+    """``function`` with its argument, for :func:`together`."""
+    return lambda: function(argument)
+
+
+async def together(functions: Iterable[Callable[[], Awaitable[None]]]) -> None:
+    """Run all in tasks of their own, to the end."""
+
+    async def run(function: Callable[[], Awaitable[None]]) -> None:
+        await function()
+
+    async with anyio.create_task_group() as tasks:
+        for function in functions:
+            tasks.start_soon(run, function)
+
+
+@contextmanager
+def raises(*expected: type[Exception]) -> Iterator[None]:
+    """The body must raise one of ``expected``; anything else, or nothing, breaks the clause."""
+    names = " or ".join(error.__name__ for error in expected)
+    try:
+        yield
+    except expected:
+        return
+    except Exception as error:
+        raise AssertionError(f"expected {names}, got {type(error).__name__}: {error}") from error
+    raise AssertionError(f"expected {names}, and nothing was raised")

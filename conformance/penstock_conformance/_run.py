@@ -1,0 +1,99 @@
+"""Run the suite without a pytest of one's own."""
+
+from __future__ import annotations
+
+__all__ = ("run",)
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from penstock.errors import PluginError
+from penstock_conformance._report import ClauseResult, Report
+from penstock_conformance._target import Target
+
+_FOLDER = Path(__file__).parent
+
+
+def run(
+    target: Target,
+    *,
+    select: str = "",
+    report_path: Path | None = None,
+    on_clause: Callable[[ClauseResult], None] | None = None,
+) -> Report:
+    """Put ``target`` through its clauses and return what came out. Blocks; call it from the main thread.
+
+    ``select`` is a pytest ``-k`` expression over clause names. ``on_clause`` is called after each clause.
+    Raises PluginError or ConfigError when the plugin can't be tried at all: unknown, unloadable, wrong settings,
+    or no clause selected.
+    """
+    registry = target.registry()
+    target.info(registry)
+    target.checked_settings(registry.select(target.kind, target.plugin), Path())
+    listener = _Listener(on_clause)
+    # Only what the suite needs: plugins and settings of whatever project this runs in stay out.
+    with mock.patch.dict(os.environ, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}):
+        code = pytest.ExitCode(pytest.main(_arguments(target, select, report_path), plugins=[listener]))
+    if listener.report is None or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        reason = "no clause is selected" if code == pytest.ExitCode.NO_TESTS_COLLECTED else code.name
+        raise PluginError(f"the conformance suite couldn't run: reason={reason} {listener.error}".rstrip())
+    return listener.report
+
+
+def _arguments(target: Target, select: str, report_path: Path | None) -> list[str]:
+    arguments = [
+        *("-c", os.devnull, "--rootdir", str(_FOLDER), "--import-mode=importlib"),
+        *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "penstock_conformance.plugin"),
+        str(_FOLDER / f"test_{target.kind}.py"),
+        f"--penstock-kind={target.kind}",
+        f"--penstock-plugin={target.plugin}",
+        f"--penstock-object-store={target.object_store}",
+        f"--penstock-allocator={target.allocator}",
+        f"--penstock-rounds={target.rounds}",
+        f"--penstock-seed={target.seed}",
+        f"--penstock-deadline={target.deadline_s}",
+    ]
+    arguments += [f"--penstock-set={key}={value}" for key, value in target.settings.items()]
+    arguments += [f"--penstock-plugins-dir={directory}" for directory in target.plugins_dirs]
+    arguments += [f"--penstock-module={module}" for module in target.modules]
+    arguments += [f"--penstock-level={level}" for level in target.levels]
+    if report_path is not None:
+        arguments.append(f"--penstock-report={report_path}")
+    if select:
+        arguments += ["-k", select]
+    return arguments
+
+
+class _Listener:
+    """Picks up the report and passes each clause on."""
+
+    def __init__(self, on_clause: Callable[[ClauseResult], None] | None) -> None:
+        self.report: Report | None = None
+        self.error = ""
+        self._on_clause = on_clause
+        self._told = 0
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_configure(self, config: pytest.Config) -> None:
+        from penstock_conformance.plugin import report_of
+
+        self.report = report_of(config)
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.error = str(report.longrepr)[-1000:]
+
+    def pytest_internalerror(self, excrepr: object) -> None:
+        self.error = str(excrepr)[-2000:]
+
+    def pytest_runtest_logfinish(self, nodeid: str) -> None:
+        if self.report is None or self._on_clause is None:
+            return
+        for result in self.report.clauses[self._told :]:
+            self._told += 1
+            self._on_clause(result)

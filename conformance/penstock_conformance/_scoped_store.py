@@ -1,0 +1,74 @@
+"""An object store seen through a prefix, so that clauses don't meet each other's objects in a shared bucket."""
+
+from __future__ import annotations
+
+__all__ = ("ScopedStore",)
+
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from penstock.spi.object_store import (
+    MultipartUpload,
+    ObjectInfo,
+    ObjectStore,
+    ObjectStoreCapabilities,
+    ObjectStoreStatistics,
+)
+from penstock.spi.plugin import Buffer
+
+
+class ScopedStore:
+    """Adds the prefix to every key on the way in and takes it off on the way out; nothing else."""
+
+    def __init__(self, store: ObjectStore, prefix: str) -> None:
+        self._store = store
+        self._prefix = prefix
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        return self._store.capabilities
+
+    @property
+    def location(self) -> str:
+        return self._store.location
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        return await self._store.get(self._prefix + key, start, end)
+
+    async def head(self, key: str) -> ObjectInfo:
+        return self._strip(await self._store.head(self._prefix + key))
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        return await self._store.put(self._prefix + key, body)
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        return await self._store.put_if_absent(self._prefix + key, body)
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        return await self._store.compare_and_swap(self._prefix + key, body, token)
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        return await self._store.create_multipart(self._prefix + key)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._store.delete([self._prefix + key for key in keys])
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        start_after = self._prefix + start_after if start_after else ""
+        async for info in self._store.list(self._prefix + prefix, start_after):
+            yield self._strip(info)
+
+    def statistics(self) -> ObjectStoreStatistics:
+        return self._store.statistics()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    async def clean(self) -> None:
+        """Delete all objects of the scope, for stores that outlive the data directory."""
+        await self.delete([info.key async for info in self.list()])
+
+    def _strip(self, info: ObjectInfo) -> ObjectInfo:
+        assert info.key.startswith(self._prefix), f"the store listed a key outside the prefix: key={info.key}"
+        return dataclasses.replace(info, key=info.key[len(self._prefix) :])

@@ -1,0 +1,86 @@
+"""What is put through the suite, in a form that child processes get too."""
+
+from __future__ import annotations
+
+__all__ = ("KINDS", "SUITE_VERSION", "Target")
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from penstock.config import Origin, Origins
+from penstock.plugins import PluginInfo, PluginRegistry, validate_settings
+from penstock.spi.plugin import PluginSpec
+from penstock.spi.settings import Settings
+
+#: Grows with each change that could turn a pass into a fail or the other way round.
+SUITE_VERSION = "1"
+
+#: Plugin kinds that have clauses, each in ``test_<kind>.py``.
+KINDS = (
+    "object_store",
+    "wal",
+    "log_cache",
+    "block_cache",
+    "allocator",
+    "metadata_log",
+    "partitioner",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """The plugin under test and how deep to go.
+
+    ``settings`` are texts as after ``--set``. ``object_store`` and ``allocator`` name plugins that serve the plugin
+    under test, with their default settings; empty stands for the suite's own plain ones. ``rounds`` multiplies the
+    work of the race and crash clauses. Everything random comes from ``seed``.
+    """
+
+    kind: str
+    plugin: str
+    settings: Mapping[str, str] = field(default_factory=dict)
+    plugins_dirs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    object_store: str = ""
+    allocator: str = ""
+    levels: tuple[int, ...] = (1, 2, 3)
+    rounds: int = 1
+    seed: int = 0
+    deadline_s: float = 20.0
+
+    def to_json(self) -> str:
+        """For a child process."""
+        return json.dumps(dataclasses.asdict(self))
+
+    @classmethod
+    def from_json(cls, text: str) -> Target:
+        """The inverse of :meth:`to_json`."""
+        fields = json.loads(text)
+        for name in ("plugins_dirs", "modules", "levels"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+    def registry(self) -> PluginRegistry:
+        """The plugins that the target can come from. Raises PluginError."""
+        return PluginRegistry(env=os.environ, plugins_dirs=self.plugins_dirs, modules=self.modules)
+
+    def checked_settings(
+        self, spec: PluginSpec[Any, Any], data_dir: Path, overrides: Mapping[str, str] | None = None
+    ) -> Settings:
+        """The settings of the plugin under test, ``{dir}`` standing for ``data_dir``. Raises ConfigError."""
+        values = {
+            key: value.replace("{dir}", str(data_dir))
+            for key, value in {**self.settings, **(overrides or {})}.items()
+        }
+        origins: Origins = {(spec.kind, key): Origin("set", f"--set {key}") for key in values}
+        return validate_settings(spec, values, origins)
+
+    def info(self, registry: PluginRegistry) -> PluginInfo:
+        """What the plugin under test says of itself. Raises PluginError."""
+        spec = registry.select(self.kind, self.plugin)
+        return next(info for info in registry.infos() if (info.kind, info.name) == (spec.kind, spec.name))

@@ -1,0 +1,327 @@
+"""The pytest side: options, one clause = one bounded coroutine, and the report.
+
+Loaded on demand with ``-p penstock_conformance.plugin``; it isn't registered for every pytest run.
+"""
+
+from __future__ import annotations
+
+__all__ = ("env",)
+
+import functools
+import inspect
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+import anyio
+import pytest
+
+from penstock.errors import PenstockError
+from penstock_conformance._clause import Clause, NotApplicable, clause_of
+from penstock_conformance._env import Env
+from penstock_conformance._report import ClauseResult, Report
+from penstock_conformance._target import KINDS, Target
+
+_TARGET = pytest.StashKey[Target]()
+_REPORT = pytest.StashKey[Report]()
+_RESULT = pytest.StashKey[ClauseResult]()
+
+#: An unclaimed capability is only tried out, so it gets less time.
+_PROBE_DEADLINE_S = 5.0
+#: A plugin that blocks the event loop, or shields itself, is interrupted this long after its deadline.
+_GRACE_S = 3.0
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("penstock", "Penstock plugin conformance")
+    add = group.addoption
+    add("--penstock-kind", choices=KINDS, help="Kind of the plugin under test.")
+    add("--penstock-plugin", metavar="NAME", help="Name of the plugin under test.")
+    add(
+        "--penstock-set", action="append", default=[], metavar="KEY=VALUE", help="One setting of that plugin."
+    )
+    add("--penstock-plugins-dir", action="append", default=[], metavar="DIR", help="Load all plugins in DIR.")
+    add("--penstock-module", action="append", default=[], metavar="MODULE", help="Load a plugin module.")
+    add("--penstock-level", action="append", type=int, choices=(1, 2, 3), help="Only these levels.")
+    add("--penstock-object-store", default="", metavar="NAME", help="Plugin that serves it as object store.")
+    add("--penstock-allocator", default="", metavar="NAME", help="Plugin that serves it as allocator.")
+    add("--penstock-rounds", type=int, default=1, metavar="N", help="N times the races and crashes.")
+    add("--penstock-seed", type=int, default=0, metavar="N", help="Seed of everything random.")
+    add("--penstock-deadline", type=float, default=20.0, metavar="S", help="Seconds per clause and round.")
+    add("--penstock-report", metavar="FILE", help="Write the JSON report.")
+    add("--penstock-work-dir", metavar="DIR", help="Where data directories are made.")
+
+
+def parse_settings(items: list[str]) -> dict[str, str]:
+    """``key=value`` texts as a mapping. Raises ValueError."""
+    settings = {}
+    for item in items:
+        key, separator, value = item.partition("=")
+        if not separator or not key.strip():
+            raise ValueError(f"a setting is written key=value: got={item!r}")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    option = config.option
+    if not option.penstock_kind or not option.penstock_plugin:
+        raise pytest.UsageError("say what to test: --penstock-kind=KIND --penstock-plugin=NAME")
+    try:
+        target = Target(
+            kind=option.penstock_kind,
+            plugin=option.penstock_plugin,
+            settings=parse_settings(option.penstock_set),
+            plugins_dirs=tuple(option.penstock_plugins_dir),
+            modules=tuple(option.penstock_module),
+            object_store=option.penstock_object_store,
+            allocator=option.penstock_allocator,
+            levels=tuple(sorted(set(option.penstock_level or (1, 2, 3)))),
+            rounds=max(1, option.penstock_rounds),
+            seed=option.penstock_seed,
+            deadline_s=option.penstock_deadline,
+        )
+        registry = target.registry()
+        info = target.info(registry)
+        target.checked_settings(registry.select(target.kind, target.plugin), Path())
+    except (PenstockError, ValueError) as error:
+        raise pytest.UsageError(str(error)) from error
+    config.stash[_TARGET] = target
+    config.stash[_REPORT] = Report(target, info)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the clauses of the kind and the levels; tests that aren't the suite's are left alone."""
+    target = config.stash[_TARGET]
+    kept: list[pytest.Item] = []
+    dropped: list[pytest.Item] = []
+    for item in items:
+        kind = _kind(item)
+        function = getattr(item, "function", None)
+        unwanted = kind and (kind != target.kind or clause_of(function).level not in target.levels)
+        (dropped if unwanted else kept).append(item)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def _kind(item: pytest.Item) -> str:
+    """The plugin kind that an item is a clause of; empty for foreign tests."""
+    module = getattr(item, "module", None)
+    if module is None or not str(module.__name__).rpartition(".")[2].startswith("test_"):
+        return ""
+    kind = getattr(module, "KIND", "")
+    return kind if kind in KINDS else ""
+
+
+@pytest.fixture
+def env(request: pytest.FixtureRequest) -> Iterator[Env]:
+    """The surroundings of one clause."""
+    target = request.config.stash[_TARGET]
+    work_dir = request.config.option.penstock_work_dir
+    with tempfile.TemporaryDirectory(
+        prefix="penstock-conformance-", dir=work_dir, ignore_cleanup_errors=True
+    ) as directory:
+        surroundings = Env(target, Path(directory), request.node.name)
+        yield surroundings
+        _run(surroundings.clean, _PROBE_DEADLINE_S)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
+    if not _kind(pyfuncitem) or not inspect.iscoroutinefunction(pyfuncitem.obj):
+        return None
+    clause = clause_of(pyfuncitem.function)
+    result = _new_result(pyfuncitem, clause)
+    pyfuncitem.stash[_RESULT] = result
+    surroundings = cast("Env", pyfuncitem.funcargs["env"])
+    started = time.monotonic()
+    try:
+        _run_clause(pyfuncitem.obj, surroundings, clause, result, pyfuncitem.config.stash[_REPORT])
+    finally:
+        result.duration_ms = round((time.monotonic() - started) * 1000, 1)
+    if result.outcome not in ("pass", "unclaimed_passes"):
+        pytest.skip(f"{result.outcome}: {result.detail}")
+    return True
+
+
+def _run_clause(
+    function: Any, surroundings: Env, clause: Clause, result: ClauseResult, report: Report
+) -> None:
+    """Run one clause and say in ``result`` what came out; a broken clause raises."""
+    deadline_s = surroundings.target.deadline_s * (surroundings.rounds if clause.level > 1 else 1)
+    try:
+        capabilities = report.capabilities
+        if capabilities is None:
+            capabilities = report.capabilities = _run(
+                functools.partial(_capabilities, surroundings), deadline_s
+            )
+        if clause.refuses and capabilities.get(clause.refuses):
+            result.outcome, result.detail = "not_applicable", f"{clause.refuses} is claimed"
+        elif clause.claims and not capabilities.get(clause.claims):
+            _probe(function, surroundings, clause, result)
+        else:
+            _run(functools.partial(function, surroundings), deadline_s)
+            result.outcome = "pass"
+    except NotApplicable as reason:
+        result.outcome, result.detail = "not_applicable", str(reason)
+
+
+def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResult) -> None:
+    """Try what isn't claimed: not having it is fine, having it is worth telling."""
+    try:
+        _run(functools.partial(function, surroundings), _PROBE_DEADLINE_S)
+    except NotApplicable:
+        raise
+    except Exception as error:  # noqa: BLE001 # whatever an unclaimed capability does is its own affair
+        result.outcome = "unclaimed"
+        result.detail = f"{clause.claims} isn't claimed ({_first_line(error)})"
+    else:
+        result.outcome = "unclaimed_passes"
+        result.detail = f"{clause.claims} isn't claimed, but this clause passes"
+
+
+async def _capabilities(surroundings: Env) -> Mapping[str, Any]:
+    async with surroundings.open() as opened:
+        capabilities = opened.capabilities
+    return {name: getattr(capabilities, name) for name in getattr(capabilities, "__dataclass_fields__", {})}
+
+
+def _run(function: Any, deadline_s: float) -> Any:
+    """Run a coroutine function with the deadline inside it, so that a plugin that hangs fails."""
+
+    async def bounded() -> Any:
+        try:
+            with anyio.fail_after(deadline_s):
+                return await function()
+        except TimeoutError as error:
+            raise AssertionError(f"the clause didn't end within its deadline of {deadline_s:g} s") from error
+
+    try:
+        with _watchdog(deadline_s + _GRACE_S):
+            return anyio.run(bounded)
+    except BaseExceptionGroup as group:
+        raise _single(group) from group
+    except _Stuck:
+        raise AssertionError(
+            f"the clause blocked the event loop, or couldn't be cancelled, past its deadline of {deadline_s:g} s"
+        ) from None
+
+
+def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in a group that some task group made around it; a broken clause goes before its consequences."""
+    leaves: list[BaseException] = []
+    pending: list[BaseException] = [group]
+    while pending:
+        error = pending.pop(0)
+        if isinstance(error, BaseExceptionGroup):
+            pending.extend(error.exceptions)
+        else:
+            leaves.append(error)
+    for kind in (NotApplicable, AssertionError):
+        for leaf in leaves:
+            if isinstance(leaf, kind):
+                return leaf
+    return leaves[0] if len(leaves) == 1 else group
+
+
+class _Stuck(BaseException):
+    """Raised by a signal in whatever the main thread is doing."""
+
+
+@contextmanager
+def _watchdog(limit_s: float) -> Iterator[None]:
+    """Interrupt the main thread after ``limit_s`` and, should it get stuck again while it ends, every few seconds."""
+    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    main = threading.get_ident()
+    over = threading.Event()
+
+    def watch() -> None:
+        timeout = limit_s
+        while not over.wait(timeout):
+            signal.pthread_kill(main, signal.SIGUSR2)
+            timeout = _GRACE_S
+
+    def interrupt(*_: object) -> None:
+        if not over.is_set():
+            raise _Stuck
+
+    previous = signal.signal(signal.SIGUSR2, interrupt)
+    thread = threading.Thread(target=watch, name="conformance-watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+        signal.signal(signal.SIGUSR2, previous)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    outcome = yield
+    if not _kind(item):
+        return outcome
+    result = item.stash.get(_RESULT, None)
+    if outcome.failed:
+        if result is None:
+            result = item.stash[_RESULT] = _new_result(item, clause_of(getattr(item, "function", None)))
+        result.outcome = "fail"
+        result.detail = _first_line(call.excinfo.value) if call.excinfo is not None else ""
+        result.traceback = outcome.longreprtext
+    if outcome.when == "teardown" and result is not None:
+        item.config.stash[_REPORT].add(result)
+    return outcome
+
+
+def _new_result(item: pytest.Item, clause: Clause) -> ClauseResult:
+    return ClauseResult(
+        name=item.name.removeprefix("test_"),
+        rule=" ".join((inspect.getdoc(getattr(item, "function", None)) or "").split()),
+        level=clause.level,
+        capability=clause.claims or clause.refuses,
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, BaseExceptionGroup):
+        error = _single(error)
+    text = str(error).strip().partition("\n")[0]
+    if isinstance(error, AssertionError) and text:
+        return text
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    report = session.config.stash.get(_REPORT, None)
+    if report is None:
+        return
+    report.finish()
+    path = session.config.option.penstock_report
+    if path:
+        Path(path).write_text(report.to_json())
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """What pytest's own summary doesn't say: capabilities that could be claimed."""
+    unclaimed = [result for result in config.stash[_REPORT].clauses if result.outcome == "unclaimed_passes"]
+    if unclaimed:
+        terminalreporter.section("unclaimed, but passes")
+        for result in unclaimed:
+            terminalreporter.line(f"{result.name}: {result.capability}")
+
+
+def report_of(config: pytest.Config) -> Report | None:
+    """The report of a session, for :func:`penstock_conformance.run`."""
+    return config.stash.get(_REPORT, None)

@@ -1,0 +1,184 @@
+"""An allocator in which every allocation is a mapping of its own, so that the last view of it can be noticed."""
+
+from __future__ import annotations
+
+__all__ = ("PlainAllocator",)
+
+import mmap
+import weakref
+from collections import Counter, deque
+from collections.abc import Callable
+
+import anyio
+from anyio.lowlevel import checkpoint_if_cancelled
+
+from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError
+from penstock.spi.allocator import AllocatorCapabilities, AllocatorStatistics
+
+
+class _Grant:
+    """Accounted bytes, with memory of their own if ``view`` isn't empty."""
+
+    def __init__(self, owner: PlainAllocator, size: int, purpose: str, memory: mmap.mmap | None) -> None:
+        self.size = size
+        self.purpose = purpose
+        self.memory = memory
+        self.view = memoryview(memory)[:size] if memory is not None else memoryview(b"")
+        self._owner: PlainAllocator | None = owner
+
+    def release(self) -> None:
+        owner, self._owner = self._owner, None
+        if owner is None:
+            raise InvariantError(f"released twice: size={self.size} purpose={self.purpose}")
+        self.view = memoryview(b"")
+        owner.give_back(self)
+
+
+class _Waiter:
+    def __init__(self, size: int, purpose: str, mapped: bool) -> None:
+        self.size = size
+        self.purpose = purpose
+        self.mapped = mapped
+        self.event = anyio.Event()
+        self.answer: _Grant | ClosedError | None = None
+
+
+class PlainAllocator:
+    """See ``penstock.spi.allocator.Allocator``."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._used: Counter[str] = Counter()
+        self._peak = 0
+        self._waiters: deque[_Waiter] = deque()
+        self._listeners: list[Callable[[int], None]] = []
+        self._pins: set[weakref.ref[mmap.mmap]] = set()
+        self._serving = False
+        self._closed = False
+
+    @property
+    def capabilities(self) -> AllocatorCapabilities:
+        return AllocatorCapabilities()
+
+    def allocate_nowait(self, size: int, purpose: str) -> _Grant:
+        return self._take_nowait(size, purpose, mapped=True)
+
+    async def allocate(self, size: int, purpose: str) -> _Grant:
+        return await self._take(size, purpose, mapped=True)
+
+    def charge_nowait(self, size: int, purpose: str) -> _Grant:
+        return self._take_nowait(size, purpose, mapped=False)
+
+    async def charge(self, size: int, purpose: str) -> _Grant:
+        return await self._take(size, purpose, mapped=False)
+
+    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+        self._listeners.append(listener)
+
+    def statistics(self) -> AllocatorStatistics:
+        used = {purpose: size for purpose, size in self._used.items() if size}
+        return AllocatorStatistics(
+            limit_bytes=self._limit,
+            used_bytes=sum(used.values()),
+            used_by_purpose=used,
+            waiting=len(self._waiters),
+            peak_bytes=self._peak,
+        )
+
+    def close(self) -> None:
+        """Answer who waits."""
+        self._closed = True
+        while self._waiters:
+            self._settle(self._waiters.popleft(), ClosedError("the allocator was closed"))
+
+    def _take_nowait(self, size: int, purpose: str, *, mapped: bool) -> _Grant:
+        self._check(size, mapped)
+        grant = None if self._waiters else self._grant(size, purpose, mapped)
+        if grant is None:
+            raise FullError(f"memory limit is reached: size={size} limit={self._limit}")
+        return grant
+
+    async def _take(self, size: int, purpose: str, *, mapped: bool) -> _Grant:
+        await checkpoint_if_cancelled()
+        self._check(size, mapped)
+        waiter = _Waiter(size, purpose, mapped)
+        self._waiters.append(waiter)
+        self._serve()
+        if waiter.answer is None:
+            try:
+                await waiter.event.wait()
+            except BaseException:
+                self._give_up(waiter)
+                raise
+        if isinstance(waiter.answer, ClosedError):
+            raise waiter.answer
+        assert waiter.answer is not None
+        return waiter.answer
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        """Who is cancelled gives back what was granted meanwhile, or the place in the queue."""
+        if isinstance(waiter.answer, _Grant):
+            waiter.answer.release()
+        elif waiter.answer is None:
+            self._waiters.remove(waiter)
+            self._serve()
+
+    def _check(self, size: int, mapped: bool) -> None:
+        if self._closed:
+            raise ClosedError("the allocator is closed")
+        if size < (1 if mapped else 0):
+            raise InvalidRequestError(f"a request needs a size: size={size}")
+
+    def _fits(self, size: int) -> bool:
+        used = self._used.total()
+        return used + size <= self._limit or (size > self._limit and used == 0)
+
+    def _grant(self, size: int, purpose: str, mapped: bool) -> _Grant | None:
+        if not self._fits(size):
+            for listener in self._listeners:
+                listener(size)
+            if not self._fits(size):
+                return None
+        self._used[purpose] += size
+        self._peak = max(self._peak, self._used.total())
+        return _Grant(self, size, purpose, self._map(size) if mapped else None)
+
+    def _map(self, size: int) -> mmap.mmap:
+        return mmap.mmap(-1, size)
+
+    def give_back(self, grant: _Grant) -> None:
+        """Un-account what was released; with views still around, when the last one is gone."""
+        self._used[grant.purpose] -= grant.size
+        memory, grant.memory = grant.memory, None
+        if memory is not None:
+            self._used["pinned"] += grant.size
+            size = grant.size
+
+            def gone(pin: weakref.ref[mmap.mmap]) -> None:
+                self._pins.discard(pin)
+                self._used["pinned"] -= size
+                self._serve()
+
+            self._pins.add(weakref.ref(memory, gone))
+            del memory
+        self._serve()
+
+    def _serve(self) -> None:
+        """Grant to the waiters what has become free. A pressure listener that releases comes back here."""
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            while self._waiters:
+                waiter = self._waiters[0]
+                grant = self._grant(waiter.size, waiter.purpose, waiter.mapped)
+                if grant is None:
+                    return
+                self._waiters.popleft()
+                self._settle(waiter, grant)
+        finally:
+            self._serving = False
+
+    def _settle(self, waiter: _Waiter, answer: _Grant | ClosedError) -> None:
+        waiter.answer = answer
+        waiter.event.set()

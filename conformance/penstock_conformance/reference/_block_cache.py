@@ -1,0 +1,224 @@
+"""A block cache with least-recently-used eviction and one task per load."""
+
+from __future__ import annotations
+
+__all__ = ("PlainBlockCache",)
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import anyio
+
+from penstock.errors import ClosedError
+from penstock.spi.allocator import Allocator, Charge
+from penstock.spi.block_cache import (
+    BlockCacheCapabilities,
+    BlockCacheStatistics,
+    BlockLoader,
+    BlockRef,
+)
+from penstock.spi.plugin import Buffer
+
+
+@dataclass(slots=True, eq=False)
+class _Slot:
+    """One block: being loaded until ``done`` is set, then ``data`` or ``error``."""
+
+    charge: Charge | None
+    waiting: int = 0
+    done: anyio.Event = field(default_factory=anyio.Event)
+    data: Buffer | None = None
+    error: Exception | None = None
+
+
+class PlainBlockCache:
+    """See ``penstock.spi.block_cache.BlockCache``."""
+
+    def __init__(self, limit: int, allocator: Allocator | None) -> None:
+        self._limit = limit
+        self._allocator = allocator
+        self._slots: dict[BlockRef, _Slot] = {}
+        self._used = 0
+        self._room = anyio.Event()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._readers: dict[int, tuple[int, int]] = {}
+        self._hits = self._misses = self._joined = self._evicted = 0
+        self._closed = False
+        if allocator is not None:
+            allocator.add_pressure_listener(self._on_pressure)
+
+    @property
+    def capabilities(self) -> BlockCacheCapabilities:
+        return BlockCacheCapabilities(readahead=True)
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        await anyio.lowlevel.checkpoint()
+        self._check_open()
+        # A read larger than the limit goes in pieces; what was read of it stays with the reader only.
+        result: list[Buffer] = []
+        piece: list[BlockRef] = []
+        for block in blocks:
+            if piece and sum(item.size for item in piece) + block.size > self._limit:
+                result += await self._get_piece(piece, load, prefetch)
+                piece = []
+            piece.append(block)
+        if piece:
+            result += await self._get_piece(piece, load, prefetch)
+        return result
+
+    async def _get_piece(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, prefetch: bool
+    ) -> Sequence[Buffer]:
+        while True:
+            missing = [block for block in dict.fromkeys(blocks) if block not in self._slots]
+            wanted = sum(block.size for block in missing)
+            if self._make_room(wanted, keep=blocks):
+                break
+            if prefetch:
+                return []
+            await self._room.wait()
+            self._check_open()
+        self._hits += sum(block in self._slots and self._slots[block].done.is_set() for block in blocks)
+        self._joined += sum(block in self._slots and not self._slots[block].done.is_set() for block in blocks)
+        if missing:
+            self._start_load(missing, load)
+        slots = [self._slots[block] for block in blocks]
+        for block, slot in zip(blocks, slots, strict=True):
+            slot.waiting += 1
+            if slot.done.is_set():
+                self._slots[block] = self._slots.pop(block)  # the most recently used is last
+        try:
+            return await self._collect(slots)
+        finally:
+            for slot in slots:
+                slot.waiting -= 1
+            self._tell_room()
+
+    async def _collect(self, slots: Sequence[_Slot]) -> Sequence[Buffer]:
+        result: list[Buffer] = []
+        for slot in slots:
+            await slot.done.wait()
+            if slot.error is not None:
+                raise slot.error
+            assert slot.data is not None
+            result.append(slot.data)
+        return result
+
+    def _make_room(self, wanted: int, keep: Sequence[BlockRef]) -> bool:
+        kept = set(keep)
+        for block, slot in list(self._slots.items()):
+            if self._used + wanted <= self._limit:
+                break
+            if slot.done.is_set() and not slot.waiting and block not in kept:
+                self._drop(block)
+        # One block over the limit is let in alone, so that a small limit can't stop reading.
+        return self._used + wanted <= self._limit or self._used == 0
+
+    def _start_load(self, missing: Sequence[BlockRef], load: BlockLoader) -> None:
+        slots = []
+        for block in missing:
+            charge = (
+                self._allocator.charge_nowait(block.size, "block_cache")
+                if self._allocator is not None
+                else None
+            )
+            slot = self._slots[block] = _Slot(charge)
+            self._used += block.size
+            slots.append(slot)
+        self._misses += len(missing)
+        self._spawn(missing, slots, load)
+
+    def _spawn(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        """The load is nobody's own: whoever is cancelled, the others get their block."""
+        task = asyncio.get_running_loop().create_task(self._load(missing, slots, load))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _load(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        try:
+            loaded = await load(sorted(missing))
+            by_block = dict(zip(sorted(missing), loaded, strict=True))
+        except asyncio.CancelledError:
+            self._settle_failed(missing, slots, ClosedError("the block cache was closed"))
+            raise
+        except Exception as error:  # noqa: BLE001 # it is raised by everybody who waits
+            self._settle_failed(missing, slots, error)
+            return
+        for block, slot in zip(missing, slots, strict=True):
+            slot.data = by_block[block]
+            slot.done.set()
+        self._tell_room()
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        for block, slot in zip(missing, slots, strict=True):
+            slot.error = error
+            slot.done.set()
+            if self._slots.get(block) is slot:
+                self._drop(block)
+        self._tell_room()
+
+    def _drop(self, block: BlockRef) -> int:
+        slot = self._slots.pop(block)
+        self._used -= block.size
+        self._evicted += 1
+        if slot.charge is not None:
+            slot.charge.release()
+        return block.size
+
+    def _tell_room(self) -> None:
+        room, self._room = self._room, anyio.Event()
+        room.set()
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        expected, window = self._readers.get(stream_id, (-1, 0))
+        window = min(max(window * 2, 64 * 1024), 2**20) if offset == expected else 0
+        self._readers[stream_id] = (next_offset, window)
+        return window
+
+    def evict(self, bytes_wanted: int) -> int:
+        freed = 0
+        for block, slot in list(self._slots.items()):
+            if freed >= bytes_wanted:
+                break
+            if slot.done.is_set() and not slot.waiting:
+                freed += self._drop(block)
+        return freed
+
+    def _on_pressure(self, bytes_wanted: int) -> None:
+        self.evict(bytes_wanted)
+
+    def forget_object(self, object_id: int) -> None:
+        for block, slot in list(self._slots.items()):
+            if block.object_id == object_id and slot.done.is_set() and not slot.waiting:
+                self._drop(block)
+
+    def close(self) -> None:
+        """End the loads, answer who waits, release everything."""
+        self._closed = True
+        for task in self._tasks:
+            task.cancel()
+        for block, slot in list(self._slots.items()):
+            if not slot.done.is_set():
+                slot.error = ClosedError("the block cache was closed")
+                slot.done.set()
+            self._drop(block)
+        self._tell_room()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError("the block cache is closed")
+
+    def statistics(self) -> BlockCacheStatistics:
+        return BlockCacheStatistics(
+            used_bytes=self._used,
+            limit_bytes=self._limit,
+            blocks=sum(slot.done.is_set() for slot in self._slots.values()),
+            hits=self._hits,
+            misses=self._misses,
+            joined=self._joined,
+            evicted=self._evicted,
+            loading=sum(not slot.done.is_set() for slot in self._slots.values()),
+        )

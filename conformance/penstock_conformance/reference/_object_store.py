@@ -1,0 +1,208 @@
+"""An object store in a directory: one file per object, its name the key in a reversible escape."""
+
+from __future__ import annotations
+
+__all__ = ("STORE_CAPABILITIES", "DirectoryStore")
+
+import fcntl
+import os
+import secrets
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
+from penstock.spi.object_store import ObjectInfo, ObjectStoreCapabilities, ObjectStoreStatistics
+from penstock.spi.plugin import Buffer
+
+STORE_CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, compare_and_swap=True, multipart=True)
+
+#: Tokens are random and stored in front of the body.
+_TOKEN_BYTES = 16
+
+
+@dataclass(slots=True)
+class _Counts:
+    gets: int = 0
+    puts: int = 0
+    deletes: int = 0
+    lists: int = 0
+    bytes_read: int = 0
+    bytes_written: int = 0
+
+
+class DirectoryStore:
+    """Every method is one checkpoint, then blocking file I/O: simple, and whole or not at all."""
+
+    def __init__(self, directory: Path) -> None:
+        self._objects = directory / "objects"
+        self._temporary = directory / "temporary"
+        self._objects.mkdir(parents=True, exist_ok=True)
+        self._temporary.mkdir(parents=True, exist_ok=True)
+        self._lock_path = directory / "lock"
+        self._counts = _Counts()
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        return STORE_CAPABILITIES
+
+    @property
+    def location(self) -> str:
+        return str(self._objects)
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        await checkpoint()
+        if start < 0 or (end is not None and end < start):
+            raise InvalidRequestError(f"not a range: key={key} start={start} end={end}")
+        body = self._read(key)[_TOKEN_BYTES:]
+        if start > len(body):
+            raise InvalidRequestError(f"the range starts past the object: key={key} start={start}")
+        data = self._range(body, start, end)
+        self._counts.gets += 1
+        self._counts.bytes_read += len(data)
+        return data
+
+    def _range(self, body: bytes, start: int, end: int | None) -> bytes:
+        return body[start:end]
+
+    async def head(self, key: str) -> ObjectInfo:
+        await checkpoint()
+        return self._info(key)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        return self._write(key, body, exclusive=False)
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        return self._write(key, body, exclusive=True)
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        await checkpoint()
+        with self._locked():
+            try:
+                current = self._info(key).token
+            except NotFoundError:
+                current = ""
+            if not token or current != token:
+                raise ConflictError(f"the object changed: key={key} token={token}")
+            return self._write(key, body, exclusive=False, locked=True)
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _Upload(self, key)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await checkpoint()
+        with self._locked():
+            for key in keys:
+                self._path(key).unlink(missing_ok=True)
+                self._counts.deletes += 1
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        await checkpoint()
+        self._counts.lists += 1
+        for key in sorted(self._keys()):
+            if key.startswith(prefix) and key > start_after:
+                try:
+                    info = self._info(key)
+                except NotFoundError:
+                    continue
+                yield info
+
+    def _keys(self) -> Iterator[str]:
+        return (unquote(name) for name in os.listdir(self._objects))
+
+    def statistics(self) -> ObjectStoreStatistics:
+        counts = self._counts
+        return ObjectStoreStatistics(
+            gets=counts.gets,
+            puts=counts.puts,
+            deletes=counts.deletes,
+            lists=counts.lists,
+            bytes_read=counts.bytes_read,
+            bytes_written=counts.bytes_written,
+        )
+
+    def _path(self, key: str) -> Path:
+        return self._objects / quote(key, safe="")
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return self._path(key).read_bytes()
+        except FileNotFoundError:
+            raise NotFoundError(f"no such object: key={key}") from None
+
+    def _info(self, key: str) -> ObjectInfo:
+        try:
+            with self._path(key).open("rb") as file:
+                token = file.read(_TOKEN_BYTES).hex()
+                status = os.fstat(file.fileno())
+        except FileNotFoundError:
+            raise NotFoundError(f"no such object: key={key}") from None
+        return ObjectInfo(
+            key=key,
+            size=status.st_size - _TOKEN_BYTES,
+            modified_ms=status.st_mtime_ns // 1_000_000,
+            token=token,
+        )
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        temporary = self._temporary / token.hex()
+        with temporary.open("xb") as file:
+            for part in (token, *body):
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+        try:
+            if exclusive:
+                self._link(temporary, key)
+            elif locked:
+                temporary.replace(self._path(key))
+            else:
+                with self._locked():
+                    temporary.replace(self._path(key))
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._counts.puts += 1
+        self._counts.bytes_written += sum(len(part) for part in body)
+        return token.hex()
+
+    def _link(self, temporary: Path, key: str) -> None:
+        """A hard link is created or not, whoever else tries."""
+        try:
+            os.link(temporary, self._path(key))
+        except FileExistsError:
+            raise AlreadyExistsError(f"the object exists: key={key}") from None
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Between processes: compare-and-swap is two steps. Nothing is awaited while it is held."""
+        with self._lock_path.open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+class _Upload:
+    """Parts in memory until completed."""
+
+    def __init__(self, store: DirectoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._parts: list[bytes] = []
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        await checkpoint()
+        self._parts.append(b"".join(part))
+
+    async def complete(self) -> None:
+        await self._store.put(self._key, self._parts)
+
+    async def abort(self) -> None:
+        await checkpoint()
+        self._parts.clear()

@@ -1,0 +1,503 @@
+"""Clauses of ``penstock.spi.object_store``."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack
+from typing import Any
+
+import anyio
+
+from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
+from penstock_conformance._body import check_body, make_body
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, call, raises, together
+
+KIND = "object_store"
+
+_PROCESSES = 4
+
+
+async def _listed(store: Any, prefix: str = "", start_after: str = "") -> list[str]:
+    return [info.key async for info in store.list(prefix, start_after)]
+
+
+def _shared(store: Any) -> None:
+    """Races and crashes need a store that more than one process sees."""
+    if store.capabilities.durability_domain == "process" or not store.capabilities.durable:
+        not_applicable("the store lives and dies with its process")
+
+
+# --- 1: semantics
+
+
+async def test_get_returns_what_put_wrote(env: Env) -> None:
+    """Write the object as the concatenation of ``body``: buffers of any kind, any number, also empty."""
+    bodies: dict[str, list[Any]] = {
+        "none": [],
+        "empty": [b""],
+        "one": [b"x"],
+        "kinds": [b"ab", bytearray(b"cd"), memoryview(b"xefx")[1:3], b"", memoryview(bytearray(b"gh"))],
+        "large": [env.random.randbytes(300_000), env.random.randbytes(700_001)],
+        "many": [bytes([number % 256]) for number in range(3000)],
+    }
+    async with env.open() as store:
+        for key, body in bodies.items():
+            await store.put(key, body)
+        for key, body in bodies.items():
+            assert bytes(await store.get(key)) == b"".join(body), f"other bytes came back: key={key}"
+
+
+async def test_put_keeps_no_buffer_of_the_caller(env: Env) -> None:
+    """A plugin must not keep a writable buffer past the call that it got it in."""
+    async with env.open() as store:
+        buffer = bytearray(b"before" * 1000)
+        await store.put("key", [buffer])
+        buffer[:] = b"later!" * 1000
+        assert bytes(await store.get("key")) == b"before" * 1000, "the caller's later bytes are in the object"
+
+
+async def test_get_returns_the_asked_range(env: Env) -> None:
+    """The bytes [start, end) of the object; to its end if ``end`` is None or past the end."""
+    data = env.random.randbytes(10_000)
+    async with env.open() as store:
+        await store.put("key", [data])
+        ranges: list[tuple[int, int | None]] = [
+            *((0, 0), (0, 1), (9_999, 10_000), (10_000, 10_000), (10_000, None), (0, None), (1, None)),
+            *((9_999, 20_000), (0, 10_000), (4_096, 8_192), (4_095, 8_193)),
+        ]
+        for _ in range(40):
+            start = env.random.randrange(10_001)
+            ranges.append((start, env.random.randrange(start, 10_500)))
+        for start, end in ranges:
+            got = bytes(await store.get("key", start, end))
+            assert got == data[start:end], f"wrong bytes for the range [{start}, {end}): {len(got)} bytes"
+
+
+async def test_bad_ranges_are_refused(env: Env) -> None:
+    """InvalidRequestError if ``start`` is negative, past the object's end, or greater than ``end``."""
+    async with env.open() as store:
+        await store.put("key", [b"0123456789"])
+        for start, end in ((-1, None), (-5, 5), (11, None), (11, 20), (5, 4)):
+            with raises(InvalidRequestError):
+                await store.get("key", start, end)
+
+
+async def test_ranges_are_of_the_newest_object(env: Env) -> None:
+    """Write the object, replacing what was there: a ranged read after a put never sees older bytes."""
+    async with env.open() as store:
+        for number in range(8):
+            data = bytes([number]) * (6000 - 100 * number)
+            await store.put("key", [data])
+            assert bytes(await store.get("key", 1000, 5000)) == data[1000:5000], "a stale range"
+            assert bytes(await store.get("key")) == data, "a stale object"
+            assert (await store.head("key")).size == len(data), "a stale size"
+
+
+async def test_result_of_get_outlives_the_object(env: Env) -> None:
+    """The result is read-only for the caller and stays valid as long as it is referenced."""
+    data = env.random.randbytes(20_000)
+    async with env.open() as store:
+        await store.put("key", [data])
+        whole, part = await store.get("key"), await store.get("key", 5_000, 15_000)
+        await store.put("key", [bytes(20_000)])
+        await store.delete(["key"])
+        await store.put("other", [bytes(20_000)])
+    assert bytes(whole) == data, "an earlier result changed"
+    assert bytes(part) == data[5_000:15_000], "an earlier ranged result changed"
+
+
+async def test_missing_object_is_not_found(env: Env) -> None:
+    """Raises NotFoundError if there is no such object."""
+    async with env.open() as store:
+        await store.put("there/deep", [b"x"])
+        for key in ("missing", "missing/deep", "there", "there/dee"):
+            with raises(NotFoundError):
+                await store.get(key)
+            with raises(NotFoundError):
+                await store.get(key, 0, 1)
+            with raises(NotFoundError):
+                await store.head(key)
+
+
+async def test_head_tells_key_and_size(env: Env) -> None:
+    """Size and token of one object."""
+    async with env.open() as store:
+        token = await store.put("a/key", [b"12345", b"678"])
+        info = await store.head("a/key")
+        assert (info.key, info.size) == ("a/key", 8)
+        assert info.token == token, "put and head disagree about the token"
+
+
+async def test_deleted_objects_are_gone(env: Env) -> None:
+    """Delete the objects; those that don't exist are fine."""
+    async with env.open() as store:
+        keys = [f"many/{number:03}" for number in range(30)]
+        for key in keys:
+            await store.put(key, [b"x"])
+        await store.delete([*keys[:20], "never/was"])
+        assert await _listed(store, "many/") == keys[20:]
+        with raises(NotFoundError):
+            await store.get(keys[0])
+        await store.delete(keys[:20])
+        await store.delete([])
+
+
+async def test_listing_is_ordered(env: Env) -> None:
+    """Objects whose key starts with ``prefix`` and is greater than ``start_after``, in ascending order."""
+    keys = [
+        *("a", "a-b", "a.b/c", "a/b", "a/b-", "a0", "aB", "ab/1", "ab/10", "ab/2", "b/x/y/z", "b/x-y"),
+        *("c/%41", "c/A", "c/a b", "c/~", "c/+", "c/#1", "z"),
+    ]
+    # A directory can't be an object at the same time where the store is a file tree; the contract leaves that open.
+    keys.remove("a")
+    async with env.open() as store:
+        for key in env.random.sample(keys, len(keys)):
+            await store.put(key, [key.encode()])
+        for prefix in ("", "a", "a/", "ab/", "ab/1", "b/x", "c/", "nothing"):
+            for start_after in ("", "a/b", "ab/1", "b", "c/a b", "zz"):
+                wanted = sorted(key for key in keys if key.startswith(prefix) and key > start_after)
+                got = await _listed(store, prefix, start_after)
+                assert got == wanted, (
+                    f"prefix={prefix!r} start_after={start_after!r}: {got} instead of {wanted}"
+                )
+        async for info in store.list():
+            assert info.size == len(info.key), f"wrong size listed: key={info.key}"
+            assert bytes(await store.get(info.key)) == info.key.encode()
+
+
+async def test_listing_sees_completed_puts_at_once(env: Env) -> None:
+    """Sees every object whose put completed before the call (no listing cache)."""
+    async with env.open() as store, env.open() as second:
+        for number in range(10):
+            await store.put(f"dir/{number}", [b"x"])
+            assert await _listed(store, "dir/") == [f"dir/{n}" for n in range(number + 1)], "a stale listing"
+        await store.delete(["dir/3"])
+        assert "dir/3" not in await _listed(store, "dir/"), "a deleted object is listed"
+        if store.capabilities.put_if_absent:
+            await store.put_if_absent("dir/new", [b"x"])
+            assert "dir/new" in await _listed(store), "a created object isn't listed"
+        if store.location == second.location and store.capabilities.durable:
+            assert await _listed(second) == await _listed(store), "another opener's listing is stale"
+
+
+@clause(claims="durable")
+async def test_objects_outlive_the_opener(env: Env) -> None:
+    """Objects outlive the process that wrote them."""
+    async with env.child("overwrite", key="a/b", owner=1, sizes=[100, 3000]) as child:
+        await child.finish()
+    async with env.open() as store:
+        assert check_body(await store.get("a/b")).sequence == 1
+        assert await _listed(store) == ["a/b"]
+
+
+@clause(claims="put_if_absent")
+async def test_put_if_absent_creates_once(env: Env) -> None:
+    """Like ``put``, but only if there is no such object. AlreadyExistsError if somebody else's object is there."""
+    async with env.open() as store:
+        token = await store.put_if_absent("key", [b"fir", b"st"])
+        assert (await store.head("key")).token == token
+        with raises(AlreadyExistsError):
+            await store.put_if_absent("key", [b"second"])
+        assert bytes(await store.get("key")) == b"first", "the loser's bytes are in the object"
+        await store.delete(["key"])
+        await store.put_if_absent("key", [b"third"])
+        await store.put("plain", [b""])
+        with raises(AlreadyExistsError):
+            await store.put_if_absent("plain", [b"x"])
+
+
+@clause(claims="put_if_absent")
+async def test_put_if_absent_has_one_winner_among_tasks(env: Env) -> None:
+    """Every method is safe to call from several tasks at once; exactly one creator wins."""
+    async with env.open() as store:
+        for number in range(10):
+            key = f"race/{number}"
+            winners: list[int] = []
+
+            async def create(owner: int, key: str = key, winners: list[int] = winners) -> None:
+                try:
+                    await store.put_if_absent(key, [make_body(owner, 0, 5000)])
+                except AlreadyExistsError:
+                    return
+                winners.append(owner)
+
+            await together([call(create, owner) for owner in range(8)])
+            assert len(winners) == 1, f"{len(winners)} creators won: key={key}"
+            assert check_body(await store.get(key)).owner == winners[0], "the object isn't the winner's"
+
+
+@clause(claims="compare_and_swap")
+async def test_swap_needs_the_current_token(env: Env) -> None:
+    """Replace the object only if its token is still ``token``. ConflictError if it changed or vanished."""
+    async with env.open() as store:
+        first = await store.put("key", [b"1"])
+        second = await store.compare_and_swap("key", [b"2"], first)
+        assert second != first, "the token didn't change"
+        for stale in (first, "nonsense"):
+            with raises(ConflictError):
+                await store.compare_and_swap("key", [b"x"], stale)
+        assert bytes(await store.get("key")) == b"2", "a refused swap changed the object"
+        assert (await store.head("key")).token == second
+        third = await store.put("key", [b"2"])
+        with raises(ConflictError):
+            await store.compare_and_swap("key", [b"x"], second)
+        await store.delete(["key"])
+        with raises(ConflictError):
+            await store.compare_and_swap("key", [b"x"], third)
+        with raises(NotFoundError):
+            await store.get("key")
+
+
+@clause(claims="compare_and_swap")
+async def test_swap_loses_no_update_among_tasks(env: Env) -> None:
+    """Every method is safe to call from several tasks at once; a swap that returns has replaced what was read."""
+    async with env.open() as store:
+        await store.put("count", [b"0"])
+
+        async def add(_: int) -> None:
+            for _ in range(5):
+                while True:
+                    token = (await store.head("count")).token
+                    value = int(bytes(await store.get("count")))
+                    try:
+                        await store.compare_and_swap("count", [str(value + 1).encode()], token)
+                    except ConflictError:
+                        continue
+                    break
+
+        await together([call(add, owner) for owner in range(4)])
+        assert bytes(await store.get("count")) == b"20", "updates were lost"
+
+
+@clause(claims="multipart")
+async def test_multipart_appears_whole(env: Env) -> None:
+    """An object being written in parts; invisible until ``complete`` returns; parts go in call order."""
+    parts = [env.random.randbytes(size) for size in (1, 100_000, 0, 6 * 2**20, 17)]
+    async with env.open() as store:
+        await store.put("old", [b"old"])
+        for key in ("new", "old"):
+            upload = await store.create_multipart(key)
+            for part in parts:
+                buffer = bytearray(part)
+                middle = len(buffer) // 2
+                await upload.write_part([memoryview(buffer)[:middle], memoryview(buffer)[middle:]])
+                buffer[:] = bytes(len(buffer))  # may be reused once this returns
+            assert await _listed(store) == (["old"] if key == "new" else ["new", "old"]), "visible too early"
+            if key == "old":
+                assert bytes(await store.get("old")) == b"old", "replaced too early"
+            await upload.complete()
+            assert bytes(await store.get(key)) == b"".join(parts), "other bytes than were written"
+        assert await _listed(store) == ["new", "old"]
+
+
+@clause(claims="multipart")
+async def test_aborted_multipart_leaves_nothing(env: Env) -> None:
+    """Drop what was written. Never raises for an upload that is already gone."""
+    async with env.open() as store:
+        await store.put("old", [b"old"])
+        for key in ("new", "old"):
+            upload = await store.create_multipart(key)
+            await upload.write_part([b"x" * 100_000])
+            await upload.abort()
+            await upload.abort()
+        assert await _listed(store) == ["old"], "an aborted upload is listed"
+        assert bytes(await store.get("old")) == b"old"
+        finished = await store.create_multipart("new")
+        await finished.write_part([b"kept"])
+        await finished.complete()
+        await finished.abort()
+        assert bytes(await store.get("new")) == b"kept", "abort after complete destroyed the object"
+
+
+@clause(refuses="put_if_absent")
+async def test_unclaimed_put_if_absent_is_refused(env: Env) -> None:
+    """InvalidRequestError if unclaimed."""
+    async with env.open() as store:
+        with raises(InvalidRequestError):
+            await store.put_if_absent("key", [b"x"])
+        assert await _listed(store) == []
+
+
+@clause(refuses="compare_and_swap")
+async def test_unclaimed_compare_and_swap_is_refused(env: Env) -> None:
+    """InvalidRequestError if unclaimed."""
+    async with env.open() as store:
+        token = await store.put("key", [b"x"])
+        with raises(InvalidRequestError):
+            await store.compare_and_swap("key", [b"y"], token)
+        assert bytes(await store.get("key")) == b"x"
+
+
+@clause(refuses="multipart")
+async def test_unclaimed_multipart_is_refused(env: Env) -> None:
+    """Raises InvalidRequestError if unclaimed."""
+    async with env.open() as store:
+        with raises(InvalidRequestError):
+            await store.create_multipart("key")
+
+
+async def test_readers_see_old_or_new(env: Env) -> None:
+    """Atomic: readers see the old bytes or the new ones, never a mixture."""
+    async with env.open() as store:
+        await store.put("key", [make_body(0, 0, 400_000)])
+        done = anyio.Event()
+
+        async def write() -> None:
+            for sequence in range(1, 12):
+                body = make_body(0, sequence, env.random.choice((1_000, 400_000, 900_000)))
+                await store.put("key", [body[: len(body) // 3], body[len(body) // 3 :]])
+            done.set()
+
+        async def read() -> None:
+            newest = 0
+            while not done.is_set():
+                sequence = check_body(await store.get("key")).sequence
+                assert sequence >= newest, "an older object came back"
+                newest = sequence
+
+        await together([write, read, read])
+        assert check_body(await store.get("key")).sequence == 11
+
+
+async def test_cancelled_put_is_whole_or_nothing(env: Env) -> None:
+    """A cancelled call may or may not have taken effect; what took effect is whole."""
+    async with env.open() as store:
+        for number in range(12):
+            key = f"cancelled/{number % 3}"
+
+            async def put(key: str = key, number: int = number) -> None:
+                await store.put(key, [make_body(0, number, 700_000)])
+
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(put)
+                for _ in range(number):
+                    await anyio.lowlevel.checkpoint()
+                tasks.cancel_scope.cancel()
+        for key in await _listed(store):
+            assert key.startswith("cancelled/"), f"debris of a cancelled put is listed: key={key}"
+            check_body(await store.get(key))
+        await store.put("cancelled/0", [make_body(0, 99, 50)])
+        await anyio.sleep(0.05)  # a write that a thread still has in hand must not come after a later put
+        assert check_body(await store.get("cancelled/0")).sequence == 99, "a cancelled put undid a later one"
+
+
+async def test_statistics_count(env: Env) -> None:
+    """Counters since the store was opened."""
+    async with env.open() as store:
+        await store.put("a", [b"x" * 100])
+        await store.put("b", [b"y" * 50])
+        await store.get("a")
+        await _listed(store)
+        await store.delete(["a"])
+        counters = store.statistics()
+        assert counters.puts >= 2
+        assert counters.gets >= 1
+        assert counters.lists >= 1
+        assert counters.deletes >= 1
+        assert counters.bytes_written >= 150
+        assert counters.bytes_read >= 100
+
+
+# --- 2: races between processes
+
+
+@clause(level=2, claims="put_if_absent")
+async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
+    """``put_if_absent`` is atomic over every process that uses the store: exactly one creator wins."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(env.open())
+        _shared(store)
+        children = [
+            await stack.enter_async_context(env.child("create_race", owner=owner))
+            for owner in range(_PROCESSES)
+        ]
+        for child in children:
+            assert await child.next() == "ready", "a child process failed to open the store"
+        for number in range(60 * env.rounds):
+            key = f"race/{number}"
+            moment = time.monotonic() + 0.002
+            for child in children:
+                await child.tell({"key": key, "at": moment})
+            won = [await child.next() for child in children]
+            assert won.count(True) == 1, f"{won.count(True)} of {_PROCESSES} creators won: key={key}"
+            assert check_body(await store.get(key)).owner == won.index(True), "the object isn't the winner's"
+
+
+@clause(level=2, claims="compare_and_swap")
+async def test_swap_loses_no_update_among_processes(env: Env) -> None:
+    """``compare_and_swap`` is atomic over every process that uses the store."""
+    times = 25 * env.rounds
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(env.open())
+        _shared(store)
+        await store.put("count", [b"0"])
+        children = [
+            await stack.enter_async_context(env.child("count_with_swap", key="count", times=times))
+            for _ in range(_PROCESSES)
+        ]
+        for child in children:
+            assert await child.next() == "ready", "a child process failed to open the store"
+        for child in children:
+            await child.tell("go")
+        for child in children:
+            await child.finish()
+        assert int(bytes(await store.get("count"))) == times * _PROCESSES, "updates were lost"
+
+
+@clause(level=2)
+async def test_readers_of_other_processes_see_old_or_new(env: Env) -> None:
+    """Atomic: readers see the old bytes or the new ones, never a mixture."""
+    sizes = [env.random.choice((300, 80_000, 1_500_000)) for _ in range(60 * env.rounds)]
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(env.open())
+        _shared(store)
+        await store.put("key", [make_body(7, 0, 50)])
+        child = await stack.enter_async_context(env.child("overwrite", key="key", owner=7, sizes=sizes))
+        assert await child.next() == "ready", "the child process failed to open the store"
+        acked, ended = -1, False
+
+        async def follow() -> None:
+            nonlocal acked, ended
+            while (line := await child.next()) is not None:
+                acked = line
+            ended = True
+
+        async def read() -> None:
+            while not ended:
+                at_least = acked
+                sequence = check_body(await store.get("key")).sequence
+                assert sequence >= at_least, f"older than what was acknowledged: {sequence} < {at_least}"
+
+        await together([follow, read])
+        assert acked == len(sizes) - 1, "the child process failed"
+
+
+# --- 3: crashes
+
+
+@clause(level=3, claims="durable")
+async def test_acknowledged_objects_survive_a_kill(env: Env) -> None:
+    """Durable on the claimed domain when it returns. Atomic, also over a crash."""
+    keys = [f"crash/{number}" for number in range(4)]
+    acked: dict[str, int] = {}
+    async with env.open() as store:
+        _shared(store)
+    for owner in range(1, 5 * env.rounds + 1):
+        seed = env.random.randrange(2**32)
+        async with env.child("put_until_killed", owner=owner, keys=keys, seed=seed) as child:
+            assert await child.next() == "ready", "the child process failed to open the store"
+            for _ in range(env.random.randrange(1, 25)):
+                key, sequence = await child.next()
+                acked[key] = owner * 1_000_000 + sequence
+            await anyio.sleep(env.random.random() * 0.01)
+            child.kill()
+            for key, sequence in await child.rest():
+                acked[key] = owner * 1_000_000 + sequence
+        async with env.open() as store:
+            listed = await _listed(store)
+            assert set(listed) <= set(keys), f"debris of a crash is listed: {sorted(set(listed) - set(keys))}"
+            for key, last in acked.items():
+                label = check_body(await store.get(key))
+                found = label.owner * 1_000_000 + label.sequence
+                assert found >= last, f"an acknowledged put is lost: key={key} owner={owner}"
