@@ -1,0 +1,229 @@
+"""Order, batching, completion, capacity and failure of appends, without a medium."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.errors import ClosedError, FencedError, FullError, InvalidRequestError, UnavailableError
+from penstock.spi.wal import WalAppend
+from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Boundaries, Cursor, GroupCommit
+
+FRAME = ENTRY_HEADER_BYTES + GROUP_HEADER_BYTES
+
+
+def started(*, alignment: int = 1, group: int = 1000, entry: int = 10_000, capacity: int = 0) -> GroupCommit:
+    commit = GroupCommit(
+        alignment=alignment, group_bytes_max=group, entry_bytes_max=entry, capacity_bytes=capacity
+    )
+    commit.start(0, 0)
+    return commit
+
+
+def test_nothing_is_appended_before_start() -> None:
+    with pytest.raises(InvalidRequestError, match="recover"):
+        GroupCommit().append([b"x"])
+
+
+@pytest.mark.parametrize("data", [[], [b""], [bytes(10_001)], [bytes(6000), memoryview(bytes(6000))]])
+def test_an_empty_or_oversized_entry_is_refused_and_changes_nothing(data: list[bytes]) -> None:
+    commit = started()
+    with pytest.raises(InvalidRequestError):
+        commit.append(data)
+    assert commit.idle
+
+
+def test_a_group_closes_when_the_next_entry_would_not_fit() -> None:
+    commit = started(group=FRAME + 100 + ENTRY_HEADER_BYTES + 100)
+    for _ in range(3):
+        commit.append([bytes(100)])
+    full = commit.take(partial=False)
+    assert full is not None
+    assert len(full.appends) == 2
+    assert commit.take(partial=False) is None
+    rest = commit.take()
+    assert rest is not None
+    assert len(rest.appends) == 1
+    assert rest.sequence == full.sequence + 1
+    assert rest.position == full.end_position
+    assert commit.take() is None
+
+
+def test_groups_finished_out_of_order_complete_in_order() -> None:
+    commit = started(group=FRAME + 10)
+    order: list[int] = []
+    appends = [commit.append([bytes(10)]) for _ in range(3)]
+    for append in appends:
+        append.set_callback(lambda append: order.append(append.position))
+    groups = [commit.take() for _ in range(3)]
+    first, second, third = groups
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    commit.finish(third)
+    commit.finish(second)
+    assert order == []
+    assert commit.in_flight == 3
+    commit.finish(first)
+    assert order == [append.position for append in appends]
+    assert commit.confirmed_position == third.end_position
+    assert commit.idle
+
+
+def test_a_callback_may_append() -> None:
+    commit = started()
+    again: list[WalAppend] = []
+    commit.append([b"x"]).set_callback(lambda _: again.append(commit.append([b"y"])))
+    group = commit.take()
+    assert group is not None
+    commit.finish(group)
+    assert not again[0].done
+    assert not commit.idle
+
+
+def test_a_raising_callback_keeps_no_other_append_waiting() -> None:
+    commit = started()
+
+    def bug(append: WalAppend) -> None:
+        raise ZeroDivisionError
+
+    first, second = commit.append([b"x"]), commit.append([b"y"])
+    first.set_callback(bug)
+    group = commit.take()
+    assert group is not None
+    with pytest.raises(ZeroDivisionError):
+        commit.finish(group)
+    assert second.done
+    assert commit.idle
+
+
+def test_failure_answers_everybody_in_order_and_refuses_the_rest() -> None:
+    commit = started(group=FRAME + 10)
+    order: list[int] = []
+    appends = [commit.append([bytes(10)]) for _ in range(4)]
+    for append in appends:
+        append.set_callback(lambda append: order.append(append.position))
+    commit.take()
+    late = commit.take()
+    assert late is not None
+    commit.finish(late)  # durable, but behind one that isn't: it must not be acknowledged
+    commit.fail(UnavailableError("disk gone: errno=5"))
+    assert order == [append.position for append in appends]
+    assert all(isinstance(append.error, UnavailableError) for append in appends)
+    assert len({id(append.error) for append in appends}) == 4
+    assert commit.state == "failed"
+    with pytest.raises(ClosedError, match="errno=5"):
+        commit.append([b"x"])
+
+
+def test_a_fence_is_told_as_a_fence() -> None:
+    commit = started()
+    error = FencedError("a newer owner took over: epoch=2")
+    commit.fail(error, state="fenced", refusal=error)
+    assert commit.state == "fenced"
+    with pytest.raises(FencedError, match="epoch=2"):
+        commit.append([b"x"])
+
+
+def test_close_refuses_appends_and_lets_pending_ones_finish() -> None:
+    commit = started()
+    append = commit.append([b"x"])
+    commit.close()
+    with pytest.raises(ClosedError):
+        commit.append([b"y"])
+    group = commit.take()
+    assert group is not None
+    commit.finish(group)
+    assert append.error is None
+    assert append.done
+    assert commit.state == "closed"
+
+
+def test_a_pause_refuses_until_it_ends_and_never_reopens_a_closed_log() -> None:
+    commit = started()
+    commit.pause(FullError("no space left"))
+    with pytest.raises(FullError):
+        commit.append([b"x"])
+    commit.resume()
+    commit.append([b"x"])
+    commit.pause(FullError("no space left"))
+    commit.close()
+    commit.resume()
+    with pytest.raises(ClosedError):
+        commit.append([b"x"])
+
+
+def test_a_refused_append_at_capacity_changes_nothing() -> None:
+    commit = started(alignment=512, capacity=1024)
+    commit.append([bytes(512 - FRAME)])
+    commit.append([bytes(512 - FRAME)])
+    before = commit.statistics()
+    with pytest.raises(FullError, match="capacity_bytes=1024"):
+        commit.append([b"x"])
+    assert commit.statistics() == before
+
+
+@given(
+    sizes=st.lists(st.integers(1, 3000), max_size=60),
+    alignment=st.sampled_from([1, 8, 512]),
+    seed=st.integers(0, 2**32),
+)
+def test_groups_tile_the_log_within_capacity(sizes: list[int], alignment: int, seed: int) -> None:
+    """Positions grow without overlap, groups are contiguous and aligned, and never more than the capacity is used."""
+    rng = random.Random(seed)
+    capacity = 16 * 512
+    commit = started(alignment=alignment, group=1024, entry=3000, capacity=capacity)
+    end, released, sequence = 0, 0, 0
+    last_next = 0
+    for size in sizes:
+        try:
+            append = commit.append([bytes(size)])
+        except FullError:
+            append = None
+        if append is not None:
+            assert append.next_position - append.position == size + ENTRY_HEADER_BYTES
+            assert append.position >= last_next
+            last_next = append.next_position
+        while rng.random() < 0.5 and (group := commit.take()) is not None:
+            assert (group.position, group.sequence) == (end, sequence)
+            assert group.end_position % alignment == 0
+            assert group.length <= 1024 or len(group.appends) == 1
+            end, sequence = group.end_position, sequence + 1
+            assert end - released <= capacity
+            commit.finish(group)
+            if rng.random() < 0.3:
+                released = end
+                commit.release(end, end)
+    statistics = commit.statistics()
+    assert statistics.confirmed_position == end
+    assert statistics.used_bytes <= capacity
+
+
+def test_statistics_count_entries_payload_and_medium() -> None:
+    commit = started(alignment=512)
+    commit.append([bytes(100)])
+    group = commit.take()
+    assert group is not None
+    commit.finish(group)
+    commit.append([bytes(7)])
+    statistics = commit.statistics(last_group_us=5)
+    assert statistics.appended_entries == 2
+    assert statistics.appended_payload_bytes == 107
+    assert (statistics.written_groups, statistics.written_bytes) == (1, 512)
+    assert (statistics.pending_entries, statistics.pending_bytes) == (1, 7)
+    assert statistics.used_bytes == 512 + FRAME + 7
+
+
+def test_boundaries_cut_at_whole_groups_and_stay_few() -> None:
+    boundaries = Boundaries(Cursor(), step_bytes=100)
+    for sequence in range(1, 101):
+        boundaries.add(sequence * 10 - 3, Cursor(sequence * 10, sequence, sequence))
+    assert boundaries.trim(96) == Cursor()
+    assert boundaries.trim(97) == Cursor(100, 10, 10)
+    assert boundaries.trim(250) == Cursor(200, 20, 20)
+    assert boundaries.trim(100) == Cursor(200, 20, 20)
+    assert boundaries.trim(997) == Cursor(1000, 100, 100)
+    assert boundaries.start == Cursor(1000, 100, 100)

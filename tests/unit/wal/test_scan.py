@@ -1,0 +1,128 @@
+"""The recovery scan tells the end of a log from a loss."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.errors import CorruptError
+from penstock.spi.wal import WalAppend
+from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Cursor, LogScan, encode_group
+
+ALIGNMENT = 512
+
+
+class Medium:
+    """A flat medium and a writer of groups with one entry each."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(64 * ALIGNMENT)
+        self.cursor = Cursor()
+
+    def write(self, payload: bytes, *, confirmed: int | None = None) -> int:
+        position = self.cursor.position
+        start = position + GROUP_HEADER_BYTES
+        parts, digest = encode_group(
+            log_id=1,
+            cursor=self.cursor,
+            epoch=1,
+            confirmed_position=position if confirmed is None else confirmed,
+            appends=[WalAppend(start, start + ENTRY_HEADER_BYTES + len(payload))],
+            payloads=[[payload]],
+        )
+        group = b"".join(parts)
+        self.data[position : position + len(group)] = group
+        end = -(-(position + len(group)) // ALIGNMENT) * ALIGNMENT
+        self.cursor = Cursor(end, self.cursor.sequence + 1, digest)
+        return position
+
+    def scan(
+        self, *, start: Cursor = Cursor(), confirmed: int = 0, lookahead: int = 8 * ALIGNMENT
+    ) -> LogScan:
+        return LogScan(
+            lambda position, size: memoryview(self.data)[position : position + size],
+            start,
+            log_id=1,
+            alignment=ALIGNMENT,
+            end_limit=len(self.data),
+            confirmed_position=confirmed,
+            lookahead_bytes=lookahead,
+        )
+
+
+def payloads(scan: LogScan) -> list[bytes]:
+    return [bytes(entry.data) for group in scan for entry in group.entries]
+
+
+def test_an_unwritten_tail_ends_the_log() -> None:
+    medium = Medium()
+    medium.write(b"one")
+    medium.write(b"two" * 300)
+    scan = medium.scan()
+    assert payloads(scan) == [b"one", b"two" * 300]
+    assert scan.cursor == medium.cursor
+    assert "no valid group header" in scan.end_reason
+
+
+def test_a_full_medium_ends_the_log() -> None:
+    medium = Medium()
+    for _ in range(64):
+        medium.write(b"x")
+    assert len(payloads(medium.scan())) == 64
+
+
+def test_a_torn_last_group_ends_the_log() -> None:
+    medium = Medium()
+    medium.write(b"one")
+    torn = medium.write(b"two")
+    medium.data[torn + 100] ^= 1
+    scan = medium.scan()
+    assert payloads(scan) == [b"one"]
+    assert scan.cursor.position == torn
+
+
+def test_a_later_group_that_confirms_the_damaged_one_makes_it_a_loss() -> None:
+    medium = Medium()
+    medium.write(b"one")
+    lost = medium.write(b"two")
+    medium.write(b"three")
+    medium.data[lost + 100] ^= 1
+    with pytest.raises(CorruptError, match=f"position={lost + GROUP_HEADER_BYTES} "):
+        payloads(medium.scan())
+
+
+def test_a_later_group_that_confirms_nothing_past_the_end_is_only_the_past() -> None:
+    medium = Medium()
+    medium.write(b"one")
+    confirmed = medium.cursor.position
+    hole = medium.write(b"two", confirmed=confirmed)
+    medium.write(b"three", confirmed=confirmed)
+    medium.data[hole : hole + ALIGNMENT] = bytes(ALIGNMENT)
+    assert payloads(medium.scan()) == [b"one"]
+
+
+def test_a_known_confirmed_position_makes_a_missing_tail_a_loss() -> None:
+    medium = Medium()
+    medium.write(b"one")
+    end = medium.cursor.position
+    assert payloads(medium.scan(confirmed=end)) == [b"one"]
+    with pytest.raises(CorruptError, match=f"position={end} confirmed_position={end + 1}"):
+        payloads(medium.scan(confirmed=end + 1))
+
+
+def test_a_group_further_than_the_lookahead_is_not_seen() -> None:
+    medium = Medium()
+    lost = medium.write(b"one")
+    medium.write(b"two" * 1000)
+    medium.write(b"three")
+    medium.data[lost : lost + 20] = bytes(20)
+    assert payloads(medium.scan(lookahead=ALIGNMENT)) == []
+    with pytest.raises(CorruptError):
+        payloads(medium.scan(lookahead=16 * ALIGNMENT))
+
+
+def test_a_scan_starts_at_any_group() -> None:
+    medium = Medium()
+    medium.write(b"one")
+    start = medium.cursor
+    medium.write(b"two")
+    assert payloads(medium.scan(start=start)) == [b"two"]

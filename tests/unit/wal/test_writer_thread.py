@@ -1,0 +1,87 @@
+"""The writer thread: order, results, errors, and that nothing is left behind."""
+
+from __future__ import annotations
+
+import threading
+
+import anyio
+import pytest
+
+from penstock.errors import ClosedError
+from penstock.wal import WriterThread
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def test_jobs_run_in_order_in_one_thread_and_report_on_the_loop() -> None:
+    ran: list[tuple[int, int]] = []
+    told: list[tuple[object, int]] = []
+    async with WriterThread("test-writer") as thread:
+        for number in range(100):
+
+            def work(number: int = number) -> int:
+                ran.append((number, threading.get_ident()))
+                return number
+
+            thread.submit(work, lambda result, _: told.append((result, threading.get_ident())))
+    assert [number for number, _ in ran] == list(range(100))
+    assert [number for number, _ in told] == list(range(100))
+    assert len({ident for _, ident in ran}) == 1
+    assert {ident for _, ident in told} == {threading.get_ident()}
+    assert not thread.running
+
+
+async def test_run_returns_the_result_or_raises() -> None:
+    async with WriterThread("test-writer") as thread:
+        assert await thread.run(lambda: 42) == 42
+        with pytest.raises(ZeroDivisionError):
+            await thread.run(lambda: 1 // 0)
+
+
+async def test_notify_comes_before_the_result_of_its_job() -> None:
+    seen: list[str] = []
+    async with WriterThread("test-writer") as thread:
+        await thread.run(lambda: thread.notify(lambda: seen.append("notified")))
+        seen.append("done")
+    assert seen == ["notified", "done"]
+
+
+async def test_leaving_under_cancellation_still_joins() -> None:
+    release = threading.Event()
+    with anyio.CancelScope() as scope:
+        async with WriterThread("test-writer") as thread:
+            thread.submit(release.wait, lambda result, error: None)
+            scope.cancel()
+            release.set()
+    assert not thread.running
+
+
+async def test_a_closed_thread_refuses_jobs() -> None:
+    async with WriterThread("test-writer") as thread:
+        pass
+    with pytest.raises(ClosedError):
+        thread.submit(lambda: None, lambda result, error: None)
+
+
+async def test_a_raising_callback_keeps_no_other_result_waiting() -> None:
+    loop_errors: list[object] = []
+
+    def bug(result: object, error: Exception | None) -> None:
+        raise ZeroDivisionError
+
+    import asyncio
+
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _, context: loop_errors.append(context["exception"])
+    )
+    async with WriterThread("test-writer") as thread:
+        gate = threading.Event()
+        thread.submit(gate.wait, bug)
+        gate.set()
+        assert await thread.run(lambda: "still served") == "still served"
+    assert isinstance(loop_errors[0], ZeroDivisionError)
