@@ -21,11 +21,11 @@ KIP-814 (skip assignment), KIP-211 (offset retention).
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from penstock.coordinator.group_member import Member
+from penstock.coordinator.group_member import Member, Replacement
 from penstock.coordinator.group_offsets import OffsetBook
+from penstock.coordinator.group_protocols import selected_protocol, shares_a_protocol, subscription_of
 from penstock.coordinator.group_types import (
     CommitPlan,
     CommittedOffset,
@@ -51,26 +51,13 @@ from penstock.coordinator.group_types import (
     TimerKind,
     TopicPartition,
 )
-from penstock.coordinator.subscription import subscribed_topics
 
 __all__ = ("CONSUMER_PROTOCOL_TYPE", "Group")
 
 CONSUMER_PROTOCOL_TYPE = "consumer"
 _JOIN_TIMER: TimerKey = (TimerKind.JOIN, "")
 _SYNC_TIMER: TimerKey = (TimerKind.SYNC, "")
-_STRING_BYTES_MAX = 32_767
 _REBALANCING = (GroupState.EMPTY, GroupState.COMPLETING_REBALANCE, GroupState.STABLE)
-
-
-class _Replacement:
-    """A static member that was replaced while its record is being written, so that it can be put back."""
-
-    __slots__ = ("leader_before", "new", "old")
-
-    def __init__(self, old: Member, new: Member, leader_before: str) -> None:
-        self.old = old
-        self.new = new
-        self.leader_before = leader_before
 
 
 class Group:
@@ -100,7 +87,7 @@ class Group:
         self._joined_during_delay = False
         self._token = 0
         self._assigning: tuple[int, int, dict[str, bytes]] | None = None
-        self._replacing: dict[int, _Replacement] = {}
+        self._replacing: dict[int, Replacement] = {}
 
     # -- what it looks like -------------------------------------------------------------------------------
 
@@ -320,7 +307,7 @@ class Group:
             self.leader_id = (
                 metadata.leader if metadata.leader in self._members else next(iter(self._members))
             )
-        self._topics = self._computed_topics()
+        self._topics = self._subscribed()
         return self._take_outputs()
 
     # -- offsets ------------------------------------------------------------------------------------------
@@ -340,21 +327,9 @@ class Group:
             return CommitPlan(error, {}, {}), []
         if member_id in self._members:
             self._renew_session(self._members[member_id], now_ms)
-        accepted: dict[TopicPartition, CommittedOffset] = {}
-        refused: dict[TopicPartition, GroupError] = {}
-        expire_ms = None if retention_ms is None or retention_ms < 0 else now_ms + retention_ms
-        limit = self._settings.offset_metadata_bytes_max
-        for partition, asked in offsets.items():
-            size = len(asked.metadata)
-            # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
-            if size > limit or len(asked.metadata.encode()) > _STRING_BYTES_MAX:
-                refused[partition] = GroupError.OFFSET_METADATA_TOO_LARGE
-            else:
-                accepted[partition] = CommittedOffset(
-                    asked.offset, asked.leader_epoch, asked.metadata, now_ms, expire_ms
-                )
-        self.offsets.prepare(accepted)
-        return CommitPlan(GroupError.NONE, accepted, refused), self._take_outputs()
+        metadata_max = self._settings.offset_metadata_bytes_max
+        plan = self.offsets.plan(offsets, retention_ms, now_ms, metadata_max)
+        return plan, self._take_outputs()
 
     def settle_commit(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
         """The commit that `plan_commit` accepted is durable, or failed."""
@@ -431,9 +406,7 @@ class Group:
             return bool(request.protocol_type and request.protocols)
         if request.protocol_type != self.protocol_type:
             return False
-        return any(
-            all(member.supports(name) for member in self._members.values()) for name, _ in request.protocols
-        )
+        return shares_a_protocol(self._members.values(), request)
 
     def _sync_error(self, request: SyncRequest) -> GroupError:
         if self.state is GroupState.DEAD:
@@ -555,10 +528,10 @@ class Group:
         self._swap(old, new)
         new.join_waiter = waiter
         self._renew_session(new, now_ms)
-        keeps_protocol = self._selected_protocol() == self.protocol_name
+        keeps_protocol = selected_protocol(self._members.values()) == self.protocol_name
         if self.state is GroupState.STABLE and keeps_protocol:
             token = self._persist({name: one.assignment for name, one in self._members.items()}, now_ms)
-            self._replacing[token] = _Replacement(old, new, leader_before)
+            self._replacing[token] = Replacement(old, new, leader_before)
         else:
             # While completing a rebalance the leader may already assign to the old id, so it starts again.
             self._rebalance_or_complete(now_ms)
@@ -577,7 +550,7 @@ class Group:
         if self.leader_id == old.member_id:
             self.leader_id = new.member_id
 
-    def _finish_replacement(self, replacement: _Replacement, error: GroupError, now_ms: int) -> None:
+    def _finish_replacement(self, replacement: Replacement, error: GroupError, now_ms: int) -> None:
         new = replacement.new
         is_current = self._members.get(new.member_id) is new
         if not is_current or self.state is not GroupState.STABLE:
@@ -672,12 +645,12 @@ class Group:
         if not self._members:
             self.protocol_name = None
             self._transition(GroupState.EMPTY, now_ms)
-            self._topics = self._computed_topics()
+            self._topics = self._subscribed()
             self._persist({}, now_ms)
             return
-        self.protocol_name = self._selected_protocol()
+        self.protocol_name = selected_protocol(self._members.values())
         self._transition(GroupState.COMPLETING_REBALANCE, now_ms)
-        self._topics = self._computed_topics()
+        self._topics = self._subscribed()
         for member in self._members.values():
             self._answer_join(member, self._join_result(member))
             member.is_new = False
@@ -695,26 +668,10 @@ class Group:
                 return True
         return False
 
-    def _selected_protocol(self) -> str:
-        """The protocol with the most votes; every member votes for its first one that all speak."""
-        spoken = Counter(name for one in self._members.values() for name, _ in dict(one.protocols).items())
-        common = {name for name, count in spoken.items() if count == len(self._members)}
-        votes = Counter(member.vote(common) for member in self._members.values())
-        return votes.most_common(1)[0][0]
-
-    def _computed_topics(self) -> frozenset[str] | None:
-        """What the members subscribe to; None if the group doesn't speak the consumer protocol."""
-        if not self._members:
-            return frozenset()
-        if self.protocol_type != CONSUMER_PROTOCOL_TYPE or self.protocol_name is None:
+    def _subscribed(self) -> frozenset[str] | None:
+        if self._members and self.protocol_type != CONSUMER_PROTOCOL_TYPE:
             return None
-        topics: frozenset[str] = frozenset()
-        for member in self._members.values():
-            subscribed = subscribed_topics(member.metadata_for(self.protocol_name))
-            if subscribed is None:
-                return None
-            topics |= subscribed
-        return topics
+        return subscription_of(self._members.values(), self.protocol_name)
 
     # -- the assignment -----------------------------------------------------------------------------------
 

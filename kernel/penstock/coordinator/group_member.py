@@ -6,7 +6,7 @@ from collections.abc import Collection
 
 from penstock.coordinator.group_types import JoinRequest, MemberDescription, MemberMetadata
 
-__all__ = ("Member",)
+__all__ = ("Member", "Replacement")
 
 
 class Member:
@@ -123,3 +123,14 @@ class Member:
             metadata=self.metadata_for(protocol_name) if protocol_name is not None else b"",
             assignment=self.assignment if protocol_name is not None else b"",
         )
+
+
+class Replacement:
+    """A static member that was replaced while its record is being written, so that it can be put back."""
+
+    __slots__ = ("leader_before", "new", "old")
+
+    def __init__(self, old: Member, new: Member, leader_before: str) -> None:
+        self.old = old
+        self.new = new
+        self.leader_before = leader_before

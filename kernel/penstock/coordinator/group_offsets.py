@@ -10,9 +10,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
-from penstock.coordinator.group_types import CommittedOffset, TopicPartition
+from penstock.coordinator.group_types import (
+    CommitPlan,
+    CommittedOffset,
+    GroupError,
+    OffsetAndMetadata,
+    TopicPartition,
+)
 
 __all__ = ("OffsetBook",)
+
+_STRING_BYTES_MAX = 32_767
 
 
 class OffsetBook:
@@ -40,12 +48,31 @@ class OffsetBook:
         """All committed offsets, in the order of the first commit."""
         return iter(self._committed.items())
 
-    def prepare(self, partitions: Iterable[TopicPartition]) -> None:
-        """A commit of these partitions is being written."""
-        self._pending.update(list(partitions))  # a list, since Counter would add up a mapping's values
+    def plan(
+        self,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        retention_ms: int | None,
+        now_ms: int,
+        metadata_max: int,
+    ) -> CommitPlan:
+        """Decide what of a commit is to be written; that is pending until `settle`."""
+        accepted: dict[TopicPartition, CommittedOffset] = {}
+        refused: dict[TopicPartition, GroupError] = {}
+        expire_ms = None if retention_ms is None or retention_ms < 0 else now_ms + retention_ms
+        for partition, asked in offsets.items():
+            metadata = asked.metadata
+            # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
+            if len(metadata) > metadata_max or len(metadata.encode()) > _STRING_BYTES_MAX:
+                refused[partition] = GroupError.OFFSET_METADATA_TOO_LARGE
+            else:
+                accepted[partition] = CommittedOffset(
+                    asked.offset, asked.leader_epoch, metadata, now_ms, expire_ms
+                )
+        self._pending.update(list(accepted))  # a list, since Counter would add up a mapping's values
+        return CommitPlan(GroupError.NONE, accepted, refused)
 
     def settle(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
-        """The commit announced with `prepare` is durable and becomes visible, or it failed and is forgotten."""
+        """The commit accepted by `plan` is durable and becomes visible, or it failed and is forgotten."""
         for partition in offsets:
             self._pending[partition] -= 1
             if self._pending[partition] <= 0:
