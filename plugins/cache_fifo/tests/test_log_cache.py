@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -131,6 +132,23 @@ def test_a_stream_goes_on_after_its_newest_block_was_evicted() -> None:
     cache.put(entry(7, 20, 30))
     assert ranges(cache.get(7, 0, 100, 1000)) == [(0, 10)]
     assert ranges(cache.get(7, 10, 100, 1000)) == [(20, 30)]
+
+
+def test_an_evicted_newest_block_is_not_kept_alive_by_its_stream() -> None:
+    class Watched(StreamEntry):
+        __slots__ = ("__weakref__",)
+
+    cache = make()
+    cache.put(entry(7, 0, 10))
+    frozen(cache)
+    newest = Watched(7, 10, 20, 0, memoryview(b"x"))
+    gone = weakref.ref(newest)
+    cache.put(newest)
+    del newest
+    cache.mark_uploaded(frozen(cache))
+    assert gone() is not None
+    cache.evict(1)
+    assert gone() is None
 
 
 def test_remembered_positions_outlive_evictions() -> None:

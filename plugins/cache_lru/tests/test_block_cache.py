@@ -326,6 +326,18 @@ async def test_blocks_larger_than_the_limit_pass_through() -> None:
         assert list(await cache.get([large], store.load, prefetch=True)) == []
 
 
+async def test_blocks_larger_than_the_limit_pass_through_one_load_at_a_time() -> None:
+    slow = Store(is_open=False)
+    async with opened(limit=30) as cache, anyio.create_task_group() as group:
+        for number in (1, 2):
+            group.start_soon(cache.get, [ref(number, 50)], slow.load)
+            await settle()
+        assert slow.calls == [[ref(1, 50)]]
+        slow.gate.set()
+        await settle()
+        assert slow.calls == [[ref(1, 50)], [ref(2, 50)]]
+
+
 async def test_prefetched_blocks_are_hits_and_joined_like_others() -> None:
     store = Store(is_open=False)
     async with opened() as cache, anyio.create_task_group() as group:
