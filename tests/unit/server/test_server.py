@@ -260,7 +260,7 @@ async def test_pipeline_depth_stops_reading(logs: FakeLogs) -> None:
         await until(lambda: harness.server.statistics().carried_bytes)
         assert len(logs.at("t").batches) == 4
         for first in (0, 4, 8):
-            await until(lambda first=first: len(logs.at("t").batches) >= min(first + 4, 10))  # type: ignore[misc]
+            await until(lambda first=first: len(logs.at("t").batches) >= min(first + 4, 10))
             assert len(logs.at("t").batches) == min(first + 4, 10)
             logs.at("t").commit()
         assert [offsets(await client.receive())[0][1] for _ in range(10)] == list(range(10))

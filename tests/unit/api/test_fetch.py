@@ -1,0 +1,279 @@
+"""Fetch: limits, waiting, errors, memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import pytest
+from tests.unit.api.fakes import FakeLogs, make_context
+
+from penstock.api.context import RequestContext
+from penstock.api.fetch import fetch_nowait, handle_fetch
+from penstock.errors import UnavailableError
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.fetch import (
+    FetchPartition,
+    FetchRequest,
+    FetchResponse,
+    FetchTopic,
+    PartitionData,
+)
+
+pytestmark = pytest.mark.anyio
+
+
+def request(
+    *offsets: int, topic: str = "t", partition_max_bytes: int = 1 << 20, **fields: Any
+) -> FetchRequest:
+    """A request for partitions 0, 1, ... from these offsets on."""
+    partitions = [
+        FetchPartition(partition=at, fetch_offset=offset, partition_max_bytes=partition_max_bytes)
+        for at, offset in enumerate(offsets)
+    ]
+    fields = {"min_bytes": 1, **fields}
+    return FetchRequest(topics=[FetchTopic(topic=topic, partitions=partitions)], **fields)
+
+
+def partitions(response: FetchResponse) -> list[PartitionData]:
+    return [partition for topic in response.responses for partition in topic.partitions]
+
+
+def sizes(response: FetchResponse) -> list[int]:
+    return [len(b"".join(pieces(partition))) for partition in partitions(response)]
+
+
+def pieces(partition: PartitionData) -> list[bytes]:
+    assert isinstance(partition.records, list | bytes)
+    return [bytes(piece) for piece in partition.records] if isinstance(partition.records, list) else []
+
+
+async def call(asked: FetchRequest, context: RequestContext) -> FetchResponse:
+    response = fetch_nowait(asked, context)
+    if response is None:
+        with anyio.fail_after(10):
+            response = await handle_fetch(asked, context)
+    return response
+
+
+async def test_answer_at_once_when_there_is_enough(logs: FakeLogs) -> None:
+    logs.at("t", 1).write(3)
+    response = fetch_nowait(request(0, 0, max_wait_ms=60_000), make_context(logs, 11))
+    assert response is not None
+    first, second = partitions(response)
+    assert (first.high_watermark, pieces(first)) == (0, [])
+    assert (second.high_watermark, second.last_stable_offset, second.log_start_offset) == (3, 3, 0)
+    assert pieces(second) == [logs.at("t", 1).batches[0][2]]
+
+
+async def test_offset_within_a_batch_gets_the_whole_batch(logs: FakeLogs) -> None:
+    logs.at("t").write(5)
+    response = await call(request(3), make_context(logs, 11))
+    assert sizes(response) == [len(logs.at("t").batches[0][2])]
+
+
+async def test_first_batch_comes_whatever_the_limits_and_then_nothing(logs: FakeLogs) -> None:
+    """KIP-74."""
+    for at in range(2):
+        logs.at("t", at).write(1, value=b"x" * 1000)
+        logs.at("t", at).write(1, value=b"x" * 1000)
+    size = len(logs.at("t").batches[0][2])
+    assert sizes(await call(request(0, 0, partition_max_bytes=1), make_context(logs, 11))) == [size, 0]
+    assert sizes(await call(request(0, 0, max_bytes=1), make_context(logs, 11))) == [size, 0]
+    assert sizes(await call(request(0, 0, max_bytes=3 * size), make_context(logs, 11))) == [2 * size, size]
+
+
+async def test_whole_response_is_bounded_by_the_broker_too(logs: FakeLogs) -> None:
+    for at in range(3):
+        for _ in range(4):
+            logs.at("t", at).write(1, value=b"x" * 1000)
+    size = len(logs.at("t").batches[0][2])
+    context = make_context(logs, 11, fetch_bytes_max=5 * size)
+    assert sizes(await call(request(0, 0, 0), context)) == [4 * size, size, 0]
+
+
+async def test_partitions_take_turns_in_a_session(logs: FakeLogs) -> None:
+    for at in range(3):
+        logs.at("t", at).write(1, value=b"x" * 1000)
+    context = make_context(logs, 11)
+    response = await call(request(0, 0, 0, max_bytes=1, session_epoch=0), context)
+    got = [p.partition_index for p in partitions(response) if p.records]
+    for epoch in (1, 2):
+        again = FetchRequest(max_bytes=1, min_bytes=1, session_id=response.session_id, session_epoch=epoch)
+        answer = await call(again, RequestContext(api=context.api, client=context.client, version=11))
+        got += [p.partition_index for p in partitions(answer) if p.records]
+    assert got == [0, 1, 2]
+
+
+async def test_waits_until_min_bytes_are_there(logs: FakeLogs) -> None:
+    context = make_context(logs, 11)
+    asked = request(0, min_bytes=150, max_wait_ms=60_000)
+    assert fetch_nowait(asked, context) is None
+    responses: list[FetchResponse] = []
+
+    async def wait() -> None:
+        responses.append(await handle_fetch(asked, context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        logs.at("t").write(1)
+        await anyio.wait_all_tasks_blocked()
+        assert not responses, "one small batch is not enough"
+        logs.at("t").write(1)
+        logs.at("t").write(1)
+    assert sum(sizes(responses[0])) >= 150
+    assert not logs.at("t").listeners
+    assert logs.fetch_memory.account.used == context.charges[0].size == sum(sizes(responses[0]))
+
+
+async def test_waits_no_longer_than_max_wait(logs: FakeLogs) -> None:
+    response = await call(request(0, min_bytes=150, max_wait_ms=10), make_context(logs, 11))
+    assert sizes(response) == [0]
+    assert not logs.at("t").listeners
+
+
+async def test_empty_incremental_request_waits_too(logs: FakeLogs) -> None:
+    context = make_context(logs, 11)
+    first = await call(request(0, session_epoch=0), context)
+    again = FetchRequest(min_bytes=1, max_wait_ms=10, session_id=first.session_id, session_epoch=1)
+    assert fetch_nowait(again, context) is None
+    response = await handle_fetch(again, context)
+    assert response.session_id == first.session_id
+    assert not response.responses
+
+
+async def test_draining_ends_the_wait(logs: FakeLogs) -> None:
+    context = make_context(logs, 11)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call, request(0, max_wait_ms=60_000), context)
+        await anyio.wait_all_tasks_blocked()
+        context.api.draining.set()
+
+
+async def test_deleting_the_topic_ends_the_wait(logs: FakeLogs) -> None:
+    context = make_context(logs, 11)
+    responses: list[FetchResponse] = []
+
+    async def wait() -> None:
+        responses.append(await call(request(0, max_wait_ms=60_000), context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        gone = logs.at("t")
+        await logs.delete_topics(["t"])
+        for listener in tuple(gone.listeners):
+            listener()
+    assert partitions(responses[0])[0].error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+
+
+async def test_nothing_asked_is_answered_at_once(logs: FakeLogs) -> None:
+    response = fetch_nowait(FetchRequest(min_bytes=1, max_wait_ms=60_000), make_context(logs, 11))
+    assert response is not None
+    assert not response.responses
+
+
+@pytest.mark.parametrize(
+    ("offset", "fields", "code"),
+    [
+        (4, {}, ErrorCode.OFFSET_OUT_OF_RANGE),
+        (3, {}, ErrorCode.NONE),
+        (0, {"current_leader_epoch": 2}, ErrorCode.FENCED_LEADER_EPOCH),
+        (0, {"current_leader_epoch": 4}, ErrorCode.UNKNOWN_LEADER_EPOCH),
+        (0, {"current_leader_epoch": 3}, ErrorCode.NONE),
+        (0, {"last_fetched_epoch": 1}, ErrorCode.OFFSET_OUT_OF_RANGE),
+        (0, {"partition": 9}, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION),
+    ],
+)
+async def test_partition_errors_are_answered_at_once(
+    logs: FakeLogs, offset: int, fields: dict[str, int], code: ErrorCode
+) -> None:
+    logs.at("t").write(3)
+    asked = request(offset, max_wait_ms=60_000 if code else 0)
+    for name, value in fields.items():
+        setattr(asked.topics[0].partitions[0], name, value)
+    response = fetch_nowait(asked, make_context(logs, 12))
+    assert response is not None
+    assert [p.error_code for p in partitions(response)] == [code]
+
+
+async def test_diverging_client_is_told_where(logs: FakeLogs) -> None:
+    logs.at("t").write(3)
+    asked = request(3, max_wait_ms=60_000)
+    asked.topics[0].partitions[0].last_fetched_epoch = 5
+    response = fetch_nowait(asked, make_context(logs, 12))
+    assert response is not None
+    (partition,) = partitions(response)
+    assert (partition.diverging_epoch.epoch, partition.diverging_epoch.end_offset) == (3, 3)
+
+
+async def test_topics_by_id_from_version_13_on(logs: FakeLogs) -> None:
+    logs.at("t").write(3)
+    asked = request(0, topic="")
+    asked.topics[0].topic_id = logs.topics()["t"].id
+    response = await call(asked, make_context(logs, 13))
+    assert response.responses[0].topic_id == logs.topics()["t"].id
+    assert sizes(response) == [len(logs.at("t").batches[0][2])]
+    asked.topics[0].topic_id = b"x" * 16
+    response = await call(asked, make_context(logs, 13))
+    assert [p.error_code for p in partitions(response)] == [ErrorCode.UNKNOWN_TOPIC_ID]
+
+
+async def test_unknown_session_is_an_error_of_the_whole_response(logs: FakeLogs) -> None:
+    asked = FetchRequest(session_id=5, session_epoch=1)
+    assert (await call(asked, make_context(logs, 11))).error_code == ErrorCode.FETCH_SESSION_ID_NOT_FOUND
+
+
+@pytest.mark.parametrize(("isolation_level", "aborted"), [(0, None), (1, [])])
+async def test_aborted_transactions_are_null_only_for_readers_of_uncommitted(
+    logs: FakeLogs, isolation_level: int, aborted: list[object] | None
+) -> None:
+    response = await call(request(0, isolation_level=isolation_level), make_context(logs, 11))
+    assert partitions(response)[0].aborted_transactions == aborted
+
+
+async def test_cold_data_is_read_after_its_memory_is_paid_for(logs: FakeLogs) -> None:
+    for at in range(2):
+        logs.at("t", at).write(3, value=b"x" * 500)
+    logs.at("t", 1).cold = True
+    context = make_context(logs, 11)
+    asked = request(0, 0, max_wait_ms=60_000)
+    assert fetch_nowait(asked, context) is None
+    response = await handle_fetch(asked, context)
+    assert sizes(response) == [len(logs.at("t", at).batches[0][2]) for at in range(2)]
+    assert logs.at("t", 1).cold_reads == 1
+    assert len(context.charges) == 1
+    assert context.charges[0].size >= sum(sizes(response))
+
+
+async def test_cold_read_that_fails_is_an_error_of_its_partition(logs: FakeLogs) -> None:
+    logs.at("t").write(3)
+    logs.at("t").cold = True
+    context = make_context(logs, 11)
+    asked = request(0, 0)
+    assert fetch_nowait(asked, context) is None
+    logs.at("t").fail_with = UnavailableError("the store is away")
+    response = await handle_fetch(asked, context)
+    assert [p.error_code for p in partitions(response)] == [ErrorCode.KAFKA_STORAGE_ERROR, 0]
+
+
+async def test_without_memory_the_fetch_waits_for_it(logs: FakeLogs) -> None:
+    logs.at("t").write(1, value=b"x" * 1000)
+    memory = logs.fetch_memory.account
+    memory.limit = 1500
+    other = memory.allocate_nowait(1000, "fetch")
+    context = make_context(logs, 11)
+    asked = request(0)
+    assert fetch_nowait(asked, context) is None
+    responses: list[FetchResponse] = []
+
+    async def wait() -> None:
+        responses.append(await handle_fetch(asked, context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await anyio.wait_all_tasks_blocked()
+        assert not responses
+        other.release()
+    assert sizes(responses[0]) == [len(logs.at("t").batches[0][2])]

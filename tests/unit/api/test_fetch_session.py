@@ -1,0 +1,139 @@
+"""Fetch sessions (KIP-227), as pure values."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.api.fetch_session import FetchSessions, Plan, SessionError
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.fetch import FetchPartition, FetchTopic, ForgottenTopic
+
+
+def topic(name: str, *partitions: int, offset: int = 0) -> FetchTopic:
+    return FetchTopic(
+        topic=name,
+        topic_id=name.encode().rjust(16),
+        partitions=[
+            FetchPartition(partition=p, fetch_offset=offset, partition_max_bytes=100) for p in partitions
+        ],
+    )
+
+
+def sessions(sessions_max: int = 10) -> FetchSessions:
+    return FetchSessions(sessions_max, random.Random(1))
+
+
+def begin(
+    of: FetchSessions,
+    session_id: int,
+    epoch: int,
+    *topics: FetchTopic,
+    forgotten: tuple[ForgottenTopic, ...] = (),
+    by_id: bool = False,
+    now_s: float = 0.0,
+) -> Plan:
+    return of.begin(session_id, epoch, topics, forgotten, by_id=by_id, now_s=now_s)
+
+
+def test_without_session_everything_is_asked_and_told_each_time() -> None:
+    of = sessions()
+    plan = begin(of, 0, -1, topic("a", 0, 1))
+    assert (plan.session_id, plan.incremental, len(of)) == (0, False, 0)
+    for cached in plan:
+        assert plan.wanted(cached, size_bytes=0, failed=False, offsets=(5, 5, 0))
+        assert plan.wanted(cached, size_bytes=0, failed=False, offsets=(5, 5, 0))
+
+
+def test_incremental_request_names_only_what_changes() -> None:
+    of = sessions()
+    first = begin(of, 0, 0, topic("a", 0, 1), topic("b", 0))
+    assert first.session_id > 0
+    second = begin(of, first.session_id, 1, topic("a", 1, offset=9))
+    assert [(c.topic, c.partition, c.fetch_offset) for c in second] == [("a", 0, 0), ("a", 1, 9), ("b", 0, 0)]
+    third = begin(of, first.session_id, 2, forgotten=(ForgottenTopic(topic="a", partitions=[0, 1]),))
+    assert [(c.topic, c.partition) for c in third] == [("b", 0)]
+
+
+def test_incremental_answer_mentions_data_errors_and_moved_offsets_only() -> None:
+    of = sessions()
+    first = begin(of, 0, 0, topic("a", 0))
+    (cached,) = first
+    assert first.wanted(cached, size_bytes=0, failed=False, offsets=(5, 5, 0))
+    plan = begin(of, first.session_id, 1)
+    assert not plan.wanted(cached, size_bytes=0, failed=False, offsets=(5, 5, 0))
+    assert plan.wanted(cached, size_bytes=1, failed=False, offsets=(5, 5, 0))
+    assert plan.wanted(cached, size_bytes=0, failed=False, offsets=(6, 6, 0))
+    assert plan.wanted(cached, size_bytes=0, failed=False, offsets=(6, 6, 2))
+    assert plan.wanted(cached, size_bytes=0, failed=True, offsets=(-1, -1, -1))
+    assert plan.wanted(cached, size_bytes=0, failed=False, offsets=(6, 6, 2)), "told again after an error"
+
+
+def test_partition_with_data_goes_to_the_end() -> None:
+    of = sessions()
+    plan = begin(of, 0, 0, topic("a", 0, 1, 2))
+    cached = next(iter(plan))
+    plan.wanted(cached, size_bytes=10, failed=False, offsets=(5, 5, 0))
+    assert [c.partition for c in begin(of, plan.session_id, 1)] == [1, 2, 0]
+
+
+def test_wrong_ids_and_epochs_are_refused() -> None:
+    of = sessions()
+    session_id = begin(of, 0, 0, topic("a", 0)).session_id
+    for args, by_id, code in (
+        ((session_id + 1, 1), False, ErrorCode.FETCH_SESSION_ID_NOT_FOUND),
+        ((session_id, 2), False, ErrorCode.INVALID_FETCH_SESSION_EPOCH),
+        ((session_id, 1), True, ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR),
+    ):
+        with pytest.raises(SessionError) as caught:
+            begin(of, *args, by_id=by_id)
+        assert caught.value.error_code == code
+    assert begin(of, session_id, 1).session_id == session_id, "a refused request changes nothing"
+
+
+def test_final_epoch_closes_the_session() -> None:
+    of = sessions()
+    session_id = begin(of, 0, 0, topic("a", 0)).session_id
+    assert begin(of, session_id, -1, topic("a", 0)).session_id == 0
+    assert len(of) == 0
+
+
+def test_epoch_wraps_to_1() -> None:
+    of = sessions()
+    plan = begin(of, 0, 0, topic("a", 0))
+    of._sessions[plan.session_id].epoch = 2**31 - 1
+    begin(of, plan.session_id, 2**31 - 1)
+    begin(of, plan.session_id, 1)
+
+
+def test_least_recently_used_session_goes_but_not_a_fresh_one() -> None:
+    of = sessions(2)
+    one = begin(of, 0, 0, topic("a", 0), now_s=0).session_id
+    two = begin(of, 0, 0, topic("a", 0), now_s=1).session_id
+    assert begin(of, 0, 0, topic("a", 0), now_s=100).session_id == 0, "both were used within two minutes"
+    begin(of, one, 1, now_s=110)
+    three = begin(of, 0, 0, topic("a", 0), now_s=200).session_id
+    assert three
+    with pytest.raises(SessionError):
+        begin(of, two, 1)
+    begin(of, one, 2)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.integers(0, 3), st.booleans()), max_size=30))
+def test_session_holds_what_was_added_and_not_forgotten(steps: list[tuple[str, int, bool]]) -> None:
+    of = sessions()
+    plan = begin(of, 0, 0, topic("a", 0))
+    model = {("a", 0)}
+    for epoch, (name, partition, add) in enumerate(steps, start=1):
+        if add:
+            plan = begin(of, plan.session_id, epoch, topic(name, partition))
+            model.add((name, partition))
+        else:
+            gone = ForgottenTopic(topic=name, partitions=[partition])
+            plan = begin(of, plan.session_id, epoch, forgotten=(gone,))
+            model.discard((name, partition))
+        assert {(c.topic, c.partition) for c in plan} == model
+        assert of._partitions == len(model)
