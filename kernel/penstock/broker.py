@@ -120,7 +120,7 @@ class Broker:
             self.config = config
         else:
             self.config = load_config(None if config is None else Path(config), overrides=overrides)
-        self._registry = registry or PluginRegistry()
+        self._registry = registry or PluginRegistry(env=os.environ)
         self._parts: _Parts | None = None
         self._stack: AsyncExitStack | None = None
         self._stop_reason = "closed"

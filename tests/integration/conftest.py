@@ -1,0 +1,169 @@
+"""Real ``penstock serve`` processes for the tests in here."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+READY_S = 30.0
+
+
+class ServeProcess:
+    """A ``penstock serve`` with a data directory; it can be killed and started again on the same port."""
+
+    def __init__(self, data_dir: Path, sets: tuple[str, ...] = (), arguments: tuple[str, ...] = ()) -> None:
+        self.data_dir = data_dir
+        self.port = free_port()
+        self.sets = sets
+        self.arguments = arguments
+        #: Everything that all runs printed, stdout and stderr.
+        self.output = ""
+        self._process: subprocess.Popen[str] | None = None
+        self._reader: threading.Thread | None = None
+
+    @property
+    def bootstrap_servers(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def start(self) -> None:
+        """Start, and return when it accepts clients. Fails with what it printed when it doesn't."""
+        command = [sys.executable, "-m", "penstock", "serve", *self.arguments]
+        for setting in (
+            f"broker.data_dir={self.data_dir}",
+            f"listener.bind=127.0.0.1:{self.port}",
+            "groups.initial_rebalance_delay=200ms",
+            "wal.capacity=64MiB",
+            *self.sets,
+        ):
+            command += ["--set", setting]
+        process = self._process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+        )
+        ready = threading.Event()
+
+        def read() -> None:
+            assert process.stdout is not None
+            for line in process.stdout:
+                self.output += line
+                if "is ready in" in line:
+                    ready.set()
+            ready.set()
+
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
+        assert ready.wait(READY_S), f"not ready in {READY_S} s:\n{self.output}"
+        assert process.poll() is None, f"ended at once:\n{self.output}"
+
+    def kill(self) -> None:
+        """SIGKILL: nothing is flushed, nothing is said."""
+        assert self._process is not None
+        self._process.kill()
+        self._reap(10)
+
+    def terminate(self, timeout_s: float = 60) -> int:
+        """SIGTERM, and wait until it has drained; its exit code."""
+        assert self._process is not None
+        self._process.terminate()
+        return self._reap(timeout_s)
+
+    def wait(self, timeout_s: float) -> int:
+        """Wait until it ends by itself; its exit code."""
+        return self._reap(timeout_s)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def _reap(self, timeout_s: float) -> int:
+        assert self._process is not None
+        assert self._reader is not None
+        code = self._process.wait(timeout_s)
+        self._reader.join(timeout_s)
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._process = None
+        return code
+
+    @property
+    def running(self) -> bool:
+        """Whether the process is there."""
+        return self._process is not None and self._process.poll() is None
+
+    def wait_for_output(self, text: str, timeout_s: float = 20) -> None:
+        """Return when ``text`` was printed."""
+        deadline = time.monotonic() + timeout_s
+        while text not in self.output:
+            assert time.monotonic() < deadline, f"never printed {text!r}:\n{self.output}"
+            time.sleep(0.02)
+
+    def resident_bytes(self) -> int:
+        """What the process holds in memory now."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        assert isinstance(port, int)
+        return port
+
+
+ServeFactory = Callable[..., ServeProcess]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[ServeFactory]:
+    """Starts brokers: ``serve(*settings)``. At the end they are stopped, and none may have shown a traceback."""
+    started: list[ServeProcess] = []
+
+    def start(*sets: str, data_dir: Path | None = None, arguments: tuple[str, ...] = ()) -> ServeProcess:
+        broker = ServeProcess(data_dir or tmp_path / f"data-{len(started)}", sets, arguments)
+        started.append(broker)
+        broker.start()
+        return broker
+
+    yield start
+    for broker in started:
+        if broker.running:
+            broker.terminate()
+        assert "Traceback" not in broker.output, broker.output
+        assert "never awaited" not in broker.output, broker.output
+
+
+@pytest.fixture
+def broker(serve: ServeFactory) -> ServeProcess:
+    """One broker with the embedded default."""
+    return serve()
+
+
+@pytest.fixture(scope="session")
+def log_lines() -> list[str]:
+    """Real text: the lines of Python's own standard library, a few thousand of them."""
+    lines: list[str] = []
+    for name in ("argparse.py", "asyncio/base_events.py", "pathlib.py", "subprocess.py"):
+        text = Path(os.__file__).with_name(name.split("/")[0])
+        path = text if "/" not in name else text / name.split("/")[1]
+        lines += [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    assert len(lines) > 3000
+    return lines

@@ -1,0 +1,183 @@
+"""Nothing acknowledged is lost, reordered or duplicated by SIGKILL, however often."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import threading
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from tests.integration.conftest import ServeFactory, ServeProcess
+
+TOPIC = "ledger"
+PARTITIONS = 3
+
+
+class Ledger:
+    """Producers that never stop, and a record of what was acknowledged."""
+
+    def __init__(self, bootstrap_servers: str, *, idempotent: bool, writers: int) -> None:
+        self._bootstrap = bootstrap_servers
+        self._idempotent = idempotent
+        self._stop = threading.Event()
+        #: (writer, number) -> (partition, offset), as acknowledged.
+        self.acked: dict[tuple[int, int], tuple[int, int]] = {}
+        self.failed: dict[str, int] = defaultdict(int)
+        self._threads = [threading.Thread(target=self._write, args=(writer,)) for writer in range(writers)]
+
+    def _write(self, writer: int) -> None:
+        producer = Producer(
+            {
+                "bootstrap.servers": self._bootstrap,
+                "enable.idempotence": self._idempotent,
+                "acks": "all",
+                "linger.ms": 2,
+                "message.timeout.ms": 120_000,
+                "reconnect.backoff.ms": 20,
+                "reconnect.backoff.max.ms": 100,
+                "retry.backoff.ms": 20,
+                "compression.type": ["none", "lz4", "zstd", "snappy", "gzip"][writer % 5],
+                "logger": _SILENT,
+            }
+        )
+
+        def acknowledged(error: KafkaError | None, message: Any) -> None:
+            number = int(message.value().split(b" ")[1])
+            if error is None:
+                self.acked[writer, number] = (message.partition(), message.offset())
+            else:
+                self.failed[error.name()] += 1
+
+        number = 0
+        while not self._stop.is_set():
+            try:
+                producer.produce(
+                    TOPIC,
+                    value=b"%d %d " % (writer, number) + b"." * 80,
+                    partition=number % PARTITIONS,
+                    on_delivery=acknowledged,
+                )
+                number += 1
+            except BufferError:
+                producer.poll(0.05)
+            producer.poll(0)
+            if number % 50 == 0:
+                time.sleep(0.002)
+        producer.flush(60)
+
+    def start(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(90)
+            assert not thread.is_alive(), "a producer hangs"
+
+
+class _Silent:
+    def __getattr__(self, name: str) -> Any:
+        return lambda *args, **kwargs: None
+
+
+_SILENT = _Silent()
+
+
+def create_topic(bootstrap_servers: str) -> None:
+    admin = AdminClient({"bootstrap.servers": bootstrap_servers})
+    for future in admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)]).values():
+        future.result(10)
+
+
+def read_all(bootstrap_servers: str) -> dict[int, list[tuple[int, int, int]]]:
+    """Everything in the topic: partition -> (offset, writer, number) in the order of reading."""
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap_servers,
+            "group.id": "checker",
+            "enable.auto.commit": False,
+            "logger": _SILENT,
+        }
+    )
+    found: dict[int, list[tuple[int, int, int]]] = {p: [] for p in range(PARTITIONS)}
+    try:
+        ends = {}
+        for partition in range(PARTITIONS):
+            low, high = consumer.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=20)
+            assert low == 0
+            ends[partition] = high
+        consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in range(PARTITIONS)])
+        deadline = time.monotonic() + 60
+        while any(not found[p] or found[p][-1][0] < ends[p] - 1 for p in range(PARTITIONS) if ends[p]):
+            assert time.monotonic() < deadline, "the consumer gets nothing more"
+            for message in consumer.consume(1000, timeout=1.0):
+                assert message.error() is None, message.error()
+                writer, number, _ = message.value().split(b" ")
+                found[message.partition()].append((message.offset(), int(writer), int(number)))
+    finally:
+        consumer.close()
+    return found
+
+
+def check(found: dict[int, list[tuple[int, int, int]]], ledger: Ledger, *, idempotent: bool) -> None:
+    """What must hold of everything that can be read."""
+    where: dict[tuple[int, int], tuple[int, int]] = {}
+    for partition, records in found.items():
+        assert [offset for offset, _, _ in records] == list(range(len(records))), "offsets are dense"
+        last: dict[int, int] = defaultdict(lambda: -1)
+        for offset, writer, number in records:
+            if (writer, number) in where:
+                assert not idempotent, f"duplicate of writer {writer} number {number} at {partition}/{offset}"
+                continue
+            where[writer, number] = (partition, offset)
+            if idempotent:
+                assert number > last[writer], "order per partition holds"
+                last[writer] = number
+    missing = [key for key in ledger.acked if key not in where]
+    assert not missing, f"{len(missing)} acknowledged records are missing, first: {sorted(missing)[:5]}"
+    if idempotent:
+        moved = [key for key, place in ledger.acked.items() if where[key] != place]
+        assert not moved, f"acknowledged at another offset: {moved[:5]}"
+
+
+def run_crashes(broker: ServeProcess, ledger: Ledger, kills: int, seed: int) -> None:
+    """Kill and restart ``kills`` times at random moments while the ledger is written."""
+    rng = random.Random(seed)
+    ledger.start()
+    try:
+        for _ in range(kills):
+            time.sleep(rng.uniform(0.05, 0.6))
+            broker.kill()
+            broker.start()
+    finally:
+        ledger.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(420)
+@pytest.mark.parametrize("idempotent", [True, False], ids=["idempotent", "plain"])
+def test_fifty_kills_lose_nothing_acknowledged(serve: ServeFactory, idempotent: bool, tmp_path: Path) -> None:
+    """SIGKILL at random moments; then again with nothing left but the WAL file and the object store."""
+    broker = serve("stream.upload_interval=1s", "stream.upload_bytes=1MiB")
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=idempotent, writers=3)
+    run_crashes(broker, ledger, 50 if idempotent else 10, seed=1 if idempotent else 2)
+    assert len(ledger.acked) > 1000, dict(ledger.failed)
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=idempotent)
+    broker.kill()
+
+    kept = tmp_path / "kept"
+    (kept / "wal").mkdir(parents=True)
+    shutil.copy(broker.data_dir / "wal" / "penstock.wal", kept / "wal" / "penstock.wal")
+    shutil.copytree(broker.data_dir / "objects", kept / "objects")
+    shutil.rmtree(broker.data_dir)
+    again = serve(data_dir=kept)
+    check(read_all(again.bootstrap_servers), ledger, idempotent=idempotent)
