@@ -120,6 +120,7 @@ class FifoLogCache:
         self._entries = 0
         self._hits = 0
         self._misses = 0
+        self._evicting = False
         self._closed = False
 
     @property
@@ -217,18 +218,14 @@ class FifoLogCache:
             self.evict(1)
 
     def evict(self, bytes_wanted: int) -> int:
-        freed = 0
-        waiting: list[_Block] = []
-        while freed < bytes_wanted and self._blocks:
-            block = self._blocks.popleft()
-            if not block.uploaded:
-                waiting.append(block)
-                continue
-            freed += block.size_bytes
-            self._uploaded_bytes -= block.size_bytes
-            self._drop(block)
-        self._blocks.extendleft(reversed(waiting))
-        return freed
+        if self._evicting:
+            # Asked by the allocator in the middle of giving back a block: what is wanted is on its way.
+            return 0
+        self._evicting = True
+        try:
+            return self._evict(bytes_wanted)
+        finally:
+            self._evicting = False
 
     def drop_stream(self, stream_id: int) -> None:
         """See the contract. A block that is frozen but not uploaded keeps its entries: an upload may read them."""
@@ -258,6 +255,20 @@ class FifoLogCache:
         self._frozen_bytes = self._uploaded_bytes = 0
         for block in blocks:
             self._drop(block)
+
+    def _evict(self, bytes_wanted: int) -> int:
+        freed = 0
+        waiting: list[_Block] = []
+        while freed < bytes_wanted and self._blocks:
+            block = self._blocks.popleft()
+            if not block.uploaded:
+                waiting.append(block)
+                continue
+            freed += block.size_bytes
+            self._uploaded_bytes -= block.size_bytes
+            self._drop(block)
+        self._blocks.extendleft(reversed(waiting))
+        return freed
 
     def _indexed(self, entries: Sequence[StreamEntry]) -> bool:
         """Whether reads can still find ``entries`` (they can't once their stream was dropped)."""

@@ -235,6 +235,22 @@ def test_blocks_that_become_evictable_while_somebody_waits_are_evicted_as_needed
     assert cache.statistics().entries == 2
 
 
+def test_pressure_in_the_middle_of_an_eviction_evicts_no_more_than_wanted() -> None:
+    class Pressing(CountingCharge):
+        def release(self) -> None:
+            super().release()
+            nested.append(cache.evict(1))
+
+    nested: list[int] = []
+    cache = make()
+    for base in (0, 10):
+        cache.put(entry(7, base, base + 10, charge=Pressing(10)))
+        cache.mark_uploaded(frozen(cache))
+    assert cache.evict(1) == 10
+    assert nested == [0]
+    assert cache.statistics().entries == 1
+
+
 def test_the_entries_are_gone_before_their_charge_is_released() -> None:
     seen: list[int] = []
 
