@@ -162,7 +162,7 @@ def test_a_refused_append_at_capacity_changes_nothing() -> None:
     commit.append([bytes(512 - FRAME)])
     before = commit.statistics()
     with pytest.raises(FullError, match="capacity_bytes=1024"):
-        commit.append([b"x"])
+        commit.append([bytes(100)])
     assert commit.statistics() == before
 
 

@@ -9,6 +9,7 @@ from penstock.spi.wal import WalAppend
 from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Cursor, LogScan, encode_group
 
 ALIGNMENT = 512
+START = Cursor()
 
 
 class Medium:
@@ -35,9 +36,7 @@ class Medium:
         self.cursor = Cursor(end, self.cursor.sequence + 1, digest)
         return position
 
-    def scan(
-        self, *, start: Cursor = Cursor(), confirmed: int = 0, lookahead: int = 8 * ALIGNMENT
-    ) -> LogScan:
+    def scan(self, *, start: Cursor = START, confirmed: int = 0, lookahead: int = 8 * ALIGNMENT) -> LogScan:
         return LogScan(
             lambda position, size: memoryview(self.data)[position : position + size],
             start,
@@ -74,7 +73,7 @@ def test_a_torn_last_group_ends_the_log() -> None:
     medium = Medium()
     medium.write(b"one")
     torn = medium.write(b"two")
-    medium.data[torn + 100] ^= 1
+    medium.data[torn + 97] ^= 1
     scan = medium.scan()
     assert payloads(scan) == [b"one"]
     assert scan.cursor.position == torn
@@ -85,7 +84,7 @@ def test_a_later_group_that_confirms_the_damaged_one_makes_it_a_loss() -> None:
     medium.write(b"one")
     lost = medium.write(b"two")
     medium.write(b"three")
-    medium.data[lost + 100] ^= 1
+    medium.data[lost + 97] ^= 1
     with pytest.raises(CorruptError, match=f"position={lost + GROUP_HEADER_BYTES} "):
         payloads(medium.scan())
 
