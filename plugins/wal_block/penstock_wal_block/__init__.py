@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from penstock.hookspecs import hookimpl
 from penstock.spi.wal import WalSpec
+from penstock_wal_block._inspect import inspect_wal
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._wal import CAPABILITIES, BlockWal, open_wal
 
-__all__ = ("BlockWal", "Settings", "penstock_register_wal")
+__all__ = ("BlockWal", "Settings", "inspect", "inspect_wal", "penstock_register_wal")
+
+#: What ``penstock wal inspect`` looks for in the module of a WAL plugin.
+inspect = inspect_wal
 
 
 @hookimpl

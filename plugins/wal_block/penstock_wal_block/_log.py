@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("BlockLog", "Owner")
+__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Owner")
 
 import errno
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.errors import ConfigError, CorruptError, FencedError
@@ -17,6 +17,7 @@ from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, n
 _READ_AHEAD_BYTES = 2**20
 #: The log can be cut at this many places, evenly spread: memory against the precision of a trim.
 _BOUNDARIES_MAX = 4096
+#: The errors after which a write succeeds once somebody has made room.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -163,7 +164,7 @@ class BlockLog:
         if found.clean and found.confirmed_position == found.start.position:
             return
         scan = LogScan(
-            CachedReader(self._device, self._ring_bytes).read,
+            CachedReader(self._device.read, self._ring_bytes).read,
             found.start,
             log_id=found.log_id,
             alignment=BLOCK_BYTES,
@@ -261,8 +262,9 @@ class BlockLog:
 class CachedReader:
     """Reads ring positions through one read-ahead buffer."""
 
-    def __init__(self, device: Device, ring_bytes: int) -> None:
-        self._device = device
+    def __init__(self, read: Callable[[int, int], memoryview], ring_bytes: int) -> None:
+        """``read(offset, size)`` reads the medium; the ring of ``ring_bytes`` follows the header area."""
+        self._read = read
         self._ring_bytes = ring_bytes
         self._position = 0
         self._data = memoryview(b"")
@@ -280,8 +282,8 @@ class CachedReader:
         offset = position % self._ring_bytes
         room = self._ring_bytes - offset
         if size <= room:
-            return self._device.read(HEADER_AREA_BYTES + offset, size)
-        head = self._device.read(HEADER_AREA_BYTES + offset, room)
+            return self._read(HEADER_AREA_BYTES + offset, size)
+        head = self._read(HEADER_AREA_BYTES + offset, room)
         if len(head) < room:
             return head
-        return memoryview(b"".join((head, self._device.read(HEADER_AREA_BYTES, size - room))))
+        return memoryview(b"".join((head, self._read(HEADER_AREA_BYTES, size - room))))

@@ -6,7 +6,7 @@ __all__ = ("Settings",)
 
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from penstock.spi.settings import Settings as BaseSettings
 from penstock.spi.settings import Size
@@ -33,15 +33,15 @@ class Settings(BaseSettings):
         description="How a group becomes durable: one fdatasync after the write, or a write with RWF_DSYNC.",
     )
     group_bytes_max: Size = Field(
-        default=2**20,
+        default=4 * 2**20,
         ge=4096,
         le=64 * 2**20,
-        description="Largest group commit; a larger entry is written alone.",
+        description="Largest group commit, at most a quarter of the capacity; a larger entry is written alone.",
     )
     entry_bytes_max: Size = Field(
         default=64 * 2**20,
         ge=4096,
-        le=2**30,
+        le=2**31,
         description="Largest entry; at most a quarter of the capacity.",
     )
     groups_in_flight_max: int = Field(
@@ -50,9 +50,3 @@ class Settings(BaseSettings):
         le=16,
         description="Groups handed to the writer: one on the medium, the others ready to follow it.",
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Settings:
-        if self.group_bytes_max > self.capacity // 4:
-            raise ValueError("group_bytes_max must be at most a quarter of capacity")
-        return self

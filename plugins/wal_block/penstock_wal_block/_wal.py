@@ -298,6 +298,10 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
         raise ConfigError(f"the cluster id is longer than 128 bytes: cluster_id={services.cluster_id!r}")
     ring_bytes = (settings.capacity - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
     entry_bytes_max = min(settings.entry_bytes_max, ring_bytes // 4)
+    group_bytes_max = min(settings.group_bytes_max, ring_bytes // 4) // BLOCK_BYTES * BLOCK_BYTES
+    settings = settings.model_copy(
+        update={"entry_bytes_max": entry_bytes_max, "group_bytes_max": group_bytes_max}
+    )
     charge = None
     if services.allocator is not None:
         charge = await services.allocator.charge(settings.group_bytes_max, "wal")
@@ -305,7 +309,7 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
     try:
         async with WriterThread("penstock-wal") as thread:
             device = await thread.run(lambda: _open_device(path, settings))
-            wal = await _open_block_wal(device, thread, settings, services, entry_bytes_max)
+            wal = await _open_block_wal(device, thread, settings, services)
             try:
                 yield wal
             finally:
@@ -324,14 +328,14 @@ def _open_device(path: Path, settings: Settings) -> FileDevice:
             capacity_bytes=settings.capacity // BLOCK_BYTES * BLOCK_BYTES,
             io=settings.io,
             sync=settings.sync,
-            buffer_bytes=-(-settings.group_bytes_max // BLOCK_BYTES) * BLOCK_BYTES,
+            buffer_bytes=settings.group_bytes_max,
         )
     except OSError as error:
         raise _open_error(path, error) from error
 
 
 async def _open_block_wal(
-    device: FileDevice, thread: WriterThread, settings: Settings, services: Services, entry_bytes_max: int
+    device: FileDevice, thread: WriterThread, settings: Settings, services: Services
 ) -> BlockWal:
     path = services.data_dir / settings.path
     owner = Owner(
@@ -341,7 +345,7 @@ async def _open_block_wal(
         incarnation=os.urandom(16),
         log_id=int.from_bytes(os.urandom(8), "big"),
     )
-    window_bytes = max(settings.group_bytes_max, entry_bytes_max) + 2 * BLOCK_BYTES
+    window_bytes = max(settings.group_bytes_max, settings.entry_bytes_max) + 2 * BLOCK_BYTES
     try:
         log = await thread.run(lambda: BlockLog(device, owner, location=str(path), window_bytes=window_bytes))
     except OSError as error:
@@ -349,10 +353,10 @@ async def _open_block_wal(
     commit = GroupCommit(
         alignment=BLOCK_BYTES,
         group_bytes_max=settings.group_bytes_max,
-        entry_bytes_max=entry_bytes_max,
+        entry_bytes_max=settings.entry_bytes_max,
         capacity_bytes=log.ring_bytes,
     )
-    capabilities = replace(CAPABILITIES, entry_bytes_max=entry_bytes_max)
+    capabilities = replace(CAPABILITIES, entry_bytes_max=settings.entry_bytes_max)
     return BlockWal(log, thread, commit, settings, capabilities, str(path))
 
 

@@ -1,0 +1,140 @@
+"""Looking into a log without opening it: pure reading, no locks, also on a live file."""
+
+from __future__ import annotations
+
+__all__ = ("Inspection", "InspectedGroup", "inspect_wal")
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from penstock.errors import CorruptError, NotFoundError
+from penstock.wal import LogScan
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, parse_slots
+from penstock_wal_block._log import CachedReader
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InspectedGroup:
+    """One group commit on the medium."""
+
+    position: int
+    sequence: int
+    epoch: int
+    confirmed_position: int
+    #: Where it is in the file or device; a group may wrap around the end of the ring.
+    offset: int
+    length_bytes: int
+    #: Position and payload size of each entry.
+    entries: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspection:
+    """What a log says about itself; ``groups`` reads it as it is iterated."""
+
+    path: str
+    #: Slot 0 and 1; None where the slot is blank or torn. The one with the higher sequence counts.
+    slots: tuple[Header | None, Header | None]
+    header: Header
+    medium_bytes: int
+
+    def groups(self) -> Iterator[InspectedGroup]:
+        """All groups from the start on. Raises CorruptError, as recovery would, where entries are lost."""
+        header = self.header
+        with _ReadOnlyFile(Path(self.path)) as file:
+            scan = LogScan(
+                CachedReader(file.read, header.ring_bytes).read,
+                header.start,
+                log_id=header.log_id,
+                alignment=BLOCK_BYTES,
+                end_limit=header.start.position + header.ring_bytes,
+                confirmed_position=header.confirmed_position,
+                lookahead_bytes=0 if header.clean else header.window_bytes,
+            )
+            for group in scan:
+                found = group.header
+                yield InspectedGroup(
+                    position=found.position,
+                    sequence=found.sequence,
+                    epoch=found.epoch,
+                    confirmed_position=found.confirmed_position,
+                    offset=HEADER_AREA_BYTES + found.position % header.ring_bytes,
+                    length_bytes=found.length,
+                    entries=tuple((entry.position, len(entry.data)) for entry in group.entries),
+                )
+
+    def summary(self) -> dict[str, object]:
+        """Header fields, totals and the first error, ready to be printed or dumped as JSON."""
+        header = self.header
+        groups = entries = payload_bytes = 0
+        end, error = header.start.position, None
+        try:
+            for group in self.groups():
+                groups += 1
+                entries += len(group.entries)
+                payload_bytes += sum(size for _, size in group.entries)
+                end = group.position + group.length_bytes
+        except CorruptError as raised:
+            error = str(raised)
+        return {
+            "path": self.path,
+            "cluster_id": header.cluster_id,
+            "node_id": header.node_id,
+            "epoch": header.epoch,
+            "capacity_bytes": header.ring_bytes + HEADER_AREA_BYTES,
+            "medium_bytes": self.medium_bytes,
+            "valid_header_slots": sum(slot is not None for slot in self.slots),
+            "sealed": header.sealed,
+            "closed_cleanly": header.clean,
+            "trim_position": header.trim_position,
+            "start_position": header.start.position,
+            "header_confirmed_position": header.confirmed_position,
+            "end_position": end,
+            "groups": groups,
+            "entries": entries,
+            "payload_bytes": payload_bytes,
+            "error": error,
+        }
+
+
+def inspect_wal(path: str | Path) -> Inspection:
+    """Look into the log at ``path``, a file or block device; nothing is written or locked.
+
+    On a live log the last group may look torn while it is being written, and a trim may overtake the reading.
+    The command line finds this function as the attribute ``inspect`` of the plugin's module: any plugin may offer
+    ``inspect(path)`` that returns an object with ``summary() -> dict`` and ``groups() -> iterator``.
+
+    Raises NotFoundError when there is nothing at ``path``, CorruptError when neither header slot is valid.
+    """
+    with _ReadOnlyFile(Path(path)) as file:
+        area = bytes(file.read(0, HEADER_AREA_BYTES))
+        medium_bytes = file.size
+    first, second = parse_slots(area)
+    header = max((slot for slot in (first, second) if slot), key=lambda slot: slot.sequence, default=None)
+    if header is None:
+        raise CorruptError(
+            f"neither header slot is valid, this is no wal_block log or it is damaged: path={path}"
+        )
+    return Inspection(path=str(path), slots=(first, second), header=header, medium_bytes=medium_bytes)
+
+
+class _ReadOnlyFile:
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> _ReadOnlyFile:
+        try:
+            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no wal: path={self._path}") from error
+        self.size = os.lseek(self._fd, 0, os.SEEK_END)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        os.close(self._fd)
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """Bytes at ``offset``; fewer where the file ends."""
+        return memoryview(os.pread(self._fd, size, offset))
