@@ -342,7 +342,7 @@ class Connection(asyncio.BufferedProtocol):
             self._header = header
             body_pos = header.body_pos
             self._header_tail = bytes(frame[8:body_pos])
-        request = decode_request(_PRODUCE, version, frame, body_pos)
+        request = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
         assert isinstance(request, ProduceRequest)
         server = self._server
         server.requests_by_api[_PRODUCE] += 1
@@ -358,7 +358,9 @@ class Connection(asyncio.BufferedProtocol):
                 # The scratch buffer is needed for others: go on from a copy.
                 self._call_data = bytearray(frame)
                 server.carried_bytes += len(self._call_data)
-                call.rebind(decode_request(_PRODUCE, version, memoryview(self._call_data), body_pos))  # type: ignore[arg-type]
+                again = decode_request(_PRODUCE, version, memoryview(self._call_data), body_pos, lenient=True)
+                assert isinstance(again, ProduceRequest)
+                call.rebind(again)
             self._call = call
             server.start_soon(self._wait_for_room, call)
 
@@ -379,7 +381,7 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._fault(f"api or version is not supported: api_key={api_key} version={version}")
             return
-        message = decode_request(api_key, version, frame, header.body_pos)
+        message = decode_request(api_key, version, frame, header.body_pos, lenient=True)
         server.requests_by_api[api_key] += 1
         self._slots.append(slot)
         self._in_flight_bytes += slot.request_bytes

@@ -125,17 +125,27 @@ def decode_request_header(buf: Buffer) -> RequestHeader:
     return RequestHeader(api_key, version, correlation_id, client_id, pos)
 
 
-def decode_request(api_key: int, version: int, buf: Buffer, pos: int = 0) -> Message:
+def decode_request(
+    api_key: int, version: int, buf: Buffer, pos: int = 0, *, lenient: bool = False
+) -> Message:
     """Read a request's body, from ``pos`` to the end of ``buf``. Bytes and records are views of ``buf``.
 
+    ``lenient`` ignores bytes behind the message, as Kafka does: librdkafka's Metadata v13 for all topics ends
+    in three of them.
+
     Raises:
-        DecodeError: no codec, malformed, or bytes left over.
+        DecodeError: no codec, malformed, or (unless ``lenient``) bytes left over.
     """
     decode = _request_decoders.get((api_key, version))
     if decode is None:
         _load(api_key, version, DecodeError)
         decode = _request_decoders[api_key, version]
-    message: Message = _decode_all(decode, buf, pos)
+    message: Message
+    if lenient:
+        view = buf if type(buf) is memoryview else memoryview(buf)
+        message, _ = decode(view, pos, len(view))
+        return message
+    message = _decode_all(decode, buf, pos)
     return message
 
 
