@@ -121,7 +121,10 @@ def read_all(bootstrap_servers: str) -> dict[int, list[tuple[int, int, int]]]:
             for message in consumer.consume(1000, timeout=1.0):
                 assert message.error() is None, message.error()
                 writer, number, _ = message.value().split(b" ")
-                found[message.partition()].append((message.offset(), int(writer), int(number)))
+                partition, offset = message.partition(), message.offset()
+                assert partition is not None
+                assert offset is not None
+                found[partition].append((offset, int(writer), int(number)))
     finally:
         consumer.close()
     return found

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 
 from penstock.errors import ClosedError
 from penstock.log.partition import Partition
-from penstock.wire.records import build_batch, iter_records
+from penstock.wire.records import build_batch, iter_records, read_header
 
 READ_BYTES = 2**20
 
@@ -53,7 +53,7 @@ class KeyedLog:
                 for record in iter_records(batch):
                     if record.offset >= log.log_start_offset and record.key is not None:
                         yield bytes(record.key), None if record.value is None else bytes(record.value)
-                    offset = record.offset + 1
+                offset = read_header(batch).next_offset
 
     async def trim(self, partition: int, offset: int) -> None:
         """Everything before ``offset`` may go."""

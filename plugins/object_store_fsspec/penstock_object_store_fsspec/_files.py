@@ -30,11 +30,9 @@ from penstock.errors import (
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
+from penstock_object_store_fsspec._direct import FileWriter
 
 _TEMPORARY = ".penstock-tmp"
-#: Linux takes at most 1024 vectors a call (IOV_MAX); 16 MiB a call keeps each system call short.
-_VECTORS_MAX = 1024
-_WRITE_BYTES_MAX = 16 * 2**20
 #: Linux reads at most 0x7ffff000 bytes a call.
 _READ_BYTES_MAX = 2**30
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
@@ -51,6 +49,7 @@ class PartialFile:
     key: str
     path: str
     fd: int
+    writer: FileWriter
 
 
 class FileTree:
@@ -254,22 +253,24 @@ class FileTree:
                 raise UnavailableError(
                     f"the directory for objects vanished: path={self._temporary!r}"
                 ) from None
-        return PartialFile(key, path, fd)
+        return PartialFile(key, path, fd, FileWriter(fd))
 
     def write(self, partial: PartialFile, body: Sequence[Buffer]) -> None:
         with self._translated("write", partial.key):
-            _write_all(partial.fd, body)
+            partial.writer.write(body)
 
     def publish(self, partial: PartialFile) -> None:
         """Make the file durable, then the object of its key, replacing what was there."""
         target = self._path(partial.key)
         with self._translated("write", partial.key):
+            partial.writer.finish()
             os.fdatasync(partial.fd)
             self._in_directory(target, lambda: os.rename(partial.path, target))
 
     def _publish_if_absent(self, partial: PartialFile) -> None:
         target = self._path(partial.key)
         with self._translated("create", partial.key):
+            partial.writer.finish()
             os.fdatasync(partial.fd)
             try:
                 self._in_directory(target, lambda: os.link(partial.path, target))
@@ -282,6 +283,7 @@ class FileTree:
 
     def discard(self, partial: PartialFile) -> None:
         """Close and remove the temporary file; fine if it is an object now, or was discarded before."""
+        partial.writer.discard()
         if partial.fd >= 0:
             os.close(partial.fd)
             partial.fd = -1
@@ -385,23 +387,3 @@ def _sync_directory(path: str) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
-
-
-def _write_all(fd: int, body: Sequence[Buffer]) -> None:
-    """Write all of ``body`` without joining it; each system call releases the GIL."""
-    views = [memoryview(part).cast("B") for part in body]
-    at, offset = 0, 0
-    while at < len(views):
-        batch: list[memoryview] = []
-        room = _WRITE_BYTES_MAX
-        index, skip = at, offset
-        while index < len(views) and room and len(batch) < _VECTORS_MAX:
-            piece = views[index][skip : skip + room]
-            batch.append(piece)
-            room -= len(piece)
-            index, skip = index + 1, 0
-        written = os.writev(fd, batch)
-        while at < len(views) and written >= len(views[at]) - offset:
-            written -= len(views[at]) - offset
-            at, offset = at + 1, 0
-        offset += written
