@@ -1,0 +1,65 @@
+"""Kafka's error codes as Penstock's errors: one sentence each, and whether the same call may work later."""
+
+from __future__ import annotations
+
+__all__ = ("check", "error_code", "error_of", "is_retriable")
+
+from typing import Final
+
+from penstock.errors import (
+    AlreadyExistsError,
+    CorruptError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
+from penstock.wire.error_codes import ErrorCode
+
+_CLASSES: Final[dict[ErrorCode, type[PenstockError]]] = {
+    ErrorCode.UNKNOWN_TOPIC_OR_PARTITION: NotFoundError,
+    ErrorCode.UNKNOWN_TOPIC_ID: NotFoundError,
+    ErrorCode.GROUP_ID_NOT_FOUND: NotFoundError,
+    ErrorCode.RESOURCE_NOT_FOUND: NotFoundError,
+    ErrorCode.TOPIC_ALREADY_EXISTS: AlreadyExistsError,
+    ErrorCode.CORRUPT_MESSAGE: CorruptError,
+    ErrorCode.PRODUCER_FENCED: FencedError,
+    ErrorCode.INVALID_PRODUCER_EPOCH: FencedError,
+    ErrorCode.FENCED_INSTANCE_ID: FencedError,
+    # the group went on without this member: it has to join again
+    ErrorCode.REBALANCE_IN_PROGRESS: FencedError,
+    ErrorCode.ILLEGAL_GENERATION: FencedError,
+    ErrorCode.UNKNOWN_MEMBER_ID: FencedError,
+    ErrorCode.UNKNOWN_SERVER_ERROR: UnavailableError,
+}
+
+
+def error_code(code: int) -> ErrorCode:
+    """The code's member; one that this client doesn't know is taken for UNKNOWN_SERVER_ERROR."""
+    try:
+        return ErrorCode(code)
+    except ValueError:
+        return ErrorCode.UNKNOWN_SERVER_ERROR
+
+
+def is_retriable(code: int) -> bool:
+    """Whether Kafka's clients send the same request again."""
+    return error_code(code).retriable
+
+
+def error_of(code: int, what: str, detail: str | None = None) -> PenstockError:
+    """The error for ``code``: ``what`` failed ("topic can't be created"), the broker's ``detail``, the code."""
+    member = error_code(code)
+    kind = _CLASSES.get(member)
+    if kind is None:
+        kind = UnavailableError if member.retriable else InvalidRequestError
+    reason = (detail or "").strip().rstrip(".") or member.message
+    name = member.name if member == code else f"UNKNOWN_{code}"
+    return kind(f"{what}: {reason} error={name}")
+
+
+def check(code: int, what: str, detail: str | None = None) -> None:
+    """Raise the error for ``code`` unless it is NONE."""
+    if code:
+        raise error_of(code, what, detail)
