@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("flip_in_files", "flipped", "medium_of", "torn", "zero_around")
+__all__ = ("flip_in_files", "flipped", "medium_of", "remove_files_with", "torn", "zero_around")
 
 import random
 from pathlib import Path
@@ -79,6 +79,19 @@ def flip_in_files(directory: Path, payload: bytes, rng: random.Random) -> None:
     for path in sorted(directory.rglob("*")):
         if path.is_file() and payload in (data := path.read_bytes()):
             path.write_bytes(flipped(data, payload, rng))
+            found = True
+    if not found:
+        not_applicable("the bytes aren't in a file of the data directory as they were given")
+
+
+def remove_files_with(directory: Path, payload: bytes, _rng: random.Random) -> None:
+    """Delete the files below ``directory`` that hold the payload and next to nothing else."""
+    found = False
+    for path in sorted(directory.rglob("*")):
+        if path.is_file() and payload in (data := path.read_bytes()):
+            if len(data) > 2 * len(payload) + 1024:
+                not_applicable("the entry isn't a file of its own")
+            path.unlink()
             found = True
     if not found:
         not_applicable("the bytes aren't in a file of the data directory as they were given")

@@ -414,7 +414,7 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
         ]
         for child in children:
             assert await child.next() == "ready", "a child process failed to open the store"
-        for number in range(60 * env.rounds):
+        for number in range(40 * env.rounds):
             key = f"race/{number}"
             moment = time.monotonic() + 0.002
             for child in children:
@@ -427,7 +427,7 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
 @clause(level=2, claims="compare_and_swap")
 async def test_swap_loses_no_update_among_processes(env: Env) -> None:
     """``compare_and_swap`` is atomic over every process that uses the store."""
-    times = 25 * env.rounds
+    times = 10 * env.rounds
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(env.open())
         _shared(store)
@@ -448,7 +448,7 @@ async def test_swap_loses_no_update_among_processes(env: Env) -> None:
 @clause(level=2)
 async def test_readers_of_other_processes_see_old_or_new(env: Env) -> None:
     """Atomic: readers see the old bytes or the new ones, never a mixture."""
-    sizes = [env.random.choice((300, 80_000, 1_500_000)) for _ in range(60 * env.rounds)]
+    sizes = [env.random.choice((300, 80_000, 1_500_000)) for _ in range(40 * env.rounds)]
     async with AsyncExitStack() as stack:
         store = await stack.enter_async_context(env.open())
         _shared(store)
@@ -483,7 +483,7 @@ async def test_acknowledged_objects_survive_a_kill(env: Env) -> None:
     acked: dict[str, int] = {}
     async with env.open() as store:
         _shared(store)
-    for owner in range(1, 5 * env.rounds + 1):
+    for owner in range(1, 3 * env.rounds + 1):
         seed = env.random.randrange(2**32)
         async with env.child("put_until_killed", owner=owner, keys=keys, seed=seed) as child:
             assert await child.next() == "ready", "the child process failed to open the store"

@@ -1,0 +1,390 @@
+"""Clauses of ``penstock.spi.allocator``."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import ClosedError, FullError, InvariantError, PenstockError
+from penstock_conformance._env import Env, raises, together
+
+KIND = "allocator"
+
+_LIMIT = 8 * 2**20
+_SETTINGS = {"limit": str(_LIMIT)}
+#: What an allocator that works in chunks may need beyond what was asked for.
+_SLACK = 2 * 2**20
+
+
+def _check_sum(allocator: Any) -> None:
+    counters = allocator.statistics()
+    assert sum(counters.used_by_purpose.values()) == counters.used_bytes, "the purposes don't add up"
+
+
+async def _expect_in_use(allocator: Any, held: int = 0) -> None:
+    """All the limit but ``held`` can be had, no more; however much is kept for reuse, or open in chunks."""
+    await _settled()
+    _check_sum(allocator)
+    try:
+        rest = allocator.charge_nowait(_LIMIT - held, "append")
+    except FullError as error:
+        raise AssertionError(f"memory leaks from the account: {allocator.statistics()}") from error
+    assert allocator.statistics().used_bytes == _LIMIT, "the account is wrong"
+    with raises(FullError):
+        allocator.charge_nowait(1, "append")
+    rest.release()
+
+
+async def _settled() -> None:
+    """Give an allocator a chance to hear that the last view is gone."""
+    gc.collect()
+    for _ in range(3):
+        await checkpoint()
+
+
+async def test_allocation_has_the_asked_size(env: Env) -> None:
+    """Writable memory of exactly ``size`` bytes, that nobody else has."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        held = []
+        for number, size in enumerate((1, 2, 63, 64, 4095, 4096, 4097, 100_000, 1, 700_000)):
+            allocation = (
+                await allocator.allocate(size, "append")
+                if number % 2
+                else allocator.allocate_nowait(size, "append")
+            )
+            assert allocation.size == size
+            assert len(allocation.view) == size
+            assert allocation.view.nbytes == size
+            assert not allocation.view.readonly
+            allocation.view[:] = bytes([number + 1]) * size
+            held.append(allocation)
+        for number, allocation in enumerate(held):
+            assert bytes(allocation.view) == bytes([number + 1]) * allocation.size, "two allocations overlap"
+        for allocation in held:
+            allocation.release()
+
+
+async def test_addresses_are_aligned(env: Env) -> None:
+    """The address of each allocation is a multiple of ``alignment_bytes``."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        alignment = allocator.capabilities.alignment_bytes
+        assert alignment >= 1
+        held = [allocator.allocate_nowait(size, "append") for size in (1, 17, 100, 5000, 65_537)]
+        for allocation in held:
+            address = ctypes.addressof(ctypes.c_char.from_buffer(allocation.view))
+            assert address % alignment == 0, f"address={address:#x} alignment_bytes={alignment}"
+        gc.collect()
+        for allocation in held:
+            allocation.release()
+
+
+async def test_account_returns_to_zero(env: Env) -> None:
+    """Accounted bytes; ``release`` gives them back: when all is released, nothing is in use."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        for _ in range(50):
+            held: list[Any] = []
+            for _ in range(env.random.randrange(1, 30)):
+                size = env.random.choice((10, 1000, 30_000, 150_000))
+                purpose = env.random.choice(("append", "block_cache", "upload"))
+                take = env.random.choice((allocator.allocate_nowait, allocator.charge_nowait))
+                held.append(take(size, purpose))
+            env.random.shuffle(held)
+            taken = sum(item.size for item in held)
+            assert allocator.statistics().used_bytes >= taken, "less is accounted for than was taken"
+            _check_sum(allocator)
+            for item in held:
+                item.release()
+        held.clear()
+        del item
+        await _expect_in_use(allocator)
+
+
+async def test_limit_holds(env: Env) -> None:
+    """``used_bytes`` never exceeds ``limit_bytes``; FullError when over the limit."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        assert allocator.statistics().limit_bytes == _LIMIT
+        for take in (allocator.allocate_nowait, allocator.charge_nowait):
+            held: list[Any] = []
+            for _ in range(3 * _LIMIT // 100_000):
+                try:
+                    held.append(take(100_000, "append"))
+                except FullError:
+                    break
+                assert allocator.statistics().used_bytes <= _LIMIT, "the limit is exceeded"
+            taken = 100_000 * len(held)
+            assert taken <= _LIMIT, "more was handed out than the limit allows"
+            assert taken >= _LIMIT - _SLACK, "much less was handed out than the limit allows"
+            held.pop().release()
+            for item in held:
+                item.release()
+            del item
+            held.clear()
+            await _expect_in_use(allocator)
+        assert allocator.statistics().peak_bytes >= _LIMIT - _SLACK
+
+
+async def test_request_over_the_limit_is_granted_alone(env: Env) -> None:
+    """A request larger than the whole limit is granted alone (when nothing else is in use)."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        small = allocator.allocate_nowait(1000, "append")
+        with raises(FullError):
+            allocator.allocate_nowait(_LIMIT + 1, "append")
+        small.release()
+        del small
+        await _settled()
+        with anyio.fail_after(3):
+            large = await allocator.allocate(_LIMIT + 1, "append")
+        assert len(large.view) == _LIMIT + 1
+        with raises(FullError):
+            allocator.charge_nowait(1, "append")
+        large.release()
+        del large
+        await _settled()
+        allocator.allocate_nowait(1000, "append").release()
+
+
+async def test_double_release_is_a_bug(env: Env) -> None:
+    """Give the bytes back. Once; a second call raises InvariantError."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        other = allocator.charge_nowait(5000, "append")
+        for item in (allocator.allocate_nowait(1000, "append"), allocator.charge_nowait(1000, "append")):
+            item.release()
+            with raises(InvariantError):
+                item.release()
+        del item
+        await _expect_in_use(allocator, 5000)
+        other.release()
+
+
+async def test_waiters_are_served_in_order(env: Env) -> None:
+    """Waits, first come first served, until there is room; FullError for others while somebody waits."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        full = [await allocator.charge(_LIMIT // 2, "append"), await allocator.charge(_LIMIT // 2, "append")]
+        order: list[int] = []
+        got: list[Any] = []
+
+        async def wait(number: int, size: int) -> None:
+            take = allocator.allocate if number % 2 else allocator.charge
+            got.append(await take(size, "upload"))
+            order.append(number)
+
+        async with anyio.create_task_group() as tasks:
+            for number, size in enumerate((3 * 2**20, 1000, 2000, 2**20)):
+                tasks.start_soon(wait, number, size)
+                await checkpoint()
+                await checkpoint()
+            assert allocator.statistics().waiting == 4
+            with raises(FullError):
+                allocator.charge_nowait(1, "append")
+            for item in full:
+                item.release()
+            with anyio.fail_after(3):
+                while len(got) < 4:
+                    await checkpoint()
+        assert order == [0, 1, 2, 3], f"served out of order: {order}"
+        for item in got:
+            item.release()
+        got.clear()
+        del item
+        await _expect_in_use(allocator)
+
+
+async def test_cancelled_waiter_leaves_the_queue(env: Env) -> None:
+    """Cancelling a wait gives back its place, and what was granted meanwhile."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        full = await allocator.charge(_LIMIT, "append")
+        served = anyio.Event()
+
+        async def wait() -> None:
+            (await allocator.allocate(1000, "upload")).release()
+            served.set()
+
+        async with anyio.create_task_group() as tasks:
+            blocked = anyio.CancelScope()
+
+            async def wait_blocked() -> None:
+                with blocked:
+                    await allocator.charge(_LIMIT, "upload")
+
+            tasks.start_soon(wait_blocked)
+            await checkpoint()
+            await checkpoint()
+            tasks.start_soon(wait)
+            await checkpoint()
+            await checkpoint()
+            blocked.cancel()
+            await checkpoint()
+            await checkpoint()
+            full.release()
+            with anyio.fail_after(3):
+                await served.wait()
+        await _settled()
+        assert allocator.statistics().waiting == 0
+        await _expect_in_use(allocator)
+
+
+async def test_grant_to_a_cancelled_waiter_comes_back(env: Env) -> None:
+    """Cancelling in the very moment of the grant loses nothing."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        for take in (allocator.allocate, allocator.charge):
+            full = allocator.charge_nowait(_LIMIT, "append")
+            with anyio.CancelScope() as scope:
+                async with anyio.create_task_group() as tasks:
+
+                    async def wait(take: Any = take) -> None:
+                        (await take(5000, "upload")).release()
+
+                    tasks.start_soon(wait)
+                    await checkpoint()
+                    await checkpoint()
+                    full.release()  # grants
+                    scope.cancel()
+            await _expect_in_use(allocator)
+
+
+async def test_waiters_are_answered_at_the_end(env: Env) -> None:
+    """Leaving the context answers every waiter."""
+    answers: list[str] = []
+
+    async def wait(allocator: Any) -> None:
+        try:
+            await allocator.charge(_LIMIT, "upload")
+        except ClosedError:
+            answers.append("closed")
+
+    async with anyio.create_task_group() as tasks:
+        async with env.open(settings=_SETTINGS) as allocator:
+            full = allocator.charge_nowait(_LIMIT, "append")
+            for _ in range(3):
+                tasks.start_soon(wait, allocator)
+            await checkpoint()
+            await checkpoint()
+        with anyio.fail_after(3):
+            while len(answers) < 3:
+                await checkpoint()
+        full.release()
+    assert answers == ["closed"] * 3
+    with raises(PenstockError):
+        allocator.charge_nowait(1, "append")
+
+
+async def test_pinned_memory_is_never_handed_out(env: Env) -> None:
+    """Memory released but still referenced stays accounted for, as ``pinned``, and is never handed out again."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        allocations = [allocator.allocate_nowait(300_000, "append") for _ in range(8)]
+        for number, allocation in enumerate(allocations):
+            allocation.view[:] = bytes([number + 1]) * 300_000
+        pinned = [(number + 1, allocation.view[100:200_000]) for number, allocation in enumerate(allocations)]
+        for allocation in allocations:
+            allocation.release()
+        del allocation
+        allocations.clear()
+        gc.collect()
+        counters = allocator.statistics()
+        assert counters.used_by_purpose.get("pinned", 0) >= 8 * 300_000, (
+            f"pinned isn't accounted for: {counters}"
+        )
+        others = []
+        while True:  # all the memory there is
+            try:
+                other = allocator.allocate_nowait(250_000, "append")
+            except FullError:
+                break
+            other.view[:] = bytes([255]) * 250_000
+            others.append(other)
+            assert len(others) * 250_000 <= _LIMIT
+        del other
+        for value, view in pinned:
+            assert view[0] == view[-1] == value, "memory was handed out while somebody still reads it"
+            assert bytes(view) == bytes([value]) * len(view), (
+                "memory was handed out while somebody still reads it"
+            )
+        for other in others:
+            other.release()
+        del other, view
+        others.clear()
+        pinned.clear()
+        await _settled()
+        counters = allocator.statistics()
+        assert counters.used_by_purpose.get("pinned", 0) == 0, f"pinned for ever: {counters}"
+        await _expect_in_use(allocator)
+
+
+async def test_waiter_gets_memory_when_the_last_view_goes(env: Env) -> None:
+    """Pinned until the last reference is gone; then those who wait are served."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        allocation = allocator.allocate_nowait(_LIMIT - _SLACK, "append")
+        view = allocation.view[10:20]
+        allocation.release()
+        del allocation
+        served = anyio.Event()
+
+        async def wait() -> None:
+            (await allocator.charge(_LIMIT, "upload")).release()
+            served.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(wait)
+            for _ in range(5):
+                await checkpoint()
+            assert not served.is_set(), "pinned memory was given away"
+            del view
+            gc.collect()
+            with anyio.fail_after(3):
+                await served.wait()
+
+
+async def test_listener_makes_room(env: Env) -> None:
+    """The listener frees what it can before it returns; the request is then tried again before it fails or waits."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        cached = [allocator.charge_nowait(_LIMIT // 8, "block_cache") for _ in range(8)]
+        wanted: list[int] = []
+
+        def evict(bytes_wanted: int) -> None:
+            wanted.append(bytes_wanted)
+            freed = 0
+            while cached and freed < bytes_wanted:
+                item = cached.pop()
+                freed += item.size
+                item.release()
+
+        allocator.add_pressure_listener(evict)
+        first = allocator.charge_nowait(_LIMIT // 4, "append")
+        assert wanted, "the listener wasn't called"
+        assert wanted[0] > 0
+        with anyio.fail_after(3):
+            second = await allocator.allocate(_LIMIT // 4, "append")
+        first.release()
+        second.release()
+        for item in cached:
+            item.release()
+
+
+async def test_many_tasks_stay_under_the_limit(env: Env) -> None:
+    """Past the limit producers slow down, nothing dies, and the account is right all the time (I8)."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        taken = 0
+        served = 0
+
+        async def work() -> None:
+            nonlocal taken, served
+            for _ in range(25):
+                size = env.random.choice((100, 40_000, 300_000, 900_000))
+                take = env.random.choice((allocator.allocate, allocator.charge))
+                item = await take(size, env.random.choice(("append", "upload")))
+                taken += size
+                assert taken <= _LIMIT, "more is handed out than the limit allows"
+                assert allocator.statistics().used_bytes <= _LIMIT
+                for _ in range(env.random.randrange(3)):
+                    await checkpoint()
+                item.release()
+                taken -= size
+                served += 1
+
+        await together([work] * 20)
+        assert served == 500
+        await _expect_in_use(allocator)
