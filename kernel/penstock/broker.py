@@ -492,7 +492,35 @@ def _api_settings(tree: Tree) -> ApiSettings:
         auto_create_topics=tree.topics.auto_create,
         partitions_default=tree.topics.partitions,
         partitions_per_topic_max=tree.topics.partitions_max,
+        broker_configs=_broker_configs(tree),
     )
+
+
+def _broker_configs(tree: Tree) -> dict[str, str]:
+    """What DescribeConfigs says of the broker: our settings under the names that Kafka's tools look for."""
+    listener, topics, groups = tree.listener, tree.topics, tree.groups
+    return {
+        "auto.create.topics.enable": "true" if topics.auto_create else "false",
+        "broker.id": str(tree.broker.node_id),
+        "connections.max.idle.ms": str(listener.idle_timeout),
+        "default.replication.factor": "1",
+        "group.initial.rebalance.delay.ms": str(groups.initial_rebalance_delay),
+        "group.max.session.timeout.ms": str(groups.session_timeout_max),
+        "group.max.size": str(groups.members_max),
+        "group.min.session.timeout.ms": str(groups.session_timeout_min),
+        "log.cleanup.policy": "delete",
+        "log.message.timestamp.type": topics.timestamp_type,
+        "log.retention.bytes": str(topics.retention_bytes),
+        "log.retention.ms": str(topics.retention),
+        "max.connections": str(listener.connections_max),
+        "message.max.bytes": str(topics.message_bytes_max),
+        "min.insync.replicas": "1",
+        "node.id": str(tree.broker.node_id),
+        "num.partitions": str(topics.partitions),
+        "offsets.retention.minutes": str(groups.offsets_retention // 60_000),
+        "offsets.topic.num.partitions": str(groups.offsets_partitions),
+        "socket.request.max.bytes": str(listener.request_bytes_max),
+    }
 
 
 def _server_settings(tree: Tree) -> ServerSettings:
