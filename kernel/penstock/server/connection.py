@@ -206,7 +206,7 @@ class Connection(asyncio.BufferedProtocol):
         self._drop_call_data()
         for slot in self._slots:
             if slot is not self._running:  # a running handler's charges are released when it ends
-                _release(slot.charges)
+                _release_charges(slot)
         self._slots.clear()
         self._release_unsent()
         self._server.connection_closed(self)
@@ -386,6 +386,7 @@ class Connection(asyncio.BufferedProtocol):
         self._slots.append(slot)
         self._in_flight_bytes += slot.request_bytes
         context = RequestContext(api=server.api, client=self.client, version=version)
+        slot.charges = context.charges
         if api.nowait is not None:
             try:
                 response = api.nowait(message, context)
@@ -393,37 +394,40 @@ class Connection(asyncio.BufferedProtocol):
                 self._fail(slot, api, error)
                 return
             if response is not None:
-                slot.charges = context.charges
                 self._answer(slot, api_key, response)
                 return
         self._running = slot
         server.start_soon(self._run, slot, api, message, context)
 
     async def _run(self, slot: _Slot, api: Api, message: Message, context: RequestContext) -> None:
-        """Run one handler to its end, which may be that the client went away."""
+        """Run one handler to its end, which may be that the client went away or that the server stops."""
         assert api.handler is not None
-        slot.charges = context.charges
-        with anyio.CancelScope() as scope:
-            if api.cancellable:
-                self._scope = scope
-                if self._lost:
-                    scope.cancel()
-            try:
-                response = await api.handler(message, context)
-            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                self._running = None
-                self._fail(slot, api, error)
-                return
-            finally:
-                self._scope = None
-            self._running = None
-            self._answer(slot, api.key, response)
-            return
-        _release(slot.charges)  # cancelled: there is nobody left to answer
+        try:
+            with anyio.CancelScope() as scope:
+                if api.cancellable:
+                    self._scope = scope
+                    if self._lost:
+                        scope.cancel()
+                try:
+                    response = await api.handler(message, context)
+                except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+                    self._end_run()
+                    self._fail(slot, api, error)
+                    return
+                self._end_run()
+                self._answer(slot, api.key, response)
+        finally:
+            if self._running is slot:  # cancelled: there is nobody left to answer
+                self._end_run()
+                _release_charges(slot)
+
+    def _end_run(self) -> None:
+        self._running = None
+        self._scope = None
 
     def _answer(self, slot: _Slot, api_key: int, response: Message) -> None:
         if self._lost:
-            _release(slot.charges)
+            _release_charges(slot)
             return
         try:
             slot.buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
@@ -440,7 +444,7 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, slot: _Slot, api: Api, error: Exception) -> None:
         """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
         self._server.handler_failed(api.key, error, expected=is_expected(error))
-        _release(slot.charges)
+        _release_charges(slot)
         response = failure_response(api.key, slot.version, error_code_of(error))
         if response is None:
             slot.buffers = []
@@ -611,8 +615,7 @@ class Connection(asyncio.BufferedProtocol):
     def slot_completed(self, slot: _Slot) -> None:
         """A slot has its answer: flush soon, together with others that complete in the same turn of the loop."""
         if self._lost:
-            _release(slot.charges)
-            slot.charges = None
+            _release_charges(slot)
         elif not self._flush_scheduled and self._slots and self._slots[0].buffers is not None:
             self._flush_scheduled = True
             self._server.flush_soon(self)
@@ -663,7 +666,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _release_unsent(self) -> None:
         charges, self._unsent_charges = self._unsent_charges, []
-        _release(charges)
+        for charge in charges:
+            charge.release()
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -719,6 +723,7 @@ class Connection(asyncio.BufferedProtocol):
             self._server.carried_bytes -= len(stash)
 
 
-def _release(charges: list[Charge] | None) -> None:
+def _release_charges(slot: _Slot) -> None:
+    charges, slot.charges = slot.charges, None
     for charge in charges or ():
         charge.release()

@@ -88,6 +88,7 @@ class Server(AsyncContextManagerMixin):
         self.gathers = sys.version_info >= (3, 12) or type(loop).__module__.startswith("uvloop")
         self.api.api_versions = advertised(self.apis)
         sockets: list[asyncio.Server] = []
+        failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
             try:
@@ -95,10 +96,14 @@ class Server(AsyncContextManagerMixin):
                     sockets.append(await self._listen(loop, listener))
                 self._schedule_sweep()
                 yield self
+            except Exception as error:  # noqa: BLE001 - raised again below, out of the task group's wrapping
+                failure = error
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._drain(sockets)
                 tasks.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listener: ListenerSettings) -> asyncio.Server:
         endpoint: Endpoint | None = None
@@ -154,7 +159,16 @@ class Server(AsyncContextManagerMixin):
     def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
         """Run ``function`` in the server's scope."""
         assert self._tasks is not None
-        self._tasks.start_soon(function, *args)
+        self._tasks.start_soon(self._guarded, function, args)
+
+    async def _guarded(
+        self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
+    ) -> None:
+        """One connection's bug ends that connection's task, not the server."""
+        try:
+            await function(*args)
+        except Exception as error:  # noqa: BLE001 - logged as a bug
+            self.handler_failed(-1, error, expected=False)
 
     def flush_soon(self, connection: Connection) -> None:
         """Flush it in the next turn of the loop, when all callbacks of this turn have run."""
@@ -166,7 +180,11 @@ class Server(AsyncContextManagerMixin):
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
-            connection.flush()
+            try:
+                connection.flush()
+            except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their answers
+                self.handler_failed(-1, error, expected=False)
+                connection.abort()
 
     def connection_opened(self, connection: Connection) -> bool:
         """Count it; False when there are too many."""

@@ -14,7 +14,8 @@ from tests.unit.server.harness import Client, offsets, produce, serving, until
 
 from penstock.api.context import RequestContext
 from penstock.api.dispatch import Api
-from penstock.errors import UnavailableError
+from penstock.errors import ConfigError, UnavailableError
+from penstock.server import ListenerSettings, Server
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
@@ -527,6 +528,44 @@ async def test_bug_without_a_place_in_the_response_ends_the_connection(api: Api)
         await client.send(ApiKey.METADATA, 5, MetadataRequest(topics=[]))
         assert await client.ends()
         assert harness.server.statistics().handler_errors == 1
+
+
+@pytest.mark.parametrize("waits", [False, True])
+async def test_failed_handler_gives_its_memory_back(logs: FakeLogs, waits: bool) -> None:
+    def nowait(request: Message, context: RequestContext) -> Message | None:
+        context.charges.append(logs.fetch_memory.charge_nowait(100))
+        if waits:
+            return None
+        raise ZeroDivisionError("oops")
+
+    async def handler(request: Message, context: RequestContext) -> Message:
+        raise ZeroDivisionError("oops")
+
+    api = Api(key=FETCH, low=4, high=12, nowait=nowait, handler=handler)
+    async with serving(logs, handlers=[api]) as harness, await harness.connect() as client:
+        response = await client.call(FETCH, 11, fetch())
+        assert response.error_code == ErrorCode.UNKNOWN_SERVER_ERROR
+        assert logs.fetch_memory.account.used == 0
+
+
+async def test_error_of_the_body_comes_out_as_it_is() -> None:
+    with pytest.raises(ZeroDivisionError):
+        async with serving():
+            raise ZeroDivisionError("oops")
+
+
+async def test_port_in_use_is_one_sentence() -> None:
+    async with serving() as harness:
+        port = harness.server.endpoints[0].port
+        other = Server(
+            listeners=[ListenerSettings(port=port)],
+            api=harness.api,
+            apis={},
+            allocator=harness.server.allocator,
+        )
+        with pytest.raises(ConfigError, match=f"can't listen.*port={port}"):
+            async with other:
+                pass
 
 
 async def test_bug_in_the_log_fails_that_partition_only(
