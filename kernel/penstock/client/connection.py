@@ -6,6 +6,7 @@ __all__ = ("CLIENT_VERSIONS_MAX", "Connection", "Pending", "choose_version")
 
 import errno
 import socket
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Final
@@ -272,10 +273,10 @@ class Connection:
             )
 
     async def _learn_versions(self, timeout_s: float) -> None:
-        import penstock
-
+        # not imported: the package's own module names the broker, which lies above this one
+        version_text = str(sys.modules["penstock"].__version__)
         request = ApiVersionsRequest(
-            client_software_name=_CLIENT_SOFTWARE, client_software_version=penstock.__version__
+            client_software_name=_CLIENT_SOFTWARE, client_software_version=version_text
         )
         version = _FIRST_API_VERSIONS
         pending = await self._send(ApiKey.API_VERSIONS, version, request, True)
