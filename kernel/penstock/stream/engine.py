@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import ClosedError, CorruptError, FullError, InvariantError
+from penstock.errors import ClosedError, CorruptError, FencedError, FullError, InvariantError
 from penstock.metadata.commands import OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
@@ -140,6 +140,8 @@ class _Pending:
             engine._store_durable(entry)
         else:
             engine._append_failures += 1
+            if isinstance(append.error, FencedError):
+                engine._die(append.error)
             if self._generation == stream._generation:
                 # later appends of this stream fail too: offsets start again after the last durable one
                 stream._generation += 1
@@ -189,6 +191,8 @@ class StreamEngine:
         self._uncharged_entries = 0
         self._wal_full = False
         self._closing = False
+        self._fatal: Exception | None = None
+        self._died = anyio.Event()
         self._room = anyio.Event()
         self._room_waiters = 0
         self._uploader = Uploader(
@@ -257,6 +261,7 @@ class StreamEngine:
             on_recovered(await engine._recover())
             tasks.start_soon(engine._lifecycle.run)
             tasks.start_soon(engine._upload_on_interval)
+            tasks.start_soon(engine._end_when_wal_ended)
             try:
                 yield engine
             finally:
@@ -326,6 +331,9 @@ class StreamEngine:
             self._wal_full = True
             self._freeze()
             raise
+        except (ClosedError, FencedError) as error:
+            self._die(error)
+            raise
         entry = StreamEntry(stream.stream_id, base, end, time_ms, data, charge, append.next_position)
         stream.next_offset = end
         self._in_flight_bytes += len(data)
@@ -353,6 +361,17 @@ class StreamEngine:
                 raise ClosedError("the broker is stopping")
         else:
             await anyio.lowlevel.checkpoint()
+
+    def _die(self, error: Exception) -> None:
+        """The WAL will take nothing more: without it there is no durability, so the broker ends."""
+        if self._fatal is None:
+            self._fatal = error
+            self._died.set()
+
+    async def _end_when_wal_ended(self) -> None:
+        await self._died.wait()
+        assert self._fatal is not None
+        raise self._fatal
 
     def _made_progress(self) -> None:
         if self._room_waiters and not self._wal_full:

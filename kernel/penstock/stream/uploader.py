@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import anyio
@@ -37,6 +38,9 @@ from penstock.stream.object_format import ObjectWriter, object_key
 logger = logging.getLogger("penstock.stream.upload")
 
 T = TypeVar("T")
+
+#: An object of at most so many entries is built on the event loop: a thread would take longer to wake up.
+INLINE_ENTRIES_MAX = 64
 
 _BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
@@ -87,6 +91,27 @@ def plan_objects(
         else:
             shared.append((stream_id, entries))
     return own + ([shared] if shared else [])
+
+
+def build_object(
+    object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]], block_bytes: int
+) -> tuple[list[Buffer], UploadedObject]:
+    """The bytes of an object with these streams, without copying a payload, and what metadata says of it."""
+    writer = ObjectWriter(object_id, block_bytes)
+    ranges = []
+    for stream_id, entries in streams:
+        writer.add(stream_id, entries)
+        ranges.append(
+            UploadedRange(
+                stream_id,
+                entries[0].base_offset,
+                entries[-1].next_offset,
+                sum(len(entry.data) for entry in entries),
+                max(entry.time_ms for entry in entries),
+            )
+        )
+    body, size = writer.finish()
+    return body, UploadedObject(object_id, size, ranges)
 
 
 class _Upload:
@@ -218,26 +243,16 @@ class Uploader:
     async def _put_object(
         self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
     ) -> UploadedObject:
-        writer = ObjectWriter(object_id, self._settings.block_bytes)
-        ranges = []
-        for stream_id, entries in streams:
-            writer.add(stream_id, entries)
-            ranges.append(
-                UploadedRange(
-                    stream_id,
-                    entries[0].base_offset,
-                    entries[-1].next_offset,
-                    sum(len(entry.data) for entry in entries),
-                    max(entry.time_ms for entry in entries),
-                )
-            )
-        body, size = writer.finish()
+        build = partial(build_object, object_id, streams, self._settings.block_bytes)
+        # checksums of large objects take milliseconds: not on the event loop
+        large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
+        body, uploaded = await anyio.to_thread.run_sync(build) if large else build()
         key = object_key(object_id)
-        if size > self._settings.multipart_bytes and self._store.capabilities.multipart:
+        if uploaded.size > self._settings.multipart_bytes and self._store.capabilities.multipart:
             await self._put_multipart(key, body)
         else:
             await self._store.put(key, body)
-        return UploadedObject(object_id, size, ranges)
+        return uploaded
 
     async def _put_multipart(self, key: str, body: list[Buffer]) -> None:
         upload = await self._store.create_multipart(key)
