@@ -55,6 +55,9 @@ _PEEK_BYTES: Final = 512
 #: Responses up to this size are joined before they are written.
 _JOIN_BYTES_MAX: Final = 16 * 1024
 
+#: Bytes per second that an unfinished frame must come with, after its time of grace.
+_RATE_MIN: Final = 16 * 1024
+
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
 
@@ -123,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         "_memory_wait",
         "_pending",
         "_running",
-        "_scope",
+        "_scopes",
         "_server",
         "_slots",
         "_stash",
@@ -145,7 +148,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_flight_bytes = 0
         #: The request that runs alone, if any.
         self._running: _Slot | None = None
-        self._scope: anyio.CancelScope | None = None
+        #: What waits on behalf of this client, and ends with it.
+        self._scopes: set[anyio.CancelScope] = set()
         #: A Produce that found no room, and the bytes that its records view.
         self._call: ProduceCall | None = None
         self._call_data: bytearray | None = None
@@ -195,8 +199,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._lost = self._closing = True
-        if self._scope is not None:
-            self._scope.cancel()
+        for scope in tuple(self._scopes):
+            scope.cancel()
         if self._call is not None:
             self._call.drop()
             self._call = None
@@ -402,28 +406,26 @@ class Connection(asyncio.BufferedProtocol):
     async def _run(self, slot: _Slot, api: Api, message: Message, context: RequestContext) -> None:
         """Run one handler to its end, which may be that the client went away or that the server stops."""
         assert api.handler is not None
+        scope = anyio.CancelScope()
         try:
-            with anyio.CancelScope() as scope:
+            with scope:
                 if api.cancellable:
-                    self._scope = scope
+                    self._scopes.add(scope)
                     if self._lost:
                         scope.cancel()
                 try:
                     response = await api.handler(message, context)
                 except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                    self._end_run()
+                    self._running = None
                     self._fail(slot, api, error)
                     return
-                self._end_run()
+                self._running = None
                 self._answer(slot, api.key, response)
         finally:
+            self._scopes.discard(scope)
             if self._running is slot:  # cancelled: there is nobody left to answer
-                self._end_run()
+                self._running = None
                 _release_charges(slot)
-
-    def _end_run(self) -> None:
-        self._running = None
-        self._scope = None
 
     def _answer(self, slot: _Slot, api_key: int, response: Message) -> None:
         if self._lost:
@@ -492,15 +494,16 @@ class Connection(asyncio.BufferedProtocol):
         server.waiting_for_memory += 1
         server.carried_bytes += len(start)
         large: Allocation | None = None
+        scope = anyio.move_on_after(server.settings.memory_wait_ms_max / 1000)
         try:
-            with anyio.move_on_after(server.settings.memory_wait_ms_max / 1000) as scope:
-                self._scope = scope
+            with scope:
+                self._scopes.add(scope)
                 if not self._lost:
                     large = await server.allocator.allocate(size, "network")
         finally:
             server.waiting_for_memory -= 1
             server.carried_bytes -= len(start)
-            self._scope = None
+            self._scopes.discard(scope)
             self._memory_wait = False
         if self._closing:
             if large is not None:
@@ -573,9 +576,10 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         server.waiting_for_room += 1
         wait_ms = min(max(call.timeout_ms, 0), server.api.settings.produce_wait_ms_max)
+        scope = anyio.move_on_after(wait_ms / 1000)
         try:
-            with anyio.move_on_after(wait_ms / 1000) as scope:
-                self._scope = scope
+            with scope:
+                self._scopes.add(scope)
                 if self._call is not call:
                     return  # the connection was lost before this task began
                 while True:
@@ -589,7 +593,7 @@ class Connection(asyncio.BufferedProtocol):
                 call.give_up(error)
         finally:
             server.waiting_for_room -= 1
-            self._scope = None
+            self._scopes.discard(scope)
         if self._call is call:
             self._call = None
             self._drop_call_data()
@@ -686,6 +690,13 @@ class Connection(asyncio.BufferedProtocol):
     def waits_for_us(self) -> bool:
         """A request is being handled or waits for memory: a quiet client is no idle client."""
         return bool(self._slots) or self._memory_wait
+
+    def frame_is_late(self, now: float, grace_s: float) -> bool:
+        """An unfinished frame comes too slowly: it has ``grace_s``, and a little more for each byte so far."""
+        if self.frame_since is None:
+            return False
+        received = self._large_pos if self._large is not None else len(self._pending)
+        return now - self.frame_since > grace_s + received / _RATE_MIN
 
     @property
     def pending_bytes(self) -> int:

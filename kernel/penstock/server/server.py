@@ -239,7 +239,7 @@ class Server(AsyncContextManagerMixin):
         """Close connections that are idle, half open, or don't take their responses."""
         now = self.time()
         idle = now - self.settings.idle_timeout_ms / 1000
-        half_open = now - self.settings.half_open_timeout_ms / 1000
+        grace_s = self.settings.half_open_timeout_ms / 1000
         stalled = now - self.settings.stalled_write_timeout_ms / 1000
         for connection in tuple(self._connections):
             if connection.closing_since is not None:
@@ -251,9 +251,7 @@ class Server(AsyncContextManagerMixin):
                     connection.abort()
             elif connection.waits_for_us:
                 continue
-            elif connection.last_active < idle or (
-                connection.frame_since is not None and connection.frame_since < half_open
-            ):
+            elif connection.last_active < idle or connection.frame_is_late(now, grace_s):
                 self._timeouts += 1
                 connection.close()
 

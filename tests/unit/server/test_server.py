@@ -458,6 +458,27 @@ async def test_a_thousand_idle_and_half_open_connections_hold_almost_nothing() -
             await client.__aexit__(None, None, None)
 
 
+async def test_slow_large_frame_may_take_its_time_but_not_stop(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, half_open_timeout_ms=30_000) as harness:
+        slow, stopped = await harness.connect(), await harness.connect()
+        for client in (slow, stopped):
+            frame = client.frame(PRODUCE, 9, produce(make_batch(1, b"x" * 1_000_000)))
+            await client.send_raw(frame[:500_000])
+        await until(lambda: harness.server.received_bytes == 1_000_000)
+        clock.now_s += 50
+        harness.server.sweep()
+        assert harness.server.statistics().connections == 2
+        await slow.send_raw(frame[500_000:])
+        assert offsets(await slow.receive()) == [(0, 0)]
+        clock.now_s += 20
+        harness.server.sweep()
+        assert await stopped.ends()
+        await until(lambda: harness.server.statistics().connections == 1)
+        for client in (slow, stopped):
+            await client.__aexit__(None, None, None)
+
+
 async def test_idle_connection_is_closed_but_not_one_that_waits_for_its_answer(logs: FakeLogs) -> None:
     clock = FakeClock()
     async with (
