@@ -22,7 +22,14 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import ClosedError, CorruptError, FencedError, FullError, InvariantError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    FullError,
+    InvariantError,
+    UnavailableError,
+)
 from penstock.metadata.commands import OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
@@ -188,6 +195,9 @@ class StreamEngine:
         self._appended_entries = 0
         self._appended_bytes = 0
         self._append_failures = 0
+        self._tasks = tasks
+        #: WAL position after the newest entry that is in the log cache, or of a deleted stream.
+        self._stored_end = 0
         self._uncharged_entries = 0
         self._wal_full = False
         self._closing = False
@@ -378,6 +388,7 @@ class StreamEngine:
             self._room.set()
 
     def _store_durable(self, entry: StreamEntry) -> None:
+        self._stored_end = entry.wal_position
         if entry.stream_id not in self._streams:
             # the stream was deleted while the append was on its way
             if entry.charge is not None:
@@ -404,6 +415,18 @@ class StreamEngine:
         block = self._log_cache.freeze()
         if block is not None:
             self._uploader.submit(block)
+        elif self._wal_full and not self._uploader.pending_blocks:
+            # what fills the WAL is of deleted streams: nothing to upload, only to trim
+            self._tasks.start_soon(self._trim_dead)
+
+    async def _trim_dead(self) -> None:
+        try:
+            await self._wal.trim(self._stored_end)
+        except UnavailableError as error:
+            logger.warning("the WAL wasn't trimmed, the next upload does it: %s", error)
+            return
+        self._wal_full = False
+        self._made_progress()
 
     async def _upload_on_interval(self) -> None:
         while True:
@@ -414,6 +437,8 @@ class StreamEngine:
         """Upload and commit everything that is durable now."""
         self._freeze()
         await self._uploader.wait_idle()
+        if not self._log_cache.active_bytes and not self._in_flight_bytes:
+            await self._trim_dead()
 
     async def drain(self) -> None:
         """Wait for the WAL to answer every append, then upload and commit everything; at a clean stop."""

@@ -1,0 +1,258 @@
+"""An engine on real plugins in memory, with a WAL and a store that the test steers."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+from penstock_allocator_sequential import SequentialAllocatorSettings, penstock_register_allocator
+from penstock_cache_fifo import FifoLogCacheSettings, penstock_register_log_cache
+from penstock_cache_lru import LruBlockCacheSettings, penstock_register_block_cache
+from penstock_metadata_object import Settings as MetadataSettings
+from penstock_metadata_object import penstock_register_metadata_log
+from penstock_object_store_fsspec import Settings as StoreSettings
+from penstock_object_store_fsspec import penstock_register_object_store
+
+from penstock.errors import FullError, UnavailableError
+from penstock.metadata.commands import CreateTopic
+from penstock.metadata.image import TopicState
+from penstock.metadata.service import MetadataService
+from penstock.spi.allocator import Allocator
+from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
+from penstock.spi.log_cache import LogCache, LogCacheBlock
+from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
+from penstock.spi.plugin import Buffer, Services
+from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
+from penstock.stream.engine import EngineSettings, Stream, StreamEngine
+from penstock.stream.reader import ReaderSettings
+from penstock.stream.uploader import UploadSettings
+
+NODE = 1
+
+
+class FakeWal:
+    """A WAL in memory: what was acknowledged survives :meth:`crash`; the test decides when that happens."""
+
+    capabilities = WalCapabilities(durability_domain="process", bounded=True)
+    location = "fake wal"
+
+    def __init__(self) -> None:
+        self.durable: list[WalEntry] = []
+        self.pending: list[tuple[WalAppend, bytes]] = []
+        self.position = 0
+        self.trimmed = 0
+        self.automatic = True
+        self.full = False
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        for entry in list(self.durable):
+            if entry.next_position > self.trimmed:
+                yield entry
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        if self.full:
+            raise FullError("the fake wal is full")
+        joined = b"".join(data)
+        append = WalAppend(self.position, self.position + len(joined))
+        self.position += len(joined)
+        self.pending.append((append, joined))
+        if self.automatic:
+            self.complete()
+        return append
+
+    def complete(self, count: int | None = None) -> None:
+        """Make the oldest ``count`` pending appends durable."""
+        due, self.pending = (
+            self.pending[:count],
+            self.pending[len(self.pending) if count is None else count :],
+        )
+        for append, data in due:
+            self.durable.append(WalEntry(append.position, append.next_position, memoryview(data)))
+            append.complete()
+
+    def fail(self) -> None:
+        """Fail everything that is pending."""
+        due, self.pending = self.pending, []
+        for append, _ in due:
+            append.complete(UnavailableError("the fake wal failed"))
+
+    def crash(self) -> None:
+        """A new process opens it: what was pending is gone."""
+        self.pending = []
+        self.automatic = True
+        self.full = False
+
+    async def trim(self, position: int) -> None:
+        self.trimmed = max(self.trimmed, position)
+
+    async def seal(self) -> None:
+        raise NotImplementedError
+
+    def statistics(self) -> WalStatistics:
+        return WalStatistics(trimmed_position=self.trimmed)
+
+
+class SteeredStore:
+    """Wraps a store: puts can be held up or fail, and are counted."""
+
+    def __init__(self, inner: ObjectStore) -> None:
+        self._inner = inner
+        self.fail_puts = False
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.object_puts = 0
+        self.gets = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        if key.startswith("objects/"):
+            await self.gate.wait()
+            if self.fail_puts:
+                raise UnavailableError("the steered store fails")
+            self.object_puts += 1
+        return await self._inner.put(key, body)
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        if key.startswith("objects/"):
+            self.gets += 1
+        return await self._inner.get(key, start, end)
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        await self.gate.wait()
+        return await self._inner.create_multipart(key)
+
+    async def keys(self) -> list[str]:
+        return [info.key async for info in self._list("objects/")]
+
+    def _list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
+        return self._inner.list(prefix)
+
+
+SETTINGS = EngineSettings(
+    upload_bytes=2**20,
+    upload_interval_ms=3_600_000,
+    in_flight_bytes_max=2**20,
+    lifecycle_interval_ms=3_600_000,
+    delete_delay_ms=0,
+    upload=UploadSettings(
+        block_bytes=256,
+        object_split_bytes=2**20,
+        multipart_bytes=2**20,
+        part_bytes=2**18,
+        prepare_deadline_ms=60_000,
+    ),
+    reader=ReaderSettings(merge_bytes_max=2**20),
+)
+
+
+@dataclass
+class World:
+    """What survives a crash: the WAL and the store; and what the last engine told."""
+
+    directory: Path
+    wal: FakeWal = field(default_factory=FakeWal)
+    url: str = field(default_factory=lambda: f"memory://{uuid.uuid4().hex}")
+    settings: EngineSettings = SETTINGS
+    limit: int = 64 * 2**20
+    uploads: list[UploadCommitted] = field(default_factory=list)
+    destroyed: list[ObjectsDestroyed] = field(default_factory=list)
+    recovered: list[RecoveryFinished] = field(default_factory=list)
+    now_ms: int = 1_000_000
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[Engine]:
+        services = Services(
+            node_id=NODE, epoch=1, cluster_id="", data_dir=self.directory, clock=time.monotonic
+        )
+        async with (
+            penstock_register_allocator().open(
+                SequentialAllocatorSettings(limit=self.limit), services
+            ) as allocator,
+            penstock_register_object_store().open(StoreSettings(url=self.url), services) as inner,
+        ):
+            store = SteeredStore(inner)
+            services = replace(services, allocator=allocator, object_store=store)  # type: ignore[arg-type]
+            async with (
+                penstock_register_metadata_log().open(MetadataSettings(), services) as log,
+                MetadataService.open(log, now_ms=lambda: self.now_ms) as metadata,
+                penstock_register_log_cache().open(FifoLogCacheSettings(), services) as log_cache,
+                penstock_register_block_cache().open(
+                    LruBlockCacheSettings(limit=2**20), services
+                ) as block_cache,
+            ):
+                epoch = await metadata.register(NODE)
+
+                def uploaded(event: UploadCommitted, block: LogCacheBlock) -> None:
+                    self.uploads.append(event)
+
+                async with StreamEngine.open(
+                    metadata=metadata,
+                    store=store,  # type: ignore[arg-type]
+                    wal=self.wal,
+                    log_cache=log_cache,
+                    block_cache=block_cache,
+                    allocator=allocator,
+                    settings=self.settings,
+                    node_id=NODE,
+                    node_epoch=epoch,
+                    now_ms=lambda: self.now_ms,
+                    on_upload=uploaded,
+                    on_destroyed=self.destroyed.append,
+                    on_recovered=self.recovered.append,
+                ) as engine:
+                    opened = Engine(engine, metadata, store, allocator, log_cache)
+                    await opened.open_topic()
+                    yield opened
+
+
+@dataclass
+class Engine:
+    """An open engine with one topic's two streams."""
+
+    engine: StreamEngine
+    metadata: MetadataService
+    store: SteeredStore
+    allocator: Allocator
+    log_cache: LogCache
+    streams: list[Stream] = field(default_factory=list)
+
+    async def open_topic(self) -> None:
+        topic = self.metadata.image.topic_by_name("t")
+        if topic is None:
+            topic = await self.metadata.submit(CreateTopic("t", b"t" * 16, 1))
+        assert isinstance(topic, TopicState)
+        self.streams = await self.engine.open_streams(topic.log_streams + topic.state_streams)
+
+    @property
+    def stream(self) -> Stream:
+        return self.streams[0]
+
+    def append(
+        self, payload: bytes, count: int = 1, stream: int = 0, time_ms: int = 0
+    ) -> list[Exception | None]:
+        """Append; the returned list gets the outcome."""
+        outcome: list[Exception | None] = []
+        allocation = self.allocator.allocate_nowait(len(payload), "append")
+        allocation.view[:] = payload
+        self.engine.append(self.streams[stream], count, time_ms, allocation.view, allocation, outcome.append)
+        return outcome
+
+    async def read_all(self, stream: int = 0) -> list[tuple[int, bytes]]:
+        """(base offset, payload) of every entry, read from the start."""
+        opened = self.streams[stream]
+        offset = opened.start_offset
+        found = []
+        while offset < opened.confirmed_offset:
+            entries = await self.engine.read(opened, offset, 1000)
+            for entry in entries:
+                found.append((entry.base_offset, bytes(entry.data)))
+            offset = entries[-1].next_offset
+        return found
