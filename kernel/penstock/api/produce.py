@@ -6,12 +6,11 @@ of the request; the partitions answer through callbacks, and the last answer com
 
 from __future__ import annotations
 
-__all__ = ("ProduceCall",)
+__all__ = ("ProduceCall", "ProduceSink")
 
 import logging
-from collections.abc import Callable
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 from penstock.api.context import ApiContext, AppendResult, Client, Partition
 from penstock.api.errors import error_code_of, error_message_of, is_expected
@@ -36,12 +35,22 @@ _ATTRIBUTES_LOW_POS: Final = 22
 _TRANSACTIONAL_BIT: Final = 1 << 4
 
 
+class ProduceSink(Protocol):
+    """Where the outcome of a Produce goes. One of the two is called, once; it must not raise."""
+
+    def complete(self, response: ProduceResponse | None) -> None:
+        """The response to send; None when there is none to send (acks=0)."""
+
+    def complete_one(self, topic: TopicProduceData, index: int, result: AppendResult) -> None:
+        """The request had one partition, and its records are durable: the case to be quick in."""
+
+
 class ProduceCall:
     """One Produce request on its way. Every partition of it ends with exactly one result.
 
-    ``on_complete`` is called once, when ``advance`` or a partition's callback fills the last result: with the
-    response to send, or None when there is none to send (acks=0). ``failed`` then says whether any partition
-    failed (acks=0: the connection is to be closed, which is all a client that wants no answer can be told).
+    ``sink`` gets the outcome when ``advance`` or a partition's callback fills the last result. ``failed`` then says
+    whether any partition failed (acks=0: the connection is to be closed, which is all that a client that wants no
+    answer can be told).
 
     ``allocation``, if given, holds the frame that the request's records view. The call owns it: it goes to the
     partitions that take records, and back to the allocator if none does.
@@ -52,10 +61,10 @@ class ProduceCall:
         "_api",
         "_client",
         "_cursor",
-        "_on_complete",
         "_remaining",
         "_request",
         "_results",
+        "_sink",
         "failed",
         "version",
     )
@@ -67,14 +76,14 @@ class ProduceCall:
         api: ApiContext,
         client: Client,
         allocation: Allocation | None,
-        on_complete: Callable[[ProduceResponse | None], None],
+        sink: ProduceSink,
     ) -> None:
         self._request = request
         self.version = version
         self._api = api
         self._client = client
         self._allocation = allocation
-        self._on_complete = on_complete
+        self._sink = sink
         count = 0
         for topic in request.topic_data:
             count += len(topic.partition_data)
@@ -170,7 +179,7 @@ class ProduceCall:
                 produce_version=self.version,
                 now_ms=self._api.now_ms(),
                 charge=charge,
-                on_done=partial(self._done, index, data.index),
+                on_done=self._done_one if len(self._results) == 1 else partial(self._done, index, data.index),
             )
         except FullError:
             if charge is not allocation and charge is not None:
@@ -218,6 +227,15 @@ class ProduceCall:
             ),
         )
 
+    def _done_one(self, result: AppendResult) -> None:
+        topic = self._request.topic_data[0] if len(self._request.topic_data) == 1 else None
+        if result.error_code or topic is None or not self._request.acks:
+            data = next(data for topic in self._request.topic_data for data in topic.partition_data)
+            self._done(0, data.index, result)
+        elif self._remaining:
+            self._remaining = 0
+            self._sink.complete_one(topic, topic.partition_data[0].index, result)
+
     def _done(self, index: int, partition_index: int, result: AppendResult) -> None:
         response = PartitionProduceResponse(
             index=partition_index,
@@ -235,7 +253,7 @@ class ProduceCall:
         self._fill(index, response)
 
     def _fill(self, index: int, response: PartitionProduceResponse) -> None:
-        if self._results[index] is not None:
+        if self._results[index] is not None or not self._remaining:
             return  # a bug already answered for this partition
         self._results[index] = response
         if response.error_code:
@@ -246,7 +264,7 @@ class ProduceCall:
 
     def _complete(self) -> None:
         if self._request.acks == 0:
-            self._on_complete(None)
+            self._sink.complete(None)
             return
         responses: list[TopicProduceResponse] = []
         at = 0
@@ -261,7 +279,7 @@ class ProduceCall:
             responses.append(
                 TopicProduceResponse(topic_id=topic.topic_id, name=topic.name, partition_responses=partitions)
             )
-        self._on_complete(ProduceResponse(responses=responses))
+        self._sink.complete(ProduceResponse(responses=responses))
 
 
 class _Frame:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from penstock.api.context import Client, Endpoint, RequestContext
+from penstock.api.context import AppendResult, Client, Endpoint, RequestContext
 from penstock.api.dispatch import Api, failure_response
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.metadata import unsupported_api_versions
@@ -33,7 +33,7 @@ from penstock.errors import FullError, PenstockError
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
-from penstock.wire.messages.produce import ProduceRequest, ProduceResponse
+from penstock.wire.messages.produce import ProduceRequest, ProduceResponse, TopicProduceData
 from penstock.wire.registry import (
     Message,
     RequestHeader,
@@ -92,7 +92,7 @@ class _ProduceSlot(_Slot):
         self.call: ProduceCall | None = None
 
     def complete(self, response: ProduceResponse | None) -> None:
-        """The call's ``on_complete``. Comes from within the log's callbacks, so it doesn't raise."""
+        """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
         if response is None:
             self.buffers = []
             self.close = self.call is not None and self.call.failed
@@ -103,6 +103,23 @@ class _ProduceSlot(_Slot):
                 self.connection.answer_failed(self, error)
         self.call = None
         self.connection.slot_completed(self)
+
+    def complete_one(self, topic: TopicProduceData, index: int, result: AppendResult) -> None:
+        """One partition, and it went well."""
+        connection = self.connection
+        try:
+            frame = connection.templates.encode(
+                self.version,
+                self.correlation_id,
+                (topic.name, topic.topic_id),
+                index,
+                (result.base_offset, result.log_append_time_ms, result.log_start_offset),
+            )
+            self.buffers = [frame]
+        except PenstockError as error:
+            connection.answer_failed(self, error)
+        self.call = None
+        connection.slot_completed(self)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -138,10 +155,12 @@ class Connection(asyncio.BufferedProtocol):
         "frame_since",
         "last_active",
         "stalled_since",
+        "templates",
     )
 
     def __init__(self, server: Server, advertised: Endpoint) -> None:
         self._server = server
+        self.templates = server.templates
         self.client = Client(host="", port=0, advertised=advertised)
         self._transport: asyncio.Transport | None = None
         self._slots: deque[_Slot] = deque()
@@ -353,7 +372,7 @@ class Connection(asyncio.BufferedProtocol):
         slot = _ProduceSlot(self, version, correlation_id, len(frame))
         self._slots.append(slot)
         self._in_flight_bytes += len(frame)
-        call = ProduceCall(request, version, server.api, self.client, allocation, slot.complete)
+        call = ProduceCall(request, version, server.api, self.client, allocation, slot)
         slot.call = call
         try:
             call.advance()

@@ -19,6 +19,7 @@ from anyio.abc import TaskGroup
 
 from penstock.api.context import ApiContext, Endpoint
 from penstock.api.dispatch import Api, advertised
+from penstock.api.produce_response import ResponseTemplates
 from penstock.errors import ConfigError
 from penstock.server.connection import Connection
 from penstock.server.settings import SCRATCH_BYTES, ListenerSettings, ServerSettings, ServerStatistics
@@ -56,6 +57,7 @@ class Server(AsyncContextManagerMixin):
         self.apis = apis
         self.allocator = allocator
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self.templates = ResponseTemplates()
         #: Where clients reach this broker, one per listener, once the scope is open.
         self.endpoints: tuple[Endpoint, ...] = ()
         self.received_bytes = 0
