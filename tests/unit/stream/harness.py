@@ -179,7 +179,7 @@ class World:
             penstock_register_object_store().open(StoreSettings(url=self.url), services) as inner,
         ):
             store = SteeredStore(inner)
-            services = replace(services, allocator=allocator, object_store=store)  # type: ignore[arg-type]
+            services = replace(services, allocator=allocator, object_store=store)
             async with (
                 penstock_register_metadata_log().open(MetadataSettings(), services) as log,
                 MetadataService.open(log, now_ms=lambda: self.now_ms) as metadata,
@@ -195,7 +195,7 @@ class World:
 
                 async with StreamEngine.open(
                     metadata=metadata,
-                    store=store,  # type: ignore[arg-type]
+                    store=store,
                     wal=self.wal,
                     log_cache=log_cache,
                     block_cache=block_cache,

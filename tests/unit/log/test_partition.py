@@ -1,0 +1,333 @@
+"""A Kafka partition on the stream engine: sequencing, durability, duplicates, time, deletion, retention."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from tests.unit.stream.harness import World
+
+from penstock.errors import FullError
+from penstock.log.errors import KafkaError
+from penstock.log.keyed_log import KeyedLog
+from penstock.log.manager import LogManager, LogSettings
+from penstock.log.partition import AppendOutcome, Partition
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.records import build_batch, iter_records, read_header
+
+pytestmark = pytest.mark.anyio
+NOW_MS = 2_000_000
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@dataclass
+class NewTopic:
+    name: str
+    partition_count: int = 1
+    configs: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
+class Logs:
+    """A log manager over the engine's harness; what survives a crash is the world."""
+
+    world: World
+    manager: LogManager
+    events: list[tuple[str, object]]
+
+    def partition(self, name: str = "events", index: int = 0) -> Partition:
+        found = self.manager.partition(name, index)
+        assert found is not None
+        return found
+
+    async def create(self, name: str = "events", partitions: int = 1, **configs: str) -> Partition:
+        keys = {key.replace("_", "."): value for key, value in configs.items()}
+        (made,) = await self.manager.create_topics([NewTopic(name, partitions, keys)])
+        assert not isinstance(made, Exception), made
+        return self.partition(name)
+
+
+@asynccontextmanager
+async def open_logs(world: World) -> AsyncIterator[Logs]:
+    events: list[tuple[str, object]] = []
+    settings = LogSettings(
+        topic_defaults={}, retention_interval_ms=3_600_000, fetch_in_flight_bytes_max=2**20
+    )
+    async with world.open() as e:
+        async with LogManager.open(
+            e.engine,
+            settings,
+            node_id=1,
+            node_epoch=e.metadata.image.nodes[1].epoch,
+            now_ms=lambda: world.now_ms,
+            notify=lambda name, event: events.append((name, event)),
+        ) as manager:
+            yield Logs(world, manager, events)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, now_ms=NOW_MS)
+
+
+def batch(
+    *values: bytes, timestamp: int = NOW_MS, producer: tuple[int, int, int] = (-1, -1, -1)
+) -> bytearray:
+    producer_id, epoch, sequence = producer
+    return build_batch(
+        [(None, value, (), timestamp) for value in values],
+        producer_id=producer_id,
+        producer_epoch=epoch,
+        base_sequence=sequence,
+    )
+
+
+def append(partition: Partition, data: bytearray) -> list[AppendOutcome]:
+    outcomes: list[AppendOutcome] = []
+    partition.append(memoryview(data), produce_version=9, now_ms=NOW_MS, charge=None, on_done=outcomes.append)
+    return outcomes
+
+
+async def read(partition: Partition, offset: int = 0) -> list[tuple[int, bytes]]:
+    result = await partition.read(offset, 10**6, read_committed=False, at_least_one=True)
+    return [
+        (record.offset, bytes(record.value or b""))
+        for piece in result.records
+        for record in iter_records(piece)
+    ]
+
+
+def codes(outcomes: Sequence[AppendOutcome]) -> list[int]:
+    return [outcome.error_code for outcome in outcomes]
+
+
+async def test_offsets_follow_and_the_high_watermark_moves_with_durability(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        world.wal.automatic = False
+        woken: list[int] = []
+        partition.add_listener(lambda: woken.append(partition.high_watermark))
+        first, second = append(partition, batch(b"a", b"b")), append(partition, batch(b"c"))
+        assert (first, second, partition.high_watermark) == ([], [], 0)
+        world.wal.complete()
+        assert [(o[0].error_code, o[0].base_offset) for o in (first, second)] == [(0, 0), (0, 2)]
+        assert woken == [2, 3] or woken == [3, 3]
+        assert await read(partition) == [(0, b"a"), (1, b"b"), (2, b"c")]
+        assert await read(partition, 1) == [(0, b"a"), (1, b"b"), (2, b"c")], "the whole batch that holds 1"
+
+
+async def test_a_bad_batch_is_refused_and_changes_nothing(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create(max_message_bytes="200")
+        damaged = batch(b"a")
+        damaged[-1] ^= 1
+        assert codes(append(partition, damaged)) == [ErrorCode.CORRUPT_MESSAGE]
+        assert codes(append(partition, batch(b"x" * 300))) == [ErrorCode.MESSAGE_TOO_LARGE]
+        assert partition.stream.next_offset == 0
+
+
+async def test_a_batch_that_comes_again_gets_its_offset_again_even_while_in_flight(world: World) -> None:
+    """KIP-98: never appended twice, never confirmed before it is durable."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        world.wal.automatic = False
+        first = append(partition, batch(b"a", producer=(7, 0, 0)))
+        again = append(partition, batch(b"a", producer=(7, 0, 0)))
+        assert (first, again) == ([], [])
+        world.wal.complete()
+        assert [(o[0].error_code, o[0].base_offset) for o in (first, again)] == [(0, 0), (0, 0)]
+        assert codes(append(partition, batch(b"c", producer=(7, 0, 2)))) == [
+            ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+        ]
+        assert codes(append(partition, batch(b"c", producer=(7, 0, 0)))) == [0]
+        assert partition.stream.next_offset == 1
+
+
+async def test_after_a_failure_the_producer_goes_on_with_what_failed_first(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        world.wal.automatic = False
+        first = append(partition, batch(b"a", producer=(7, 0, 0)))
+        duplicate = append(partition, batch(b"a", producer=(7, 0, 0)))
+        second = append(partition, batch(b"b", producer=(7, 0, 1)))
+        world.wal.fail()
+        assert [codes(o) for o in (first, duplicate, second)] == [[ErrorCode.KAFKA_STORAGE_ERROR]] * 3
+        world.wal.automatic = True
+        assert codes(append(partition, batch(b"b", producer=(7, 0, 1)))) == [
+            ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+        ], "nothing overtakes what failed"
+        assert codes(append(partition, batch(b"a", producer=(7, 0, 0)))) == [0]
+        assert codes(append(partition, batch(b"b", producer=(7, 0, 1)))) == [0]
+        assert await read(partition) == [(0, b"a"), (1, b"b")]
+
+
+@pytest.mark.parametrize("flushed", [False, True], ids=["from the wal", "from a snapshot"])
+async def test_producers_are_remembered_over_a_crash(world: World, flushed: bool) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", producer=(7, 3, 0)))
+        if flushed:
+            partition.snapshot_producers(NOW_MS)
+            await logs.manager._engine.flush()
+        append(partition, batch(b"b", producer=(7, 3, 1)))
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        again = append(partition, batch(b"b", producer=(7, 3, 1)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 1)]
+        again = append(partition, batch(b"a", producer=(7, 3, 0)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
+        assert codes(append(partition, batch(b"z", producer=(7, 2, 5)))) == [ErrorCode.INVALID_PRODUCER_EPOCH]
+        assert partition.leader_epoch == 1, "a new leader"
+
+
+async def test_a_full_log_changes_nothing_and_the_same_batch_can_come_again(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create(message_timestamp_type="LogAppendTime")
+        world.wal.full = True
+        data = batch(b"a")
+        before = bytes(data)
+        allocation = logs.manager._engine.allocator.allocate_nowait(len(data), "network")
+        allocation.view[:] = data
+        with pytest.raises(FullError):
+            partition.append(
+                allocation.view,
+                produce_version=9,
+                now_ms=NOW_MS,
+                charge=allocation,
+                on_done=lambda outcome: None,
+            )
+        assert bytes(allocation.view) == before
+        world.wal.full = False
+        outcomes: list[AppendOutcome] = []
+        assert partition.append(
+            allocation.view, produce_version=9, now_ms=NOW_MS + 5, charge=allocation, on_done=outcomes.append
+        )
+        assert [(o.error_code, o.log_append_time_ms) for o in outcomes] == [(0, NOW_MS + 5)]
+        result = partition.read_nowait(0, 1000, read_committed=False, at_least_one=True)
+        assert result is not None
+        assert [r.timestamp_ms for r in iter_records(result.records[0])] == [NOW_MS + 5]
+
+
+async def test_lookups_by_time_go_into_batches_and_respect_the_log_start(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        for first in (100, 200, 150):
+            append(
+                partition,
+                build_batch([(None, b"", (), NOW_MS + first + i * 10) for i in range(3)]),
+            )
+
+        async def at(time_ms: int) -> tuple[int, int] | None:
+            found = await partition.offset_for_timestamp(NOW_MS + time_ms)
+            return None if found is None else (found[0], found[1] - NOW_MS)
+
+        assert await at(0) == (0, 100)
+        assert await at(105) == (1, 110)
+        assert await at(121) == (3, 200)
+        assert await at(221) is None
+        assert (await partition.max_timestamp_offset() or ())[:2] == (5, NOW_MS + 220)
+        await partition.delete_records(2)
+        assert await at(0) == (2, 120)
+        await partition.delete_records(6)
+        assert (await partition.max_timestamp_offset() or ())[:2] == (8, NOW_MS + 170)
+        await partition.delete_records(-1)
+        assert await partition.max_timestamp_offset() is None
+
+
+async def test_reads_outside_of_the_log_are_refused(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", b"b"))
+        assert await read(partition, 2) == []
+        await partition.delete_records(1)
+        for offset in (0, 3):
+            with pytest.raises(KafkaError) as caught:
+                await read(partition, offset)
+            assert caught.value.error_code == ErrorCode.OFFSET_OUT_OF_RANGE
+        with pytest.raises(KafkaError):
+            await partition.delete_records(3)
+
+
+async def test_leader_epochs_tell_where_each_ended(world: World) -> None:
+    """KIP-320."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", b"b"))
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        append(partition, batch(b"c"))
+        assert partition.end_offset_for_epoch(0) == (0, 2)
+        assert partition.end_offset_for_epoch(1) == (1, 3)
+        assert partition.end_offset_for_epoch(2) == (-1, -1)
+        result = await partition.read(0, 10**6, read_committed=False, at_least_one=True)
+        assert [read_header(piece).leader_epoch for piece in result.records] == [0, 1]
+
+
+async def test_retention_by_size_and_by_time_drops_the_oldest_only(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create(retention_bytes="250", retention_ms="-1")
+        for i in range(5):
+            append(partition, batch(bytes([i]) * 100))
+        assert await logs.manager.clean() == 1
+        assert partition.log_start_offset == 3, "what stays is at least the limit"
+        await logs.manager.alter_configs("events", {"retention.ms": "1000"})
+        world.now_ms += 1001
+        assert await logs.manager.clean() == 1
+        assert partition.log_start_offset == partition.high_watermark == 5
+
+
+async def test_topics_come_and_go_and_observers_are_told(world: World) -> None:
+    async with open_logs(world) as logs:
+        await logs.create("events", 2)
+        (again,) = await logs.manager.create_topics([NewTopic("events")])
+        assert isinstance(again, Exception)
+        append(logs.partition("events", 1), batch(b"a"))
+        deleted: list[str] = []
+
+        async def on_deleted(names: Sequence[str]) -> None:
+            deleted.extend(names)
+
+        logs.manager.on_topics_deleted = on_deleted  # type: ignore[assignment]
+        closed = logs.partition()
+        missing, error = await logs.manager.delete_topics(["events", "nope"])
+        assert missing is None
+        assert error is not None
+        assert deleted == ["events"]
+        assert codes(append(closed, batch(b"a"))) == [ErrorCode.NOT_LEADER_OR_FOLLOWER]
+        assert logs.manager.partition("events", 0) is None
+        names = [name for name, _ in logs.events]
+        assert names.count("penstock_on_partition_opened") == 3  # the harness's own topic has one
+        assert names.count("penstock_on_partition_closed") == 2
+        assert names[-1] == "penstock_on_topic_deleted"
+
+
+async def test_producer_ids_are_new_over_restarts(world: World) -> None:
+    seen = set()
+    for _ in range(2):
+        async with open_logs(world) as logs:
+            for _ in range(3):
+                producer_id, epoch = await logs.manager.next_producer_id()
+                assert producer_id not in seen
+                assert epoch == 0
+                seen.add(producer_id)
+        world.wal.crash()
+
+
+async def test_a_keyed_log_gives_back_every_record_from_its_start(world: World) -> None:
+    async with open_logs(world) as logs:
+        await logs.create("keyed")
+        log = KeyedLog("keyed", 1, logs.manager.partition, lambda: NOW_MS)
+        assert await log.append(0, [(b"k1", b"v1"), (b"k2", None)]) == 0
+        assert await log.append(0, [(b"k3", b"v3")]) == 2
+        assert [record async for record in log.read_all(0)] == [(b"k1", b"v1"), (b"k2", None), (b"k3", b"v3")]
+        await log.trim(0, 1)
+        assert [record async for record in log.read_all(0)] == [(b"k2", None), (b"k3", b"v3")]
