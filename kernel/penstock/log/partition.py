@@ -15,7 +15,14 @@ from dataclasses import dataclass
 
 import anyio
 
-from penstock.errors import ClosedError, CorruptError, FencedError, FullError, PenstockError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NotFoundError,
+    PenstockError,
+)
 from penstock.log.errors import KafkaError
 from penstock.log.producer_state import Duplicate, ProducerStateTable
 from penstock.spi.allocator import Allocation
@@ -173,6 +180,8 @@ class Partition:
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
         #: Log end when the newest snapshot of the producers was taken.
         self._snapshot_end = -1
+        #: The damage that was reported last.
+        self._damage = ""
 
     @property
     def leader_epoch(self) -> int:
@@ -370,10 +379,23 @@ class Partition:
     async def read(
         self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
     ) -> ReadResult:
-        """The same from wherever the data are. Raises KafkaError, UnavailableError, CorruptError."""
+        """The same from wherever the data are. Raises KafkaError (also for damaged data), UnavailableError."""
         self._check_offset(offset)
-        entries = await self._engine.read(self.stream, offset, bytes_max)
+        try:
+            entries = await self._engine.read(self.stream, offset, bytes_max)
+        except (CorruptError, NotFoundError) as error:
+            self._check_offset(offset)  # trimmed while we looked: what is gone was neither lost nor damaged
+            self._report_damage(error)
+            raise KafkaError(ErrorCode.CORRUPT_MESSAGE, str(error)) from error
+        if not entries:
+            self._check_offset(offset)
         return _result(entries, bytes_max, at_least_one)
+
+    def _report_damage(self, error: PenstockError) -> None:
+        """Readers come back for it again and again: each damage is told once."""
+        if str(error) != self._damage:
+            self._damage = str(error)
+            logger.error("can't read topic=%s partition=%d: %s", self.topic, self.index, error)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call ``listener()`` whenever the high watermark moved, and once when the partition closes."""

@@ -144,6 +144,8 @@ class _Pending:
         if append.error is None:
             assert self._generation == stream._generation, "the WAL completes in order"
             stream.confirmed_offset = entry.next_offset
+            # The WAL works: whoever waits tries again, and if it is full still, what came since is uploaded.
+            engine._wal_full = False
             engine._store_durable(entry)
         else:
             engine._append_failures += 1

@@ -114,24 +114,9 @@ class ColdReader:
             return []
         buffers = await self._cache.get([ref for ref, _ in wanted], self._load)
         self._read_ahead(stream, start, wanted[-1][1].end, end)
-        entries: list[StreamEntry] = []
-        size = 0
-        expected = start
-        for buffer in buffers:
-            for entry in decode_block(buffer, stream.stream_id):
-                if entry.next_offset <= start:
-                    continue
-                if entry.base_offset >= end or (entries and size + len(entry.data) > bytes_max):
-                    return entries
-                if entry.base_offset > expected:
-                    raise CorruptError(
-                        f"stream has a hole, run 'penstock verify': stream={stream.stream_id} "
-                        f"expected={expected} found={entry.base_offset}"
-                    )
-                entries.append(entry)
-                size += len(entry.data)
-                expected = entry.next_offset
-        return entries
+        entries, held = _select(buffers, stream.stream_id, start, end, bytes_max)
+        size = sum(len(entry.data) for entry in entries)
+        return entries if size * 4 >= held * 3 else _compact(entries)
 
     async def find_time(self, stream: StreamState, offset: int, time_ms: int) -> StreamEntry | None:
         """The first committed entry from the one that holds ``offset`` on with a timestamp >= ``time_ms``."""
@@ -235,11 +220,21 @@ class ColdReader:
         return decode_index(await self._store.get(key, position, position + size), crc, object_id)
 
     async def _load(self, refs: Sequence[BlockRef]) -> Sequence[Buffer]:
-        """The given blocks, verified; neighbours share a ranged read."""
+        """The given blocks, verified; neighbours share a ranged read. Raises the first error that one met."""
         results: dict[BlockRef, Buffer] = {}
+        errors: list[PenstockError] = []
+
+        async def load(run: list[BlockRef]) -> None:
+            try:
+                await self._load_run(run, results)
+            except PenstockError as error:
+                errors.append(error)
+
         async with anyio.create_task_group() as tasks:
             for run in merge_adjacent(refs, self._settings.merge_bytes_max):
-                tasks.start_soon(self._load_run, run, results)
+                tasks.start_soon(load, run)
+        if errors:
+            raise errors[0]
         return [results[ref] for ref in refs]
 
     async def _load_run(self, run: list[BlockRef], results: dict[BlockRef, Buffer]) -> None:
@@ -270,11 +265,53 @@ class ColdReader:
             wanted = await self._locate(stream, start, end, window)
             if wanted:
                 await self._cache.get([ref for ref, _ in wanted], self._load, prefetch=True)
-        except* PenstockError as group:
+        except PenstockError as error:
             # the reader that gets there will meet the same error, and report it
-            logger.debug("readahead failed: %s", group.exceptions[0])
+            logger.debug("readahead failed: %s", error)
         finally:
             self._prefetching -= 1
+
+
+def _select(
+    buffers: Sequence[Buffer], stream_id: int, start: int, end: int, bytes_max: int
+) -> tuple[list[StreamEntry], int]:
+    """(entries from the one that holds ``start``, size of the blocks that they keep in memory)."""
+    entries: list[StreamEntry] = []
+    size = held = 0
+    expected = start
+    for buffer in buffers:
+        fresh = True
+        for entry in decode_block(buffer, stream_id):
+            if entry.next_offset <= start:
+                continue
+            if entry.base_offset >= end or (entries and size + len(entry.data) > bytes_max):
+                return entries, held
+            if entry.base_offset > expected:
+                raise CorruptError(
+                    f"stream has a hole, run 'penstock verify': stream={stream_id} "
+                    f"expected={expected} found={entry.base_offset}"
+                )
+            entries.append(entry)
+            size += len(entry.data)
+            expected = entry.next_offset
+            if fresh:
+                fresh = False
+                held += len(buffer)
+    return entries, held
+
+
+def _compact(entries: list[StreamEntry]) -> list[StreamEntry]:
+    """The same in memory of their own: a slow reader must not keep whole blocks for the sake of a small part (I8)."""
+    whole = memoryview(b"".join([entry.data for entry in entries]))
+    compact = []
+    position = 0
+    for entry in entries:
+        data = whole[position : position + len(entry.data)]
+        compact.append(
+            StreamEntry(entry.stream_id, entry.base_offset, entry.next_offset, entry.time_ms, data)
+        )
+        position += len(data)
+    return compact
 
 
 def merge_adjacent(refs: Sequence[BlockRef], bytes_max: int) -> list[list[BlockRef]]:
