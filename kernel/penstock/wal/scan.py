@@ -47,8 +47,14 @@ class LogScan:
         end_limit: int,
         confirmed_position: int = 0,
         lookahead_bytes: int = 0,
+        settled_position: int = 0,
+        settled_epoch: int = 0,
     ) -> None:
-        """Scan from ``cursor``; no byte at or past ``end_limit`` belongs to the log."""
+        """Scan from ``cursor``; no byte at or past ``end_limit`` belongs to the log.
+
+        At ``settled_position`` an earlier recovery, by the owner ``settled_epoch``, found the end of the log. Groups
+        of older owners from there on were not part of it then, so they aren't now.
+        """
         assert cursor.position % alignment == 0, "groups start aligned"
         self.cursor = cursor
         self.confirmed_position = confirmed_position
@@ -58,6 +64,8 @@ class LogScan:
         self._alignment = alignment
         self._end_limit = end_limit
         self._lookahead_bytes = lookahead_bytes
+        self._settled_position = settled_position
+        self._settled_epoch = settled_epoch
 
     def __iter__(self) -> Iterator[DecodedGroup]:
         """The groups in order. Raises CorruptError, naming the position, where a confirmed entry is lost."""
@@ -78,6 +86,8 @@ class LogScan:
         if header is None:
             raise DamageError("no valid group header", position)
         check_successor(header, self.cursor, log_id=self._log_id)
+        if position >= self._settled_position and header.epoch < self._settled_epoch:
+            raise DamageError("a group of an owner before the last recovery", position)
         if self._group_end(header) > self._end_limit:
             raise DamageError("a group reaches over the end of the log's room", position)
         return DecodedGroup(header, decode_entries(header, self._read(position, header.length)))

@@ -24,8 +24,9 @@ _VERSION = 1
 _SEALED, _CLEAN = 1, 2
 
 # magic, version, flags, header sequence, log id, node id, owner epoch, owner incarnation, ring bytes, trim position,
-# start position, start sequence, start digest, confirmed position, window bytes, cluster id; CRC-32C of all that
-_FIXED = struct.Struct(">8sHHQQqq16sQQQQIQQ128s")
+# start position, start sequence, start digest, confirmed position, window bytes, settled position, settled epoch,
+# cluster id; CRC-32C of all that
+_FIXED = struct.Struct(">8sHHQQqq16sQQQQIQQQq128s")
 _CRC = struct.Struct(">I")
 
 
@@ -50,6 +51,9 @@ class Header:
     confirmed_position: int
     #: Recovery looks this far past the end for groups that shouldn't be there.
     window_bytes: int
+    #: Where the last recovery ended, and whose it was: groups of older owners from there on don't count.
+    settled_position: int = 0
+    settled_epoch: int = 0
     sealed: bool = False
     #: The log ends exactly at the confirmed position.
     clean: bool = False
@@ -75,6 +79,8 @@ class Header:
             self.start.digest,
             self.confirmed_position,
             self.window_bytes,
+            self.settled_position,
+            self.settled_epoch,
             cluster_id,
         )
         return (fixed + _CRC.pack(crc32c(fixed))).ljust(BLOCK_BYTES, b"\0")
@@ -104,6 +110,8 @@ class Header:
             start_digest,
             confirmed_position,
             window_bytes,
+            settled_position,
+            settled_epoch,
             cluster_id,
         ) = _FIXED.unpack(fixed)
         if version != _VERSION:
@@ -120,6 +128,8 @@ class Header:
             start=Cursor(start_position, start_sequence, start_digest),
             confirmed_position=confirmed_position,
             window_bytes=window_bytes,
+            settled_position=settled_position,
+            settled_epoch=settled_epoch,
             sealed=bool(flags & _SEALED),
             clean=bool(flags & _CLEAN),
         )

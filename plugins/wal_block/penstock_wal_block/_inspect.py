@@ -52,6 +52,8 @@ class Inspection:
                 end_limit=header.start.position + header.ring_bytes,
                 confirmed_position=header.confirmed_position,
                 lookahead_bytes=0 if header.clean else header.window_bytes,
+                settled_position=header.settled_position,
+                settled_epoch=header.settled_epoch,
             )
             for group in scan:
                 found = group.header

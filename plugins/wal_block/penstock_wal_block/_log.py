@@ -171,6 +171,8 @@ class BlockLog:
             end_limit=found.start.position + self._ring_bytes,
             confirmed_position=found.confirmed_position,
             lookahead_bytes=0 if found.clean else found.window_bytes,
+            settled_position=found.settled_position,
+            settled_epoch=found.settled_epoch,
         )
         for group in scan:
             self._advance(group.entries[-1].next_position, scan.cursor)
@@ -180,9 +182,10 @@ class BlockLog:
         self._confirmed = self._cursor.position
 
     def settle(self) -> None:
-        """Make what the scan found durable, and record that it is: a later recovery must find it, too."""
+        """Make what the scan found durable, and record that it is: a later recovery finds it, and nothing else."""
         self._device.sync()
-        self._update_header(confirmed_position=self._cursor.position)
+        end = self._cursor.position
+        self._update_header(confirmed_position=end, settled_position=end, settled_epoch=self._owner.epoch)
 
     def _advance(self, entries_end: int, cursor: Cursor) -> None:
         self._cursor = cursor

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
 from penstock_wal_block._log import BlockLog, Owner
 
-from penstock.errors import CorruptError, FullError
+from penstock.errors import CorruptError, FencedError, FullError
 from penstock.spi import Buffer
 from penstock.wal import GroupCommit
 
@@ -109,6 +109,7 @@ class Run:
     def __init__(self, device: SimulatedDevice) -> None:
         self.device = device
         self.epoch = 0
+        self.incarnation = b""
         self.written = 0
         #: The payloads in the log, oldest first; those before ``must_end`` may never be lost again.
         self.history: list[tuple[int, bytes]] = []
@@ -121,7 +122,7 @@ class Run:
             cluster_id="c",
             node_id=1,
             epoch=self.epoch,
-            incarnation=bytes([self.epoch % 256]) * 16,
+            incarnation=self.incarnation.ljust(16, b"\0"),
             log_id=7,
         )
         self.log = BlockLog(
@@ -159,7 +160,8 @@ class Run:
     def append(self, size: int, entries: int) -> None:
         for _ in range(entries):
             self.written += 1
-            data = (b"%d." % self.written) + bytes(size)
+            data = b"%d." % self.written
+            data = (data * (size // len(data) + 1))[: max(size, len(data))]
             try:
                 append = self.commit.append([data])
             except FullError:
@@ -222,15 +224,22 @@ def _crash(run: Run, rng: random.Random, steps: int, size: int) -> None:
             run.append(size, 2)
             run.trim(0)
     except Crash:
-        run.device.power_off(rng)
-    run.device.crash_after(rng.randrange(4))
+        _end(run, rng)
+    run.device.crash_after(rng.randrange(6))
     try:
         run.open()
         run.recover()
     except Crash:
-        run.device.power_off(rng)
+        _end(run, rng)
         run.open()
         run.recover()
+    run.device.crash_after(-1)
+
+
+def _end(run: Run, rng: random.Random) -> None:
+    """The power goes; or only the process dies, and the system keeps what it wrote, until the power goes."""
+    if rng.random() < 0.7:
+        run.device.power_off(rng)
     run.device.crash_after(-1)
 
 
@@ -267,6 +276,42 @@ def test_no_damaged_byte_goes_unnoticed(sizes: list[int], place: float, mask: in
         assert found == expected
     else:
         assert found in (expected, expected[:-last_group_entries])
+
+
+def test_a_second_opening_with_the_same_epoch_fences_the_first_even_without_locks() -> None:
+    device = SimulatedDevice()
+    run, other = Run(device), Run(device)
+    run.open()
+    run.recover()
+    run.epoch = other.epoch = 0
+    run.incarnation, other.incarnation = b"first", b"second"
+    run.open()
+    run.recover()
+    other.open()
+    with pytest.raises(FencedError):
+        run.append(1, 1)
+
+
+def test_a_group_that_a_recovery_did_not_return_never_comes_back() -> None:
+    """The lost group reaches the medium late, when its successor wrote nothing in its place."""
+    device = SimulatedDevice()
+    run = Run(device)
+    run.open()
+    run.recover()
+    run.append(10, 1)
+    place = HEADER_AREA_BYTES + run.log.cursor.position
+    run.commit.append([b"lost"])
+    group = run.commit.take()
+    assert group is not None
+    run.log.write(group)
+    late = bytes(device.medium[place : place + BLOCK_BYTES])
+    device.medium[place : place + BLOCK_BYTES] = bytes(BLOCK_BYTES)
+    run.open()
+    run.recover()
+    device.medium[place : place + BLOCK_BYTES] = late
+    run.open()
+    run.recover()
+    assert len(run.history) == 1
 
 
 def test_a_group_of_an_abandoned_future_never_joins_its_successor() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -170,6 +171,34 @@ async def test_a_taker_fences_the_live_owner(open_wal: Opener) -> None:
         assert await recovered(wal) == [b"acked", b"new"]
 
 
+async def test_a_fenced_owner_overwrites_nothing(open_wal: Opener) -> None:
+    """Both would write at the same place; the new owner was first."""
+    async with open_wal(1) as old:
+        await old.append([b"acked"]).wait_durable()
+        async with open_wal(2) as new:
+            await new.append([b"new"]).wait_durable()
+            with pytest.raises(FencedError):
+                await old.append([b"late"]).wait_durable()
+            with pytest.raises(FencedError):
+                await old.trim(2**40)
+    async with open_wal(3, recover=False) as wal:
+        assert await recovered(wal) == [b"acked", b"new"]
+
+
+async def test_a_fenced_owner_can_not_trim_or_seal(open_wal: Opener) -> None:
+    async with open_wal(1) as old:
+        append = old.append([b"acked"])
+        await append.wait_durable()
+        async with open_wal(2):
+            with pytest.raises(FencedError):
+                await old.trim(append.next_position)
+            assert old.statistics().state == "fenced"
+            with pytest.raises(FencedError):
+                await old.seal()
+    async with open_wal(3, recover=False) as wal:
+        assert await recovered(wal) == [b"acked"]
+
+
 async def test_an_older_epoch_can_not_open(open_wal: Opener) -> None:
     async with open_wal(5):
         pass
@@ -320,3 +349,70 @@ async def test_closing_on_a_full_disk_answers_and_ends(
         monkeypatch.setattr(FileDevice, "write", no_space)
         append = wal.append([b"never"])
     assert isinstance(append.error, UnavailableError)
+
+
+async def test_a_callback_of_an_earlier_group_runs_before_a_later_failure(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After one group failed, no later one is written, acknowledged or left waiting."""
+    written: list[int] = []
+    write = FileDevice.write
+
+    def fail_once(self: FileDevice, offset: int, parts: Any, length: int) -> None:
+        written.append(length)
+        if len(written) == 2:
+            raise OSError(errno.EIO, "Input/output error")
+        write(self, offset, parts, length)
+
+    async with open_wal(group_bytes_max="4KiB", groups_in_flight_max=8) as wal:
+        monkeypatch.setattr(FileDevice, "write", fail_once)
+        appends = [wal.append([bytes(3000)]) for _ in range(6)]
+        order: list[Exception | None] = []
+        for append in appends:
+            append.set_callback(lambda append: order.append(append.error))
+        with pytest.raises(UnavailableError):
+            await appends[-1].wait_durable()
+        assert order[0] is None
+        assert all(isinstance(error, UnavailableError) for error in order[1:])
+        assert len(order) == 6
+        assert len(written) == 2
+
+
+_CHILD = """
+import sys, anyio
+from pathlib import Path
+from penstock.spi import Services
+from penstock_wal_block import Settings, penstock_register_wal
+
+async def main():
+    services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=Path(sys.argv[1]), clock=lambda: 0.0)
+    settings = Settings(capacity="1MiB", io=sys.argv[2])
+    async with penstock_register_wal().open(settings, services) as wal:
+        assert [entry async for entry in wal.recover()] == []
+        number = 0
+        while True:
+            append = wal.append([b"%d" % number])
+            number += 1
+            if number % 10 == 0:
+                await append.wait_durable()
+                print(number, flush=True)
+
+anyio.run(main)
+"""
+
+
+async def test_a_killed_process_leaves_every_acked_entry(open_wal: Opener, tmp_path: Path, io: str) -> None:
+    command = [sys.executable, "-c", _CHILD, str(tmp_path), io]
+    async with await anyio.open_process(command, stderr=None) as process:
+        assert process.stdout is not None
+        output = b""
+        while output.count(b"\n") < 5:
+            output += await process.stdout.receive()
+        process.kill()
+        async for chunk in process.stdout:
+            output += chunk
+    acked = int(output.split(b"\n")[-2])
+    async with open_wal(2, recover=False) as wal:
+        numbers = [int(entry) for entry in await recovered(wal)]
+    assert numbers == list(range(len(numbers)))
+    assert len(numbers) >= acked
