@@ -43,6 +43,10 @@ CLIENT_VERSIONS_MAX: Final[Mapping[int, int]] = {
 
 _FIRST_API_VERSIONS: Final = 3  # the first that says which software asks (KIP-511)
 _RECEIVE_BYTES: Final = 1 << 18
+#: Until the broker has told its versions: what isn't Kafka mostly reads as a frame of a gigabyte ("HTTP").
+_FIRST_FRAME_BYTES_MAX: Final = 1 << 20
+#: Later answers are as large as our own requests let them be.
+_FRAME_BYTES_MAX: Final = 0x7FFF_FFFF
 _CLIENT_SOFTWARE: Final = "penstock"
 
 
@@ -133,6 +137,7 @@ class Connection:
         self._versions: Mapping[int, VersionRange] = {}
         self._error: PenstockError | None = None
         self._broken = anyio.Event()
+        self._frames = FrameReader(_FIRST_FRAME_BYTES_MAX)
 
     @classmethod
     @asynccontextmanager
@@ -242,13 +247,12 @@ class Connection:
         self._broken.set()
 
     async def _receive(self) -> None:
-        frames = FrameReader(0x7FFFFFFF)  # the broker's answers are as large as our own requests let them be
         received = 0
         try:
             while self._error is None:
                 chunk = await self._stream.receive(_RECEIVE_BYTES)
                 received += len(chunk)
-                for frame in frames.feed(chunk):
+                for frame in self._frames.feed(chunk):
                     if len(frame) < 4:
                         raise DecodeError(f"frame is too short: bytes={len(frame)}")
                     found = self._pending.pop(int.from_bytes(frame[:4], "big", signed=True), None)
@@ -292,6 +296,7 @@ class Connection:
             raise UnavailableError(
                 f"broker doesn't tell its versions: address={self.address} error_code={answer.error_code}"
             )
+        self._frames.frame_bytes_max = _FRAME_BYTES_MAX
         self._versions = {
             each.api_key: VersionRange(each.min_version, each.max_version) for each in answer.api_keys
         }

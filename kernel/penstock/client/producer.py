@@ -260,7 +260,8 @@ class _Sender:
         self._producer = producer
         self._cluster = producer._cluster
         self._window: deque[tuple[Batch, Pending]] = deque()
-        self._window_max = _IDEMPOTENT_WINDOW if settings.idempotent else 1
+        #: Whether the broker has acknowledged a batch of the present producer id.
+        self._is_known = False
         self._wake = anyio.Event()
         self._empty: anyio.Event | None = None
         self._available = True
@@ -283,6 +284,12 @@ class _Sender:
             available=self._available,
             waiting_since_ms=oldest.created_s * 1000 if waits and oldest is not None else None,
         )
+
+    @property
+    def _window_max(self) -> int:
+        # A broker takes any sequence from a producer that it doesn't know (Kafka too): were the first batch
+        # refused, the second would be taken for the first. So the first one goes alone.
+        return _IDEMPOTENT_WINDOW if self._producer.settings.idempotent and self._is_known else 1
 
     async def wait_empty(self) -> None:
         """Return when every batch is settled."""
@@ -351,6 +358,7 @@ class _Sender:
             assert isinstance(answer, InitProducerIdResponse)
             check(answer.error_code, "broker gives no producer id")
             self.queue.renumber(answer.producer_id, answer.producer_epoch)
+            self._is_known = False
 
     async def _transmit(self, batch: Batch) -> None:
         queue, settings = self.queue, self._producer.settings
@@ -402,7 +410,7 @@ class _Sender:
             self._window.popleft()
             batch.base_offset = result.base_offset
             batch.log_append_time_ms = result.log_append_time_ms
-            self._available, self._backoff_s = True, 0.0
+            self._is_known, self._available, self._backoff_s = True, True, 0.0
             self._settle_oldest(None)
 
     async def _refused(self, batch: Batch, code: int, error: PenstockError) -> None:
