@@ -296,7 +296,7 @@ async def test_topics_come_and_go_and_observers_are_told(world: World) -> None:
         async def on_deleted(names: Sequence[str]) -> None:
             deleted.extend(names)
 
-        logs.manager.on_topics_deleted = on_deleted  # type: ignore[assignment]
+        logs.manager.on_topics_deleted = on_deleted
         closed = logs.partition()
         missing, error = await logs.manager.delete_topics(["events", "nope"])
         assert missing is None

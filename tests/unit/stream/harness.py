@@ -26,6 +26,7 @@ from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator
 from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
 from penstock.spi.log_cache import LogCache, LogCacheBlock
+from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
@@ -208,7 +209,7 @@ class World:
                     on_destroyed=self.destroyed.append,
                     on_recovered=self.recovered.append,
                 ) as engine:
-                    opened = Engine(engine, metadata, store, allocator, log_cache)
+                    opened = Engine(engine, metadata, store, allocator, log_cache, log)
                     await opened.open_topic()
                     yield opened
 
@@ -222,6 +223,7 @@ class Engine:
     store: SteeredStore
     allocator: Allocator
     log_cache: LogCache
+    metadata_log: MetadataLog
     streams: list[Stream] = field(default_factory=list)
 
     async def open_topic(self) -> None:
