@@ -565,8 +565,9 @@ class Connection(asyncio.BufferedProtocol):
     def _pause(self) -> None:
         if not self._blocked:
             self._blocked = True
-            assert self._transport is not None
-            self._transport.pause_reading()
+            transport = self._transport
+            if transport is not None and not transport.is_closing():
+                transport.pause_reading()
 
     def _resume(self) -> None:
         """Go on with what was kept back, as far as it goes; then read on."""
@@ -583,8 +584,9 @@ class Connection(asyncio.BufferedProtocol):
             if self._is_stuck():
                 return
         self._blocked = False
-        assert self._transport is not None
-        self._transport.resume_reading()
+        transport = self._transport
+        if transport is not None and not transport.is_closing():
+            transport.resume_reading()
 
     def _is_stuck(self) -> bool:
         """There is still something that can't go on."""

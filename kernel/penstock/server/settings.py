@@ -48,8 +48,9 @@ class ServerSettings:
     pipeline_requests_max: int = 512
     #: Unanswered request bytes per connection before it is no longer read.
     pipeline_bytes_max: int = 64 * 1024 * 1024
-    #: Bytes of responses that may wait in a connection before its requests wait too.
-    write_buffer_bytes_max: int = 1024 * 1024
+    #: Bytes of responses that may wait in a connection before its requests wait too. Up to so many bytes of a
+    #: fetch response are no longer accounted for while they wait.
+    write_buffer_bytes_max: int = 128 * 1024
     #: How long a large frame may wait for memory before its connection is closed.
     memory_wait_ms_max: int = 60_000
     #: How long requests in flight may take once the server stops.
