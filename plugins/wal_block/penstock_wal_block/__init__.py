@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from penstock.hookspecs import hookimpl
 from penstock.spi.wal import WalSpec
-from penstock_wal_block._inspect import inspect_wal
+from penstock_wal_block._inspect import describe_wal, inspect_wal, read_wal
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._wal import CAPABILITIES, BlockWal, open_wal
 
-__all__ = ("BlockWal", "Settings", "inspect", "inspect_wal", "penstock_register_wal")
-
-#: What ``penstock wal inspect`` looks for in the module of a WAL plugin.
-inspect = inspect_wal
+__all__ = ("BlockWal", "Settings", "inspect_wal", "penstock_register_wal")
 
 
 @hookimpl
@@ -23,4 +20,6 @@ def penstock_register_wal() -> WalSpec[Settings]:
         settings=Settings,
         capabilities=CAPABILITIES,
         open=open_wal,
+        read=read_wal,
+        describe=describe_wal,
     )

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-__all__ = ("Inspection", "InspectedGroup", "inspect_wal")
+__all__ = ("InspectedGroup", "Inspection", "describe_wal", "inspect_wal", "read_wal")
 
 import os
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from anyio import to_thread
+
 from penstock.errors import CorruptError, NotFoundError
-from penstock.wal import LogScan
+from penstock.spi.plugin import Services
+from penstock.spi.wal import WalEntry
+from penstock.wal import DecodedGroup, LogScan
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, parse_slots
 from penstock_wal_block._log import CachedReader
+from penstock_wal_block._settings import Settings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +47,24 @@ class Inspection:
 
     def groups(self) -> Iterator[InspectedGroup]:
         """All groups from the start on. Raises CorruptError, as recovery would, where entries are lost."""
+        for group in self._scan():
+            found = group.header
+            yield InspectedGroup(
+                position=found.position,
+                sequence=found.sequence,
+                epoch=found.epoch,
+                confirmed_position=found.confirmed_position,
+                offset=HEADER_AREA_BYTES + found.position % self.header.ring_bytes,
+                length_bytes=found.length,
+                entries=tuple((entry.position, len(entry.data)) for entry in group.entries),
+            )
+
+    def entries(self) -> Iterator[Sequence[WalEntry]]:
+        """The entries past the trim point, group by group; what recovery would return. Raises CorruptError."""
+        for group in self._scan():
+            yield [entry for entry in group.entries if entry.next_position > self.header.trim_position]
+
+    def _scan(self) -> Iterator[DecodedGroup]:
         header = self.header
         with _ReadOnlyFile(Path(self.path)) as file:
             scan = LogScan(
@@ -55,17 +78,7 @@ class Inspection:
                 settled_position=header.settled_position,
                 settled_epoch=header.settled_epoch,
             )
-            for group in scan:
-                found = group.header
-                yield InspectedGroup(
-                    position=found.position,
-                    sequence=found.sequence,
-                    epoch=found.epoch,
-                    confirmed_position=found.confirmed_position,
-                    offset=HEADER_AREA_BYTES + found.position % header.ring_bytes,
-                    length_bytes=found.length,
-                    entries=tuple((entry.position, len(entry.data)) for entry in group.entries),
-                )
+            yield from scan
 
     def summary(self) -> dict[str, object]:
         """Header fields, totals and the first error, ready to be printed or dumped as JSON."""
@@ -105,8 +118,6 @@ def inspect_wal(path: str | Path) -> Inspection:
     """Look into the log at ``path``, a file or block device; nothing is written or locked.
 
     On a live log the last group may look torn while it is being written, and a trim may overtake the reading.
-    The command line finds this function as the attribute ``inspect`` of the plugin's module: any plugin may offer
-    ``inspect(path)`` that returns an object with ``summary() -> dict`` and ``groups() -> iterator``.
 
     Raises NotFoundError when there is nothing at ``path``, CorruptError when neither header slot is valid.
     """
@@ -120,6 +131,21 @@ def inspect_wal(path: str | Path) -> Inspection:
             f"neither header slot is valid, this is no wal_block log or it is damaged: path={path}"
         )
     return Inspection(path=str(path), slots=(first, second), header=header, medium_bytes=medium_bytes)
+
+
+async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalEntry]:
+    """See ``WalSpec.read``."""
+    inspection = await to_thread.run_sync(inspect_wal, services.data_dir / settings.path)
+    groups = inspection.entries()
+    while (entries := await to_thread.run_sync(next, groups, None)) is not None:
+        for entry in entries:
+            yield entry
+
+
+async def describe_wal(settings: Settings, services: Services) -> dict[str, object]:
+    """See ``WalSpec.describe``."""
+    inspection = await to_thread.run_sync(inspect_wal, services.data_dir / settings.path)
+    return await to_thread.run_sync(inspection.summary)
 
 
 class _ReadOnlyFile:
