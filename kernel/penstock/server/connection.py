@@ -29,7 +29,8 @@ from penstock.api.dispatch import Api, failure_response
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.metadata import unsupported_api_versions
 from penstock.api.produce import ProduceCall
-from penstock.errors import FullError, PenstockError
+from penstock.api.produce_scan import has_too_many_partitions
+from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
@@ -60,6 +61,7 @@ _RATE_MIN: Final = 16 * 1024
 
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
+_GROUP_APIS: Final = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP, ApiKey.OFFSET_COMMIT})
 
 _unpack_prefix = struct.Struct(">i").unpack_from
 _unpack_prefix_and_key = struct.Struct(">ih").unpack_from
@@ -365,6 +367,10 @@ class Connection(asyncio.BufferedProtocol):
             self._header = header
             body_pos = header.body_pos
             self._header_tail = bytes(frame[8:body_pos])
+        if allocation is not None:
+            maximum = self._server.settings.produce_partitions_max
+            if has_too_many_partitions(frame, body_pos, version, maximum):
+                raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
         request = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
         assert isinstance(request, ProduceRequest)
         server = self._server
@@ -483,7 +489,9 @@ class Connection(asyncio.BufferedProtocol):
             if api_key not in self._server.apis:
                 self._fault(f"api is not supported: api_key={api_key} length={size}")
                 return
-            size_max = self._server.settings.control_request_bytes_max
+            settings = self._server.settings
+            wide = api_key in _GROUP_APIS
+            size_max = settings.group_request_bytes_max if wide else settings.control_request_bytes_max
             if size > size_max:
                 self._fault(
                     f"frame is too long for its api: api_key={api_key} length={size} length_max={size_max}"

@@ -34,8 +34,12 @@ class ServerSettings:
 
     #: Largest frame, hence largest Produce (``socket.request.max.bytes``).
     request_bytes_max: int = 100 * 1024 * 1024
-    #: Largest frame of any other API: decoded, these take many times their size.
-    control_request_bytes_max: int = 4 * 1024 * 1024
+    #: Partitions, or topics, in one Produce.
+    produce_partitions_max: int = 50_000
+    #: Largest frame of any other API: decoded, these may take a hundred times their size.
+    control_request_bytes_max: int = 1024 * 1024
+    #: The same for what carries the metadata of a whole group (JoinGroup, SyncGroup, OffsetCommit).
+    group_request_bytes_max: int = 4 * 1024 * 1024
     #: Connections beyond this are closed at once (``max.connections``).
     connections_max: int = 10_000
     #: A connection without a request for this long is closed (``connections.max.idle.ms``).

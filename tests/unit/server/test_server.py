@@ -407,6 +407,21 @@ async def test_bad_frame_ends_the_connection_with_one_line(
     assert record.exc_info is None
 
 
+async def test_request_of_a_million_empty_partitions_is_not_even_decoded() -> None:
+    async with serving() as harness, await harness.connect() as client:
+        partitions = 1_000_000
+        body = (
+            struct.pack(">hhiih1si", -1, 1, 1000, 1, 1, b"t", partitions)
+            + struct.pack(">ii", 0, 0) * partitions
+        )
+        await client.send_raw(struct.pack(">ihhih", 10 + len(body), 0, 8, 1, -1))
+        await client.send_raw(body)
+        assert await client.ends()
+        assert harness.server.statistics().connections_closed_for_fault == 1
+        assert harness.server.requests_by_api[PRODUCE] == 0
+        assert harness.allocator.used == 0
+
+
 async def test_lines_about_bad_input_are_limited(caplog: pytest.LogCaptureFixture) -> None:
     clock = FakeClock()
     async with serving(clock=clock) as harness:

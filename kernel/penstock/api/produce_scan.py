@@ -1,0 +1,104 @@
+"""Counting the partitions of a Produce request before it is decoded.
+
+A partition without records takes 6 bytes on the wire and a hundred times that as objects, so a request as large as a
+frame may be would take gigabytes. Counting walks over the request without making anything, and stops at the limit.
+"""
+
+from __future__ import annotations
+
+__all__ = ("has_too_many_partitions",)
+
+import struct
+from typing import Final
+
+from penstock.errors import PenstockError
+from penstock.wire.registry import is_flexible
+
+_PRODUCE: Final = 0
+_TOPIC_IDS_VERSION: Final = 13
+_ACKS_AND_TIMEOUT_BYTES: Final = 6
+
+_unpack_int16 = struct.Struct(">h").unpack_from
+_unpack_int32 = struct.Struct(">i").unpack_from
+
+
+class _TooManyError(PenstockError):
+    pass
+
+
+def has_too_many_partitions(frame: memoryview, body_pos: int, version: int, maximum: int) -> bool:
+    """Whether the request names more than ``maximum`` topics or partitions. False for what is malformed anyway."""
+    try:
+        if is_flexible(_PRODUCE, version):
+            _walk_flexible(frame, body_pos, version, maximum)
+        else:
+            _walk(frame, body_pos, maximum)
+    except _TooManyError:
+        return True
+    except (struct.error, IndexError):
+        return False  # the decoder says what is wrong
+    return False
+
+
+def _walk(frame: memoryview, pos: int, left: int) -> None:
+    (size,) = _unpack_int16(frame, pos)
+    pos += 2 + max(size, 0) + _ACKS_AND_TIMEOUT_BYTES
+    (topics,) = _unpack_int32(frame, pos)
+    pos += 4
+    if topics > left:
+        raise _TooManyError
+    for _ in range(topics):
+        (size,) = _unpack_int16(frame, pos)
+        pos += 2 + max(size, 0)
+        (partitions,) = _unpack_int32(frame, pos)
+        pos += 4
+        left -= max(partitions, 0)
+        if left < 0:
+            raise _TooManyError
+        for _ in range(partitions):
+            (size,) = _unpack_int32(frame, pos + 4)
+            pos += 8 + max(size, 0)
+
+
+def _walk_flexible(frame: memoryview, pos: int, version: int, left: int) -> None:
+    size, pos = _uvarint(frame, pos)
+    pos += max(size - 1, 0) + _ACKS_AND_TIMEOUT_BYTES
+    topics, pos = _uvarint(frame, pos)
+    if topics - 1 > left:
+        raise _TooManyError
+    for _ in range(topics - 1):
+        if version >= _TOPIC_IDS_VERSION:
+            pos += 16
+        else:
+            size, pos = _uvarint(frame, pos)
+            pos += max(size - 1, 0)
+        partitions, pos = _uvarint(frame, pos)
+        left -= max(partitions - 1, 0)
+        if left < 0:
+            raise _TooManyError
+        for _ in range(partitions - 1):
+            size, pos = _uvarint(frame, pos + 4)
+            pos = _skip_tags(frame, pos + max(size - 1, 0), left)
+        pos = _skip_tags(frame, pos, left)
+
+
+def _skip_tags(frame: memoryview, pos: int, maximum: int) -> int:
+    count, pos = _uvarint(frame, pos)
+    if count > maximum + 1:
+        raise _TooManyError
+    for _ in range(count):
+        _, pos = _uvarint(frame, pos)
+        size, pos = _uvarint(frame, pos)
+        pos += size
+    return pos
+
+
+def _uvarint(frame: memoryview, pos: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = frame[pos]
+        pos += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80 or shift > 28:
+            return value, pos
+        shift += 7

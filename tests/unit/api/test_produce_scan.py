@@ -1,0 +1,55 @@
+"""Counting partitions agrees with decoding them, and ends at the limit."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.api.produce_scan import has_too_many_partitions
+from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
+from penstock.wire.registry import decode_request_header, encode_request
+
+
+def encoded(version: int, counts: list[int], record_bytes: int, transactional_id: str | None) -> memoryview:
+    request = ProduceRequest(
+        transactional_id=transactional_id,
+        topic_data=[
+            TopicProduceData(
+                name=f"topic-{at}" * 30,
+                partition_data=[
+                    PartitionProduceData(index=index, records=b"x" * record_bytes) for index in range(count)
+                ],
+            )
+            for at, count in enumerate(counts)
+        ],
+    )
+    return memoryview(b"".join(encode_request(0, version, 1, "c", request)))[4:]
+
+
+@given(
+    version=st.integers(3, 13),
+    counts=st.lists(st.integers(0, 40), max_size=8),
+    record_bytes=st.sampled_from([0, 1, 200, 20_000]),
+    transactional_id=st.sampled_from([None, "", "tx" * 100]),
+)
+def test_limit_is_exact(
+    version: int, counts: list[int], record_bytes: int, transactional_id: str | None
+) -> None:
+    frame = encoded(version, counts, record_bytes, transactional_id)
+    pos = decode_request_header(frame).body_pos
+    enough = max(sum(counts), len(counts))
+    assert not has_too_many_partitions(frame, pos, version, enough)
+    if sum(counts):
+        assert has_too_many_partitions(frame, pos, version, sum(counts) - 1)
+
+
+@given(version=st.integers(3, 13), data=st.binary(max_size=200))
+def test_any_bytes_are_survived(version: int, data: bytes) -> None:
+    has_too_many_partitions(memoryview(data), 0, version, 100)
+
+
+@pytest.mark.parametrize("version", [3, 9, 13])
+def test_cut_frame_is_left_to_the_decoder(version: int) -> None:
+    frame = encoded(version, [3], 100, None)
+    assert not has_too_many_partitions(frame[:-50], decode_request_header(frame).body_pos, version, 3)
