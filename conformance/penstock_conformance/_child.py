@@ -1,4 +1,4 @@
-"""What child processes do: one function per job, told by JSON lines on stdin, telling by JSON lines on stdout.
+"""What child processes do: one function per job; they and their parent tell each other JSON lines.
 
 A line is written with one ``os.write``, directly after what it tells of, so a SIGKILL can't take back an answer that
 the parent has seen.
@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import sys
 import time
+import traceback
 from collections.abc import Awaitable, Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,6 @@ from penstock.errors import (
     ConflictError,
     FencedError,
     FullError,
-    PenstockError,
 )
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock.spi.wal import WalAppend
@@ -32,15 +32,30 @@ from penstock_conformance._env import Env
 from penstock_conformance._target import Target
 
 
+class _Link:
+    """The way to the parent."""
+
+    connection: Connection
+    unread = b""
+
+
+_link = _Link()
+
+
 def tell(value: object) -> None:
     """Answer the parent."""
-    os.write(1, json.dumps(value).encode() + b"\n")
+    os.write(_link.connection.fileno(), json.dumps(value).encode() + b"\n")
 
 
 def ask() -> Any:
-    """The parent's next order; None when it said the last one. Blocks the process, which does nothing else."""
-    line = sys.stdin.readline()
-    return json.loads(line) if line else None
+    """The parent's next order; None when it is gone. Blocks the process, which does nothing else."""
+    while b"\n" not in _link.unread:
+        piece = os.read(_link.connection.fileno(), 4096)
+        if not piece:
+            return None
+        _link.unread += piece
+    line, _, _link.unread = _link.unread.partition(b"\n")
+    return json.loads(line)
 
 
 def spin_until(moment_s: float) -> None:
@@ -214,9 +229,10 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
 }
 
 
-def main() -> int:
-    """Do the job that the first argument describes."""
-    order = json.loads(sys.argv[1])
+def run_job(order_text: str, connection: Connection) -> None:
+    """The whole life of a child process: do the job that ``order_text`` describes."""
+    _link.connection = connection
+    order = json.loads(order_text)
     env = Env(Target.from_json(order["target"]), Path(order["data_dir"]))
     job = JOBS[order["job"]]
 
@@ -227,11 +243,7 @@ def main() -> int:
 
     try:
         anyio.run(bounded)
-    except (PenstockError, BaseExceptionGroup) as error:
-        sys.stderr.write(f"{type(error).__name__}: {error}\n")
-        raise
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    except BrokenPipeError:
+        return  # the parent lost interest
+    except Exception:  # noqa: BLE001 # told to the parent, whose clause fails by it
+        tell({"failed": traceback.format_exc()[-4000:]})

@@ -33,7 +33,7 @@ _REPORT = pytest.StashKey[Report]()
 _RESULT = pytest.StashKey[ClauseResult]()
 
 #: An unclaimed capability is only tried out, so it gets less time.
-_PROBE_DEADLINE_S = 5.0
+_PROBE_DEADLINE_S = 2.0
 #: A plugin that blocks the event loop, or shields itself, is interrupted this long after its deadline.
 _GRACE_S = 3.0
 
@@ -53,7 +53,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--penstock-allocator", default="", metavar="NAME", help="Plugin that serves it as allocator.")
     add("--penstock-rounds", type=int, default=1, metavar="N", help="N times the races and crashes.")
     add("--penstock-seed", type=int, default=0, metavar="N", help="Seed of everything random.")
-    add("--penstock-deadline", type=float, default=20.0, metavar="S", help="Seconds per clause and round.")
+    add(
+        "--penstock-deadline",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="Seconds per clause; thrice for races and crashes.",
+    )
     add("--penstock-report", metavar="FILE", help="Write the JSON report.")
     add("--penstock-work-dir", metavar="DIR", help="Where data directories are made.")
 
@@ -155,7 +161,7 @@ def _run_clause(
     function: Any, surroundings: Env, clause: Clause, result: ClauseResult, report: Report
 ) -> None:
     """Run one clause and say in ``result`` what came out; a broken clause raises."""
-    deadline_s = surroundings.target.deadline_s * (surroundings.rounds if clause.level > 1 else 1)
+    deadline_s = surroundings.target.deadline_s * (3 * surroundings.rounds if clause.level > 1 else 1)
     try:
         capabilities = report.capabilities
         if capabilities is None:

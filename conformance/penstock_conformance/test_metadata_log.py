@@ -315,7 +315,7 @@ async def test_one_process_wins_each_index(env: Env) -> None:
 async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
     """Make ``data`` the entry, durably; keep the snapshot, durably."""
     last = snapshot_index = 0
-    for owner in range(1, 3 * env.rounds + 1):
+    for owner in range(1, 8 * env.rounds + 1):
         acked: dict[int, int] = {}
         seed = env.random.randrange(2**32)
         async with env.child("append_metadata_until_killed", owner=owner, seed=seed) as child:

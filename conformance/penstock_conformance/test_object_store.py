@@ -483,7 +483,7 @@ async def test_acknowledged_objects_survive_a_kill(env: Env) -> None:
     acked: dict[str, int] = {}
     async with env.open() as store:
         _shared(store)
-    for owner in range(1, 3 * env.rounds + 1):
+    for owner in range(1, 8 * env.rounds + 1):
         seed = env.random.randrange(2**32)
         async with env.child("put_until_killed", owner=owner, keys=keys, seed=seed) as child:
             assert await child.next() == "ready", "the child process failed to open the store"

@@ -511,7 +511,7 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
         _surviving(wal)
     history: list[Label] = []
     trimmed_entries = 0
-    for round_number in range(1, 6 * env.rounds + 1):
+    for round_number in range(1, 10 * env.rounds + 1):
         epoch = 2 * round_number
         acked: list[tuple[int, int]] = []
         trimmed = 0

@@ -1,0 +1,123 @@
+"""Broken allocators."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import mmap
+
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference import PlainAllocator
+from penstock_conformance.reference._allocator import _Grant, _Waiter
+
+KIND = "allocator"
+
+
+@mutant(KIND, "leaks_from_the_account", "account_returns_to_zero", "many_tasks_stay_under_the_limit")
+class LeaksFromTheAccount(PlainAllocator):
+    """Forgets the small change."""
+
+    def give_back(self, grant: _Grant) -> None:
+        grant.size = grant.size // 100 * 99
+        super().give_back(grant)
+
+
+@mutant(KIND, "loses_grants_of_the_cancelled", "grant_to_a_cancelled_waiter_comes_back")
+class LosesGrantsOfTheCancelled(PlainAllocator):
+    """What was granted to somebody who is gone is gone too."""
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        if waiter.answer is None:
+            super()._give_up(waiter)
+
+
+@mutant(KIND, "blocks_the_queue_when_cancelled", "cancelled_waiter_leaves_the_queue")
+class BlocksTheQueueWhenCancelled(PlainAllocator):
+    """Leaves a cancelled request in the queue."""
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        if waiter.answer is not None:
+            super()._give_up(waiter)
+
+
+@mutant(KIND, "hands_out_pinned_memory", "pinned_memory_is_never_handed_out")
+class HandsOutPinnedMemory(PlainAllocator):
+    """Recycles memory as soon as it is released."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(limit)
+        self._recycled: list[mmap.mmap] = []
+
+    def _map(self, size: int) -> mmap.mmap:
+        for memory in self._recycled:
+            if len(memory) >= size:
+                self._recycled.remove(memory)
+                return memory
+        return super()._map(size)
+
+    def give_back(self, grant: _Grant) -> None:
+        memory, grant.memory = grant.memory, None
+        if memory is not None:
+            self._recycled.append(memory)
+        super().give_back(grant)
+
+
+@mutant(KIND, "forgets_pinned_memory", "pinned_memory_is_never_handed_out")
+class ForgetsPinnedMemory(PlainAllocator):
+    """Takes released for free."""
+
+    def give_back(self, grant: _Grant) -> None:
+        grant.memory = None
+        super().give_back(grant)
+
+
+@mutant(KIND, "exceeds_the_limit", "limit_holds", "many_tasks_stay_under_the_limit")
+class ExceedsTheLimit(PlainAllocator):
+    """Looks only at what is there, not at what is asked for."""
+
+    def _fits(self, size: int) -> bool:
+        return self._used.total() < self._limit
+
+
+@mutant(KIND, "releases_twice", "double_release_is_a_bug")
+class ReleasesTwice(PlainAllocator):
+    """Gives bytes back as often as it is told to."""
+
+    def give_back(self, grant: _Grant) -> None:
+        super().give_back(grant)
+        grant._owner = self
+
+
+@mutant(KIND, "serves_the_last_first", "waiters_are_served_in_order")
+class ServesTheLastFirst(PlainAllocator):
+    """A stack instead of a queue."""
+
+    def _serve(self) -> None:
+        self._waiters.reverse()
+        super()._serve()
+        self._waiters.reverse()
+
+
+@mutant(KIND, "forgets_waiters_at_the_end", "waiters_are_answered_at_the_end")
+class ForgetsWaitersAtTheEnd(PlainAllocator):
+    """Ends without a word."""
+
+    def close(self) -> None:
+        self._closed = True
+
+
+@mutant(KIND, "never_asks_for_room", "listener_makes_room")
+class NeverAsksForRoom(PlainAllocator):
+    """Knows its listeners and doesn't call them."""
+
+    def _grant(self, size: int, purpose: str, mapped: bool) -> _Grant | None:
+        self._listeners.clear()
+        return super()._grant(size, purpose, mapped)
+
+
+@mutant(KIND, "refuses_the_maximal_record", "request_over_the_limit_is_granted_alone")
+class RefusesTheMaximalRecord(PlainAllocator):
+    """A record over the limit waits for ever."""
+
+    def _fits(self, size: int) -> bool:
+        return self._used.total() + size <= self._limit

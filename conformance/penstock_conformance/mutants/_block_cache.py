@@ -1,0 +1,110 @@
+"""Broken block caches."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import Sequence
+
+from penstock.spi.block_cache import BlockLoader, BlockRef
+from penstock.spi.plugin import Buffer
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference import PlainBlockCache
+from penstock_conformance.reference._block_cache import _Slot
+
+KIND = "block_cache"
+
+
+@mutant(KIND, "loads_twice", "concurrent_readers_share_one_load")
+class LoadsTwice(PlainBlockCache):
+    """Doesn't know what is being loaded."""
+
+    async def _get_piece(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, prefetch: bool
+    ) -> Sequence[Buffer]:
+        if any(block in self._slots and not self._slots[block].done.is_set() for block in blocks):
+            return await load(blocks)
+        return await super()._get_piece(blocks, load, prefetch)
+
+
+@mutant(KIND, "strands_waiters", "cancelled_loader_strands_nobody")
+class StrandsWaiters(PlainBlockCache):
+    """The reader that comes first loads for all, and when it is cancelled nobody does."""
+
+    _pending: tuple[Sequence[BlockRef], Sequence[_Slot], BlockLoader] | None = None
+
+    def _spawn(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
+        self._pending = (missing, slots, load)
+
+    async def _collect(self, slots: Sequence[_Slot]) -> Sequence[Buffer]:
+        if self._pending is not None:
+            missing, mine, load = self._pending
+            self._pending = None
+            for block, slot, data in zip(missing, mine, await load(missing), strict=True):
+                assert self._slots[block] is slot
+                slot.data = data
+                slot.done.set()
+        return await super()._collect(slots)
+
+
+@mutant(KIND, "caches_failures", "failed_load_is_told_to_all_and_not_cached")
+class CachesFailures(PlainBlockCache):
+    """Remembers that a block couldn't be loaded."""
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        for slot in slots:
+            slot.error = error
+            slot.done.set()
+
+
+@mutant(KIND, "exceeds_its_limit", "memory_stays_under_the_limit")
+class ExceedsItsLimit(PlainBlockCache):
+    """Lets every read in at once."""
+
+    def _make_room(self, wanted: int, keep: Sequence[BlockRef]) -> bool:
+        super()._make_room(wanted, keep)
+        return True
+
+
+@mutant(KIND, "leaks_charges", "leaving_the_context_releases_everything", "eviction_frees_memory")
+class LeaksCharges(PlainBlockCache):
+    """Drops blocks and keeps their account."""
+
+    def _drop(self, block: BlockRef) -> int:
+        self._slots[block].charge = None
+        return super()._drop(block)
+
+
+@mutant(KIND, "returns_in_load_order", "get_returns_the_blocks_in_order")
+class ReturnsInLoadOrder(PlainBlockCache):
+    """What was cached comes first."""
+
+    async def _get_piece(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, prefetch: bool
+    ) -> Sequence[Buffer]:
+        blocks = sorted(blocks, key=lambda block: block not in self._slots)
+        return await super()._get_piece(blocks, load, prefetch)
+
+
+@mutant(KIND, "leaves_readers_waiting", "readers_are_answered_at_the_end")
+class LeavesReadersWaiting(PlainBlockCache):
+    """Ends without a word to those who wait."""
+
+    def close(self) -> None:
+        self._tasks.clear()
+        for block, slot in list(self._slots.items()):
+            if slot.done.is_set():
+                self._drop(block)
+
+
+@mutant(KIND, "mixes_up_objects", "get_returns_the_blocks_in_order")
+class MixesUpObjects(PlainBlockCache):
+    """Finds blocks by their position only."""
+
+    async def _get_piece(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, prefetch: bool
+    ) -> Sequence[Buffer]:
+        known = {block.position: block for block in self._slots}
+        return await super()._get_piece(
+            [known.get(block.position, block) for block in blocks], load, prefetch
+        )

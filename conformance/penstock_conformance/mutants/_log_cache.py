@@ -1,0 +1,93 @@
+"""Broken log caches."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import Sequence
+
+from penstock.spi.log_cache import StreamEntry
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference import PlainLogCache
+
+KIND = "log_cache"
+
+
+@mutant(KIND, "jumps_over_holes", "get_offers_the_newest_continuous_range")
+class JumpsOverHoles(PlainLogCache):
+    """Returns whatever is cached of the range."""
+
+    def _run(
+        self, entries: list[StreamEntry], first: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        return [entry for entry in entries[first:] if entry.base_offset < end_offset]
+
+
+@mutant(KIND, "serves_evicted_entries", "get_offers_the_newest_continuous_range")
+class ServesEvictedEntries(PlainLogCache):
+    """Keeps an index of its own, and forgets to clean it: stale ranges, whose memory is gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._index: dict[int, list[StreamEntry]] = {}
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry)
+        self._index.setdefault(entry.stream_id, []).append(entry)
+
+    def _entries(self, stream_id: int) -> list[StreamEntry]:
+        return self._index.get(stream_id, [])
+
+
+@mutant(KIND, "releases_twice", "dropped_streams_are_gone")
+class ReleasesTwice(PlainLogCache):
+    """Releases the entries of a dropped stream, and again when their block goes."""
+
+    def _release(self, entries: Sequence[StreamEntry]) -> None:
+        for entry in entries:
+            if entry.charge is not None:
+                entry.charge.release()
+
+    def drop_stream(self, stream_id: int) -> None:
+        for block in (*self._frozen, self._active):
+            self._release(block.streams.get(stream_id, []))
+
+
+@mutant(
+    KIND, "leaks_on_eviction", "only_uploaded_blocks_are_evicted", "leaving_the_context_releases_everything"
+)
+class LeaksOnEviction(PlainLogCache):
+    """Never gives memory back."""
+
+    def _release(self, entries: Sequence[StreamEntry]) -> None:
+        """Somebody else's affair."""
+
+
+@mutant(KIND, "evicts_before_upload", "only_uploaded_blocks_are_evicted")
+class EvictsBeforeUpload(PlainLogCache):
+    """Takes frozen for uploaded."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        for block in self._frozen:
+            block.uploaded = True
+        return super().evict(bytes_wanted)
+
+
+@mutant(KIND, "accepts_gaps", "entries_must_continue_their_stream")
+class AcceptsGaps(PlainLogCache):
+    """Takes any entry."""
+
+    def put(self, entry: StreamEntry) -> None:
+        self._active.add(entry)
+
+
+@mutant(KIND, "returns_nothing_when_small", "get_respects_bytes_max")
+class ReturnsNothingWhenSmall(PlainLogCache):
+    """A consumer with a small fetch size never gets on."""
+
+    def _run(
+        self, entries: list[StreamEntry], first: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        if len(entries[first].data) > bytes_max:
+            return []
+        return super()._run(entries, first, end_offset, bytes_max)

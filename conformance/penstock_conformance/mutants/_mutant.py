@@ -1,0 +1,48 @@
+"""How a mutant says what is wrong with it, and which clauses must notice."""
+
+from __future__ import annotations
+
+__all__ = ("MUTANTS", "Mutant", "make", "mutant")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from penstock.errors import ConfigError
+
+C = TypeVar("C", bound=type)
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """``caught_by`` are clauses, all of which must fail; they are of ``level``."""
+
+    kind: str
+    defect: str
+    caught_by: tuple[str, ...]
+    level: int
+    make: Callable[..., Any]
+
+
+#: All mutants by kind and defect.
+MUTANTS: dict[tuple[str, str], Mutant] = {}
+
+
+def mutant(kind: str, defect: str, *caught_by: str, level: int = 1) -> Callable[[C], C]:
+    """Register a class as the mutant ``defect`` of ``kind``."""
+    assert caught_by, "a mutant names the clauses that must catch it"
+
+    def register(made: C) -> C:
+        assert (kind, defect) not in MUTANTS, f"two mutants of one name: {kind} {defect}"
+        MUTANTS[kind, defect] = Mutant(kind, defect, caught_by, level, made)
+        return made
+
+    return register
+
+
+def make(kind: str, defect: str, *arguments: Any) -> Any:
+    """The broken object. Raises ConfigError for a defect that isn't known."""
+    if (kind, defect) not in MUTANTS:
+        known = ", ".join(sorted(name for other, name in MUTANTS if other == kind))
+        raise ConfigError(f"no mutant of this kind has this defect, choose from {known}: defect={defect!r}")
+    return MUTANTS[kind, defect].make(*arguments)

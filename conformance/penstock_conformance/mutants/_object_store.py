@@ -1,0 +1,225 @@
+"""Broken object stores."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import AlreadyExistsError, NotFoundError
+from penstock.spi.object_store import ObjectInfo
+from penstock.spi.plugin import Buffer
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference import DirectoryStore
+
+KIND = "object_store"
+
+
+@mutant(KIND, "creates_in_two_steps", "put_if_absent_has_one_winner_among_processes", level=2)
+class CreatesInTwoSteps(DirectoryStore):
+    """Looks whether the object is there, and then writes it: what generic file system layers do."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        if self._path(key).exists():
+            raise AlreadyExistsError(f"the object exists: key={key}")
+        return self._write(key, body, exclusive=False)
+
+
+@mutant(KIND, "creates_over_others", "put_if_absent_creates_once")
+class CreatesOverOthers(DirectoryStore):
+    """Takes put_if_absent for put."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        return await self.put(key, body)
+
+
+@mutant(
+    KIND,
+    "awaits_between_look_and_create",
+    "put_if_absent_has_one_winner_among_tasks",
+)
+class AwaitsBetweenLookAndCreate(DirectoryStore):
+    """Check-then-write with a suspension between."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        if self._path(key).exists():
+            raise AlreadyExistsError(f"the object exists: key={key}")
+        return await self.put(key, body)
+
+
+@mutant(KIND, "swaps_without_a_lock", "swap_loses_no_update_among_processes", level=2)
+class SwapsWithoutALock(DirectoryStore):
+    """Compares and then swaps."""
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        yield
+
+
+@mutant(KIND, "lists_from_a_cache", "listing_sees_completed_puts_at_once")
+class ListsFromACache(DirectoryStore):
+    """Keeps the first listing."""
+
+    _cached: list[str] | None = None
+
+    def _keys(self) -> Iterator[str]:
+        if not self._cached:
+            self._cached = list(super()._keys())
+        return iter(self._cached)
+
+
+@mutant(KIND, "lists_by_directory", "listing_is_ordered")
+class ListsByDirectory(DirectoryStore):
+    """Walks a tree in order, so that a/b comes before a-b."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        found = [info async for info in super().list(prefix, start_after)]
+        for info in sorted(found, key=lambda info: info.key.split("/")):
+            yield info
+
+
+@mutant(KIND, "start_after_is_inclusive", "listing_is_ordered")
+class StartAfterIsInclusive(DirectoryStore):
+    """Returns the key it should start after."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix):
+            if info.key >= start_after:
+                yield info
+
+
+@mutant(KIND, "range_is_off_by_one", "get_returns_the_asked_range")
+class RangeIsOffByOne(DirectoryStore):
+    """Takes the end for inclusive, as HTTP does."""
+
+    def _range(self, body: bytes, start: int, end: int | None) -> bytes:
+        return body[start : end + 1 if end else end]
+
+
+@mutant(KIND, "ranges_are_stale", "ranges_are_of_the_newest_object")
+class RangesAreStale(DirectoryStore):
+    """Serves ranges from the body that it read first."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._bodies: dict[str, bytes] = {}
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        if not start:
+            return await super().get(key, start, end)
+        if key not in self._bodies:
+            self._bodies[key] = bytes(await super().get(key))
+        return self._bodies[key][start:end]
+
+
+@mutant(KIND, "writes_in_place", "readers_see_old_or_new")
+class WritesInPlace(DirectoryStore):
+    """Truncates the object and fills it again, bit by bit."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        token = bytes(range(16))
+        with self._path(key).open("wb", buffering=0) as file:
+            file.write(token)
+            for part in body:
+                await checkpoint()
+                file.write(part)
+        return token.hex()
+
+
+@mutant(KIND, "acknowledges_before_writing", "acknowledged_objects_survive_a_kill", level=3)
+class AcknowledgesBeforeWriting(DirectoryStore):
+    """Keeps the last three objects in memory, in the hope of merging later writes."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._unwritten: dict[str, bytes] = {}
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        self._unwritten[key] = b"".join(body)
+        if len(self._unwritten) > 3:
+            self.close()
+        return ""
+
+    def close(self) -> None:
+        for key, body in self._unwritten.items():
+            self._write(key, [body], exclusive=False)
+        self._unwritten.clear()
+
+
+@mutant(KIND, "leaves_debris", "acknowledged_objects_survive_a_kill", level=3)
+class LeavesDebris(DirectoryStore):
+    """Shows objects that are being written, under another name."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._temporary = self._objects
+
+    def _keys(self) -> Iterator[str]:
+        prefix = next((key.rpartition("/")[0] for key in super()._keys() if "/" in key), "")
+        return (key if "/" in key else f"{prefix}/{key}" for key in super()._keys())
+
+    def _info(self, key: str) -> ObjectInfo:
+        try:
+            return super()._info(key)
+        except NotFoundError:
+            return ObjectInfo(key=key, size=0)
+
+
+@mutant(KIND, "multipart_appears_early", "multipart_appears_whole", "aborted_multipart_leaves_nothing")
+class MultipartAppearsEarly(DirectoryStore):
+    """Writes each part straight to the object."""
+
+    async def create_multipart(self, key: str) -> _EarlyUpload:  # type: ignore[override]
+        await checkpoint()
+        return _EarlyUpload(self, key)
+
+
+class _EarlyUpload:
+    def __init__(self, store: DirectoryStore, key: str) -> None:
+        self._store = store
+        self._key = key
+        self._parts: list[bytes] = []
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        self._parts.append(b"".join(part))
+        await self._store.put(self._key, self._parts)
+
+    async def complete(self) -> None:
+        await checkpoint()
+
+    async def abort(self) -> None:
+        await checkpoint()
+
+
+@mutant(KIND, "keeps_the_callers_buffer", "put_keeps_no_buffer_of_the_caller")
+class KeepsTheCallersBuffer(DirectoryStore):
+    """Writes when the object is read for the first time."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._lazy: dict[str, Sequence[Buffer]] = {}
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        self._lazy[key] = body
+        return ""
+
+    def _read(self, key: str) -> bytes:
+        if key in self._lazy:
+            self._write(key, self._lazy.pop(key), exclusive=False)
+        return super()._read(key)
+
+
+@mutant(KIND, "accepts_bad_ranges", "bad_ranges_are_refused")
+class AcceptsBadRanges(DirectoryStore):
+    """Slices as Python does."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        await checkpoint()
+        return self._read(key)[16:][start:end]

@@ -1,0 +1,84 @@
+"""Broken partitioners."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import random
+from collections.abc import Mapping
+
+from penstock.spi.partitioner import PartitionLoad
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference import PlainPartitioner
+
+KIND = "partitioner"
+
+
+@mutant(KIND, "takes_the_hash_as_signed", "partition_is_in_range")
+class TakesTheHashAsSigned(PlainPartitioner):
+    """Java's remainder of a negative number is negative."""
+
+    def _of_hash(self, value: int, partition_count: int) -> int:
+        signed = value - 2**32 if value & 0x80000000 else value
+        return signed % partition_count if signed >= 0 else -(-signed % partition_count)
+
+
+@mutant(KIND, "counts_from_one", "partition_is_in_range")
+class CountsFromOne(PlainPartitioner):
+    """Partitions 1 to n."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        return super().choose(topic, key, size_bytes, partition_count) + 1
+
+
+@mutant(KIND, "sticks_to_a_vanished_partition", "partition_stays_in_range_when_the_count_changes")
+class SticksToAVanishedPartition(PlainPartitioner):
+    """Doesn't look whether its partition is still there."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        if key is None and topic in self._sticky and self._sticky[topic][1] < 16384:
+            partition, used = self._sticky[topic]
+            self._sticky[topic] = (partition, used + size_bytes)
+            return partition
+        return super().choose(topic, key, size_bytes, partition_count)
+
+
+@mutant(KIND, "hashes_differently_each_time", "equal_keys_go_together")
+class HashesDifferentlyEachTime(PlainPartitioner):
+    """A hash with a salt, as Python's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._salt = random.getrandbits(31)
+
+    def _of_hash(self, value: int, partition_count: int) -> int:
+        return (value ^ self._salt) % partition_count
+
+
+@mutant(KIND, "never_leaves_its_partition", "keyless_records_spread")
+class NeverLeavesItsPartition(PlainPartitioner):
+    """Sticky for ever."""
+
+    def _draw(self, topic: str, partition_count: int) -> int:
+        return 0
+
+
+@mutant(
+    KIND,
+    "ignores_the_load",
+    "partitions_that_drain_faster_get_more",
+    "unavailable_partitions_get_nothing",
+)
+class IgnoresTheLoad(PlainPartitioner):
+    """Claims to be adaptive."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        """News are for others."""
+
+
+@mutant(KIND, "accepts_no_partitions", "no_partitions_is_refused")
+class AcceptsNoPartitions(PlainPartitioner):
+    """Answers 0 for a topic without partitions."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        return super().choose(topic, key, size_bytes, max(partition_count, 1))

@@ -1,0 +1,248 @@
+"""Broken write-ahead logs."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import AsyncIterator, Sequence
+
+import anyio
+
+from penstock.errors import CorruptError
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend, WalEntry
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference import FileWal
+from penstock_conformance.reference._wal import RECORD_BYTES, Header
+
+KIND = "wal"
+
+
+@mutant(KIND, "acks_before_durable", "acknowledged_entries_survive_a_kill", level=3)
+class AcksBeforeDurable(FileWal):
+    """Acknowledges what is only in its own memory, and writes when there is enough of it."""
+
+    def _flush(self) -> None:
+        if self._state == "closing" or len(self._queue) > 15:
+            self._state = "open"
+            super()._flush()
+        self._scheduled = False
+        for append, _ in self._queue:
+            if not append.done:
+                self._confirmed = append.next_position
+                append.complete()
+
+    def _answer(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        super()._answer([item for item in group if not item[0].done])
+
+    def close(self) -> None:
+        if self._state == "open":
+            self._state = "closing"
+        super().close()
+
+
+@mutant(KIND, "loses_the_tail_on_close", "leaving_the_context_flushes")
+class LosesTheTailOnClose(FileWal):
+    """Acknowledges at the end what it never wrote."""
+
+    def close(self) -> None:
+        unwritten, self._queue = self._queue, []
+        super().close()
+        self._answer(unwritten)
+
+
+@mutant(KIND, "strands_waiters_on_close", "every_waiter_is_answered_when_the_scope_dies")
+class StrandsWaitersOnClose(FileWal):
+    """Drops what is pending without a word."""
+
+    def close(self) -> None:
+        self._queue.clear()
+        super().close()
+
+
+@mutant(KIND, "reorders_completions", "appends_complete_in_position_order")
+class ReordersCompletions(FileWal):
+    """Answers a group from its end."""
+
+    def _answer(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        super()._answer(group[::-1])
+
+
+@mutant(KIND, "reorders_entries", "recover_returns_exactly_what_was_appended", "positions_grow_and_tile")
+class ReordersEntries(FileWal):
+    """Recovers from the end."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        for entry in [entry async for entry in super().recover()][::-1]:
+            yield entry
+
+
+@mutant(
+    KIND,
+    "ignores_the_fence",
+    "second_opener_fences_first",
+)
+class IgnoresTheFence(FileWal):
+    """Never looks who owns the log."""
+
+    def _is_owner(self) -> bool:
+        return True
+
+
+@mutant(KIND, "looks_for_the_fence_once_in_a_while", "fenced_process_never_acknowledges_again", level=2)
+class LooksForTheFenceOnceInAWhile(FileWal):
+    """A lease, as it were: for a while after a look it takes itself for the owner."""
+
+    _looks = 0
+
+    def _is_owner(self) -> bool:
+        self._looks += 1
+        return self._looks % 200 != 0 or super()._is_owner()
+
+
+@mutant(KIND, "lets_older_owners_open", "older_owner_cannot_open")
+class LetsOlderOwnersOpen(FileWal):
+    """The last to come is the owner."""
+
+    def _read_header(self) -> Header:
+        header = super()._read_header()
+        return header._replace(epoch=min(header.epoch, self._epoch))
+
+
+@mutant(
+    KIND,
+    "skips_holes",
+    "hole_below_the_confirmed_position_is_reported",
+    "damage_below_the_confirmed_position_is_reported",
+    level=3,
+)
+class SkipsHoles(FileWal):
+    """Looks for the next record that fits."""
+
+    def _record(self, log: memoryview, position: int) -> tuple[WalEntry, int] | None:
+        while position + RECORD_BYTES <= len(log):
+            found = super()._record(log, position)
+            if found is not None:
+                return found
+            position += 1
+        return None
+
+    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+        """Whatever comes is the end."""
+
+
+@mutant(KIND, "ends_at_holes", "hole_below_the_confirmed_position_is_reported", level=3)
+class EndsAtHoles(FileWal):
+    """Takes a hole for the end of the log."""
+
+    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+        """Whatever comes is the end."""
+
+
+@mutant(KIND, "returns_damaged_entries", "damage_below_the_confirmed_position_is_reported", level=3)
+class ReturnsDamagedEntries(FileWal):
+    """Has checksums and doesn't look at them."""
+
+    def _fits(self, head: memoryview, payload: memoryview, crc: int) -> bool:
+        return True
+
+
+@mutant(KIND, "stops_at_a_torn_tail", "torn_tail_ends_the_log", level=3)
+class StopsAtATornTail(FileWal):
+    """Takes every tear for damage."""
+
+    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+        if any(log[position:]):
+            raise CorruptError(f"something is wrong: position={position}")
+
+
+@mutant(KIND, "exceeds_its_capacity", "full_log_refuses_until_trimmed")
+class ExceedsItsCapacity(FileWal):
+    """Takes everything."""
+
+    def _check_room(self, size: int) -> None:
+        """There is always room."""
+
+
+@mutant(KIND, "tells_wrong_next_positions", "positions_grow_and_tile")
+class TellsWrongNextPositions(FileWal):
+    """Forgets that records have headers."""
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        append = super().append(data)
+        append.next_position -= RECORD_BYTES
+        return append
+
+
+@mutant(KIND, "reuses_positions", "positions_grow_over_a_trimmed_end")
+class ReusesPositions(FileWal):
+    """Starts from the front when everything was trimmed."""
+
+    def _take_over(self) -> None:
+        super()._take_over()
+        if self._header.start == self._header.confirmed:
+            self._header = Header(epoch=self._epoch)
+            self._end = self._confirmed = self._header.start
+
+
+@mutant(KIND, "trims_too_much", "trim_keeps_what_is_above")
+class TrimsTooMuch(FileWal):
+    """Drops the entry that the position is in."""
+
+    def _drop(self, position: int) -> None:
+        later = [end for end in self._ends if end > position]
+        super()._drop(later[0] if later and position else position)
+
+
+@mutant(KIND, "appends_before_recovery", "append_needs_a_finished_recovery")
+class AppendsBeforeRecovery(FileWal):
+    """Is ready at once, and writes over what is there."""
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        self._recovered = True
+        return super().append(data)
+
+
+@mutant(KIND, "forgets_when_cancelled", "many_can_wait_for_one_append")
+class ForgetsWhenCancelled(FileWal):
+    """Takes an append back whose waiter was cancelled."""
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        append = super().append(data)
+        item = self._queue[-1]
+        made = _Forgettable(append.position, append.next_position)
+
+        def forget() -> None:
+            if item in self._queue:
+                self._queue.remove(item)
+
+        made.forget = forget
+        append.set_callback(lambda done: made.complete(done.error))
+        return made
+
+
+class _Forgettable(WalAppend):
+    forget = staticmethod(lambda: None)
+
+    async def wait_durable(self) -> None:
+        try:
+            await super().wait_durable()
+        except anyio.get_cancelled_exc_class():
+            self.forget()
+            raise
+
+
+@mutant(KIND, "acks_after_the_seal", "sealed_log_acknowledges_nothing")
+class AcksAfterTheSeal(FileWal):
+    """The seal binds the others."""
+
+    async def seal(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+
+@mutant(KIND, "takes_empty_entries", "empty_and_oversized_entries_are_refused")
+class TakesEmptyEntries(FileWal):
+    """Gives an empty entry a byte of its own."""
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        return super().append(data if any(data) else [b"\0"])
