@@ -9,13 +9,22 @@ from __future__ import annotations
 __all__ = ("Broker", "BrokerStatistics", "SyncBroker")
 
 import dataclasses
+import fcntl
 import logging
 import os
 import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from contextlib import (
+    AbstractAsyncContextManager,
+    AsyncExitStack,
+    ExitStack,
+    asynccontextmanager,
+    contextmanager,
+    suppress,
+)
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -25,10 +34,17 @@ from anyio.from_thread import start_blocking_portal
 
 from penstock.api.context import ApiContext, ApiSettings
 from penstock.api.dispatch import apis
+from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config, split_address
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupSettings
-from penstock.errors import CapabilityError, InvariantError, PenstockError
+from penstock.errors import (
+    CapabilityError,
+    ConfigError,
+    InvariantError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.metadata.service import MetadataService
@@ -41,6 +57,7 @@ from penstock.spi.events import BrokerStarted, BrokerStopping, RecoveryFinished,
 from penstock.spi.log_cache import LogCache, LogCacheBlock
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
+from penstock.spi.partitioner import Partitioner
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WriteAheadLog
 from penstock.stream.engine import EngineSettings, StreamEngine
@@ -94,6 +111,7 @@ class _Parts:
     groups: GroupService
     server: Server
     node_epoch: int
+    open_partitioner: Callable[[], AbstractAsyncContextManager[Partitioner]]
 
 
 class Broker:
@@ -190,6 +208,22 @@ class Broker:
             },
         )
 
+    @asynccontextmanager
+    async def producer(self, settings: ProducerSettings | None = None) -> AsyncIterator[Producer]:
+        """A producer in this process: ``async with broker.producer() as p: await p.send("topic", value=b"...")``.
+
+        It goes the way of every client, over the listener, so what it is told is as durable; the partitioner is the
+        one that the configuration selects. Leaving it flushes. Raises InvalidRequestError for bad settings.
+        """
+        parts = self._running
+        cluster_settings = ClientSettings(bootstrap_servers=self.bootstrap_servers)
+        async with (
+            parts.open_partitioner() as partitioner,
+            Cluster.open(cluster_settings) as cluster,
+            Producer.open(cluster, partitioner, settings, now_ms=_now_ms) as producer,
+        ):
+            yield producer
+
     async def flush(self) -> None:
         """Upload and commit everything that is acknowledged now; returns when the object store has it."""
         await self._running.engine.flush()
@@ -229,6 +263,7 @@ class Broker:
         data_dir = Path(os.path.abspath(os.path.expanduser(tree.broker.data_dir)))  # noqa: ASYNC240 - no disk
         async with AsyncExitStack() as stack:
             stack.enter_context(_switch_interval())
+            stack.enter_context(_own_directory(data_dir))
             parts = await self._open(stack, tree, selection, data_dir)
             self._parts = parts
             self._registry.notify(
@@ -349,26 +384,24 @@ class Broker:
             groups=groups,
             server=server,
             node_epoch=node_epoch,
+            open_partitioner=partial(specs["partitioner"].open, settings["partitioner"], services),
         )
 
     async def _drain(self, logs: LogManager, metadata: MetadataService) -> None:
         """The server is closed: upload what is left, so that the next start has nothing to recover."""
-        with anyio.CancelScope(shield=True), anyio.move_on_after(self._drain_timeout_s) as scope:
+        timeout_s = self.config.tree.broker.drain_timeout / 1000
+        reason = f"the object store took longer than {timeout_s:g} s"
+        with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_s) as scope:
             try:
                 await logs.drain()
                 await metadata.write_snapshot()
             except PenstockError as error:
-                logger.warning(
-                    "not everything was uploaded, the next start recovers it from the WAL: %s", error
-                )
-        if scope.cancelled_caught:
-            logger.warning(
-                "not everything was uploaded within %d s, the next start recovers it from the WAL",
-                self._drain_timeout_s,
-            )
-
-    #: How long a stop may take to upload what only the WAL holds.
-    _drain_timeout_s = 30.0
+                reason = str(error)
+            else:
+                return
+        left = logs.unuploaded_bytes()
+        if left or not scope.cancelled_caught:
+            logger.warning("the next start recovers %d bytes that only the WAL holds: %s", left, reason)
 
     def stop_reason(self, reason: str) -> None:
         """Say why the broker is about to stop; observers are told."""
@@ -603,6 +636,40 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
+
+
+@contextmanager
+def _own_directory(path: Path) -> Iterator[None]:
+    """Hold the data directory for this process; the system lets go of it when the process ends, however it ends.
+
+    A second broker on the same files would fence the first one, which is right between hosts and a mishap on one.
+    Raises ConfigError when another process has it, UnavailableError when it can't be used.
+    """
+    lock = path / "penstock.lock"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+", encoding="ascii")
+    except OSError as error:
+        raise UnavailableError(
+            f"the data directory can't be used, check the path and the disk: path={path} error={error.strerror}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"another broker runs on this data directory, stop it or set broker.data_dir: path={path} "
+                f"pid={file.read(20).strip() or 'unknown'}"
+            ) from None
+        except OSError as error:
+            # a file system without locks: the WAL's fencing still keeps two brokers apart
+            logger.debug("the data directory can't be locked: path=%s error=%s", path, error.strerror)
+        with suppress(OSError):  # the number is for people; a full disk must not keep a broker from starting
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield
 
 
 @contextmanager
