@@ -20,7 +20,7 @@ class Settings(BaseSettings):
         description="File or block device; relative paths start at the data directory.",
     )
     capacity: Size = Field(
-        default=1024**3,
+        default=256 * 2**20,
         ge=2**20,
         description="Size of the file or device, fixed when the log is created. A file grows to it as it is used.",
     )
