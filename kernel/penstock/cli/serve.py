@@ -56,34 +56,41 @@ def serve(
 
 async def _serve(broker: Broker, statistics_interval: float) -> None:
     started = time.perf_counter()
+    log = logging.getLogger("penstock")
     async with anyio.create_task_group() as tasks:
         # signals are ours before the broker starts, so that one during recovery stops it too
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
             stop = anyio.Event()
+            running = False
 
             async def listen() -> None:
                 async for number in signals:
                     if number == signal.SIGUSR1:
-                        _log_statistics(broker)
+                        if running:
+                            _log_statistics(broker)
                         continue
                     if stop.is_set():
-                        logging.getLogger("penstock").warning(
-                            "stopping already; the WAL keeps what isn't uploaded"
-                        )
+                        log.warning("stopping already; the WAL keeps what isn't uploaded")
                         continue
                     broker.stop_reason(signal.Signals(number).name)
                     stop.set()
+                    if not running:
+                        log.info("stopping before the start is complete; the WAL keeps what isn't uploaded")
+                        start.cancel()
 
             tasks.start_soon(listen)
-            async with broker:
-                _relax_collector()
-                _print_banner(broker, (time.perf_counter() - started) * 1000)
-                if statistics_interval > 0:
-                    tasks.start_soon(_log_statistics_forever, broker, statistics_interval)
-                await stop.wait()
-                logging.getLogger("penstock").info("stopping: answering, uploading, closing")
+            with anyio.CancelScope() as start:
+                async with broker:
+                    running = True
+                    _relax_collector()
+                    _print_banner(broker, (time.perf_counter() - started) * 1000)
+                    if statistics_interval > 0:
+                        tasks.start_soon(_log_statistics_forever, broker, statistics_interval)
+                    await stop.wait()
+                    log.info("stopping: answering, uploading, closing")
+                    running = False
             tasks.cancel_scope.cancel()
-    logging.getLogger("penstock").info("stopped")
+    log.info("stopped")
 
 
 def _relax_collector() -> None:

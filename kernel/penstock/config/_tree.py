@@ -54,6 +54,11 @@ class Broker(Settings):
         examples=["eu-central-1a"],
         description="Rack or zone that clients are told (KIP-36, KIP-392).",
     )
+    drain_timeout: Duration = Field(
+        default=30 * SECOND,
+        ge=0,
+        description="How long a stop may take to upload; the next start recovers the rest from the WAL.",
+    )
 
 
 class Listener(Settings):

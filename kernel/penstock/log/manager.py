@@ -163,6 +163,10 @@ class LogManager:
                 self._close(partition)
         await self._engine.drain()
 
+    def unuploaded_bytes(self) -> int:
+        """Payload that is durable in the WAL and not in the object store yet."""
+        return self._engine.unuploaded_bytes()
+
     def upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
         """For the engine: after an upload, producers' state is snapshot, and older snapshots are trimmed."""
         self._notify("penstock_on_upload_committed", event)

@@ -442,6 +442,10 @@ class StreamEngine:
         if not self._log_cache.active_bytes and not self._in_flight_bytes:
             await self._trim_dead()
 
+    def unuploaded_bytes(self) -> int:
+        """Payload that is durable in the WAL only."""
+        return self._log_cache.active_bytes + self._uploader.statistics().pending_bytes
+
     async def drain(self) -> None:
         """Wait for the WAL to answer every append, then upload and commit everything; at a clean stop."""
         while self._in_flight_bytes:
