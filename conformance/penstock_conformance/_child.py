@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import time
 import traceback
 from collections.abc import Awaitable, Callable
@@ -58,6 +59,22 @@ def ask() -> Any:
     return json.loads(line)
 
 
+class Death:
+    """SIGKILL for this process at its ``after``-th acknowledgement, directly after telling it; 0 leaves it alive.
+
+    A kill from outside hits what takes longest, mostly a sync; this one what is acknowledged and not yet written.
+    """
+
+    def __init__(self, after: int) -> None:
+        self._left = after
+
+    def told(self) -> None:
+        """One more was told."""
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def spin_until(moment_s: float) -> None:
     """Start as close to the others as can be."""
     while time.monotonic() < moment_s:
@@ -105,9 +122,9 @@ async def overwrite(env: Env, *, key: str, owner: int, sizes: list[int]) -> None
             tell(sequence)
 
 
-async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int) -> None:
+async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, die_after: int) -> None:
     """Object store: writes of all kinds; tell each key and sequence once acknowledged."""
-    rng = random.Random(seed)
+    rng, death = random.Random(seed), Death(die_after)
     async with env.open() as store:
         tell("ready")
         for sequence in range(1, 1_000_000):
@@ -121,16 +138,21 @@ async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int) 
             else:
                 await store.put(key, [body[:50], body[50:]])
             tell([key, sequence])
+            death.told()
 
 
-async def append_until_killed(env: Env, *, epoch: int, owner: int, seed: int, trim: bool) -> None:
+async def append_until_killed(
+    env: Env, *, epoch: int, owner: int, seed: int, trim: bool, die_after: int
+) -> None:
     """WAL: recover, tell it, then append bursts; tell each sequence from its completion callback."""
-    rng = random.Random(seed)
+    rng, death = random.Random(seed), Death(die_after)
 
     def acked(sequence: int) -> Callable[[WalAppend], None]:
-        return lambda append: tell(
-            ["ack" if append.error is None else "error", sequence, append.next_position]
-        )
+        def callback(append: WalAppend) -> None:
+            tell(["ack" if append.error is None else "error", sequence, append.next_position])
+            death.told()
+
+        return callback
 
     async with env.open(epoch=epoch) as wal:
         count = 0
@@ -196,9 +218,9 @@ async def append_race(env: Env, *, owner: int, times: int) -> None:
             index += 1
 
 
-async def append_metadata_until_killed(env: Env, *, owner: int, seed: int) -> None:
+async def append_metadata_until_killed(env: Env, *, owner: int, seed: int, die_after: int) -> None:
     """Metadata log: catch up, append, sometimes write a snapshot; tell what is acknowledged."""
-    rng = random.Random(seed)
+    rng, death = random.Random(seed), Death(die_after)
     async with env.open(node_id=owner) as log:
         snapshot = await log.read_snapshot()
         index = 1 if snapshot is None else snapshot.index + 1
@@ -208,6 +230,7 @@ async def append_metadata_until_killed(env: Env, *, owner: int, seed: int) -> No
         while True:
             await log.append(index, make_body(owner, index, rng.choice((50, 4000))))
             tell(["entry", index])
+            death.told()
             if rng.random() < 0.15:
                 await log.write_snapshot(MetadataSnapshot(index, make_body(owner, index, 3000)))
                 tell(["snapshot", index])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Child", "Env", "call", "raises", "together")
+__all__ = ("Child", "Env", "call", "killed", "raises", "together")
 
 import json
 import multiprocessing
@@ -183,6 +183,27 @@ class Child:
         lines = await self.rest()
         await anyio.to_thread.run_sync(self._process.join)
         assert self._process.exitcode == 0, f"the child process died: exit={self._process.exitcode}"
+        return lines
+
+
+async def killed(env: Env, job: str, at_an_ack: bool, acks_max: int, **arguments: Any) -> list[Any]:
+    """Run ``job`` in a child process that ends by SIGKILL at a random point; what it told before.
+
+    The kill comes directly after one of its first ``acks_max`` acknowledgements, or from outside a moment later.
+    """
+    acks = env.random.randrange(1, acks_max)
+    pause_s = env.random.random() * 0.005
+    async with env.child(job, die_after=acks if at_an_ack else 0, **arguments) as child:
+        first = await child.next()
+        assert first is not None, "the child process died before its first word"
+        lines = []
+        if not at_an_ack:
+            for _ in range(acks):
+                lines.append(await child.next())
+            await anyio.sleep(pause_s)
+            child.kill()
+        lines += await child.rest()
+        assert None not in lines, "the child process died too early"
         return lines
 
 

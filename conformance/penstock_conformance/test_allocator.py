@@ -228,22 +228,29 @@ async def test_cancelled_waiter_leaves_the_queue(env: Env) -> None:
 
 
 async def test_grant_to_a_cancelled_waiter_comes_back(env: Env) -> None:
-    """Cancelling in the very moment of the grant loses nothing."""
+    """Cancelling in the very moment of the grant loses nothing, whichever comes first."""
     async with env.open(settings=_SETTINGS) as allocator:
         for take in (allocator.allocate, allocator.charge):
-            full = allocator.charge_nowait(_LIMIT, "append")
-            with anyio.CancelScope() as scope:
-                async with anyio.create_task_group() as tasks:
+            for grant_first in (True, False):
+                await _grant_and_cancel(allocator, take, grant_first)
+                await _expect_in_use(allocator)
 
-                    async def wait(take: Any = take) -> None:
-                        (await take(5000, "upload")).release()
 
-                    tasks.start_soon(wait)
-                    await checkpoint()
-                    await checkpoint()
-                    full.release()  # grants
-                    scope.cancel()
-            await _expect_in_use(allocator)
+async def _grant_and_cancel(allocator: Any, take: Any, grant_first: bool) -> None:
+    full = allocator.charge_nowait(_LIMIT, "append")
+
+    async def wait() -> None:
+        (await take(5000, "upload")).release()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        await checkpoint()
+        await checkpoint()
+        if grant_first:
+            full.release()
+        tasks.cancel_scope.cancel()
+        if not grant_first:
+            full.release()
 
 
 async def test_waiters_are_answered_at_the_end(env: Env) -> None:

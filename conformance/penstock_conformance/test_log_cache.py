@@ -120,15 +120,21 @@ async def test_get_offers_the_newest_continuous_range(env: Env) -> None:
             for _ in range(4):
                 cache.put(feeder.entry(1))
             blocks.append(cache.freeze())
+        for _ in range(4):
+            cache.put(feeder.entry(1))
         cache.mark_uploaded(blocks[0])
         assert cache.evict(1) == 400, "the block that was uploaded isn't evicted"
-        assert _ranges(cache.get(1, 0, 10**9, 10**9)) == [(n, n + 1) for n in range(4, 12)]
+        assert _ranges(cache.get(1, 0, 10**9, 10**9)) == [(n, n + 1) for n in range(4, 16)]
         assert _ranges(cache.get(1, 2, 7, 10**9)) == [(4, 5), (5, 6), (6, 7)]
         assert list(cache.get(1, 0, 4, 10**9)) == [], "nothing of what was asked for is cached"
         cache.mark_uploaded(blocks[2])
-        if cache.evict(1):  # out of order: a hole behind block 1, or nothing at all
-            _check_run(cache.get(1, 0, 10**9, 10**9), 1)
-        for start in range(13):
+        if cache.evict(1):  # out of order: a hole between block 1 and the active one
+            for start, first, end in ((0, 12, 16), (5, 5, 8), (8, 12, 16), (11, 12, 16), (13, 13, 16)):
+                run = _ranges(cache.get(1, start, 10**9, 10**9))
+                assert run == [(n, n + 1) for n in range(first, end)], (
+                    f"from {start}, with a hole at 8: {run}"
+                )
+        for start in range(17):
             _check_run(cache.get(1, start, 10**9, 10**9), 1)
 
 

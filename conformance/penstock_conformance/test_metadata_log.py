@@ -19,7 +19,7 @@ from penstock.errors import (
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._clause import clause
-from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._env import Env, call, killed, raises, together
 from penstock_conformance._medium import flip_in_files, remove_files_with
 
 KIND = "metadata_log"
@@ -317,15 +317,9 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
     last = snapshot_index = 0
     for owner in range(1, 8 * env.rounds + 1):
         acked: dict[int, int] = {}
-        seed = env.random.randrange(2**32)
-        async with env.child("append_metadata_until_killed", owner=owner, seed=seed) as child:
-            assert await child.next() == "ready", "the child process failed to open the log"
-            lines = [await child.next() for _ in range(env.random.randrange(1, 30))]
-            await anyio.sleep(env.random.random() * 0.005)
-            child.kill()
-            lines += await child.rest()
+        order = {"owner": owner, "seed": env.random.randrange(2**32)}
+        lines = await killed(env, "append_metadata_until_killed", owner % 2 == 1, 30, **order)
         for line in lines:
-            assert line is not None, "the child process failed"
             what, index = line
             if what == "entry":
                 acked[index] = owner

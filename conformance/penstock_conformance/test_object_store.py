@@ -11,7 +11,7 @@ import anyio
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._env import Env, call, killed, raises, together
 
 KIND = "object_store"
 
@@ -484,16 +484,9 @@ async def test_acknowledged_objects_survive_a_kill(env: Env) -> None:
     async with env.open() as store:
         _shared(store)
     for owner in range(1, 8 * env.rounds + 1):
-        seed = env.random.randrange(2**32)
-        async with env.child("put_until_killed", owner=owner, keys=keys, seed=seed) as child:
-            assert await child.next() == "ready", "the child process failed to open the store"
-            for _ in range(env.random.randrange(1, 25)):
-                key, sequence = await child.next()
-                acked[key] = owner * 1_000_000 + sequence
-            await anyio.sleep(env.random.random() * 0.01)
-            child.kill()
-            for key, sequence in await child.rest():
-                acked[key] = owner * 1_000_000 + sequence
+        order = {"owner": owner, "keys": keys, "seed": env.random.randrange(2**32)}
+        for key, sequence in await killed(env, "put_until_killed", owner % 2 == 1, 25, **order):
+            acked[key] = owner * 1_000_000 + sequence
         async with env.open() as store:
             listed = await _listed(store)
             assert set(listed) <= set(keys), f"debris of a crash is listed: {sorted(set(listed) - set(keys))}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 __all__ = ()
 
+import asyncio
+import os
 from collections.abc import AsyncIterator, Sequence
 
 import anyio
@@ -183,6 +185,7 @@ class ReusesPositions(FileWal):
         if self._header.start == self._header.confirmed:
             self._header = Header(epoch=self._epoch)
             self._end = self._confirmed = self._header.start
+            os.ftruncate(self._file, self._header.start)
 
 
 @mutant(KIND, "trims_too_much", "trim_keeps_what_is_above")
@@ -206,6 +209,14 @@ class AppendsBeforeRecovery(FileWal):
 @mutant(KIND, "forgets_when_cancelled", "many_can_wait_for_one_append")
 class ForgetsWhenCancelled(FileWal):
     """Takes an append back whose waiter was cancelled."""
+
+    _lingered = False
+
+    def _flush(self) -> None:
+        if self._lingered or self._state != "open":
+            super()._flush()
+        else:
+            asyncio.get_running_loop().call_later(0.002, super()._flush)
 
     def append(self, data: Sequence[Buffer]) -> WalAppend:
         append = super().append(data)
