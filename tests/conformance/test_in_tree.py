@@ -1,0 +1,59 @@
+"""Every plugin of this repository conforms, and so do the suite's own references."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from penstock_conformance import KINDS
+
+_REFERENCE = ("-p", "penstock_conformance.reference")
+
+_RUNS: list[tuple[str, ...]] = [
+    ("object_store", "object_store_fsspec"),
+    ("object_store", "object_store_fsspec", "--set", "url=memory://conformance"),
+    ("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=256KiB"),
+    ("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=64KiB", "--set", "io=buffered"),
+    ("log_cache", "cache_fifo"),
+    ("block_cache", "cache_lru"),
+    ("block_cache", "cache_lru", "--allocator", "allocator_sequential", "-k", "random or order or share"),
+    ("allocator", "allocator_sequential"),
+    ("metadata_log", "metadata_object"),
+    (
+        "metadata_log",
+        "metadata_object",
+        "--object-store",
+        "object_store_fsspec",
+        "--level",
+        "1",
+        "--level",
+        "3",
+    ),
+    ("partitioner", "partitioner"),
+    *((kind, "reference", *_REFERENCE) for kind in KINDS),
+]
+
+
+@pytest.mark.parametrize("run", _RUNS, ids="-".join)
+def test_plugin_conforms(run: tuple[str, ...], tmp_path: Path) -> None:
+    """No clause fails, and something was proved."""
+    kind, plugin, *options = run
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "penstock", "conformance", "run", kind, "--plugin", plugin),
+            *("--report", str(report), *options),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    outcome = json.loads(report.read_text())
+    assert outcome["result"] == "pass"
+    assert outcome["counts"]["pass"] >= 3
