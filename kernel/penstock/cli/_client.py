@@ -24,6 +24,8 @@ import anyio.lowlevel
 import msgspec
 import typer
 
+from penstock.cli._format import write_out
+
 if TYPE_CHECKING:
     from penstock.cli._app import Setup
     from penstock.client import Cluster
@@ -90,7 +92,7 @@ async def open_partitioner(setup: Setup) -> AsyncIterator[Partitioner]:
 
 def print_json(document: Any) -> None:
     """``document`` as indented JSON."""
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+    write_out(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
 
 
 async def read_lines(fd: int) -> AsyncIterator[list[bytes]]:

@@ -13,6 +13,7 @@ __all__ = (
     "parse_topic_partitions",
     "print_table",
     "table_lines",
+    "write_out",
 )
 
 import base64
@@ -242,7 +243,16 @@ def _put_text(target: dict[str, Any], name: str, data: bytes | memoryview | None
         target[f"{name}_base64"] = base64.b64encode(data).decode()
 
 
-# -- tables ----------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------------------
+
+
+def write_out(data: bytes) -> None:
+    """All of ``data`` to stdout, now. Raises BrokenPipeError when the reader went away."""
+    out = sys.stdout.buffer
+    left = memoryview(data)
+    while left:  # with PYTHONUNBUFFERED the "buffer" is the bare file, which may take a part only
+        left = left[out.write(left) :]
+    out.flush()
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -266,7 +276,8 @@ def _is_number(cell: str) -> bool:
 def print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """A table: with colour on a terminal, plain text elsewhere."""
     if not sys.stdout.isatty():
-        sys.stdout.write("".join(f"{line}\n" for line in table_lines(head, rows)))
+        sys.stdout.flush()
+        write_out("".join(f"{line}\n" for line in table_lines(head, rows)).encode(errors="replace"))
         return
     from rich.console import Console
     from rich.table import Table

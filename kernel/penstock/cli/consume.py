@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, connect, run
-from penstock.cli._format import Formatter, OffsetSpec, compile_format, json_record, parse_offset
+from penstock.cli._format import Formatter, OffsetSpec, compile_format, json_record, parse_offset, write_out
 from penstock.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ("app",)
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
@@ -60,6 +59,8 @@ def consume(
     if as_json and template is not None:
         raise InvalidRequestError("--json and --format exclude each other")
     spec = parse_offset(offset)
+    if spec.kind == "stored":
+        raise InvalidRequestError("stored offsets are a group's, and this command reads without a group")
     write = json_record if as_json else compile_format(template if template is not None else r"%s\n")
 
     async def work() -> None:
@@ -131,6 +132,5 @@ def _print(fetched: Fetched, write: Formatter, left: int | None) -> int | None:
         if left is not None:
             left -= 1
     if out:
-        sys.stdout.buffer.write(b"".join(out))
-        sys.stdout.buffer.flush()
+        write_out(b"".join(out))
     return left

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ("app",)
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 _ACKS = {"all": -1, "-1": -1, "1": 1, "0": 0}
 _STRATEGIES = ("hash", "sticky", "round_robin")

@@ -1,0 +1,33 @@
+"""What `penstock topic` refuses before it asks a broker."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.cli import main
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["alter", "t"], "nothing to change"),
+        (
+            ["alter", "t", "--config", "a=1", "--delete-config", "a"],
+            "can't be set and deleted at once: config=a",
+        ),
+        (["create", "t", "--config", "a"], "--config wants name=value"),
+        (["list", "-b", "x:y"], "not an address"),
+    ],
+)
+def test_wrong_options_are_one_sentence_and_exit_code_2(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["topic", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_an_unreachable_broker_is_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["topic", "list", "-b", "127.0.0.1:1"]) == 1
+    assert "no broker listens there" in capsys.readouterr().err
