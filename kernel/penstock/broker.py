@@ -648,7 +648,7 @@ def _own_directory(path: Path) -> Iterator[None]:
     lock = path / "penstock.lock"
     try:
         path.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+", encoding="ascii")
+        file = lock.open("a+b", buffering=0)  # unbuffered: closing has nothing to write that could fail
     except OSError as error:
         raise UnavailableError(
             f"the data directory can't be used, check the path and the disk: path={path} error={error.strerror}"
@@ -660,15 +660,14 @@ def _own_directory(path: Path) -> Iterator[None]:
             file.seek(0)
             raise ConfigError(
                 f"another broker runs on this data directory, stop it or set broker.data_dir: path={path} "
-                f"pid={file.read(20).strip() or 'unknown'}"
+                f"pid={(file.read(20) or b'unknown').decode('ascii', 'replace')}"
             ) from None
         except OSError as error:
             # a file system without locks: the WAL's fencing still keeps two brokers apart
             logger.debug("the data directory can't be locked: path=%s error=%s", path, error.strerror)
         with suppress(OSError):  # the number is for people; a full disk must not keep a broker from starting
             file.truncate(0)
-            file.write(str(os.getpid()))
-            file.flush()
+            file.write(b"%d" % os.getpid())
         yield
 
 

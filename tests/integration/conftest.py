@@ -41,6 +41,12 @@ class ServeProcess:
 
     def start(self) -> None:
         """Start, and return when it accepts clients. Fails with what it printed when it doesn't."""
+        ready = self.launch()
+        assert ready.wait(READY_S), f"not ready in {READY_S} s:\n{self.output}"
+        assert self.running, f"ended at once:\n{self.output}"
+
+    def launch(self) -> threading.Event:
+        """Start, and return at once; the event is set when it accepts clients, or ended."""
         command = [sys.executable, "-m", "penstock", "serve", *self.arguments]
         for setting in (
             f"broker.data_dir={self.data_dir}",
@@ -69,8 +75,7 @@ class ServeProcess:
 
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
-        assert ready.wait(READY_S), f"not ready in {READY_S} s:\n{self.output}"
-        assert process.poll() is None, f"ended at once:\n{self.output}"
+        return ready
 
     def kill(self) -> None:
         """SIGKILL: nothing is flushed, nothing is said."""

@@ -604,7 +604,10 @@ class StreamEngine:
             size += len(payload)
             if self._log_cache.active_bytes >= self._settings.upload_bytes:
                 self._freeze()
+        if entries:
+            logger.info("uploading what only the WAL holds: entries=%d bytes=%d", entries, size)
         await self.flush()
+        self._uploader.may_trim = True
         if last_position:
             await self._wal.trim(last_position)
         duration_ms = (time.perf_counter() - started) * 1000

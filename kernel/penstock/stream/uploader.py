@@ -155,6 +155,8 @@ class Uploader:
         self._fresh: deque[_Upload] = deque()  # not yet being put
         self._news = anyio.Event()  # for the putting task
         self._submitted = anyio.Event()  # for the committing task
+        #: False while the WAL is read at recovery: it can't be trimmed before its end is known.
+        self.may_trim = False
         self._idle = anyio.Event()
         self._idle.set()
         self._ended = False
@@ -292,7 +294,8 @@ class Uploader:
                 logger.warning("upload took longer than its deadline, putting it again: %s", error)
                 upload.objects = await self._retry("upload", lambda: self._put_objects(upload.block))
         # I4: only now may the WAL forget these entries
-        await self._retry("WAL trim", lambda: self._wal.trim(upload.block.wal_end))
+        if self.may_trim:
+            await self._retry("WAL trim", lambda: self._wal.trim(upload.block.wal_end))
         self._log_cache.mark_uploaded(upload.block)
         removed = self._queue.popleft()
         if removed is not upload:

@@ -1,0 +1,441 @@
+"""Disk full, a store that fails, stalls or loses replies, a full WAL, damage: nothing acknowledged is lost.
+
+Producers see retriable errors or wait; the broker says what happened in one sentence, and goes on by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all
+
+PLUGINS = Path(__file__).with_name("_plugins")
+#: Uploads that come often and are small, so that a fault meets many of them.
+BUSY = ("stream.upload_interval=200ms", "stream.upload_bytes=256KiB")
+FLAKY = ("object_store.plugin=flaky_store", "wal.capacity=16MiB", *BUSY)
+WITH_PLUGINS = ("--plugins-dir", str(PLUGINS))
+
+
+def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+    """Return when it holds."""
+    deadline = time.monotonic() + timeout_s
+    while not holds():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.02)
+
+
+def acks_go_on(ledger: Ledger, count: int = 200, timeout_s: float = 30) -> None:
+    """Return when so many more records were acknowledged."""
+    target = len(ledger.acked) + count
+    eventually(lambda: len(ledger.acked) >= target, f"{count} more acknowledgements", timeout_s)
+
+
+def acks_stop(ledger: Ledger, quiet_s: float = 0.7, timeout_s: float = 20) -> None:
+    """Return when nothing was acknowledged for a while."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        before = len(ledger.acked)
+        time.sleep(quiet_s)
+        if len(ledger.acked) == before:
+            return
+        assert time.monotonic() < deadline, "acknowledgements never stop"
+
+
+def finish(broker: ServeProcess, ledger: Ledger) -> None:
+    """Stop the producers, and check everything; then once more after a kill."""
+    ledger.stop()
+    assert not ledger.failed, dict(ledger.failed)
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+    broker.kill()
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+# -- disk full -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tmpfs(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts small file systems."""
+    mounted: list[Path] = []
+
+    def mount(size: int) -> Path:
+        path = tmp_path / f"tmpfs-{len(mounted)}"
+        path.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(path)]
+        if shutil.which("mount") is None:
+            pytest.skip("there is no mount command")
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"a tmpfs can't be mounted here: {done.stderr.strip()}")
+        mounted.append(path)
+        return path
+
+    yield mount
+    for path in mounted:
+        subprocess.run(["umount", "-l", str(path)], check=True)
+
+
+def fill(directory: Path, leave: int = 0) -> Path:
+    """A file that takes what is free but for ``leave`` bytes."""
+    path = directory / "filler"
+    free = os.statvfs(directory)
+    size = max(0, free.f_bavail * free.f_frsize - leave)
+    with path.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while size > 0:
+            size -= file.write(bytes(min(size, 2**20)))
+        while not leave:
+            file.write(bytes(4096))
+    return path
+
+
+@pytest.mark.parametrize("which", ["both", "wal", "objects"])
+def test_disk_full(serve: ServeFactory, tmpfs: Callable[[int], Path], tmp_path: Path, which: str) -> None:
+    """With WAL and objects on a full disk, or one of them: no loss, one sentence, and on when there is room."""
+    disk = tmpfs(64 * 2**20)
+    data_dir = disk / "data" if which == "both" else tmp_path / "data"
+    sets = ["wal.capacity=16MiB", *BUSY]
+    if which == "wal":
+        sets.append(f"wal.path={disk / 'wal'}")
+    if which == "objects":
+        sets.append(f"object_store.url=file://{disk / 'objects'}")
+    broker = serve(*sets, data_dir=data_dir)
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+        filler = fill(disk)
+        acks_stop(ledger, timeout_s=60)
+        wanted = "no space left for objects" if which == "objects" else "space"
+        assert wanted in broker.output
+        filler.unlink()
+        acks_go_on(ledger, timeout_s=10)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+def test_disk_full_at_start(serve: ServeFactory, tmpfs: Callable[[int], Path]) -> None:
+    """A start without space says so, can be stopped, and goes on by itself when there is space."""
+    disk = tmpfs(40 * 2**20)
+    filler = fill(disk)
+    broker = ServeProcess(disk / "data")
+    broker.launch()
+    broker.wait_for_output("no space left")
+    assert broker.terminate(10) == 0
+    ready = broker.launch()
+    broker.wait_for_output("no space left")
+    filler.unlink()
+    assert ready.wait(20)
+    create_topic(broker.bootstrap_servers)
+    assert broker.terminate(10) == 0
+    assert "Traceback" not in broker.output
+
+
+def run_serve(data_dir: Path, *sets: str, timeout_s: float = 30) -> tuple[int, str]:
+    """``penstock serve`` that is expected to end by itself: exit code and output."""
+    command = [sys.executable, "-m", "penstock", "serve"]
+    for setting in (f"broker.data_dir={data_dir}", "listener.bind=127.0.0.1:0", "wal.capacity=64MiB", *sets):
+        command += ["--set", setting]
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout_s, check=False
+    )
+    return done.returncode, done.stdout
+
+
+def one_sentence(output: str) -> bool:
+    """The last line is the command's complaint, and there is no other, nor a traceback."""
+    lines = output.strip().splitlines()
+    complaints = [line for line in lines if line.startswith("penstock: ")]
+    return complaints == lines[-1:] and "Traceback" not in output
+
+
+# -- the object store ----------------------------------------------------------------------------------------
+
+
+class Flaky:
+    """A broker on the flaky store, and the switch."""
+
+    def __init__(self, broker: ServeProcess) -> None:
+        self.broker = broker
+
+    def turn(self, mode: str) -> None:
+        """Change the mode at once, for all calls."""
+        fresh = self.broker.data_dir / "control.new"
+        fresh.write_text(mode)
+        fresh.rename(self.broker.data_dir / "flaky.control")
+
+
+@pytest.fixture
+def flaky(serve: ServeFactory) -> Flaky:
+    broker = serve(*FLAKY, arguments=WITH_PLUGINS)
+    create_topic(broker.bootstrap_servers)
+    return Flaky(broker)
+
+
+@pytest.mark.parametrize("mode", ["fail", "stall"])
+def test_store_down(flaky: Flaky, mode: str) -> None:
+    """Acknowledgements go on until the WAL is full, then producers wait, then all goes on by itself."""
+    broker = flaky.broker
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=4000)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+        flaky.turn(mode)
+        acks_go_on(ledger, 400)
+        acks_stop(ledger, timeout_s=60)
+        if mode == "fail":
+            assert "upload failed 1 times, trying again" in broker.output or "unavailable" in broker.output
+        flaky.turn("ok")
+        acks_go_on(ledger, timeout_s=15)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+def test_store_loses_replies(flaky: Flaky) -> None:
+    """Every write takes effect and then fails, metadata's too: nothing is lost, nothing doubled, no orphan stays."""
+    broker = flaky.broker
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
+    ledger.start()
+    try:
+        for prefix in ("metadata/", "objects/", "metadata/"):
+            flaky.turn(f"lose {prefix}")
+            acks_go_on(ledger, 300)
+            flaky.turn("ok")
+            acks_go_on(ledger, 50)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+def test_store_slow_and_flapping(flaky: Flaky) -> None:
+    """Up and down many times, slow in between."""
+    ledger = Ledger(flaky.broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
+    ledger.start()
+    try:
+        for _ in range(6):
+            for mode in ("slow", "fail", "lose", "ok"):
+                flaky.turn(mode)
+                time.sleep(0.08)
+        acks_go_on(ledger)
+    finally:
+        ledger.stop()
+    finish(flaky.broker, ledger)
+
+
+def test_sigterm_while_the_store_is_down(serve: ServeFactory) -> None:
+    """It ends in time, says what only the WAL holds, and the next start recovers that."""
+    broker = serve(*FLAKY, "broker.drain_timeout=1s", arguments=WITH_PLUGINS)
+    flaky = Flaky(broker)
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+        flaky.turn("stall")
+        acks_go_on(ledger)
+        started = time.monotonic()
+        assert broker.terminate(30) == 0
+        assert time.monotonic() - started < 20
+        assert "the next start recovers" in broker.output
+        assert "bytes" in broker.output.partition("the next start recovers")[2].splitlines()[0]
+        flaky.turn("ok")
+        broker.start()
+        acks_go_on(ledger)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+def test_sigterm_while_recovery_waits_for_the_store(serve: ServeFactory) -> None:
+    """A start that can't upload what it recovered can be stopped."""
+    broker = serve(*FLAKY, arguments=WITH_PLUGINS)
+    flaky = Flaky(broker)
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+        flaky.turn("stall objects/")
+        acks_go_on(ledger)
+        broker.kill()
+        ready = broker.launch()
+        broker.wait_for_output("uploading what only the WAL holds")
+        assert not ready.is_set()
+        assert broker.terminate(20) == 0
+        assert "stopping before the start is complete" in broker.output
+        flaky.turn("ok")
+        broker.start()
+        acks_go_on(ledger)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+# -- a second owner ------------------------------------------------------------------------------------------
+
+
+def test_second_broker_on_the_same_directory(serve: ServeFactory) -> None:
+    """It is refused in one sentence, and the first one notices nothing; after a kill the directory is free."""
+    broker = serve(*BUSY)
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+        for _ in range(3):
+            code, output = run_serve(broker.data_dir)
+            assert code == 2, output
+            assert one_sentence(output)
+            assert str(broker.pid) in output
+        acks_go_on(ledger)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+# -- damage --------------------------------------------------------------------------------------------------
+
+
+def written(broker: ServeProcess, *, upload: bool) -> Ledger:
+    """Records in the broker: in objects, or in the WAL only."""
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1, value_bytes=500)
+    ledger.start()
+    acks_go_on(ledger)
+    ledger.stop()
+    if upload:
+        assert broker.terminate() == 0
+    else:
+        broker.kill()
+    return ledger
+
+
+def snapshot(directory: Path) -> dict[str, bytes]:
+    """All files and their bytes, without locks."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes()
+        for path in sorted(directory.rglob("*"))
+        if path.is_file() and not path.name.endswith(".lock")
+    }
+
+
+def damage(path: Path, position: int) -> None:
+    """Turn a few bytes round."""
+    with path.open("r+b") as file:
+        file.seek(position)
+        found = file.read(8)
+        file.seek(position)
+        file.write(bytes(byte ^ 0xFF for byte in found))
+
+
+def test_damaged_wal_header(serve: ServeFactory) -> None:
+    """A WAL whose headers are garbage is refused; the objects and the file stay as they are."""
+    broker = serve()
+    ledger = written(broker, upload=False)
+    wal = broker.data_dir / "wal" / "penstock.wal"
+    whole = wal.read_bytes()[:8192]
+    with wal.open("r+b") as file:
+        file.write(os.urandom(8192))
+    before = wal.read_bytes()
+    code, output = run_serve(broker.data_dir)
+    assert code == 2, output
+    assert one_sentence(output)
+    assert wal.read_bytes() == before
+    with wal.open("r+b") as file:
+        file.write(whole)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_damaged_wal_entries(serve: ServeFactory) -> None:
+    """A hole in acknowledged entries stops the start with what is missing (I10); nothing is trimmed or lost."""
+    broker = serve()
+    ledger = written(broker, upload=False)
+    wal = broker.data_dir / "wal" / "penstock.wal"
+    data = wal.read_bytes()
+    middle = data.index(b"0 100 ....")
+    damage(wal, middle)
+    for _ in range(2):
+        code, output = run_serve(broker.data_dir)
+        assert code == 2, output
+        assert one_sentence(output)
+    damage(wal, middle)  # turned back
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_missing_wal(serve: ServeFactory) -> None:
+    """Without its WAL a broker that had uploaded everything goes on where metadata ends."""
+    broker = serve()
+    ledger = written(broker, upload=True)
+    shutil.rmtree(broker.data_dir / "wal")
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_damaged_object(serve: ServeFactory) -> None:
+    """Whoever reads a damaged block gets an error, others don't; the broker lives, and verify names the object."""
+    broker = serve()
+    ledger = written(broker, upload=True)
+    objects = [path for path in (broker.data_dir / "objects" / "objects").rglob("*") if path.is_file()]
+    (held,) = [path for path in objects if b" 100 ...." in path.read_bytes()]
+    position = held.read_bytes().index(b" 100 ....")
+    damage(held, position)
+    broker.start()
+    consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "g", "logger": SILENT})
+    try:
+        consumer.assign([TopicPartition("ledger", 100 % 3, 0)])
+        met: list[str] = []
+        deadline = time.monotonic() + 10
+        while not met and time.monotonic() < deadline:
+            message = consumer.poll(0.2)
+            if message is not None and message.error() is not None:
+                met.append(message.error().name())
+            else:
+                assert message is None, "a record of the damaged block was delivered"
+    finally:
+        consumer.close()
+    command = [sys.executable, "-m", "penstock", "verify", "--set", f"broker.data_dir={broker.data_dir}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "checksum" in done.stdout + done.stderr
+    damage(held, position)
+    ledger2 = Ledger(broker.bootstrap_servers, idempotent=True, writers=1)
+    ledger2.start()
+    acks_go_on(ledger2)
+    ledger2.stop()
+    assert ledger.acked
+    assert broker.running
+
+
+@pytest.mark.parametrize("which", ["first", "middle", "last"])
+def test_damaged_metadata(serve: ServeFactory, which: str) -> None:
+    """A metadata entry that fails its checksum stops the start in one sentence, and nothing is changed."""
+    broker = serve()
+    ledger = written(broker, upload=False)
+    entries = sorted((broker.data_dir / "objects" / "metadata" / "log").rglob("*"))
+    entries = [path for path in entries if path.is_file()]
+    path = entries[{"first": 0, "middle": len(entries) // 2, "last": -1}[which]]
+    damage(path, path.stat().st_size - 12)
+    before = snapshot(broker.data_dir)
+    code, output = run_serve(broker.data_dir)
+    assert code == 2, output
+    assert one_sentence(output)
+    assert path.name in output, "the sentence names the entry"
+    assert snapshot(broker.data_dir) == before
+    damage(path, path.stat().st_size - 12)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
