@@ -31,7 +31,7 @@ class Axis:
 
 def linear_axis(high: float) -> Axis:
     """From 0 to at least ``high`` in round steps."""
-    high = high if high > 0 else 1.0
+    high = high if high > 1e-9 else 1.0
     step = _round_step(high / 5)
     top = math.ceil(high / step - 1e-9) * step
     ticks = [(number * step, short(number * step)) for number in range(round(top / step) + 1)]

@@ -16,8 +16,8 @@ from penstock.bench.results import Sample
 
 _ROWS = 12
 _LINE_EACH_S = 5.0
-_COLUMNS = ("phase", "s", "pub msg/s", "pub MB/s", "con msg/s", "con MB/s", "backlog")
-_COLUMNS += ("pub p50", "pub p99", "e2e p50", "e2e p99", "broker cpu")
+_COUNTS = ("phase", "s", "pub msg/s", "pub MB/s", "con msg/s", "con MB/s", "backlog")
+_COLUMNS = (*_COUNTS, "pub p50", "pub p99", "e2e p50", "e2e p99", "broker cpu")
 
 
 class Progress:

@@ -8,7 +8,7 @@ the others), ``account`` (messages acked, received, lost), ``backlogPhase``, and
 
 from __future__ import annotations
 
-__all__ = ("SCHEMA_VERSION", "Sample", "account", "load_result", "result_of")
+__all__ = ("SCHEMA_VERSION", "Sample", "account", "load_result", "result_of", "summary")
 
 import json
 from collections.abc import Iterable, Sequence
@@ -151,6 +151,38 @@ def _put_latencies(result: dict[str, Any], key: str, histograms: list[Histogram]
         f"{tick * 100:.8g}": round(value / unit, 4)
         for tick, value in zip(ticks, whole.quantiles(ticks), strict=True)
     }
+
+
+def summary(result: dict[str, Any]) -> str:
+    """A result of ours in a few lines for the terminal."""
+
+    def mean(key: str) -> float:
+        values = [value for value in result[key] if value is not None]
+        return sum(values) / len(values) if values else 0.0
+
+    lines = [f"{result['workload']}"]
+    lines.append(f"  published    {mean('publishRate'):,.0f} messages/s, {mean('publishMB'):,.1f} MB/s")
+    lines.append(f"  consumed     {mean('consumeRate'):,.0f} messages/s, {mean('consumeMB'):,.1f} MB/s")
+    for label, key in (("publish", "PublishLatency"), ("end to end", "EndToEndLatency")):
+        figures = [
+            f"{shown} {result[f'aggregated{key}{suffix}']:.2f}"
+            for shown, suffix in (("p50", "50pct"), ("p99", "99pct"), ("p99.9", "999pct"), ("max", "Max"))
+        ]
+        lines.append(f"  {label:<12} {', '.join(figures)} ms")
+    if result["broker"].get("cpuSeconds") is not None:
+        lines.append(
+            f"  broker       {mean('brokerCpu'):.2f} processors busy, "
+            f"{result['broker']['residentMaxMB']:.0f} MB resident at most"
+        )
+    if drained := result.get("backlogPhase"):
+        lines.append(
+            f"  backlog      {drained['messages']:,} messages built in {drained['buildSeconds']} s, "
+            f"drained in {drained['drainSeconds']} s at {drained['drainMB']:,.0f} MB/s"
+        )
+    lines.append(
+        "  account      " + ", ".join(f"{key} {count:,}" for key, count in result["account"].items())
+    )
+    return "\n".join(lines)
 
 
 def load_result(path: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Run", "create_topics", "processes_max")
+__all__ = ("REACH_S", "Run", "create_topics", "processes_max")
 
 import os
 import random
@@ -17,6 +17,8 @@ from penstock.bench.workers import Counters, Crew
 from penstock.bench.workload import Driver, Workload
 from penstock.errors import ConfigError, UnavailableError
 
+#: How long to look for a broker.
+REACH_S = 20.0
 _ASSIGNED_S = 60.0
 _DRAIN_STALLED_S = 30.0
 #: The buffer is that of Java's producer: a producer that sends as fast as it can fills it, and waits for it.
@@ -42,7 +44,7 @@ def create_topics(
 
     try:
         admin = AdminClient({**driver.commonConfig, "bootstrap.servers": bootstrap_servers})
-        admin.list_topics(timeout=20)
+        admin.list_topics(timeout=REACH_S)
     except KafkaException as error:
         kind = ConfigError if error.args[0].name() == "_INVALID_ARG" else UnavailableError
         raise kind(

@@ -6,8 +6,9 @@ import importlib.util
 import json
 import re
 import tempfile
-from contextlib import ExitStack
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -88,6 +89,7 @@ def run_workloads(
     """
     _need_extra()
     from penstock.bench.page import page
+    from penstock.bench.results import summary
     from penstock.bench.workload import load_driver, load_workload
 
     loaded = [load_workload(path) for path in workloads]
@@ -103,7 +105,7 @@ def run_workloads(
         result = _run_one(workload, bootstrap_server, setup, name, directory)
         path = _new_path(out, f"{name or workload.name}-{began:%Y%m%d-%H%M%S}", ".json")
         path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-        typer.echo(f"{_summary(result)}\nwrote {path}")
+        typer.echo(f"{summary(result)}\nwrote {path}")
         results.append(result)
     title = name or ", ".join(dict.fromkeys(workload.name for workload in loaded))
     html = _new_path(out, f"{title}-{began:%Y%m%d-%H%M%S}", ".html")
@@ -155,36 +157,6 @@ def _plugin_arguments(setup: Setup) -> list[str]:
     return found
 
 
-def _summary(result: dict[str, Any]) -> str:
-    def mean(key: str) -> float:
-        values = [value for value in result[key] if value is not None]
-        return sum(values) / len(values) if values else 0.0
-
-    lines = [f"{result['workload']}"]
-    lines.append(f"  published    {mean('publishRate'):,.0f} messages/s, {mean('publishMB'):,.1f} MB/s")
-    lines.append(f"  consumed     {mean('consumeRate'):,.0f} messages/s, {mean('consumeMB'):,.1f} MB/s")
-    for label, key in (("publish", "PublishLatency"), ("end to end", "EndToEndLatency")):
-        figures = [
-            f"{shown} {result[f'aggregated{key}{suffix}']:.2f}"
-            for shown, suffix in (("p50", "50pct"), ("p99", "99pct"), ("p99.9", "999pct"), ("max", "Max"))
-        ]
-        lines.append(f"  {label:<12} {', '.join(figures)} ms")
-    if result["broker"].get("cpuSeconds") is not None:
-        lines.append(
-            f"  broker       {mean('brokerCpu'):.2f} processors busy, "
-            f"{result['broker']['residentMaxMB']:.0f} MB resident at most"
-        )
-    if drained := result.get("backlogPhase"):
-        lines.append(
-            f"  backlog      {drained['messages']:,} messages built in {drained['buildSeconds']} s, "
-            f"drained in {drained['drainSeconds']} s at {drained['drainMB']:,.0f} MB/s"
-        )
-    lines.append(
-        "  account      " + ", ".join(f"{key} {count:,}" for key, count in result["account"].items())
-    )
-    return "\n".join(lines)
-
-
 @app.command("compare")
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN.json...", show_default=False)],
@@ -197,6 +169,113 @@ def compare_runs(
 
     out.write_text(page([load_result(path) for path in runs], title), encoding="utf-8")
     typer.echo(f"wrote {out}")
+
+
+@app.command("floor")
+def compare_with_floor(
+    context: typer.Context,
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of one run.")] = 4.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Runs of each server and case.")] = 3,
+    only: Annotated[str | None, typer.Option("--only", help="Only cases whose name has this.")] = None,
+    directory: _WorkDir = None,
+    json_path: _JsonPath = None,
+    sets: SetOption = None,
+) -> None:
+    """Print Penstock / floor for requests of 200 KiB, 16 KiB and 1 KiB, and p50 and p99 at depth 1.
+
+    The floor is a bare server that only receives, checks the CRC and syncs to the same disk; both take turns.
+    """
+    from penstock.bench.budgets import of_floor
+    from penstock.bench.floor import compare
+
+    with _scratch("floor", directory) as folder:
+        rows = compare(folder, seconds, rounds, _sets(context, sets), only)
+        typer.echo(of_floor(rows))
+        _write_json(json_path, {"machine": _machine(folder), "rows": rows})
+
+
+@app.command("start")
+def start_times(
+    context: typer.Context,
+    rounds: Annotated[
+        int, typer.Option("--rounds", min=1, help="Starts of each kind; the median counts.")
+    ] = 5,
+    directory: _WorkDir = None,
+    json_path: _JsonPath = None,
+    sets: SetOption = None,
+) -> None:
+    """Measure import, start and first acknowledgement of a broker in a fresh process, on new and on old data."""
+    from penstock.bench.start import measure_starts, report
+
+    with _scratch("start", directory) as folder:
+        found = measure_starts(folder, rounds, _sets(context, sets))
+        typer.echo(report(found))
+        plain = {kind: [asdict(start) for start in starts] for kind, starts in found.items()}
+        _write_json(json_path, {"machine": _machine(folder), **plain})
+
+
+@app.command("cold-reads")
+def cold_reads(
+    context: typer.Context,
+    size: Annotated[str, typer.Option("--bytes", metavar="SIZE", help="How much old data.")] = "1GiB",
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 3.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
+    rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 1000.0,
+    directory: _WorkDir = None,
+    json_path: _JsonPath = None,
+    sets: SetOption = None,
+) -> None:
+    """Measure p99 of producing with and without a consumer that catches up on old data, in turn, in one run."""
+    _need_extra()
+    from penstock.bench.cold_reads import measure_cold_reads, report
+
+    settings = _sets(context, sets)
+    with _scratch("cold", directory) as folder:
+        found = measure_cold_reads(
+            folder, old_bytes=_bytes(size), seconds=seconds, rounds=rounds, rate=rate, sets=settings
+        )
+        typer.echo(report(found))
+        _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
+
+
+@app.command("budgets")
+def budgets(
+    context: typer.Context,
+    directory: _WorkDir = None,
+    sets: SetOption = None,
+) -> None:
+    """Measure and print the budgets of one broker: floor, start and cold-reads in a row, about three minutes."""
+    compare_with_floor(context, directory=directory, sets=sets)
+    typer.echo()
+    start_times(context, directory=directory, sets=sets)
+    typer.echo()
+    cold_reads(context, directory=directory, sets=sets)
+
+
+@contextmanager
+def _scratch(name: str, directory: Path | None) -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix=f"penstock-{name}-", dir=directory) as folder:
+        yield Path(folder)
+
+
+def _sets(context: typer.Context, sets: list[str] | None) -> list[str]:
+    """Settings for a broker that is started without a configuration file."""
+    setup = Setup.of(context, None, sets)
+    if setup.config_path is not None:
+        raise ConfigError("this measures with --set only, leave out the configuration file")
+    return list(setup.sets)
+
+
+def _machine(folder: Path) -> dict[str, Any]:
+    from penstock.bench.server import machine_facts
+
+    return machine_facts(folder)
+
+
+def _write_json(path: Path | None, value: dict[str, Any]) -> None:
+    if path is not None:
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        typer.echo(f"wrote {path}")
 
 
 def _need_extra() -> None:
@@ -217,6 +296,15 @@ def _seconds(text: str) -> float:
     if seconds <= 0:
         raise ConfigError(f"--duration must be more than nothing: value={text!r}")
     return seconds
+
+
+def _bytes(text: str) -> int:
+    from penstock.units import parse_size
+
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise ConfigError(f"--bytes: {error}") from error
 
 
 def _new_path(directory: Path, name: str, suffix: str) -> Path:

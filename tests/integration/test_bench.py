@@ -1,0 +1,162 @@
+"""``penstock bench`` against real brokers: the figures are plausible and no message is missing."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+from confluent_kafka.admin import AdminClient
+from tests.integration.conftest import ServeProcess, free_port
+
+from penstock.bench.cold_reads import measure_cold_reads
+from penstock.bench.floor import compare
+from penstock.bench.run import Run
+from penstock.bench.start import measure_starts
+from penstock.bench.workload import Driver, KeyDistributor, Workload
+from penstock.cli import main
+from penstock.errors import ConfigError, UnavailableError
+
+SMOKE = Path(__file__).parents[2] / "bench" / "workloads" / "smoke.yaml"
+SMALL = ["--set", "wal.capacity=64MiB", "--set", "groups.initial_rebalance_delay=100ms"]
+
+
+def workload(**values: Any) -> Workload:
+    usual: dict[str, Any] = {
+        "name": "try",
+        "partitionsPerTopic": 2,
+        "messageSize": 200,
+        "useRandomizedPayloads": True,
+        "randomBytesRatio": 0.5,
+        "randomizedPayloadPoolSize": 10,
+        "producerRate": 500,
+        "testDurationMinutes": 1.5 / 60,
+        "warmupDurationMinutes": 0,
+    }
+    return Workload(**{**usual, **values})
+
+
+def test_smoke_workload_against_a_broker_of_its_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", str(SMOKE), "--out", str(tmp_path), "--name", "try me", *SMALL]) == 0
+    (json_path,) = tmp_path.glob("try-me-*.json")
+    (html_path,) = tmp_path.glob("try-me-*.html")
+    result = json.loads(json_path.read_text())
+    assert result["workload"] == "smoke"
+    assert result["label"] == "try me"
+    balance = result["account"]
+    assert balance["acked"] > 1000, "2000 messages/s for more than three seconds, on however slow a machine"
+    assert balance["received"] == balance["expected"] == balance["acked"]
+    assert (balance["lost"], balance["duplicates"], balance["errors"]) == (0, 0, 0)
+    assert len(result["publishRate"]) == len(result["time"]) == 6
+    assert 0 < sum(result["publishRate"]) / 6 < 2500
+    p50, p99, most = (result[f"aggregatedPublishLatency{end}"] for end in ("50pct", "99pct", "Max"))
+    assert 0 < p50 <= p99 <= most
+    assert result["aggregatedEndToEndLatency50pct"] > 0
+    assert result["broker"]["residentMaxMB"] > 10
+    assert max(result["brokerCpu"]) > 0
+    assert {"processors", "librdkafka", "penstock", "python", "filesystem"} <= set(result["machine"])
+    root = ET.fromstring(html_path.read_text().partition("\n")[2])
+    assert len(list(root.iter("figure"))) >= 6
+    shown = capfd.readouterr()
+    assert "lost 0, duplicates 0" in shown.out
+    assert "measuring" in shown.err
+
+
+def test_any_broker_can_be_measured_and_keeps_no_topics(
+    broker: ServeProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["bench", str(SMOKE), "--out", str(tmp_path), "--duration", "1s"]
+    assert main([*arguments, "--bootstrap-server", broker.bootstrap_servers]) == 0
+    (json_path,) = tmp_path.glob("*.json")
+    result = json.loads(json_path.read_text())
+    assert result["broker"]["bootstrapServers"] == broker.bootstrap_servers
+    assert result["brokerCpu"] == [None, None]
+    topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=10).topics
+    assert not [name for name in topics if name.startswith("bench-")]
+    assert "lost 0" in capfd.readouterr().out
+
+
+def test_topics_subscriptions_and_keys(broker: ServeProcess) -> None:
+    load = workload(
+        topics=2,
+        subscriptionsPerTopic=2,
+        consumerPerSubscription=2,
+        producersPerTopic=2,
+        keyDistributor=KeyDistributor.KEY_ROUND_ROBIN,
+    )
+    balance = Run(load, broker.bootstrap_servers).run({})["account"]
+    assert balance["acked"] > 0
+    assert balance["received"] == balance["expected"] == 2 * balance["acked"]
+    assert (balance["lost"], balance["duplicates"]) == (0, 0)
+
+
+def test_as_fast_as_it_can(broker: ServeProcess) -> None:
+    result = Run(workload(producerRate=0), broker.bootstrap_servers).run({})
+    assert max(result["publishRate"]) > 1000
+    assert result["account"]["lost"] == 0
+
+
+def test_backlog_is_built_and_drained(broker: ServeProcess) -> None:
+    phases: list[str] = []
+    load = workload(producerRate=5000, messageSize=1024, consumerBacklogSizeGB=0.003)
+    result = Run(load, broker.bootstrap_servers, on_phase=phases.append).run({})
+    assert (
+        phases.index("building the backlog")
+        < phases.index("draining the backlog")
+        < phases.index("measuring")
+    )
+    assert result["backlogPhase"]["messages"] == int(0.003 * 2**30) // 1024
+    assert result["backlogPhase"]["drainRate"] > 0
+    assert result["account"]["lost"] == 0
+
+
+def test_property_that_librdkafka_does_not_know_is_told(broker: ServeProcess) -> None:
+    wrong = {"no.such.property": "1"}
+    for driver in (Driver(commonConfig=wrong), Driver(producerConfig=wrong), Driver(consumerConfig=wrong)):
+        load = workload(driver=driver)
+        with pytest.raises(ConfigError, match=r"no\.such\.property"):
+            Run(load, broker.bootstrap_servers).run({})
+
+
+def test_topic_config_that_the_broker_refuses_is_told(broker: ServeProcess) -> None:
+    load = workload(driver=Driver(topicConfig={"retention.ms": "soon"}))
+    with pytest.raises(ConfigError, match="the broker refuses a topic"):
+        Run(load, broker.bootstrap_servers).run({})
+
+
+def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("penstock.bench.run.REACH_S", 1.0)
+    with pytest.raises(UnavailableError, match="can't reach a broker"):
+        Run(workload(), f"127.0.0.1:{free_port()}").run({})
+
+
+def test_broker_that_does_not_start_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(SMOKE), "--out", str(tmp_path), "--set", "wal.capacty=1GiB"]) == 1
+    assert "the nearest key is wal.capacity" in capfd.readouterr().err
+
+
+def test_floor_is_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (row,) = compare(tmp_path, 0.3, 1, ["wal.capacity=64MiB"], "16 KiB")
+    assert row["ratio"] > 0
+    assert row["penstock"][0]["requests_per_s"] > 0
+    assert "16 KiB" in capfd.readouterr().out
+
+
+def test_starts_are_measured(tmp_path: Path) -> None:
+    found = measure_starts(tmp_path, 1, ["wal.capacity=64MiB"])
+    for starts in found.values():
+        (start,) = starts
+        assert min(start.import_ms, start.start_ms, start.first_ack_ms) > 0
+
+
+def test_cold_reads_are_measured(tmp_path: Path) -> None:
+    found = measure_cold_reads(
+        tmp_path, old_bytes=4 * 2**20, seconds=0.4, rounds=1, rate=200, sets=["wal.capacity=64MiB"]
+    )
+    assert found.read_megabytes_per_s > 0
+    assert min(found.quiet_p99_ms + found.reading_p99_ms) > 0
+    assert found.ratio == pytest.approx(found.reading_p99_ms[0] / found.quiet_p99_ms[0])

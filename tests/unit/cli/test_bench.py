@@ -1,0 +1,82 @@
+"""``penstock bench`` where no broker is needed: mistakes, and pages from files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+
+import pytest
+
+from penstock.bench.results import result_of
+from penstock.bench.workload import Workload
+from penstock.cli import main
+
+SMOKE = Path(__file__).parents[3] / "bench" / "workloads" / "smoke.yaml"
+
+
+def run_file(tmp_path: Path, label: str) -> str:
+    path = tmp_path / f"{label}.json"
+    path.write_text(json.dumps(result_of(Workload(name="try"), [], {"label": label})))
+    return str(path)
+
+
+def test_compare_lays_runs_side_by_side(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    html = tmp_path / "page.html"
+    runs = [run_file(tmp_path, "before"), run_file(tmp_path, "after")]
+    assert main(["bench", "compare", *runs, "-o", str(html), "--title", "Side by side"]) == 0
+    assert f"wrote {html}" in capsys.readouterr().out
+    text = html.read_text()
+    assert "<h1>Side by side</h1>" in text
+    assert "<th>before</th><th>after</th>" in text
+
+
+def test_compare_refuses_what_is_no_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = tmp_path / "other.json"
+    other.write_text("{}")
+    assert main(["bench", "compare", str(other), "-o", str(tmp_path / "page.html")]) == 2
+    assert "this is no result of penstock bench" in capsys.readouterr().err
+    assert not (tmp_path / "page.html").exists()
+
+
+def test_mistake_in_any_workload_stops_before_the_first_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "bad.yaml"
+    bad.write_text("topic: 1\n")
+    assert main(["bench", str(SMOKE), str(bad), "--out", str(tmp_path / "out")]) == 2
+    captured = capsys.readouterr()
+    assert captured.err == f"penstock: {bad}: topic is no key, the nearest key is topics: value=1\n"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("duration", "sentence"), [("5", "not a duration"), ("0s", "must be more than nothing")]
+)
+def test_impossible_duration_is_refused(
+    duration: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["bench", "--duration", duration, str(SMOKE), "--out", str(tmp_path)]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("missing", ["confluent_kafka", "yaml"])
+def test_missing_extra_says_what_to_install(
+    missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    find = importlib.util.find_spec
+
+    def find_spec(name: str, package: str | None = None) -> ModuleSpec | None:
+        return None if name == missing else find(name, package)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find_spec)
+    assert main(["bench", str(SMOKE)]) == 2
+    assert "pip install 'penstock[bench]'" in capsys.readouterr().err
+
+
+def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for command in ("run", "compare", "floor", "start", "cold-reads", "budgets"):
+        assert command in shown
