@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint
 from penstock.spi.allocator import Allocator
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
+from penstock_conformance._clause import not_applicable
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
 from penstock_conformance.reference import DirectoryStore, PlainAllocator
@@ -63,6 +64,13 @@ class Env:
             services = self._services(node_id, epoch, allocator, store)
             opened = await stack.enter_async_context(spec.open(checked, services))
             yield ScopedStore(opened, self.scope) if spec.kind == "object_store" else opened
+
+    @property
+    def account(self) -> PlainAllocator:
+        """The account of what was opened last; only the suite's own allocator is exact to the byte."""
+        if self.plain_allocator is None:
+            not_applicable("the account of an allocator that is a plugin isn't exact to the byte")
+        return self.plain_allocator
 
     async def clean(self) -> None:
         """Remove what the clause left in a place outside its data directory."""

@@ -18,8 +18,7 @@ class _Feeder:
     """Makes entries of several streams, with charges, in WAL order."""
 
     def __init__(self, env: Env) -> None:
-        assert env.plain_allocator is not None
-        self.allocator: PlainAllocator = env.plain_allocator
+        self.allocator: PlainAllocator = env.account
         self._offsets: dict[int, int] = {}
         self._wal_position = 0
 

@@ -20,7 +20,7 @@ _RUNS: list[tuple[str, ...]] = [
     ("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=64KiB", "--set", "io=buffered"),
     ("log_cache", "cache_fifo"),
     ("block_cache", "cache_lru"),
-    ("block_cache", "cache_lru", "--allocator", "allocator_sequential", "-k", "random or order or share"),
+    ("block_cache", "cache_lru", "--allocator", "allocator_sequential"),
     ("allocator", "allocator_sequential"),
     ("metadata_log", "metadata_object"),
     (
