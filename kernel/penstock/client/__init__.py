@@ -14,6 +14,8 @@ __all__ = (
     "ConsumerSettings",
     "Delivery",
     "Fetched",
+    "Membership",
+    "MembershipSettings",
     "Producer",
     "ProducerSettings",
 )
@@ -22,4 +24,5 @@ from penstock.client.admin import Admin
 from penstock.client.cluster import ClientSettings, Cluster
 from penstock.client.connection import Connection
 from penstock.client.consumer import Consumer, ConsumerSettings, Fetched
+from penstock.client.membership import Membership, MembershipSettings
 from penstock.client.producer import Delivery, Producer, ProducerSettings

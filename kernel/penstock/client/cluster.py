@@ -147,7 +147,7 @@ class Cluster:
         self._tasks = tasks
         self._jitter = jitter
         self._bootstrap = parse_bootstrap_servers(settings.bootstrap_servers)
-        self._links: dict[tuple[str, int], _Link] = {}
+        self._links: dict[tuple[str, int, str], _Link] = {}
         self._nodes: dict[int, Node] = {}
         self._topics: dict[str, TopicInfo] = {}
         self._coordinators: dict[str, Node] = {}
@@ -204,7 +204,9 @@ class Cluster:
         return await self.any_node()
 
     async def coordinator(self, group: str) -> Connection:
-        """The connection to the broker that coordinates ``group``.
+        """The connection to the broker that coordinates ``group``; one apart from that for data.
+
+        A broker answers a connection's requests in order, so a long poll would hold heartbeats up.
 
         Raises:
             UnavailableError: it isn't known yet; retry.
@@ -218,7 +220,7 @@ class Cluster:
             check(answer.error_code, f"group has no coordinator group={group}", answer.error_message)
             place = Node(answer.node_id, answer.host, answer.port)
             self._coordinators[group] = place
-        return await self._connection(place.host, place.port)
+        return await self._connection(place.host, place.port, "coordinator")
 
     def forget_coordinator(self, group: str) -> None:
         """Ask again where the coordinator is, on next use."""
@@ -228,8 +230,8 @@ class Cluster:
         """One request with this client's timeout; see :meth:`Connection.request`."""
         return await connection.request(api_key, message, timeout_s=self.settings.request_timeout_s)
 
-    async def _connection(self, host: str, port: int) -> Connection:
-        link = self._links.setdefault((host, port), _Link())
+    async def _connection(self, host: str, port: int, purpose: str = "") -> Connection:
+        link = self._links.setdefault((host, port, purpose), _Link())
         async with link.lock:
             if link.connection is None or not link.connection.is_usable:
                 link.connection = await self._tasks.start(self._hold, host, port)
