@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.integration.conftest import ServeProcess
@@ -205,6 +206,54 @@ def test_groups_are_listed_described_reset_and_deleted(cli: Cli) -> None:
     cli.run("group", "delete", "g")
     cli.run("group", "describe", "g", code=2)
     assert "GROUP_ID_NOT_FOUND" in cli.error
+
+
+def test_a_group_goes_on_where_it_was(cli: Cli) -> None:
+    cli.run("topic", "create", "t", "-P", "1")
+    cli.run("produce", "t", text=b"0\n1\n2\n3\n")
+    assert cli.run("consume", "t", "-G", "g", "-c", "3") == "0\n1\n2\n"
+    (offset,) = json.loads(cli.run("group", "describe", "g", "--json"))["offsets"]
+    assert (offset["committed"], offset["lag"]) == (3, 1)
+    assert cli.run("consume", "t", "-G", "g", "-e") == "3\n"
+    assert cli.run("consume", "t", "-G", "g", "-e") == ""
+
+
+def test_two_members_share_a_topic_and_an_interrupt_commits(cli: Cli) -> None:
+    cli.run("topic", "create", "t", "-P", "4")
+    with cli.start("consume", "t", "-G", "g") as one, cli.start("consume", "t", "-G", "g") as two:
+        try:
+            deadline = time.monotonic() + TIMEOUT_S
+            while (group := describe_group(cli, "g"))["state"] != "Stable" or len(group["members"]) < 2:
+                assert time.monotonic() < deadline, group
+            assert [len(member["partitions"]) for member in group["members"]] == [2, 2]
+            cli.run("group", "reset-offsets", "g", "--topic", "t", "--to-earliest", "--execute", code=2)
+            assert "group is in use, stop its members first" in cli.error
+            cli.run("group", "delete", "g", code=2)
+            assert "NON_EMPTY_GROUP" in cli.error
+            text = "".join(f"{index}\n" for index in range(40))
+            cli.run("produce", "t", "--partitioner", "round_robin", text=text.encode())
+            found = []
+            for member in (one, two):
+                assert member.stdout is not None
+                found += [int(member.stdout.readline()) for _ in range(20)]
+            assert sorted(found) == list(range(40))
+            for member in (one, two):
+                member.send_signal(signal.SIGINT)
+                assert member.wait(TIMEOUT_S) == 130
+        finally:
+            one.kill()
+            two.kill()
+    group = describe_group(cli, "g")
+    assert group["state"] == "Empty"
+    assert [each["lag"] for each in group["offsets"]] == [0, 0, 0, 0]
+
+
+def describe_group(cli: Cli, name: str) -> dict[str, Any]:
+    """The group, or one that is dead while there is none."""
+    if name not in cli.run("group", "list"):
+        return {"state": "Dead", "members": []}
+    document: dict[str, Any] = json.loads(cli.run("group", "describe", name, "--json"))
+    return document
 
 
 #: Partition of three by (murmur2(key) & 0x7fffffff) % 3, computed with kafka-python's partitioner.
