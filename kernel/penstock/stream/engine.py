@@ -15,9 +15,10 @@ __all__ = ("EngineSettings", "EngineStatistics", "Stream", "StreamEngine")
 import logging
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -28,9 +29,11 @@ from penstock.errors import (
     FencedError,
     FullError,
     InvariantError,
+    NotFoundError,
     UnavailableError,
 )
-from penstock.metadata.commands import OpenStreams, TrimStreams
+from penstock.metadata.commands import Command, OpenStreams, TrimStreams
+from penstock.metadata.image import StreamState
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCache
@@ -45,10 +48,14 @@ from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSetting
 
 logger = logging.getLogger("penstock.stream")
 
+T = TypeVar("T")
+
 #: What an entry costs beside its payload: Python objects, index entries, headers when uploaded (I8).
 ENTRY_OVERHEAD_BYTES = 640
 #: Overhead is charged for this many entries at once: charging each would cost more than the entry.
 OVERHEAD_ENTRIES = 256
+#: Streams that one metadata command names at most, so that it fits into an entry with room to spare.
+STREAMS_PER_COMMAND = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -284,12 +291,16 @@ class StreamEngine:
     # -- streams ---------------------------------------------------------------------------------------------
 
     async def open_streams(self, stream_ids: Sequence[int]) -> list[Stream]:
-        """Become the owner of these streams, with one metadata entry; deleted ones are left out."""
-        opened_ids = await self.metadata.submit(
-            OpenStreams(self._node_id, self._node_epoch, list(stream_ids))
-        )
+        """Become the owner of these streams, with few metadata entries; deleted ones are left out."""
+        commands: list[Command] = [
+            OpenStreams(self._node_id, self._node_epoch, list(some)) for some in _portions(stream_ids)
+        ]
+        results = await self.metadata.submit_many(commands)
+        for result in results:
+            if isinstance(result, Exception):
+                raise result
         opened = []
-        for stream_id in opened_ids:
+        for stream_id in (stream_id for result in results for stream_id in result):
             state = self.metadata.image.streams.get(stream_id)
             if state is None:
                 continue  # deleted in the meantime
@@ -307,7 +318,8 @@ class StreamEngine:
 
     async def trim_streams(self, starts: Sequence[tuple[int, int]]) -> None:
         """Move starts forward, durably: (stream id, new start offset). Offsets below are never read again."""
-        await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(starts)))
+        for some in _portions(starts):
+            await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(some)))
         for stream_id, start in starts:
             stream = self._streams.get(stream_id)
             if stream is not None:
@@ -386,13 +398,14 @@ class StreamEngine:
         raise self._fatal
 
     def _made_progress(self) -> None:
-        if self._room_waiters and not self._wal_full:
+        # with nothing in flight there is no completion left that could wake anybody later
+        if self._room_waiters and (not self._wal_full or not self._in_flight_bytes):
             self._room.set()
 
     def _store_durable(self, entry: StreamEntry) -> None:
         self._stored_end = entry.wal_position
-        if entry.stream_id not in self._streams:
-            # the stream was deleted while the append was on its way
+        if self._closing or entry.stream_id not in self._streams:
+            # the stream was deleted while the append was on its way; or the engine ended and recovery finds it
             if entry.charge is not None:
                 entry.charge.release()
             return
@@ -418,12 +431,13 @@ class StreamEngine:
         if block is not None:
             self._uploader.submit(block)
         elif self._wal_full and not self._uploader.pending_blocks:
-            # what fills the WAL is of deleted streams: nothing to upload, only to trim
-            self._tasks.start_soon(self._trim_dead)
+            # what fills the WAL is of deleted streams: nothing to upload, only to trim. Up to where it ends
+            # now: before the task runs, more may become durable that is not dead (I4)
+            self._tasks.start_soon(self._trim_dead, self._stored_end)
 
-    async def _trim_dead(self) -> None:
+    async def _trim_dead(self, position: int) -> None:
         try:
-            await self._wal.trim(self._stored_end)
+            await self._wal.trim(position)
         except UnavailableError as error:
             logger.warning("the WAL wasn't trimmed, the next upload does it: %s", error)
             return
@@ -440,7 +454,7 @@ class StreamEngine:
         self._freeze()
         await self._uploader.wait_idle()
         if not self._log_cache.active_bytes and not self._in_flight_bytes:
-            await self._trim_dead()
+            await self._trim_dead(self._stored_end)
 
     def unuploaded_bytes(self) -> int:
         """Payload that is durable in the WAL only."""
@@ -449,7 +463,8 @@ class StreamEngine:
     async def drain(self) -> None:
         """Wait for the WAL to answer every append, then upload and commit everything; at a clean stop."""
         while self._in_flight_bytes:
-            self._room = anyio.Event()
+            if self._room.is_set():
+                self._room = anyio.Event()
             self._room_waiters += 1
             try:
                 await self._room.wait()
@@ -487,10 +502,12 @@ class StreamEngine:
         state = self.metadata.image.streams.get(stream.stream_id)
         if state is None:
             return None
+        # taken first: what is uploaded and evicted while the reader looks would be in neither
+        cached = self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, sys.maxsize)
         found = await self._reader.find_time(state, offset, time_ms)
         if found is not None:
             return found
-        for entry in self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, sys.maxsize):
+        for entry in cached:
             if entry.time_ms >= time_ms and entry.next_offset > offset:
                 return entry
         return None
@@ -533,16 +550,27 @@ class StreamEngine:
         if state is None:
             return []
         cold_end = cached[0].base_offset if cached else end
-        entries = await self._reader.read(state, offset, cold_end, bytes_max)
+        try:
+            entries = await self._reader.read(state, offset, cold_end, bytes_max)
+        except (CorruptError, NotFoundError):
+            if self._is_gone(stream, state, offset):
+                return []
+            raise
         if entries:
             return entries
         # committed and evicted, or trimmed, while we looked
         again = self.read_cached(stream, offset, bytes_max)
-        if again is None and offset >= stream.start_offset and stream.stream_id in self._streams:
+        if again is None and not self._is_gone(stream, state, offset):
             raise CorruptError(
                 f"durable records are neither cached nor in an object: stream={stream.stream_id} offset={offset}"
             )
         return again or []
+
+    def _is_gone(self, stream: Stream, state: StreamState, offset: int) -> bool:
+        """Whether ``offset`` was trimmed or the stream deleted; metadata knows a moment before the caller does."""
+        stream.start_offset = max(stream.start_offset, state.start)
+        deleted = stream.stream_id not in self.metadata.image.streams
+        return deleted or offset < stream.start_offset or stream.stream_id not in self._streams
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the state."""
@@ -569,8 +597,18 @@ class StreamEngine:
             last_position = recovered.next_position
             header = decode_header(recovered.data, recovered.position)
             state = image.streams.get(header.stream_id)
-            if state is None or header.epoch != state.epoch:
-                skipped += 1  # deleted, or written under an older ownership that was recovered before
+            if state is None:
+                skipped += 1  # deleted
+                continue
+            if header.epoch != state.epoch:
+                if header.next_offset > max(state.start, state.end):
+                    raise CorruptError(
+                        f"the WAL holds records that were passed over when their stream was opened with another "
+                        f"WAL; nothing was changed, keep {self._wal.location} and start one broker per WAL: "
+                        f"stream={header.stream_id} range=[{header.base_offset},{header.next_offset}) "
+                        f"epoch={header.epoch} current={state.epoch} position={recovered.position}"
+                    )
+                skipped += 1  # written under an older ownership, and recovered when that ended
                 continue
             expected = ends.get(header.stream_id, max(state.start, state.end))
             if header.next_offset <= expected:
@@ -616,3 +654,9 @@ class StreamEngine:
         return RecoveryFinished(
             entries=entries, recovered_bytes=size, skipped_entries=skipped, duration_ms=duration_ms
         )
+
+
+def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    """``items`` in pieces of which each fits into one metadata command."""
+    for first in range(0, len(items), STREAMS_PER_COMMAND):
+        yield items[first : first + STREAMS_PER_COMMAND]

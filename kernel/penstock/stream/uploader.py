@@ -54,6 +54,8 @@ class UploadSettings:
     multipart_bytes: int
     part_bytes: int
     prepare_deadline_ms: int
+    #: Ranges that one metadata commit has at most, so that it fits into an entry.
+    commit_ranges_max: int = 5000
     parallel_max: int = 2
 
 
@@ -71,11 +73,12 @@ class UploaderStatistics:
 
 
 def plan_objects(
-    block: LogCacheBlock, image: Image, object_split_bytes: int
+    block: LogCacheBlock, image: Image, object_split_bytes: int, streams_max: int
 ) -> list[list[tuple[int, Sequence[StreamEntry]]]]:
     """Which streams go into which object: large ones alone, the rest into one (design: stream set object).
 
-    Entries of deleted streams, and those wholly below a stream's start, are left out.
+    At most ``streams_max`` streams share one. Entries of deleted streams, those wholly below a stream's start and
+    those that are committed (the block is put again after a part of it was) are left out.
     """
     own: list[list[tuple[int, Sequence[StreamEntry]]]] = []
     shared: list[tuple[int, Sequence[StreamEntry]]] = []
@@ -83,14 +86,15 @@ def plan_objects(
         stream = image.streams.get(stream_id)
         if stream is None:
             continue
-        entries = [entry for entry in block.streams[stream_id] if entry.next_offset > stream.start]
+        live = max(stream.start, stream.end)
+        entries = [entry for entry in block.streams[stream_id] if entry.next_offset > live]
         if not entries:
             continue
         if sum(len(entry.data) for entry in entries) >= object_split_bytes:
             own.append([(stream_id, entries)])
         else:
             shared.append((stream_id, entries))
-    return own + ([shared] if shared else [])
+    return own + [shared[first : first + streams_max] for first in range(0, len(shared), streams_max)]
 
 
 def build_object(
@@ -112,6 +116,17 @@ def build_object(
         )
     body, size = writer.finish()
     return body, UploadedObject(object_id, size, ranges)
+
+
+def _first_part(objects: list[UploadedObject], ranges_max: int) -> list[UploadedObject]:
+    """The first objects with at most ``ranges_max`` ranges together; at least one object."""
+    count = ranges = 0
+    for uploaded in objects:
+        ranges += len(uploaded.ranges)
+        if count and ranges > ranges_max:
+            break
+        count += 1
+    return objects[:count]
 
 
 class _Upload:
@@ -226,7 +241,10 @@ class Uploader:
         upload.put.set()
 
     async def _put_objects(self, block: LogCacheBlock) -> list[UploadedObject]:
-        plan = plan_objects(block, self._metadata.image, self._settings.object_split_bytes)
+        settings = self._settings
+        plan = plan_objects(
+            block, self._metadata.image, settings.object_split_bytes, settings.commit_ranges_max
+        )
         if not plan:
             return []
         deadline_ms = self._now_ms() + self._settings.prepare_deadline_ms
@@ -286,13 +304,18 @@ class Uploader:
             await self._commit(upload)
 
     async def _commit(self, upload: _Upload) -> None:
+        committed: list[int] = []
         while upload.objects:
+            part = _first_part(upload.objects, self._settings.commit_ranges_max)
             try:
-                await self._metadata.submit(CommitUpload(self._node_id, self._node_epoch, upload.objects))
-                break
+                await self._metadata.submit(CommitUpload(self._node_id, self._node_epoch, part))
             except NotFoundError as error:
                 logger.warning("upload took longer than its deadline, putting it again: %s", error)
+                await self._retry("upload", lambda: self._discard(upload.objects))
                 upload.objects = await self._retry("upload", lambda: self._put_objects(upload.block))
+            else:
+                committed += [uploaded.object_id for uploaded in part]
+                upload.objects = upload.objects[len(part) :]
         # I4: only now may the WAL forget these entries
         if self.may_trim:
             await self._retry("WAL trim", lambda: self._wal.trim(upload.block.wal_end))
@@ -302,16 +325,22 @@ class Uploader:
             raise InvariantError("uploads are committed in log order")
         self._committed_blocks += 1
         self._committed_bytes += upload.block.size_bytes
-        self._objects += len(upload.objects)
+        self._objects += len(committed)
         self._on_committed(
             UploadCommitted(
-                object_ids=tuple(o.object_id for o in upload.objects),
+                object_ids=tuple(committed),
                 stream_count=len(upload.block.streams),
                 payload_bytes=upload.block.size_bytes,
                 duration_ms=(time.perf_counter() - upload.started) * 1000,
             ),
             upload.block,
         )
+
+    async def _discard(self, objects: Sequence[UploadedObject]) -> None:
+        """Delete objects that metadata refused: it may have forgotten them before they were put (I6)."""
+        object_ids = [uploaded.object_id for uploaded in objects]
+        await self._metadata.submit(AbandonObjects(object_ids))
+        await self._store.delete([object_key(object_id) for object_id in object_ids])
 
     async def _retry(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
         """Do ``step`` until it succeeds; raises only what can't be retried."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -50,6 +50,7 @@ class FakeWal:
         self.trimmed = 0
         self.automatic = True
         self.full = False
+        self.fail_trims = False
 
     async def recover(self) -> AsyncIterator[WalEntry]:
         for entry in list(self.durable):
@@ -90,6 +91,8 @@ class FakeWal:
         self.full = False
 
     async def trim(self, position: int) -> None:
+        if self.fail_trims:
+            raise UnavailableError("the fake wal can't be trimmed")
         self.trimmed = max(self.trimmed, position)
 
     async def seal(self) -> None:
@@ -109,6 +112,8 @@ class SteeredStore:
         self.gate.set()
         self.object_puts = 0
         self.gets = 0
+        #: Awaited before each read of an object.
+        self.before_get: Callable[[], Awaitable[None]] | None = None
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
@@ -124,6 +129,8 @@ class SteeredStore:
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         if key.startswith("objects/"):
             self.gets += 1
+            if self.before_get is not None:
+                await self.before_get()
         return await self._inner.get(key, start, end)
 
     async def create_multipart(self, key: str) -> MultipartUpload:
