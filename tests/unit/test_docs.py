@@ -223,3 +223,33 @@ def test_readme_example_of_the_fixture_runs(penstock_broker: Any) -> None:
     names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
     names["test_orders_are_announced"](penstock_broker)
+
+
+# --- testing with Penstock
+
+
+GUIDE = (REPOSITORY / "docs" / "testing-with-penstock.md").read_text()
+
+
+def test_guide_to_testing_shows_a_test_that_passes(penstock_broker: Any) -> None:
+    (code,) = [content for _, content in blocks(GUIDE, "python") if "def test_" in content]
+    names: dict[str, Any] = {}
+    exec(compile(code, "testing-with-penstock.md", "exec"), names)
+    names["test_orders_arrive"](penstock_broker)
+
+
+@pytest.mark.parametrize("which", ["with SyncBroker", "async with Broker"])
+def test_guide_to_testing_shows_programs_that_run(
+    which: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (code,) = [content for _, content in blocks(GUIDE, "python") if which in content]
+    exec(compile(code, "testing-with-penstock.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("127.0.0.1:")
+
+
+def test_guide_to_testing_names_every_option_of_the_fixture() -> None:
+    source = (REPOSITORY / "kernel" / "penstock" / "testing" / "pytest_plugin.py").read_text()
+    options = set(re.findall(r'"(penstock_broker_\w+)"', source))
+    assert options
+    assert set(re.findall(r"^\| `(penstock_broker_\w+)`", GUIDE, re.MULTILINE)) == options
