@@ -279,7 +279,11 @@ class GroupService:
     async def leave(
         self, group_id: str, members: Sequence[LeaveMember]
     ) -> tuple[GroupError, list[LeaveResult]]:
-        """LeaveGroup: an error for the whole request, or one result per member."""
+        """LeaveGroup: an error for the whole request, or one result per member.
+
+        When the last member leaves, this returns once the empty group is durable: a member that was told it has
+        left must not hold up the group for a session timeout after a crash.
+        """
         error = await self._admit(group_id)
         if error is not GroupError.NONE:
             return error, []
@@ -288,7 +292,12 @@ class GroupService:
             unknown = GroupError.UNKNOWN_MEMBER_ID
             return GroupError.NONE, [LeaveResult(o.member_id, o.group_instance_id, unknown) for o in members]
         results, outputs = entry.group.leave(members, self._clock.now_ms())
-        self._apply(entry, outputs)
+        if any(isinstance(output, PersistGroup) for output in outputs):
+            written = anyio.Event()  # or not, after an error: the member is gone all the same, here and now
+            self._apply(entry, outputs, written.set)
+            await written.wait()
+        else:
+            self._apply(entry, outputs)
         return GroupError.NONE, results
 
     # -- offsets ------------------------------------------------------------------------------------------
@@ -484,8 +493,13 @@ class GroupService:
         if entry.group.is_disposable and entry.value is None and entry.deletion is None:
             self._drop(entry)
 
-    def _apply(self, entry: _Entry, outputs: Iterable[Output]) -> None:
-        """Do what the machine says."""
+    def _apply(
+        self,
+        entry: _Entry,
+        outputs: Iterable[Output],
+        persisted: Callable[[], None] | None = None,
+    ) -> None:
+        """Do what the machine says; `persisted` is called when the group is written, or couldn't be."""
         for output in outputs:
             if isinstance(output, SetTimer):
                 self._schedule((entry, output.key), output.at_ms)
@@ -493,10 +507,10 @@ class GroupService:
                 assert isinstance(output.waiter, _Waiter), "waiters come from here"
                 output.waiter.answer(output.result)
             else:
-                self._persist(entry, output)
+                self._persist(entry, output, persisted)
         self._drop_if_disposable(entry)
 
-    def _persist(self, entry: _Entry, output: PersistGroup) -> None:
+    def _persist(self, entry: _Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:
         value = encode_group_value(output.metadata)
 
         def done(error: GroupError) -> None:
@@ -504,6 +518,8 @@ class GroupService:
                 entry.value = value
             now_ms = self._clock.now_ms()
             self._apply(entry, entry.group.persisted(output.token, error, now_ms))
+            if persisted is not None:
+                persisted()
 
         key = encode_group_key(entry.group.group_id)
         self._writers[entry.partition].submit([(key, value)], done)

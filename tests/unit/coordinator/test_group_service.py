@@ -354,6 +354,31 @@ async def test_offsets_and_then_their_group_expire(opened: Open, clock: Clock, l
         assert log.live() == {}
 
 
+async def test_the_last_member_has_left_once_that_is_durable(opened: Open, clock: Clock, log: Log) -> None:
+    """A crash right after the answer must not bring the member back for a session timeout."""
+    async with opened() as service, anyio.create_task_group() as tasks:
+        member = await stable(service, clock)
+        log.gate = anyio.Event()
+        answered: list[GroupError] = []
+
+        async def leave() -> None:
+            error, _ = await service.leave("g", [LeaveMember(member)])
+            answered.append(error)
+
+        tasks.start_soon(leave)
+        await settle()
+        assert answered == []
+        log.gate.set()
+        await settle()
+        assert answered == [GroupError.NONE]
+        log.gate = None
+        again = await stable(service, clock)
+        log.error = UnavailableError("no")
+        error, _ = await service.leave("g", [LeaveMember(again)])
+        assert error is GroupError.NONE, "not written, and gone all the same"
+        log.error = None
+
+
 # -- deleting and listing -------------------------------------------------------------------------------------
 
 
