@@ -188,6 +188,32 @@ def test_a_reader_that_goes_away_is_no_error(
             reader.kill()
 
 
+def test_a_killed_broker_costs_time_but_no_record(cli: Cli, broker: ServeProcess) -> None:
+    """An idempotent producer and a reader go on over SIGKILL and restart: every line once, in order."""
+    cli.run("topic", "create", "t", "-P", "1")
+    lines = [b"%d\n" % index for index in range(30_000)]
+    with cli.start("consume", "t", "-c", str(len(lines))) as reader, cli.start("produce", "t") as writer:
+        try:
+            assert writer.stdin is not None
+            assert reader.stdout is not None
+            writer.stdin.writelines(lines[:10_000])
+            writer.stdin.flush()
+            found = [reader.stdout.readline()]  # the first are there: now it is killed under load
+            for part in (lines[10_000:20_000], lines[20_000:]):
+                writer.stdin.writelines(part)
+                writer.stdin.flush()
+                broker.kill()
+                broker.start()
+            writer.stdin.close()
+            assert writer.wait(TIMEOUT_S) == 0
+            found += reader.stdout.readlines()
+            assert reader.wait(TIMEOUT_S) == 0
+        finally:
+            reader.kill()
+            writer.kill()
+    assert found == lines
+
+
 def test_groups_are_listed_described_reset_and_deleted(cli: Cli) -> None:
     cli.run("topic", "create", "t", "-P", "2")
     cli.run("produce", "t", "-p", "0", text=b"0\n1\n2\n3\n")
