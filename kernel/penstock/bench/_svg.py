@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from xml.sax.saxutils import escape
 
 _WIDTH, _HEIGHT = 720, 300
-_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 14, 14, 42
+_LEFT, _RIGHT, _TOP, _BOTTOM = 64, 32, 14, 42
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +36,13 @@ def linear_axis(high: float) -> Axis:
     top = math.ceil(high / step - 1e-9) * step
     ticks = [(number * step, short(number * step)) for number in range(round(top / step) + 1)]
     return Axis(lambda value: value / top, ticks)
+
+
+def time_axis(end: float) -> Axis:
+    """From 0 to exactly ``end``, with round steps on the way."""
+    whole = linear_axis(end)
+    ticks = [tick for tick in whole.ticks if tick[0] <= end * (1 + 1e-9)]
+    return Axis(lambda value: min(1.0, value / end) if end > 0 else 0.0, ticks)
 
 
 def log_axis(low: float, high: float) -> Axis:

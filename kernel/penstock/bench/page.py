@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 from xml.sax.saxutils import escape
 
-from penstock.bench._svg import Axis, Line, chart, linear_axis, log_axis, quantile_axis, short
+from penstock.bench._svg import Axis, Line, chart, linear_axis, log_axis, quantile_axis, short, time_axis
 
 _STYLE = """
 :root{color-scheme:light dark;--ink:#1d2733;--soft:#66727f;--line:#d9dee4;--paper:#fff;--panel:#f6f8fa}
@@ -227,7 +227,7 @@ def _quantile_figure(results: Sequence[dict[str, Any]], names: Sequence[str], ke
 def _time_figure(title: str, lines: list[Line], unit: str, *, log: bool = False) -> str:
     if not lines or not any(value > 0 for line in lines for _, value in line.points):
         return ""
-    x_axis = linear_axis(max(point[0] for line in lines for point in line.points))
+    x_axis = time_axis(max(point[0] for line in lines for point in line.points))
     y_axis = (
         _log_over(lines) if log else linear_axis(max(point[1] for line in lines for point in line.points))
     )

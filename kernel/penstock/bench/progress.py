@@ -79,7 +79,7 @@ def _cells(sample: Sample) -> list[str]:
     ]
     return [
         sample.phase,
-        f"{sample.time_s:.0f}",
+        f"{sample.time_s:.1f}" if sample.time_s < 10 else f"{sample.time_s:.0f}",
         f"{sample.publish_rate:,.0f}",
         f"{sample.publish_bytes_rate / 1e6:,.1f}",
         f"{sample.consume_rate:,.0f}",

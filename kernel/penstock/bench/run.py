@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("REACH_S", "Run", "create_topics", "processes_max")
 
+import logging
 import os
 import random
 import time
@@ -25,6 +26,9 @@ _DRAIN_STALLED_S = 30.0
 _PRODUCER_DEFAULTS = {"acks": "all", "linger.ms": "1", "queue.buffering.max.kbytes": "32768"}
 _CONSUMER_DEFAULTS = {"auto.offset.reset": "earliest"}
 _PERIODS_MAX = 1000
+#: What librdkafka says of itself belongs to nobody's terminal; errors come as exceptions.
+_QUIET = logging.getLogger("penstock.bench.librdkafka")
+_QUIET.addHandler(logging.NullHandler())
 
 
 def processes_max() -> int:
@@ -43,7 +47,7 @@ def create_topics(
     from confluent_kafka.admin import AdminClient, NewTopic
 
     try:
-        admin = AdminClient({**driver.commonConfig, "bootstrap.servers": bootstrap_servers})
+        admin = AdminClient({**driver.commonConfig, "bootstrap.servers": bootstrap_servers}, logger=_QUIET)
         admin.list_topics(timeout=REACH_S)
     except KafkaException as error:
         kind = ConfigError if error.args[0].name() == "_INVALID_ARG" else UnavailableError

@@ -74,7 +74,7 @@ def run_workloads(
     name: Annotated[
         str | None, typer.Option("--name", metavar="LABEL", help="What to call this run.")
     ] = None,
-    out: _OutDir = Path("bench-results"),
+    out: _OutDir = Path("bench/results"),
     directory: _WorkDir = None,
     config: ConfigOption = None,
     sets: SetOption = None,
@@ -108,7 +108,8 @@ def run_workloads(
         typer.echo(f"{summary(result)}\nwrote {path}")
         results.append(result)
     title = name or ", ".join(dict.fromkeys(workload.name for workload in loaded))
-    html = _new_path(out, f"{title}-{began:%Y%m%d-%H%M%S}", ".html")
+    stem = name or (loaded[0].name if len(loaded) == 1 else f"{len(loaded)}-workloads")
+    html = _new_path(out, f"{stem}-{began:%Y%m%d-%H%M%S}", ".html")
     html.write_text(page(results, title), encoding="utf-8")
     typer.echo(f"wrote {html}")
     if any(result["account"]["lost"] for result in results):

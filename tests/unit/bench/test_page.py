@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench._svg import Line, chart, linear_axis, log_axis, quantile_axis, short
+from penstock.bench._svg import Line, chart, linear_axis, log_axis, quantile_axis, short, time_axis
 from penstock.bench.histogram import Histogram
 from penstock.bench.page import page
 from penstock.bench.results import Sample, result_of
@@ -130,6 +130,13 @@ def test_linear_axis_holds_its_values_and_has_few_ticks(high: float) -> None:
     assert axis.place(0) == 0
     assert axis.place(high) <= 1 + 1e-9
     assert 2 <= len(axis.ticks) <= 7
+
+
+def test_time_axis_ends_with_the_run() -> None:
+    axis = time_axis(90)
+    assert [text for _, text in axis.ticks] == ["0", "20", "40", "60", "80"]
+    assert axis.place(90) == 1.0
+    assert axis.place(45) == 0.5
 
 
 @given(values=st.tuples(POSITIVE, POSITIVE))

@@ -112,6 +112,12 @@ def test_summary_says_rates_latencies_and_the_account() -> None:
     assert "5,000 messages built in 3 s, drained in 2 s at 40 MB/s" in text
 
 
+def test_summary_says_when_the_rate_was_not_reached() -> None:
+    assert "fewer than" not in summary(result())
+    asked = {**result()["workloadConfig"], "producerRate": 1100.0}
+    assert "fewer than the 1,100 messages/s asked for" in summary({**result(), "workloadConfig": asked})
+
+
 # -- account -------------------------------------------------------------------------------------------------
 
 
