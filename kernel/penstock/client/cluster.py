@@ -53,6 +53,8 @@ class ClientSettings:
     retry_timeout_s: float = 30.0
     retry_backoff_s: float = 0.05
     retry_backoff_max_s: float = 1.0
+    #: How long the partitions and leaders of a topic are believed when nothing contradicts.
+    metadata_age_max_s: float = 300.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +152,7 @@ class Cluster:
         self._links: dict[tuple[str, int, str], _Link] = {}
         self._nodes: dict[int, Node] = {}
         self._topics: dict[str, TopicInfo] = {}
+        self._topics_since_s = 0.0
         self._coordinators: dict[str, Node] = {}
         self.cluster_id: str | None = None
         self.controller_id = -1
@@ -278,6 +281,10 @@ class Cluster:
 
     async def topic(self, name: str, *, create: bool = False) -> TopicInfo:
         """One topic, from what is known already if it is; raises as :meth:`topics`."""
+        now_s = anyio.current_time()
+        if now_s - self._topics_since_s > self.settings.metadata_age_max_s:
+            self.forget_topics()
+            self._topics_since_s = now_s
         return self._topics.get(name) or (await self.topics([name], create=create))[0]
 
     def forget_topics(self) -> None:

@@ -164,7 +164,7 @@ class Consumer:
     async def _run(self, results: MemoryObjectSendStream[Fetched]) -> None:
         with results:
             try:
-                while self._positions:
+                while self._positions and self._error is None:
                     self._changed = anyio.Event()
                     leaders = await self._cluster.retry(lambda: self._cluster.by_leader(self._positions))
                     async with task_group() as polls:
@@ -179,25 +179,32 @@ class Consumer:
     ) -> None:
         """Poll one leader until something about its partitions changes."""
         pause_s = self._cluster.settings.retry_backoff_s
-        while not self._changed.is_set():
-            try:
-                answer = await self._poll(node_id, keys)
-            except UnavailableError:
-                await self._look_again(pause_s)
-                return
-            stale = False
-            for topic in answer.responses:
-                for data in topic.partitions:
-                    key = (topic.topic, data.partition_index)
-                    if data.error_code:
-                        stale = True
-                        if not is_retriable(data.error_code):
-                            await self._explain(key, data.error_code)
-                        continue
-                    await self._deliver(key, data, results)
-            if stale:
-                await self._look_again(pause_s)
-                return
+        try:
+            while not self._changed.is_set():
+                if await self._poll_once(node_id, keys, results):
+                    await self._look_again(pause_s)
+        except UnavailableError:
+            await self._look_again(pause_s)
+        except PenstockError as error:
+            # told here and not raised: another leader's poll may fail in the same moment
+            self._error = self._error or error
+            self._changed.set()
+
+    async def _poll_once(
+        self, node_id: int, keys: list[TopicPartition], results: MemoryObjectSendStream[Fetched]
+    ) -> bool:
+        """Poll and hand over what came; whether the leader has to be looked up again."""
+        stale = False
+        for topic in (await self._poll(node_id, keys)).responses:
+            for data in topic.partitions:
+                key = (topic.topic, data.partition_index)
+                if data.error_code:
+                    stale = True
+                    if not is_retriable(data.error_code):
+                        self._refuse(key, data.error_code)
+                    continue
+                await self._deliver(key, data, results)
+        return stale
 
     async def _look_again(self, pause_s: float) -> None:
         """The leader isn't what we took it for: after a pause, everything is looked up again."""
@@ -250,7 +257,7 @@ class Consumer:
         if key in self._positions:
             self._positions[key] = position
 
-    async def _explain(self, key: TopicPartition, code: int) -> None:
+    def _refuse(self, key: TopicPartition, code: int) -> None:
         topic, partition = key
         offset = self._positions.get(key, -1)
         what = f"partition can't be read topic={topic} partition={partition} offset={offset}"
