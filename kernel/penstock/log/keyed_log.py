@@ -49,6 +49,8 @@ class KeyedLog:
         end = log.high_watermark
         while offset < end:
             result = await log.read(offset, READ_BYTES, read_committed=False, at_least_one=True)
+            if not result.records:
+                raise ClosedError(f"the topic was deleted: topic={self._topic} partition={partition}")
             for batch in result.records:
                 for record in iter_records(batch):
                     if record.offset >= log.log_start_offset and record.key is not None:

@@ -44,8 +44,8 @@ class BytesLimiter:
 
     async def charge(self, size: int) -> _Held:
         """The same, but waits for room; a cancelled wait gives up its place."""
+        await anyio.lowlevel.checkpoint_if_cancelled()
         if not self._waiters and self._fits(size):
-            await anyio.lowlevel.checkpoint()
             self.used += size
             return _Held(self, size)
         waiter = (size, anyio.Event())

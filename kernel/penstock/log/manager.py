@@ -9,12 +9,12 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import FencedError, NotFoundError, PenstockError
+from penstock.errors import ClosedError, FencedError, NotFoundError, PenstockError
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition, PartitionConfig
 from penstock.log.topic_config import effective_value, effective_values
@@ -32,6 +32,8 @@ from penstock.spi.log_cache import LogCacheBlock
 from penstock.stream.engine import Stream, StreamEngine
 
 logger = logging.getLogger("penstock.log")
+
+T = TypeVar("T")
 
 #: Producer ids reserved with one metadata entry.
 PRODUCER_ID_BLOCK = 1000
@@ -119,6 +121,7 @@ class LogManager:
         self._by_stream: dict[int, Partition] = {}
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
+        self._growth_lock = anyio.Lock(fast_acquire=True)
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
         #: Told the names of deleted topics (the group coordinator drops their offsets).
         self.on_topics_deleted: Callable[[Sequence[str]], Awaitable[None]] | None = None
@@ -156,10 +159,9 @@ class LogManager:
 
     async def drain(self) -> None:
         """Close all partitions and upload everything; nothing is appended afterwards."""
-        for partition in self._by_stream.values():
-            partition.snapshot_producers(self._now_ms())
         for topic in self._topics.values():
             for partition in topic.partitions.values():
+                partition.snapshot_producers(self._now_ms())
                 self._close(partition)
         await self._engine.drain()
 
@@ -226,10 +228,47 @@ class LogManager:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
+    async def _to_its_end(self, change: Callable[[], Awaitable[T]]) -> T:
+        """Do ``change`` even if who asked for it goes away: what metadata says must be so on this broker.
+
+        Raises ClosedError if the broker stops in the middle; the next start finishes it.
+        """
+        done = anyio.Event()
+        results: list[T] = []
+        errors: list[Exception] = []
+        waiting = True
+
+        async def run() -> None:
+            try:
+                results.append(await change())
+            except Exception as error:
+                if not waiting and not isinstance(error, PenstockError):
+                    raise
+                errors.append(error)
+            finally:
+                done.set()
+
+        self._tasks.start_soon(run)
+        try:
+            await done.wait()
+        finally:
+            waiting = False
+        if errors:
+            raise errors[0]
+        if not results:
+            raise ClosedError("the broker stopped in the middle of a change of its topics")
+        return results[0]
+
     async def create_topics(
         self, topics: Sequence[NewTopic], *, internal: bool = False
     ) -> Sequence[Topic | Exception]:
-        """Create topics and open their partitions; one result per topic, in order."""
+        """Create topics and open their partitions; one result per topic, in order.
+
+        A cancelled call takes effect nevertheless; so do the other changes below.
+        """
+        return await self._to_its_end(lambda: self._create_topics(topics, internal))
+
+    async def _create_topics(self, topics: Sequence[NewTopic], internal: bool) -> list[Topic | Exception]:
         commands: list[Command] = [
             CreateTopic(t.name, uuid.uuid4().bytes, t.partition_count, dict(t.configs), internal)
             for t in topics
@@ -257,6 +296,9 @@ class LogManager:
 
     async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
         """Delete topics; one result per name, in order: None, or the error."""
+        return await self._to_its_end(lambda: self._delete_topics(names))
+
+    async def _delete_topics(self, names: Sequence[str]) -> list[Exception | None]:
         results: list[Exception | None] = [None] * len(names)
         deleted: list[Topic] = []
         for i, name in enumerate(names):
@@ -278,7 +320,8 @@ class LogManager:
     def _forget(self, topic: Topic, stream_ids: list[int]) -> None:
         if self._by_id.pop(topic.id, None) is None:
             return  # somebody else deleted it at the same time
-        del self._topics[topic.name]
+        if self._topics.get(topic.name) is topic:
+            del self._topics[topic.name]
         for partition in topic.partitions.values():
             self._close(partition)
         for stream_id in stream_ids:
@@ -291,13 +334,20 @@ class LogManager:
 
     async def create_partitions(self, name: str, count: int) -> None:
         """Grow a topic to ``count`` partitions. Raises NotFoundError, InvalidRequestError."""
-        topic = self._require(name)
-        before = topic.partition_count
-        state = await self._metadata.submit(AddPartitions(topic.id, count))
-        await self._open_partitions([(state, before)])
+        await self._to_its_end(lambda: self._create_partitions(name, count))
+
+    async def _create_partitions(self, name: str, count: int) -> None:
+        async with self._growth_lock:  # a partition is opened once: a second opening would depose the first
+            topic = self._require(name)
+            before = topic.partition_count
+            state = await self._metadata.submit(AddPartitions(topic.id, count))
+            await self._open_partitions([(state, before)])
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
         """Replace all overrides of a topic. Raises NotFoundError."""
+        await self._to_its_end(lambda: self._alter_configs(name, configs))
+
+    async def _alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
         topic = self._require(name)
         state = await self._metadata.submit(SetTopicConfigs(topic.id, dict(configs)))
         config = self._config(state)
@@ -398,7 +448,7 @@ class LogManager:
         """Apply retention once; the number of partitions whose start moved."""
         now_ms = self._now_ms()
         starts = []
-        for topic in self._topics.values():
+        for topic in list(self._topics.values()):
             for partition in topic.partitions.values():
                 start = partition.expired_offset(now_ms)
                 if start > partition.log_start_offset:

@@ -45,6 +45,8 @@ logger = logging.getLogger("penstock.log")
 
 #: How much of the log is read at a time when producer state is rebuilt from batch headers.
 REPLAY_BYTES = 4 * 2**20
+#: A partition without idempotent producers is snapshot too once so much was appended: it bounds what a start reads.
+SNAPSHOT_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -180,6 +182,9 @@ class Partition:
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
         #: Log end when the newest snapshot of the producers was taken.
         self._snapshot_end = -1
+        #: Bytes appended, or replayed at opening, in all and up to that snapshot.
+        self._appended_bytes = 0
+        self._snapshot_bytes = 0
         #: The damage that was reported last.
         self._damage = ""
 
@@ -294,6 +299,7 @@ class Partition:
             else:
                 assign_offsets(data, 0, -1)
             raise
+        self._appended_bytes += len(data)
         if header.producer_id >= 0:
             self.producers.record(header, base_offset, now_ms, log_append_time_ms=append_time_ms)
 
@@ -471,20 +477,25 @@ class Partition:
                 break
             for entry in entries:
                 self.producers.replay(read_header(entry.data), now_ms)
+                self._appended_bytes += len(entry.data)
             replay_from = entries[-1].next_offset
         self.producers.expire(now_ms)
 
     def snapshot_producers(self, now_ms: int) -> None:
         """Append a snapshot of the producers' state to the state stream, if anything changed since the last."""
         end = self.stream.confirmed_offset
-        if self._closed or end == self._snapshot_end or (not len(self.producers) and self._snapshot_end < 0):
+        appended = self._appended_bytes
+        if self._closed or end == self._snapshot_end:
             return
         self.producers.expire(now_ms)
+        if not len(self.producers) and appended - self._snapshot_bytes < SNAPSHOT_BYTES:
+            return
         data = memoryview(self.producers.snapshot(end))
 
         def on_done(error: Exception | None) -> None:
             if error is None:
                 self._snapshot_end = max(self._snapshot_end, end)
+                self._snapshot_bytes = max(self._snapshot_bytes, appended)
             else:
                 logger.warning("snapshot of producers wasn't written, the next upload tries again: %s", error)
 

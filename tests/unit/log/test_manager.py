@@ -1,0 +1,183 @@
+"""The log manager where requests go away, meet each other, or come in masses."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
+from tests.unit.stream.harness import World
+
+from penstock.log import partition as partition_module
+from penstock.log.limiter import BytesLimiter
+from penstock.log.producer_state import ProducerStateTable
+from penstock.spi.events import PartitionOpened
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path, now_ms=NOW_MS)
+
+
+@pytest.fixture(params=["while it is written", "once it is written"])
+def written(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param == "once it is written")
+
+
+async def leave(logs: Logs, change: Callable[[], Awaitable[object]], written: bool) -> None:
+    """Cancel ``change`` around the time that its first metadata entry is written, and let everything settle."""
+    index = logs.manager._metadata.image.index + written
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+
+            async def run() -> None:
+                await change()
+
+            tasks.start_soon(run)
+            await anyio.lowlevel.checkpoint()
+            while logs.manager._metadata.image.index < index:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+    await anyio.wait_all_tasks_blocked()
+    await logs.manager.next_producer_id()  # whatever was submitted before this is done as well
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_a_topic_whose_creator_went_away_is_there_whole(world: World, written: bool) -> None:
+    async with open_logs(world) as logs:
+        await leave(logs, lambda: logs.manager.create_topics([NewTopic("events", 3)]), written)
+        assert len(logs.manager.topics()["events"].partitions) == 3
+        assert codes(append(logs.partition(index=2), batch(b"a"))) == [0]
+
+
+async def test_a_topic_whose_deleter_went_away_is_gone(world: World, written: bool) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        await leave(logs, lambda: logs.manager.delete_topics(["events"]), written)
+        assert "events" not in logs.manager.topics()
+        assert codes(append(partition, batch(b"a"))) != [0]
+
+
+async def test_partitions_whose_creator_went_away_are_there(world: World, written: bool) -> None:
+    async with open_logs(world) as logs:
+        await logs.create()
+        await leave(logs, lambda: logs.manager.create_partitions("events", 4), written)
+        assert sorted(logs.manager.topics()["events"].partitions) == [0, 1, 2, 3]
+
+
+async def test_configs_whose_setter_went_away_are_in_force(world: World, written: bool) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        await leave(logs, lambda: logs.manager.alter_configs("events", {"max.message.bytes": "77"}), written)
+        assert partition.config.max_message_bytes == 77
+
+
+async def test_partitions_that_two_ask_for_at_once_are_opened_once(world: World) -> None:
+    """I1: a partition that is opened twice has two owners, and what the first one acknowledges is lost."""
+    async with open_logs(world) as logs:
+        await logs.create()
+
+        async def grow(count: int) -> None:
+            await logs.manager.create_partitions("events", count)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(grow, 3)
+            tasks.start_soon(grow, 5)
+        opened = [event for _, event in logs.events if isinstance(event, PartitionOpened)]
+        indexes = sorted(event.partition for event in opened if event.topic == "events")
+        assert indexes == [0, 1, 2, 3, 4]
+        for index in range(5):
+            assert codes(append(logs.partition(index=index), batch(b"a"))) == [0]
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        for index in range(5):
+            assert await read(logs.partition(index=index)) == [(0, b"a")]
+
+
+async def test_one_topic_made_by_many_at_once_is_made_once(world: World) -> None:
+    async with open_logs(world) as logs:
+        results: list[object] = []
+
+        async def make() -> None:
+            results.extend(await logs.manager.create_topics([NewTopic("events", 2)]))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(make)
+        assert sum(not isinstance(result, Exception) for result in results) == 1
+        assert codes(append(logs.partition(), batch(b"a"))) == [0]
+
+
+async def test_topics_may_come_and_go_while_retention_runs(world: World) -> None:
+    async with open_logs(world) as logs:
+        for i in range(3):
+            await logs.create(f"t{i}")
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(logs.manager.clean)
+            await anyio.lowlevel.checkpoint()
+            logs.manager._forget(logs.manager.topics()["t1"], [])
+
+
+async def test_a_drain_writes_one_snapshot_per_partition(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        world.wal.automatic = False
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(logs.manager.drain)
+            await anyio.wait_all_tasks_blocked()
+            world.wal.complete()
+        assert partition.state_stream.confirmed_offset == 1
+
+
+@pytest.mark.parametrize("records_at_last", [0, 1])
+async def test_a_start_reads_a_bounded_part_of_a_log_without_idempotent_producers(
+    world: World, monkeypatch: pytest.MonkeyPatch, records_at_last: int
+) -> None:
+    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 500)
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        for i in range(10):
+            append(partition, batch(bytes([i]) * 100))
+        partition.snapshot_producers(NOW_MS)
+        for _ in range(records_at_last):
+            append(partition, batch(b"z"))
+        partition.snapshot_producers(NOW_MS)
+        assert partition.state_stream.confirmed_offset == 1, "a few bytes more are worth no snapshot"
+    world.wal.crash()
+    replayed: list[int] = []
+    replay = ProducerStateTable.replay
+
+    def count(self: ProducerStateTable, header: Any, now_ms: int) -> None:
+        replayed.append(header.base_offset)
+        replay(self, header, now_ms)
+
+    monkeypatch.setattr(ProducerStateTable, "replay", count)
+    async with open_logs(world):
+        assert replayed == [10] * records_at_last
+
+
+async def test_the_limit_of_bytes_holds_when_many_ask_at_once() -> None:
+    """I8."""
+    limiter = BytesLimiter(100)
+    held: list[object] = []
+
+    async def take() -> None:
+        held.append(await limiter.charge(60))
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(take)
+        await anyio.wait_all_tasks_blocked()
+        assert (len(held), limiter.used) == (1, 60)
+        tasks.cancel_scope.cancel()
