@@ -1,0 +1,13 @@
+"""The broker: the one place that builds everything, in order, and takes it down again.
+
+``async with Broker(...) as broker`` is a whole Kafka broker in this process; ``SyncBroker`` is the same for
+code without an event loop. It runs on the asyncio backend (uvloop where it is installed).
+"""
+
+from __future__ import annotations
+
+from penstock.broker._broker import Broker
+from penstock.broker._statistics import BrokerStatistics
+from penstock.broker._sync import SyncBroker, uvloop_installed
+
+__all__ = ("Broker", "BrokerStatistics", "SyncBroker", "uvloop_installed")

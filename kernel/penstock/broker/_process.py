@@ -1,0 +1,96 @@
+"""What a broker asks of its process: the data directory, the interpreter, and errors without wrapping."""
+
+from __future__ import annotations
+
+__all__ = ("now_ms", "one_error", "own_directory", "switch_interval")
+
+import fcntl
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import anyio
+
+from penstock.errors import ConfigError, PenstockError, UnavailableError
+
+logger = logging.getLogger("penstock.broker")
+
+#: Threads wait for the interpreter lock at most about this long when the event loop is busy; with Python's
+#: default of 5 ms a saturated loop starves the WAL's writer thread for seconds (measured).
+SWITCH_INTERVAL_S = 1e-4
+
+
+def now_ms() -> int:
+    """Milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+@contextmanager
+def own_directory(path: Path) -> Iterator[None]:
+    """Hold the data directory for this process; the system lets go of it when the process ends, however it ends.
+
+    A second broker on the same files would fence the first one, which is right between hosts and a mishap on one.
+    Raises ConfigError when another process has it, UnavailableError when it can't be used.
+    """
+    lock = path / "penstock.lock"
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        file = lock.open("a+b", buffering=0)  # unbuffered: closing has nothing to write that could fail
+    except OSError as error:
+        raise UnavailableError(
+            f"the data directory can't be used, check the path and the disk: path={path} error={error.strerror}"
+        ) from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise ConfigError(
+                f"another broker runs on this data directory, stop it or set broker.data_dir: path={path} "
+                f"pid={(file.read(20) or b'unknown').decode('ascii', 'replace')}"
+            ) from None
+        except OSError as error:
+            # a file system without locks: the WAL's fencing still keeps two brokers apart
+            logger.debug("the data directory can't be locked: path=%s error=%s", path, error.strerror)
+        with suppress(OSError):  # the number is for people; a full disk must not keep a broker from starting
+            file.truncate(0)
+            file.write(b"%d" % os.getpid())
+        yield
+
+
+@contextmanager
+def switch_interval() -> Iterator[None]:
+    """Let threads have the interpreter sooner, see SWITCH_INTERVAL_S; as before on leaving."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(min(before, SWITCH_INTERVAL_S))
+    try:
+        yield
+    finally:
+        sys.setswitchinterval(before)
+
+
+@contextmanager
+def one_error() -> Iterator[None]:
+    """Task groups wrap errors in groups; a group that is about one thing is raised as that one error."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if len(leaves) == 1 or all(isinstance(leaf, PenstockError) for leaf in leaves):
+            leaf = next(
+                (one for one in leaves if not isinstance(one, anyio.get_cancelled_exc_class())), leaves[0]
+            )
+            raise leaf from leaf.__cause__
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error

@@ -1,0 +1,52 @@
+"""What a running broker says of itself."""
+
+from __future__ import annotations
+
+__all__ = ("BrokerStatistics", "resident_bytes")
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrokerStatistics:
+    """What every part says of itself; ``memory`` is bytes by purpose."""
+
+    memory_limit_bytes: int
+    memory_used_bytes: int
+    memory: Mapping[str, int]
+    resident_bytes: int
+    parts: Mapping[str, Any]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "memory_limit_bytes": self.memory_limit_bytes,
+            "memory_used_bytes": self.memory_used_bytes,
+            "memory": dict(self.memory),
+            "resident_bytes": self.resident_bytes,
+            **{name: _plain(part) for name, part in self.parts.items()},
+        }
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds, in bytes; 0 where the system doesn't say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_bytes().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0  # no /proc here
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(item) for item in value]
+    return value
