@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock_conformance._body import check_body, make_body
@@ -363,20 +364,23 @@ async def test_readers_see_old_or_new(env: Env) -> None:
 async def test_cancelled_put_is_whole_or_nothing(env: Env) -> None:
     """A cancelled call may or may not have taken effect; what took effect is whole."""
     async with env.open() as store:
-        for number in range(12):
-            key = f"cancelled/{number % 3}"
+        for turns in range(12):
+            key = f"cancelled/{turns % 3}"
+            body = make_body(0, turns, 700_000)
 
-            async def put(key: str = key, number: int = number) -> None:
-                await store.put(key, [make_body(0, number, 700_000)])
+            async def put(key: str = key, body: bytes = body) -> None:
+                await store.put(
+                    key, [body[start : start + 100_000] for start in range(0, len(body), 100_000)]
+                )
 
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(put)
-                for _ in range(number):
-                    await anyio.lowlevel.checkpoint()
+                for _ in range(turns):
+                    await checkpoint()
                 tasks.cancel_scope.cancel()
-        for key in await _listed(store):
-            assert key.startswith("cancelled/"), f"debris of a cancelled put is listed: key={key}"
-            check_body(await store.get(key))
+            for listed in await _listed(store):
+                assert listed.startswith("cancelled/"), f"debris of a cancelled put is listed: key={listed}"
+                check_body(await store.get(listed))
         await store.put("cancelled/0", [make_body(0, 99, 50)])
         await anyio.sleep(0.05)  # a write that a thread still has in hand must not come after a later put
         assert check_body(await store.get("cancelled/0")).sequence == 99, "a cancelled put undid a later one"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from penstock_conformance import Target, run
 from penstock_conformance.mutants import MUTANTS, Mutant
 
-_DEADLINE_S = 5.0
+_DEADLINE_S = 3.0
 
 
 def try_mutant(mutant: Mutant) -> dict[str, object]:

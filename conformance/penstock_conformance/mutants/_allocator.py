@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ()
 
 import mmap
+import weakref
 
+from penstock.spi.allocator import AllocatorCapabilities
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference import PlainAllocator
 from penstock_conformance.reference._allocator import _Grant, _Waiter
@@ -121,3 +123,46 @@ class RefusesTheMaximalRecord(PlainAllocator):
 
     def _fits(self, size: int) -> bool:
         return self._used.total() + size <= self._limit
+
+
+@mutant(KIND, "hands_out_whole_pages", "allocation_has_the_asked_size")
+class HandsOutWholePages(PlainAllocator):
+    """Rounds up."""
+
+    def allocate_nowait(self, size: int, purpose: str) -> _Grant:
+        grant = super().allocate_nowait(size, purpose)
+        assert grant.memory is not None
+        grant.view = memoryview(grant.memory).cast("B")[: -(-size // 8) * 8] if size % 8 else grant.view
+        return grant
+
+    def _map(self, size: int) -> mmap.mmap:
+        return mmap.mmap(-1, -(-size // 8) * 8)
+
+
+@mutant(KIND, "claims_too_much_alignment", "addresses_are_aligned")
+class ClaimsTooMuchAlignment(PlainAllocator):
+    """Promises what the system doesn't."""
+
+    @property
+    def capabilities(self) -> AllocatorCapabilities:
+        return AllocatorCapabilities(alignment_bytes=2**30)
+
+
+@mutant(KIND, "does_not_hear_of_the_last_view", "waiter_gets_memory_when_the_last_view_goes")
+class DoesNotHearOfTheLastView(PlainAllocator):
+    """Looks at pinned memory only when something is released."""
+
+    def give_back(self, grant: _Grant) -> None:
+        self._used[grant.purpose] -= grant.size
+        memory, grant.memory = grant.memory, None
+        if memory is not None:
+            self._used["pinned"] += grant.size
+            size = grant.size
+
+            def gone(pin: weakref.ref[mmap.mmap]) -> None:
+                self._pins.discard(pin)
+                self._used["pinned"] -= size
+
+            self._pins.add(weakref.ref(memory, gone))
+            del memory
+        self._serve()

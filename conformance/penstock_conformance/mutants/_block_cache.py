@@ -6,6 +6,7 @@ __all__ = ()
 
 from collections.abc import Sequence
 
+from penstock.errors import UnavailableError
 from penstock.spi.block_cache import BlockLoader, BlockRef
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
@@ -27,7 +28,12 @@ class LoadsTwice(PlainBlockCache):
         return await super()._get_piece(blocks, load, prefetch)
 
 
-@mutant(KIND, "strands_waiters", "cancelled_loader_strands_nobody")
+@mutant(
+    KIND,
+    "strands_waiters",
+    "cancelled_loader_strands_nobody",
+    "lone_cancelled_read_leaves_the_cache_usable",
+)
 class StrandsWaiters(PlainBlockCache):
     """The reader that comes first loads for all, and when it is cancelled nobody does."""
 
@@ -57,7 +63,7 @@ class CachesFailures(PlainBlockCache):
             slot.done.set()
 
 
-@mutant(KIND, "exceeds_its_limit", "memory_stays_under_the_limit")
+@mutant(KIND, "exceeds_its_limit", "memory_stays_under_the_limit", "prefetch_pushes_out_nobody")
 class ExceedsItsLimit(PlainBlockCache):
     """Lets every read in at once."""
 
@@ -97,7 +103,7 @@ class LeavesReadersWaiting(PlainBlockCache):
                 self._drop(block)
 
 
-@mutant(KIND, "mixes_up_objects", "get_returns_the_blocks_in_order")
+@mutant(KIND, "mixes_up_objects", "get_returns_the_blocks_in_order", "random_reads_agree_with_the_store")
 class MixesUpObjects(PlainBlockCache):
     """Finds blocks by their position only."""
 
@@ -108,3 +114,41 @@ class MixesUpObjects(PlainBlockCache):
         return await super()._get_piece(
             [known.get(block.position, block) for block in blocks], load, prefetch
         )
+
+
+@mutant(KIND, "keeps_nothing", "cached_blocks_are_not_loaded_again")
+class KeepsNothing(PlainBlockCache):
+    """Drops every block once it was read."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        got = await super().get(blocks, load, prefetch=prefetch)
+        self.evict(2**60)
+        return got
+
+
+@mutant(KIND, "remembers_destroyed_objects", "forgotten_objects_are_dropped")
+class RemembersDestroyedObjects(PlainBlockCache):
+    """Never forgets."""
+
+    def forget_object(self, object_id: int) -> None:
+        """Who knows, it may come back."""
+
+
+@mutant(KIND, "reads_ahead_for_everybody", "sequential_readers_read_further_ahead")
+class ReadsAheadForEverybody(PlainBlockCache):
+    """One window for all."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        return 2**20
+
+
+@mutant(KIND, "drops_awaited_blocks", "awaited_blocks_are_not_evicted")
+class DropsAwaitedBlocks(PlainBlockCache):
+    """Under pressure, loads under way are given up."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        loading = [block for block, slot in self._slots.items() if not slot.done.is_set()]
+        self._settle_failed(loading, [self._slots[block] for block in loading], UnavailableError("no room"))
+        return super().evict(bytes_wanted)

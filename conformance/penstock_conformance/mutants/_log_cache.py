@@ -6,7 +6,7 @@ __all__ = ()
 
 from collections.abc import Sequence
 
-from penstock.spi.log_cache import StreamEntry
+from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference import PlainLogCache
 
@@ -91,3 +91,41 @@ class ReturnsNothingWhenSmall(PlainLogCache):
         if len(entries[first].data) > bytes_max:
             return []
         return super()._run(entries, first, end_offset, bytes_max)
+
+
+@mutant(
+    KIND,
+    "reads_only_the_active_block",
+    "freeze_hands_over_the_active_block",
+    "random_walk_agrees_with_a_model",
+)
+class ReadsOnlyTheActiveBlock(PlainLogCache):
+    """What is frozen is out of sight."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        frozen, self._frozen = self._frozen, []
+        try:
+            return super().get(stream_id, start_offset, end_offset, bytes_max)
+        finally:
+            self._frozen = frozen
+
+
+@mutant(KIND, "wants_exact_offsets", "get_returns_what_was_put")
+class WantsExactOffsets(PlainLogCache):
+    """Finds entries by their base offset only."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        found = super().get(stream_id, start_offset, end_offset, bytes_max)
+        return [entry for entry in found if entry.base_offset >= start_offset]
+
+
+@mutant(KIND, "counts_nothing", "statistics_add_up")
+class CountsNothing(PlainLogCache):
+    """Has no counters."""
+
+    def statistics(self) -> LogCacheStatistics:
+        return LogCacheStatistics()

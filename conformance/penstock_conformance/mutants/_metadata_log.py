@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import anyio
 
-from penstock.errors import CorruptError, InvalidRequestError
+from penstock.errors import ConflictError, CorruptError, InvalidRequestError
 from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference import PlainMetadataLog
@@ -158,3 +158,49 @@ class AcksBeforeDurable(PlainMetadataLog):
     async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
         await self._write()
         await super().write_snapshot(snapshot)
+
+
+@mutant(KIND, "begins_one_late", "entries_come_back_in_order")
+class BeginsOneLate(PlainMetadataLog):
+    """Takes the start for exclusive."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for entry in super().read(start_index):
+            if entry.index > start_index:
+                yield entry
+
+
+@mutant(KIND, "strips_zeros", "entry_data_of_any_kind")
+class StripsZeros(PlainMetadataLog):
+    """Pads entries, and takes the padding off again."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        await super().append(index, data.rstrip(b"\0"))
+
+
+@mutant(KIND, "cuts_large_entries", "oversized_entries_are_refused")
+class CutsLargeEntries(PlainMetadataLog):
+    """Keeps as much as fits."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        await super().append(index, data[: self.capabilities.entry_bytes_max])
+
+
+@mutant(KIND, "says_nothing_about_conflicts", "taken_index_is_a_conflict")
+class SaysNothingAboutConflicts(PlainMetadataLog):
+    """The index has an entry, and that is what was wanted."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            return
+
+
+@mutant(KIND, "appends_in_two_steps", "cancelled_append_is_whole_or_nothing")
+class AppendsInTwoSteps(PlainMetadataLog):
+    """Reserves the index with an empty object, and fills it."""
+
+    async def _create(self, key: str, body: bytes) -> None:
+        await super()._create(key, b"")
+        await self._store.put(key, [body])

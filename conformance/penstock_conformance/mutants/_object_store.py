@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ()
 
+import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, NotFoundError
-from penstock.spi.object_store import ObjectInfo
+from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference import DirectoryStore
@@ -117,7 +118,7 @@ class RangesAreStale(DirectoryStore):
         return self._bodies[key][start:end]
 
 
-@mutant(KIND, "writes_in_place", "readers_see_old_or_new")
+@mutant(KIND, "writes_in_place", "readers_see_old_or_new", "cancelled_put_is_whole_or_nothing")
 class WritesInPlace(DirectoryStore):
     """Truncates the object and fills it again, bit by bit."""
 
@@ -223,3 +224,84 @@ class AcceptsBadRanges(DirectoryStore):
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         await checkpoint()
         return self._read(key)[16:][start:end]
+
+
+@mutant(KIND, "writes_in_place_between_processes", "readers_of_other_processes_see_old_or_new", level=2)
+class WritesInPlaceBetweenProcesses(WritesInPlace):
+    """The same, seen from another process."""
+
+
+@mutant(KIND, "insists_on_deleting", "deleted_objects_are_gone")
+class InsistsOnDeleting(DirectoryStore):
+    """Complains about keys that aren't there."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        for key in keys:
+            await self.head(key)
+        await super().delete(keys)
+
+
+@mutant(KIND, "reads_missing_as_empty", "missing_object_is_not_found")
+class ReadsMissingAsEmpty(DirectoryStore):
+    """Has every object, some without bytes."""
+
+    def _read(self, key: str) -> bytes:
+        try:
+            return super()._read(key)
+        except NotFoundError:
+            return bytes(16)
+
+
+@mutant(KIND, "writes_the_first_buffer", "get_returns_what_put_wrote")
+class WritesTheFirstBuffer(DirectoryStore):
+    """Takes a body for one buffer."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        return await super().put(key, body[:1])
+
+
+@mutant(KIND, "tells_the_size_on_disk", "head_tells_key_and_size", "ranges_are_of_the_newest_object")
+class TellsTheSizeOnDisk(DirectoryStore):
+    """Counts its own token among the object's bytes."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return ObjectInfo(key=key, size=info.size + 16, token=info.token)
+
+
+@mutant(KIND, "reuses_its_read_buffer", "result_of_get_outlives_the_object")
+class ReusesItsReadBuffer(DirectoryStore):
+    """Every result is a view of one buffer."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self._buffer = bytearray(2**21)
+
+    def _range(self, body: bytes, start: int, end: int | None) -> bytes:
+        data = super()._range(body, start, end)
+        self._buffer[: len(data)] = data
+        return memoryview(self._buffer)[: len(data)]  # type: ignore[return-value] # the defect
+
+
+@mutant(KIND, "starts_anew_each_time", "objects_outlive_the_opener")
+class StartsAnewEachTime(DirectoryStore):
+    """Every opener has a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory / secrets.token_hex(8))
+
+
+@mutant(KIND, "swaps_whatever_is_there", "swap_needs_the_current_token", "swap_loses_no_update_among_tasks")
+class SwapsWhateverIsThere(DirectoryStore):
+    """Takes compare_and_swap for put."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        return await self.put(key, body)
+
+
+@mutant(KIND, "counts_nothing", "statistics_count")
+class CountsNothing(DirectoryStore):
+    """Has no counters."""
+
+    def statistics(self) -> ObjectStoreStatistics:
+        return ObjectStoreStatistics()

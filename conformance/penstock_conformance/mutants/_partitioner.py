@@ -82,3 +82,28 @@ class AcceptsNoPartitions(PlainPartitioner):
 
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         return super().choose(topic, key, size_bytes, max(partition_count, 1))
+
+
+@mutant(KIND, "hashes_to_one_partition", "keys_spread")
+class HashesToOnePartition(PlainPartitioner):
+    """Every key goes with every other."""
+
+    def _of_hash(self, value: int, partition_count: int) -> int:
+        return partition_count - 1
+
+
+@mutant(KIND, "moves_keys_with_the_load", "news_move_no_key")
+class MovesKeysWithTheLoad(PlainPartitioner):
+    """Prefers an idle partition to the right one."""
+
+    def _of_hash(self, value: int, partition_count: int) -> int:
+        return super()._of_hash(value + len(self._loads), partition_count)
+
+
+@mutant(KIND, "knows_only_its_own_topics", "news_are_accepted_by_all")
+class KnowsOnlyItsOwnTopics(PlainPartitioner):
+    """Fails on news about a topic that it never saw."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        self._sticky.__getitem__(topic)
+        super().update_load(topic, loads, now_ms)

@@ -10,9 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 
 import anyio
 
-from penstock.errors import CorruptError
+from penstock.errors import ClosedError, CorruptError
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalEntry
+from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference import FileWal
 from penstock_conformance.reference._wal import RECORD_BYTES, Header
@@ -83,6 +83,7 @@ class ReordersEntries(FileWal):
     KIND,
     "ignores_the_fence",
     "second_opener_fences_first",
+    "appends_under_way_are_acked_or_fenced",
 )
 class IgnoresTheFence(FileWal):
     """Never looks who owns the log."""
@@ -257,3 +258,80 @@ class TakesEmptyEntries(FileWal):
 
     def append(self, data: Sequence[Buffer]) -> WalAppend:
         return super().append(data if any(data) else [b"\0"])
+
+
+@mutant(KIND, "refuses_appends_from_callbacks", "callback_may_append")
+class RefusesAppendsFromCallbacks(FileWal):
+    """Isn't ready while it answers."""
+
+    _answering = False
+
+    def _answer(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        self._answering = True
+        super()._answer(group)
+        self._answering = False
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        if self._answering:
+            raise ClosedError("not now")
+        return super().append(data)
+
+
+@mutant(KIND, "takes_appends_when_closed", "closed_log_refuses_appends")
+class TakesAppendsWhenClosed(FileWal):
+    """Takes what nobody will write."""
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        if self._state == "closed":
+            return WalAppend(self._end, self._end + 1)
+        return super().append(data)
+
+
+@mutant(KIND, "writes_the_first_buffer", "entry_is_the_concatenation_of_its_buffers")
+class WritesTheFirstBuffer(FileWal):
+    """Takes an entry for one buffer."""
+
+    def append(self, data: Sequence[Buffer]) -> WalAppend:
+        return super().append(data[:1])
+
+
+@mutant(KIND, "writes_from_the_front", "reopening_continues_the_log")
+class WritesFromTheFront(FileWal):
+    """Recovers, and then starts where recovery started."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        async for entry in super().recover():
+            yield entry
+        self._end = self._confirmed = self._header.start
+
+
+@mutant(KIND, "insists_on_its_tail", "lost_unacknowledged_tail_ends_the_log", level=3)
+class InsistsOnItsTail(FileWal):
+    """Notes in a second file where it is going to write, and takes that for confirmed."""
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        self._path.with_suffix(".end").write_text(str(group[-1][0].next_position))
+        super()._write(group)
+
+    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+        note = self._path.with_suffix(".end")
+        noted = int(note.read_text()) if note.exists() else 0
+        super()._judge_end(log, position, max(confirmed, noted))
+
+
+@mutant(KIND, "invents_an_entry", "new_log_is_empty")
+class InventsAnEntry(FileWal):
+    """Begins with an entry of its own."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        yield WalEntry(0, 1, memoryview(b"hello"))
+        async for entry in super().recover():
+            yield entry
+
+
+@mutant(KIND, "counts_nothing", "statistics_tell_the_state")
+class CountsNothing(FileWal):
+    """Has no counters."""
+
+    def statistics(self) -> WalStatistics:
+        return WalStatistics(state=self._state)
