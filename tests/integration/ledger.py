@@ -18,11 +18,18 @@ class Ledger:
     """Producers that never stop, and a record of what was acknowledged."""
 
     def __init__(
-        self, bootstrap_servers: str, *, idempotent: bool, writers: int, value_bytes: int = 80
+        self,
+        bootstrap_servers: str,
+        *,
+        idempotent: bool,
+        writers: int,
+        value_bytes: int = 80,
+        topic: str = TOPIC,
     ) -> None:
         self._bootstrap = bootstrap_servers
         self._idempotent = idempotent
         self._value_bytes = value_bytes
+        self._topic = topic
         self._stop = threading.Event()
         #: (writer, number) -> (partition, offset), as acknowledged.
         self.acked: dict[tuple[int, int], tuple[int, int]] = {}
@@ -58,7 +65,7 @@ class Ledger:
         while not self._stop.is_set():
             try:
                 producer.produce(
-                    TOPIC,
+                    self._topic,
                     value=b"%d %d " % (writer, number) + b"." * self._value_bytes,
                     partition=number % PARTITIONS,
                     on_delivery=acknowledged,
@@ -90,13 +97,13 @@ class _Silent:
 SILENT = _Silent()
 
 
-def create_topic(bootstrap_servers: str) -> None:
+def create_topic(bootstrap_servers: str, topic: str = TOPIC) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    for future in admin.create_topics([NewTopic(TOPIC, PARTITIONS, 1)]).values():
+    for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
         future.result(10)
 
 
-def read_all(bootstrap_servers: str) -> dict[int, list[tuple[int, int, int]]]:
+def read_all(bootstrap_servers: str, topic: str = TOPIC) -> dict[int, list[tuple[int, int, int]]]:
     """Everything in the topic: partition -> (offset, writer, number) in the order of reading."""
     consumer = Consumer(
         {
@@ -110,10 +117,10 @@ def read_all(bootstrap_servers: str) -> dict[int, list[tuple[int, int, int]]]:
     try:
         ends = {}
         for partition in range(PARTITIONS):
-            low, high = consumer.get_watermark_offsets(TopicPartition(TOPIC, partition), timeout=20)
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=20)
             assert low == 0
             ends[partition] = high
-        consumer.assign([TopicPartition(TOPIC, partition, 0) for partition in range(PARTITIONS)])
+        consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
         deadline = time.monotonic() + 60
         while any(not found[p] or found[p][-1][0] < ends[p] - 1 for p in range(PARTITIONS) if ends[p]):
             assert time.monotonic() < deadline, "the consumer gets nothing more"

@@ -309,7 +309,7 @@ async def test_fetch_memory_is_held_until_the_bytes_have_left(logs: FakeLogs) ->
     for _ in range(20):
         logs.at("t").write(1, value=b"x" * 1_000_000)
     memory = logs.fetch_memory.account
-    async with serving(logs, write_buffer_bytes_max=4096) as harness, await harness.connect() as client:
+    async with serving(logs) as harness, await harness.connect() as client:
         request = fetch(partition_max_bytes=1 << 30)
         await client.send(FETCH, 11, request)
         await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)

@@ -1,0 +1,50 @@
+"""I8: a broker with a memory limit takes in many times that much, and its resident size stays under it.
+
+The whole run of the issue (20 GiB) is ``python bench/memory.py``; these are short ones of the same kind.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.integration.conftest import ServeProcess
+
+BENCH = Path(__file__).parents[2] / "bench" / "memory.py"
+RUNS = {
+    # large batches, consumers of all kinds, and a hundred that never take their response
+    "large": ["--bytes=1500MiB", "--request=200KiB", "--stuck=100"],
+    # small ones, where what an entry costs beside its bytes counts most
+    "small": ["--bytes=300MiB", "--request=1KiB", "--depth=128", "--stuck=0", "--consumers=tail,lagging"],
+    # a small limit
+    "tight": ["--bytes=1GiB", "--limit=256MiB", "--request=64KiB", "--stuck=20"],
+}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("run", RUNS)
+def test_resident_memory_stays_under_the_limit(run: str, tmp_path: Path) -> None:
+    """Under the limit plus 10 %, with statistics that add up, while consumers lag, read cold and hold responses."""
+    report = tmp_path / "report.json"
+    command = [sys.executable, str(BENCH), f"--dir={tmp_path}", f"--json={report}", "--retention=512MiB"]
+    done = subprocess.run([*command, *RUNS[run]], capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    result = json.loads(report.read_text())
+    assert result["taken_in_bytes"] >= 250 * 2**20
+    assert result["faults"] == []
+
+
+def test_statistics_say_what_memory_is_for(broker: ServeProcess) -> None:
+    """SIGUSR1 logs one line of JSON: the limit, what is used, by purpose, and what the process holds."""
+    broker.signal(signal.SIGUSR1)
+    broker.wait_for_output("memory_used_bytes")
+    (line,) = [line for line in broker.output.splitlines() if "penstock.statistics: " in line]
+    statistics = json.loads(line.partition("penstock.statistics: ")[2])
+    assert sum(statistics["memory"].values()) == statistics["memory_used_bytes"]
+    assert statistics["memory_used_bytes"] <= statistics["memory_limit_bytes"]
+    assert statistics["resident_bytes"] > 0
