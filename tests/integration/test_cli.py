@@ -144,7 +144,7 @@ def test_partitioners(cli: Cli, strategy: str) -> None:
 def test_a_record_that_is_too_large_is_said_and_the_exit_code_is_1(cli: Cli) -> None:
     cli.run("topic", "create", "t", "-P", "1", "--config", "max.message.bytes=1000")
     cli.run("produce", "t", text=b"x" * 2000 + b"\n", code=1)
-    assert "1 records were not written" in cli.error
+    assert "1 record not written" in cli.error
     assert "MESSAGE_TOO_LARGE" in cli.error
 
 

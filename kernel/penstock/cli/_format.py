@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = (
     "OffsetSpec",
     "compile_format",
+    "count_text",
     "json_record",
     "parse_key_delimiter",
     "parse_offset",
@@ -253,6 +254,11 @@ def write_out(data: bytes) -> None:
     while left:  # with PYTHONUNBUFFERED the "buffer" is the bare file, which may take a part only
         left = left[out.write(left) :]
     out.flush()
+
+
+def count_text(count: int, thing: str) -> str:
+    """``1 record``, ``2 records``."""
+    return f"{count} {thing}" if count == 1 else f"{count} {thing}s"
 
 
 def table_lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

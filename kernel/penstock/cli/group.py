@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from penstock.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, JsonOption, connect, print_json, run
-from penstock.cli._format import OffsetSpec, parse_time_ms, parse_topic_partitions, print_table
+from penstock.cli._format import OffsetSpec, count_text, parse_time_ms, parse_topic_partitions, print_table
 from penstock.errors import InvalidRequestError, NotFoundError
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def describe(
         print_json(document)
         return
     assignor = f", assignor {group.assignor}" if group.assignor else ""
-    sys.stdout.write(f"{group.group}: {group.state}, {len(group.members)} members{assignor}\n")
+    sys.stdout.write(f"{group.group}: {group.state}, {count_text(len(group.members), 'member')}{assignor}\n")
     sys.stdout.flush()
     if progress:
         sys.stdout.write("\n")
@@ -189,7 +189,7 @@ def reset_offsets(
         [(step.topic, str(step.partition), _cell(step.committed), str(step.new)) for step in plan],
     )
     if execute:
-        sys.stdout.write(f"set {len(plan)} offsets of group {name}\n")
+        sys.stdout.write(f"set {count_text(len(plan), 'offset')} of group {name}\n")
     elif state not in _IDLE_STATES:
         sys.stdout.write(
             f"nothing was changed; the group is in use (state {state}), stop its members first\n"

@@ -23,7 +23,7 @@ from penstock.cli._client import (
     read_lines,
     run,
 )
-from penstock.cli._format import parse_key_delimiter, parse_pairs
+from penstock.cli._format import count_text, parse_key_delimiter, parse_pairs
 from penstock.errors import InvalidRequestError
 from penstock.units import format_size
 
@@ -238,13 +238,13 @@ class _Session:
         counts = producer.statistics
         if counts.records_failed:
             sys.stderr.write(
-                f"penstock: {counts.records_failed} records were not written, the first because: "
+                f"penstock: {count_text(counts.records_failed, 'record')} not written, the first because: "
                 f"{producer.first_error}\n"
             )
         if not self.quiet:
             word = "sent" if self.settings.acks == 0 else "produced"
             rate = counts.records_delivered / elapsed_s if elapsed_s > 0 else 0
             sys.stderr.write(
-                f"{word} {counts.records_delivered} records ({format_size(self.value_bytes)}) to {self.topic} "
-                f"in {elapsed_s:.2f} s, {rate:.0f} records/s\n"
+                f"{word} {count_text(counts.records_delivered, 'record')} ({format_size(self.value_bytes)}) "
+                f"to {self.topic} in {elapsed_s:.2f} s, {rate:.0f} records/s\n"
             )

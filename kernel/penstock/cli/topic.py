@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, JsonOption, connect, print_json, run
-from penstock.cli._format import parse_pairs, print_table
+from penstock.cli._format import count_text, parse_pairs, print_table
 from penstock.errors import AlreadyExistsError, InvalidRequestError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def create(
                     raise
                 _say(f"topic {name} is there already")
                 return
-        _say(f"created topic {name}" + (f" with {count} partition{'s' * (count != 1)}" if count > 0 else ""))
+        _say(f"created topic {name}" + (f" with {count_text(count, 'partition')}" if count > 0 else ""))
 
     run(work)
 
@@ -146,7 +146,7 @@ def _print_description(
     topic: TopicInfo, partitions: list[dict[str, Any]], configs: list[ConfigEntry], all_configs: bool
 ) -> None:
     sys.stdout.write(
-        f"{topic.name}: {len(topic.partitions)} partitions, id {_id_text(topic)}"
+        f"{topic.name}: {count_text(len(topic.partitions), 'partition')}, id {_id_text(topic)}"
         f"{', internal' if topic.is_internal else ''}\n\n"
     )
     sys.stdout.flush()
@@ -167,7 +167,7 @@ def _print_description(
         )
     if len(shown) < len(configs):
         sys.stdout.write(
-            f"{len(configs) - len(shown)} configs are at their default; --all-configs shows them\n"
+            f"at their default: {count_text(len(configs) - len(shown), 'config')}; --all-configs shows them\n"
         )
 
 
@@ -222,7 +222,7 @@ def alter(
                 _say(f"changed the configs of topic {name}")
             if partitions is not None:
                 await admin.create_partitions(name, partitions)
-                _say(f"topic {name} has {partitions} partitions now")
+                _say(f"topic {name} has {count_text(partitions, 'partition')} now")
 
     run(work)
 

@@ -334,7 +334,7 @@ class Cluster:
     async def retry(self, attempt: Callable[[], Awaitable[T]], *, group: str | None = None) -> T:
         """Run ``attempt`` until it works, an error says that it never will, or ``retry_timeout_s`` is over.
 
-        Between attempts: exponential backoff with jitter, and a fresh look for leaders and for the
+        Between attempts: exponential backoff with jitter, and a fresh look for leaders, the controller and the
         coordinator of ``group``. The last error is raised. Only for requests that may be sent twice. While
         nothing was ever reached there is nothing to wait for: a first refused connection is raised at once.
         """
@@ -350,6 +350,7 @@ class Cluster:
                 if anyio.current_time() + pause_s > deadline:
                     raise
             self.forget_topics()
+            self.controller_id = -1
             if group is not None:
                 self.forget_coordinator(group)
             await anyio.sleep(pause_s)

@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 from tests.unit.client.fake_broker import FakeBroker
 
-from penstock.client import ClientSettings, Cluster
+from penstock.client import Admin, ClientSettings, Cluster
 from penstock.client.cluster import parse_bootstrap_servers
 from penstock.errors import InvalidRequestError, NotFoundError, UnavailableError
 from penstock.wire import ApiKey, ErrorCode
+from penstock.wire.messages.create_topics import CreatableTopicResult, CreateTopicsResponse
 from penstock.wire.messages.metadata import MetadataRequest, MetadataResponse
 
 pytestmark = pytest.mark.anyio
@@ -94,3 +95,16 @@ async def test_the_next_bootstrap_server_is_tried() -> None:
         async with Cluster.open(both) as cluster:
             assert [topic.name for topic in await cluster.topics()] == ["t"]
             assert cluster.cluster_id == "fake"
+
+
+async def test_a_controller_that_moved_is_looked_up_again() -> None:
+    broker = FakeBroker()
+    broker.versions[ApiKey.CREATE_TOPICS] = (2, 5)
+    codes = [ErrorCode.NOT_CONTROLLER, ErrorCode.NONE]
+    broker.override[ApiKey.CREATE_TOPICS] = lambda request: CreateTopicsResponse(
+        topics=[CreatableTopicResult(name="new", error_code=codes.pop(0), num_partitions=2)]
+    )
+    async with broker.serving(), Cluster.open(settings(broker)) as cluster:
+        assert await Admin(cluster).create_topic("new") == 2
+    asked = [key for key, _, _ in broker.seen if key != ApiKey.API_VERSIONS]
+    assert asked == [ApiKey.METADATA, ApiKey.CREATE_TOPICS] * 2
