@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -13,7 +17,9 @@ from tests.integration.conftest import ServeProcess, free_port
 
 from penstock.bench.cold_reads import measure_cold_reads
 from penstock.bench.floor import compare
+from penstock.bench.results import Sample
 from penstock.bench.run import Run
+from penstock.bench.server import BrokerProcess
 from penstock.bench.start import measure_starts
 from penstock.bench.workload import Driver, KeyDistributor, Workload
 from penstock.cli import main
@@ -137,6 +143,52 @@ def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_broker_that_does_not_start_says_why(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(SMOKE), "--out", str(tmp_path), "--set", "wal.capacty=1GiB"]) == 1
     assert "the nearest key is wal.capacity" in capfd.readouterr().err
+
+
+def test_broker_that_dies_in_the_middle_ends_the_run(tmp_path: Path) -> None:
+    with BrokerProcess(tmp_path, ["wal.capacity=64MiB"]) as broker:
+        pid = broker.pid
+
+        def kill(sample: Sample) -> None:
+            if sample.phase == "measuring":
+                os.kill(pid, signal.SIGKILL)
+
+        run = Run(workload(testDurationMinutes=1), broker.bootstrap_servers, broker=broker, on_sample=kill)
+        with pytest.raises(UnavailableError, match="the broker ended in the middle"):
+            run.run({})
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_measurement_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    command = [sys.executable, "-m", "penstock", "bench", str(SMOKE), "--duration", "60s"]
+    command += ["--dir", str(data), "--out", str(tmp_path / "out"), *SMALL]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("measuring"):
+                break
+        process.send_signal(number)
+        rest = process.stdout.read()  # ends when the broker and all clients, which inherited it, are gone
+        assert process.wait(30) == 130
+    assert "Traceback" not in rest
+    assert list(data.iterdir()) == []
+
+
+def test_producers_alone(broker: ServeProcess) -> None:
+    result = Run(workload(subscriptionsPerTopic=0), broker.bootstrap_servers).run({})
+    assert result["account"]["acked"] > 0
+    assert (result["account"]["expected"], result["account"]["lost"]) == (0, 0)
+    assert set(result["backlog"]) == {0}
+
+
+def test_failures_of_clients_are_told(broker: ServeProcess) -> None:
+    load = workload(messageSize=20_000, driver=Driver(topicConfig={"max.message.bytes": "10000"}))
+    result = Run(load, broker.bootstrap_servers).run({})
+    assert result["account"]["acked"] == 0
+    assert result["account"]["errors"] > 0
+    assert "MSG_SIZE_TOO_LARGE" in " ".join(result["failures"])
 
 
 def test_floor_is_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -140,6 +140,7 @@ def _details(result: dict[str, Any], name: str) -> str:
     for key in ("workloadConfig", "machine", "broker", "account", "backlogPhase"):
         if result.get(key):
             lines += [f"{key}:", *_plain(result[key], 1)]
+    lines += [f"failure: {failure}" for failure in result.get("failures", [])]
     return f"<details><summary>{escape(name)}</summary><pre>{escape(chr(10).join(lines))}</pre></details>"
 
 

@@ -2,8 +2,8 @@
 
 Latencies are milliseconds, except ``publishDelayLatency...`` (microseconds, as there). Keys that the benchmark
 doesn't have: ``time``, ``publishMB``, ``consumeMB``, ``clientCpu``, ``brokerCpu``, ``brokerResidentMB`` (series like
-the others), ``account`` (messages acked, received, lost), ``backlogPhase``, and what the run was: ``version``,
-``label``, ``beginTime``, ``workloadConfig``, ``machine``, ``broker``.
+the others), ``account`` (messages acked, received, lost), ``failures`` (what clients reported), ``backlogPhase``,
+and what the run was: ``version``, ``label``, ``beginTime``, ``workloadConfig``, ``machine``, ``broker``.
 """
 
 from __future__ import annotations
@@ -189,6 +189,7 @@ def summary(result: dict[str, Any]) -> str:
     lines.append(
         "  account      " + ", ".join(f"{key} {count:,}" for key, count in result["account"].items())
     )
+    lines += [f"  failure      {text}" for text in result.get("failures", [])]
     return "\n".join(lines)
 
 

@@ -98,6 +98,7 @@ class Run:
         self._before = Counters()
         self._before_at = 0.0
         self._usage: Usage | None = None
+        self._failures: set[str] = set()
 
     def run(self, facts: dict[str, Any]) -> dict[str, Any]:
         """Run to the end and give the result, with ``facts`` in it. Raises ConfigError, UnavailableError."""
@@ -127,6 +128,7 @@ class Run:
             **facts,
             "beginTime": began.isoformat(timespec="seconds"),
             "account": balance,
+            "failures": sorted(self._failures),
             "broker": {
                 **facts.get("broker", {}),
                 "cpuSeconds": None if usage is None else round(usage.cpu_s, 2),
@@ -204,6 +206,9 @@ class Run:
         now, before = crew.counters(), self._before
         at = time.monotonic()
         elapsed = max(1e-6, at - self._before_at)
+        if self._broker is not None and self._broker.ended:
+            raise UnavailableError(f"the broker ended in the middle, it said: {self._broker.last_words!r}")
+        self._failures.update(now.failures)
         usage, earlier = (self._broker.usage() if self._broker is not None else None), self._usage
         sample = Sample(
             phase=phase,
@@ -266,6 +271,7 @@ class Run:
         moved_at, received = time.monotonic(), -1
         while workload.consumerPerSubscription:
             now = crew.counters()
+            self._failures.update(now.failures)
             if now.received >= workload.subscriptionsPerTopic * now.acked:
                 break
             if now.received > received:

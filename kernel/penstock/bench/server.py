@@ -21,6 +21,8 @@ from penstock.errors import UnavailableError
 
 _READY_S = 60.0
 _STOP_S = 120.0
+#: Of what the broker prints, the first and the last lines are kept.
+_LINES_MAX = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,13 +86,30 @@ class BrokerProcess:
         assert self._process is not None
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            if len(self._printed) < 200:
-                self._printed.append(line)
+            self._printed.append(line)
+            del self._printed[_LINES_MAX // 2 : -_LINES_MAX // 2]
             found = re.match(r"\s+listening\s+(\S+)", line)
             if found:
                 self.bootstrap_servers = found[1]
                 self._ready.set()
         self._ready.set()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        assert self._process is not None
+        return self._process.pid
+
+    @property
+    def ended(self) -> bool:
+        """Whether the process is gone."""
+        assert self._process is not None
+        return self._process.poll() is not None
+
+    @property
+    def last_words(self) -> str:
+        """The last line that it printed."""
+        return self._printed[-1].strip() if self._printed else ""
 
     @property
     def banner(self) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
+import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -126,7 +127,7 @@ def _run_one(
     from penstock.bench.run import Run
     from penstock.bench.server import BrokerProcess, machine_facts
 
-    with ExitStack() as stack:
+    with _stoppable(), ExitStack() as stack:
         place = bootstrap_server or workload.driver.commonConfig.get("bootstrap.servers")
         broker = None
         facts: dict[str, Any] = {"label": label}
@@ -254,8 +255,18 @@ def budgets(
 
 
 @contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM ends a measurement like Ctrl-C: the broker and the clients end, and the data go."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
 def _scratch(name: str, directory: Path | None) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix=f"penstock-{name}-", dir=directory) as folder:
+    with _stoppable(), tempfile.TemporaryDirectory(prefix=f"penstock-{name}-", dir=directory) as folder:
         yield Path(folder)
 
 
