@@ -204,11 +204,8 @@ def fetch_request(topics: list[FetchTopic], **settings: Any) -> FetchRequest:
 
 def batches_in(data: PartitionData) -> list[bytes]:
     """The whole batches of a fetched partition; a cut one would fail here."""
-    raw = (
-        b"".join(bytes(part) for part in data.records)
-        if isinstance(data.records, list)
-        else bytes(data.records or b"")
-    )
+    records = data.records or b""
+    raw = b"".join([records] if isinstance(records, bytes | bytearray | memoryview) else records)
     found: list[bytes] = []
     while raw:
         _, length = _BATCH_PREFIX.unpack_from(raw)
