@@ -22,6 +22,7 @@ from penstock.errors import (
     ClosedError,
     ConflictError,
     CorruptError,
+    FencedError,
     InvalidRequestError,
     PenstockError,
     UnavailableError,
@@ -91,6 +92,8 @@ class MetadataService:
         self._news = anyio.Event()
         self._closed = False
         self._snapshot_index = image.index
+        #: (node id, epoch) that this process registered.
+        self._registered: tuple[int, int] | None = None
         self.image = image
 
     @classmethod
@@ -119,6 +122,8 @@ class MetadataService:
             fresh = cluster_id or uuid.uuid4().hex[:22]
             (result,) = await self._submit_all([FormatCluster(cluster_id=fresh)])
             if isinstance(result, PenstockError):
+                if not self.image.cluster_id:
+                    raise result
                 logger.info("another broker formatted the metadata log first")
         if cluster_id and self.image.cluster_id != cluster_id:
             raise InvalidRequestError(
@@ -127,9 +132,14 @@ class MetadataService:
             )
 
     async def register(self, node_id: int) -> int:
-        """Register this process as the node; returns its epoch and fences its earlier lives."""
+        """Register this process as the node; returns its epoch and fences its earlier lives.
+
+        When a later life registers, this service ends with FencedError at the next entry that it wants to write.
+        """
+        self._registered = None
         epoch = await self.submit(RegisterNode(node_id=node_id, incarnation=self._writer))
         assert isinstance(epoch, int)
+        self._registered = (node_id, epoch)
         return epoch
 
     async def submit(self, command: Command) -> Any:
@@ -192,6 +202,8 @@ class MetadataService:
                 # not retryable (CorruptError, FencedError...): nothing more can be decided here
                 for submission in batch:
                     self._answer(submission, error)
+                if isinstance(error, FencedError):
+                    raise
                 continue
             except BaseException:
                 for submission in batch:
@@ -220,7 +232,9 @@ class MetadataService:
     async def _append(self, entry: Entry, data: bytes) -> list[Any]:
         """Append at the next index until it is in the log, and fold it."""
         attempt = 0
+        landed: list[list[Any]] = []
         while True:
+            self._assert_not_deposed()
             index = self.image.index + 1
             try:
                 await self._log.append(index, data)
@@ -236,21 +250,33 @@ class MetadataService:
                 )
                 await anyio.sleep(pause_s)
             try:
-                results = await self._catch_up(data)
+                await self._catch_up(data, landed)
             except UnavailableError as error:
                 logger.debug("metadata log can't be read yet: %s", error)
-                continue
-            if results is not None:
-                return results
+            if landed:
+                return landed[0]
 
-    async def _catch_up(self, own: bytes | None = None) -> list[Any] | None:
-        """Fold what the log holds past the image; the results of our ``own`` entry if it was in there."""
-        own_results = None
+    async def _catch_up(self, own: bytes, landed: list[list[Any]]) -> None:
+        """Fold what the log holds past the image; the results of our ``own`` entry go to ``landed``.
+
+        A list, since they must not get lost when reading on fails.
+        """
         async for read in self._log.read(self.image.index + 1):
             results = self.image.fold(read.index, decode_entry(read.index, read.data))
-            if own is not None and read.data == own:
-                own_results = results
-        return own_results
+            if read.data == own:
+                landed.append(results)
+
+    def _assert_not_deposed(self) -> None:
+        """I9: raise FencedError once a later life of this node is in the image."""
+        if self._registered is None:
+            return
+        node_id, epoch = self._registered
+        node = self.image.nodes[node_id]
+        if node.epoch != epoch:
+            raise FencedError(
+                f"another process registered as this node and took over, this one must stop: "
+                f"node_id={node_id} epoch={epoch} current={node.epoch}"
+            )
 
     async def _maybe_snapshot(self) -> None:
         if self.image.index - self._snapshot_index < SNAPSHOT_ENTRIES:

@@ -1,0 +1,359 @@
+"""The metadata service: one writer, whatever the log and other writers do to it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from typing import Any
+
+import anyio
+import pytest
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    InvalidRequestError,
+    PenstockError,
+    UnavailableError,
+)
+from penstock.metadata import service as service_module
+from penstock.metadata.commands import AllocateProducerIds, CreateTopic, RegisterNode
+from penstock.metadata.image import TopicState
+from penstock.metadata.service import MetadataService, load_image
+from penstock.spi.metadata_log import (
+    MetadataEntry,
+    MetadataLogCapabilities,
+    MetadataLogStatistics,
+    MetadataSnapshot,
+)
+
+pytestmark = pytest.mark.anyio
+NODE = 1
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "_BACKOFF_S", (0,))
+
+
+class FakeLog:
+    """A metadata log in memory; ``faults`` are taken one per append, ``read_faults`` one per entry read."""
+
+    location = "fake log"
+
+    def __init__(self, entry_bytes_max: int = 2**20) -> None:
+        self.capabilities = MetadataLogCapabilities(entry_bytes_max=entry_bytes_max)
+        self.entries: list[bytes] = []
+        self.snapshots: list[MetadataSnapshot] = []
+        self.faults: list[str] = []
+        self.read_faults: list[str] = []
+        self.gate = anyio.Event()
+        self.gate.set()
+        self.attempts = 0
+        self.fail_snapshots = False
+
+    async def append(self, index: int, data: bytes) -> None:
+        self.attempts += 1
+        await self.gate.wait()
+        await anyio.lowlevel.checkpoint()
+        if len(data) > self.capabilities.entry_bytes_max:
+            raise InvalidRequestError(f"too large: index={index}")
+        fault = self.faults.pop(0) if self.faults else ""
+        if fault == "unavailable":
+            raise UnavailableError("the fake log fails")
+        if fault == "corrupt":
+            raise CorruptError("the fake log is damaged")
+        if index != len(self.entries) + 1:
+            raise ConflictError(f"taken: index={index}")
+        self.entries.append(data)
+        if fault == "lost reply":
+            raise UnavailableError("the fake log's reply is lost")
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        for index in range(start_index, len(self.entries) + 1):
+            await anyio.lowlevel.checkpoint()
+            if self.read_faults and self.read_faults.pop(0):
+                raise UnavailableError("the fake log can't be read")
+            yield MetadataEntry(index, self.entries[index - 1])
+
+    async def wait_for_news(self, after_index: int) -> None:
+        raise NotImplementedError
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self.fail_snapshots:
+            raise UnavailableError("the fake log takes no snapshot")
+        self.snapshots.append(snapshot)
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        await anyio.lowlevel.checkpoint()
+        return self.snapshots[-1] if self.snapshots else None
+
+    def statistics(self) -> MetadataLogStatistics:
+        return MetadataLogStatistics()
+
+
+@pytest.fixture
+def log() -> FakeLog:
+    return FakeLog()
+
+
+def open_service(log: FakeLog, cluster_id: str = "") -> Any:
+    return MetadataService.open(log, now_ms=lambda: 1000, cluster_id=cluster_id)
+
+
+def topic(name: str, partitions: int = 1) -> CreateTopic:
+    return CreateTopic(name, name.encode().ljust(16, b"."), partitions)
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
+
+
+async def in_background(tasks: Any, call: Callable[[], Any], into: list[Any]) -> None:
+    async def run() -> None:
+        try:
+            into.append(await call())
+        except PenstockError as error:
+            into.append(error)
+
+    tasks.start_soon(run)
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_commands_that_wait_together_share_an_entry_and_keep_their_order(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        log.gate = anyio.Event()
+        results: list[Any] = []
+        async with anyio.create_task_group() as tasks:
+            for i in range(5):
+                await in_background(tasks, partial(service.submit, topic(f"t{i}")), results)
+            log.gate.set()
+        assert len(log.entries) == 3, "the format, the first command, and the four that came meanwhile"
+        assert [state.name for state in results] == [f"t{i}" for i in range(5)]
+        assert [state.log_streams for state in results] == [[1], [3], [5], [7], [9]]
+
+
+async def test_each_command_of_a_batch_has_its_own_result(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        made, again, other = await service.submit_many([topic("a"), topic("a"), topic("b")])
+        assert isinstance(made, TopicState)
+        assert isinstance(again, AlreadyExistsError)
+        assert isinstance(other, TopicState)
+        assert await service.submit_many([]) == []
+
+
+async def test_commands_that_dont_fit_one_entry_take_several() -> None:
+    log = FakeLog(entry_bytes_max=400)
+    async with open_service(log) as service:
+        results = await service.submit_many([topic(f"t{i}") for i in range(30)])
+        assert all(isinstance(result, TopicState) for result in results)
+        assert len(log.entries) > 5
+
+
+async def test_a_command_that_fits_no_entry_is_refused_alone() -> None:
+    log = FakeLog(entry_bytes_max=400)
+    async with open_service(log) as service:
+        large = CreateTopic("large", b"l" * 16, 1, {"key": "x" * 500})
+        before, refused, after = await service.submit_many([topic("a"), large, topic("b")])
+        assert isinstance(refused, InvalidRequestError)
+        assert isinstance(before, TopicState)
+        assert isinstance(after, TopicState)
+
+
+async def test_after_a_conflict_the_newer_image_decides(log: FakeLog) -> None:
+    async with open_service(log) as one, open_service(log) as two:
+        await one.submit(topic("a"))
+        with pytest.raises(AlreadyExistsError):
+            await two.submit(topic("a"))
+        state = await two.submit(topic("b"))
+        assert state.log_streams == [3], "ids go on after those that the other one gave out"
+        await one.submit(topic("c"))
+        await two.submit(topic("d"))
+        await one.submit(topic("e"))
+        assert set(one.image.topic_ids) == {"a", "b", "c", "d", "e"}
+
+
+async def test_a_log_that_is_unavailable_is_tried_until_it_works(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        log.faults = ["unavailable"] * 8
+        await service.submit(topic("a"))
+        assert len(log.entries) == 2
+
+
+@pytest.mark.parametrize("read_faults", [0, 1, 3])
+async def test_an_entry_whose_reply_was_lost_is_recognised_and_counts_once(
+    log: FakeLog, read_faults: int
+) -> None:
+    async with open_service(log) as service:
+        epoch = await service.register(NODE)
+        for expected in (1, 2, 3):
+            log.faults = ["lost reply"]
+            log.read_faults = ["fail"] * read_faults
+            assert await service.submit(AllocateProducerIds(NODE, epoch, 1)) == expected
+        assert len(log.entries) == 5, "the format, the node, and one entry for each command"
+
+
+async def test_own_entry_is_recognised_even_if_reading_fails_right_after_it(log: FakeLog) -> None:
+    """Both writers race; ours landed, its reply was lost, and the entry after it can't be read at once."""
+    async with open_service(log) as one, open_service(log) as two:
+        epoch = await one.register(NODE)
+        await two.submit(topic("a"))
+        append = log.append
+
+        async def land_then_lose(index: int, data: bytes) -> None:
+            log.append = append  # type: ignore[method-assign]
+            await append(index, data)
+            await two.submit(topic("b"))
+            log.read_faults = ["", "fail"]
+            raise UnavailableError("the reply is lost")
+
+        await one.submit(topic("c"))
+        log.append = land_then_lose  # type: ignore[method-assign]
+        first = await one.submit(AllocateProducerIds(NODE, epoch, 10))
+        assert first == 1
+        assert await one.submit(AllocateProducerIds(NODE, epoch, 10)) == 11
+
+
+async def test_an_error_that_cant_be_retried_answers_the_batch_and_only_that(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        log.faults = ["corrupt"]
+        with pytest.raises(CorruptError):
+            await service.submit(topic("a"))
+        await service.submit(topic("b"))
+
+
+async def test_who_waits_when_the_service_closes_is_answered(log: FakeLog) -> None:
+    results: list[Any] = []
+    async with anyio.create_task_group() as tasks:
+        async with open_service(log) as service:
+            log.gate = anyio.Event()
+            for name in ("a", "b"):
+                await in_background(tasks, partial(service.submit, topic(name)), results)
+    assert [type(result) for result in results] == [ClosedError, ClosedError]
+    with pytest.raises(ClosedError):
+        await service.submit(topic("c"))
+
+
+async def test_a_cancelled_submit_still_takes_effect(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        log.gate = anyio.Event()
+        async with anyio.create_task_group() as tasks:
+            await in_background(tasks, lambda: service.submit(topic("a")), [])
+            tasks.cancel_scope.cancel()
+        log.gate.set()
+        await service.submit(topic("b"))
+        assert set(service.image.topic_ids) == {"a", "b"}
+
+
+async def test_snapshots_bound_replay_and_give_the_same_image(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """I7."""
+    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 5)
+    async with open_service(log) as service:
+        for i in range(12):
+            await service.submit(topic(f"t{i}"))
+        assert [snapshot.index for snapshot in log.snapshots] == [5, 10]
+        await service.write_snapshot()
+        await service.write_snapshot()
+        assert [snapshot.index for snapshot in log.snapshots] == [5, 10, 13], "none without news"
+        expected = service.image.to_snapshot()
+    for snapshots in ([], log.snapshots[:1], log.snapshots[:2], log.snapshots):
+        log.snapshots = snapshots
+        assert (await load_image(log)).to_snapshot() == expected
+
+
+async def test_a_snapshot_that_cant_be_written_stops_nothing(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 2)
+    log.fail_snapshots = True
+    async with open_service(log) as service:
+        for i in range(4):
+            await service.submit(topic(f"t{i}"))
+        log.fail_snapshots = False
+        await service.submit(topic("last"))
+        await service.submit(topic("very last"))
+        assert log.snapshots != []
+
+
+async def test_a_snapshot_of_another_index_than_it_says_is_refused(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        log.snapshots.append(MetadataSnapshot(7, service.image.to_snapshot()))
+    with pytest.raises(CorruptError, match="found=1"):
+        await load_image(log)
+
+
+async def test_a_newer_life_of_the_node_fences_the_older_one(log: FakeLog) -> None:
+    """I9: from the first entry that the older one meets, it writes nothing more, and ends with that error."""
+    results: list[Any] = []
+
+    async def old_life() -> None:
+        async with open_service(log) as old:
+            await old.register(NODE)
+            async with open_service(log) as new:
+                await new.register(NODE)
+            async with anyio.create_task_group() as tasks:
+                await in_background(tasks, lambda: old.submit(topic("a")), results)
+            await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(5):
+        await old_life()
+    assert [type(error) for error in leaves(caught.value)] == [FencedError]
+    assert [type(result) for result in results] == [FencedError]
+    assert (await load_image(log)).topic_by_name("a") is None
+
+
+async def test_a_node_that_registers_again_in_the_same_process_goes_on(log: FakeLog) -> None:
+    async with open_service(log) as service:
+        first = await service.register(NODE)
+        second = await service.register(NODE)
+        assert second > first
+        await service.submit(RegisterNode(NODE + 1, "another node"))
+        await service.submit(topic("a"))
+
+
+async def test_a_log_is_formatted_once_and_keeps_its_cluster(log: FakeLog) -> None:
+    async with open_service(log, "mine") as service:
+        assert service.image.cluster_id == "mine"
+    async with open_service(log) as service:
+        assert service.image.cluster_id == "mine"
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_service(log, "yours"):
+            pass
+    (error,) = leaves(caught.value)
+    assert isinstance(error, InvalidRequestError)
+    assert "found=mine" in str(error)
+    assert len(log.entries) == 1
+
+
+async def test_two_that_format_at_once_agree(log: FakeLog) -> None:
+    ids: list[str] = []
+
+    async def start() -> None:
+        async with open_service(log) as service:
+            ids.append(service.image.cluster_id)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(start)
+        tasks.start_soon(start)
+    assert len(set(ids)) == 1
+
+
+async def test_a_log_that_cant_be_formatted_doesnt_open(log: FakeLog) -> None:
+    log.faults = ["corrupt"]
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_service(log):
+            pass
+    assert [type(error) for error in leaves(caught.value)] == [CorruptError]
