@@ -19,6 +19,7 @@ from typing import Any
 import anyio
 
 from penstock.errors import (
+    AlreadyExistsError,
     ClosedError,
     ConflictError,
     CorruptError,
@@ -121,10 +122,10 @@ class MetadataService:
         if not self.image.cluster_id:
             fresh = cluster_id or uuid.uuid4().hex[:22]
             (result,) = await self._submit_all([FormatCluster(cluster_id=fresh)])
-            if isinstance(result, PenstockError):
-                if not self.image.cluster_id:
-                    raise result
+            if isinstance(result, AlreadyExistsError):
                 logger.info("another broker formatted the metadata log first")
+            elif isinstance(result, Exception):
+                raise result
         if cluster_id and self.image.cluster_id != cluster_id:
             raise InvalidRequestError(
                 f"the metadata log at {self._log.location} belongs to another cluster, set broker.cluster_id or "
