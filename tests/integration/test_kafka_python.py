@@ -34,7 +34,8 @@ with warnings.catch_warnings():
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:kafka")
 
-NEEDS_SNAPPY = pytest.mark.skipif(not has_snappy(), reason="kafka-python has snappy only with python-snappy")
+HAS_SNAPPY: bool = has_snappy()
+NEEDS_SNAPPY = pytest.mark.skipif(not HAS_SNAPPY, reason="kafka-python has snappy only with python-snappy")
 COMBINATIONS = [
     pytest.param(
         codec,
