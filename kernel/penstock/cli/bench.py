@@ -246,7 +246,7 @@ def budgets(
     directory: _WorkDir = None,
     sets: SetOption = None,
 ) -> None:
-    """Measure and print the budgets of one broker: floor, start and cold-reads in a row, about three minutes."""
+    """Measure and print the budgets of one broker: floor, start and cold-reads in a row, about four minutes."""
     compare_with_floor(context, directory=directory, sets=sets)
     typer.echo()
     start_times(context, directory=directory, sets=sets)

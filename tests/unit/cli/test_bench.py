@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from penstock.bench.cold_reads import ColdReads
 from penstock.bench.results import result_of
+from penstock.bench.start import Start
 from penstock.bench.workload import Workload
 from penstock.cli import main
 
@@ -73,6 +75,59 @@ def test_missing_extra_says_what_to_install(
     monkeypatch.setattr(importlib.util, "find_spec", find_spec)
     assert main(["bench", str(SMOKE)]) == 2
     assert "pip install 'penstock[bench]'" in capsys.readouterr().err
+
+
+def canned_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of a broker that meets its budgets but for cold reads."""
+    rows = [
+        {"case": "200 KiB", "ratio": 0.8, "penstock": [{"requests_per_s": 4000.0}], "floor": []},
+        {"case": "1 KiB", "ratio": 0.4, "penstock": [{"requests_per_s": 30_000.0}], "floor": []},
+        {"case": "1 KiB, depth 1", "ratio": 1.3, "penstock": [{"requests_per_s": 900.0}], "floor": []},
+    ]
+    start = Start(import_ms=400, start_ms=150, first_ack_ms=10)
+    cold = ColdReads(
+        quiet_p50_ms=[1.0, 1.1, 1.2],
+        quiet_p99_ms=[2.0, 3.0, 4.0],
+        reading_p50_ms=[1.0, 1.1, 1.2],
+        reading_p99_ms=[4.0, 9.0, 12.0],
+        read_megabytes_per_s=80.0,
+    )
+    monkeypatch.setattr("penstock.bench.floor.compare", lambda *_: rows)
+    monkeypatch.setattr("penstock.bench.start.measure_starts", lambda *_: {"cold": [start], "warm": [start]})
+    monkeypatch.setattr("penstock.bench.cold_reads.measure_cold_reads", lambda *_, **__: cold)
+
+
+def test_budgets_are_all_judged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    canned_measurements(monkeypatch)
+    assert main(["bench", "budgets"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    verdicts = [line.split()[-1] for line in lines if line.endswith(("met", "MISSED"))]
+    assert verdicts == ["met", "met", "met", "met", "met", "MISSED"]
+    assert any(
+        line.split() == ["cold", "400", "ms", "150", "ms", "10", "ms", "160", "ms", "met"] for line in lines
+    )
+    assert any(line.startswith("p99 with / without: 3.00, reader at 80 MB/s") for line in lines)
+
+
+@pytest.mark.parametrize("command", ["floor", "start", "cold-reads"])
+def test_figures_go_into_a_file(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    canned_measurements(monkeypatch)
+    path = tmp_path / "figures.json"
+    assert main(["bench", command, "--json", str(path), "--dir", str(tmp_path)]) == 0
+    figures = json.loads(path.read_text())
+    assert figures["machine"]["processors"] > 0
+    assert len(figures) > 1
+    assert f"wrote {path}" in capsys.readouterr().out
+    assert [entry.name for entry in tmp_path.iterdir()] == ["figures.json"]
+
+
+def test_figures_take_no_configuration_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "penstock.toml"
+    path.write_text("")
+    assert main(["-c", str(path), "bench", "floor"]) == 2
+    assert "this measures with --set only" in capsys.readouterr().err
 
 
 def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,55 @@
+"""What the figures of starts and cold reads are judged by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from penstock.bench.cold_reads import ColdReads
+from penstock.bench.cold_reads import report as report_cold_reads
+from penstock.bench.server import machine_facts
+from penstock.bench.start import BUDGET_MS, Start, median_start
+from penstock.bench.start import report as report_starts
+
+
+def reads(reading_p99_ms: list[float]) -> ColdReads:
+    return ColdReads(
+        quiet_p50_ms=[1.0] * 3,
+        quiet_p99_ms=[2.0, 5.0, 3.0],
+        reading_p50_ms=[1.5] * 3,
+        reading_p99_ms=reading_p99_ms,
+        read_megabytes_per_s=100.0,
+    )
+
+
+def test_noise_is_the_spread_of_the_quiet_windows() -> None:
+    assert reads([4.0, 5.0, 90.0]).within_noise
+    assert not reads([5.1, 5.1, 1.0]).within_noise
+
+
+def test_ratio_is_between_the_medians() -> None:
+    assert reads([6.0, 1.0, 9.0]).ratio == 2.0
+    assert "p99 with / without: 2.00" in report_cold_reads(reads([6.0, 1.0, 9.0]))
+    assert report_cold_reads(reads([6.0, 1.0, 9.0])).endswith("MISSED")
+    assert report_cold_reads(reads([3.0, 1.0, 9.0])).endswith("met")
+
+
+def test_budget_counts_from_broker_to_ack_without_the_import() -> None:
+    good = Start(import_ms=900, start_ms=BUDGET_MS - 20, first_ack_ms=19)
+    bad = Start(import_ms=0, start_ms=BUDGET_MS, first_ack_ms=1)
+    cold, warm = report_starts({"cold": [good], "warm": [bad]}).splitlines()[1:]
+    assert cold.endswith(" met")
+    assert warm.endswith(" MISSED")
+
+
+def test_median_start_is_one_that_was() -> None:
+    starts = [Start(import_ms=0, start_ms=ms, first_ack_ms=0) for ms in (30, 10, 20)]
+    assert median_start(starts) is starts[2]
+
+
+def test_machine_facts_name_what_figures_depend_on(tmp_path: Path) -> None:
+    facts = machine_facts(tmp_path)
+    assert facts["processors"] >= 1
+    assert facts["memoryMB"] > 100
+    assert all(
+        facts[key] for key in ("system", "processor", "python", "penstock", "filesystem", "librdkafka")
+    )
