@@ -214,6 +214,23 @@ def test_mutants_name_clauses_that_exist() -> None:
             assert f"async def test_{name}(" in text, f"no such clause: {mutant.kind} {name}"
 
 
+def test_every_clause_catches_a_mutant() -> None:
+    """A clause that can't fail proves nothing."""
+    # These need other claims than the mutants make; test_unclaimed_capabilities_... is the proof of their like.
+    exempt = {"unclaimed_put_if_absent_is_refused", "unclaimed_compare_and_swap_is_refused"}
+    exempt |= {"unclaimed_multipart_is_refused", "unclaimed_seal_is_refused", "unclaimed_readahead_is_zero"}
+    exempt |= {"news_of_others_arrive"}
+    for kind in KINDS:
+        tree = ast.parse((_FOLDER / f"test_{kind}.py").read_text())
+        clauses = {
+            node.name.removeprefix("test_")
+            for node in tree.body
+            if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("test_")
+        }
+        caught = {name for mutant in MUTANTS.values() if mutant.kind == kind for name in mutant.caught_by}
+        assert clauses - caught - exempt == set(), f"clauses without a mutant: kind={kind}"
+
+
 def test_suite_is_not_loaded_into_every_pytest() -> None:
     """The clauses are chosen with ``-p``; without it their fixture isn't even there."""
     assert clauses_of_partitioner.KIND == "partitioner"
