@@ -19,7 +19,7 @@ __all__ = (
     "TopicPartition",
 )
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, TypeVar
 
@@ -190,29 +190,38 @@ class Admin:
             configs=[CreatableTopicConfig(name=key, value=value) for key, value in (configs or {}).items()],
         )
         request = CreateTopicsRequest(topics=[topic], timeout_ms=_TIMEOUT_MS)
-        answer = await self._ask_controller(ApiKey.CREATE_TOPICS, request, CreateTopicsResponse)
-        result = answer.topics[0]
-        check(result.error_code, f"topic can't be created topic={name}", result.error_message)
+
+        def verify(answer: CreateTopicsResponse) -> None:
+            result = answer.topics[0]
+            check(result.error_code, f"topic can't be created topic={name}", result.error_message)
+
+        answer = await self._ask_controller(ApiKey.CREATE_TOPICS, request, CreateTopicsResponse, verify)
         self.cluster.forget_topics()
-        return result.num_partitions
+        return answer.topics[0].num_partitions
 
     async def delete_topic(self, name: str) -> None:
         """Delete a topic and its records."""
         request = DeleteTopicsRequest(
             topics=[DeleteTopicState(name=name)], topic_names=[name], timeout_ms=_TIMEOUT_MS
         )
-        answer = await self._ask_controller(ApiKey.DELETE_TOPICS, request, DeleteTopicsResponse)
-        result = answer.responses[0]
-        check(result.error_code, f"topic can't be deleted topic={name}", result.error_message)
+
+        def verify(answer: DeleteTopicsResponse) -> None:
+            result = answer.responses[0]
+            check(result.error_code, f"topic can't be deleted topic={name}", result.error_message)
+
+        await self._ask_controller(ApiKey.DELETE_TOPICS, request, DeleteTopicsResponse, verify)
         self.cluster.forget_topics()
 
     async def create_partitions(self, name: str, count: int) -> None:
         """Raise the number of partitions to ``count``."""
         topic = CreatePartitionsTopic(name=name, count=count, assignments=None)
         request = CreatePartitionsRequest(topics=[topic], timeout_ms=_TIMEOUT_MS)
-        answer = await self._ask_controller(ApiKey.CREATE_PARTITIONS, request, CreatePartitionsResponse)
-        result = answer.results[0]
-        check(result.error_code, f"partitions can't be added topic={name}", result.error_message)
+
+        def verify(answer: CreatePartitionsResponse) -> None:
+            result = answer.results[0]
+            check(result.error_code, f"partitions can't be added topic={name}", result.error_message)
+
+        await self._ask_controller(ApiKey.CREATE_PARTITIONS, request, CreatePartitionsResponse, verify)
         self.cluster.forget_topics()
 
     async def topics(self, names: Sequence[str] | None = None) -> list[TopicInfo]:
@@ -225,9 +234,12 @@ class Admin:
             resource_type=_TOPIC_RESOURCE, resource_name=name, configuration_keys=None
         )
         request = DescribeConfigsRequest(resources=[resource])
-        answer = await self._ask_controller(ApiKey.DESCRIBE_CONFIGS, request, DescribeConfigsResponse)
-        result = answer.results[0]
-        check(result.error_code, f"configs can't be read topic={name}", result.error_message)
+
+        def verify(answer: DescribeConfigsResponse) -> None:
+            result = answer.results[0]
+            check(result.error_code, f"configs can't be read topic={name}", result.error_message)
+
+        answer = await self._ask_controller(ApiKey.DESCRIBE_CONFIGS, request, DescribeConfigsResponse, verify)
         entries = [
             ConfigEntry(
                 entry.name,
@@ -235,7 +247,7 @@ class Admin:
                 _CONFIG_SOURCES.get(entry.config_source, "unknown"),
                 entry.read_only,
             )
-            for entry in result.configs
+            for entry in answer.results[0].configs
         ]
         return sorted(entries, key=lambda entry: entry.name)
 
@@ -249,13 +261,17 @@ class Admin:
         ]
         changes += [AlterableConfig(name=key, config_operation=_DELETE, value=None) for key in delete]
         resource = AlterConfigsResource(resource_type=_TOPIC_RESOURCE, resource_name=name, configs=changes)
-        answer = await self._ask_controller(
+
+        def verify(answer: IncrementalAlterConfigsResponse) -> None:
+            result = answer.responses[0]
+            check(result.error_code, f"configs can't be changed topic={name}", result.error_message)
+
+        await self._ask_controller(
             ApiKey.INCREMENTAL_ALTER_CONFIGS,
             IncrementalAlterConfigsRequest(resources=[resource]),
             IncrementalAlterConfigsResponse,
+            verify,
         )
-        result = answer.responses[0]
-        check(result.error_code, f"configs can't be changed topic={name}", result.error_message)
 
     # -- offsets ---------------------------------------------------------------------------------------------
 
@@ -468,9 +484,15 @@ class Admin:
         assert isinstance(answer, kind)
         return answer
 
-    async def _ask_controller(self, api_key: int, request: Message, kind: type[M]) -> M:
+    async def _ask_controller(
+        self, api_key: int, request: Message, kind: type[M], verify: Callable[[M], None]
+    ) -> M:
+        """The answer, once ``verify`` raises nothing for it; what may pass is tried again."""
+
         async def attempt() -> M:
-            return await self._ask(await self.cluster.controller(), api_key, request, kind)
+            answer = await self._ask(await self.cluster.controller(), api_key, request, kind)
+            verify(answer)
+            return answer
 
         return await self.cluster.retry(attempt)
 
