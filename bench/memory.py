@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from floor import TOPIC, Load, create_topic, produce_frame
+from floor import TOPIC, Load, create_topic, produce_frame  # type: ignore[import-not-found]
 from penstock.units import format_size, parse_size
 from penstock.wire import ApiKey, encode_request
 from penstock.wire.messages import fetch, list_offsets
@@ -49,7 +49,7 @@ EARLIEST, LATEST = -2, -1
 OUT_OF_RANGE = 1
 SLACK = 1.10
 #: More than the system buffers for a loopback connection (2.7 MiB), by less than 1 MiB.
-STUCK_BYTES = 5 * 2**19
+STUCK_BYTES = 7 * 2**19
 SAMPLE_S = 0.02
 #: Kafka's batch header: where length and the last offset's delta are.
 BATCH_LENGTH_POS, BATCH_DELTA_POS, BATCH_HEADER_BYTES = 8, 23, 61

@@ -184,6 +184,10 @@ class FetchMemory(Protocol):
     async def charge(self, size: int) -> Charge:
         """The same, but waits for room."""
 
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits for room."""
+
 
 class LogManager(Protocol):
     """All topics and partitions of this broker."""

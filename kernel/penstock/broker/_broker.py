@@ -327,7 +327,7 @@ class Broker:
         )
         logs.on_topics_deleted = groups.on_topics_deleted
         api = ApiContext(
-            logs=logs, groups=groups, settings=api_settings(tree), clock=time.monotonic, now_ms=now_ms
+            logs=logs, groups=groups, settings=api_settings(tree, limit), clock=time.monotonic, now_ms=now_ms
         )
         api.draining.add_listener(groups.drain)
         server = await stack.enter_async_context(

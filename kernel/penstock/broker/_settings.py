@@ -22,6 +22,8 @@ from penstock.stream.reader import ReaderSettings
 from penstock.stream.uploader import UploadSettings
 
 MIB = 2**20
+#: Kafka's ``fetch.max.bytes``; less where the memory is small.
+FETCH_BYTES_MAX = 55 * MIB
 
 
 def engine_settings(tree: Tree, limit: int, wal_capacity: int) -> EngineSettings:
@@ -57,8 +59,13 @@ def log_settings(tree: Tree, limit: int) -> LogSettings:
             "message.timestamp.type": topics.timestamp_type,
         },
         retention_interval_ms=tree.stream.retention_interval,
-        fetch_in_flight_bytes_max=tree.stream.fetch_in_flight_bytes_max or max(4 * MIB, limit // 4),
+        fetch_in_flight_bytes_max=_fetch_in_flight_bytes_max(tree, limit),
     )
+
+
+def _fetch_in_flight_bytes_max(tree: Tree, limit: int) -> int:
+    """Bytes of fetch responses on their way."""
+    return tree.stream.fetch_in_flight_bytes_max or max(4 * MIB, limit // 4)
 
 
 def group_settings(tree: Tree) -> GroupSettings:
@@ -72,8 +79,10 @@ def group_settings(tree: Tree) -> GroupSettings:
     )
 
 
-def api_settings(tree: Tree) -> ApiSettings:
+def api_settings(tree: Tree, limit: int) -> ApiSettings:
     return ApiSettings(
+        # several slow readers at once must leave room for others
+        fetch_bytes_max=min(FETCH_BYTES_MAX, max(MIB, _fetch_in_flight_bytes_max(tree, limit) // 8)),
         auto_create_topics=tree.topics.auto_create,
         partitions_default=tree.topics.partitions,
         partitions_per_topic_max=tree.topics.partitions_max,

@@ -30,6 +30,11 @@ class BytesLimiter:
         self.used = 0
         self._waiters: deque[tuple[int, anyio.Event]] = deque()
 
+    @property
+    def is_short(self) -> bool:
+        """Whether somebody waits."""
+        return bool(self._waiters)
+
     def _fits(self, size: int) -> bool:
         return self.used == 0 or self.used + size <= self.limit
 

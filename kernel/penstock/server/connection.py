@@ -156,6 +156,8 @@ class Connection(asyncio.BufferedProtocol):
         "closing_since",
         "frame_since",
         "last_active",
+        "_unsent_bytes",
+        "_unsent_since",
         "stalled_since",
         "templates",
     )
@@ -199,6 +201,9 @@ class Connection(asyncio.BufferedProtocol):
         #: When the unfinished frame began, None between frames. A new connection owes its first one.
         self.frame_since: float | None = self.last_active
         self.stalled_since: float | None = None
+        #: Response bytes that wait, as last looked at, and since when there are as many.
+        self._unsent_bytes = 0
+        self._unsent_since = 0.0
         self.closing_since: float | None = None
 
     # -- the transport's calls ------------------------------------------------------------------------
@@ -246,7 +251,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._write_paused = True
-        self.stalled_since = self._server.time()
+        self.stalled_since = self._unsent_since = self._server.time()
+        self._unsent_bytes = 0
 
     def resume_writing(self) -> None:
         self._write_paused = False
@@ -731,6 +737,14 @@ class Connection(asyncio.BufferedProtocol):
     def pending_bytes(self) -> int:
         """Size of an unfinished small frame."""
         return len(self._pending)
+
+    def stuck_for(self, now: float) -> float:
+        """Seconds that the client has taken nothing of a response, as far as earlier calls of this saw."""
+        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
+        if unsent != self._unsent_bytes:
+            self._unsent_bytes = unsent
+            self._unsent_since = now
+        return now - self._unsent_since
 
     def drain(self) -> None:
         """Take no more requests; answer those in flight, then close."""

@@ -243,12 +243,15 @@ class Server(AsyncContextManagerMixin):
         idle = now - self.settings.idle_timeout_ms / 1000
         grace_s = self.settings.half_open_timeout_ms / 1000
         stalled = now - self.settings.stalled_write_timeout_ms / 1000
+        stuck_s = self.settings.stuck_write_timeout_ms / 1000
         for connection in tuple(self._connections):
             if connection.closing_since is not None:
                 if connection.closing_since < now - _LINGER_S:
                     connection.abort()
             elif connection.stalled_since is not None:
-                if connection.stalled_since < stalled:
+                # a response that nobody takes must not keep others from being read
+                is_stuck = connection.stuck_for(now) > stuck_s and self.api.logs.fetch_memory.is_short
+                if is_stuck or connection.stalled_since < stalled:
                     self._timeouts += 1
                     connection.abort()
             elif connection.waits_for_us:

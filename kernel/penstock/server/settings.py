@@ -48,6 +48,8 @@ class ServerSettings:
     half_open_timeout_ms: int = 30_000
     #: A connection that doesn't take its responses for this long is closed.
     stalled_write_timeout_ms: int = 120_000
+    #: While other fetches wait for memory, one that took no byte of its response for this long is closed.
+    stuck_write_timeout_ms: int = 10_000
     #: Unanswered requests per connection before it is no longer read.
     pipeline_requests_max: int = 512
     #: Unanswered request bytes per connection before it is no longer read.

@@ -272,6 +272,9 @@ class FakeFetchMemory:
     async def charge(self, size: int) -> FakeAllocation:
         return await self.account.allocate(size, "fetch")
 
+    #: Set by tests: somebody waits for room.
+    is_short = False
+
 
 class FakeLogs:
     """A LogManager in memory."""

@@ -333,6 +333,23 @@ async def test_client_that_does_not_read_is_not_served_further(logs: FakeLogs) -
             assert (await client.receive()).responses[0].partitions[0].high_watermark == 20
 
 
+async def test_client_that_takes_nothing_gives_way_to_those_who_wait(logs: FakeLogs) -> None:
+    for _ in range(20):
+        logs.at("t").write(1, value=b"x" * 1_000_000)
+    clock = FakeClock()
+    async with serving(logs, clock=clock) as harness, await harness.connect() as client:
+        await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
+        await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
+        harness.server.sweep()
+        clock.now_s += 11
+        harness.server.sweep()
+        assert harness.server.statistics().connections == 1, "nobody waits"
+        logs.fetch_memory.is_short = True
+        harness.server.sweep()
+        await until(lambda: harness.server.statistics().connections == 0)
+        assert logs.fetch_memory.account.used == 0
+
+
 async def test_client_that_never_reads_is_cut_off(logs: FakeLogs) -> None:
     for _ in range(20):
         logs.at("t").write(1, value=b"x" * 1_000_000)
