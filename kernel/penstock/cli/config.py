@@ -14,7 +14,7 @@ from penstock.errors import ConfigError
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 
 @app.command()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 _WORDS = {
     "pass": ("pass", "green"),

@@ -12,7 +12,7 @@ from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetO
 
 __all__ = ("app",)
 
-app = typer.Typer(no_args_is_help=True, help=__doc__)
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 
 @app.callback()

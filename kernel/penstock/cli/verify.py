@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ("app",)
 
-app = typer.Typer()
+app = typer.Typer(add_completion=False)
 
 
 @app.command()
