@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -14,9 +15,10 @@ import pytest
 from penstock_conformance import KINDS
 from penstock_conformance.mutants import MUTANTS
 
+_Outcomes = dict[str, dict[str, Any]]
 
-@functools.cache
-def _tried(kind: str) -> dict[str, dict[str, Any]]:
+
+def _try_all(kind: str) -> _Outcomes:
     """What came out for all mutants of a kind; they share one process, because starting one costs most."""
     done = subprocess.run(
         [sys.executable, "-m", "penstock_conformance.mutants", kind],
@@ -31,10 +33,22 @@ def _tried(kind: str) -> dict[str, dict[str, Any]]:
     return {line["defect"]: line for line in lines}
 
 
+@pytest.fixture(scope="module")
+def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[_Outcomes]]]:
+    """By kind. Mutants mostly hang until their deadline, so several kinds at once cost little more than one."""
+    kinds = {
+        str(item.callspec.params["kind"])
+        for item in request.session.items
+        if isinstance(item, pytest.Function) and item.function is test_mutant_is_caught_by_name
+    }
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        yield {kind: pool.submit(_try_all, kind) for kind in sorted(kinds)}
+
+
 @pytest.mark.parametrize(("kind", "defect"), sorted(MUTANTS))
-def test_mutant_is_caught_by_name(kind: str, defect: str) -> None:
+def test_mutant_is_caught_by_name(kind: str, defect: str, outcomes: dict[str, Future[_Outcomes]]) -> None:
     """Every clause that the mutant names fails."""
-    tried = _tried(kind)
+    tried = outcomes[kind].result()
     assert defect in tried, f"the run broke off before this mutant, after: {list(tried)}"
     assert tried[defect]["survived"] == [], f"not caught: {tried[defect]}"
 
