@@ -346,6 +346,12 @@ def test_unknown_partitions_and_names_are_told(shared: ServeProcess, admin: Admi
     assert "nobody-has-this-topic" not in admin.list_topics(timeout=DEADLINE_S).topics
 
 
+def test_a_transactional_producer_is_told_that_there_are_no_transactions(shared: ServeProcess) -> None:
+    settings = {"bootstrap.servers": shared.bootstrap_servers, "transactional.id": "any", "log_level": 0}
+    producer = Producer(settings)
+    assert code_of(lambda: producer.init_transactions(5.0)) == KafkaError.UNSUPPORTED_VERSION
+
+
 def test_large_messages_up_to_the_limit_and_beyond(shared: ServeProcess, admin: AdminClient) -> None:
     """What fits into max.message.bytes gets through; one byte more is MSG_SIZE_TOO_LARGE, and nothing else breaks."""
     topic = create(admin, "large", 1, {"max.message.bytes": "3000000"})

@@ -220,6 +220,15 @@ def test_a_message_over_the_limit_is_refused_and_the_next_one_is_not(
     assert [len(record.value) for record in read(shared, topic, 2)] == [1_990_000, 8]
 
 
+def test_a_transactional_producer_is_told_that_there_are_no_transactions(shared: ServeProcess) -> None:
+    settings = {"bootstrap_servers": shared.bootstrap_servers, "transactional_id": "any"}
+    with (
+        closing(KafkaProducer(**settings)) as producer,
+        pytest.raises(errors.KafkaError, match="UnsupportedVersion"),
+    ):
+        producer.init_transactions()
+
+
 def test_log_append_time_is_the_brokers(shared: ServeProcess, admin: Any) -> None:
     topic = create(admin, "stamped", 1, {"message.timestamp.type": "LogAppendTime"})
     before_ms = int(time.time() * 1000)

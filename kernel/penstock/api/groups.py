@@ -468,7 +468,7 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
 async def handle_find_coordinator(
     request: FindCoordinatorRequest, context: RequestContext
 ) -> FindCoordinatorResponse:
-    """FindCoordinator v0-6: this broker coordinates all groups; there are no transactions yet."""
+    """FindCoordinator v0-6: this broker coordinates all groups."""
     if context.version >= _FIND_BATCH_VERSION:
         return FindCoordinatorResponse(
             coordinators=[_coordinator(key, request.key_type, context) for key in request.coordinator_keys]
@@ -484,18 +484,15 @@ async def handle_find_coordinator(
 
 
 def _coordinator(key: str, key_type: int, context: RequestContext) -> Coordinator:
-    if key_type == _KEY_TYPE_GROUP:
+    # There are no transactions yet. Clients ask on and on after an error here that isn't one of a few, so a
+    # transactional producer is sent to InitProducerId, whose UNSUPPORTED_VERSION says what is the matter.
+    if key_type in {_KEY_TYPE_GROUP, _KEY_TYPE_TRANSACTION}:
         endpoint = context.client.advertised
         return Coordinator(
             key=key, node_id=endpoint.node_id, host=endpoint.host, port=endpoint.port, error_message=None
         )
-    if key_type == _KEY_TYPE_TRANSACTION:
-        error, message = GroupError.COORDINATOR_NOT_AVAILABLE, "this broker has no transaction coordinator"
-    else:
-        error, message = (
-            GroupError.INVALID_REQUEST,
-            f"unknown coordinator type, use 0 for groups: type={key_type}",
-        )
+    error = GroupError.INVALID_REQUEST
+    message = f"unknown coordinator type, use 0 for groups: type={key_type}"
     return Coordinator(key=key, node_id=-1, host="", port=-1, error_code=error, error_message=message)
 
 
