@@ -86,6 +86,28 @@ def test_any_broker_can_be_measured_and_keeps_no_topics(
     assert "lost 0" in capfd.readouterr().out
 
 
+def test_driver_file_says_where_and_how(
+    broker: ServeProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    driver = tmp_path / "driver.yaml"
+    driver.write_text(
+        "name: Kafka\n"
+        "driverClass: io.openmessaging.benchmark.driver.kafka.KafkaBenchmarkDriver\n"
+        "replicationFactor: 1\n"
+        f"commonConfig: |\n  bootstrap.servers={broker.bootstrap_servers}\n"
+        "producerConfig: |\n  enable.idempotence=true\n  compression.type=lz4\n  linger.ms=5\n"
+        "consumerConfig: |\n  enable.auto.commit=false\n  max.partition.fetch.bytes=1048576\n"
+    )
+    arguments = ["bench", str(SMOKE), "--driver", str(driver), "--duration", "1s", "--out", str(tmp_path)]
+    assert main(arguments) == 0
+    (json_path,) = tmp_path.glob("*.json")
+    result = json.loads(json_path.read_text())
+    assert result["driver"] == "Kafka"
+    assert result["broker"]["bootstrapServers"] == broker.bootstrap_servers
+    assert result["account"]["lost"] == result["account"]["duplicates"] == 0
+    assert "smoke" in capfd.readouterr().out
+
+
 def test_topics_subscriptions_and_keys(broker: ServeProcess) -> None:
     load = workload(
         topics=2,

@@ -11,7 +11,6 @@ from __future__ import annotations
 __all__ = ("SCHEMA_VERSION", "Sample", "account", "load_result", "result_of", "summary")
 
 import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -165,9 +164,10 @@ def summary(result: dict[str, Any]) -> str:
     lines.append(f"  published    {mean('publishRate'):,.0f} messages/s, {mean('publishMB'):,.1f} MB/s")
     asked = result["workloadConfig"]["producerRate"]
     if mean("publishRate") < 0.95 * asked:
+        processors = result.get("machine", {}).get("processors", "all")
         lines.append(
             f"               fewer than the {asked:,.0f} messages/s asked for: broker, disk or clients are at their "
-            f"limit (clients keep {mean('clientCpu'):.1f} of {os.cpu_count()} processors busy)"
+            f"limit (clients keep {mean('clientCpu'):.1f} of {processors} processors busy)"
         )
     lines.append(f"  consumed     {mean('consumeRate'):,.0f} messages/s, {mean('consumeMB'):,.1f} MB/s")
     for label, key in (("publish", "PublishLatency"), ("end to end", "EndToEndLatency")):

@@ -192,7 +192,8 @@ def compare_with_floor(
 
     with _scratch("floor", directory) as folder:
         rows = compare(folder, seconds, rounds, _sets(context, sets), only)
-        typer.echo(of_floor(rows))
+        if verdicts := of_floor(rows):
+            typer.echo(verdicts)
         _write_json(json_path, {"machine": _machine(folder), "rows": rows})
 
 
