@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given
@@ -54,7 +56,7 @@ class Log:
         self.entries.append(entry)
         return self.image.fold(self.image.index + 1, entry)
 
-    def ok(self, command: Command, now_ms: int = NOW_MS) -> object:
+    def ok(self, command: Command, now_ms: int = NOW_MS) -> Any:
         (result,) = self.do(command, now_ms=now_ms)
         assert not isinstance(result, Exception), result
         return result
@@ -80,7 +82,8 @@ def log() -> Log:
 
 
 def upload(log: Log, *ranges: tuple[int, int, int], size: int = 10) -> int:
-    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS + 1000))  # type: ignore[misc]
+    object_id: int
+    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS + 1000))
     uploaded = [UploadedRange(stream, start, end, size, NOW_MS) for stream, start, end in ranges]
     log.ok(CommitUpload(1, 2, [UploadedObject(object_id, 100, uploaded)]))
     return object_id
@@ -132,7 +135,7 @@ def test_commits_continue_the_stream(log: Log) -> None:
 @pytest.mark.parametrize("bad", [(5, 12), (11, 12), (10, 10), (12, 11)])
 def test_a_commit_with_a_gap_or_an_overlap_is_refused_whole(log: Log, bad: tuple[int, int]) -> None:
     upload(log, (1, 0, 10))
-    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))  # type: ignore[misc]
+    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))
     ranges = [UploadedRange(3, 0, 4, 1, 0), UploadedRange(1, *bad, 1, 0)]
     error = log.refused(CommitUpload(1, 2, [UploadedObject(object_id, 1, ranges)]))
     assert isinstance(error, ConflictError)
@@ -178,7 +181,7 @@ def test_deleting_a_topic_frees_its_objects_but_not_those_shared_with_others(log
 
 
 def test_a_commit_for_a_deleted_stream_is_tolerated(log: Log) -> None:
-    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))  # type: ignore[misc]
+    (object_id,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))
     log.ok(DeleteTopic(TOPIC_ID))
     log.ok(CommitUpload(1, 2, [UploadedObject(object_id, 1, [UploadedRange(1, 0, 4, 1, 0)])]))
     assert log.image.objects[object_id].state == "destroyed"
@@ -186,7 +189,7 @@ def test_a_commit_for_a_deleted_stream_is_tolerated(log: Log) -> None:
 
 def test_only_prepared_objects_can_be_abandoned(log: Log) -> None:
     committed = upload(log, (1, 0, 10))
-    (prepared,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))  # type: ignore[misc]
+    (prepared,) = log.ok(PrepareObjects(1, 2, 1, NOW_MS))
     assert log.ok(AbandonObjects([committed, prepared])) == [prepared]
     assert log.image.objects[committed].state == "committed"
 
