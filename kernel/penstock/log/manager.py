@@ -37,8 +37,6 @@ T = TypeVar("T")
 
 #: Producer ids reserved with one metadata entry.
 PRODUCER_ID_BLOCK = 1000
-#: What an append that found no room waits for, whatever its size.
-ROOM_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -361,8 +359,11 @@ class LogManager:
         return topic
 
     async def wait_for_room(self) -> None:
-        """Return when an append that met FullError is worth another try. Raises ClosedError at the end."""
-        await self._engine.wait_for_room(ROOM_BYTES)
+        """Return when an append that brings its memory and met FullError is worth another try.
+
+        Raises ClosedError at the end.
+        """
+        await self._engine.wait_for_room(0)
 
     async def next_producer_id(self) -> tuple[int, int]:
         """A new (producer id, epoch 0); ids are reserved in blocks, so most calls need no metadata entry."""
@@ -447,11 +448,12 @@ class LogManager:
     async def clean(self) -> int:
         """Apply retention once; the number of partitions whose start moved."""
         now_ms = self._now_ms()
-        starts = []
+        starts: list[tuple[int, int]] = []
         for topic in list(self._topics.values()):
-            for partition in topic.partitions.values():
+            for partition in list(topic.partitions.values()):
                 start = partition.expired_offset(now_ms)
                 if start > partition.log_start_offset:
+                    await partition.save_producers(start)
                     starts.append((partition.stream.stream_id, start))
                     logger.info("retention moves %s-%d to offset %d", topic.name, partition.index, start)
             await anyio.lowlevel.checkpoint()

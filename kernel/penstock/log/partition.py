@@ -441,7 +441,10 @@ class Partition:
             self._check_offset(target)
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
         if target > self.stream.start_offset:
+            await self.save_producers(target)
             await self._engine.trim_streams([(self.stream.stream_id, target)])
+            if self.stream.start_offset < target:  # deleted meanwhile
+                raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         return self.stream.start_offset
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
@@ -490,19 +493,52 @@ class Partition:
         self.producers.expire(now_ms)
         if not len(self.producers) and appended - self._snapshot_bytes < SNAPSHOT_BYTES:
             return
-        data = memoryview(self.producers.snapshot(end))
 
         def on_done(error: Exception | None) -> None:
-            if error is None:
-                self._snapshot_end = max(self._snapshot_end, end)
-                self._snapshot_bytes = max(self._snapshot_bytes, appended)
-            else:
+            if error is not None:
                 logger.warning("snapshot of producers wasn't written, the next upload tries again: %s", error)
 
         try:
-            self._engine.append(self.state_stream, 1, now_ms, data, None, on_done)
+            self._append_snapshot(on_done)
         except PenstockError as error:
             logger.debug("snapshot of producers is put off to the next upload: %s", error)
+
+    async def save_producers(self, start: int) -> None:
+        """Snapshot the producers' state, durably, if a log that starts at ``start`` couldn't give it back.
+
+        Raises the WAL's error; waits while there is no room.
+        """
+        while start > self._snapshot_end and len(self.producers) and not self._closed:
+            done = anyio.Event()
+            errors: list[Exception] = []
+
+            def on_done(
+                error: Exception | None, done: anyio.Event = done, errors: list[Exception] = errors
+            ) -> None:
+                if error is not None:
+                    errors.append(error)
+                done.set()
+
+            try:
+                self._append_snapshot(on_done)
+            except FullError:
+                await self._engine.wait_for_room(REPLAY_BYTES)
+                continue
+            await done.wait()
+            if errors:
+                raise errors[0]
+
+    def _append_snapshot(self, on_done: Callable[[Exception | None], None]) -> None:
+        end, appended = self.stream.confirmed_offset, self._appended_bytes
+
+        def written(error: Exception | None) -> None:
+            if error is None:
+                self._snapshot_end = max(self._snapshot_end, end)
+                self._snapshot_bytes = max(self._snapshot_bytes, appended)
+            on_done(error)
+
+        data = memoryview(self.producers.snapshot(end))
+        self._engine.append(self.state_stream, 1, -1, data, None, written)
 
     def expired_offset(self, now_ms: int) -> int:
         """The log start that retention asks for (``retention.ms``, ``retention.bytes``); the present one if none."""

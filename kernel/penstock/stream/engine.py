@@ -30,6 +30,7 @@ from penstock.errors import (
     FullError,
     InvariantError,
     NotFoundError,
+    PenstockError,
     UnavailableError,
 )
 from penstock.metadata.commands import Command, OpenStreams, TrimStreams
@@ -317,13 +318,34 @@ class StreamEngine:
             self._log_cache.drop_stream(stream_id)
 
     async def trim_streams(self, starts: Sequence[tuple[int, int]]) -> None:
-        """Move starts forward, durably: (stream id, new start offset). Offsets below are never read again."""
-        for some in _portions(starts):
-            await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(some)))
-        for stream_id, start in starts:
-            stream = self._streams.get(stream_id)
-            if stream is not None:
-                stream.start_offset = max(stream.start_offset, start)
+        """Move starts forward, durably: (stream id, new start offset). Offsets below are never read again.
+
+        A cancelled call takes effect nevertheless: streams must start where metadata says that they do.
+        """
+        ended = anyio.Event()
+        outcome: list[PenstockError | None] = []
+        self._tasks.start_soon(self._trim, starts, outcome, ended)
+        await ended.wait()
+        if not outcome:
+            raise ClosedError("the broker stopped before the trim was written")
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    async def _trim(
+        self, starts: Sequence[tuple[int, int]], outcome: list[PenstockError | None], ended: anyio.Event
+    ) -> None:
+        try:
+            for some in _portions(starts):
+                await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(some)))
+                for stream_id, start in some:
+                    stream = self._streams.get(stream_id)
+                    if stream is not None:
+                        stream.start_offset = max(stream.start_offset, start)
+            outcome.append(None)
+        except PenstockError as error:
+            outcome.append(error)
+        finally:
+            ended.set()
 
     # -- append ----------------------------------------------------------------------------------------------
 
@@ -368,9 +390,11 @@ class StreamEngine:
     async def wait_for_room(self, size: int) -> None:
         """Return when an append of ``size`` bytes that got FullError is worth another try.
 
-        Raises ClosedError when the engine stops.
+        ``size`` is what the append itself allocates: 0 when it brings its memory. Raises ClosedError when the
+        engine stops.
         """
-        (await self.allocator.charge(size, "append")).release()
+        if size:
+            (await self.allocator.charge(size, "append")).release()
         if self._closing:
             raise ClosedError("the broker is stopping")
         if self._wal_full or self._in_flight_bytes >= self._settings.in_flight_bytes_max:

@@ -167,6 +167,29 @@ async def test_a_start_reads_a_bounded_part_of_a_log_without_idempotent_producer
         assert replayed == [10] * records_at_last
 
 
+@pytest.mark.parametrize("by", ["request", "retention"])
+async def test_producers_go_on_after_a_crash_though_what_they_wrote_was_deleted(
+    world: World, by: str
+) -> None:
+    """The newest snapshot may be older than the log start: the state in between must not be lost with the log."""
+    async with open_logs(world) as logs:
+        partition = await logs.create(retention_bytes="0" if by == "retention" else "-1")
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        partition.snapshot_producers(NOW_MS)
+        append(partition, batch(b"b", producer=(7, 0, 1)))
+        if by == "retention":
+            await logs.manager.clean()
+        else:
+            await partition.delete_records(-1)
+        assert partition.log_start_offset == 2
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        again = append(partition, batch(b"b", producer=(7, 0, 1)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 1)]
+        assert codes(append(partition, batch(b"c", producer=(7, 0, 2)))) == [0]
+
+
 async def test_the_limit_of_bytes_holds_when_many_ask_at_once() -> None:
     """I8."""
     limiter = BytesLimiter(100)

@@ -174,6 +174,10 @@ class World:
     destroyed: list[ObjectsDestroyed] = field(default_factory=list)
     recovered: list[RecoveryFinished] = field(default_factory=list)
     now_ms: int = 1_000_000
+    #: Instead of a store in memory of the real plugin.
+    store: ObjectStore | None = None
+    #: Told of each upload, with its block (a log manager is, in a broker).
+    upload_listeners: list[Callable[[UploadCommitted, LogCacheBlock], None]] = field(default_factory=list)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
@@ -186,7 +190,7 @@ class World:
             ) as allocator,
             penstock_register_object_store().open(StoreSettings(url=self.url), services) as inner,
         ):
-            store = SteeredStore(inner)
+            store = SteeredStore(self.store or inner)
             services = replace(services, allocator=allocator, object_store=store)
             async with (
                 penstock_register_metadata_log().open(MetadataSettings(), services) as log,
@@ -200,6 +204,8 @@ class World:
 
                 def uploaded(event: UploadCommitted, block: LogCacheBlock) -> None:
                     self.uploads.append(event)
+                    for listener in self.upload_listeners:
+                        listener(event, block)
 
                 async with StreamEngine.open(
                     metadata=metadata,
