@@ -282,6 +282,39 @@ def test_two_hundred_partitions_and_many_topics(shared: ServeProcess, admin: Adm
     assert not set(names) & set(admin.list_topics(timeout=DEADLINE_S).topics)
 
 
+def test_what_an_admin_was_told_is_done_outlives_a_kill(serve: ServeFactory) -> None:
+    """Created, grown, altered, trimmed and deleted: killed right after the answer, all of it holds."""
+    broker = serve()
+    admin = admin_of(broker)
+    kept, gone = create(admin, "kept"), create(admin, "gone")
+    produce(broker, kept, [text(number) for number in range(10)])
+    admin.create_partitions([NewPartitions(kept, 3)])[kept].result(DEADLINE_S)
+    broker.kill()
+    broker.start()
+    change = ConfigResource(ResourceType.TOPIC, kept)
+    change.add_incremental_config(
+        ConfigEntry("max.message.bytes", "2000", incremental_operation=AlterConfigOpType.SET)
+    )
+    (altered,) = admin.incremental_alter_configs([change]).values()
+    altered.result(DEADLINE_S)
+    broker.kill()
+    broker.start()
+    partition = TopicPartition(kept, 0, 4)
+    assert admin.delete_records([partition])[partition].result(DEADLINE_S).low_watermark == 4
+    broker.kill()
+    broker.start()
+    admin.delete_topics([gone])[gone].result(DEADLINE_S)
+    broker.kill()
+    broker.start()
+    topics = admin.list_topics(timeout=DEADLINE_S).topics
+    assert gone not in topics
+    assert sorted(topics[kept].partitions) == [0, 1, 2]
+    (future,) = admin.describe_configs([ConfigResource(ResourceType.TOPIC, kept)]).values()
+    assert future.result(DEADLINE_S)["max.message.bytes"].value == "2000"
+    with closing(consumer_of(broker)) as consumer:
+        assert consumer.get_watermark_offsets(TopicPartition(kept, 0), timeout=DEADLINE_S) == (4, 10)
+
+
 # -- produce and consume ---------------------------------------------------------------------------------------
 
 

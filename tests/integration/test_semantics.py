@@ -499,6 +499,40 @@ def test_an_idempotent_batch_sent_again_is_answered_with_its_first_offset(wire: 
     assert wire.fetch(topic, 0).high_watermark == 14
 
 
+def test_an_idempotent_producer_goes_on_after_a_kill(serve: ServeFactory) -> None:
+    """Sequences, the window of five and the ids that were given out are known still; no id is given twice."""
+    broker = serve()
+
+    def given(wire: Wire) -> int:
+        answer = wire.ask(ApiKey.INIT_PRODUCER_ID, 4, InitProducerIdRequest(transactional_id=None))
+        assert answer.error_code == 0
+        assert isinstance(answer.producer_id, int)
+        return answer.producer_id
+
+    def send(wire: Wire, topic: str, producer_id: int, sequence: int) -> tuple[int, int]:
+        batch = batch_of([b"a", b"b"], producer_id=producer_id, producer_epoch=0, base_sequence=sequence)
+        result = wire.produce(topic, batch)
+        return result.error_code, result.base_offset
+
+    with Wire(broker) as wire:
+        topic = wire.create("goes-on")
+        ids = [given(wire) for _ in range(5)]
+        for sequence in range(0, 12, 2):
+            assert send(wire, topic, ids[0], sequence) == (0, sequence)
+    for stop in (broker.kill, broker.terminate, broker.kill):
+        stop()
+        broker.start()
+        with Wire(broker) as wire:
+            ids += [given(wire) for _ in range(5)]
+            assert len(set(ids)) == len(ids)
+            for sequence in range(2, 12, 2):
+                assert send(wire, topic, ids[0], sequence) == (0, sequence), "sent again, stored once"
+            assert send(wire, topic, ids[0], 14)[0] == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
+            assert wire.fetch(topic, 0).high_watermark == 12
+    with Wire(broker) as wire:
+        assert send(wire, topic, ids[0], 12) == (0, 12)
+
+
 # -- fetch -----------------------------------------------------------------------------------------------------
 
 
