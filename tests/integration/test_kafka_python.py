@@ -299,8 +299,8 @@ def test_delete_records_moves_the_beginning(shared: ServeProcess, admin: Any) ->
 class Group:
     """Consumers of one group, each polled by a thread of its own, as applications do.
 
-    This client gives a rebalance up when a poll is over: members that share a thread and poll for a moment each
-    never come together.
+    This client forgets a rebalance that completes between two polls and joins anew: members that share a thread
+    and poll for a moment each may take very long to come together.
     """
 
     def __init__(self, broker: ServeProcess, topic: str, **settings: Any) -> None:
