@@ -592,6 +592,31 @@ def test_a_fetch_waits_for_min_bytes_and_is_woken(shared: ServeProcess, wire: Wi
     assert len(batches_in(found.partitions[0])) == 2
 
 
+def test_a_waiting_fetch_is_told_that_its_topic_is_gone(shared: ServeProcess, wire: Wire) -> None:
+    """By name and by id; a session's fetch, too. Nobody waits out its time for a topic that was deleted."""
+    for version, session_epoch, code in (
+        (12, -1, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION),
+        (12, 0, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION),
+        (17, -1, ErrorCode.UNKNOWN_TOPIC_ID),
+    ):
+        topic = wire.create("doomed")
+        key: str | bytes = topic if version < 13 else wire.topic_id(topic)
+        request = fetch_request(
+            [fetch_topic(key, [partition_at(0)])],
+            max_wait_ms=int(DEADLINE_S * 1000),
+            session_epoch=session_epoch,
+        )
+        number = wire.send(ApiKey.FETCH, version, request)
+        with Wire(shared) as other:
+            state = DeleteTopicState(name=topic)
+            (deleted,) = other.ask(
+                ApiKey.DELETE_TOPICS, 6, DeleteTopicsRequest(topics=[state], topic_names=[])
+            ).responses
+            assert deleted.error_code == 0
+        (found,) = wire.receive(ApiKey.FETCH, version, number).responses
+        assert found.partitions[0].error_code in (code, ErrorCode.NOT_LEADER_OR_FOLLOWER)
+
+
 def test_leader_epochs_are_fenced(serve: ServeFactory) -> None:
     """KIP-320: older metadata than the broker's, newer than the broker's, and where an epoch ended."""
     broker = serve()
