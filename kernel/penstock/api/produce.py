@@ -103,6 +103,12 @@ class ProduceCall:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
         self._request = request
 
+    def adopt(self, request: ProduceRequest, allocation: Allocation) -> None:
+        """Go on with the same request in ``allocation``, which the call owns from now on."""
+        assert self._allocation is None, "the call has its memory"
+        self._request = request
+        self._allocation = _Frame(allocation) if len(self._results) > 1 else allocation
+
     def advance(self) -> None:
         """Hand over what isn't handed over yet.
 

@@ -53,6 +53,10 @@ _HEADER_BYTES_MIN: Final = 10
 #: After a large frame only so much is received blindly: the next frame is probably large too, and what is
 #: received into the scratch buffer has to be copied.
 _PEEK_BYTES: Final = 512
+#: When connections that wait carry this much unparsed input, outside of the allocator, others receive small
+#: pieces only: with thousands of connections what each carries would add up (I8).
+_CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
+_SHORT_BYTES: Final = 4 * 1024
 #: Responses up to this size are joined before they are written.
 _JOIN_BYTES_MAX: Final = 16 * 1024
 
@@ -273,6 +277,8 @@ class Connection(asyncio.BufferedProtocol):
             return scratch[size:]
         if self._expect_large:
             return scratch[:_PEEK_BYTES]
+        if self._server.carried_bytes > _CARRIED_BYTES_SOFT:
+            return scratch[:_SHORT_BYTES]
         return scratch
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -617,10 +623,12 @@ class Connection(asyncio.BufferedProtocol):
                 self._scopes.add(scope)
                 if self._call is not call:
                     return  # the connection was lost before this task began
-                while True:
+                if self._call_data is not None:
+                    # Waiting for memory and allocating are one step: who only waits finds it taken by others.
+                    allocation = await server.allocator.allocate(len(self._call_data), "append")
+                    self._adopt(call, allocation)
+                while not self._advanced(call):
                     await server.api.logs.wait_for_room()
-                    if self._advanced(call):
-                        break
             if scope.cancelled_caught and self._call is call:
                 call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
         except PenstockError as error:  # the log is closing
@@ -633,6 +641,20 @@ class Connection(asyncio.BufferedProtocol):
             self._call = None
             self._drop_call_data()
             self._resume()
+
+    def _adopt(self, call: ProduceCall, allocation: Allocation) -> None:
+        """Move the frame of a small Produce that waits into memory of the log's."""
+        data = self._call_data
+        if data is None or self._call is not call:
+            allocation.release()  # the connection was lost meanwhile
+            return
+        view = allocation.view
+        view[:] = data
+        header = decode_request_header(view)
+        again = decode_request(_PRODUCE, header.api_version, view, header.body_pos, lenient=True)
+        assert isinstance(again, ProduceRequest)
+        call.adopt(again, allocation)
+        self._drop_call_data()
 
     def _advanced(self, call: ProduceCall) -> bool:
         """Try again; True when there is nothing left to try."""

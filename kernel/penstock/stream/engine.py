@@ -53,6 +53,9 @@ T = TypeVar("T")
 
 #: What an entry costs beside its payload: Python objects, index entries, headers when uploaded (I8).
 ENTRY_OVERHEAD_BYTES = 640
+#: What an append costs beside its payload until it is durable: the request, its response, what waits for the WAL.
+#: Measured with requests of 1 KiB; it counts against the bytes in flight.
+IN_FLIGHT_OVERHEAD_BYTES = 3072
 #: Overhead is charged for this many entries at once: charging each would cost more than the entry.
 OVERHEAD_ENTRIES = 256
 #: Streams that one metadata command names at most, so that it fits into an entry with room to spare.
@@ -148,7 +151,7 @@ class _Pending:
 
     def complete(self, append: WalAppend) -> None:
         stream, entry, engine = self._stream, self._entry, self._engine
-        engine._in_flight_bytes -= len(entry.data)
+        engine._in_flight_bytes -= len(entry.data) + IN_FLIGHT_OVERHEAD_BYTES
         if append.error is None:
             assert self._generation == stream._generation, "the WAL completes in order"
             stream.confirmed_offset = entry.next_offset
@@ -382,7 +385,7 @@ class StreamEngine:
             raise
         entry = StreamEntry(stream.stream_id, base, end, time_ms, data, charge, append.next_position)
         stream.next_offset = end
-        self._in_flight_bytes += len(data)
+        self._in_flight_bytes += len(data) + IN_FLIGHT_OVERHEAD_BYTES
         self._appended_entries += 1
         self._appended_bytes += len(data)
         append.set_callback(_Pending(self, stream, entry, on_done).complete)
