@@ -177,7 +177,7 @@ def two_commands() -> list[str]:
 def test_readme_has_the_two_commands() -> None:
     run, test = two_commands()
     assert run.endswith("&& .venv/bin/penstock serve")
-    assert test.endswith("&& .venv/bin/pytest")
+    assert "&& .venv/bin/pytest" in test
 
 
 def test_ci_ends_with_the_readmes_command() -> None:
