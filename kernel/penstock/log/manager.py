@@ -119,6 +119,7 @@ class LogManager:
         self._by_stream: dict[int, Partition] = {}
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
+        self._ended = False
         self._growth_lock = anyio.Lock(fast_acquire=True)
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
         #: Told the names of deleted topics (the group coordinator drops their offsets).
@@ -153,6 +154,7 @@ class LogManager:
             try:
                 yield manager
             finally:
+                manager._ended = True
                 tasks.cancel_scope.cancel()
 
     async def drain(self) -> None:
@@ -170,6 +172,8 @@ class LogManager:
     def upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
         """For the engine: after an upload, producers' state is snapshot, and older snapshots are trimmed."""
         self._notify("penstock_on_upload_committed", event)
+        if self._ended:
+            return  # the engine still runs for a moment
         now_ms = self._now_ms()
         stale: list[tuple[int, int]] = []
         for stream_id, entries in block.streams.items():
@@ -235,6 +239,8 @@ class LogManager:
         results: list[T] = []
         errors: list[Exception] = []
         waiting = True
+        if self._ended:
+            raise ClosedError("the broker is stopping")
 
         async def run() -> None:
             try:

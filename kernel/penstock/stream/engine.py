@@ -325,6 +325,8 @@ class StreamEngine:
 
         A cancelled call takes effect nevertheless: streams must start where metadata says that they do.
         """
+        if self._closing:
+            raise ClosedError("the broker is stopping")
         ended = anyio.Event()
         outcome: list[PenstockError | None] = []
         self._tasks.start_soon(self._trim, starts, outcome, ended)
@@ -454,6 +456,8 @@ class StreamEngine:
     # -- upload ----------------------------------------------------------------------------------------------
 
     def _freeze(self) -> None:
+        if self._closing:
+            return  # memory may still be short; what isn't uploaded is recovered
         block = self._log_cache.freeze()
         if block is not None:
             self._uploader.submit(block)

@@ -11,10 +11,11 @@ import pytest
 from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
 from tests.unit.stream.harness import World
 
+from penstock.errors import ClosedError
 from penstock.log import partition as partition_module
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
-from penstock.spi.events import PartitionOpened
+from penstock.spi.events import PartitionOpened, UploadCommitted
 
 pytestmark = pytest.mark.anyio
 
@@ -188,6 +189,25 @@ async def test_producers_go_on_after_a_crash_though_what_they_wrote_was_deleted(
         again = append(partition, batch(b"b", producer=(7, 0, 1)))
         assert [(o.error_code, o.base_offset) for o in again] == [(0, 1)]
         assert codes(append(partition, batch(b"c", producer=(7, 0, 2)))) == [0]
+
+
+async def test_an_upload_that_is_committed_while_the_broker_stops_is_no_error(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        for _ in range(2):
+            partition.snapshot_producers(NOW_MS)
+            append(partition, batch(b"b"))
+        block = logs.manager._engine._log_cache.freeze()
+        assert block is not None
+    event = UploadCommitted(object_ids=(1,), stream_count=2, payload_bytes=1, duration_ms=1.0)
+    logs.manager.upload_committed(event, block)
+    assert logs.events[-1] == ("penstock_on_upload_committed", event)
+    with pytest.raises(ClosedError):
+        await logs.manager.create_topics([NewTopic("late")])
+    with pytest.raises(ClosedError):
+        await partition.delete_records(1)
+    logs.manager._engine._relieve(1)
 
 
 async def test_the_limit_of_bytes_holds_when_many_ask_at_once() -> None:

@@ -174,6 +174,7 @@ class World:
     destroyed: list[ObjectsDestroyed] = field(default_factory=list)
     recovered: list[RecoveryFinished] = field(default_factory=list)
     now_ms: int = 1_000_000
+    clock: Callable[[], float] = time.monotonic
     #: Instead of a store in memory of the real plugin.
     store: ObjectStore | None = None
     #: Told of each upload, with its block (a log manager is, in a broker).
@@ -182,7 +183,7 @@ class World:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
         services = Services(
-            node_id=NODE, epoch=1, cluster_id="", data_dir=self.directory, clock=time.monotonic
+            node_id=NODE, epoch=1, cluster_id="", data_dir=self.directory, clock=self.clock
         )
         async with (
             penstock_register_allocator().open(
