@@ -295,11 +295,10 @@ def test_second_broker_on_the_same_directory(serve: ServeFactory) -> None:
     ledger.start()
     try:
         acks_go_on(ledger)
-        for _ in range(3):
-            code, output = run_serve(broker.data_dir)
-            assert code == 2, output
-            assert one_sentence(output)
-            assert str(broker.pid) in output
+        code, output = run_serve(broker.data_dir)
+        assert code == 2, output
+        assert one_sentence(output)
+        assert str(broker.pid) in output
         acks_go_on(ledger)
     finally:
         ledger.stop()
@@ -408,27 +407,24 @@ def test_damaged_object(serve: ServeFactory) -> None:
                 assert message is None, "a record of the damaged block was delivered"
     finally:
         consumer.close()
+    assert met, "the consumer was never told"
+    assert "checksum" in broker.output, "the broker doesn't say what is damaged"
     command = [sys.executable, "-m", "penstock", "verify", "--set", f"broker.data_dir={broker.data_dir}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "checksum" in done.stdout + done.stderr
     damage(held, position)
-    ledger2 = Ledger(broker.bootstrap_servers, idempotent=True, writers=1)
-    ledger2.start()
-    acks_go_on(ledger2)
-    ledger2.stop()
-    assert ledger.acked
-    assert broker.running
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
 
 
-@pytest.mark.parametrize("which", ["first", "middle", "last"])
+@pytest.mark.parametrize("which", ["first", "last"])
 def test_damaged_metadata(serve: ServeFactory, which: str) -> None:
     """A metadata entry that fails its checksum stops the start in one sentence, and nothing is changed."""
     broker = serve()
     ledger = written(broker, upload=False)
     entries = sorted((broker.data_dir / "objects" / "metadata" / "log").rglob("*"))
     entries = [path for path in entries if path.is_file()]
-    path = entries[{"first": 0, "middle": len(entries) // 2, "last": -1}[which]]
+    path = entries[{"first": 0, "last": -1}[which]]
     damage(path, path.stat().st_size - 12)
     before = snapshot(broker.data_dir)
     code, output = run_serve(broker.data_dir)
