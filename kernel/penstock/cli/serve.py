@@ -18,7 +18,13 @@ from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetO
 if TYPE_CHECKING:
     from penstock.broker import Broker
 
-app = typer.Typer()
+__all__ = ("app",)
+
+app = typer.Typer(add_completion=False)
+
+#: Parameters of mallopt(3), from glibc's malloc.h.
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
 
 
 @app.command()
@@ -44,6 +50,7 @@ def serve(
     _set_up_logging(log_level)
     from penstock.broker import Broker, uvloop_installed
 
+    _bound_malloc()
     broker = Broker(setup.load_config(), registry=setup.registry())
     anyio.run(
         _serve,
@@ -98,6 +105,20 @@ def _relax_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(200_000, 20, 50)
+
+
+def _bound_malloc() -> None:
+    """Have large blocks go back to the system when they are freed, whatever was freed before (mallopt(3)).
+
+    By default glibc raises its threshold to the largest block ever freed and keeps up to 8 heaps per core; buffers
+    of cold reads, made in threads, then leave holes: 100 MiB after some GiB (measured). No-op without glibc.
+    """
+    import ctypes
+
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
+        mallopt(_M_ARENA_MAX, 2)
 
 
 def _set_up_logging(level: str) -> None:
