@@ -13,9 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-import anyio
-
-from penstock.errors import ConfigError, PenstockError, UnavailableError
+from penstock.errors import ClosedError, ConfigError, PenstockError, UnavailableError
 
 logger = logging.getLogger("penstock.broker")
 
@@ -81,9 +79,8 @@ def one_error() -> Iterator[None]:
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
         if len(leaves) == 1 or all(isinstance(leaf, PenstockError) for leaf in leaves):
-            leaf = next(
-                (one for one in leaves if not isinstance(one, anyio.get_cancelled_exc_class())), leaves[0]
-            )
+            # that something was closed is what follows from the error, not the error
+            leaf = next((one for one in leaves if not isinstance(one, ClosedError)), leaves[0])
             raise leaf from leaf.__cause__
         raise
 

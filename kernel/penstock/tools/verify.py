@@ -219,9 +219,11 @@ async def _check_orphans(
     places: Places, image: Image, report: Report, now_ms: int, delete_delay_ms: int
 ) -> None:
     found = [info async for info in places.object_store.list("objects/")]
-    # an object that appeared after metadata was read was prepared after it too
-    await follow(places.metadata_log, image)
+    # an object that appeared after metadata was read was prepared after it too; one that a live broker deleted
+    # since it was listed may be forgotten by now
     known = {object_key(object_id) for object_id in image.objects}
+    await follow(places.metadata_log, image)
+    known.update(object_key(object_id) for object_id in image.objects)
     for info in found:
         if info.key not in known:
             report.problem("I6", info.key, f"orphan: metadata doesn't know the object: size={info.size}")
@@ -249,7 +251,19 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
             report.wal_entries += 1
             header = decode_header(entry.data, entry.position)
             stream = image.streams.get(header.stream_id)
-            if stream is None or header.epoch != stream.epoch:
+            if stream is not None and header.epoch != stream.epoch:
+                await follow(places.metadata_log, image)  # a live broker may have opened the stream since
+                stream = image.streams.get(header.stream_id)
+            if stream is None:
+                continue
+            if header.epoch != stream.epoch:
+                if header.next_offset > max(stream.start, stream.end):
+                    report.problem(
+                        "I1",
+                        stream_name(image, stream),
+                        f"the WAL holds records that were passed over when the stream was opened with another WAL: "
+                        f"range=[{header.base_offset},{header.next_offset}) position={entry.position}",
+                    )
                 continue
             expected = ends.get(header.stream_id, max(stream.start, stream.end))
             if header.next_offset <= expected:

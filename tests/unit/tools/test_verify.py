@@ -174,3 +174,34 @@ async def test_a_damaged_metadata_log_is_named_and_ends_the_check(world: World) 
 async def _list(e: Engine, prefix: str) -> AsyncIterator[ObjectInfo]:
     async for info in e.store.list(prefix):
         yield info
+
+
+async def test_records_that_another_wal_passed_over_are_found(world: World, tmp_path: Path) -> None:
+    """I1: they were acknowledged, and no start of a broker would bring them back."""
+    async with world.open() as e:
+        append(e, b"only in this wal")
+    other = World(tmp_path, url=world.url)
+    async with other.open() as e:
+        report = await check(world, e)
+    assert [problem.invariant for problem in report.problems] == ["I1"]
+
+
+async def test_an_object_that_goes_while_it_is_looked_at_is_no_orphan(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A live broker deletes and forgets what was listed a moment ago."""
+    async with world.open() as e:
+        await filled(e)
+        await e.engine.trim_streams([(e.stream.stream_id, 3)])
+        store_list = e.store._inner.list
+
+        async def list_and_sweep(prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+            found = [info async for info in store_list(prefix, start_after)]
+            if prefix == "objects/":
+                await e.engine._lifecycle.sweep()
+            for info in found:
+                yield info
+
+        monkeypatch.setattr(e.store._inner, "list", list_and_sweep)
+        report = await check(world, e)
+        assert report.problems == []
