@@ -1,0 +1,635 @@
+"""Random lives of a broker: everything at once, with faults, crashes and restarts, checked against a model.
+
+Each seed gives one history (proved by a test): several tasks produce, read, create, grow, trim and delete, the store
+fails or loses replies, the WAL fills up, fails, and crashes. After each start, and at each quiet end of a life, the
+invariants I1, I2, I4, I6, I7 and the exactly-once promise to idempotent producers are checked.
+
+``PENSTOCK_SIMULATION_SEEDS=1000`` runs more of them; ``PENSTOCK_SIMULATION_SEED=42`` runs one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import anyio
+import pytest
+from penstock_metadata_object import _format
+from tests.simulation.world import SimulatedStore, SimulatedWal
+from tests.unit.log.test_partition import NOW_MS, NewTopic
+from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
+
+from penstock.errors import FullError, PenstockError, UnavailableError
+from penstock.log import partition as partition_module
+from penstock.log.errors import KafkaError
+from penstock.log.manager import LogManager, LogSettings
+from penstock.log.partition import AppendOutcome, Partition
+from penstock.metadata import service as service_module
+from penstock.metadata.commands import decode_entry
+from penstock.metadata.image import Image
+from penstock.metadata.service import load_image
+from penstock.stream import uploader as uploader_module
+from penstock.stream.engine import StreamEngine
+from penstock.stream.entry import decode_header
+from penstock.stream.object_format import object_key
+from penstock.tools.verify import Report, check_tiling
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.records import build_batch, iter_records
+
+pytestmark = pytest.mark.anyio
+
+LIVES = 6
+NAMES = ("a", "b", "c")
+_SEED = os.environ.get("PENSTOCK_SIMULATION_SEED")
+_COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "25"))
+SEEDS = [int(_SEED)] if _SEED else list(range(_COUNT))
+
+#: (topic id, partition)
+Place = tuple[bytes, int]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(autouse=True)
+def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No pauses on the real clock, no threads, and bounds that a short history meets."""
+
+    async def inline(function: Callable[..., Any], *args: Any) -> Any:
+        return function(*args)
+
+    monkeypatch.setattr(anyio.to_thread, "run_sync", inline)
+    monkeypatch.setattr(service_module, "_BACKOFF_S", (0,))
+    monkeypatch.setattr(uploader_module, "_BACKOFF_S", (0,))
+    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 25)
+    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 1500)
+
+
+@dataclass
+class Written:
+    """What the model knows of one partition."""
+
+    #: Acknowledged values by offset: they must be there (I1).
+    acked: dict[int, bytes] = field(default_factory=dict)
+    #: Everything that was ever sent: nothing else may be there.
+    sent: set[bytes] = field(default_factory=set)
+    #: The log start that was acknowledged, and the greatest that was asked for.
+    start: int = 0
+    start_max: int = 0
+
+
+@dataclass
+class Sent:
+    """What one idempotent producer knows of one partition."""
+
+    next: int = 0
+    #: (first sequence, values) whose outcome isn't known yet.
+    unknown: tuple[int, list[bytes]] | None = None
+    #: (first sequence, values, base offset) of the last acknowledged batch.
+    last: tuple[int, list[bytes], int] | None = None
+
+
+@dataclass
+class Producer:
+    """A client with a producer id; -1 for one without."""
+
+    producer_id: int
+    number: int
+    sequences: dict[Place, Sent] = field(default_factory=dict)
+    count: int = 0
+
+
+class BrokerCrashError(Exception):
+    """Ends a life."""
+
+
+@dataclass
+class Life:
+    """A running broker, as far as the simulation needs one."""
+
+    engine: Engine
+    logs: LogManager
+
+
+class Simulation:
+    """One history, from one seed."""
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        self.random = Random(seed)
+        self.store = SimulatedStore(self.random)
+        self.wal = SimulatedWal(self.random, self.random.choice([4_000, 20_000, 10**9]))
+        upload = dataclasses.replace(
+            SETTINGS.upload,
+            commit_ranges_max=self.random.choice([1, 3, 5000]),
+            object_split_bytes=self.random.choice([400, 2**20]),
+        )
+        self.world = World(
+            directory,
+            wal=self.wal,
+            store=self.store,
+            now_ms=NOW_MS,
+            clock=lambda: self.world.now_ms / 1000,
+            settings=dataclasses.replace(
+                SETTINGS,
+                upload_bytes=self.random.choice([800, 3000, 2**20]),
+                in_flight_bytes_max=self.random.choice([1500, 2**20]),
+                upload=upload,
+            ),
+        )
+        self.written: dict[Place, Written] = {}
+        self.producers = [Producer(1000 + i if i else -1, i) for i in range(4)]
+        #: Topic ids by name that were acknowledged, and those whose deletion was asked for.
+        self.created: dict[bytes, str] = {}
+        self.doomed: set[bytes] = set()
+        self.deleted: set[bytes] = set()
+        #: What happened, for people and for the proof that a seed gives one history.
+        self.trace: list[str] = []
+
+    def note(self, text: str) -> None:
+        self.trace.append(text)
+
+    # -- lives -----------------------------------------------------------------------------------------------
+
+    async def run(self) -> list[str]:
+        """All lives; returns the trace."""
+        clean = False
+        for number in range(LIVES):
+            last = number == LIVES - 1
+            with suppress(BrokerCrashError):
+                clean = await self._live(number, crash=not last and self.random.random() < 0.7, clean=clean)
+                continue
+            clean = False
+        return self.trace
+
+    async def _live(self, number: int, *, crash: bool, clean: bool) -> bool:
+        self.store.fault_rate = 0.0
+        self.wal.automatic = False
+        allocator = None
+        try:
+            with _one_crash():
+                async with self._open() as life:
+                    allocator = life.engine.allocator
+                    recovered = self.world.recovered[-1].entries
+                    self.note(f"life {number} index={life.engine.metadata.image.index} recovered={recovered}")
+                    assert not (clean and recovered), "a clean stop leaves nothing to recover"
+                    await self._check(life)
+                    self.store.fault_rate = self.random.choice([0.0, 0.05, 0.3])
+                    await self._everything_at_once(life, crash)
+                    await self._quiet_end(life)
+        finally:
+            self.wal.crash()
+        assert allocator is not None
+        assert allocator.statistics().used_by_purpose.get("append", 0) == 0, "nothing is charged for ever"
+        return True
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Life]:
+        self.world.upload_listeners.clear()
+        self.wal.on_trim = lambda position: None
+        settings = LogSettings(
+            topic_defaults={"retention.bytes": "2500"},
+            retention_interval_ms=3_600_000,
+            fetch_in_flight_bytes_max=2**20,
+        )
+        async with self.world.open() as engine:
+            self.wal.on_trim = lambda position: self._check_trim(engine, position)
+            async with LogManager.open(
+                engine.engine,
+                settings,
+                node_id=NODE,
+                node_epoch=engine.metadata.image.nodes[NODE].epoch,
+                now_ms=lambda: self.world.now_ms,
+                notify=lambda name, event: None,
+            ) as logs:
+                self.world.upload_listeners.append(logs.upload_committed)
+                self._watch_trims(engine.engine, logs)
+                yield Life(engine, logs)
+
+    def _watch_trims(self, engine: StreamEngine, logs: LogManager) -> None:
+        """Remember how far trims were asked for, by whomever."""
+        trim_streams = engine.trim_streams
+
+        async def watched(starts: Sequence[tuple[int, int]]) -> None:
+            for stream_id, start in starts:
+                partition = logs._by_stream.get(stream_id)
+                if partition is not None and partition.stream.stream_id == stream_id:
+                    written = self._written(partition)
+                    written.start_max = max(written.start_max, start)
+            await trim_streams(starts)
+
+        engine.trim_streams = watched  # type: ignore[method-assign]
+
+    async def _everything_at_once(self, life: Life, crash: bool) -> None:
+        async with anyio.create_task_group() as tasks:
+            for producer in self.producers:
+                tasks.start_soon(self._forever, self._produce, life, producer)
+            for _ in range(2):
+                tasks.start_soon(self._forever, self._administrate, life)
+                tasks.start_soon(self._forever, self._read_somewhere, life)
+            tasks.start_soon(self._forever, self._acknowledge)
+            await self._turns(self.random.randrange(100, 900))
+            if crash:
+                self.note("crash")
+                raise BrokerCrashError
+            tasks.cancel_scope.cancel()
+
+    async def _quiet_end(self, life: Life) -> None:
+        """No more faults: everything that was begun ends, and what is promised for then is so."""
+        self.note("quiet")
+        self.store.fault_rate = 0.0
+        self.wal.complete()
+        self.wal.automatic = True
+        with anyio.fail_after(20):
+            await life.engine.engine.flush()
+            await life.logs.next_producer_id()  # commands are answered in order: all earlier ones are done
+            await self._turns(50)
+            await self._check(life)
+            await life.logs.drain()
+            await self._turns(50)
+            for _ in range(2):
+                self.world.now_ms += SETTINGS.upload.prepare_deadline_ms + 1
+                await life.engine.engine._lifecycle.sweep()
+            await self._check_objects(life, exactly=True)
+            await life.engine.metadata.write_snapshot()
+
+    async def _turns(self, count: int) -> None:
+        for _ in range(count):
+            await anyio.lowlevel.checkpoint()
+
+    async def _forever(self, step: Callable[..., Awaitable[None]], *args: Any) -> None:
+        while True:
+            await self._turns(1 + self.random.randrange(12))
+            await step(*args)
+
+    async def _perhaps_cancelled(self, call: Callable[[], Awaitable[Any]]) -> Any:
+        """The result of ``call``, or None when its client went away first."""
+        result = error = None
+        patience = self.random.randrange(1, 40) if self.random.random() < 0.4 else 0
+
+        async def leave(scope: anyio.CancelScope) -> None:
+            await self._turns(patience)
+            scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            if patience:
+                tasks.start_soon(leave, tasks.cancel_scope)
+            try:
+                result = await call()
+            except PenstockError as raised:
+                error = raised  # raised below: the task group would wrap it
+            tasks.cancel_scope.cancel()
+        if error is not None:
+            raise error
+        return result
+
+    # -- what clients do -------------------------------------------------------------------------------------
+
+    async def _acknowledge(self) -> None:
+        """The WAL's medium: some pending appends become durable, or all fail."""
+        chance = self.random.random()
+        if chance < 0.02 and self.store.fault_rate:
+            self.note(f"wal fails {len(self.wal.pending)}")
+            self.wal.fail()
+        elif self.wal.pending:
+            self.wal.complete(self.random.randrange(1, len(self.wal.pending) + 1))
+
+    def _pick(self, life: Life) -> Partition | None:
+        topics = [topic for name, topic in sorted(life.logs.topics().items()) if name in NAMES]
+        if not topics:
+            return None
+        topic = self.random.choice(topics)
+        return topic.partitions.get(self.random.randrange(topic.partition_count))
+
+    def _written(self, partition: Partition) -> Written:
+        return self.written.setdefault((partition.topic_id, partition.index), Written())
+
+    async def _produce(self, life: Life, producer: Producer) -> None:
+        partition = self._pick(life)
+        if partition is None:
+            return
+        place = (partition.topic_id, partition.index)
+        sequence = producer.sequences.setdefault(place, Sent())
+        last = sequence.last
+        if sequence.unknown is not None:
+            first, values = sequence.unknown
+        elif last is not None and last[2] >= partition.log_start_offset and self.random.random() < 0.15:
+            await self._produce_again(life, producer, partition, last)
+            return
+        else:
+            values = []
+            for _ in range(self.random.randrange(1, 4)):
+                producer.count += 1
+                values.append(
+                    b"%d-%d" % (producer.number, producer.count) + b"." * self.random.randrange(150)
+                )
+            first = sequence.next
+            if producer.producer_id >= 0:
+                sequence.unknown = (first, values)
+        written = self._written(partition)
+        written.sent.update(values)
+        outcome = await self._append(life, partition, producer, first, values)
+        if outcome is None or outcome.error_code:
+            return
+        self.note(f"acked {partition.topic}-{partition.index}@{outcome.base_offset}+{len(values)}")
+        for i, value in enumerate(values):
+            assert written.acked.setdefault(outcome.base_offset + i, value) == value, (
+                "an offset is given once"
+            )
+        assert partition.high_watermark >= outcome.base_offset + len(values)
+        if producer.producer_id >= 0:
+            sequence.unknown = None
+            sequence.next = first + len(values)
+            sequence.last = (first, values, outcome.base_offset)
+
+    async def _produce_again(
+        self, life: Life, producer: Producer, partition: Partition, last: tuple[int, list[bytes], int]
+    ) -> None:
+        first, values, base_offset = last
+        if producer.producer_id < 0:
+            return
+        outcome = await self._append(life, partition, producer, first, values)
+        if outcome is not None and outcome.error_code == 0:
+            assert outcome.base_offset == base_offset, "a duplicate gets the offset that it has"
+
+    async def _append(
+        self, life: Life, partition: Partition, producer: Producer, first: int, values: list[bytes]
+    ) -> AppendOutcome | None:
+        """Append like the Produce API; None if there was no room in time."""
+        idempotent = producer.producer_id >= 0
+        batch = build_batch(
+            [(None, value, (), self.world.now_ms) for value in values],
+            producer_id=producer.producer_id,
+            producer_epoch=0 if idempotent else -1,
+            base_sequence=first if idempotent else -1,
+        )
+        done = anyio.Event()
+        outcomes: list[AppendOutcome] = []
+
+        def on_done(outcome: AppendOutcome) -> None:
+            outcomes.append(outcome)
+            done.set()
+
+        while True:
+            try:
+                partition.append(
+                    memoryview(batch),
+                    produce_version=9,
+                    now_ms=self.world.now_ms,
+                    charge=None,
+                    on_done=on_done,
+                )
+                break
+            except FullError:
+                await life.logs.wait_for_room()
+        await done.wait()
+        (outcome,) = outcomes
+        assert outcome.error_code in {
+            0,
+            ErrorCode.KAFKA_STORAGE_ERROR,
+            ErrorCode.NOT_LEADER_OR_FOLLOWER,
+        }, outcome.error_message
+        return outcome
+
+    async def _read_somewhere(self, life: Life) -> None:
+        partition = self._pick(life)
+        if partition is None:
+            return
+        written = self._written(partition)
+        offset = self.random.randint(partition.log_start_offset, partition.high_watermark)
+        try:
+            result = await partition.read(
+                offset, self.random.choice([1, 300, 10**6]), read_committed=False, at_least_one=True
+            )
+        except UnavailableError:
+            assert self.store.fault_rate
+            return
+        except KafkaError as error:
+            trimmed = error.error_code == ErrorCode.OFFSET_OUT_OF_RANGE and offset < written.start_max
+            gone = error.error_code == ErrorCode.NOT_LEADER_OR_FOLLOWER and partition.topic_id in self.doomed
+            if not (trimmed or gone):
+                raise
+            return
+        for piece in result.records:
+            for record in iter_records(piece):
+                value = bytes(record.value or b"")
+                assert value in written.sent
+                assert written.acked.get(record.offset, value) == value
+
+    async def _administrate(self, life: Life) -> None:
+        step = self.random.choice(
+            [
+                self._create,
+                self._create,
+                self._grow,
+                self._delete,
+                self._trim,
+                self._trim,
+                self._clean,
+                self._flush,
+                self._flush,
+                self._sweep,
+                self._evict,
+                self._configure,
+            ]
+        )
+        with suppress(UnavailableError):
+            await step(life)
+
+    async def _create(self, life: Life) -> None:
+        name = self.random.choice(NAMES)
+        count = self.random.randrange(1, 4)
+        results = await self._perhaps_cancelled(lambda: life.logs.create_topics([NewTopic(name, count)]))
+        if results is not None and not isinstance(results[0], Exception):
+            self.note(f"created {name} {count}")
+            self.created[results[0].id] = name
+
+    async def _grow(self, life: Life) -> None:
+        partition = self._pick(life)
+        if partition is None:
+            return
+        count = self.random.randrange(2, 6)
+        with suppress(PenstockError):
+            await self._perhaps_cancelled(lambda: life.logs.create_partitions(partition.topic, count))
+            self.note(f"grown {partition.topic} {count}")
+
+    async def _delete(self, life: Life) -> None:
+        partition = self._pick(life)
+        if partition is None or self.random.random() < 0.5:
+            return
+        self.doomed.add(partition.topic_id)
+        results = await self._perhaps_cancelled(lambda: life.logs.delete_topics([partition.topic]))
+        if results == [None]:
+            self.note(f"deleted {partition.topic}")
+            self.deleted.add(partition.topic_id)
+
+    async def _trim(self, life: Life) -> None:
+        partition = self._pick(life)
+        if partition is None:
+            return
+        written = self._written(partition)
+        offset = self.random.randint(partition.log_start_offset, partition.high_watermark)
+        with suppress(KafkaError):
+            start = await self._perhaps_cancelled(lambda: partition.delete_records(offset))
+            if start is not None:
+                self.note(f"trimmed {partition.topic}-{partition.index} {start}")
+                assert start >= offset
+                written.start = max(written.start, offset)
+
+    async def _clean(self, life: Life) -> None:
+        await self._perhaps_cancelled(life.logs.clean)
+
+    async def _flush(self, life: Life) -> None:
+        await self._perhaps_cancelled(life.engine.engine.flush)
+
+    async def _sweep(self, life: Life) -> None:
+        self.world.now_ms += self.random.choice([1, 1000, SETTINGS.upload.prepare_deadline_ms])
+        await self._perhaps_cancelled(life.engine.engine._lifecycle.sweep)
+
+    async def _evict(self, life: Life) -> None:
+        life.engine.log_cache.evict(self.random.choice([1, 1000, 2**30]))
+
+    async def _configure(self, life: Life) -> None:
+        partition = self._pick(life)
+        if partition is not None:
+            limit = str(self.random.choice([500, 2500, -1]))
+            with suppress(PenstockError):
+                await self._perhaps_cancelled(
+                    lambda: life.logs.alter_configs(partition.topic, {"retention.bytes": limit})
+                )
+
+    # -- what must be so -------------------------------------------------------------------------------------
+
+    async def _check(self, life: Life) -> None:
+        """With no fault and nothing on its way."""
+        await self._check_image(life)
+        self._check_topics(life)
+        await self._check_objects(life, exactly=False)
+        for name, topic in life.logs.topics().items():
+            if name in NAMES:
+                for partition in topic.partitions.values():
+                    await self._check_log(partition)
+
+    async def _check_image(self, life: Life) -> None:
+        """I2; I7: from the newest snapshot, and from the very first entry, the same image."""
+        image = life.engine.metadata.image
+        report = Report()
+        check_tiling(image, report)
+        assert report.problems == []
+        expected = image.to_snapshot()
+        assert (await load_image(life.engine.metadata_log)).to_snapshot() == expected
+        replayed = Image()
+        for key in sorted(self.store.entries):
+            index = _format.entry_index("metadata/", key)
+            data = _format.decode(_format.ENTRY_MAGIC, index, key, self.store.entries[key])
+            replayed.fold(index, decode_entry(index, data))
+        assert replayed.to_snapshot() == expected
+
+    def _check_topics(self, life: Life) -> None:
+        image = life.engine.metadata.image
+        assert self.deleted.isdisjoint(image.topics)
+        assert set(self.created) - self.doomed <= set(image.topics)
+        live = life.logs.topics()
+        for topic in image.topics.values():
+            if topic.name in NAMES:
+                assert sorted(live[topic.name].partitions) == list(range(topic.partition_count))
+                assert live[topic.name].id == topic.topic_id
+        assert set(live) == set(image.topic_ids)
+
+    async def _check_objects(self, life: Life, *, exactly: bool) -> None:
+        """I6: what metadata says is there is there; ``exactly``: after the deadlines, nothing else is."""
+        objects = life.engine.metadata.image.objects
+        found = {key for key in self.store.objects if key.startswith("objects/")}
+        committed = {object_key(held.object_id) for held in objects.values() if held.state == "committed"}
+        assert committed <= found
+        if exactly:
+            assert found == committed
+            assert len(objects) == len(committed)
+
+    async def _check_log(self, partition: Partition) -> None:
+        """I1, exactly once, and offsets without a gap."""
+        written = self._written(partition)
+        place = f"{partition.topic}-{partition.index}"
+        start, end = partition.log_start_offset, partition.high_watermark
+        assert written.start <= start <= max(written.start_max, written.start), place
+        found: dict[int, bytes] = {}
+        offset = start
+        while offset < end:
+            result = await partition.read(offset, 700, read_committed=False, at_least_one=True)
+            for piece in result.records:
+                for record in iter_records(piece):
+                    found[record.offset] = bytes(record.value or b"")
+                    offset = record.offset + 1
+        assert [o for o in sorted(found) if o >= start] == list(range(start, end)), place
+        lost = {o: v for o, v in written.acked.items() if o >= start and found.get(o) != v}
+        assert lost == {}, place
+        values = [found[o] for o in range(start, end)]
+        assert written.sent.issuperset(values), place
+        assert len(set(values)) == len(values), f"a batch is there twice: {place}"
+        for number in range(1, len(self.producers)):
+            counts = [int(v.split(b".")[0].split(b"-")[1]) for v in values if v.startswith(b"%d-" % number)]
+            assert counts == sorted(counts), f"a producer's batches are out of order: {place}"
+
+    def _check_trim(self, engine: Engine, position: int) -> None:
+        """I4: everything that the WAL forgets is committed, or of a stream that is trimmed or gone."""
+        for entry in self.wal.durable:
+            if self.wal.trimmed_ever < entry.next_position <= position:
+                header = decode_header(entry.data, entry.position)
+                stream = engine.metadata.image.streams.get(header.stream_id)
+                assert stream is None or header.next_offset <= max(stream.start, stream.end), (
+                    f"trimmed and not committed: {header}"
+                )
+
+
+class _one_crash:  # noqa: N801 - used like a function
+    """Raises the crash that task groups wrapped, and anything else as it is."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, BaseExceptionGroup):
+            _, rest = error.split(BrokerCrashError)
+            if rest is None:
+                raise BrokerCrashError from None
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+async def test_a_random_history_breaks_no_promise(seed: int, tmp_path: Path) -> None:
+    simulation = Simulation(seed, tmp_path)
+    try:
+        with anyio.fail_after(60):
+            await simulation.run()
+    except BaseException:
+        print("\n".join(simulation.trace[-60:]))
+        raise
+
+
+async def test_a_seed_gives_one_history(tmp_path: Path) -> None:
+    one, two = Simulation(7, tmp_path), Simulation(7, tmp_path)
+    assert await one.run() == await two.run()
+    assert len(one.store.entries) == len(two.store.entries)
+
+
+async def test_histories_hold_what_they_are_for(tmp_path: Path) -> None:
+    """The simulation isn't idle: acknowledgements, deletions, trims, failures, recoveries, faults, uploads."""
+    trace: list[str] = []
+    faults = uploads = 0
+    for seed in range(6):
+        simulation = Simulation(seed, tmp_path)
+        trace += await simulation.run()
+        faults += simulation.store.faults
+        uploads += len(simulation.world.uploads)
+    words = [line.split()[0] for line in trace]
+    for word in ("acked", "created", "grown", "deleted", "trimmed", "crash", "quiet", "wal"):
+        assert words.count(word) >= 3, word
+    assert any(line.startswith("life") and not line.endswith("recovered=0") for line in trace)
+    assert faults > 20
+    assert uploads > 20
