@@ -27,7 +27,7 @@ PRODUCE_VERSION = 9
 MAGIC_POS = 16
 BATCH_LENGTH_POS = 8
 RECORD_COUNT_POS = 57
-FRAMES = 4000
+FRAMES = 3000
 
 
 def connect(broker: ServeProcess) -> socket.socket:
@@ -174,7 +174,7 @@ def prove_service(broker: ServeProcess) -> None:
     check(read_all(broker.bootstrap_servers, topic), ledger, idempotent=True)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
+@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_fuzzed_frames(target: ServeProcess, seed: int) -> None:
     """Thousands of mutated requests: each is answered or ends its connection, and memory stays where it was."""
     rng = random.Random(seed)

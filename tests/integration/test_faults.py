@@ -99,7 +99,10 @@ def fill(directory: Path, leave: int = 0) -> Path:
     return path
 
 
-@pytest.mark.parametrize("which", ["both", "wal", "objects"])
+@pytest.mark.parametrize(
+    "which",
+    ["both", pytest.param("wal", marks=pytest.mark.slow), pytest.param("objects", marks=pytest.mark.slow)],
+)
 def test_disk_full(serve: ServeFactory, tmpfs: Callable[[int], Path], tmp_path: Path, which: str) -> None:
     """With WAL and objects on a full disk, or one of them: no loss, one sentence, and on when there is room."""
     disk = tmpfs(64 * 2**20)
@@ -220,6 +223,7 @@ def test_store_loses_replies(flaky: Flaky) -> None:
     finish(broker, ledger)
 
 
+@pytest.mark.slow
 def test_store_slow_and_flapping(flaky: Flaky) -> None:
     """Up and down many times, slow in between."""
     ledger = Ledger(flaky.broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)

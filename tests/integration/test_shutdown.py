@@ -119,7 +119,7 @@ def test_stops_under_load(serve: ServeFactory, number: signal.Signals) -> None:
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=3)
     ledger.start()
     try:
-        for _ in range(3):
+        for _ in range(2):
             end = time.monotonic() + rng.uniform(0.3, 1.0)
             while time.monotonic() < end:
                 consumer.consume(500, timeout=0.05)
