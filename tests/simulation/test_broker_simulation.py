@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +150,8 @@ class Simulation:
         self.created: dict[bytes, str] = {}
         self.doomed: set[bytes] = set()
         self.deleted: set[bytes] = set()
+        #: When the present life began.
+        self.leader_epochs: dict[Place, int] = {}
         #: What happened, for people and for the proof that a seed gives one history.
         self.trace: list[str] = []
 
@@ -181,6 +183,7 @@ class Simulation:
                     self.note(f"life {number} index={life.engine.metadata.image.index} recovered={recovered}")
                     assert not (clean and recovered), "a clean stop leaves nothing to recover"
                     await self._check(life)
+                    self.leader_epochs = dict(self._leader_epochs(life))
                     self.store.fault_rate = self.random.choice([0.0, 0.05, 0.3])
                     await self._everything_at_once(life, crash)
                     await self._quiet_end(life)
@@ -252,6 +255,8 @@ class Simulation:
             await life.logs.next_producer_id()  # commands are answered in order: all earlier ones are done
             await self._turns(50)
             await self._check(life)
+            for place, epoch in self._leader_epochs(life):
+                assert epoch == self.leader_epochs.get(place, 0), "a partition is opened once in a life (I3)"
             await life.logs.drain()
             await self._turns(50)
             for _ in range(2):
@@ -456,9 +461,15 @@ class Simulation:
         if partition is None:
             return
         count = self.random.randrange(2, 6)
-        with suppress(PenstockError):
-            await self._perhaps_cancelled(lambda: life.logs.create_partitions(partition.topic, count))
-            self.note(f"grown {partition.topic} {count}")
+
+        async def grow(count: int) -> None:
+            with suppress(PenstockError):
+                await self._perhaps_cancelled(lambda: life.logs.create_partitions(partition.topic, count))
+                self.note(f"grown {partition.topic} {count}")
+
+        async with anyio.create_task_group() as tasks:
+            for more in range(self.random.randrange(1, 3)):
+                tasks.start_soon(grow, count + more)
 
     async def _delete(self, life: Life) -> None:
         partition = self._pick(life)
@@ -531,6 +542,11 @@ class Simulation:
             data = _format.decode(_format.ENTRY_MAGIC, index, key, self.store.entries[key])
             replayed.fold(index, decode_entry(index, data))
         assert replayed.to_snapshot() == expected
+
+    def _leader_epochs(self, life: Life) -> Iterator[tuple[Place, int]]:
+        for topic in life.logs.topics().values():
+            for partition in topic.partitions.values():
+                yield (topic.id, partition.index), partition.leader_epoch
 
     def _check_topics(self, life: Life) -> None:
         image = life.engine.metadata.image

@@ -37,7 +37,8 @@ class SimulatedStore:
 
     async def _operation(self) -> bool:
         """Take some time, perhaps fail; whether the reply gets lost after the effect."""
-        for _ in range(self._random.randrange(5)):
+        slow = self._random.random() < self.fault_rate / 10
+        for _ in range(200 if slow else self._random.randrange(5)):
             await anyio.lowlevel.checkpoint()
         if self._random.random() >= self.fault_rate:
             return False
