@@ -182,9 +182,7 @@ class World:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
-        services = Services(
-            node_id=NODE, epoch=1, cluster_id="", data_dir=self.directory, clock=self.clock
-        )
+        services = Services(node_id=NODE, epoch=1, cluster_id="", data_dir=self.directory, clock=self.clock)
         async with (
             penstock_register_allocator().open(
                 SequentialAllocatorSettings(limit=self.limit), services

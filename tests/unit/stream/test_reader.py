@@ -1,0 +1,174 @@
+"""Cold reads: few requests, shared loads, verified bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from itertools import pairwise
+from pathlib import Path
+
+import anyio
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.stream.harness import SETTINGS, Engine, World
+
+from penstock.errors import CorruptError, UnavailableError
+from penstock.spi.block_cache import BlockRef
+from penstock.stream.object_format import object_key
+from penstock.stream.reader import INDEX_TAIL_BYTES, ReaderSettings, merge_adjacent
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def cold(e: Engine, count: int = 20, size: int = 100) -> list[tuple[int, bytes]]:
+    """Entries in one object that nothing is cached of; what reading them must give."""
+    payloads = [(i, b"%d " % i * size) for i in range(count)]
+    for _, payload in payloads:
+        e.append(payload)
+    await e.engine.flush()
+    e.log_cache.evict(2**30)
+    return payloads
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 50), st.booleans()), max_size=30),
+    st.integers(1, 200),
+)
+async def test_merged_runs_hold_the_same_blocks_and_only_neighbours(
+    blocks: list[tuple[int, int, bool]], bytes_max: int
+) -> None:
+    refs = []
+    position = 0
+    for object_id, size, gap in blocks:
+        position += 7 if gap else 0
+        refs.append(BlockRef(object_id, position, size))
+        position += size
+    runs = merge_adjacent(refs, bytes_max)
+    assert [ref for run in runs for ref in run] == refs
+    for run in runs:
+        assert len(run) == 1 or run[-1].position + run[-1].size - run[0].position <= bytes_max
+        for one, two in pairwise(run):
+            assert (one.object_id, one.position + one.size) == (two.object_id, two.position)
+
+
+async def test_a_cold_read_takes_one_request_for_the_index_and_one_for_the_blocks(world: World) -> None:
+    async with world.open() as e:
+        payloads = await cold(e)
+        entries = await e.engine.read(e.stream, 0, 10**6)
+        assert [(x.base_offset, bytes(x.data)) for x in entries] == payloads
+        assert e.store.gets == 2
+
+
+async def test_readers_of_one_place_share_its_loads(world: World) -> None:
+    async with world.open() as e:
+        payloads = await cold(e)
+        found: list[int] = []
+
+        async def read() -> None:
+            found.append(len(await e.engine.read(e.stream, 0, 10**6)))
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(10):
+                tasks.start_soon(read)
+        assert found == [len(payloads)] * 10
+        assert e.store.gets == 2
+
+
+async def test_a_reader_that_goes_away_leaves_the_others_their_data(world: World) -> None:
+    async with world.open() as e:
+        payloads = await cold(e)
+        held = anyio.Event()
+        e.store.before_get = held.wait
+        found: list[int] = []
+
+        async def read(scope: anyio.CancelScope) -> None:
+            with scope:
+                found.append(len(await e.engine.read(e.stream, 0, 10**6)))
+
+        first, second = anyio.CancelScope(), anyio.CancelScope()
+        with anyio.fail_after(5):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(read, first)
+                await anyio.wait_all_tasks_blocked()
+                tasks.start_soon(read, second)
+                await anyio.wait_all_tasks_blocked()
+                first.cancel()
+                await anyio.wait_all_tasks_blocked()
+                held.set()
+        assert found == [len(payloads)]
+
+
+async def test_a_failed_read_fails_its_readers_and_not_the_next_ones(world: World) -> None:
+    async with world.open() as e:
+        payloads = await cold(e)
+
+        async def fail() -> None:
+            raise UnavailableError("the steered store fails")
+
+        e.store.before_get = fail
+        for _ in range(2):
+            with pytest.raises(UnavailableError):
+                await e.engine.read(e.stream, 0, 1000)
+        e.store.before_get = None
+        assert await e.read_all() == payloads
+
+
+@pytest.mark.parametrize("position", [40, -20, -100], ids=["block", "footer", "index"])
+async def test_a_damaged_object_is_told_from_data(world: World, position: int) -> None:
+    """I11."""
+    async with world.open() as e:
+        await cold(e)
+        (key,) = await e.store.keys()
+        data = bytearray(await e.store.get(key))
+        data[position] ^= 1
+        await e.store.put(key, [data])
+        with pytest.raises(CorruptError, match="checksum"):
+            await e.engine.read(e.stream, 0, 10**6)
+
+
+async def test_an_index_larger_than_the_tail_takes_one_request_more(world: World) -> None:
+    upload = dataclasses.replace(SETTINGS.upload, block_bytes=1)
+    world.settings = dataclasses.replace(SETTINGS, upload=upload)
+    async with world.open() as e:
+        payloads = await cold(e, count=INDEX_TAIL_BYTES // 48 + 100, size=1)
+        entries = await e.engine.read(e.stream, 0, 1)
+        assert bytes(entries[0].data) == payloads[0][1]
+        assert e.engine.statistics().reader.index_gets == 1
+        assert e.store.gets == 3
+        last = payloads[-1]
+        entries = await e.engine.read(e.stream, last[0], 1)
+        assert (entries[0].base_offset, bytes(entries[0].data)) == last
+
+
+async def test_few_indexes_are_kept_and_those_dropped_are_read_again(world: World) -> None:
+    world.settings = dataclasses.replace(SETTINGS, reader=ReaderSettings(index_cache_bytes=1))
+    async with world.open() as e:
+        for i in range(3):
+            e.append(b"%d" % i)
+            await e.engine.flush()
+        e.log_cache.evict(2**30)
+        for _ in range(2):
+            assert [offset for offset, _ in await e.read_all()] == [0, 1, 2]
+        assert len(e.engine._reader._indexes) == 1
+
+
+async def test_an_object_that_lacks_what_metadata_says_is_damage(world: World) -> None:
+    async with world.open() as e:
+        await cold(e, count=2)
+        await cold(e, count=2)
+        keys = sorted(object_key(held.object_id) for held in e.metadata.image.objects.values())
+        assert len(keys) == 2
+        state = e.metadata.image.streams[e.stream.stream_id]
+        state.ranges[1] = type(state.ranges[1])(2, 4, state.ranges[0].object_id, 1, 0)
+        with pytest.raises(CorruptError, match="doesn't hold"):
+            await e.engine.read(e.stream, 2, 1000)
