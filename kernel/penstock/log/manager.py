@@ -29,7 +29,7 @@ from penstock.metadata.commands import (
 from penstock.metadata.image import TopicState
 from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted, UploadCommitted
 from penstock.spi.log_cache import LogCacheBlock
-from penstock.stream.engine import Stream, StreamEngine
+from penstock.stream.engine import StreamEngine
 
 logger = logging.getLogger("penstock.log")
 
@@ -37,6 +37,8 @@ T = TypeVar("T")
 
 #: Producer ids reserved with one metadata entry.
 PRODUCER_ID_BLOCK = 1000
+#: Partitions whose producers' state is read at the same time when they are opened.
+LOADS_PARALLEL = 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -396,24 +398,41 @@ class LogManager:
         if not stream_ids:
             return
         streams = {stream.stream_id: stream for stream in await self._engine.open_streams(stream_ids)}
+        made = []
         for state, index in wanted:
             log = streams.get(state.log_streams[index])
             state_stream = streams.get(state.state_streams[index])
-            if log is None or state_stream is None or state.topic_id not in self._metadata.image.topics:
-                continue  # deleted in the meantime
-            await self._open_partition(state, index, log, state_stream)
+            if log is not None and state_stream is not None:  # else deleted in the meantime
+                partition = Partition(
+                    state.name,
+                    state.topic_id,
+                    index,
+                    engine=self._engine,
+                    stream=log,
+                    state_stream=state_stream,
+                    config=self._config(state),
+                )
+                made.append((state, partition))
+        await self._load_producers([partition for _, partition in made if partition.has_records])
+        for state, partition in made:
+            if state.topic_id in self._metadata.image.topics:
+                self._add_partition(state, partition)
 
-    async def _open_partition(self, state: TopicState, index: int, log: Stream, state_stream: Stream) -> None:
-        partition = Partition(
-            state.name,
-            state.topic_id,
-            index,
-            engine=self._engine,
-            stream=log,
-            state_stream=state_stream,
-            config=self._config(state),
-        )
-        await partition.load_producers(self._now_ms())
+    async def _load_producers(self, partitions: Sequence[Partition]) -> None:
+        """Several at a time: each may take requests to the object store."""
+        now_ms = self._now_ms()
+        limiter = anyio.CapacityLimiter(LOADS_PARALLEL)
+
+        async def load(partition: Partition) -> None:
+            async with limiter:
+                await partition.load_producers(now_ms)
+
+        async with anyio.create_task_group() as tasks:
+            for partition in partitions:
+                tasks.start_soon(load, partition)
+
+    def _add_partition(self, state: TopicState, partition: Partition) -> None:
+        index, log, state_stream = partition.index, partition.stream, partition.state_stream
         topic = self._by_id.get(state.topic_id)
         if topic is None:
             topic = self._by_id[state.topic_id] = self._topics[state.name] = Topic(state)

@@ -199,6 +199,12 @@ class Partition:
         return self.stream.start_offset
 
     @property
+    def has_records(self) -> bool:
+        """Whether the log or the producers' state holds anything."""
+        log, state = self.stream, self.state_stream
+        return log.confirmed_offset > log.start_offset or state.confirmed_offset > state.start_offset
+
+    @property
     def high_watermark(self) -> int:
         """The offset after the last durable record."""
         return self.stream.confirmed_offset

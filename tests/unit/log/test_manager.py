@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
 import pytest
+from tests.simulation.world import SimulatedStore
 from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
 from tests.unit.stream.harness import World
 
@@ -16,6 +18,7 @@ from penstock.log import partition as partition_module
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
 from penstock.spi.events import PartitionOpened, UploadCommitted
+from penstock.spi.plugin import Buffer
 
 pytestmark = pytest.mark.anyio
 
@@ -224,3 +227,38 @@ async def test_the_limit_of_bytes_holds_when_many_ask_at_once() -> None:
         await anyio.wait_all_tasks_blocked()
         assert (len(held), limiter.used) == (1, 60)
         tasks.cancel_scope.cancel()
+
+
+class CountingStore(SimulatedStore):
+    """Counts the reads of objects that are on their way at the same time."""
+
+    reading = reading_max = 0
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        counted = key.startswith("objects/")
+        self.reading += counted
+        self.reading_max = max(self.reading, self.reading_max)
+        try:
+            await anyio.lowlevel.checkpoint()
+            return await super().get(key, start, end)
+        finally:
+            self.reading -= counted
+
+
+async def test_partitions_are_opened_side_by_side(world: World) -> None:
+    """A start on a distant store doesn't take a round trip per partition."""
+    store = CountingStore(Random(0))
+    world.store = store
+    async with open_logs(world) as logs:
+        await logs.create(partitions=12)
+        for index in range(12):
+            append(logs.partition(index=index), batch(b"%d" % index, producer=(7, 0, 0)))
+        await logs.manager.drain()
+    world.wal.crash()
+    store.reading_max = 0
+    async with open_logs(world) as logs:
+        assert store.reading_max > 4
+        assert sorted(logs.manager.topics()["events"].partitions) == list(range(12))
+        for index in range(12):
+            again = append(logs.partition(index=index), batch(b"%d" % index, producer=(7, 0, 0)))
+            assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
