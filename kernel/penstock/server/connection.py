@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
-from penstock.api.context import AppendResult, Client, Endpoint, RequestContext
+from penstock.api.context import Client, Endpoint, RequestContext
 from penstock.api.dispatch import Api, failure_response
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.metadata import unsupported_api_versions
@@ -32,9 +32,10 @@ from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.server.settings import LARGE_FRAME_BYTES
+from penstock.server.slots import ProduceSlot, Slot
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
-from penstock.wire.messages.produce import ProduceRequest, ProduceResponse, TopicProduceData
+from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import (
     Message,
     RequestHeader,
@@ -70,62 +71,6 @@ _GROUP_APIS: Final = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP, ApiKey.OFF
 _unpack_prefix = struct.Struct(">i").unpack_from
 _unpack_prefix_and_key = struct.Struct(">ih").unpack_from
 _unpack_start = struct.Struct(">hhi").unpack_from
-
-
-class _Slot:
-    """The place of one request in the order of responses."""
-
-    __slots__ = ("buffers", "charges", "close", "correlation_id", "request_bytes", "version")
-
-    def __init__(self, version: int, correlation_id: int, request_bytes: int) -> None:
-        self.version = version
-        self.correlation_id = correlation_id
-        self.request_bytes = request_bytes
-        #: None until the request is answered; empty when there is nothing to send.
-        self.buffers: list[Any] | None = None
-        self.charges: list[Charge] | None = None
-        self.close = False
-
-
-class _ProduceSlot(_Slot):
-    """The slot of a Produce: completes itself from the log's callback."""
-
-    __slots__ = ("call", "connection")
-
-    def __init__(self, connection: Connection, version: int, correlation_id: int, request_bytes: int) -> None:
-        super().__init__(version, correlation_id, request_bytes)
-        self.connection = connection
-        self.call: ProduceCall | None = None
-
-    def complete(self, response: ProduceResponse | None) -> None:
-        """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
-        if response is None:
-            self.buffers = []
-            self.close = self.call is not None and self.call.failed
-        else:
-            try:
-                self.buffers = encode_response(_PRODUCE, self.version, self.correlation_id, response)
-            except PenstockError as error:
-                self.connection.answer_failed(self, error)
-        self.call = None
-        self.connection.slot_completed(self)
-
-    def complete_one(self, topic: TopicProduceData, index: int, result: AppendResult) -> None:
-        """One partition, and it went well."""
-        connection = self.connection
-        try:
-            frame = connection.templates.encode(
-                self.version,
-                self.correlation_id,
-                (topic.name, topic.topic_id),
-                index,
-                (result.base_offset, result.log_append_time_ms, result.log_start_offset),
-            )
-            self.buffers = [frame]
-        except PenstockError as error:
-            connection.answer_failed(self, error)
-        self.call = None
-        connection.slot_completed(self)
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -171,10 +116,10 @@ class Connection(asyncio.BufferedProtocol):
         self.templates = server.templates
         self.client = Client(host="", port=0, advertised=advertised)
         self._transport: asyncio.Transport | None = None
-        self._slots: deque[_Slot] = deque()
+        self._slots: deque[Slot] = deque()
         self._in_flight_bytes = 0
         #: The request that runs alone, if any.
-        self._running: _Slot | None = None
+        self._running: Slot | None = None
         #: What waits on behalf of this client, and ends with it.
         self._scopes: set[anyio.CancelScope] = set()
         #: A Produce that found no room, and the bytes that its records view.
@@ -387,7 +332,7 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(request, ProduceRequest)
         server = self._server
         server.requests_by_api[_PRODUCE] += 1
-        slot = _ProduceSlot(self, version, correlation_id, len(frame))
+        slot = ProduceSlot(self, version, correlation_id, len(frame))
         self._slots.append(slot)
         self._in_flight_bytes += len(frame)
         call = ProduceCall(request, version, server.api, self.client, allocation, slot)
@@ -411,7 +356,7 @@ class Connection(asyncio.BufferedProtocol):
         self.client.client_id = header.client_id
         server = self._server
         api = server.apis.get(api_key)
-        slot = _Slot(version, header.correlation_id, len(frame))
+        slot = Slot(version, header.correlation_id, len(frame))
         if api is None or not api.low <= version <= api.high or not is_supported(api_key, version):
             if api_key == _API_VERSIONS:
                 # KIP-511: the answer to a version we don't know is one of version 0.
@@ -440,7 +385,7 @@ class Connection(asyncio.BufferedProtocol):
         self._running = slot
         server.start_soon(self._run, slot, api, message, context)
 
-    async def _run(self, slot: _Slot, api: Api, message: Message, context: RequestContext) -> None:
+    async def _run(self, slot: Slot, api: Api, message: Message, context: RequestContext) -> None:
         """Run one handler to its end, which may be that the client went away or that the server stops."""
         assert api.handler is not None
         scope = anyio.CancelScope()
@@ -464,7 +409,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._running = None
                 _release_charges(slot)
 
-    def _answer(self, slot: _Slot, api_key: int, response: Message) -> None:
+    def _answer(self, slot: Slot, api_key: int, response: Message) -> None:
         if self._lost:
             _release_charges(slot)
             return
@@ -474,13 +419,13 @@ class Connection(asyncio.BufferedProtocol):
             self.answer_failed(slot, error)
         self.slot_completed(slot)
 
-    def answer_failed(self, slot: _Slot, error: PenstockError) -> None:
+    def answer_failed(self, slot: Slot, error: PenstockError) -> None:
         """A response can't be encoded, which is a bug: the client gets nothing but the end of the connection."""
         self._server.handler_failed(-1, error, expected=False)
         slot.buffers = []
         slot.close = True
 
-    def _fail(self, slot: _Slot, api: Api, error: Exception) -> None:
+    def _fail(self, slot: Slot, api: Api, error: Exception) -> None:
         """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
         self._server.handler_failed(api.key, error, expected=is_expected(error))
         _release_charges(slot)
@@ -673,7 +618,7 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- responses ------------------------------------------------------------------------------------
 
-    def slot_completed(self, slot: _Slot) -> None:
+    def slot_completed(self, slot: Slot) -> None:
         """A slot has its answer: flush soon, together with others that complete in the same turn of the loop."""
         if self._lost:
             _release_charges(slot)
@@ -799,7 +744,7 @@ class Connection(asyncio.BufferedProtocol):
             self._server.carried_bytes -= len(stash)
 
 
-def _release_charges(slot: _Slot) -> None:
+def _release_charges(slot: Slot) -> None:
     charges, slot.charges = slot.charges, None
     for charge in charges or ():
         charge.release()

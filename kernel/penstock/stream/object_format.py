@@ -29,8 +29,7 @@ from collections.abc import Iterator, Sequence
 from struct import Struct, iter_unpack
 from typing import NamedTuple
 
-from crc32c import crc32c
-
+from penstock.checksum import checksum
 from penstock.errors import CorruptError
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.plugin import Buffer
@@ -142,11 +141,11 @@ class ObjectWriter:
         parts: list[Buffer] = []
         length = sum(len(entry.data) for entry in entries) + ENTRY_HEADER.size * len(entries)
         header = bytearray(BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, 0))
-        crc = crc32c(memoryview(header)[:_BLOCK_CRC_POS])
+        crc = checksum(memoryview(header)[:_BLOCK_CRC_POS])
         time_ms = -1
         for entry in entries:
             fields = ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, len(entry.data))
-            crc = crc32c(entry.data, crc32c(fields, crc))
+            crc = checksum(entry.data, checksum(fields, crc))
             parts.append(fields)
             parts.append(entry.data)
             time_ms = max(time_ms, entry.time_ms)
@@ -162,8 +161,8 @@ class ObjectWriter:
     def finish(self) -> tuple[list[Buffer], int]:
         """The whole object as buffers, and its size in bytes. Nothing can be added afterwards."""
         index = b"".join(INDEX_ROW.pack(*row) for row in self._rows)
-        footer = FOOTER.pack(self._size, len(index), crc32c(index), self.object_id, FOOTER_MAGIC, 0)
-        footer = footer[:-4] + crc32c(footer[:-4]).to_bytes(4, "big")
+        footer = FOOTER.pack(self._size, len(index), checksum(index), self.object_id, FOOTER_MAGIC, 0)
+        footer = footer[:-4] + checksum(footer[:-4]).to_bytes(4, "big")
         return [*self._parts, index, footer], self._size + len(index) + len(footer)
 
 
@@ -173,7 +172,7 @@ def decode_footer(data: Buffer, object_id: int) -> tuple[int, int, int]:
     if len(tail) < FOOTER.size:
         raise CorruptError(f"object is too short to have a footer: object_id={object_id} size={len(tail)}")
     position, size, crc, found_id, magic, footer_crc = FOOTER.unpack(tail)
-    if magic != FOOTER_MAGIC or footer_crc != crc32c(tail[:-4]):
+    if magic != FOOTER_MAGIC or footer_crc != checksum(tail[:-4]):
         raise CorruptError(f"object footer fails its checksum: object_id={object_id}")
     if found_id != object_id:
         raise CorruptError(f"object footer names another object: object_id={object_id} found={found_id}")
@@ -182,7 +181,7 @@ def decode_footer(data: Buffer, object_id: int) -> tuple[int, int, int]:
 
 def decode_index(data: Buffer, crc: int, object_id: int) -> ObjectIndex:
     """The index of an object. Raises CorruptError."""
-    if crc32c(data) != crc or len(data) % INDEX_ROW.size:
+    if checksum(data) != crc or len(data) % INDEX_ROW.size:
         raise CorruptError(f"object index fails its checksum: object_id={object_id} size={len(data)}")
     rows = [IndexRow(*fields) for fields in iter_unpack(INDEX_ROW.format, data)]
     return ObjectIndex(object_id, rows, len(data))
@@ -194,7 +193,7 @@ def verify_block(data: Buffer, object_id: int, position: int) -> memoryview:
     if len(view) >= BLOCK_HEADER.size:
         magic, _count, length, crc = BLOCK_HEADER.unpack_from(view)
         entries = view[BLOCK_HEADER.size :]
-        found = crc32c(entries, crc32c(view[:_BLOCK_CRC_POS]))
+        found = checksum(entries, checksum(view[:_BLOCK_CRC_POS]))
         if magic == BLOCK_MAGIC and len(entries) == length and found == crc:
             return entries
     raise CorruptError(

@@ -37,8 +37,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from crc32c import crc32c
-
+from penstock.checksum import checksum
 from penstock.errors import CorruptError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry
@@ -128,10 +127,10 @@ def encode_group(
     for append, payload in zip(appends, payloads, strict=True):
         crc = 0
         for part in payload:
-            crc = crc32c(part, crc)
+            crc = checksum(part, crc)
         position = append.position
         head = pack(_ENTRY_MAGIC, append.next_position - position - ENTRY_HEADER_BYTES, position, crc)
-        chain = crc32c(head, chain)
+        chain = checksum(head, chain)
         parts.append(head + pack_crc(chain))
         parts.extend(payload)
     fixed = _GROUP.pack(
@@ -149,7 +148,7 @@ def encode_group(
         chain,
         0,
     )
-    digest = crc32c(fixed)
+    digest = checksum(fixed)
     parts[0] = fixed + _CRC.pack(digest)
     return parts, digest
 
@@ -161,7 +160,7 @@ def parse_group_header(data: Buffer, offset: int = 0) -> GroupHeader | None:
         return None
     fixed = data[offset : end - _CRC.size]
     (digest,) = _CRC.unpack_from(data, end - _CRC.size)
-    if crc32c(fixed) != digest:
+    if checksum(fixed) != digest:
         return None
     _, version, _, *fields, _ = _GROUP.unpack(fixed)
     if version != _VERSION:
@@ -207,7 +206,7 @@ def decode_entries(header: GroupHeader, data: memoryview) -> list[WalEntry]:
         if payload_at > end:
             raise DamageError("an entry reaches over the end of its group", position)
         magic, length, stored_position, payload_crc = _ENTRY.unpack_from(data, offset)
-        chain = crc32c(data[offset : offset + _ENTRY.size], chain)
+        chain = checksum(data[offset : offset + _ENTRY.size], chain)
         (stored_chain,) = _CRC.unpack_from(data, offset + _ENTRY.size)
         if magic != _ENTRY_MAGIC or stored_position != position or stored_chain != chain:
             raise DamageError("an entry header fails its checksum", position)
@@ -215,7 +214,7 @@ def decode_entries(header: GroupHeader, data: memoryview) -> list[WalEntry]:
         if offset > end:
             raise DamageError("an entry reaches over the end of its group", position)
         payload = data[payload_at:offset]
-        if crc32c(payload) != payload_crc:
+        if checksum(payload) != payload_crc:
             raise DamageError("an entry's payload fails its checksum", position)
         entries.append(WalEntry(position, base + offset, payload))
     if offset != end or chain != header.entries_digest:

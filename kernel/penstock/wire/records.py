@@ -60,8 +60,8 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple, NoReturn, TypeAlias
 
 import msgspec
-from crc32c import crc32c
 
+from penstock.checksum import checksum
 from penstock.errors import InvalidRequestError
 from penstock.wire.compression import (
     CODEC_ZSTD,
@@ -162,7 +162,7 @@ def validate_produce_batch(
     """
     header = _check_framing(records, max_message_bytes)
     _check_attributes(header, produce_version)
-    if crc32c(records[ATTRIBUTES_POS:]) != header.crc:
+    if checksum(records[ATTRIBUTES_POS:]) != header.crc:
         raise BatchError(f"record batch checksum mismatch stored={header.crc:#010x}", CORRUPT_MESSAGE)
     _check_header(header)
     create_time = timestamp_type == "CreateTime"

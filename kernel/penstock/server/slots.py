@@ -1,0 +1,74 @@
+"""The place of a request in the order of its connection's responses."""
+
+from __future__ import annotations
+
+__all__ = ("ProduceSlot", "Slot")
+
+from typing import TYPE_CHECKING, Any
+
+from penstock.api.context import AppendResult
+from penstock.api.produce import ProduceCall
+from penstock.errors import PenstockError
+from penstock.spi.allocator import Charge
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.produce import ProduceResponse, TopicProduceData
+from penstock.wire.registry import encode_response
+
+if TYPE_CHECKING:
+    from penstock.server.connection import Connection
+
+
+class Slot:
+    """The place of one request in the order of responses."""
+
+    __slots__ = ("buffers", "charges", "close", "correlation_id", "request_bytes", "version")
+
+    def __init__(self, version: int, correlation_id: int, request_bytes: int) -> None:
+        self.version = version
+        self.correlation_id = correlation_id
+        self.request_bytes = request_bytes
+        #: None until the request is answered; empty when there is nothing to send.
+        self.buffers: list[Any] | None = None
+        self.charges: list[Charge] | None = None
+        self.close = False
+
+
+class ProduceSlot(Slot):
+    """The slot of a Produce: completes itself from the log's callback."""
+
+    __slots__ = ("call", "connection")
+
+    def __init__(self, connection: Connection, version: int, correlation_id: int, request_bytes: int) -> None:
+        super().__init__(version, correlation_id, request_bytes)
+        self.connection = connection
+        self.call: ProduceCall | None = None
+
+    def complete(self, response: ProduceResponse | None) -> None:
+        """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
+        if response is None:
+            self.buffers = []
+            self.close = self.call is not None and self.call.failed
+        else:
+            try:
+                self.buffers = encode_response(ApiKey.PRODUCE, self.version, self.correlation_id, response)
+            except PenstockError as error:
+                self.connection.answer_failed(self, error)
+        self.call = None
+        self.connection.slot_completed(self)
+
+    def complete_one(self, topic: TopicProduceData, index: int, result: AppendResult) -> None:
+        """One partition, and it went well."""
+        connection = self.connection
+        try:
+            frame = connection.templates.encode(
+                self.version,
+                self.correlation_id,
+                (topic.name, topic.topic_id),
+                index,
+                (result.base_offset, result.log_append_time_ms, result.log_start_offset),
+            )
+            self.buffers = [frame]
+        except PenstockError as error:
+            connection.answer_failed(self, error)
+        self.call = None
+        connection.slot_completed(self)
