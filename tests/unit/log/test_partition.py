@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from crc32c import crc32c
 from tests.unit.stream.harness import World
 
 from penstock.errors import FullError
@@ -16,7 +18,14 @@ from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import AppendOutcome, Partition
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.records import build_batch, iter_records, read_header
+from penstock.wire.records import (
+    ATTRIBUTES_POS,
+    CRC_POS,
+    HEADER_BYTES,
+    build_batch,
+    iter_records,
+    read_header,
+)
 
 pytestmark = pytest.mark.anyio
 NOW_MS = 2_000_000
@@ -55,10 +64,13 @@ class Logs:
 
 
 @asynccontextmanager
-async def open_logs(world: World) -> AsyncIterator[Logs]:
+async def open_logs(world: World, *, validate_deep: bool = False) -> AsyncIterator[Logs]:
     events: list[tuple[str, object]] = []
     settings = LogSettings(
-        topic_defaults={}, retention_interval_ms=3_600_000, fetch_in_flight_bytes_max=2**20
+        topic_defaults={},
+        retention_interval_ms=3_600_000,
+        fetch_in_flight_bytes_max=2**20,
+        validate_deep=validate_deep,
     )
     async with world.open() as e:
         async with LogManager.open(
@@ -131,6 +143,19 @@ async def test_a_bad_batch_is_refused_and_changes_nothing(world: World) -> None:
         assert codes(append(partition, damaged)) == [ErrorCode.CORRUPT_MESSAGE]
         assert codes(append(partition, batch(b"x" * 300))) == [ErrorCode.MESSAGE_TOO_LARGE]
         assert partition.stream.next_offset == 0
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["header", "full"])
+async def test_a_batch_whose_records_lie_is_found_out_by_the_full_check_only(
+    world: World, deep: bool
+) -> None:
+    lying = batch(b"one", b"two")
+    lying[HEADER_BYTES + 3] ^= 0x7F  # the first record's timestamp and offset deltas
+    struct.pack_into(">I", lying, CRC_POS, crc32c(bytes(lying[ATTRIBUTES_POS:])))
+    async with open_logs(world, validate_deep=deep) as logs:
+        partition = await logs.create()
+        assert codes(append(partition, lying)) == [ErrorCode.INVALID_RECORD if deep else 0]
+        assert codes(append(partition, batch(b"honest"))) == [0]
 
 
 async def test_a_batch_that_comes_again_gets_its_offset_again_even_while_in_flight(world: World) -> None:
