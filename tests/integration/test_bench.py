@@ -229,7 +229,7 @@ def test_starts_are_measured(tmp_path: Path) -> None:
 
 def test_cold_reads_are_measured(tmp_path: Path) -> None:
     found = measure_cold_reads(
-        tmp_path, old_bytes=4 * 2**20, seconds=0.4, rounds=1, rate=200, sets=["wal.capacity=64MiB"]
+        tmp_path, old_bytes=4 * 2**20, seconds=2.5, rounds=1, rate=200, sets=["wal.capacity=64MiB"]
     )
     assert found.read_megabytes_per_s > 0
     assert min(found.quiet_p99_ms + found.reading_p99_ms) > 0
