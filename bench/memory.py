@@ -37,7 +37,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from floor import TOPIC, Load, create_topic, produce_frame  # type: ignore[import-not-found]
+from penstock.bench.floor import TOPIC, Load, create_topic, produce_frame
 from penstock.units import format_size, parse_size
 from penstock.wire import ApiKey, encode_request
 from penstock.wire.messages import fetch, list_offsets

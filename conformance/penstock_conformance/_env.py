@@ -93,14 +93,16 @@ class Env:
 
     async def _allocator(self, stack: AsyncExitStack) -> Allocator:
         if self.target.allocator:
-            return await self._service(stack, "allocator", self.target.allocator)  # type: ignore[no-any-return]
+            allocator: Allocator = await self._service(stack, "allocator", self.target.allocator)
+            return allocator
         self.plain_allocator = PlainAllocator(512 * 2**20)
         stack.callback(self.plain_allocator.close)
         return self.plain_allocator
 
     async def _object_store(self, stack: AsyncExitStack) -> ObjectStore:
         if self.target.object_store:
-            return await self._service(stack, "object_store", self.target.object_store)  # type: ignore[no-any-return]
+            store: ObjectStore = await self._service(stack, "object_store", self.target.object_store)
+            return store
         return DirectoryStore(self.data_dir / "conformance-objects")
 
     async def _service(self, stack: AsyncExitStack, kind: str, name: str) -> Any:
