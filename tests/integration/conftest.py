@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,6 +26,7 @@ class ServeProcess:
         self.arguments = arguments
         #: Everything that all runs printed, stdout and stderr.
         self.output = ""
+        self._printed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
 
@@ -68,7 +68,9 @@ class ServeProcess:
         def read() -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                self.output += line
+                with self._printed:
+                    self.output += line
+                    self._printed.notify_all()
                 if "is ready in" in line:
                     ready.set()
             ready.set()
@@ -113,12 +115,15 @@ class ServeProcess:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    def wait_for_output(self, text: str, timeout_s: float = 20) -> None:
-        """Return when ``text`` was printed."""
-        deadline = time.monotonic() + timeout_s
-        while text not in self.output:
-            assert time.monotonic() < deadline, f"never printed {text!r}:\n{self.output}"
-            time.sleep(0.02)
+    def wait_for_output(self, *texts: str, after: int = 0, timeout_s: float = 20) -> None:
+        """Return when one of ``texts`` was printed, behind the first ``after`` characters of ``output``.
+
+        What a broker prints reaches this process later than what it answers: never assert on ``output``
+        of a broker that runs.
+        """
+        with self._printed:
+            found = self._printed.wait_for(lambda: any(t in self.output[after:] for t in texts), timeout_s)
+        assert found, f"never printed any of {texts}:\n{self.output[after:]}"
 
     def resident_bytes(self) -> int:
         """What the process holds in memory now."""
