@@ -39,6 +39,9 @@ class ObjectStoreCapabilities:
     durable: bool = True
     #: The fault domain that a completed put survives: ``process``, ``host``, ``zone`` or ``region``.
     durability_domain: str = "host"
+    #: A hint, no promise: large buffers are written from where they are, without a copy, if their address and their
+    #: position in the object agree (``penstock.direct_io``). The engine then lays objects out so.
+    direct_io: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

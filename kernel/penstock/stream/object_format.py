@@ -3,6 +3,7 @@
     object      = data-block* index-block footer
     data-block  = header (magic, entry count, length of the entries, CRC-32C of all but itself) entry*
     entry       = base offset, next offset, timestamp, length; payload
+    filler      = the same with base and next offset -1, and zeros
     index-block = one row per data block, in (stream, offset) order
     footer      = where the index is, its CRC-32C, the object's id, magic, CRC-32C of the footer
 
@@ -30,10 +31,13 @@ from struct import Struct, iter_unpack
 from typing import NamedTuple
 
 from penstock.checksum import checksum
+from penstock.direct_io import BLOCK_BYTES, filler_bytes
 from penstock.errors import CorruptError
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.plugin import Buffer
 
+#: Both offsets of a filler.
+_FILLER = -1
 BLOCK_MAGIC = 0x50534231  # "PSB1"
 FOOTER_MAGIC = 0x50534F424A303031  # "PSOBJ001"
 
@@ -117,12 +121,14 @@ class ObjectIndex:
 class ObjectWriter:
     """Collects entries and gives the object's bytes as buffers, without copying a payload.
 
-    Streams come one after the other, entries of a stream in offset order.
+    Streams come one after the other, entries of a stream in offset order. ``direct_io``: fillers put large payloads
+    where they can be written without a copy, for a store that has that capability.
     """
 
-    def __init__(self, object_id: int, block_bytes: int) -> None:
+    def __init__(self, object_id: int, block_bytes: int, *, direct_io: bool = False) -> None:
         self.object_id = object_id
         self._block_bytes = block_bytes
+        self._direct_io = direct_io
         self._parts: list[Buffer] = []
         self._rows: list[IndexRow] = []
         self._size = 0
@@ -139,24 +145,39 @@ class ObjectWriter:
 
     def _add_block(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
         parts: list[Buffer] = []
-        length = sum(len(entry.data) for entry in entries) + ENTRY_HEADER.size * len(entries)
-        header = bytearray(BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, 0))
-        crc = checksum(memoryview(header)[:_BLOCK_CRC_POS])
+        length = 0
         time_ms = -1
         for entry in entries:
-            fields = ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, len(entry.data))
-            crc = checksum(entry.data, checksum(fields, crc))
-            parts.append(fields)
+            if self._direct_io:
+                length += self._add_filler(parts, self._size + BLOCK_HEADER.size + length, entry.data)
+            size = len(entry.data)
+            parts.append(ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, size))
             parts.append(entry.data)
+            length += ENTRY_HEADER.size + size
             time_ms = max(time_ms, entry.time_ms)
-        header[_BLOCK_CRC_POS:] = crc.to_bytes(4, "big")
-        self._parts.append(header)
+        header = BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, 0)[:_BLOCK_CRC_POS]
+        crc = checksum(header)
+        for part in parts:
+            crc = checksum(part, crc)
+        self._parts.append(header + crc.to_bytes(4, "big"))
         self._parts.extend(parts)
         size = BLOCK_HEADER.size + length
         self._rows.append(
             IndexRow(stream_id, entries[0].base_offset, entries[-1].next_offset, time_ms, self._size, size)
         )
         self._size += size
+
+    @staticmethod
+    def _add_filler(parts: list[Buffer], position: int, data: Buffer) -> int:
+        """Fill up from ``position`` so that ``data``, behind its header, lies right; bytes taken."""
+        size = filler_bytes(position + ENTRY_HEADER.size, (data,))
+        if not size:
+            return 0
+        if size < ENTRY_HEADER.size:
+            size += BLOCK_BYTES
+        zeros = bytes(size - ENTRY_HEADER.size)
+        parts.append(ENTRY_HEADER.pack(_FILLER, _FILLER, -1, len(zeros)) + zeros)
+        return size
 
     def finish(self) -> tuple[list[Buffer], int]:
         """The whole object as buffers, and its size in bytes. Nothing can be added afterwards."""
@@ -209,5 +230,8 @@ def decode_block(data: Buffer, stream_id: int) -> Iterator[StreamEntry]:
     while position < end:
         base_offset, next_offset, time_ms, length = ENTRY_HEADER.unpack_from(view, position)
         position += ENTRY_HEADER.size
-        yield StreamEntry(stream_id, base_offset, next_offset, time_ms, view[position : position + length])
+        if base_offset != _FILLER:
+            yield StreamEntry(
+                stream_id, base_offset, next_offset, time_ms, view[position : position + length]
+            )
         position += length

@@ -98,10 +98,14 @@ def plan_objects(
 
 
 def build_object(
-    object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]], block_bytes: int
+    object_id: int,
+    streams: list[tuple[int, Sequence[StreamEntry]]],
+    block_bytes: int,
+    *,
+    direct_io: bool = False,
 ) -> tuple[list[Buffer], UploadedObject]:
     """The bytes of an object with these streams, without copying a payload, and what metadata says of it."""
-    writer = ObjectWriter(object_id, block_bytes)
+    writer = ObjectWriter(object_id, block_bytes, direct_io=direct_io)
     ranges = []
     for stream_id, entries in streams:
         writer.add(stream_id, entries)
@@ -263,7 +267,8 @@ class Uploader:
     async def _put_object(
         self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
     ) -> UploadedObject:
-        build = partial(build_object, object_id, streams, self._settings.block_bytes)
+        direct_io = self._store.capabilities.direct_io
+        build = partial(build_object, object_id, streams, self._settings.block_bytes, direct_io=direct_io)
         # checksums of large objects take milliseconds: not on the event loop
         large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
         body, uploaded = await anyio.to_thread.run_sync(build) if large else build()

@@ -8,6 +8,9 @@ A group is what one write (one object, one fdatasync) makes durable::
     payload
     entry header ...
 
+Between two entries there may be a filler, so that a large payload comes to lie where it can be written without a
+copy: an entry header with the magic "PSWF", and zeros.
+
 All integers are big-endian. Three things make stale bytes visible without a clock or a clean medium:
 
 * every header carries its absolute position, so bytes of an earlier lap of a ring never fit;
@@ -45,6 +48,7 @@ from penstock.spi.wal import WalAppend, WalEntry
 _VERSION = 1
 _GROUP_MAGIC = b"PSWG"
 _ENTRY_MAGIC = 0x50535745  # "PSWE"
+_FILLER_MAGIC = 0x50535746  # "PSWF"
 
 # magic, version, flags, log id, sequence, position, owner epoch, confirmed position, length, entry count,
 # previous digest, entries digest, reserved; the CRC-32C of all that follows it
@@ -91,6 +95,7 @@ class GroupHeader(NamedTuple):
     confirmed_position: int
     #: Bytes from the start of this header to the end of the last payload.
     length: int
+    #: Fillers included.
     entry_count: int
     previous_digest: int
     entries_digest: int
@@ -117,19 +122,28 @@ def encode_group(
 ) -> tuple[list[Buffer], int]:
     """The group as a gather list that refers to the payloads (nothing is copied), and its digest.
 
-    ``appends[i]`` says where ``payloads[i]`` goes, as :class:`penstock.wal.GroupCommit` laid it out.
+    ``appends[i]`` says where ``payloads[i]`` goes, as :class:`penstock.wal.GroupCommit` laid it out; gaps are
+    filled.
     """
     assert appends, "a group holds at least one entry"
-    assert appends[0].position == cursor.position + GROUP_HEADER_BYTES, "the group starts at its cursor"
     parts: list[Buffer] = [b""]
     chain = cursor.digest
+    end = cursor.position + GROUP_HEADER_BYTES
+    count = len(appends)
     pack, pack_crc = _ENTRY.pack, _CRC.pack
     for append, payload in zip(appends, payloads, strict=True):
+        if append.position != end:
+            zeros = bytes(append.position - end - ENTRY_HEADER_BYTES)
+            head = pack(_FILLER_MAGIC, len(zeros), end, checksum(zeros))
+            chain = checksum(head, chain)
+            parts += (head, pack_crc(chain), zeros)
+            count += 1
+        end = append.next_position
         crc = 0
         for part in payload:
             crc = checksum(part, crc)
         position = append.position
-        head = pack(_ENTRY_MAGIC, append.next_position - position - ENTRY_HEADER_BYTES, position, crc)
+        head = pack(_ENTRY_MAGIC, end - position - ENTRY_HEADER_BYTES, position, crc)
         chain = checksum(head, chain)
         parts.append(head + pack_crc(chain))
         parts.extend(payload)
@@ -142,8 +156,8 @@ def encode_group(
         cursor.position,
         epoch,
         confirmed_position,
-        appends[-1].next_position - cursor.position,
-        len(appends),
+        end - cursor.position,
+        count,
         cursor.digest,
         chain,
         0,
@@ -208,7 +222,7 @@ def decode_entries(header: GroupHeader, data: memoryview) -> list[WalEntry]:
         magic, length, stored_position, payload_crc = _ENTRY.unpack_from(data, offset)
         chain = checksum(data[offset : offset + _ENTRY.size], chain)
         (stored_chain,) = _CRC.unpack_from(data, offset + _ENTRY.size)
-        if magic != _ENTRY_MAGIC or stored_position != position or stored_chain != chain:
+        if magic not in (_ENTRY_MAGIC, _FILLER_MAGIC) or stored_position != position or stored_chain != chain:
             raise DamageError("an entry header fails its checksum", position)
         offset = payload_at + length
         if offset > end:
@@ -216,7 +230,8 @@ def decode_entries(header: GroupHeader, data: memoryview) -> list[WalEntry]:
         payload = data[payload_at:offset]
         if checksum(payload) != payload_crc:
             raise DamageError("an entry's payload fails its checksum", position)
-        entries.append(WalEntry(position, base + offset, payload))
+        if magic == _ENTRY_MAGIC:
+            entries.append(WalEntry(position, base + offset, payload))
     if offset != end or chain != header.entries_digest:
         raise DamageError("the entries of a group don't add up to its digest", base)
     return entries

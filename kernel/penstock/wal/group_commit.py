@@ -14,7 +14,7 @@ from __future__ import annotations
 __all__ = ("Group", "GroupCommit")
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError
 from penstock.spi.plugin import Buffer
@@ -28,13 +28,23 @@ _GROUP_LIMIT = 2**32 - 2**20  # the length field of a group header is 32 bits wi
 class Group:
     """Appends that are written together. The layout is :mod:`penstock.wal.framing`'s."""
 
-    __slots__ = ("appends", "done", "end_position", "length", "payloads", "position", "sequence")
+    __slots__ = (
+        "appends",
+        "done",
+        "end_position",
+        "length",
+        "payload_bytes",
+        "payloads",
+        "position",
+        "sequence",
+    )
 
     def __init__(self, sequence: int, position: int) -> None:
         self.sequence = sequence
         self.position = position
         #: Bytes with framing, without padding; 0 until the group is closed.
         self.length = 0
+        self.payload_bytes = 0
         #: Where the next group starts: position + length, aligned up; set when the group is closed.
         self.end_position = position
         self.appends: list[WalAppend] = []
@@ -57,8 +67,13 @@ class GroupCommit:
         group_bytes_max: int = 2**20,
         entry_bytes_max: int = 128 * 2**20,
         capacity_bytes: int = 0,
+        filler_bytes: Callable[[int, Sequence[Buffer]], int] | None = None,
     ) -> None:
-        """``capacity_bytes`` 0 means unbounded; else a multiple of ``alignment``."""
+        """``capacity_bytes`` 0 means unbounded; else a multiple of ``alignment``.
+
+        ``filler_bytes(position, data)`` may ask for that many bytes in front of an entry whose payload ``data``
+        would start at ``position`` of the log, such as :func:`penstock.direct_io.filler_bytes`.
+        """
         assert capacity_bytes % alignment == 0, "capacity is a whole number of aligned units"
         assert entry_bytes_max <= _GROUP_LIMIT, "an entry fits one group"
         assert group_bytes_max <= _GROUP_LIMIT, "a group's length fits its field"
@@ -66,6 +81,7 @@ class GroupCommit:
         self._group_bytes_max = group_bytes_max
         self._entry_bytes_max = entry_bytes_max
         self._capacity_bytes = capacity_bytes
+        self._filler_bytes = filler_bytes
         self._refusal: PenstockError | None = InvalidRequestError(
             "recover the wal to its end before appending"
         )
@@ -114,10 +130,14 @@ class GroupCommit:
             raise self._bad_size(size)
         group = self._open
         position = self._tail
+        if self._filler_bytes is not None:
+            position += self._filler(position, data)
         end = position + ENTRY_HEADER_BYTES + size
         if group is None or end - group.position > self._group_bytes_max:
-            group_position = -(-position // self._alignment) * self._alignment
+            group_position = -(-self._tail // self._alignment) * self._alignment
             position = group_position + GROUP_HEADER_BYTES
+            if self._filler_bytes is not None:
+                position += self._filler(position, data)
             end = position + ENTRY_HEADER_BYTES + size
             if end > self._limit:
                 raise self._full(size)
@@ -130,6 +150,7 @@ class GroupCommit:
         append = WalAppend(position, end)
         group.appends.append(append)
         group.payloads.append(data)
+        group.payload_bytes += size
         self._tail = end
         return append
 
@@ -240,14 +261,14 @@ class GroupCommit:
     def statistics(self, *, last_group_us: int = 0) -> WalStatistics:
         """A snapshot."""
         groups = [*self._flying, *self._ready, *([self._open] if self._open else [])]
-        pending = [append for group in groups for append in group.appends]
-        pending_payload = sum(a.next_position - a.position - ENTRY_HEADER_BYTES for a in pending)
+        pending_entries = sum(len(group.appends) for group in groups)
+        pending_payload = sum(group.payload_bytes for group in groups)
         return WalStatistics(
-            appended_entries=self._done_entries + len(pending),
+            appended_entries=self._done_entries + pending_entries,
             appended_payload_bytes=self._done_payload_bytes + pending_payload,
             written_groups=self._done_groups,
             written_bytes=self._written_bytes,
-            pending_entries=len(pending),
+            pending_entries=pending_entries,
             pending_bytes=pending_payload,
             used_bytes=max(0, self._tail - self._start),
             capacity_bytes=self._capacity_bytes,
@@ -259,6 +280,12 @@ class GroupCommit:
 
     # -- inside --------------------------------------------------------------------------------------------
 
+    def _filler(self, position: int, data: Sequence[Buffer]) -> int:
+        """Bytes to leave free at ``position`` in front of an entry: a filler has a header too."""
+        assert self._filler_bytes is not None
+        size = self._filler_bytes(position + ENTRY_HEADER_BYTES, data)
+        return size + self._alignment if 0 < size < ENTRY_HEADER_BYTES else size
+
     def _close_open_group(self) -> Group:
         group = self._open
         assert group is not None
@@ -268,11 +295,10 @@ class GroupCommit:
         return group
 
     def _account(self, group: Group) -> None:
-        count = len(group.appends)
         self._confirmed = group.end_position
         self._done_groups += 1
-        self._done_entries += count
-        self._done_payload_bytes += group.length - GROUP_HEADER_BYTES - count * ENTRY_HEADER_BYTES
+        self._done_entries += len(group.appends)
+        self._done_payload_bytes += group.payload_bytes
         self._written_bytes += group.end_position - group.position
 
     def _set_limit(self) -> None:

@@ -67,6 +67,11 @@ class WriterThread:
         """The thread may still be in a job."""
         return self._thread.is_alive()
 
+    @property
+    def has_more(self) -> bool:
+        """From a job: another one follows it."""
+        return not self._jobs.empty()
+
     def submit(self, work: Callable[[], R], done: Callable[[R | None, Exception | None], None]) -> None:
         """Run ``work()`` in the thread, then ``done(result, error)`` on the event loop."""
         if not self._open:

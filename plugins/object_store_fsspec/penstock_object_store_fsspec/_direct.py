@@ -7,96 +7,79 @@ requests). Small objects, and file systems without O_DIRECT, are written as usua
 
 from __future__ import annotations
 
-__all__ = ("FileWriter",)
+__all__ = ("BUFFER_BYTES", "FileWriter")
 
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Sequence
 
+from penstock.direct_io import BLOCK_BYTES, DirectGather, write_vectors
 from penstock.spi.plugin import Buffer
 
-#: O_DIRECT wants address, offset and length in multiples of the device's block; 4 KiB covers all common ones.
-ALIGNMENT_BYTES = 4096
-#: What is gathered before it is written; bodies smaller than this are written as usual.
+#: What is gathered before it is written; bodies smaller than this are written as usual. It is also what one system
+#: call writes: a longer one would hold up the log, if that is on the same disk.
 BUFFER_BYTES = 2**20
-#: Linux takes at most 1024 vectors a call (IOV_MAX); 16 MiB a call keeps each system call short.
+#: Linux takes at most 1024 vectors a call (IOV_MAX).
 _VECTORS_MAX = 1024
-_WRITE_BYTES_MAX = 16 * 2**20
 
 
 class FileWriter:
     """Appends to ``fd``, a new file. Not for use by several threads at once; ``finish`` before syncing."""
 
-    __slots__ = ("_buffer", "_fd", "_used", "_view")
+    __slots__ = ("_fd", "_gather", "_position")
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._buffer: mmap.mmap | None = None
-        self._view: memoryview | None = None
-        self._used = 0
+        self._gather: DirectGather | None = None
+        self._position = 0
 
     def write(self, body: Sequence[Buffer]) -> None:
         """Append ``body``. Each system call releases the GIL. Raises OSError."""
-        if self._view is None and (_size(body) < BUFFER_BYTES or not self._go_direct()):
-            _write_vectors(self._fd, body)
+        if self._gather is None and (_size(body) < BUFFER_BYTES or not self._go_direct()):
+            for first in range(0, len(body), _VECTORS_MAX):
+                self._write_vectors([memoryview(part) for part in body[first : first + _VECTORS_MAX]])
             return
-        assert self._view is not None
+        assert self._gather is not None
         for part in body:
-            rest = memoryview(part).cast("B")
-            while rest:
-                piece = rest[: BUFFER_BYTES - self._used]
-                self._view[self._used : self._used + len(piece)] = piece
-                self._used += len(piece)
-                rest = rest[len(piece) :]
-                if self._used == BUFFER_BYTES:
-                    self._flush(BUFFER_BYTES)
+            self._gather.add(part)
 
     def finish(self) -> None:
         """Write what is gathered still; nothing can be written afterwards. Raises OSError."""
-        if self._view is None:
-            return
-        tail = self._used % ALIGNMENT_BYTES
-        last = bytes(self._view[self._used - tail : self._used])
-        self._flush(self._used - tail)
-        _set_direct(self._fd, on=False)
-        _write_vectors(self._fd, [last])
-        self.discard()
+        if self._gather is not None:
+            rest = bytes(self._gather.flush())
+            _set_direct(self._fd, on=False)
+            self._write_vectors([memoryview(rest)])
+            self.discard()
 
     def discard(self) -> None:
         """Give the buffer back."""
-        if self._view is not None and self._buffer is not None:
-            self._view.release()
-            self._buffer.close()
-            self._view = self._buffer = None
+        if self._gather is not None:
+            self._gather.close()
+            self._gather = None
 
     def _go_direct(self) -> bool:
-        if os.lseek(self._fd, 0, os.SEEK_CUR) % ALIGNMENT_BYTES or not _set_direct(self._fd, on=True):
+        if self._position % BLOCK_BYTES or not _set_direct(self._fd, on=True):
             return False
-        self._buffer = mmap.mmap(-1, BUFFER_BYTES)
-        self._view = memoryview(self._buffer)
+        self._gather = DirectGather(BUFFER_BYTES, self._write_direct, write_bytes=BUFFER_BYTES)
         return True
 
-    def _flush(self, size: int) -> None:
-        assert self._view is not None
-        assert size % ALIGNMENT_BYTES == 0, "only whole blocks are written directly"
-        with self._view[:size] as gathered:
-            position = 0
-            while position < size:
-                try:
-                    written = os.write(self._fd, gathered[position:])
-                except OSError as error:
-                    if error.errno != errno.EINVAL:
-                        raise
-                    _set_direct(
-                        self._fd, on=False
-                    )  # accepted when asked, refused when used: some file systems do
-                    continue
-                if written % ALIGNMENT_BYTES:
-                    _set_direct(self._fd, on=False)  # the disk is nearly full: the rest says so
-                position += written
-        self._used = 0
+    def _write_direct(self, vectors: Sequence[memoryview]) -> None:
+        try:
+            self._write_vectors(vectors)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise
+            _set_direct(self._fd, on=False)  # accepted when asked, refused when used: some file systems do
+            self._write_vectors(vectors)
+
+    def _write_vectors(self, vectors: Sequence[memoryview]) -> None:
+        write_vectors(self._fd, vectors, self._position, on_partial=self._go_on_buffered)
+        self._position += sum(map(len, vectors))
+
+    def _go_on_buffered(self) -> None:
+        # A partial write means that the disk is nearly full; the rest, perhaps not aligned any more, says so.
+        _set_direct(self._fd, on=False)
 
 
 def _set_direct(fd: int, *, on: bool) -> bool:
@@ -111,23 +94,3 @@ def _set_direct(fd: int, *, on: bool) -> bool:
 
 def _size(body: Sequence[Buffer]) -> int:
     return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in body)
-
-
-def _write_vectors(fd: int, body: Sequence[Buffer]) -> None:
-    """Write all of ``body`` without joining it; each system call releases the GIL."""
-    views = [memoryview(part).cast("B") for part in body]
-    at, offset = 0, 0
-    while at < len(views):
-        batch: list[memoryview] = []
-        room = _WRITE_BYTES_MAX
-        index, skip = at, offset
-        while index < len(views) and room and len(batch) < _VECTORS_MAX:
-            piece = views[index][skip : skip + room]
-            batch.append(piece)
-            room -= len(piece)
-            index, skip = index + 1, 0
-        written = os.writev(fd, batch)
-        while at < len(views) and written >= len(views[at]) - offset:
-            written -= len(views[at]) - offset
-            at, offset = at + 1, 0
-        offset += written

@@ -13,7 +13,12 @@ from penstock.spi.settings import Duration, Size
 from penstock.spi.settings import Settings as BaseSettings
 
 LOCAL_CAPABILITIES = ObjectStoreCapabilities(
-    put_if_absent=True, compare_and_swap=False, multipart=True, durable=True, durability_domain="host"
+    put_if_absent=True,
+    compare_and_swap=False,
+    multipart=True,
+    durable=True,
+    durability_domain="host",
+    direct_io=True,
 )
 MEMORY_CAPABILITIES = ObjectStoreCapabilities(
     put_if_absent=True, compare_and_swap=True, multipart=True, durable=False, durability_domain="process"

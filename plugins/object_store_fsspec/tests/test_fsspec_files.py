@@ -187,7 +187,7 @@ def test_a_full_disk_is_said_in_one_sentence_and_changes_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patch:
-        patch.setattr(os, "writev", full)
+        patch.setattr(os, "pwritev", full)
         key = "there" if method == "put" else "new"
         with pytest.raises(UnavailableError, match=r"no space left for objects, .*path=.*/objects/"):
             getattr(tree, method)(key, [b"new"])

@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
+from penstock.direct_io import DirectGather, write_vectors
 from penstock.errors import ConfigError, UnavailableError
 from penstock.spi import Buffer
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
@@ -48,6 +49,10 @@ class Device(Protocol):
     @property
     def blank(self) -> bool:
         """Nothing but header slots was ever written."""
+
+    @property
+    def shareable(self) -> bool:
+        """Other hosts may have the medium open too."""
 
     def read_header_area(self) -> bytes:
         """The two header slots; shorter if the medium is new."""
@@ -116,7 +121,8 @@ class FileDevice:
         self._direct_fd = self._open_direct(path, io)
         # A device may be shared with another host, so its header is read from the medium, not from the page cache.
         self._header_fd = self._direct_fd if self.is_block_device and self.direct else self._fd
-        self._buffer = mmap.mmap(-1, buffer_bytes) if self.direct else None
+        self._gather = DirectGather(buffer_bytes, self._write_vectors) if self.direct else None
+        self._write_position = 0
         self._header_buffer = mmap.mmap(-1, HEADER_AREA_BYTES)
         self._zeros = mmap.mmap(-1, _GROWTH_BYTES)
 
@@ -158,6 +164,11 @@ class FileDevice:
             return not any(self.read_header_area())
         return self._extent <= HEADER_AREA_BYTES
 
+    @property
+    def shareable(self) -> bool:
+        """See :class:`Device`."""
+        return self.is_block_device
+
     # -- header --------------------------------------------------------------------------------------------
 
     def read_header_area(self) -> bytes:
@@ -195,8 +206,8 @@ class FileDevice:
         assert offset % BLOCK_BYTES == 0, "groups start aligned"
         end = offset + -(-length // BLOCK_BYTES) * BLOCK_BYTES
         assert HEADER_AREA_BYTES <= offset < end <= self._capacity_bytes, "a group lies in the ring"
-        if self._buffer is not None:
-            self._write_direct(self._buffer, offset, parts, length, end - offset - length)
+        if self._gather is not None:
+            self._write_direct(self._gather, offset, parts, length)
         else:
             self._write_buffered(offset, parts, length, end - offset - length)
         if end > self._extent:
@@ -209,51 +220,28 @@ class FileDevice:
         if not self._dsync:
             os.fdatasync(self._direct_fd if self.direct else self._fd)
 
-    def _write_direct(
-        self, buffer: mmap.mmap, offset: int, parts: Sequence[Buffer], length: int, padding: int
-    ) -> None:
-        """Copy into the aligned buffer and write; a group larger than the buffer goes in several writes."""
-        size = len(buffer)
+    def _write_direct(self, gather: DirectGather, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        """Write large payloads from where they are, and what is small from the bounce buffer."""
         if length < _JOIN_PART_BYTES * len(parts):
             parts = [b"".join(parts)]
-        buffer.seek(0)
-        used = 0
-        for part in (*parts, bytes(padding)):
-            part_bytes = part.nbytes if isinstance(part, memoryview) else len(part)
-            if used + part_bytes <= size:
-                buffer.write(part)
-                used += part_bytes
-                continue
-            rest = memoryview(part)
-            while rest:
-                piece = rest[: size - used]
-                buffer.write(piece)
-                used += len(piece)
-                rest = rest[len(piece) :]
-                if used == size:
-                    self._write_fully(self._direct_fd, memoryview(buffer), offset)
-                    offset += size
-                    used = 0
-                    buffer.seek(0)
-        if used:
-            self._write_fully(self._direct_fd, memoryview(buffer)[:used], offset)
+        self._write_position = offset
+        try:
+            for part in parts:
+                gather.add(part)
+            gather.pad()
+            gather.flush()
+        finally:
+            gather.reset()
+
+    def _write_vectors(self, vectors: Sequence[memoryview]) -> None:
+        write_vectors(self._direct_fd, vectors, self._write_position, self._write_flags)
+        self._write_position += sum(map(len, vectors))
 
     def _write_buffered(self, offset: int, parts: Sequence[Buffer], length: int, padding: int) -> None:
         parts = [*parts, bytes(padding)]
         if len(parts) > _IOV_MAX or length < _JOIN_PART_BYTES * len(parts):
             parts = [b"".join(parts)]
-        total = length + padding
-        written = os.pwritev(self._fd, parts, offset, self._write_flags)
-        if written < total:
-            self._write_fully(self._fd, memoryview(b"".join(parts))[written:], offset + written)
-
-    def _write_fully(self, fd: int, data: memoryview, offset: int) -> None:
-        while data:
-            written = os.pwritev(fd, [data], offset, self._write_flags)
-            if written == 0:
-                raise OSError(errno.ENOSPC, "the medium takes no more bytes")
-            data = data[written:]
-            offset += written
+        write_vectors(self._fd, [memoryview(part) for part in parts], offset, self._write_flags)
 
     @property
     def _write_flags(self) -> int:

@@ -6,6 +6,7 @@ __all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Owner")
 
 import errno
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 from penstock.errors import ConfigError, CorruptError, FencedError
@@ -17,6 +18,9 @@ from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, n
 _READ_AHEAD_BYTES = 2**20
 #: The log can be cut at this many places, evenly spread: memory against the precision of a trim.
 _BOUNDARIES_MAX = 4096
+#: Groups that are written under one taking of the data lock, while more are waiting. Each system call lets go of the
+#: interpreter, and a thread waits long to get it back from a busy event loop.
+_GROUPS_PER_LOCK = 16
 #: The errors after which a write succeeds once somebody has made room.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -47,6 +51,9 @@ class BlockLog:
         owner has it), CorruptError (both headers are damaged).
         """
         self._device = device
+        #: The data lock, while it is held.
+        self._lock = ExitStack()
+        self._groups_under_lock = 0
         self._owner = owner
         self._location = location
         self._ring_bytes = (device.capacity_bytes - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
@@ -134,6 +141,7 @@ class BlockLog:
 
     def _update_header(self, **changes: object) -> None:
         """Replace the header, unless it isn't ours any more."""
+        self.rest()
         with self._device.header_lock():
             self._check_owner()
             self._header = replace(self._header, sequence=self._header.sequence + 1, **changes)  # type: ignore[arg-type]
@@ -211,7 +219,8 @@ class BlockLog:
     def write(self, group: Group) -> None:
         """Make ``group`` durable at the end of the log. On return it may be acknowledged.
 
-        After an error the log is as before: the same group may be written again.
+        After an error the log is as before: the same group may be written again. :meth:`rest` when no other group
+        follows at once.
         """
         if self._header.sealed:
             raise FencedError(f"the wal is sealed: path={self._location}")
@@ -225,14 +234,33 @@ class BlockLog:
             appends=group.appends,
             payloads=group.payloads,
         )
-        with self._device.data_lock():
-            self._check_owner()
+        try:
+            self._take_lock()
             self._write_ring(group.position, parts, group.length)
             self._device.sync()
-            # Locks end at the host: on a device that another host can open, only this second look shows its claim.
-            self._check_owner()
+            if self._device.shareable:
+                # Locks end at the host: only this second look shows the claim of another one.
+                self._check_owner()
+        except BaseException:
+            self.rest()
+            raise
         self._confirmed = group.end_position
         self._advance(group.position + group.length, Cursor(group.end_position, group.sequence + 1, digest))
+
+    def rest(self) -> None:
+        """Let go of the data lock: nothing is about to be written."""
+        self._groups_under_lock = 0
+        self._lock.close()
+
+    def _take_lock(self) -> None:
+        """Hold the data lock as the owner. Who takes the log over writes the header, then waits for the lock."""
+        if self._groups_under_lock >= _GROUPS_PER_LOCK:
+            self.rest()
+        if self._groups_under_lock == 0:
+            self._lock.enter_context(self._device.data_lock())
+        self._groups_under_lock += 1
+        if self._groups_under_lock == 1 or self._device.shareable:
+            self._check_owner()
 
     def _write_ring(self, position: int, parts: Sequence[Buffer], length: int) -> None:
         offset = position % self._ring_bytes

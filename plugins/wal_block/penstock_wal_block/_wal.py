@@ -17,6 +17,7 @@ from pathlib import Path
 import anyio
 import anyio.lowlevel
 
+from penstock.direct_io import filler_bytes
 from penstock.errors import (
     ClosedError,
     ConfigError,
@@ -224,6 +225,8 @@ class BlockWal:
             except PenstockError as error:
                 self._failed = error
                 raise
+        if not self._thread.has_more:
+            self._log.rest()
         if stalled:
             self._thread.notify(self._commit.resume)
         return (time.perf_counter_ns() - started) // 1000
@@ -345,7 +348,7 @@ async def _open_block_wal(
         incarnation=os.urandom(16),
         log_id=int.from_bytes(os.urandom(8), "big"),
     )
-    window_bytes = max(settings.group_bytes_max, settings.entry_bytes_max) + 2 * BLOCK_BYTES
+    window_bytes = max(settings.group_bytes_max, settings.entry_bytes_max) + 4 * BLOCK_BYTES
     try:
         log = await thread.run(lambda: BlockLog(device, owner, location=str(path), window_bytes=window_bytes))
     except OSError as error:
@@ -355,6 +358,7 @@ async def _open_block_wal(
         group_bytes_max=settings.group_bytes_max,
         entry_bytes_max=settings.entry_bytes_max,
         capacity_bytes=log.ring_bytes,
+        filler_bytes=filler_bytes if device.direct else None,
     )
     capabilities = replace(CAPABILITIES, entry_bytes_max=settings.entry_bytes_max)
     return BlockWal(log, thread, commit, settings, capabilities, str(path))

@@ -30,6 +30,7 @@ class SimulatedDevice:
     """Writes reach the medium at ``sync``; at a crash any subset of the sectors of unsynced writes is on it."""
 
     capacity_bytes = HEADER_AREA_BYTES + RING_BYTES
+    shareable = True
 
     def __init__(self) -> None:
         self.medium = bytearray(self.capacity_bytes)

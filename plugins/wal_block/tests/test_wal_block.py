@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import anyio
 import pytest
 from penstock_wal_block import BlockWal, Settings, penstock_register_wal
 from penstock_wal_block._device import FileDevice
+from penstock_wal_block._format import BLOCK_BYTES
+from penstock_wal_block._log import BlockLog, Owner
 
 from penstock.errors import (
     ClosedError,
@@ -24,7 +28,8 @@ from penstock.errors import (
     InvalidRequestError,
     UnavailableError,
 )
-from penstock.spi import Services
+from penstock.spi import Buffer, Services
+from penstock.wal import GroupCommit
 
 pytestmark = pytest.mark.anyio
 
@@ -100,6 +105,66 @@ async def test_an_entry_larger_than_a_group_is_written_alone(open_wal: Opener) -
         await last.wait_durable()
     async with open_wal(2, recover=False) as wal:
         assert await recovered(wal) == [b"before", large, b"after"]
+
+
+async def test_large_payloads_are_written_from_where_they_are(
+    open_wal: Opener, io: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever their place in a page; only their ends, less than a page each, are copied."""
+    views = []
+    for number, offset in enumerate([0, 1, 24, 700, 4095, 4080]):
+        view = memoryview(mmap.mmap(-1, 2**18 + offset))[offset : offset + 100_000 + number]
+        view[:] = bytes([number + 1]) * len(view)
+        views.append(view)
+    vectors: list[int] = []
+    real = os.pwritev
+
+    def pwritev(fd: int, buffers: Sequence[Buffer], *rest: int) -> int:
+        vectors.extend(len(buffer) for buffer in buffers)
+        return real(fd, buffers, *rest)
+
+    async with open_wal(group_bytes_max=2**20, capacity=8 * 2**20) as wal:
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        for view in views:
+            wal.append([b"small"])
+            last = wal.append([b"header", view])
+        await last.wait_durable()
+        if io == "direct":
+            assert sum(size for size in vectors if size >= 90_000) > 6 * 94_000
+            assert sum(size for size in vectors if size < 90_000) < 6 * 3 * 4096
+    async with open_wal(2, recover=False, capacity=8 * 2**20) as wal:
+        found = await recovered(wal)
+    assert found == [piece for view in views for piece in (b"small", b"header" + bytes(view))]
+
+
+def test_a_busy_owner_lets_a_newer_one_in(tmp_path: Path) -> None:
+    """It holds the lock over several groups as long as more of them wait, but not for ever."""
+
+    def open_log(epoch: int) -> BlockLog:
+        device = FileDevice(
+            tmp_path / "wal", capacity_bytes=2**26, io="auto", sync="fdatasync", buffer_bytes=2**16
+        )
+        owner = Owner(cluster_id="c", node_id=1, epoch=epoch, incarnation=bytes([epoch]) * 16, log_id=7)
+        return BlockLog(device, owner, location="wal", window_bytes=2**16)
+
+    log = open_log(1)
+    log.settle()
+    commit = GroupCommit(alignment=BLOCK_BYTES)
+    commit.start(log.cursor.position, log.cursor.sequence)
+
+    def write_for_ever() -> None:
+        while True:  # and never rest
+            commit.append([b"x"])
+            group = commit.take()
+            assert group is not None
+            log.write(group)
+
+    with ThreadPoolExecutor(1) as pool:
+        taken = pool.submit(open_log, 2)
+        with pytest.raises(FencedError, match="newer owner"):
+            write_for_ever()
+        successor = taken.result(20)
+    assert len(list(successor.scan())) > 0
 
 
 async def test_leaving_the_context_flushes_what_was_appended(open_wal: Opener) -> None:
@@ -381,7 +446,8 @@ async def test_a_callback_of_an_earlier_group_runs_before_a_later_failure(
 _CHILD = """
 import sys, anyio
 from pathlib import Path
-from penstock.spi import Services
+from penstock.spi import Buffer, Services
+from penstock.wal import GroupCommit
 from penstock_wal_block import Settings, penstock_register_wal
 
 async def main():

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 
+from penstock.direct_io import BLOCK_BYTES, LARGE_BYTES
 from penstock.errors import CorruptError
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.object_format import (
@@ -69,6 +72,46 @@ def test_entries_come_back_unchanged_from_the_blocks_the_index_names(
         assert [(e.base_offset, e.next_offset, e.time_ms, bytes(e.data)) for e in found] == [
             (e.base_offset, e.next_offset, e.time_ms, bytes(e.data)) for e in entries
         ]
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.integers(1, 500), st.integers(LARGE_BYTES, 80_000)), st.integers(0, 4095)),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_for_direct_io_large_payloads_lie_as_in_memory_and_fillers_are_skipped(
+    payloads: list[tuple[int, int]],
+) -> None:
+    entries = []
+    for number, (size, offset) in enumerate(payloads):
+        view = memoryview(mmap.mmap(-1, offset + size))[offset:]
+        view[:] = bytes([number + 1]) * size
+        entries.append(StreamEntry(1, number, number + 1, 1000, view))
+    writer = ObjectWriter(OBJECT_ID, 100_000, direct_io=True)
+    writer.add(1, entries)
+    parts, size_bytes = writer.finish()
+    data = b"".join(parts)
+    assert len(data) == size_bytes
+    found = []
+    for row in read_index(data).blocks_from(1, 0):
+        block = data[row.position : row.position + row.size]
+        verify_block(block, OBJECT_ID, row.position)
+        for entry in decode_block(block, 1):
+            found.append((entry.base_offset, bytes(entry.data)))
+    assert found == [(entry.base_offset, bytes(entry.data)) for entry in entries]
+    position = 0
+    large = {
+        id(entry.data): offset
+        for entry, (size, offset) in zip(entries, payloads, strict=True)
+        if size >= LARGE_BYTES
+    }
+    for part in parts:
+        if id(part) in large:
+            assert position % BLOCK_BYTES == large[id(part)]
+        position += len(part)
 
 
 def test_a_lookup_starts_with_the_block_that_holds_the_offset() -> None:

@@ -54,6 +54,34 @@ def test_the_layout_is_fixed() -> None:
     assert digest == crc32c(head)
 
 
+def test_gaps_between_entries_are_filled_checked_and_skipped() -> None:
+    cursor = Cursor(4096, 2, 77)
+    first = cursor.position + GROUP_HEADER_BYTES + ENTRY_HEADER_BYTES
+    appends = [
+        WalAppend(first, first + ENTRY_HEADER_BYTES + 3),
+        WalAppend(first + 2 * ENTRY_HEADER_BYTES + 3 + 100, first + 3 * ENTRY_HEADER_BYTES + 3 + 100 + 4),
+    ]
+    parts, _ = encode_group(
+        log_id=9,
+        cursor=cursor,
+        epoch=3,
+        confirmed_position=0,
+        appends=appends,
+        payloads=[[b"abc"], [b"defg"]],
+    )
+    data = b"".join(parts)
+    group = decode_group(memoryview(data), cursor, log_id=9)
+    assert [(e.position, e.next_position, bytes(e.data)) for e in group.entries] == [
+        (appends[0].position, appends[0].next_position, b"abc"),
+        (appends[1].position, appends[1].next_position, b"defg"),
+    ]
+    for at in range(len(data)):
+        damaged = bytearray(data)
+        damaged[at] ^= 1
+        with pytest.raises(DamageError):
+            decode_group(memoryview(damaged), cursor, log_id=9)
+
+
 @given(
     payloads=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=10),
     cursor=st.builds(Cursor, st.integers(0, 2**60), st.integers(0, 2**60), st.integers(0, 2**32 - 1)),

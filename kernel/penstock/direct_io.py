@@ -1,0 +1,192 @@
+"""Writes that pass the page cache by (O_DIRECT), from where the bytes lie in memory.
+
+O_DIRECT takes address, position and length in multiples of the device's block. A large buffer holds whole pages
+wherever it lies; they can be written from where they are if the buffer's address and its position in the file agree
+modulo the page. Who lays a file out can see to that with less than a page of filler in front of a large buffer
+(:func:`filler_bytes`). What is left, the ends of large buffers and all small ones, is gathered in a bounce buffer.
+
+Any layout is written correctly; one that agrees is written without a copy.
+"""
+
+from __future__ import annotations
+
+__all__ = ("BLOCK_BYTES", "DirectGather", "filler_bytes", "write_vectors")
+
+import ctypes
+import errno
+import mmap
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Final, TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+
+#: Covers the logical block of all common devices, and is a page.
+BLOCK_BYTES: Final = 4096
+#: Buffers from here on are worth the filler: half a page on average.
+LARGE_BYTES: Final = 64 * 1024
+#: Linux takes at most 1024 vectors a call (IOV_MAX).
+_VECTORS_MAX: Final = 512
+
+
+def filler_bytes(position: int, buffers: Sequence[Buffer]) -> int:
+    """Bytes to leave free at ``position`` so that the first large buffer of ``buffers`` is written from its place.
+
+    0 to 4095; 0 too if none is large, or if it lies in memory that can't be written (whose address isn't told).
+    """
+    for buffer in buffers:
+        size = len(buffer)
+        if size >= LARGE_BYTES:
+            address = _address(buffer)
+            return 0 if address is None else (address - position) % BLOCK_BYTES
+        position += size
+    return 0
+
+
+def _address(buffer: Buffer) -> int | None:
+    try:
+        return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+    except (TypeError, ValueError):
+        return None
+
+
+class DirectGather:
+    """Turns buffers, one behind the other from an aligned position, into vectors fit for O_DIRECT.
+
+    ``write(vectors)`` is called with whole blocks at aligned addresses when the bounce buffer of ``bounce_bytes`` is
+    full, when ``write_bytes`` have come together (0: never), and by :meth:`flush`. It must write all of them behind
+    the ones before, and not keep them. Not for use by several threads at once.
+    """
+
+    __slots__ = ("_bounce", "_from", "_memory", "_pending", "_used", "_vectors", "_write", "_write_bytes")
+
+    def __init__(
+        self, bounce_bytes: int, write: Callable[[Sequence[memoryview]], None], *, write_bytes: int = 0
+    ) -> None:
+        assert bounce_bytes > 0, "there is room to gather in"
+        assert bounce_bytes % BLOCK_BYTES == 0, "the bounce buffer is whole blocks"
+        self._memory = mmap.mmap(-1, bounce_bytes)
+        self._bounce = memoryview(self._memory)
+        self._write = write
+        self._write_bytes = write_bytes or sys.maxsize
+        self._vectors: list[memoryview] = []
+        #: Bytes in ``_vectors``.
+        self._pending = 0
+        #: The bounce buffer is in ``_vectors`` up to here, and filled up to there. Both agree with the position in
+        #: the file modulo the block.
+        self._from = 0
+        self._used = 0
+
+    def add(self, buffer: Buffer) -> None:
+        """Append ``buffer``; it must not change until it is written."""
+        size = len(buffer)
+        if size >= LARGE_BYTES:
+            address = _address(buffer)
+            if address is not None and (address - self._used) % BLOCK_BYTES == 0:
+                self._add_in_place(memoryview(buffer), size)
+                return
+        if size < len(self._bounce) - self._used:
+            end = self._used + size
+            self._bounce[self._used : end] = buffer
+            self._used = end
+        else:
+            self._copy(memoryview(buffer))
+
+    def pad(self) -> None:
+        """Append zeros up to the next block."""
+        self.add(bytes(-self._used % BLOCK_BYTES))
+
+    def flush(self) -> memoryview:
+        """Write the whole blocks; what doesn't fill one stays, and is returned."""
+        self._cut()
+        if self._vectors:
+            self._write(self._vectors)
+            self._vectors.clear()
+            self._pending = 0
+        rest = self._used - self._from
+        self._bounce[:rest] = self._bounce[self._from : self._used]
+        self._from, self._used = 0, rest
+        return self._bounce[:rest]
+
+    def reset(self) -> None:
+        """Forget what was added and not written."""
+        self._vectors.clear()
+        self._pending = self._from = self._used = 0
+
+    def close(self) -> None:
+        """Give the bounce buffer back."""
+        self.reset()
+        self._bounce.release()
+        self._memory.close()
+
+    def _add_in_place(self, view: memoryview, size: int) -> None:
+        head = -self._used % BLOCK_BYTES
+        tail = size - (size - head) % BLOCK_BYTES
+        self._copy(view[:head])
+        self._cut()
+        while tail - head + self._pending > self._write_bytes:
+            end = head + max(self._write_bytes - self._pending, 0) // BLOCK_BYTES * BLOCK_BYTES
+            if end > head:
+                self._vectors.append(view[head:end])
+            self.flush()
+            head = end
+        self._vectors.append(view[head:tail])
+        self._pending += tail - head
+        self._copy(view[tail:])
+        if len(self._vectors) >= _VECTORS_MAX:
+            self.flush()
+
+    def _copy(self, rest: memoryview) -> None:
+        capacity = len(self._bounce)
+        while rest:
+            piece = rest[: capacity - self._used]
+            end = self._used + len(piece)
+            self._bounce[self._used : end] = piece
+            self._used = end
+            rest = rest[len(piece) :]
+            if end == capacity:
+                self.flush()
+
+    def _cut(self) -> None:
+        """Move the gathered whole blocks to the vectors."""
+        end = self._used - self._used % BLOCK_BYTES
+        if end > self._from:
+            self._vectors.append(self._bounce[self._from : end])
+            self._pending += end - self._from
+            self._from = end
+
+
+def write_vectors(
+    fd: int,
+    vectors: Sequence[memoryview],
+    position: int,
+    flags: int = 0,
+    *,
+    on_partial: Callable[[], None] | None = None,
+) -> None:
+    """Write all of ``vectors`` at ``position`` of the file. Raises OSError.
+
+    ``on_partial()`` is called when the system wrote only a part, before the rest is tried.
+    """
+    written = os.pwritev(fd, vectors, position, flags)
+    rest = vectors
+    while True:
+        rest = _behind(rest, written)
+        if not rest:
+            return
+        if written == 0:
+            raise OSError(errno.ENOSPC, "the medium takes no more bytes")
+        if on_partial is not None:
+            on_partial()
+        position += written
+        written = os.pwritev(fd, rest, position, flags)
+
+
+def _behind(vectors: Sequence[memoryview], size: int) -> Sequence[memoryview]:
+    """What is left of ``vectors`` when the first ``size`` bytes are taken away."""
+    for i, vector in enumerate(vectors):
+        if size < len(vector):
+            return [vector[size:], *vectors[i + 1 :]] if size else vectors[i:]
+        size -= len(vector)
+    return ()

@@ -1,0 +1,132 @@
+"""Gathering for O_DIRECT: what was added is written, in whole aligned blocks, and from its place where that fits."""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.direct_io import BLOCK_BYTES, LARGE_BYTES, DirectGather, filler_bytes, write_vectors
+
+PIECES = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 9000), st.integers(LARGE_BYTES, LARGE_BYTES + 300_000)),  # bytes
+        st.integers(0, BLOCK_BYTES - 1),  # where in a page they begin
+        st.booleans(),  # laid out with filler
+    ),
+    max_size=8,
+)
+
+
+def address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+def placed(size: int, offset: int, fill: int) -> memoryview:
+    """``size`` bytes that begin ``offset`` bytes into a page."""
+    memory = mmap.mmap(-1, offset + size + 1)
+    view = memoryview(memory)[offset : offset + size]
+    view[:] = bytes([fill]) * size
+    return view
+
+
+@settings(max_examples=150, deadline=None)
+@given(PIECES, st.sampled_from([1, 2, 7, 64]), st.sampled_from([0, BLOCK_BYTES, 20 * BLOCK_BYTES]))
+def test_vectors_are_aligned_and_add_up(
+    pieces: list[tuple[int, int, bool]], bounce_blocks: int, write_bytes: int
+) -> None:
+    written = bytearray()
+
+    def write(vectors: Sequence[memoryview]) -> None:
+        for vector in vectors:
+            assert len(vector) % BLOCK_BYTES == 0
+            assert address(vector) % BLOCK_BYTES == 0
+            written.extend(vector)
+
+    gather = DirectGather(bounce_blocks * BLOCK_BYTES, write, write_bytes=write_bytes)
+    expected = bytearray()
+    for number, (size, offset, filled) in enumerate(pieces):
+        data = placed(size, offset, number + 1)
+        if filled:
+            zeros = bytes(filler_bytes(len(expected), [data]))
+            gather.add(zeros)
+            expected += zeros
+        gather.add(data)
+        expected += data
+    rest = bytes(gather.flush())
+    assert len(rest) < BLOCK_BYTES
+    assert written + rest == expected
+    gather.pad()
+    gather.flush()
+    assert written == expected.ljust(len(written), b"\0")
+    assert len(written) - len(expected) < BLOCK_BYTES
+    gather.close()
+
+
+def test_a_large_buffer_behind_its_filler_is_written_from_its_place() -> None:
+    data = placed(LARGE_BYTES, 123, 7)
+    vectors: list[tuple[int, int]] = []
+    gather = DirectGather(BLOCK_BYTES, lambda some: vectors.extend((address(v), len(v)) for v in some))
+    gather.add(b"header")
+    gather.add(bytes(filler_bytes(len(b"header"), [data])))
+    gather.add(data)
+    gather.pad()
+    gather.flush()
+    first_page = address(data) - 123 + BLOCK_BYTES
+    assert (first_page, LARGE_BYTES - BLOCK_BYTES) in vectors
+    assert sum(size for _, size in vectors) == LARGE_BYTES + BLOCK_BYTES, (
+        "the ends come from the bounce buffer"
+    )
+
+
+def test_small_and_unaddressable_buffers_ask_for_no_filler() -> None:
+    assert filler_bytes(1, [b"x" * 100, placed(LARGE_BYTES - 1, 5, 1)]) == 0
+    assert filler_bytes(1, [bytes(LARGE_BYTES)]) == 0
+
+
+def test_the_filler_counts_what_stands_before_the_large_buffer() -> None:
+    data = placed(LARGE_BYTES, 500, 1)
+    size = filler_bytes(10_000, [b"x" * 41, data])
+    assert (10_000 + 41 + size) % BLOCK_BYTES == 500
+
+
+def test_reset_forgets_what_was_not_written() -> None:
+    written = bytearray()
+    gather = DirectGather(4 * BLOCK_BYTES, lambda vectors: written.extend(b"".join(vectors)))
+    gather.add(b"lost")
+    gather.reset()
+    gather.add(b"kept")
+    gather.pad()
+    gather.flush()
+    assert written == b"kept".ljust(BLOCK_BYTES, b"\0")
+
+
+def test_partial_writes_go_on_where_they_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.pwritev
+    calls = []
+
+    def short(fd: int, vectors: Sequence[memoryview], position: int, flags: int = 0) -> int:
+        data = b"".join(vectors)[:5]
+        calls.append(len(data))
+        return real(fd, [data], position, flags)
+
+    monkeypatch.setattr(os, "pwritev", short)
+    partial: list[int] = []
+    with (tmp_path / "file").open("w+b", buffering=0) as file:
+        parts = [memoryview(b"abc"), memoryview(b""), memoryview(b"defgh"), memoryview(b"ijkl")]
+        write_vectors(file.fileno(), parts, 2, on_partial=lambda: partial.append(1))
+        assert file.read() == b"\0\0abcdefghijkl"
+    assert calls == [5, 5, 2]
+    assert len(partial) == 2
+
+
+def test_a_medium_that_takes_nothing_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwritev", lambda *_: 0)
+    with (tmp_path / "file").open("w+b", buffering=0) as file, pytest.raises(OSError, match="takes no more"):
+        write_vectors(file.fileno(), [memoryview(b"abc")], 0)
