@@ -144,6 +144,10 @@ class Simulation:
                 upload=upload,
             ),
         )
+        if self.random.random() < 0.5:
+            self.store.now_ms = lambda: self.world.now_ms
+        self.orphans_deleted = 0
+        self._sweeping = False
         self.written: dict[Place, Written] = {}
         self.producers = [Producer(1000 + i if i else -1, i) for i in range(4)]
         #: Topic ids by name that were acknowledged, and those whose deletion was asked for.
@@ -182,6 +186,8 @@ class Simulation:
                     recovered = self.world.recovered[-1].entries
                     self.note(f"life {number} index={life.engine.metadata.image.index} recovered={recovered}")
                     assert not (clean and recovered), "a clean stop leaves nothing to recover"
+                    self._sweeping = False
+                    self.store.land(0.3)
                     await self._check(life)
                     self.leader_epochs = dict(self._leader_epochs(life))
                     self.store.fault_rate = self.random.choice([0.0, 0.05, 0.3])
@@ -262,6 +268,13 @@ class Simulation:
             for _ in range(2):
                 self.world.now_ms += SETTINGS.upload.prepare_deadline_ms + 1
                 await life.engine.engine._lifecycle.sweep()
+            self.store.land(1)
+            for _ in range(
+                3
+            ):  # a sweep that was cut short, one that notes the age of ids, and one that knows it
+                self.world.now_ms += SETTINGS.orphan_grace_ms
+                await life.engine.engine._orphans.sweep()
+            self.orphans_deleted += life.engine.engine._orphans.statistics().deleted_objects
             await self._check_objects(life, exactly=True)
             await life.engine.metadata.write_snapshot()
 
@@ -441,6 +454,7 @@ class Simulation:
                 self._flush,
                 self._flush,
                 self._sweep,
+                self._sweep_orphans,
                 self._evict,
                 self._configure,
             ]
@@ -503,6 +517,17 @@ class Simulation:
     async def _sweep(self, life: Life) -> None:
         self.world.now_ms += self.random.choice([1, 1000, SETTINGS.upload.prepare_deadline_ms])
         await self._perhaps_cancelled(life.engine.engine._lifecycle.sweep)
+
+    async def _sweep_orphans(self, life: Life) -> None:
+        self.store.land(0.2)
+        if self._sweeping:
+            return  # a broker has one task that sweeps
+        self._sweeping = True
+        try:
+            self.world.now_ms += self.random.choice([0, SETTINGS.orphan_grace_ms])
+            await self._perhaps_cancelled(life.engine.engine._orphans.sweep)
+        finally:
+            self._sweeping = False
 
     async def _evict(self, life: Life) -> None:
         life.engine.log_cache.evict(self.random.choice([1, 1000, 2**30]))
@@ -637,15 +662,17 @@ async def test_a_seed_gives_one_history(tmp_path: Path) -> None:
 async def test_histories_hold_what_they_are_for(tmp_path: Path) -> None:
     """The simulation isn't idle: acknowledgements, deletions, trims, failures, recoveries, faults, uploads."""
     trace: list[str] = []
-    faults = uploads = 0
+    faults = uploads = orphans = 0
     for seed in range(6):
         simulation = Simulation(seed, tmp_path)
         trace += await simulation.run()
         faults += simulation.store.faults
         uploads += len(simulation.world.uploads)
+        orphans += simulation.orphans_deleted
     words = [line.split()[0] for line in trace]
     for word in ("acked", "created", "grown", "deleted", "trimmed", "crash", "quiet", "wal"):
         assert words.count(word) >= 3, word
     assert any(line.startswith("life") and not line.endswith("recovered=0") for line in trace)
     assert faults > 20
     assert uploads > 20
+    assert orphans > 5

@@ -22,7 +22,10 @@ from penstock.spi.wal import WalAppend, WalEntry
 
 
 class SimulatedStore:
-    """Objects in a dict. An operation takes a few turns of the loop; it may fail before or after its effect."""
+    """Objects in a dict. An operation takes a few turns of the loop; it may fail before or after its effect.
+
+    A put of an object that fails, or whose process dies, may land at any time later: see :meth:`land`.
+    """
 
     capabilities = ObjectStoreCapabilities(put_if_absent=True, durable=True, durability_domain="host")
     location = "simulated store"
@@ -30,6 +33,12 @@ class SimulatedStore:
     def __init__(self, random: Random) -> None:
         self._random = random
         self.objects: dict[str, bytes] = {}
+        #: When objects were put, by the clock below: a store tells 0 if it doesn't know.
+        self.modified_ms: dict[str, int] = {}
+        self.now_ms: Callable[[], int] = lambda: 0
+        #: Puts that nobody waits for any more and that haven't landed yet.
+        self.late: dict[str, bytes] = {}
+        self.landed = 0
         #: Every metadata entry ever written, by key: replay from the first one needs those dropped since.
         self.entries: dict[str, bytes] = {}
         self.fault_rate = 0.0
@@ -65,10 +74,27 @@ class SimulatedStore:
         return ObjectInfo(key=key, size=len(await self.get(key)))
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        lost = await self._operation()
-        self.objects[key] = b"".join(body)
+        data = b"".join(body)
+        try:
+            lost = await self._operation()
+        except BaseException:
+            if key.startswith("objects/"):
+                self.late[key] = data
+            raise
+        self._store(key, data)
         await self._reply(lost)
         return ""
+
+    def _store(self, key: str, data: bytes) -> None:
+        self.objects[key] = data
+        self.modified_ms[key] = self.now_ms()
+
+    def land(self, chance: float) -> None:
+        """Each late put lands with this chance."""
+        for key in sorted(self.late):
+            if self._random.random() < chance:
+                self.landed += 1
+                self._store(key, self.late.pop(key))
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
         lost = await self._operation()
@@ -95,8 +121,10 @@ class SimulatedStore:
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         await self._reply(await self._operation())
         for key in sorted(self.objects):
-            if key.startswith(prefix) and key > start_after:
-                yield ObjectInfo(key=key, size=len(self.objects[key]))
+            if key in self.objects and key.startswith(prefix) and key > start_after:
+                modified_ms = self.modified_ms.get(key, 0)
+                yield ObjectInfo(key=key, size=len(self.objects[key]), modified_ms=modified_ms)
+                await anyio.lowlevel.checkpoint()
 
     def statistics(self) -> ObjectStoreStatistics:
         return ObjectStoreStatistics(errors=self.faults)

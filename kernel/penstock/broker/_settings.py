@@ -38,6 +38,8 @@ def engine_settings(tree: Tree, limit: int, wal_capacity: int) -> EngineSettings
         in_flight_bytes_max=stream.append_in_flight_bytes_max or max(MIB, limit // 8),
         lifecycle_interval_ms=max(100, min(stream.delete_delay, 10_000)),
         delete_delay_ms=stream.delete_delay,
+        orphan_sweep_interval_ms=stream.orphan_sweep_interval,
+        orphan_grace_ms=stream.orphan_grace,
         upload=UploadSettings(
             block_bytes=stream.block_bytes,
             object_split_bytes=stream.object_split_bytes,

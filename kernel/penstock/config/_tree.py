@@ -192,6 +192,15 @@ class Stream(Settings):
     delete_delay: Duration = Field(
         default=MINUTE, ge=0, description="Time between an object losing its last reference and its deletion."
     )
+    orphan_sweep_interval: Duration = Field(
+        default=6 * HOUR,
+        ge=SECOND,
+        description="How often the object store is listed for objects that metadata doesn't know, to delete them; "
+        "the first time a minute after the start.",
+    )
+    orphan_grace: Duration = Field(
+        default=HOUR, ge=0, description="Age below which an object that metadata doesn't know is left alone."
+    )
     append_in_flight_bytes_max: Size = Field(
         default=0, ge=0, description="Bytes of unanswered produce requests; 0 is an eighth of the allocator."
     )

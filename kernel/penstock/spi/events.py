@@ -87,7 +87,10 @@ class UploadCommitted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ObjectsDestroyed:
-    """Objects that nothing refers to any more were deleted from the store."""
+    """Objects that nothing refers to any more were deleted from the store.
+
+    An id comes again if a put of it landed after its deletion, and the orphan sweep deleted what landed.
+    """
 
     object_ids: tuple[int, ...]
 

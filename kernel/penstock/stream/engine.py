@@ -44,6 +44,7 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WriteAheadLog
 from penstock.stream.entry import HEADER, decode_header, encode_header
 from penstock.stream.lifecycle import ObjectLifecycle
+from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
 from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
 from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSettings
 
@@ -71,6 +72,8 @@ class EngineSettings:
     in_flight_bytes_max: int
     lifecycle_interval_ms: int
     delete_delay_ms: int
+    orphan_sweep_interval_ms: int
+    orphan_grace_ms: int
     upload: UploadSettings
     reader: ReaderSettings
 
@@ -86,6 +89,7 @@ class EngineStatistics:
     append_failures: int
     uploader: UploaderStatistics
     reader: ReaderStatistics
+    orphans: OrphanStatistics
 
 
 class Stream:
@@ -239,6 +243,14 @@ class StreamEngine:
             delete_delay_ms=settings.delete_delay_ms,
             on_destroyed=on_destroyed,
         )
+        self._orphans = OrphanSweeper(
+            metadata,
+            store,
+            now_ms=now_ms,
+            interval_ms=settings.orphan_sweep_interval_ms,
+            grace_ms=settings.orphan_grace_ms,
+            on_destroyed=on_destroyed,
+        )
         allocator.add_pressure_listener(self._relieve)
 
     @classmethod
@@ -283,6 +295,7 @@ class StreamEngine:
             tasks.start_soon(engine._uploader.run)
             on_recovered(await engine._recover())
             tasks.start_soon(engine._lifecycle.run)
+            tasks.start_soon(engine._orphans.run)
             tasks.start_soon(engine._upload_on_interval)
             tasks.start_soon(engine._end_when_wal_ended)
             try:
@@ -613,6 +626,7 @@ class StreamEngine:
             append_failures=self._append_failures,
             uploader=self._uploader.statistics(),
             reader=self._reader.statistics(),
+            orphans=self._orphans.statistics(),
         )
 
     # -- recovery --------------------------------------------------------------------------------------------

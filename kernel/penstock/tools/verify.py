@@ -19,6 +19,7 @@ from crc32c import crc32c
 from penstock.errors import CorruptError, NotFoundError, PenstockError
 from penstock.metadata.image import Image, ObjectState, StreamState
 from penstock.metadata.service import follow, load_image
+from penstock.spi.object_store import ObjectInfo
 from penstock.stream.entry import HEADER, decode_header
 from penstock.stream.object_format import (
     FOOTER,
@@ -30,6 +31,7 @@ from penstock.stream.object_format import (
     object_key,
     verify_block,
 )
+from penstock.stream.orphans import is_orphan, object_id_of
 from penstock.tools.places import Places
 from penstock.wire.records import ATTRIBUTES_POS, BatchError, read_header
 
@@ -226,7 +228,11 @@ async def _check_orphans(
     known.update(object_key(object_id) for object_id in image.objects)
     for info in found:
         if info.key not in known:
-            report.problem("I6", info.key, f"orphan: metadata doesn't know the object: size={info.size}")
+            report.problem(
+                "I6",
+                info.key,
+                f"orphan: metadata doesn't know the object; {_orphan_fate(image, info)}: size={info.size}",
+            )
     for held in image.objects.values():
         overdue_ms = now_ms - held.at_ms - OVERDUE_GRACE_MS
         if held.state == "prepared" and overdue_ms > 0:
@@ -235,6 +241,21 @@ async def _check_orphans(
             )
         if held.state == "destroyed" and overdue_ms - delete_delay_ms > 0:
             report.notes.append(f"object {held.object_id} waits for deletion; a running broker deletes it")
+
+
+def _orphan_fate(image: Image, info: ObjectInfo) -> str:
+    """What a running broker's orphan sweep does about the object, for people."""
+    object_id = object_id_of(info.key)
+    if object_id is None:
+        return "its key is not one of penstock's, so no broker deletes it"
+    if is_orphan(image, object_id):
+        return (
+            "a put landed late, and a running broker deletes it (stream.orphan_sweep_interval, orphan_grace)"
+        )
+    return (
+        "its id was never given out, so no broker deletes it; is metadata older than the store, or does another "
+        "cluster write here?"
+    )
 
 
 async def _check_wal(places: Places, image: Image, report: Report) -> None:

@@ -204,7 +204,9 @@ class FileTree:
     def _walk(self, base: str, prefix: str, start_after: str) -> Iterator[ObjectInfo]:
         try:
             with os.scandir(os.path.join(self.root, base)) as entries:
-                found = sorted(_names(entries))
+                # sorted are only those that are asked for: sorting all of a great many holds the GIL for long
+                paths = ((name, base + name) for name in _names(entries))
+                found = sorted(n for n, path in paths if path.startswith(prefix) or prefix.startswith(path))
         except (FileNotFoundError, NotADirectoryError):
             return
         except OSError as error:

@@ -105,6 +105,21 @@ async def test_an_orphan_is_found_but_not_an_object_that_is_being_uploaded(world
         await e.store.put(object_key(10**6), [b"orphan"])
         report = await check(world, e)
         assert [(p.invariant, p.place) for p in report.problems] == [("I6", object_key(10**6))]
+        assert "never given out" in report.problems[0].message
+
+
+async def test_what_becomes_of_an_orphan_is_said(world: World) -> None:
+    async with world.open() as e:
+        await filled(e)
+        await e.engine.trim_streams([(e.stream.stream_id, e.stream.confirmed_offset)])
+        await e.engine._lifecycle.sweep()
+        (forgotten,) = {1} - set(e.metadata.image.objects)
+        await e.store.put(object_key(forgotten), [b"late"])
+        await e.store.put("objects/theirs", [b"foreign"])
+        messages = {p.place: p.message for p in (await check(world, e)).problems}
+    assert "a running broker deletes it" in messages.pop(object_key(forgotten))
+    assert "not one of penstock's" in messages.pop("objects/theirs")
+    assert messages == {}
 
 
 async def test_a_hole_between_objects_and_the_wal_is_found(world: World) -> None:
