@@ -88,6 +88,9 @@ class Partition(Protocol):
     def high_watermark(self) -> int: ...
     @property
     def last_stable_offset(self) -> int: ...
+    @property
+    def unavailable(self) -> str | None:
+        """Why nothing is served here (its data are damaged), or None. Only DeleteRecords works then."""
 
     def append(
         self,

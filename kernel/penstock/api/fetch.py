@@ -61,6 +61,8 @@ class _Fetch:
         partition, error = self._find(cached)
         if partition is None:
             return _Entry(cached, None, error)
+        if partition.unavailable is not None:
+            return _Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR)
         entry = _Entry(cached, partition, _fence(cached, partition))
         if entry.error:
             return entry

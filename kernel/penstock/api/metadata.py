@@ -153,12 +153,14 @@ def _topic(topic: Topic, context: RequestContext, operations: int) -> MetadataRe
     partitions: list[MetadataResponsePartition] = []
     for index in range(topic.partition_count):
         partition = logs.partition(topic.name, index)
-        if partition is None:
+        if partition is None or partition.unavailable is not None:
+            # as Kafka shows a partition whose only replica is on a failed disk
             partitions.append(
                 MetadataResponsePartition(
                     error_code=ErrorCode.LEADER_NOT_AVAILABLE,
                     partition_index=index,
                     leader_id=-1,
+                    leader_epoch=-1 if partition is None else partition.leader_epoch,
                     replica_nodes=nodes,
                     isr_nodes=[],
                     offline_replicas=nodes,

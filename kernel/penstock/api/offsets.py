@@ -77,7 +77,7 @@ async def _list_offset(
     context: RequestContext,
     committed: bool,
 ) -> None:
-    partition = _find(topic, asked.partition_index, context)
+    partition = _find_available(topic, asked.partition_index, context)
     _fence(asked.current_leader_epoch, partition)
     timestamp = asked.timestamp
     found: tuple[int, int, int] | None
@@ -115,7 +115,7 @@ async def handle_offset_for_leader_epoch(
         for asked in topic.partitions:
             result = EpochEndOffset(partition=asked.partition)
             try:
-                partition = _find(topic.topic, asked.partition, context)
+                partition = _find_available(topic.topic, asked.partition, context)
                 _fence(asked.current_leader_epoch, partition)
                 result.leader_epoch, result.end_offset = partition.end_offset_for_epoch(asked.leader_epoch)
             except PenstockError as error:
@@ -130,7 +130,10 @@ async def handle_offset_for_leader_epoch(
 async def handle_delete_records(
     request: DeleteRecordsRequest, context: RequestContext
 ) -> DeleteRecordsResponse:
-    """DeleteRecords: move the log start of each partition, answer with the new one."""
+    """DeleteRecords: move the log start of each partition, answer with the new one.
+
+    Unavailable partitions too: giving up what is damaged is a way to have them back.
+    """
     topics: list[DeleteRecordsTopicResult] = []
     for topic in request.topics:
         results: list[DeleteRecordsPartitionResult] = []
@@ -149,7 +152,9 @@ async def handle_delete_records(
 
 async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: RequestContext) -> int:
     partition = _find(topic, asked.partition_index, context)
-    if "delete" not in context.api.logs.config_value(topic, "cleanup.policy"):
+    if partition.unavailable is None and "delete" not in context.api.logs.config_value(
+        topic, "cleanup.policy"
+    ):
         raise KafkaError(
             ErrorCode.POLICY_VIOLATION, f"records of a compacted topic can't be deleted: topic={topic}"
         )
@@ -161,7 +166,7 @@ async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: Re
             ErrorCode.OFFSET_OUT_OF_RANGE,
             f"offset is beyond the high watermark: offset={offset} high_watermark={partition.high_watermark}",
         )
-    if offset <= partition.log_start_offset:
+    if offset <= partition.log_start_offset and partition.unavailable is None:
         return partition.log_start_offset
     return await partition.delete_records(offset)
 
@@ -170,6 +175,13 @@ def _find(topic: str, index: int, context: RequestContext) -> Partition:
     partition = context.api.logs.partition(topic, index)
     if partition is None:
         raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+    return partition
+
+
+def _find_available(topic: str, index: int, context: RequestContext) -> Partition:
+    partition = _find(topic, index, context)
+    if partition.unavailable is not None:
+        raise KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, partition.unavailable)
     return partition
 
 

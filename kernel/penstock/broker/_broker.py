@@ -174,6 +174,7 @@ class Broker:
                 "object_store": parts.object_store.statistics(),
                 "groups": parts.groups.statistics(),
                 "fetch_in_flight_bytes": parts.logs.fetch_memory.used,
+                "unavailable_partitions": parts.logs.unavailable_partitions(),
             },
         )
 

@@ -227,6 +227,27 @@ def alter(
     run(work)
 
 
+@app.command()
+def delete_records(
+    name: NameArgument,
+    partition: Annotated[int, typer.Option("--partition", "-p", min=0, help="The partition.")],
+    before: Annotated[
+        int, typer.Option("--before", metavar="OFFSET", min=-1, help="The first offset to keep; -1: the end.")
+    ],
+    bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
+) -> None:
+    """Delete the oldest records of a partition; one that is offline, since its data are damaged, may come back."""
+
+    async def work() -> None:
+        from penstock.client import Admin
+
+        async with connect(bootstrap_server) as cluster:
+            starts = await Admin(cluster).delete_records({(name, partition): before})
+            _say(f"{name}-{partition} starts at offset {starts[name, partition]} now")
+
+    run(work)
+
+
 def _say(text: str) -> None:
     sys.stdout.write(text + "\n")
     sys.stdout.flush()

@@ -311,12 +311,15 @@ class Admin:
         return {key: found[key] for key in wanted}
 
     async def delete_records(self, before: Mapping[TopicPartition, int]) -> dict[TopicPartition, int]:
-        """Delete all records before an offset (-1: before the end); the new log start per partition."""
+        """Delete all records before an offset (-1: before the end); the new log start per partition.
+
+        Also of partitions that are offline because their data are damaged: Penstock takes them back like that.
+        """
         starts: dict[TopicPartition, int] = {}
 
         async def attempt() -> None:
             left = [key for key in before if key not in starts]
-            for node_id, keys in (await self.cluster.by_leader(left)).items():
+            for node_id, keys in (await self.cluster.by_leader(left, or_replica=True)).items():
                 topics: dict[str, DeleteRecordsTopic] = {}
                 for topic, partition in keys:
                     entry = DeleteRecordsPartition(partition_index=partition, offset=before[topic, partition])

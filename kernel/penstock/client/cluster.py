@@ -318,15 +318,25 @@ class Cluster:
             raise UnavailableError(f"broker says nothing of the topic: topic={missing[0]}")
         return [found[name] for name in names]
 
-    async def by_leader(self, partitions: Iterable[tuple[str, int]]) -> dict[int, list[tuple[str, int]]]:
-        """``partitions`` by the node id of their leader; raises as :meth:`topics` and :meth:`TopicInfo.leader_of`."""
+    async def by_leader(
+        self, partitions: Iterable[tuple[str, int]], *, or_replica: bool = False
+    ) -> dict[int, list[tuple[str, int]]]:
+        """``partitions`` by the node id of their leader; raises as :meth:`topics` and :meth:`TopicInfo.leader_of`.
+
+        ``or_replica``: a partition without leader is given to the broker that has it.
+        """
         wanted = sorted(set(partitions))
         missing = sorted({topic for topic, _ in wanted if topic not in self._topics})
         if missing:
             await self.topics(missing)
         leaders: dict[int, list[tuple[str, int]]] = {}
         for topic, partition in wanted:
-            leaders.setdefault(self._topics[topic].leader_of(partition), []).append((topic, partition))
+            info = self._topics[topic]
+            if or_replica and partition < len(info.partitions) and info.partitions[partition].leader < 0:
+                node_id = next(iter(info.partitions[partition].replicas), -1)
+            else:
+                node_id = info.leader_of(partition)
+            leaders.setdefault(node_id, []).append((topic, partition))
         return leaders
 
     # -- patience --------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from penstock.coordinator.group_types import (
     GroupDescription,
     GroupError,
     GroupListing,
+    GroupMetadata,
     GroupSettings,
     GroupState,
     JoinRequest,
@@ -54,7 +55,7 @@ from penstock.coordinator.records import (
     encode_offset_value,
 )
 from penstock.coordinator.timers import TimerHeap
-from penstock.errors import UnavailableError
+from penstock.errors import ClosedError, FencedError, PenstockError, UnavailableError
 
 __all__ = ("Clock", "GroupService", "GroupStatistics", "SystemClock")
 
@@ -104,6 +105,8 @@ class GroupStatistics:
     appends: int
     append_failures: int
     checkpoints: int
+    #: Partitions of the log that are damaged: their groups have no coordinator.
+    damaged_partitions: int
 
 
 class _Waiter(Generic[_T]):
@@ -169,13 +172,14 @@ class GroupService:
         self._task_group: anyio.abc.TaskGroup | None = None
         self._not_ready = GroupError.COORDINATOR_LOAD_IN_PROGRESS
         self._is_draining = False
+        #: Partitions whose records can't be read: their groups have no coordinator, and nothing is written.
+        self._damaged: set[int] = set()
 
     async def __aenter__(self) -> Self:
-        """Read the log and start.
+        """Read the log and start. A partition that is damaged leaves only its own groups without coordinator.
 
         Raises:
-            PenstockError: the log can't be read.
-            CorruptError: a record of the log is malformed.
+            PenstockError: the log can't be read now, or another owner has it.
         """
         await self._load()
         self._task_group = anyio.create_task_group()
@@ -222,6 +226,7 @@ class GroupService:
             appends=sum(writer.appends for writer in self._writers),
             append_failures=sum(writer.failures for writer in self._writers),
             checkpoints=sum(writer.checkpoints for writer in self._writers),
+            damaged_partitions=len(self._damaged),
         )
 
     # -- members ------------------------------------------------------------------------------------------
@@ -475,7 +480,13 @@ class GroupService:
             await entry.deletion.wait()
         if may_park and self._is_draining:
             return GroupError.NOT_COORDINATOR
+        if not self.coordinates(group_id):
+            return GroupError.COORDINATOR_NOT_AVAILABLE
         return self._not_ready
+
+    def coordinates(self, group_id: str) -> bool:
+        """Whether the group's state could be read; False for groups in a damaged partition of the log."""
+        return not self._damaged or partition_for(group_id, self._log.partition_count) not in self._damaged
 
     def _create(self, group_id: str) -> _Entry:
         partition = partition_for(group_id, self._log.partition_count)
@@ -651,7 +662,21 @@ class GroupService:
 
         async def load(partition: int) -> None:
             async with limiter:
-                await self._load_partition(partition)
+                try:
+                    await self._load_partition(partition)
+                except (ClosedError, FencedError):
+                    raise
+                except PenstockError as error:
+                    if error.retryable:
+                        raise
+                    self._damaged.add(partition)
+                    _LOGGER.error(
+                        "groups have no coordinator, their partition of the log is damaged; mend it, or give up its "
+                        "damaged records, and start again: partition=%d of %d error=%s",
+                        partition,
+                        self._log.partition_count,
+                        error,
+                    )
 
         try:
             async with anyio.create_task_group() as tasks:
@@ -672,18 +697,24 @@ class GroupService:
                 values[key] = value
         unknown = 0
         now_ms = self._clock.now_ms()
+        offsets: list[tuple[OffsetKey, CommittedOffset]] = []
+        groups: list[tuple[str, bytes, GroupMetadata]] = []
         for key, value in values.items():
             decoded = decode_key(key)
             if isinstance(decoded, OffsetKey):
-                entry = self._entries.get(decoded.group_id) or self._create(decoded.group_id)
-                partition_of = (decoded.topic, decoded.partition)
-                entry.group.offsets.restore(partition_of, decode_offset_value(value))
+                offsets.append((decoded, decode_offset_value(value)))
             elif isinstance(decoded, GroupKey):
-                entry = self._entries.get(decoded.group_id) or self._create(decoded.group_id)
-                entry.value = value
-                self._apply(entry, entry.group.restore(decode_group_value(value), now_ms))
+                groups.append((decoded.group_id, value, decode_group_value(value)))
             else:
                 unknown += 1
+        # all of it is readable: nothing is half loaded
+        for offset_key, committed in offsets:
+            entry = self._entries.get(offset_key.group_id) or self._create(offset_key.group_id)
+            entry.group.offsets.restore((offset_key.topic, offset_key.partition), committed)
+        for group_id, value, metadata in groups:
+            entry = self._entries.get(group_id) or self._create(group_id)
+            entry.value = value
+            self._apply(entry, entry.group.restore(metadata, now_ms))
         if unknown:
             _LOGGER.warning(
                 "group records of a newer version are left alone: partition=%d records=%d", partition, unknown

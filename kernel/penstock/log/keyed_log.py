@@ -7,7 +7,9 @@ __all__ = ("KeyedLog",)
 from collections.abc import AsyncIterator, Callable, Sequence
 
 from penstock.errors import ClosedError
+from penstock.log.errors import KafkaError
 from penstock.log.partition import Partition
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import build_batch, iter_records, read_header
 
 READ_BYTES = 2**20
@@ -43,12 +45,18 @@ class KeyedLog:
         return await self._partition(partition).append_batch(batch)
 
     async def read_all(self, partition: int) -> AsyncIterator[tuple[bytes, bytes | None]]:
-        """Every record from the log start to the end, in order."""
+        """Every record from the log start to the end, in order. Damage takes the partition offline."""
         log = self._partition(partition)
         offset = log.log_start_offset
         end = log.high_watermark
         while offset < end:
-            result = await log.read(offset, READ_BYTES, read_committed=False, at_least_one=True)
+            try:
+                result = await log.read(offset, READ_BYTES, read_committed=False, at_least_one=True)
+            except KafkaError as error:
+                if error.error_code == ErrorCode.CORRUPT_MESSAGE:
+                    # nothing may be added by an owner that doesn't know the rest
+                    await log.take_offline(error, offset)
+                raise
             if not result.records:
                 raise ClosedError(f"the topic was deleted: topic={self._topic} partition={partition}")
             for batch in result.records:

@@ -119,6 +119,8 @@ class LogManager:
         self._topics: dict[str, Topic] = {}
         self._by_id: dict[bytes, Topic] = {}
         self._by_stream: dict[int, Partition] = {}
+        #: Partitions that observers were told are open.
+        self._announced: set[Partition] = set()
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
         self._ended = False
@@ -216,6 +218,15 @@ class LogManager:
         """The partition, if there is one that this broker leads."""
         topic = self._topics.get(name)
         return None if topic is None else topic.partitions.get(index)
+
+    def unavailable_partitions(self) -> list[str]:
+        """``topic-partition`` of those that are damaged and serve nobody."""
+        return [
+            f"{partition.topic}-{partition.index}"
+            for topic in self._topics.values()
+            for partition in topic.partitions.values()
+            if partition.unavailable is not None
+        ]
 
     def config_value(self, name: str, key: str) -> str:
         """The effective value of a topic's config: its override, the broker's default, or Kafka's."""
@@ -413,19 +424,19 @@ class LogManager:
                     config=self._config(state),
                 )
                 made.append((state, partition))
-        await self._load_producers([partition for _, partition in made if partition.has_records])
+        await self._load([partition for _, partition in made if partition.has_records])
         for state, partition in made:
             if state.topic_id in self._metadata.image.topics:
                 self._add_partition(state, partition)
 
-    async def _load_producers(self, partitions: Sequence[Partition]) -> None:
+    async def _load(self, partitions: Sequence[Partition]) -> None:
         """Several at a time: each may take requests to the object store."""
         now_ms = self._now_ms()
         limiter = anyio.CapacityLimiter(LOADS_PARALLEL)
 
         async def load(partition: Partition) -> None:
             async with limiter:
-                await partition.load_producers(now_ms)
+                await partition.load(now_ms)
 
         async with anyio.create_task_group() as tasks:
             for partition in partitions:
@@ -438,11 +449,19 @@ class LogManager:
             topic = self._by_id[state.topic_id] = self._topics[state.name] = Topic(state)
         topic.partitions[index] = partition
         self._by_stream[log.stream_id] = self._by_stream[state_stream.stream_id] = partition
+        partition.on_available = lambda: self._opened(partition)
+        if partition.unavailable is None:
+            self._opened(partition)
+
+    def _opened(self, partition: Partition) -> None:
+        if partition in self._announced:
+            return
+        self._announced.add(partition)
         self._notify(
             "penstock_on_partition_opened",
             PartitionOpened(
-                topic=state.name,
-                partition=index,
+                topic=partition.topic,
+                partition=partition.index,
                 leader_epoch=partition.leader_epoch,
                 start_offset=partition.log_start_offset,
                 end_offset=partition.high_watermark,
@@ -451,6 +470,9 @@ class LogManager:
 
     def _close(self, partition: Partition) -> None:
         partition.close()
+        if partition not in self._announced:
+            return  # damaged since the start: observers were never told that it is open
+        self._announced.discard(partition)
         self._notify(
             "penstock_on_partition_closed",
             PartitionClosed(

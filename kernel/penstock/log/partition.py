@@ -187,6 +187,14 @@ class Partition:
         self._snapshot_bytes = 0
         #: The damage that was reported last.
         self._damage = ""
+        #: Why nothing can be written or read here, or None. Set when the producers' state can't be rebuilt.
+        self.unavailable: str | None = None
+        #: Called when that ends.
+        self.on_available: Callable[[], None] | None = None
+        self._mending = anyio.Lock()
+        self._loaded_ms = 0
+        #: Where the rebuilding of the producers' state stands; None: at its snapshot.
+        self._replay_from: int | None = None
 
     @property
     def leader_epoch(self) -> int:
@@ -231,6 +239,9 @@ class Partition:
         """
         if self._closed:
             on_done(AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker"))
+            return False
+        if self.unavailable is not None:
+            on_done(AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable))
             return False
         config = self.config
         try:
@@ -355,6 +366,7 @@ class Partition:
         while True:
             if self._closed:
                 raise ClosedError(f"the partition is closed: topic={self.topic} partition={self.index}")
+            self._check_available()
             try:
                 self._append_valid(memoryview(batch), header, -1, header.max_timestamp, None, on_done)
                 break
@@ -368,9 +380,14 @@ class Partition:
 
     # -- read ------------------------------------------------------------------------------------------------
 
+    def _check_available(self) -> None:
+        if self.unavailable is not None:
+            raise KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)
+
     def _check_offset(self, offset: int) -> None:
         if self._closed:
             raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
+        self._check_available()
         if offset < self.stream.start_offset or offset > self.stream.confirmed_offset:
             raise KafkaError(
                 ErrorCode.OFFSET_OUT_OF_RANGE,
@@ -420,6 +437,7 @@ class Partition:
 
     async def offset_for_timestamp(self, timestamp: int) -> tuple[int, int, int] | None:
         """(offset, timestamp, leader epoch) of the first record with a timestamp >= ``timestamp`` (KIP-79)."""
+        self._check_available()
         start = self.stream.start_offset
         offset = start
         while True:
@@ -433,6 +451,7 @@ class Partition:
 
     async def max_timestamp_offset(self) -> tuple[int, int, int] | None:
         """(offset, timestamp, leader epoch) of the first record with the greatest timestamp (KIP-734)."""
+        self._check_available()
         greatest = await self._engine.max_time(self.stream, self.stream.start_offset)
         entry = await self._engine.find_time(self.stream, self.stream.start_offset, greatest)
         if greatest < 0 or entry is None:
@@ -441,7 +460,10 @@ class Partition:
         return None if found is None else (*found, read_header(entry.data).leader_epoch)
 
     async def delete_records(self, offset: int) -> int:
-        """Move the log start to ``offset`` (-1: the high watermark), durably; returns the log start offset."""
+        """Move the log start to ``offset`` (-1: the high watermark), durably; returns the log start offset.
+
+        An unavailable partition comes back if what is left of it is whole.
+        """
         target = self.stream.confirmed_offset if offset == -1 else offset
         if self._closed or target < 0 or target > self.stream.confirmed_offset:
             self._check_offset(target)
@@ -451,6 +473,8 @@ class Partition:
             await self._engine.trim_streams([(self.stream.stream_id, target)])
             if self.stream.start_offset < target:  # deleted meanwhile
                 raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
+        if self.unavailable is not None:
+            await self._mend()
         return self.stream.start_offset
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
@@ -468,8 +492,84 @@ class Partition:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    async def load_producers(self, now_ms: int) -> None:
-        """Rebuild the producers' state: newest snapshot, then the batch headers after it. Before any append."""
+    async def load(self, now_ms: int) -> None:
+        """Rebuild the producers' state before any append; the partition is unavailable if that meets damage.
+
+        Raises UnavailableError.
+        """
+        self._loaded_ms = now_ms
+        try:
+            await self._load_producers(now_ms)
+        except (CorruptError, NotFoundError, BatchError) as error:
+            await self.take_offline(error, self._replay_from)
+
+    async def take_offline(self, error: PenstockError, damaged_from: int | None) -> None:
+        """Serve nothing from here on: what the partition, or its owner, must know is damaged or missing.
+
+        ``damaged_from`` is an offset before the damage; None if it is the snapshot of the producers' state.
+        """
+        self.producers = ProducerStateTable()
+        before = self.stream.start_offset
+        place = "the snapshot of its producers' state"
+        if damaged_from is not None:
+            start, before = await self._engine.find_damage(self.stream, damaged_from)
+            place = f"records=[{start},{before})"
+        if self._closed:
+            return  # deleted while we looked
+        self.unavailable = (
+            f"data of the partition are damaged, and nothing is served until they are mended: {error}"
+        )
+        logger.error(
+            "%s-%d is unavailable, what must be known before it serves anybody is damaged; put the object back "
+            "from a copy and start again, or give up the records (penstock topic delete-records %s --partition %d "
+            "--before %d), or delete the topic: damaged=%s log=[%d,%d) %s",
+            self.topic,
+            self.index,
+            self.topic,
+            self.index,
+            before,
+            place,
+            self.stream.start_offset,
+            self.stream.confirmed_offset,
+            error,
+        )
+
+    async def _mend(self) -> None:
+        """Somebody deleted records of an unavailable partition: it serves again if what is left is whole.
+
+        What the deleted records said of their producers is given up, and so is a snapshot that is damaged: a
+        producer that isn't known may start at any sequence, and of what is left nothing can be there twice.
+        """
+        async with self._mending:
+            if self.unavailable is None or self._closed:
+                return
+            try:
+                await self._load_producers(self._loaded_ms)
+            except (CorruptError, NotFoundError, BatchError) as error:
+                if self._replay_from is not None:
+                    await self.take_offline(error, self._replay_from)
+                    return
+                logger.warning("giving up the producers' state of %s-%d: %s", self.topic, self.index, error)
+                state = self.state_stream
+                await self._engine.trim_streams([(state.stream_id, state.confirmed_offset)])
+                await self.load(self._loaded_ms)
+                if self.unavailable is not None:
+                    return
+            self.unavailable = None
+            logger.warning(
+                "%s-%d is available again: log=[%d,%d)",
+                self.topic,
+                self.index,
+                self.stream.start_offset,
+                self.stream.confirmed_offset,
+            )
+            if self.on_available is not None:
+                self.on_available()
+
+    async def _load_producers(self, now_ms: int) -> None:
+        """Rebuild the producers' state: newest snapshot, then the batch headers after it."""
+        self.producers = ProducerStateTable()
+        self._replay_from = None
         replay_from = self.stream.start_offset
         state = self.state_stream
         if state.confirmed_offset > state.start_offset:
@@ -481,6 +581,7 @@ class Partition:
             replay_from = max(replay_from, self.producers.restore(bytes(newest[-1].data)))
             self._snapshot_end = replay_from
         while replay_from < self.stream.confirmed_offset:
+            self._replay_from = replay_from
             entries = await self._engine.read(self.stream, replay_from, REPLAY_BYTES)
             if not entries:
                 break
@@ -494,7 +595,7 @@ class Partition:
         """Append a snapshot of the producers' state to the state stream, if anything changed since the last."""
         end = self.stream.confirmed_offset
         appended = self._appended_bytes
-        if self._closed or end == self._snapshot_end:
+        if self._closed or self.unavailable is not None or end == self._snapshot_end:
             return
         self.producers.expire(now_ms)
         if not len(self.producers) and appended - self._snapshot_bytes < SNAPSHOT_BYTES:
@@ -515,6 +616,8 @@ class Partition:
         Raises the WAL's error; waits while there is no room.
         """
         while start > self._snapshot_end and len(self.producers) and not self._closed:
+            if self.unavailable is not None:
+                return  # what is there is not the whole state
             done = anyio.Event()
             errors: list[Exception] = []
 
@@ -550,7 +653,7 @@ class Partition:
         """The log start that retention asks for (``retention.ms``, ``retention.bytes``); the present one if none."""
         config = self.config
         start = self.stream.start_offset
-        if config.retention_ms < 0 and config.retention_bytes < 0:
+        if self.unavailable is not None or (config.retention_ms < 0 and config.retention_bytes < 0):
             return start
         ranges = self._engine.ranges(self.stream)
         total = sum(size for _, size, _ in ranges)

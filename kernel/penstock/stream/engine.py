@@ -578,6 +578,25 @@ class StreamEngine:
                 found.append((entry.next_offset, len(entry.data), entry.time_ms))
         return found
 
+    async def find_damage(self, stream: Stream, offset: int) -> tuple[int, int]:
+        """The first damaged block from ``offset`` on, as offsets [start, end).
+
+        All that is left if no block is to blame. Raises UnavailableError.
+        """
+        while offset < stream.confirmed_offset:
+            try:
+                entries = await self.read(stream, offset, 1)
+            except (CorruptError, NotFoundError):
+                state = self.metadata.image.streams.get(stream.stream_id)
+                end = (
+                    stream.confirmed_offset if state is None else await self._reader.block_end(state, offset)
+                )
+                return offset, max(end, offset)
+            if not entries:
+                break
+            offset = entries[-1].next_offset
+        return offset, stream.confirmed_offset
+
     async def read(self, stream: Stream, offset: int, bytes_max: int) -> Sequence[StreamEntry]:
         """Durable entries from the one that holds ``offset``: about ``bytes_max``, at least one; [] at the end.
 

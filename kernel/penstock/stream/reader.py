@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import CorruptError, NotFoundError, PenstockError
+from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError
 from penstock.metadata.image import Image, StreamState
 from penstock.spi.block_cache import BlockCache, BlockRef
 from penstock.spi.log_cache import StreamEntry
@@ -151,6 +151,29 @@ class ColdReader:
                         greatest = max(greatest, entry.time_ms)
         return greatest
 
+    async def block_end(self, stream: StreamState, offset: int) -> int:
+        """Where the block that holds ``offset`` ends.
+
+        Where its object's part of the stream ends, if the object's index is lost. Raises UnavailableError.
+        """
+        position = stream.range_at(offset)
+        if position >= len(stream.ranges):
+            return stream.end
+        r = stream.ranges[position]
+        try:
+            index = await self._index(r.object_id)
+        except (CorruptError, NotFoundError):
+            return r.end
+        return min(r.end, next((row.end for row in index.blocks_from(stream.stream_id, offset)), r.end))
+
+    async def _get(self, key: str, start: int, end: int) -> Buffer:
+        try:
+            return await self._store.get(key, start, end)
+        except InvalidRequestError as error:
+            raise CorruptError(
+                f"object is shorter than metadata says: key={key} range=[{start},{end})"
+            ) from error
+
     async def _block(self, stream: StreamState, object_id: int, row: IndexRow) -> list[StreamEntry]:
         (data,) = await self._cache.get([BlockRef(object_id, row.position, row.size)], self._load)
         return list(decode_block(data, stream.stream_id))
@@ -213,11 +236,11 @@ class ColdReader:
         key = object_key(object_id)
         self._index_gets += 1
         tail_start = max(0, held.size - INDEX_TAIL_BYTES)
-        tail = memoryview(await self._store.get(key, tail_start, held.size))
+        tail = memoryview(await self._get(key, tail_start, held.size))
         position, size, crc = decode_footer(tail, object_id)
         if position >= tail_start:
             return decode_index(tail[position - tail_start : position - tail_start + size], crc, object_id)
-        return decode_index(await self._store.get(key, position, position + size), crc, object_id)
+        return decode_index(await self._get(key, position, position + size), crc, object_id)
 
     async def _load(self, refs: Sequence[BlockRef]) -> Sequence[Buffer]:
         """The given blocks, verified; neighbours share a ranged read. Raises the first error that one met."""
@@ -240,9 +263,7 @@ class ColdReader:
     async def _load_run(self, run: list[BlockRef], results: dict[BlockRef, Buffer]) -> None:
         first, last = run[0], run[-1]
         async with self._limiter:
-            data = await self._store.get(
-                object_key(first.object_id), first.position, last.position + last.size
-            )
+            data = await self._get(object_key(first.object_id), first.position, last.position + last.size)
         self._ranged_gets += 1
         self._ranged_bytes += len(data)
         # megabytes of checksums and copies would hold up every produce and tail read on the event loop

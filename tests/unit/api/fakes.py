@@ -124,6 +124,7 @@ class FakePartition:
         self.pending: deque[tuple[Callable[[Result], None], Result, int]] = deque()
         self.listeners: list[Callable[[], None]] = []
         self.cold = False
+        self.unavailable: str | None = None
         self.cold_reads = 0
         self.fail_with: Exception | None = None
 

@@ -29,7 +29,7 @@ from penstock.coordinator.group_types import (
     TopicPartition,
 )
 from penstock.coordinator.timers import TimerHeap
-from penstock.errors import CorruptError, FencedError, UnavailableError
+from penstock.errors import FencedError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -507,11 +507,40 @@ async def test_a_failed_checkpoint_is_tried_again_later(opened: Open, log: Log) 
         assert len(log.records[partition_for("g", 3)]) < 10
 
 
-async def test_a_damaged_record_stops_the_start(opened: Open, log: Log) -> None:
-    await log.append(0, [(b"\x00\x01\x00\x01g\x00\x01t\x00\x00\x00\x00", b"\x00\x03bad")])
-    with pytest.raises(CorruptError, match="an offset commit"):
-        async with opened():
-            pass
+DAMAGED = (b"\x00\x01\x00\x01g\x00\x01t\x00\x00\x00\x00", b"\x00\x03bad")
+
+
+async def test_a_damaged_partition_costs_only_its_own_groups_their_coordinator(
+    opened: Open, log: Log, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are told to look for one again, nothing is written for them, and all others work."""
+    damaged = partition_for("g", 3)
+    other = next(name for name in ("a", "b", "c", "d") if partition_for(name, 3) != damaged)
+    async with opened() as service:
+        await service.commit_offsets("g", {TP: OFFSET})
+        await service.commit_offsets(other, {TP: OFFSET})
+    await log.append(damaged, [DAMAGED])
+    before = list(log.records[damaged])
+    unavailable = GroupError.COORDINATOR_NOT_AVAILABLE
+    async with opened() as service:
+        assert not service.coordinates("g")
+        assert (await service.join("g", REQUEST)).error is unavailable
+        sync = SyncRequest(member_id="m", generation_id=1, assignments={})
+        assert (await service.sync("g", sync)).error is unavailable
+        assert await service.heartbeat("g", "m", 1) is unavailable
+        assert (await service.leave("g", []))[0] is unavailable
+        assert await service.commit_offsets("g", {TP: OFFSET}) == {TP: unavailable}
+        assert await service.fetch_offsets("g") == (unavailable, {})
+        assert (await service.delete_offsets("g", [TP]))[0] is unavailable
+        assert await service.delete_groups(["g"]) == {"g": unavailable}
+        assert [one.error for one in await service.describe(["g"])] == [unavailable]
+        await service.on_topics_deleted(["t"])
+        assert service.coordinates(other)
+        assert [one.group_id for one in (await service.list_groups())[1]] == []
+        assert await service.commit_offsets(other, {TP: OFFSET}) == {TP: GroupError.NONE}
+        assert service.statistics().damaged_partitions == 1
+    assert log.records[damaged] == before
+    assert "an offset commit" in caplog.text
 
 
 async def test_an_unreadable_log_stops_the_start(opened: Open, log: Log) -> None:
