@@ -28,6 +28,7 @@ from penstock.log.producer_state import Duplicate, ProducerStateTable
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import Stream, StreamEngine
+from penstock.stream.entry import untimed
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     HEADER_BYTES,
@@ -299,6 +300,8 @@ class Partition:
         base_offset = stream.next_offset
         assign_offsets(data, base_offset, stream.leader_epoch)
         time_ms = append_time_ms if append_time_ms >= 0 else header.max_timestamp
+        if time_ms < 0:
+            time_ms = untimed(now_ms)  # retention needs some time, as Kafka takes that of the segment's file
         try:
             self._engine.append(
                 stream,
@@ -453,8 +456,10 @@ class Partition:
         """(offset, timestamp, leader epoch) of the first record with the greatest timestamp (KIP-734)."""
         self._check_available()
         greatest = await self._engine.max_time(self.stream, self.stream.start_offset)
+        if greatest < 0:
+            return None
         entry = await self._engine.find_time(self.stream, self.stream.start_offset, greatest)
-        if greatest < 0 or entry is None:
+        if entry is None:
             return None
         found = max_timestamp_record(entry.data)
         return None if found is None else (*found, read_header(entry.data).leader_epoch)

@@ -113,7 +113,7 @@ class PrepareObjects(_Command, tag="prepare", frozen=True):
 
 
 class UploadedRange(msgspec.Struct, frozen=True, array_like=True):
-    """Offsets [start, end) of one stream inside an object; ``size`` payload bytes, greatest timestamp."""
+    """Offsets [start, end) of one stream inside an object; ``size`` payload bytes, greatest time of its entries."""
 
     stream_id: int
     start: int

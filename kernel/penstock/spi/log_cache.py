@@ -27,8 +27,8 @@ from penstock.spi.plugin import PluginSpec, S
 class StreamEntry:
     """A run of records [base_offset, next_offset) of one stream and its payload.
 
-    ``time_ms`` is the largest timestamp in it (for lookups and retention). ``charge`` is the memory that
-    goes when the entry does; who drops the entry releases it.
+    ``time_ms`` is the largest timestamp in it, for lookups and retention; negative where no record has one, and to
+    be kept as it is. ``charge`` is the memory that goes when the entry does; who drops the entry releases it.
     """
 
     __slots__ = ("base_offset", "charge", "data", "next_offset", "stream_id", "time_ms", "wal_position")

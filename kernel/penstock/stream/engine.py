@@ -42,7 +42,7 @@ from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommit
 from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WriteAheadLog
-from penstock.stream.entry import HEADER, decode_header, encode_header
+from penstock.stream.entry import HEADER, decode_header, encode_header, retention_time_ms
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
 from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
@@ -564,18 +564,19 @@ class StreamEngine:
         return greatest if state is None else max(greatest, await self._reader.max_time(state, offset))
 
     def ranges(self, stream: Stream) -> list[tuple[int, int, int]]:
-        """What retention may drop, oldest first: (end offset, payload bytes, greatest timestamp).
+        """What retention may drop, oldest first: (end offset, payload bytes, time).
 
+        The time is the greatest timestamp; where no record has one, that of the newest append; -1 if not known.
         Committed ranges first, then what only memory and the WAL hold, entry by entry.
         """
         state = self.metadata.image.streams.get(stream.stream_id)
         if state is None:
             return []
-        found = [(r.end, r.size, r.time_ms) for r in state.ranges]
+        found = [(r.end, r.size, retention_time_ms(r.time_ms)) for r in state.ranges]
         committed = max(state.end, state.start)
         for entry in self._log_cache.get(stream.stream_id, committed, stream.confirmed_offset, sys.maxsize):
             if entry.next_offset > committed:
-                found.append((entry.next_offset, len(entry.data), entry.time_ms))
+                found.append((entry.next_offset, len(entry.data), retention_time_ms(entry.time_ms)))
         return found
 
     async def find_damage(self, stream: Stream, offset: int) -> tuple[int, int]:

@@ -1,11 +1,15 @@
 """What the engine writes into a WAL entry: a fixed header, then the payload.
 
 The WAL frames and checksums entries; nothing is checksummed twice here.
+
+The time of an entry is its greatest timestamp. Records without any have the time of their append instead, as a number
+below every timestamp: the greatest time of some entries is then still a timestamp if there is one, the time of
+the newest append if not, and no lookup by timestamp finds it.
 """
 
 from __future__ import annotations
 
-__all__ = ("HEADER", "WalHeader", "decode_header", "encode_header")
+__all__ = ("HEADER", "WalHeader", "decode_header", "encode_header", "retention_time_ms", "untimed")
 
 from struct import Struct
 from typing import NamedTuple
@@ -13,6 +17,8 @@ from typing import NamedTuple
 from penstock.errors import CorruptError
 
 ENTRY_VERSION = 1
+#: Added to the time of an append; timestamps from here to -1 don't occur.
+_UNTIMED_BASE = -(2**62)
 
 HEADER = Struct(
     ">"
@@ -21,7 +27,7 @@ HEADER = Struct(
     "q"  # stream epoch
     "q"  # base offset
     "q"  # next offset
-    "q"  # greatest timestamp, ms
+    "q"  # time, ms: see above
 )
 
 
@@ -33,6 +39,18 @@ class WalHeader(NamedTuple):
     base_offset: int
     next_offset: int
     time_ms: int
+
+
+def untimed(append_ms: int) -> int:
+    """The time of an entry whose records have no timestamp, appended at ``append_ms`` (wall clock)."""
+    return _UNTIMED_BASE + append_ms
+
+
+def retention_time_ms(time_ms: int) -> int:
+    """What retention goes by: the greatest timestamp, or the time of the newest append, or -1 if neither is known."""
+    if time_ms >= 0:
+        return time_ms
+    return max(-1, time_ms - _UNTIMED_BASE) if time_ms < _UNTIMED_BASE // 2 else -1
 
 
 def encode_header(stream_id: int, epoch: int, base_offset: int, next_offset: int, time_ms: int) -> bytes:

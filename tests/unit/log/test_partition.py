@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from crc32c import crc32c
+from hypothesis import given
+from hypothesis import strategies as st
 from tests.unit.stream.harness import World
 
 from penstock.errors import FullError
@@ -17,6 +19,7 @@ from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import AppendOutcome, Partition
+from penstock.stream.entry import retention_time_ms, untimed
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     ATTRIBUTES_POS,
@@ -308,6 +311,71 @@ async def test_retention_by_size_and_by_time_drops_the_oldest_only(world: World)
         world.now_ms += 1001
         assert await logs.manager.clean() == 1
         assert partition.log_start_offset == partition.high_watermark == 5
+
+
+async def check_untimed(world: World, logs: Logs) -> None:
+    """Two records without timestamp, appended at NOW_MS, with ``retention.ms`` 1000."""
+    partition = logs.partition()
+    assert await partition.offset_for_timestamp(0) is None
+    assert await partition.max_timestamp_offset() is None
+    world.now_ms = NOW_MS + 1000
+    assert await logs.manager.clean() == 0
+    world.now_ms += 1
+    assert await logs.manager.clean() == 1
+    assert partition.log_start_offset == partition.high_watermark == 2
+
+
+@pytest.mark.parametrize("place", ["log cache", "object", "recovered from the WAL"])
+async def test_records_without_timestamp_expire_by_the_time_of_their_append(world: World, place: str) -> None:
+    """But no lookup by timestamp finds them by it."""
+    async with open_logs(world) as logs:
+        partition = await logs.create(retention_ms="1000")
+        append(partition, batch(b"a", timestamp=-1))
+        append(partition, batch(b"b", timestamp=-1))
+        if place == "log cache":
+            await check_untimed(world, logs)
+            return
+        if place == "object":
+            await logs.manager.drain()
+    world.wal.crash()
+    world.now_ms = NOW_MS + 500
+    async with open_logs(world) as logs:
+        await check_untimed(world, logs)
+
+
+@pytest.mark.parametrize("uploaded", [False, True])
+async def test_where_records_have_timestamps_those_count(world: World, uploaded: bool) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create(retention_ms="1000")
+        for value, timestamp in ((b"a", -1), (b"b", NOW_MS + 50), (b"c", -1)):
+            append(partition, batch(value, timestamp=timestamp))
+        if uploaded:
+            await logs.manager._engine.flush()
+        assert (await partition.offset_for_timestamp(0) or ())[:2] == (1, NOW_MS + 50)
+        assert await partition.offset_for_timestamp(NOW_MS + 51) is None
+        assert (await partition.max_timestamp_offset() or ())[:2] == (1, NOW_MS + 50)
+        world.now_ms = NOW_MS + 1001
+        assert await logs.manager.clean() == (not uploaded), "an object's range goes by its timestamps"
+        assert partition.log_start_offset == (0 if uploaded else 1)
+        world.now_ms += 50
+        assert await logs.manager.clean() == 1
+        assert partition.log_start_offset == 3
+
+
+@given(
+    st.lists(
+        st.tuples(st.one_of(st.just(-1), st.integers(0, 2**53)), st.integers(0, 2**53)),
+        min_size=1,
+    )
+)
+def test_the_greatest_time_of_some_entries_is_what_retention_goes_by(entries: list[tuple[int, int]]) -> None:
+    """(timestamp, time of the append): timestamps go before appends, the newest of each counts."""
+    greatest = max(timestamp if timestamp >= 0 else untimed(now) for timestamp, now in entries)
+    timestamps = [timestamp for timestamp, _ in entries if timestamp >= 0]
+    expected = max(timestamps) if timestamps else max(now for _, now in entries)
+    assert retention_time_ms(greatest) == expected
+    assert greatest >= 0 or not timestamps
+    assert retention_time_ms(-1) == -1, "written before appends were timed"
 
 
 async def test_topics_come_and_go_and_observers_are_told(world: World) -> None:
