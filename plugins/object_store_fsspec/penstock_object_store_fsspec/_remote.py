@@ -199,13 +199,14 @@ class RemoteBackend:
             raise errors[0]
 
     async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
-        """Pages in order. Here one: fsspec's generic listing comes whole."""
-        folder = self.path(prefix.rpartition("/")[0]).rstrip("/")
+        """Pages in order. Here one: fsspec's generic listing comes whole, as far as it has the prefix."""
+        within, _, beginning = prefix.rpartition("/")
+        folder = self.path(within).rstrip("/")
         root = self.path("")
 
         async def find() -> list[ObjectInfo]:
             try:
-                found = await self.filesystem._find(folder, detail=True)
+                found = await self.filesystem._find(folder, detail=True, prefix=beginning)
             except FileNotFoundError:
                 return []
             infos = [_info(path.removeprefix(root), info) for path, info in found.items()]

@@ -90,13 +90,13 @@ class FakeFilesystem:
         if self.objects.pop(path, None) is None:
             raise FileNotFoundError(path)
 
-    async def _find(self, path: str, detail: bool) -> dict[str, dict[str, Any]]:
+    async def _find(self, path: str, detail: bool, prefix: str) -> dict[str, dict[str, Any]]:
         await asyncio.sleep(0)
         assert detail
         return {
             name: {"type": "file", "size": len(data)}
             for name, data in self.objects.items()
-            if name.startswith(f"{path}/")
+            if name.startswith(f"{path}/{prefix}")
         }
 
 
@@ -246,6 +246,8 @@ async def test_listing_and_deleting(store: ObjectStore) -> None:
         await store.put(name, [b"x"])
     assert [info.key async for info in store.list()] == names
     assert [info.key async for info in store.list("a/", "a/b")] == ["a/c"]
+    assert [info.key async for info in store.list("a")] == names[:3]
+    assert [info.key async for info in store.list("a/c")] == ["a/c"]
     await store.delete(["a/b", "absent", "b"])
     assert [info.key async for info in store.list()] == ["a-b", "a/c"]
 

@@ -136,6 +136,22 @@ async def test_a_damaged_object_is_told_from_data(world: World, position: int) -
             await e.engine.read(e.stream, 0, 10**6)
 
 
+async def test_a_cut_object_is_damage(world: World) -> None:
+    """The store refuses a range past its end: that is for whoever keeps the object, not for who asked."""
+    async with world.open() as e:
+        await cold(e, count=100)
+        (key,) = await e.store.keys()
+        data = bytes(await e.store.get(key))
+        await e.store.put(key, [data[:50]])
+        with pytest.raises(CorruptError):
+            await e.engine.read(e.stream, 0, 10**6)
+        await e.store.put(key, [data])
+        assert await e.engine.read(e.stream, 0, 100)
+        await e.store.put(key, [data[:50]])
+        with pytest.raises(CorruptError, match="shorter"):
+            await e.engine.read(e.stream, 90, 10**6)
+
+
 async def test_an_index_larger_than_the_tail_takes_one_request_more(world: World) -> None:
     upload = dataclasses.replace(SETTINGS.upload, block_bytes=1)
     world.settings = dataclasses.replace(SETTINGS, upload=upload)
