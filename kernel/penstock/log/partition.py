@@ -589,7 +589,10 @@ class Partition:
             self._replay_from = replay_from
             entries = await self._engine.read(self.stream, replay_from, REPLAY_BYTES)
             if not entries:
-                break
+                if replay_from >= self.stream.start_offset:
+                    break  # the stream was deleted
+                replay_from = self.stream.start_offset  # trimmed while we looked
+                continue
             for entry in entries:
                 self.producers.replay(read_header(entry.data), now_ms)
                 self._appended_bytes += len(entry.data)

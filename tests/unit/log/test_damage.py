@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import anyio
 import pytest
@@ -94,8 +95,14 @@ async def check_serves_nothing(partition: Partition, next_sequence: int = BATCHE
 
 @pytest.mark.parametrize("damage", ["a block", "the object is gone", "the object is cut"])
 async def test_a_partition_that_cannot_know_its_producers_serves_nothing_and_others_do(
-    world: World, store: SimulatedStore, damage: str, caplog: pytest.LogCaptureFixture
+    world: World,
+    store: SimulatedStore,
+    damage: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 1)
+    monkeypatch.setattr(partition_module, "REPLAY_BYTES", 1)
     async with open_logs(world) as logs:
         await logs.create("other")
         await append_other(logs, b"before")
@@ -119,7 +126,9 @@ async def test_a_partition_that_cannot_know_its_producers_serves_nothing_and_oth
         assert "penstock topic delete-records events --partition 0" in told[0]
         assert await read(logs.partition("other")) == [(0, b"before")]
         await append_other(logs, b"after")
+        await logs.manager.alter_configs("events", {"retention.bytes": "0"})
         await logs.manager.clean()
+        assert partition.log_start_offset == 0, "retention waits as well"
         await logs.manager.drain()
         assert partition.state_stream.confirmed_offset == 0, "no snapshot of a state that isn't known"
         assert not [e for _, e in logs.events if isinstance(e, PartitionClosed) and e.topic == "events"], (
@@ -231,6 +240,65 @@ async def test_a_damaged_snapshot_of_producers_is_given_up_only_when_asked(
     world.wal.crash()
     async with open_logs(world) as logs:
         assert logs.partition().unavailable is None
+
+
+async def test_a_whole_snapshot_of_producers_is_never_given_up(world: World, store: SimulatedStore) -> None:
+    """Deleting too few records leaves everything as it is."""
+    async with open_logs(world) as logs:
+        await write(logs, 1)
+        partition = logs.partition()
+        partition.snapshot_producers(NOW_MS)
+        append(partition, batch(b"<later>", producer=(7, 0, BATCHES)))
+        await logs.manager._engine.flush()
+    world.wal.crash()
+    turn(store, b"<later>")
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        assert await partition.delete_records(3) == 3
+        await check_serves_nothing(partition)
+        state = partition.state_stream
+        assert (state.start_offset, state.confirmed_offset) == (0, 1)
+        assert await partition.delete_records(-1) == BATCHES + 1
+        again = append(partition, batch(value(0, 9), producer=(7, 0, 9)))
+        assert [(o.error_code, o.base_offset) for o in again] == [(0, 9)], "the snapshot still says so"
+
+
+async def test_half_a_state_of_producers_is_never_written(
+    world: World, store: SimulatedStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even if somebody deletes more records while the partition is on its way back."""
+    monkeypatch.setattr(partition_module, "REPLAY_BYTES", 1)
+    async with open_logs(world) as logs:
+        await write(logs, 1)
+    world.wal.crash()
+    turn(store, b"<0-1>")
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        engine = logs.manager._engine
+        read_engine = engine.read
+        half, go_on = anyio.Event(), anyio.Event()
+
+        async def held(stream: Any, offset: int, bytes_max: int) -> Any:
+            if len(partition.producers) and offset < BATCHES - 1:
+                half.set()
+                await go_on.wait()
+                if offset < stream.start_offset:
+                    return []  # as for any reader of what was deleted meanwhile
+            return await read_engine(stream, offset, bytes_max)
+
+        monkeypatch.setattr(engine, "read", held)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partition.delete_records, 5)
+            await half.wait()
+            tasks.start_soon(partition.delete_records, 7)
+            await anyio.wait_all_tasks_blocked()
+            assert partition.log_start_offset == 7
+            assert partition.state_stream.confirmed_offset == 0
+            go_on.set()
+        assert partition.unavailable is None
+        for number in (7, 9):
+            again = append(partition, batch(value(0, number), producer=(7, 0, number)))
+            assert [(o.error_code, o.base_offset) for o in again] == [(0, number)]
 
 
 async def test_a_store_that_fails_for_now_is_no_damage(world: World, store: SimulatedStore) -> None:

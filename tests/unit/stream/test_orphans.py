@@ -16,6 +16,7 @@ from tests.unit.stream.test_engine import leaves
 
 from penstock.errors import CorruptError, UnavailableError
 from penstock.metadata.commands import CommitUpload, PrepareObjects, UploadedObject
+from penstock.metadata.image import ObjectState
 from penstock.spi.object_store import ObjectInfo
 from penstock.stream import orphans as orphans_module
 from penstock.stream.object_format import object_key
@@ -212,6 +213,22 @@ async def test_a_commit_that_races_with_the_sweep_keeps_its_object(world: World)
         store.after_list = commit
         assert await sweeper(e, world, store).sweep() == 1
         assert await e.store.keys() == [object_key(object_id)]
+
+
+async def test_the_image_is_asked_again_right_before_a_deletion(world: World) -> None:
+    """What is known then stays, whatever it was when it was listed."""
+    async with world.open() as e:
+        one, two = await forgotten(e, world, 2)
+        await plant(e, one, two)
+        store = TimedStore(e, world)
+
+        async def know() -> None:
+            e.metadata.image.objects[two] = ObjectState(two, "committed", 4, 0)
+
+        store.after_list = know
+        assert await sweeper(e, world, store).sweep() == 1
+        assert await e.store.keys() == [object_key(two)]
+        del e.metadata.image.objects[two]
 
 
 async def test_foreign_keys_stay(world: World) -> None:
