@@ -2,15 +2,68 @@
 
 from __future__ import annotations
 
-__all__ = ("checksum",)
+__all__ = ("COMBINE_BYTES_MIN", "checksum", "combine")
+
+from typing import Final
 
 from crc32c import crc32c
 
 #: Up to this size the interpreter isn't let go of. At 20 GB/s, 1 MiB takes 50 us; a thread that has let go waits
 #: longer than that to get it back from a busy event loop, once for each buffer of a group commit.
-_HOLD_BYTES_MAX = 2**20
+_HOLD_BYTES_MAX: Final = 2**20
+#: From this size on, combining two checksums takes less time than going over the bytes again.
+COMBINE_BYTES_MIN: Final = 64 * 1024
+#: The polynomial, bits reversed, without its highest term.
+_POLYNOMIAL: Final = 0x82F63B78
 
 
 def checksum(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     """The CRC-32C of ``data``, going on from ``value``, the CRC-32C of what comes before it."""
     return crc32c(data, value, 0 if len(data) <= _HOLD_BYTES_MAX else -1)
+
+
+def combine(first: int, second: int, second_bytes: int) -> int:
+    """The CRC-32C of two runs of bytes, one behind the other, from the CRC-32C of each; about 3 us.
+
+    To append n zero bytes to a message multiplies its remainder by x^8n. Each power of two has a table for that.
+    """
+    while second_bytes >> len(_shifts):
+        _add_shift()
+    for shift in _shifts:
+        if second_bytes & 1:
+            first = _apply(shift, first)
+        second_bytes >>= 1
+        if not second_bytes:
+            break
+    return first ^ second
+
+
+_Shift = tuple[list[int], list[int], list[int], list[int]]
+
+#: ``_shifts[k]`` multiplies by x^(8 * 2^k): the product of a remainder is the sum of those of its four bytes.
+_shifts: list[_Shift] = []
+
+
+def _add_shift() -> None:
+    if not _shifts:
+        columns = [_times_x8(1 << bit) for bit in range(32)]
+    else:
+        columns = [_apply(_shifts[-1], _apply(_shifts[-1], 1 << bit)) for bit in range(32)]
+    tables = []
+    for byte in range(4):
+        table = [0]
+        for column in columns[8 * byte : 8 * byte + 8]:
+            table += [entry ^ column for entry in table]
+        tables.append(table)
+    _shifts.append((tables[0], tables[1], tables[2], tables[3]))
+
+
+def _times_x8(remainder: int) -> int:
+    for _ in range(8):
+        remainder = remainder >> 1 ^ (_POLYNOMIAL if remainder & 1 else 0)
+    return remainder
+
+
+def _apply(shift: _Shift, remainder: int) -> int:
+    t0, t1, t2, t3 = shift
+    return t0[remainder & 255] ^ t1[remainder >> 8 & 255] ^ t2[remainder >> 16 & 255] ^ t3[remainder >> 24]

@@ -142,7 +142,7 @@ class SimulatedWal(FakeWal):
         self.trimmed_ever = 0
         self.on_trim: Callable[[int], None] = lambda position: None
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         used = self.position - self.trimmed
         if used and used + sum(len(part) for part in data) > self.capacity_bytes:
             raise FullError("the simulated wal is full")

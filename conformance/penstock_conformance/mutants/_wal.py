@@ -171,7 +171,7 @@ class ExceedsItsCapacity(FileWal):
 class TellsWrongNextPositions(FileWal):
     """Forgets that records have headers."""
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         append = super().append(data)
         append.next_position -= RECORD_BYTES
         return append
@@ -202,7 +202,7 @@ class TrimsTooMuch(FileWal):
 class AppendsBeforeRecovery(FileWal):
     """Is ready at once, and writes over what is there."""
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         self._recovered = True
         return super().append(data)
 
@@ -219,7 +219,7 @@ class ForgetsWhenCancelled(FileWal):
         else:
             asyncio.get_running_loop().call_later(0.002, super()._flush)
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         append = super().append(data)
         item = self._queue[-1]
         made = _Forgettable(append.position, append.next_position)
@@ -256,7 +256,7 @@ class AcksAfterTheSeal(FileWal):
 class TakesEmptyEntries(FileWal):
     """Gives an empty entry a byte of its own."""
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         return super().append(data if any(data) else [b"\0"])
 
 
@@ -271,7 +271,7 @@ class RefusesAppendsFromCallbacks(FileWal):
         super()._answer(group)
         self._answering = False
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         if self._answering:
             raise ClosedError("not now")
         return super().append(data)
@@ -281,7 +281,7 @@ class RefusesAppendsFromCallbacks(FileWal):
 class TakesAppendsWhenClosed(FileWal):
     """Takes what nobody will write."""
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         if self._state == "closed":
             return WalAppend(self._end, self._end + 1)
         return super().append(data)
@@ -291,7 +291,7 @@ class TakesAppendsWhenClosed(FileWal):
 class WritesTheFirstBuffer(FileWal):
     """Takes an entry for one buffer."""
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         return super().append(data[:1])
 
 

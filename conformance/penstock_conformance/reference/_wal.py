@@ -175,7 +175,7 @@ class FileWal:
 
     # Appending
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         if not self._recovered:
             raise InvalidRequestError("recover the log to its end before the first append")
         if self._state == "fenced":

@@ -40,6 +40,7 @@ from penstock.wire.records import (
     read_header,
     set_log_append_time,
     validate_produce_batch,
+    whole_checksum,
 )
 
 logger = logging.getLogger("penstock.log")
@@ -310,6 +311,7 @@ class Partition:
                 data,
                 own,
                 _Produce(self, base_offset, append_time_ms, on_done).done,
+                whole_checksum(data),
             )
         except PenstockError:
             if charge is None:

@@ -29,9 +29,19 @@ class StreamEntry:
 
     ``time_ms`` is the largest timestamp in it, for lookups and retention; negative where no record has one, and to
     be kept as it is. ``charge`` is the memory that goes when the entry does; who drops the entry releases it.
+    ``checksum`` is the CRC-32C of the payload if it is known.
     """
 
-    __slots__ = ("base_offset", "charge", "data", "next_offset", "stream_id", "time_ms", "wal_position")
+    __slots__ = (
+        "base_offset",
+        "charge",
+        "checksum",
+        "data",
+        "next_offset",
+        "stream_id",
+        "time_ms",
+        "wal_position",
+    )
 
     def __init__(
         self,
@@ -42,6 +52,7 @@ class StreamEntry:
         data: memoryview,
         charge: Charge | None = None,
         wal_position: int = 0,
+        checksum: int | None = None,
     ) -> None:
         self.stream_id = stream_id
         self.base_offset = base_offset
@@ -51,6 +62,7 @@ class StreamEntry:
         self.charge = charge
         #: Position after this entry in the WAL (its ``next_position``).
         self.wal_position = wal_position
+        self.checksum = checksum
 
     def __repr__(self) -> str:
         return f"StreamEntry(stream={self.stream_id}, [{self.base_offset}, {self.next_offset}), {len(self.data)} B)"

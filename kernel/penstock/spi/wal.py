@@ -140,10 +140,11 @@ class WriteAheadLog(Protocol):
         fails its checksum (I10: never skipped).
         """
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """Append one entry, the concatenation of ``data``; the call fixes its order and returns at once.
 
-        The caller leaves the buffers unchanged until the append is done.
+        The caller leaves the buffers unchanged until the append is done. ``checksum`` is the CRC-32C of the entry
+        if the caller knows it: a log that keeps that one needn't go over the bytes, others ignore it.
         Raises FullError when a bounded log has no room (trim, then retry: nothing was appended);
         FencedError after a newer owner took over; ClosedError when closed or failed; InvalidRequestError
         when the entry is empty, larger than ``entry_bytes_max``, or ``recover`` wasn't run to its end.

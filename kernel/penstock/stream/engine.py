@@ -23,6 +23,7 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
+from penstock.checksum import checksum, combine
 from penstock.errors import (
     ClosedError,
     CorruptError,
@@ -375,11 +376,13 @@ class StreamEngine:
         data: memoryview,
         charge: Charge | None,
         on_done: Callable[[Exception | None], None],
+        data_checksum: int | None = None,
     ) -> None:
         """Append ``count`` offsets whose payload is ``data``; the call fixes their order.
 
         ``on_done(error)`` is called once, in order, when the payload is durable (or never will be). ``data`` must not
-        change any more; its memory, and ``charge``, belong to the engine if the call returns.
+        change any more; its memory, and ``charge``, belong to the engine if the call returns. ``data_checksum`` is
+        its CRC-32C, if that is known.
         Raises FullError (nothing changed: wait for room, try again), ClosedError, FencedError.
         """
         if self._in_flight_bytes >= self._settings.in_flight_bytes_max:
@@ -389,8 +392,11 @@ class StreamEngine:
         base = stream.next_offset
         end = base + count
         header = encode_header(stream.stream_id, stream.epoch, base, end, time_ms)
+        entry_checksum = None
+        if data_checksum is not None:
+            entry_checksum = combine(checksum(header), data_checksum, len(data))
         try:
-            append = self._wal.append((header, data))
+            append = self._wal.append((header, data), entry_checksum)
         except FullError:
             self._wal_full = True
             self._freeze()
@@ -398,7 +404,9 @@ class StreamEngine:
         except (ClosedError, FencedError) as error:
             self._die(error)
             raise
-        entry = StreamEntry(stream.stream_id, base, end, time_ms, data, charge, append.next_position)
+        entry = StreamEntry(
+            stream.stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum
+        )
         stream.next_offset = end
         self._in_flight_bytes += len(data) + IN_FLIGHT_OVERHEAD_BYTES
         self._appended_entries += 1

@@ -30,7 +30,7 @@ from collections.abc import Iterator, Sequence
 from struct import Struct, iter_unpack
 from typing import NamedTuple
 
-from penstock.checksum import checksum
+from penstock.checksum import checksum, combine
 from penstock.direct_io import BLOCK_BYTES, filler_bytes
 from penstock.errors import CorruptError
 from penstock.spi.log_cache import StreamEntry
@@ -145,20 +145,25 @@ class ObjectWriter:
 
     def _add_block(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
         parts: list[Buffer] = []
-        length = 0
+        length = crc = 0
         time_ms = -1
         for entry in entries:
-            if self._direct_io:
-                length += self._add_filler(parts, self._size + BLOCK_HEADER.size + length, entry.data)
             size = len(entry.data)
-            parts.append(ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, size))
+            fields = ENTRY_HEADER.pack(entry.base_offset, entry.next_offset, entry.time_ms, size)
+            if self._direct_io:
+                position = self._size + BLOCK_HEADER.size + length
+                fields = _filler(position, entry.data) + fields
+            crc = checksum(fields, crc)
+            if entry.checksum is None:
+                crc = checksum(entry.data, crc)
+            else:
+                crc = combine(crc, entry.checksum, size)
+            parts.append(fields)
             parts.append(entry.data)
-            length += ENTRY_HEADER.size + size
+            length += len(fields) + size
             time_ms = max(time_ms, entry.time_ms)
         header = BLOCK_HEADER.pack(BLOCK_MAGIC, len(entries), length, 0)[:_BLOCK_CRC_POS]
-        crc = checksum(header)
-        for part in parts:
-            crc = checksum(part, crc)
+        crc = combine(checksum(header), crc, length)
         self._parts.append(header + crc.to_bytes(4, "big"))
         self._parts.extend(parts)
         size = BLOCK_HEADER.size + length
@@ -167,24 +172,23 @@ class ObjectWriter:
         )
         self._size += size
 
-    @staticmethod
-    def _add_filler(parts: list[Buffer], position: int, data: Buffer) -> int:
-        """Fill up from ``position`` so that ``data``, behind its header, lies right; bytes taken."""
-        size = filler_bytes(position + ENTRY_HEADER.size, (data,))
-        if not size:
-            return 0
-        if size < ENTRY_HEADER.size:
-            size += BLOCK_BYTES
-        zeros = bytes(size - ENTRY_HEADER.size)
-        parts.append(ENTRY_HEADER.pack(_FILLER, _FILLER, -1, len(zeros)) + zeros)
-        return size
-
     def finish(self) -> tuple[list[Buffer], int]:
         """The whole object as buffers, and its size in bytes. Nothing can be added afterwards."""
         index = b"".join(INDEX_ROW.pack(*row) for row in self._rows)
         footer = FOOTER.pack(self._size, len(index), checksum(index), self.object_id, FOOTER_MAGIC, 0)
         footer = footer[:-4] + checksum(footer[:-4]).to_bytes(4, "big")
         return [*self._parts, index, footer], self._size + len(index) + len(footer)
+
+
+def _filler(position: int, data: Buffer) -> bytes:
+    """What fills up from ``position`` of the object, so that ``data``, behind its header, lies right."""
+    size = filler_bytes(position + ENTRY_HEADER.size, (data,))
+    if not size:
+        return b""
+    if size < ENTRY_HEADER.size:
+        size += BLOCK_BYTES
+    length = size - ENTRY_HEADER.size
+    return ENTRY_HEADER.pack(_FILLER, _FILLER, -1, length) + bytes(length)
 
 
 def decode_footer(data: Buffer, object_id: int) -> tuple[int, int, int]:

@@ -35,6 +35,7 @@ __all__ = (
     "parse_group_header",
 )
 
+import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -119,11 +120,12 @@ def encode_group(
     confirmed_position: int,
     appends: Sequence[WalAppend],
     payloads: Sequence[Sequence[Buffer]],
+    checksums: Sequence[int | None] | None = None,
 ) -> tuple[list[Buffer], int]:
     """The group as a gather list that refers to the payloads (nothing is copied), and its digest.
 
     ``appends[i]`` says where ``payloads[i]`` goes, as :class:`penstock.wal.GroupCommit` laid it out; gaps are
-    filled.
+    filled. ``checksums[i]`` is the CRC-32C of ``payloads[i]``, where it is known.
     """
     assert appends, "a group holds at least one entry"
     parts: list[Buffer] = [b""]
@@ -131,7 +133,8 @@ def encode_group(
     end = cursor.position + GROUP_HEADER_BYTES
     count = len(appends)
     pack, pack_crc = _ENTRY.pack, _CRC.pack
-    for append, payload in zip(appends, payloads, strict=True):
+    known = checksums or itertools.repeat(None)
+    for append, payload, crc in zip(appends, payloads, known, strict=False):
         if append.position != end:
             zeros = bytes(append.position - end - ENTRY_HEADER_BYTES)
             head = pack(_FILLER_MAGIC, len(zeros), end, checksum(zeros))
@@ -139,9 +142,10 @@ def encode_group(
             parts += (head, pack_crc(chain), zeros)
             count += 1
         end = append.next_position
-        crc = 0
-        for part in payload:
-            crc = checksum(part, crc)
+        if crc is None:
+            crc = 0
+            for part in payload:
+                crc = checksum(part, crc)
         position = append.position
         head = pack(_ENTRY_MAGIC, end - position - ENTRY_HEADER_BYTES, position, crc)
         chain = checksum(head, chain)

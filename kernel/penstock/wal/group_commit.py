@@ -30,6 +30,7 @@ class Group:
 
     __slots__ = (
         "appends",
+        "checksums",
         "done",
         "end_position",
         "length",
@@ -49,6 +50,8 @@ class Group:
         self.end_position = position
         self.appends: list[WalAppend] = []
         self.payloads: list[Sequence[Buffer]] = []
+        #: CRC-32C of each payload, where the caller knew it.
+        self.checksums: list[int | None] = []
         self.done = False
 
 
@@ -119,7 +122,7 @@ class GroupCommit:
         if self._state == "open":
             self._refusal = None
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """Lay out one entry; see ``WriteAheadLog.append`` for the contract and every Raises."""
         if self._refusal is not None:
             raise _again(self._refusal)
@@ -150,6 +153,7 @@ class GroupCommit:
         append = WalAppend(position, end)
         group.appends.append(append)
         group.payloads.append(data)
+        group.checksums.append(checksum)
         group.payload_bytes += size
         self._tail = end
         return append

@@ -38,6 +38,7 @@ __all__ = (
     "seal_batch",
     "set_log_append_time",
     "set_max_timestamp",
+    "whole_checksum",
 )
 
 from collections.abc import Iterable, Iterator
@@ -47,6 +48,7 @@ from typing import Final
 import msgspec
 from crc32c import crc32c
 
+from penstock.checksum import COMBINE_BYTES_MIN, checksum, combine
 from penstock.errors import PenstockError
 from penstock.wire.compression import Buffer
 
@@ -217,6 +219,17 @@ def assign_offsets(buf: bytearray | memoryview, base_offset: int, leader_epoch: 
     """
     _INT64.pack_into(buf, BASE_OFFSET_POS, base_offset)
     _INT32.pack_into(buf, LEADER_EPOCH_POS, leader_epoch)
+
+
+def whole_checksum(batch: Buffer) -> int | None:
+    """The CRC-32C of all bytes of the one valid ``batch``, from the CRC that it carries; None if that isn't worth it.
+
+    The CRC leaves out what stands before it, which is short.
+    """
+    if len(batch) < COMBINE_BYTES_MIN:
+        return None
+    (crc,) = _UINT32.unpack_from(batch, CRC_POS)
+    return combine(checksum(batch[:ATTRIBUTES_POS]), crc, len(batch) - ATTRIBUTES_POS)
 
 
 def set_log_append_time(buf: bytearray | memoryview, now_ms: int) -> None:

@@ -53,6 +53,7 @@ __all__ = (
     "set_log_append_time",
     "set_max_timestamp",
     "validate_produce_batch",
+    "whole_checksum",
     "validate_records_deep",
 )
 
@@ -102,6 +103,7 @@ from penstock.wire.record_batch import (
     seal_batch,
     set_log_append_time,
     set_max_timestamp,
+    whole_checksum,
 )
 from penstock.wire.record_builder import BatchBuilder, build_batch, build_marker
 

@@ -233,6 +233,7 @@ class BlockLog:
             confirmed_position=self._confirmed,
             appends=group.appends,
             payloads=group.payloads,
+            checksums=group.checksums,
         )
         try:
             self._take_lock()

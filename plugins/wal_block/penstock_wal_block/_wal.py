@@ -122,9 +122,9 @@ class BlockWal:
         if log.header.sealed:
             self._fail(self._sealed())
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """See ``WriteAheadLog.append``."""
-        append = self._commit.append(data)
+        append = self._commit.append(data, checksum)
         if not self._pump_scheduled:
             # Not at once: what the current turn of the event loop appends goes into one group.
             self._pump_scheduled = True

@@ -138,6 +138,18 @@ async def test_offsets_follow_and_the_high_watermark_moves_with_durability(world
         assert await read(partition, 1) == [(0, b"a"), (1, b"b"), (2, b"c")], "the whole batch that holds 1"
 
 
+@pytest.mark.parametrize("kind", ["CreateTime", "LogAppendTime"])
+async def test_a_large_batch_comes_back_from_an_object(world: World, kind: str) -> None:
+    """Its checksum in the WAL (which the harness checks) and in the object follow from the one that it came with."""
+    async with open_logs(world) as logs:
+        partition = await logs.create(message_timestamp_type=kind, max_message_bytes="1000000")
+        values = [bytes([number]) * 30_000 for number in range(6)]
+        assert codes(append(partition, batch(*values))) == [0]
+        await logs.manager._engine.flush()
+        logs.manager._engine._log_cache.evict(10**9)
+        assert await read(partition) == list(enumerate(values))
+
+
 async def test_a_bad_batch_is_refused_and_changes_nothing(world: World) -> None:
     async with open_logs(world) as logs:
         partition = await logs.create(max_message_bytes="200")

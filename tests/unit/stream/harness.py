@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from crc32c import crc32c
 from penstock_allocator_sequential import SequentialAllocatorSettings, penstock_register_allocator
 from penstock_cache_fifo import FifoLogCacheSettings, penstock_register_log_cache
 from penstock_cache_lru import LruBlockCacheSettings, penstock_register_block_cache
@@ -57,10 +58,11 @@ class FakeWal:
             if entry.next_position > self.trimmed:
                 yield entry
 
-    def append(self, data: Sequence[Buffer]) -> WalAppend:
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         if self.full:
             raise FullError("the fake wal is full")
         joined = b"".join(data)
+        assert checksum is None or checksum == crc32c(joined), "the engine knows the checksum"
         append = WalAppend(self.position, self.position + len(joined))
         self.position += len(joined)
         self.pending.append((append, joined))

@@ -8,6 +8,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from penstock.checksum import checksum
 from penstock.direct_io import BLOCK_BYTES, LARGE_BYTES
 from penstock.errors import CorruptError
 from penstock.spi.log_cache import StreamEntry
@@ -112,6 +113,14 @@ def test_for_direct_io_large_payloads_lie_as_in_memory_and_fillers_are_skipped(
         if id(part) in large:
             assert position % BLOCK_BYTES == large[id(part)]
         position += len(part)
+
+
+def test_a_checksum_that_is_known_gives_the_same_object() -> None:
+    entries = entries_of(1, [b"a" * 10, b"b" * 70_000, b"c" * 20])
+    plain = write({1: entries}, 100_000)
+    for entry in entries[1:]:
+        entry.checksum = checksum(entry.data)
+    assert write({1: entries}, 100_000) == plain
 
 
 def test_a_lookup_starts_with_the_block_that_holds_the_offset() -> None:

@@ -82,6 +82,28 @@ def test_gaps_between_entries_are_filled_checked_and_skipped() -> None:
             decode_group(memoryview(damaged), cursor, log_id=9)
 
 
+def test_a_checksum_that_is_known_gives_the_same_bytes() -> None:
+    position = GROUP_HEADER_BYTES
+    appends = [
+        WalAppend(position, position + ENTRY_HEADER_BYTES + 5),
+        WalAppend(position + ENTRY_HEADER_BYTES + 5, position + 2 * ENTRY_HEADER_BYTES + 9),
+    ]
+
+    def group(checksums: list[int | None] | None) -> bytes:
+        parts, _ = encode_group(
+            log_id=1,
+            cursor=Cursor(),
+            epoch=1,
+            confirmed_position=0,
+            appends=appends,
+            payloads=[[b"he", b"llo"], [b"four"]],
+            checksums=checksums,
+        )
+        return b"".join(parts)
+
+    assert group([crc32c(b"hello"), None]) == group(None)
+
+
 @given(
     payloads=st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=10),
     cursor=st.builds(Cursor, st.integers(0, 2**60), st.integers(0, 2**60), st.integers(0, 2**32 - 1)),

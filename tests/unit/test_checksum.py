@@ -1,0 +1,31 @@
+"""CRC-32C: the standard's own example, and checksums that follow from others."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.checksum import checksum, combine
+from penstock.wire.records import build_batch, set_log_append_time, whole_checksum
+
+SIZES = st.one_of(st.integers(0, 300), st.sampled_from([4095, 65536, 200_001, 2**20]))
+
+
+def test_the_example_of_rfc_3720() -> None:
+    assert checksum(bytes(32)) == 0x8A9136AA
+    assert checksum(bytes(range(32))) == 0x46DD794E
+
+
+@given(st.binary(max_size=100), st.binary(min_size=1, max_size=50), SIZES)
+def test_two_runs_of_bytes_combine(first: bytes, pattern: bytes, second_bytes: int) -> None:
+    second = (pattern * (second_bytes // len(pattern) + 1))[:second_bytes]
+    assert combine(checksum(first), checksum(second), second_bytes) == checksum(first + second)
+
+
+@given(st.integers(1, 300_000), st.booleans())
+def test_a_batch_tells_the_checksum_of_all_its_bytes(value_bytes: int, log_append_time: bool) -> None:
+    batch = bytearray(build_batch([(None, b"v" * value_bytes, (), 1000)]))
+    if log_append_time:
+        set_log_append_time(batch, 2000)
+    assert whole_checksum(batch) in (None, checksum(batch))
+    assert (whole_checksum(batch) is None) == (len(batch) < 65536)
