@@ -20,6 +20,7 @@ from anyio.lowlevel import checkpoint
 from penstock.spi.allocator import Allocator
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
+from penstock.spi.wal import WalSpec
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
@@ -64,6 +65,21 @@ class Env:
             services = self._services(node_id, epoch, allocator, store)
             opened = await stack.enter_async_context(spec.open(checked, services))
             yield ScopedStore(opened, self.scope) if spec.kind == "object_store" else opened
+
+    async def identify(self, *, epoch: int = 0) -> str | None:
+        """What a WAL's ``identify`` says of this data directory. Breaks the clause if the plugin has none."""
+        spec = self._registry.select(self.target.kind, self.target.plugin)
+        assert isinstance(spec, WalSpec)
+        assert spec.identify is not None, "the plugin has no identify"
+        async with AsyncExitStack() as stack:
+            services = self._services(1, epoch, await self._allocator(stack), await self._object_store(stack))
+            return await spec.identify(self.target.checked_settings(spec, self.data_dir), services)
+
+    def elsewhere(self) -> Env:
+        """The same plugin with a data directory of its own."""
+        data_dir = self.data_dir / "elsewhere"
+        data_dir.mkdir()
+        return Env(self.target, data_dir, self.name)
 
     @property
     def account(self) -> PlainAllocator:

@@ -341,6 +341,82 @@ async def test_statistics_tell_the_state(env: Env) -> None:
         assert counters.capacity_bytes == 0 or counters.used_bytes <= counters.capacity_bytes
 
 
+@clause(claims="identity")
+async def test_identity_outlives_owners(env: Env) -> None:
+    """The identity of a log is the same for every owner, open and closed, empty and not, also after a trim."""
+    seen: list[str | None] = []
+    for epoch in range(1, 5):
+        async with env.open(epoch=epoch) as wal:
+            seen.append(await env.identify(epoch=epoch))
+            await _recovered(wal)
+            appends = await _append_all(wal, _bodies(3, owner=epoch))
+            seen.append(await env.identify(epoch=epoch))
+            if epoch == 2:
+                await wal.trim(appends[-1].next_position)
+                seen.append(await env.identify(epoch=epoch))
+        seen.append(await env.identify())
+    assert len(set(seen)) == 1, f"the identity changed: {seen}"
+    (identity,) = set(seen)
+    assert identity is not None, "there is a log, and it has no identity"
+    assert 0 < len(identity) <= 64, f"an identity has 1 to 64 characters: {identity!r}"
+    assert identity.isprintable() and " " not in identity, f"an identity is printable: {identity!r}"
+
+
+@clause(claims="identity")
+async def test_two_logs_have_two_identities(env: Env) -> None:
+    """Every other log has another identity, also one of the same owner in another place."""
+    other = env.elsewhere()
+    async with env.open() as wal:
+        here = await env.identify()
+        location = wal.location
+    async with other.open() as wal:
+        if wal.location == location:
+            not_applicable("the settings name one place, whatever the data directory")
+        there = await other.identify()
+    assert here is not None, "there is a log, and it has no identity"
+    assert here != there, f"two logs have one identity: {here}"
+    assert await env.identify() == here, "another log changed this one's identity"
+
+
+@clause(claims="identity")
+async def test_log_made_anew_is_another_one(env: Env) -> None:
+    """Every other log has another identity, wherever and whenever it is made."""
+    async with env.open() as wal:
+        _surviving(wal)
+        first = await env.identify()
+        path = medium_of(wal)
+    path.unlink()
+    assert await env.identify() is None, "the log is gone, and has an identity"
+    async with env.open():
+        second = await env.identify()
+    assert first is not None, "there is a log, and it has no identity"
+    assert second not in (None, first), f"a new log has the identity of the old one: {first}"
+
+
+@clause(claims="identity")
+async def test_looking_for_the_identity_changes_nothing(env: Env) -> None:
+    """None if ``open`` would create a log; looking changes nothing and fences nobody, also while an owner lives."""
+    for _ in range(2):
+        assert await env.identify() is None, "there is no log, and it has an identity"
+    async with env.open(epoch=5) as wal:
+        await _recovered(wal)
+        await _append_all(wal, _bodies(3))
+        before = _files(env.data_dir)
+        identity = await env.identify()
+        assert await env.identify(epoch=9) == identity, "the identity depends on who looks"
+        assert _files(env.data_dir) == before, "looking changed a file"
+        await _append_all(wal, _bodies(3, owner=1))
+    before = _files(env.data_dir)
+    assert await env.identify() == identity
+    assert _files(env.data_dir) == before, "looking changed a file"
+    assert await _read(env, 6) == [*_bodies(3), *_bodies(3, owner=1)]
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    """What is in the data directory, byte by byte."""
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
 @clause(claims="bounded")
 async def test_full_log_refuses_until_trimmed(env: Env) -> None:
     """FullError when a bounded log has no room (trim, then retry: nothing was appended)."""

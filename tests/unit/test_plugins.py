@@ -299,6 +299,17 @@ def test_malformed_spec_is_refused(write: Write, change: tuple[str, str], senten
         PluginRegistry(modules=[write("odd_module", provider("wal", "odd_name").replace(*change))])
 
 
+@pytest.mark.parametrize("claimed", [True, False])
+def test_wal_with_half_an_identity_is_refused(write: Write, claimed: bool) -> None:
+    source = provider("wal", "half", "" if claimed else "identify=print")
+    if claimed:
+        source = source.replace("domain='host'", "domain='host', identity=True")
+    with pytest.raises(
+        PluginError, match="identify if and only if it claims the capability identity: name=half"
+    ):
+        PluginRegistry(modules=[write("half_module", source)])
+
+
 def test_entry_point_must_name_a_module(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     module = write("function_module", provider("wal", "function"))
     install(monkeypatch, ("function", f"{module}:penstock_register_wal", "odd"))

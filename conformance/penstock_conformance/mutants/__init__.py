@@ -40,6 +40,7 @@ from penstock_conformance.reference import (
     FileWal,
     WalSettings,
     closing,
+    identify_wal,
     open_wal,
 )
 
@@ -96,6 +97,13 @@ def _make_wal(settings: DefectiveWal, path: Path, epoch: int, capacity: int) -> 
     return made
 
 
+def _wal_class(settings: DefectiveWal) -> type[FileWal]:
+    made = MUTANTS["wal", settings.defect].make
+    assert isinstance(made, type)
+    assert issubclass(made, FileWal)
+    return made
+
+
 def _open_wal(settings: DefectiveWal, services: Services) -> object:
     return open_wal(lambda path, epoch, capacity: _make_wal(settings, path, epoch, capacity))(
         settings, services
@@ -111,6 +119,7 @@ def penstock_register_wal() -> WalSpec[DefectiveWal]:
         settings=DefectiveWal,
         capabilities=WAL_CAPABILITIES,
         open=_open_wal,  # type: ignore[arg-type] # the reference's class stands for the Protocol
+        identify=identify_wal(_wal_class),
     )
 
 

@@ -7,10 +7,12 @@ __all__ = ()
 import asyncio
 import os
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import anyio
 
-from penstock.errors import ClosedError, CorruptError
+from penstock.errors import ClosedError, CorruptError, FencedError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
 from penstock_conformance.mutants._mutant import mutant
@@ -184,7 +186,7 @@ class ReusesPositions(FileWal):
     def _take_over(self) -> None:
         super()._take_over()
         if self._header.start == self._header.confirmed:
-            self._header = Header(epoch=self._epoch)
+            self._header = Header(epoch=self._epoch, identity=self._header.identity)
             self._end = self._confirmed = self._header.start
             os.ftruncate(self._file, self._header.start)
 
@@ -327,6 +329,67 @@ class InventsAnEntry(FileWal):
         yield WalEntry(0, 1, memoryview(b"hello"))
         async for entry in super().recover():
             yield entry
+
+
+@mutant(KIND, "is_another_log_for_each_owner", "identity_outlives_owners")
+class IsAnotherLogForEachOwner(FileWal):
+    """Draws its identity at each opening."""
+
+    def _read_header(self) -> Header:
+        return super()._read_header()._replace(identity=self._drawn)
+
+    def _take_over(self) -> None:
+        self._drawn = os.urandom(8)
+        super()._take_over()
+
+
+@mutant(KIND, "forgets_itself_when_trimmed", "identity_outlives_owners")
+class ForgetsItselfWhenTrimmed(FileWal):
+    """An empty log is as good as a new one."""
+
+    def _drop(self, position: int) -> None:
+        self._header = self._header._replace(identity=os.urandom(8))
+        super()._drop(position)
+
+
+@mutant(KIND, "is_its_owner", "two_logs_have_two_identities", "log_made_anew_is_another_one")
+class IsItsOwner(FileWal):
+    """Takes whose it is for what it is."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        return "1" if super().identify(path, epoch) else None
+
+
+@mutant(KIND, "is_its_place", "log_made_anew_is_another_one")
+class IsItsPlace(FileWal):
+    """Takes where it is for what it is."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        return str(path) if super().identify(path, epoch) else None
+
+
+@mutant(KIND, "creates_what_it_looks_for", "looking_for_the_identity_changes_nothing")
+class CreatesWhatItLooksFor(FileWal):
+    """Looks by opening, which makes a log where there was none."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        with suppress(FencedError):
+            cls(path, epoch, 2**20).close()
+        return super().identify(path, epoch)
+
+
+@mutant(KIND, "takes_what_it_looks_at", "looking_for_the_identity_changes_nothing")
+class TakesWhatItLooksAt(FileWal):
+    """Becomes the owner of a log by looking at it, if there is one."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        if path.exists():
+            cls(path, max(epoch, 50), 2**20).close()
+        return super().identify(path, epoch)
 
 
 @mutant(KIND, "counts_nothing", "statistics_tell_the_state")

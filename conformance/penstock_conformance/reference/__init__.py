@@ -28,7 +28,7 @@ from penstock_conformance.reference._log_cache import PlainLogCache
 from penstock_conformance.reference._metadata_log import PlainMetadataLog
 from penstock_conformance.reference._object_store import STORE_CAPABILITIES, DirectoryStore
 from penstock_conformance.reference._partitioner import PlainPartitioner
-from penstock_conformance.reference._wal import WAL_CAPABILITIES, FileWal, open_wal
+from penstock_conformance.reference._wal import WAL_CAPABILITIES, FileWal, identify_wal, open_wal
 
 __all__ = (
     "STORE_CAPABILITIES",
@@ -45,6 +45,7 @@ __all__ = (
     "PlainPartitioner",
     "WalSettings",
     "closing",
+    "identify_wal",
     "open_wal",
 )
 
@@ -113,6 +114,7 @@ def penstock_register_wal() -> WalSpec[WalSettings]:
         settings=WalSettings,
         capabilities=WAL_CAPABILITIES,
         open=open_wal(FileWal),
+        identify=identify_wal(lambda _: FileWal),
     )
 
 

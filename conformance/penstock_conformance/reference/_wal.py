@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("WAL_CAPABILITIES", "FileWal", "open_wal")
+__all__ = ("WAL_CAPABILITIES", "FileWal", "identify_wal", "open_wal")
 
 import asyncio
 import fcntl
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,12 +29,12 @@ from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 
 WAL_CAPABILITIES = WalCapabilities(
-    durability_domain="host", fencing=True, bounded=True, seal=True, entry_bytes_max=2**20
+    durability_domain="host", fencing=True, bounded=True, seal=True, identity=True, entry_bytes_max=2**20
 )
 
 _HEADER_BYTES = 4096
-# epoch, start of the first kept record, confirmed position, sealed; CRC-32C of these
-_HEADER = struct.Struct(">QQQ?")
+# epoch, start of the first kept record, confirmed position, sealed, identity; CRC-32C of these
+_HEADER = struct.Struct(">QQQ?8s")
 # magic, payload length, position, confirmed position when it was written; CRC-32C of these and the payload
 _RECORD = struct.Struct(">4sIQQ")
 _CRC = struct.Struct(">I")
@@ -49,6 +49,8 @@ class Header(NamedTuple):
     start: int = _HEADER_BYTES
     confirmed: int = _HEADER_BYTES
     sealed: bool = False
+    #: Drawn when the log is created.
+    identity: bytes = bytes(8)
 
 
 class FileWal:
@@ -94,6 +96,15 @@ class FileWal:
             self._write_header()
         self._end = self._confirmed = self._header.start
 
+    @classmethod
+    def identify(cls, path: Path, _epoch: int) -> str | None:
+        """The identity of the log at ``path``; None if there is none."""
+        try:
+            raw = path.read_bytes()[:_HEADER_BYTES]
+        except FileNotFoundError:
+            return None
+        return Header._make(_HEADER.unpack(cls._checked(path, raw))).identity.hex() if raw else None
+
     def _is_owner(self) -> bool:
         header = self._read_header()
         return header.epoch == self._epoch and not header.sealed
@@ -101,11 +112,15 @@ class FileWal:
     def _read_header(self) -> Header:
         raw = os.pread(self._file, _HEADER.size + _CRC.size, 0)
         if not raw:
-            return Header()
+            return Header(identity=os.urandom(8))
+        return Header._make(_HEADER.unpack(self._checked(self._path, raw)))
+
+    @staticmethod
+    def _checked(path: Path, raw: bytes) -> bytes:
         fixed = raw[: _HEADER.size]
         if len(raw) < _HEADER.size + _CRC.size or crc32c(fixed) != _CRC.unpack_from(raw, _HEADER.size)[0]:
-            raise CorruptError(f"the header of the log fails its checksum: path={self._path} position=0")
-        return Header._make(_HEADER.unpack(fixed))
+            raise CorruptError(f"the header of the log fails its checksum: path={path} position=0")
+        return fixed
 
     def _write_header(self) -> None:
         fixed = _HEADER.pack(*self._header)
@@ -302,10 +317,26 @@ def open_wal(
 
     @asynccontextmanager
     async def opened(settings: Any, services: Services) -> AsyncIterator[FileWal]:
-        wal = make(services.data_dir / "wal" / "log", services.epoch, settings.capacity)
+        wal = make(_path(services), services.epoch, settings.capacity)
         try:
             yield wal
         finally:
             wal.close()
 
     return opened
+
+
+def identify_wal(
+    choose: Callable[[Any], type[FileWal]],
+) -> Callable[[Any, Services], Awaitable[str | None]]:
+    """The ``identify`` of a WAL whose class is chosen by the settings."""
+
+    async def identified(settings: Any, services: Services) -> str | None:
+        await checkpoint()
+        return choose(settings).identify(_path(services), services.epoch)
+
+    return identified
+
+
+def _path(services: Services) -> Path:
+    return services.data_dir / "wal" / "log"

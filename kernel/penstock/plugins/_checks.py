@@ -12,6 +12,7 @@ from penstock.errors import CapabilityError, PluginError
 from penstock.spi.object_store import ObjectStoreCapabilities
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
 from penstock.spi.settings import Settings
+from penstock.spi.wal import WalSpec
 
 #: What the name of each registering hook begins with; the kind follows.
 REGISTER = "penstock_register_"
@@ -37,6 +38,12 @@ def check_spec(spec: object, kind: str, module_name: str, origin: str) -> None:
     if not (isinstance(spec.settings, type) and issubclass(spec.settings, Settings)):
         raise PluginError(
             f"a plugin's settings must be a subclass of penstock.spi.Settings: name={name} from {origin}"
+        )
+    if isinstance(spec, WalSpec) and getattr(spec.capabilities, "identity", False) != (
+        spec.identify is not None
+    ):
+        raise PluginError(
+            f"a WAL has identify if and only if it claims the capability identity: name={name} from {origin}"
         )
 
 

@@ -34,6 +34,8 @@ class WalCapabilities:
     bounded: bool = False
     #: ``seal`` is there: after it, no append of any owner is acknowledged.
     seal: bool = False
+    #: ``WalSpec.identify`` is there: a lost, swapped or forgotten log is noticed before anything is acknowledged.
+    identity: bool = False
     #: Median milliseconds from append to durable on the intended medium, for people and schedulers.
     expected_latency_ms_p50: float = 1.0
     #: The largest entry in bytes.
@@ -178,3 +180,9 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
     read: Callable[[S, Services], AsyncIterator[WalEntry]] | None = None
     #: Facts about the log for people (owner, epoch, capacity, positions), read from outside likewise.
     describe: Callable[[S, Services], Awaitable[Mapping[str, object]]] | None = None
+    #: The identity of the log that ``open`` would open with these settings, changing nothing and fencing nobody; None
+    #: if it would create one. Up to 64 printable characters without spaces, drawn when the log is created: the
+    #: same for every owner as long as the log is there, another one for every other log, wherever and whenever it
+    #: is made. Called before ``open`` (``epoch`` is 0 then) and after it. Raises CorruptError if what is there
+    #: can't be read, UnavailableError if the medium fails. Only with the capability ``identity``.
+    identify: Callable[[S, Services], Awaitable[str | None]] | None = None

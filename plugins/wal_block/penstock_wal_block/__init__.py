@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from penstock.hookspecs import hookimpl
 from penstock.spi.wal import WalSpec
-from penstock_wal_block._inspect import describe_wal, inspect_wal, read_wal
+from penstock_wal_block._inspect import describe_wal, identify_wal, inspect_wal, read_wal
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._wal import CAPABILITIES, BlockWal, open_wal
 
@@ -22,4 +22,5 @@ def penstock_register_wal() -> WalSpec[Settings]:
         open=open_wal,
         read=read_wal,
         describe=describe_wal,
+        identify=identify_wal,
     )

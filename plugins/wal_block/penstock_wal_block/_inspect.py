@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ("InspectedGroup", "Inspection", "describe_wal", "inspect_wal", "read_wal")
+__all__ = ("InspectedGroup", "Inspection", "describe_wal", "identify_wal", "inspect_wal", "read_wal")
 
 import os
+import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from anyio import to_thread
 
-from penstock.errors import CorruptError, NotFoundError
+from penstock.errors import CorruptError, NotFoundError, UnavailableError
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
 from penstock.wal import DecodedGroup, LogScan
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, parse_slots
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header, parse_slots
 from penstock_wal_block._log import CachedReader
 from penstock_wal_block._settings import Settings
 
@@ -95,6 +96,7 @@ class Inspection:
             error = str(raised)
         return {
             "path": self.path,
+            "identity": _identity(header),
             "cluster_id": header.cluster_id,
             "node_id": header.node_id,
             "epoch": header.epoch,
@@ -146,6 +148,43 @@ async def describe_wal(settings: Settings, services: Services) -> dict[str, obje
     """See ``WalSpec.describe``."""
     inspection = await to_thread.run_sync(inspect_wal, services.data_dir / settings.path)
     return await to_thread.run_sync(inspection.summary)
+
+
+async def identify_wal(settings: Settings, services: Services) -> str | None:
+    """See ``WalSpec.identify``."""
+    path = services.data_dir / settings.path
+    try:
+        return await to_thread.run_sync(_identify, path)
+    except OSError as error:
+        raise UnavailableError(
+            f"the wal can't be read, check the path and the disk: path={path} errno={error.errno} "
+            f"error={error.strerror}"
+        ) from error
+
+
+def _identify(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+        return None  # for opening to refuse
+    with _ReadOnlyFile(path) as file:
+        area = bytes(file.read(0, HEADER_AREA_BYTES))
+        size = file.size
+    header = newest_header(area)
+    if header is not None:
+        return _identity(header)
+    blank = not any(area) if stat.S_ISBLK(mode) else size <= HEADER_AREA_BYTES
+    if not blank:
+        raise CorruptError(
+            "the wal has no valid header, restore it from a copy; if the path holds nothing of value, empty it "
+            f"(delete the file, or zero the first {HEADER_AREA_BYTES} bytes of the device): path={path}"
+        )
+    return None  # nobody got as far as creating it
+
+
+def _identity(header: Header) -> str:
+    return f"{header.log_id:016x}"
 
 
 class _ReadOnlyFile:

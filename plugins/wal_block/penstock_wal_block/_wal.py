@@ -40,7 +40,12 @@ _logger = logging.getLogger("penstock.wal.block")
 #: A group this large is handed to the writer while another one is on the medium; a smaller one waits for company.
 _EAGER_BYTES = 2**17
 CAPABILITIES = WalCapabilities(
-    durability_domain="host", fencing=True, bounded=True, seal=True, expected_latency_ms_p50=0.5
+    durability_domain="host",
+    fencing=True,
+    bounded=True,
+    seal=True,
+    identity=True,
+    expected_latency_ms_p50=0.5,
 )
 _CLOSE_TIMEOUT_S = 30.0
 _SPACE_RETRY_S = (0.05, 1.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,58 @@ def test_what_is_no_log_is_said_so(tmp_path: Path) -> None:
     (tmp_path / "other").write_bytes(b"something else")
     with pytest.raises(CorruptError, match="no wal_block log"):
         inspect_wal(tmp_path / "other")
+
+
+async def identify(tmp_path: Path) -> str | None:
+    """What the plugin says of the place where ``write`` makes its log, asked as the kernel does before opening."""
+    services = Services(node_id=4, epoch=0, cluster_id="cluster", data_dir=tmp_path, clock=lambda: 0.0)
+    tell = penstock_register_wal().identify
+    assert tell is not None
+    return await tell(Settings(capacity=2**20, group_bytes_max=2**16), services)
+
+
+@pytest.mark.anyio
+async def test_the_identity_is_the_log_id_of_either_header_slot(tmp_path: Path) -> None:
+    """A torn slot leaves the other one, as at opening."""
+    path = await write(tmp_path, 1, [b"one"])
+    header = inspect_wal(path).header
+    assert await identify(tmp_path) == f"{header.log_id:016x}" == inspect_wal(path).summary()["identity"]
+    with path.open("r+b") as file:
+        file.seek(header.sequence % 2 * 4096 + 20)
+        file.write(b"torn")
+    assert inspect_wal(path).header.sequence == header.sequence - 1
+    assert await identify(tmp_path) == f"{header.log_id:016x}"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("content", [b"", bytes(8192), os.urandom(4096)])
+async def test_a_log_whose_creation_broke_off_is_none_yet(tmp_path: Path, content: bytes) -> None:
+    """Where opening would create one, there is none."""
+    path = tmp_path / Settings().path
+    path.parent.mkdir()
+    path.write_bytes(content)
+    assert await identify(tmp_path) is None
+    assert path.read_bytes() == content
+    await write(tmp_path, 1, [b"one"])
+    assert await identify(tmp_path) is not None
+
+
+@pytest.mark.anyio
+async def test_a_damaged_log_is_not_taken_for_none(tmp_path: Path) -> None:
+    path = await write(tmp_path, 1, [b"one"])
+    with path.open("r+b") as file:
+        file.write(os.urandom(8192))
+    with pytest.raises(CorruptError, match="no valid header"):
+        await identify(tmp_path)
+
+
+@pytest.mark.anyio
+async def test_what_can_be_no_log_is_left_for_opening_to_refuse(tmp_path: Path) -> None:
+    """A pipe isn't waited for, a directory isn't read."""
+    path = tmp_path / Settings().path
+    path.parent.mkdir()
+    os.mkfifo(path)
+    assert await identify(tmp_path) is None
+    path.unlink()
+    path.mkdir()
+    assert await identify(tmp_path) is None
