@@ -22,10 +22,12 @@ __all__ = (
     "OpenStreams",
     "PrepareObjects",
     "RegisterNode",
+    "ReleaseWal",
     "SetTopicConfigs",
     "TrimStreams",
     "UploadedObject",
     "UploadedRange",
+    "UseWal",
     "decode_entry",
     "encode_entry",
 )
@@ -50,11 +52,37 @@ class FormatCluster(_Command, tag="format", frozen=True):
 
 
 class RegisterNode(_Command, tag="node", frozen=True):
-    """A broker starts: its epoch becomes the index of this entry, which fences its earlier lives."""
+    """A broker starts: its epoch becomes the index of this entry, which fences its earlier lives.
+
+    Refused, so that nobody is fenced, if the node's recorded WAL is in use and this broker has another one.
+    """
 
     node_id: int
     #: Distinguishes two processes that register the same node.
     incarnation: str
+    #: Identity of the WAL that the broker found; empty: there is none, or its plugin doesn't tell.
+    wal: str = ""
+    #: Where it looked, for people.
+    place: str = ""
+    #: Identity of the recorded WAL if what only that one holds is given up on purpose.
+    lost_wal: str = ""
+
+
+class UseWal(_Command, tag="wal+", frozen=True):
+    """From now on the node's acknowledged records may be in this WAL only; comes before the first append."""
+
+    node_id: int
+    node_epoch: int
+    wal: str
+    #: Where it is, for people.
+    location: str
+
+
+class ReleaseWal(_Command, tag="wal-", frozen=True):
+    """A clean stop: all that the node's WAL held is uploaded and trimmed, and nothing is appended any more."""
+
+    node_id: int
+    node_epoch: int
 
 
 class CreateTopic(_Command, tag="topic+", frozen=True):
@@ -161,6 +189,8 @@ class AllocateProducerIds(_Command, tag="pids", frozen=True):
 Command: TypeAlias = (
     FormatCluster
     | RegisterNode
+    | UseWal
+    | ReleaseWal
     | CreateTopic
     | AddPartitions
     | DeleteTopic

@@ -17,6 +17,7 @@ import msgspec
 
 from penstock.errors import (
     AlreadyExistsError,
+    ConfigError,
     ConflictError,
     CorruptError,
     FencedError,
@@ -28,7 +29,7 @@ from penstock.metadata import commands as c
 
 FoldError = PenstockError
 
-IMAGE_VERSION = 1
+IMAGE_VERSION = 2
 
 
 class NodeState(msgspec.Struct):
@@ -37,6 +38,13 @@ class NodeState(msgspec.Struct):
     node_id: int
     epoch: int
     incarnation: str
+    #: Identity of the WAL that it used last, and where that is, for people; empty: none was ever told.
+    wal: str = ""
+    wal_location: str = ""
+    #: That WAL may hold acknowledged records that aren't uploaded; False after a clean stop.
+    wal_in_use: bool = False
+    #: Identities of WALs whose records were given up on purpose, oldest first.
+    lost_wals: list[str] = []
 
 
 class TopicState(msgspec.Struct):
@@ -190,6 +198,7 @@ class Image:
                 f"metadata snapshot is of a newer format than this penstock reads, upgrade it: "
                 f"version={image.version} supported={IMAGE_VERSION}"
             )
+        image.version = IMAGE_VERSION  # what was added since has its defaults
         return cls(image)
 
     def fold(self, index: int, entry: c.Entry) -> list[Any]:
@@ -213,8 +222,48 @@ class Image:
         return command.cluster_id
 
     def _register(self, command: c.RegisterNode, index: int, now_ms: int) -> int:
-        self._data.nodes[command.node_id] = NodeState(command.node_id, index, command.incarnation)
+        self.check_wal(command)
+        node = self._data.nodes.get(command.node_id) or NodeState(command.node_id, 0, "")
+        if node.wal_in_use and command.wal != node.wal:
+            node.lost_wals = [*node.lost_wals, node.wal]
+            node.wal = node.wal_location = ""
+            node.wal_in_use = False
+        node.epoch, node.incarnation = index, command.incarnation
+        self._data.nodes[command.node_id] = node
         return index
+
+    def check_wal(self, command: c.RegisterNode) -> None:
+        """Raise ConfigError if the node may not start with the WAL that it found (I1, I3); changes nothing."""
+        node = self._data.nodes.get(command.node_id)
+        if node is None:
+            return
+        if command.wal and command.wal in node.lost_wals:
+            raise ConfigError(
+                f"the records of this WAL were given up and their offsets may have been given again, point "
+                f"broker.data_dir or wal.path to another place: node_id={node.node_id} wal={command.wal} "
+                f"at={command.place}"
+            )
+        if node.wal_in_use and node.wal not in (command.wal, command.lost_wal):
+            raise ConfigError(
+                f"acknowledged records of this node may be in another WAL only, nothing was changed; point "
+                f"broker.data_dir or wal.path back to that WAL, or stop the broker that uses it, or give up what "
+                f"only it holds with broker.accept_lost_wal={node.wal}: node_id={node.node_id} recorded={node.wal} "
+                f"recorded_at={node.wal_location} found={command.wal or 'none'} found_at={command.place}"
+            )
+
+    def _use_wal(self, command: c.UseWal, index: int, now_ms: int) -> None:
+        self._check_node(command.node_id, command.node_epoch)
+        node = self._data.nodes[command.node_id]
+        if node.wal_in_use and node.wal != command.wal:
+            raise ConfigError(
+                f"the WAL was exchanged while the broker started, start it again: node_id={node.node_id} "
+                f"recorded={node.wal} found={command.wal} found_at={command.location}"
+            )
+        node.wal, node.wal_location, node.wal_in_use = command.wal, command.location, True
+
+    def _release_wal(self, command: c.ReleaseWal, index: int, now_ms: int) -> None:
+        self._check_node(command.node_id, command.node_epoch)
+        self._data.nodes[command.node_id].wal_in_use = False
 
     def _create_topic(self, command: c.CreateTopic, index: int, now_ms: int) -> TopicState:
         if command.name in self.topic_ids:
@@ -391,6 +440,8 @@ class Image:
 _FOLDS: dict[type, Any] = {
     c.FormatCluster: Image._format,
     c.RegisterNode: Image._register,
+    c.UseWal: Image._use_wal,
+    c.ReleaseWal: Image._release_wal,
     c.CreateTopic: Image._create_topic,
     c.AddPartitions: Image._add_partitions,
     c.DeleteTopic: Image._delete_topic,

@@ -132,13 +132,17 @@ class MetadataService:
                 f"use another place: configured={cluster_id} found={self.image.cluster_id}"
             )
 
-    async def register(self, node_id: int) -> int:
+    async def register(self, node_id: int, *, wal: str = "", place: str = "", lost_wal: str = "") -> int:
         """Register this process as the node; returns its epoch and fences its earlier lives.
 
+        ``wal`` is the identity of the WAL that the node found in ``place``. Raises ConfigError, and fences nobody, if
+        records may be in another one only, unless that is ``lost_wal``, which gives them up.
         When a later life registers, this service ends with FencedError at the next entry that it wants to write.
         """
         self._registered = None
-        epoch = await self.submit(RegisterNode(node_id=node_id, incarnation=self._writer))
+        command = RegisterNode(node_id, self._writer, wal, place, lost_wal)
+        self.image.check_wal(command)  # the fold does too; this way a refused start writes nothing
+        epoch = await self.submit(command)
         assert isinstance(epoch, int)
         self._registered = (node_id, epoch)
         return epoch

@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import hypothesis.strategies as st
+import msgspec
 import pytest
 from hypothesis import given
 
 from penstock.errors import (
     AlreadyExistsError,
+    ConfigError,
     ConflictError,
     CorruptError,
     FencedError,
@@ -31,10 +33,12 @@ from penstock.metadata.commands import (
     OpenStreams,
     PrepareObjects,
     RegisterNode,
+    ReleaseWal,
     SetTopicConfigs,
     TrimStreams,
     UploadedObject,
     UploadedRange,
+    UseWal,
     decode_entry,
     encode_entry,
 )
@@ -119,9 +123,75 @@ def test_a_later_registration_fences_the_earlier_life_of_the_node(log: Log) -> N
         PrepareObjects(1, 2, 1, NOW_MS),
         CommitUpload(1, 2, []),
         AllocateProducerIds(1, 2, 10),
+        UseWal(1, 2, "w", "there"),
+        ReleaseWal(1, 2),
     ):
         assert isinstance(log.refused(command), FencedError)
     log.ok(OpenStreams(1, 5, [1]))
+
+
+def test_a_node_whose_wal_is_in_use_starts_with_that_one_only(log: Log) -> None:
+    """I1, I3: with another WAL, or none, it is refused, and the life that goes on isn't fenced."""
+    log.ok(UseWal(1, 2, "w1", "/old on host-a"))
+    for found in ("", "w2"):
+        error = log.refused(RegisterNode(1, "b", found, "/new on host-b"))
+        assert isinstance(error, ConfigError)
+        for told in (
+            "recorded=w1",
+            "/old on host-a",
+            f"found={found or 'none'}",
+            "/new on host-b",
+            "lost_wal=w1",
+        ):
+            assert told in str(error)
+    log.ok(OpenStreams(1, 2, [1]))
+    epoch = log.ok(RegisterNode(1, "b", "w1", "/moved"))
+    assert log.image.nodes[1].wal_in_use, "what was in it is in it still"
+    assert isinstance(log.refused(UseWal(1, epoch, "w2", "/moved")), ConfigError)
+    log.ok(UseWal(1, epoch, "w1", "/moved"))
+    assert log.image.nodes[1].wal_location == "/moved"
+    log.ok(RegisterNode(2, "another node", "w2"))
+
+
+@pytest.mark.parametrize("found", ["", "w2"])
+def test_after_a_clean_stop_any_wal_will_do(log: Log, found: str) -> None:
+    log.ok(UseWal(1, 2, "w1", "there"))
+    log.ok(ReleaseWal(1, 2))
+    epoch = log.ok(RegisterNode(1, "b", found))
+    log.ok(UseWal(1, epoch, "w2", "there"))
+    assert isinstance(log.refused(RegisterNode(1, "c", "w1")), ConfigError)
+
+
+def test_a_lost_wal_is_given_up_by_name_and_for_ever(log: Log) -> None:
+    """The name of another one doesn't help, so a forgotten setting accepts no later loss."""
+    log.ok(UseWal(1, 2, "w1", "there"))
+    assert isinstance(log.refused(RegisterNode(1, "b", "w2", lost_wal="w2")), ConfigError)
+    epoch = log.ok(RegisterNode(1, "b", "w1", lost_wal="w1"))
+    assert log.image.nodes[1].lost_wals == [], "it was found"
+    epoch = log.ok(RegisterNode(1, "b", "", lost_wal="w1"))
+    assert log.image.nodes[1].lost_wals == ["w1"]
+    log.ok(RegisterNode(1, "b", "w3"))  # the life that accepted ended before it used a WAL
+    epoch = log.image.nodes[1].epoch
+    log.ok(UseWal(1, epoch, "w2", "there"))
+    assert isinstance(log.refused(RegisterNode(1, "c", "w3", lost_wal="w1")), ConfigError)
+    log.ok(ReleaseWal(1, epoch))
+    assert "given up" in str(log.refused(RegisterNode(1, "c", "w1", lost_wal="w1")))
+
+
+def test_logs_and_snapshots_from_before_wals_were_recorded_fold_as_ever(log: Log) -> None:
+    """I7 over versions: a snapshot of version 1 and an entry without the new fields give the image of today."""
+    old = msgspec.msgpack.decode(log.image.to_snapshot(), strict=False)
+    old["version"] = 1
+    for node in old["nodes"].values():
+        for added in ("wal", "wal_location", "wal_in_use", "lost_wals"):
+            del node[added]
+    image = Image.from_snapshot(msgspec.msgpack.encode(old))
+    assert image.to_snapshot() == log.image.to_snapshot()
+    command = {"type": "node", "node_id": 1, "incarnation": "b"}
+    entry = decode_entry(5, msgspec.msgpack.encode({"commands": [command], "writer": "w", "now_ms": 1}))
+    assert image.fold(5, entry) == [5]
+    log.ok(RegisterNode(1, "b"))
+    assert image.to_snapshot() == log.image.to_snapshot()
 
 
 def test_commits_continue_the_stream(log: Log) -> None:
@@ -226,7 +296,22 @@ commands = st.lists(
             st.integers(1, 3),
         ),
         st.builds(DeleteTopic, st.just(TOPIC_ID)),
-        st.builds(RegisterNode, st.just(1), st.just("x")),
+        st.builds(
+            RegisterNode,
+            st.integers(1, 2),
+            st.just("x"),
+            st.sampled_from(["", "w1", "w2", "w3"]),
+            st.just("place"),
+            st.sampled_from(["", "w1", "w2", "w3"]),
+        ),
+        st.builds(
+            UseWal,
+            st.integers(1, 2),
+            st.integers(1, 6),
+            st.sampled_from(["w1", "w2", "w3"]),
+            st.just("place"),
+        ),
+        st.builds(ReleaseWal, st.integers(1, 2), st.integers(1, 6)),
         st.builds(OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)),
         st.builds(PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)),
         st.builds(
@@ -277,6 +362,10 @@ def test_replay_from_any_snapshot_gives_the_same_image_and_ranges_tile(todo: lis
     for command in todo:
         log.do(command)
         snapshots.append(log.image.to_snapshot())
+        for node in log.image.nodes.values():
+            assert not node.wal_in_use or node.wal not in node.lost_wals, (
+                "what was given up is never used again"
+            )
         for stream in log.image.streams.values():
             position = stream.ranges[0].start if stream.ranges else None
             for r in stream.ranges:

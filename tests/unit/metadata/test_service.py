@@ -12,6 +12,7 @@ import pytest
 from penstock.errors import (
     AlreadyExistsError,
     ClosedError,
+    ConfigError,
     ConflictError,
     CorruptError,
     FencedError,
@@ -20,7 +21,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.metadata import service as service_module
-from penstock.metadata.commands import AllocateProducerIds, CreateTopic, RegisterNode
+from penstock.metadata.commands import AllocateProducerIds, CreateTopic, RegisterNode, UseWal
 from penstock.metadata.image import TopicState
 from penstock.metadata.service import MetadataService, load_image
 from penstock.spi.metadata_log import (
@@ -313,6 +314,23 @@ async def test_a_newer_life_of_the_node_fences_the_older_one(log: FakeLog) -> No
     assert [type(error) for error in leaves(caught.value)] == [FencedError]
     assert [type(result) for result in results] == [FencedError]
     assert (await load_image(log)).topic_by_name("a") is None
+
+
+async def test_a_life_with_another_wal_is_refused_also_if_the_first_one_recorded_its_own_a_moment_ago(
+    log: FakeLog,
+) -> None:
+    """I3: the newer one's image is older than the record, so the fold decides; the older one goes on."""
+    async with open_service(log) as old, open_service(log) as new:
+        epoch = await old.register(NODE)
+        await old.submit(UseWal(NODE, epoch, "w1", "there"))
+        with pytest.raises(ConfigError, match="recorded=w1"):
+            await new.register(NODE, wal="w2")
+        await old.submit(topic("a"))
+        before = len(log.entries)
+        with pytest.raises(ConfigError, match="recorded=w1"):
+            await new.register(NODE, wal="w2")
+        assert len(log.entries) == before, "what is refused from the start is never written"
+        await new.register(NODE, wal="w1")
 
 
 async def test_a_node_that_registers_again_in_the_same_process_goes_on(log: FakeLog) -> None:
