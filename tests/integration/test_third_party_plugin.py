@@ -163,9 +163,11 @@ def test_tutorial_works_as_written(tmp_path: Path) -> None:
     shown = outsider.run(info)
     assert "penstock-wal-sqlite 0.1.0" in shown
     assert "path: a string (default wal.sqlite)" in shown
+    assert "identity = no" in shown
 
     with outsider.serving(serve, signal.SIGKILL) as banner:
         assert re.search(r"wal +wal_sqlite\n", banner)
+        assert "wal identity none: a lost or exchanged WAL would not be noticed" in banner
         assert f"sqlite:{outsider.project}/penstock-data/log.sqlite" in banner
         outsider.produce(0)
     with outsider.serving(serve, signal.SIGTERM):  # recovers from the plugin's log

@@ -34,6 +34,7 @@ from penstock.broker._settings import (
     server_settings,
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
+from penstock.broker._wal import register_node, release_wal, use_wal
 from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
@@ -73,6 +74,7 @@ class _Parts:
     metadata_log: MetadataLog
     metadata: MetadataService
     wal: WriteAheadLog
+    wal_identity: str
     log_cache: LogCache
     block_cache: BlockCache
     engine: StreamEngine
@@ -149,6 +151,11 @@ class Broker:
     def durability_domain(self) -> str:
         """The fault domain that an acknowledged record survives, as the WAL declares it."""
         return self._running.wal.capabilities.durability_domain
+
+    @property
+    def wal_identity(self) -> str:
+        """The identity of the WAL, as metadata records it; empty if its plugin tells none."""
+        return self._running.wal_identity
 
     @property
     def logs(self) -> LogManager:
@@ -278,9 +285,11 @@ class Broker:
         metadata = await stack.enter_async_context(
             MetadataService.open(metadata_log, now_ms=now_ms, cluster_id=tree.broker.cluster_id or "")
         )
-        node_epoch = await metadata.register(node_id)
-        services = dataclasses.replace(services, epoch=node_epoch, cluster_id=metadata.image.cluster_id)
+        services = dataclasses.replace(services, cluster_id=metadata.image.cluster_id)
+        node_epoch = await register_node(metadata, selection, services, tree.broker.accept_lost_wal)
+        services = dataclasses.replace(services, epoch=node_epoch)
         wal: WriteAheadLog = await open_plugin("wal")
+        wal_identity = await use_wal(metadata, selection, services, wal.location)
         log_cache: LogCache = await open_plugin("log_cache")
         block_cache: BlockCache = await open_plugin("block_cache")
 
@@ -322,7 +331,7 @@ class Broker:
             )
         )
         log_manager.append(logs)
-        stack.push_async_callback(self._drain, logs, metadata)
+        stack.push_async_callback(self._drain, logs, metadata, node_epoch)
         groups = await stack.enter_async_context(
             GroupService(await _offsets_log(logs, tree), group_settings(tree))
         )
@@ -347,6 +356,7 @@ class Broker:
             metadata_log=metadata_log,
             metadata=metadata,
             wal=wal,
+            wal_identity=wal_identity,
             log_cache=log_cache,
             block_cache=block_cache,
             engine=engine,
@@ -357,13 +367,14 @@ class Broker:
             open_partitioner=partial(specs["partitioner"].open, settings["partitioner"], services),
         )
 
-    async def _drain(self, logs: LogManager, metadata: MetadataService) -> None:
+    async def _drain(self, logs: LogManager, metadata: MetadataService, node_epoch: int) -> None:
         """The server is closed: upload what is left, so that the next start has nothing to recover."""
         timeout_s = self.config.tree.broker.drain_timeout / 1000
         reason = f"the object store took longer than {timeout_s:g} s"
         with anyio.CancelScope(shield=True), anyio.move_on_after(timeout_s) as scope:
             try:
-                await logs.drain()
+                if await logs.drain():
+                    await release_wal(metadata, self.config.tree.broker.node_id, node_epoch)
                 await metadata.write_snapshot()
             except PenstockError as error:
                 reason = str(error)

@@ -138,6 +138,7 @@ def _print_banner(broker: Broker, start_ms: float) -> None:
         f"  listening    {broker.bootstrap_servers} (PLAINTEXT)",
         f"  cluster      {broker.cluster_id}, node {broker.config.tree.broker.node_id}",
         f"  durability   acknowledged records survive the loss of: {_domain(broker.durability_domain)}",
+        f"  wal identity {broker.wal_identity or 'none: a lost or exchanged WAL would not be noticed'}",
     ]
     lines += [f"  {kind:<12} {name}" for kind, name in broker.plugins.items()]
     lines += [f"  {kind:<12} {place}" for kind, place in broker.places.items()]

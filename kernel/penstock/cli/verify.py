@@ -60,6 +60,8 @@ async def _verify(setup: Setup, quick: bool) -> Report:
 
 def _print(report: Report) -> None:
     wal = "not checked" if report.wal_entries is None else f"{report.wal_entries} entries"
+    if report.wal_identity is not None:
+        wal += f", identity {report.wal_identity}"
     typer.echo(
         f"metadata to index {report.metadata_index}: {report.topics} topics, {report.streams} streams\n"
         f"objects: {report.objects} committed, {report.blocks} blocks, {report.bytes} bytes read\n"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
 
 from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
+
+if TYPE_CHECKING:
+    from penstock.metadata.image import Image
 
 __all__ = ("app",)
 
@@ -51,6 +54,15 @@ def inspect_wal(
         raise typer.Exit(1)
 
 
+def _recorded(image: Image, node_id: int) -> str:
+    """What metadata says of the node's WAL."""
+    node = image.nodes.get(node_id)
+    if node is None or not node.wal:
+        return f"no WAL of node {node_id} in metadata"
+    state = "in use, or not stopped cleanly" if node.wal_in_use else "stopped cleanly, nothing in it"
+    return f"{node.wal} at {node.wal_location}, {state}"
+
+
 async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
     from penstock.errors import CorruptError, InvalidRequestError
     from penstock.metadata.service import load_image
@@ -88,7 +100,11 @@ async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
         except CorruptError as error:
             damage = str(error)
         return {
-            "facts": {"plugin": places.wal_name, **await places.describe_wal()},
+            "facts": {
+                "plugin": places.wal_name,
+                **await places.describe_wal(),
+                "recorded": _recorded(image, places.node_id),
+            },
             "entry_count": count,
             "payload_bytes": size,
             "entries": entries,

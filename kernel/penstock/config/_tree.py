@@ -59,6 +59,13 @@ class Broker(Settings):
         ge=0,
         description="How long a stop may take to upload; the next start recovers the rest from the WAL.",
     )
+    accept_lost_wal: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        examples=["5b7e0c1f9a3d2846"],
+        description="Identity of a WAL whose acknowledged records are given up: it starts without that one.",
+    )
 
 
 class Listener(Settings):

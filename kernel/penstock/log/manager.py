@@ -161,13 +161,16 @@ class LogManager:
                 manager._ended = True
                 tasks.cancel_scope.cancel()
 
-    async def drain(self) -> None:
-        """Close all partitions and upload everything; nothing is appended afterwards."""
+    async def drain(self) -> bool:
+        """Close all partitions and upload everything; nothing is appended afterwards.
+
+        Returns whether all that was durable in the WAL only is uploaded, and the WAL trimmed.
+        """
         for topic in self._topics.values():
             for partition in topic.partitions.values():
                 partition.snapshot_producers(self._now_ms())
                 self._close(partition)
-        await self._engine.drain()
+        return await self._engine.drain()
 
     def unuploaded_bytes(self) -> int:
         """Payload that is durable in the WAL and not in the object store yet."""

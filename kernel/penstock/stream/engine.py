@@ -216,9 +216,13 @@ class StreamEngine:
         self._tasks = tasks
         #: WAL position after the newest entry that is in the log cache, or of a deleted stream.
         self._stored_end = 0
+        #: Up to where the WAL was trimmed when last there was nothing left to upload.
+        self._trimmed_end = 0
         self._uncharged_entries = 0
         self._wal_full = False
         self._closing = False
+        #: Nothing is appended any more; what is in the log cache may still be on its way to the store.
+        self._drained = False
         self._fatal: Exception | None = None
         self._died = anyio.Event()
         self._room = anyio.Event()
@@ -302,7 +306,7 @@ class StreamEngine:
             try:
                 yield engine
             finally:
-                engine._closing = True
+                engine._closing = engine._drained = True
                 engine._room.set()
                 tasks.cancel_scope.cancel()
 
@@ -387,7 +391,7 @@ class StreamEngine:
         """
         if self._in_flight_bytes >= self._settings.in_flight_bytes_max:
             raise FullError(f"too many bytes wait for the WAL: in_flight={self._in_flight_bytes}")
-        if self._closing:
+        if self._drained:
             raise ClosedError("the broker is stopping")
         base = stream.next_offset
         end = base + count
@@ -493,6 +497,7 @@ class StreamEngine:
         except UnavailableError as error:
             logger.warning("the WAL wasn't trimmed, the next upload does it: %s", error)
             return
+        self._trimmed_end = max(self._trimmed_end, position)
         self._wal_full = False
         self._made_progress()
 
@@ -508,12 +513,27 @@ class StreamEngine:
         if not self._log_cache.active_bytes and not self._in_flight_bytes:
             await self._trim_dead(self._stored_end)
 
+    def _finish(self) -> bool:
+        """Take nothing more, if the WAL holds nothing any more that isn't uploaded and trimmed."""
+        if (
+            self._in_flight_bytes
+            or self._log_cache.active_bytes
+            or self._uploader.pending_blocks
+            or self._trimmed_end < self._stored_end
+        ):
+            return False
+        self._drained = True
+        return True
+
     def unuploaded_bytes(self) -> int:
         """Payload that is durable in the WAL only."""
         return self._log_cache.active_bytes + self._uploader.statistics().pending_bytes
 
-    async def drain(self) -> None:
-        """Wait for the WAL to answer every append, then upload and commit everything; at a clean stop."""
+    async def drain(self) -> bool:
+        """Wait for the WAL to answer every append, then upload, commit and trim everything; at a clean stop.
+
+        Returns whether that was all: then nothing is taken any more, and nothing is in the WAL only.
+        """
         while self._in_flight_bytes:
             if self._room.is_set():
                 self._room = anyio.Event()
@@ -523,6 +543,7 @@ class StreamEngine:
             finally:
                 self._room_waiters -= 1
         await self.flush()
+        return self._finish()
 
     def _upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
         self._wal_full = False

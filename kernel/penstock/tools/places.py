@@ -31,6 +31,8 @@ class Places:
     wal_name: str
     read_wal: Callable[[], AsyncIterator[WalEntry]] | None
     describe_wal: Callable[[], Awaitable[Mapping[str, object]]] | None
+    identify_wal: Callable[[], Awaitable[str | None]] | None = None
+    node_id: int = 1
 
 
 @asynccontextmanager
@@ -63,4 +65,6 @@ async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator
             wal_name=wal.name,
             read_wal=None if wal.read is None else partial(wal.read, *given),
             describe_wal=None if wal.describe is None else partial(wal.describe, *given),
+            identify_wal=None if wal.identify is None else partial(wal.identify, *given),
+            node_id=services.node_id,
         )

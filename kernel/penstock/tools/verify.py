@@ -6,6 +6,7 @@
 - every data block holds exactly the offsets that index and metadata say; record batches too (I1)
 - no object is in the store that metadata doesn't know, and none is overdue for deletion (I6)
 - what the WAL holds past the committed ends continues them without a hole (I10)
+- the WAL is the one that the node's records may be in, if it wasn't stopped cleanly (I1)
 """
 
 from __future__ import annotations
@@ -60,6 +61,8 @@ class Report:
     batches: int = 0
     bytes: int = 0
     wal_entries: int | None = None
+    #: Identity of the WAL that was found; None: there is none, or the plugin doesn't tell.
+    wal_identity: str | None = None
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
@@ -83,6 +86,7 @@ async def verify(places: Places, *, now_ms: int, delete_delay_ms: int, quick: bo
         if held.state == "committed":
             await _check_object(places, image, held, report, quick=quick)
     await _check_orphans(places, image, report, now_ms, delete_delay_ms)
+    await _check_wal_identity(places, image, report)
     await _check_wal(places, image, report)
     return report
 
@@ -258,12 +262,37 @@ def _orphan_fate(image: Image, info: ObjectInfo) -> str:
     )
 
 
+async def _check_wal_identity(places: Places, image: Image, report: Report) -> None:
+    """The WAL is the one that metadata recorded, unless that was left with nothing in it."""
+    if places.identify_wal is None:
+        return
+    try:
+        report.wal_identity = await places.identify_wal()
+    except PenstockError as error:
+        report.problem("I11", "WAL", str(error))
+        return
+    await follow(places.metadata_log, image)  # a live broker may have started since
+    node = image.nodes.get(places.node_id)
+    if node is not None and node.wal_in_use and node.wal != report.wal_identity:
+        report.problem(
+            "I1",
+            "WAL",
+            f"acknowledged records may be in another WAL only: node_id={node.node_id} recorded={node.wal} "
+            f"recorded_at={node.wal_location} found={report.wal_identity or 'none'}",
+        )
+    for lost in node.lost_wals if node is not None else ():
+        report.notes.append(f"what only the WAL {lost} held was given up (broker.accept_lost_wal)")
+
+
 async def _check_wal(places: Places, image: Image, report: Report) -> None:
     """What is only in the WAL continues what is committed (I10), as far as the WAL's plugin lets us look."""
     if places.read_wal is None:
         report.notes.append(
             f"the WAL wasn't checked: the plugin {places.wal_name} can't be read from outside"
         )
+        return
+    if places.identify_wal is not None and report.wal_identity is None:
+        report.notes.append("there is no WAL")  # if there should be one, that was said
         return
     report.wal_entries = 0
     ends: dict[int, int] = {}

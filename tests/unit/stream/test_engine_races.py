@@ -10,7 +10,7 @@ import pytest
 from tests.unit.stream.harness import SETTINGS, FakeWal, World
 from tests.unit.stream.test_engine import leaves
 
-from penstock.errors import CorruptError, FullError
+from penstock.errors import ClosedError, CorruptError, FullError
 from penstock.metadata.commands import TrimStreams
 
 pytestmark = pytest.mark.anyio
@@ -60,6 +60,39 @@ async def test_a_drain_ends_when_the_last_appends_fail_while_the_wal_is_full(wor
                 world.wal.fail_trims = False
                 world.wal.fail()
         assert len(outcome) == 1
+
+
+async def test_a_drain_says_whether_the_wal_holds_nothing_any_more_and_takes_nothing_then(
+    world: World,
+) -> None:
+    async with world.open() as e:
+        e.append(b"x")
+        world.wal.fail_trims = True
+        async with anyio.create_task_group() as tasks:
+            drained: list[bool] = []
+
+            async def drain() -> None:
+                drained.append(await e.engine.drain())
+
+            tasks.start_soon(drain)
+            await anyio.wait_all_tasks_blocked()
+            assert drained == [], "uploaded, and not trimmed"
+            world.wal.fail_trims = False
+        assert drained == [True]
+        assert world.wal.trimmed == world.wal.position
+        with pytest.raises(ClosedError):
+            e.append(b"y")
+
+
+async def test_a_drain_whose_last_trim_fails_says_so(world: World) -> None:
+    """What is left is of a deleted stream, so there is no upload whose trim would be tried until it works."""
+    async with world.open() as e:
+        e.append(b"x")
+        e.engine.forget_streams([e.stream.stream_id])
+        world.wal.fail_trims = True
+        assert not await e.engine.drain()
+        world.wal.fail_trims = False
+        assert await e.engine.drain()
 
 
 async def test_a_drain_doesnt_make_others_miss_the_room_they_wait_for(world: World) -> None:

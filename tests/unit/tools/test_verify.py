@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
 from tests.unit.stream.harness import Engine, World
 
-from penstock.metadata.commands import PrepareObjects
+from penstock.metadata.commands import PrepareObjects, ReleaseWal, UseWal
 from penstock.metadata.image import StreamRange
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.wal import WalEntry
@@ -36,13 +36,20 @@ def append(e: Engine, *values: bytes) -> None:
     e.append(bytes(batch), count=len(values))
 
 
-async def check(world: World, e: Engine, *, quick: bool = False) -> Report:
+async def check(
+    world: World,
+    e: Engine,
+    *,
+    quick: bool = False,
+    identify_wal: Callable[[], Awaitable[str | None]] | None = None,
+) -> Report:
     places = Places(
         object_store=e.store,
         metadata_log=e.metadata_log,
         wal_name="fake",
         read_wal=world.wal.recover,
         describe_wal=None,
+        identify_wal=identify_wal,
     )
     return await verify(places, now_ms=world.now_ms, delete_delay_ms=0, quick=quick)
 
@@ -130,6 +137,30 @@ async def test_a_hole_between_objects_and_the_wal_is_found(world: World) -> None
         report = await check(world, e)
         assert [problem.invariant for problem in report.problems] == ["I10"]
         assert "missing=[4,5)" in report.problems[0].message
+
+
+@pytest.mark.parametrize("found", [None, "w2"])
+async def test_another_wal_than_the_recorded_one_is_found_unless_that_one_was_left_empty(
+    world: World, found: str | None
+) -> None:
+    async def identify() -> str | None:
+        return found
+
+    async def identify_recorded() -> str:
+        return "w1"
+
+    async with world.open() as e:
+        await filled(e)
+        epoch = e.metadata.image.nodes[1].epoch
+        await e.metadata.submit(UseWal(1, epoch, "w1", "/there"))
+        report = await check(world, e, identify_wal=identify)
+        assert [(problem.invariant, problem.place) for problem in report.problems] == [("I1", "WAL")]
+        assert f"recorded=w1 recorded_at=/there found={found or 'none'}" in report.problems[0].message
+        assert (await check(world, e, identify_wal=identify_recorded)).problems == []
+        await e.metadata.submit(ReleaseWal(1, epoch))
+        report = await check(world, e, identify_wal=identify)
+        assert report.problems == []
+        assert ("there is no WAL" in report.notes) == (found is None)
 
 
 async def test_a_damaged_wal_entry_is_found(world: World) -> None:

@@ -1,0 +1,99 @@
+"""Which WAL a node writes is in metadata: a lost, exchanged or forgotten one is noticed before it costs records.
+
+At a start, the identity of the WAL at hand goes with the node's registration, which is refused if another one may
+hold what isn't uploaded (I1); so a second broker with this node's id can't fence the first one by mistake (I3). Once
+the WAL is open, and before its first append, it is recorded as in use; only a stop that left nothing in it takes
+that back.
+"""
+
+from __future__ import annotations
+
+__all__ = ("identify_wal", "register_node", "release_wal", "use_wal")
+
+import logging
+import platform
+from typing import Any
+
+from penstock.errors import PluginError
+from penstock.metadata.commands import ReleaseWal, UseWal
+from penstock.metadata.service import MetadataService
+from penstock.plugins import Selection
+from penstock.spi.plugin import Services
+from penstock.spi.wal import WalSpec
+
+logger = logging.getLogger("penstock.broker")
+
+
+async def identify_wal(selection: Selection, services: Services) -> str:
+    """The identity of the WAL at the configured place; empty if there is none, or if its plugin doesn't tell."""
+    spec = _spec(selection)
+    if spec.identify is None:
+        return ""
+    found = await spec.identify(selection.settings["wal"], services) or ""
+    if found and (len(found) > 64 or not found.isprintable() or " " in found):
+        raise PluginError(
+            f"a WAL's identity is at most 64 printable characters without spaces, mend the plugin: "
+            f"plugin={spec.name} identity={found!r}"
+        )
+    return found
+
+
+async def register_node(
+    metadata: MetadataService, selection: Selection, services: Services, accepted: str | None
+) -> int:
+    """Register the node with the WAL that is there; its epoch.
+
+    ``accepted`` is the identity of a lost WAL whose records are given up. Raises ConfigError, and fences nobody, if
+    the node's acknowledged records may be in another WAL only; CorruptError, UnavailableError of the WAL.
+    """
+    node_id = services.node_id
+    found = await identify_wal(selection, services)
+    told = "" if _spec(selection).identify is not None else f" ({selection.names['wal']} tells no identity)"
+    node = metadata.image.nodes.get(node_id)
+    lost = len(node.lost_wals) if node is not None else 0
+    epoch = await metadata.register(
+        node_id, wal=found, place=_here(str(services.data_dir)) + told, lost_wal=accepted or ""
+    )
+    if len(metadata.image.nodes[node_id].lost_wals) > lost:
+        logger.error(
+            "ACKNOWLEDGED RECORDS WERE GIVEN UP, as broker.accept_lost_wal demands: what only that WAL holds is lost "
+            "and its offsets are given again; take the key out now: node_id=%d wal=%s",
+            node_id,
+            accepted,
+        )
+    elif accepted:
+        logger.warning(
+            "broker.accept_lost_wal isn't needed, take it out: node_id=%d accept_lost_wal=%s",
+            node_id,
+            accepted,
+        )
+    return epoch
+
+
+async def use_wal(metadata: MetadataService, selection: Selection, services: Services, location: str) -> str:
+    """Record the WAL, which is open now; its identity. Nothing may be appended before this returns."""
+    identity = await identify_wal(selection, services)
+    if identity:
+        await metadata.submit(UseWal(services.node_id, services.epoch, identity, _here(location)))
+    elif _spec(selection).identify is not None:
+        raise PluginError(
+            f"the WAL is open and tells no identity, mend the plugin: plugin={selection.names['wal']} at={location}"
+        )
+    return identity
+
+
+async def release_wal(metadata: MetadataService, node_id: int, node_epoch: int) -> None:
+    """Record that the WAL holds nothing any more. Nothing may be appended after the call."""
+    if metadata.image.nodes[node_id].wal_in_use:
+        await metadata.submit(ReleaseWal(node_id, node_epoch))
+
+
+def _spec(selection: Selection) -> WalSpec[Any]:
+    spec = selection.specs["wal"]
+    assert isinstance(spec, WalSpec)
+    return spec
+
+
+def _here(place: str) -> str:
+    """A place, with the machine that it was seen from: paths of two machines look the same."""
+    return f"{place} on {platform.node() or 'an unnamed machine'}"

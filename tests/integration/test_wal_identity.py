@@ -1,0 +1,241 @@
+"""A broker starts only with the WAL that its acknowledged records are in, and takes nothing from one that has it."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+from confluent_kafka import Producer
+from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all
+from tests.integration.test_faults import (
+    BUSY,
+    FLAKY,
+    WITH_PLUGINS,
+    Flaky,
+    acks_go_on,
+    finish,
+    one_sentence,
+    run_serve,
+)
+
+
+def written(broker: ServeProcess) -> Ledger:
+    """Acknowledged records that only the WAL holds; the producers are gone."""
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+    finally:
+        ledger.stop()
+    return ledger
+
+
+def identity(broker: ServeProcess) -> str:
+    """What the banner said last."""
+    return str(re.findall(r"wal identity (\S+)", broker.output)[-1])
+
+
+def refused(data_dir: Path, *sets: str, recorded: str, recorded_at: Path, found: str = "none") -> None:
+    """A start ends at once, with one sentence that says which WAL was recorded, what was found, and what to do."""
+    code, output = run_serve(data_dir, *sets)
+    assert code == 2, output
+    assert one_sentence(output)
+    for told in (
+        "node_id=1",
+        f"recorded={recorded}",
+        f"recorded_at={recorded_at}",
+        f"found={found}",
+        f"found_at={data_dir}",
+        "point broker.data_dir or wal.path back",
+        "stop the broker that uses it",
+        f"broker.accept_lost_wal={recorded}",
+    ):
+        assert told in output, f"{told} isn't in: {output}"
+
+
+def files(directory: Path) -> set[str]:
+    """What there is, but for what the store keeps for the moment."""
+    return {str(path) for path in directory.rglob("*") if ".penstock-tmp" not in path.parts}
+
+
+def penstock(*arguments: str) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", "penstock", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def test_second_broker_with_another_data_directory_is_refused(serve: ServeFactory, tmp_path: Path) -> None:
+    """Same store and node id: the second one never acknowledges anything, and the first one does all the time."""
+    first = serve(*BUSY)
+    create_topic(first.bootstrap_servers)
+    ledger = Ledger(first.bootstrap_servers, idempotent=True, writers=2)
+    ledger.start()
+    second = tmp_path / "second"
+    store = f"object_store.url=file://{first.data_dir}/objects"
+    try:
+        acks_go_on(ledger)
+        for _ in range(2):
+            ended: list[None] = []
+
+            def start_second(ended: list[None] = ended) -> None:
+                wal = first.data_dir / "wal" / "penstock.wal"
+                refused(second, store, recorded=identity(first), recorded_at=wal)
+                ended.append(None)
+
+            thread = threading.Thread(target=start_second)
+            thread.start()
+            acks_go_on(ledger, 50)
+            thread.join(40)
+            assert ended, "the second broker wasn't refused as it should be"
+            assert first.running
+            acks_go_on(ledger, 50)
+    finally:
+        ledger.stop()
+    assert not (second / "wal").exists(), "it made a WAL"
+    finish(first, ledger)
+    assert "FencedError" not in first.output
+    assert "took over" not in first.output
+
+
+def test_another_wal_path_after_a_kill_is_refused(serve: ServeFactory, tmp_path: Path) -> None:
+    """Nothing is written; with the old path, or the old file in a new path, everything is there."""
+    broker = serve()
+    ledger = written(broker)
+    broker.kill()
+    wal = broker.data_dir / "wal" / "penstock.wal"
+    before = files(broker.data_dir)
+    refused(broker.data_dir, "wal.path=other.wal", recorded=identity(broker), recorded_at=wal)
+    assert files(broker.data_dir) == before
+    code, output = penstock(
+        "verify", "--set", f"broker.data_dir={broker.data_dir}", "--set", "wal.path=other.wal"
+    )
+    assert code == 1, output
+    assert f"recorded={identity(broker)}" in output
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+    broker.kill()
+    moved = tmp_path / "moved.wal"
+    shutil.move(wal, moved)
+    broker.sets = (f"wal.path={moved}",)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_another_wal_path_after_a_clean_stop_is_fine(serve: ServeFactory) -> None:
+    """What was uploaded and trimmed needs no WAL; from then on the new one is the one that counts."""
+    broker = serve()
+    ledger = written(broker)
+    old = identity(broker)
+    assert broker.terminate() == 0
+    broker.sets = ("wal.path=other.wal",)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+    new = identity(broker)
+    assert new != old
+    broker.kill()
+    refused(
+        broker.data_dir,
+        "wal.path=wal/penstock.wal",
+        recorded=new,
+        recorded_at=broker.data_dir / "other.wal",
+        found=old,
+    )
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_a_lost_wal_is_given_up_by_name_only(serve: ServeFactory) -> None:
+    """After a kill, without its WAL: refused, and started when told which one is lost; no older permission counts."""
+    broker = serve()
+    ledger = written(broker)
+    assert broker.terminate() == 0  # so far everything is uploaded
+    broker.start()
+    producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "logger": SILENT})
+    producer.produce("lost", b"only the WAL holds it")
+    assert producer.flush(30) == 0
+    first = identity(broker)
+    broker.kill()
+    wal = broker.data_dir / "wal" / "penstock.wal"
+    kept = wal.read_bytes()
+    wal.unlink()
+    refused(broker.data_dir, recorded=first, recorded_at=wal)
+    refused(broker.data_dir, "broker.accept_lost_wal=0000000000000000", recorded=first, recorded_at=wal)
+    broker.sets = (f"broker.accept_lost_wal={first}",)
+    broker.start()
+    broker.wait_for_output("ACKNOWLEDGED RECORDS WERE GIVEN UP")
+    second = identity(broker)
+    assert second != first
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+    broker.kill()
+    told = len(broker.output)
+    broker.start()  # with the key still there: it isn't needed
+    broker.wait_for_output("broker.accept_lost_wal isn't needed", after=told)
+    code, output = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
+    assert code == 0, output
+    assert f"identity {second}" in output
+    assert f"the WAL {first} held was given up" in output
+    broker.kill()
+    own = wal.read_bytes()
+    wal.unlink()
+    refused(broker.data_dir, *broker.sets, recorded=second, recorded_at=wal)
+    wal.write_bytes(kept)  # the lost one turns up
+    code, output = run_serve(broker.data_dir)
+    assert code == 2, output
+    assert one_sentence(output)
+    assert "given up" in output
+    wal.write_bytes(own)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_a_stop_that_could_not_upload_is_not_clean(serve: ServeFactory) -> None:
+    """SIGTERM while the store is down: the WAL is still the only place, so no other one will do."""
+    broker = serve(*FLAKY, "broker.drain_timeout=1s", arguments=WITH_PLUGINS)
+    flaky = Flaky(broker)
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1)
+    ledger.start()
+    try:
+        acks_go_on(ledger)
+        flaky.turn("stall objects/")
+        acks_go_on(ledger)
+        assert broker.terminate(30) == 0
+        assert "the next start recovers" in broker.output
+        flaky.turn("ok")
+        broker.sets = (*broker.sets, "wal.path=other.wal")
+        ready = broker.launch()
+        assert ready.wait(30)
+        assert broker.wait(30) == 2
+        assert f"recorded={identity(broker)}" in broker.output
+        broker.sets = broker.sets[:-1]
+        broker.start()
+        acks_go_on(ledger)
+    finally:
+        ledger.stop()
+    finish(broker, ledger)
+
+
+@pytest.mark.parametrize("ending", ["kill", "terminate"])
+def test_inspect_tells_which_wal_is_recorded(serve: ServeFactory, ending: str) -> None:
+    broker = serve()
+    getattr(broker, ending)()
+    code, output = penstock("wal", "inspect", "--set", f"broker.data_dir={broker.data_dir}")
+    assert code == 0, output
+    assert re.search(rf"identity +{identity(broker)}\n", output)
+    state = "in use, or not stopped cleanly" if ending == "kill" else "stopped cleanly, nothing in it"
+    assert re.search(
+        rf"recorded +{identity(broker)} at {broker.data_dir}/wal/penstock.wal on .*, {state}\n", output
+    )
