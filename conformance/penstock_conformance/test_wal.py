@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
+from crc32c import crc32c
 
 from penstock.errors import (
     ClosedError,
@@ -91,6 +92,20 @@ async def test_entry_is_the_concatenation_of_its_buffers(env: Env) -> None:
         buffer[:] = bytes(600)
         await wal.append([b"next"]).wait_durable()
     assert await _read(env) == [wanted, b"next"]
+
+
+async def test_known_checksum_changes_nothing(env: Env) -> None:
+    """``checksum`` is the CRC-32C of the entry if the caller knows it: the same entries come back, with and without."""
+    bodies = [env.random.randbytes(size) for size in (1, 5000, 100_000)]
+    async with env.open() as wal:
+        await _recovered(wal)
+        for body in bodies:
+            wal.append([body[:1], body[1:]], crc32c(body))
+            last = wal.append([body])
+        await last.wait_durable()
+    assert await _read(env) == [body for body in bodies for _ in range(2)], (
+        "an entry with a checksum is another one"
+    )
 
 
 async def test_positions_grow_and_tile(env: Env) -> None:

@@ -297,6 +297,16 @@ class WritesTheFirstBuffer(FileWal):
         return super().append(data[:1])
 
 
+@mutant(KIND, "writes_the_checksum", "known_checksum_changes_nothing")
+class WritesTheChecksum(FileWal):
+    """Takes the checksum for a part of the entry."""
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        if checksum is not None:
+            data = [*data, checksum.to_bytes(4, "big")]
+        return super().append(data)
+
+
 @mutant(KIND, "writes_from_the_front", "reopening_continues_the_log")
 class WritesFromTheFront(FileWal):
     """Recovers, and then starts where recovery started."""
