@@ -1,4 +1,7 @@
-"""DescribeConfigs v1-4, AlterConfigs v0-2, IncrementalAlterConfigs v0-1: topics, and the broker's to read."""
+"""DescribeConfigs v1-4, AlterConfigs v0-2, IncrementalAlterConfigs v0-1: topics, and the broker's to read.
+
+ListConfigResources v0-1: what there is to describe.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ __all__ = (
     "describe_configs_nowait",
     "handle_alter_configs",
     "handle_incremental_alter_configs",
+    "list_config_resources_nowait",
 )
 
 from collections import Counter
@@ -43,10 +47,22 @@ from penstock.wire.messages.incremental_alter_configs import (
     IncrementalAlterConfigsRequest,
     IncrementalAlterConfigsResponse,
 )
+from penstock.wire.messages.list_config_resources import (
+    ConfigResource,
+    ListConfigResourcesRequest,
+    ListConfigResourcesResponse,
+)
 
 # org.apache.kafka.common.config.ConfigResource.Type
 _TOPIC: Final = 2
 _BROKER: Final = 4
+_BROKER_LOGGER: Final = 8
+_CLIENT_METRICS: Final = 16
+_GROUP: Final = 32
+_RESOURCE_TYPES: Final = frozenset({_TOPIC, _BROKER, _BROKER_LOGGER, _CLIENT_METRICS, _GROUP})
+
+#: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
+_ANY_RESOURCE_VERSION: Final = 1
 
 # DescribeConfigsResponse.ConfigSource
 _SOURCE_TOPIC: Final = 1
@@ -104,6 +120,24 @@ def describe_configs_nowait(
             result.error_message = str(error)
         results.append(result)
     return DescribeConfigsResponse(results=results)
+
+
+def list_config_resources_nowait(
+    request: ListConfigResourcesRequest, context: RequestContext
+) -> ListConfigResourcesResponse:
+    """ListConfigResources (KIP-1142): topics and the broker; loggers, client metrics and groups have no configs."""
+    wanted = frozenset(request.resource_types) or _RESOURCE_TYPES
+    if context.version < _ANY_RESOURCE_VERSION:
+        wanted = frozenset({_CLIENT_METRICS})
+    if not wanted <= _RESOURCE_TYPES:
+        return ListConfigResourcesResponse(error_code=ErrorCode.UNSUPPORTED_VERSION, config_resources=[])
+    logs = context.api.logs
+    found: list[ConfigResource] = []
+    if _TOPIC in wanted:
+        found += [ConfigResource(resource_name=name, resource_type=_TOPIC) for name in sorted(logs.topics())]
+    if _BROKER in wanted:
+        found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER))
+    return ListConfigResourcesResponse(config_resources=found)
 
 
 def _asked_for(resource: DescribeConfigsResource, names: Iterable[str]) -> list[str]:

@@ -11,12 +11,14 @@ __all__ = (
     "ApiSettings",
     "AppendResult",
     "Client",
+    "DataPlace",
     "Endpoint",
     "FetchMemory",
     "Handler",
     "LogManager",
     "NewTopic",
     "Partition",
+    "ProducerInfo",
     "ReadResult",
     "RequestContext",
     "Signal",
@@ -71,6 +73,22 @@ class ReadResult(Protocol):
         """The sum of their sizes."""
 
 
+class ProducerInfo(Protocol):
+    """What a partition remembers of an idempotent producer (KIP-98)."""
+
+    @property
+    def producer_id(self) -> int: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def last_sequence(self) -> int:
+        """Of the last record; -1 when the producer has none in this epoch."""
+
+    @property
+    def last_write_ms(self) -> int:
+        """When the broker took its last batch."""
+
+
 class Partition(Protocol):
     """A partition that this broker leads."""
 
@@ -91,6 +109,10 @@ class Partition(Protocol):
     @property
     def unavailable(self) -> str | None:
         """Why nothing is served here (its data are damaged), or None. Only DeleteRecords works then."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its record batches, in objects and in the write-ahead log."""
 
     def append(
         self,
@@ -150,6 +172,9 @@ class Partition(Protocol):
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
         """(largest leader epoch <= ``epoch``, its end offset), (-1, -1) when there is none (KIP-320)."""
+
+    def active_producers(self, now_ms: int) -> Sequence[ProducerInfo]:
+        """The idempotent producers that haven't expired, by id."""
 
 
 class Topic(Protocol):
@@ -302,6 +327,20 @@ class ApiSettings:
     broker_configs: Mapping[str, str] = field(default_factory=dict)
 
 
+def _unknown_capacity() -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataPlace:
+    """Where the data are, as DescribeLogDirs tells it."""
+
+    #: For people, and for tools that group by it.
+    location: str = ""
+    #: (total, usable) bytes of the place, None where that can't be known. Blocks: call it in a thread.
+    capacity: Callable[[], tuple[int, int] | None] = _unknown_capacity
+
+
 @dataclass(slots=True, kw_only=True)
 class ApiContext:
     """What all requests of a broker share."""
@@ -318,6 +357,7 @@ class ApiContext:
     draining: Signal = field(default_factory=Signal)
     #: What ApiVersions advertises: (api key, lowest, highest version); the dispatcher fills it in.
     api_versions: Sequence[tuple[int, int, int]] = ()
+    data_place: DataPlace = field(default_factory=DataPlace)
     #: Fetch sessions; ``penstock.api.fetch`` makes them on first use.
     fetch_sessions: Any = None
 

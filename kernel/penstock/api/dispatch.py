@@ -9,7 +9,19 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any, Final, TypeAlias
 
-from penstock.api import acls, configs, fetch, metadata, offsets, producer_ids, topics
+from penstock.api import (
+    acls,
+    configs,
+    fetch,
+    log_dirs,
+    metadata,
+    offsets,
+    producer_ids,
+    producers,
+    quotas,
+    reassignments,
+    topics,
+)
 from penstock.api.context import Handler, RequestContext
 from penstock.api.groups import GROUP_HANDLERS
 from penstock.wire.api_keys import ApiKey
@@ -37,8 +49,9 @@ _CANCELLABLE: Final = frozenset({ApiKey.FETCH, ApiKey.JOIN_GROUP, ApiKey.SYNC_GR
 
 #: KAFKA-18659: librdkafka compresses only if Produce 0 is advertised. Versions below 3 are still refused.
 _PRODUCE_LOW_ADVERTISED: Final = 0
-#: Versions with a codec that are not handled: two-phase commit (KIP-939) isn't there.
-_HIGH: Final = {ApiKey.INIT_PRODUCER_ID: 5}
+#: Versions with a codec that are not handled: two-phase commit (KIP-939) isn't there, nor are cordoned log
+#: directories (KIP-1066), by which clients also tell Kafka 4.3.
+_HIGH: Final = {ApiKey.INIT_PRODUCER_ID: 5, ApiKey.DESCRIBE_LOG_DIRS: 4}
 
 _HANDLERS: Final[Mapping[int, Handler]] = {
     ApiKey.FETCH: fetch.handle_fetch,
@@ -50,6 +63,7 @@ _HANDLERS: Final[Mapping[int, Handler]] = {
     ApiKey.INIT_PRODUCER_ID: producer_ids.handle_init_producer_id,
     ApiKey.OFFSET_FOR_LEADER_EPOCH: offsets.handle_offset_for_leader_epoch,
     ApiKey.ALTER_CONFIGS: configs.handle_alter_configs,
+    ApiKey.DESCRIBE_LOG_DIRS: log_dirs.handle_describe_log_dirs,
     ApiKey.CREATE_PARTITIONS: topics.handle_create_partitions,
     ApiKey.INCREMENTAL_ALTER_CONFIGS: configs.handle_incremental_alter_configs,
     **GROUP_HANDLERS,
@@ -63,7 +77,13 @@ _NOWAIT: Final[Mapping[int, NowaitHandler]] = {
     ApiKey.CREATE_ACLS: acls.create_acls_nowait,
     ApiKey.DELETE_ACLS: acls.delete_acls_nowait,
     ApiKey.DESCRIBE_CONFIGS: configs.describe_configs_nowait,
+    ApiKey.ELECT_LEADERS: reassignments.elect_leaders_nowait,
+    ApiKey.ALTER_PARTITION_REASSIGNMENTS: reassignments.alter_partition_reassignments_nowait,
+    ApiKey.LIST_PARTITION_REASSIGNMENTS: reassignments.list_partition_reassignments_nowait,
+    ApiKey.DESCRIBE_CLIENT_QUOTAS: quotas.describe_client_quotas_nowait,
     ApiKey.DESCRIBE_CLUSTER: metadata.describe_cluster_nowait,
+    ApiKey.DESCRIBE_PRODUCERS: producers.describe_producers_nowait,
+    ApiKey.LIST_CONFIG_RESOURCES: configs.list_config_resources_nowait,
     ApiKey.DESCRIBE_TOPIC_PARTITIONS: metadata.describe_topic_partitions_nowait,
 }
 
@@ -82,6 +102,12 @@ _FAILURE_VERSIONS: Final[Mapping[int, tuple[int, int]]] = {
     ApiKey.INIT_PRODUCER_ID: (0, 99),
     ApiKey.DESCRIBE_CLUSTER: (0, 99),
     ApiKey.OFFSET_DELETE: (0, 99),
+    ApiKey.DESCRIBE_LOG_DIRS: (3, 99),
+    ApiKey.ELECT_LEADERS: (1, 99),
+    ApiKey.ALTER_PARTITION_REASSIGNMENTS: (0, 99),
+    ApiKey.LIST_PARTITION_REASSIGNMENTS: (0, 99),
+    ApiKey.DESCRIBE_CLIENT_QUOTAS: (0, 99),
+    ApiKey.LIST_CONFIG_RESOURCES: (0, 99),
 }
 
 

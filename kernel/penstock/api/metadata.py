@@ -218,8 +218,19 @@ def describe_cluster_nowait(
 def describe_topic_partitions_nowait(
     request: DescribeTopicPartitionsRequest, context: RequestContext
 ) -> DescribeTopicPartitionsResponse:
-    """DescribeTopicPartitions (KIP-966): topics in the order of their names, in pages."""
+    """DescribeTopicPartitions (KIP-966): topics in the order of their names, in pages.
+
+    A cursor that can't be one of ours is INVALID_REQUEST, which the response has room for only beside topics.
+    """
     logs = context.api.logs
+    if _is_bad_cursor(request):
+        code = ErrorCode.INVALID_REQUEST
+        return DescribeTopicPartitionsResponse(
+            topics=[
+                DescribeTopicPartitionsResponseTopic(error_code=code, name=topic.name, partitions=[])
+                for topic in request.topics
+            ]
+        )
     left = min(max(request.response_partition_limit, 1), _PARTITIONS_PER_RESPONSE_MAX)
     all_topics = not request.topics
     names = sorted(logs.topics()) if all_topics else sorted({topic.name for topic in request.topics})
@@ -227,7 +238,7 @@ def describe_topic_partitions_nowait(
     if request.cursor is not None:
         at = bisect_left(names, request.cursor.topic_name)
         if at < len(names) and names[at] == request.cursor.topic_name:
-            first_partition = max(0, request.cursor.partition_index)
+            first_partition = request.cursor.partition_index
         names = names[at:]
     response = DescribeTopicPartitionsResponse(topics=[])
     for name in names:
@@ -263,6 +274,15 @@ def describe_topic_partitions_nowait(
             )
             break
     return response
+
+
+def _is_bad_cursor(request: DescribeTopicPartitionsRequest) -> bool:
+    cursor = request.cursor
+    if cursor is None:
+        return False
+    if cursor.partition_index < 0:
+        return True
+    return bool(request.topics) and all(topic.name != cursor.topic_name for topic in request.topics)
 
 
 def _described_partition(partition: MetadataResponsePartition) -> DescribeTopicPartitionsResponsePartition:

@@ -22,9 +22,9 @@ from typing import Any, Self
 
 import anyio
 
-from penstock.api.context import ApiContext
+from penstock.api.context import ApiContext, DataPlace
 from penstock.api.dispatch import apis
-from penstock.broker._process import now_ms, one_error, own_directory, switch_interval
+from penstock.broker._process import capacity_of, now_ms, one_error, own_directory, switch_interval
 from penstock.broker._settings import (
     api_settings,
     engine_settings,
@@ -337,7 +337,14 @@ class Broker:
         )
         logs.on_topics_deleted = groups.on_topics_deleted
         api = ApiContext(
-            logs=logs, groups=groups, settings=api_settings(tree, limit), clock=time.monotonic, now_ms=now_ms
+            logs=logs,
+            groups=groups,
+            settings=api_settings(tree, limit),
+            clock=time.monotonic,
+            now_ms=now_ms,
+            data_place=DataPlace(
+                location=object_store.location, capacity=partial(capacity_of, object_store.location)
+            ),
         )
         api.draining.add_listener(groups.drain)
         server = await stack.enter_async_context(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ("now_ms", "one_error", "own_directory", "switch_interval")
+__all__ = ("capacity_of", "now_ms", "one_error", "own_directory", "switch_interval")
 
 import fcntl
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -25,6 +26,19 @@ SWITCH_INTERVAL_S = 1e-4
 def now_ms() -> int:
     """Milliseconds since 1970."""
     return time.time_ns() // 1_000_000
+
+
+def capacity_of(location: str) -> tuple[int, int] | None:
+    """(total, usable) bytes of a local place (``file:///...``), None of any other. Asks the disk: blocks."""
+    path = location.removeprefix("file://")
+    if path == location:
+        return None
+    try:
+        usage = shutil.disk_usage(path)
+    except OSError as error:
+        logger.debug("the size of a disk can't be told: location=%s error=%s", location, error.strerror)
+        return None
+    return usage.total, usage.free
 
 
 @contextmanager

@@ -12,6 +12,7 @@ import typer
 from penstock.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, JsonOption, connect, print_json, run
 from penstock.cli._format import count_text, parse_pairs, print_table
 from penstock.errors import AlreadyExistsError, InvalidRequestError
+from penstock.units import format_size
 
 if TYPE_CHECKING:
     from penstock.client.admin import Admin, ConfigEntry, ListedOffset, TopicPartition
@@ -100,9 +101,9 @@ def describe(
     ] = False,
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
-    """Show a topic: partitions with leader, first and next offset; configs with where they come from."""
+    """Show a topic: partitions with leader, first and next offset, and size; configs with where they come from."""
 
-    async def work() -> tuple[TopicInfo, _Offsets, _Offsets, list[ConfigEntry]]:
+    async def work() -> tuple[TopicInfo, _Offsets, _Offsets, dict[int, int], list[ConfigEntry]]:
         from penstock.client import Admin
         from penstock.client.admin import EARLIEST, LATEST
 
@@ -111,9 +112,9 @@ def describe(
             (topic,) = await admin.topics([name])
             starts = await _offsets(admin, topic, EARLIEST)
             ends = await _offsets(admin, topic, LATEST)
-            return topic, starts, ends, await admin.topic_configs(name)
+            return topic, starts, ends, await _sizes(admin, topic), await admin.topic_configs(name)
 
-    topic, starts, ends, configs = run(work)
+    topic, starts, ends, sizes, configs = run(work)
     partitions = [
         {
             "partition": each.partition,
@@ -122,6 +123,7 @@ def describe(
             "in_sync": each.in_sync,
             "start_offset": _offset(starts, topic, each.partition),
             "end_offset": _offset(ends, topic, each.partition),
+            "size_bytes": sizes.get(each.partition),
         }
         for each in topic.partitions
     ]
@@ -131,6 +133,7 @@ def describe(
                 "name": topic.name,
                 "id": _id_text(topic),
                 "internal": topic.is_internal,
+                "size_bytes": sum(sizes.values()) if sizes else None,
                 "partitions": partitions,
                 "configs": [dataclasses.asdict(entry) for entry in configs],
             }
@@ -146,15 +149,18 @@ def _print_description(
     topic: TopicInfo, partitions: list[dict[str, Any]], configs: list[ConfigEntry], all_configs: bool
 ) -> None:
     sys.stdout.write(
-        f"{topic.name}: {count_text(len(topic.partitions), 'partition')}, id {_id_text(topic)}"
-        f"{', internal' if topic.is_internal else ''}\n\n"
+        f"{topic.name}: {count_text(len(topic.partitions), 'partition')}, {_total_text(partitions)}"
+        f"id {_id_text(topic)}{', internal' if topic.is_internal else ''}\n\n"
     )
     sys.stdout.flush()
     columns = ("partition", "leader", "start_offset", "end_offset")
     print_table(
-        ("PARTITION", "LEADER", "START", "END"),
+        ("PARTITION", "LEADER", "START", "END", "SIZE"),
         [
-            tuple("-" if partition[column] is None else str(partition[column]) for column in columns)
+            (
+                *("-" if partition[column] is None else str(partition[column]) for column in columns),
+                _size_text(partition["size_bytes"]),
+            )
             for partition in partitions
         ],
     )
@@ -256,6 +262,23 @@ def _say(text: str) -> None:
 def _id_text(topic: TopicInfo) -> str:
     """A topic id as Kafka's tools write it."""
     return base64.urlsafe_b64encode(topic.topic_id).decode().rstrip("=")
+
+
+def _size_text(size: int | None) -> str:
+    return "-" if size is None else format_size(size)
+
+
+def _total_text(partitions: list[dict[str, Any]]) -> str:
+    sizes = [partition["size_bytes"] for partition in partitions if partition["size_bytes"] is not None]
+    return f"{format_size(sum(sizes))}, " if sizes else ""
+
+
+async def _sizes(admin: Admin, topic: TopicInfo) -> dict[int, int]:
+    """Bytes by partition; none from a broker that doesn't tell, or not to us."""
+    try:
+        return await admin.partition_sizes(topic)
+    except InvalidRequestError:
+        return {}
 
 
 async def _offsets(admin: Admin, topic: TopicInfo, timestamp: int) -> _Offsets:

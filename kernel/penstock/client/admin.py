@@ -56,6 +56,11 @@ from penstock.wire.messages.describe_configs import (
     DescribeConfigsResponse,
 )
 from penstock.wire.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
+from penstock.wire.messages.describe_log_dirs import (
+    DescribableLogDirTopic,
+    DescribeLogDirsRequest,
+    DescribeLogDirsResponse,
+)
 from penstock.wire.messages.incremental_alter_configs import (
     AlterableConfig,
     AlterConfigsResource,
@@ -272,6 +277,42 @@ class Admin:
             IncrementalAlterConfigsResponse,
             verify,
         )
+
+    async def partition_sizes(self, topic: TopicInfo) -> dict[int, int]:
+        """Bytes of a topic's partitions, each as its leader has it; those without a leader are left out.
+
+        Raises:
+            InvalidRequestError: the broker doesn't tell (DescribeLogDirs, KIP-113), or not to us.
+        """
+        sizes: dict[int, int] = {}
+        led = [(topic.name, each.partition) for each in topic.partitions if each.leader >= 0]
+
+        async def attempt() -> None:
+            for node_id, keys in (await self.cluster.by_leader(led)).items():
+                request = DescribeLogDirsRequest(
+                    topics=[
+                        DescribableLogDirTopic(
+                            topic=topic.name, partitions=[partition for _, partition in keys]
+                        )
+                    ]
+                )
+                answer = await self._ask(
+                    await self.cluster.node(node_id),
+                    ApiKey.DESCRIBE_LOG_DIRS,
+                    request,
+                    DescribeLogDirsResponse,
+                )
+                what = f"sizes can't be read topic={topic.name}"
+                check(answer.error_code, what)
+                for place in answer.results:
+                    check(place.error_code, what)
+                    for found in place.topics:
+                        for each in found.partitions:
+                            if found.name == topic.name and not each.is_future_key:
+                                sizes[each.partition_index] = each.partition_size
+
+        await self.cluster.retry(attempt)
+        return sizes
 
     # -- offsets ---------------------------------------------------------------------------------------------
 

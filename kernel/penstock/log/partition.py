@@ -24,7 +24,7 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.log.errors import KafkaError
-from penstock.log.producer_state import Duplicate, ProducerStateTable
+from penstock.log.producer_state import Duplicate, ProducerInfo, ProducerStateTable
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import Stream, StreamEngine
@@ -223,6 +223,15 @@ class Partition:
     def last_stable_offset(self) -> int:
         """Where readers of committed data stop: the high watermark, since there are no transactions yet."""
         return self.stream.confirmed_offset
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of its record batches: of the committed ranges, and what only the WAL holds."""
+        return sum(size for _, size, _ in self._engine.ranges(self.stream))
+
+    def active_producers(self, now_ms: int) -> list[ProducerInfo]:
+        """The idempotent producers that haven't expired, by id."""
+        return self.producers.active(now_ms)
 
     # -- append ----------------------------------------------------------------------------------------------
 

@@ -29,6 +29,7 @@ __all__ = (
     "WINDOW_BATCHES",
     "Accept",
     "Duplicate",
+    "ProducerInfo",
     "ProducerStateTable",
     "SequenceError",
 )
@@ -82,6 +83,15 @@ class Duplicate(msgspec.Struct, frozen=True):
     log_append_time_ms: int
 
 
+class ProducerInfo(NamedTuple):
+    """One producer, for people and tools; ``last_sequence`` is -1 when it has written nothing in its epoch."""
+
+    producer_id: int
+    epoch: int
+    last_sequence: int
+    last_write_ms: int
+
+
 ACCEPT: Final = Accept()
 
 
@@ -118,6 +128,13 @@ class _Producer:
             self.evicted_offset = self.batches.pop(0).base_offset
         self.batches.append(batch)
         self.next_sequence = (batch.last_sequence + 1) & _SEQUENCE_MASK
+
+    @property
+    def last_sequence(self) -> int:
+        """Of the last batch in this epoch; -1 if there is none, or it isn't known any more."""
+        if self.batches:
+            return self.batches[-1].last_sequence
+        return max(self.next_sequence, 0) - 1
 
     def next_sequence_at(self, end_offset: int) -> int:
         """The sequence to expect if nothing from ``end_offset`` on had been recorded."""
@@ -156,6 +173,14 @@ class ProducerStateTable:
         """The producer's current epoch, None if it isn't known."""
         producer = self._producers.get(producer_id)
         return None if producer is None else producer.epoch
+
+    def active(self, now_ms: int) -> list[ProducerInfo]:
+        """The producers that haven't expired, by id; batches in flight count."""
+        return sorted(
+            ProducerInfo(producer_id, producer.epoch, producer.last_sequence, producer.last_write_ms)
+            for producer_id, producer in self._producers.items()
+            if now_ms - producer.last_write_ms <= self.expiration_ms
+        )
 
     def check(self, header: BatchHeader, now_ms: int) -> Accept | Duplicate:
         """Decide about one data batch of a client; changes nothing.

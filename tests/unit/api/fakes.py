@@ -9,9 +9,18 @@ from typing import Any
 
 import anyio
 
-from penstock.api.context import ApiContext, ApiSettings, Client, Endpoint, NewTopic, RequestContext
+from penstock.api.context import (
+    ApiContext,
+    ApiSettings,
+    Client,
+    DataPlace,
+    Endpoint,
+    NewTopic,
+    RequestContext,
+)
 from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
 from penstock.log.errors import KafkaError
+from penstock.log.producer_state import ProducerInfo
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation
 from penstock.wire.error_codes import ErrorCode
@@ -127,10 +136,18 @@ class FakePartition:
         self.unavailable: str | None = None
         self.cold_reads = 0
         self.fail_with: Exception | None = None
+        self.producers: list[ProducerInfo] = []
 
     @property
     def last_stable_offset(self) -> int:
         return self.high_watermark
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(len(batch) for _, _, batch in self.batches)
+
+    def active_producers(self, now_ms: int) -> Sequence[ProducerInfo]:
+        return self.producers
 
     def append(
         self,
@@ -313,6 +330,10 @@ class FakeLogs:
     def at(self, name: str, index: int = 0) -> FakePartition:
         return self._partitions[name, index]
 
+    def shut(self, name: str, index: int) -> None:
+        """The partition exists and isn't open."""
+        del self._partitions[name, index]
+
     def topics(self) -> Mapping[str, FakeTopic]:
         return self._topics
 
@@ -388,6 +409,7 @@ def make_api(logs: FakeLogs, clock: Callable[[], float] | None = None, **setting
         settings=ApiSettings(**settings),
         clock=clock or FakeClock(),
         now_ms=lambda: 10_000,
+        data_place=DataPlace(location="memory://", capacity=lambda: (1000, 400)),
     )
 
 

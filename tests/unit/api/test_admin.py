@@ -50,6 +50,7 @@ from penstock.wire.messages.incremental_alter_configs import (
     IncrementalAlterConfigsRequest,
 )
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest
+from penstock.wire.messages.list_config_resources import ListConfigResourcesRequest
 from penstock.wire.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
 from penstock.wire.messages.offset_for_leader_epoch import (
@@ -163,6 +164,36 @@ async def test_describe_topic_partitions_comes_in_pages(logs: FakeLogs) -> None:
     assert response.topics[-1].error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
 
+@pytest.mark.parametrize(
+    ("names", "topic", "partition"),
+    [(["t", "u"], "t", -1), (["u"], "t", 0), (["t", "u"], "tt", 0), ([], "t", -5)],
+)
+async def test_describe_topic_partitions_refuses_a_cursor_that_is_not_ours(
+    logs: FakeLogs, names: list[str], topic: str, partition: int
+) -> None:
+    request = DescribeTopicPartitionsRequest(
+        topics=[TopicRequest(name=name) for name in names],
+        cursor=DescribeTopicPartitionsRequestCursor(topic_name=topic, partition_index=partition),
+    )
+    response = metadata.describe_topic_partitions_nowait(request, make_context(logs, 0))
+    encode_response(ApiKey.DESCRIBE_TOPIC_PARTITIONS, 0, 1, response)
+    assert [(t.name, t.error_code) for t in response.topics] == [
+        (name, ErrorCode.INVALID_REQUEST) for name in names
+    ]
+    assert response.next_cursor is None
+
+
+async def test_describe_topic_partitions_goes_on_behind_a_topic_that_is_gone(logs: FakeLogs) -> None:
+    logs.add("v", 1)
+    for topic, partition in (("u", 1), ("t", 99)):
+        request = DescribeTopicPartitionsRequest(
+            cursor=DescribeTopicPartitionsRequestCursor(topic_name=topic, partition_index=partition)
+        )
+        response = metadata.describe_topic_partitions_nowait(request, make_context(logs, 0))
+        assert [(t.name, p.partition_index) for t in response.topics for p in t.partitions] == [("v", 0)]
+        assert response.next_cursor is None
+
+
 # -- ApiVersions --------------------------------------------------------------------------------------------
 
 
@@ -172,6 +203,7 @@ def test_advertised_versions_are_those_that_are_handled() -> None:
     assert versions[ApiKey.PRODUCE] == (0, 13), "librdkafka compresses only if it sees 0"
     assert versions[ApiKey.FETCH] == (4, 18)
     assert versions[ApiKey.INIT_PRODUCER_ID] == (0, 5), "6 is two-phase commit"
+    assert versions[ApiKey.DESCRIBE_LOG_DIRS] == (1, 4), "5 is Kafka 4.3, and cordoned directories"
     assert ApiKey.ADD_PARTITIONS_TO_TXN not in versions
     for key, api in table.items():
         assert key == ApiKey.PRODUCE or api.handler is not None or api.nowait is not None
@@ -421,6 +453,28 @@ async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> N
         ("auto.create.topics.enable", "true", True),
         ("num.partitions", "1", True),
     ]
+
+
+@pytest.mark.parametrize(
+    ("version", "types", "code", "found"),
+    [
+        (0, [], ErrorCode.NONE, []),
+        (1, [], ErrorCode.NONE, [("t", 2), ("u", 2), ("7", 4)]),
+        (1, [4], ErrorCode.NONE, [("7", 4)]),
+        (1, [2, 32], ErrorCode.NONE, [("t", 2), ("u", 2)]),
+        (1, [8, 16], ErrorCode.NONE, []),
+        (1, [2, 3], ErrorCode.UNSUPPORTED_VERSION, []),
+    ],
+)
+def test_list_config_resources(
+    logs: FakeLogs, version: int, types: list[int], code: ErrorCode, found: list[tuple[str, int]]
+) -> None:
+    logs.add("u", 1)
+    request = ListConfigResourcesRequest(resource_types=types)
+    response = configs.list_config_resources_nowait(request, make_context(logs, version))
+    encode_response(ApiKey.LIST_CONFIG_RESOURCES, version, 1, response)
+    assert response.error_code == code
+    assert [(each.resource_name, each.resource_type) for each in response.config_resources] == found
 
 
 async def alter(

@@ -390,6 +390,22 @@ def test_the_greatest_time_of_some_entries_is_what_retention_goes_by(entries: li
     assert retention_time_ms(-1) == -1, "written before appends were timed"
 
 
+async def test_the_size_is_that_of_the_batches_uploaded_or_not(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        assert partition.size_bytes == 0
+        first = batch(b"x" * 1000)
+        append(partition, first)
+        await logs.manager._engine.flush()
+        assert partition.size_bytes == len(first)
+        second = batch(b"y" * 300)
+        append(partition, second)
+        await read(partition, 1)
+        assert partition.size_bytes == len(first) + len(second)
+        await partition.delete_records(1)
+        assert partition.size_bytes == len(second)
+
+
 async def test_topics_come_and_go_and_observers_are_told(world: World) -> None:
     async with open_logs(world) as logs:
         await logs.create("events", 2)

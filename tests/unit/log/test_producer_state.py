@@ -465,3 +465,27 @@ def test_retries_of_a_pipelining_producer_never_append_twice(lost: list[int], co
             else:
                 losses[i] -= 1
     assert [header.base_sequence for _, header in log.stored] == [i * count for i in range(len(lost))]
+
+
+def test_active_producers_are_listed_with_what_they_wrote_last() -> None:
+    log = Log(ProducerStateTable(expiration_ms=1000))
+    log.append(batch(0, 3, pid=9), now_ms=100)
+    log.append(batch(0, 2, pid=7, epoch=4), now_ms=200)
+    log.append(batch(2, 1, pid=7, epoch=4), now_ms=900)
+    assert log.table.active(1000) == [(7, 4, 2, 900), (9, 0, 2, 100)]
+    assert log.table.active(1101) == [(7, 4, 2, 900)], "the other one has expired"
+
+
+def test_a_producer_whose_only_batch_failed_has_no_last_sequence() -> None:
+    log = Log()
+    log.append(batch(0, 3))
+    log.table.rollback_from(0)
+    assert [info.last_sequence for info in log.table.active(0)] == [-1]
+
+
+def test_the_last_sequence_wraps_with_the_sequences() -> None:
+    log = Log()
+    log.append(batch(SEQUENCE_MAX - 1, 2))
+    assert [info.last_sequence for info in log.table.active(0)] == [SEQUENCE_MAX]
+    log.append(batch(0, 1))
+    assert [info.last_sequence for info in log.table.active(0)] == [0]

@@ -1,0 +1,72 @@
+"""DescribeLogDirs v1-4: the size of every partition, under the one place that holds the data."""
+
+from __future__ import annotations
+
+__all__ = ("handle_describe_log_dirs",)
+
+from collections.abc import Iterator
+from typing import Final
+
+import anyio
+
+from penstock.api.context import LogManager, RequestContext
+from penstock.wire.messages.describe_log_dirs import (
+    DescribableLogDirTopic,
+    DescribeLogDirsPartition,
+    DescribeLogDirsRequest,
+    DescribeLogDirsResponse,
+    DescribeLogDirsResult,
+    DescribeLogDirsTopic,
+)
+
+_UNKNOWN: Final = -1
+#: Partitions that are looked at in one go: each costs a walk over its ranges.
+_PARTITIONS_PER_TURN: Final = 100
+
+
+async def handle_describe_log_dirs(
+    request: DescribeLogDirsRequest, context: RequestContext
+) -> DescribeLogDirsResponse:
+    """DescribeLogDirs (KIP-113): all partitions if ``topics`` is null; those that aren't here are left out.
+
+    A partition's size is that of its record batches, as stored: in objects, and what only the write-ahead log
+    holds. The place's own size (KIP-827) is known for a local one only.
+    """
+    api = context.api
+    topics: dict[str, DescribeLogDirsTopic] = {}
+    looked_at = 0
+    for name, index in _wanted(request.topics, api.logs):
+        partition = api.logs.partition(name, index)
+        if partition is None:
+            continue
+        topics.setdefault(name, DescribeLogDirsTopic(name=name, partitions=[])).partitions.append(
+            DescribeLogDirsPartition(partition_index=index, partition_size=partition.size_bytes)
+        )
+        looked_at += 1
+        if looked_at % _PARTITIONS_PER_TURN == 0:
+            await anyio.lowlevel.checkpoint()
+    capacity = await anyio.to_thread.run_sync(api.data_place.capacity)
+    total, usable = (_UNKNOWN, _UNKNOWN) if capacity is None else capacity
+    return DescribeLogDirsResponse(
+        results=[
+            DescribeLogDirsResult(
+                log_dir=api.data_place.location,
+                topics=list(topics.values()),
+                total_bytes=total,
+                usable_bytes=usable,
+            )
+        ]
+    )
+
+
+def _wanted(asked: list[DescribableLogDirTopic] | None, logs: LogManager) -> Iterator[tuple[str, int]]:
+    if asked is None:
+        for name in sorted(logs.topics()):
+            topic = logs.topics().get(name)
+            for index in range(topic.partition_count if topic is not None else 0):
+                yield name, index
+    else:
+        for name, index in dict.fromkeys(
+            (topic.topic, index) for topic in asked for index in topic.partitions
+        ):
+            yield name, index

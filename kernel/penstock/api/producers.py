@@ -1,0 +1,64 @@
+"""DescribeProducers v0: what partitions remember of their idempotent producers."""
+
+from __future__ import annotations
+
+__all__ = ("describe_producers_nowait",)
+
+from typing import Final
+
+from penstock.api.context import RequestContext
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.describe_producers import (
+    DescribeProducersRequest,
+    DescribeProducersResponse,
+    PartitionResponse,
+    ProducerState,
+    TopicResponse,
+)
+
+#: There are no transactions, hence no coordinator that wrote a marker and no open transaction.
+_NO_COORDINATOR: Final = -1
+_NO_TRANSACTION: Final = -1
+
+
+def describe_producers_nowait(
+    request: DescribeProducersRequest, context: RequestContext
+) -> DescribeProducersResponse:
+    """DescribeProducers (KIP-664): the producers of each partition that may still send a duplicate."""
+    # Each partition once, however often it is asked for: a short request must not make a response of any length.
+    wanted: dict[str, dict[int, None]] = {}
+    for topic in request.topics:
+        wanted.setdefault(topic.name, {}).update(dict.fromkeys(topic.partition_indexes))
+    return DescribeProducersResponse(
+        topics=[
+            TopicResponse(name=name, partitions=[_partition(name, index, context) for index in indexes])
+            for name, indexes in wanted.items()
+        ]
+    )
+
+
+def _partition(name: str, index: int, context: RequestContext) -> PartitionResponse:
+    logs = context.api.logs
+    response = PartitionResponse(partition_index=index, active_producers=[])
+    partition = logs.partition(name, index)
+    if partition is None:
+        topic = logs.topics().get(name)
+        if topic is not None and 0 <= index < topic.partition_count:
+            response.error_code = ErrorCode.NOT_LEADER_OR_FOLLOWER
+            response.error_message = "the partition is not open on this broker"
+        else:
+            response.error_code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+            response.error_message = "there is no such partition"
+        return response
+    for producer in partition.active_producers(context.api.now_ms()):
+        response.active_producers.append(
+            ProducerState(
+                producer_id=producer.producer_id,
+                producer_epoch=producer.epoch,
+                last_sequence=producer.last_sequence,
+                last_timestamp=producer.last_write_ms,
+                coordinator_epoch=_NO_COORDINATOR,
+                current_txn_start_offset=_NO_TRANSACTION,
+            )
+        )
+    return response

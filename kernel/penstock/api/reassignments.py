@@ -1,0 +1,133 @@
+"""ElectLeaders v0-2, AlterPartitionReassignments v0-1, ListPartitionReassignments v0: one broker leads all there is.
+
+Each partition's one replica is where it should be, so no election is needed and no reassignment can be under way.
+"""
+
+from __future__ import annotations
+
+__all__ = (
+    "alter_partition_reassignments_nowait",
+    "elect_leaders_nowait",
+    "list_partition_reassignments_nowait",
+)
+
+from typing import Final
+
+from penstock.api.context import RequestContext
+from penstock.log.errors import KafkaError
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.alter_partition_reassignments import (
+    AlterPartitionReassignmentsRequest,
+    AlterPartitionReassignmentsResponse,
+    ReassignablePartition,
+    ReassignablePartitionResponse,
+    ReassignableTopicResponse,
+)
+from penstock.wire.messages.elect_leaders import (
+    ElectLeadersRequest,
+    ElectLeadersResponse,
+    PartitionResult,
+    ReplicaElectionResult,
+)
+from penstock.wire.messages.list_partition_reassignments import (
+    ListPartitionReassignmentsRequest,
+    ListPartitionReassignmentsResponse,
+)
+
+# org.apache.kafka.common.ElectionType
+_PREFERRED: Final = 0
+_UNCLEAN: Final = 1
+
+
+def elect_leaders_nowait(request: ElectLeadersRequest, context: RequestContext) -> ElectLeadersResponse:
+    """ElectLeaders (KIP-183, KIP-460): ELECTION_NOT_NEEDED for each partition that is led.
+
+    If all partitions are asked for (null), only those are answered that have no leader.
+    """
+    if request.election_type not in {_PREFERRED, _UNCLEAN}:
+        return ElectLeadersResponse(error_code=ErrorCode.INVALID_REQUEST, replica_election_results=[])
+    logs = context.api.logs
+    results: list[ReplicaElectionResult] = []
+    if request.topic_partitions is None:
+        for name in sorted(logs.topics()):
+            found = [
+                _elect(name, index, request.election_type, context)
+                for index in range(logs.topics()[name].partition_count)
+            ]
+            found = [result for result in found if result.error_code != ErrorCode.ELECTION_NOT_NEEDED]
+            if found:
+                results.append(ReplicaElectionResult(topic=name, partition_result=found))
+    else:
+        for asked in request.topic_partitions:
+            found = [_elect(asked.topic, index, request.election_type, context) for index in asked.partitions]
+            results.append(ReplicaElectionResult(topic=asked.topic, partition_result=found))
+    return ElectLeadersResponse(replica_election_results=results)
+
+
+def _elect(name: str, index: int, election_type: int, context: RequestContext) -> PartitionResult:
+    try:
+        _check_exists(name, index, context)
+    except KafkaError as error:
+        return PartitionResult(partition_id=index, error_code=error.error_code, error_message=str(error))
+    if context.api.logs.partition(name, index) is not None:
+        code, text = ErrorCode.ELECTION_NOT_NEEDED, "the partition's one replica leads it"
+    elif election_type == _PREFERRED:
+        code, text = ErrorCode.PREFERRED_LEADER_NOT_AVAILABLE, "the partition is not open on its broker"
+    else:
+        code, text = ErrorCode.ELIGIBLE_LEADERS_NOT_AVAILABLE, "the partition is not open on its broker"
+    return PartitionResult(partition_id=index, error_code=code, error_message=text)
+
+
+def list_partition_reassignments_nowait(
+    request: ListPartitionReassignmentsRequest, context: RequestContext
+) -> ListPartitionReassignmentsResponse:
+    """ListPartitionReassignments (KIP-455): none is under way, whichever partitions are asked for."""
+    return ListPartitionReassignmentsResponse(error_message=None, topics=[])
+
+
+def alter_partition_reassignments_nowait(
+    request: AlterPartitionReassignmentsRequest, context: RequestContext
+) -> AlterPartitionReassignmentsResponse:
+    """AlterPartitionReassignments (KIP-455): to where the partition is already, which changes nothing."""
+    responses: list[ReassignableTopicResponse] = []
+    for topic in request.topics:
+        partitions: list[ReassignablePartitionResponse] = []
+        for asked in topic.partitions:
+            response = ReassignablePartitionResponse(
+                partition_index=asked.partition_index, error_message=None
+            )
+            try:
+                _check_reassignment(topic.name, asked, context)
+            except KafkaError as error:
+                response.error_code = error.error_code
+                response.error_message = str(error)
+            partitions.append(response)
+        responses.append(ReassignableTopicResponse(name=topic.name, partitions=partitions))
+    return AlterPartitionReassignmentsResponse(
+        allow_replication_factor_change=request.allow_replication_factor_change,
+        error_message=None,
+        responses=responses,
+    )
+
+
+def _check_reassignment(name: str, asked: ReassignablePartition, context: RequestContext) -> None:
+    _check_exists(name, asked.partition_index, context)
+    if asked.replicas is None:
+        raise KafkaError(
+            ErrorCode.NO_REASSIGNMENT_IN_PROGRESS,
+            "there is nothing to cancel, no reassignment is in progress",
+        )
+    node_id = context.api.logs.node_id
+    if asked.replicas != [node_id]:
+        raise KafkaError(
+            ErrorCode.INVALID_REPLICA_ASSIGNMENT,
+            f"each partition has one replica, on the one broker there is: node_id={node_id}",
+        )
+
+
+def _check_exists(name: str, index: int, context: RequestContext) -> None:
+    topic = context.api.logs.topics().get(name)
+    if topic is None:
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "there is no such topic")
+    if not 0 <= index < topic.partition_count:
+        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "the topic has no such partition")
