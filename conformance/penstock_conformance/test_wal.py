@@ -95,7 +95,7 @@ async def test_entry_is_the_concatenation_of_its_buffers(env: Env) -> None:
 
 
 async def test_known_checksum_changes_nothing(env: Env) -> None:
-    """``checksum`` is the CRC-32C of the entry if the caller knows it: the same entries come back, with and without."""
+    """``checksum`` is the CRC-32C of the entry, or None: the same comes back in either case."""
     bodies = [env.random.randbytes(size) for size in (1, 5000, 100_000)]
     async with env.open() as wal:
         await _recovered(wal)

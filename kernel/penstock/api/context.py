@@ -136,6 +136,9 @@ class Partition(Protocol):
         Raises:
             FullError: there is no room now; nothing has changed and ``on_done`` is not called. Wait with
                 ``LogManager.wait_for_room`` and try again.
+            RecompressionDueError: the topic's codec is another; nothing has changed. Try again with what its
+                ``work`` makes of the records. (Small batches are recompressed at once: False is returned then,
+                as their own memory isn't needed any more, and ``on_done`` is called as ever.)
         """
 
     def read_nowait(

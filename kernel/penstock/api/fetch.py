@@ -31,6 +31,7 @@ from penstock.wire.messages.fetch import (
 
 _SESSIONS_VERSION: Final = 7
 _TOPIC_IDS_VERSION: Final = 13
+_ZSTD_VERSION: Final = 10
 _READ_COMMITTED: Final = 1
 #: Cold reads of one fetch stop after so many bytes: better an early answer than a full one.
 _COLD_BYTES: Final = 4 * 1024 * 1024
@@ -40,12 +41,13 @@ _NO_EPOCH: Final = -1
 class _Fetch:
     """One fetch request on its way."""
 
-    __slots__ = ("_context", "_deadline_s", "budget", "plan", "request", "started_s")
+    __slots__ = ("_context", "_deadline_s", "_reads_zstd", "budget", "plan", "request", "started_s")
 
     def __init__(self, request: FetchRequest, context: RequestContext, plan: Plan) -> None:
         self.request = request
         self.plan = plan
         self._context = context
+        self._reads_zstd = context.version >= _ZSTD_VERSION
         settings = context.api.settings
         self.started_s = context.api.clock()
         self.budget = max(0, min(request.max_bytes, settings.fetch_bytes_max))
@@ -64,6 +66,8 @@ class _Fetch:
         if partition.unavailable is not None:
             return _Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR)
         entry = _Entry(cached, partition, _fence(cached, partition))
+        if not self._reads_zstd and not entry.error and self._is_zstd(partition):
+            entry.error = ErrorCode.UNSUPPORTED_COMPRESSION_TYPE
         if entry.error:
             return entry
         entry.diverging = _divergence(cached, partition)
@@ -87,6 +91,10 @@ class _Fetch:
         entry.cold = result is None
         entry.result = result
         return entry
+
+    def _is_zstd(self, partition: Partition) -> bool:
+        """KIP-110: who can't read zstd is told, if the topic says that this is what is there."""
+        return self._context.api.logs.config_value(partition.topic, "compression.type") == "zstd"
 
     def limit(self, cached: CachedPartition, taken_bytes: int) -> int:
         """How much of one partition may go into the response."""

@@ -10,12 +10,14 @@ __all__ = ("ProduceCall", "ProduceSink")
 
 import logging
 from functools import partial
+from itertools import islice
 from typing import Final, Protocol
 
 from penstock.api.context import ApiContext, AppendResult, Client, Partition
 from penstock.api.errors import error_code_of, error_message_of, is_expected
 from penstock.api.names import is_valid_topic_name
 from penstock.errors import FullError, PenstockError
+from penstock.log.recompression import RECOMPRESSED_VERSION, Recompression, RecompressionDueError
 from penstock.spi.allocator import Allocation
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.produce import (
@@ -27,6 +29,7 @@ from penstock.wire.messages.produce import (
     TopicProduceData,
     TopicProduceResponse,
 )
+from penstock.wire.record_batch import BatchError
 
 _log = logging.getLogger("penstock.api")
 
@@ -61,6 +64,10 @@ class ProduceCall:
         "_api",
         "_client",
         "_cursor",
+        "_due",
+        "_gone",
+        "_is_recompressed",
+        "_recompressed",
         "_remaining",
         "_request",
         "_results",
@@ -90,6 +97,12 @@ class ProduceCall:
         self._remaining = count
         self._results: list[PartitionProduceResponse | None] = [None] * count
         self._cursor = 0
+        #: What has to be done to the batch at the cursor before it can be handed over.
+        self._due: Recompression | None = None
+        #: Whether that was done, and where the outcome is if not in the request's own memory.
+        self._is_recompressed = False
+        self._recompressed: Allocation | None = None
+        self._gone = False
         self.failed = False
         if count > 1 and allocation is not None:
             self._allocation = _Frame(allocation)
@@ -98,6 +111,11 @@ class ProduceCall:
     def timeout_ms(self) -> int:
         """How long the client waits for the answer."""
         return self._request.timeout_ms
+
+    @property
+    def is_due(self) -> bool:
+        """Whether what ``wait`` waits for is recompression, which gets done, and not room."""
+        return self._due is not None
 
     def rebind(self, request: ProduceRequest) -> None:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
@@ -113,8 +131,10 @@ class ProduceCall:
         """Hand over what isn't handed over yet.
 
         Raises:
-            FullError: there is no room; call again later. What went before is on its way.
+            FullError, RecompressionDueError: not all could go now; ``wait``, then call again. What went before
+                is on its way.
         """
+        self._due = None
         request = self._request
         fault = self._fault_of_request()
         index = 0
@@ -126,6 +146,8 @@ class ProduceCall:
                     else:
                         self._append(index, topic, data)
                     data.records = None  # drop the view: the log owns that memory now
+                    if self._is_recompressed:
+                        self._drop_recompressed()
                     self._cursor = index + 1
                 index += 1
         if self._allocation is not None:
@@ -133,6 +155,45 @@ class ProduceCall:
             self._allocation = None
         if index == 0:
             self._complete()
+
+    async def wait(self) -> None:
+        """Return when ``advance`` is worth another try: there may be room, or the next batch is recompressed.
+
+        Raises ClosedError when the log is closing.
+        """
+        work, self._due = self._due, None
+        if work is None:
+            await self._api.logs.wait_for_room()
+            return
+        data = self._next_data()
+        try:
+            view, own = await work.run()
+        except BatchError as error:
+            if not self._gone:
+                self._drop_recompressed()
+                data.records = None
+                index, self._cursor = self._cursor, self._cursor + 1
+                self._refuse(index, data, error.error_code, str(error))
+            return
+        if self._gone:
+            if own is not None:
+                own.release()
+            return
+        if own is not None:
+            self._drop_recompressed()
+            self._recompressed = own
+        self._is_recompressed = True
+        data.records = view
+
+    def _next_data(self) -> PartitionProduceData:
+        parts = (data for topic in self._request.topic_data for data in topic.partition_data)
+        return next(islice(parts, self._cursor, None))
+
+    def _drop_recompressed(self) -> None:
+        own, self._recompressed = self._recompressed, None
+        self._is_recompressed = False
+        if own is not None:
+            own.release()
 
     def give_up(self, error: PenstockError) -> None:
         """Refuse what isn't handed over yet with the code of ``error``."""
@@ -147,6 +208,8 @@ class ProduceCall:
 
     def drop(self) -> None:
         """Give back the memory of what isn't handed over: the connection is gone."""
+        self._gone = True
+        self._drop_recompressed()
         if self._allocation is not None:
             self._allocation.release()
             self._allocation = None
@@ -176,20 +239,22 @@ class ProduceCall:
     def _append_to(
         self, partition: Partition, index: int, data: PartitionProduceData, records: memoryview
     ) -> None:
-        allocation = self._allocation
+        allocation = self._allocation if self._recompressed is None else self._recompressed
         charge = allocation.share(len(records)) if type(allocation) is _Frame else allocation
         taken = False
         try:
             taken = partition.append(
                 records,
-                produce_version=self.version,
+                produce_version=RECOMPRESSED_VERSION if self._is_recompressed else self.version,
                 now_ms=self._api.now_ms(),
                 charge=charge,
                 on_done=self._done_one if len(self._results) == 1 else partial(self._done, index, data.index),
             )
-        except FullError:
+        except (FullError, RecompressionDueError) as error:
             if charge is not allocation and charge is not None:
                 charge.release()
+            if isinstance(error, RecompressionDueError):
+                self._due = error.work
             raise
         except PenstockError as error:
             if not is_expected(error):
@@ -201,7 +266,9 @@ class ProduceCall:
             taken = True
             self._refuse(index, data, error_code_of(error), error_message_of(error))
         if taken:
-            if charge is allocation:
+            if self._recompressed is not None:
+                self._recompressed = None
+            elif charge is allocation:
                 self._allocation = None
         elif charge is not allocation and charge is not None:
             charge.release()

@@ -401,7 +401,13 @@ async def _offsets_log(logs: LogManager, tree: Tree) -> KeyedLog:
     topic = logs.topics().get(OFFSETS_TOPIC)
     if topic is None:
         (made,) = await logs.create_topics(
-            [_InternalTopic(OFFSETS_TOPIC, tree.groups.offsets_partitions, {"cleanup.policy": "compact"})],
+            [
+                _InternalTopic(
+                    OFFSETS_TOPIC,
+                    tree.groups.offsets_partitions,
+                    {"cleanup.policy": "compact", "compression.type": "producer"},
+                )
+            ],
             internal=True,
         )
         if isinstance(made, Exception):

@@ -59,6 +59,7 @@ def log_settings(tree: Tree, limit: int) -> LogSettings:
             "retention.bytes": str(topics.retention_bytes),
             "max.message.bytes": str(topics.message_bytes_max),
             "message.timestamp.type": topics.timestamp_type,
+            "compression.type": topics.compression_type,
         },
         retention_interval_ms=tree.stream.retention_interval,
         validate_deep=topics.validate_records == "full",
@@ -99,6 +100,7 @@ def _broker_configs(tree: Tree) -> dict[str, str]:
     return {
         "auto.create.topics.enable": "true" if topics.auto_create else "false",
         "broker.id": str(tree.broker.node_id),
+        "compression.type": topics.compression_type,
         "connections.max.idle.ms": str(listener.idle_timeout),
         "default.replication.factor": "1",
         "group.initial.rebalance.delay.ms": str(groups.initial_rebalance_delay),

@@ -138,6 +138,11 @@ class Topics(Settings):
     timestamp_type: Literal["CreateTime", "LogAppendTime"] = Field(
         default="CreateTime", description="Whose clock stamps records (topic: message.timestamp.type)."
     )
+    compression_type: Literal["producer", "uncompressed", "gzip", "snappy", "lz4", "zstd"] = Field(
+        default="producer",
+        description="Codec of stored batches; producer keeps them as they come, for any other the broker compresses "
+        "what comes differently (topic: compression.type).",
+    )
     validate_records: Literal["header", "full"] = Field(
         "header",
         description="What is checked of a produced batch: its header and CRC, or every record too, as Kafka does; "

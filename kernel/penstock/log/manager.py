@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("LogManager", "LogSettings", "Topic")
 
 import logging
+import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from anyio.abc import TaskGroup
 from penstock.errors import ClosedError, FencedError, NotFoundError, PenstockError
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition, PartitionConfig
+from penstock.log.recompression import Recompressor
 from penstock.log.topic_config import effective_value, effective_values
 from penstock.metadata.commands import (
     AddPartitions,
@@ -39,6 +41,8 @@ T = TypeVar("T")
 PRODUCER_ID_BLOCK = 1000
 #: Partitions whose producers' state is read at the same time when they are opened.
 LOADS_PARALLEL = 16
+#: Threads that recompress batches for topics with a ``compression.type`` of their own; one core is the event loop's.
+RECOMPRESSION_THREADS = max(1, min(4, (os.cpu_count() or 2) - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +114,7 @@ class LogManager:
     ) -> None:
         self._engine = engine
         self._metadata = engine.metadata
+        self._recompressor = Recompressor(engine.allocator, threads=RECOMPRESSION_THREADS)
         self._settings = settings
         self.node_id = node_id
         self._node_epoch = node_epoch
@@ -425,6 +430,7 @@ class LogManager:
                     stream=log,
                     state_stream=state_stream,
                     config=self._config(state),
+                    recompressor=self._recompressor,
                 )
                 made.append((state, partition))
         await self._load([partition for _, partition in made if partition.has_records])

@@ -25,12 +25,22 @@ from penstock.errors import (
 )
 from penstock.log.errors import KafkaError
 from penstock.log.producer_state import Duplicate, ProducerInfo, ProducerStateTable
+from penstock.log.recompression import (
+    RECOMPRESSED_VERSION,
+    Recompression,
+    RecompressionDueError,
+    Recompressor,
+)
+from penstock.log.topic_config import LZ4_FAST_LEVEL
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import Stream, StreamEngine
 from penstock.stream.entry import untimed
+from penstock.wire.compression import CODEC_NONE, codec_id
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
+    ATTRIBUTES_POS,
+    CODEC_MASK,
     HEADER_BYTES,
     BatchError,
     BatchHeader,
@@ -62,10 +72,14 @@ class PartitionConfig:
     retention_ms: int
     retention_bytes: int
     validate_deep: bool
+    #: The codec that stored batches have, and its level; None: the producer's.
+    codec: int | None = None
+    codec_level: int | None = None
 
     @classmethod
     def parse(cls, values: Mapping[str, str], *, validate_deep: bool) -> PartitionConfig:
         """From effective topic config values (validated already)."""
+        codec, codec_level = _codec_and_level(values)
         return cls(
             max_message_bytes=int(values["max.message.bytes"]),
             timestamp_type=values["message.timestamp.type"],
@@ -74,7 +88,21 @@ class PartitionConfig:
             retention_ms=int(values["retention.ms"]),
             retention_bytes=int(values["retention.bytes"]),
             validate_deep=validate_deep,
+            codec=codec,
+            codec_level=codec_level,
         )
+
+
+def _codec_and_level(values: Mapping[str, str]) -> tuple[int | None, int | None]:
+    name = values["compression.type"]
+    if name == "producer":
+        return None, None
+    if name == "uncompressed":
+        return CODEC_NONE, None
+    level = int(values[f"compression.{name}.level"]) if f"compression.{name}.level" in values else None
+    if name == "lz4" and level == LZ4_FAST_LEVEL:
+        level = 0
+    return codec_id(name), level
 
 
 class AppendOutcome:
@@ -168,6 +196,7 @@ class Partition:
         stream: Stream,
         state_stream: Stream,
         config: PartitionConfig,
+        recompressor: Recompressor,
     ) -> None:
         self.topic = topic
         self.topic_id = topic_id
@@ -178,6 +207,7 @@ class Partition:
         self.producers = ProducerStateTable()
         stream.on_reset = self._reset
         self._engine = engine
+        self._recompressor = recompressor
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
         #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
@@ -246,7 +276,8 @@ class Partition:
     ) -> bool:
         """Validate, sequence, assign offsets in place, hand to the WAL; see ``penstock.api.context``.
 
-        Returns whether the records, and ``charge``, were taken. Raises FullError with nothing changed.
+        Returns whether the records, and ``charge``, were taken. Raises FullError, or RecompressionDueError, with
+        nothing changed.
         """
         if self._closed:
             on_done(AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker"))
@@ -255,6 +286,7 @@ class Partition:
             on_done(AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable))
             return False
         config = self.config
+        is_foreign = config.codec is not None and _codec_of(records) != config.codec
         try:
             header = validate_produce_batch(
                 records,
@@ -264,7 +296,7 @@ class Partition:
                 timestamp_type=config.timestamp_type,
                 before_max_ms=config.timestamp_before_max_ms,
                 after_max_ms=config.timestamp_after_max_ms,
-                deep=config.validate_deep,
+                deep=config.validate_deep and not is_foreign,  # else what it is recompressed to is looked at
             )
             verdict = self.producers.check(header, now_ms)
         except BatchError as error:
@@ -278,6 +310,9 @@ class Partition:
         if isinstance(verdict, Duplicate):
             self._answer_duplicate(verdict, on_done)
             return False
+        if is_foreign:
+            self._append_recompressed(records, now_ms, on_done)
+            return False
         append_time_ms = now_ms if config.timestamp_type == "LogAppendTime" else -1
         try:
             self._append_valid(records, header, append_time_ms, now_ms, charge, on_done)
@@ -287,6 +322,34 @@ class Partition:
             on_done(AppendOutcome(append_error_code(error), str(error)))
             return False
         return True
+
+    def _append_recompressed(
+        self, records: memoryview, now_ms: int, on_done: Callable[[AppendOutcome], None]
+    ) -> None:
+        """Append in the topic's codec what came in another, if that is quickly done.
+
+        Raises RecompressionDueError if it isn't, FullError; nothing has changed then.
+        """
+        config = self.config
+        assert config.codec is not None
+        work = Recompression(
+            self._recompressor, records, config.codec, config.codec_level, config.max_message_bytes
+        )
+        try:
+            own = work.run_nowait()
+        except BatchError as error:
+            on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
+            return
+        if own is None:
+            raise RecompressionDueError(work)
+        taken = False
+        try:
+            taken = self.append(
+                own.view, produce_version=RECOMPRESSED_VERSION, now_ms=now_ms, charge=own, on_done=on_done
+            )
+        finally:
+            if not taken:
+                own.release()
 
     def _append_valid(
         self,
@@ -691,6 +754,11 @@ class Partition:
         for listener in tuple(self._listeners):
             listener()
         self._listeners.clear()
+
+
+def _codec_of(records: memoryview) -> int:
+    """The codec of a batch, -1 if it is too short to say."""
+    return records[ATTRIBUTES_POS + 1] & CODEC_MASK if len(records) > ATTRIBUTES_POS + 1 else -1
 
 
 def _result(entries: Sequence[StreamEntry], bytes_max: int, at_least_one: bool) -> ReadResult:

@@ -9,6 +9,7 @@ anyway are accepted, the others are refused with a sentence.
 from __future__ import annotations
 
 __all__ = (
+    "LZ4_FAST_LEVEL",
     "TOPIC_CONFIGS",
     "ConfigType",
     "TopicConfig",
@@ -32,6 +33,9 @@ _INT_MAX: Final = 2**31 - 1
 _LONG_MAX: Final = 2**63 - 1
 _LONG_MIN: Final = -(2**63)
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+
+#: Kafka's default for lz4, which stands for the fast compressor; all other levels are those of the high one.
+LZ4_FAST_LEVEL: Final = 9
 
 
 class ConfigType(IntEnum):
@@ -58,6 +62,8 @@ class TopicConfig:
     low: int = _LONG_MIN
     high: int = _LONG_MAX
     choices: tuple[str, ...] = ()
+    #: Numbers between the bounds that are no values.
+    excluded: tuple[int, ...] = ()
     #: Why any other value is refused, for configs of the third group.
     refusal: str = ""
 
@@ -98,9 +104,34 @@ _ALL: Final = (
         name="compression.type",
         type=ConfigType.STRING,
         default="producer",
-        doc="Codec of stored batches; producer keeps them as they come.",
-        choices=("producer",),
-        refusal="batches are stored as producers compress them, only compression.type=producer is supported",
+        doc="Codec of stored batches; producer keeps them as they come, others are recompressed by the broker.",
+        choices=("uncompressed", "zstd", "lz4", "snappy", "gzip", "producer"),
+    ),
+    # KIP-390: what the broker itself compresses with
+    TopicConfig(
+        name="compression.gzip.level",
+        type=ConfigType.INT,
+        default="-1",
+        doc="Level of gzip where the broker recompresses: 1 to 9, or -1 for the library's default.",
+        low=-1,
+        high=9,
+        excluded=(0,),
+    ),
+    TopicConfig(
+        name="compression.lz4.level",
+        type=ConfigType.INT,
+        default=str(LZ4_FAST_LEVEL),
+        doc="Level of lz4 where the broker recompresses: 9 is fast, as in Kafka, others pack harder.",
+        low=1,
+        high=17,
+    ),
+    TopicConfig(
+        name="compression.zstd.level",
+        type=ConfigType.INT,
+        default="3",
+        doc="Level of zstd where the broker recompresses.",
+        low=-131072,
+        high=22,
     ),
     _int("max.message.bytes", 1_048_588, "Largest record batch accepted, as stored."),
     _long(
@@ -238,8 +269,10 @@ def _validated_number(config: TopicConfig, value: str) -> str:
         number = None
     if number is None:
         raise _invalid(config, value, "it is not an integer")
-    if not config.low <= number <= config.high:
+    if not config.low <= number <= config.high or number in config.excluded:
         why = config.refusal or f"it must be between {config.low} and {config.high}"
+        if config.excluded:
+            why += f" and not {', '.join(map(str, config.excluded))}"
         raise _invalid(config, value, why)
     return str(number)
 

@@ -31,6 +31,7 @@ from penstock.api.metadata import unsupported_api_versions
 from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
+from penstock.log.recompression import RecompressionDueError
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.server.slots import ProduceSlot, Slot
 from penstock.spi.allocator import Allocation, Charge
@@ -63,6 +64,9 @@ _JOIN_BYTES_MAX: Final = 16 * 1024
 
 #: Bytes per second that an unfinished frame must come with, after its time of grace.
 _RATE_MIN: Final = 16 * 1024
+
+#: A Produce that has to be recompressed waits for that at least so long, however short its own time is.
+_RECOMPRESSION_WAIT_MS_MIN: Final = 5_000
 
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
@@ -122,7 +126,7 @@ class Connection(asyncio.BufferedProtocol):
         self._running: Slot | None = None
         #: What waits on behalf of this client, and ends with it.
         self._scopes: set[anyio.CancelScope] = set()
-        #: A Produce that found no room, and the bytes that its records view.
+        #: A Produce that found no room, or is being recompressed, and the bytes that its records view.
         self._call: ProduceCall | None = None
         self._call_data: bytearray | None = None
         #: Start of an unfinished small frame.
@@ -339,7 +343,7 @@ class Connection(asyncio.BufferedProtocol):
         slot.call = call
         try:
             call.advance()
-        except FullError:
+        except (FullError, RecompressionDueError):
             if allocation is None:
                 # The scratch buffer is needed for others: go on from a copy.
                 self._call_data = bytearray(frame)
@@ -558,10 +562,14 @@ class Connection(asyncio.BufferedProtocol):
         return self._large_ready or self._stash is not None or self._memory_wait or self._closing
 
     async def _wait_for_room(self, call: ProduceCall) -> None:
-        """The log is full: produce back-pressure. Later frames of the connection wait behind this one."""
+        """The log is full: produce back-pressure. Later frames of the connection wait behind this one.
+
+        So they do while a batch is recompressed, which keeps appends in order.
+        """
         server = self._server
         server.waiting_for_room += 1
-        wait_ms = min(max(call.timeout_ms, 0), server.api.settings.produce_wait_ms_max)
+        wait_ms_min = _RECOMPRESSION_WAIT_MS_MIN if call.is_due else 0
+        wait_ms = min(max(call.timeout_ms, wait_ms_min), server.api.settings.produce_wait_ms_max)
         scope = anyio.move_on_after(wait_ms / 1000)
         try:
             with scope:
@@ -573,7 +581,7 @@ class Connection(asyncio.BufferedProtocol):
                     allocation = await server.allocator.allocate(len(self._call_data), "append")
                     self._adopt(call, allocation)
                 while not self._advanced(call):
-                    await server.api.logs.wait_for_room()
+                    await call.wait()
             if scope.cancelled_caught and self._call is call:
                 call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
         except PenstockError as error:  # the log is closing
@@ -607,7 +615,7 @@ class Connection(asyncio.BufferedProtocol):
             return True
         try:
             call.advance()
-        except FullError:
+        except (FullError, RecompressionDueError):
             return False
         return True
 

@@ -57,6 +57,7 @@ _INT32: Final = struct.Struct(">i")
 _GZIP_WBITS: Final = 31  # zlib's way to say: gzip header and trailer
 _FIRST_GUESS_BYTES: Final = 64 * 1024
 _ZSTD_RLE_BLOCK: Final = 1
+_ZSTD_LEVELS_MAX: Final = 4  # compressors kept per thread: those of high levels are megabytes
 _GUESS_RATIO: Final = 8  # text compresses 3 to 6 times; a wrong guess only costs another turn
 
 
@@ -87,8 +88,8 @@ def codec_id(name: str) -> int:
 def compress(codec: int, data: Buffer, level: int | None = None) -> bytes:
     """``data`` compressed by ``codec`` (0 to 4), framed as Kafka's Java client frames it.
 
-    ``level`` is the codec's own (gzip 1..9, lz4 0..16, zstd 1..22) and ignored by the others; None is
-    the library's default. Releases the GIL on large inputs.
+    ``level`` is the codec's own (gzip -1..9, lz4 0..17, zstd -131072..22) and ignored by the others; None
+    is the library's default. Releases the GIL on large inputs.
 
     Raises:
         UnknownCodecError: ``codec`` is out of range.
@@ -276,6 +277,8 @@ def _zstd_compressor(level: int) -> zstandard.ZstdCompressor:
 
     compressors = _zstd_contexts().compressors
     if level not in compressors:
+        if len(compressors) >= _ZSTD_LEVELS_MAX:
+            compressors.clear()
         compressors[level] = zstandard.ZstdCompressor(level=level)
     return compressors[level]
 

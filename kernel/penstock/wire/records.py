@@ -65,8 +65,10 @@ import msgspec
 from penstock.checksum import checksum
 from penstock.errors import InvalidRequestError
 from penstock.wire.compression import (
+    CODEC_NONE,
     CODEC_ZSTD,
     CompressionError,
+    InflateLimitError,
     UnknownCodecError,
     compress,
     decompress,
@@ -335,8 +337,10 @@ def _timestamp_errors(
 # turns into BatchError. They work on bytes: indexing those is faster than indexing a memoryview.
 
 
-def _payload(batch: memoryview, header: BatchHeader, inflated_bytes_max: int) -> bytes:
-    """The plain record bytes of one batch."""
+def _payload(
+    batch: memoryview, header: BatchHeader, inflated_bytes_max: int, too_large: int = INVALID_RECORD
+) -> bytes:
+    """The plain record bytes of one batch; ``too_large`` is the error code of one that inflates too far."""
     if header.length < LENGTH_MIN or header.size_bytes > len(batch):
         raise _cut()
     packed = batch[HEADER_BYTES : header.size_bytes]
@@ -349,7 +353,8 @@ def _payload(batch: memoryview, header: BatchHeader, inflated_bytes_max: int) ->
     except UnknownCodecError as error:
         raise BatchError(str(error), UNSUPPORTED_COMPRESSION_TYPE) from error
     except CompressionError as error:
-        raise BatchError(f"records can't be inflated: {error}", INVALID_RECORD) from error
+        code = too_large if isinstance(error, InflateLimitError) else INVALID_RECORD
+        raise BatchError(f"records can't be inflated: {error}", code) from error
 
 
 def _cut() -> BatchError:
@@ -632,16 +637,38 @@ def _offsets_and_times(
 
 
 def recompress(
-    batch: memoryview, codec: int, level: int | None = None, *, inflated_bytes_max: int = INFLATED_BYTES_MAX
+    batch: memoryview,
+    codec: int,
+    level: int | None = None,
+    *,
+    inflated_bytes_max: int = INFLATED_BYTES_MAX,
+    size_bytes_max: int = INFLATED_BYTES_MAX,
 ) -> bytearray:
     """The batch with its records under another codec (topic setting ``compression.type``).
 
-    All header fields but length, codec and checksum stay. The size limit applies to the result.
+    All header fields but length, codec and checksum stay; no record is decoded. ``size_bytes_max`` is for the
+    result. May run in any thread.
 
     Raises:
-        BatchError: the records can't be inflated.
+        BatchError: INVALID_RECORD if the records can't be inflated; MESSAGE_TOO_LARGE if they inflate to more than
+            ``inflated_bytes_max`` (bounded further as in validate_records_deep), or the result is too large.
     """
     header = read_header(batch)
-    body = compress(codec, _payload(batch, header, inflated_bytes_max), level)
+    if header.length < LENGTH_MIN or header.size_bytes > len(batch):
+        raise _cut()
+    body: bytes | memoryview
+    if header.codec == CODEC_NONE:
+        body = batch[HEADER_BYTES : header.size_bytes]
+    else:
+        if codec == CODEC_NONE:
+            inflated_bytes_max = min(inflated_bytes_max, max(1, size_bytes_max - HEADER_BYTES))
+        body = _payload(batch, header, inflated_bytes_max, MESSAGE_TOO_LARGE)
+    body = compress(codec, body, level)
+    if HEADER_BYTES + len(body) > size_bytes_max:
+        raise BatchError(
+            f"recompressed record batch is over the topic's max.message.bytes "
+            f"batch_bytes={HEADER_BYTES + len(body)} max_message_bytes={size_bytes_max}",
+            MESSAGE_TOO_LARGE,
+        )
     attributes = header.attributes & ~CODEC_MASK | codec
     return seal_batch(msgspec.structs.replace(header, attributes=attributes), body)

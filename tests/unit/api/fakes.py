@@ -21,8 +21,9 @@ from penstock.api.context import (
 from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
 from penstock.log.errors import KafkaError
 from penstock.log.producer_state import ProducerInfo
+from penstock.log.recompression import Recompression, RecompressionDueError, Recompressor
 from penstock.log.topic_config import effective_value
-from penstock.spi.allocator import Allocation
+from penstock.spi.allocator import Allocation, AllocatorStatistics
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import BatchError, assign_offsets
 from penstock.wire.record_builder import build_batch
@@ -111,8 +112,10 @@ class FakeAllocator:
     def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
         raise NotImplementedError
 
-    def statistics(self) -> object:
-        raise NotImplementedError
+    def statistics(self) -> AllocatorStatistics:
+        return AllocatorStatistics(
+            limit_bytes=self.limit, used_bytes=self.used, used_by_purpose={}, waiting=0, peak_bytes=self.used
+        )
 
 
 class FakePartition:
@@ -137,6 +140,9 @@ class FakePartition:
         self.cold_reads = 0
         self.fail_with: Exception | None = None
         self.producers: list[ProducerInfo] = []
+        #: The codec that batches are recompressed to, never at once.
+        self.codec: int | None = None
+        self.recompressor: Recompressor | None = None
 
     @property
     def last_stable_offset(self) -> int:
@@ -168,6 +174,10 @@ class FakePartition:
         except BatchError as error:
             on_done(Result(error.error_code, str(error), error.record_errors))
             return False
+        if self.codec is not None and header.codec != self.codec:
+            assert self.recompressor is not None
+            work = Recompression(self.recompressor, records, self.codec, None, 1 << 20)
+            raise RecompressionDueError(work)
         if self._logs.room <= 0:
             raise FullError("no room")
         self._logs.room -= 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import random
 import struct
 from typing import Any
@@ -10,19 +11,23 @@ from typing import Any
 import anyio
 import pytest
 from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
-from tests.unit.server.harness import Client, offsets, produce, serving, until
+from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
 
 from penstock.api.context import RequestContext
 from penstock.api.dispatch import Api
 from penstock.errors import ConfigError, UnavailableError
+from penstock.log.recompression import Recompressor
 from penstock.server import ListenerSettings, Server
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.compression import CODEC_GZIP
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest
 from penstock.wire.messages.list_offsets import ListOffsetsPartition, ListOffsetsRequest, ListOffsetsTopic
 from penstock.wire.messages.metadata import MetadataRequest
+from penstock.wire.record_batch import read_header, seal_batch
+from penstock.wire.records import build_batch, iter_records
 from penstock.wire.registry import Message, decode_response
 
 pytestmark = pytest.mark.anyio
@@ -218,6 +223,94 @@ async def test_full_log_holds_producers_back_and_lets_them_go_on(logs: FakeLogs,
         logs.make_room(100)
         assert [offsets(await client.receive()) for _ in range(3)] == [[(0, 3)], [(0, 4)], [(0, 5)]]
         assert harness.server.statistics().carried_bytes == 0
+
+
+def recompressing(harness: Harness, *partitions: int, codec: int = CODEC_GZIP) -> None:
+    for at in partitions:
+        harness.logs.at("t", at).codec = codec
+        harness.logs.at("t", at).recompressor = Recompressor(harness.allocator, threads=2)  # type: ignore[arg-type]
+
+
+def values(logs: FakeLogs, partition: int = 0) -> list[bytes]:
+    return [
+        bytes(record.value or b"")
+        for _, _, batch in logs.at("t", partition).batches
+        for record in iter_records(memoryview(batch))
+    ]
+
+
+async def test_recompressed_batches_keep_the_order_of_their_connection(logs: FakeLogs) -> None:
+    async with serving(logs) as harness, await harness.connect() as client:
+        recompressing(harness, 0)
+        sent = [
+            bytes([at]) * (300_000 if at % 3 == 0 else 100 if at % 3 == 1 else 40_000) for at in range(12)
+        ]
+        for value in sent:
+            await client.send(PRODUCE, 9, produce(make_batch(1, value)))
+        answers = [offsets(await client.receive()) for _ in sent]
+        assert answers == [[(0, at)] for at in range(12)]
+        assert values(logs) == sent
+        assert {read_header(batch).codec for _, _, batch in logs.at("t").batches} == {CODEC_GZIP}
+        assert harness.server.statistics().carried_bytes == 0
+        for charge in logs.at("t").charges:
+            charge.release()
+        assert harness.allocator.used == 0, "the frames are given back: the log has the recompressed batches"
+
+
+@pytest.mark.parametrize("size", [100, 100_000])
+async def test_one_partition_of_a_request_is_recompressed_and_the_others_are_not(
+    logs: FakeLogs, size: int
+) -> None:
+    async with serving(logs) as harness, await harness.connect() as client:
+        recompressing(harness, 1)
+        batches = [make_batch(1, bytes([at]) * size) for at in range(2)]
+        assert offsets(await client.call(PRODUCE, 3, produce(*batches))) == [(0, 0), (0, 0)]
+        assert [read_header(logs.at("t", at).batches[0][2]).codec for at in range(2)] == [0, CODEC_GZIP]
+        for at in range(2):
+            assert values(logs, at) == [bytes([at]) * size]
+            for charge in logs.at("t", at).charges:
+                charge.release()
+        assert harness.allocator.used == 0
+
+
+async def test_a_batch_that_can_not_be_recompressed_is_refused_and_the_next_is_not(logs: FakeLogs) -> None:
+    async with serving(logs) as harness, await harness.connect() as client:
+        recompressing(harness, 0)
+        damaged = seal_batch(read_header(build_batch([(None, b"v", (), 9_000)], codec=4)), b"no zstd" * 9000)
+        await client.send(PRODUCE, 9, produce(damaged))
+        await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 90_000)))
+        assert offsets(await client.receive()) == [(ErrorCode.INVALID_RECORD, -1)]
+        assert offsets(await client.receive()) == [(0, 0)]
+
+
+async def test_recompression_gets_its_time_however_short_the_clients_is(logs: FakeLogs) -> None:
+    async with serving(logs) as harness, await harness.connect() as client:
+        recompressing(harness, 0)
+        request = produce(make_batch(1, b"x" * 300_000), timeout_ms=0)
+        assert offsets(await client.call(PRODUCE, 9, request)) == [(0, 0)]
+
+
+async def test_a_recompressed_batch_waits_for_room_as_it_is(logs: FakeLogs) -> None:
+    logs.room = 0
+    async with serving(logs) as harness, await harness.connect() as client:
+        recompressing(harness, 0)
+        await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 300_000)))
+        await until(lambda: harness.server.statistics().waiting_for_room == 1)
+        logs.make_room(1)
+        assert offsets(await client.receive()) == [(0, 0)]
+        assert values(logs) == [b"x" * 300_000]
+
+
+async def test_a_connection_lost_while_its_batch_is_recompressed_leaves_nothing(logs: FakeLogs) -> None:
+    logs.room = 0
+    async with serving(logs) as harness:
+        recompressing(harness, 0)
+        async with await harness.connect() as client:
+            await client.send(PRODUCE, 9, produce(make_batch(1, os.urandom(900_000))))
+            await until(lambda: harness.server.statistics().waiting_for_room == 1)
+        await until(lambda: harness.server.statistics().waiting_for_room == 0)
+        assert harness.allocator.used == 0
+        assert not logs.at("t").batches
 
 
 async def test_request_is_resumed_at_the_partition_that_found_no_room(logs: FakeLogs) -> None:

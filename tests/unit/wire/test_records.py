@@ -542,6 +542,38 @@ def test_recompress_changes_only_the_codec(source: int, target: int) -> None:
     ]
 
 
+@given(raw_records, st.sampled_from(range(5)), st.sampled_from(range(5)), st.sampled_from((None, 1, 5, 9)))
+def test_recompressed_twice_is_what_it_was(
+    raw: list[Raw], source: int, target: int, level: int | None
+) -> None:
+    """All records of any batch come back, through any two codecs, and the plain bytes are the same."""
+    batch = build_batch([(key, value, headers, time) for key, value, headers, time in raw], codec=source)
+    once = recompress(memoryview(batch), target, level)
+    header = read_header(once)
+    assert header.codec == target
+    assert header.size_bytes == len(once)
+    assert header.crc == crc32c(memoryview(once)[ATTRIBUTES_POS:])
+    assert list(map(plain, iter_records(memoryview(once)))) == list(
+        map(plain, iter_records(memoryview(batch)))
+    )
+    assert recompress(memoryview(once), 0) == recompress(memoryview(batch), 0)
+
+
+@pytest.mark.parametrize("target", CODECS)
+@pytest.mark.parametrize("source", CODECS)
+def test_recompression_is_bounded(source: int, target: int) -> None:
+    batch = build_batch([(b"k", bytes(100_000), (), NOW)], codec=source)
+    size = len(recompress(memoryview(batch), target))
+    assert recompress(memoryview(batch), target, size_bytes_max=size)
+    with pytest.raises(BatchError) as caught:
+        recompress(memoryview(batch), target, size_bytes_max=size - 1)
+    assert caught.value.error_code == MESSAGE_TOO_LARGE
+    if source:
+        with pytest.raises(BatchError) as caught:
+            recompress(memoryview(batch), target, inflated_bytes_max=99_999)
+        assert caught.value.error_code == MESSAGE_TOO_LARGE
+
+
 # --- damage ---
 
 READERS: list[Callable[[memoryview], object]] = [
