@@ -397,6 +397,8 @@ import org.apache.kafka.clients.consumer.*;
 import org.apache.kafka.clients.producer.*;
 import org.apache.kafka.common.*;
 import org.apache.kafka.common.config.*;
+import org.apache.kafka.common.errors.*;
+import org.apache.kafka.common.quota.*;
 import org.apache.kafka.common.serialization.*;
 
 public class Smoke {
@@ -411,6 +413,16 @@ public class Smoke {
 
   static void check(boolean holds, Object what) {
     if (!holds) throw new AssertionError(String.valueOf(what));
+  }
+
+  static void fails(Class<?> kind, KafkaFuture<?> future) throws Exception {
+    try {
+      future.get();
+    } catch (ExecutionException error) {
+      check(kind.isInstance(error.getCause()), error);
+      return;
+    }
+    check(false, kind);
   }
 
   static void send(String codec, List<String> values, long timestamp) throws Exception {
@@ -470,7 +482,41 @@ public class Smoke {
       send("none", List.of("resumed"), start);
       check(read(1).equals(List.of("resumed")), "resumed");
 
+      for (var type : List.of("uncompressed", "gzip", "snappy", "lz4", "zstd")) {
+        admin.incrementalAlterConfigs(Map.of(resource, List.of(new AlterConfigOp(
+            new ConfigEntry("compression.type", type), AlterConfigOp.OpType.SET)))).all().get();
+        for (var codec : List.of("none", "gzip", "snappy", "lz4", "zstd")) send(codec, lines, start);
+        var again = read(5 * lines.size());
+        Collections.sort(again);
+        check(again.equals(wanted), "recompressed to " + type);
+      }
+
       var first = new TopicPartition(topic, 0);
+      var all = new HashSet<TopicPartition>();
+      for (int at = 0; at < 4; at++) all.add(new TopicPartition(topic, at));
+      int node = admin.describeCluster().nodes().get().iterator().next().id();
+      var place = admin.describeLogDirs(List.of(node)).allDescriptions().get().get(node).values().iterator().next();
+      check(place.error() == null && place.replicaInfos().keySet().containsAll(all), place);
+      check(all.stream().mapToLong(one -> place.replicaInfos().get(one).size()).sum() > 10_000, place);
+      check(place.totalBytes().getAsLong() >= place.usableBytes().getAsLong(), place);
+      var elected = admin.electLeaders(ElectionType.PREFERRED, all).partitions().get();
+      check(elected.keySet().equals(all), elected);
+      for (var one : elected.values()) check(one.get() instanceof ElectionNotNeededException, elected);
+      check(admin.electLeaders(ElectionType.UNCLEAN, null).partitions().get().isEmpty(), "nothing to elect");
+      check(admin.listPartitionReassignments().reassignments().get().isEmpty(), "reassignments");
+      admin.alterPartitionReassignments(Map.of(first, Optional.of(new NewPartitionReassignment(List.of(node)))))
+          .all().get();
+      fails(InvalidReplicaAssignmentException.class, admin.alterPartitionReassignments(
+          Map.of(first, Optional.of(new NewPartitionReassignment(List.of(node, node + 1))))).all());
+      fails(NoReassignmentInProgressException.class, admin.alterPartitionReassignments(
+          Map.of(first, Optional.empty())).all());
+      var producers = admin.describeProducers(all).all().get();
+      check(producers.keySet().equals(all), producers);
+      for (var one : producers.get(first).activeProducers())
+        check(one.producerEpoch() == 0 && one.lastSequence() >= 0 && one.coordinatorEpoch().isEmpty(), one);
+      check(!producers.get(first).activeProducers().isEmpty(), producers);
+      check(admin.describeClientQuotas(ClientQuotaFilter.all()).entities().get().isEmpty(), "quotas");
+
       try (var consumer = new KafkaConsumer<>(settings(), new StringDeserializer(), new StringDeserializer())) {
         var at = consumer.offsetsForTimes(Map.of(first, start + 100)).get(first);
         check(at != null && at.timestamp() >= start + 100, at);
@@ -486,7 +532,7 @@ public class Smoke {
       var group = admin.describeConsumerGroups(List.of(topic)).all().get().get(topic);
       check(group.members().isEmpty(), group);
       var offsets = admin.listConsumerGroupOffsets(topic).partitionsToOffsetAndMetadata().get();
-      check(offsets.values().stream().mapToLong(one -> one.offset()).sum() == wanted.size() + 1, offsets);
+      check(offsets.values().stream().mapToLong(one -> one.offset()).sum() == 6 * wanted.size() + 1, offsets);
       admin.deleteRecords(Map.of(first, RecordsToDelete.beforeOffset(5))).all().get();
       check(admin.listOffsets(Map.of(first, OffsetSpec.earliest())).partitionResult(first).get().offset() == 5, "5");
       admin.deleteConsumerGroups(List.of(topic)).all().get();
