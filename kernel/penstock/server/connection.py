@@ -581,7 +581,7 @@ class Connection(asyncio.BufferedProtocol):
                     allocation = await server.allocator.allocate(len(self._call_data), "append")
                     self._adopt(call, allocation)
                 while not self._advanced(call):
-                    await call.wait()
+                    await self._wait(call)
             if scope.cancelled_caught and self._call is call:
                 call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
         except PenstockError as error:  # the log is closing
@@ -594,6 +594,20 @@ class Connection(asyncio.BufferedProtocol):
             self._call = None
             self._drop_call_data()
             self._resume()
+
+    async def _wait(self, call: ProduceCall) -> None:
+        """Wait for what the call waits for, and count it as that."""
+        server = self._server
+        if not call.is_due:
+            await call.wait()
+            return
+        server.waiting_for_room -= 1
+        server.recompressing += 1
+        try:
+            await call.wait()
+        finally:
+            server.recompressing -= 1
+            server.waiting_for_room += 1
 
     def _adopt(self, call: ProduceCall, allocation: Allocation) -> None:
         """Move the frame of a small Produce that waits into memory of the log's."""

@@ -85,5 +85,7 @@ class ServerStatistics:
     #: Connections that wait for room in the log, and for memory for a large frame.
     waiting_for_room: int
     waiting_for_memory: int
+    #: Connections whose Produce is recompressed for its topic, or waits for its turn.
+    recompressing: int
     #: Bytes kept for unfinished and blocked requests, outside the allocator.
     carried_bytes: int

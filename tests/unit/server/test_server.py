@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-import os
 import random
 import struct
+import threading
 from typing import Any
 
 import anyio
 import pytest
 from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
-from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
+from tests.unit.server.harness import DEADLINE_S, Client, Harness, offsets, produce, serving, until
 
 from penstock.api.context import RequestContext
 from penstock.api.dispatch import Api
 from penstock.errors import ConfigError, UnavailableError
-from penstock.log.recompression import Recompressor
+from penstock.log.recompression import Recompression, Recompressor
 from penstock.server import ListenerSettings, Server
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.compression import CODEC_GZIP
@@ -301,14 +301,41 @@ async def test_a_recompressed_batch_waits_for_room_as_it_is(logs: FakeLogs) -> N
         assert values(logs) == [b"x" * 300_000]
 
 
-async def test_a_connection_lost_while_its_batch_is_recompressed_leaves_nothing(logs: FakeLogs) -> None:
-    logs.room = 0
+async def test_a_connection_lost_while_its_batch_waits_for_its_turn_leaves_nothing(logs: FakeLogs) -> None:
+    async with serving(logs) as harness:
+        recompressing(harness, 0)
+        recompressor = logs.at("t").recompressor
+        assert recompressor is not None
+        async with await harness.connect() as client, recompressor.turns, recompressor.turns:
+            await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 900_000)))
+            await until(lambda: harness.server.statistics().recompressing == 1)
+            assert harness.server.statistics().waiting_for_room == 0
+        await until(lambda: harness.server.statistics().connections == 0)
+        await until(lambda: harness.server.statistics().recompressing == 0)
+        assert harness.allocator.used == 0
+        assert not logs.at("t").batches
+
+
+async def test_a_connection_lost_while_its_batch_is_recompressed_leaves_nothing(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    pack = Recompression._pack
+
+    def slow(self: Recompression, inflated_max: int) -> bytearray:
+        begun.set()
+        assert go_on.wait(DEADLINE_S)
+        return pack(self, inflated_max)
+
+    monkeypatch.setattr(Recompression, "_pack", slow)
     async with serving(logs) as harness:
         recompressing(harness, 0)
         async with await harness.connect() as client:
-            await client.send(PRODUCE, 9, produce(make_batch(1, os.urandom(900_000))))
-            await until(lambda: harness.server.statistics().waiting_for_room == 1)
-        await until(lambda: harness.server.statistics().waiting_for_room == 0)
+            await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 900_000)))
+            await until(begun.is_set)
+        await until(lambda: harness.server.statistics().connections == 0)
+        go_on.set()
+        await until(lambda: harness.server.statistics().recompressing == 0)
         assert harness.allocator.used == 0
         assert not logs.at("t").batches
 
