@@ -342,14 +342,15 @@ class Partition:
             return
         if own is None:
             raise RecompressionDueError(work)
-        taken = False
         try:
             taken = self.append(
                 own.view, produce_version=RECOMPRESSED_VERSION, now_ms=now_ms, charge=own, on_done=on_done
             )
-        finally:
-            if not taken:
-                own.release()
+        except FullError:
+            own.release()
+            raise
+        if not taken:
+            own.release()
 
     def _append_valid(
         self,

@@ -29,11 +29,14 @@ from anyio import to_thread
 
 from penstock.errors import FullError, PenstockError
 from penstock.spi.allocator import Allocation, Allocator
+from penstock.wire.compression import CODEC_ZSTD
 from penstock.wire.records import INFLATED_BYTES_MAX, MESSAGE_TOO_LARGE, BatchError, recompress
 
-#: Batches up to this size that inflate to no more than that are recompressed at once: half a millisecond of gzip.
+#: Batches up to this size that inflate to no more than that are recompressed at once: a millisecond of gzip.
 INLINE_BYTES: Final = 16 * 1024
 INLINE_INFLATED_BYTES: Final = 32 * 1024
+#: Levels of zstd above take up to ten times as long, so that no batch is small.
+_INLINE_ZSTD_LEVEL_MAX: Final = 9
 
 #: The Produce version that a recompressed batch goes as: its codec is the broker's choice and not the client's,
 #: so that it may be zstd whatever the client speaks (KIP-110).
@@ -92,7 +95,7 @@ class Recompression:
         Raises:
             BatchError: as ``run``.
         """
-        if len(self._batch) > INLINE_BYTES:
+        if len(self._batch) > INLINE_BYTES or self._is_slow():
             return None
         try:
             packed = self._pack(INLINE_INFLATED_BYTES)
@@ -106,6 +109,9 @@ class Recompression:
             return None
         own.view[:] = packed
         return own
+
+    def _is_slow(self) -> bool:
+        return self._codec == CODEC_ZSTD and self._level is not None and self._level > _INLINE_ZSTD_LEVEL_MAX
 
     async def run(self) -> tuple[memoryview, Allocation | None]:
         """The recompressed batch, and its memory; None if it lies in the original's, which is overwritten then.

@@ -328,6 +328,18 @@ def test_codec_and_level_are_read_from_the_configs(
         assert compress(parsed.codec, bytes(data), parsed.codec_level)
 
 
+async def test_levels_that_take_long_are_never_done_at_once(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create(compression_type="zstd", compression_zstd_level="9")
+        assert codes(append(partition, batch())) == [0]
+        await logs.manager.alter_configs(
+            "events", {"compression.type": "zstd", "compression.zstd.level": "19"}
+        )
+        with pytest.raises(RecompressionDueError):
+            append(partition, batch())
+        assert codes(await append_any(partition, batch())) == [0]
+
+
 async def test_levels_act(world: World) -> None:
     value = b"".join(b'{"id": %d, "name": "user %d"}' % (i * 7919 % 10007, i % 97) for i in range(3000))
     sizes = {}
