@@ -216,6 +216,7 @@ def test_failures_of_clients_are_told(broker: ServeProcess) -> None:
 def test_floor_is_compared(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (row,) = compare(tmp_path, 0.3, 1, ["wal.capacity=64MiB"], "16 KiB")
     assert row["ratio"] > 0
+    assert row["ratio_with_objects"] > 0
     assert row["penstock"][0]["requests_per_s"] > 0
     assert "16 KiB" in capfd.readouterr().out
 

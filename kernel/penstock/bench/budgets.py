@@ -26,6 +26,10 @@ def of_floor(rows: Iterable[dict[str, Any]]) -> str:
             lines.append(
                 _line("200 KiB requests, part of the floor", f"{ratio:.0%}", ">= 70%", ratio >= FLOOR_PART)
             )
+            beside = row["ratio_with_objects"]
+            lines.append(
+                f"{'  of a floor that writes objects too':<40}{beside:>14.0%}  (tells the disk's part)"
+            )
         elif row["case"] == "1 KiB":
             rate = statistics.median(result["requests_per_s"] for result in row["penstock"])
             lines.append(

@@ -7,9 +7,12 @@ The floor does what no durable broker can leave out and nothing else: it frames 
 batch's checksum, hands the batches to one writer thread that writes and fdatasyncs whatever has gathered (group
 commit), and answers with a Produce response. It keeps no offsets, serves no reads and uploads nothing.
 
-Both servers run as processes of their own; the load comes from this process: a few connections that keep
-``depth`` requests in flight each. The two are measured in turn, round by round, so that a noisy machine
-disturbs both; what counts is the ratio.
+A second floor also writes every batch a second time, into object files on the same disk, as a broker must whose
+objects are kept beside its log. It tells what of the distance to the first floor is the disk's.
+
+The servers run as processes of their own; the load comes from this process: a few connections that keep
+``depth`` requests in flight each. They are measured in turn, round by round, so that a noisy machine
+disturbs all; what counts is the ratio.
 """
 
 from __future__ import annotations
@@ -45,13 +48,14 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
 
 from crc32c import crc32c
 
+from penstock.direct_io import DirectGather, filler_bytes, write_vectors
 from penstock.wire import ApiKey, encode_request, encode_response
 from penstock.wire.messages import produce
 from penstock.wire.records import ATTRIBUTES_POS, CRC_POS, build_batch
@@ -67,8 +71,11 @@ RECORD_BYTES = 1000
 class FloorWriter(threading.Thread):
     """Writes and syncs whatever has gathered, then answers all of it with one wake-up of the loop."""
 
-    def __init__(self, path: Path, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self, path: Path, loop: asyncio.AbstractEventLoop, objects: FloorObjects | None = None
+    ) -> None:
         super().__init__(daemon=True)
+        self._objects = objects
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
         self._loop = loop
         self._size = 256 * 2**20
@@ -90,6 +97,8 @@ class FloorWriter(threading.Thread):
             os.fdatasync(self._fd)
             self._position += size
             self._loop.call_soon_threadsafe(self._answer, group)
+            if self._objects is not None:
+                self._objects.put([data for _, data in group], size)
 
     @staticmethod
     def _answer(group: list[tuple[Floor, memoryview]]) -> None:
@@ -98,6 +107,66 @@ class FloorWriter(threading.Thread):
             counts[connection] = counts.get(connection, 0) + 1
         for connection, count in counts.items():
             connection.answer(count)
+
+
+class FloorObjects(threading.Thread):
+    """Writes everything a second time: files of 64 MiB, past the page cache and synced, at most 256 MiB behind."""
+
+    _FILE_BYTES = 64 * 2**20
+    _PIECE_BYTES = 2**20
+    _BEHIND_BYTES_MAX = 256 * 2**20
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(daemon=True)
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._files = 0
+        self._waiting: queue.SimpleQueue[tuple[list[memoryview], int]] = queue.SimpleQueue()
+        self._behind = 0
+        self._progress = threading.Condition()
+
+    def put(self, batches: list[memoryview], size: int) -> None:
+        """Queue ``size`` bytes; waits while too much is queued."""
+        with self._progress:
+            self._progress.wait_for(lambda: self._behind < self._BEHIND_BYTES_MAX)
+            self._behind += size
+        self._waiting.put((batches, size))
+
+    def run(self) -> None:
+        while True:
+            self._files += 1
+            fd = os.open(
+                self._directory / f"{self._files}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_DIRECT, 0o600
+            )
+            try:
+                self._fill(fd)
+                os.fdatasync(fd)
+            finally:
+                os.close(fd)
+
+    def _fill(self, fd: int) -> None:
+        position = 0
+
+        def write(vectors: Sequence[memoryview]) -> None:
+            nonlocal position
+            write_vectors(fd, vectors, position)
+            position += sum(map(len, vectors))
+
+        gather = DirectGather(self._PIECE_BYTES, write, write_bytes=self._PIECE_BYTES)
+        filled = 0
+        while filled < self._FILE_BYTES:
+            batches, size = self._waiting.get()
+            for batch in batches:
+                filler = bytes(filler_bytes(filled, (batch,)))
+                gather.add(filler)
+                gather.add(batch)
+                filled += len(filler) + len(batch)
+            with self._progress:
+                self._behind -= size
+                self._progress.notify()
+        gather.pad()
+        gather.flush()
+        gather.close()
 
 
 class Floor(asyncio.BufferedProtocol):
@@ -158,10 +227,14 @@ class Floor(asyncio.BufferedProtocol):
             self._transport.write(self._response * count)
 
 
-async def serve_floor(path: Path, batch_bytes: int) -> None:
-    """Run the bare server until SIGTERM; prints its port."""
+async def serve_floor(path: Path, batch_bytes: int, objects: Path | None = None) -> None:
+    """Run the bare server until SIGTERM; prints its port. With ``objects``, a directory, it fills that too."""
     loop = asyncio.get_running_loop()
-    writer = FloorWriter(path, loop)
+    store = None
+    if objects is not None:
+        store = FloorObjects(objects)
+        store.start()
+    writer = FloorWriter(path, loop, store)
     writer.start()
     frame, batch = produce_frame(batch_bytes)
     offset = frame.index(batch) - 4
@@ -298,10 +371,12 @@ def _quantile(values: list[float], q: float) -> float:
 
 
 @contextlib.contextmanager
-def floor_process(directory: Path, batch_bytes: int) -> Iterator[int]:
-    """The bare server; gives its port."""
+def floor_process(directory: Path, batch_bytes: int, *, objects: bool = False) -> Iterator[int]:
+    """The bare server; gives its port. ``objects``: it writes everything into object files too."""
     command = [sys.executable, "-m", "penstock.bench.floor", str(directory / "floor.wal")]
     command.append(str(batch_bytes))
+    if objects:
+        command.append(str(directory / "p"))
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
@@ -368,46 +443,57 @@ def measure(port: int, batch_bytes: int, connections: int, depth: int, seconds: 
 def compare(
     directory: Path, seconds: float, rounds: int, sets: list[str], only: str | None
 ) -> list[dict[str, Any]]:
-    """All cases, both servers in turn; prints a line per case."""
+    """All cases, the servers in turn; prints a line per case."""
     rows = []
-    _say(f"{'request':<16}{'penstock':>24}{'floor':>24}{'penstock / floor':>20}")
+    _say(f"{'request':<16}{'penstock':>22}{'floor':>22}{'ratio':>7}{'floor with objects':>22}{'ratio':>7}")
     for name, batch_bytes, connections, depth in CASES:
         if only is not None and only not in name:
             continue
         ours: list[Result] = []
         floors: list[Result] = []
+        with_objects: list[Result] = []
         for _ in range(rounds):
             for process, results in (
                 (penstock_process(directory / "p", sets), ours),
                 (floor_process(directory, batch_bytes), floors),
+                (floor_process(directory, batch_bytes, objects=True), with_objects),
             ):
                 with process as port:
                     results.append(measure(port, batch_bytes, connections, depth, seconds))
                 shutil.rmtree(directory / "p", ignore_errors=True)
-        rows.append(_row(name, depth, ours, floors))
+        rows.append(_row(name, depth, ours, floors, with_objects))
     return rows
 
 
-def _row(name: str, depth: int, ours: list[Result], floors: list[Result]) -> dict[str, Any]:
-    if depth == 1:
-        ratio = statistics.median(o.p50_ms / f.p50_ms for o, f in zip(ours, floors, strict=True))
-        cells = [f"p50 {r.p50_ms:.2f} p99 {r.p99_ms:.2f} ms" for r in (_median(ours), _median(floors))]
-        _say(f"{name:<16}{cells[0]:>24}{cells[1]:>24}{ratio:>19.2f}x")
-    else:
-        ratio = statistics.median(
-            o.requests_per_s / f.requests_per_s for o, f in zip(ours, floors, strict=True)
-        )
-        cells = [
-            f"{r.requests_per_s:,.0f}/s {r.megabytes_per_s:,.0f} MB/s"
-            for r in (_median(ours), _median(floors))
-        ]
-        _say(f"{name:<16}{cells[0]:>24}{cells[1]:>24}{ratio:>19.0%}")
+def _row(
+    name: str, depth: int, ours: list[Result], floors: list[Result], with_objects: list[Result]
+) -> dict[str, Any]:
+    ratios = [_ratio(depth, ours, some) for some in (floors, with_objects)]
+    cells = [_cell(depth, some) for some in (ours, floors, with_objects)]
+    shown = [f"{ratio:.2f}x" if depth == 1 else f"{ratio:.0%}" for ratio in ratios]
+    _say(f"{name:<16}{cells[0]:>22}{cells[1]:>22}{shown[0]:>7}{cells[2]:>22}{shown[1]:>7}")
     return {
         "case": name,
-        "ratio": ratio,
+        "ratio": ratios[0],
+        "ratio_with_objects": ratios[1],
         "penstock": [asdict(r) for r in ours],
         "floor": [asdict(r) for r in floors],
+        "floor_with_objects": [asdict(r) for r in with_objects],
     }
+
+
+def _ratio(depth: int, ours: list[Result], floors: list[Result]) -> float:
+    """Of latency at depth 1, else of throughput; the median over the rounds."""
+    if depth == 1:
+        return statistics.median(o.p50_ms / f.p50_ms for o, f in zip(ours, floors, strict=True))
+    return statistics.median(o.requests_per_s / f.requests_per_s for o, f in zip(ours, floors, strict=True))
+
+
+def _cell(depth: int, results: list[Result]) -> str:
+    result = _median(results)
+    if depth == 1:
+        return f"{result.p50_ms:.2f}, p99 {result.p99_ms:.2f} ms"
+    return f"{result.requests_per_s:,.0f}/s {result.megabytes_per_s:,.0f} MB/s"
 
 
 def _say(line: str) -> None:
@@ -420,10 +506,11 @@ def _median(results: list[Result]) -> Result:
 
 
 def main() -> None:
-    """Be the bare server: ``python -m penstock.bench.floor FILE BATCH_BYTES``."""
+    """Be the bare server: ``python -m penstock.bench.floor FILE BATCH_BYTES [OBJECTS_DIR]``."""
     import uvloop
 
-    uvloop.run(serve_floor(Path(sys.argv[1]), int(sys.argv[2])))
+    objects = Path(sys.argv[3]) if len(sys.argv) > 3 else None
+    uvloop.run(serve_floor(Path(sys.argv[1]), int(sys.argv[2]), objects))
 
 
 if __name__ == "__main__":

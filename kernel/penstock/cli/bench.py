@@ -185,7 +185,8 @@ def compare_with_floor(
 ) -> None:
     """Print Penstock / floor for requests of 200 KiB, 16 KiB and 1 KiB, and p50 and p99 at depth 1.
 
-    The floor is a bare server that only receives, checks the CRC and syncs to the same disk; both take turns.
+    The floor is a bare server that only receives, checks the CRC and syncs to the same disk; a second one writes
+    objects beside it too, as a broker with objects in files must. All take turns.
     """
     from penstock.bench.budgets import of_floor
     from penstock.bench.floor import compare

@@ -168,7 +168,8 @@ def test_without_consumers_nothing_is_expected() -> None:
 
 
 def floor_row(case: str, ratio: float, rate: float = 0.0) -> dict[str, Any]:
-    return {"case": case, "ratio": ratio, "penstock": [{"requests_per_s": rate}], "floor": []}
+    found = [{"requests_per_s": rate}]
+    return {"case": case, "ratio": ratio, "ratio_with_objects": 0.88, "penstock": found, "floor": []}
 
 
 def test_verdicts_on_the_floor() -> None:
@@ -177,6 +178,7 @@ def test_verdicts_on_the_floor() -> None:
     )
     assert good.count("  met") == 3
     assert "MISSED" not in good
+    assert "88%" in good
     bad = of_floor(
         [floor_row("200 KiB", 0.69), floor_row("1 KiB", 0.9, 19_999), floor_row("1 KiB, depth 1", 2.1)]
     )
