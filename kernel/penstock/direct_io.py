@@ -10,7 +10,7 @@ Any layout is written correctly; one that agrees is written without a copy.
 
 from __future__ import annotations
 
-__all__ = ("BLOCK_BYTES", "DirectGather", "filler_bytes", "write_vectors")
+__all__ = ("BLOCK_BYTES", "LARGE_BYTES", "DirectGather", "filler_bytes", "write_vectors")
 
 import ctypes
 import errno

@@ -13,9 +13,11 @@ from __future__ import annotations
 
 __all__ = ("Group", "GroupCommit")
 
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
 
+from penstock.direct_io import LARGE_BYTES
 from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalStatistics
@@ -74,8 +76,8 @@ class GroupCommit:
     ) -> None:
         """``capacity_bytes`` 0 means unbounded; else a multiple of ``alignment``.
 
-        ``filler_bytes(position, data)`` may ask for that many bytes in front of an entry whose payload ``data``
-        would start at ``position`` of the log, such as :func:`penstock.direct_io.filler_bytes`.
+        ``filler_bytes(position, data)`` may ask for that many bytes in front of a large entry whose payload ``data``
+        would start at ``position`` of the log, as :func:`penstock.direct_io.filler_bytes` does.
         """
         assert capacity_bytes % alignment == 0, "capacity is a whole number of aligned units"
         assert entry_bytes_max <= _GROUP_LIMIT, "an entry fits one group"
@@ -85,6 +87,7 @@ class GroupCommit:
         self._entry_bytes_max = entry_bytes_max
         self._capacity_bytes = capacity_bytes
         self._filler_bytes = filler_bytes
+        self._large_bytes = LARGE_BYTES if filler_bytes is not None else sys.maxsize
         self._refusal: PenstockError | None = InvalidRequestError(
             "recover the wal to its end before appending"
         )
@@ -133,13 +136,14 @@ class GroupCommit:
             raise self._bad_size(size)
         group = self._open
         position = self._tail
-        if self._filler_bytes is not None:
+        is_large = size >= self._large_bytes
+        if is_large:
             position += self._filler(position, data)
         end = position + ENTRY_HEADER_BYTES + size
         if group is None or end - group.position > self._group_bytes_max:
             group_position = -(-self._tail // self._alignment) * self._alignment
             position = group_position + GROUP_HEADER_BYTES
-            if self._filler_bytes is not None:
+            if is_large:
                 position += self._filler(position, data)
             end = position + ENTRY_HEADER_BYTES + size
             if end > self._limit:

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.direct_io import LARGE_BYTES
 from penstock.errors import ClosedError, FencedError, FullError, InvalidRequestError, UnavailableError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
@@ -54,20 +55,33 @@ def test_a_group_closes_when_the_next_entry_would_not_fit() -> None:
     assert commit.take() is None
 
 
-@given(st.lists(st.tuples(st.integers(1, 900), st.integers(0, 63)), min_size=1, max_size=40))
-def test_an_entry_starts_where_the_filler_puts_it(entries: list[tuple[int, int]]) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            st.one_of(st.integers(1, 900), st.integers(LARGE_BYTES, 2 * LARGE_BYTES)), st.integers(0, 63)
+        ),
+        min_size=1,
+        max_size=40,
+    )
+)
+def test_a_large_entry_starts_where_the_filler_puts_it(entries: list[tuple[int, int]]) -> None:
     """The payload's position gets the remainder modulo 64 that is asked for; a gap has room for a filler's header."""
     wanted = 0
 
     def filler_bytes(position: int, data: Sequence[Buffer]) -> int:
         return (wanted - position) % 64
 
-    commit = GroupCommit(alignment=64, group_bytes_max=2000, filler_bytes=filler_bytes)
+    commit = GroupCommit(
+        alignment=64,
+        group_bytes_max=2 * LARGE_BYTES,
+        entry_bytes_max=2 * LARGE_BYTES,
+        filler_bytes=filler_bytes,
+    )
     commit.start(0, 0)
     for size, remainder in entries:
         wanted = remainder
         append = commit.append([bytes(size)])
-        assert (append.position + ENTRY_HEADER_BYTES) % 64 == remainder
+        assert size < LARGE_BYTES or (append.position + ENTRY_HEADER_BYTES) % 64 == remainder
         assert append.next_position == append.position + ENTRY_HEADER_BYTES + size
     assert commit.statistics().pending_bytes == sum(size for size, _ in entries)
     while (group := commit.take()) is not None:
