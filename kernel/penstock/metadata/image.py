@@ -7,10 +7,12 @@ is unchanged) or applied whole.
 
 from __future__ import annotations
 
-__all__ = ("FoldError", "Image", "ObjectState", "StreamRange", "StreamState", "TopicState")
+__all__ = ("Cut", "FoldError", "Image", "ObjectState", "StreamRange", "StreamState", "TopicState")
 
-from bisect import bisect_right
-from collections.abc import Sequence
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from copy import copy
 from typing import Any, Literal
 
 import msgspec
@@ -26,10 +28,14 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.metadata import commands as c
+from penstock.metadata.ranges import Ranges, StreamRange
 
 FoldError = PenstockError
 
+#: 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use; 1 is read as well.
 IMAGE_VERSION = 2
+#: What a snapshot encodes in one go: a millisecond or so on the event loop.
+CUT_ROWS = 500
 
 
 class NodeState(msgspec.Struct):
@@ -62,15 +68,11 @@ class TopicState(msgspec.Struct):
         """How many partitions the topic has."""
         return len(self.log_streams)
 
-
-class StreamRange(msgspec.Struct, array_like=True, frozen=True):
-    """Offsets [start, end) of a stream, found in an object."""
-
-    start: int
-    end: int
-    object_id: int
-    size: int
-    time_ms: int
+    def __copy__(self) -> TopicState:
+        """One that doesn't change when this one does."""
+        return msgspec.structs.replace(
+            self, log_streams=self.log_streams.copy(), state_streams=self.state_streams.copy()
+        )
 
 
 class StreamState(msgspec.Struct):
@@ -89,7 +91,7 @@ class StreamState(msgspec.Struct):
     node_id: int = -1
     #: (leader epoch, first offset) of each leader that wrote something, oldest first (KIP-101).
     leader_epochs: list[tuple[int, int]] = []
-    ranges: list[StreamRange] = []
+    ranges: Ranges = msgspec.field(default_factory=Ranges)
 
     @property
     def leader_epoch(self) -> int:
@@ -98,13 +100,16 @@ class StreamState(msgspec.Struct):
 
     def range_at(self, offset: int) -> int:
         """Index in ``ranges`` of the one that holds ``offset``, or of the first one after it."""
-        position = bisect_right(self.ranges, offset, key=lambda r: r.start) - 1
-        if position >= 0 and offset < self.ranges[position].end:
-            return position
-        return position + 1
+        return self.ranges.find(offset)
+
+    def __copy__(self) -> StreamState:
+        """One that doesn't change when this one does."""
+        return msgspec.structs.replace(
+            self, leader_epochs=self.leader_epochs.copy(), ranges=self.ranges.copy()
+        )
 
 
-class ObjectState(msgspec.Struct):
+class ObjectState(msgspec.Struct, gc=False):
     """An object: prepared -> committed -> destroyed -> forgotten."""
 
     object_id: int
@@ -112,8 +117,8 @@ class ObjectState(msgspec.Struct):
     size: int
     #: Prepared: when it is given up. Destroyed: when it was. Wall clock, ms.
     at_ms: int
-    #: Stream ids whose live offsets it holds, once per range.
-    live: list[int] = []
+    #: How many ranges of streams are in it.
+    live_ranges: int = 0
 
 
 class _ImageData(msgspec.Struct):
@@ -131,8 +136,83 @@ class _ImageData(msgspec.Struct):
     objects: dict[int, ObjectState] = {}
 
 
-_snapshot_encoder = msgspec.msgpack.Encoder()
-_snapshot_decoder = msgspec.msgpack.Decoder(_ImageData)
+#: The parts of it that a cut encodes piece by piece; what is in them changes in place.
+_TABLES = ("topics", "streams", "objects")
+
+
+def _to_stored(value: Any) -> bytes:
+    assert isinstance(value, Ranges), type(value)
+    return value.to_bytes()
+
+
+def _from_stored(kind: type, value: Any) -> Any:
+    assert kind is Ranges, kind
+    return Ranges.of(value)
+
+
+_snapshot_encoder = msgspec.msgpack.Encoder(enc_hook=_to_stored)
+_snapshot_decoder = msgspec.msgpack.Decoder(_ImageData, dec_hook=_from_stored)
+
+
+def _map_header(count: int) -> bytes:
+    """MessagePack's header of a map, as the encoder would write it."""
+    if count < 16:
+        return bytes((0x80 | count,))
+    if count < 2**16:
+        return b"\xde" + count.to_bytes(2, "big")
+    return b"\xdf" + count.to_bytes(4, "big")
+
+
+class Cut:
+    """The image as it is now, encoded piece by piece while entries are folded into the image.
+
+    A row (topic, stream, object) that changes before it is encoded is copied first. Leave the context when the
+    pieces aren't wanted any more: until then, folding pays for the copies.
+    """
+
+    def __init__(self, data: _ImageData, cuts: list[Cut]) -> None:
+        self.index = data.index
+        self._cuts = cuts
+        #: Rows that aren't encoded yet, by their table in the image.
+        self._rows: dict[str, dict[Any, Any]] = {name: dict(getattr(data, name)) for name in _TABLES}
+        self._fields = [
+            (_snapshot_encoder.encode(name), None if name in _TABLES else self._encode(data, name))
+            for name in _ImageData.__struct_fields__
+        ]
+        cuts.append(self)
+
+    @staticmethod
+    def _encode(data: _ImageData, name: str) -> bytes:
+        return _snapshot_encoder.encode(getattr(data, name))
+
+    def __enter__(self) -> Cut:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._cuts.remove(self)
+
+    def before(self, table: str, key: Any, row: Any) -> None:
+        """``row`` of the image is about to change."""
+        rows = self._rows[table]
+        if rows.get(key) is row:
+            rows[key] = copy(row)
+
+    def pieces(self) -> Iterator[bytes]:
+        """The snapshot, in pieces that each take about a millisecond; entries may be folded between them."""
+        yield _map_header(len(self._fields))
+        for name, (key, value) in zip(_ImageData.__struct_fields__, self._fields, strict=True):
+            yield key
+            if value is not None:
+                yield value
+            else:
+                yield from self._table(self._rows[name])
+
+    def _table(self, rows: dict[Any, Any]) -> Iterator[bytes]:
+        keys = list(rows)
+        yield _map_header(len(keys))
+        for first in range(0, len(keys), CUT_ROWS):
+            some = {key: rows.pop(key) for key in keys[first : first + CUT_ROWS]}
+            yield _snapshot_encoder.encode(some)[len(_map_header(len(some))) :]
 
 
 class Image:
@@ -140,6 +220,7 @@ class Image:
 
     def __init__(self, data: _ImageData | None = None) -> None:
         self._data = data or _ImageData()
+        self._cuts: list[Cut] = []
         self.topic_ids = {topic.name: topic_id for topic_id, topic in self._data.topics.items()}
 
     @property
@@ -182,9 +263,14 @@ class Image:
         topic_id = self.topic_ids.get(name)
         return None if topic_id is None else self._data.topics[topic_id]
 
+    def cut(self) -> Cut:
+        """Begin a snapshot of the image as it is now; use it in a ``with`` statement."""
+        return Cut(self._data, self._cuts)
+
     def to_snapshot(self) -> bytes:
         """The whole image as bytes; equal images give equal bytes."""
-        return _snapshot_encoder.encode(self._data)
+        with self.cut() as cut:
+            return b"".join(cut.pieces())
 
     @classmethod
     def from_snapshot(cls, data: bytes) -> Image:
@@ -198,8 +284,33 @@ class Image:
                 f"metadata snapshot is of a newer format than this penstock reads, upgrade it: "
                 f"version={image.version} supported={IMAGE_VERSION}"
             )
-        image.version = IMAGE_VERSION  # what was added since has its defaults
+        if image.version < IMAGE_VERSION:
+            live = Counter(
+                object_id for stream in image.streams.values() for object_id in stream.ranges.object_ids
+            )
+            for object_id, held in image.objects.items():
+                held.live_ranges = live[object_id]
+            image.version = IMAGE_VERSION
         return cls(image)
+
+    def weight(self, command: c.Command) -> int:
+        """About how many rows of the image the command changes: 2,000 are folded in a millisecond or two."""
+        match command:
+            case c.CreateTopic() | c.AddPartitions():
+                return 2 * command.partition_count
+            case c.DeleteTopic():
+                topic = self._data.topics.get(command.topic_id)
+                return 1 if topic is None else 2 * topic.partition_count
+            case c.OpenStreams():
+                return len(command.stream_ids)
+            case c.TrimStreams():
+                return len(command.starts)
+            case c.CommitUpload():
+                return sum(len(uploaded.ranges) for uploaded in command.objects)
+            case c.AbandonObjects() | c.ForgetObjects():
+                return len(command.object_ids)
+            case _:
+                return 1
 
     def fold(self, index: int, entry: c.Entry) -> list[Any]:
         """Apply the entry ``index``; returns one result per command: its value, or the error that refused it."""
@@ -212,6 +323,24 @@ class Image:
                 results.append(error)
         self._data.index = index
         return results
+
+    def _change_topic(self, topic: TopicState) -> TopicState:
+        """To be called before a topic that was there changes."""
+        for cut in self._cuts:
+            cut.before("topics", topic.topic_id, topic)
+        return topic
+
+    def _change_stream(self, stream: StreamState) -> StreamState:
+        """To be called before a stream that was there changes."""
+        for cut in self._cuts:
+            cut.before("streams", stream.stream_id, stream)
+        return stream
+
+    def _change_object(self, held: ObjectState) -> ObjectState:
+        """To be called before an object that was there changes."""
+        for cut in self._cuts:
+            cut.before("objects", held.object_id, held)
+        return held
 
     # -- one method per command: check everything, then change ------------------------------------------------
 
@@ -299,7 +428,7 @@ class Image:
                 f"partitions can only be added: topic={topic.name} "
                 f"partitions={topic.partition_count} asked={command.partition_count}"
             )
-        self._grow(topic, command.partition_count)
+        self._grow(self._change_topic(topic), command.partition_count)
         return topic
 
     def _delete_topic(self, command: c.DeleteTopic, index: int, now_ms: int) -> list[int]:
@@ -307,15 +436,15 @@ class Image:
         del self._data.topics[topic.topic_id]
         del self.topic_ids[topic.name]
         stream_ids = topic.log_streams + topic.state_streams
+        dropped = array("q")
         for stream_id in stream_ids:
-            stream = self._data.streams.pop(stream_id)
-            for dropped in stream.ranges:
-                self._release(dropped.object_id, stream_id, now_ms)
+            dropped.extend(self._data.streams.pop(stream_id).ranges.object_ids)
+        self._release(dropped, now_ms)
         return stream_ids
 
     def _set_configs(self, command: c.SetTopicConfigs, index: int, now_ms: int) -> TopicState:
         topic = self._topic(command.topic_id)
-        topic.configs = dict(command.configs)
+        self._change_topic(topic).configs = dict(command.configs)
         return topic
 
     def _check_node(self, node_id: int, node_epoch: int) -> None:
@@ -330,7 +459,7 @@ class Image:
         self._check_node(command.node_id, command.node_epoch)
         opened = [stream_id for stream_id in command.stream_ids if stream_id in self._data.streams]
         for stream_id in opened:
-            stream = self._data.streams[stream_id]
+            stream = self._change_stream(self._data.streams[stream_id])
             stream.epoch = index
             stream.node_id = command.node_id
             first = max(stream.start, stream.end)
@@ -344,28 +473,29 @@ class Image:
     def _trim(self, command: c.TrimStreams, index: int, now_ms: int) -> list[int]:
         self._check_node(command.node_id, command.node_epoch)
         trimmed = []
+        dropped = array("q")
         for stream_id, start in command.starts:
             stream = self._data.streams.get(stream_id)
             if stream is None or start <= stream.start:
                 continue
-            stream.start = start
-            dead = 0
-            while dead < len(stream.ranges) and stream.ranges[dead].end <= start:
-                self._release(stream.ranges[dead].object_id, stream_id, now_ms)
-                dead += 1
-            del stream.ranges[:dead]
+            self._change_stream(stream).start = start
+            dropped.extend(stream.ranges.drop(start))
             epochs = stream.leader_epochs
             while len(epochs) > 1 and epochs[1][1] <= start:
                 del epochs[0]
             trimmed.append(stream_id)
+        self._release(dropped, now_ms)
         return trimmed
 
-    def _release(self, object_id: int, stream_id: int, now_ms: int) -> None:
-        held = self._data.objects[object_id]
-        held.live.remove(stream_id)
-        if not held.live:
-            held.state = "destroyed"
-            held.at_ms = now_ms
+    def _release(self, dropped: array[int], now_ms: int) -> None:
+        """A range in each of these objects is gone."""
+        for object_id, count in Counter(dropped).items():
+            held = self._change_object(self._data.objects[object_id])
+            held.live_ranges -= count
+            assert held.live_ranges >= 0, held
+            if not held.live_ranges:
+                held.state = "destroyed"
+                held.at_ms = now_ms
 
     def _prepare(self, command: c.PrepareObjects, index: int, now_ms: int) -> list[int]:
         self._check_node(command.node_id, command.node_epoch)
@@ -379,22 +509,27 @@ class Image:
     def _commit(self, command: c.CommitUpload, index: int, now_ms: int) -> None:
         self._check_node(command.node_id, command.node_epoch)
         self._check_commit(command.objects)
+        streams, watched = self._data.streams, bool(self._cuts)
         for uploaded in command.objects:
-            held = self._data.objects[uploaded.object_id]
+            object_id = uploaded.object_id
+            held = self._change_object(self._data.objects[object_id])
             held.size = uploaded.size
             for r in uploaded.ranges:
-                stream = self._data.streams.get(r.stream_id)
+                stream = streams.get(r.stream_id)
                 if stream is None:
                     continue  # deleted while the upload was on its way
-                stream.end = r.end
-                if r.end > stream.start:
-                    stream.ranges.append(StreamRange(r.start, r.end, uploaded.object_id, r.size, r.time_ms))
-                    held.live.append(r.stream_id)
-            held.state = "committed" if held.live else "destroyed"
+                if watched:
+                    self._change_stream(stream)
+                stream.end = end = r.end
+                if end > stream.start:
+                    stream.ranges.add(r.start, end, object_id, r.size, r.time_ms)
+                    held.live_ranges += 1
+            held.state = "committed" if held.live_ranges else "destroyed"
             held.at_ms = now_ms
 
     def _check_commit(self, objects: Sequence[c.UploadedObject]) -> None:
         ends: dict[int, int] = {}
+        streams = self._data.streams
         for uploaded in objects:
             held = self._data.objects.get(uploaded.object_id)
             if held is None or held.state != "prepared":
@@ -402,24 +537,25 @@ class Image:
                     f"the object isn't prepared any more, its deadline passed: object_id={uploaded.object_id}"
                 )
             for r in uploaded.ranges:
-                stream = self._data.streams.get(r.stream_id)
+                stream_id, start = r.stream_id, r.start
+                stream = streams.get(stream_id)
                 if stream is None:
                     continue
-                end = ends.get(r.stream_id, stream.end)
+                end = ends.get(stream_id, stream.end)
                 # I2: ranges continue the stream; a gap is fine only where the records were deleted already
-                if r.end <= r.start or (r.start != end and not end < r.start <= stream.start):
+                if r.end <= start or (start != end and not end < start <= stream.start):
                     raise ConflictError(
-                        f"the range doesn't continue its stream: stream={r.stream_id} "
-                        f"committed_end={end} range=[{r.start},{r.end})"
+                        f"the range doesn't continue its stream: stream={stream_id} "
+                        f"committed_end={end} range=[{start},{r.end})"
                     )
-                ends[r.stream_id] = r.end
+                ends[stream_id] = r.end
 
     def _abandon(self, command: c.AbandonObjects, index: int, now_ms: int) -> list[int]:
         abandoned = []
         for object_id in command.object_ids:
             held = self._data.objects.get(object_id)
             if held is not None and held.state == "prepared":
-                held.state = "destroyed"
+                self._change_object(held).state = "destroyed"
                 held.at_ms = now_ms
                 abandoned.append(object_id)
         return abandoned

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -29,7 +30,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.metadata.commands import Command, Entry, FormatCluster, RegisterNode, decode_entry, encode_entry
-from penstock.metadata.image import Image
+from penstock.metadata.image import Cut, Image
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
 
 logger = logging.getLogger("penstock.metadata")
@@ -38,6 +39,13 @@ logger = logging.getLogger("penstock.metadata")
 SNAPSHOT_ENTRIES = 1000
 #: Commands in one entry at most; the entry's size is bounded as well.
 BATCH_COMMANDS_MAX = 500
+#: What the commands of one entry change in the image (``Image.weight``), unless it is one command: an entry is
+#: folded in one go, some milliseconds.
+BATCH_WEIGHT_MAX = 2000
+#: Others get their turn each time that so much of a snapshot was encoded.
+SNAPSHOT_PAUSE_BYTES = 32 * 1024
+#: A snapshot of more is put together in a thread: copying tens of MiB takes longer than anybody should wait.
+JOIN_INLINE_BYTES_MAX = 2**20
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -85,14 +93,17 @@ class _Submission:
 class MetadataService:
     """Use ``async with MetadataService.open(log, ...)``; all calls from the event loop."""
 
-    def __init__(self, log: MetadataLog, image: Image, now_ms: Callable[[], int]) -> None:
+    def __init__(self, log: MetadataLog, image: Image, now_ms: Callable[[], int], tasks: TaskGroup) -> None:
         self._log = log
+        self._tasks = tasks
         self._now_ms = now_ms
         self._writer = uuid.uuid4().hex
         self._pending: deque[_Submission] = deque()
         self._news = anyio.Event()
         self._closed = False
         self._snapshot_index = image.index
+        self._snapshot_lock = anyio.Lock(fast_acquire=True)
+        self._snapshot_pending = False
         #: (node id, epoch) that this process registered.
         self._registered: tuple[int, int] | None = None
         self.image = image
@@ -108,8 +119,8 @@ class MetadataService:
         of another name than ``cluster_id``.
         """
         image = await load_image(log)
-        service = cls(log, image, now_ms)
         async with anyio.create_task_group() as tasks:
+            service = cls(log, image, now_ms, tasks)
             tasks.start_soon(service._write_forever)
             try:
                 await service._format(cluster_id)
@@ -218,11 +229,16 @@ class MetadataService:
                 raise
             for submission, result in zip(batch, results, strict=True):
                 self._answer(submission, result)
-            await self._maybe_snapshot()
+            self._maybe_snapshot()
 
     def _next_batch(self) -> tuple[list[_Submission], bytes, Entry]:
         """As many waiting commands as fit into one entry; a single one that doesn't is refused by the log."""
-        count = min(len(self._pending), BATCH_COMMANDS_MAX)
+        count = weight = 0
+        for submission in self._pending:
+            weight += self.image.weight(submission.command)
+            if count and (weight > BATCH_WEIGHT_MAX or count == BATCH_COMMANDS_MAX):
+                break
+            count += 1
         while True:
             batch = [self._pending[i] for i in range(count)]
             entry = Entry([s.command for s in batch], self._writer, self._now_ms())
@@ -283,17 +299,45 @@ class MetadataService:
                 f"node_id={node_id} epoch={epoch} current={node.epoch}"
             )
 
-    async def _maybe_snapshot(self) -> None:
-        if self.image.index - self._snapshot_index < SNAPSHOT_ENTRIES:
+    def _maybe_snapshot(self) -> None:
+        if self._snapshot_pending or self.image.index - self._snapshot_index < SNAPSHOT_ENTRIES:
             return
+        self._snapshot_pending = True
+        self._tasks.start_soon(self._snapshot_meanwhile, self.image.cut())
+
+    async def _snapshot_meanwhile(self, cut: Cut) -> None:
+        """Write the image as it was cut, while commands go on."""
         try:
-            await self.write_snapshot()
+            with cut:
+                async with self._snapshot_lock:
+                    await self._write_cut(cut)
         except UnavailableError as error:
             logger.warning("metadata snapshot wasn't written, trying again later: %s", error)
+        finally:
+            self._snapshot_pending = False
 
     async def write_snapshot(self) -> None:
-        """Write a snapshot now unless the newest is current (at a clean stop). Raises UnavailableError."""
-        if self.image.index > self._snapshot_index:
-            snapshot = MetadataSnapshot(self.image.index, self.image.to_snapshot())
-            await self._log.write_snapshot(snapshot)
-            self._snapshot_index = snapshot.index
+        """Write a snapshot now unless the newest is current (at a clean stop). Raises UnavailableError.
+
+        Commands go on meanwhile; the snapshot is of the index at which it was begun.
+        """
+        async with self._snapshot_lock:
+            if self.image.index > self._snapshot_index:
+                with self.image.cut() as cut:
+                    await self._write_cut(cut)
+
+    async def _write_cut(self, cut: Cut) -> None:
+        pieces = []
+        size = 0
+        for piece in cut.pieces():
+            pieces.append(piece)
+            size += len(piece)
+            if size > SNAPSHOT_PAUSE_BYTES:
+                size = 0
+                await anyio.lowlevel.checkpoint()
+        if sum(map(len, pieces)) > JOIN_INLINE_BYTES_MAX:
+            data = await anyio.to_thread.run_sync(b"".join, pieces)
+        else:
+            data = b"".join(pieces)
+        await self._log.write_snapshot(MetadataSnapshot(cut.index, data))
+        self._snapshot_index = max(self._snapshot_index, cut.index)

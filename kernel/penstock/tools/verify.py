@@ -81,18 +81,19 @@ async def verify(places: Places, *, now_ms: int, delete_delay_ms: int, quick: bo
         return report
     report.metadata_index = image.index
     report.topics = len(image.topics)
-    check_tiling(image, report)
+    holders = check_tiling(image, report)
     for held in sorted(image.objects.values(), key=lambda o: o.object_id):
         if held.state == "committed":
-            await _check_object(places, image, held, report, quick=quick)
+            await _check_object(places, image, held, holders[held.object_id], report, quick=quick)
     await _check_orphans(places, image, report, now_ms, delete_delay_ms)
     await _check_wal_identity(places, image, report)
     await _check_wal(places, image, report)
     return report
 
 
-def check_tiling(image: Image, report: Report) -> None:
-    """I2 for every stream, and that objects and ranges name each other."""
+def check_tiling(image: Image, report: Report) -> dict[int, list[int]]:
+    """I2 for every stream, and that objects and ranges fit together; returns the streams of each object."""
+    holders: dict[int, list[int]] = {object_id: [] for object_id in image.objects}
     for stream in image.streams.values():
         report.streams += 1
         place = stream_name(image, stream)
@@ -105,10 +106,12 @@ def check_tiling(image: Image, report: Report) -> None:
                 )
             position = r.end
             held = image.objects.get(r.object_id)
-            if held is None or held.state != "committed" or stream.stream_id not in held.live:
+            if held is None or held.state != "committed":
                 report.problem(
                     "I6", place, f"range refers to an object that isn't held: object_id={r.object_id}"
                 )
+            else:
+                holders[r.object_id].append(stream.stream_id)
         if stream.ranges and (stream.ranges[0].start > stream.start or position != stream.end):
             report.problem(
                 "I2",
@@ -117,6 +120,15 @@ def check_tiling(image: Image, report: Report) -> None:
             )
         if not stream.ranges and stream.start < stream.end:
             report.problem("I2", place, f"no range covers [{stream.start},{stream.end})")
+    for object_id, stream_ids in holders.items():
+        counted = image.objects[object_id].live_ranges
+        if counted != len(stream_ids):
+            report.problem(
+                "I6",
+                object_key(object_id),
+                f"ranges in the object aren't those that it counts: counted={counted} found={len(stream_ids)}",
+            )
+    return holders
 
 
 def stream_name(image: Image, stream: StreamState) -> str:
@@ -139,7 +151,7 @@ async def read_index(places: Places, object_id: int, size: int) -> ObjectIndex:
 
 
 async def _check_object(
-    places: Places, image: Image, held: ObjectState, report: Report, *, quick: bool
+    places: Places, image: Image, held: ObjectState, stream_ids: list[int], report: Report, *, quick: bool
 ) -> None:
     key = object_key(held.object_id)
     report.objects += 1
@@ -149,7 +161,7 @@ async def _check_object(
             report.problem("I6", key, f"object has another size: metadata={held.size} store={info.size}")
             return
         index = await read_index(places, held.object_id, held.size)
-        _check_coverage(image, held, index, report)
+        _check_coverage(image, held, stream_ids, index, report)
         if not quick:
             for row in index.rows:
                 await _check_block(places, image, held.object_id, row, report)
@@ -167,9 +179,11 @@ async def _still_committed(places: Places, image: Image, object_id: int) -> bool
     return held is not None and held.state == "committed"
 
 
-def _check_coverage(image: Image, held: ObjectState, index: ObjectIndex, report: Report) -> None:
+def _check_coverage(
+    image: Image, held: ObjectState, stream_ids: list[int], index: ObjectIndex, report: Report
+) -> None:
     """The object's blocks tile the ranges that metadata says are in it."""
-    for stream_id in held.live:
+    for stream_id in dict.fromkeys(stream_ids):
         stream = image.streams.get(stream_id)
         for r in stream.ranges if stream is not None else ():
             if r.object_id != held.object_id:

@@ -6,7 +6,10 @@ __all__ = ("Snapshots",)
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, cast
+
+from anyio import to_thread
 
 from penstock.errors import NotFoundError
 from penstock.spi.metadata_log import MetadataSnapshot
@@ -22,6 +25,7 @@ from penstock_metadata_object._format import (
 )
 
 _DELETE_KEYS_MAX = 1000
+_INLINE_BYTES_MAX = 2**20
 
 
 class Snapshots:
@@ -70,7 +74,10 @@ class Snapshots:
         if len(indexes) >= self._kept:
             floor = max(floor, indexes[-self._kept])
         key = SnapshotKey(snapshot.index, floor, nonce.hex())
-        header = encode_header(SNAPSHOT_MAGIC, snapshot.index, snapshot.data, nonce)
+        encode = partial(encode_header, SNAPSHOT_MAGIC, snapshot.index, snapshot.data, nonce)
+        # the checksum of a large one takes milliseconds: not on the event loop
+        large = len(snapshot.data) > _INLINE_BYTES_MAX
+        header = await to_thread.run_sync(encode) if large else encode()
         await self._store.put(key.key(self._prefix), [header, snapshot.data])
         older = [found for found in await self._list() if found.index < floor]
         await self._store.delete([found.key(self._prefix) for found in older])

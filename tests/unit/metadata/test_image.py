@@ -19,6 +19,7 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
 )
+from penstock.metadata import image as image_module
 from penstock.metadata.commands import (
     AbandonObjects,
     AddPartitions,
@@ -312,6 +313,8 @@ commands = st.lists(
             st.just("place"),
         ),
         st.builds(ReleaseWal, st.integers(1, 2), st.integers(1, 6)),
+        st.builds(AddPartitions, st.just(TOPIC_ID), st.integers(1, 4)),
+        st.builds(SetTopicConfigs, st.just(TOPIC_ID), st.dictionaries(st.just("k"), st.sampled_from("ab"))),
         st.builds(OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)),
         st.builds(PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)),
         st.builds(
@@ -375,7 +378,7 @@ def test_replay_from_any_snapshot_gives_the_same_image_and_ranges_tile(todo: lis
             if stream.ranges:
                 assert stream.ranges[0].start <= stream.start
                 assert position == stream.end
-        held = sorted(i for o in log.image.objects.values() for i in [o.object_id] * len(o.live))
+        held = sorted(i for o in log.image.objects.values() for i in [o.object_id] * o.live_ranges)
         referred = sorted(r.object_id for s in log.image.streams.values() for r in s.ranges)
         assert held == referred
     start = min(cut, len(todo))
@@ -384,6 +387,64 @@ def test_replay_from_any_snapshot_gives_the_same_image_and_ranges_tile(todo: lis
         entry = decode_entry(0, encode_entry(Entry([command], "writer", NOW_MS)))
         image.fold(image.index + 1, entry)
         assert image.to_snapshot() == snapshots[start + i + 1]
+
+
+@given(commands, st.integers(0, 25), st.lists(st.integers(1, 3), min_size=1, max_size=20))
+def test_a_snapshot_that_is_taken_while_commands_come_is_the_image_at_its_index(
+    todo: list[Command], cut_at: int, rows: list[int]
+) -> None:
+    """Whatever is folded between its pieces, and wherever these are cut."""
+    log = Log()
+    log.ok(FormatCluster("c"))
+    log.ok(RegisterNode(1, "a"))
+    log.ok(CreateTopic("events", TOPIC_ID, 2))
+    log.ok(OpenStreams(1, 2, [1, 2, 3, 4]))
+    upload(log, (1, 0, 4), (3, 0, 2))
+    upload(log, (1, 4, 6))
+    prepared, unused = log.ok(PrepareObjects(1, 2, 2, NOW_MS))
+    for command in todo[:cut_at]:
+        log.do(command)
+    late = [
+        CommitUpload(1, 2, [UploadedObject(prepared, 1, [UploadedRange(3, 2, 3, 1, 0)])]),
+        AbandonObjects([unused]),
+        TrimStreams(1, 2, [(1, 4)]),
+        OpenStreams(1, 2, [1, 3]),
+        *todo[cut_at:],
+        DeleteTopic(TOPIC_ID),
+    ]
+    expected = log.image.to_snapshot()
+    pieces = []
+    with pytest.MonkeyPatch.context() as patch, log.image.cut() as cut, log.image.cut() as second:
+        patch.setattr(image_module, "CUT_ROWS", rows[0])
+        assert cut.index == second.index == log.image.index
+        for piece in cut.pieces():
+            pieces.append(piece)
+            if late:
+                log.do(late.pop(0))
+        for command in late:
+            log.do(command)
+        assert b"".join(second.pieces()) == expected
+    assert b"".join(pieces) == expected
+    assert Image.from_snapshot(expected).to_snapshot() == expected
+    assert not log.image._cuts
+
+
+def test_snapshots_of_version_1_are_read(log: Log) -> None:
+    """Ranges were lists, and objects listed their streams."""
+    upload(log, (1, 0, 10), (3, 0, 5))
+    upload(log, (1, 10, 12))
+    stored = msgspec.msgpack.decode(log.image.to_snapshot(), strict=False)
+    stored["version"] = 1
+    for stream_id, stream in stored["streams"].items():
+        stream["ranges"] = [list(msgspec.structs.astuple(r)) for r in log.image.streams[stream_id].ranges]
+    for held, live in zip(stored["objects"].values(), [[1, 3], [1]], strict=True):
+        del held["live_ranges"]
+        held["live"] = live
+    again = Image.from_snapshot(msgspec.msgpack.encode(stored))
+    assert again.to_snapshot() == log.image.to_snapshot()
+    stored["streams"][1]["ranges"] = b"not whole"
+    with pytest.raises(CorruptError, match="can't be read"):
+        Image.from_snapshot(msgspec.msgpack.encode(stored))
 
 
 def test_entries_of_a_newer_format_are_refused_in_one_sentence() -> None:

@@ -21,7 +21,13 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.metadata import service as service_module
-from penstock.metadata.commands import AllocateProducerIds, CreateTopic, RegisterNode, UseWal
+from penstock.metadata.commands import (
+    AllocateProducerIds,
+    CreateTopic,
+    RegisterNode,
+    UseWal,
+    decode_entry,
+)
 from penstock.metadata.image import TopicState
 from penstock.metadata.service import MetadataService, load_image
 from penstock.spi.metadata_log import (
@@ -60,6 +66,8 @@ class FakeLog:
         self.gate.set()
         self.attempts = 0
         self.fail_snapshots = False
+        self.snapshot_gate = anyio.Event()
+        self.snapshot_gate.set()
 
     async def append(self, index: int, data: bytes) -> None:
         self.attempts += 1
@@ -90,6 +98,7 @@ class FakeLog:
 
     async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
         await anyio.lowlevel.checkpoint()
+        await self.snapshot_gate.wait()
         if self.fail_snapshots:
             raise UnavailableError("the fake log takes no snapshot")
         self.snapshots.append(snapshot)
@@ -273,6 +282,42 @@ async def test_snapshots_bound_replay_and_give_the_same_image(
     for snapshots in ([], log.snapshots[:1], log.snapshots[:2], log.snapshots):
         log.snapshots = snapshots
         assert (await load_image(log)).to_snapshot() == expected
+
+
+async def test_commands_go_on_while_a_snapshot_is_written(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 5)
+    monkeypatch.setattr(service_module, "SNAPSHOT_PAUSE_BYTES", 0)
+    monkeypatch.setattr(service_module, "JOIN_INLINE_BYTES_MAX", 0)
+    log.snapshot_gate = anyio.Event()
+    async with open_service(log) as service:
+        for i in range(4):
+            await service.submit(topic(f"t{i}"))
+        expected = service.image.to_snapshot()
+        for i in range(4, 15):
+            await service.submit(topic(f"t{i}"))
+        assert log.snapshots == [], "the first one is still on its way"
+        log.snapshot_gate.set()
+        await service.write_snapshot()
+        first, *_, last = log.snapshots
+        assert (first.index, first.data) == (5, expected)
+        assert (last.index, last.data) == (16, service.image.to_snapshot())
+        assert not service.image._cuts
+
+
+async def test_what_is_folded_in_one_go_is_bounded(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service_module, "BATCH_WEIGHT_MAX", 40)
+    async with open_service(log) as service:
+        before = len(log.entries)
+        sizes = [5, 5, 10, 1, 50, 1, 1]
+        results = await service.submit_many([topic(f"t{i}", size) for i, size in enumerate(sizes)])
+        assert [len(result.log_streams) for result in results] == sizes
+        batches = [
+            [c.partition_count for c in decode_entry(i, data).commands if isinstance(c, CreateTopic)]
+            for i, data in enumerate(log.entries[before:])
+        ]
+        assert batches == [[5, 5, 10], [1], [50], [1, 1]]
 
 
 async def test_a_snapshot_that_cant_be_written_stops_nothing(

@@ -123,8 +123,10 @@ async def test_a_large_stream_gets_an_object_of_its_own(world: World) -> None:
         e.append(b"x" * 2000, stream=0)
         e.append(b"y", stream=1)
         await e.engine.flush()
-        holders = [held.live for held in e.metadata.image.objects.values()]
-        assert sorted(holders) == sorted([[e.streams[0].stream_id], [e.streams[1].stream_id]])
+        states = [e.metadata.image.streams[stream.stream_id] for stream in e.streams[:2]]
+        large, small = ({r.object_id for r in state.ranges} for state in states)
+        assert len(large) == len(small) == 1
+        assert large != small
 
 
 async def test_a_crash_keeps_what_was_durable_and_nothing_else(world: World) -> None:

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.stream.harness import Engine, World
 
 from penstock.metadata.commands import PrepareObjects, ReleaseWal, UseWal
-from penstock.metadata.image import StreamRange
+from penstock.metadata.ranges import Ranges
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.wal import WalEntry
 from penstock.stream.object_format import object_key
@@ -184,7 +184,7 @@ async def test_a_wal_that_cant_be_read_from_outside_is_said_so(world: World) -> 
         assert "can't be read from outside" in report.notes[0]
 
 
-Break = Callable[[list[StreamRange]], None]
+Break = Callable[[Ranges], None]
 
 
 @pytest.mark.parametrize(
