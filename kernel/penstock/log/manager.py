@@ -7,7 +7,7 @@ __all__ = ("LogManager", "LogSettings", "Topic")
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
@@ -31,7 +31,7 @@ from penstock.metadata.commands import (
 from penstock.metadata.image import TopicState
 from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted, UploadCommitted
 from penstock.spi.log_cache import LogCacheBlock
-from penstock.stream.engine import StreamEngine
+from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 
 logger = logging.getLogger("penstock.log")
 
@@ -41,6 +41,8 @@ T = TypeVar("T")
 PRODUCER_ID_BLOCK = 1000
 #: Partitions whose producers' state is read at the same time when they are opened.
 LOADS_PARALLEL = 16
+#: Partitions that are worked on before others get their turn: retention, snapshots of producers, opening.
+SLICE_PARTITIONS = 100
 #: Threads that recompress batches for topics with a ``compression.type`` of their own; one core is the event loop's.
 RECOMPRESSION_THREADS = max(1, min(4, (os.cpu_count() or 2) - 1))
 
@@ -186,16 +188,29 @@ class LogManager:
         self._notify("penstock_on_upload_committed", event)
         if self._ended:
             return  # the engine still runs for a moment
+        # the block may lose streams when topics are deleted
+        written = [(stream_id, entries[-1].base_offset) for stream_id, entries in block.streams.items()]
+        self._snapshot_written(written[:SLICE_PARTITIONS])
+        if len(written) > SLICE_PARTITIONS:
+            self._tasks.start_soon(self._snapshot_in_slices, written[SLICE_PARTITIONS:])
+
+    async def _snapshot_in_slices(self, written: list[tuple[int, int]]) -> None:
+        for some in _slices(written):
+            await anyio.lowlevel.checkpoint()
+            self._snapshot_written(some)
+
+    def _snapshot_written(self, written: Sequence[tuple[int, int]]) -> None:
+        """(stream id, base offset of its last entry) of streams that were uploaded."""
         now_ms = self._now_ms()
         stale: list[tuple[int, int]] = []
-        for stream_id, entries in block.streams.items():
+        for stream_id, base_offset in written:
             partition = self._by_stream.get(stream_id)
             if partition is None:
                 continue
             if stream_id == partition.stream.stream_id:
                 partition.snapshot_producers(now_ms)
-            elif entries[-1].base_offset > partition.state_stream.start_offset:
-                stale.append((stream_id, entries[-1].base_offset))
+            elif base_offset > partition.state_stream.start_offset:
+                stale.append((stream_id, base_offset))
         if stale:
             self._tasks.start_soon(self._trim_quietly, stale)
 
@@ -336,22 +351,26 @@ class LogManager:
             except PenstockError as error:
                 results[i] = error
                 continue
-            self._forget(topic, stream_ids)
+            await self._forget(topic, stream_ids)
             deleted.append(topic)
         if deleted and self.on_topics_deleted is not None:
             await self.on_topics_deleted([topic.name for topic in deleted])
         return results
 
-    def _forget(self, topic: Topic, stream_ids: list[int]) -> None:
+    async def _forget(self, topic: Topic, stream_ids: list[int]) -> None:
         if self._by_id.pop(topic.id, None) is None:
             return  # somebody else deleted it at the same time
         if self._topics.get(topic.name) is topic:
             del self._topics[topic.name]
-        for partition in topic.partitions.values():
-            self._close(partition)
         for stream_id in stream_ids:
             self._by_stream.pop(stream_id, None)
-        self._engine.forget_streams(stream_ids)
+        for partitions in _slices(list(topic.partitions.values())):
+            for partition in partitions:
+                self._close(partition)
+            await anyio.lowlevel.checkpoint()
+        for some in _slices(stream_ids):
+            self._engine.forget_streams(some)
+            await anyio.lowlevel.checkpoint()
         self._notify(
             "penstock_on_topic_deleted",
             TopicDeleted(name=topic.name, topic_id=str(uuid.UUID(bytes=topic.id))),
@@ -407,7 +426,7 @@ class LogManager:
     # -- partitions ------------------------------------------------------------------------------------------
 
     async def _open_partitions(self, topics: Sequence[tuple[TopicState, int]]) -> None:
-        """Open the partitions from the given index on, of all topics, with one metadata entry."""
+        """Open the partitions from the given index on, of all topics, with few metadata entries."""
         wanted = [(state, index) for state, first in topics for index in range(first, state.partition_count)]
         stream_ids = [
             stream_id
@@ -418,7 +437,10 @@ class LogManager:
             return
         streams = {stream.stream_id: stream for stream in await self._engine.open_streams(stream_ids)}
         made = []
-        for state, index in wanted:
+        configs = {state.topic_id: self._config(state) for state, _ in topics}
+        for number, (state, index) in enumerate(wanted, 1):
+            if number % SLICE_PARTITIONS == 0:
+                await anyio.lowlevel.checkpoint()
             log = streams.get(state.log_streams[index])
             state_stream = streams.get(state.state_streams[index])
             if log is not None and state_stream is not None:  # else deleted in the meantime
@@ -429,13 +451,15 @@ class LogManager:
                     engine=self._engine,
                     stream=log,
                     state_stream=state_stream,
-                    config=self._config(state),
+                    config=configs[state.topic_id],
                     recompressor=self._recompressor,
                 )
                 made.append((state, partition))
         await self._load([partition for _, partition in made if partition.has_records])
+        configs = {state.topic_id: self._config(state) for state, _ in topics}
         for state, partition in made:
             if state.topic_id in self._metadata.image.topics:
+                partition.config = configs[state.topic_id]  # it may have changed meanwhile
                 self._add_partition(state, partition)
 
     async def _load(self, partitions: Sequence[Partition]) -> None:
@@ -502,17 +526,61 @@ class LogManager:
                 logger.warning("retention is put off: %s", error)
 
     async def clean(self) -> int:
-        """Apply retention once; the number of partitions whose start moved."""
+        """Apply retention once, some partitions at a time; the number of partitions whose start moved.
+
+        A partition whose log or producers' state can't be written is passed over; its error is raised at the end.
+        """
         now_ms = self._now_ms()
+        partitions = [p for topic in self._topics.values() for p in topic.partitions.values()]
         starts: list[tuple[int, int]] = []
-        for topic in list(self._topics.values()):
-            for partition in list(topic.partitions.values()):
+        moved = 0
+        errors: list[PenstockError] = []
+        for some in _slices(partitions):
+            starts += await self._expire(some, now_ms, errors)
+            if len(starts) >= STREAMS_PER_COMMAND or some[-1] is partitions[-1]:
+                moved += await self._trim(starts, errors)
+                starts = []
+            await anyio.lowlevel.checkpoint()
+        if moved:
+            logger.info("retention moved the start of %d partitions", moved)
+        if errors:
+            raise errors[0]
+        return moved
+
+    async def _expire(
+        self, partitions: Sequence[Partition], now_ms: int, errors: list[PenstockError]
+    ) -> list[tuple[int, int]]:
+        """Make these partitions ready for the starts that retention asks for; returns (stream id, start)."""
+        starts: list[tuple[int, int]] = []
+
+        async def prepare(partition: Partition, start: int) -> None:
+            try:
+                await partition.save_producers(start)
+            except PenstockError as error:
+                errors.append(error)
+            else:
+                starts.append((partition.stream.stream_id, start))
+                logger.debug("retention moves %s-%d to offset %d", partition.topic, partition.index, start)
+
+        async with anyio.create_task_group() as tasks:
+            for partition in partitions:
                 start = partition.expired_offset(now_ms)
                 if start > partition.log_start_offset:
-                    await partition.save_producers(start)
-                    starts.append((partition.stream.stream_id, start))
-                    logger.info("retention moves %s-%d to offset %d", topic.name, partition.index, start)
-            await anyio.lowlevel.checkpoint()
-        if starts:
-            await self._engine.trim_streams(starts)
+                    tasks.start_soon(prepare, partition, start)
+        return starts
+
+    async def _trim(self, starts: list[tuple[int, int]], errors: list[PenstockError]) -> int:
+        try:
+            if starts:
+                await self._engine.trim_streams(starts)
+        except PenstockError as error:
+            if not error.retryable:
+                raise
+            errors.append(error)
+            return 0
         return len(starts)
+
+
+def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
+    for first in range(0, len(items), SLICE_PARTITIONS):
+        yield items[first : first + SLICE_PARTITIONS]

@@ -257,7 +257,7 @@ class Partition:
     @property
     def size_bytes(self) -> int:
         """Bytes of its record batches: of the committed ranges, and what only the WAL holds."""
-        return sum(size for _, size, _ in self._engine.ranges(self.stream))
+        return self._engine.size_bytes(self.stream)
 
     def active_producers(self, now_ms: int) -> list[ProducerInfo]:
         """The idempotent producers that haven't expired, by id."""
@@ -738,9 +738,9 @@ class Partition:
         start = self.stream.start_offset
         if self.unavailable is not None or (config.retention_ms < 0 and config.retention_bytes < 0):
             return start
-        ranges = self._engine.ranges(self.stream)
-        total = sum(size for _, size, _ in ranges)
-        for end, size, time_ms in ranges:
+        # adding up is for those who have a limit: most partitions are decided on by their oldest range
+        total = self._engine.size_bytes(self.stream) if config.retention_bytes >= 0 else 0
+        for end, size, time_ms in self._engine.ranges(self.stream):
             too_old = config.retention_ms >= 0 and 0 <= time_ms < now_ms - config.retention_ms
             too_much = config.retention_bytes >= 0 and total - size >= config.retention_bytes
             if not (too_old or too_much):

@@ -60,8 +60,8 @@ ENTRY_OVERHEAD_BYTES = 640
 IN_FLIGHT_OVERHEAD_BYTES = 3072
 #: Overhead is charged for this many entries at once: charging each would cost more than the entry.
 OVERHEAD_ENTRIES = 256
-#: Streams that one metadata command names at most, so that it fits into an entry with room to spare.
-STREAMS_PER_COMMAND = 10_000
+#: Streams that one metadata command names at most: folding it holds up everybody, some milliseconds at most.
+STREAMS_PER_COMMAND = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,14 +322,16 @@ class StreamEngine:
             if isinstance(result, Exception):
                 raise result
         opened = []
-        for stream_id in (stream_id for result in results for stream_id in result):
-            state = self.metadata.image.streams.get(stream_id)
-            if state is None:
-                continue  # deleted in the meantime
-            end = max(state.start, state.end)
-            stream = Stream(stream_id, state.epoch, state.leader_epoch, state.start, end)
-            self._streams[stream_id] = stream
-            opened.append(stream)
+        for result in results:
+            for stream_id in result:
+                state = self.metadata.image.streams.get(stream_id)
+                if state is None:
+                    continue  # deleted in the meantime
+                end = max(state.start, state.end)
+                stream = Stream(stream_id, state.epoch, state.leader_epoch, state.start, end)
+                self._streams[stream_id] = stream
+                opened.append(stream)
+            await anyio.lowlevel.checkpoint()
         return opened
 
     def forget_streams(self, stream_ids: Sequence[int]) -> None:
@@ -592,21 +594,33 @@ class StreamEngine:
         state = self.metadata.image.streams.get(stream.stream_id)
         return greatest if state is None else max(greatest, await self._reader.max_time(state, offset))
 
-    def ranges(self, stream: Stream) -> list[tuple[int, int, int]]:
+    def ranges(self, stream: Stream) -> Iterator[tuple[int, int, int]]:
         """What retention may drop, oldest first: (end offset, payload bytes, time).
 
         The time is the greatest timestamp; where no record has one, that of the newest append; -1 if not known.
-        Committed ranges first, then what only memory and the WAL hold, entry by entry.
+        Committed ranges first, then what only memory and the WAL hold, entry by entry. Take what you need at
+        once: later, it may be gone.
         """
         state = self.metadata.image.streams.get(stream.stream_id)
         if state is None:
-            return []
-        found = [(r.end, r.size, retention_time_ms(r.time_ms)) for r in state.ranges]
+            return
+        for r in state.ranges:
+            yield r.end, r.size, retention_time_ms(r.time_ms)
+        for entry in self._uncommitted(stream, state):
+            yield entry.next_offset, len(entry.data), retention_time_ms(entry.time_ms)
+
+    def size_bytes(self, stream: Stream) -> int:
+        """Payload of all :meth:`ranges` together."""
+        state = self.metadata.image.streams.get(stream.stream_id)
+        if state is None:
+            return 0
+        return state.ranges.size_bytes + sum(len(entry.data) for entry in self._uncommitted(stream, state))
+
+    def _uncommitted(self, stream: Stream, state: StreamState) -> Iterator[StreamEntry]:
         committed = max(state.end, state.start)
         for entry in self._log_cache.get(stream.stream_id, committed, stream.confirmed_offset, sys.maxsize):
             if entry.next_offset > committed:
-                found.append((entry.next_offset, len(entry.data), retention_time_ms(entry.time_ms)))
-        return found
+                yield entry
 
     async def find_damage(self, stream: Stream, offset: int) -> tuple[int, int]:
         """The first damaged block from ``offset`` on, as offsets [start, end).

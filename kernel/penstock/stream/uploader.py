@@ -11,7 +11,7 @@ __all__ = ("UploadSettings", "Uploader", "UploaderStatistics")
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -72,22 +72,29 @@ class UploaderStatistics:
     last_error: str
 
 
+def live_offsets(block: LogCacheBlock, image: Image) -> dict[int, int]:
+    """Where each stream of the block goes on that still exists: offsets below are committed or deleted."""
+    streams = image.streams
+    return {
+        stream_id: max(state.start, state.end)
+        for stream_id in block.streams
+        if (state := streams.get(stream_id)) is not None
+    }
+
+
 def plan_objects(
-    block: LogCacheBlock, image: Image, object_split_bytes: int, streams_max: int
+    block: LogCacheBlock, live: Mapping[int, int], object_split_bytes: int, streams_max: int
 ) -> list[list[tuple[int, Sequence[StreamEntry]]]]:
     """Which streams go into which object: large ones alone, the rest into one (design: stream set object).
 
-    At most ``streams_max`` streams share one. Entries of deleted streams, those wholly below a stream's start and
-    those that are committed (the block is put again after a part of it was) are left out.
+    At most ``streams_max`` streams share one. Entries of streams that aren't in ``live`` (deleted), those wholly
+    below a stream's start and those that are committed (the block is put again after a part of it was) are left out.
     """
     own: list[list[tuple[int, Sequence[StreamEntry]]]] = []
     shared: list[tuple[int, Sequence[StreamEntry]]] = []
-    for stream_id in sorted(block.streams):
-        stream = image.streams.get(stream_id)
-        if stream is None:
-            continue
-        live = max(stream.start, stream.end)
-        entries = [entry for entry in block.streams[stream_id] if entry.next_offset > live]
+    for stream_id in sorted(live):
+        first = live[stream_id]
+        entries = [entry for entry in block.streams[stream_id] if entry.next_offset > first]
         if not entries:
             continue
         if sum(len(entry.data) for entry in entries) >= object_split_bytes:
@@ -246,9 +253,16 @@ class Uploader:
 
     async def _put_objects(self, block: LogCacheBlock) -> list[UploadedObject]:
         settings = self._settings
-        plan = plan_objects(
-            block, self._metadata.image, settings.object_split_bytes, settings.commit_ranges_max
+        plan_block = partial(
+            plan_objects,
+            block,
+            live_offsets(block, self._metadata.image),
+            settings.object_split_bytes,
+            settings.commit_ranges_max,
         )
+        # nothing is taken out of a block that isn't uploaded, so it can be looked through in a thread
+        large = sum(map(len, block.streams.values())) > INLINE_ENTRIES_MAX
+        plan = await anyio.to_thread.run_sync(plan_block) if large else plan_block()
         if not plan:
             return []
         deadline_ms = self._now_ms() + self._settings.prepare_deadline_ms

@@ -17,7 +17,7 @@ from penstock.metadata.commands import UploadedObject, UploadedRange
 from penstock.metadata.image import Image, StreamState
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream import uploader as uploader_module
-from penstock.stream.uploader import _first_part, plan_objects
+from penstock.stream.uploader import _first_part, live_offsets, plan_objects
 
 pytestmark = pytest.mark.anyio
 
@@ -54,28 +54,34 @@ def image(**streams: tuple[int, int]) -> Image:
     return found
 
 
+def plan_of(
+    frozen: Any, found: Image, object_split_bytes: int, streams_max: int
+) -> list[list[tuple[int, Sequence[StreamEntry]]]]:
+    return plan_objects(frozen, live_offsets(frozen, found), object_split_bytes, streams_max)
+
+
 def planned(plan: Sequence[Sequence[tuple[int, Sequence[StreamEntry]]]]) -> list[list[tuple[int, list[int]]]]:
     return [[(stream_id, [e.base_offset for e in entries]) for stream_id, entries in one] for one in plan]
 
 
 def test_large_streams_go_alone_and_the_rest_together_in_stream_order() -> None:
-    plan = plan_objects(
+    plan = plan_of(
         block((3, 0, 10), (1, 0, 10), (2, 0, 60), (2, 1, 60)), image(s1=(0, 0), s2=(0, 0), s3=(0, 0)), 100, 10
     )
     assert planned(plan) == [[(2, [0, 1])], [(1, [0]), (3, [0])]]
 
 
 def test_what_is_deleted_trimmed_or_committed_is_left_out() -> None:
-    plan = plan_objects(
+    plan = plan_of(
         block((1, 0, 1), (2, 0, 1), (2, 1, 1), (3, 0, 1), (3, 1, 1)), image(s2=(1, 0), s3=(0, 2)), 100, 10
     )
     assert planned(plan) == [[(2, [1])]]
-    assert plan_objects(block((1, 0, 1)), image(), 100, 10) == []
+    assert plan_of(block((1, 0, 1)), image(), 100, 10) == []
 
 
 def test_no_object_is_shared_by_more_streams_than_a_commit_takes() -> None:
     entries = [(i, 0, 1) for i in range(1, 8)]
-    plan = plan_objects(block(*entries), image(**{f"s{i}": (0, 0) for i in range(1, 8)}), 100, 3)
+    plan = plan_of(block(*entries), image(**{f"s{i}": (0, 0) for i in range(1, 8)}), 100, 3)
     assert [len(one) for one in plan] == [3, 3, 1]
 
 
