@@ -195,6 +195,9 @@ class Topic(Protocol):
 
     @property
     def internal(self) -> bool: ...
+    @property
+    def version(self) -> int:
+        """Grows whenever another partition of it is led by this broker, or no longer, or with a new epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -363,6 +366,8 @@ class ApiContext:
     data_place: DataPlace = field(default_factory=DataPlace)
     #: Fetch sessions; ``penstock.api.fetch`` makes them on first use.
     fetch_sessions: Any = None
+    #: Encoded topics; ``penstock.api.metadata`` makes it on first use.
+    metadata_fragments: Any = None
 
 
 @dataclass(slots=True, kw_only=True)

@@ -14,10 +14,12 @@ __all__ = (
 
 import re
 from bisect import bisect_left
+from collections.abc import Sequence
 from typing import Final
 
 from penstock.api.context import ApiContext, NewTopic, RequestContext, Topic
 from penstock.api.errors import error_code_of
+from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, MetadataFragments, describe_topic
 from penstock.api.names import is_valid_topic_name
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -42,6 +44,7 @@ from penstock.wire.messages.metadata import (
     MetadataResponsePartition,
     MetadataResponseTopic,
 )
+from penstock.wire.splice import EncodedBody
 
 #: "Not asked for" in the fields of authorized operations.
 UNKNOWN_OPERATIONS: Final = -(2**31)
@@ -60,13 +63,20 @@ _SOFTWARE: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
 
 
 def metadata_nowait(request: MetadataRequest, context: RequestContext) -> MetadataResponse | None:
-    """The response, unless topics have to be created first."""
+    """The response, unless topics have to be created first or it is a large one."""
     if _to_create(request, context):
         return None
-    return _metadata(request, context, {})
+    topics = _wanted(request, context, {})
+    if _is_large(topics):
+        return None
+    response = _without_topics(request, context)
+    response.topics = [_described(topic, context, _operations(request)) for topic in topics]
+    return response
 
 
-async def handle_metadata(request: MetadataRequest, context: RequestContext) -> MetadataResponse:
+async def handle_metadata(
+    request: MetadataRequest, context: RequestContext
+) -> MetadataResponse | EncodedBody:
     """Metadata; creates topics that aren't there, if the client lets it and the broker is configured so."""
     missing = _to_create(request, context)
     failed: dict[str, int] = {}
@@ -78,7 +88,17 @@ async def handle_metadata(request: MetadataRequest, context: RequestContext) -> 
         for name, result in zip(missing, results, strict=True):
             if isinstance(result, Exception) and name not in context.api.logs.topics():
                 failed[name] = error_code_of(result)
-    return _metadata(request, context, failed)
+    topics = _wanted(request, context, failed)
+    response = _without_topics(request, context)
+    operations = _operations(request)
+    if _is_large(topics):
+        api = context.api
+        if api.metadata_fragments is None:
+            api.metadata_fragments = MetadataFragments()
+        fragments: MetadataFragments = api.metadata_fragments
+        return await fragments.respond(response, topics, context, operations)
+    response.topics = [_described(topic, context, operations) for topic in topics]
+    return response
 
 
 def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
@@ -92,7 +112,7 @@ def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
     ]
 
 
-def _metadata(request: MetadataRequest, context: RequestContext, failed: dict[str, int]) -> MetadataResponse:
+def _without_topics(request: MetadataRequest, context: RequestContext) -> MetadataResponse:
     logs = context.api.logs
     advertised = context.client.advertised
     response = MetadataResponse(
@@ -107,23 +127,46 @@ def _metadata(request: MetadataRequest, context: RequestContext, failed: dict[st
     )
     if request.include_cluster_authorized_operations:
         response.cluster_authorized_operations = _CLUSTER_OPERATIONS
-    operations = _TOPIC_OPERATIONS if request.include_topic_authorized_operations else UNKNOWN_OPERATIONS
-    if request.topics is None or (context.version < _ALL_BY_NULL_VERSION and not request.topics):
-        for topic in sorted(logs.topics().values(), key=lambda topic: topic.name):
-            response.topics.append(_topic(topic, context, operations))
-        return response
-    seen: set[str | bytes] = set()
-    for asked in request.topics:
-        key = asked.name if asked.name is not None else bytes(asked.topic_id)
-        if key not in seen:
-            seen.add(key)
-            response.topics.append(_asked_topic(asked, context, operations, failed))
     return response
 
 
-def _asked_topic(
-    asked: MetadataRequestTopic, context: RequestContext, operations: int, failed: dict[str, int]
+def _operations(request: MetadataRequest) -> int:
+    return _TOPIC_OPERATIONS if request.include_topic_authorized_operations else UNKNOWN_OPERATIONS
+
+
+def _wanted(
+    request: MetadataRequest, context: RequestContext, failed: dict[str, int]
+) -> list[Topic | MetadataResponseTopic]:
+    """The topics that were asked for, each once; one that isn't there is described already, with its error."""
+    if request.topics is None or (context.version < _ALL_BY_NULL_VERSION and not request.topics):
+        logs = context.api.logs
+        return [logs.topics()[name] for name in sorted(logs.topics())]
+    found: dict[str | bytes, Topic | MetadataResponseTopic] = {}
+    for asked in request.topics:
+        key = asked.name if asked.name is not None else bytes(asked.topic_id)
+        if key not in found:
+            found[key] = _asked_topic(asked, context, failed)
+    return list(found.values())
+
+
+def _is_large(topics: Sequence[Topic | MetadataResponseTopic]) -> bool:
+    partitions = 0
+    for topic in topics:
+        partitions += 1 if isinstance(topic, MetadataResponseTopic) else topic.partition_count
+    return partitions > PARTITIONS_INLINE_MAX
+
+
+def _described(
+    topic: Topic | MetadataResponseTopic, context: RequestContext, operations: int
 ) -> MetadataResponseTopic:
+    if isinstance(topic, MetadataResponseTopic):
+        return topic
+    return describe_topic(topic, context, operations)
+
+
+def _asked_topic(
+    asked: MetadataRequestTopic, context: RequestContext, failed: dict[str, int]
+) -> Topic | MetadataResponseTopic:
     logs = context.api.logs
     name = asked.name
     if name is None:
@@ -135,54 +178,15 @@ def _asked_topic(
             return MetadataResponseTopic(
                 error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=asked.topic_id, partitions=[]
             )
-        return _topic(topic, context, operations)
+        return topic
     topic = logs.topics().get(name)
     if topic is not None:
-        return _topic(topic, context, operations)
+        return topic
     if not is_valid_topic_name(name):
         code = int(ErrorCode.INVALID_TOPIC_EXCEPTION)
     else:
         code = failed.get(name, int(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION))
     return MetadataResponseTopic(error_code=code, name=name, partitions=[])
-
-
-def _topic(topic: Topic, context: RequestContext, operations: int) -> MetadataResponseTopic:
-    logs = context.api.logs
-    node_id = logs.node_id
-    nodes = [node_id]
-    partitions: list[MetadataResponsePartition] = []
-    for index in range(topic.partition_count):
-        partition = logs.partition(topic.name, index)
-        if partition is None or partition.unavailable is not None:
-            # as Kafka shows a partition whose only replica is on a failed disk
-            partitions.append(
-                MetadataResponsePartition(
-                    error_code=ErrorCode.LEADER_NOT_AVAILABLE,
-                    partition_index=index,
-                    leader_id=-1,
-                    leader_epoch=-1 if partition is None else partition.leader_epoch,
-                    replica_nodes=nodes,
-                    isr_nodes=[],
-                    offline_replicas=nodes,
-                )
-            )
-        else:
-            partitions.append(
-                MetadataResponsePartition(
-                    partition_index=index,
-                    leader_id=node_id,
-                    leader_epoch=partition.leader_epoch,
-                    replica_nodes=nodes,
-                    isr_nodes=nodes,
-                )
-            )
-    return MetadataResponseTopic(
-        name=topic.name,
-        topic_id=topic.id,
-        is_internal=topic.internal,
-        partitions=partitions,
-        topic_authorized_operations=operations,
-    )
 
 
 def describe_cluster_nowait(
@@ -254,8 +258,8 @@ def describe_topic_partitions_nowait(
         if left == 0:
             response.next_cursor = DescribeTopicPartitionsResponseCursor(topic_name=name, partition_index=0)
             break
-        described = _topic(topic, context, _TOPIC_OPERATIONS)
-        page = described.partitions[first_partition : first_partition + left]
+        indexes = range(topic.partition_count)[first_partition : first_partition + left]
+        page = describe_topic(topic, context, _TOPIC_OPERATIONS, indexes).partitions
         response.topics.append(
             DescribeTopicPartitionsResponseTopic(
                 name=name,
@@ -268,7 +272,7 @@ def describe_topic_partitions_nowait(
         left -= len(page)
         reached = first_partition + len(page)
         first_partition = 0
-        if reached < len(described.partitions):
+        if reached < topic.partition_count:
             response.next_cursor = DescribeTopicPartitionsResponseCursor(
                 topic_name=name, partition_index=reached
             )

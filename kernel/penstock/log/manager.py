@@ -72,12 +72,14 @@ class NewTopic(Protocol):
 class Topic:
     """A topic as the API sees it; a live view of metadata."""
 
-    __slots__ = ("_state", "partitions")
+    __slots__ = ("_state", "partitions", "version")
 
     def __init__(self, state: TopicState) -> None:
         self._state = state
         #: Those that this broker leads, by index.
         self.partitions: dict[int, Partition] = {}
+        #: Grows when these change, or whether one of them is available.
+        self.version = 0
 
     @property
     def name(self) -> str:
@@ -481,8 +483,14 @@ class LogManager:
         if topic is None:
             topic = self._by_id[state.topic_id] = self._topics[state.name] = Topic(state)
         topic.partitions[index] = partition
+        topic.version += 1
         self._by_stream[log.stream_id] = self._by_stream[state_stream.stream_id] = partition
-        partition.on_available = lambda: self._opened(partition)
+        partition.on_availability = lambda: self._availability_changed(topic, partition)
+        if partition.unavailable is None:
+            self._opened(partition)
+
+    def _availability_changed(self, topic: Topic, partition: Partition) -> None:
+        topic.version += 1
         if partition.unavailable is None:
             self._opened(partition)
 

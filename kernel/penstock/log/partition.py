@@ -221,8 +221,8 @@ class Partition:
         self._damage = ""
         #: Why nothing can be written or read here, or None. Set when the producers' state can't be rebuilt.
         self.unavailable: str | None = None
-        #: Called when that ends.
-        self.on_available: Callable[[], None] | None = None
+        #: Called when that changes.
+        self.on_availability: Callable[[], None] | None = None
         self._mending = anyio.Lock()
         self._loaded_ms = 0
         #: Where the rebuilding of the producers' state stands; None: at its snapshot.
@@ -613,6 +613,8 @@ class Partition:
             self.stream.confirmed_offset,
             error,
         )
+        if self.on_availability is not None:
+            self.on_availability()
 
     async def _mend(self) -> None:
         """Somebody deleted records of an unavailable partition: it serves again if what is left is whole.
@@ -643,8 +645,8 @@ class Partition:
                 self.stream.start_offset,
                 self.stream.confirmed_offset,
             )
-            if self.on_available is not None:
-                self.on_available()
+            if self.on_availability is not None:
+                self.on_availability()
 
     async def _load_producers(self, now_ms: int) -> None:
         """Rebuild the producers' state: newest snapshot, then the batch headers after it."""

@@ -14,6 +14,7 @@ __all__ = (
     "decode_request",
     "decode_request_header",
     "decode_response",
+    "encode_body",
     "encode_data",
     "encode_request",
     "encode_response",
@@ -33,6 +34,7 @@ import msgspec
 from penstock.wire._runtime import MALFORMED, Buffer, DecodeError, EncodeError, Writer, bad_length, skip_tags
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages._index import INDEX
+from penstock.wire.splice import EncodedBody
 
 API_KEYS = ApiKey
 
@@ -177,15 +179,34 @@ def encode_response(api_key: int, version: int, correlation_id: int, msg: Messag
     Raises:
         EncodeError: no codec, or a value the version can't carry.
     """
+    encode, has_tags = _response_encoder(api_key, version)
+    out = Writer(bytearray(_pack_prefix(0, correlation_id)))
+    if has_tags:
+        out.data.append(0)
+    if type(msg) is EncodedBody:
+        _pack_int32_into(out.data, 0, len(out.data) - 4 + sum(map(len, msg.buffers)))
+        return [out.data, *msg.buffers]
+    return _encode_frame(encode, out, msg, version)
+
+
+def encode_body(api_key: int, version: int, msg: Message) -> bytes:
+    """A response without frame and header, to be taken apart (``penstock.wire.splice``).
+
+    Raises:
+        EncodeError: no codec, or a value the version can't carry.
+    """
+    encode, _ = _response_encoder(api_key, version)
+    out = Writer(bytearray())
+    _run_encoder(encode, out, msg, version)
+    return bytes(out.data)
+
+
+def _response_encoder(api_key: int, version: int) -> tuple[_Encode, bool]:
     found = _response_encoders.get((api_key, version))
     if found is None:
         _load(api_key, version, EncodeError)
         found = _response_encoders[api_key, version]
-    encode, has_tags = found
-    out = Writer(bytearray(_pack_prefix(0, correlation_id)))
-    if has_tags:
-        out.data.append(0)
-    return _encode_frame(encode, out, msg, version)
+    return found
 
 
 def encode_request(

@@ -286,6 +286,7 @@ class FakeTopic:
     partition_count: int
     configs: dict[str, str] = field(default_factory=dict)
     internal: bool = False
+    version: int = 0
 
 
 class FakeFetchMemory:

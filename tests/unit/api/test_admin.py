@@ -76,6 +76,7 @@ async def ask_metadata(
     context = make_context(logs, version)
     response = metadata.metadata_nowait(request, context) or await metadata.handle_metadata(request, context)
     encode_response(ApiKey.METADATA, version, 1, response)
+    assert isinstance(response, MetadataResponse)
     return response
 
 
@@ -111,7 +112,9 @@ async def test_metadata_creates_topics_when_client_and_broker_agree(logs: FakeLo
     assert response.topics[0].error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
     context = make_context(logs, 9, partitions_default=4)
     assert metadata.metadata_nowait(request, context) is None
-    response = await metadata.handle_metadata(request, context)
+    made = await metadata.handle_metadata(request, context)
+    assert isinstance(made, MetadataResponse)
+    response = made
     assert (response.topics[0].error_code, len(response.topics[0].partitions)) == (0, 4)
 
 

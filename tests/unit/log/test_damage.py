@@ -118,6 +118,7 @@ async def test_a_partition_that_cannot_know_its_producers_serves_nothing_and_oth
     async with open_logs(world) as logs:
         partition = logs.partition()
         assert logs.manager.unavailable_partitions() == ["events-0"]
+        version = logs.manager.topics()["events"].version
         await check_serves_nothing(partition)
         assert opened(logs) == []
         told = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
@@ -138,6 +139,7 @@ async def test_a_partition_that_cannot_know_its_producers_serves_nothing_and_oth
     async with open_logs(world) as logs:
         await logs.manager.delete_topics(["events"])
         assert logs.manager.unavailable_partitions() == []
+        assert logs.manager.topics()["events"].version > version, "what Metadata keeps of it is old"
         assert "events" not in logs.manager.topics()
         await logs.create()
         assert codes(append(logs.partition(), batch(b"new"))) == [0]
