@@ -10,7 +10,8 @@ from __future__ import annotations
 __all__ = ("fetch_nowait", "handle_fetch")
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Final
 
 import anyio
@@ -36,6 +37,8 @@ _READ_COMMITTED: Final = 1
 #: Cold reads of one fetch stop after so many bytes: better an early answer than a full one.
 _COLD_BYTES: Final = 4 * 1024 * 1024
 _NO_EPOCH: Final = -1
+#: A fetch of more partitions looks at so many at a time, then others get their turn.
+SLICE_PARTITIONS = 500
 
 
 class _Fetch:
@@ -52,19 +55,48 @@ class _Fetch:
         self.started_s = context.api.clock()
         self.budget = max(0, min(request.max_bytes, settings.fetch_bytes_max))
 
+    @property
+    def is_large(self) -> bool:
+        """Whether looking at all partitions takes too long to be done in one go."""
+        return len(self.plan) > SLICE_PARTITIONS
+
     def collect(self) -> _Collected:
         """Look at all partitions, reading what the log cache has, within the limits."""
         found = _Collected()
         for cached in self.plan:
-            found.add(self._look(cached, found))
+            self._look(cached, found)
         return found
 
-    def _look(self, cached: CachedPartition, found: _Collected) -> _Entry:
+    async def collect_fairly(self, watch: _Watch | None = None) -> _Collected:
+        """The same; in between others get their turn if there are many. Each partition is watched from then on."""
+        found = _Collected()
+        for number, cached in enumerate(self.plan, 1):
+            self._look(cached, found, watch)
+            if number % SLICE_PARTITIONS == 0:
+                await anyio.lowlevel.checkpoint()
+        return found
+
+    def look_again(self, told: Iterable[CachedPartition], found: _Collected) -> None:
+        """Look at partitions of which there is news."""
+        for cached in told:
+            found.drop(cached)
+            self._look(cached, found)
+
+    def _look(self, cached: CachedPartition, found: _Collected, watch: _Watch | None = None) -> None:
         partition, error = self._find(cached)
         if partition is None:
-            return _Entry(cached, None, error)
+            found.add(_Entry(cached, None, error))
+            return
         if partition.unavailable is not None:
-            return _Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR)
+            found.add(_Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR))
+            return
+        if watch is not None:
+            # before looking at it: what comes meanwhile mustn't be missed
+            watch.add(cached, partition)
+        if not (self.plan.incremental and _is_quiet(cached, partition)):
+            found.add(self._read(cached, partition, found))
+
+    def _read(self, cached: CachedPartition, partition: Partition, found: _Collected) -> _Entry:
         entry = _Entry(cached, partition, _fence(cached, partition))
         if not self._reads_zstd and not entry.error and self._is_zstd(partition):
             entry.error = ErrorCode.UNSUPPORTED_COMPRESSION_TYPE
@@ -124,27 +156,41 @@ class _Fetch:
     def respond(self, found: _Collected) -> FetchResponse:
         """The response with what was found; notes in the session what the client is told."""
         topics: dict[bytes | str, FetchableTopicResponse] = {}
-        committed = self.request.isolation_level == _READ_COMMITTED
-        for entry in found.entries:
-            cached = entry.cached
-            data = entry.data(committed)
-            if not self.plan.wanted(
-                cached,
-                size_bytes=entry.size_bytes,
-                failed=bool(entry.error) or entry.diverging is not None,
-                offsets=(data.high_watermark, data.last_stable_offset, data.log_start_offset),
-            ):
-                continue
-            topic = topics.get(cached.topic)
-            if topic is None:
-                topic = FetchableTopicResponse(partitions=[])
-                if isinstance(cached.topic, bytes):
-                    topic.topic_id = cached.topic
-                else:
-                    topic.topic = cached.topic
-                topics[cached.topic] = topic
-            topic.partitions.append(data)
+        for entry in found.entries.values():
+            self._mention(entry, topics)
+        return self._response(topics)
+
+    async def respond_fairly(self, found: _Collected) -> FetchResponse:
+        """The same; in between others get their turn if there is much to say."""
+        topics: dict[bytes | str, FetchableTopicResponse] = {}
+        for number, entry in enumerate(found.entries.values(), 1):
+            self._mention(entry, topics)
+            if number % SLICE_PARTITIONS == 0:
+                await anyio.lowlevel.checkpoint()
+        return self._response(topics)
+
+    def _response(self, topics: dict[bytes | str, FetchableTopicResponse]) -> FetchResponse:
         return FetchResponse(session_id=self.plan.session_id, responses=list(topics.values()))
+
+    def _mention(self, entry: _Entry, topics: dict[bytes | str, FetchableTopicResponse]) -> None:
+        cached = entry.cached
+        offsets = entry.offsets()
+        if not self.plan.wanted(
+            cached,
+            size_bytes=entry.size_bytes,
+            failed=bool(entry.error) or entry.diverging is not None,
+            offsets=offsets,
+        ):
+            return
+        topic = topics.get(cached.topic)
+        if topic is None:
+            topic = FetchableTopicResponse(partitions=[])
+            if isinstance(cached.topic, bytes):
+                topic.topic_id = cached.topic
+            else:
+                topic.topic = cached.topic
+            topics[cached.topic] = topic
+        topic.partitions.append(entry.data(self.request.isolation_level == _READ_COMMITTED, offsets))
 
 
 class _Entry:
@@ -164,20 +210,25 @@ class _Entry:
     def size_bytes(self) -> int:
         return 0 if self.result is None else self.result.size_bytes
 
-    def data(self, committed: bool) -> PartitionData:
+    def offsets(self) -> tuple[int, int, int]:
+        """High watermark, last stable offset and log start offset, where the answer has them."""
+        partition = self.partition
+        if partition is None or self.error not in {ErrorCode.NONE, ErrorCode.OFFSET_OUT_OF_RANGE}:
+            return -1, -1, -1
+        return partition.high_watermark, partition.last_stable_offset, partition.log_start_offset
+
+    def data(self, committed: bool, offsets: tuple[int, int, int]) -> PartitionData:
         # Without transactions nothing is ever aborted; Kafka sends null to those who read uncommitted.
         aborted: list[AbortedTransaction] | None = [] if committed else None
-        partition = self.partition
+        high_watermark, last_stable_offset, log_start_offset = offsets
         data = PartitionData(
             partition_index=self.cached.partition,
             error_code=self.error,
-            high_watermark=-1,
+            high_watermark=high_watermark,
+            last_stable_offset=last_stable_offset,
+            log_start_offset=log_start_offset,
             aborted_transactions=aborted,
         )
-        if partition is not None and self.error in {ErrorCode.NONE, ErrorCode.OFFSET_OUT_OF_RANGE}:
-            data.high_watermark = partition.high_watermark
-            data.last_stable_offset = partition.last_stable_offset
-            data.log_start_offset = partition.log_start_offset
         if self.diverging is not None:
             data.diverging_epoch = self.diverging
         if self.result is not None:
@@ -186,23 +237,30 @@ class _Entry:
 
 
 class _Collected:
-    """The entries of all partitions, in order, and what they add up to."""
+    """What there is to say, in order, and what it adds up to. Quiet partitions aren't in it."""
 
-    __slots__ = ("cold", "entries", "must_answer", "size_bytes")
+    __slots__ = ("entries", "must_answer", "size_bytes")
 
     def __init__(self) -> None:
-        self.entries: list[_Entry] = []
+        self.entries: dict[CachedPartition, _Entry] = {}
         self.size_bytes = 0
         self.must_answer = False
-        self.cold: list[_Entry] = []
 
     def add(self, entry: _Entry) -> None:
-        self.entries.append(entry)
+        self.entries[entry.cached] = entry
         self.size_bytes += entry.size_bytes
         if entry.error or entry.diverging is not None:
             self.must_answer = True
-        if entry.cold:
-            self.cold.append(entry)
+
+    def drop(self, cached: CachedPartition) -> None:
+        entry = self.entries.pop(cached, None)
+        if entry is not None:
+            self.size_bytes -= entry.size_bytes
+
+    @property
+    def cold(self) -> list[_Entry]:
+        """Those that memory hasn't."""
+        return [entry for entry in self.entries.values() if entry.cold]
 
 
 def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchResponse | None:
@@ -225,6 +283,9 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
     except SessionError as error:
         return FetchResponse(error_code=error.error_code)
     fetch = _Fetch(request, context, plan)
+    if fetch.is_large:
+        context.state = fetch
+        return None
     found = fetch.collect()
     if not found.cold and fetch.is_due(found):
         if not found.size_bytes:
@@ -250,68 +311,79 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
             return response
     fetch: _Fetch = context.state
     context.state = None
-    found = fetch.collect()
-    if not found.cold and not fetch.is_due(found):
-        await _wait(fetch, found, context)
-    del found
+    await _wait(fetch, context)
     return await _deliver(fetch, context)
 
 
-async def _wait(fetch: _Fetch, found: _Collected, context: RequestContext) -> None:
+async def _wait(fetch: _Fetch, context: RequestContext) -> None:
     """Until there is enough, or something to say, or the time is up."""
     settings = context.api.settings
     wait_s = min(fetch.request.max_wait_ms, settings.fetch_wait_ms_max) / 1000
     left_s = wait_s - (context.api.clock() - fetch.started_s)
-    news = _News()
-    partitions = [entry.partition for entry in found.entries if entry.partition is not None]
     draining = context.api.draining
+    watch = _Watch()
     try:
-        for partition in partitions:
-            partition.add_listener(news.tell)
-        draining.add_listener(news.tell)
+        draining.add_listener(watch.wake)
+        found = await fetch.collect_fairly(watch)
         with anyio.move_on_after(max(0.0, left_s)):
-            while True:
-                await news.wait()
-                found = fetch.collect()
-                if found.cold or fetch.is_due(found):
-                    return
+            while not found.cold and not fetch.is_due(found):
+                fetch.look_again(await watch.wait(), found)
     finally:
-        for partition in partitions:
-            partition.remove_listener(news.tell)
-        draining.remove_listener(news.tell)
+        draining.remove_listener(watch.wake)
+        watch.end()
 
 
-class _News:
-    """An event that can be waited for again and again."""
+class _Watch:
+    """Listens to partitions; tells which have news, again and again."""
 
-    __slots__ = ("_event", "tell")
+    __slots__ = ("_event", "_listeners", "_told", "wake")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
-        self.tell: Callable[[], None] = self._tell  # one object, to be found again by remove_listener
+        self._told: dict[CachedPartition, None] = {}
+        self._listeners: list[tuple[Partition, Callable[[], None]]] = []
+        self.wake: Callable[[], None] = self._wake  # one object, to be found again by remove_listener
 
-    def _tell(self) -> None:
+    def add(self, cached: CachedPartition, partition: Partition) -> None:
+        """Listen to it."""
+        listener = partial(self._tell, cached)
+        self._listeners.append((partition, listener))
+        partition.add_listener(listener)
+
+    def end(self) -> None:
+        """Listen no longer."""
+        for partition, listener in self._listeners:
+            partition.remove_listener(listener)
+
+    def _wake(self) -> None:
         self._event.set()
 
-    async def wait(self) -> None:
+    def _tell(self, cached: CachedPartition) -> None:
+        self._told[cached] = None
+        self._event.set()
+
+    async def wait(self) -> Iterable[CachedPartition]:
+        """The partitions with news, as soon as there are any (none: the broker drains)."""
         await self._event.wait()
         self._event = anyio.Event()
+        told, self._told = self._told, {}
+        return told
 
 
 async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
     """Pay for the memory, then read, cold parts too."""
-    found = fetch.collect()
+    found = await fetch.collect_fairly()
     cold_bytes = sum(fetch.limit(entry.cached, 0) for entry in found.cold)
     size_bytes = min(fetch.budget, found.size_bytes + min(cold_bytes, _COLD_BYTES))
     size_bytes = max(size_bytes, found.size_bytes)
     if not size_bytes:
         if not found.cold:
-            return fetch.respond(found)
+            return await fetch.respond_fairly(found)
         size_bytes = 1  # the first batch comes whatever the limits
     del found
     context.charges.append(await context.api.logs.fetch_memory.charge(size_bytes))
     fetch.budget = size_bytes
-    found = fetch.collect()
+    found = await fetch.collect_fairly()
     committed = fetch.request.isolation_level == _READ_COMMITTED
     total = found.size_bytes
     for entry in found.cold:
@@ -330,7 +402,7 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
             entry.error = error_code_of(error)
             continue
         total += entry.result.size_bytes
-    return fetch.respond(found)
+    return await fetch.respond_fairly(found)
 
 
 def _fence(cached: CachedPartition, partition: Partition) -> int:
@@ -340,6 +412,17 @@ def _fence(cached: CachedPartition, partition: Partition) -> int:
     if cached.current_leader_epoch < partition.leader_epoch:
         return ErrorCode.FENCED_LEADER_EPOCH
     return ErrorCode.UNKNOWN_LEADER_EPOCH
+
+
+def _is_quiet(cached: CachedPartition, partition: Partition) -> bool:
+    """Whether there is nothing to say that the client wasn't told: the most frequent case, hence looked for first."""
+    end = partition.high_watermark
+    return (
+        cached.fetch_offset == end
+        and cached.told == (end, partition.last_stable_offset, partition.log_start_offset)
+        and cached.last_fetched_epoch == _NO_EPOCH
+        and _fence(cached, partition) == ErrorCode.NONE
+    )
 
 
 def _divergence(cached: CachedPartition, partition: Partition) -> EpochEndOffset | None:

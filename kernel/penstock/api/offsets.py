@@ -6,6 +6,8 @@ __all__ = ("handle_delete_records", "handle_list_offsets", "handle_offset_for_le
 
 from typing import Final
 
+import anyio
+
 from penstock.api.context import Partition, RequestContext
 from penstock.api.errors import error_code_of, is_expected
 from penstock.errors import PenstockError
@@ -49,15 +51,21 @@ _SINCE_VERSION: Final = {
 }
 _READ_COMMITTED: Final = 1
 _HIGH_WATERMARK: Final = -1
+#: After so many partitions others get their turn.
+_SLICE_PARTITIONS: Final = 200
 
 
 async def handle_list_offsets(request: ListOffsetsRequest, context: RequestContext) -> ListOffsetsResponse:
     """ListOffsets: one result per partition that was asked, with an error of its own."""
     topics: list[ListOffsetsTopicResponse] = []
     committed = request.isolation_level == _READ_COMMITTED
+    number = 0
     for topic in request.topics:
         results: list[ListOffsetsPartitionResponse] = []
         for asked in topic.partitions:
+            number += 1
+            if number % _SLICE_PARTITIONS == 0:
+                await anyio.lowlevel.checkpoint()
             result = ListOffsetsPartitionResponse(partition_index=asked.partition_index)
             try:
                 await _list_offset(topic.name, asked, result, context, committed)

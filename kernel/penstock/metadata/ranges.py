@@ -18,7 +18,7 @@ from typing import Any, SupportsIndex, overload
 import msgspec
 
 _FIELDS = 5
-_END, _OBJECT_ID, _SIZE = 1, 2, 3
+_END, _OBJECT_ID, _SIZE, _TIME_MS = 1, 2, 3, 4
 #: Looking in a copy of so few ends is faster than calling back for each step.
 _COPIED_MAX = 200 * _FIELDS
 
@@ -127,6 +127,10 @@ class Ranges(MutableSequence[StreamRange]):
         if len(numbers) <= _COPIED_MAX:
             return bisect_right(numbers[_END::_FIELDS], offset)
         return bisect_right(range(len(self)), offset, key=lambda i: numbers[i * _FIELDS + _END])
+
+    def since(self, time_ms: int) -> list[StreamRange]:
+        """Those whose greatest timestamp is ``time_ms`` or later, as they are now."""
+        return [self[i] for i, found in enumerate(self._numbers[_TIME_MS::_FIELDS]) if found >= time_ms]
 
     def drop(self, offset: int) -> array[int]:
         """Remove the ranges that end at or before ``offset``; returns the object of each."""

@@ -120,8 +120,8 @@ class ColdReader:
 
     async def find_time(self, stream: StreamState, offset: int, time_ms: int) -> StreamEntry | None:
         """The first committed entry from the one that holds ``offset`` on with a timestamp >= ``time_ms``."""
-        for r in list(stream.ranges):
-            if r.end <= offset or r.time_ms < time_ms:
+        for r in stream.ranges.since(time_ms):
+            if r.end <= offset:
                 continue
             index = await self._index(r.object_id)
             for row in index.blocks_from(stream.stream_id, max(offset, r.start)):

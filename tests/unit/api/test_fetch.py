@@ -8,6 +8,7 @@ import anyio
 import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
 
+from penstock.api import fetch as fetch_module
 from penstock.api.context import RequestContext
 from penstock.api.fetch import fetch_nowait, handle_fetch
 from penstock.errors import UnavailableError
@@ -21,6 +22,12 @@ from penstock.wire.messages.fetch import (
 )
 
 pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture(autouse=True, params=[500, 1], ids=["in one go", "in slices"])
+def slice_partitions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether a fetch is a large one makes no difference to what it gets."""
+    monkeypatch.setattr(fetch_module, "SLICE_PARTITIONS", request.param)
 
 
 def request(
@@ -56,7 +63,8 @@ async def call(asked: FetchRequest, context: RequestContext) -> FetchResponse:
     return response
 
 
-async def test_answer_at_once_when_there_is_enough(logs: FakeLogs) -> None:
+async def test_answer_at_once_when_there_is_enough(logs: FakeLogs, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fetch_module, "SLICE_PARTITIONS", 2)
     logs.at("t", 1).write(3)
     response = fetch_nowait(request(0, 0, max_wait_ms=60_000), make_context(logs, 11))
     assert response is not None
@@ -116,6 +124,55 @@ async def test_partitions_take_turns_in_a_session(logs: FakeLogs) -> None:
         answer = await call(again, RequestContext(api=context.api, client=context.client, version=11))
         got += [p.partition_index for p in partitions(answer) if p.records]
     assert got == [0, 1, 2]
+
+
+@pytest.mark.parametrize("turns", range(12))
+async def test_what_comes_while_partitions_are_looked_at_wakes_the_fetch(logs: FakeLogs, turns: int) -> None:
+    """Also in a partition that was looked at already."""
+    context = make_context(logs, 11)
+    got: list[FetchResponse] = []
+
+    async def fetch() -> None:
+        got.append(await call(request(0, 0, 0, max_wait_ms=3_600_000), context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(fetch)
+        for _ in range(turns):
+            await anyio.lowlevel.checkpoint()
+        logs.at("t", turns % 3).write(1)
+    assert [bool(size) for size in sizes(got[0])] == [at == turns % 3 for at in range(3)]
+    assert not any(logs.at("t", at).listeners for at in range(3))
+
+
+async def test_of_quiet_partitions_only_what_changed_is_said(logs: FakeLogs) -> None:
+    """KIP-227; and what isn't about offsets is noticed all the same."""
+    for at in range(3):
+        logs.at("t", at).write(4)
+    context = make_context(logs, 12)
+    first = await call(request(4, 4, 4, session_epoch=0, max_wait_ms=0), context)
+    assert len(partitions(first)) == 3
+
+    async def again(epoch: int, *asked: FetchPartition) -> list[tuple[int, int, int]]:
+        more = FetchRequest(
+            session_id=first.session_id,
+            session_epoch=epoch,
+            topics=[FetchTopic(topic="t", partitions=list(asked))] if asked else [],
+            max_wait_ms=0,
+            min_bytes=1,
+        )
+        answer = await call(more, RequestContext(api=context.api, client=context.client, version=12))
+        return [(p.partition_index, p.error_code, p.log_start_offset) for p in partitions(answer)]
+
+    assert await again(1) == []
+    logs.at("t", 1).log_start_offset = 2
+    assert await again(2) == [(1, 0, 2)]
+    assert await again(3) == []
+    stale = FetchPartition(partition=0, fetch_offset=4, partition_max_bytes=100, current_leader_epoch=2)
+    assert await again(4, stale) == [(0, ErrorCode.FENCED_LEADER_EPOCH, -1)]
+    assert await again(5) == [(0, ErrorCode.FENCED_LEADER_EPOCH, -1)], "until it asks with another one"
+    diverged = FetchPartition(partition=2, fetch_offset=4, partition_max_bytes=100, last_fetched_epoch=2)
+    logs.at("t", 2).end_offset_for_epoch = lambda epoch: (1, 3)  # type: ignore[method-assign]
+    assert (2, 0, 0) in await again(6, diverged)
 
 
 async def test_waits_until_min_bytes_are_there(logs: FakeLogs) -> None:

@@ -40,6 +40,8 @@ def test_it_changes_as_a_list_does(
     if expected and more:
         expected[-1] = found[-1] = more[0]
         del expected[0], found[0]
+    for time_ms in [0, *(r.time_ms for r in expected)]:
+        assert found.since(time_ms) == [r for r in expected if r.time_ms >= time_ms]
     kept = found.copy()
     assert list(found) == list(kept) == expected
     found.clear()
