@@ -269,7 +269,7 @@ class Bench:
     async def run(self) -> None:
         only = set(self._args.only.split(",")) if self._args.only else None
         for name in (
-            "baseline", "metadata", "offsets", "fetch", "snapshot", "create", "upload",
+            "baseline", "garbage", "metadata", "offsets", "fetch", "snapshot", "create", "upload",
             "start", "retention", "trim", "delete",
         ):  # fmt: skip
             if only is None or name in only:
@@ -277,6 +277,12 @@ class Bench:
 
     async def baseline(self) -> None:
         await self._watch.measure("nothing", lambda: anyio.sleep(0.3))
+
+    async def garbage(self) -> None:
+        async def collect() -> None:
+            gc.collect()
+
+        await self._watch.measure("garbage collector, everything", collect)
 
     async def _call(self, name: str, client: Client, frame: bytes, meanwhile: Any = None) -> None:
         async def operation() -> None:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Protocol, TypeVar
 
 import anyio
@@ -458,11 +459,19 @@ class LogManager:
                 )
                 made.append((state, partition))
         await self._load([partition for _, partition in made if partition.has_records])
-        configs = {state.topic_id: self._config(state) for state, _ in topics}
-        for state, partition in made:
-            if state.topic_id in self._metadata.image.topics:
-                partition.config = configs[state.topic_id]  # it may have changed meanwhile
+        added = 0
+        for topic_id, group in groupby(made, key=lambda one: one[0].topic_id):
+            if added >= SLICE_PARTITIONS:
+                added = 0
+                await anyio.lowlevel.checkpoint()
+            if topic_id not in self._metadata.image.topics:
+                continue
+            config = None
+            for state, partition in group:  # in one go: a topic is there with all its partitions
+                config = config or self._config(state)  # it may have changed meanwhile
+                partition.config = config
                 self._add_partition(state, partition)
+                added += 1
 
     async def _load(self, partitions: Sequence[Partition]) -> None:
         """Several at a time: each may take requests to the object store."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ("Ranges", "StreamRange")
 
+import struct
 import sys
 from array import array
 from bisect import bisect_right
@@ -19,6 +20,7 @@ import msgspec
 
 _FIELDS = 5
 _END, _OBJECT_ID, _SIZE, _TIME_MS = 1, 2, 3, 4
+_pack = struct.Struct(f"={_FIELDS}q").pack
 #: Looking in a copy of so few ends is faster than calling back for each step.
 _COPIED_MAX = 200 * _FIELDS
 
@@ -105,7 +107,7 @@ class Ranges(MutableSequence[StreamRange]):
 
     def add(self, start: int, end: int, object_id: int, size: int, time_ms: int) -> None:
         """Append a range without making an object of it."""
-        self._numbers.extend((start, end, object_id, size, time_ms))
+        self._numbers.frombytes(_pack(start, end, object_id, size, time_ms))
 
     def copy(self) -> Ranges:
         """The same ranges, which stay as they are now."""

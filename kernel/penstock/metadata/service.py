@@ -336,8 +336,16 @@ class MetadataService:
                 size = 0
                 await anyio.lowlevel.checkpoint()
         if sum(map(len, pieces)) > JOIN_INLINE_BYTES_MAX:
-            data = await anyio.to_thread.run_sync(b"".join, pieces)
+            data = await anyio.to_thread.run_sync(_join, pieces)
         else:
             data = b"".join(pieces)
         await self._log.write_snapshot(MetadataSnapshot(cut.index, data))
         self._snapshot_index = max(self._snapshot_index, cut.index)
+
+
+def _join(pieces: list[bytes]) -> bytes:
+    """Put together the pieces, and free them one by one: that takes milliseconds as well."""
+    data = b"".join(pieces)
+    while pieces:
+        pieces.pop()
+    return data

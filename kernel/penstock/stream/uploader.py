@@ -54,8 +54,9 @@ class UploadSettings:
     multipart_bytes: int
     part_bytes: int
     prepare_deadline_ms: int
-    #: Ranges that one metadata commit has at most, so that it fits into an entry.
-    commit_ranges_max: int = 5000
+    #: Ranges that one metadata commit has at most (and streams that share an object): it is folded in one go, in
+    #: some milliseconds, and fits into an entry.
+    commit_ranges_max: int = 2500
     parallel_max: int = 2
 
 
