@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from typing import Any
 
 import anyio
@@ -44,8 +45,6 @@ BATCH_COMMANDS_MAX = 500
 BATCH_WEIGHT_MAX = 2000
 #: Others get their turn each time that so much of a snapshot was encoded.
 SNAPSHOT_PAUSE_BYTES = 32 * 1024
-#: A snapshot of more is put together in a thread: copying tens of MiB takes longer than anybody should wait.
-JOIN_INLINE_BYTES_MAX = 2**20
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
 
@@ -327,25 +326,12 @@ class MetadataService:
                     await self._write_cut(cut)
 
     async def _write_cut(self, cut: Cut) -> None:
-        pieces = []
-        size = 0
+        # it may be large: this grows without copying what it has, and gives it away without copying
+        data = BytesIO()
+        paused_at = 0
         for piece in cut.pieces():
-            pieces.append(piece)
-            size += len(piece)
-            if size > SNAPSHOT_PAUSE_BYTES:
-                size = 0
+            if data.write(piece) and data.tell() - paused_at > SNAPSHOT_PAUSE_BYTES:
+                paused_at = data.tell()
                 await anyio.lowlevel.checkpoint()
-        if sum(map(len, pieces)) > JOIN_INLINE_BYTES_MAX:
-            data = await anyio.to_thread.run_sync(_join, pieces)
-        else:
-            data = b"".join(pieces)
-        await self._log.write_snapshot(MetadataSnapshot(cut.index, data))
+        await self._log.write_snapshot(MetadataSnapshot(cut.index, data.getvalue()))
         self._snapshot_index = max(self._snapshot_index, cut.index)
-
-
-def _join(pieces: list[bytes]) -> bytes:
-    """Put together the pieces, and free them one by one: that takes milliseconds as well."""
-    data = b"".join(pieces)
-    while pieces:
-        pieces.pop()
-    return data

@@ -289,7 +289,6 @@ async def test_commands_go_on_while_a_snapshot_is_written(
 ) -> None:
     monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 5)
     monkeypatch.setattr(service_module, "SNAPSHOT_PAUSE_BYTES", 0)
-    monkeypatch.setattr(service_module, "JOIN_INLINE_BYTES_MAX", 0)
     log.snapshot_gate = anyio.Event()
     async with open_service(log) as service:
         for i in range(4):
