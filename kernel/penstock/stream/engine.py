@@ -62,6 +62,8 @@ IN_FLIGHT_OVERHEAD_BYTES = 3072
 OVERHEAD_ENTRIES = 256
 #: Streams that one metadata command names at most: folding it holds up everybody, some milliseconds at most.
 STREAMS_PER_COMMAND = 1000
+#: How much of what only memory and the WAL hold is looked at in one go.
+UNCOMMITTED_READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -617,10 +619,15 @@ class StreamEngine:
         return state.ranges.size_bytes + sum(len(entry.data) for entry in self._uncommitted(stream, state))
 
     def _uncommitted(self, stream: Stream, state: StreamState) -> Iterator[StreamEntry]:
-        committed = max(state.end, state.start)
-        for entry in self._log_cache.get(stream.stream_id, committed, stream.confirmed_offset, sys.maxsize):
-            if entry.next_offset > committed:
-                yield entry
+        committed = offset = max(state.end, state.start)
+        # some at a time: of the many that there may be, retention mostly looks at the first
+        while some := self._log_cache.get(
+            stream.stream_id, offset, stream.confirmed_offset, UNCOMMITTED_READ_BYTES
+        ):
+            for entry in some:
+                if entry.next_offset > committed:
+                    yield entry
+            offset = some[-1].next_offset
 
     async def find_damage(self, stream: Stream, offset: int) -> tuple[int, int]:
         """The first damaged block from ``offset`` on, as offsets [start, end).

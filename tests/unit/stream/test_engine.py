@@ -15,6 +15,7 @@ from tests.unit.stream.harness import SETTINGS, World
 from penstock.errors import ClosedError, CorruptError, FencedError, FullError, UnavailableError
 from penstock.metadata.commands import DeleteTopic, RegisterNode
 from penstock.spi.wal import WalEntry
+from penstock.stream import engine as engine_module
 
 pytestmark = pytest.mark.anyio
 
@@ -356,7 +357,11 @@ async def test_lookups_by_time_find_the_first_entry_in_memory_and_in_objects(wor
         assert [await first(t) for t in (0, 10, 11, 30, 31, 50, 51)] == [0, 0, 1, 1, 3, 3, None]
         assert await e.engine.max_time(e.stream, 0) == 50
         assert await e.engine.max_time(e.stream, 4) == 40
-        assert [time_ms for _, _, time_ms in e.engine.ranges(e.stream)] == [30, 50, 40]
+        for read_bytes in (1, 2**20):
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(engine_module, "UNCOMMITTED_READ_BYTES", read_bytes)
+                assert [time_ms for _, _, time_ms in e.engine.ranges(e.stream)] == [30, 50, 40]
+                assert e.engine.size_bytes(e.stream) == len(times)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
