@@ -206,6 +206,16 @@ async def test_ranges_that_dont_tile_are_found(world: World, break_ranges: Break
         assert "I2" in {problem.invariant for problem in report.problems}
 
 
+async def test_an_object_that_counts_other_ranges_than_there_are_is_found(world: World) -> None:
+    async with world.open() as e:
+        await filled(e)
+        for held in e.metadata.image.objects.values():
+            held.live_ranges += 1
+        report = Report()
+        check_tiling(e.metadata.image, report)
+        assert {problem.invariant for problem in report.problems} == {"I6"}
+
+
 async def test_a_damaged_metadata_log_is_named_and_ends_the_check(world: World) -> None:
     async with world.open() as e:
         await filled(e)
