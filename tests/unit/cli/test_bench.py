@@ -80,9 +80,27 @@ def test_missing_extra_says_what_to_install(
 def canned_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures of a broker that meets its budgets but for cold reads."""
     rows = [
-        {"case": "200 KiB", "ratio": 0.8, "penstock": [{"requests_per_s": 4000.0}], "floor": []},
-        {"case": "1 KiB", "ratio": 0.4, "penstock": [{"requests_per_s": 30_000.0}], "floor": []},
-        {"case": "1 KiB, depth 1", "ratio": 1.3, "penstock": [{"requests_per_s": 900.0}], "floor": []},
+        {
+            "case": "200 KiB",
+            "ratio": 0.8,
+            "ratio_with_objects": 0.9,
+            "penstock": [{"requests_per_s": 4000.0}],
+            "floor": [],
+        },
+        {
+            "case": "1 KiB",
+            "ratio": 0.4,
+            "ratio_with_objects": 0.9,
+            "penstock": [{"requests_per_s": 30_000.0}],
+            "floor": [],
+        },
+        {
+            "case": "1 KiB, depth 1",
+            "ratio": 1.3,
+            "ratio_with_objects": 0.9,
+            "penstock": [{"requests_per_s": 900.0}],
+            "floor": [],
+        },
     ]
     start = Start(import_ms=400, start_ms=150, first_ack_ms=10)
     cold = ColdReads(
