@@ -21,16 +21,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from confluent_kafka import (
-    OFFSET_BEGINNING,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    Producer,
-    TopicPartition,
-)
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Producer
 
+from penstock.bench._fetcher import FetchingClient
 from penstock.bench.histogram import Histogram
 
 #: Sent at (ns), producer << 48 | number.
@@ -171,10 +164,7 @@ class ConsumingClient(threading.Thread):
         super().__init__(name=f"consumer-{spec['index']}", daemon=True)
         self._topic: str = spec["topic"]
         self._group: str = spec["config"]["group.id"]
-        #: Begin again at the end, for readers that shall never run out of old data.
-        self._again: bool = load.get("again", False)
-        config = {**spec["config"], "enable.partition.eof": True} if self._again else spec["config"]
-        self._consumer = Consumer(config, logger=_QUIET)
+        self._consumer = Consumer(spec["config"], logger=_QUIET)
         self._consumer.subscribe([self._topic])
         self.assigned = 0
         self.wanted = threading.Event()
@@ -218,7 +208,7 @@ class ConsumingClient(threading.Thread):
         last, unique, unpack = self._last, self._unique, _HEADER.unpack_from
         for message in messages:
             if (error := message.error()) is not None:
-                self._failed(error, message)
+                self._failed(error)
                 continue
             value = message.value()
             sent_at, word = unpack(value)
@@ -233,14 +223,10 @@ class ConsumingClient(threading.Thread):
             else:
                 self.duplicates += 1
 
-    def _failed(self, error: KafkaError, message: Message) -> None:
-        if error.code() == KafkaError._PARTITION_EOF:
-            self._last.clear()
-            self._consumer.seek(TopicPartition(self._topic, message.partition(), OFFSET_BEGINNING))
-        elif not error.retriable() and error.fatal():
+    def _failed(self, error: KafkaError) -> None:
+        if not error.retriable() and error.fatal():
             raise KafkaException(error)
-        else:
-            self.failure = str(error)
+        self.failure = str(error)
 
     def statistics(self) -> dict[str, int]:
         """Counts so far."""
@@ -258,15 +244,19 @@ class ConsumingClient(threading.Thread):
         return {"group": self._group, "topic": self._topic, "unique": unique, "duplicates": self.duplicates}
 
 
-Client = ProducingClient | ConsumingClient
+Client = ProducingClient | ConsumingClient | FetchingClient
+_ROLES: dict[str, Callable[[dict[str, Any], dict[str, Any]], Client]] = {
+    "producer": ProducingClient,
+    "consumer": ConsumingClient,
+    "fetcher": FetchingClient,
+}
 
 
 class Worker:
     """The clients of this process and what they had counted when they were last asked."""
 
     def __init__(self, setup: dict[str, Any]) -> None:
-        kind: type[ProducingClient] | type[ConsumingClient]
-        kind = ProducingClient if setup["role"] == "producer" else ConsumingClient
+        kind = _ROLES[setup["role"]]
         self.clients: list[Client] = [kind(spec, setup["load"]) for spec in setup["clients"]]
         self._before: dict[tuple[int, str], Histogram] = {}
         for client in self.clients:

@@ -5,8 +5,11 @@
 
 One broker gets ``--bytes`` of old data, which should be more than its memory. Then a producer sends at a modest pace,
 and windows without and with a reader of the old data take turns; the reader begins again when it reaches the end. In
-one run both kinds of window meet the same disk and the same noise. What counts is the median over the windows of each
-window's p99; the spread of the quiet windows is what is called noise.
+one run both kinds of window meet the same disk and the same noise. The reader only fetches, at ``--read-rate``: a
+client that looks into records fills a processor, and what is asked is what reads do to the broker.
+
+What counts is the median over the windows of each window's p99; the spread of the quiet windows is what is called
+noise.
 """
 
 from __future__ import annotations
@@ -64,18 +67,23 @@ def measure_cold_reads(
     seconds: float,
     rounds: int,
     rate: float,
+    read_bytes_per_s: float = 0,
     sets: Sequence[str] = (),
 ) -> ColdReads:
-    """Run it against a broker of its own. Raises UnavailableError when the broker or a client fails."""
+    """Run it against a broker of its own; ``read_bytes_per_s`` 0 reads as fast as it goes.
+
+    Raises UnavailableError when the broker or a client fails.
+    """
     with BrokerProcess(directory, sets) as broker:
         place = broker.bootstrap_servers
         create_topics(place, Driver(), [_OLD_TOPIC, _NEW_TOPIC], _PARTITIONS)
         _fill(place, old_bytes)
         with Crew() as crew:
-            config = {"bootstrap.servers": place, "group.id": "catching-up", "auto.offset.reset": "earliest"}
-            crew.hire("consumer", [{"index": 0, "topic": _OLD_TOPIC, "config": config}], {"again": True}, 1)
+            reader = {"index": 0, "topic": _OLD_TOPIC, "config": {"bootstrap.servers": place}}
+            load = {"partitions": _PARTITIONS, "bytesPerSecond": read_bytes_per_s}
+            crew.hire("fetcher", [reader], load, 1)
             _wait_reading(crew)
-            crew.order("consumer", "pause")
+            crew.order("fetcher", "pause")
             crew.hire("producer", [_producer(place, _NEW_TOPIC)], _load(), 1)
             crew.order("producer", "start", rate=rate)
             return _windows(crew, seconds, rounds)
@@ -113,9 +121,9 @@ def _fill(place: str, size: int) -> None:
 
 def _wait_reading(crew: Crew) -> None:
     deadline = time.monotonic() + 60
-    while not crew.counters().received:
-        if time.monotonic() > deadline:
-            raise UnavailableError("the reader got nothing for 60 s")
+    while not (now := crew.counters()).received:
+        if now.failures or time.monotonic() > deadline:
+            raise UnavailableError(f"the reader got nothing: failures={now.failures}")
         time.sleep(0.1)
 
 
@@ -126,7 +134,7 @@ def _windows(crew: Crew, seconds: float, rounds: int) -> ColdReads:
     read = 0
     for _ in range(rounds):
         for order, histograms in found.items():
-            crew.order("consumer", order, rate=0)
+            crew.order("fetcher", order, rate=0)
             time.sleep(min(0.3, seconds / 4))  # what the reader still had in flight isn't this window's
             before = crew.counters().received_bytes
             time.sleep(seconds)

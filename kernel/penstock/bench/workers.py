@@ -121,7 +121,7 @@ class Crew:
     """All client processes of a run, as a context manager that ends them."""
 
     def __init__(self) -> None:
-        self._workers: dict[str, list[WorkerProcess]] = {"producer": [], "consumer": []}
+        self._workers: dict[str, list[WorkerProcess]] = {"producer": [], "consumer": [], "fetcher": []}
         #: Histograms of answers that nobody asked for as counters, for the next :meth:`counters`.
         self._pending = Counters()
 
@@ -164,6 +164,6 @@ class Crew:
         """What all of them have counted by now."""
         counters = Counters(histograms=self._pending.histograms)
         self._pending = Counters()
-        for answer in self._ask(["producer", "consumer"], "statistics"):
+        for answer in self._ask(list(self._workers), "statistics"):
             counters.add(answer)
         return counters

@@ -225,6 +225,9 @@ def cold_reads(
     seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 3.0,
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
     rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 1000.0,
+    read_rate: Annotated[
+        str, typer.Option("--read-rate", metavar="SIZE", help="Bytes a second of the reader; 0: all it can.")
+    ] = "150MiB",
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
     sets: SetOption = None,
@@ -236,7 +239,13 @@ def cold_reads(
     settings = _sets(context, sets)
     with _scratch("cold", directory) as folder:
         found = measure_cold_reads(
-            folder, old_bytes=_bytes(size), seconds=seconds, rounds=rounds, rate=rate, sets=settings
+            folder,
+            old_bytes=_bytes(size),
+            seconds=seconds,
+            rounds=rounds,
+            rate=rate,
+            read_bytes_per_s=_bytes(read_rate),
+            sets=settings,
         )
         typer.echo(report(found))
         _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
