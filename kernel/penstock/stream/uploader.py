@@ -130,6 +130,19 @@ def build_object(
     return body, UploadedObject(object_id, size, ranges)
 
 
+def split_parts(body: Sequence[Buffer], part_bytes: int) -> list[list[Buffer]]:
+    """``body`` in parts of at least ``part_bytes``, but for the last."""
+    parts: list[list[Buffer]] = [[]]
+    size = 0
+    for buffer in body:
+        if size >= part_bytes:
+            parts.append([])
+            size = 0
+        parts[-1].append(buffer)
+        size += len(buffer)
+    return parts
+
+
 def _first_part(objects: list[UploadedObject], ranges_max: int) -> list[UploadedObject]:
     """The first objects with at most ``ranges_max`` ranges together; at least one object."""
     count = ranges = 0
@@ -282,30 +295,31 @@ class Uploader:
     async def _put_object(
         self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
     ) -> UploadedObject:
-        direct_io = self._store.capabilities.direct_io
-        build = partial(build_object, object_id, streams, self._settings.block_bytes, direct_io=direct_io)
-        # checksums of large objects take milliseconds: not on the event loop
+        # checksums and parts of large objects take milliseconds: not on the event loop
         large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
-        body, uploaded = await anyio.to_thread.run_sync(build) if large else build()
+        build = partial(self._build, object_id, streams)
+        parts, uploaded = await anyio.to_thread.run_sync(build) if large else build()
         key = object_key(object_id)
-        if uploaded.size > self._settings.multipart_bytes and self._store.capabilities.multipart:
-            await self._put_multipart(key, body)
+        if len(parts) == 1:
+            await self._store.put(key, parts[0])
         else:
-            await self._store.put(key, body)
+            await self._put_multipart(key, parts)
         return uploaded
 
-    async def _put_multipart(self, key: str, body: list[Buffer]) -> None:
+    def _build(
+        self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
+    ) -> tuple[list[list[Buffer]], UploadedObject]:
+        """The object's bytes, in parts if it is to be put so."""
+        settings, can = self._settings, self._store.capabilities
+        body, uploaded = build_object(object_id, streams, settings.block_bytes, direct_io=can.direct_io)
+        if can.multipart and uploaded.size > settings.multipart_bytes:
+            return split_parts(body, settings.part_bytes), uploaded
+        return [body], uploaded
+
+    async def _put_multipart(self, key: str, parts: list[list[Buffer]]) -> None:
         upload = await self._store.create_multipart(key)
         try:
-            part: list[Buffer] = []
-            part_size = 0
-            for buffer in body:
-                part.append(buffer)
-                part_size += len(buffer)
-                if part_size >= self._settings.part_bytes:
-                    await upload.write_part(part)
-                    part, part_size = [], 0
-            if part:
+            for part in parts:
                 await upload.write_part(part)
             await upload.complete()
         except BaseException:

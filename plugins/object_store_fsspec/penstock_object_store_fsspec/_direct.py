@@ -12,14 +12,18 @@ __all__ = ("BUFFER_BYTES", "FileWriter")
 import errno
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from penstock.direct_io import BLOCK_BYTES, DirectGather, write_vectors
 from penstock.spi.plugin import Buffer
+from penstock_object_store_fsspec._backend import body_size
 
 #: What is gathered before it is written; bodies smaller than this are written as usual. It is also what one system
 #: call writes: a longer one would hold up the log, if that is on the same disk.
 BUFFER_BYTES = 2**20
+#: Parts smaller than this on average are joined, so many at a time: a third of the time that they take one by one.
+_JOIN_PART_BYTES = 4096
+_JOIN_PARTS = 64
 #: Linux takes at most 1024 vectors a call (IOV_MAX).
 _VECTORS_MAX = 1024
 
@@ -36,13 +40,17 @@ class FileWriter:
 
     def write(self, body: Sequence[Buffer]) -> None:
         """Append ``body``. Each system call releases the GIL. Raises OSError."""
-        if self._gather is None and (_size(body) < BUFFER_BYTES or not self._go_direct()):
+        size = body_size(body)
+        if self._gather is None and (size < BUFFER_BYTES or not self._go_direct()):
             for first in range(0, len(body), _VECTORS_MAX):
                 self._write_vectors([memoryview(part) for part in body[first : first + _VECTORS_MAX]])
             return
         assert self._gather is not None
-        for part in body:
-            self._gather.add(part)
+        pieces: Iterable[Buffer] = body
+        if len(body) * _JOIN_PART_BYTES > size:
+            pieces = (b"".join(body[i : i + _JOIN_PARTS]) for i in range(0, len(body), _JOIN_PARTS))
+        for piece in pieces:
+            self._gather.add(piece)
 
     def finish(self) -> None:
         """Write what is gathered still; nothing can be written afterwards. Raises OSError."""
@@ -90,7 +98,3 @@ def _set_direct(fd: int, *, on: bool) -> bool:
     except OSError:
         return False
     return True
-
-
-def _size(body: Sequence[Buffer]) -> int:
-    return sum(part.nbytes if isinstance(part, memoryview) else len(part) for part in body)

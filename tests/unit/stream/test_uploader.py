@@ -10,6 +10,8 @@ from typing import Any
 
 import anyio
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from tests.unit.stream.harness import SETTINGS, World
 
 from penstock.errors import UnavailableError
@@ -17,7 +19,7 @@ from penstock.metadata.commands import UploadedObject, UploadedRange
 from penstock.metadata.image import Image, StreamState
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream import uploader as uploader_module
-from penstock.stream.uploader import _first_part, live_offsets, plan_objects
+from penstock.stream.uploader import _first_part, live_offsets, plan_objects, split_parts
 
 pytestmark = pytest.mark.anyio
 
@@ -161,3 +163,14 @@ async def test_puts_run_in_parallel_and_commits_in_order(world: World) -> None:
             await e.engine.flush()
         assert [event.object_ids for event in world.uploads] == [(1,), (2,), (3,), (4,), (5,), (6,)]
         assert world.wal.trimmed == world.wal.position
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.binary(min_size=1, max_size=50), min_size=1), st.integers(1, 200))
+def test_parts_are_the_body_and_large_enough(body: list[bytes], part_bytes: int) -> None:
+    """S3 refuses parts that are too small, but for the last."""
+    parts = split_parts(body, part_bytes)
+    assert [buffer for part in parts for buffer in part] == body
+    assert all(sum(map(len, part)) >= part_bytes for part in parts[:-1])
+    assert all(sum(map(len, part[:-1])) < part_bytes for part in parts)
+    assert parts[-1]
