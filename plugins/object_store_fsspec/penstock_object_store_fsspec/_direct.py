@@ -1,16 +1,17 @@
-"""Writes to one file that pass the page cache by, where the file system lets them.
+"""Writes and reads of files that pass the page cache by, where the file system lets them.
 
 An object is written once and, while it is young, read from the log cache: pages of it would only push out
 others, and filling fresh ones costs several times the copy (measured: half of a broker's time at 200 KiB
-requests). Small objects, and file systems without O_DIRECT, are written as usual.
+requests). Small objects, and file systems without O_DIRECT, are written and read as usual.
 """
 
 from __future__ import annotations
 
-__all__ = ("BUFFER_BYTES", "FileWriter")
+__all__ = ("BUFFER_BYTES", "DIRECT_READ_BYTES_MIN", "FileWriter", "read_direct")
 
 import errno
 import fcntl
+import mmap
 import os
 from collections.abc import Iterable, Sequence
 
@@ -21,6 +22,11 @@ from penstock_object_store_fsspec._backend import body_size
 #: What is gathered before it is written; bodies smaller than this are written as usual. It is also what one system
 #: call writes: a longer one would hold up the log, if that is on the same disk.
 BUFFER_BYTES = 2**20
+#: Ranges from here on are read past the page cache.
+DIRECT_READ_BYTES_MIN = 2**18
+#: One read from the disk. The kernel's own readahead asks for megabytes at once, and a sync of the log on the same
+#: disk waits behind them: p99 of a small one was 6 ms beside 150 MB/s of such reads, 1 ms beside these, 0.4 ms alone.
+_READ_BYTES = 2**18
 #: Parts smaller than this on average are joined, so many at a time: a third of the time that they take one by one.
 _JOIN_PART_BYTES = 4096
 _JOIN_PARTS = 64
@@ -88,6 +94,30 @@ class FileWriter:
     def _go_on_buffered(self) -> None:
         # A partial write means that the disk is nearly full; the rest, perhaps not aligned any more, says so.
         _set_direct(self._fd, on=False)
+
+
+def read_direct(fd: int, start: int, end: int) -> memoryview | None:
+    """The bytes [start, end) of ``fd``, at least one, fewer where the file ends; None where it can't be done directly.
+
+    Raises OSError.
+    """
+    if not _set_direct(fd, on=True):
+        return None
+    base = start - start % BLOCK_BYTES
+    memory = memoryview(mmap.mmap(-1, -(-(end - base) // BLOCK_BYTES) * BLOCK_BYTES))
+    size = 0
+    try:
+        while size < len(memory):
+            count = os.preadv(fd, [memory[size : size + _READ_BYTES]], base + size)
+            size += count
+            if count % BLOCK_BYTES or not count:
+                break  # the end of the file
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        _set_direct(fd, on=False)
+        return None
+    return memory[start - base : min(size, end - base)].toreadonly()
 
 
 def _set_direct(fd: int, *, on: bool) -> bool:

@@ -30,7 +30,7 @@ from penstock.errors import (
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
-from penstock_object_store_fsspec._direct import FileWriter
+from penstock_object_store_fsspec._direct import DIRECT_READ_BYTES_MIN, FileWriter, read_direct
 
 _TEMPORARY = ".penstock-tmp"
 #: Linux reads at most 0x7ffff000 bytes a call.
@@ -171,6 +171,10 @@ class FileTree:
                 if not stat.S_ISREG(status.st_mode):
                     raise self._absent(key)
                 end = check_range(key, status.st_size, start, end)
+                if end - start >= DIRECT_READ_BYTES_MIN:
+                    data = read_direct(fd, start, end)
+                    if data is not None and len(data) == end - start:
+                        return data
                 return self._read_exactly(fd, key, start, end)
             finally:
                 os.close(fd)
