@@ -97,7 +97,7 @@ class FileWriter:
 
 
 def read_direct(fd: int, start: int, end: int) -> memoryview | None:
-    """The bytes [start, end) of ``fd``, at least one, fewer where the file ends; None where it can't be done directly.
+    """The bytes [start, end) of ``fd``, at least one, fewer where the file ends; None if that is refused.
 
     Raises OSError.
     """
