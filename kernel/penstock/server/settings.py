@@ -11,7 +11,7 @@ from typing import Final
 #: A frame of at least this size gets memory of its own and is received straight into it.
 LARGE_FRAME_BYTES: Final = 32 * 1024
 #: The one receive buffer that all connections share.
-SCRATCH_BYTES: Final = 64 * 1024
+SCRATCH_BYTES: Final = 256 * 1024
 
 # An unfinished small frame is carried over in the scratch buffer, in front of what comes next.
 assert LARGE_FRAME_BYTES + 4 < SCRATCH_BYTES
