@@ -18,6 +18,7 @@ from penstock.api.dispatch import Api
 from penstock.errors import ConfigError, UnavailableError
 from penstock.log.recompression import Recompression, Recompressor
 from penstock.server import ListenerSettings, Server
+from penstock.server.settings import SCRATCH_BYTES
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.compression import CODEC_GZIP
 from penstock.wire.error_codes import ErrorCode
@@ -34,6 +35,8 @@ pytestmark = pytest.mark.anyio
 
 PRODUCE = ApiKey.PRODUCE
 FETCH = ApiKey.FETCH
+#: A frame with so much in it never fits the buffer that connections share.
+LARGE = SCRATCH_BYTES + 10_000
 
 
 @pytest.fixture(params=["asyncio", "asyncio+uvloop"])
@@ -168,7 +171,7 @@ async def test_large_frame_of_two_partitions_is_released_when_both_let_go(logs: 
 
 
 async def test_refused_large_frame_gives_its_memory_back(logs: FakeLogs) -> None:
-    batch = make_batch(1, b"x" * 100_000)
+    batch = make_batch(1, b"x" * LARGE)
     batch[70] ^= 1
     async with serving(logs) as harness, await harness.connect() as client:
         code, _ = offsets(await client.call(PRODUCE, 9, produce(batch)))[0]
@@ -177,8 +180,8 @@ async def test_refused_large_frame_gives_its_memory_back(logs: FakeLogs) -> None
 
 
 async def test_large_frame_waits_for_memory(logs: FakeLogs) -> None:
-    async with serving(logs, memory_bytes=150_000) as harness, await harness.connect() as client:
-        batch = make_batch(1, b"x" * 100_000)
+    async with serving(logs, memory_bytes=LARGE * 3 // 2) as harness, await harness.connect() as client:
+        batch = make_batch(1, b"x" * LARGE)
         await client.send(PRODUCE, 9, produce(batch))
         await client.receive()
         await client.send_raw(
@@ -192,10 +195,10 @@ async def test_large_frame_waits_for_memory(logs: FakeLogs) -> None:
 
 async def test_memory_that_does_not_come_ends_the_connection(logs: FakeLogs) -> None:
     async with (
-        serving(logs, memory_bytes=150_000, memory_wait_ms_max=20) as harness,
+        serving(logs, memory_bytes=LARGE * 3 // 2, memory_wait_ms_max=20) as harness,
         await harness.connect() as client,
     ):
-        batch = make_batch(1, b"x" * 100_000)
+        batch = make_batch(1, b"x" * LARGE)
         await client.call(PRODUCE, 9, produce(batch))
         await client.send(PRODUCE, 9, produce(batch))
         assert await client.ends()
