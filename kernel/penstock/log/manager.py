@@ -18,7 +18,8 @@ from anyio.abc import TaskGroup
 
 from penstock.errors import ClosedError, FencedError, NotFoundError, PenstockError
 from penstock.log.limiter import BytesLimiter
-from penstock.log.partition import Partition, PartitionConfig
+from penstock.log.partition import Partition
+from penstock.log.partition_config import PartitionConfig
 from penstock.log.recompression import Recompressor
 from penstock.log.topic_config import effective_value, effective_values
 from penstock.metadata.commands import (

@@ -7,11 +7,10 @@ idempotent producers (KIP-98); the newest one, plus the batch headers after it, 
 
 from __future__ import annotations
 
-__all__ = ("AppendOutcome", "Partition", "PartitionConfig", "ReadResult")
+__all__ = ("AppendOutcome", "Partition", "ReadResult")
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import anyio
 
@@ -24,6 +23,7 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.log.errors import KafkaError
+from penstock.log.partition_config import PartitionConfig
 from penstock.log.producer_state import Duplicate, ProducerInfo, ProducerStateTable
 from penstock.log.recompression import (
     RECOMPRESSED_VERSION,
@@ -31,12 +31,10 @@ from penstock.log.recompression import (
     RecompressionDueError,
     Recompressor,
 )
-from penstock.log.topic_config import LZ4_FAST_LEVEL
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import Stream, StreamEngine
 from penstock.stream.entry import untimed
-from penstock.wire.compression import CODEC_NONE, codec_id
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     ATTRIBUTES_POS,
@@ -59,50 +57,6 @@ logger = logging.getLogger("penstock.log")
 REPLAY_BYTES = 4 * 2**20
 #: A partition without idempotent producers is snapshot too once so much was appended: it bounds what a start reads.
 SNAPSHOT_BYTES = 64 * 1024
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PartitionConfig:
-    """The topic configs that act on a partition, parsed."""
-
-    max_message_bytes: int
-    timestamp_type: str
-    timestamp_before_max_ms: int
-    timestamp_after_max_ms: int
-    retention_ms: int
-    retention_bytes: int
-    validate_deep: bool
-    #: The codec that stored batches have, and its level; None: the producer's.
-    codec: int | None = None
-    codec_level: int | None = None
-
-    @classmethod
-    def parse(cls, values: Mapping[str, str], *, validate_deep: bool) -> PartitionConfig:
-        """From effective topic config values (validated already)."""
-        codec, codec_level = _codec_and_level(values)
-        return cls(
-            max_message_bytes=int(values["max.message.bytes"]),
-            timestamp_type=values["message.timestamp.type"],
-            timestamp_before_max_ms=int(values["message.timestamp.before.max.ms"]),
-            timestamp_after_max_ms=int(values["message.timestamp.after.max.ms"]),
-            retention_ms=int(values["retention.ms"]),
-            retention_bytes=int(values["retention.bytes"]),
-            validate_deep=validate_deep,
-            codec=codec,
-            codec_level=codec_level,
-        )
-
-
-def _codec_and_level(values: Mapping[str, str]) -> tuple[int | None, int | None]:
-    name = values["compression.type"]
-    if name == "producer":
-        return None, None
-    if name == "uncompressed":
-        return CODEC_NONE, None
-    level = int(values[f"compression.{name}.level"]) if f"compression.{name}.level" in values else None
-    if name == "lz4" and level == LZ4_FAST_LEVEL:
-        level = 0
-    return codec_id(name), level
 
 
 class AppendOutcome:

@@ -14,7 +14,8 @@ from tests.unit.log.test_partition import NOW_MS, codes, open_logs, read
 from tests.unit.stream.harness import World
 
 from penstock.errors import FullError
-from penstock.log.partition import AppendOutcome, Partition, PartitionConfig
+from penstock.log.partition import AppendOutcome, Partition
+from penstock.log.partition_config import PartitionConfig
 from penstock.log.recompression import INLINE_BYTES, Recompression, RecompressionDueError, Recompressor
 from penstock.log.topic_config import effective_values
 from penstock.spi.allocator import Allocation

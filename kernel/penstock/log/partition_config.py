@@ -1,0 +1,55 @@
+"""The topic configs that act on a partition, parsed once, so that an append looks at numbers. Pure."""
+
+from __future__ import annotations
+
+__all__ = ("PartitionConfig",)
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.log.topic_config import LZ4_FAST_LEVEL
+from penstock.wire.compression import CODEC_NONE, codec_id
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartitionConfig:
+    """The topic configs that act on a partition, parsed."""
+
+    max_message_bytes: int
+    timestamp_type: str
+    timestamp_before_max_ms: int
+    timestamp_after_max_ms: int
+    retention_ms: int
+    retention_bytes: int
+    validate_deep: bool
+    #: The codec that stored batches have, and its level; None: the producer's.
+    codec: int | None = None
+    codec_level: int | None = None
+
+    @classmethod
+    def parse(cls, values: Mapping[str, str], *, validate_deep: bool) -> PartitionConfig:
+        """From effective topic config values (validated already)."""
+        codec, codec_level = _codec_and_level(values)
+        return cls(
+            max_message_bytes=int(values["max.message.bytes"]),
+            timestamp_type=values["message.timestamp.type"],
+            timestamp_before_max_ms=int(values["message.timestamp.before.max.ms"]),
+            timestamp_after_max_ms=int(values["message.timestamp.after.max.ms"]),
+            retention_ms=int(values["retention.ms"]),
+            retention_bytes=int(values["retention.bytes"]),
+            validate_deep=validate_deep,
+            codec=codec,
+            codec_level=codec_level,
+        )
+
+
+def _codec_and_level(values: Mapping[str, str]) -> tuple[int | None, int | None]:
+    name = values["compression.type"]
+    if name == "producer":
+        return None, None
+    if name == "uncompressed":
+        return CODEC_NONE, None
+    level = int(values[f"compression.{name}.level"]) if f"compression.{name}.level" in values else None
+    if name == "lz4" and level == LZ4_FAST_LEVEL:
+        level = 0
+    return codec_id(name), level
