@@ -426,7 +426,7 @@ async def measure_start(broker: Broker, watch: Watch) -> None:
     async def nothing(partition: Partition, now_ms: int) -> None:
         """The ranges have no objects to read."""
 
-    real, Partition._load_producers = Partition._load_producers, nothing  # type: ignore[assignment, method-assign]
+    real, Partition.load = Partition.load, nothing  # type: ignore[assignment, method-assign]
 
     async def reopen() -> None:
         logs = parts.logs
@@ -440,7 +440,7 @@ async def measure_start(broker: Broker, watch: Watch) -> None:
     try:
         await watch.measure("start: open all streams and partitions", reopen)
     finally:
-        Partition._load_producers = real  # type: ignore[method-assign]
+        Partition.load = real  # type: ignore[method-assign]
 
 
 async def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:

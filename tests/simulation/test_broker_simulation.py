@@ -26,7 +26,7 @@ from tests.unit.log.test_partition import NOW_MS, NewTopic
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 
 from penstock.errors import FullError, PenstockError, UnavailableError
-from penstock.log import partition as partition_module
+from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.errors import KafkaError
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import AppendOutcome, Partition
@@ -70,7 +70,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "_BACKOFF_S", (0,))
     monkeypatch.setattr(uploader_module, "_BACKOFF_S", (0,))
     monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 25)
-    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 1500)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 1500)
 
 
 @dataclass

@@ -23,7 +23,9 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.log.errors import KafkaError
+from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
+from penstock.log.producer_snapshots import ProducerSnapshots
 from penstock.log.producer_state import Duplicate, ProducerInfo, ProducerStateTable
 from penstock.log.recompression import (
     RECOMPRESSED_VERSION,
@@ -52,11 +54,6 @@ from penstock.wire.records import (
 )
 
 logger = logging.getLogger("penstock.log")
-
-#: How much of the log is read at a time when producer state is rebuilt from batch headers.
-REPLAY_BYTES = 4 * 2**20
-#: A partition without idempotent producers is snapshot too once so much was appended: it bounds what a start reads.
-SNAPSHOT_BYTES = 64 * 1024
 
 
 class AppendOutcome:
@@ -166,21 +163,16 @@ class Partition:
         self._listeners: list[Callable[[], None]] = []
         #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
-        #: Log end when the newest snapshot of the producers was taken.
-        self._snapshot_end = -1
-        #: Bytes appended, or replayed at opening, in all and up to that snapshot.
+        #: Bytes appended since the partition was opened.
         self._appended_bytes = 0
-        self._snapshot_bytes = 0
         #: The damage that was reported last.
         self._damage = ""
         #: Why nothing can be written or read here, or None. Set when the producers' state can't be rebuilt.
         self.unavailable: str | None = None
         #: Called when that changes.
         self.on_availability: Callable[[], None] | None = None
-        self._mending = anyio.Lock()
-        self._loaded_ms = 0
-        #: Where the rebuilding of the producers' state stands; None: at its snapshot.
-        self._replay_from: int | None = None
+        self._snapshots = ProducerSnapshots(engine, stream, state_stream, self.producers)
+        self._mender = Mender(self, engine, self._snapshots)
 
     @property
     def leader_epoch(self) -> int:
@@ -191,6 +183,11 @@ class Partition:
     def log_start_offset(self) -> int:
         """The first offset that can be read."""
         return self.stream.start_offset
+
+    @property
+    def is_closed(self) -> bool:
+        """Nothing is appended or read any more."""
+        return self._closed
 
     @property
     def has_records(self) -> bool:
@@ -508,7 +505,7 @@ class Partition:
             if self.stream.start_offset < target:  # deleted meanwhile
                 raise KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         if self.unavailable is not None:
-            await self._mend()
+            await self._mender.mend()
         return self.stream.start_offset
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
@@ -531,162 +528,32 @@ class Partition:
 
         Raises UnavailableError.
         """
-        self._loaded_ms = now_ms
-        try:
-            await self._load_producers(now_ms)
-        except (CorruptError, NotFoundError, BatchError) as error:
-            await self.take_offline(error, self._replay_from)
+        await self._mender.load(now_ms)
 
     async def take_offline(self, error: PenstockError, damaged_from: int | None) -> None:
         """Serve nothing from here on: what the partition, or its owner, must know is damaged or missing.
 
         ``damaged_from`` is an offset before the damage; None if it is the snapshot of the producers' state.
+        Raises UnavailableError.
         """
-        self.producers = ProducerStateTable()
-        before = self.stream.start_offset
-        place = "the snapshot of its producers' state"
-        if damaged_from is not None:
-            start, before = await self._engine.find_damage(self.stream, damaged_from)
-            place = f"records=[{start},{before})"
-        if self._closed:
-            return  # deleted while we looked
-        self.unavailable = (
-            f"data of the partition are damaged, and nothing is served until they are mended: {error}"
-        )
-        logger.error(
-            "%s-%d is unavailable, what must be known before it serves anybody is damaged; put the object back "
-            "from a copy and start again, or give up the records (penstock topic delete-records %s --partition %d "
-            "--before %d), or delete the topic: damaged=%s log=[%d,%d) %s",
-            self.topic,
-            self.index,
-            self.topic,
-            self.index,
-            before,
-            place,
-            self.stream.start_offset,
-            self.stream.confirmed_offset,
-            error,
-        )
+        await self._mender.take_offline(error, damaged_from)
+
+    def set_unavailable(self, reason: str | None) -> None:
+        """Serve nothing, for this reason; None: serve again."""
+        self.unavailable = reason
         if self.on_availability is not None:
             self.on_availability()
 
-    async def _mend(self) -> None:
-        """Somebody deleted records of an unavailable partition: it serves again if what is left is whole.
-
-        What the deleted records said of their producers is given up, and so is a snapshot that is damaged: a
-        producer that isn't known may start at any sequence, and of what is left nothing can be there twice.
-        """
-        async with self._mending:
-            if self.unavailable is None or self._closed:
-                return
-            try:
-                await self._load_producers(self._loaded_ms)
-            except (CorruptError, NotFoundError, BatchError) as error:
-                if self._replay_from is not None:
-                    await self.take_offline(error, self._replay_from)
-                    return
-                logger.warning("giving up the producers' state of %s-%d: %s", self.topic, self.index, error)
-                state = self.state_stream
-                await self._engine.trim_streams([(state.stream_id, state.confirmed_offset)])
-                await self.load(self._loaded_ms)
-                if self.unavailable is not None:
-                    return
-            self.unavailable = None
-            logger.warning(
-                "%s-%d is available again: log=[%d,%d)",
-                self.topic,
-                self.index,
-                self.stream.start_offset,
-                self.stream.confirmed_offset,
-            )
-            if self.on_availability is not None:
-                self.on_availability()
-
-    async def _load_producers(self, now_ms: int) -> None:
-        """Rebuild the producers' state: newest snapshot, then the batch headers after it."""
-        self.producers = ProducerStateTable()
-        self._replay_from = None
-        replay_from = self.stream.start_offset
-        state = self.state_stream
-        if state.confirmed_offset > state.start_offset:
-            newest = await self._engine.read(state, state.confirmed_offset - 1, 1)
-            if not newest:
-                raise CorruptError(
-                    f"snapshot of the producers' state is missing: topic={self.topic} partition={self.index}"
-                )
-            replay_from = max(replay_from, self.producers.restore(bytes(newest[-1].data)))
-            self._snapshot_end = replay_from
-        while replay_from < self.stream.confirmed_offset:
-            self._replay_from = replay_from
-            entries = await self._engine.read(self.stream, replay_from, REPLAY_BYTES)
-            if not entries:
-                if replay_from >= self.stream.start_offset:
-                    break  # the stream was deleted
-                replay_from = self.stream.start_offset  # trimmed while we looked
-                continue
-            for entry in entries:
-                self.producers.replay(read_header(entry.data), now_ms)
-                self._appended_bytes += len(entry.data)
-            replay_from = entries[-1].next_offset
-        self.producers.expire(now_ms)
-
     def snapshot_producers(self, now_ms: int) -> None:
         """Append a snapshot of the producers' state to the state stream, if anything changed since the last."""
-        end = self.stream.confirmed_offset
-        appended = self._appended_bytes
-        if self._closed or self.unavailable is not None or end == self._snapshot_end:
-            return
-        self.producers.expire(now_ms)
-        if not len(self.producers) and appended - self._snapshot_bytes < SNAPSHOT_BYTES:
-            return
-
-        def on_done(error: Exception | None) -> None:
-            if error is not None:
-                logger.warning("snapshot of producers wasn't written, the next upload tries again: %s", error)
-
-        try:
-            self._append_snapshot(on_done)
-        except PenstockError as error:
-            logger.debug("snapshot of producers is put off to the next upload: %s", error)
+        self._snapshots.write_if_due(now_ms, self._appended_bytes)
 
     async def save_producers(self, start: int) -> None:
         """Snapshot the producers' state, durably, if a log that starts at ``start`` couldn't give it back.
 
         Raises the WAL's error; waits while there is no room.
         """
-        while start > self._snapshot_end and len(self.producers) and not self._closed:
-            if self.unavailable is not None:
-                return  # what is there is not the whole state
-            done = anyio.Event()
-            errors: list[Exception] = []
-
-            def on_done(
-                error: Exception | None, done: anyio.Event = done, errors: list[Exception] = errors
-            ) -> None:
-                if error is not None:
-                    errors.append(error)
-                done.set()
-
-            try:
-                self._append_snapshot(on_done)
-            except FullError:
-                await self._engine.wait_for_room(REPLAY_BYTES)
-                continue
-            await done.wait()
-            if errors:
-                raise errors[0]
-
-    def _append_snapshot(self, on_done: Callable[[Exception | None], None]) -> None:
-        end, appended = self.stream.confirmed_offset, self._appended_bytes
-
-        def written(error: Exception | None) -> None:
-            if error is None:
-                self._snapshot_end = max(self._snapshot_end, end)
-                self._snapshot_bytes = max(self._snapshot_bytes, appended)
-            on_done(error)
-
-        data = memoryview(self.producers.snapshot(end))
-        self._engine.append(self.state_stream, 1, -1, data, None, written)
+        await self._snapshots.save(start, self._appended_bytes)
 
     def expired_offset(self, now_ms: int) -> int:
         """The log start that retention asks for (``retention.ms``, ``retention.bytes``); the present one if none."""
@@ -708,6 +575,7 @@ class Partition:
     def close(self) -> None:
         """Nothing is appended or read any more; parked fetches are woken. Appends on their way still end."""
         self._closed = True
+        self._snapshots.close()
         for listener in tuple(self._listeners):
             listener()
         self._listeners.clear()

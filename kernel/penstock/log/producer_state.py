@@ -276,6 +276,10 @@ class ProducerStateTable:
                     removed += 1
         return removed
 
+    def clear(self) -> None:
+        """Drop all producers."""
+        self._producers.clear()
+
     def forget(self, producer_id: int) -> None:
         """Drop one producer, if it is known."""
         self._producers.pop(producer_id, None)

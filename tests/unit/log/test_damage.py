@@ -14,7 +14,7 @@ from tests.unit.log.test_partition import NOW_MS, Logs, append, batch, codes, op
 from tests.unit.stream.harness import World
 
 from penstock.errors import UnavailableError
-from penstock.log import partition as partition_module
+from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.partition import Partition
@@ -101,8 +101,8 @@ async def test_a_partition_that_cannot_know_its_producers_serves_nothing_and_oth
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 1)
-    monkeypatch.setattr(partition_module, "REPLAY_BYTES", 1)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 1)
+    monkeypatch.setattr(snapshots_module, "REPLAY_BYTES", 1)
     async with open_logs(world) as logs:
         await logs.create("other")
         await append_other(logs, b"before")
@@ -217,8 +217,9 @@ async def test_further_damage_keeps_the_partition_offline(
         assert codes(append(partition, batch(b"new", producer=(8, 0, 0)))) == [0]
 
 
+@pytest.mark.parametrize("callers", [2])
 async def test_a_damaged_snapshot_of_producers_is_given_up_only_when_asked(
-    world: World, store: SimulatedStore, caplog: pytest.LogCaptureFixture
+    world: World, store: SimulatedStore, caplog: pytest.LogCaptureFixture, callers: int
 ) -> None:
     """Deleting records, be it none, is the word for it; what the log says of its producers is then what is known."""
     async with open_logs(world) as logs:
@@ -232,7 +233,7 @@ async def test_a_damaged_snapshot_of_producers_is_given_up_only_when_asked(
         await check_serves_nothing(partition)
         assert "the snapshot of its producers' state" in caplog.text
         async with anyio.create_task_group() as tasks:
-            for _ in range(2):
+            for _ in range(callers):
                 tasks.start_soon(partition.delete_records, 0)
         assert "giving up the producers' state of events-0" in caplog.text
         assert opened(logs) == [0]
@@ -269,7 +270,7 @@ async def test_half_a_state_of_producers_is_never_written(
     world: World, store: SimulatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Not even if somebody deletes more records while the partition is on its way back."""
-    monkeypatch.setattr(partition_module, "REPLAY_BYTES", 1)
+    monkeypatch.setattr(snapshots_module, "REPLAY_BYTES", 1)
     async with open_logs(world) as logs:
         await write(logs, 1)
     world.wal.crash()
@@ -326,7 +327,7 @@ async def test_an_owner_that_cannot_read_its_log_writes_nothing_to_it(
     world: World, store: SimulatedStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The group coordinator: without the old records, a checkpoint would drop what they say."""
-    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 1)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 1)
     async with open_logs(world) as logs:
         await logs.create(partitions=2)
         keyed = KeyedLog("events", 2, logs.manager.partition, lambda: world.now_ms)

@@ -14,7 +14,7 @@ from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch,
 from tests.unit.stream.harness import World
 
 from penstock.errors import ClosedError
-from penstock.log import partition as partition_module
+from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
 from penstock.spi.events import PartitionOpened, UploadCommitted
@@ -148,7 +148,7 @@ async def test_a_drain_writes_one_snapshot_per_partition(world: World) -> None:
 async def test_a_start_reads_a_bounded_part_of_a_log_without_idempotent_producers(
     world: World, monkeypatch: pytest.MonkeyPatch, records_at_last: int
 ) -> None:
-    monkeypatch.setattr(partition_module, "SNAPSHOT_BYTES", 500)
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 500)
     async with open_logs(world) as logs:
         partition = await logs.create()
         for i in range(10):
