@@ -32,8 +32,8 @@ class Mender:
         self._mending = anyio.Lock()
         self._loaded_ms = 0
 
-    async def load(self, now_ms: int) -> None:
-        """Rebuild the producers' state; the partition is unavailable if that meets damage.
+    async def load(self, now_ms: int) -> bool:
+        """Rebuild the producers' state; if that meets damage, take the partition offline and return False.
 
         Raises UnavailableError.
         """
@@ -42,6 +42,8 @@ class Mender:
             await self._snapshots.load(now_ms)
         except (CorruptError, NotFoundError, BatchError) as error:
             await self.take_offline(error, self._snapshots.replay_offset)
+            return False
+        return True
 
     async def take_offline(self, error: PenstockError, damaged_from: int | None) -> None:
         """Serve nothing from here on: what the partition, or its owner, must know is damaged or missing.
@@ -50,7 +52,6 @@ class Mender:
         Raises UnavailableError.
         """
         partition = self._partition
-        self._snapshots.forget()
         before = partition.stream.start_offset
         place = "the snapshot of its producers' state"
         if damaged_from is not None:
@@ -58,6 +59,7 @@ class Mender:
             place = f"records=[{start},{before})"
         if partition.is_closed:
             return  # deleted while we looked
+        self._snapshots.forget()
         logger.error(
             "%s-%d is unavailable, what must be known before it serves anybody is damaged; put the object back "
             "from a copy and start again, or give up the records (penstock topic delete-records %s --partition %d "
@@ -97,8 +99,7 @@ class Mender:
                     "giving up the producers' state of %s-%d: %s", partition.topic, partition.index, error
                 )
                 await snapshots.give_up()
-                await self.load(self._loaded_ms)
-                if partition.unavailable is not None:
+                if not await self.load(self._loaded_ms):
                     return
             logger.warning(
                 "%s-%d is available again: log=[%d,%d)",

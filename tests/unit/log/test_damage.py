@@ -217,7 +217,7 @@ async def test_further_damage_keeps_the_partition_offline(
         assert codes(append(partition, batch(b"new", producer=(8, 0, 0)))) == [0]
 
 
-@pytest.mark.parametrize("callers", [2])
+@pytest.mark.parametrize("callers", [1, 2])
 async def test_a_damaged_snapshot_of_producers_is_given_up_only_when_asked(
     world: World, store: SimulatedStore, caplog: pytest.LogCaptureFixture, callers: int
 ) -> None:
