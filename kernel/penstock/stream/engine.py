@@ -29,7 +29,6 @@ from penstock.errors import (
     CorruptError,
     FencedError,
     FullError,
-    InvariantError,
     NotFoundError,
     PenstockError,
     UnavailableError,
@@ -43,10 +42,11 @@ from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommit
 from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WriteAheadLog
-from penstock.stream.entry import HEADER, decode_header, encode_header, retention_time_ms
+from penstock.stream.entry import HEADER, encode_header, retention_time_ms
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
 from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
+from penstock.stream.recovery import WalReplay
 from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSettings
 
 logger = logging.getLogger("penstock.stream")
@@ -702,72 +702,32 @@ class StreamEngine:
     # -- recovery --------------------------------------------------------------------------------------------
 
     async def _recover(self) -> RecoveryFinished:
-        """Replay the WAL into objects: what is committed or of no living stream is skipped, a hole is an error."""
+        """Upload what only the WAL holds, and trim it."""
         started = time.perf_counter()
-        image = self.metadata.image
-        ends: dict[int, int] = {}
-        entries = size = skipped = 0
-        last_position = 0
-        async for recovered in self._wal.recover():
-            last_position = recovered.next_position
-            header = decode_header(recovered.data, recovered.position)
-            state = image.streams.get(header.stream_id)
-            if state is None:
-                skipped += 1  # deleted
-                continue
-            if header.epoch != state.epoch:
-                if header.next_offset > max(state.start, state.end):
-                    raise CorruptError(
-                        f"the WAL holds records that were passed over when their stream was opened with another "
-                        f"WAL; nothing was changed, keep {self._wal.location} and start one broker per WAL: "
-                        f"stream={header.stream_id} range=[{header.base_offset},{header.next_offset}) "
-                        f"epoch={header.epoch} current={state.epoch} position={recovered.position}"
-                    )
-                skipped += 1  # written under an older ownership, and recovered when that ended
-                continue
-            expected = ends.get(header.stream_id, max(state.start, state.end))
-            if header.next_offset <= expected:
-                skipped += 1
-                continue
-            if header.base_offset > expected:
-                raise CorruptError(
-                    f"acknowledged records are missing from the WAL, nothing was changed; restore the WAL at "
-                    f"{self._wal.location}: stream={header.stream_id} missing=[{expected},{header.base_offset}) "
-                    f"position={recovered.position}"
-                )
-            if header.stream_id in ends and header.base_offset < expected:
-                raise InvariantError(
-                    f"the WAL returned overlapping entries: stream={header.stream_id} position={recovered.position}"
-                )
-            payload = recovered.data[HEADER.size :]
-            charge = await self.allocator.charge(len(recovered.data) + ENTRY_OVERHEAD_BYTES, "append")
-            self._log_cache.put(
-                StreamEntry(
-                    header.stream_id,
-                    header.base_offset,
-                    header.next_offset,
-                    header.time_ms,
-                    payload,
-                    charge,
-                    recovered.next_position,
-                )
-            )
-            ends[header.stream_id] = header.next_offset
-            entries += 1
-            size += len(payload)
+        replay = WalReplay(self._wal, self.metadata.image)
+        async for entry in replay.run():
+            size = HEADER.size + len(entry.data) + ENTRY_OVERHEAD_BYTES
+            entry.charge = await self.allocator.charge(size, "append")
+            self._log_cache.put(entry)
             if self._log_cache.active_bytes >= self._settings.upload_bytes:
                 self._freeze()
+        entries, size_bytes = replay.entries, replay.recovered_bytes
         if entries:
-            logger.info("uploading what only the WAL holds: entries=%d bytes=%d", entries, size)
+            logger.info("uploading what only the WAL holds: entries=%d bytes=%d", entries, size_bytes)
         await self.flush()
         self._uploader.may_trim = True
-        if last_position:
-            await self._wal.trim(last_position)
+        if replay.end_position:
+            await self._wal.trim(replay.end_position)
         duration_ms = (time.perf_counter() - started) * 1000
         if entries:
-            logger.info("recovered %d entries, %d bytes from the WAL in %.0f ms", entries, size, duration_ms)
+            logger.info(
+                "recovered %d entries, %d bytes from the WAL in %.0f ms", entries, size_bytes, duration_ms
+            )
         return RecoveryFinished(
-            entries=entries, recovered_bytes=size, skipped_entries=skipped, duration_ms=duration_ms
+            entries=entries,
+            recovered_bytes=size_bytes,
+            skipped_entries=replay.skipped_entries,
+            duration_ms=duration_ms,
         )
 
 

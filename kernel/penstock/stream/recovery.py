@@ -1,0 +1,83 @@
+"""What a WAL holds that isn't in objects yet: its entries are replayed against what metadata says is committed."""
+
+from __future__ import annotations
+
+__all__ = ("WalReplay",)
+
+from collections.abc import AsyncIterator
+
+from penstock.errors import CorruptError, InvariantError
+from penstock.metadata.image import Image
+from penstock.spi.log_cache import StreamEntry
+from penstock.spi.wal import WalEntry, WriteAheadLog
+from penstock.stream.entry import HEADER, WalHeader, decode_header
+
+
+class WalReplay:
+    """One pass over a WAL. What is committed, or of no living stream, is skipped; a hole is an error."""
+
+    def __init__(self, wal: WriteAheadLog, image: Image) -> None:
+        self._wal = wal
+        self._image = image
+        #: Where the next entry of a stream must begin, of streams that had one.
+        self._ends: dict[int, int] = {}
+        self.entries = 0
+        self.recovered_bytes = 0
+        self.skipped_entries = 0
+        #: WAL position after the last entry, 0 if there was none.
+        self.end_position = 0
+
+    async def run(self) -> AsyncIterator[StreamEntry]:
+        """The entries that must be uploaded, in order; none of them is charged.
+
+        Raises CorruptError if acknowledged records are missing (I10) or belong to another WAL's history,
+        InvariantError if the WAL repeats itself, and what ``WriteAheadLog.recover`` raises.
+        """
+        async for recovered in self._wal.recover():
+            self.end_position = recovered.next_position
+            header = decode_header(recovered.data, recovered.position)
+            if not self._is_needed(header, recovered):
+                self.skipped_entries += 1
+                continue
+            payload = recovered.data[HEADER.size :]
+            self._ends[header.stream_id] = header.next_offset
+            self.entries += 1
+            self.recovered_bytes += len(payload)
+            yield StreamEntry(
+                header.stream_id,
+                header.base_offset,
+                header.next_offset,
+                header.time_ms,
+                payload,
+                None,
+                recovered.next_position,
+            )
+
+    def _is_needed(self, header: WalHeader, recovered: WalEntry) -> bool:
+        state = self._image.streams.get(header.stream_id)
+        if state is None:
+            return False  # deleted
+        committed = max(state.start, state.end)
+        if header.epoch != state.epoch:
+            if header.next_offset > committed:
+                raise CorruptError(
+                    f"the WAL holds records that were passed over when their stream was opened with another "
+                    f"WAL; nothing was changed, keep {self._wal.location} and start one broker per WAL: "
+                    f"stream={header.stream_id} range=[{header.base_offset},{header.next_offset}) "
+                    f"epoch={header.epoch} current={state.epoch} position={recovered.position}"
+                )
+            return False  # written under an older ownership, and recovered when that ended
+        expected = self._ends.get(header.stream_id, committed)
+        if header.next_offset <= expected:
+            return False
+        if header.base_offset > expected:
+            raise CorruptError(
+                f"acknowledged records are missing from the WAL, nothing was changed; restore the WAL at "
+                f"{self._wal.location}: stream={header.stream_id} missing=[{expected},{header.base_offset}) "
+                f"position={recovered.position}"
+            )
+        if header.stream_id in self._ends and header.base_offset < expected:
+            raise InvariantError(
+                f"the WAL returned overlapping entries: stream={header.stream_id} position={recovered.position}"
+            )
+        return True
