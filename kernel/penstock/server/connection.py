@@ -34,6 +34,7 @@ from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.log.recompression import RecompressionDueError
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.server.slots import ProduceSlot, Slot
+from penstock.server.waiting import WaitingProduce
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
@@ -65,9 +66,6 @@ _JOIN_BYTES_MAX: Final = 16 * 1024
 #: Bytes per second that an unfinished frame must come with, after its time of grace.
 _RATE_MIN: Final = 16 * 1024
 
-#: A Produce that has to be recompressed waits for that at least so long, however short its own time is.
-_RECOMPRESSION_WAIT_MS_MIN: Final = 5_000
-
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
 _GROUP_APIS: Final = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP, ApiKey.OFFSET_COMMIT})
@@ -82,8 +80,6 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_blocked",
-        "_call",
-        "_call_data",
         "_closing",
         "_expect_large",
         "_finishing",
@@ -104,6 +100,7 @@ class Connection(asyncio.BufferedProtocol):
         "_stash",
         "_transport",
         "_unsent_charges",
+        "_waiting",
         "_write_paused",
         "client",
         "closing_since",
@@ -126,9 +123,8 @@ class Connection(asyncio.BufferedProtocol):
         self._running: Slot | None = None
         #: What waits on behalf of this client, and ends with it.
         self._scopes: set[anyio.CancelScope] = set()
-        #: A Produce that found no room, or is being recompressed, and the bytes that its records view.
-        self._call: ProduceCall | None = None
-        self._call_data: bytearray | None = None
+        #: A Produce that found no room, or is being recompressed.
+        self._waiting: WaitingProduce | None = None
         #: Start of an unfinished small frame.
         self._pending = b""
         #: Whole frames, and perhaps the start of one, that can't be handled yet. Reading is paused.
@@ -180,13 +176,12 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = self._closing = True
         for scope in tuple(self._scopes):
             scope.cancel()
-        if self._call is not None:
-            self._call.drop()
-            self._call = None
+        if self._waiting is not None:
+            self._waiting.drop()
+            self._waiting = None
         self._release_large()
         self._pending = b""
         self._stash_dropped()
-        self._drop_call_data()
         for slot in self._slots:
             if slot is not self._running:  # a running handler's charges are released when it ends
                 _release_charges(slot)
@@ -197,7 +192,7 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         # A closed socket and a half-closed one look the same. Nobody waits for a parked request or for room, but
         # answers of the log are at hand soon and are written in case somebody reads them.
-        if self._running is not None or self._call is not None:
+        if self._running is not None or self._waiting is not None:
             return False
         self._finishing = True
         return not self._quiet()
@@ -282,7 +277,7 @@ class Connection(asyncio.BufferedProtocol):
 
         A frame that is taken takes its ``allocation`` with it.
         """
-        if self._call is not None or self._running is not None or self._is_held():
+        if self._waiting is not None or self._running is not None or self._is_held():
             return False
         api_key, version, correlation_id = _unpack_start(frame, 0)
         try:
@@ -344,15 +339,8 @@ class Connection(asyncio.BufferedProtocol):
         try:
             call.advance()
         except (FullError, RecompressionDueError):
-            if allocation is None:
-                # The scratch buffer is needed for others: go on from a copy.
-                self._call_data = bytearray(frame)
-                server.carried_bytes += len(self._call_data)
-                again = decode_request(_PRODUCE, version, memoryview(self._call_data), body_pos, lenient=True)
-                assert isinstance(again, ProduceRequest)
-                call.rebind(again)
-            self._call = call
-            server.start_soon(self._wait_for_room, call)
+            waiting = self._waiting = WaitingProduce(server, call, frame if allocation is None else None)
+            server.start_soon(self._wait_for_room, waiting)
 
     def _start(self, frame: bytes, api_key: int, version: int) -> None:
         """Begin a request of another kind. ``frame`` is its own memory: handlers may keep views of it."""
@@ -561,82 +549,12 @@ class Connection(asyncio.BufferedProtocol):
         """There is still something that can't go on."""
         return self._large_ready or self._stash is not None or self._memory_wait or self._closing
 
-    async def _wait_for_room(self, call: ProduceCall) -> None:
-        """The log is full: produce back-pressure. Later frames of the connection wait behind this one.
-
-        So they do while a batch is recompressed, which keeps appends in order.
-        """
-        server = self._server
-        server.waiting_for_room += 1
-        wait_ms_min = _RECOMPRESSION_WAIT_MS_MIN if call.is_due else 0
-        wait_ms = min(max(call.timeout_ms, wait_ms_min), server.api.settings.produce_wait_ms_max)
-        scope = anyio.move_on_after(wait_ms / 1000)
-        try:
-            with scope:
-                self._scopes.add(scope)
-                if self._call is not call:
-                    return  # the connection was lost before this task began
-                if self._call_data is not None:
-                    # Waiting for memory and allocating are one step: who only waits finds it taken by others.
-                    allocation = await server.allocator.allocate(len(self._call_data), "append")
-                    self._adopt(call, allocation)
-                while not self._advanced(call):
-                    await self._wait(call)
-            if scope.cancelled_caught and self._call is call:
-                call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
-        except PenstockError as error:  # the log is closing
-            if self._call is call:
-                call.give_up(error)
-        finally:
-            server.waiting_for_room -= 1
-            self._scopes.discard(scope)
-        if self._call is call:
-            self._call = None
-            self._drop_call_data()
+    async def _wait_for_room(self, waiting: WaitingProduce) -> None:
+        """Produce back-pressure. Later frames of the connection wait behind this one, so appends stay in order."""
+        await waiting.run(self._scopes)
+        if self._waiting is waiting:
+            self._waiting = None
             self._resume()
-
-    async def _wait(self, call: ProduceCall) -> None:
-        """Wait for what the call waits for, and count it as that."""
-        server = self._server
-        if not call.is_due:
-            await call.wait()
-            return
-        server.waiting_for_room -= 1
-        server.recompressing += 1
-        try:
-            await call.wait()
-        finally:
-            server.recompressing -= 1
-            server.waiting_for_room += 1
-
-    def _adopt(self, call: ProduceCall, allocation: Allocation) -> None:
-        """Move the frame of a small Produce that waits into memory of the log's."""
-        data = self._call_data
-        if data is None or self._call is not call:
-            allocation.release()  # the connection was lost meanwhile
-            return
-        view = allocation.view
-        view[:] = data
-        header = decode_request_header(view)
-        again = decode_request(_PRODUCE, header.api_version, view, header.body_pos, lenient=True)
-        assert isinstance(again, ProduceRequest)
-        call.adopt(again, allocation)
-        self._drop_call_data()
-
-    def _advanced(self, call: ProduceCall) -> bool:
-        """Try again; True when there is nothing left to try."""
-        if self._call is not call:
-            return True
-        try:
-            call.advance()
-        except (FullError, RecompressionDueError):
-            return False
-        return True
-
-    def _drop_call_data(self) -> None:
-        data, self._call_data = self._call_data, None
-        if data is not None:
-            self._server.carried_bytes -= len(data)
 
     # -- responses ------------------------------------------------------------------------------------
 
@@ -703,7 +621,7 @@ class Connection(asyncio.BufferedProtocol):
         """Nothing is in flight and nothing that could be done is kept back."""
         if self._slots:
             return False
-        return self._closing or (self._stash is None and self._call is None and not self._large_ready)
+        return self._closing or (self._stash is None and self._waiting is None and not self._large_ready)
 
     @property
     def in_flight(self) -> int:

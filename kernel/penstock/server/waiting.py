@@ -1,0 +1,123 @@
+"""A Produce that can't go on yet: it waits for room in the log, for memory, or until a batch is recompressed."""
+
+from __future__ import annotations
+
+__all__ = ("WaitingProduce",)
+
+from typing import TYPE_CHECKING, Final
+
+import anyio
+
+from penstock.api.produce import ProduceCall
+from penstock.errors import FullError, PenstockError
+from penstock.log.recompression import RecompressionDueError
+from penstock.spi.allocator import Allocation
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.produce import ProduceRequest
+from penstock.wire.registry import decode_request, decode_request_header
+
+if TYPE_CHECKING:
+    from penstock.server.server import Server
+
+#: A Produce that has to be recompressed waits for that at least so long, however short its own time is.
+_RECOMPRESSION_WAIT_MS_MIN: Final = 5_000
+
+
+class WaitingProduce:
+    """``call`` from its first refusal on, until all of it is handed over, given up or dropped.
+
+    ``frame`` is the request where it is in the scratch buffer, which is needed for others: the call goes on from a
+    copy, and from memory of the log's once there is some. None if the call has its memory already.
+    """
+
+    __slots__ = ("_call", "_carried", "_dropped", "_server")
+
+    def __init__(self, server: Server, call: ProduceCall, frame: memoryview | None) -> None:
+        self._server = server
+        self._call = call
+        #: The copy that the records are views of, outside of the allocator.
+        self._carried: bytearray | None = None
+        self._dropped = False
+        if frame is not None:
+            self._carried = bytearray(frame)
+            server.carried_bytes += len(self._carried)
+            call.rebind(_decode(memoryview(self._carried)))
+
+    async def run(self, scopes: set[anyio.CancelScope]) -> None:
+        """Wait and try again, to the end. Whoever drops this cancels what is in ``scopes``."""
+        server, call = self._server, self._call
+        server.waiting_for_room += 1
+        wait_ms_min = _RECOMPRESSION_WAIT_MS_MIN if call.is_due else 0
+        wait_ms = min(max(call.timeout_ms, wait_ms_min), server.api.settings.produce_wait_ms_max)
+        scope = anyio.move_on_after(wait_ms / 1000)
+        try:
+            with scope:
+                scopes.add(scope)
+                if self._dropped:
+                    return  # before this task began
+                if self._carried is not None:
+                    # Waiting for memory and allocating are one step: who only waits finds it taken by others.
+                    self._adopt(await server.allocator.allocate(len(self._carried), "append"))
+                while not self._advanced():
+                    await self._wait()
+            if scope.cancelled_caught and not self._dropped:
+                call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
+        except PenstockError as error:  # the log is closing
+            if not self._dropped:
+                call.give_up(error)
+        finally:
+            server.waiting_for_room -= 1
+            scopes.discard(scope)
+        self._drop_carried()
+
+    async def _wait(self) -> None:
+        """Wait for what the call waits for, and count it as that."""
+        server, call = self._server, self._call
+        if not call.is_due:
+            await call.wait()
+            return
+        server.waiting_for_room -= 1
+        server.recompressing += 1
+        try:
+            await call.wait()
+        finally:
+            server.recompressing -= 1
+            server.waiting_for_room += 1
+
+    def _adopt(self, allocation: Allocation) -> None:
+        """Move the copy into memory of the log's."""
+        if self._carried is None:
+            allocation.release()  # dropped meanwhile
+            return
+        view = allocation.view
+        view[:] = self._carried
+        self._call.adopt(_decode(view), allocation)
+        self._drop_carried()
+
+    def _advanced(self) -> bool:
+        """Try again; True when there is nothing left to try."""
+        if self._dropped:
+            return True
+        try:
+            self._call.advance()
+        except (FullError, RecompressionDueError):
+            return False
+        return True
+
+    def drop(self) -> None:
+        """The connection is lost: what isn't handed over never will be."""
+        self._dropped = True
+        self._call.drop()
+        self._drop_carried()
+
+    def _drop_carried(self) -> None:
+        carried, self._carried = self._carried, None
+        if carried is not None:
+            self._server.carried_bytes -= len(carried)
+
+
+def _decode(frame: memoryview) -> ProduceRequest:
+    header = decode_request_header(frame)
+    request = decode_request(ApiKey.PRODUCE, header.api_version, frame, header.body_pos, lenient=True)
+    assert isinstance(request, ProduceRequest)
+    return request
