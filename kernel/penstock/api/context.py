@@ -197,7 +197,7 @@ class Topic(Protocol):
     def internal(self) -> bool: ...
     @property
     def version(self) -> int:
-        """Grows whenever another partition of it is led by this broker, or no longer, or with a new epoch."""
+        """Grows whenever this broker leads another partition of it, or another one becomes (un)available."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

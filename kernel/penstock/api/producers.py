@@ -50,6 +50,10 @@ def _partition(name: str, index: int, context: RequestContext) -> PartitionRespo
             response.error_code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
             response.error_message = "there is no such partition"
         return response
+    if partition.unavailable is not None:
+        response.error_code = ErrorCode.KAFKA_STORAGE_ERROR
+        response.error_message = partition.unavailable
+        return response
     for producer in partition.active_producers(context.api.now_ms()):
         response.active_producers.append(
             ProducerState(

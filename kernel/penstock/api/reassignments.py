@@ -1,6 +1,7 @@
 """ElectLeaders v0-2, AlterPartitionReassignments v0-1, ListPartitionReassignments v0: one broker leads all there is.
 
-Each partition's one replica is where it should be, so no election is needed and no reassignment can be under way.
+Each partition's one replica is where it should be, so no election is needed and no reassignment can be under way. No
+election helps a partition whose data are damaged: nobody else could lead it.
 """
 
 from __future__ import annotations
@@ -69,12 +70,19 @@ def _elect(name: str, index: int, election_type: int, context: RequestContext) -
         _check_exists(name, index, context)
     except KafkaError as error:
         return PartitionResult(partition_id=index, error_code=error.error_code, error_message=str(error))
-    if context.api.logs.partition(name, index) is not None:
-        code, text = ErrorCode.ELECTION_NOT_NEEDED, "the partition's one replica leads it"
-    elif election_type == _PREFERRED:
-        code, text = ErrorCode.PREFERRED_LEADER_NOT_AVAILABLE, "the partition is not open on its broker"
+    partition = context.api.logs.partition(name, index)
+    if partition is None:
+        text = "the partition is not open on its broker"
+    elif partition.unavailable is not None:
+        text = partition.unavailable
     else:
-        code, text = ErrorCode.ELIGIBLE_LEADERS_NOT_AVAILABLE, "the partition is not open on its broker"
+        code, text = ErrorCode.ELECTION_NOT_NEEDED, "the partition's one replica leads it"
+        return PartitionResult(partition_id=index, error_code=code, error_message=text)
+    code = (
+        ErrorCode.PREFERRED_LEADER_NOT_AVAILABLE
+        if election_type == _PREFERRED
+        else ErrorCode.ELIGIBLE_LEADERS_NOT_AVAILABLE
+    )
     return PartitionResult(partition_id=index, error_code=code, error_message=text)
 
 

@@ -53,8 +53,8 @@ __all__ = (
     "set_log_append_time",
     "set_max_timestamp",
     "validate_produce_batch",
-    "whole_checksum",
     "validate_records_deep",
+    "whole_checksum",
 )
 
 from collections.abc import Iterator

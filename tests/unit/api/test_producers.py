@@ -42,6 +42,15 @@ def test_partitions_that_are_not_there_and_not_open_are_told_apart(logs: FakeLog
     assert codes == [ErrorCode.NOT_LEADER_OR_FOLLOWER, unknown, unknown, unknown]
 
 
+def test_nothing_is_said_of_producers_that_cannot_be_known(logs: FakeLogs) -> None:
+    logs.at("t", 1).unavailable = "data of the partition are damaged"
+    (result,) = describe(logs, t=[1]).topics[0].partitions
+    assert (result.error_code, result.error_message) == (
+        ErrorCode.KAFKA_STORAGE_ERROR,
+        "data of the partition are damaged",
+    )
+
+
 def test_a_partition_is_answered_once_however_often_it_is_asked_for(logs: FakeLogs) -> None:
     response = describe(logs, t=[0] * 1000)
     assert [p.partition_index for p in response.topics[0].partitions] == [0]

@@ -57,10 +57,15 @@ def test_unknown_partitions_are_told(logs: FakeLogs) -> None:
     ("election_type", "code"),
     [(0, ErrorCode.PREFERRED_LEADER_NOT_AVAILABLE), (1, ErrorCode.ELIGIBLE_LEADERS_NOT_AVAILABLE)],
 )
-def test_a_partition_that_is_not_open_can_not_be_led(
-    logs: FakeLogs, election_type: int, code: ErrorCode
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_partition_that_is_not_open_or_damaged_can_not_be_led(
+    logs: FakeLogs, election_type: int, code: ErrorCode, is_damaged: bool
 ) -> None:
-    logs.shut("t", 1)
+    """As in Metadata, which shows both without leader."""
+    if is_damaged:
+        logs.at("t", 1).unavailable = "damaged"
+    else:
+        logs.shut("t", 1)
     asked = [TopicPartitions(topic="t", partitions=[1])]
     assert elect(logs, asked, election_type) == (0, {("t", 1): code})
     assert elect(logs, None, election_type) == (0, {("t", 1): code}), (
