@@ -152,7 +152,10 @@ class LogManager:
         now_ms: Callable[[], int],
         notify: Callable[[str, object], None],
     ) -> AsyncIterator[LogManager]:
-        """Open every partition; on leaving, close them and upload everything that is durable."""
+        """Open every partition. Leaving ends the work on them; :meth:`drain` first, for a clean stop.
+
+        Raises CorruptError, UnavailableError, FencedError.
+        """
         async with anyio.create_task_group() as tasks:
             manager = cls(
                 engine,

@@ -55,7 +55,7 @@ class Mender:
         before = partition.stream.start_offset
         place = "the snapshot of its producers' state"
         if damaged_from is not None:
-            start, before = await self._engine.find_damage(partition.stream, damaged_from)
+            start, before = await self._engine.reads.find_damage(partition.stream, damaged_from)
             place = f"records=[{start},{before})"
         if partition.is_closed:
             return  # deleted while we looked

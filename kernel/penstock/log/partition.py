@@ -35,8 +35,9 @@ from penstock.log.recompression import (
 )
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
-from penstock.stream.engine import Stream, StreamEngine
+from penstock.stream.engine import StreamEngine
 from penstock.stream.entry import untimed
+from penstock.stream.open_stream import Stream
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     ATTRIBUTES_POS,
@@ -158,6 +159,7 @@ class Partition:
         self.producers = ProducerStateTable()
         stream.on_reset = self._reset
         self._engine = engine
+        self._reads = engine.reads
         self._recompressor = recompressor
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
@@ -208,7 +210,7 @@ class Partition:
     @property
     def size_bytes(self) -> int:
         """Bytes of its record batches: of the committed ranges, and what only the WAL holds."""
-        return self._engine.size_bytes(self.stream)
+        return self._reads.size_bytes(self.stream)
 
     def active_producers(self, now_ms: int) -> list[ProducerInfo]:
         """The idempotent producers that haven't expired, by id."""
@@ -431,7 +433,7 @@ class Partition:
         self._check_offset(offset)
         if offset == self.stream.confirmed_offset:
             return _NOTHING
-        entries = self._engine.read_cached(self.stream, offset, bytes_max)
+        entries = self._reads.read_cached(self.stream, offset, bytes_max)
         return None if entries is None else _result(entries, bytes_max, at_least_one)
 
     async def read(
@@ -440,7 +442,7 @@ class Partition:
         """The same from wherever the data are. Raises KafkaError (also for damaged data), UnavailableError."""
         self._check_offset(offset)
         try:
-            entries = await self._engine.read(self.stream, offset, bytes_max)
+            entries = await self._reads.read(self.stream, offset, bytes_max)
         except (CorruptError, NotFoundError) as error:
             self._check_offset(offset)  # trimmed while we looked: what is gone was neither lost nor damaged
             self._report_damage(error)
@@ -470,7 +472,7 @@ class Partition:
         start = self.stream.start_offset
         offset = start
         while True:
-            entry = await self._engine.find_time(self.stream, offset, timestamp)
+            entry = await self._reads.find_time(self.stream, offset, timestamp)
             if entry is None:
                 return None
             found = find_timestamp(entry.data, timestamp, min_offset=start)
@@ -481,10 +483,10 @@ class Partition:
     async def max_timestamp_offset(self) -> tuple[int, int, int] | None:
         """(offset, timestamp, leader epoch) of the first record with the greatest timestamp (KIP-734)."""
         self._check_available()
-        greatest = await self._engine.max_time(self.stream, self.stream.start_offset)
+        greatest = await self._reads.max_time(self.stream, self.stream.start_offset)
         if greatest < 0:
             return None
-        entry = await self._engine.find_time(self.stream, self.stream.start_offset, greatest)
+        entry = await self._reads.find_time(self.stream, self.stream.start_offset, greatest)
         if entry is None:
             return None
         found = max_timestamp_record(entry.data)
@@ -562,8 +564,8 @@ class Partition:
         if self.unavailable is not None or (config.retention_ms < 0 and config.retention_bytes < 0):
             return start
         # adding up is for those who have a limit: most partitions are decided on by their oldest range
-        total = self._engine.size_bytes(self.stream) if config.retention_bytes >= 0 else 0
-        for end, size, time_ms in self._engine.ranges(self.stream):
+        total = self._reads.size_bytes(self.stream) if config.retention_bytes >= 0 else 0
+        for end, size, time_ms in self._reads.ranges(self.stream):
             too_old = config.retention_ms >= 0 and 0 <= time_ms < now_ms - config.retention_ms
             too_much = config.retention_bytes >= 0 and total - size >= config.retention_bytes
             if not (too_old or too_much):

@@ -14,7 +14,8 @@ import anyio
 
 from penstock.errors import CorruptError, FullError, PenstockError
 from penstock.log.producer_state import ProducerStateTable
-from penstock.stream.engine import Stream, StreamEngine
+from penstock.stream.engine import StreamEngine
+from penstock.stream.open_stream import Stream
 from penstock.wire.records import read_header
 
 logger = logging.getLogger("penstock.log")
@@ -71,14 +72,14 @@ class ProducerSnapshots:
         self._replayed_bytes = self._saved_bytes = 0
         replay_from = log.start_offset
         if state.confirmed_offset > state.start_offset:
-            newest = await self._engine.read(state, state.confirmed_offset - 1, 1)
+            newest = await self._engine.reads.read(state, state.confirmed_offset - 1, 1)
             if not newest:
                 raise CorruptError(f"snapshot of the producers' state is missing: stream={state.stream_id}")
             replay_from = max(replay_from, table.restore(bytes(newest[-1].data)))
             self._end = replay_from
         while replay_from < log.confirmed_offset:
             self.replay_offset = replay_from
-            entries = await self._engine.read(log, replay_from, REPLAY_BYTES)
+            entries = await self._engine.reads.read(log, replay_from, REPLAY_BYTES)
             if not entries:
                 if replay_from >= log.start_offset:
                     break  # the stream was deleted

@@ -1,7 +1,8 @@
-"""The stream engine: one WAL for all streams, the log cache in front of reads, objects behind it.
+"""The stream engine: appends of all streams go through one WAL into the log cache, and from there into objects.
 
 Life: ``async with StreamEngine.open(...)`` recovers the WAL (replay -> upload -> commit -> trim), then streams are
-opened, appended to, read and trimmed; leaving it uploads what is left and trims the WAL.
+opened, appended to, read (``reads``) and trimmed. ``drain`` uploads what is left and trims the WAL; without it, what
+is left when the context ends is for the next recovery.
 
 Back-pressure, at three points: ``append`` raises FullError when too much is in flight, when the WAL is at its
 capacity, or when memory is short (the caller waits with :meth:`StreamEngine.wait_for_room` and tries again);
@@ -10,10 +11,9 @@ memory pressure evicts caches and forces uploads; fetches charge what they send.
 
 from __future__ import annotations
 
-__all__ = ("EngineSettings", "EngineStatistics", "Stream", "StreamEngine")
+__all__ = ("EngineSettings", "EngineStatistics", "StreamEngine")
 
 import logging
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -26,15 +26,12 @@ from anyio.abc import TaskGroup
 from penstock.checksum import checksum, combine
 from penstock.errors import (
     ClosedError,
-    CorruptError,
     FencedError,
     FullError,
-    NotFoundError,
     PenstockError,
     UnavailableError,
 )
 from penstock.metadata.commands import Command, OpenStreams, TrimStreams
-from penstock.metadata.image import StreamState
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCache
@@ -42,10 +39,12 @@ from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommit
 from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WriteAheadLog
-from penstock.stream.entry import HEADER, encode_header, retention_time_ms
+from penstock.stream.entry import HEADER, encode_header
 from penstock.stream.lifecycle import ObjectLifecycle
+from penstock.stream.open_stream import Stream
 from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
 from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
+from penstock.stream.reads import StreamReads
 from penstock.stream.recovery import WalReplay
 from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSettings
 
@@ -62,8 +61,6 @@ IN_FLIGHT_OVERHEAD_BYTES = 3072
 OVERHEAD_ENTRIES = 256
 #: Streams that one metadata command names at most: folding it holds up everybody, some milliseconds at most.
 STREAMS_PER_COMMAND = 1000
-#: How much of what only memory and the WAL hold is looked at in one go.
-UNCOMMITTED_READ_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,35 +90,6 @@ class EngineStatistics:
     uploader: UploaderStatistics
     reader: ReaderStatistics
     orphans: OrphanStatistics
-
-
-class Stream:
-    """An open stream: offsets [start_offset, confirmed_offset) are durable, up to next_offset on their way."""
-
-    __slots__ = (
-        "_generation",
-        "confirmed_offset",
-        "epoch",
-        "leader_epoch",
-        "next_offset",
-        "on_reset",
-        "start_offset",
-        "stream_id",
-    )
-
-    def __init__(
-        self, stream_id: int, epoch: int, leader_epoch: int, start_offset: int, end_offset: int
-    ) -> None:
-        self.stream_id = stream_id
-        self.epoch = epoch
-        self.leader_epoch = leader_epoch
-        self.start_offset = start_offset
-        self.confirmed_offset = end_offset
-        self.next_offset = end_offset
-        #: Grows when appends fail: those of an older generation took offsets that are given again.
-        self._generation = 0
-        #: Told the offset where the stream goes on after failed appends, once per failure.
-        self.on_reset: Callable[[int], None] | None = None
 
 
 class _WithOverhead:
@@ -241,6 +209,8 @@ class StreamEngine:
             on_committed=self._upload_committed,
         )
         self._reader = ColdReader(metadata.image, store, block_cache, settings.reader, tasks)
+        #: Everything that reads streams.
+        self.reads = StreamReads(metadata.image, log_cache, self._reader, self._streams)
         self._lifecycle = ObjectLifecycle(
             metadata,
             store,
@@ -564,127 +534,6 @@ class StreamEngine:
             or self._log_cache.active_bytes > self._settings.upload_bytes // 4
         ):
             self._freeze()
-
-    # -- read ------------------------------------------------------------------------------------------------
-
-    def read_cached(self, stream: Stream, offset: int, bytes_max: int) -> Sequence[StreamEntry] | None:
-        """Durable entries from the one that holds ``offset``; None if the log cache doesn't hold that one."""
-        entries = self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, bytes_max)
-        if entries and entries[0].base_offset <= offset:
-            return entries
-        return None
-
-    async def find_time(self, stream: Stream, offset: int, time_ms: int) -> StreamEntry | None:
-        """The first durable entry past ``offset`` (its holder included) with a timestamp >= ``time_ms``."""
-        state = self.metadata.image.streams.get(stream.stream_id)
-        if state is None:
-            return None
-        # taken first: what is uploaded and evicted while the reader looks would be in neither
-        cached = self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, sys.maxsize)
-        found = await self._reader.find_time(state, offset, time_ms)
-        if found is not None:
-            return found
-        for entry in cached:
-            if entry.time_ms >= time_ms and entry.next_offset > offset:
-                return entry
-        return None
-
-    async def max_time(self, stream: Stream, offset: int) -> int:
-        """The greatest timestamp of the durable entries from ``offset`` on; -1 if there is none."""
-        cached = self._log_cache.get(stream.stream_id, offset, stream.confirmed_offset, sys.maxsize)
-        greatest = max((entry.time_ms for entry in cached), default=-1)
-        state = self.metadata.image.streams.get(stream.stream_id)
-        return greatest if state is None else max(greatest, await self._reader.max_time(state, offset))
-
-    def ranges(self, stream: Stream) -> Iterator[tuple[int, int, int]]:
-        """What retention may drop, oldest first: (end offset, payload bytes, time).
-
-        The time is the greatest timestamp; where no record has one, that of the newest append; -1 if not known.
-        Committed ranges first, then what only memory and the WAL hold, entry by entry. Take what you need at
-        once: later, it may be gone.
-        """
-        state = self.metadata.image.streams.get(stream.stream_id)
-        if state is None:
-            return
-        for r in state.ranges:
-            yield r.end, r.size, retention_time_ms(r.time_ms)
-        for entry in self._uncommitted(stream, state):
-            yield entry.next_offset, len(entry.data), retention_time_ms(entry.time_ms)
-
-    def size_bytes(self, stream: Stream) -> int:
-        """Payload of all :meth:`ranges` together."""
-        state = self.metadata.image.streams.get(stream.stream_id)
-        if state is None:
-            return 0
-        return state.ranges.size_bytes + sum(len(entry.data) for entry in self._uncommitted(stream, state))
-
-    def _uncommitted(self, stream: Stream, state: StreamState) -> Iterator[StreamEntry]:
-        committed = offset = max(state.end, state.start)
-        # some at a time: of the many that there may be, retention mostly looks at the first
-        while some := self._log_cache.get(
-            stream.stream_id, offset, stream.confirmed_offset, UNCOMMITTED_READ_BYTES
-        ):
-            for entry in some:
-                if entry.next_offset > committed:
-                    yield entry
-            offset = some[-1].next_offset
-
-    async def find_damage(self, stream: Stream, offset: int) -> tuple[int, int]:
-        """The first damaged block from ``offset`` on, as offsets [start, end).
-
-        All that is left if no block is to blame. Raises UnavailableError.
-        """
-        while offset < stream.confirmed_offset:
-            try:
-                entries = await self.read(stream, offset, 1)
-            except (CorruptError, NotFoundError):
-                state = self.metadata.image.streams.get(stream.stream_id)
-                end = (
-                    stream.confirmed_offset if state is None else await self._reader.block_end(state, offset)
-                )
-                return offset, max(end, offset)
-            if not entries:
-                break
-            offset = entries[-1].next_offset
-        return offset, stream.confirmed_offset
-
-    async def read(self, stream: Stream, offset: int, bytes_max: int) -> Sequence[StreamEntry]:
-        """Durable entries from the one that holds ``offset``: about ``bytes_max``, at least one; [] at the end.
-
-        ``offset`` is in [start_offset, confirmed_offset]. Raises UnavailableError, CorruptError.
-        """
-        end = stream.confirmed_offset
-        if offset >= end:
-            return []
-        cached = self._log_cache.get(stream.stream_id, offset, end, bytes_max)
-        if cached and cached[0].base_offset <= offset:
-            await anyio.lowlevel.checkpoint()
-            return cached
-        state = self.metadata.image.streams.get(stream.stream_id)
-        if state is None:
-            return []
-        cold_end = cached[0].base_offset if cached else end
-        try:
-            entries = await self._reader.read(state, offset, cold_end, bytes_max)
-        except (CorruptError, NotFoundError):
-            if self._is_gone(stream, state, offset):
-                return []
-            raise
-        if entries:
-            return entries
-        # committed and evicted, or trimmed, while we looked
-        again = self.read_cached(stream, offset, bytes_max)
-        if again is None and not self._is_gone(stream, state, offset):
-            raise CorruptError(
-                f"durable records are neither cached nor in an object: stream={stream.stream_id} offset={offset}"
-            )
-        return again or []
-
-    def _is_gone(self, stream: Stream, state: StreamState, offset: int) -> bool:
-        """Whether ``offset`` was trimmed or the stream deleted; metadata knows a moment before the caller does."""
-        stream.start_offset = max(stream.start_offset, state.start)
-        deleted = stream.stream_id not in self.metadata.image.streams
-        return deleted or offset < stream.start_offset or stream.stream_id not in self._streams
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the state."""

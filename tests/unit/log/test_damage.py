@@ -277,8 +277,8 @@ async def test_half_a_state_of_producers_is_never_written(
     turn(store, b"<0-1>")
     async with open_logs(world) as logs:
         partition = logs.partition()
-        engine = logs.manager._engine
-        read_engine = engine.read
+        reads = logs.manager._engine.reads
+        read_stream = reads.read
         half, go_on = anyio.Event(), anyio.Event()
 
         async def held(stream: Any, offset: int, bytes_max: int) -> Any:
@@ -287,9 +287,9 @@ async def test_half_a_state_of_producers_is_never_written(
                 await go_on.wait()
                 if offset < stream.start_offset:
                     return []  # as for any reader of what was deleted meanwhile
-            return await read_engine(stream, offset, bytes_max)
+            return await read_stream(stream, offset, bytes_max)
 
-        monkeypatch.setattr(engine, "read", held)
+        monkeypatch.setattr(reads, "read", held)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(partition.delete_records, 5)
             await half.wait()

@@ -31,7 +31,8 @@ from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
-from penstock.stream.engine import EngineSettings, Stream, StreamEngine
+from penstock.stream.engine import EngineSettings, StreamEngine
+from penstock.stream.open_stream import Stream
 from penstock.stream.reader import ReaderSettings
 from penstock.stream.uploader import UploadSettings
 
@@ -269,7 +270,7 @@ class Engine:
         offset = opened.start_offset
         found = []
         while offset < opened.confirmed_offset:
-            entries = await self.engine.read(opened, offset, 1000)
+            entries = await self.engine.reads.read(opened, offset, 1000)
             for entry in entries:
                 found.append((entry.base_offset, bytes(entry.data)))
             offset = entries[-1].next_offset

@@ -15,7 +15,7 @@ from tests.unit.stream.harness import SETTINGS, World
 from penstock.errors import ClosedError, CorruptError, FencedError, FullError, UnavailableError
 from penstock.metadata.commands import DeleteTopic, RegisterNode
 from penstock.spi.wal import WalEntry
-from penstock.stream import engine as engine_module
+from penstock.stream import reads as reads_module
 
 pytestmark = pytest.mark.anyio
 
@@ -66,7 +66,7 @@ async def test_data_are_the_same_from_memory_and_from_objects(world: World) -> N
         warm = await e.read_all(0), await e.read_all(1)
         await e.engine.flush()
         assert e.log_cache.evict(2**30) > 0
-        assert e.engine.read_cached(e.stream, 0, 1000) is None
+        assert e.engine.reads.read_cached(e.stream, 0, 1000) is None
         assert (await e.read_all(0), await e.read_all(1)) == warm
         assert [payload for _, payload in warm[0]] == payloads
 
@@ -351,17 +351,17 @@ async def test_lookups_by_time_find_the_first_entry_in_memory_and_in_objects(wor
                 e.log_cache.evict(2**30)
 
         async def first(time_ms: int) -> int | None:
-            entry = await e.engine.find_time(e.stream, 0, time_ms)
+            entry = await e.engine.reads.find_time(e.stream, 0, time_ms)
             return None if entry is None else entry.base_offset
 
         assert [await first(t) for t in (0, 10, 11, 30, 31, 50, 51)] == [0, 0, 1, 1, 3, 3, None]
-        assert await e.engine.max_time(e.stream, 0) == 50
-        assert await e.engine.max_time(e.stream, 4) == 40
+        assert await e.engine.reads.max_time(e.stream, 0) == 50
+        assert await e.engine.reads.max_time(e.stream, 4) == 40
         for read_bytes in (1, 2**20):
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(engine_module, "UNCOMMITTED_READ_BYTES", read_bytes)
-                assert [time_ms for _, _, time_ms in e.engine.ranges(e.stream)] == [30, 50, 40]
-                assert e.engine.size_bytes(e.stream) == len(times)
+                patch.setattr(reads_module, "UNCOMMITTED_READ_BYTES", read_bytes)
+                assert [time_ms for _, _, time_ms in e.engine.reads.ranges(e.stream)] == [30, 50, 40]
+                assert e.engine.reads.size_bytes(e.stream) == len(times)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

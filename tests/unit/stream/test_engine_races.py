@@ -158,7 +158,7 @@ async def test_a_lookup_by_time_sees_what_is_uploaded_and_evicted_while_it_looks
             e.log_cache.evict(2**30)
 
         e.store.before_get = upload_and_evict
-        found = await e.engine.find_time(e.stream, 1, 40)
+        found = await e.engine.reads.find_time(e.stream, 1, 40)
         assert looked, "the upload came in between"
         assert found is not None
         assert found.base_offset == 2
@@ -174,7 +174,7 @@ async def test_a_read_of_what_was_just_trimmed_is_not_taken_for_damage(world: Wo
         epoch = e.metadata.image.nodes[1].epoch
         await e.metadata.submit(TrimStreams(1, epoch, [(e.stream.stream_id, 2)]))
         assert e.stream.start_offset == 0
-        assert await e.engine.read(e.stream, 0, 1000) == []
+        assert await e.engine.reads.read(e.stream, 0, 1000) == []
         assert e.stream.start_offset == 2
 
 

@@ -64,7 +64,7 @@ async def test_merged_runs_hold_the_same_blocks_and_only_neighbours(
 async def test_a_cold_read_takes_one_request_for_the_index_and_one_for_the_blocks(world: World) -> None:
     async with world.open() as e:
         payloads = await cold(e)
-        entries = await e.engine.read(e.stream, 0, 10**6)
+        entries = await e.engine.reads.read(e.stream, 0, 10**6)
         assert [(x.base_offset, bytes(x.data)) for x in entries] == payloads
         assert e.store.gets == 2
 
@@ -75,7 +75,7 @@ async def test_readers_of_one_place_share_its_loads(world: World) -> None:
         found: list[int] = []
 
         async def read() -> None:
-            found.append(len(await e.engine.read(e.stream, 0, 10**6)))
+            found.append(len(await e.engine.reads.read(e.stream, 0, 10**6)))
 
         async with anyio.create_task_group() as tasks:
             for _ in range(10):
@@ -93,7 +93,7 @@ async def test_a_reader_that_goes_away_leaves_the_others_their_data(world: World
 
         async def read(scope: anyio.CancelScope) -> None:
             with scope:
-                found.append(len(await e.engine.read(e.stream, 0, 10**6)))
+                found.append(len(await e.engine.reads.read(e.stream, 0, 10**6)))
 
         first, second = anyio.CancelScope(), anyio.CancelScope()
         with anyio.fail_after(5):
@@ -118,7 +118,7 @@ async def test_a_failed_read_fails_its_readers_and_not_the_next_ones(world: Worl
         e.store.before_get = fail
         for _ in range(2):
             with pytest.raises(UnavailableError):
-                await e.engine.read(e.stream, 0, 1000)
+                await e.engine.reads.read(e.stream, 0, 1000)
         e.store.before_get = None
         assert await e.read_all() == payloads
 
@@ -133,7 +133,7 @@ async def test_a_damaged_object_is_told_from_data(world: World, position: int) -
         data[position] ^= 1
         await e.store.put(key, [data])
         with pytest.raises(CorruptError, match="checksum"):
-            await e.engine.read(e.stream, 0, 10**6)
+            await e.engine.reads.read(e.stream, 0, 10**6)
 
 
 async def test_a_cut_object_is_damage(world: World) -> None:
@@ -144,12 +144,12 @@ async def test_a_cut_object_is_damage(world: World) -> None:
         data = bytes(await e.store.get(key))
         await e.store.put(key, [data[:50]])
         with pytest.raises(CorruptError):
-            await e.engine.read(e.stream, 0, 10**6)
+            await e.engine.reads.read(e.stream, 0, 10**6)
         await e.store.put(key, [data])
-        assert await e.engine.read(e.stream, 0, 100)
+        assert await e.engine.reads.read(e.stream, 0, 100)
         await e.store.put(key, [data[:50]])
         with pytest.raises(CorruptError, match="shorter"):
-            await e.engine.read(e.stream, 90, 10**6)
+            await e.engine.reads.read(e.stream, 90, 10**6)
 
 
 async def test_an_index_larger_than_the_tail_takes_one_request_more(world: World) -> None:
@@ -157,12 +157,12 @@ async def test_an_index_larger_than_the_tail_takes_one_request_more(world: World
     world.settings = dataclasses.replace(SETTINGS, upload=upload)
     async with world.open() as e:
         payloads = await cold(e, count=INDEX_TAIL_BYTES // 48 + 100, size=1)
-        entries = await e.engine.read(e.stream, 0, 1)
+        entries = await e.engine.reads.read(e.stream, 0, 1)
         assert bytes(entries[0].data) == payloads[0][1]
         assert e.engine.statistics().reader.index_gets == 1
         assert e.store.gets == 3
         last = payloads[-1]
-        entries = await e.engine.read(e.stream, last[0], 1)
+        entries = await e.engine.reads.read(e.stream, last[0], 1)
         assert (entries[0].base_offset, bytes(entries[0].data)) == last
 
 
@@ -187,4 +187,4 @@ async def test_an_object_that_lacks_what_metadata_says_is_damage(world: World) -
         state = e.metadata.image.streams[e.stream.stream_id]
         state.ranges[1] = type(state.ranges[1])(2, 4, state.ranges[0].object_id, 1, 0)
         with pytest.raises(CorruptError, match="doesn't hold"):
-            await e.engine.read(e.stream, 2, 1000)
+            await e.engine.reads.read(e.stream, 2, 1000)
