@@ -44,7 +44,7 @@ SLICE_PARTITIONS = 500
 class _Fetch:
     """One fetch request on its way."""
 
-    __slots__ = ("_context", "_deadline_s", "_reads_zstd", "budget", "plan", "request", "started_s")
+    __slots__ = ("_context", "_reads_zstd", "budget", "plan", "request", "started_s")
 
     def __init__(self, request: FetchRequest, context: RequestContext, plan: Plan) -> None:
         self.request = request

@@ -29,7 +29,6 @@ from penstock.bench.histogram import Histogram
 #: Sent at (ns), producer << 48 | number.
 _HEADER = struct.Struct(">QQ")
 _NUMBER_BITS = 48
-_NUMBER_MASK = (1 << _NUMBER_BITS) - 1
 _BURST = 256
 _CONSUME_MAX = 2000
 _QUIET = logging.getLogger("penstock.bench.librdkafka")
