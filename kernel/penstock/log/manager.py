@@ -30,7 +30,7 @@ from penstock.metadata.commands import (
     DeleteTopic,
     SetTopicConfigs,
 )
-from penstock.metadata.image import TopicState
+from penstock.metadata.rows import TopicState
 from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted, UploadCommitted
 from penstock.spi.log_cache import LogCacheBlock
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine

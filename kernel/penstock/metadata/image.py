@@ -7,219 +7,32 @@ is unchanged) or applied whole.
 
 from __future__ import annotations
 
-__all__ = ("Cut", "FoldError", "Image", "ObjectState", "StreamRange", "StreamState", "TopicState")
+__all__ = ("Image",)
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from copy import copy
-from typing import Any, Literal
-
-import msgspec
+from collections.abc import Sequence
+from typing import Any
 
 from penstock.errors import (
     AlreadyExistsError,
     ConfigError,
     ConflictError,
-    CorruptError,
     FencedError,
     InvalidRequestError,
     NotFoundError,
     PenstockError,
 )
 from penstock.metadata import commands as c
-from penstock.metadata.ranges import Ranges, StreamRange
-
-FoldError = PenstockError
-
-#: 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use; 1 is read as well.
-IMAGE_VERSION = 2
-#: What a snapshot encodes in one go: a millisecond or so on the event loop.
-CUT_ROWS = 500
-
-
-class NodeState(msgspec.Struct):
-    """A broker; a higher epoch is a later life of it."""
-
-    node_id: int
-    epoch: int
-    incarnation: str
-    #: Identity of the WAL that it used last, and where that is, for people; empty: none was ever told.
-    wal: str = ""
-    wal_location: str = ""
-    #: That WAL may hold acknowledged records that aren't uploaded; False after a clean stop.
-    wal_in_use: bool = False
-    #: Identities of WALs whose records were given up on purpose, oldest first.
-    lost_wals: list[str] = []
-
-
-class TopicState(msgspec.Struct):
-    """A topic; partition ``i`` has the streams ``log_streams[i]`` and ``state_streams[i]``."""
-
-    topic_id: bytes
-    name: str
-    configs: dict[str, str]
-    internal: bool
-    log_streams: list[int]
-    state_streams: list[int]
-
-    @property
-    def partition_count(self) -> int:
-        """How many partitions the topic has."""
-        return len(self.log_streams)
-
-    def __copy__(self) -> TopicState:
-        """One that doesn't change when this one does."""
-        return msgspec.structs.replace(
-            self, log_streams=self.log_streams.copy(), state_streams=self.state_streams.copy()
-        )
-
-
-class StreamState(msgspec.Struct):
-    """A stream: live offsets [start, end) are committed and tiled by ``ranges`` (I2).
-
-    ``start`` may be past ``end``: records were deleted that only the WAL holds so far.
-    """
-
-    stream_id: int
-    topic_id: bytes
-    partition: int
-    start: int = 0
-    end: int = 0
-    #: Index of the entry that opened it; 0 if it never was.
-    epoch: int = 0
-    node_id: int = -1
-    #: (leader epoch, first offset) of each leader that wrote something, oldest first (KIP-101).
-    leader_epochs: list[tuple[int, int]] = []
-    ranges: Ranges = msgspec.field(default_factory=Ranges)
-
-    @property
-    def leader_epoch(self) -> int:
-        """The current leader epoch; -1 before the first opening."""
-        return self.leader_epochs[-1][0] if self.leader_epochs else -1
-
-    def range_at(self, offset: int) -> int:
-        """Index in ``ranges`` of the one that holds ``offset``, or of the first one after it."""
-        return self.ranges.find(offset)
-
-    def __copy__(self) -> StreamState:
-        """One that doesn't change when this one does."""
-        return msgspec.structs.replace(
-            self, leader_epochs=self.leader_epochs.copy(), ranges=self.ranges.copy()
-        )
-
-
-class ObjectState(msgspec.Struct, gc=False):
-    """An object: prepared -> committed -> destroyed -> forgotten."""
-
-    object_id: int
-    state: Literal["prepared", "committed", "destroyed"]
-    size: int
-    #: Prepared: when it is given up. Destroyed: when it was. Wall clock, ms.
-    at_ms: int
-    #: How many ranges of streams are in it.
-    live_ranges: int = 0
-
-
-class _ImageData(msgspec.Struct):
-    """What a snapshot holds."""
-
-    version: int = IMAGE_VERSION
-    index: int = 0
-    cluster_id: str = ""
-    next_stream_id: int = 1
-    next_object_id: int = 1
-    next_producer_id: int = 1
-    nodes: dict[int, NodeState] = {}
-    topics: dict[bytes, TopicState] = {}
-    streams: dict[int, StreamState] = {}
-    objects: dict[int, ObjectState] = {}
-
-
-#: The parts of it that a cut encodes piece by piece; what is in them changes in place.
-_TABLES = ("topics", "streams", "objects")
-
-
-def _to_stored(value: Any) -> bytes:
-    assert isinstance(value, Ranges), type(value)
-    return value.to_bytes()
-
-
-def _from_stored(kind: type, value: Any) -> Any:
-    assert kind is Ranges, kind
-    return Ranges.of(value)
-
-
-_snapshot_encoder = msgspec.msgpack.Encoder(enc_hook=_to_stored)
-_snapshot_decoder = msgspec.msgpack.Decoder(_ImageData, dec_hook=_from_stored)
-
-
-def _map_header(count: int) -> bytes:
-    """MessagePack's header of a map, as the encoder would write it."""
-    if count < 16:
-        return bytes((0x80 | count,))
-    if count < 2**16:
-        return b"\xde" + count.to_bytes(2, "big")
-    return b"\xdf" + count.to_bytes(4, "big")
-
-
-class Cut:
-    """The image as it is now, encoded piece by piece while entries are folded into the image.
-
-    A row (topic, stream, object) that changes before it is encoded is copied first. Leave the context when the
-    pieces aren't wanted any more: until then, folding pays for the copies.
-    """
-
-    def __init__(self, data: _ImageData, cuts: list[Cut]) -> None:
-        self.index = data.index
-        self._cuts = cuts
-        #: Rows that aren't encoded yet, by their table in the image.
-        self._rows: dict[str, dict[Any, Any]] = {name: dict(getattr(data, name)) for name in _TABLES}
-        self._fields = [
-            (_snapshot_encoder.encode(name), None if name in _TABLES else self._encode(data, name))
-            for name in _ImageData.__struct_fields__
-        ]
-        cuts.append(self)
-
-    @staticmethod
-    def _encode(data: _ImageData, name: str) -> bytes:
-        return _snapshot_encoder.encode(getattr(data, name))
-
-    def __enter__(self) -> Cut:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._cuts.remove(self)
-
-    def before(self, table: str, key: Any, row: Any) -> None:
-        """``row`` of the image is about to change."""
-        rows = self._rows[table]
-        if rows.get(key) is row:
-            rows[key] = copy(row)
-
-    def pieces(self) -> Iterator[bytes]:
-        """The snapshot, in pieces that each take about a millisecond; entries may be folded between them."""
-        yield _map_header(len(self._fields))
-        for name, (key, value) in zip(_ImageData.__struct_fields__, self._fields, strict=True):
-            yield key
-            if value is not None:
-                yield value
-            else:
-                yield from self._table(self._rows[name])
-
-    def _table(self, rows: dict[Any, Any]) -> Iterator[bytes]:
-        keys = list(rows)
-        yield _map_header(len(keys))
-        for first in range(0, len(keys), CUT_ROWS):
-            some = {key: rows.pop(key) for key in keys[first : first + CUT_ROWS]}
-            yield _snapshot_encoder.encode(some)[len(_map_header(len(some))) :]
+from penstock.metadata.rows import ImageData, NodeState, ObjectState, StreamState, TopicState
+from penstock.metadata.snapshot import Cut, decode_snapshot
 
 
 class Image:
     """The state after the entry ``index``; read it freely, change it only through :meth:`fold`."""
 
-    def __init__(self, data: _ImageData | None = None) -> None:
-        self._data = data or _ImageData()
+    def __init__(self, data: ImageData | None = None) -> None:
+        self._data = data or ImageData()
         self._cuts: list[Cut] = []
         self.topic_ids = {topic.name: topic_id for topic_id, topic in self._data.topics.items()}
 
@@ -275,23 +88,7 @@ class Image:
     @classmethod
     def from_snapshot(cls, data: bytes) -> Image:
         """The image of a snapshot. Raises CorruptError if it can't be read."""
-        try:
-            image = _snapshot_decoder.decode(data)
-        except msgspec.MsgspecError as error:
-            raise CorruptError(f"metadata snapshot can't be read: reason={error}") from error
-        if image.version > IMAGE_VERSION:
-            raise CorruptError(
-                f"metadata snapshot is of a newer format than this penstock reads, upgrade it: "
-                f"version={image.version} supported={IMAGE_VERSION}"
-            )
-        if image.version < IMAGE_VERSION:
-            live = Counter(
-                object_id for stream in image.streams.values() for object_id in stream.ranges.object_ids
-            )
-            for object_id, held in image.objects.items():
-                held.live_ranges = live[object_id]
-            image.version = IMAGE_VERSION
-        return cls(image)
+        return cls(decode_snapshot(data))
 
     def weight(self, command: c.Command) -> int:
         """About how many rows of the image the command changes: 2,000 are folded in a millisecond or two."""

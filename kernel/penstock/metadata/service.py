@@ -31,7 +31,8 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.metadata.commands import Command, Entry, FormatCluster, RegisterNode, decode_entry, encode_entry
-from penstock.metadata.image import Cut, Image
+from penstock.metadata.image import Image
+from penstock.metadata.snapshot import Cut
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
 
 logger = logging.getLogger("penstock.metadata")

@@ -17,7 +17,8 @@ import anyio
 from anyio.abc import TaskGroup
 
 from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError
-from penstock.metadata.image import Image, StreamState
+from penstock.metadata.image import Image
+from penstock.metadata.rows import StreamState
 from penstock.spi.block_cache import BlockCache, BlockRef
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.object_store import ObjectStore

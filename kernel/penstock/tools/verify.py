@@ -18,7 +18,8 @@ from dataclasses import dataclass, field
 from crc32c import crc32c
 
 from penstock.errors import CorruptError, NotFoundError, PenstockError
-from penstock.metadata.image import Image, ObjectState, StreamState
+from penstock.metadata.image import Image
+from penstock.metadata.rows import ObjectState, StreamState
 from penstock.metadata.service import follow, load_image
 from penstock.spi.object_store import ObjectInfo
 from penstock.stream.entry import HEADER, decode_header

@@ -15,7 +15,7 @@ from penstock_wal_block import inspect_wal
 from penstock.broker import Broker, _broker
 from penstock.broker._wal import release_wal
 from penstock.errors import ConfigError, PluginError, UnavailableError
-from penstock.metadata.image import NodeState
+from penstock.metadata.rows import NodeState
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginRegistry
 

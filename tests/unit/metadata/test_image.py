@@ -19,7 +19,7 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
 )
-from penstock.metadata import image as image_module
+from penstock.metadata import snapshot as snapshot_module
 from penstock.metadata.commands import (
     AbandonObjects,
     AddPartitions,
@@ -415,7 +415,7 @@ def test_a_snapshot_that_is_taken_while_commands_come_is_the_image_at_its_index(
     expected = log.image.to_snapshot()
     pieces = []
     with pytest.MonkeyPatch.context() as patch, log.image.cut() as cut, log.image.cut() as second:
-        patch.setattr(image_module, "CUT_ROWS", rows[0])
+        patch.setattr(snapshot_module, "CUT_ROWS", rows[0])
         assert cut.index == second.index == log.image.index
         for piece in cut.pieces():
             pieces.append(piece)

@@ -28,7 +28,7 @@ from penstock.metadata.commands import (
     UseWal,
     decode_entry,
 )
-from penstock.metadata.image import TopicState
+from penstock.metadata.rows import TopicState
 from penstock.metadata.service import MetadataService, load_image
 from penstock.spi.metadata_log import (
     MetadataEntry,

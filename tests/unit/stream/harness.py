@@ -22,7 +22,7 @@ from penstock_object_store_fsspec import penstock_register_object_store
 
 from penstock.errors import FullError, UnavailableError
 from penstock.metadata.commands import CreateTopic
-from penstock.metadata.image import TopicState
+from penstock.metadata.rows import TopicState
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator
 from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted

@@ -14,7 +14,8 @@ from tests.unit.stream.test_engine import leaves
 
 from penstock.errors import CorruptError, UnavailableError
 from penstock.metadata.commands import ForgetObjects, PrepareObjects
-from penstock.metadata.image import Image, ObjectState
+from penstock.metadata.image import Image
+from penstock.metadata.rows import ObjectState
 from penstock.stream import lifecycle as lifecycle_module
 from penstock.stream.lifecycle import due_objects
 

@@ -16,7 +16,7 @@ from tests.unit.stream.test_engine import leaves
 
 from penstock.errors import CorruptError, UnavailableError
 from penstock.metadata.commands import CommitUpload, PrepareObjects, UploadedObject
-from penstock.metadata.image import ObjectState
+from penstock.metadata.rows import ObjectState
 from penstock.spi.object_store import ObjectInfo
 from penstock.stream import orphans as orphans_module
 from penstock.stream.object_format import object_key

@@ -16,7 +16,8 @@ from tests.unit.stream.harness import SETTINGS, World
 
 from penstock.errors import UnavailableError
 from penstock.metadata.commands import UploadedObject, UploadedRange
-from penstock.metadata.image import Image, StreamState
+from penstock.metadata.image import Image
+from penstock.metadata.rows import StreamState
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream import uploader as uploader_module
 from penstock.stream.uploader import _first_part, live_offsets, plan_objects, split_parts

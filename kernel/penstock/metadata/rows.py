@@ -1,0 +1,115 @@
+"""What the metadata image is made of: nodes, topics, streams, objects, and all of them together.
+
+These change in place, and only by the fold (``penstock.metadata.image``).
+"""
+
+from __future__ import annotations
+
+__all__ = ("IMAGE_VERSION", "ImageData", "NodeState", "ObjectState", "StreamState", "TopicState")
+
+from typing import Literal
+
+import msgspec
+
+from penstock.metadata.ranges import Ranges
+
+#: 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use; 1 is read as well.
+IMAGE_VERSION = 2
+
+
+class NodeState(msgspec.Struct):
+    """A broker; a higher epoch is a later life of it."""
+
+    node_id: int
+    epoch: int
+    incarnation: str
+    #: Identity of the WAL that it used last, and where that is, for people; empty: none was ever told.
+    wal: str = ""
+    wal_location: str = ""
+    #: That WAL may hold acknowledged records that aren't uploaded; False after a clean stop.
+    wal_in_use: bool = False
+    #: Identities of WALs whose records were given up on purpose, oldest first.
+    lost_wals: list[str] = []
+
+
+class TopicState(msgspec.Struct):
+    """A topic; partition ``i`` has the streams ``log_streams[i]`` and ``state_streams[i]``."""
+
+    topic_id: bytes
+    name: str
+    configs: dict[str, str]
+    internal: bool
+    log_streams: list[int]
+    state_streams: list[int]
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions the topic has."""
+        return len(self.log_streams)
+
+    def __copy__(self) -> TopicState:
+        """One that doesn't change when this one does."""
+        return msgspec.structs.replace(
+            self, log_streams=self.log_streams.copy(), state_streams=self.state_streams.copy()
+        )
+
+
+class StreamState(msgspec.Struct):
+    """A stream: live offsets [start, end) are committed and tiled by ``ranges`` (I2).
+
+    ``start`` may be past ``end``: records were deleted that only the WAL holds so far.
+    """
+
+    stream_id: int
+    topic_id: bytes
+    partition: int
+    start: int = 0
+    end: int = 0
+    #: Index of the entry that opened it; 0 if it never was.
+    epoch: int = 0
+    node_id: int = -1
+    #: (leader epoch, first offset) of each leader that wrote something, oldest first (KIP-101).
+    leader_epochs: list[tuple[int, int]] = []
+    ranges: Ranges = msgspec.field(default_factory=Ranges)
+
+    @property
+    def leader_epoch(self) -> int:
+        """The current leader epoch; -1 before the first opening."""
+        return self.leader_epochs[-1][0] if self.leader_epochs else -1
+
+    def range_at(self, offset: int) -> int:
+        """Index in ``ranges`` of the one that holds ``offset``, or of the first one after it."""
+        return self.ranges.find(offset)
+
+    def __copy__(self) -> StreamState:
+        """One that doesn't change when this one does."""
+        return msgspec.structs.replace(
+            self, leader_epochs=self.leader_epochs.copy(), ranges=self.ranges.copy()
+        )
+
+
+class ObjectState(msgspec.Struct, gc=False):
+    """An object: prepared -> committed -> destroyed -> forgotten."""
+
+    object_id: int
+    state: Literal["prepared", "committed", "destroyed"]
+    size: int
+    #: Prepared: when it is given up. Destroyed: when it was. Wall clock, ms.
+    at_ms: int
+    #: How many ranges of streams are in it.
+    live_ranges: int = 0
+
+
+class ImageData(msgspec.Struct):
+    """What a snapshot holds."""
+
+    version: int = IMAGE_VERSION
+    index: int = 0
+    cluster_id: str = ""
+    next_stream_id: int = 1
+    next_object_id: int = 1
+    next_producer_id: int = 1
+    nodes: dict[int, NodeState] = {}
+    topics: dict[bytes, TopicState] = {}
+    streams: dict[int, StreamState] = {}
+    objects: dict[int, ObjectState] = {}
