@@ -250,6 +250,7 @@ class Partition:
                 before_max_ms=config.timestamp_before_max_ms,
                 after_max_ms=config.timestamp_after_max_ms,
                 deep=config.validate_deep and not is_foreign,  # else what it is recompressed to is looked at
+                inflated_bytes_max=self._recompressor.inflated_bytes_max,
             )
             verdict = self.producers.check(header, now_ms)
         except BatchError as error:

@@ -20,6 +20,7 @@ from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import AppendOutcome, Partition
 from penstock.stream.entry import retention_time_ms, untimed
+from penstock.wire.compression import CODEC_LZ4
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     ATTRIBUTES_POS,
@@ -170,6 +171,17 @@ async def test_a_batch_whose_records_lie_is_found_out_by_the_full_check_only(
     async with open_logs(world, validate_deep=deep) as logs:
         partition = await logs.create()
         assert codes(append(partition, lying)) == [ErrorCode.INVALID_RECORD if deep else 0]
+        assert codes(append(partition, batch(b"honest"))) == [0]
+
+
+@pytest.mark.parametrize("part", [5, 3])
+async def test_the_full_check_inflates_no_more_than_a_quarter_of_the_memory(world: World, part: int) -> None:
+    value = bytes(range(256)) * (world.limit // part // 256)
+    large = build_batch([(None, value, (), NOW_MS)], codec=CODEC_LZ4)
+    assert len(large) < 1_000_000
+    async with open_logs(world, validate_deep=True) as logs:
+        partition = await logs.create(max_message_bytes="1000000")
+        assert codes(append(partition, large)) == [0 if part > 4 else ErrorCode.INVALID_RECORD]
         assert codes(append(partition, batch(b"honest"))) == [0]
 
 
