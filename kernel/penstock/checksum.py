@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("COMBINE_BYTES_MIN", "checksum", "combine")
 
+import threading
 from typing import Final
 
 from crc32c import crc32c
@@ -26,9 +27,10 @@ def combine(first: int, second: int, second_bytes: int) -> int:
     """The CRC-32C of two runs of bytes, one behind the other, from the CRC-32C of each; about 3 us.
 
     To append n zero bytes to a message multiplies its remainder by x^8n. Each power of two has a table for that.
+    From any thread.
     """
-    while second_bytes >> len(_shifts):
-        _add_shift()
+    if second_bytes >> len(_shifts):
+        _add_shifts(second_bytes.bit_length())
     for shift in _shifts:
         if second_bytes & 1:
             first = _apply(shift, first)
@@ -42,6 +44,15 @@ _Shift = tuple[list[int], list[int], list[int], list[int]]
 
 #: ``_shifts[k]`` multiplies by x^(8 * 2^k): the product of a remainder is the sum of those of its four bytes.
 _shifts: list[_Shift] = []
+#: The event loop and threads that build objects may want a further table at once. Each must get in once: all
+#: checksums would be wrong from then on.
+_adding = threading.Lock()
+
+
+def _add_shifts(count: int) -> None:
+    with _adding:
+        while len(_shifts) < count:
+            _add_shift()
 
 
 def _add_shift() -> None:

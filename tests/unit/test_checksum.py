@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import penstock.checksum
 from penstock.checksum import checksum, combine
 from penstock.wire.records import build_batch, set_log_append_time, whole_checksum
 
@@ -20,6 +25,22 @@ def test_the_example_of_rfc_3720() -> None:
 def test_two_runs_of_bytes_combine(first: bytes, pattern: bytes, second_bytes: int) -> None:
     second = (pattern * (second_bytes // len(pattern) + 1))[:second_bytes]
     assert combine(checksum(first), checksum(second), second_bytes) == checksum(first + second)
+
+
+def test_threads_that_combine_for_the_first_time_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Produce on the event loop and uploads in threads do: a table that got in twice made all others wrong."""
+    first, second = b"first", bytes(range(256)) * 1000
+    expected = checksum(first + second)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(5):
+                monkeypatch.setattr(penstock.checksum, "_shifts", [])
+                list(pool.map(lambda size: combine(1, 2, size), [2**20 - 1] * 4))
+                assert combine(checksum(first), checksum(second), len(second)) == expected
+    finally:
+        sys.setswitchinterval(interval)
 
 
 @given(st.integers(1, 300_000), st.booleans())
