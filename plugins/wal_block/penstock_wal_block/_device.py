@@ -67,7 +67,10 @@ class Device(Protocol):
         """Write ``parts`` (``length`` bytes in sum) at the aligned ``offset``, padded with zeros to a block."""
 
     def sync(self) -> None:
-        """Make what was written durable."""
+        """Make what this device object wrote durable."""
+
+    def sync_all(self) -> None:
+        """Make durable what is on the medium, whoever wrote it."""
 
     def header_lock(self) -> AbstractContextManager[None]:
         """Held while the header is read, judged and replaced."""
@@ -102,6 +105,8 @@ class FileDevice:
 
     def _open(self, path: Path, capacity_bytes: int, io: str, buffer_bytes: int) -> None:
         created = not path.exists()
+        if created:
+            _refuse_missing_device(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
         self._fd = self._keep(os.open(path, flags, 0o600))
@@ -111,7 +116,7 @@ class FileDevice:
         self.is_block_device = stat.S_ISBLK(status.st_mode)
         if not self.is_block_device and not stat.S_ISREG(status.st_mode):
             raise ConfigError(f"the wal must be a regular file or a block device: path={path}")
-        self._extent = os.lseek(self._fd, 0, os.SEEK_END)
+        self._extent = self._size()
         if self.is_block_device and self._extent < capacity_bytes:
             raise ConfigError(
                 f"the block device is smaller than the wal's capacity, lower the capacity: path={path} "
@@ -119,8 +124,11 @@ class FileDevice:
             )
         self._capacity_bytes = capacity_bytes
         self._direct_fd = self._open_direct(path, io)
-        # A device may be shared with another host, so its header is read from the medium, not from the page cache.
-        self._header_fd = self._direct_fd if self.is_block_device and self.direct else self._fd
+        self._header_fd = self._fd
+        if self.is_block_device:
+            # Another host may have it open, so its header is read from the medium, not from the page cache.
+            header_fd = self._direct_fd if self.direct else self._open_direct(path, "auto")
+            self._header_fd = header_fd if header_fd >= 0 else self._fd
         self._gather = DirectGather(buffer_bytes, self._write_vectors) if self.direct else None
         self._write_position = 0
         self._header_buffer = mmap.mmap(-1, HEADER_AREA_BYTES)
@@ -162,12 +170,15 @@ class FileDevice:
         """See :class:`Device`."""
         if self.is_block_device:
             return not any(self.read_header_area())
-        return self._extent <= HEADER_AREA_BYTES
+        return self._size() <= HEADER_AREA_BYTES
 
     @property
     def shareable(self) -> bool:
         """See :class:`Device`."""
         return self.is_block_device
+
+    def _size(self) -> int:
+        return os.lseek(self._fd, 0, os.SEEK_END)
 
     # -- header --------------------------------------------------------------------------------------------
 
@@ -211,14 +222,19 @@ class FileDevice:
         else:
             self._write_buffered(offset, parts, length, end - offset - length)
         if end > self._extent:
-            self._extent = end
-            if length < _SMALL_GROUP_BYTES and not self.is_block_device:
+            # Who owned the log before may have gone on, even around the ring, after this device object was made.
+            self._extent = max(end, self._size())
+            if self._extent == end and length < _SMALL_GROUP_BYTES and not self.is_block_device:
                 self._grow(end)
 
     def sync(self) -> None:
         """See :class:`Device`."""
         if not self._dsync:
-            os.fdatasync(self._direct_fd if self.direct else self._fd)
+            self.sync_all()
+
+    def sync_all(self) -> None:
+        """See :class:`Device`."""
+        os.fdatasync(self._direct_fd if self.direct else self._fd)
 
     def _write_direct(self, gather: DirectGather, offset: int, parts: Sequence[Buffer], length: int) -> None:
         """Write large payloads from where they are, and what is small from the bounce buffer."""
@@ -295,6 +311,13 @@ class FileDevice:
                 return False
             raise
         return True
+
+
+def _refuse_missing_device(path: Path) -> None:
+    """A file in its place would be in memory, and nobody would notice before the power goes."""
+    path = path.resolve()
+    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm"):  # noqa: S108 - tmpfs, by wish
+        raise ConfigError(f"there is no such device for the wal, is the path right? path={path}")
 
 
 def _sync_directory(path: Path) -> None:

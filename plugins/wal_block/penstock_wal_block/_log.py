@@ -65,15 +65,16 @@ class BlockLog:
         with device.header_lock():
             found = self._find_header()
             self._found = found
-            self._header = replace(
-                found,
-                sequence=found.sequence + 1,
-                epoch=owner.epoch,
-                incarnation=owner.incarnation,
-                window_bytes=max(found.window_bytes, window_bytes),
-                clean=False,
+            self._put_header(
+                replace(
+                    found,
+                    sequence=found.sequence + 1,
+                    epoch=owner.epoch,
+                    incarnation=owner.incarnation,
+                    window_bytes=max(found.window_bytes, window_bytes),
+                    clean=False,
+                )
             )
-            self._put_header()
         # The old owner judges the header under this lock before it writes a group. So once we have had it, the
         # old owner's last group is on the device, and it writes no other.
         with device.data_lock():
@@ -134,9 +135,10 @@ class BlockLog:
                 f"a newer owner holds the wal: path={path} owner_epoch={header.epoch} epoch={owner.epoch}"
             )
 
-    def _put_header(self) -> None:
-        header = self._header
+    def _put_header(self, header: Header) -> None:
         self._device.write_header_slot(header.sequence % 2, header.encode())
+        # Only what is durable counts. If the write failed, the next try takes the same slot, torn or not.
+        self._header = header
         self._area = self._device.read_header_area()
 
     def _update_header(self, **changes: object) -> None:
@@ -144,8 +146,7 @@ class BlockLog:
         self.rest()
         with self._device.header_lock():
             self._check_owner()
-            self._header = replace(self._header, sequence=self._header.sequence + 1, **changes)  # type: ignore[arg-type]
-            self._put_header()
+            self._put_header(replace(self._header, sequence=self._header.sequence + 1, **changes))  # type: ignore[arg-type]
 
     def _check_owner(self) -> None:
         area = self._device.read_header_area()
@@ -191,7 +192,7 @@ class BlockLog:
 
     def settle(self) -> None:
         """Make what the scan found durable, and record that it is: a later recovery finds it, and nothing else."""
-        self._device.sync()
+        self._device.sync_all()
         end = self._cursor.position
         self._update_header(confirmed_position=end, settled_position=end, settled_epoch=self._owner.epoch)
 
@@ -222,6 +223,16 @@ class BlockLog:
         After an error the log is as before: the same group may be written again. :meth:`rest` when no other group
         follows at once.
         """
+        try:
+            digest = self._write_durably(group)
+        except BaseException:
+            self.rest()
+            raise
+        self._confirmed = group.end_position
+        self._advance(group.position + group.length, Cursor(group.end_position, group.sequence + 1, digest))
+
+    def _write_durably(self, group: Group) -> int:
+        """The digest of the group."""
         if self._header.sealed:
             raise FencedError(f"the wal is sealed: path={self._location}")
         assert group.position == self._cursor.position, "groups are written in order"
@@ -235,18 +246,13 @@ class BlockLog:
             payloads=group.payloads,
             checksums=group.checksums,
         )
-        try:
-            self._take_lock()
-            self._write_ring(group.position, parts, group.length)
-            self._device.sync()
-            if self._device.shareable:
-                # Locks end at the host: only this second look shows the claim of another one.
-                self._check_owner()
-        except BaseException:
-            self.rest()
-            raise
-        self._confirmed = group.end_position
-        self._advance(group.position + group.length, Cursor(group.end_position, group.sequence + 1, digest))
+        self._take_lock()
+        self._write_ring(group.position, parts, group.length)
+        self._device.sync()
+        if self._device.shareable:
+            # Locks end at the host: only this second look shows the claim of another one.
+            self._check_owner()
+        return digest
 
     def rest(self) -> None:
         """Let go of the data lock: nothing is about to be written."""
@@ -275,6 +281,7 @@ class BlockLog:
 
     def trim(self, position: int) -> int:
         """Forget entries up to ``position``; the new start of the log: what lies below may be overwritten."""
+        self.rest()  # also if there is nothing to do: who wrote before us left the lock to whoever comes next
         position = min(position, self._cursor.position)
         if position > self._header.trim_position:
             # First the header is durable, then the room is used: recovery must never start in overwritten groups.

@@ -227,7 +227,7 @@ class BlockWal:
                     self._thread.notify(lambda error=error: self._stall(error))  # type: ignore[misc]
                 self._closing.wait(delay_s)
                 delay_s = min(2 * delay_s, delay_max_s)
-            except PenstockError as error:
+            except Exception as error:
                 self._failed = error
                 raise
         if not self._thread.has_more:

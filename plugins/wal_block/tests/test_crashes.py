@@ -92,6 +92,9 @@ class SimulatedDevice:
         self.medium = self._current()
         self._unsynced.clear()
 
+    def sync_all(self) -> None:
+        self.sync()
+
     def claim(self, epoch: int) -> bool:
         return True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import mmap
 import os
@@ -16,7 +17,7 @@ import anyio
 import pytest
 from penstock_wal_block import BlockWal, Settings, penstock_register_wal
 from penstock_wal_block._device import FileDevice
-from penstock_wal_block._format import BLOCK_BYTES
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
 from penstock_wal_block._log import BlockLog, Owner
 
 from penstock.errors import (
@@ -29,7 +30,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.spi import Buffer, Services
-from penstock.wal import GroupCommit
+from penstock.wal import GroupCommit, WriterThread
 
 pytestmark = pytest.mark.anyio
 
@@ -137,34 +138,151 @@ async def test_large_payloads_are_written_from_where_they_are(
     assert found == [piece for view in views for piece in (b"small", b"header" + bytes(view))]
 
 
-def test_a_busy_owner_lets_a_newer_one_in(tmp_path: Path) -> None:
-    """It holds the lock over several groups as long as more of them wait, but not for ever."""
+def open_log(tmp_path: Path, epoch: int) -> BlockLog:
+    """The log without event loop and thread."""
+    device = FileDevice(
+        tmp_path / "wal", capacity_bytes=2**26, io="auto", sync="fdatasync", buffer_bytes=2**16
+    )
+    owner = Owner(cluster_id="c", node_id=1, epoch=epoch, incarnation=bytes([epoch]) * 16, log_id=7)
+    return BlockLog(device, owner, location="wal", window_bytes=2**16)
 
-    def open_log(epoch: int) -> BlockLog:
-        device = FileDevice(
-            tmp_path / "wal", capacity_bytes=2**26, io="auto", sync="fdatasync", buffer_bytes=2**16
-        )
-        owner = Owner(cluster_id="c", node_id=1, epoch=epoch, incarnation=bytes([epoch]) * 16, log_id=7)
-        return BlockLog(device, owner, location="wal", window_bytes=2**16)
 
-    log = open_log(1)
+def writer_of(log: BlockLog) -> Callable[[], int]:
+    """Recover; then each call writes a group, and doesn't rest. It returns where the entry ends."""
+    list(log.scan())
     log.settle()
     commit = GroupCommit(alignment=BLOCK_BYTES)
     commit.start(log.cursor.position, log.cursor.sequence)
 
+    def write() -> int:
+        append = commit.append([b"x"])
+        group = commit.take()
+        assert group is not None
+        log.write(group)
+        return append.next_position
+
+    return write
+
+
+def test_a_busy_owner_lets_a_newer_one_in(tmp_path: Path) -> None:
+    """It holds the lock over several groups as long as more of them wait, but not for ever."""
+    write = writer_of(open_log(tmp_path, 1))
+
     def write_for_ever() -> None:
-        while True:  # and never rest
-            commit.append([b"x"])
-            group = commit.take()
-            assert group is not None
-            log.write(group)
+        while True:
+            write()
 
     with ThreadPoolExecutor(1) as pool:
-        taken = pool.submit(open_log, 2)
+        taken = pool.submit(open_log, tmp_path, 2)
         with pytest.raises(FencedError, match="newer owner"):
             write_for_ever()
         successor = taken.result(20)
     assert len(list(successor.scan())) > 0
+
+
+def test_an_owner_whose_last_job_was_a_trim_for_nothing_holds_no_lock(tmp_path: Path) -> None:
+    """The group before it kept the lock because another job waited."""
+    log = open_log(tmp_path, 1)
+    write = writer_of(log)
+    position = write()
+    log.trim(position)
+    write()
+    log.trim(position)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(open_log, tmp_path, 2).result(20)
+
+
+async def test_an_owner_that_fails_on_a_payload_holds_no_lock(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug of whoever appended: the groups behind it aren't written, and the log can be taken over."""
+    monkeypatch.setattr(WriterThread, "has_more", True)
+    gone = memoryview(bytearray(100))
+    async with open_wal(1, group_bytes_max=4096) as wal:
+        first, second, third = wal.append([bytes(4000)]), wal.append([gone, bytes(3900)]), wal.append([b"x"])
+        gone.release()
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: None)
+        with pytest.raises(UnavailableError, match="released memoryview"):
+            await third.wait_durable()
+        assert first.error is None
+        assert second.error is not None
+        async with open_wal(2, recover=False) as taken:
+            assert await recovered(taken) == [bytes(4000)]
+
+
+async def test_a_trim_that_failed_makes_no_room_until_it_is_durable(
+    open_wal: Opener, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else recovery would start in groups that were overwritten."""
+
+    def broken(self: FileDevice, index: int, slot: bytes) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    def start_of_the_log() -> int:
+        header = newest_header(file_of(tmp_path).read_bytes()[:HEADER_AREA_BYTES])
+        assert header is not None
+        return header.start.position
+
+    async with open_wal() as wal:
+        append = wal.append([bytes(10_000)])
+        await append.wait_durable()
+        with monkeypatch.context() as patch:
+            patch.setattr(FileDevice, "write_header_slot", broken)
+            for _ in range(2):
+                with pytest.raises(UnavailableError):
+                    await wal.trim(append.next_position)
+                assert wal.statistics().used_bytes > 0
+        assert start_of_the_log() == 0
+        await wal.trim(append.next_position)
+        assert wal.statistics().used_bytes == 0
+        assert start_of_the_log() > append.position
+
+
+def test_a_device_that_was_opened_early_clears_nothing_of_what_came_since(tmp_path: Path) -> None:
+    """The owner of that time filled the file, and went around the ring, before it was taken over."""
+
+    def device() -> FileDevice:
+        return FileDevice(
+            tmp_path / "wal", capacity_bytes=2**21, io="auto", sync="fdatasync", buffer_bytes=2**16
+        )
+
+    early, late = device(), device()
+    late.write(8192, [b"x" * (2**21 - 8192)], 2**21 - 8192)
+    early.write(8192, [b"y" * 4096], 4096)
+    assert (tmp_path / "wal").read_bytes()[8192:] == b"y" * 4096 + b"x" * (2**21 - 8192 - 4096)
+
+
+@pytest.mark.parametrize("sync", ["fdatasync", "dsync"])
+async def test_what_a_dead_owner_did_not_sync_is_durable_before_it_counts(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch, sync: str
+) -> None:
+    """Recovery may find it in the page cache only."""
+    async with open_wal(1) as wal:
+        await wal.append([b"perhaps not synced"]).wait_durable()
+    calls: list[str] = []
+    real_sync, real_write = os.fdatasync, FileDevice.write_header_slot
+
+    def fdatasync(fd: int) -> None:
+        calls.append("sync")
+        real_sync(fd)
+
+    def write_header_slot(self: FileDevice, index: int, slot: bytes) -> None:
+        calls.append("header")
+        real_write(self, index, slot)
+
+    async with open_wal(2, recover=False, sync=sync) as wal:
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        monkeypatch.setattr(FileDevice, "write_header_slot", write_header_slot)
+        assert await recovered(wal) == [b"perhaps not synced"]
+        assert calls == ["sync", "header", "sync"]
+
+
+async def test_a_missing_device_is_not_replaced_by_a_file_in_memory(open_wal: Opener) -> None:
+    path = Path("/dev/penstock-test/no-such-device")
+    with pytest.raises(ConfigError, match="no such device"):
+        async with open_wal(path=str(path)):
+            pass
+    assert not path.parent.exists()
 
 
 async def test_leaving_the_context_flushes_what_was_appended(open_wal: Opener) -> None:
