@@ -12,6 +12,7 @@ from __future__ import annotations
 
 __all__ = ("BLOCK_BYTES", "LARGE_BYTES", "DirectGather", "filler_bytes", "write_vectors")
 
+import contextlib
 import ctypes
 import errno
 import mmap
@@ -115,10 +116,11 @@ class DirectGather:
         self._pending = self._from = self._used = 0
 
     def close(self) -> None:
-        """Give the bounce buffer back."""
+        """Give the bounce buffer back: at once, or when an error on its way lets go of what wasn't written."""
         self.reset()
         self._bounce.release()
-        self._memory.close()
+        with contextlib.suppress(BufferError):
+            self._memory.close()
 
     def _add_in_place(self, view: memoryview, size: int) -> None:
         head = -self._used % BLOCK_BYTES

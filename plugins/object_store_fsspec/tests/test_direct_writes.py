@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,32 @@ def test_where_direct_reads_are_refused_the_store_reads_as_usual(
         assert tree.get("key", 50, len(body) - 7) == body[50:-7]
     finally:
         tree.close()
+
+
+@pytest.mark.parametrize("part_bytes", [4096, BUFFER_BYTES // 2])
+def test_a_disk_that_fills_up_half_way_through_a_write_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part_bytes: int
+) -> None:
+    """And nothing else: discarding works while the error, which knows of what wasn't written, is handled."""
+    real = os.pwritev
+    calls = 0
+
+    def pwritev(fd: int, vectors: Sequence[memoryview], position: int, flags: int = 0) -> int:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(fd, [vectors[0][:4096]], position, flags)
+
+    fd = os.open(tmp_path / "object", os.O_CREAT | os.O_WRONLY)
+    writer = FileWriter(fd)
+    try:
+        with pytest.raises(OSError, match="No space left"):  # noqa: PT012 - as FileTree.put does it
+            try:
+                monkeypatch.setattr(os, "pwritev", pwritev)
+                writer.write([bytes(part_bytes)] * (4 * BUFFER_BYTES // part_bytes))
+            finally:
+                writer.discard()
+    finally:
+        os.close(fd)
+    assert calls == 2
