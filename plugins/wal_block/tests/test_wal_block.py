@@ -7,9 +7,9 @@ import errno
 import mmap
 import os
 import sys
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from penstock_wal_block import BlockWal, Settings, penstock_register_wal
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
 from penstock_wal_block._log import BlockLog, Owner
+from tests.loop_device import loop_device
 
 from penstock.errors import (
     ClosedError,
@@ -40,14 +41,46 @@ def anyio_backend() -> str:
     return "asyncio"
 
 
-@pytest.fixture(params=["buffered", "direct"])
+#: Name of the medium -> what ``io`` is set to, and the logical block of the device (0: a file).
+MEDIA = {
+    "buffered": ("buffered", 0),
+    "direct": ("direct", 0),
+    "device": ("direct", 512),
+    "device-4k": ("direct", 4096),
+    "device-buffered": ("buffered", 512),
+}
+
+
+@pytest.fixture(scope="module")
+def devices(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[int], Path]]:
+    """A device for many tests, by its logical block; each test finds the groups of those before it."""
+    made: dict[int, Path] = {}
+    with ExitStack() as stack:
+
+        def get(sector_bytes: int) -> Path:
+            if sector_bytes not in made:
+                directory = tmp_path_factory.mktemp("loop")
+                made[sector_bytes] = stack.enter_context(loop_device(directory, 8 * 2**20, sector_bytes))
+            return made[sector_bytes]
+
+        yield get
+
+
+@pytest.fixture(params=MEDIA)
 def io(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    if request.param == "direct":
+    io, sector_bytes = MEDIA[request.param]
+    if sector_bytes:
+        path = request.getfixturevalue("devices")(sector_bytes)
+        with path.open("r+b") as file:
+            file.write(bytes(HEADER_AREA_BYTES))
+        file_of(tmp_path).parent.mkdir()
+        file_of(tmp_path).symlink_to(path)
+    elif io == "direct":
         try:
             os.close(os.open(tmp_path / "probe", os.O_RDWR | os.O_CREAT | os.O_DIRECT))
         except OSError:
             pytest.skip("this file system takes no O_DIRECT")
-    return str(request.param)
+    return io
 
 
 Opener = Callable[..., AbstractAsyncContextManager[BlockWal]]
