@@ -29,7 +29,15 @@ def loop_device(directory: Path, size_bytes: int, sector_bytes: int = 512) -> It
 
 
 def _attach(image: Path, sector_bytes: int) -> Path:
-    command = ["losetup", "--find", "--show", "--direct-io=on", "--sector-size", str(sector_bytes), str(image)]
+    command = [
+        "losetup",
+        "--find",
+        "--show",
+        "--direct-io=on",
+        "--sector-size",
+        str(sector_bytes),
+        str(image),
+    ]
     for _ in range(5):  # two that look for a free device at the same time may find the same one
         done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
         if done.returncode == 0:
