@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
@@ -12,6 +14,20 @@ from confluent_kafka.admin import AdminClient, NewTopic
 
 TOPIC = "ledger"
 PARTITIONS = 3
+CODECS = ("none", "lz4", "zstd", "snappy", "gzip")
+#: What values are cut from: a third of it can be compressed, so that large batches stay large.
+_POOL = b"".join(
+    random.Random(part).randbytes(1024) if part % 3 else b"%04d" % part * 256 for part in range(2048)
+)
+#: Values past this are paced: memory and disk of whoever runs this are limited.
+_PACED_BYTES = 10_000
+_PACE_BYTES_PER_S = 4_000_000
+
+
+def value_of(writer: int, number: int, size: int) -> bytes:
+    """The value of a record, of which every byte can be checked."""
+    start = (writer * 7919 + number * 104_729) % (len(_POOL) - size)
+    return b"%d %d %d " % (writer, number, size) + _POOL[start : start + size]
 
 
 class Ledger:
@@ -23,13 +39,16 @@ class Ledger:
         *,
         idempotent: bool,
         writers: int,
-        value_bytes: int = 80,
+        value_bytes: int | Sequence[int] = 80,
         topic: str = TOPIC,
+        codecs: Sequence[str] = CODECS,
     ) -> None:
+        """``value_bytes``: one size, or several that take turns. ``codecs`` take turns over the writers."""
         self._bootstrap = bootstrap_servers
         self._idempotent = idempotent
-        self._value_bytes = value_bytes
-        self._topic = topic
+        self._sizes = (value_bytes,) if isinstance(value_bytes, int) else tuple(value_bytes)
+        self._codecs = codecs
+        self.topic = topic
         self._stop = threading.Event()
         #: (writer, number) -> (partition, offset), as acknowledged.
         self.acked: dict[tuple[int, int], tuple[int, int]] = {}
@@ -44,18 +63,20 @@ class Ledger:
                 "acks": "all",
                 "linger.ms": 2,
                 # while nothing is acknowledged, only so much may gather: it is all sent later
-                "queue.buffering.max.messages": max(500, 2**20 // self._value_bytes),
+                "queue.buffering.max.messages": max(500, 2**20 // max(self._sizes)),
+                "queue.buffering.max.kbytes": 16 * 1024,
+                "message.max.bytes": 2**20,
                 "message.timeout.ms": 120_000,
                 "reconnect.backoff.ms": 20,
                 "reconnect.backoff.max.ms": 100,
                 "retry.backoff.ms": 20,
-                "compression.type": ["none", "lz4", "zstd", "snappy", "gzip"][writer % 5],
+                "compression.type": self._codecs[writer % len(self._codecs)],
                 "logger": SILENT,
             }
         )
 
         def acknowledged(error: KafkaError | None, message: Any) -> None:
-            number = int(message.value().split(b" ")[1])
+            number = int(message.value().split(b" ", 2)[1])
             if error is None:
                 self.acked[writer, number] = (message.partition(), message.offset())
             else:
@@ -63,10 +84,11 @@ class Ledger:
 
         number = 0
         while not self._stop.is_set():
+            size = self._sizes[number % len(self._sizes)]
             try:
                 producer.produce(
-                    self._topic,
-                    value=b"%d %d " % (writer, number) + b"." * self._value_bytes,
+                    self.topic,
+                    value=value_of(writer, number, size),
                     partition=number % PARTITIONS,
                     on_delivery=acknowledged,
                 )
@@ -74,7 +96,9 @@ class Ledger:
             except BufferError:
                 producer.poll(0.05)
             producer.poll(0)
-            if number % 50 == 0:
+            if size > _PACED_BYTES:
+                time.sleep(size / _PACE_BYTES_PER_S)
+            elif number % 50 == 0:
                 time.sleep(0.002)
         producer.flush(60)
 
@@ -97,9 +121,9 @@ class _Silent:
 SILENT = _Silent()
 
 
-def create_topic(bootstrap_servers: str, topic: str = TOPIC) -> None:
+def create_topic(bootstrap_servers: str, topic: str = TOPIC, config: Mapping[str, str] | None = None) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
-    for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1)]).values():
+    for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1, config=dict(config or {}))]).values():
         future.result(10)
 
 
@@ -126,11 +150,12 @@ def read_all(bootstrap_servers: str, topic: str = TOPIC) -> dict[int, list[tuple
             assert time.monotonic() < deadline, "the consumer gets nothing more"
             for message in consumer.consume(1000, timeout=1.0):
                 assert message.error() is None, message.error()
-                writer, number, _ = message.value().split(b" ")
+                writer, number, size = map(int, message.value().split(b" ", 3)[:3])
+                assert message.value() == value_of(writer, number, size), "a value isn't what was produced"
                 partition, offset = message.partition(), message.offset()
                 assert partition is not None
                 assert offset is not None
-                found[partition].append((offset, int(writer), int(number)))
+                found[partition].append((offset, writer, number))
     finally:
         consumer.close()
     return found

@@ -10,19 +10,95 @@ from pathlib import Path
 import pytest
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import Ledger, check, create_topic, read_all
+from tests.integration.test_faults import FLAKY, WITH_PLUGINS, Flaky, acks_go_on
+
+#: Batches that lie in one page, in several, and are written from their place: each alone, and small ones gathered.
+MIXED_BYTES = (100, 20 * 1024, 70 * 1024, 300 * 1024, 100, 900 * 1024, 100)
 
 
-def run_crashes(broker: ServeProcess, ledger: Ledger, kills: int, seed: int) -> None:
-    """Kill and restart ``kills`` times at random moments while the ledger is written."""
+def run_crashes(broker: ServeProcess, ledgers: list[Ledger], kills: int, seed: int) -> None:
+    """Kill and restart ``kills`` times at random moments while the ledgers are written."""
     rng = random.Random(seed)
-    ledger.start()
+    for ledger in ledgers:
+        ledger.start()
     try:
         for _ in range(kills):
             time.sleep(rng.uniform(0.05, 0.6))
             broker.kill()
             broker.start()
     finally:
-        ledger.stop()
+        for ledger in ledgers:
+            ledger.stop()
+
+
+def mixed_ledgers(broker: ServeProcess, *, idempotent: bool = True) -> list[Ledger]:
+    """Large and small batches of all codecs, one topic for each kind of timestamps."""
+    ledgers = []
+    for topic, codecs in (("CreateTime", ("none", "lz4")), ("LogAppendTime", ("none", "gzip", "zstd"))):
+        create_topic(broker.bootstrap_servers, topic, {"message.timestamp.type": topic})
+        ledger = Ledger(
+            broker.bootstrap_servers,
+            idempotent=idempotent,
+            writers=len(codecs),
+            value_bytes=MIXED_BYTES,
+            topic=topic,
+            codecs=codecs,
+        )
+        ledgers.append(ledger)
+    return ledgers
+
+
+def check_all(broker: ServeProcess, ledgers: list[Ledger], *, idempotent: bool = True) -> None:
+    """What was acknowledged is there, byte by byte."""
+    for ledger in ledgers:
+        assert not ledger.failed, dict(ledger.failed)
+        assert len(ledger.acked) > 50
+        check(read_all(broker.bootstrap_servers, ledger.topic), ledger, idempotent=idempotent)
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("io", ["direct", "buffered"])
+def test_large_batches_survive_kills(serve: ServeFactory, io: str) -> None:
+    """Read from the cache, after another kill, and from objects after a stop that uploaded everything."""
+    broker = serve(
+        "stream.upload_interval=1s", "stream.upload_bytes=8MiB", f"wal.io={io}", "wal.capacity=24MiB"
+    )
+    ledgers = mixed_ledgers(broker)
+    run_crashes(broker, ledgers, 4, seed=3)
+    check_all(broker, ledgers)
+    broker.kill()
+    broker.start()
+    check_all(broker, ledgers)
+    assert broker.terminate() == 0
+    broker.start()
+    check_all(broker, ledgers)
+
+
+@pytest.mark.timeout(240)
+def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -> None:
+    """The log goes around its ring as far as uploads let it; in between it is full."""
+    broker = serve(*FLAKY, arguments=WITH_PLUGINS)
+    flaky = Flaky(broker)
+    ledgers = mixed_ledgers(broker)
+    for ledger in ledgers:
+        ledger.start()
+    try:
+        for mode in ("slow objects/", "stall objects/", "lose objects/"):
+            flaky.turn(mode)
+            time.sleep(0.7)
+            broker.kill()
+            flaky.turn("slow objects/")  # a start uploads what only the log holds
+            broker.start()
+        flaky.turn("ok")
+        acks_go_on(ledgers[0], 30)
+    finally:
+        flaky.turn("ok")
+        for ledger in ledgers:
+            ledger.stop()
+    check_all(broker, ledgers)
+    broker.kill()
+    broker.start()
+    check_all(broker, ledgers)
 
 
 @pytest.mark.slow
@@ -33,7 +109,7 @@ def test_fifty_kills_lose_nothing_acknowledged(serve: ServeFactory, idempotent: 
     broker = serve("stream.upload_interval=1s", "stream.upload_bytes=1MiB")
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=idempotent, writers=3)
-    run_crashes(broker, ledger, 50 if idempotent else 10, seed=1 if idempotent else 2)
+    run_crashes(broker, [ledger], 50 if idempotent else 10, seed=1 if idempotent else 2)
     assert len(ledger.acked) > 1000, dict(ledger.failed)
     check(read_all(broker.bootstrap_servers), ledger, idempotent=idempotent)
     broker.kill()

@@ -12,17 +12,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import penstock_wal_block
-from penstock_wal_block import BlockWal, Settings
+from penstock_wal_block import Settings
 
 from penstock.hookspecs import hookimpl
 from penstock.spi import Services
-from penstock.spi.wal import WalSpec
+from penstock.spi.wal import WalSpec, WriteAheadLog
 
 _HEADER_AREA_BYTES = 8192
 
 
 @asynccontextmanager
-async def _open(settings: Settings, services: Services) -> AsyncIterator[BlockWal]:
+async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAheadLog]:
     path = services.data_dir / settings.path
     if not path.exists():
         devices = os.environ["PENSTOCK_TEST_DEVICES"].split(":")
