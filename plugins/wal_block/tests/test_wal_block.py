@@ -200,6 +200,7 @@ def writer_of(log: BlockLog) -> Callable[[], int]:
 def test_a_busy_owner_lets_a_newer_one_in(tmp_path: Path) -> None:
     """It holds the lock over several groups as long as more of them wait, but not for ever."""
     write = writer_of(open_log(tmp_path, 1))
+    write()
 
     def write_for_ever() -> None:
         while True:
