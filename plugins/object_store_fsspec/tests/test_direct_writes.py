@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock_object_store_fsspec._direct import BUFFER_BYTES, DIRECT_READ_BYTES_MIN, FileWriter, read_direct
 from penstock_object_store_fsspec._files import FileTree
+
+from penstock.checksum import checksum
+from penstock.spi import Buffer
+from penstock.spi.log_cache import StreamEntry
+from penstock.stream.object_format import (
+    FOOTER,
+    ObjectWriter,
+    decode_block,
+    decode_footer,
+    decode_index,
+    verify_block,
+)
 
 SIZES = st.one_of(
     st.integers(0, 5000), st.sampled_from([4096, BUFFER_BYTES - 1, BUFFER_BYTES, BUFFER_BYTES + 4097])
@@ -114,3 +128,61 @@ def test_a_disk_that_fills_up_half_way_through_a_write_says_so(
     finally:
         os.close(fd)
     assert calls == 2
+
+
+MEMORY = memoryview(mmap.mmap(-1, 2**22))
+MEMORY[:] = random.Random(1).randbytes(2**22)
+ENTRIES = st.tuples(
+    st.one_of(st.integers(1, 5000), st.integers(65_530, 66_000), st.integers(65_536, 1_500_000)),  # bytes
+    st.integers(0, 4095),  # where in a page they begin
+    st.booleans(),  # their checksum is known
+)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    streams=st.lists(st.lists(ENTRIES, min_size=1, max_size=4), min_size=1, max_size=3),
+    block_bytes=st.sampled_from([1, 70_000, 2**20]),
+    part_bytes=st.sampled_from([1, 100_000, 2**20, 2**30]),
+)
+def test_objects_with_fillers_are_read_as_they_were_built(
+    tmp_path: Path, streams: list[list[tuple[int, int, bool]]], block_bytes: int, part_bytes: int
+) -> None:
+    """From large payloads, wherever they lie, over parts of any size, to every entry of every block."""
+    writer = ObjectWriter(7, block_bytes, direct_io=True)
+    expected: dict[int, list[bytes]] = {}
+    for stream_id, sizes in enumerate(streams):
+        entries = []
+        for number, (size, in_page, known) in enumerate(sizes):
+            start = (stream_id * 5 + number * 3) * 4096 + in_page
+            data = MEMORY[start : start + size]
+            entry = StreamEntry(stream_id, number, number + 1, number, data)
+            entry.checksum = checksum(data) if known else None
+            entries.append(entry)
+        writer.add(stream_id, entries)
+        expected[stream_id] = [bytes(entry.data) for entry in entries]
+    body, size = writer.finish()
+    path = tmp_path / "object"
+    fd = os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY)
+    try:
+        file = FileWriter(fd)
+        part: list[Buffer] = []
+        for buffer in body:
+            part.append(buffer)
+            if sum(map(len, part)) >= part_bytes:
+                file.write(part)
+                part = []
+        file.write(part)
+        file.finish()
+    finally:
+        os.close(fd)
+    data = memoryview(path.read_bytes())
+    assert len(data) == size
+    position, index_bytes, crc = decode_footer(data[-FOOTER.size :], 7)
+    index = decode_index(data[position : position + index_bytes], crc, 7)
+    found: dict[int, list[bytes]] = {}
+    for row in index.rows:
+        block = data[row.position : row.position + row.size]
+        verify_block(block, 7, row.position)
+        found.setdefault(row.stream_id, []).extend(bytes(e.data) for e in decode_block(block, row.stream_id))
+    assert found == expected
