@@ -169,11 +169,6 @@ class PartitionQueue:
         return len(self._queue)
 
     @property
-    def sent_count(self) -> int:
-        """Batches on their way."""
-        return self._sent
-
-    @property
     def waiting_count(self) -> int:
         """Batches that aren't on their way, the open one included."""
         return len(self._queue) - self._sent
