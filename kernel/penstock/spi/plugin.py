@@ -33,7 +33,9 @@ class Services:
     ``node_id``/``epoch`` identify the owner: epochs come from the metadata log and strictly grow, and a
     higher epoch of the same ``node_id`` is a newer owner. ``cluster_id`` names the cluster.
     ``data_dir`` is where relative paths in settings start. ``allocator`` is there for every kind but the
-    allocator itself; ``object_store`` for kinds opened after it (metadata log, WAL).
+    allocator itself; ``object_store`` for kinds opened after it (metadata log, WAL). ``read_only`` says that
+    somebody only looks, as ``penstock verify`` does, perhaps at a medium that can't be written: open without
+    making or changing anything; the object's methods that write won't be called.
     """
 
     node_id: int
@@ -42,6 +44,7 @@ class Services:
     data_dir: Path
     allocator: Allocator | None = None
     object_store: ObjectStore | None = None
+    read_only: bool = False
     #: Monotonic seconds; injected so that tests can turn the clock.
     clock: Callable[[], float]
 

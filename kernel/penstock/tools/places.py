@@ -45,6 +45,7 @@ async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator
         epoch=0,
         cluster_id=config.tree.broker.cluster_id or "",
         data_dir=data_dir,
+        read_only=True,
         clock=time.monotonic,
     )
     async with AsyncExitStack() as stack:

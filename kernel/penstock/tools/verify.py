@@ -1,6 +1,6 @@
 """Proves, from outside, the invariants of a stopped or live data directory that can be proven from outside.
 
-- the metadata log reads whole, and its newest snapshot plus the entries after it give an image (I7, I11)
+- the metadata log is there and reads whole, and its newest snapshot plus the entries after it give an image (I7, I11)
 - committed ranges of every stream tile: no gap, no overlap (I2)
 - every committed object exists, and its footer, index and data blocks pass their checksums (I6, I11)
 - every data block holds exactly the offsets that index and metadata say; record batches too (I1)
@@ -82,6 +82,12 @@ async def verify(places: Places, *, now_ms: int, delete_delay_ms: int, quick: bo
         return report
     report.metadata_index = image.index
     report.topics = len(image.topics)
+    if not image.index:
+        report.problem(
+            "I7",
+            places.metadata_log.location,
+            "there is no metadata log, so nothing here can be proven; is this the right place, and is it all there?",
+        )
     holders = check_tiling(image, report)
     for held in sorted(image.objects.values(), key=lambda o: o.object_id):
         if held.state == "committed":

@@ -53,7 +53,7 @@ class PartialFile:
 
 
 class FileTree:
-    """One directory of objects. Methods may run on several threads at once.
+    """One directory of objects. Methods may run on several threads at once. Those that write need ``open``.
 
     After an error from the medium an object is as before or whole as written, never partial.
     """
@@ -321,6 +321,7 @@ class FileTree:
         return os.path.join(self.root, key)
 
     def _temporary_path(self) -> str:
+        assert self._owner, "a directory that was opened only to look isn't written to"
         return os.path.join(self._temporary, f"{self._owner}.{next(self._numbers)}")
 
     def _in_directory(self, target: str, step: Callable[[], None]) -> None:

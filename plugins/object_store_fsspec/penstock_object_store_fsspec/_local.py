@@ -31,10 +31,14 @@ _LIST_PAGE = 1000
 
 
 @asynccontextmanager
-async def open_local(root: str) -> AsyncIterator[LocalBackend]:
-    """Open the directory ``root``, an absolute path, making it if need be. Raises ConfigError if it can't be used."""
+async def open_local(root: str, *, read_only: bool = False) -> AsyncIterator[LocalBackend]:
+    """Open the directory ``root``, an absolute path, making it if need be, or only to look at what is there.
+
+    Raises ConfigError if it can't be used.
+    """
     tree = FileTree(root)
-    await to_thread.run_sync(tree.open)
+    if not read_only:
+        await to_thread.run_sync(tree.open)
     backend = LocalBackend(tree)
     try:
         yield backend

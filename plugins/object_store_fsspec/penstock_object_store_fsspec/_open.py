@@ -35,7 +35,7 @@ async def open_store(settings: Settings, services: Services) -> AsyncIterator[Ob
     if protocol in {"file", "local"}:
         if not place:
             raise ConfigError(f"the object store's url names no directory: url={settings.url!r}")
-        async with open_local(_directory(services, place)) as local:
+        async with open_local(_directory(services, place), read_only=services.read_only) as local:
             yield FsspecObjectStore(local)
     elif protocol == "memory":
         yield FsspecObjectStore(MemoryBackend(place))

@@ -62,6 +62,29 @@ async def store(open_url: Opener, url: str) -> AsyncIterator[ObjectStore]:
         yield opened
 
 
+async def test_a_store_that_is_opened_only_to_look_changes_nothing(tmp_path: Path, open_url: Opener) -> None:
+    """A dead owner's temporary files stay, and no directory is made: the medium may be a read-only snapshot."""
+    services = Services(
+        node_id=1, epoch=0, cluster_id="", data_dir=tmp_path, clock=time.monotonic, read_only=True
+    )
+
+    async def look(url: str) -> list[str]:
+        async with penstock_register_object_store().open(Settings(url=url), services) as store:
+            return [bytes(await store.get(key)).decode() for key in await keys(store)]
+
+    def everything() -> list[tuple[Path, int]]:
+        return sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*"))
+
+    async with open_url("file://objects") as store:
+        await store.put("a", [b"one"])
+    (temporary,) = (path for path, _ in everything() if path.parent.name == "objects" and path.name != "a")
+    (temporary / "0123456789abcdef.1").write_bytes(b"of a dead owner")
+    before = everything()
+    assert await look("file://objects") == ["one"]
+    assert await look("file://elsewhere") == []
+    assert everything() == before
+
+
 async def keys(store: ObjectStore, prefix: str = "", start_after: str = "") -> list[str]:
     return [info.key async for info in store.list(prefix, start_after)]
 

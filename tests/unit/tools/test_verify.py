@@ -85,6 +85,22 @@ async def test_a_flipped_byte_anywhere_in_an_object_is_found(world: World, posit
         assert any(key in problem.place for problem in report.problems)
 
 
+async def test_where_no_metadata_are_nothing_is_said_to_hold(world: World) -> None:
+    """A mistyped directory, or a backup that lacks the metadata log, doesn't pass for an intact one."""
+    async with world.open() as e:
+        places = Places(
+            object_store=e.store,
+            metadata_log=e.metadata_log,
+            wal_name="fake",
+            read_wal=None,
+            describe_wal=None,
+        )
+        await filled(e)
+        await e.store.delete([info.key async for info in e.store.list("metadata/")])
+        report = await verify(places, now_ms=world.now_ms, delete_delay_ms=0)
+        assert "I7" in {problem.invariant for problem in report.problems}
+
+
 async def test_a_missing_object_is_found(world: World) -> None:
     async with world.open() as e:
         key = await filled(e)
