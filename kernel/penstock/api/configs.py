@@ -223,7 +223,7 @@ async def handle_incremental_alter_configs(
             for change in resource.configs:
                 if change.name in changed:
                     raise KafkaError(
-                        ErrorCode.INVALID_CONFIG,
+                        ErrorCode.INVALID_REQUEST,
                         f"config is changed twice in one request: name={quoted(change.name)}",
                     )
                 changed.add(change.name)
@@ -239,6 +239,8 @@ async def handle_incremental_alter_configs(
 
 def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, topic: Topic) -> None:
     name = change.name
+    if change.value is None and change.config_operation != _DELETE and name in TOPIC_CONFIGS:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"config has no value, null only deletes: name={name}")
     if change.config_operation == _SET:
         configs[name] = validate_topic_config(name, change.value)
         return

@@ -151,19 +151,23 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     else:
         asked = [DeleteTopicState(name=name) for name in request.topic_names]
     results: list[DeletableTopicResult] = []
-    names: dict[str, DeletableTopicResult] = {}
+    found: list[tuple[str, DeletableTopicResult]] = []
     for state in asked:
         result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
         results.append(result)
         try:
-            name = _name_to_delete(state, context)
-            if name in names:
-                raise KafkaError(ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={name}")
-            names[name] = result
+            found.append((_name_to_delete(state, context), result))
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
+    times = Counter(name for name, _ in found)
+    names: dict[str, DeletableTopicResult] = {}
+    for name, result in found:
+        if times[name] > 1:  # whoever asks so has made a mistake: nothing of it is deleted, as in Kafka
+            result.error_code = ErrorCode.INVALID_REQUEST
+            result.error_message = f"topic is in the request twice: name={name}"
             continue
+        names[name] = result
         result.name = name
         result.topic_id = logs.topics()[name].id
     if names:

@@ -379,6 +379,25 @@ async def test_delete_topics_by_name_and_by_id(logs: FakeLogs) -> None:
     assert not logs.topics()
 
 
+async def test_a_topic_that_is_named_twice_is_not_deleted(logs: FakeLogs) -> None:
+    """By name and by id is twice, too. As in Kafka, neither of the two acts; other topics of the request go."""
+    twice, other = logs.add("u"), logs.add("v")
+    request = DeleteTopicsRequest(
+        topics=[
+            DeleteTopicState(name="t"),
+            DeleteTopicState(name="t"),
+            DeleteTopicState(name="u"),
+            DeleteTopicState(name=None, topic_id=twice.id),
+            DeleteTopicState(name=None, topic_id=other.id),
+        ]
+    )
+    response = await topics.handle_delete_topics(request, make_context(logs, 6))
+    encode_response(ApiKey.DELETE_TOPICS, 6, 1, response)
+    codes = [result.error_code for result in response.responses]
+    assert codes == [ErrorCode.INVALID_REQUEST] * 4 + [ErrorCode.NONE]
+    assert sorted(logs.topics()) == ["t", "u"]
+
+
 async def test_delete_topics_before_version_6_and_internal_ones(logs: FakeLogs) -> None:
     logs.add("__consumer_offsets", internal=True)
     request = DeleteTopicsRequest(topic_names=["t", "__consumer_offsets"])
@@ -534,7 +553,9 @@ async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> N
         ([("unknown.key", DELETE, None)], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("retention.ms", APPEND, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("retention.ms", 9, "1")], TOPIC, ErrorCode.INVALID_REQUEST),
-        ([("retention.ms", SET, "1"), ("retention.ms", SET, "2")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", SET, "1"), ("retention.ms", SET, "2")], TOPIC, ErrorCode.INVALID_REQUEST),
+        ([("retention.ms", SET, None)], TOPIC, ErrorCode.INVALID_REQUEST),
+        ([("cleanup.policy", APPEND, None)], TOPIC, ErrorCode.INVALID_REQUEST),
         ([("cleanup.policy", APPEND, "compact")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("cleanup.policy", SUBTRACT, "delete")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("log.retention.ms", SET, "1")], BROKER, ErrorCode.INVALID_CONFIG),
