@@ -19,6 +19,7 @@ from penstock.errors import (
     CorruptError,
     FencedError,
     FullError,
+    InvalidRequestError,
     NotFoundError,
     PenstockError,
 )
@@ -103,6 +104,8 @@ def append_error_code(error: Exception) -> int:
     """What a producer is told when its append failed: retriable unless it never will work here."""
     if isinstance(error, (FencedError, ClosedError)):
         return ErrorCode.NOT_LEADER_OR_FOLLOWER
+    if isinstance(error, InvalidRequestError):  # an entry that the WAL never takes, whatever the topic allows
+        return ErrorCode.MESSAGE_TOO_LARGE
     return ErrorCode.KAFKA_STORAGE_ERROR
 
 

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.stream.harness import World
 
-from penstock.errors import FullError
+from penstock.errors import FullError, InvalidRequestError
 from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
@@ -200,6 +200,25 @@ async def test_a_batch_that_comes_again_gets_its_offset_again_even_while_in_flig
         ]
         assert codes(append(partition, batch(b"c", producer=(7, 0, 0)))) == [0]
         assert partition.stream.next_offset == 1
+
+
+async def test_what_the_wal_never_takes_is_too_large_and_the_producer_goes_on(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A retriable error would have clients send it again until they give up, and hold back what comes after it."""
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+
+        def refuse(*_: object) -> None:
+            raise InvalidRequestError("a wal entry is too large: entry_bytes=9 entry_bytes_max=8")
+
+        with monkeypatch.context() as patched:
+            patched.setattr(world.wal, "append", refuse)
+            assert codes(append(partition, batch(b"large", producer=(7, 0, 0)))) == [
+                ErrorCode.MESSAGE_TOO_LARGE
+            ]
+        (outcome,) = append(partition, batch(b"small", producer=(7, 0, 0)))
+        assert (outcome.error_code, outcome.base_offset) == (0, 0)
 
 
 async def test_after_a_failure_the_producer_goes_on_with_what_failed_first(world: World) -> None:
