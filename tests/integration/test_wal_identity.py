@@ -239,3 +239,29 @@ def test_inspect_tells_which_wal_is_recorded(serve: ServeFactory, ending: str) -
     assert re.search(
         rf"recorded +{identity(broker)} at {broker.data_dir}/wal/penstock.wal on .*, {state}\n", output
     )
+
+
+def test_a_broker_without_the_metadata_log_of_the_objects_overwrites_none(serve: ServeFactory) -> None:
+    """With a mistyped prefix, or without the metadata log, ids would be given out anew, and objects put over others.
+
+    Also on a host without WAL, where nothing else tells that this is another cluster. Nothing is changed: with the
+    metadata log back, everything is there.
+    """
+    broker = serve()
+    ledger = written(broker)
+    assert broker.terminate() == 0
+    shutil.rmtree(broker.data_dir / "wal")
+    objects = broker.data_dir / "objects"
+    before = {path: path.read_bytes() for path in objects.rglob("*") if path.is_file()}
+    assert any(path.parent.name == "objects" for path in before), "something was uploaded"
+    code, output = run_serve(broker.data_dir, "metadata_log.prefix=mistyped/")
+    assert code == 2, output
+    assert one_sentence(output)
+    assert "the metadata log that knows them isn't here" in output
+    (objects / "metadata").rename(broker.data_dir / "metadata-away")
+    assert run_serve(broker.data_dir)[0] == 2
+    shutil.rmtree(objects / "metadata", ignore_errors=True)
+    (broker.data_dir / "metadata-away").rename(objects / "metadata")
+    assert {path: path.read_bytes() for path in objects.rglob("*") if path.is_file()} == before
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)

@@ -40,6 +40,7 @@ from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
 from penstock.errors import (
     CapabilityError,
+    ConfigError,
     InvariantError,
     PenstockError,
 )
@@ -58,6 +59,8 @@ from penstock.spi.partitioner import Partitioner
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WriteAheadLog
 from penstock.stream.engine import StreamEngine
+from penstock.stream.orphans import PREFIX as OBJECTS_PREFIX
+from penstock.stream.orphans import object_id_of
 
 logger = logging.getLogger("penstock.broker")
 
@@ -283,7 +286,12 @@ class Broker:
         services = dataclasses.replace(services, object_store=object_store)
         metadata_log: MetadataLog = await open_plugin("metadata_log")
         metadata = await stack.enter_async_context(
-            MetadataService.open(metadata_log, now_ms=now_ms, cluster_id=tree.broker.cluster_id or "")
+            MetadataService.open(
+                metadata_log,
+                now_ms=now_ms,
+                cluster_id=tree.broker.cluster_id or "",
+                before_format=partial(_check_unclaimed, object_store, metadata_log),
+            )
         )
         services = dataclasses.replace(services, cluster_id=metadata.image.cluster_id)
         node_epoch = await register_node(metadata, selection, services, tree.broker.accept_lost_wal)
@@ -421,6 +429,18 @@ class _InternalTopic:
     name: str
     partition_count: int
     configs: Mapping[str, str]
+
+
+async def _check_unclaimed(store: ObjectStore, log: MetadataLog) -> None:
+    """Metadata that begin anew give out the ids of objects from the first on: objects there would be overwritten."""
+    async for info in store.list(OBJECTS_PREFIX):
+        if object_id_of(info.key) is not None:
+            raise ConfigError(
+                "the object store holds objects, but the metadata log that knows them isn't here, nothing was "
+                "changed; point metadata_log.prefix back to it, or restore it, or set object_store.url to a place "
+                f"of its own for a new cluster: object={info.key} object_store={store.location} "
+                f"metadata_log={log.location}"
+            )
 
 
 def _check_store(selection: Selection, store: ObjectStore) -> None:

@@ -11,7 +11,7 @@ __all__ = ("MetadataService", "MetadataStatistics", "follow", "load_image")
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -111,14 +111,22 @@ class MetadataService:
     @classmethod
     @asynccontextmanager
     async def open(
-        cls, log: MetadataLog, *, now_ms: Callable[[], int], cluster_id: str = ""
+        cls,
+        log: MetadataLog,
+        *,
+        now_ms: Callable[[], int],
+        cluster_id: str = "",
+        before_format: Callable[[], Awaitable[None]] | None = None,
     ) -> AsyncIterator[MetadataService]:
         """Read the log, format it if it is new (with ``cluster_id``, or a fresh one), and start writing.
 
+        ``before_format`` is awaited before a new log is written to, and may refuse by raising.
         Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
         of another name than ``cluster_id``.
         """
         image = await load_image(log)
+        if before_format is not None and not image.index:
+            await before_format()
         async with anyio.create_task_group() as tasks:
             service = cls(log, image, now_ms, tasks)
             tasks.start_soon(service._write_forever)
