@@ -35,7 +35,6 @@ __all__ = (
     "parse_group_header",
 )
 
-import itertools
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -133,10 +132,12 @@ def encode_group(
     end = cursor.position + GROUP_HEADER_BYTES
     count = len(appends)
     pack, pack_crc = _ENTRY.pack, _CRC.pack
-    known = checksums or itertools.repeat(None)
-    for append, payload, crc in zip(appends, payloads, known, strict=False):
+    known = [None] * count if checksums is None else checksums
+    for append, payload, crc in zip(appends, payloads, known, strict=True):
         if append.position != end:
-            zeros = bytes(append.position - end - ENTRY_HEADER_BYTES)
+            gap = append.position - end
+            assert gap >= ENTRY_HEADER_BYTES, "entries follow each other, or leave room for a filler"
+            zeros = bytes(gap - ENTRY_HEADER_BYTES)
             head = pack(_FILLER_MAGIC, len(zeros), end, checksum(zeros))
             chain = checksum(head, chain)
             parts += (head, pack_crc(chain), zeros)

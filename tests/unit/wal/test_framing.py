@@ -82,6 +82,16 @@ def test_gaps_between_entries_are_filled_checked_and_skipped() -> None:
             decode_group(memoryview(damaged), cursor, log_id=9)
 
 
+@pytest.mark.parametrize("offset", [-1, 1, ENTRY_HEADER_BYTES - 1])
+def test_entries_that_overlap_or_leave_too_small_a_gap_are_a_bug(offset: int) -> None:
+    start = GROUP_HEADER_BYTES + offset
+    append = WalAppend(start, start + ENTRY_HEADER_BYTES + 5)
+    with pytest.raises(AssertionError, match="room for a filler"):
+        encode_group(
+            log_id=1, cursor=Cursor(), epoch=1, confirmed_position=0, appends=[append], payloads=[[b"hello"]]
+        )
+
+
 def test_a_checksum_that_is_known_gives_the_same_bytes() -> None:
     position = GROUP_HEADER_BYTES
     appends = [
