@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import pkgutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,9 +71,11 @@ class Setup:
         )
 
     def load_config(self, overrides: dict[str, Any] | None = None) -> Config:
-        """The configuration. Raises ConfigError."""
-        from penstock.config import load_config
+        """The configuration; variables that nobody reads are told on stderr. Raises ConfigError."""
+        from penstock.config import load_config, unknown_variables
 
+        for sentence in unknown_variables(os.environ):
+            sys.stderr.write(f"penstock: warning: {sentence}\n")
         return load_config(self.config_path, env=os.environ, sets=self.sets, overrides=overrides)
 
     def registry(self) -> PluginRegistry:

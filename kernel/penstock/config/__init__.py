@@ -15,7 +15,7 @@ from penstock.config._explain import (
     key_rows,
     reference_markdown,
 )
-from penstock.config._load import Config, known_keys, load_config, split_address
+from penstock.config._load import Config, known_keys, load_config, split_address, unknown_variables
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
 
 __all__ = (
@@ -37,5 +37,6 @@ __all__ = (
     "nearest",
     "reference_markdown",
     "split_address",
+    "unknown_variables",
     "validate",
 )

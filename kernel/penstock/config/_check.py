@@ -18,7 +18,12 @@ from penstock.units import format_duration, format_size
 
 S = TypeVar("S", bound=Settings)
 
-_SECRET = re.compile(r"secret|password|token|key", re.IGNORECASE)
+#: Names of what must not be shown. ``key`` alone is an access key; in ``partition_key`` or ``keys_max`` it is none.
+_SECRET = re.compile(
+    r"secret|passw(or)?d|passphrase|credential|token|signature|connection_string|^(pwd|pass|sas|key)$|"
+    r"(access|account|api|auth|customer|encryption|private|shared|sas)_?key",
+    re.IGNORECASE,
+)
 _USERINFO = re.compile(r"(//)[^/@\s]+@")
 _VALUE_LENGTH_MAX = 120
 
@@ -51,9 +56,20 @@ def origin_of(path: tuple[str, ...], origins: Origins) -> Origin:
     return DEFAULT
 
 
-def nearest(name: str, candidates: Iterable[str]) -> str | None:
+def origin_of_table(path: tuple[str, ...], origins: Origins) -> Origin:
+    """The origin of a key; for a table, all places that its keys came from."""
+    places = {place for known, place in origins.items() if known[: len(path)] == path != known}
+    own = origins.get(path)
+    if own is not None and own.layer not in {place.layer for place in places}:
+        places.add(own)  # a table written in one go, with keys from elsewhere on top
+    if len(places) > 1:
+        return Origin("several", ", ".join(place.place for place in sorted(places)))
+    return places.pop() if places else origin_of(path, origins)
+
+
+def nearest(name: str, candidates: Iterable[str], cutoff: float = 0.5) -> str | None:
     """The candidate that ``name`` most probably meant, or None."""
-    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=0.5)
+    found = difflib.get_close_matches(name, list(candidates), n=1, cutoff=cutoff)
     return found[0] if found else None
 
 
@@ -79,7 +95,7 @@ def refusal(
     shown = "***" if field is not None and is_secret(field) else repr(redact(path, value))
     if len(shown) > _VALUE_LENGTH_MAX:
         shown = f"{shown[:_VALUE_LENGTH_MAX]}..."
-    return ConfigError(f"{origin_of(path, origins).place}: {'.'.join(path)} {problem}: value={shown}")
+    return ConfigError(f"{origin_of_table(path, origins).place}: {'.'.join(path)} {problem}: value={shown}")
 
 
 def unknown_key(

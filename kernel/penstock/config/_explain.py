@@ -58,13 +58,17 @@ class SettingsModels(Protocol):
 
 
 def explain(config: Config, models: SettingsModels, key: str | None = None) -> list[ExplainedKey]:
-    """A row for every key, or for ``key``, or for all keys of the section ``key``.
+    """A row for every key, or for ``key``, or for all keys of the section or table ``key``.
 
     Raises ConfigError when there is no such key, naming the nearest; PluginError when a selected plugin can't
     be loaded.
     """
     section = None if key is None else key.partition(".")[0]
-    rows = [row for row in _rows(config, models, section) if key in (None, section, row.key)]
+    rows = [
+        row
+        for row in _rows(config, models, section)
+        if key in (None, section, row.key) or row.key.startswith(f"{key}.")
+    ]
     if key is not None and not rows:
         near = nearest(key, [row.key for row in _rows(config, models, None)])
         advice = f"the nearest is {near}" if near else "see penstock config explain for all of them"
@@ -94,21 +98,37 @@ def _model_rows(
     config: Config, section: str, model: type[Settings], values: Settings
 ) -> Iterator[ExplainedKey]:
     for name, field in model.model_fields.items():
-        key = f"{section}.{name}"
         value = getattr(values, name)
-        if is_secret(field):
-            shown: Any = dict.fromkeys(value, "***") if isinstance(value, Mapping) else "***"
+        if isinstance(value, Mapping) and value:
+            # each key of a table may come from another place, and only some of them are secrets
+            for path, inner in _leaves((section, name), value):
+                yield _row(config, path, None, redact(path, inner), field.description)
         else:
-            shown = redact((section, name), value)
-        yield ExplainedKey(
-            key=key,
-            value=format_value(field, shown),
-            origin=config.origin(key).place,
-            description=field.description or "",
-        )
+            shown = "***" if is_secret(field) and value else redact((section, name), value)
+            yield _row(config, (section, name), field, shown, field.description)
 
 
-def format_value(field: FieldInfo, value: Any) -> str:
+def _leaves(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
+    for name, value in table.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves((*path, name), value)
+        else:
+            yield (*path, name), value
+
+
+def _row(
+    config: Config, path: tuple[str, ...], field: FieldInfo | None, shown: Any, description: str | None
+) -> ExplainedKey:
+    key = ".".join(path)
+    return ExplainedKey(
+        key=key,
+        value=format_value(field, shown),
+        origin=config.origin(key).place,
+        description=description or "",
+    )
+
+
+def format_value(field: FieldInfo | None, value: Any) -> str:
     """``value`` as it may be written in TOML, without the quotes of a plain string."""
     if value is None:
         return "unset"

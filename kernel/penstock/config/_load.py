@@ -8,13 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.config._check import DEFAULT, Origin, Origins, origin_of, refusal, unknown_key, validate
+from penstock.config._check import (
+    DEFAULT,
+    Origin,
+    Origins,
+    nearest,
+    origin_of_table,
+    refusal,
+    unknown_key,
+    validate,
+)
 from penstock.config._toml import parse_toml, parse_value
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
 from penstock.errors import ConfigError
 from penstock.units import format_size, parse_size
 
 _PREFIX = "PENSTOCK__"
+#: Variables that Penstock reads and that are no configuration keys.
+_OTHER_VARIABLES = ("PENSTOCK_LOAD_PLUGINS", "PENSTOCK_NATIVE", "PENSTOCK_TRACE_HOOKS")
+#: Those of its test suite begin so.
+_TEST_VARIABLES = ("PENSTOCK_TEST", "PENSTOCK_SIMULATION")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,14 +59,7 @@ class Config:
         path = tuple(key.split("."))
         if path == ("allocator", "limit") and path not in self.origins:
             return Origin("derived", "memory.limit - memory.reserve")
-        inner = sorted(
-            {place for known, place in self.origins.items() if known[: len(path)] == path != known}
-        )
-        if inner:
-            return (
-                inner[0] if len(inner) == 1 else Origin("several", ", ".join(place.place for place in inner))
-            )
-        return origin_of(path, self.origins)
+        return origin_of_table(path, self.origins)
 
     def _choice(self, kind: str) -> PluginChoice:
         assert kind in DEFAULT_PLUGINS, f"no such plugin kind: {kind}"
@@ -159,6 +165,25 @@ class _Layers:
         if path[0] in SECTIONS or path[0] in DEFAULT_PLUGINS:
             return refusal(path, "is a section, give it keys", value, self.origins)
         return unknown_key(path, known_keys(), value, self.origins)
+
+
+def unknown_variables(env: Mapping[str, str]) -> list[str]:
+    """One sentence for each variable in ``env`` that looks like one of Penstock's and is none.
+
+    ``PENSTOCK__SECTION__KEY`` isn't looked at here: ``load_config`` refuses such a variable if its key is unknown.
+    """
+    sentences = []
+    for name in sorted(env):
+        if not name.upper().startswith("PENSTOCK_") or name.upper().startswith(_PREFIX):
+            continue
+        if name in _OTHER_VARIABLES or name.startswith(_TEST_VARIABLES):
+            continue
+        variables = {f"{_PREFIX}{key.upper().replace('.', '__')}": key for key in known_keys()}
+        meant = {variable.replace("__", "_"): variable for variable in variables}
+        near = meant.get(name.upper()) or nearest(name.upper(), [*variables, *_OTHER_VARIABLES], cutoff=0.75)
+        advice = f"the nearest is {near}" if near else "keys are written PENSTOCK__SECTION__KEY"
+        sentences.append(f"{name} is set, but no variable of that name is read, {advice}")
+    return sentences
 
 
 def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

@@ -8,7 +8,6 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from penstock.errors import ConfigError
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock_object_store_fsspec._local import open_local
@@ -21,20 +20,11 @@ from penstock_object_store_fsspec._store import FsspecObjectStore
 async def open_store(settings: Settings, services: Services) -> AsyncIterator[ObjectStore]:
     """Open the store of ``settings.url``.
 
-    Raises ConfigError for a URL that means nothing, a place that can't be used or refused credentials;
-    PluginError if a package for the protocol is missing; UnavailableError if a remote store can't be reached.
+    Raises ConfigError for a place that can't be used or refused credentials; PluginError if a package for the
+    protocol is missing; UnavailableError if a remote store can't be reached.
     """
-    protocol, separator, place = settings.url.partition("://")
-    if not separator or not protocol:
-        raise ConfigError(
-            "the object store's url has no protocol, write it like file://objects or s3://bucket/prefix: "
-            f"url={settings.url.rpartition('@')[2]!r}"
-        )
-    if protocol in {"file", "memory", "local"} and settings.options:
-        raise ConfigError(f"the object store takes no options for this url: url={settings.url!r}")
+    protocol, _, place = settings.url.partition("://")
     if protocol in {"file", "local"}:
-        if not place:
-            raise ConfigError(f"the object store's url names no directory: url={settings.url!r}")
         async with open_local(_directory(services, place), read_only=services.read_only) as local:
             yield FsspecObjectStore(local)
     elif protocol == "memory":

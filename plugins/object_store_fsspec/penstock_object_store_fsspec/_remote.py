@@ -31,19 +31,11 @@ from penstock.errors import (
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import body_size, check_range
+from penstock_object_store_fsspec._options import filesystem_class
 from penstock_object_store_fsspec._settings import Settings
 
 T = TypeVar("T")
 
-_EXTRAS = {
-    "s3": "s3",
-    "s3a": "s3",
-    "gs": "gcs",
-    "gcs": "gcs",
-    "az": "azure",
-    "abfs": "azure",
-    "abfss": "azure",
-}
 _CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, durable=True, durability_domain="region")
 _DELAY_S_MIN = 0.05
 _DELAY_S_MAX = 2.0
@@ -67,16 +59,10 @@ async def open_remote(
     protocol: str, place: str, settings: Settings, clock: Callable[[], float]
 ) -> AsyncIterator[RemoteBackend]:
     """Open a bucket and find out whether its conditional creation is one. See ``open_store`` for what is raised."""
-    extra = _EXTRAS.get(protocol)
     bucket, _, prefix = place.partition("/")
-    if extra is None or not bucket or "@" in bucket:
-        raise ConfigError(
-            "the object store's url is not understood, write it like file://objects, memory://name, "
-            f"s3://bucket/prefix, gs://bucket/prefix or az://container/prefix: protocol={protocol!r}"
-        )
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     location = f"{protocol}://{bucket}/{prefix}"
-    backend_class, filesystem = _make_filesystem(protocol, extra, settings)
+    backend_class, filesystem = _make_filesystem(protocol, settings)
     backend = backend_class(filesystem, location, bucket, prefix, settings, clock)
     try:
         try:
@@ -89,21 +75,16 @@ async def open_remote(
             await backend.close()
 
 
-def _make_filesystem(protocol: str, extra: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
+def _make_filesystem(protocol: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
     # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        import fsspec
-
-        filesystem_class = fsspec.get_filesystem_class(protocol)
-        backend_class, options = _choose_backend(extra)
+        make, extra = filesystem_class(protocol)
     except ImportError as error:
-        raise PluginError(
-            f"a package for this object store is missing, install it: pip install 'penstock[{extra}]' "
-            f"protocol={protocol!r}"
-        ) from error
+        raise PluginError(str(error)) from error
+    backend_class, options = _choose_backend(extra)
     try:
-        filesystem = filesystem_class(
+        filesystem = make(
             asynchronous=True,
             skip_instance_cache=True,
             use_listings_cache=False,

@@ -6,11 +6,12 @@ __all__ = ("LOCAL_CAPABILITIES", "MEMORY_CAPABILITIES", "Settings")
 
 from typing import Any
 
-from pydantic import Field
+from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
 from penstock.spi.object_store import ObjectStoreCapabilities
 from penstock.spi.settings import Duration, Size
 from penstock.spi.settings import Settings as BaseSettings
+from penstock_object_store_fsspec._options import check_options, protocol_of
 
 LOCAL_CAPABILITIES = ObjectStoreCapabilities(
     put_if_absent=True,
@@ -27,6 +28,8 @@ MEMORY_CAPABILITIES = ObjectStoreCapabilities(
 
 class Settings(BaseSettings):
     """Where the objects are, and how patiently to ask for them."""
+
+    model_config = ConfigDict(hide_input_in_errors=True)  # options hold secrets, a url may
 
     url: str = Field(
         default="file://objects",
@@ -55,3 +58,20 @@ class Settings(BaseSettings):
         ge=0,
         description="no new attempt of a request to a remote store starts after this long",
     )
+
+    @field_validator("url")
+    @classmethod
+    def _check_url(cls, url: str) -> str:
+        protocol_of(url)
+        return url
+
+    @field_validator("options")
+    @classmethod
+    def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        url = info.data.get("url")
+        if url is not None:  # else the url is wrong, which is said
+            try:
+                check_options(protocol_of(url), options)
+            except ImportError as error:
+                raise ValueError(str(error)) from error
+        return options

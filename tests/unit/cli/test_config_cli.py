@@ -9,6 +9,7 @@ import pytest
 
 from penstock.cli import main
 from penstock.config import load_config
+from penstock.config._check import redact
 
 
 def test_check_of_the_defaults_passes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -79,10 +80,96 @@ def test_explain_of_an_unknown_key_names_the_nearest(capsys: pytest.CaptureFixtu
 
 
 def test_explain_masks_secrets(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "explain", "object_store", "--set", "object_store.options.secret=hunter2"]) == 0
+    sets = (
+        "object_store.url=s3://bucket",
+        "object_store.options.key=AKIA",
+        "object_store.options.secret=hunter2",
+        "object_store.options.endpoint_url=http://me:hunter2@127.0.0.1:9",
+        "object_store.options.client_kwargs.region_name=eu-central-1",
+    )
+    assert main(["config", "explain", "object_store.options", *(f"--set={one}" for one in sets)]) == 0
     out = capsys.readouterr().out
-    assert "***" in out
+    assert "object_store.options.key = ***  (--set object_store.options.key)" in out
+    assert "object_store.options.endpoint_url = http://***@127.0.0.1:9  (" in out
+    assert "object_store.options.client_kwargs.region_name = eu-central-1  (" in out
     assert "hunter2" not in out
+    assert "AKIA" not in out
+
+
+def test_explain_names_each_place_that_a_table_came_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "penstock.toml"
+    path.write_text('[object_store]\nurl = "s3://bucket"\noptions = { anon = true }\n')
+    arguments = ["config", "explain", "-c", str(path), "object_store.options", "--json"]
+    assert main([*arguments, "--set", "object_store.options.use_ssl=false"]) == 0
+    rows = {row["key"]: row["origin"] for row in json.loads(capsys.readouterr().out)}
+    assert rows == {
+        "object_store.options.anon": f"{path}:3",
+        "object_store.options.use_ssl": "--set object_store.options.use_ssl",
+    }
+
+
+@pytest.mark.parametrize("name", ["partition_key", "keys_max", "key_delimiter", "author"])
+def test_a_name_that_only_contains_a_secret_word_is_not_masked(name: str) -> None:
+    assert redact((name,), "shown") == "shown"
+
+
+@pytest.mark.parametrize(
+    "name", ["key", "secret", "aws_secret_access_key", "token", "password", "account_key", "SSECustomerKey"]
+)
+def test_a_secret_is_masked(name: str) -> None:
+    assert redact((name,), "hidden") == "***"
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("PENSTOCK_LISTENER_BIND", "the nearest is PENSTOCK__LISTENER__BIND"),
+        ("penstock_trace_hook", "the nearest is PENSTOCK_TRACE_HOOKS"),
+        ("PENSTOCK_COLOUR", "keys are written PENSTOCK__SECTION__KEY"),
+    ],
+)
+def test_a_variable_that_nobody_reads_is_told(
+    name: str, told: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("PENSTOCK_TRACE_HOOKS", "0")
+    assert main(["config", "check"]) == 0
+    assert capsys.readouterr().err == (
+        f"penstock: warning: {name} is set, but no variable of that name is read, {told}\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("sets", "told"),
+    [
+        (["url=s3:/bucket"], "object_store.url is wrong (has no protocol, "),
+        (["url=s4://bucket"], "object_store.url is wrong (is not understood, "),
+        (["url=file://"], "object_store.url is wrong (names no directory, "),
+        (["options.x=1"], "object_store.options is wrong (a file:// url takes no options)"),
+        (
+            ["url=s3://b", "options.endpoint_ulr=http://x"],
+            "endpoint_ulr is no option of S3FileSystem, the nearest is endpoint_url)",
+        ),
+        (
+            ["url=s3://b", "options.client_kwargs.regionname=x"],
+            "regionname is no option of client_kwargs, the nearest is region_name)",
+        ),
+        (["url=s3://b", "options.config_kwargs.retrys=1"], "the nearest is retries)"),
+        (["url=s3://b", "options.endpoint_url=minio:9000"], "endpoint_url must be an http or https URL"),
+        (["url=s3://b", "options.key=a"], "key and secret go together"),
+        (["url=s3://b", "options.asynchronous=true"], "asynchronous is decided by the plugin"),
+    ],
+)
+def test_check_finds_a_wrong_store_before_anything_connects(
+    sets: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["config", "check", *(f"--set=object_store.{one}" for one in sets)]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.startswith("penstock: --set object_store.")
+    assert len(err.splitlines()) == 1
 
 
 def test_init_writes_a_file_that_loads(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
