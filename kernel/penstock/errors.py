@@ -17,11 +17,14 @@ __all__ = (
     "FullError",
     "InvalidRequestError",
     "InvariantError",
+    "NewerVersionError",
     "NotFoundError",
     "PenstockError",
     "PluginError",
     "UnavailableError",
 )
+
+from typing import Self
 
 
 class PenstockError(Exception):
@@ -79,6 +82,21 @@ class FencedError(PenstockError):
 
 class CorruptError(PenstockError):
     """Durable bytes fail their checksum or a hole is found: stop, keep the evidence, tell the user."""
+
+
+class NewerVersionError(PenstockError):
+    """Durable bytes are of a format that a newer Penstock writes: change nothing, and tell the user to upgrade.
+
+    It is no damage: what can't be read is whole, and nothing older may take its place.
+    """
+
+    @classmethod
+    def of(cls, what: str, where: str, *, version: int, known: int) -> Self:
+        """``what`` is the noun ("the wal's header"), ``where`` its place as ``key=value``."""
+        return cls(
+            f"{what} was written by a newer penstock, upgrade this one: "
+            f"{where} version={version} known={known}"
+        )
 
 
 class ClosedError(PenstockError):

@@ -14,6 +14,7 @@ from penstock.errors import (
     FencedError,
     FullError,
     InvalidRequestError,
+    NewerVersionError,
     NotFoundError,
     PenstockError,
     UnavailableError,
@@ -33,6 +34,7 @@ _TABLE: Final[tuple[tuple[type[PenstockError], ErrorCode], ...]] = (
     (AlreadyExistsError, ErrorCode.TOPIC_ALREADY_EXISTS),
     (ConflictError, ErrorCode.REQUEST_TIMED_OUT),
     (InvalidRequestError, ErrorCode.INVALID_REQUEST),
+    (NewerVersionError, ErrorCode.KAFKA_STORAGE_ERROR),
     (CorruptError, ErrorCode.UNKNOWN_SERVER_ERROR),
 )
 

@@ -44,6 +44,8 @@ from penstock.coordinator.group_types import (
     TopicPartition,
 )
 from penstock.coordinator.records import (
+    GROUP_KEY_VERSION,
+    OFFSETS_LOG,
     GroupKey,
     OffsetKey,
     decode_group_value,
@@ -55,7 +57,7 @@ from penstock.coordinator.records import (
     encode_offset_value,
 )
 from penstock.coordinator.timers import TimerHeap
-from penstock.errors import ClosedError, FencedError, PenstockError, UnavailableError
+from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError, UnavailableError
 
 __all__ = ("Clock", "GroupService", "GroupStatistics", "SystemClock")
 
@@ -664,7 +666,7 @@ class GroupService:
             async with limiter:
                 try:
                     await self._load_partition(partition)
-                except (ClosedError, FencedError):
+                except (ClosedError, FencedError, NewerVersionError):
                     raise
                 except PenstockError as error:
                     if error.retryable:
@@ -695,7 +697,6 @@ class GroupService:
                 values.pop(key, None)
             else:
                 values[key] = value
-        unknown = 0
         now_ms = self._clock.now_ms()
         offsets: list[tuple[OffsetKey, CommittedOffset]] = []
         groups: list[tuple[str, bytes, GroupMetadata]] = []
@@ -706,7 +707,13 @@ class GroupService:
             elif isinstance(decoded, GroupKey):
                 groups.append((decoded.group_id, value, decode_group_value(value)))
             else:
-                unknown += 1
+                # left alone, it would be lost at the next checkpoint
+                raise NewerVersionError.of(
+                    "a record of a group",
+                    f"log={OFFSETS_LOG} partition={partition}",
+                    version=decoded.version,
+                    known=GROUP_KEY_VERSION,
+                )
         # all of it is readable: nothing is half loaded
         for offset_key, committed in offsets:
             entry = self._entries.get(offset_key.group_id) or self._create(offset_key.group_id)
@@ -715,10 +722,6 @@ class GroupService:
             entry = self._entries.get(group_id) or self._create(group_id)
             entry.value = value
             self._apply(entry, entry.group.restore(metadata, now_ms))
-        if unknown:
-            _LOGGER.warning(
-                "group records of a newer version are left alone: partition=%d records=%d", partition, unknown
-            )
 
 
 def _offset_record(group_id: str, partition: TopicPartition, committed: CommittedOffset) -> LogRecord:

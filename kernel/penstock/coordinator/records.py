@@ -14,9 +14,11 @@ import struct
 from dataclasses import dataclass
 
 from penstock.coordinator.group_types import CommittedOffset, GroupMetadata, MemberMetadata
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 
 __all__ = (
+    "GROUP_KEY_VERSION",
+    "OFFSETS_LOG",
     "GroupKey",
     "OffsetKey",
     "UnknownKey",
@@ -33,8 +35,10 @@ _INT16 = struct.Struct(">h")
 _INT32 = struct.Struct(">i")
 _INT64 = struct.Struct(">q")
 
+#: The name of the log, for messages.
+OFFSETS_LOG = "__consumer_offsets"
 _OFFSET_KEY_VERSION = 1
-_GROUP_KEY_VERSION = 2
+GROUP_KEY_VERSION = 2
 _OFFSET_VALUE_VERSION = 3
 _OFFSET_VALUE_VERSION_EXPIRING = 1
 _GROUP_VALUE_VERSION = 3
@@ -91,6 +95,17 @@ class _Reader:
 
     def fail(self, why: str) -> CorruptError:
         return CorruptError(f"{self._what} in __consumer_offsets is malformed, {why}: at={self._position}")
+
+    def value_version(self) -> int:
+        """The version that a value begins with. Raises NewerVersionError for one above those that are read."""
+        version = self.int16()
+        if version > _VALUE_VERSION_FLEXIBLE:
+            raise NewerVersionError.of(
+                self._what, f"log={OFFSETS_LOG}", version=version, known=_VALUE_VERSION_FLEXIBLE
+            )
+        if version < 0:
+            raise self.fail(f"no version={version}")
+        return version
 
     def _take(self, size: int) -> bytes:
         end = self._position + size
@@ -169,7 +184,7 @@ def encode_offset_key(group_id: str, topic: str, partition: int) -> bytes:
 
 def encode_group_key(group_id: str) -> bytes:
     """GroupMetadataKey version 2."""
-    return _INT16.pack(_GROUP_KEY_VERSION) + _string(group_id)
+    return _INT16.pack(GROUP_KEY_VERSION) + _string(group_id)
 
 
 def decode_key(key: bytes) -> OffsetKey | GroupKey | UnknownKey:
@@ -183,7 +198,7 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey | UnknownKey:
     decoded: OffsetKey | GroupKey
     if version in (0, _OFFSET_KEY_VERSION):
         decoded = OffsetKey(reader.string(), reader.string(), reader.int32())
-    elif version == _GROUP_KEY_VERSION:
+    elif version == GROUP_KEY_VERSION:
         decoded = GroupKey(reader.string())
     else:
         return UnknownKey(version)
@@ -218,12 +233,11 @@ def decode_offset_value(value: bytes) -> CommittedOffset:
     """Read OffsetCommitValue versions 0 to 4.
 
     Raises:
-        CorruptError: the value isn't well-formed or of an unknown version.
+        CorruptError: the value isn't well-formed.
+        NewerVersionError: a newer version wrote it.
     """
     reader = _Reader(value, "an offset commit")
-    version = reader.int16()
-    if not 0 <= version <= _VALUE_VERSION_FLEXIBLE:
-        raise reader.fail(f"unknown version={version}")
+    version = reader.value_version()
     reader.flexible = version >= _VALUE_VERSION_FLEXIBLE
     offset = reader.int64()
     leader_epoch = reader.int32() if version >= _OFFSET_VALUE_VERSION else -1
@@ -270,12 +284,11 @@ def decode_group_value(value: bytes) -> GroupMetadata:
     """Read GroupMetadataValue versions 0 to 4.
 
     Raises:
-        CorruptError: the value isn't well-formed or of an unknown version.
+        CorruptError: the value isn't well-formed.
+        NewerVersionError: a newer version wrote it.
     """
     reader = _Reader(value, "group metadata")
-    version = reader.int16()
-    if not 0 <= version <= _VALUE_VERSION_FLEXIBLE:
-        raise reader.fail(f"unknown version={version}")
+    version = reader.value_version()
     reader.flexible = version >= _VALUE_VERSION_FLEXIBLE
     protocol_type = reader.string()
     generation_id = reader.int32()

@@ -20,6 +20,7 @@ from penstock.errors import (
     FencedError,
     FullError,
     InvalidRequestError,
+    NewerVersionError,
     NotFoundError,
     PenstockError,
 )
@@ -451,6 +452,9 @@ class Partition:
             self._check_offset(offset)  # trimmed while we looked: what is gone was neither lost nor damaged
             self._report_damage(error)
             raise KafkaError(ErrorCode.CORRUPT_MESSAGE, str(error)) from error
+        except NewerVersionError as error:
+            self._report_damage(error)
+            raise KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, str(error)) from error
         if not entries:
             self._check_offset(offset)
         return _result(entries, bytes_max, at_least_one)

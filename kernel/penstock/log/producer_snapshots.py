@@ -64,7 +64,7 @@ class ProducerSnapshots:
         """Rebuild the table: newest snapshot, then the batch headers after it. ``replay_offset`` follows.
 
         Raises CorruptError, NotFoundError, BatchError: the state can't be rebuilt, and the table isn't whole.
-        Raises UnavailableError.
+        Raises UnavailableError, NewerVersionError.
         """
         table, log, state = self._table, self._log, self._state
         self.forget()

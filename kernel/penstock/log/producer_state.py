@@ -40,7 +40,7 @@ from typing import Final, NamedTuple
 import msgspec
 from crc32c import crc32c
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 from penstock.wire.records import BatchError, BatchHeader
 
 OUT_OF_ORDER_SEQUENCE_NUMBER: Final = 45
@@ -329,14 +329,22 @@ class ProducerStateTable:
         """Replace the state by a snapshot's; return its end offset, where replay goes on.
 
         Raises:
-            CorruptError: damaged or of an unknown version; the state is unchanged. The caller may rebuild
-                it by replaying the log from its start.
+            CorruptError: damaged; the state is unchanged. The caller may rebuild it by replaying the log
+                from its start.
+            NewerVersionError: a newer version wrote it; the state is unchanged.
         """
         if len(data) < _SNAPSHOT_HEAD.size:
             raise CorruptError(f"producer snapshot is cut size_bytes={len(data)}")
         magic, version, end_offset, count, checksum = _SNAPSHOT_HEAD.unpack_from(data)
+        if magic == _SNAPSHOT_MAGIC and version > _SNAPSHOT_VERSION:
+            raise NewerVersionError.of(
+                "a snapshot of producers' state",
+                f"end_offset={end_offset}",
+                version=version,
+                known=_SNAPSHOT_VERSION,
+            )
         if magic != _SNAPSHOT_MAGIC or version != _SNAPSHOT_VERSION:
-            raise CorruptError(f"not a producer snapshot of version 1 magic={magic!r} version={version}")
+            raise CorruptError(f"not a snapshot of producers: magic={magic!r} version={version}")
         if _checksum(end_offset, count, memoryview(data)[_SNAPSHOT_HEAD.size :]) != checksum:
             raise CorruptError(f"producer snapshot checksum mismatch end_offset={end_offset}")
         self._producers = _read_entries(data, count)

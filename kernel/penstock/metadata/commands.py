@@ -30,13 +30,14 @@ __all__ = (
     "UseWal",
     "decode_entry",
     "encode_entry",
+    "refuse_newer",
 )
 
 from typing import TypeAlias
 
 import msgspec
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 
 ENTRY_VERSION = 1
 
@@ -213,7 +214,8 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     writer: str
     #: Wall clock of the writer in ms; decides nothing but deadlines and delays.
     now_ms: int
-    version: int = ENTRY_VERSION
+    #: Of the format; what is absent is 1. :func:`encode_entry` sets it.
+    version: int = 1
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -222,21 +224,41 @@ _decoder = msgspec.msgpack.Decoder(Entry)
 
 def encode_entry(entry: Entry) -> bytes:
     """The bytes of an entry (MessagePack)."""
+    if entry.version < ENTRY_VERSION:
+        entry = msgspec.structs.replace(entry, version=ENTRY_VERSION)
     return _encoder.encode(entry)
 
 
 def decode_entry(index: int, data: bytes) -> Entry:
-    """The entry at ``index``. Raises CorruptError if it can't be read, naming what to do."""
+    """The entry at ``index``. Raises CorruptError if it can't be read, NewerVersionError."""
     try:
         entry = _decoder.decode(data)
     except msgspec.MsgspecError as error:
+        refuse_newer(data, "a metadata entry", f"index={index}", known=ENTRY_VERSION)
         raise CorruptError(
-            f"metadata entry can't be read; was it written by a newer version of penstock? "
-            f"index={index} reason={error}"
+            f"metadata entry can't be read, restore the metadata log from a backup: index={index} reason={error}"
         ) from error
     if entry.version > ENTRY_VERSION:
-        raise CorruptError(
-            f"metadata entry is of a newer format than this penstock reads, upgrade it: "
-            f"index={index} version={entry.version} supported={ENTRY_VERSION}"
+        raise NewerVersionError.of(
+            "a metadata entry", f"index={index}", version=entry.version, known=ENTRY_VERSION
         )
     return entry
+
+
+class _Versioned(msgspec.Struct):
+    """What every version of an entry and of a snapshot has, whatever else changes."""
+
+    version: int = 0
+
+
+_version_decoder = msgspec.msgpack.Decoder(_Versioned)
+
+
+def refuse_newer(data: bytes, what: str, where: str, *, known: int) -> None:
+    """Raise NewerVersionError if ``data``, which can't be read, says that it is of a version above ``known``."""
+    try:
+        version = _version_decoder.decode(data).version
+    except msgspec.MsgspecError:
+        return
+    if version > known:
+        raise NewerVersionError.of(what, where, version=version, known=known)

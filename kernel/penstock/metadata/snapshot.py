@@ -11,7 +11,8 @@ from typing import Any
 
 import msgspec
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
+from penstock.metadata.commands import refuse_newer
 from penstock.metadata.ranges import Ranges
 from penstock.metadata.rows import IMAGE_VERSION, ImageData
 
@@ -97,15 +98,18 @@ class Cut:
 
 
 def decode_snapshot(data: bytes) -> ImageData:
-    """What a snapshot holds, an older one's in the present form. Raises CorruptError if it can't be read."""
+    """What a snapshot holds, an older one's in the present form.
+
+    Raises CorruptError if it can't be read, NewerVersionError.
+    """
     try:
         image = _decoder.decode(data)
     except msgspec.MsgspecError as error:
+        refuse_newer(data, "a metadata snapshot", f"bytes={len(data)}", known=IMAGE_VERSION)
         raise CorruptError(f"metadata snapshot can't be read: reason={error}") from error
     if image.version > IMAGE_VERSION:
-        raise CorruptError(
-            f"metadata snapshot is of a newer format than this penstock reads, upgrade it: "
-            f"version={image.version} supported={IMAGE_VERSION}"
+        raise NewerVersionError.of(
+            "a metadata snapshot", f"index={image.index}", version=image.version, known=IMAGE_VERSION
         )
     if image.version < IMAGE_VERSION:
         live = Counter(

@@ -139,7 +139,7 @@ class WriteAheadLog(Protocol):
         no entry is returned after a missing one, and an append that completed with an error never comes
         back once a later append was acknowledged. Entries below the trim point may come again.
         Raises CorruptError, naming the position, when an entry below the confirmed position is missing or
-        fails its checksum (I10: never skipped).
+        fails its checksum (I10: never skipped); NewerVersionError where a newer version wrote on.
         """
 
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
@@ -170,7 +170,10 @@ class WriteAheadLog(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WalSpec(PluginSpec[S, WriteAheadLog]):
-    """Registration of a WAL. ``open`` raises FencedError if a newer owner holds the log."""
+    """Registration of a WAL.
+
+    ``open`` raises FencedError if a newer owner holds the log, NewerVersionError if a newer version wrote it.
+    """
 
     kind: ClassVar[str] = "wal"
     capabilities: WalCapabilities
@@ -184,5 +187,5 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
     #: if it would create one. Up to 64 printable characters without spaces, drawn when the log is created: the
     #: same for every owner as long as the log is there, another one for every other log, wherever and whenever it
     #: is made. Called before ``open`` (``epoch`` is 0 then) and after it. Raises CorruptError if what is there
-    #: can't be read, UnavailableError if the medium fails. Only with the capability ``identity``.
+    #: can't be read, NewerVersionError, UnavailableError if the medium fails. Only with the capability ``identity``.
     identify: Callable[[S, Services], Awaitable[str | None]] | None = None

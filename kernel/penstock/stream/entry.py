@@ -14,7 +14,7 @@ __all__ = ("HEADER", "WalHeader", "decode_header", "encode_header", "retention_t
 from struct import Struct
 from typing import NamedTuple
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 
 ENTRY_VERSION = 1
 #: Added to the time of an append; timestamps from here to -1 don't occur.
@@ -59,11 +59,15 @@ def encode_header(stream_id: int, epoch: int, base_offset: int, next_offset: int
 
 
 def decode_header(data: memoryview, position: int) -> WalHeader:
-    """The header of the entry at WAL ``position``. Raises CorruptError if it is none."""
+    """The header of the entry at WAL ``position``. Raises CorruptError if it is none, NewerVersionError."""
+    if len(data) and data[0] > ENTRY_VERSION:
+        raise NewerVersionError.of(
+            "an entry of the wal", f"position={position}", version=data[0], known=ENTRY_VERSION
+        )
     if len(data) < HEADER.size or data[0] != ENTRY_VERSION:
         raise CorruptError(
-            f"WAL entry isn't one that this penstock reads: position={position} size={len(data)} "
-            f"version={data[0] if len(data) else None} supported={ENTRY_VERSION}"
+            f"WAL entry isn't one of penstock: position={position} size={len(data)} "
+            f"version={data[0] if len(data) else None}"
         )
     fields = HEADER.unpack_from(data)
     return WalHeader(*fields[1:])

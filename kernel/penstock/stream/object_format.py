@@ -9,6 +9,9 @@
 
 A data block holds entries of one stream. An object with blocks of one stream is called a stream object, one
 with several a stream set object; the format is the same.
+
+The version is in the magics, as digits. Whatever changes in a later version, an object ends with the magic of its
+footer and four bytes more.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ __all__ = (
     "verify_block",
 )
 
+import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from struct import Struct, iter_unpack
@@ -32,7 +36,7 @@ from typing import NamedTuple
 
 from penstock.checksum import checksum, combine
 from penstock.direct_io import BLOCK_BYTES, filler_bytes
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.plugin import Buffer
 
@@ -40,6 +44,9 @@ from penstock.spi.plugin import Buffer
 _FILLER = -1
 BLOCK_MAGIC = 0x50534231  # "PSB1"
 FOOTER_MAGIC = 0x50534F424A303031  # "PSOBJ001"
+_FOOTER_VERSIONS = re.compile(rb"PSOBJ(\d{3})")
+_FOOTER_MAGIC_AT = slice(-12, -4)
+_VERSION = 1
 
 BLOCK_HEADER = Struct(
     ">"
@@ -192,8 +199,16 @@ def _filler(position: int, data: Buffer) -> bytes:
 
 
 def decode_footer(data: Buffer, object_id: int) -> tuple[int, int, int]:
-    """(position, size, CRC-32C) of the index, from the object's last bytes. Raises CorruptError."""
+    """(position, size, CRC-32C) of the index, from the object's last bytes.
+
+    Raises CorruptError, NewerVersionError.
+    """
     tail = memoryview(data)[-FOOTER.size :]
+    versioned = _FOOTER_VERSIONS.fullmatch(tail[_FOOTER_MAGIC_AT])
+    if versioned is not None and int(versioned[1]) > _VERSION and not _is_damaged(tail):
+        raise NewerVersionError.of(
+            "an object", f"object_id={object_id}", version=int(versioned[1]), known=_VERSION
+        )
     if len(tail) < FOOTER.size:
         raise CorruptError(f"object is too short to have a footer: object_id={object_id} size={len(tail)}")
     position, size, crc, found_id, magic, footer_crc = FOOTER.unpack(tail)
@@ -202,6 +217,13 @@ def decode_footer(data: Buffer, object_id: int) -> tuple[int, int, int]:
     if found_id != object_id:
         raise CorruptError(f"object footer names another object: object_id={object_id} found={found_id}")
     return position, size, crc
+
+
+def _is_damaged(footer: memoryview) -> bool:
+    """Whether the footer's checksum is that of this version, so that only the digits of the version are wrong."""
+    known = bytearray(footer)
+    known[_FOOTER_MAGIC_AT] = FOOTER_MAGIC.to_bytes(8, "big")
+    return checksum(known[:-4]) == int.from_bytes(known[-4:], "big")
 
 
 def decode_index(data: Buffer, crc: int, object_id: int) -> ObjectIndex:

@@ -11,7 +11,9 @@ A group is what one write (one object, one fdatasync) makes durable::
 Between two entries there may be a filler, so that a large payload comes to lie where it can be written without a
 copy: an entry header with the magic "PSWF", and zeros.
 
-All integers are big-endian. Three things make stale bytes visible without a clock or a clean medium:
+All integers are big-endian. Later versions keep magic, version, log id, position, and the header's size and
+checksum, so that a reader that is too old for a group can tell it from the end of the log.
+Three things make stale bytes visible without a clock or a clean medium:
 
 * every header carries its absolute position, so bytes of an earlier lap of a ring never fit;
 * the log id is drawn when the log is created, so bytes of another log never fit;
@@ -33,6 +35,7 @@ __all__ = (
     "decode_group",
     "encode_group",
     "parse_group_header",
+    "refuse_newer",
 )
 
 import struct
@@ -41,7 +44,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from penstock.checksum import checksum
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry
 
@@ -187,13 +190,27 @@ def parse_group_header(data: Buffer, offset: int = 0) -> GroupHeader | None:
     return GroupHeader._make((*fields, digest))
 
 
+def refuse_newer(data: Buffer, offset: int, *, log_id: int, position: int) -> None:
+    """Raise NewerVersionError if a newer version's group of the log ``log_id``, at ``position``, is at ``offset``."""
+    end = offset + GROUP_HEADER_BYTES
+    if data[offset : offset + 4] != _GROUP_MAGIC or len(data) < end:
+        return
+    _, version, _, found_log_id, _, found_position, *_ = _GROUP.unpack_from(data, offset)
+    (digest,) = _CRC.unpack_from(data, end - _CRC.size)
+    belongs = (found_log_id, found_position) == (log_id, position)
+    if belongs and version > _VERSION and checksum(data[offset : end - _CRC.size]) == digest:
+        raise NewerVersionError.of("the wal", f"position={position}", version=version, known=_VERSION)
+
+
 def decode_group(data: memoryview, cursor: Cursor, *, log_id: int) -> DecodedGroup:
     """The group at the start of ``data``, which must be the one that follows ``cursor`` in the log ``log_id``.
 
-    Raises DamageError (with the position of the first byte that doesn't fit) if it isn't, or is incomplete.
+    Raises DamageError (with the position of the first byte that doesn't fit) if it isn't, or is incomplete;
+    NewerVersionError.
     """
     header = parse_group_header(data)
     if header is None:
+        refuse_newer(data, 0, log_id=log_id, position=cursor.position)
         raise DamageError("no valid group header", cursor.position)
     check_successor(header, cursor, log_id=log_id)
     return DecodedGroup(header, decode_entries(header, data))

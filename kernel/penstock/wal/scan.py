@@ -17,6 +17,7 @@ from penstock.wal.framing import (
     check_successor,
     decode_entries,
     parse_group_header,
+    refuse_newer,
 )
 
 #: ``reader(position, size)``: the bytes at a log position; fewer than ``size`` where the medium ends.
@@ -68,7 +69,10 @@ class LogScan:
         self._settled_epoch = settled_epoch
 
     def __iter__(self) -> Iterator[DecodedGroup]:
-        """The groups in order. Raises CorruptError, naming the position, where a confirmed entry is lost."""
+        """The groups in order. Raises CorruptError, naming the position, where a confirmed entry is lost.
+
+        Raises NewerVersionError at a group that a newer version wrote.
+        """
         while True:
             try:
                 group = self._next()
@@ -95,7 +99,13 @@ class LogScan:
     def _header_at(self, position: int) -> GroupHeader | None:
         if position + GROUP_HEADER_BYTES > self._end_limit:
             return None
-        return parse_group_header(self._read(position, GROUP_HEADER_BYTES))
+        return self._parse(self._read(position, GROUP_HEADER_BYTES), 0, position)
+
+    def _parse(self, data: memoryview, offset: int, position: int) -> GroupHeader | None:
+        header = parse_group_header(data, offset)
+        if header is None:
+            refuse_newer(data, offset, log_id=self._log_id, position=position)
+        return header
 
     def _group_end(self, header: GroupHeader) -> int:
         return -(-(header.position + header.length) // self._alignment) * self._alignment
@@ -120,7 +130,7 @@ class LogScan:
         while position < limit:
             window = self._read(position, min(_MAGIC_STEP_BYTES, limit - position))
             for offset in range(0, len(window), self._alignment):
-                header = parse_group_header(window, offset)
+                header = self._parse(window, offset, position + offset)
                 if (
                     header is not None
                     and header.log_id == self._log_id

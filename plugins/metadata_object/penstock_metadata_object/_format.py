@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from crc32c import crc32c
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 
 ENTRY_MAGIC = b"PSML"
 SNAPSHOT_MAGIC = b"PSMS"
@@ -51,7 +51,7 @@ def encode_header(magic: bytes, index: int, data: bytes, nonce: bytes) -> bytes:
 def decode(magic: bytes, index: int, key: str, stored: bytes | bytearray | memoryview) -> bytes:
     """The payload of what was stored under ``key``.
 
-    Raises CorruptError if it is not whole, fails its checksum, or is not the one of ``index``.
+    Raises CorruptError if it is not whole, fails its checksum, or is not the one of ``index``; NewerVersionError.
     """
     view = memoryview(stored)
     if len(view) < HEADER_BYTES:
@@ -60,9 +60,8 @@ def decode(magic: bytes, index: int, key: str, stored: bytes | bytearray | memor
     if found_magic != magic:
         raise _corrupt("not of this format", index, key)
     if version > _VERSION:
-        raise CorruptError(
-            f"metadata was written by a newer version of penstock, upgrade this one: "
-            f"key={key!r} index={index} version={version} version_max={_VERSION}"
+        raise NewerVersionError.of(
+            "the metadata log", f"key={key!r} index={index}", version=version, known=_VERSION
         )
     if crc != crc32c(view[HEADER_BYTES:], crc32c(view[:_CRC_AT])):
         raise _corrupt("fails its checksum", index, key)

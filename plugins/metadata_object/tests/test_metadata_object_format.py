@@ -17,7 +17,7 @@ from penstock_metadata_object._format import (
     parse_snapshot_key,
 )
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 
 NONCE = bytes(range(16))
 ENTRY = bytes.fromhex(
@@ -50,7 +50,7 @@ def test_an_entry_is_no_snapshot() -> None:
 
 def test_a_newer_version_asks_for_an_upgrade() -> None:
     newer = ENTRY[:4] + b"\x00\x02" + ENTRY[6:]
-    with pytest.raises(CorruptError, match="upgrade"):
+    with pytest.raises(NewerVersionError, match=r"newer penstock.* upgrade .*version=2 known=1"):
         decode(ENTRY_MAGIC, 42, "k", newer)
 
 

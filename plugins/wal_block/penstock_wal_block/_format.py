@@ -1,18 +1,21 @@
 """The header of the log: pure bytes.
 
 The file or device starts with two slots of 4 KiB. A header is written to slot ``sequence % 2``, so that a torn write
-leaves the one before it intact; the valid one with the highest sequence counts.
+leaves the one before it intact; the valid one with the highest sequence counts. Later versions keep magic and
+version where they are; and as an opening writes a header first, that tells whether the whole log can be read.
 """
 
 from __future__ import annotations
 
-__all__ = ("BLOCK_BYTES", "HEADER_AREA_BYTES", "Header", "newest_header", "parse_slots")
+__all__ = ("BLOCK_BYTES", "HEADER_AREA_BYTES", "Header", "newest_header", "newest_of", "parse_slots")
 
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from crc32c import crc32c
 
+from penstock.errors import NewerVersionError
 from penstock.spi import Buffer
 from penstock.wal import Cursor
 
@@ -28,6 +31,7 @@ _SEALED, _CLEAN = 1, 2
 # cluster id; CRC-32C of all that
 _FIXED = struct.Struct(">8sHHQQqq16sQQQQIQQQq128s")
 _CRC = struct.Struct(">I")
+_VERSION_FIELD = struct.Struct(">H")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,17 +90,24 @@ class Header:
         return (fixed + _CRC.pack(crc32c(fixed))).ljust(BLOCK_BYTES, b"\0")
 
     @classmethod
-    def decode(cls, slot: Buffer) -> Header | None:
-        """The header in ``slot`` if its magic, version and checksum fit, else None."""
+    def decode(cls, slot: Buffer, location: str) -> Header | None:
+        """The header in ``slot`` if its magic and checksum fit, else None.
+
+        Raises NewerVersionError, whatever the checksum: where a newer version puts it isn't known here. The other
+        slot must not count then, for it may be older than what the newer version wrote.
+        """
         end = _FIXED.size + _CRC.size
         if len(slot) < end or slot[:8] != _MAGIC:
             return None
+        (version,) = _VERSION_FIELD.unpack_from(slot, len(_MAGIC))
+        if version > _VERSION:
+            raise NewerVersionError.of("the wal", f"path={location}", version=version, known=_VERSION)
         fixed = bytes(slot[: _FIXED.size])
         if crc32c(fixed) != _CRC.unpack_from(slot, _FIXED.size)[0]:
             return None
         (
             _,
-            version,
+            _,
             flags,
             sequence,
             log_id,
@@ -114,8 +125,6 @@ class Header:
             settled_epoch,
             cluster_id,
         ) = _FIXED.unpack(fixed)
-        if version != _VERSION:
-            return None
         return cls(
             sequence=sequence,
             log_id=log_id,
@@ -135,11 +144,16 @@ class Header:
         )
 
 
-def parse_slots(area: Buffer) -> list[Header | None]:
-    """Both slots of the header area."""
-    return [Header.decode(area[offset : offset + BLOCK_BYTES]) for offset in (0, BLOCK_BYTES)]
+def parse_slots(area: Buffer, location: str) -> list[Header | None]:
+    """Both slots of the header area of the log at ``location``. Raises NewerVersionError if either is newer."""
+    return [Header.decode(area[offset : offset + BLOCK_BYTES], location) for offset in (0, BLOCK_BYTES)]
 
 
-def newest_header(area: Buffer) -> Header | None:
-    """The header that counts, or None if neither slot is valid."""
-    return max((h for h in parse_slots(area) if h is not None), key=lambda h: h.sequence, default=None)
+def newest_of(slots: Iterable[Header | None]) -> Header | None:
+    """The header that counts, or None if no slot is valid."""
+    return max((slot for slot in slots if slot is not None), key=lambda slot: slot.sequence, default=None)
+
+
+def newest_header(area: Buffer, location: str) -> Header | None:
+    """The header that counts, or None if neither slot is valid. Raises NewerVersionError if either is newer."""
+    return newest_of(parse_slots(area, location))

@@ -16,7 +16,14 @@ from penstock.errors import CorruptError, NotFoundError, UnavailableError
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
 from penstock.wal import DecodedGroup, LogScan
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header, parse_slots
+from penstock_wal_block._format import (
+    BLOCK_BYTES,
+    HEADER_AREA_BYTES,
+    Header,
+    newest_header,
+    newest_of,
+    parse_slots,
+)
 from penstock_wal_block._log import CachedReader
 from penstock_wal_block._settings import Settings
 
@@ -121,13 +128,14 @@ def inspect_wal(path: str | Path) -> Inspection:
 
     On a live log the last group may look torn while it is being written, and a trim may overtake the reading.
 
-    Raises NotFoundError when there is nothing at ``path``, CorruptError when neither header slot is valid.
+    Raises NotFoundError when there is nothing at ``path``, CorruptError when neither header slot is valid,
+    NewerVersionError.
     """
     with _ReadOnlyFile(Path(path)) as file:
         area = bytes(file.read(0, HEADER_AREA_BYTES))
         medium_bytes = file.size
-    first, second = parse_slots(area)
-    header = max((slot for slot in (first, second) if slot), key=lambda slot: slot.sequence, default=None)
+    first, second = parse_slots(area, str(path))
+    header = newest_of((first, second))
     if header is None:
         raise CorruptError(
             f"neither header slot is valid, this is no wal_block log or it is damaged: path={path}"
@@ -171,7 +179,7 @@ def _identify(path: Path) -> str | None:
     with _ReadOnlyFile(path) as file:
         area = bytes(file.read(0, HEADER_AREA_BYTES))
         size = file.size
-    header = newest_header(area)
+    header = newest_header(area, str(path))
     if header is not None:
         return _identity(header)
     blank = not any(area) if stat.S_ISBLK(mode) else size <= HEADER_AREA_BYTES

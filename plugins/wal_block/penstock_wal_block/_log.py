@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from penstock.errors import ConfigError, CorruptError, FencedError
+from penstock.errors import ConfigError, CorruptError, FencedError, NewerVersionError
 from penstock.spi import Buffer
 from penstock.wal import Boundaries, Cursor, DecodedGroup, Group, LogScan, encode_group
 from penstock_wal_block._device import Device
@@ -48,7 +48,7 @@ class BlockLog:
         """Take the log over for ``owner``, or create it.
 
         Raises ConfigError (another cluster, node or capacity; the same epoch is open elsewhere), FencedError (a newer
-        owner has it), CorruptError (both headers are damaged).
+        owner has it), CorruptError (both headers are damaged), NewerVersionError.
         """
         self._device = device
         #: The data lock, while it is held.
@@ -88,7 +88,7 @@ class BlockLog:
     # -- taking over ---------------------------------------------------------------------------------------
 
     def _find_header(self) -> Header:
-        header = newest_header(self._device.read_header_area())
+        header = newest_header(self._device.read_header_area(), self._location)
         if header is not None:
             self._check_header(header)
             return header
@@ -152,7 +152,10 @@ class BlockLog:
         area = self._device.read_header_area()
         if area == self._area:
             return
-        header = newest_header(area)
+        try:
+            header = newest_header(area, self._location)
+        except NewerVersionError as error:
+            raise FencedError(f"a newer penstock took over the wal: path={self._location}") from error
         if header is None:
             raise CorruptError(f"the wal's header was damaged while it was open: path={self._location}")
         if (header.epoch, header.incarnation) != (self._owner.epoch, self._owner.incarnation):
@@ -167,7 +170,7 @@ class BlockLog:
     def scan(self) -> Iterator[DecodedGroup]:
         """All groups from the trim point on; after the last one the log may be written.
 
-        Raises CorruptError where acknowledged entries are lost (I10).
+        Raises CorruptError where acknowledged entries are lost (I10), NewerVersionError.
         """
         found = self._found
         if found.clean and found.confirmed_position == found.start.position:

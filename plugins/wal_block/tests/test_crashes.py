@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
 from penstock_wal_block._log import BlockLog, Owner
 
-from penstock.errors import CorruptError, FencedError, FullError
+from penstock.errors import CorruptError, FencedError, FullError, NewerVersionError
 from penstock.spi import Buffer
 from penstock.wal import GroupCommit
 
@@ -271,9 +271,12 @@ def test_no_damaged_byte_goes_unnoticed(sizes: list[int], place: float, mask: in
     used = HEADER_AREA_BYTES + run.log.cursor.position
     run.device.medium[int(place * used)] ^= mask
     expected = [data for _, data in run.history]
-    run.open()
     try:
+        run.open()
         found = [bytes(entry.data) for group in run.log.scan() for entry in group.entries]
+    except NewerVersionError:
+        assert int(place * used) % BLOCK_BYTES in (8, 9), "only the version of a header slot looks like that"
+        return
     except CorruptError:
         return
     if clean:
@@ -331,7 +334,7 @@ def test_a_group_of_an_abandoned_future_never_joins_its_successor() -> None:
         assert group is not None
         run.log.write(group)
     device.medium[HEADER_AREA_BYTES + BLOCK_BYTES : HEADER_AREA_BYTES + BLOCK_BYTES + 72] = bytes(72)
-    header = newest_header(device.medium[:HEADER_AREA_BYTES])
+    header = newest_header(device.medium[:HEADER_AREA_BYTES], "medium")
     assert header is not None
     run.open()
     # Damage is told from an unwritten group because the second group says what was confirmed.

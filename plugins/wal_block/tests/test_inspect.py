@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from penstock_wal_block import Settings, inspect_wal, penstock_register_wal
 
-from penstock.errors import CorruptError, NotFoundError
+from penstock.errors import CorruptError, FencedError, NewerVersionError, NotFoundError
 from penstock.spi import Services
 
 
@@ -128,3 +128,39 @@ async def test_what_can_be_no_log_is_left_for_opening_to_refuse(tmp_path: Path) 
     path.unlink()
     path.mkdir()
     assert await identify(tmp_path) is None
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("slots", [(0,), (1,), (0, 1)], ids=str)
+async def test_a_header_of_a_newer_version_is_named_and_the_older_slot_never_takes_its_place(
+    tmp_path: Path, slots: tuple[int, ...]
+) -> None:
+    """Told by whoever identifies, inspects or opens the log, before a byte of it is changed."""
+    path = await write(tmp_path, 1, [b"precious"])
+    with path.open("r+b") as file:
+        for slot in slots:
+            file.seek(slot * 4096 + 8)
+            file.write(b"\0\2")
+    before = path.read_bytes()
+    told = rf"the wal was written by a newer penstock, upgrade this one: path={path} version=2 known=1"
+    with pytest.raises(NewerVersionError, match=told):
+        inspect_wal(path)
+    with pytest.raises(NewerVersionError, match=told):
+        await identify(tmp_path)
+    with pytest.raises(NewerVersionError, match=told):
+        await write(tmp_path, 2, [b"more"])
+    assert path.read_bytes() == before
+
+
+@pytest.mark.anyio
+async def test_an_owner_that_a_newer_version_took_the_log_from_is_fenced(tmp_path: Path) -> None:
+    services = Services(node_id=4, epoch=1, cluster_id="cluster", data_dir=tmp_path, clock=lambda: 0.0)
+    settings = Settings(capacity=2**20, group_bytes_max=2**16, io="buffered")
+    async with penstock_register_wal().open(settings, services) as wal:
+        async for _ in wal.recover():
+            pass
+        with (tmp_path / settings.path).open("r+b") as file:
+            file.seek(8)
+            file.write(b"\0\2")
+        with pytest.raises(FencedError, match="a newer penstock took over the wal"):
+            await wal.append([b"late"]).wait_durable()

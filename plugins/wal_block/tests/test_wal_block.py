@@ -253,7 +253,7 @@ async def test_a_trim_that_failed_makes_no_room_until_it_is_durable(
         raise OSError(errno.EIO, "Input/output error")
 
     def start_of_the_log() -> int:
-        header = newest_header(file_of(tmp_path).read_bytes()[:HEADER_AREA_BYTES])
+        header = newest_header(file_of(tmp_path).read_bytes()[:HEADER_AREA_BYTES], "file")
         assert header is not None
         return header.start.position
 

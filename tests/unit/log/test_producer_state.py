@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 from penstock.log.producer_state import (
     ACCEPT,
     INVALID_PRODUCER_EPOCH,
@@ -288,7 +288,8 @@ def test_damaged_snapshot_is_refused_and_changes_nothing(log: Log) -> None:
         flipped[bit // 8] ^= 1 << bit % 8
         damaged.append(bytes(flipped))
     for bad in damaged:
-        with pytest.raises(CorruptError):
+        is_newer = bad[:4] == data[:4] and bad[4:6] > data[4:6]
+        with pytest.raises(NewerVersionError if is_newer else CorruptError):
             log.table.restore(bad)
     assert log.append(batch(1)) == 1
 
@@ -489,3 +490,11 @@ def test_the_last_sequence_wraps_with_the_sequences() -> None:
     assert [info.last_sequence for info in log.table.active(0)] == [SEQUENCE_MAX]
     log.append(batch(0, 1))
     assert [info.last_sequence for info in log.table.active(0)] == [0]
+
+
+def test_a_snapshot_of_a_newer_version_is_named_and_never_damaged() -> None:
+    snapshot = ProducerStateTable().snapshot(7)
+    with pytest.raises(
+        NewerVersionError, match="newer penstock, upgrade this one: end_offset=7 version=2 known=1"
+    ):
+        ProducerStateTable().restore(snapshot[:4] + b"\0\2" + snapshot[6:])

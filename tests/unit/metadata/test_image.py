@@ -16,6 +16,7 @@ from penstock.errors import (
     CorruptError,
     FencedError,
     InvalidRequestError,
+    NewerVersionError,
     NotFoundError,
     PenstockError,
 )
@@ -449,7 +450,14 @@ def test_snapshots_of_version_1_are_read(log: Log) -> None:
 
 def test_entries_of_a_newer_format_are_refused_in_one_sentence() -> None:
     newer = encode_entry(Entry([FormatCluster("c")], "w", 1, version=2))
-    with pytest.raises(CorruptError, match="newer format"):
+    with pytest.raises(
+        NewerVersionError, match="newer penstock, upgrade this one: index=7 version=2 known=1"
+    ):
         decode_entry(7, newer)
+    unknown = msgspec.msgpack.encode({"version": 3, "commands": [{"type": "what comes later"}]})
+    with pytest.raises(NewerVersionError, match="version=3 known=1"):
+        decode_entry(7, unknown)
+    with pytest.raises(CorruptError, match="can't be read"):
+        decode_entry(7, msgspec.msgpack.encode({"commands": [{"type": "nobody knows"}]}))
     with pytest.raises(CorruptError, match="index=7"):
         decode_entry(7, b"\xff\xff")

@@ -12,7 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.unit.stream.harness import SETTINGS, World
 
-from penstock.errors import ClosedError, CorruptError, FencedError, FullError, UnavailableError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NewerVersionError,
+    UnavailableError,
+)
 from penstock.metadata.commands import DeleteTopic, RegisterNode
 from penstock.spi.wal import WalEntry
 from penstock.stream import reads as reads_module
@@ -173,11 +180,22 @@ async def test_a_hole_in_the_wal_stops_recovery_and_says_what_is_missing(world: 
 
 
 async def test_a_wal_entry_of_another_format_stops_recovery(world: World) -> None:
-    world.wal.durable.append(WalEntry(0, 10, memoryview(b"\x09 garbage")))
+    world.wal.durable.append(WalEntry(0, 10, memoryview(b"\x00 garbage")))
     with pytest.raises(ExceptionGroup) as caught:
         async with world.open():
             pass
     assert [type(error) for error in leaves(caught.value)] == [CorruptError]
+
+
+async def test_a_wal_entry_of_a_newer_version_stops_recovery_and_is_named(world: World) -> None:
+    world.wal.durable.append(WalEntry(0, 10, memoryview(b"\x02 what comes later")))
+    with pytest.raises(ExceptionGroup) as caught:
+        async with world.open():
+            pass
+    (error,) = leaves(caught.value)
+    assert isinstance(error, NewerVersionError)
+    assert "newer penstock, upgrade this one: position=0 version=2 known=1" in str(error)
+    assert len(world.wal.durable) == 1
 
 
 async def test_data_of_a_deleted_topic_are_neither_kept_nor_uploaded(world: World) -> None:

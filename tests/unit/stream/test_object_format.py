@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from penstock.checksum import checksum
 from penstock.direct_io import BLOCK_BYTES, LARGE_BYTES
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.object_format import (
     FOOTER,
@@ -156,6 +156,16 @@ def test_the_footer_names_its_object() -> None:
         decode_footer(data[-FOOTER.size :], OBJECT_ID + 1)
     with pytest.raises(CorruptError, match="too short"):
         decode_footer(data[:10], OBJECT_ID)
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["checksum as now", "checksum not known"])
+def test_an_object_of_a_newer_version_is_named_and_never_damaged(whole: bool) -> None:
+    """The version is in the footer's magic, and a footer ends with it and four bytes whatever comes before."""
+    footer = bytearray(write({1: entries_of(1, [b"x"])})[-FOOTER.size :])
+    footer[-12:-4] = b"PSOBJ002"
+    footer[-4:] = checksum(footer[:-4]).to_bytes(4, "big") if whole else b"????"
+    with pytest.raises(NewerVersionError, match=f"object_id={OBJECT_ID} version=2 known=1"):
+        decode_footer(bytes(footer), OBJECT_ID)
 
 
 def test_keys_of_neighbours_spread_over_prefixes() -> None:

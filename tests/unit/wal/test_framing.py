@@ -7,6 +7,7 @@ from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
 
+from penstock.errors import NewerVersionError
 from penstock.spi.wal import WalAppend
 from penstock.wal import (
     ENTRY_HEADER_BYTES,
@@ -179,3 +180,20 @@ def test_an_unknown_version_is_no_header() -> None:
         bytes(data[: GROUP_HEADER_BYTES - 4])
     ).to_bytes(4, "big")
     assert parse_group_header(data) is None
+
+
+def test_a_group_of_a_newer_version_is_named_and_never_the_end_of_the_log() -> None:
+    data = newer(group_bytes([b"entry"], Cursor(8192, 5, 77))[0])
+    with pytest.raises(
+        NewerVersionError, match=r"newer penstock, upgrade this one: position=8192 version=2 known=1"
+    ):
+        decode_group(memoryview(data), Cursor(8192, 5, 77), log_id=9)
+    for cursor, log_id in ((Cursor(4096, 5, 77), 9), (Cursor(8192, 5, 77), 8)):
+        with pytest.raises(DamageError):  # of an earlier lap, or of another log: no part of this one
+            decode_group(memoryview(data), cursor, log_id=log_id)
+
+
+def newer(data: bytes) -> bytes:
+    """The group as version 2, its checksum right."""
+    head = data[:4] + b"\0\2" + data[6 : GROUP_HEADER_BYTES - 4]
+    return head + crc32c(head).to_bytes(4, "big") + data[GROUP_HEADER_BYTES:]

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from crc32c import crc32c
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.wal import WalAppend
 from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Cursor, LogScan, encode_group
 
@@ -125,3 +126,17 @@ def test_a_scan_starts_at_any_group() -> None:
     start = medium.cursor
     medium.write(b"two")
     assert payloads(medium.scan(start=start)) == [b"two"]
+
+
+@pytest.mark.parametrize("place", [1, 2], ids=["where the log would end", "within the lookahead"])
+def test_a_group_of_a_newer_version_stops_the_scan_and_is_named(place: int) -> None:
+    medium = Medium()
+    positions = [medium.write(payload) for payload in (b"one", b"two", b"three")]
+    position = positions[place]
+    head = bytearray(medium.data[position : position + GROUP_HEADER_BYTES - 4])
+    head[5] = 2
+    medium.data[position : position + len(head) + 4] = head + crc32c(bytes(head)).to_bytes(4, "big")
+    if place == 2:
+        medium.data[positions[1]] ^= 1
+    with pytest.raises(NewerVersionError, match=f"position={position} version=2 known=1"):
+        payloads(medium.scan())
