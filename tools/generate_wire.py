@@ -35,6 +35,8 @@ FIXED = {
 PYTHON_TYPE = {"bool": "bool", "float64": "float", "uuid": "bytes", "string": "str", "bytes": "Buffer"}
 IMPLICIT_DEFAULT: dict[str, Any] = {"bool": False, "float64": 0.0, "string": "", "bytes": "", "records": ""}
 VARIABLE = ("string", "bytes", "records")
+#: Strings up to here stay below Kafka's limit of 32,767 bytes even if each byte is replaced by the three of U+FFFD.
+SHORT_TEXT_BYTES = 32_767 // 3
 
 
 # --- the model -----------------------------------------------------------------------------------------------
@@ -396,8 +398,12 @@ class Decoder:
         code.add(f"{stop} = pos + {size}{less}")
         code.add(f"if not pos <= {stop} <= end:")
         code.add(f'    raise bad_length("{path}", {size}{less}, end - pos)')
-        value = f'str(buf[pos:{stop}], "utf-8")' if item.type == "string" else f"buf[pos:{stop}]"
-        code.add(f"{name} = {value}")
+        if item.type == "string":
+            code.add(f'{name} = str(buf[pos:{stop}], "utf-8", "kafka")')
+            code.add(f"if {stop} - pos > {SHORT_TEXT_BYTES}:")
+            code.add(f'    check_text("{path}", {stop} - pos, {name})')
+        else:
+            code.add(f"{name} = buf[pos:{stop}]")
         code.add(f"pos = {stop}")
         if nullable:
             code.depth -= 1
@@ -711,7 +717,7 @@ def functions_source(module: Module, message: Message, verb: str) -> str:
 
 
 RUNTIME_NAMES = """
-MALFORMED ZERO_UUID Buffer Records Writer bad_length decode_fixed_array decode_uuid_array
+MALFORMED ZERO_UUID Buffer Records Writer bad_length check_text decode_fixed_array decode_uuid_array
 encode_uvarint malformed missing records_size skip_tags tag_header uvarint_rest wrong_tag_size
 """
 

@@ -174,6 +174,7 @@ class Broker:
             memory_used_bytes=memory.used_bytes,
             memory=dict(memory.used_by_purpose),
             resident_bytes=resident_bytes(),
+            tasks=len(anyio.get_running_tasks()),
             parts={
                 "server": parts.server.statistics(),
                 "engine": parts.engine.statistics(),

@@ -20,6 +20,8 @@ class BrokerStatistics:
     memory_used_bytes: int
     memory: Mapping[str, int]
     resident_bytes: int
+    #: Tasks of the event loop, a request's and a waiting connection's among them.
+    tasks: int
     parts: Mapping[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
@@ -29,6 +31,7 @@ class BrokerStatistics:
             "memory_used_bytes": self.memory_used_bytes,
             "memory": dict(self.memory),
             "resident_bytes": self.resident_bytes,
+            "tasks": self.tasks,
             **{name: _plain(part) for name, part in self.parts.items()},
         }
 

@@ -21,6 +21,8 @@ from penstock.coordinator.group_types import (
 __all__ = ("OffsetBook",)
 
 _STRING_BYTES_MAX = 32_767
+#: The last time that a record can hold: a client may ask for any retention.
+_TIMESTAMP_MAX = 2**63 - 1
 
 
 class OffsetBook:
@@ -58,7 +60,9 @@ class OffsetBook:
         """Decide what of a commit is to be written; that is pending until `settle`."""
         accepted: dict[TopicPartition, CommittedOffset] = {}
         refused: dict[TopicPartition, GroupError] = {}
-        expire_ms = None if retention_ms is None or retention_ms < 0 else now_ms + retention_ms
+        expire_ms = None
+        if retention_ms is not None and retention_ms >= 0:
+            expire_ms = min(now_ms + retention_ms, _TIMESTAMP_MAX)
         for partition, asked in offsets.items():
             metadata = asked.metadata
             # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.

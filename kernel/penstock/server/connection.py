@@ -419,7 +419,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _fail(self, slot: Slot, api: Api, error: Exception) -> None:
         """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
-        self._server.handler_failed(api.key, error, expected=is_expected(error))
+        self._server.handler_failed(api.key, error, expected=is_expected(error), client=self.client)
         _release_charges(slot)
         response = failure_response(api.key, slot.version, error_code_of(error))
         if response is None:

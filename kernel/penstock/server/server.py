@@ -17,7 +17,7 @@ import anyio
 from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 
-from penstock.api.context import ApiContext, Endpoint
+from penstock.api.context import ApiContext, Client, Endpoint
 from penstock.api.dispatch import Api, advertised
 from penstock.api.produce_response import ResponseTemplates
 from penstock.errors import ConfigError
@@ -211,17 +211,22 @@ class Server(AsyncContextManagerMixin):
         client = connection.client
         self._warn(f"connection closed: {reason} peer={client.host}:{client.port}")
 
-    def handler_failed(self, api_key: int, error: BaseException, *, expected: bool) -> None:
+    def handler_failed(
+        self, api_key: int, error: BaseException, *, expected: bool, client: Client | None = None
+    ) -> None:
         """A handler raised. An operating error gets a line, a bug its traceback."""
         if expected:
-            self._warn(f"request failed: api_key={api_key} error={type(error).__name__}: {error}")
+            peer = "" if client is None else f" peer={client.host}:{client.port}"
+            self._warn(f"request failed: api_key={api_key}{peer} error={type(error).__name__}: {error}")
             return
         self._handler_errors += 1
         _log.error("request failed, this is a bug: api_key=%s", api_key, exc_info=error)
 
     def _warn(self, line: str) -> None:
         skipped = self._fault_window.admit(self.time())
-        if skipped is not None:
+        if skipped is None:
+            _log.debug("%s", line)
+        else:
             _log.warning("%s%s", line, f" (and {skipped} more not shown)" if skipped else "")
 
     # -- time limits ----------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ __all__ = (
     "Records",
     "Writer",
     "bad_length",
+    "check_text",
     "decode_fixed_array",
     "decode_uuid_array",
     "decode_uvarint",
@@ -28,6 +29,7 @@ __all__ = (
     "wrong_tag_size",
 )
 
+import codecs
 import struct
 from collections.abc import Sequence
 from typing import Any, TypeAlias
@@ -44,7 +46,10 @@ ZERO_UUID = bytes(16)
 """The uuid that stands for "none" on the wire."""
 
 MALFORMED = (struct.error, IndexError, ValueError, OverflowError)
-"""What reading past the end or bad UTF-8 raises inside a decoder, before it becomes a DecodeError."""
+"""What reading past the end raises inside a decoder, before it becomes a DecodeError."""
+
+TEXT_BYTES_MAX = 32_767
+"""Kafka's limit for a string, however its length is encoded."""
 
 
 _pack_2_bytes = struct.Struct("BB").pack
@@ -60,9 +65,7 @@ class EncodeError(PenstockError):
 
 
 def malformed(message: str, cause: Exception) -> DecodeError:
-    """The error for a message that ended early or holds text that isn't UTF-8."""
-    if isinstance(cause, UnicodeDecodeError):
-        return DecodeError(f"text is not utf-8: message={message} reason={cause.reason!r}")
+    """The error for a message that ended early."""
     return DecodeError(f"message ends before its last field: message={message}")
 
 
@@ -71,6 +74,33 @@ def bad_length(field: str, length: int, left: int) -> DecodeError:
     if length < 0:
         return DecodeError(f"field is null but may not be: field={field} length={length}")
     return DecodeError(f"field is longer than its message: field={field} length={length} bytes_left={left}")
+
+
+def _replace_as_java(error: UnicodeError) -> tuple[str, int]:
+    """Put U+FFFD for what isn't UTF-8, as many as Java's ``new String(bytes, UTF_8)`` does.
+
+    So Kafka reads every string of a request. Python's own ``replace`` differs in one case: it makes three of a
+    surrogate in three bytes, where Java makes one.
+    """
+    assert isinstance(error, UnicodeDecodeError)
+    data, start, end = error.object, error.start, error.end
+    if data[start] == 0xED and b"\xa0" <= data[start + 1 : start + 2] <= b"\xbf":
+        end = start + 2
+        if b"\x80" <= data[end : end + 1] <= b"\xbf":
+            end += 1
+    return "\N{REPLACEMENT CHARACTER}", end
+
+
+codecs.register_error("kafka", _replace_as_java)
+
+
+def check_text(field: str, size: int, text: str) -> None:
+    """Refuse what Kafka can't read, or could not send back: more bytes than a string has on the wire.
+
+    Raises DecodeError.
+    """
+    if size > TEXT_BYTES_MAX or len(text.encode()) > TEXT_BYTES_MAX:
+        raise DecodeError(f"text is too long: field={field} length={size} length_max={TEXT_BYTES_MAX}")
 
 
 def wrong_tag_size(field: str) -> DecodeError:

@@ -31,7 +31,16 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, DecodeError, EncodeError, Writer, bad_length, skip_tags
+from penstock.wire._runtime import (
+    MALFORMED,
+    Buffer,
+    DecodeError,
+    EncodeError,
+    Writer,
+    bad_length,
+    check_text,
+    skip_tags,
+)
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages._index import INDEX
 from penstock.wire.splice import EncodedBody
@@ -115,7 +124,8 @@ def decode_request_header(buf: Buffer) -> RequestHeader:
             pos += size
             if pos > end:
                 raise bad_length("RequestHeader.client_id", size, end - 10)
-            client_id = str(view[10:pos], "utf-8")
+            client_id = str(view[10:pos], "utf-8", "kafka")
+            check_text("RequestHeader.client_id", size, client_id)
         entry = INDEX.get(api_key)
         if entry is not None and entry[3] <= version <= entry[2]:
             count = view[pos]

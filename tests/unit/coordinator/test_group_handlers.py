@@ -346,6 +346,14 @@ async def test_the_retention_time_of_old_commits_is_honoured(wire: Wire, version
         assert await wire.fetch(9, everything=True) == []
 
 
+@pytest.mark.parametrize("retention_ms", [2**63 - 1, 2**62, -2, -(2**63)])
+async def test_any_retention_time_is_taken_and_the_longest_lasts(wire: Wire, retention_ms: int) -> None:
+    async with wire.service:
+        assert await wire.commit(3, retention_time_ms=retention_ms) == [GroupError.NONE]
+        await wire.clock.advance(GroupSettings().offsets_retention_check_interval_ms)
+        assert await wire.fetch(9) == [(0, 7, -1, "m", 0), (1, -1, -1, "", 0)]
+
+
 @pytest.mark.parametrize("version", versions(ApiKey.OFFSET_FETCH))
 async def test_fetch_in_every_version(wire: Wire, version: int) -> None:
     async with wire.service:

@@ -513,6 +513,18 @@ async def test_bytes_behind_a_request_are_ignored_as_in_kafka() -> None:
         assert [topic.name for topic in (await client.receive()).topics] == ["t"]
 
 
+async def test_names_that_are_not_utf8_are_answered_as_in_kafka() -> None:
+    """Kafka reads U+FFFD for what isn't UTF-8, answers with it, and goes on."""
+    async with serving() as harness, await harness.connect() as client:
+        client._sent.append((ApiKey.METADATA, 1, 5))
+        header = struct.pack(">hhih", 3, 1, 5, 2) + b"c\xff"
+        body = struct.pack(">ih", 1, 2) + b"t\xff"
+        await client.send_raw(struct.pack(">i", len(header + body)) + header + body)
+        (topic,) = (await client.receive()).topics
+        assert (topic.name, topic.error_code) == ("t\ufffd", ErrorCode.INVALID_TOPIC_EXCEPTION)
+        assert harness.server.statistics().connections_closed_for_fault == 0
+
+
 BAD_FRAMES = {
     "negative length": struct.pack(">i", -1),
     "absurd length": struct.pack(">i", 0x7FFFFFFF),
@@ -525,7 +537,8 @@ BAD_FRAMES = {
     "produce that is too old": struct.pack(">ihhih", 10, 0, 2, 1, -1),
     "client id longer than the frame": struct.pack(">ihhih", 10, 3, 0, 1, 999),
     "array longer than the frame": struct.pack(">ihhihi", 14, 3, 0, 1, -1, 0x7FFFFFF0),
-    "text that is not utf-8": struct.pack(">ihhihih", 17, 3, 1, 1, -1, 1, 1) + b"\xff",
+    "text that can't be sent back": struct.pack(">ihhihih", 30_016, 3, 1, 1, -1, 1, 30_000)
+    + b"\xff" * 30_000,
     "http": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
     "tls hello": bytes.fromhex("16030100c8010000c40303"),
 }

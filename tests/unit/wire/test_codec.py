@@ -21,9 +21,10 @@ from penstock.wire import (
 )
 from penstock.wire._runtime import Writer, decode_uvarint, encode_uvarint
 from penstock.wire.messages import api_versions, fetch, metadata, produce
+from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
 from penstock.wire.messages.group_metadata_value import GroupMetadataValue, MemberMetadata
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
-from penstock.wire.registry import decode_data, encode_data
+from penstock.wire.registry import decode_data, decode_request_header, encode_data
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -175,6 +176,45 @@ def test_bytes_after_the_message_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
+    ("data", "text"),
+    [
+        (b"gr\xffoup", "gr\ufffdoup"),
+        (b"\xc3", "\ufffd"),
+        (b"\xf0\x9f\x98", "\ufffd"),  # the beginning of a character
+        (b"\xed\xa0\x80x", "\ufffdx"),  # a surrogate: one for Java, three for Python's "replace"
+        (b"\xed\xb8", "\ufffd"),
+        (b"\xed\xb6\xe7%\xed", "\ufffd\ufffd%\ufffd"),
+        (b"\xc0\x80", "\ufffd\ufffd"),  # Java's own zero is for class files only
+        (b"\xf7\x89\xe6\x9c\xed\xa3", "\ufffd" * 4),
+        ("größe\U0001f600".encode(), "größe\U0001f600"),
+    ],
+)
+def test_strings_that_are_not_utf8_are_read_as_java_reads_them(data: bytes, text: str) -> None:
+    """The expected texts are those of ``new String(data, UTF_8)`` of OpenJDK 17."""
+    body = len(data).to_bytes(2, "big") + data
+    request = decode_request(ApiKey.FIND_COORDINATOR, 0, body)
+    assert isinstance(request, FindCoordinatorRequest)
+    assert request.key == text
+    header = (10).to_bytes(2, "big") + b"\0\0" + bytes(4) + body
+    assert decode_request_header(header).client_id == text
+
+
+def test_strings_that_could_not_be_sent_back_are_refused() -> None:
+    """U+FFFD takes three bytes, so 11,000 bytes that aren't UTF-8 don't fit into a string any more."""
+    longest, too_long = b"\xff" * (32_767 // 3), b"\xff" * (32_767 // 3 + 1)
+    request = decode_request(ApiKey.FIND_COORDINATOR, 0, len(longest).to_bytes(2, "big") + longest)
+    assert isinstance(request, FindCoordinatorRequest)
+    assert len(request.key.encode()) == 32_766
+    body = len(too_long).to_bytes(2, "big") + too_long
+    with pytest.raises(DecodeError, match=r"text is too long: field=FindCoordinatorRequest.key"):
+        decode_request(ApiKey.FIND_COORDINATOR, 0, body)
+    with pytest.raises(DecodeError, match=r"text is too long: field=RequestHeader.client_id"):
+        decode_request_header((10).to_bytes(2, "big") + b"\0\0" + bytes(4) + body)
+    body = (32_767).to_bytes(2, "big") + b"x" * 32_767
+    assert decode_request(ApiKey.FIND_COORDINATOR, 0, body) == FindCoordinatorRequest(key="x" * 32_767)
+
+
+@pytest.mark.parametrize(
     ("api_key", "version", "data"),
     [
         (3, 12, b"\xff\xff\xff\xff\x0f" + bytes(20)),  # compact array of 2^32-2 topics
@@ -183,7 +223,11 @@ def test_bytes_after_the_message_are_refused() -> None:
         (3, 0, b"\x80\0\0\0"),
         (0, 9, b"\xff\xff\xff\xff\x7f" + bytes(20)),  # a varint over 32 bits
         (1, 4, bytes(21) + b"\x40\0\0\0" + bytes(40)),  # 2^30 topics
-        (18, 3, b"\x03\xff\xfe\x01\0"),  # not utf-8
+        (
+            10,
+            3,
+            b"\x81\x80\x02" + b"x" * 32_768 + b"\0\0",
+        ),  # a compact string longer than Kafka's strings are
     ],
 )
 def test_absurd_lengths_are_refused_without_allocating(api_key: int, version: int, data: bytes) -> None:

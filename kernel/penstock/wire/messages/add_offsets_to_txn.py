@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AddOffsetsToTxnRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -46,14 +46,18 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AddOffsetsTo
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("AddOffsetsToTxnRequest.transactional_id", size_, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("AddOffsetsToTxnRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         producer_id_, producer_epoch_, size_1 = _unpack_qhh(buf, pos)
         pos += 12
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("AddOffsetsToTxnRequest.group_id", size_1, end - pos)
-        group_id_ = str(buf[pos:stop_1], "utf-8")
+        group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("AddOffsetsToTxnRequest.group_id", stop_1 - pos, group_id_)
         pos = stop_1
         if pos > end:
             raise bad_length("AddOffsetsToTxnRequest", 0, end - pos)
@@ -73,7 +77,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[AddOffsetsTo
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("AddOffsetsToTxnRequest.transactional_id", size_ - 1, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("AddOffsetsToTxnRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         producer_id_, producer_epoch_, size_1 = _unpack_qhB(buf, pos)
         pos += 11
@@ -82,7 +88,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[AddOffsetsTo
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("AddOffsetsToTxnRequest.group_id", size_1 - 1, end - pos)
-        group_id_ = str(buf[pos:stop_1], "utf-8")
+        group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("AddOffsetsToTxnRequest.group_id", stop_1 - pos, group_id_)
         pos = stop_1
         tags_ = buf[pos]
         pos += 1

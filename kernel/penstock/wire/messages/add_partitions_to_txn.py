@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AddPartitionsToTxnTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -88,7 +88,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AddPartition
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("AddPartitionsToTxnRequest.v3_and_below_transactional_id", size_, end - pos)
-        v3_and_below_transactional_id_ = str(buf[pos:stop_], "utf-8")
+        v3_and_below_transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("AddPartitionsToTxnRequest.v3_and_below_transactional_id", stop_ - pos, v3_and_below_transactional_id_)
         pos = stop_
         v3_and_below_producer_id_, v3_and_below_producer_epoch_, size_1 = _unpack_qhi(buf, pos)
         pos += 14
@@ -101,7 +103,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AddPartition
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("AddPartitionsToTxnRequest.v3_and_below_topics.name", size_2, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AddPartitionsToTxnRequest.v3_and_below_topics.name", stop_1 - pos, name_)
             pos = stop_1
             (size_3,) = _unpack_i(buf, pos)
             pos += 4
@@ -128,7 +132,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[AddPartition
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("AddPartitionsToTxnRequest.v3_and_below_transactional_id", size_ - 1, end - pos)
-        v3_and_below_transactional_id_ = str(buf[pos:stop_], "utf-8")
+        v3_and_below_transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("AddPartitionsToTxnRequest.v3_and_below_transactional_id", stop_ - pos, v3_and_below_transactional_id_)
         pos = stop_
         v3_and_below_producer_id_, v3_and_below_producer_epoch_, size_1 = _unpack_qhB(buf, pos)
         pos += 11
@@ -146,7 +152,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[AddPartition
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AddPartitionsToTxnRequest.v3_and_below_topics.name", size_2 - 1, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AddPartitionsToTxnRequest.v3_and_below_topics.name", stop_1 - pos, name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -191,7 +199,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[AddPartition
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AddPartitionsToTxnRequest.transactions.transactional_id", size_1 - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AddPartitionsToTxnRequest.transactions.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
             producer_id_, producer_epoch_, verify_only_, size_2 = _unpack_qhtB(buf, pos)
             pos += 12
@@ -209,7 +219,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[AddPartition
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("AddPartitionsToTxnRequest.transactions.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AddPartitionsToTxnRequest.transactions.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -374,7 +386,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AddPartitio
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("AddPartitionsToTxnResponse.results_by_topic_v3_and_below.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AddPartitionsToTxnResponse.results_by_topic_v3_and_below.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -413,7 +427,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[AddPartitio
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AddPartitionsToTxnResponse.results_by_topic_v3_and_below.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AddPartitionsToTxnResponse.results_by_topic_v3_and_below.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -463,7 +479,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[AddPartitio
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AddPartitionsToTxnResponse.results_by_transaction.transactional_id", size_1 - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AddPartitionsToTxnResponse.results_by_transaction.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -481,7 +499,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[AddPartitio
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("AddPartitionsToTxnResponse.results_by_transaction.topic_results.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AddPartitionsToTxnResponse.results_by_transaction.topic_results.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AlterClientQuotasRequestEntityData(msgspec.Struct, kw_only=True, gc=False):
@@ -90,7 +90,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterClientQ
                 stop_ = pos + size_2
                 if not pos <= stop_ <= end:
                     raise bad_length("AlterClientQuotasRequest.entries.entity.entity_type", size_2, end - pos)
-                entity_type_ = str(buf[pos:stop_], "utf-8")
+                entity_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("AlterClientQuotasRequest.entries.entity.entity_type", stop_ - pos, entity_type_)
                 pos = stop_
                 (size_3,) = _unpack_h(buf, pos)
                 pos += 2
@@ -101,7 +103,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterClientQ
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("AlterClientQuotasRequest.entries.entity.entity_name", size_3, end - pos)
-                    entity_name_ = str(buf[pos:stop_1], "utf-8")
+                    entity_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("AlterClientQuotasRequest.entries.entity.entity_name", stop_1 - pos, entity_name_)
                     pos = stop_1
                 entity_.append(AlterClientQuotasRequestEntityData(entity_type=entity_type_, entity_name=entity_name_))
             (size_4,) = _unpack_i(buf, pos)
@@ -115,7 +119,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterClientQ
                 stop_2 = pos + size_5
                 if not pos <= stop_2 <= end:
                     raise bad_length("AlterClientQuotasRequest.entries.ops.key", size_5, end - pos)
-                key_ = str(buf[pos:stop_2], "utf-8")
+                key_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("AlterClientQuotasRequest.entries.ops.key", stop_2 - pos, key_)
                 pos = stop_2
                 value_, remove_ = _unpack_dt(buf, pos)
                 pos += 9
@@ -157,7 +163,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterClientQ
                 stop_ = pos + size_2 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("AlterClientQuotasRequest.entries.entity.entity_type", size_2 - 1, end - pos)
-                entity_type_ = str(buf[pos:stop_], "utf-8")
+                entity_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("AlterClientQuotasRequest.entries.entity.entity_type", stop_ - pos, entity_type_)
                 pos = stop_
                 size_3 = buf[pos]
                 pos += 1
@@ -170,7 +178,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterClientQ
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("AlterClientQuotasRequest.entries.entity.entity_name", size_3 - 1, end - pos)
-                    entity_name_ = str(buf[pos:stop_1], "utf-8")
+                    entity_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("AlterClientQuotasRequest.entries.entity.entity_name", stop_1 - pos, entity_name_)
                     pos = stop_1
                 tags_ = buf[pos]
                 pos += 1
@@ -193,7 +203,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterClientQ
                 stop_2 = pos + size_5 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("AlterClientQuotasRequest.entries.ops.key", size_5 - 1, end - pos)
-                key_ = str(buf[pos:stop_2], "utf-8")
+                key_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("AlterClientQuotasRequest.entries.ops.key", stop_2 - pos, key_)
                 pos = stop_2
                 value_, remove_, tags_1 = _unpack_dtB(buf, pos)
                 pos += 10
@@ -329,7 +341,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterClient
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("AlterClientQuotasResponse.entries.error_message", size_1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("AlterClientQuotasResponse.entries.error_message", stop_ - pos, error_message_)
                 pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -342,7 +356,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterClient
                 stop_1 = pos + size_3
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterClientQuotasResponse.entries.entity.entity_type", size_3, end - pos)
-                entity_type_ = str(buf[pos:stop_1], "utf-8")
+                entity_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterClientQuotasResponse.entries.entity.entity_type", stop_1 - pos, entity_type_)
                 pos = stop_1
                 (size_4,) = _unpack_h(buf, pos)
                 pos += 2
@@ -353,7 +369,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterClient
                     stop_2 = pos + size_4
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterClientQuotasResponse.entries.entity.entity_name", size_4, end - pos)
-                    entity_name_ = str(buf[pos:stop_2], "utf-8")
+                    entity_name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterClientQuotasResponse.entries.entity.entity_name", stop_2 - pos, entity_name_)
                     pos = stop_2
                 entity_.append(AlterClientQuotasResponseEntityData(entity_type=entity_type_, entity_name=entity_name_))
             entries_.append(AlterClientQuotasResponseEntryData(error_code=error_code_, error_message=error_message_, entity=entity_))
@@ -386,7 +404,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterClient
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("AlterClientQuotasResponse.entries.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("AlterClientQuotasResponse.entries.error_message", stop_ - pos, error_message_)
                 pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -404,7 +424,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterClient
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterClientQuotasResponse.entries.entity.entity_type", size_3 - 1, end - pos)
-                entity_type_ = str(buf[pos:stop_1], "utf-8")
+                entity_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterClientQuotasResponse.entries.entity.entity_type", stop_1 - pos, entity_type_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -417,7 +439,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterClient
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterClientQuotasResponse.entries.entity.entity_name", size_4 - 1, end - pos)
-                    entity_name_ = str(buf[pos:stop_2], "utf-8")
+                    entity_name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterClientQuotasResponse.entries.entity.entity_name", stop_2 - pos, entity_name_)
                     pos = stop_2
                 tags_ = buf[pos]
                 pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AlterableConfig(msgspec.Struct, kw_only=True, gc=False):
@@ -76,7 +76,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterConfigs
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterConfigsRequest.resources.resource_name", size_1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterConfigsRequest.resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -89,7 +91,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterConfigs
                 stop_1 = pos + size_3
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterConfigsRequest.resources.configs.name", size_3, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterConfigsRequest.resources.configs.name", stop_1 - pos, name_)
                 pos = stop_1
                 (size_4,) = _unpack_h(buf, pos)
                 pos += 2
@@ -100,7 +104,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterConfigs
                     stop_2 = pos + size_4
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterConfigsRequest.resources.configs.value", size_4, end - pos)
-                    value_ = str(buf[pos:stop_2], "utf-8")
+                    value_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterConfigsRequest.resources.configs.value", stop_2 - pos, value_)
                     pos = stop_2
                 configs_.append(AlterableConfig(name=name_, value=value_))
             resources_.append(AlterConfigsResource(resource_type=resource_type_, resource_name=resource_name_, configs=configs_))
@@ -132,7 +138,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterConfigs
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterConfigsRequest.resources.resource_name", size_1 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterConfigsRequest.resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -150,7 +158,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterConfigs
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterConfigsRequest.resources.configs.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterConfigsRequest.resources.configs.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -163,7 +173,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterConfigs
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterConfigsRequest.resources.configs.value", size_4 - 1, end - pos)
-                    value_ = str(buf[pos:stop_2], "utf-8")
+                    value_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterConfigsRequest.resources.configs.value", stop_2 - pos, value_)
                     pos = stop_2
                 tags_ = buf[pos]
                 pos += 1
@@ -291,14 +303,18 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterConfig
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("AlterConfigsResponse.responses.error_message", size_1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("AlterConfigsResponse.responses.error_message", stop_ - pos, error_message_)
                 pos = stop_
             resource_type_, size_2 = _unpack_bh(buf, pos)
             pos += 3
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterConfigsResponse.responses.resource_name", size_2, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterConfigsResponse.responses.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             responses_.append(AlterConfigsResourceResponse(error_code=error_code_, error_message=error_message_, resource_type=resource_type_, resource_name=resource_name_))
         if pos > end:
@@ -331,7 +347,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterConfig
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("AlterConfigsResponse.responses.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("AlterConfigsResponse.responses.error_message", stop_ - pos, error_message_)
                 pos = stop_
             resource_type_, size_2 = _unpack_bB(buf, pos)
             pos += 2
@@ -340,7 +358,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterConfig
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterConfigsResponse.responses.resource_name", size_2 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterConfigsResponse.responses.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             tags_ = buf[pos]
             pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ReassignablePartition(msgspec.Struct, kw_only=True, gc=False):
@@ -80,7 +80,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterPartiti
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterPartitionReassignmentsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterPartitionReassignmentsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -141,7 +143,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterPartiti
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterPartitionReassignmentsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterPartitionReassignmentsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -291,7 +295,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterPartit
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterPartitionReassignmentsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterPartitionReassignmentsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -309,7 +315,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterPartit
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterPartitionReassignmentsResponse.responses.name", size_2 - 1, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterPartitionReassignmentsResponse.responses.name", stop_1 - pos, name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -331,7 +339,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterPartit
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterPartitionReassignmentsResponse.responses.partitions.error_message", size_4 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_2], "utf-8")
+                    error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterPartitionReassignmentsResponse.responses.partitions.error_message", stop_2 - pos, error_message_1)
                     pos = stop_2
                 tags_ = buf[pos]
                 pos += 1
@@ -367,7 +377,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterPartit
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterPartitionReassignmentsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterPartitionReassignmentsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -385,7 +397,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterPartit
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterPartitionReassignmentsResponse.responses.name", size_2 - 1, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterPartitionReassignmentsResponse.responses.name", stop_1 - pos, name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -407,7 +421,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterPartit
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterPartitionReassignmentsResponse.responses.partitions.error_message", size_4 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_2], "utf-8")
+                    error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterPartitionReassignmentsResponse.responses.partitions.error_message", stop_2 - pos, error_message_1)
                     pos = stop_2
                 tags_ = buf[pos]
                 pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AlterReplicaLogDirTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -71,7 +71,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterReplica
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterReplicaLogDirsRequest.dirs.path", size_1, end - pos)
-            path_ = str(buf[pos:stop_], "utf-8")
+            path_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterReplicaLogDirsRequest.dirs.path", stop_ - pos, path_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -84,7 +86,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterReplica
                 stop_1 = pos + size_3
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterReplicaLogDirsRequest.dirs.topics.name", size_3, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterReplicaLogDirsRequest.dirs.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 (size_4,) = _unpack_i(buf, pos)
                 pos += 4
@@ -119,7 +123,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterReplica
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterReplicaLogDirsRequest.dirs.path", size_1 - 1, end - pos)
-            path_ = str(buf[pos:stop_], "utf-8")
+            path_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterReplicaLogDirsRequest.dirs.path", stop_ - pos, path_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -137,7 +143,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterReplica
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterReplicaLogDirsRequest.dirs.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterReplicaLogDirsRequest.dirs.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -257,7 +265,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[AlterReplic
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterReplicaLogDirsResponse.results.topic_name", size_1, end - pos)
-            topic_name_ = str(buf[pos:stop_], "utf-8")
+            topic_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterReplicaLogDirsResponse.results.topic_name", stop_ - pos, topic_name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -294,7 +304,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[AlterReplic
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterReplicaLogDirsResponse.results.topic_name", size_1 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_], "utf-8")
+            topic_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterReplicaLogDirsResponse.results.topic_name", stop_ - pos, topic_name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AlterShareGroupOffsetsRequestPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -66,7 +66,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterShareGr
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("AlterShareGroupOffsetsRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("AlterShareGroupOffsetsRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -84,7 +86,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterShareGr
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterShareGroupOffsetsRequest.topics.topic_name", size_2 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterShareGroupOffsetsRequest.topics.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -176,7 +180,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterShareG
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterShareGroupOffsetsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterShareGroupOffsetsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -194,7 +200,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterShareG
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterShareGroupOffsetsResponse.responses.topic_name", size_2 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterShareGroupOffsetsResponse.responses.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             topic_id_, size_3 = _unpack_16sB(buf, pos)
             pos += 17
@@ -216,7 +224,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterShareG
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("AlterShareGroupOffsetsResponse.responses.partitions.error_message", size_4 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_2], "utf-8")
+                    error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("AlterShareGroupOffsetsResponse.responses.partitions.error_message", stop_2 - pos, error_message_1)
                     pos = stop_2
                 tags_ = buf[pos]
                 pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ScramCredentialDeletion(msgspec.Struct, kw_only=True, gc=False):
@@ -73,7 +73,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterUserScr
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterUserScramCredentialsRequest.deletions.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterUserScramCredentialsRequest.deletions.name", stop_ - pos, name_)
             pos = stop_
             mechanism_, tags_ = _unpack_bB(buf, pos)
             pos += 2
@@ -96,7 +98,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterUserScr
             stop_1 = pos + size_3 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("AlterUserScramCredentialsRequest.upsertions.name", size_3 - 1, end - pos)
-            name_1 = str(buf[pos:stop_1], "utf-8")
+            name_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("AlterUserScramCredentialsRequest.upsertions.name", stop_1 - pos, name_1)
             pos = stop_1
             mechanism_1, iterations_, size_4 = _unpack_biB(buf, pos)
             pos += 6
@@ -212,7 +216,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterUserSc
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("AlterUserScramCredentialsResponse.results.user", size_1 - 1, end - pos)
-            user_ = str(buf[pos:stop_], "utf-8")
+            user_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("AlterUserScramCredentialsResponse.results.user", stop_ - pos, user_)
             pos = stop_
             error_code_, size_2 = _unpack_hB(buf, pos)
             pos += 3
@@ -225,7 +231,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[AlterUserSc
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("AlterUserScramCredentialsResponse.results.error_message", size_2 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("AlterUserScramCredentialsResponse.results.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1

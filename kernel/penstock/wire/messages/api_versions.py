@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
 
 
 class ApiVersionsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -87,7 +87,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[ApiVersionsR
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("ApiVersionsRequest.client_software_name", size_ - 1, end - pos)
-        client_software_name_ = str(buf[pos:stop_], "utf-8")
+        client_software_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("ApiVersionsRequest.client_software_name", stop_ - pos, client_software_name_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -96,7 +98,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[ApiVersionsR
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("ApiVersionsRequest.client_software_version", size_1 - 1, end - pos)
-        client_software_version_ = str(buf[pos:stop_1], "utf-8")
+        client_software_version_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("ApiVersionsRequest.client_software_version", stop_1 - pos, client_software_version_)
         pos = stop_1
         tags_ = buf[pos]
         pos += 1
@@ -239,7 +243,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[ApiVersions
                         stop_1 = pos + size_2 - 1
                         if not pos <= stop_1 <= end:
                             raise bad_length("ApiVersionsResponse.supported_features.name", size_2 - 1, end - pos)
-                        name_ = str(buf[pos:stop_1], "utf-8")
+                        name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                        if stop_1 - pos > 10922:
+                            check_text("ApiVersionsResponse.supported_features.name", stop_1 - pos, name_)
                         pos = stop_1
                         min_version_1, max_version_1, tags_2 = _unpack_hhB(buf, pos)
                         pos += 5
@@ -270,7 +276,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[ApiVersions
                         stop_2 = pos + size_4 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("ApiVersionsResponse.finalized_features.name", size_4 - 1, end - pos)
-                        name_1 = str(buf[pos:stop_2], "utf-8")
+                        name_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("ApiVersionsResponse.finalized_features.name", stop_2 - pos, name_1)
                         pos = stop_2
                         max_version_level_, min_version_level_, tags_3 = _unpack_hhB(buf, pos)
                         pos += 5

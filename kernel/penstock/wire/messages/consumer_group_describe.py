@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ConsumerGroupDescribeRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -99,7 +99,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerGroupDescribeRequest.group_ids", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerGroupDescribeRequest.group_ids", stop_ - pos, item_)
             pos = stop_
             group_ids_.append(item_)
         include_authorized_operations_, tags_ = _unpack_tB(buf, pos)
@@ -170,7 +172,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.error_message", stop_ - pos, error_message_)
                 pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -179,7 +183,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ConsumerGroupDescribeResponse.groups.group_id", size_2 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_1], "utf-8")
+            group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ConsumerGroupDescribeResponse.groups.group_id", stop_1 - pos, group_id_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -188,7 +194,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerGroupDescribeResponse.groups.group_state", size_3 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_2], "utf-8")
+            group_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerGroupDescribeResponse.groups.group_state", stop_2 - pos, group_state_)
             pos = stop_2
             group_epoch_, assignment_epoch_, size_4 = _unpack_iiB(buf, pos)
             pos += 9
@@ -197,7 +205,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("ConsumerGroupDescribeResponse.groups.assignor_name", size_4 - 1, end - pos)
-            assignor_name_ = str(buf[pos:stop_3], "utf-8")
+            assignor_name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ConsumerGroupDescribeResponse.groups.assignor_name", stop_3 - pos, assignor_name_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -215,7 +225,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_4 = pos + size_6 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.members.member_id", size_6 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 size_7 = buf[pos]
                 pos += 1
@@ -228,7 +240,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_5 = pos + size_7 - 1
                     if not pos <= stop_5 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.instance_id", size_7 - 1, end - pos)
-                    instance_id_ = str(buf[pos:stop_5], "utf-8")
+                    instance_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                    if stop_5 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.instance_id", stop_5 - pos, instance_id_)
                     pos = stop_5
                 size_8 = buf[pos]
                 pos += 1
@@ -241,7 +255,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_6 = pos + size_8 - 1
                     if not pos <= stop_6 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.rack_id", size_8 - 1, end - pos)
-                    rack_id_ = str(buf[pos:stop_6], "utf-8")
+                    rack_id_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                    if stop_6 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.rack_id", stop_6 - pos, rack_id_)
                     pos = stop_6
                 member_epoch_, size_9 = _unpack_iB(buf, pos)
                 pos += 5
@@ -250,7 +266,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_7 = pos + size_9 - 1
                 if not pos <= stop_7 <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.members.client_id", size_9 - 1, end - pos)
-                client_id_ = str(buf[pos:stop_7], "utf-8")
+                client_id_ = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.members.client_id", stop_7 - pos, client_id_)
                 pos = stop_7
                 size_10 = buf[pos]
                 pos += 1
@@ -259,7 +277,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_8 = pos + size_10 - 1
                 if not pos <= stop_8 <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.members.client_host", size_10 - 1, end - pos)
-                client_host_ = str(buf[pos:stop_8], "utf-8")
+                client_host_ = str(buf[pos:stop_8], "utf-8", "kafka")
+                if stop_8 - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.members.client_host", stop_8 - pos, client_host_)
                 pos = stop_8
                 size_11 = buf[pos]
                 pos += 1
@@ -277,7 +297,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_9 = pos + size_12 - 1
                     if not pos <= stop_9 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_names", size_12 - 1, end - pos)
-                    item_ = str(buf[pos:stop_9], "utf-8")
+                    item_ = str(buf[pos:stop_9], "utf-8", "kafka")
+                    if stop_9 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_names", stop_9 - pos, item_)
                     pos = stop_9
                     subscribed_topic_names_.append(item_)
                 size_13 = buf[pos]
@@ -291,7 +313,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_10 = pos + size_13 - 1
                     if not pos <= stop_10 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_regex", size_13 - 1, end - pos)
-                    subscribed_topic_regex_ = str(buf[pos:stop_10], "utf-8")
+                    subscribed_topic_regex_ = str(buf[pos:stop_10], "utf-8", "kafka")
+                    if stop_10 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_regex", stop_10 - pos, subscribed_topic_regex_)
                     pos = stop_10
                 size_14 = buf[pos]
                 pos += 1
@@ -309,7 +333,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_11 = pos + size_15 - 1
                     if not pos <= stop_11 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.assignment.topic_partitions.topic_name", size_15 - 1, end - pos)
-                    topic_name_ = str(buf[pos:stop_11], "utf-8")
+                    topic_name_ = str(buf[pos:stop_11], "utf-8", "kafka")
+                    if stop_11 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.assignment.topic_partitions.topic_name", stop_11 - pos, topic_name_)
                     pos = stop_11
                     size_16 = buf[pos]
                     pos += 1
@@ -346,7 +372,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_12 = pos + size_18 - 1
                     if not pos <= stop_12 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.target_assignment.topic_partitions.topic_name", size_18 - 1, end - pos)
-                    topic_name_1 = str(buf[pos:stop_12], "utf-8")
+                    topic_name_1 = str(buf[pos:stop_12], "utf-8", "kafka")
+                    if stop_12 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.target_assignment.topic_partitions.topic_name", stop_12 - pos, topic_name_1)
                     pos = stop_12
                     size_19 = buf[pos]
                     pos += 1
@@ -410,7 +438,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.error_message", stop_ - pos, error_message_)
                 pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -419,7 +449,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ConsumerGroupDescribeResponse.groups.group_id", size_2 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_1], "utf-8")
+            group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ConsumerGroupDescribeResponse.groups.group_id", stop_1 - pos, group_id_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -428,7 +460,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerGroupDescribeResponse.groups.group_state", size_3 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_2], "utf-8")
+            group_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerGroupDescribeResponse.groups.group_state", stop_2 - pos, group_state_)
             pos = stop_2
             group_epoch_, assignment_epoch_, size_4 = _unpack_iiB(buf, pos)
             pos += 9
@@ -437,7 +471,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("ConsumerGroupDescribeResponse.groups.assignor_name", size_4 - 1, end - pos)
-            assignor_name_ = str(buf[pos:stop_3], "utf-8")
+            assignor_name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ConsumerGroupDescribeResponse.groups.assignor_name", stop_3 - pos, assignor_name_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -455,7 +491,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_4 = pos + size_6 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.members.member_id", size_6 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 size_7 = buf[pos]
                 pos += 1
@@ -468,7 +506,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_5 = pos + size_7 - 1
                     if not pos <= stop_5 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.instance_id", size_7 - 1, end - pos)
-                    instance_id_ = str(buf[pos:stop_5], "utf-8")
+                    instance_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                    if stop_5 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.instance_id", stop_5 - pos, instance_id_)
                     pos = stop_5
                 size_8 = buf[pos]
                 pos += 1
@@ -481,7 +521,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_6 = pos + size_8 - 1
                     if not pos <= stop_6 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.rack_id", size_8 - 1, end - pos)
-                    rack_id_ = str(buf[pos:stop_6], "utf-8")
+                    rack_id_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                    if stop_6 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.rack_id", stop_6 - pos, rack_id_)
                     pos = stop_6
                 member_epoch_, size_9 = _unpack_iB(buf, pos)
                 pos += 5
@@ -490,7 +532,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_7 = pos + size_9 - 1
                 if not pos <= stop_7 <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.members.client_id", size_9 - 1, end - pos)
-                client_id_ = str(buf[pos:stop_7], "utf-8")
+                client_id_ = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.members.client_id", stop_7 - pos, client_id_)
                 pos = stop_7
                 size_10 = buf[pos]
                 pos += 1
@@ -499,7 +543,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                 stop_8 = pos + size_10 - 1
                 if not pos <= stop_8 <= end:
                     raise bad_length("ConsumerGroupDescribeResponse.groups.members.client_host", size_10 - 1, end - pos)
-                client_host_ = str(buf[pos:stop_8], "utf-8")
+                client_host_ = str(buf[pos:stop_8], "utf-8", "kafka")
+                if stop_8 - pos > 10922:
+                    check_text("ConsumerGroupDescribeResponse.groups.members.client_host", stop_8 - pos, client_host_)
                 pos = stop_8
                 size_11 = buf[pos]
                 pos += 1
@@ -517,7 +563,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_9 = pos + size_12 - 1
                     if not pos <= stop_9 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_names", size_12 - 1, end - pos)
-                    item_ = str(buf[pos:stop_9], "utf-8")
+                    item_ = str(buf[pos:stop_9], "utf-8", "kafka")
+                    if stop_9 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_names", stop_9 - pos, item_)
                     pos = stop_9
                     subscribed_topic_names_.append(item_)
                 size_13 = buf[pos]
@@ -531,7 +579,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_10 = pos + size_13 - 1
                     if not pos <= stop_10 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_regex", size_13 - 1, end - pos)
-                    subscribed_topic_regex_ = str(buf[pos:stop_10], "utf-8")
+                    subscribed_topic_regex_ = str(buf[pos:stop_10], "utf-8", "kafka")
+                    if stop_10 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.subscribed_topic_regex", stop_10 - pos, subscribed_topic_regex_)
                     pos = stop_10
                 size_14 = buf[pos]
                 pos += 1
@@ -549,7 +599,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_11 = pos + size_15 - 1
                     if not pos <= stop_11 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.assignment.topic_partitions.topic_name", size_15 - 1, end - pos)
-                    topic_name_ = str(buf[pos:stop_11], "utf-8")
+                    topic_name_ = str(buf[pos:stop_11], "utf-8", "kafka")
+                    if stop_11 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.assignment.topic_partitions.topic_name", stop_11 - pos, topic_name_)
                     pos = stop_11
                     size_16 = buf[pos]
                     pos += 1
@@ -586,7 +638,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
                     stop_12 = pos + size_18 - 1
                     if not pos <= stop_12 <= end:
                         raise bad_length("ConsumerGroupDescribeResponse.groups.members.target_assignment.topic_partitions.topic_name", size_18 - 1, end - pos)
-                    topic_name_1 = str(buf[pos:stop_12], "utf-8")
+                    topic_name_1 = str(buf[pos:stop_12], "utf-8", "kafka")
+                    if stop_12 - pos > 10922:
+                        check_text("ConsumerGroupDescribeResponse.groups.members.target_assignment.topic_partitions.topic_name", stop_12 - pos, topic_name_1)
                     pos = stop_12
                     size_19 = buf[pos]
                     pos += 1

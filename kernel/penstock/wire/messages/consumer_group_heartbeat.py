@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ConsumerGroupHeartbeatRequestTopicPartitions(msgspec.Struct, kw_only=True, gc=False):
@@ -72,7 +72,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("ConsumerGroupHeartbeatRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("ConsumerGroupHeartbeatRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -81,7 +83,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("ConsumerGroupHeartbeatRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("ConsumerGroupHeartbeatRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         member_epoch_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -94,7 +98,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.instance_id", size_2 - 1, end - pos)
-            instance_id_ = str(buf[pos:stop_2], "utf-8")
+            instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.instance_id", stop_2 - pos, instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -107,7 +113,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_3 = pos + size_3 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.rack_id", size_3 - 1, end - pos)
-            rack_id_ = str(buf[pos:stop_3], "utf-8")
+            rack_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.rack_id", stop_3 - pos, rack_id_)
             pos = stop_3
         rebalance_timeout_ms_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -127,7 +135,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
                 stop_4 = pos + size_5 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("ConsumerGroupHeartbeatRequest.subscribed_topic_names", size_5 - 1, end - pos)
-                item_ = str(buf[pos:stop_4], "utf-8")
+                item_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("ConsumerGroupHeartbeatRequest.subscribed_topic_names", stop_4 - pos, item_)
                 pos = stop_4
                 subscribed_topic_names_.append(item_)
         size_6 = buf[pos]
@@ -141,7 +151,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_5 = pos + size_6 - 1
             if not pos <= stop_5 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.server_assignor", size_6 - 1, end - pos)
-            server_assignor_ = str(buf[pos:stop_5], "utf-8")
+            server_assignor_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.server_assignor", stop_5 - pos, server_assignor_)
             pos = stop_5
         size_7 = buf[pos]
         pos += 1
@@ -188,7 +200,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("ConsumerGroupHeartbeatRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("ConsumerGroupHeartbeatRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -197,7 +211,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("ConsumerGroupHeartbeatRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("ConsumerGroupHeartbeatRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         member_epoch_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -210,7 +226,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.instance_id", size_2 - 1, end - pos)
-            instance_id_ = str(buf[pos:stop_2], "utf-8")
+            instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.instance_id", stop_2 - pos, instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -223,7 +241,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_3 = pos + size_3 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.rack_id", size_3 - 1, end - pos)
-            rack_id_ = str(buf[pos:stop_3], "utf-8")
+            rack_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.rack_id", stop_3 - pos, rack_id_)
             pos = stop_3
         rebalance_timeout_ms_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -243,7 +263,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
                 stop_4 = pos + size_5 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("ConsumerGroupHeartbeatRequest.subscribed_topic_names", size_5 - 1, end - pos)
-                item_ = str(buf[pos:stop_4], "utf-8")
+                item_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("ConsumerGroupHeartbeatRequest.subscribed_topic_names", stop_4 - pos, item_)
                 pos = stop_4
                 subscribed_topic_names_.append(item_)
         size_6 = buf[pos]
@@ -257,7 +279,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_5 = pos + size_6 - 1
             if not pos <= stop_5 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.subscribed_topic_regex", size_6 - 1, end - pos)
-            subscribed_topic_regex_ = str(buf[pos:stop_5], "utf-8")
+            subscribed_topic_regex_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.subscribed_topic_regex", stop_5 - pos, subscribed_topic_regex_)
             pos = stop_5
         size_7 = buf[pos]
         pos += 1
@@ -270,7 +294,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGrou
             stop_6 = pos + size_7 - 1
             if not pos <= stop_6 <= end:
                 raise bad_length("ConsumerGroupHeartbeatRequest.server_assignor", size_7 - 1, end - pos)
-            server_assignor_ = str(buf[pos:stop_6], "utf-8")
+            server_assignor_ = str(buf[pos:stop_6], "utf-8", "kafka")
+            if stop_6 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatRequest.server_assignor", stop_6 - pos, server_assignor_)
             pos = stop_6
         size_8 = buf[pos]
         pos += 1
@@ -526,7 +552,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerGroupHeartbeatResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerGroupHeartbeatResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -539,7 +567,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerGro
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ConsumerGroupHeartbeatResponse.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ConsumerGroupHeartbeatResponse.member_id", stop_1 - pos, member_id_)
             pos = stop_1
         member_epoch_, heartbeat_interval_ms_, present_ = _unpack_iib(buf, pos)
         pos += 9

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, decode_fixed_array, malformed
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, decode_fixed_array, malformed
 
 
 class TopicPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -44,7 +44,9 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolAssi
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerProtocolAssignment.assigned_partitions.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerProtocolAssignment.assigned_partitions.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, decode_fixed_array, malformed
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, decode_fixed_array, malformed
 
 
 class TopicPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -48,7 +48,9 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerProtocolSubscription.topics", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerProtocolSubscription.topics", stop_ - pos, item_)
             pos = stop_
             topics_.append(item_)
         (size_2,) = _unpack_i(buf, pos)
@@ -82,7 +84,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerProtocolSubscription.topics", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerProtocolSubscription.topics", stop_ - pos, item_)
             pos = stop_
             topics_.append(item_)
         (size_2,) = _unpack_i(buf, pos)
@@ -107,7 +111,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_2 = pos + size_4
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerProtocolSubscription.owned_partitions.topic", size_4, end - pos)
-            topic_ = str(buf[pos:stop_2], "utf-8")
+            topic_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerProtocolSubscription.owned_partitions.topic", stop_2 - pos, topic_)
             pos = stop_2
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -136,7 +142,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerProtocolSubscription.topics", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerProtocolSubscription.topics", stop_ - pos, item_)
             pos = stop_
             topics_.append(item_)
         (size_2,) = _unpack_i(buf, pos)
@@ -161,7 +169,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_2 = pos + size_4
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerProtocolSubscription.owned_partitions.topic", size_4, end - pos)
-            topic_ = str(buf[pos:stop_2], "utf-8")
+            topic_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerProtocolSubscription.owned_partitions.topic", stop_2 - pos, topic_)
             pos = stop_2
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -192,7 +202,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ConsumerProtocolSubscription.topics", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ConsumerProtocolSubscription.topics", stop_ - pos, item_)
             pos = stop_
             topics_.append(item_)
         (size_2,) = _unpack_i(buf, pos)
@@ -217,7 +229,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_2 = pos + size_4
             if not pos <= stop_2 <= end:
                 raise bad_length("ConsumerProtocolSubscription.owned_partitions.topic", size_4, end - pos)
-            topic_ = str(buf[pos:stop_2], "utf-8")
+            topic_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ConsumerProtocolSubscription.owned_partitions.topic", stop_2 - pos, topic_)
             pos = stop_2
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -235,7 +249,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[ConsumerProtocolSubs
             stop_3 = pos + size_6
             if not pos <= stop_3 <= end:
                 raise bad_length("ConsumerProtocolSubscription.rack_id", size_6, end - pos)
-            rack_id_ = str(buf[pos:stop_3], "utf-8")
+            rack_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ConsumerProtocolSubscription.rack_id", stop_3 - pos, rack_id_)
             pos = stop_3
         if pos > end:
             raise bad_length("ConsumerProtocolSubscription", 0, end - pos)

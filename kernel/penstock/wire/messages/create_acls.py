@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AclCreation(msgspec.Struct, kw_only=True, gc=False):
@@ -72,21 +72,27 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[CreateAclsRe
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateAclsRequest.creations.resource_name", size_1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateAclsRequest.creations.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             resource_pattern_type_, size_2 = _unpack_bh(buf, pos)
             pos += 3
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("CreateAclsRequest.creations.principal", size_2, end - pos)
-            principal_ = str(buf[pos:stop_1], "utf-8")
+            principal_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("CreateAclsRequest.creations.principal", stop_1 - pos, principal_)
             pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("CreateAclsRequest.creations.host", size_3, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("CreateAclsRequest.creations.host", stop_2 - pos, host_)
             pos = stop_2
             operation_, permission_type_ = _unpack_bb(buf, pos)
             pos += 2
@@ -116,7 +122,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateAclsRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateAclsRequest.creations.resource_name", size_1 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateAclsRequest.creations.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             resource_pattern_type_, size_2 = _unpack_bB(buf, pos)
             pos += 2
@@ -125,7 +133,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateAclsRe
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("CreateAclsRequest.creations.principal", size_2 - 1, end - pos)
-            principal_ = str(buf[pos:stop_1], "utf-8")
+            principal_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("CreateAclsRequest.creations.principal", stop_1 - pos, principal_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -134,7 +144,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateAclsRe
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("CreateAclsRequest.creations.host", size_3 - 1, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("CreateAclsRequest.creations.host", stop_2 - pos, host_)
             pos = stop_2
             operation_, permission_type_, tags_ = _unpack_bbB(buf, pos)
             pos += 3
@@ -240,7 +252,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[CreateAclsR
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("CreateAclsResponse.results.error_message", size_1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("CreateAclsResponse.results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             results_.append(AclCreationResult(error_code=error_code_, error_message=error_message_))
         if pos > end:
@@ -272,7 +286,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateAclsR
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("CreateAclsResponse.results.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("CreateAclsResponse.results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             tags_ = buf[pos]
             pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class CreatableRenewers(msgspec.Struct, kw_only=True, gc=False):
@@ -74,14 +74,18 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateDelegationTokenRequest.renewers.principal_type", size_1, end - pos)
-            principal_type_ = str(buf[pos:stop_], "utf-8")
+            principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateDelegationTokenRequest.renewers.principal_type", stop_ - pos, principal_type_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("CreateDelegationTokenRequest.renewers.principal_name", size_2, end - pos)
-            principal_name_ = str(buf[pos:stop_1], "utf-8")
+            principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("CreateDelegationTokenRequest.renewers.principal_name", stop_1 - pos, principal_name_)
             pos = stop_1
             renewers_.append(CreatableRenewers(principal_type=principal_type_, principal_name=principal_name_))
         (max_lifetime_ms_,) = _unpack_q(buf, pos)
@@ -111,7 +115,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateDelegationTokenRequest.renewers.principal_type", size_1 - 1, end - pos)
-            principal_type_ = str(buf[pos:stop_], "utf-8")
+            principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateDelegationTokenRequest.renewers.principal_type", stop_ - pos, principal_type_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -120,7 +126,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("CreateDelegationTokenRequest.renewers.principal_name", size_2 - 1, end - pos)
-            principal_name_ = str(buf[pos:stop_1], "utf-8")
+            principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("CreateDelegationTokenRequest.renewers.principal_name", stop_1 - pos, principal_name_)
             pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -151,7 +159,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateDelegationTokenRequest.owner_principal_type", size_ - 1, end - pos)
-            owner_principal_type_ = str(buf[pos:stop_], "utf-8")
+            owner_principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateDelegationTokenRequest.owner_principal_type", stop_ - pos, owner_principal_type_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -164,7 +174,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("CreateDelegationTokenRequest.owner_principal_name", size_1 - 1, end - pos)
-            owner_principal_name_ = str(buf[pos:stop_1], "utf-8")
+            owner_principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("CreateDelegationTokenRequest.owner_principal_name", stop_1 - pos, owner_principal_name_)
             pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -182,7 +194,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("CreateDelegationTokenRequest.renewers.principal_type", size_3 - 1, end - pos)
-            principal_type_ = str(buf[pos:stop_2], "utf-8")
+            principal_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("CreateDelegationTokenRequest.renewers.principal_type", stop_2 - pos, principal_type_)
             pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -191,7 +205,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDelega
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("CreateDelegationTokenRequest.renewers.principal_name", size_4 - 1, end - pos)
-            principal_name_ = str(buf[pos:stop_3], "utf-8")
+            principal_name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("CreateDelegationTokenRequest.renewers.principal_name", stop_3 - pos, principal_name_)
             pos = stop_3
             tags_ = buf[pos]
             pos += 1
@@ -322,21 +338,27 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("CreateDelegationTokenResponse.principal_type", size_, end - pos)
-        principal_type_ = str(buf[pos:stop_], "utf-8")
+        principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("CreateDelegationTokenResponse.principal_type", stop_ - pos, principal_type_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("CreateDelegationTokenResponse.principal_name", size_1, end - pos)
-        principal_name_ = str(buf[pos:stop_1], "utf-8")
+        principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.principal_name", stop_1 - pos, principal_name_)
         pos = stop_1
         issue_timestamp_ms_, expiry_timestamp_ms_, max_timestamp_ms_, size_2 = _unpack_qqqh(buf, pos)
         pos += 26
         stop_2 = pos + size_2
         if not pos <= stop_2 <= end:
             raise bad_length("CreateDelegationTokenResponse.token_id", size_2, end - pos)
-        token_id_ = str(buf[pos:stop_2], "utf-8")
+        token_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.token_id", stop_2 - pos, token_id_)
         pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -363,7 +385,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("CreateDelegationTokenResponse.principal_type", size_ - 1, end - pos)
-        principal_type_ = str(buf[pos:stop_], "utf-8")
+        principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("CreateDelegationTokenResponse.principal_type", stop_ - pos, principal_type_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -372,7 +396,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("CreateDelegationTokenResponse.principal_name", size_1 - 1, end - pos)
-        principal_name_ = str(buf[pos:stop_1], "utf-8")
+        principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.principal_name", stop_1 - pos, principal_name_)
         pos = stop_1
         issue_timestamp_ms_, expiry_timestamp_ms_, max_timestamp_ms_, size_2 = _unpack_qqqB(buf, pos)
         pos += 25
@@ -381,7 +407,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_2 = pos + size_2 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("CreateDelegationTokenResponse.token_id", size_2 - 1, end - pos)
-        token_id_ = str(buf[pos:stop_2], "utf-8")
+        token_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.token_id", stop_2 - pos, token_id_)
         pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -412,7 +440,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("CreateDelegationTokenResponse.principal_type", size_ - 1, end - pos)
-        principal_type_ = str(buf[pos:stop_], "utf-8")
+        principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("CreateDelegationTokenResponse.principal_type", stop_ - pos, principal_type_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -421,7 +451,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("CreateDelegationTokenResponse.principal_name", size_1 - 1, end - pos)
-        principal_name_ = str(buf[pos:stop_1], "utf-8")
+        principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.principal_name", stop_1 - pos, principal_name_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -430,7 +462,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_2 = pos + size_2 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("CreateDelegationTokenResponse.token_requester_principal_type", size_2 - 1, end - pos)
-        token_requester_principal_type_ = str(buf[pos:stop_2], "utf-8")
+        token_requester_principal_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.token_requester_principal_type", stop_2 - pos, token_requester_principal_type_)
         pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -439,7 +473,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_3 = pos + size_3 - 1
         if not pos <= stop_3 <= end:
             raise bad_length("CreateDelegationTokenResponse.token_requester_principal_name", size_3 - 1, end - pos)
-        token_requester_principal_name_ = str(buf[pos:stop_3], "utf-8")
+        token_requester_principal_name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+        if stop_3 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.token_requester_principal_name", stop_3 - pos, token_requester_principal_name_)
         pos = stop_3
         issue_timestamp_ms_, expiry_timestamp_ms_, max_timestamp_ms_, size_4 = _unpack_qqqB(buf, pos)
         pos += 25
@@ -448,7 +484,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[CreateDeleg
         stop_4 = pos + size_4 - 1
         if not pos <= stop_4 <= end:
             raise bad_length("CreateDelegationTokenResponse.token_id", size_4 - 1, end - pos)
-        token_id_ = str(buf[pos:stop_4], "utf-8")
+        token_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+        if stop_4 - pos > 10922:
+            check_text("CreateDelegationTokenResponse.token_id", stop_4 - pos, token_id_)
         pos = stop_4
         size_5 = buf[pos]
         pos += 1

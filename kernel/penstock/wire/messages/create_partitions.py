@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class CreatePartitionsAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -71,7 +71,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[CreatePartit
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("CreatePartitionsRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreatePartitionsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             count_, size_2 = _unpack_ii(buf, pos)
             pos += 8
@@ -117,7 +119,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreatePartit
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreatePartitionsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreatePartitionsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             count_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -254,7 +258,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[CreateParti
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("CreatePartitionsResponse.results.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreatePartitionsResponse.results.name", stop_ - pos, name_)
             pos = stop_
             error_code_, size_2 = _unpack_hh(buf, pos)
             pos += 4
@@ -265,7 +271,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[CreateParti
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreatePartitionsResponse.results.error_message", size_2, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreatePartitionsResponse.results.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             results_.append(CreatePartitionsTopicResult(name=name_, error_code=error_code_, error_message=error_message_))
         if pos > end:
@@ -294,7 +302,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateParti
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreatePartitionsResponse.results.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreatePartitionsResponse.results.name", stop_ - pos, name_)
             pos = stop_
             error_code_, size_2 = _unpack_hB(buf, pos)
             pos += 3
@@ -307,7 +317,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateParti
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreatePartitionsResponse.results.error_message", size_2 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreatePartitionsResponse.results.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
 
 
 class CreatableReplicaAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -101,7 +101,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateTopicsRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateTopicsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             num_partitions_, replication_factor_, size_2 = _unpack_ihi(buf, pos)
             pos += 10
@@ -127,7 +129,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
                 stop_1 = pos + size_5
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreateTopicsRequest.topics.configs.name", size_5, end - pos)
-                name_1 = str(buf[pos:stop_1], "utf-8")
+                name_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreateTopicsRequest.topics.configs.name", stop_1 - pos, name_1)
                 pos = stop_1
                 (size_6,) = _unpack_h(buf, pos)
                 pos += 2
@@ -138,7 +142,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
                     stop_2 = pos + size_6
                     if not pos <= stop_2 <= end:
                         raise bad_length("CreateTopicsRequest.topics.configs.value", size_6, end - pos)
-                    value_ = str(buf[pos:stop_2], "utf-8")
+                    value_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("CreateTopicsRequest.topics.configs.value", stop_2 - pos, value_)
                     pos = stop_2
                 configs_.append(CreatableTopicConfig(name=name_1, value=value_))
             topics_.append(CreatableTopic(name=name_, num_partitions=num_partitions_, replication_factor=replication_factor_, assignments=assignments_, configs=configs_))
@@ -171,7 +177,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateTopicsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateTopicsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             num_partitions_, replication_factor_, size_2 = _unpack_ihB(buf, pos)
             pos += 7
@@ -212,7 +220,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
                 stop_1 = pos + size_5 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreateTopicsRequest.topics.configs.name", size_5 - 1, end - pos)
-                name_1 = str(buf[pos:stop_1], "utf-8")
+                name_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreateTopicsRequest.topics.configs.name", stop_1 - pos, name_1)
                 pos = stop_1
                 size_6 = buf[pos]
                 pos += 1
@@ -225,7 +235,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopics
                     stop_2 = pos + size_6 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("CreateTopicsRequest.topics.configs.value", size_6 - 1, end - pos)
-                    value_ = str(buf[pos:stop_2], "utf-8")
+                    value_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("CreateTopicsRequest.topics.configs.value", stop_2 - pos, value_)
                     pos = stop_2
                 tags_1 = buf[pos]
                 pos += 1
@@ -382,7 +394,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateTopicsResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateTopicsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             error_code_, size_2 = _unpack_hh(buf, pos)
             pos += 4
@@ -393,7 +407,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreateTopicsResponse.topics.error_message", size_2, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreateTopicsResponse.topics.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             topics_.append(CreatableTopicResult(name=name_, error_code=error_code_, error_message=error_message_))
         if pos > end:
@@ -423,7 +439,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateTopicsResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateTopicsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             error_code_, size_2 = _unpack_hB(buf, pos)
             pos += 3
@@ -436,7 +454,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreateTopicsResponse.topics.error_message", size_2 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreateTopicsResponse.topics.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             num_partitions_, replication_factor_, size_3 = _unpack_ihB(buf, pos)
             pos += 7
@@ -456,7 +476,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("CreateTopicsResponse.topics.configs.name", size_4 - 1, end - pos)
-                    name_1 = str(buf[pos:stop_2], "utf-8")
+                    name_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("CreateTopicsResponse.topics.configs.name", stop_2 - pos, name_1)
                     pos = stop_2
                     size_5 = buf[pos]
                     pos += 1
@@ -469,7 +491,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                         stop_3 = pos + size_5 - 1
                         if not pos <= stop_3 <= end:
                             raise bad_length("CreateTopicsResponse.topics.configs.value", size_5 - 1, end - pos)
-                        value_ = str(buf[pos:stop_3], "utf-8")
+                        value_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                        if stop_3 - pos > 10922:
+                            check_text("CreateTopicsResponse.topics.configs.value", stop_3 - pos, value_)
                         pos = stop_3
                     read_only_, config_source_, is_sensitive_, tags_ = _unpack_tbtB(buf, pos)
                     pos += 4
@@ -522,7 +546,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("CreateTopicsResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("CreateTopicsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             topic_id_, error_code_, size_2 = _unpack_16shB(buf, pos)
             pos += 19
@@ -535,7 +561,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("CreateTopicsResponse.topics.error_message", size_2 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("CreateTopicsResponse.topics.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             num_partitions_, replication_factor_, size_3 = _unpack_ihB(buf, pos)
             pos += 7
@@ -555,7 +583,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("CreateTopicsResponse.topics.configs.name", size_4 - 1, end - pos)
-                    name_1 = str(buf[pos:stop_2], "utf-8")
+                    name_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("CreateTopicsResponse.topics.configs.name", stop_2 - pos, name_1)
                     pos = stop_2
                     size_5 = buf[pos]
                     pos += 1
@@ -568,7 +598,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[CreateTopic
                         stop_3 = pos + size_5 - 1
                         if not pos <= stop_3 <= end:
                             raise bad_length("CreateTopicsResponse.topics.configs.value", size_5 - 1, end - pos)
-                        value_ = str(buf[pos:stop_3], "utf-8")
+                        value_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                        if stop_3 - pos > 10922:
+                            check_text("CreateTopicsResponse.topics.configs.value", stop_3 - pos, value_)
                         pos = stop_3
                     read_only_, config_source_, is_sensitive_, tags_ = _unpack_tbtB(buf, pos)
                     pos += 4

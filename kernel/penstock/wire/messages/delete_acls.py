@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DeleteAclsFilter(msgspec.Struct, kw_only=True, gc=False):
@@ -89,7 +89,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsRe
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("DeleteAclsRequest.filters.resource_name_filter", size_1, end - pos)
-                resource_name_filter_ = str(buf[pos:stop_], "utf-8")
+                resource_name_filter_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DeleteAclsRequest.filters.resource_name_filter", stop_ - pos, resource_name_filter_)
                 pos = stop_
             pattern_type_filter_, size_2 = _unpack_bh(buf, pos)
             pos += 3
@@ -100,7 +102,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsRe
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("DeleteAclsRequest.filters.principal_filter", size_2, end - pos)
-                principal_filter_ = str(buf[pos:stop_1], "utf-8")
+                principal_filter_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DeleteAclsRequest.filters.principal_filter", stop_1 - pos, principal_filter_)
                 pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
@@ -111,7 +115,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsRe
                 stop_2 = pos + size_3
                 if not pos <= stop_2 <= end:
                     raise bad_length("DeleteAclsRequest.filters.host_filter", size_3, end - pos)
-                host_filter_ = str(buf[pos:stop_2], "utf-8")
+                host_filter_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DeleteAclsRequest.filters.host_filter", stop_2 - pos, host_filter_)
                 pos = stop_2
             operation_, permission_type_ = _unpack_bb(buf, pos)
             pos += 2
@@ -145,7 +151,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsRe
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DeleteAclsRequest.filters.resource_name_filter", size_1 - 1, end - pos)
-                resource_name_filter_ = str(buf[pos:stop_], "utf-8")
+                resource_name_filter_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DeleteAclsRequest.filters.resource_name_filter", stop_ - pos, resource_name_filter_)
                 pos = stop_
             pattern_type_filter_, size_2 = _unpack_bB(buf, pos)
             pos += 2
@@ -158,7 +166,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsRe
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DeleteAclsRequest.filters.principal_filter", size_2 - 1, end - pos)
-                principal_filter_ = str(buf[pos:stop_1], "utf-8")
+                principal_filter_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DeleteAclsRequest.filters.principal_filter", stop_1 - pos, principal_filter_)
                 pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -171,7 +181,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsRe
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DeleteAclsRequest.filters.host_filter", size_3 - 1, end - pos)
-                host_filter_ = str(buf[pos:stop_2], "utf-8")
+                host_filter_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DeleteAclsRequest.filters.host_filter", stop_2 - pos, host_filter_)
                 pos = stop_2
             operation_, permission_type_, tags_ = _unpack_bbB(buf, pos)
             pos += 3
@@ -303,7 +315,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.error_message", size_1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -320,28 +334,36 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("DeleteAclsResponse.filter_results.matching_acls.error_message", size_3, end - pos)
-                    error_message_1 = str(buf[pos:stop_1], "utf-8")
+                    error_message_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DeleteAclsResponse.filter_results.matching_acls.error_message", stop_1 - pos, error_message_1)
                     pos = stop_1
                 resource_type_, size_4 = _unpack_bh(buf, pos)
                 pos += 3
                 stop_2 = pos + size_4
                 if not pos <= stop_2 <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.matching_acls.resource_name", size_4, end - pos)
-                resource_name_ = str(buf[pos:stop_2], "utf-8")
+                resource_name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.matching_acls.resource_name", stop_2 - pos, resource_name_)
                 pos = stop_2
                 pattern_type_, size_5 = _unpack_bh(buf, pos)
                 pos += 3
                 stop_3 = pos + size_5
                 if not pos <= stop_3 <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.matching_acls.principal", size_5, end - pos)
-                principal_ = str(buf[pos:stop_3], "utf-8")
+                principal_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.matching_acls.principal", stop_3 - pos, principal_)
                 pos = stop_3
                 (size_6,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_4 = pos + size_6
                 if not pos <= stop_4 <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.matching_acls.host", size_6, end - pos)
-                host_ = str(buf[pos:stop_4], "utf-8")
+                host_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.matching_acls.host", stop_4 - pos, host_)
                 pos = stop_4
                 operation_, permission_type_ = _unpack_bb(buf, pos)
                 pos += 2
@@ -376,7 +398,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -398,7 +422,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("DeleteAclsResponse.filter_results.matching_acls.error_message", size_3 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_1], "utf-8")
+                    error_message_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DeleteAclsResponse.filter_results.matching_acls.error_message", stop_1 - pos, error_message_1)
                     pos = stop_1
                 resource_type_, size_4 = _unpack_bB(buf, pos)
                 pos += 2
@@ -407,7 +433,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                 stop_2 = pos + size_4 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.matching_acls.resource_name", size_4 - 1, end - pos)
-                resource_name_ = str(buf[pos:stop_2], "utf-8")
+                resource_name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.matching_acls.resource_name", stop_2 - pos, resource_name_)
                 pos = stop_2
                 pattern_type_, size_5 = _unpack_bB(buf, pos)
                 pos += 2
@@ -416,7 +444,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                 stop_3 = pos + size_5 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.matching_acls.principal", size_5 - 1, end - pos)
-                principal_ = str(buf[pos:stop_3], "utf-8")
+                principal_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.matching_acls.principal", stop_3 - pos, principal_)
                 pos = stop_3
                 size_6 = buf[pos]
                 pos += 1
@@ -425,7 +455,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteAclsR
                 stop_4 = pos + size_6 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("DeleteAclsResponse.filter_results.matching_acls.host", size_6 - 1, end - pos)
-                host_ = str(buf[pos:stop_4], "utf-8")
+                host_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DeleteAclsResponse.filter_results.matching_acls.host", stop_4 - pos, host_)
                 pos = stop_4
                 operation_, permission_type_, tags_ = _unpack_bbB(buf, pos)
                 pos += 3

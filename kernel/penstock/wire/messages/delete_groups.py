@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DeleteGroupsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -53,7 +53,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteGroups
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteGroupsRequest.groups_names", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteGroupsRequest.groups_names", stop_ - pos, item_)
             pos = stop_
             groups_names_.append(item_)
         if pos > end:
@@ -82,7 +84,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteGroups
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteGroupsRequest.groups_names", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteGroupsRequest.groups_names", stop_ - pos, item_)
             pos = stop_
             groups_names_.append(item_)
         tags_ = buf[pos]
@@ -155,7 +159,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteGroup
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteGroupsResponse.results.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteGroupsResponse.results.group_id", stop_ - pos, group_id_)
             pos = stop_
             (error_code_,) = _unpack_h(buf, pos)
             pos += 2
@@ -186,7 +192,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteGroup
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteGroupsResponse.results.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteGroupsResponse.results.group_id", stop_ - pos, group_id_)
             pos = stop_
             error_code_, tags_ = _unpack_hB(buf, pos)
             pos += 3

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DeleteRecordsPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -77,7 +77,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteRecord
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteRecordsRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteRecordsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -117,7 +119,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteRecord
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteRecordsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteRecordsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -222,7 +226,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteRecor
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteRecordsResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteRecordsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -260,7 +266,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DeleteRecor
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteRecordsResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteRecordsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1

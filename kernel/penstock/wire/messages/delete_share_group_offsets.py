@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DeleteShareGroupOffsetsRequestTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -52,7 +52,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteShareG
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("DeleteShareGroupOffsetsRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("DeleteShareGroupOffsetsRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -70,7 +72,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteShareG
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DeleteShareGroupOffsetsRequest.topics.topic_name", size_2 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DeleteShareGroupOffsetsRequest.topics.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -140,7 +144,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteShare
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteShareGroupOffsetsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteShareGroupOffsetsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -158,7 +164,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteShare
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DeleteShareGroupOffsetsResponse.responses.topic_name", size_2 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DeleteShareGroupOffsetsResponse.responses.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             topic_id_, error_code_1, size_3 = _unpack_16shB(buf, pos)
             pos += 19
@@ -171,7 +179,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DeleteShare
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DeleteShareGroupOffsetsResponse.responses.error_message", size_3 - 1, end - pos)
-                error_message_1 = str(buf[pos:stop_2], "utf-8")
+                error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DeleteShareGroupOffsetsResponse.responses.error_message", stop_2 - pos, error_message_1)
                 pos = stop_2
             tags_ = buf[pos]
             pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
 
 
 class DeleteTopicState(msgspec.Struct, kw_only=True, gc=False):
@@ -67,7 +67,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopics
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteTopicsRequest.topic_names", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteTopicsRequest.topic_names", stop_ - pos, item_)
             pos = stop_
             topic_names_.append(item_)
         (timeout_ms_,) = _unpack_i(buf, pos)
@@ -99,7 +101,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopics
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteTopicsRequest.topic_names", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteTopicsRequest.topic_names", stop_ - pos, item_)
             pos = stop_
             topic_names_.append(item_)
         timeout_ms_, tags_ = _unpack_iB(buf, pos)
@@ -136,7 +140,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopics
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DeleteTopicsRequest.topics.name", size_1 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DeleteTopicsRequest.topics.name", stop_ - pos, name_)
                 pos = stop_
             topic_id_, tags_ = _unpack_16sB(buf, pos)
             pos += 17
@@ -246,7 +252,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopic
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteTopicsResponse.responses.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteTopicsResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             (error_code_,) = _unpack_h(buf, pos)
             pos += 2
@@ -278,7 +286,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopic
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteTopicsResponse.responses.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteTopicsResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             error_code_, tags_ = _unpack_hB(buf, pos)
             pos += 3
@@ -314,7 +324,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopic
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DeleteTopicsResponse.responses.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DeleteTopicsResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             error_code_, size_2 = _unpack_hB(buf, pos)
             pos += 3
@@ -327,7 +339,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopic
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DeleteTopicsResponse.responses.error_message", size_2 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DeleteTopicsResponse.responses.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -367,7 +381,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopic
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DeleteTopicsResponse.responses.name", size_1 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DeleteTopicsResponse.responses.name", stop_ - pos, name_)
                 pos = stop_
             topic_id_, error_code_, size_2 = _unpack_16shB(buf, pos)
             pos += 19
@@ -380,7 +396,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DeleteTopic
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DeleteTopicsResponse.responses.error_message", size_2 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_1], "utf-8")
+                error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DeleteTopicsResponse.responses.error_message", stop_1 - pos, error_message_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1

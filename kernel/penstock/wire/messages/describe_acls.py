@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeAclsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -76,7 +76,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcls
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeAclsRequest.resource_name_filter", size_, end - pos)
-            resource_name_filter_ = str(buf[pos:stop_], "utf-8")
+            resource_name_filter_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeAclsRequest.resource_name_filter", stop_ - pos, resource_name_filter_)
             pos = stop_
         pattern_type_filter_, size_1 = _unpack_bh(buf, pos)
         pos += 3
@@ -87,7 +89,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcls
             stop_1 = pos + size_1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeAclsRequest.principal_filter", size_1, end - pos)
-            principal_filter_ = str(buf[pos:stop_1], "utf-8")
+            principal_filter_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeAclsRequest.principal_filter", stop_1 - pos, principal_filter_)
             pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -98,7 +102,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcls
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeAclsRequest.host_filter", size_2, end - pos)
-            host_filter_ = str(buf[pos:stop_2], "utf-8")
+            host_filter_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeAclsRequest.host_filter", stop_2 - pos, host_filter_)
             pos = stop_2
         operation_, permission_type_ = _unpack_bb(buf, pos)
         pos += 2
@@ -122,7 +128,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcls
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeAclsRequest.resource_name_filter", size_ - 1, end - pos)
-            resource_name_filter_ = str(buf[pos:stop_], "utf-8")
+            resource_name_filter_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeAclsRequest.resource_name_filter", stop_ - pos, resource_name_filter_)
             pos = stop_
         pattern_type_filter_, size_1 = _unpack_bB(buf, pos)
         pos += 2
@@ -135,7 +143,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcls
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeAclsRequest.principal_filter", size_1 - 1, end - pos)
-            principal_filter_ = str(buf[pos:stop_1], "utf-8")
+            principal_filter_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeAclsRequest.principal_filter", stop_1 - pos, principal_filter_)
             pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -148,7 +158,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcls
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeAclsRequest.host_filter", size_2 - 1, end - pos)
-            host_filter_ = str(buf[pos:stop_2], "utf-8")
+            host_filter_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeAclsRequest.host_filter", stop_2 - pos, host_filter_)
             pos = stop_2
         operation_, permission_type_, tags_ = _unpack_bbB(buf, pos)
         pos += 3
@@ -258,7 +270,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeAclsResponse.error_message", size_, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeAclsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -271,7 +285,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeAclsResponse.resources.resource_name", size_2, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeAclsResponse.resources.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             pattern_type_, size_3 = _unpack_bi(buf, pos)
             pos += 5
@@ -284,14 +300,18 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
                 stop_2 = pos + size_4
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeAclsResponse.resources.acls.principal", size_4, end - pos)
-                principal_ = str(buf[pos:stop_2], "utf-8")
+                principal_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeAclsResponse.resources.acls.principal", stop_2 - pos, principal_)
                 pos = stop_2
                 (size_5,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_3 = pos + size_5
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeAclsResponse.resources.acls.host", size_5, end - pos)
-                host_ = str(buf[pos:stop_3], "utf-8")
+                host_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeAclsResponse.resources.acls.host", stop_3 - pos, host_)
                 pos = stop_3
                 operation_, permission_type_ = _unpack_bb(buf, pos)
                 pos += 2
@@ -317,7 +337,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeAclsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeAclsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -335,7 +357,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeAclsResponse.resources.resource_name", size_2 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeAclsResponse.resources.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             pattern_type_, size_3 = _unpack_bB(buf, pos)
             pos += 2
@@ -353,7 +377,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
                 stop_2 = pos + size_4 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeAclsResponse.resources.acls.principal", size_4 - 1, end - pos)
-                principal_ = str(buf[pos:stop_2], "utf-8")
+                principal_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeAclsResponse.resources.acls.principal", stop_2 - pos, principal_)
                 pos = stop_2
                 size_5 = buf[pos]
                 pos += 1
@@ -362,7 +388,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeAcl
                 stop_3 = pos + size_5 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeAclsResponse.resources.acls.host", size_5 - 1, end - pos)
-                host_ = str(buf[pos:stop_3], "utf-8")
+                host_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeAclsResponse.resources.acls.host", stop_3 - pos, host_)
                 pos = stop_3
                 operation_, permission_type_, tags_ = _unpack_bbB(buf, pos)
                 pos += 3

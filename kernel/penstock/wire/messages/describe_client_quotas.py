@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ComponentData(msgspec.Struct, kw_only=True, gc=False):
@@ -80,7 +80,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeClie
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClientQuotasRequest.components.entity_type", size_1, end - pos)
-            entity_type_ = str(buf[pos:stop_], "utf-8")
+            entity_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClientQuotasRequest.components.entity_type", stop_ - pos, entity_type_)
             pos = stop_
             match_type_, size_2 = _unpack_bh(buf, pos)
             pos += 3
@@ -91,7 +93,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeClie
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeClientQuotasRequest.components.match", size_2, end - pos)
-                match_ = str(buf[pos:stop_1], "utf-8")
+                match_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeClientQuotasRequest.components.match", stop_1 - pos, match_)
                 pos = stop_1
             components_.append(ComponentData(entity_type=entity_type_, match_type=match_type_, match=match_))
         (strict_,) = _unpack_t(buf, pos)
@@ -121,7 +125,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeClie
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClientQuotasRequest.components.entity_type", size_1 - 1, end - pos)
-            entity_type_ = str(buf[pos:stop_], "utf-8")
+            entity_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClientQuotasRequest.components.entity_type", stop_ - pos, entity_type_)
             pos = stop_
             match_type_, size_2 = _unpack_bB(buf, pos)
             pos += 2
@@ -134,7 +140,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeClie
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeClientQuotasRequest.components.match", size_2 - 1, end - pos)
-                match_ = str(buf[pos:stop_1], "utf-8")
+                match_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeClientQuotasRequest.components.match", stop_1 - pos, match_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -228,7 +236,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClientQuotasResponse.error_message", size_, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClientQuotasResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -249,7 +259,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeClientQuotasResponse.entries.entity.entity_type", size_3, end - pos)
-                    entity_type_ = str(buf[pos:stop_1], "utf-8")
+                    entity_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeClientQuotasResponse.entries.entity.entity_type", stop_1 - pos, entity_type_)
                     pos = stop_1
                     (size_4,) = _unpack_h(buf, pos)
                     pos += 2
@@ -260,7 +272,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
                         stop_2 = pos + size_4
                         if not pos <= stop_2 <= end:
                             raise bad_length("DescribeClientQuotasResponse.entries.entity.entity_name", size_4, end - pos)
-                        entity_name_ = str(buf[pos:stop_2], "utf-8")
+                        entity_name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("DescribeClientQuotasResponse.entries.entity.entity_name", stop_2 - pos, entity_name_)
                         pos = stop_2
                     entity_.append(EntityData(entity_type=entity_type_, entity_name=entity_name_))
                 (size_5,) = _unpack_i(buf, pos)
@@ -274,7 +288,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
                     stop_3 = pos + size_6
                     if not pos <= stop_3 <= end:
                         raise bad_length("DescribeClientQuotasResponse.entries.values.key", size_6, end - pos)
-                    key_ = str(buf[pos:stop_3], "utf-8")
+                    key_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("DescribeClientQuotasResponse.entries.values.key", stop_3 - pos, key_)
                     pos = stop_3
                     (value_,) = _unpack_d(buf, pos)
                     pos += 8
@@ -300,7 +316,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClientQuotasResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClientQuotasResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -329,7 +347,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeClientQuotasResponse.entries.entity.entity_type", size_3 - 1, end - pos)
-                    entity_type_ = str(buf[pos:stop_1], "utf-8")
+                    entity_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeClientQuotasResponse.entries.entity.entity_type", stop_1 - pos, entity_type_)
                     pos = stop_1
                     size_4 = buf[pos]
                     pos += 1
@@ -342,7 +362,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
                         stop_2 = pos + size_4 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("DescribeClientQuotasResponse.entries.entity.entity_name", size_4 - 1, end - pos)
-                        entity_name_ = str(buf[pos:stop_2], "utf-8")
+                        entity_name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("DescribeClientQuotasResponse.entries.entity.entity_name", stop_2 - pos, entity_name_)
                         pos = stop_2
                     tags_ = buf[pos]
                     pos += 1
@@ -365,7 +387,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCli
                     stop_3 = pos + size_6 - 1
                     if not pos <= stop_3 <= end:
                         raise bad_length("DescribeClientQuotasResponse.entries.values.key", size_6 - 1, end - pos)
-                    key_ = str(buf[pos:stop_3], "utf-8")
+                    key_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("DescribeClientQuotasResponse.entries.values.key", stop_3 - pos, key_)
                     pos = stop_3
                     value_, tags_1 = _unpack_dB(buf, pos)
                     pos += 9

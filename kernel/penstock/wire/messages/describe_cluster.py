@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeClusterRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -139,7 +139,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClusterResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClusterResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -148,7 +150,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("DescribeClusterResponse.cluster_id", size_1 - 1, end - pos)
-        cluster_id_ = str(buf[pos:stop_1], "utf-8")
+        cluster_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("DescribeClusterResponse.cluster_id", stop_1 - pos, cluster_id_)
         pos = stop_1
         controller_id_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -166,7 +170,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeClusterResponse.brokers.host", size_3 - 1, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeClusterResponse.brokers.host", stop_2 - pos, host_)
             pos = stop_2
             port_, size_4 = _unpack_iB(buf, pos)
             pos += 5
@@ -179,7 +185,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
                 stop_3 = pos + size_4 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeClusterResponse.brokers.rack", size_4 - 1, end - pos)
-                rack_ = str(buf[pos:stop_3], "utf-8")
+                rack_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeClusterResponse.brokers.rack", stop_3 - pos, rack_)
                 pos = stop_3
             tags_ = buf[pos]
             pos += 1
@@ -210,7 +218,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClusterResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClusterResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         endpoint_type_, size_1 = _unpack_bB(buf, pos)
         pos += 2
@@ -219,7 +229,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("DescribeClusterResponse.cluster_id", size_1 - 1, end - pos)
-        cluster_id_ = str(buf[pos:stop_1], "utf-8")
+        cluster_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("DescribeClusterResponse.cluster_id", stop_1 - pos, cluster_id_)
         pos = stop_1
         controller_id_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -237,7 +249,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeClusterResponse.brokers.host", size_3 - 1, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeClusterResponse.brokers.host", stop_2 - pos, host_)
             pos = stop_2
             port_, size_4 = _unpack_iB(buf, pos)
             pos += 5
@@ -250,7 +264,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
                 stop_3 = pos + size_4 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeClusterResponse.brokers.rack", size_4 - 1, end - pos)
-                rack_ = str(buf[pos:stop_3], "utf-8")
+                rack_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeClusterResponse.brokers.rack", stop_3 - pos, rack_)
                 pos = stop_3
             tags_ = buf[pos]
             pos += 1
@@ -281,7 +297,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeClusterResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeClusterResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         endpoint_type_, size_1 = _unpack_bB(buf, pos)
         pos += 2
@@ -290,7 +308,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("DescribeClusterResponse.cluster_id", size_1 - 1, end - pos)
-        cluster_id_ = str(buf[pos:stop_1], "utf-8")
+        cluster_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("DescribeClusterResponse.cluster_id", stop_1 - pos, cluster_id_)
         pos = stop_1
         controller_id_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -308,7 +328,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeClusterResponse.brokers.host", size_3 - 1, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeClusterResponse.brokers.host", stop_2 - pos, host_)
             pos = stop_2
             port_, size_4 = _unpack_iB(buf, pos)
             pos += 5
@@ -321,7 +343,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeClu
                 stop_3 = pos + size_4 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeClusterResponse.brokers.rack", size_4 - 1, end - pos)
-                rack_ = str(buf[pos:stop_3], "utf-8")
+                rack_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeClusterResponse.brokers.rack", stop_3 - pos, rack_)
                 pos = stop_3
             is_fenced_, tags_ = _unpack_tB(buf, pos)
             pos += 2

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeConfigsResource(msgspec.Struct, kw_only=True, gc=False):
@@ -99,7 +99,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeConf
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeConfigsRequest.resources.resource_name", size_1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeConfigsRequest.resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -114,7 +116,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeConf
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeConfigsRequest.resources.configuration_keys", size_3, end - pos)
-                    item_ = str(buf[pos:stop_1], "utf-8")
+                    item_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeConfigsRequest.resources.configuration_keys", stop_1 - pos, item_)
                     pos = stop_1
                     configuration_keys_.append(item_)
             resources_.append(DescribeConfigsResource(resource_type=resource_type_, resource_name=resource_name_, configuration_keys=configuration_keys_))
@@ -141,7 +145,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeConf
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeConfigsRequest.resources.resource_name", size_1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeConfigsRequest.resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -156,7 +162,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeConf
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeConfigsRequest.resources.configuration_keys", size_3, end - pos)
-                    item_ = str(buf[pos:stop_1], "utf-8")
+                    item_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeConfigsRequest.resources.configuration_keys", stop_1 - pos, item_)
                     pos = stop_1
                     configuration_keys_.append(item_)
             resources_.append(DescribeConfigsResource(resource_type=resource_type_, resource_name=resource_name_, configuration_keys=configuration_keys_))
@@ -187,7 +195,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeConf
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeConfigsRequest.resources.resource_name", size_1 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeConfigsRequest.resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -207,7 +217,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeConf
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeConfigsRequest.resources.configuration_keys", size_3 - 1, end - pos)
-                    item_ = str(buf[pos:stop_1], "utf-8")
+                    item_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeConfigsRequest.resources.configuration_keys", stop_1 - pos, item_)
                     pos = stop_1
                     configuration_keys_.append(item_)
             tags_ = buf[pos]
@@ -340,14 +352,18 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeConfigsResponse.results.error_message", size_1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeConfigsResponse.results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             resource_type_, size_2 = _unpack_bh(buf, pos)
             pos += 3
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeConfigsResponse.results.resource_name", size_2, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeConfigsResponse.results.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             (size_3,) = _unpack_i(buf, pos)
             pos += 4
@@ -360,7 +376,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                 stop_2 = pos + size_4
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeConfigsResponse.results.configs.name", size_4, end - pos)
-                name_ = str(buf[pos:stop_2], "utf-8")
+                name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeConfigsResponse.results.configs.name", stop_2 - pos, name_)
                 pos = stop_2
                 (size_5,) = _unpack_h(buf, pos)
                 pos += 2
@@ -371,7 +389,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.value", size_5, end - pos)
-                    value_ = str(buf[pos:stop_3], "utf-8")
+                    value_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.value", stop_3 - pos, value_)
                     pos = stop_3
                 read_only_, config_source_, is_sensitive_, size_6 = _unpack_tbti(buf, pos)
                 pos += 7
@@ -384,7 +404,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_4 = pos + size_7
                     if not pos <= stop_4 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.synonyms.name", size_7, end - pos)
-                    name_1 = str(buf[pos:stop_4], "utf-8")
+                    name_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+                    if stop_4 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.synonyms.name", stop_4 - pos, name_1)
                     pos = stop_4
                     (size_8,) = _unpack_h(buf, pos)
                     pos += 2
@@ -395,7 +417,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                         stop_5 = pos + size_8
                         if not pos <= stop_5 <= end:
                             raise bad_length("DescribeConfigsResponse.results.configs.synonyms.value", size_8, end - pos)
-                        value_1 = str(buf[pos:stop_5], "utf-8")
+                        value_1 = str(buf[pos:stop_5], "utf-8", "kafka")
+                        if stop_5 - pos > 10922:
+                            check_text("DescribeConfigsResponse.results.configs.synonyms.value", stop_5 - pos, value_1)
                         pos = stop_5
                     (source_,) = _unpack_b(buf, pos)
                     pos += 1
@@ -427,14 +451,18 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeConfigsResponse.results.error_message", size_1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeConfigsResponse.results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             resource_type_, size_2 = _unpack_bh(buf, pos)
             pos += 3
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeConfigsResponse.results.resource_name", size_2, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeConfigsResponse.results.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             (size_3,) = _unpack_i(buf, pos)
             pos += 4
@@ -447,7 +475,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                 stop_2 = pos + size_4
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeConfigsResponse.results.configs.name", size_4, end - pos)
-                name_ = str(buf[pos:stop_2], "utf-8")
+                name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeConfigsResponse.results.configs.name", stop_2 - pos, name_)
                 pos = stop_2
                 (size_5,) = _unpack_h(buf, pos)
                 pos += 2
@@ -458,7 +488,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.value", size_5, end - pos)
-                    value_ = str(buf[pos:stop_3], "utf-8")
+                    value_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.value", stop_3 - pos, value_)
                     pos = stop_3
                 read_only_, config_source_, is_sensitive_, size_6 = _unpack_tbti(buf, pos)
                 pos += 7
@@ -471,7 +503,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_4 = pos + size_7
                     if not pos <= stop_4 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.synonyms.name", size_7, end - pos)
-                    name_1 = str(buf[pos:stop_4], "utf-8")
+                    name_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+                    if stop_4 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.synonyms.name", stop_4 - pos, name_1)
                     pos = stop_4
                     (size_8,) = _unpack_h(buf, pos)
                     pos += 2
@@ -482,7 +516,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                         stop_5 = pos + size_8
                         if not pos <= stop_5 <= end:
                             raise bad_length("DescribeConfigsResponse.results.configs.synonyms.value", size_8, end - pos)
-                        value_1 = str(buf[pos:stop_5], "utf-8")
+                        value_1 = str(buf[pos:stop_5], "utf-8", "kafka")
+                        if stop_5 - pos > 10922:
+                            check_text("DescribeConfigsResponse.results.configs.synonyms.value", stop_5 - pos, value_1)
                         pos = stop_5
                     (source_,) = _unpack_b(buf, pos)
                     pos += 1
@@ -496,7 +532,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_6 = pos + size_9
                     if not pos <= stop_6 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.documentation", size_9, end - pos)
-                    documentation_ = str(buf[pos:stop_6], "utf-8")
+                    documentation_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                    if stop_6 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.documentation", stop_6 - pos, documentation_)
                     pos = stop_6
                 configs_.append(DescribeConfigsResourceResult(name=name_, value=value_, read_only=read_only_, config_source=config_source_, is_sensitive=is_sensitive_, synonyms=synonyms_, config_type=config_type_, documentation=documentation_))
             results_.append(DescribeConfigsResult(error_code=error_code_, error_message=error_message_, resource_type=resource_type_, resource_name=resource_name_, configs=configs_))
@@ -529,7 +567,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeConfigsResponse.results.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeConfigsResponse.results.error_message", stop_ - pos, error_message_)
                 pos = stop_
             resource_type_, size_2 = _unpack_bB(buf, pos)
             pos += 2
@@ -538,7 +578,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeConfigsResponse.results.resource_name", size_2 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_1], "utf-8")
+            resource_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeConfigsResponse.results.resource_name", stop_1 - pos, resource_name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -556,7 +598,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                 stop_2 = pos + size_4 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeConfigsResponse.results.configs.name", size_4 - 1, end - pos)
-                name_ = str(buf[pos:stop_2], "utf-8")
+                name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeConfigsResponse.results.configs.name", stop_2 - pos, name_)
                 pos = stop_2
                 size_5 = buf[pos]
                 pos += 1
@@ -569,7 +613,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_3 = pos + size_5 - 1
                     if not pos <= stop_3 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.value", size_5 - 1, end - pos)
-                    value_ = str(buf[pos:stop_3], "utf-8")
+                    value_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.value", stop_3 - pos, value_)
                     pos = stop_3
                 read_only_, config_source_, is_sensitive_, size_6 = _unpack_tbtB(buf, pos)
                 pos += 4
@@ -587,7 +633,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_4 = pos + size_7 - 1
                     if not pos <= stop_4 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.synonyms.name", size_7 - 1, end - pos)
-                    name_1 = str(buf[pos:stop_4], "utf-8")
+                    name_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+                    if stop_4 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.synonyms.name", stop_4 - pos, name_1)
                     pos = stop_4
                     size_8 = buf[pos]
                     pos += 1
@@ -600,7 +648,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                         stop_5 = pos + size_8 - 1
                         if not pos <= stop_5 <= end:
                             raise bad_length("DescribeConfigsResponse.results.configs.synonyms.value", size_8 - 1, end - pos)
-                        value_1 = str(buf[pos:stop_5], "utf-8")
+                        value_1 = str(buf[pos:stop_5], "utf-8", "kafka")
+                        if stop_5 - pos > 10922:
+                            check_text("DescribeConfigsResponse.results.configs.synonyms.value", stop_5 - pos, value_1)
                         pos = stop_5
                     source_, tags_ = _unpack_bB(buf, pos)
                     pos += 2
@@ -618,7 +668,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeCon
                     stop_6 = pos + size_9 - 1
                     if not pos <= stop_6 <= end:
                         raise bad_length("DescribeConfigsResponse.results.configs.documentation", size_9 - 1, end - pos)
-                    documentation_ = str(buf[pos:stop_6], "utf-8")
+                    documentation_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                    if stop_6 - pos > 10922:
+                        check_text("DescribeConfigsResponse.results.configs.documentation", stop_6 - pos, documentation_)
                     pos = stop_6
                 tags_1 = buf[pos]
                 pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeDelegationTokenOwner(msgspec.Struct, kw_only=True, gc=False):
@@ -79,14 +79,18 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeDele
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeDelegationTokenRequest.owners.principal_type", size_1, end - pos)
-                principal_type_ = str(buf[pos:stop_], "utf-8")
+                principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeDelegationTokenRequest.owners.principal_type", stop_ - pos, principal_type_)
                 pos = stop_
                 (size_2,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeDelegationTokenRequest.owners.principal_name", size_2, end - pos)
-                principal_name_ = str(buf[pos:stop_1], "utf-8")
+                principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeDelegationTokenRequest.owners.principal_name", stop_1 - pos, principal_name_)
                 pos = stop_1
                 owners_.append(DescribeDelegationTokenOwner(principal_type=principal_type_, principal_name=principal_name_))
         if pos > end:
@@ -116,7 +120,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDele
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeDelegationTokenRequest.owners.principal_type", size_1 - 1, end - pos)
-                principal_type_ = str(buf[pos:stop_], "utf-8")
+                principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeDelegationTokenRequest.owners.principal_type", stop_ - pos, principal_type_)
                 pos = stop_
                 size_2 = buf[pos]
                 pos += 1
@@ -125,7 +131,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDele
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeDelegationTokenRequest.owners.principal_name", size_2 - 1, end - pos)
-                principal_name_ = str(buf[pos:stop_1], "utf-8")
+                principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeDelegationTokenRequest.owners.principal_name", stop_1 - pos, principal_name_)
                 pos = stop_1
                 tags_ = buf[pos]
                 pos += 1
@@ -220,21 +228,27 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.principal_type", size_1, end - pos)
-            principal_type_ = str(buf[pos:stop_], "utf-8")
+            principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.principal_type", stop_ - pos, principal_type_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.principal_name", size_2, end - pos)
-            principal_name_ = str(buf[pos:stop_1], "utf-8")
+            principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.principal_name", stop_1 - pos, principal_name_)
             pos = stop_1
             issue_timestamp_, expiry_timestamp_, max_timestamp_, size_3 = _unpack_qqqh(buf, pos)
             pos += 26
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.token_id", size_3, end - pos)
-            token_id_ = str(buf[pos:stop_2], "utf-8")
+            token_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.token_id", stop_2 - pos, token_id_)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -254,14 +268,18 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
                 stop_4 = pos + size_6
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeDelegationTokenResponse.tokens.renewers.principal_type", size_6, end - pos)
-                principal_type_1 = str(buf[pos:stop_4], "utf-8")
+                principal_type_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeDelegationTokenResponse.tokens.renewers.principal_type", stop_4 - pos, principal_type_1)
                 pos = stop_4
                 (size_7,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_5 = pos + size_7
                 if not pos <= stop_5 <= end:
                     raise bad_length("DescribeDelegationTokenResponse.tokens.renewers.principal_name", size_7, end - pos)
-                principal_name_1 = str(buf[pos:stop_5], "utf-8")
+                principal_name_1 = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("DescribeDelegationTokenResponse.tokens.renewers.principal_name", stop_5 - pos, principal_name_1)
                 pos = stop_5
                 renewers_.append(DescribedDelegationTokenRenewer(principal_type=principal_type_1, principal_name=principal_name_1))
             tokens_.append(DescribedDelegationToken(principal_type=principal_type_, principal_name=principal_name_, issue_timestamp=issue_timestamp_, expiry_timestamp=expiry_timestamp_, max_timestamp=max_timestamp_, token_id=token_id_, hmac=hmac_, renewers=renewers_))
@@ -292,7 +310,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.principal_type", size_1 - 1, end - pos)
-            principal_type_ = str(buf[pos:stop_], "utf-8")
+            principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.principal_type", stop_ - pos, principal_type_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -301,7 +321,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.principal_name", size_2 - 1, end - pos)
-            principal_name_ = str(buf[pos:stop_1], "utf-8")
+            principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.principal_name", stop_1 - pos, principal_name_)
             pos = stop_1
             issue_timestamp_, expiry_timestamp_, max_timestamp_, size_3 = _unpack_qqqB(buf, pos)
             pos += 25
@@ -310,7 +332,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.token_id", size_3 - 1, end - pos)
-            token_id_ = str(buf[pos:stop_2], "utf-8")
+            token_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.token_id", stop_2 - pos, token_id_)
             pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -337,7 +361,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
                 stop_4 = pos + size_6 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeDelegationTokenResponse.tokens.renewers.principal_type", size_6 - 1, end - pos)
-                principal_type_1 = str(buf[pos:stop_4], "utf-8")
+                principal_type_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeDelegationTokenResponse.tokens.renewers.principal_type", stop_4 - pos, principal_type_1)
                 pos = stop_4
                 size_7 = buf[pos]
                 pos += 1
@@ -346,7 +372,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
                 stop_5 = pos + size_7 - 1
                 if not pos <= stop_5 <= end:
                     raise bad_length("DescribeDelegationTokenResponse.tokens.renewers.principal_name", size_7 - 1, end - pos)
-                principal_name_1 = str(buf[pos:stop_5], "utf-8")
+                principal_name_1 = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("DescribeDelegationTokenResponse.tokens.renewers.principal_name", stop_5 - pos, principal_name_1)
                 pos = stop_5
                 tags_ = buf[pos]
                 pos += 1
@@ -387,7 +415,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.principal_type", size_1 - 1, end - pos)
-            principal_type_ = str(buf[pos:stop_], "utf-8")
+            principal_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.principal_type", stop_ - pos, principal_type_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -396,7 +426,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.principal_name", size_2 - 1, end - pos)
-            principal_name_ = str(buf[pos:stop_1], "utf-8")
+            principal_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.principal_name", stop_1 - pos, principal_name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -405,7 +437,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.token_requester_principal_type", size_3 - 1, end - pos)
-            token_requester_principal_type_ = str(buf[pos:stop_2], "utf-8")
+            token_requester_principal_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.token_requester_principal_type", stop_2 - pos, token_requester_principal_type_)
             pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -414,7 +448,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.token_requester_principal_name", size_4 - 1, end - pos)
-            token_requester_principal_name_ = str(buf[pos:stop_3], "utf-8")
+            token_requester_principal_name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.token_requester_principal_name", stop_3 - pos, token_requester_principal_name_)
             pos = stop_3
             issue_timestamp_, expiry_timestamp_, max_timestamp_, size_5 = _unpack_qqqB(buf, pos)
             pos += 25
@@ -423,7 +459,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("DescribeDelegationTokenResponse.tokens.token_id", size_5 - 1, end - pos)
-            token_id_ = str(buf[pos:stop_4], "utf-8")
+            token_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("DescribeDelegationTokenResponse.tokens.token_id", stop_4 - pos, token_id_)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -450,7 +488,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
                 stop_6 = pos + size_8 - 1
                 if not pos <= stop_6 <= end:
                     raise bad_length("DescribeDelegationTokenResponse.tokens.renewers.principal_type", size_8 - 1, end - pos)
-                principal_type_1 = str(buf[pos:stop_6], "utf-8")
+                principal_type_1 = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("DescribeDelegationTokenResponse.tokens.renewers.principal_type", stop_6 - pos, principal_type_1)
                 pos = stop_6
                 size_9 = buf[pos]
                 pos += 1
@@ -459,7 +499,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeDel
                 stop_7 = pos + size_9 - 1
                 if not pos <= stop_7 <= end:
                     raise bad_length("DescribeDelegationTokenResponse.tokens.renewers.principal_name", size_9 - 1, end - pos)
-                principal_name_1 = str(buf[pos:stop_7], "utf-8")
+                principal_name_1 = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("DescribeDelegationTokenResponse.tokens.renewers.principal_name", stop_7 - pos, principal_name_1)
                 pos = stop_7
                 tags_ = buf[pos]
                 pos += 1

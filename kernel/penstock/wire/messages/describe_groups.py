@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeGroupsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -76,7 +76,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeGrou
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsRequest.groups", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsRequest.groups", stop_ - pos, item_)
             pos = stop_
             groups_.append(item_)
         if pos > end:
@@ -101,7 +103,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeGrou
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsRequest.groups", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsRequest.groups", stop_ - pos, item_)
             pos = stop_
             groups_.append(item_)
         (include_authorized_operations_,) = _unpack_t(buf, pos)
@@ -132,7 +136,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGrou
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsRequest.groups", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsRequest.groups", stop_ - pos, item_)
             pos = stop_
             groups_.append(item_)
         include_authorized_operations_, tags_ = _unpack_tB(buf, pos)
@@ -228,28 +234,36 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_state", size_2, end - pos)
-            group_state_ = str(buf[pos:stop_1], "utf-8")
+            group_state_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_state", stop_1 - pos, group_state_)
             pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_type", size_3, end - pos)
-            protocol_type_ = str(buf[pos:stop_2], "utf-8")
+            protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_type", stop_2 - pos, protocol_type_)
             pos = stop_2
             (size_4,) = _unpack_h(buf, pos)
             pos += 2
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_data", size_4, end - pos)
-            protocol_data_ = str(buf[pos:stop_3], "utf-8")
+            protocol_data_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_data", stop_3 - pos, protocol_data_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -262,21 +276,27 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_4 = pos + size_6
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.member_id", size_6, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 (size_7,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_5 = pos + size_7
                 if not pos <= stop_5 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_id", size_7, end - pos)
-                client_id_ = str(buf[pos:stop_5], "utf-8")
+                client_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_id", stop_5 - pos, client_id_)
                 pos = stop_5
                 (size_8,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_6 = pos + size_8
                 if not pos <= stop_6 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_host", size_8, end - pos)
-                client_host_ = str(buf[pos:stop_6], "utf-8")
+                client_host_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_host", stop_6 - pos, client_host_)
                 pos = stop_6
                 (size_9,) = _unpack_i(buf, pos)
                 pos += 4
@@ -314,28 +334,36 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_state", size_2, end - pos)
-            group_state_ = str(buf[pos:stop_1], "utf-8")
+            group_state_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_state", stop_1 - pos, group_state_)
             pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_type", size_3, end - pos)
-            protocol_type_ = str(buf[pos:stop_2], "utf-8")
+            protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_type", stop_2 - pos, protocol_type_)
             pos = stop_2
             (size_4,) = _unpack_h(buf, pos)
             pos += 2
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_data", size_4, end - pos)
-            protocol_data_ = str(buf[pos:stop_3], "utf-8")
+            protocol_data_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_data", stop_3 - pos, protocol_data_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -348,21 +376,27 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_4 = pos + size_6
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.member_id", size_6, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 (size_7,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_5 = pos + size_7
                 if not pos <= stop_5 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_id", size_7, end - pos)
-                client_id_ = str(buf[pos:stop_5], "utf-8")
+                client_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_id", stop_5 - pos, client_id_)
                 pos = stop_5
                 (size_8,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_6 = pos + size_8
                 if not pos <= stop_6 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_host", size_8, end - pos)
-                client_host_ = str(buf[pos:stop_6], "utf-8")
+                client_host_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_host", stop_6 - pos, client_host_)
                 pos = stop_6
                 (size_9,) = _unpack_i(buf, pos)
                 pos += 4
@@ -401,28 +435,36 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_state", size_2, end - pos)
-            group_state_ = str(buf[pos:stop_1], "utf-8")
+            group_state_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_state", stop_1 - pos, group_state_)
             pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_type", size_3, end - pos)
-            protocol_type_ = str(buf[pos:stop_2], "utf-8")
+            protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_type", stop_2 - pos, protocol_type_)
             pos = stop_2
             (size_4,) = _unpack_h(buf, pos)
             pos += 2
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_data", size_4, end - pos)
-            protocol_data_ = str(buf[pos:stop_3], "utf-8")
+            protocol_data_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_data", stop_3 - pos, protocol_data_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -435,21 +477,27 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_4 = pos + size_6
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.member_id", size_6, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 (size_7,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_5 = pos + size_7
                 if not pos <= stop_5 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_id", size_7, end - pos)
-                client_id_ = str(buf[pos:stop_5], "utf-8")
+                client_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_id", stop_5 - pos, client_id_)
                 pos = stop_5
                 (size_8,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_6 = pos + size_8
                 if not pos <= stop_6 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_host", size_8, end - pos)
-                client_host_ = str(buf[pos:stop_6], "utf-8")
+                client_host_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_host", stop_6 - pos, client_host_)
                 pos = stop_6
                 (size_9,) = _unpack_i(buf, pos)
                 pos += 4
@@ -489,28 +537,36 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_state", size_2, end - pos)
-            group_state_ = str(buf[pos:stop_1], "utf-8")
+            group_state_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_state", stop_1 - pos, group_state_)
             pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_type", size_3, end - pos)
-            protocol_type_ = str(buf[pos:stop_2], "utf-8")
+            protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_type", stop_2 - pos, protocol_type_)
             pos = stop_2
             (size_4,) = _unpack_h(buf, pos)
             pos += 2
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_data", size_4, end - pos)
-            protocol_data_ = str(buf[pos:stop_3], "utf-8")
+            protocol_data_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_data", stop_3 - pos, protocol_data_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -523,7 +579,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_4 = pos + size_6
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.member_id", size_6, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 (size_7,) = _unpack_h(buf, pos)
                 pos += 2
@@ -534,21 +592,27 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                     stop_5 = pos + size_7
                     if not pos <= stop_5 <= end:
                         raise bad_length("DescribeGroupsResponse.groups.members.group_instance_id", size_7, end - pos)
-                    group_instance_id_ = str(buf[pos:stop_5], "utf-8")
+                    group_instance_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                    if stop_5 - pos > 10922:
+                        check_text("DescribeGroupsResponse.groups.members.group_instance_id", stop_5 - pos, group_instance_id_)
                     pos = stop_5
                 (size_8,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_6 = pos + size_8
                 if not pos <= stop_6 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_id", size_8, end - pos)
-                client_id_ = str(buf[pos:stop_6], "utf-8")
+                client_id_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_id", stop_6 - pos, client_id_)
                 pos = stop_6
                 (size_9,) = _unpack_h(buf, pos)
                 pos += 2
                 stop_7 = pos + size_9
                 if not pos <= stop_7 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_host", size_9, end - pos)
-                client_host_ = str(buf[pos:stop_7], "utf-8")
+                client_host_ = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_host", stop_7 - pos, client_host_)
                 pos = stop_7
                 (size_10,) = _unpack_i(buf, pos)
                 pos += 4
@@ -593,7 +657,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -602,7 +668,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_state", size_2 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_1], "utf-8")
+            group_state_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_state", stop_1 - pos, group_state_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -611,7 +679,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_type", size_3 - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_2], "utf-8")
+            protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_type", stop_2 - pos, protocol_type_)
             pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -620,7 +690,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_data", size_4 - 1, end - pos)
-            protocol_data_ = str(buf[pos:stop_3], "utf-8")
+            protocol_data_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_data", stop_3 - pos, protocol_data_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -638,7 +710,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_4 = pos + size_6 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.member_id", size_6 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 size_7 = buf[pos]
                 pos += 1
@@ -651,7 +725,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                     stop_5 = pos + size_7 - 1
                     if not pos <= stop_5 <= end:
                         raise bad_length("DescribeGroupsResponse.groups.members.group_instance_id", size_7 - 1, end - pos)
-                    group_instance_id_ = str(buf[pos:stop_5], "utf-8")
+                    group_instance_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                    if stop_5 - pos > 10922:
+                        check_text("DescribeGroupsResponse.groups.members.group_instance_id", stop_5 - pos, group_instance_id_)
                     pos = stop_5
                 size_8 = buf[pos]
                 pos += 1
@@ -660,7 +736,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_6 = pos + size_8 - 1
                 if not pos <= stop_6 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_id", size_8 - 1, end - pos)
-                client_id_ = str(buf[pos:stop_6], "utf-8")
+                client_id_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_id", stop_6 - pos, client_id_)
                 pos = stop_6
                 size_9 = buf[pos]
                 pos += 1
@@ -669,7 +747,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_7 = pos + size_9 - 1
                 if not pos <= stop_7 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_host", size_9 - 1, end - pos)
-                client_host_ = str(buf[pos:stop_7], "utf-8")
+                client_host_ = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_host", stop_7 - pos, client_host_)
                 pos = stop_7
                 size_10 = buf[pos]
                 pos += 1
@@ -732,7 +812,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeGroupsResponse.groups.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.error_message", stop_ - pos, error_message_)
                 pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -741,7 +823,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_id", size_2 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_1], "utf-8")
+            group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_id", stop_1 - pos, group_id_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -750,7 +834,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.group_state", size_3 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_2], "utf-8")
+            group_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.group_state", stop_2 - pos, group_state_)
             pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -759,7 +845,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_type", size_4 - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_3], "utf-8")
+            protocol_type_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_type", stop_3 - pos, protocol_type_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -768,7 +856,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("DescribeGroupsResponse.groups.protocol_data", size_5 - 1, end - pos)
-            protocol_data_ = str(buf[pos:stop_4], "utf-8")
+            protocol_data_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("DescribeGroupsResponse.groups.protocol_data", stop_4 - pos, protocol_data_)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -786,7 +876,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_5 = pos + size_7 - 1
                 if not pos <= stop_5 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.member_id", size_7 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_5], "utf-8")
+                member_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.member_id", stop_5 - pos, member_id_)
                 pos = stop_5
                 size_8 = buf[pos]
                 pos += 1
@@ -799,7 +891,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                     stop_6 = pos + size_8 - 1
                     if not pos <= stop_6 <= end:
                         raise bad_length("DescribeGroupsResponse.groups.members.group_instance_id", size_8 - 1, end - pos)
-                    group_instance_id_ = str(buf[pos:stop_6], "utf-8")
+                    group_instance_id_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                    if stop_6 - pos > 10922:
+                        check_text("DescribeGroupsResponse.groups.members.group_instance_id", stop_6 - pos, group_instance_id_)
                     pos = stop_6
                 size_9 = buf[pos]
                 pos += 1
@@ -808,7 +902,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_7 = pos + size_9 - 1
                 if not pos <= stop_7 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_id", size_9 - 1, end - pos)
-                client_id_ = str(buf[pos:stop_7], "utf-8")
+                client_id_ = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_id", stop_7 - pos, client_id_)
                 pos = stop_7
                 size_10 = buf[pos]
                 pos += 1
@@ -817,7 +913,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[DescribeGro
                 stop_8 = pos + size_10 - 1
                 if not pos <= stop_8 <= end:
                     raise bad_length("DescribeGroupsResponse.groups.members.client_host", size_10 - 1, end - pos)
-                client_host_ = str(buf[pos:stop_8], "utf-8")
+                client_host_ = str(buf[pos:stop_8], "utf-8", "kafka")
+                if stop_8 - pos > 10922:
+                    check_text("DescribeGroupsResponse.groups.members.client_host", stop_8 - pos, client_host_)
                 pos = stop_8
                 size_11 = buf[pos]
                 pos += 1

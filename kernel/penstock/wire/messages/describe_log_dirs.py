@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribableLogDirTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -91,7 +91,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeLogD
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeLogDirsRequest.topics.topic", size_1, end - pos)
-                topic_ = str(buf[pos:stop_], "utf-8")
+                topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeLogDirsRequest.topics.topic", stop_ - pos, topic_)
                 pos = stop_
                 (size_2,) = _unpack_i(buf, pos)
                 pos += 4
@@ -127,7 +129,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeLogD
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeLogDirsRequest.topics.topic", size_1 - 1, end - pos)
-                topic_ = str(buf[pos:stop_], "utf-8")
+                topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeLogDirsRequest.topics.topic", stop_ - pos, topic_)
                 pos = stop_
                 size_2 = buf[pos]
                 pos += 1
@@ -239,7 +243,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeLogDirsResponse.results.log_dir", size_1, end - pos)
-            log_dir_ = str(buf[pos:stop_], "utf-8")
+            log_dir_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeLogDirsResponse.results.log_dir", stop_ - pos, log_dir_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -252,7 +258,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
                 stop_1 = pos + size_3
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeLogDirsResponse.results.topics.name", size_3, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeLogDirsResponse.results.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 (size_4,) = _unpack_i(buf, pos)
                 pos += 4
@@ -290,7 +298,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeLogDirsResponse.results.log_dir", size_1 - 1, end - pos)
-            log_dir_ = str(buf[pos:stop_], "utf-8")
+            log_dir_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeLogDirsResponse.results.log_dir", stop_ - pos, log_dir_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -308,7 +318,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeLogDirsResponse.results.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeLogDirsResponse.results.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -363,7 +375,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeLogDirsResponse.results.log_dir", size_1 - 1, end - pos)
-            log_dir_ = str(buf[pos:stop_], "utf-8")
+            log_dir_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeLogDirsResponse.results.log_dir", stop_ - pos, log_dir_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -381,7 +395,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeLogDirsResponse.results.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeLogDirsResponse.results.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -436,7 +452,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeLogDirsResponse.results.log_dir", size_1 - 1, end - pos)
-            log_dir_ = str(buf[pos:stop_], "utf-8")
+            log_dir_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeLogDirsResponse.results.log_dir", stop_ - pos, log_dir_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -454,7 +472,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeLogDirsResponse.results.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeLogDirsResponse.results.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -509,7 +529,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeLogDirsResponse.results.log_dir", size_1 - 1, end - pos)
-            log_dir_ = str(buf[pos:stop_], "utf-8")
+            log_dir_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeLogDirsResponse.results.log_dir", stop_ - pos, log_dir_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -527,7 +549,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[DescribeLog
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeLogDirsResponse.results.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeLogDirsResponse.results.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class TopicRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -77,7 +77,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeProd
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeProducersRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeProducersRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -161,7 +163,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribePro
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeProducersResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeProducersResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -183,7 +187,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribePro
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeProducersResponse.topics.partitions.error_message", size_3 - 1, end - pos)
-                    error_message_ = str(buf[pos:stop_1], "utf-8")
+                    error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeProducersResponse.topics.partitions.error_message", stop_1 - pos, error_message_)
                     pos = stop_1
                 size_4 = buf[pos]
                 pos += 1

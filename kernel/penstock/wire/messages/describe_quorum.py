@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeQuorumRequestPartitionData(msgspec.Struct, kw_only=True, gc=False):
@@ -112,7 +112,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuor
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeQuorumRequest.topics.topic_name", size_1 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_], "utf-8")
+            topic_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeQuorumRequest.topics.topic_name", stop_ - pos, topic_name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -210,7 +212,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeQuorumResponse.topics.topic_name", size_1 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_], "utf-8")
+            topic_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeQuorumResponse.topics.topic_name", stop_ - pos, topic_name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -288,7 +292,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeQuorumResponse.topics.topic_name", size_1 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_], "utf-8")
+            topic_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeQuorumResponse.topics.topic_name", stop_ - pos, topic_name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -361,7 +367,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeQuorumResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeQuorumResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -379,7 +387,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeQuorumResponse.topics.topic_name", size_2 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeQuorumResponse.topics.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -401,7 +411,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("DescribeQuorumResponse.topics.partitions.error_message", size_4 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_2], "utf-8")
+                    error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("DescribeQuorumResponse.topics.partitions.error_message", stop_2 - pos, error_message_1)
                     pos = stop_2
                 leader_id_, leader_epoch_, high_watermark_, size_5 = _unpack_iiqB(buf, pos)
                 pos += 17
@@ -466,7 +478,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
                 stop_3 = pos + size_9 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeQuorumResponse.nodes.listeners.name", size_9 - 1, end - pos)
-                name_ = str(buf[pos:stop_3], "utf-8")
+                name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeQuorumResponse.nodes.listeners.name", stop_3 - pos, name_)
                 pos = stop_3
                 size_10 = buf[pos]
                 pos += 1
@@ -475,7 +489,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[DescribeQuo
                 stop_4 = pos + size_10 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("DescribeQuorumResponse.nodes.listeners.host", size_10 - 1, end - pos)
-                host_ = str(buf[pos:stop_4], "utf-8")
+                host_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("DescribeQuorumResponse.nodes.listeners.host", stop_4 - pos, host_)
                 pos = stop_4
                 port_, tags_4 = _unpack_HB(buf, pos)
                 pos += 3

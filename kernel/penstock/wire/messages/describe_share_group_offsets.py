@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeShareGroupOffsetsRequestTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -88,7 +88,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeShar
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeShareGroupOffsetsRequest.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeShareGroupOffsetsRequest.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -108,7 +110,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeShar
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("DescribeShareGroupOffsetsRequest.groups.topics.topic_name", size_3 - 1, end - pos)
-                    topic_name_ = str(buf[pos:stop_1], "utf-8")
+                    topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("DescribeShareGroupOffsetsRequest.groups.topics.topic_name", stop_1 - pos, topic_name_)
                     pos = stop_1
                     size_4 = buf[pos]
                     pos += 1
@@ -219,7 +223,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeShareGroupOffsetsResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeShareGroupOffsetsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -237,7 +243,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeShareGroupOffsetsResponse.groups.topics.topic_name", size_3 - 1, end - pos)
-                topic_name_ = str(buf[pos:stop_1], "utf-8")
+                topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeShareGroupOffsetsResponse.groups.topics.topic_name", stop_1 - pos, topic_name_)
                 pos = stop_1
                 topic_id_, size_4 = _unpack_16sB(buf, pos)
                 pos += 17
@@ -259,7 +267,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
                         stop_2 = pos + size_5 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("DescribeShareGroupOffsetsResponse.groups.topics.partitions.error_message", size_5 - 1, end - pos)
-                        error_message_ = str(buf[pos:stop_2], "utf-8")
+                        error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("DescribeShareGroupOffsetsResponse.groups.topics.partitions.error_message", stop_2 - pos, error_message_)
                         pos = stop_2
                     tags_ = buf[pos]
                     pos += 1
@@ -282,7 +292,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
                 stop_3 = pos + size_6 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeShareGroupOffsetsResponse.groups.error_message", size_6 - 1, end - pos)
-                error_message_1 = str(buf[pos:stop_3], "utf-8")
+                error_message_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeShareGroupOffsetsResponse.groups.error_message", stop_3 - pos, error_message_1)
                 pos = stop_3
             tags_2 = buf[pos]
             pos += 1
@@ -318,7 +330,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeShareGroupOffsetsResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeShareGroupOffsetsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -336,7 +350,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("DescribeShareGroupOffsetsResponse.groups.topics.topic_name", size_3 - 1, end - pos)
-                topic_name_ = str(buf[pos:stop_1], "utf-8")
+                topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("DescribeShareGroupOffsetsResponse.groups.topics.topic_name", stop_1 - pos, topic_name_)
                 pos = stop_1
                 topic_id_, size_4 = _unpack_16sB(buf, pos)
                 pos += 17
@@ -358,7 +374,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
                         stop_2 = pos + size_5 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("DescribeShareGroupOffsetsResponse.groups.topics.partitions.error_message", size_5 - 1, end - pos)
-                        error_message_ = str(buf[pos:stop_2], "utf-8")
+                        error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("DescribeShareGroupOffsetsResponse.groups.topics.partitions.error_message", stop_2 - pos, error_message_)
                         pos = stop_2
                     tags_ = buf[pos]
                     pos += 1
@@ -381,7 +399,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[DescribeSha
                 stop_3 = pos + size_6 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("DescribeShareGroupOffsetsResponse.groups.error_message", size_6 - 1, end - pos)
-                error_message_1 = str(buf[pos:stop_3], "utf-8")
+                error_message_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("DescribeShareGroupOffsetsResponse.groups.error_message", stop_3 - pos, error_message_1)
                 pos = stop_3
             tags_2 = buf[pos]
             pos += 1

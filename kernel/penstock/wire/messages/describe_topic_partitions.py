@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class TopicRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -96,7 +96,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTopi
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeTopicPartitionsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeTopicPartitionsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             tags_ = buf[pos]
             pos += 1
@@ -114,7 +116,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTopi
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeTopicPartitionsRequest.cursor.topic_name", size_2 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeTopicPartitionsRequest.cursor.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             partition_index_, tags_1 = _unpack_iB(buf, pos)
             pos += 5
@@ -200,7 +204,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeTopicPartitionsResponse.topics.name", size_1 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeTopicPartitionsResponse.topics.name", stop_ - pos, name_)
                 pos = stop_
             topic_id_, is_internal_, size_2 = _unpack_16stB(buf, pos)
             pos += 18
@@ -281,7 +287,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTop
             stop_1 = pos + size_8 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeTopicPartitionsResponse.next_cursor.topic_name", size_8 - 1, end - pos)
-            topic_name_ = str(buf[pos:stop_1], "utf-8")
+            topic_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeTopicPartitionsResponse.next_cursor.topic_name", stop_1 - pos, topic_name_)
             pos = stop_1
             partition_index_1, tags_2 = _unpack_iB(buf, pos)
             pos += 5

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class DescribeTransactionsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -69,7 +69,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTran
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeTransactionsRequest.transactional_ids", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeTransactionsRequest.transactional_ids", stop_ - pos, item_)
             pos = stop_
             transactional_ids_.append(item_)
         tags_ = buf[pos]
@@ -132,7 +134,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTra
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeTransactionsResponse.transaction_states.transactional_id", size_1 - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeTransactionsResponse.transaction_states.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -141,7 +145,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTra
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeTransactionsResponse.transaction_states.transaction_state", size_2 - 1, end - pos)
-            transaction_state_ = str(buf[pos:stop_1], "utf-8")
+            transaction_state_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeTransactionsResponse.transaction_states.transaction_state", stop_1 - pos, transaction_state_)
             pos = stop_1
             transaction_timeout_ms_, transaction_start_time_ms_, producer_id_, producer_epoch_, size_3 = _unpack_iqqhB(buf, pos)
             pos += 23
@@ -159,7 +165,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeTra
                 stop_2 = pos + size_4 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeTransactionsResponse.transaction_states.topics.topic", size_4 - 1, end - pos)
-                topic_ = str(buf[pos:stop_2], "utf-8")
+                topic_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeTransactionsResponse.transaction_states.topics.topic", stop_2 - pos, topic_)
                 pos = stop_2
                 size_5 = buf[pos]
                 pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class UserName(msgspec.Struct, kw_only=True, gc=False):
@@ -69,7 +69,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeUser
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("DescribeUserScramCredentialsRequest.users.name", size_1 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("DescribeUserScramCredentialsRequest.users.name", stop_ - pos, name_)
                 pos = stop_
                 tags_ = buf[pos]
                 pos += 1
@@ -135,7 +137,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeUse
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("DescribeUserScramCredentialsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("DescribeUserScramCredentialsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -153,7 +157,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeUse
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("DescribeUserScramCredentialsResponse.results.user", size_2 - 1, end - pos)
-            user_ = str(buf[pos:stop_1], "utf-8")
+            user_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("DescribeUserScramCredentialsResponse.results.user", stop_1 - pos, user_)
             pos = stop_1
             error_code_1, size_3 = _unpack_hB(buf, pos)
             pos += 3
@@ -166,7 +172,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[DescribeUse
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("DescribeUserScramCredentialsResponse.results.error_message", size_3 - 1, end - pos)
-                error_message_1 = str(buf[pos:stop_2], "utf-8")
+                error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("DescribeUserScramCredentialsResponse.results.error_message", stop_2 - pos, error_message_1)
                 pos = stop_2
             size_4 = buf[pos]
             pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class TopicPartitions(msgspec.Struct, kw_only=True, gc=False):
@@ -77,7 +77,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ElectLeaders
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("ElectLeadersRequest.topic_partitions.topic", size_1, end - pos)
-                topic_ = str(buf[pos:stop_], "utf-8")
+                topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ElectLeadersRequest.topic_partitions.topic", stop_ - pos, topic_)
                 pos = stop_
                 (size_2,) = _unpack_i(buf, pos)
                 pos += 4
@@ -110,7 +112,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ElectLeaders
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("ElectLeadersRequest.topic_partitions.topic", size_1, end - pos)
-                topic_ = str(buf[pos:stop_], "utf-8")
+                topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ElectLeadersRequest.topic_partitions.topic", stop_ - pos, topic_)
                 pos = stop_
                 (size_2,) = _unpack_i(buf, pos)
                 pos += 4
@@ -148,7 +152,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ElectLeaders
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("ElectLeadersRequest.topic_partitions.topic", size_1 - 1, end - pos)
-                topic_ = str(buf[pos:stop_], "utf-8")
+                topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ElectLeadersRequest.topic_partitions.topic", stop_ - pos, topic_)
                 pos = stop_
                 size_2 = buf[pos]
                 pos += 1
@@ -270,7 +276,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ElectLeader
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ElectLeadersResponse.replica_election_results.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ElectLeadersResponse.replica_election_results.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -287,7 +295,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ElectLeader
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("ElectLeadersResponse.replica_election_results.partition_result.error_message", size_3, end - pos)
-                    error_message_ = str(buf[pos:stop_1], "utf-8")
+                    error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ElectLeadersResponse.replica_election_results.partition_result.error_message", stop_1 - pos, error_message_)
                     pos = stop_1
                 partition_result_.append(PartitionResult(partition_id=partition_id_, error_code=error_code_, error_message=error_message_))
             replica_election_results_.append(ReplicaElectionResult(topic=topic_, partition_result=partition_result_))
@@ -311,7 +321,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ElectLeader
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ElectLeadersResponse.replica_election_results.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ElectLeadersResponse.replica_election_results.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -328,7 +340,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ElectLeader
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("ElectLeadersResponse.replica_election_results.partition_result.error_message", size_3, end - pos)
-                    error_message_ = str(buf[pos:stop_1], "utf-8")
+                    error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ElectLeadersResponse.replica_election_results.partition_result.error_message", stop_1 - pos, error_message_)
                     pos = stop_1
                 partition_result_.append(PartitionResult(partition_id=partition_id_, error_code=error_code_1, error_message=error_message_))
             replica_election_results_.append(ReplicaElectionResult(topic=topic_, partition_result=partition_result_))
@@ -357,7 +371,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ElectLeader
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ElectLeadersResponse.replica_election_results.topic", size_1 - 1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ElectLeadersResponse.replica_election_results.topic", stop_ - pos, topic_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -379,7 +395,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ElectLeader
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("ElectLeadersResponse.replica_election_results.partition_result.error_message", size_3 - 1, end - pos)
-                    error_message_ = str(buf[pos:stop_1], "utf-8")
+                    error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ElectLeadersResponse.replica_election_results.partition_result.error_message", stop_1 - pos, error_message_)
                     pos = stop_1
                 tags_ = buf[pos]
                 pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class EndTxnRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -49,7 +49,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[EndTxnReques
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("EndTxnRequest.transactional_id", size_, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("EndTxnRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         producer_id_, producer_epoch_, committed_ = _unpack_qht(buf, pos)
         pos += 11
@@ -71,7 +73,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[EndTxnReques
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("EndTxnRequest.transactional_id", size_ - 1, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("EndTxnRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         producer_id_, producer_epoch_, committed_, tags_ = _unpack_qhtB(buf, pos)
         pos += 12

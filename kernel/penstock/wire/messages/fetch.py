@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Records, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, records_size, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Records, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, records_size, skip_tags, tag_header, uvarint_rest, wrong_tag_size
 
 
 class ReplicaState(msgspec.Struct, kw_only=True, gc=False):
@@ -185,7 +185,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -217,7 +219,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -250,7 +254,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -273,7 +279,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             stop_1 = pos + size_4
             if not pos <= stop_1 <= end:
                 raise bad_length("FetchRequest.forgotten_topics_data.topic", size_4, end - pos)
-            topic_1 = str(buf[pos:stop_1], "utf-8")
+            topic_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("FetchRequest.forgotten_topics_data.topic", stop_1 - pos, topic_1)
             pos = stop_1
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -303,7 +311,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -326,7 +336,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[FetchRequest
             stop_1 = pos + size_4
             if not pos <= stop_1 <= end:
                 raise bad_length("FetchRequest.forgotten_topics_data.topic", size_4, end - pos)
-            topic_1 = str(buf[pos:stop_1], "utf-8")
+            topic_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("FetchRequest.forgotten_topics_data.topic", stop_1 - pos, topic_1)
             pos = stop_1
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -356,7 +368,9 @@ def decode_request_v11(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -379,7 +393,9 @@ def decode_request_v11(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             stop_1 = pos + size_4
             if not pos <= stop_1 <= end:
                 raise bad_length("FetchRequest.forgotten_topics_data.topic", size_4, end - pos)
-            topic_1 = str(buf[pos:stop_1], "utf-8")
+            topic_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("FetchRequest.forgotten_topics_data.topic", stop_1 - pos, topic_1)
             pos = stop_1
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -393,7 +409,9 @@ def decode_request_v11(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         stop_2 = pos + size_6
         if not pos <= stop_2 <= end:
             raise bad_length("FetchRequest.rack_id", size_6, end - pos)
-        rack_id_ = str(buf[pos:stop_2], "utf-8")
+        rack_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("FetchRequest.rack_id", stop_2 - pos, rack_id_)
         pos = stop_2
         if pos > end:
             raise bad_length("FetchRequest", 0, end - pos)
@@ -420,7 +438,9 @@ def decode_request_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchRequest.topics.topic", size_1 - 1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -457,7 +477,9 @@ def decode_request_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
             stop_1 = pos + size_4 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("FetchRequest.forgotten_topics_data.topic", size_4 - 1, end - pos)
-            topic_1 = str(buf[pos:stop_1], "utf-8")
+            topic_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("FetchRequest.forgotten_topics_data.topic", stop_1 - pos, topic_1)
             pos = stop_1
             size_5 = buf[pos]
             pos += 1
@@ -480,7 +502,9 @@ def decode_request_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         stop_2 = pos + size_6 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("FetchRequest.rack_id", size_6 - 1, end - pos)
-        rack_id_ = str(buf[pos:stop_2], "utf-8")
+        rack_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("FetchRequest.rack_id", stop_2 - pos, rack_id_)
         pos = stop_2
         tags_3 = buf[pos]
         pos += 1
@@ -501,7 +525,9 @@ def decode_request_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                         stop_4 = pos + size_7 - 1
                         if not pos <= stop_4 <= end:
                             raise bad_length("FetchRequest.cluster_id", size_7 - 1, end - pos)
-                        cluster_id_ = str(buf[pos:stop_4], "utf-8")
+                        cluster_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                        if stop_4 - pos > 10922:
+                            check_text("FetchRequest.cluster_id", stop_4 - pos, cluster_id_)
                         pos = stop_4
                     if pos != stop_3:
                         raise wrong_tag_size("FetchRequest.cluster_id")
@@ -574,7 +600,9 @@ def decode_request_v13(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         stop_ = pos + size_4 - 1
         if not pos <= stop_ <= end:
             raise bad_length("FetchRequest.rack_id", size_4 - 1, end - pos)
-        rack_id_ = str(buf[pos:stop_], "utf-8")
+        rack_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("FetchRequest.rack_id", stop_ - pos, rack_id_)
         pos = stop_
         tags_3 = buf[pos]
         pos += 1
@@ -595,7 +623,9 @@ def decode_request_v13(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                         stop_2 = pos + size_5 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("FetchRequest.cluster_id", size_5 - 1, end - pos)
-                        cluster_id_ = str(buf[pos:stop_2], "utf-8")
+                        cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("FetchRequest.cluster_id", stop_2 - pos, cluster_id_)
                         pos = stop_2
                     if pos != stop_1:
                         raise wrong_tag_size("FetchRequest.cluster_id")
@@ -669,7 +699,9 @@ def decode_request_v15(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         stop_ = pos + size_4 - 1
         if not pos <= stop_ <= end:
             raise bad_length("FetchRequest.rack_id", size_4 - 1, end - pos)
-        rack_id_ = str(buf[pos:stop_], "utf-8")
+        rack_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("FetchRequest.rack_id", stop_ - pos, rack_id_)
         pos = stop_
         tags_3 = buf[pos]
         pos += 1
@@ -691,7 +723,9 @@ def decode_request_v15(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                         stop_2 = pos + size_5 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("FetchRequest.cluster_id", size_5 - 1, end - pos)
-                        cluster_id_ = str(buf[pos:stop_2], "utf-8")
+                        cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("FetchRequest.cluster_id", stop_2 - pos, cluster_id_)
                         pos = stop_2
                     if pos != stop_1:
                         raise wrong_tag_size("FetchRequest.cluster_id")
@@ -784,7 +818,9 @@ def decode_request_v17(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         stop_1 = pos + size_4 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("FetchRequest.rack_id", size_4 - 1, end - pos)
-        rack_id_ = str(buf[pos:stop_1], "utf-8")
+        rack_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("FetchRequest.rack_id", stop_1 - pos, rack_id_)
         pos = stop_1
         tags_3 = buf[pos]
         pos += 1
@@ -806,7 +842,9 @@ def decode_request_v17(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                         stop_3 = pos + size_5 - 1
                         if not pos <= stop_3 <= end:
                             raise bad_length("FetchRequest.cluster_id", size_5 - 1, end - pos)
-                        cluster_id_ = str(buf[pos:stop_3], "utf-8")
+                        cluster_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                        if stop_3 - pos > 10922:
+                            check_text("FetchRequest.cluster_id", stop_3 - pos, cluster_id_)
                         pos = stop_3
                     if pos != stop_2:
                         raise wrong_tag_size("FetchRequest.cluster_id")
@@ -904,7 +942,9 @@ def decode_request_v18(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
         stop_1 = pos + size_4 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("FetchRequest.rack_id", size_4 - 1, end - pos)
-        rack_id_ = str(buf[pos:stop_1], "utf-8")
+        rack_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("FetchRequest.rack_id", stop_1 - pos, rack_id_)
         pos = stop_1
         tags_3 = buf[pos]
         pos += 1
@@ -926,7 +966,9 @@ def decode_request_v18(buf: memoryview, pos: int, end: int) -> tuple[FetchReques
                         stop_3 = pos + size_5 - 1
                         if not pos <= stop_3 <= end:
                             raise bad_length("FetchRequest.cluster_id", size_5 - 1, end - pos)
-                        cluster_id_ = str(buf[pos:stop_3], "utf-8")
+                        cluster_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                        if stop_3 - pos > 10922:
+                            check_text("FetchRequest.cluster_id", stop_3 - pos, cluster_id_)
                         pos = stop_3
                     if pos != stop_2:
                         raise wrong_tag_size("FetchRequest.cluster_id")
@@ -1488,7 +1530,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[FetchRespon
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchResponse.responses.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchResponse.responses.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -1540,7 +1584,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[FetchRespon
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchResponse.responses.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchResponse.responses.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -1593,7 +1639,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[FetchRespon
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchResponse.responses.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchResponse.responses.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -1648,7 +1696,9 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchResponse.responses.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchResponse.responses.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -1705,7 +1755,9 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("FetchResponse.responses.topic", size_1 - 1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FetchResponse.responses.topic", stop_ - pos, topic_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -2018,7 +2070,9 @@ def decode_response_v16(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
                         stop_3 = pos + size_5 - 1
                         if not pos <= stop_3 <= end:
                             raise bad_length("FetchResponse.node_endpoints.host", size_5 - 1, end - pos)
-                        host_ = str(buf[pos:stop_3], "utf-8")
+                        host_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                        if stop_3 - pos > 10922:
+                            check_text("FetchResponse.node_endpoints.host", stop_3 - pos, host_)
                         pos = stop_3
                         port_, size_6 = _unpack_iB(buf, pos)
                         pos += 5
@@ -2031,7 +2085,9 @@ def decode_response_v16(buf: memoryview, pos: int, end: int) -> tuple[FetchRespo
                             stop_4 = pos + size_6 - 1
                             if not pos <= stop_4 <= end:
                                 raise bad_length("FetchResponse.node_endpoints.rack", size_6 - 1, end - pos)
-                            rack_ = str(buf[pos:stop_4], "utf-8")
+                            rack_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                            if stop_4 - pos > 10922:
+                                check_text("FetchResponse.node_endpoints.rack", stop_4 - pos, rack_)
                             pos = stop_4
                         tags_7 = buf[pos]
                         pos += 1

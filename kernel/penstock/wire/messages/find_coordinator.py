@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class FindCoordinatorRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -66,7 +66,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[FindCoordina
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("FindCoordinatorRequest.key", size_, end - pos)
-        key_ = str(buf[pos:stop_], "utf-8")
+        key_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("FindCoordinatorRequest.key", stop_ - pos, key_)
         pos = stop_
         if pos > end:
             raise bad_length("FindCoordinatorRequest", 0, end - pos)
@@ -82,7 +84,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[FindCoordina
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("FindCoordinatorRequest.key", size_, end - pos)
-        key_ = str(buf[pos:stop_], "utf-8")
+        key_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("FindCoordinatorRequest.key", stop_ - pos, key_)
         pos = stop_
         (key_type_,) = _unpack_b(buf, pos)
         pos += 1
@@ -103,7 +107,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[FindCoordina
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("FindCoordinatorRequest.key", size_ - 1, end - pos)
-        key_ = str(buf[pos:stop_], "utf-8")
+        key_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("FindCoordinatorRequest.key", stop_ - pos, key_)
         pos = stop_
         key_type_, tags_ = _unpack_bB(buf, pos)
         pos += 2
@@ -134,7 +140,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[FindCoordina
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("FindCoordinatorRequest.coordinator_keys", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FindCoordinatorRequest.coordinator_keys", stop_ - pos, item_)
             pos = stop_
             coordinator_keys_.append(item_)
         tags_ = buf[pos]
@@ -231,7 +239,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("FindCoordinatorResponse.host", size_, end - pos)
-        host_ = str(buf[pos:stop_], "utf-8")
+        host_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("FindCoordinatorResponse.host", stop_ - pos, host_)
         pos = stop_
         (port_,) = _unpack_i(buf, pos)
         pos += 4
@@ -253,14 +263,18 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("FindCoordinatorResponse.error_message", size_, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FindCoordinatorResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         node_id_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("FindCoordinatorResponse.host", size_1, end - pos)
-        host_ = str(buf[pos:stop_1], "utf-8")
+        host_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("FindCoordinatorResponse.host", stop_1 - pos, host_)
         pos = stop_1
         (port_,) = _unpack_i(buf, pos)
         pos += 4
@@ -285,7 +299,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("FindCoordinatorResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FindCoordinatorResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         node_id_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -294,7 +310,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("FindCoordinatorResponse.host", size_1 - 1, end - pos)
-        host_ = str(buf[pos:stop_1], "utf-8")
+        host_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("FindCoordinatorResponse.host", stop_1 - pos, host_)
         pos = stop_1
         port_, tags_ = _unpack_iB(buf, pos)
         pos += 5
@@ -325,7 +343,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("FindCoordinatorResponse.coordinators.key", size_1 - 1, end - pos)
-            key_ = str(buf[pos:stop_], "utf-8")
+            key_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("FindCoordinatorResponse.coordinators.key", stop_ - pos, key_)
             pos = stop_
             node_id_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -334,7 +354,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("FindCoordinatorResponse.coordinators.host", size_2 - 1, end - pos)
-            host_ = str(buf[pos:stop_1], "utf-8")
+            host_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("FindCoordinatorResponse.coordinators.host", stop_1 - pos, host_)
             pos = stop_1
             port_, error_code_, size_3 = _unpack_ihB(buf, pos)
             pos += 7
@@ -347,7 +369,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[FindCoordin
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("FindCoordinatorResponse.coordinators.error_message", size_3 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_2], "utf-8")
+                error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("FindCoordinatorResponse.coordinators.error_message", stop_2 - pos, error_message_)
                 pos = stop_2
             tags_ = buf[pos]
             pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class GetTelemetrySubscriptionsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -98,7 +98,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[GetTelemetr
             stop_ = pos + size_2 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("GetTelemetrySubscriptionsResponse.requested_metrics", size_2 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("GetTelemetrySubscriptionsResponse.requested_metrics", stop_ - pos, item_)
             pos = stop_
             requested_metrics_.append(item_)
         tags_ = buf[pos]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, malformed
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, malformed
 
 
 class GroupMetadataKey(msgspec.Struct, kw_only=True, gc=False):
@@ -29,7 +29,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataKey, in
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("GroupMetadataKey.group", size_, end - pos)
-        group_ = str(buf[pos:stop_], "utf-8")
+        group_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("GroupMetadataKey.group", stop_ - pos, group_)
         pos = stop_
         if pos > end:
             raise bad_length("GroupMetadataKey", 0, end - pos)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class MemberMetadata(msgspec.Struct, kw_only=True, gc=False):
@@ -60,7 +60,9 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("GroupMetadataValue.protocol_type", size_, end - pos)
-        protocol_type_ = str(buf[pos:stop_], "utf-8")
+        protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("GroupMetadataValue.protocol_type", stop_ - pos, protocol_type_)
         pos = stop_
         generation_, size_1 = _unpack_ih(buf, pos)
         pos += 6
@@ -71,7 +73,9 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_1 = pos + size_1
             if not pos <= stop_1 <= end:
                 raise bad_length("GroupMetadataValue.protocol", size_1, end - pos)
-            protocol_ = str(buf[pos:stop_1], "utf-8")
+            protocol_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("GroupMetadataValue.protocol", stop_1 - pos, protocol_)
             pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -82,7 +86,9 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("GroupMetadataValue.leader", size_2, end - pos)
-            leader_ = str(buf[pos:stop_2], "utf-8")
+            leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("GroupMetadataValue.leader", stop_2 - pos, leader_)
             pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -95,21 +101,27 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("GroupMetadataValue.members.member_id", size_4, end - pos)
-            member_id_ = str(buf[pos:stop_3], "utf-8")
+            member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("GroupMetadataValue.members.member_id", stop_3 - pos, member_id_)
             pos = stop_3
             (size_5,) = _unpack_h(buf, pos)
             pos += 2
             stop_4 = pos + size_5
             if not pos <= stop_4 <= end:
                 raise bad_length("GroupMetadataValue.members.client_id", size_5, end - pos)
-            client_id_ = str(buf[pos:stop_4], "utf-8")
+            client_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_id", stop_4 - pos, client_id_)
             pos = stop_4
             (size_6,) = _unpack_h(buf, pos)
             pos += 2
             stop_5 = pos + size_6
             if not pos <= stop_5 <= end:
                 raise bad_length("GroupMetadataValue.members.client_host", size_6, end - pos)
-            client_host_ = str(buf[pos:stop_5], "utf-8")
+            client_host_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_host", stop_5 - pos, client_host_)
             pos = stop_5
             session_timeout_, size_7 = _unpack_ii(buf, pos)
             pos += 8
@@ -140,7 +152,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("GroupMetadataValue.protocol_type", size_, end - pos)
-        protocol_type_ = str(buf[pos:stop_], "utf-8")
+        protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("GroupMetadataValue.protocol_type", stop_ - pos, protocol_type_)
         pos = stop_
         generation_, size_1 = _unpack_ih(buf, pos)
         pos += 6
@@ -151,7 +165,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_1 = pos + size_1
             if not pos <= stop_1 <= end:
                 raise bad_length("GroupMetadataValue.protocol", size_1, end - pos)
-            protocol_ = str(buf[pos:stop_1], "utf-8")
+            protocol_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("GroupMetadataValue.protocol", stop_1 - pos, protocol_)
             pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -162,7 +178,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("GroupMetadataValue.leader", size_2, end - pos)
-            leader_ = str(buf[pos:stop_2], "utf-8")
+            leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("GroupMetadataValue.leader", stop_2 - pos, leader_)
             pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -175,21 +193,27 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("GroupMetadataValue.members.member_id", size_4, end - pos)
-            member_id_ = str(buf[pos:stop_3], "utf-8")
+            member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("GroupMetadataValue.members.member_id", stop_3 - pos, member_id_)
             pos = stop_3
             (size_5,) = _unpack_h(buf, pos)
             pos += 2
             stop_4 = pos + size_5
             if not pos <= stop_4 <= end:
                 raise bad_length("GroupMetadataValue.members.client_id", size_5, end - pos)
-            client_id_ = str(buf[pos:stop_4], "utf-8")
+            client_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_id", stop_4 - pos, client_id_)
             pos = stop_4
             (size_6,) = _unpack_h(buf, pos)
             pos += 2
             stop_5 = pos + size_6
             if not pos <= stop_5 <= end:
                 raise bad_length("GroupMetadataValue.members.client_host", size_6, end - pos)
-            client_host_ = str(buf[pos:stop_5], "utf-8")
+            client_host_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_host", stop_5 - pos, client_host_)
             pos = stop_5
             rebalance_timeout_, session_timeout_, size_7 = _unpack_iii(buf, pos)
             pos += 12
@@ -220,7 +244,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("GroupMetadataValue.protocol_type", size_, end - pos)
-        protocol_type_ = str(buf[pos:stop_], "utf-8")
+        protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("GroupMetadataValue.protocol_type", stop_ - pos, protocol_type_)
         pos = stop_
         generation_, size_1 = _unpack_ih(buf, pos)
         pos += 6
@@ -231,7 +257,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_1 = pos + size_1
             if not pos <= stop_1 <= end:
                 raise bad_length("GroupMetadataValue.protocol", size_1, end - pos)
-            protocol_ = str(buf[pos:stop_1], "utf-8")
+            protocol_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("GroupMetadataValue.protocol", stop_1 - pos, protocol_)
             pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -242,7 +270,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("GroupMetadataValue.leader", size_2, end - pos)
-            leader_ = str(buf[pos:stop_2], "utf-8")
+            leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("GroupMetadataValue.leader", stop_2 - pos, leader_)
             pos = stop_2
         current_state_timestamp_, size_3 = _unpack_qi(buf, pos)
         pos += 12
@@ -255,21 +285,27 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("GroupMetadataValue.members.member_id", size_4, end - pos)
-            member_id_ = str(buf[pos:stop_3], "utf-8")
+            member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("GroupMetadataValue.members.member_id", stop_3 - pos, member_id_)
             pos = stop_3
             (size_5,) = _unpack_h(buf, pos)
             pos += 2
             stop_4 = pos + size_5
             if not pos <= stop_4 <= end:
                 raise bad_length("GroupMetadataValue.members.client_id", size_5, end - pos)
-            client_id_ = str(buf[pos:stop_4], "utf-8")
+            client_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_id", stop_4 - pos, client_id_)
             pos = stop_4
             (size_6,) = _unpack_h(buf, pos)
             pos += 2
             stop_5 = pos + size_6
             if not pos <= stop_5 <= end:
                 raise bad_length("GroupMetadataValue.members.client_host", size_6, end - pos)
-            client_host_ = str(buf[pos:stop_5], "utf-8")
+            client_host_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_host", stop_5 - pos, client_host_)
             pos = stop_5
             rebalance_timeout_, session_timeout_, size_7 = _unpack_iii(buf, pos)
             pos += 12
@@ -300,7 +336,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("GroupMetadataValue.protocol_type", size_, end - pos)
-        protocol_type_ = str(buf[pos:stop_], "utf-8")
+        protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("GroupMetadataValue.protocol_type", stop_ - pos, protocol_type_)
         pos = stop_
         generation_, size_1 = _unpack_ih(buf, pos)
         pos += 6
@@ -311,7 +349,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_1 = pos + size_1
             if not pos <= stop_1 <= end:
                 raise bad_length("GroupMetadataValue.protocol", size_1, end - pos)
-            protocol_ = str(buf[pos:stop_1], "utf-8")
+            protocol_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("GroupMetadataValue.protocol", stop_1 - pos, protocol_)
             pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -322,7 +362,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("GroupMetadataValue.leader", size_2, end - pos)
-            leader_ = str(buf[pos:stop_2], "utf-8")
+            leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("GroupMetadataValue.leader", stop_2 - pos, leader_)
             pos = stop_2
         current_state_timestamp_, size_3 = _unpack_qi(buf, pos)
         pos += 12
@@ -335,7 +377,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("GroupMetadataValue.members.member_id", size_4, end - pos)
-            member_id_ = str(buf[pos:stop_3], "utf-8")
+            member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("GroupMetadataValue.members.member_id", stop_3 - pos, member_id_)
             pos = stop_3
             (size_5,) = _unpack_h(buf, pos)
             pos += 2
@@ -346,21 +390,27 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
                 stop_4 = pos + size_5
                 if not pos <= stop_4 <= end:
                     raise bad_length("GroupMetadataValue.members.group_instance_id", size_5, end - pos)
-                group_instance_id_ = str(buf[pos:stop_4], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("GroupMetadataValue.members.group_instance_id", stop_4 - pos, group_instance_id_)
                 pos = stop_4
             (size_6,) = _unpack_h(buf, pos)
             pos += 2
             stop_5 = pos + size_6
             if not pos <= stop_5 <= end:
                 raise bad_length("GroupMetadataValue.members.client_id", size_6, end - pos)
-            client_id_ = str(buf[pos:stop_5], "utf-8")
+            client_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_id", stop_5 - pos, client_id_)
             pos = stop_5
             (size_7,) = _unpack_h(buf, pos)
             pos += 2
             stop_6 = pos + size_7
             if not pos <= stop_6 <= end:
                 raise bad_length("GroupMetadataValue.members.client_host", size_7, end - pos)
-            client_host_ = str(buf[pos:stop_6], "utf-8")
+            client_host_ = str(buf[pos:stop_6], "utf-8", "kafka")
+            if stop_6 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_host", stop_6 - pos, client_host_)
             pos = stop_6
             rebalance_timeout_, session_timeout_, size_8 = _unpack_iii(buf, pos)
             pos += 12
@@ -393,7 +443,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("GroupMetadataValue.protocol_type", size_ - 1, end - pos)
-        protocol_type_ = str(buf[pos:stop_], "utf-8")
+        protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("GroupMetadataValue.protocol_type", stop_ - pos, protocol_type_)
         pos = stop_
         generation_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -406,7 +458,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("GroupMetadataValue.protocol", size_1 - 1, end - pos)
-            protocol_ = str(buf[pos:stop_1], "utf-8")
+            protocol_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("GroupMetadataValue.protocol", stop_1 - pos, protocol_)
             pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -419,7 +473,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("GroupMetadataValue.leader", size_2 - 1, end - pos)
-            leader_ = str(buf[pos:stop_2], "utf-8")
+            leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("GroupMetadataValue.leader", stop_2 - pos, leader_)
             pos = stop_2
         current_state_timestamp_, size_3 = _unpack_qB(buf, pos)
         pos += 9
@@ -437,7 +493,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("GroupMetadataValue.members.member_id", size_4 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_3], "utf-8")
+            member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("GroupMetadataValue.members.member_id", stop_3 - pos, member_id_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -450,7 +508,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
                 stop_4 = pos + size_5 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("GroupMetadataValue.members.group_instance_id", size_5 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_4], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("GroupMetadataValue.members.group_instance_id", stop_4 - pos, group_instance_id_)
                 pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -459,7 +519,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_5 = pos + size_6 - 1
             if not pos <= stop_5 <= end:
                 raise bad_length("GroupMetadataValue.members.client_id", size_6 - 1, end - pos)
-            client_id_ = str(buf[pos:stop_5], "utf-8")
+            client_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_id", stop_5 - pos, client_id_)
             pos = stop_5
             size_7 = buf[pos]
             pos += 1
@@ -468,7 +530,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[GroupMetadataValue, 
             stop_6 = pos + size_7 - 1
             if not pos <= stop_6 <= end:
                 raise bad_length("GroupMetadataValue.members.client_host", size_7 - 1, end - pos)
-            client_host_ = str(buf[pos:stop_6], "utf-8")
+            client_host_ = str(buf[pos:stop_6], "utf-8", "kafka")
+            if stop_6 - pos > 10922:
+                check_text("GroupMetadataValue.members.client_host", stop_6 - pos, client_host_)
             pos = stop_6
             rebalance_timeout_, session_timeout_, size_8 = _unpack_iiB(buf, pos)
             pos += 9

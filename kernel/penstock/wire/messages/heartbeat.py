@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class HeartbeatRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -44,14 +44,18 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[HeartbeatReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("HeartbeatRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("HeartbeatRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("HeartbeatRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("HeartbeatRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         if pos > end:
             raise bad_length("HeartbeatRequest", 0, end - pos)
@@ -69,14 +73,18 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[HeartbeatReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("HeartbeatRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("HeartbeatRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("HeartbeatRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("HeartbeatRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -87,7 +95,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[HeartbeatReq
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("HeartbeatRequest.group_instance_id", size_2, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("HeartbeatRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         if pos > end:
             raise bad_length("HeartbeatRequest", 0, end - pos)
@@ -105,7 +115,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[HeartbeatReq
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("HeartbeatRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("HeartbeatRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -114,7 +126,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[HeartbeatReq
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("HeartbeatRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("HeartbeatRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -127,7 +141,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[HeartbeatReq
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("HeartbeatRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("HeartbeatRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         tags_ = buf[pos]
         pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class InitProducerIdRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -61,7 +61,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[InitProducer
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("InitProducerIdRequest.transactional_id", size_, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("InitProducerIdRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         (transaction_timeout_ms_,) = _unpack_i(buf, pos)
         pos += 4
@@ -86,7 +88,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[InitProducer
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("InitProducerIdRequest.transactional_id", size_ - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("InitProducerIdRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         transaction_timeout_ms_, tags_ = _unpack_iB(buf, pos)
         pos += 5
@@ -112,7 +116,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[InitProducer
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("InitProducerIdRequest.transactional_id", size_ - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("InitProducerIdRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         transaction_timeout_ms_, producer_id_, producer_epoch_, tags_ = _unpack_iqhB(buf, pos)
         pos += 15
@@ -140,7 +146,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[InitProducer
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("InitProducerIdRequest.transactional_id", size_ - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("InitProducerIdRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         transaction_timeout_ms_, producer_id_, producer_epoch_, enable2_pc_, keep_prepared_txn_, tags_ = _unpack_iqhttB(buf, pos)
         pos += 17

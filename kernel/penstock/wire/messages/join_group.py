@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
 
 
 class JoinGroupRequestProtocol(msgspec.Struct, kw_only=True, gc=False):
@@ -78,21 +78,27 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         session_timeout_ms_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
         stop_2 = pos + size_2
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupRequest.protocol_type", size_2, end - pos)
-        protocol_type_ = str(buf[pos:stop_2], "utf-8")
+        protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupRequest.protocol_type", stop_2 - pos, protocol_type_)
         pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -105,7 +111,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("JoinGroupRequest.protocols.name", size_4, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("JoinGroupRequest.protocols.name", stop_3 - pos, name_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -129,21 +137,27 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         session_timeout_ms_, rebalance_timeout_ms_, size_1 = _unpack_iih(buf, pos)
         pos += 10
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
         stop_2 = pos + size_2
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupRequest.protocol_type", size_2, end - pos)
-        protocol_type_ = str(buf[pos:stop_2], "utf-8")
+        protocol_type_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupRequest.protocol_type", stop_2 - pos, protocol_type_)
         pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -156,7 +170,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("JoinGroupRequest.protocols.name", size_4, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("JoinGroupRequest.protocols.name", stop_3 - pos, name_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -183,14 +199,18 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         session_timeout_ms_, rebalance_timeout_ms_, size_1 = _unpack_iih(buf, pos)
         pos += 10
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -201,14 +221,18 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("JoinGroupRequest.group_instance_id", size_2, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("JoinGroupRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         (size_3,) = _unpack_h(buf, pos)
         pos += 2
         stop_3 = pos + size_3
         if not pos <= stop_3 <= end:
             raise bad_length("JoinGroupRequest.protocol_type", size_3, end - pos)
-        protocol_type_ = str(buf[pos:stop_3], "utf-8")
+        protocol_type_ = str(buf[pos:stop_3], "utf-8", "kafka")
+        if stop_3 - pos > 10922:
+            check_text("JoinGroupRequest.protocol_type", stop_3 - pos, protocol_type_)
         pos = stop_3
         (size_4,) = _unpack_i(buf, pos)
         pos += 4
@@ -221,7 +245,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_4 = pos + size_5
             if not pos <= stop_4 <= end:
                 raise bad_length("JoinGroupRequest.protocols.name", size_5, end - pos)
-            name_ = str(buf[pos:stop_4], "utf-8")
+            name_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("JoinGroupRequest.protocols.name", stop_4 - pos, name_)
             pos = stop_4
             (size_6,) = _unpack_i(buf, pos)
             pos += 4
@@ -247,7 +273,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         session_timeout_ms_, rebalance_timeout_ms_, size_1 = _unpack_iiB(buf, pos)
         pos += 9
@@ -256,7 +284,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -269,7 +299,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("JoinGroupRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("JoinGroupRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -278,7 +310,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_3 = pos + size_3 - 1
         if not pos <= stop_3 <= end:
             raise bad_length("JoinGroupRequest.protocol_type", size_3 - 1, end - pos)
-        protocol_type_ = str(buf[pos:stop_3], "utf-8")
+        protocol_type_ = str(buf[pos:stop_3], "utf-8", "kafka")
+        if stop_3 - pos > 10922:
+            check_text("JoinGroupRequest.protocol_type", stop_3 - pos, protocol_type_)
         pos = stop_3
         size_4 = buf[pos]
         pos += 1
@@ -296,7 +330,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("JoinGroupRequest.protocols.name", size_5 - 1, end - pos)
-            name_ = str(buf[pos:stop_4], "utf-8")
+            name_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("JoinGroupRequest.protocols.name", stop_4 - pos, name_)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -333,7 +369,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         session_timeout_ms_, rebalance_timeout_ms_, size_1 = _unpack_iiB(buf, pos)
         pos += 9
@@ -342,7 +380,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -355,7 +395,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("JoinGroupRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("JoinGroupRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -364,7 +406,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
         stop_3 = pos + size_3 - 1
         if not pos <= stop_3 <= end:
             raise bad_length("JoinGroupRequest.protocol_type", size_3 - 1, end - pos)
-        protocol_type_ = str(buf[pos:stop_3], "utf-8")
+        protocol_type_ = str(buf[pos:stop_3], "utf-8", "kafka")
+        if stop_3 - pos > 10922:
+            check_text("JoinGroupRequest.protocol_type", stop_3 - pos, protocol_type_)
         pos = stop_3
         size_4 = buf[pos]
         pos += 1
@@ -382,7 +426,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("JoinGroupRequest.protocols.name", size_5 - 1, end - pos)
-            name_ = str(buf[pos:stop_4], "utf-8")
+            name_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("JoinGroupRequest.protocols.name", stop_4 - pos, name_)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -409,7 +455,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupReq
             stop_6 = pos + size_7 - 1
             if not pos <= stop_6 <= end:
                 raise bad_length("JoinGroupRequest.reason", size_7 - 1, end - pos)
-            reason_ = str(buf[pos:stop_6], "utf-8")
+            reason_ = str(buf[pos:stop_6], "utf-8", "kafka")
+            if stop_6 - pos > 10922:
+                check_text("JoinGroupRequest.reason", stop_6 - pos, reason_)
             pos = stop_6
         tags_1 = buf[pos]
         pos += 1
@@ -669,21 +717,27 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupResponse.protocol_name", size_, end - pos)
-        protocol_name_ = str(buf[pos:stop_], "utf-8")
+        protocol_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupResponse.protocol_name", stop_ - pos, protocol_name_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupResponse.leader", size_1, end - pos)
-        leader_ = str(buf[pos:stop_1], "utf-8")
+        leader_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupResponse.leader", stop_1 - pos, leader_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
         stop_2 = pos + size_2
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupResponse.member_id", size_2, end - pos)
-        member_id_ = str(buf[pos:stop_2], "utf-8")
+        member_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupResponse.member_id", stop_2 - pos, member_id_)
         pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -696,7 +750,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("JoinGroupResponse.members.member_id", size_4, end - pos)
-            member_id_1 = str(buf[pos:stop_3], "utf-8")
+            member_id_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("JoinGroupResponse.members.member_id", stop_3 - pos, member_id_1)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -721,21 +777,27 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupResponse.protocol_name", size_, end - pos)
-        protocol_name_ = str(buf[pos:stop_], "utf-8")
+        protocol_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupResponse.protocol_name", stop_ - pos, protocol_name_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupResponse.leader", size_1, end - pos)
-        leader_ = str(buf[pos:stop_1], "utf-8")
+        leader_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupResponse.leader", stop_1 - pos, leader_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
         stop_2 = pos + size_2
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupResponse.member_id", size_2, end - pos)
-        member_id_ = str(buf[pos:stop_2], "utf-8")
+        member_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupResponse.member_id", stop_2 - pos, member_id_)
         pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -748,7 +810,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("JoinGroupResponse.members.member_id", size_4, end - pos)
-            member_id_1 = str(buf[pos:stop_3], "utf-8")
+            member_id_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("JoinGroupResponse.members.member_id", stop_3 - pos, member_id_1)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -774,21 +838,27 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupResponse.protocol_name", size_, end - pos)
-        protocol_name_ = str(buf[pos:stop_], "utf-8")
+        protocol_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupResponse.protocol_name", stop_ - pos, protocol_name_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupResponse.leader", size_1, end - pos)
-        leader_ = str(buf[pos:stop_1], "utf-8")
+        leader_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupResponse.leader", stop_1 - pos, leader_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
         stop_2 = pos + size_2
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupResponse.member_id", size_2, end - pos)
-        member_id_ = str(buf[pos:stop_2], "utf-8")
+        member_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupResponse.member_id", stop_2 - pos, member_id_)
         pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -801,7 +871,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("JoinGroupResponse.members.member_id", size_4, end - pos)
-            member_id_1 = str(buf[pos:stop_3], "utf-8")
+            member_id_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("JoinGroupResponse.members.member_id", stop_3 - pos, member_id_1)
             pos = stop_3
             (size_5,) = _unpack_h(buf, pos)
             pos += 2
@@ -812,7 +884,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
                 stop_4 = pos + size_5
                 if not pos <= stop_4 <= end:
                     raise bad_length("JoinGroupResponse.members.group_instance_id", size_5, end - pos)
-                group_instance_id_ = str(buf[pos:stop_4], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("JoinGroupResponse.members.group_instance_id", stop_4 - pos, group_instance_id_)
                 pos = stop_4
             (size_6,) = _unpack_i(buf, pos)
             pos += 4
@@ -838,7 +912,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("JoinGroupResponse.protocol_name", size_ - 1, end - pos)
-        protocol_name_ = str(buf[pos:stop_], "utf-8")
+        protocol_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("JoinGroupResponse.protocol_name", stop_ - pos, protocol_name_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -847,7 +923,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("JoinGroupResponse.leader", size_1 - 1, end - pos)
-        leader_ = str(buf[pos:stop_1], "utf-8")
+        leader_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("JoinGroupResponse.leader", stop_1 - pos, leader_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -856,7 +934,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_2 = pos + size_2 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupResponse.member_id", size_2 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_2], "utf-8")
+        member_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupResponse.member_id", stop_2 - pos, member_id_)
         pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -874,7 +954,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("JoinGroupResponse.members.member_id", size_4 - 1, end - pos)
-            member_id_1 = str(buf[pos:stop_3], "utf-8")
+            member_id_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("JoinGroupResponse.members.member_id", stop_3 - pos, member_id_1)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -887,7 +969,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
                 stop_4 = pos + size_5 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("JoinGroupResponse.members.group_instance_id", size_5 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_4], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("JoinGroupResponse.members.group_instance_id", stop_4 - pos, group_instance_id_)
                 pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -927,7 +1011,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("JoinGroupResponse.protocol_type", size_ - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_], "utf-8")
+            protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("JoinGroupResponse.protocol_type", stop_ - pos, protocol_type_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -940,7 +1026,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("JoinGroupResponse.protocol_name", size_1 - 1, end - pos)
-            protocol_name_ = str(buf[pos:stop_1], "utf-8")
+            protocol_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("JoinGroupResponse.protocol_name", stop_1 - pos, protocol_name_)
             pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -949,7 +1037,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_2 = pos + size_2 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupResponse.leader", size_2 - 1, end - pos)
-        leader_ = str(buf[pos:stop_2], "utf-8")
+        leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupResponse.leader", stop_2 - pos, leader_)
         pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -958,7 +1048,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_3 = pos + size_3 - 1
         if not pos <= stop_3 <= end:
             raise bad_length("JoinGroupResponse.member_id", size_3 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_3], "utf-8")
+        member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+        if stop_3 - pos > 10922:
+            check_text("JoinGroupResponse.member_id", stop_3 - pos, member_id_)
         pos = stop_3
         size_4 = buf[pos]
         pos += 1
@@ -976,7 +1068,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("JoinGroupResponse.members.member_id", size_5 - 1, end - pos)
-            member_id_1 = str(buf[pos:stop_4], "utf-8")
+            member_id_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("JoinGroupResponse.members.member_id", stop_4 - pos, member_id_1)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -989,7 +1083,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
                 stop_5 = pos + size_6 - 1
                 if not pos <= stop_5 <= end:
                     raise bad_length("JoinGroupResponse.members.group_instance_id", size_6 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_5], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("JoinGroupResponse.members.group_instance_id", stop_5 - pos, group_instance_id_)
                 pos = stop_5
             size_7 = buf[pos]
             pos += 1
@@ -1030,7 +1126,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("JoinGroupResponse.protocol_type", size_ - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_], "utf-8")
+            protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("JoinGroupResponse.protocol_type", stop_ - pos, protocol_type_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -1043,7 +1141,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("JoinGroupResponse.protocol_name", size_1 - 1, end - pos)
-            protocol_name_ = str(buf[pos:stop_1], "utf-8")
+            protocol_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("JoinGroupResponse.protocol_name", stop_1 - pos, protocol_name_)
             pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -1052,7 +1152,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_2 = pos + size_2 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("JoinGroupResponse.leader", size_2 - 1, end - pos)
-        leader_ = str(buf[pos:stop_2], "utf-8")
+        leader_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("JoinGroupResponse.leader", stop_2 - pos, leader_)
         pos = stop_2
         skip_assignment_, size_3 = _unpack_tB(buf, pos)
         pos += 2
@@ -1061,7 +1163,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
         stop_3 = pos + size_3 - 1
         if not pos <= stop_3 <= end:
             raise bad_length("JoinGroupResponse.member_id", size_3 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_3], "utf-8")
+        member_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+        if stop_3 - pos > 10922:
+            check_text("JoinGroupResponse.member_id", stop_3 - pos, member_id_)
         pos = stop_3
         size_4 = buf[pos]
         pos += 1
@@ -1079,7 +1183,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("JoinGroupResponse.members.member_id", size_5 - 1, end - pos)
-            member_id_1 = str(buf[pos:stop_4], "utf-8")
+            member_id_1 = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("JoinGroupResponse.members.member_id", stop_4 - pos, member_id_1)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -1092,7 +1198,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[JoinGroupRe
                 stop_5 = pos + size_6 - 1
                 if not pos <= stop_5 <= end:
                     raise bad_length("JoinGroupResponse.members.group_instance_id", size_6 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_5], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("JoinGroupResponse.members.group_instance_id", stop_5 - pos, group_instance_id_)
                 pos = stop_5
             size_7 = buf[pos]
             pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class MemberIdentity(msgspec.Struct, kw_only=True, gc=False):
@@ -59,14 +59,18 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("LeaveGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("LeaveGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("LeaveGroupRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("LeaveGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         if pos > end:
             raise bad_length("LeaveGroupRequest", 0, end - pos)
@@ -84,7 +88,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("LeaveGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("LeaveGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -97,7 +103,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("LeaveGroupRequest.members.member_id", size_2, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("LeaveGroupRequest.members.member_id", stop_1 - pos, member_id_)
             pos = stop_1
             (size_3,) = _unpack_h(buf, pos)
             pos += 2
@@ -108,7 +116,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
                 stop_2 = pos + size_3
                 if not pos <= stop_2 <= end:
                     raise bad_length("LeaveGroupRequest.members.group_instance_id", size_3, end - pos)
-                group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("LeaveGroupRequest.members.group_instance_id", stop_2 - pos, group_instance_id_)
                 pos = stop_2
             members_.append(MemberIdentity(member_id=member_id_, group_instance_id=group_instance_id_))
         if pos > end:
@@ -127,7 +137,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("LeaveGroupRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("LeaveGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -145,7 +157,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("LeaveGroupRequest.members.member_id", size_2 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("LeaveGroupRequest.members.member_id", stop_1 - pos, member_id_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -158,7 +172,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("LeaveGroupRequest.members.group_instance_id", size_3 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("LeaveGroupRequest.members.group_instance_id", stop_2 - pos, group_instance_id_)
                 pos = stop_2
             tags_ = buf[pos]
             pos += 1
@@ -185,7 +201,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("LeaveGroupRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("LeaveGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -203,7 +221,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("LeaveGroupRequest.members.member_id", size_2 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("LeaveGroupRequest.members.member_id", stop_1 - pos, member_id_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -216,7 +236,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("LeaveGroupRequest.members.group_instance_id", size_3 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("LeaveGroupRequest.members.group_instance_id", stop_2 - pos, group_instance_id_)
                 pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -229,7 +251,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupRe
                 stop_3 = pos + size_4 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("LeaveGroupRequest.members.reason", size_4 - 1, end - pos)
-                reason_ = str(buf[pos:stop_3], "utf-8")
+                reason_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("LeaveGroupRequest.members.reason", stop_3 - pos, reason_)
                 pos = stop_3
             tags_ = buf[pos]
             pos += 1
@@ -424,7 +448,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupR
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("LeaveGroupResponse.members.member_id", size_1, end - pos)
-            member_id_ = str(buf[pos:stop_], "utf-8")
+            member_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("LeaveGroupResponse.members.member_id", stop_ - pos, member_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
@@ -435,7 +461,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupR
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("LeaveGroupResponse.members.group_instance_id", size_2, end - pos)
-                group_instance_id_ = str(buf[pos:stop_1], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("LeaveGroupResponse.members.group_instance_id", stop_1 - pos, group_instance_id_)
                 pos = stop_1
             (error_code_1,) = _unpack_h(buf, pos)
             pos += 2
@@ -465,7 +493,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("LeaveGroupResponse.members.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_], "utf-8")
+            member_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("LeaveGroupResponse.members.member_id", stop_ - pos, member_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -478,7 +508,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[LeaveGroupR
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("LeaveGroupResponse.members.group_instance_id", size_2 - 1, end - pos)
-                group_instance_id_ = str(buf[pos:stop_1], "utf-8")
+                group_instance_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("LeaveGroupResponse.members.group_instance_id", stop_1 - pos, group_instance_id_)
                 pos = stop_1
             error_code_1, tags_ = _unpack_hB(buf, pos)
             pos += 3

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ListConfigResourcesRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -121,7 +121,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListConfigR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListConfigResourcesResponse.config_resources.resource_name", size_1 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListConfigResourcesResponse.config_resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             tags_ = buf[pos]
             pos += 1
@@ -157,7 +159,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ListConfigR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListConfigResourcesResponse.config_resources.resource_name", size_1 - 1, end - pos)
-            resource_name_ = str(buf[pos:stop_], "utf-8")
+            resource_name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListConfigResourcesResponse.config_resources.resource_name", stop_ - pos, resource_name_)
             pos = stop_
             resource_type_, tags_ = _unpack_bB(buf, pos)
             pos += 2

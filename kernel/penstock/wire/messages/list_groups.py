@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ListGroupsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -85,7 +85,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsRequest.states_filter", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsRequest.states_filter", stop_ - pos, item_)
             pos = stop_
             states_filter_.append(item_)
         tags_ = buf[pos]
@@ -117,7 +119,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsRequest.states_filter", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsRequest.states_filter", stop_ - pos, item_)
             pos = stop_
             states_filter_.append(item_)
         size_2 = buf[pos]
@@ -136,7 +140,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsRe
             stop_1 = pos + size_3 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListGroupsRequest.types_filter", size_3 - 1, end - pos)
-            item_1 = str(buf[pos:stop_1], "utf-8")
+            item_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListGroupsRequest.types_filter", stop_1 - pos, item_1)
             pos = stop_1
             types_filter_.append(item_1)
         tags_ = buf[pos]
@@ -248,14 +254,18 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsResponse.groups.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("ListGroupsResponse.groups.protocol_type", size_2, end - pos)
-            protocol_type_ = str(buf[pos:stop_1], "utf-8")
+            protocol_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListGroupsResponse.groups.protocol_type", stop_1 - pos, protocol_type_)
             pos = stop_1
             groups_.append(ListedGroup(group_id=group_id_, protocol_type=protocol_type_))
         if pos > end:
@@ -278,14 +288,18 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsResponse.groups.group_id", size_1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             (size_2,) = _unpack_h(buf, pos)
             pos += 2
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("ListGroupsResponse.groups.protocol_type", size_2, end - pos)
-            protocol_type_ = str(buf[pos:stop_1], "utf-8")
+            protocol_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListGroupsResponse.groups.protocol_type", stop_1 - pos, protocol_type_)
             pos = stop_1
             groups_.append(ListedGroup(group_id=group_id_, protocol_type=protocol_type_))
         if pos > end:
@@ -314,7 +328,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -323,7 +339,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListGroupsResponse.groups.protocol_type", size_2 - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_1], "utf-8")
+            protocol_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListGroupsResponse.groups.protocol_type", stop_1 - pos, protocol_type_)
             pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -359,7 +377,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -368,7 +388,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListGroupsResponse.groups.protocol_type", size_2 - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_1], "utf-8")
+            protocol_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListGroupsResponse.groups.protocol_type", stop_1 - pos, protocol_type_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -377,7 +399,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ListGroupsResponse.groups.group_state", size_3 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_2], "utf-8")
+            group_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_state", stop_2 - pos, group_state_)
             pos = stop_2
             tags_ = buf[pos]
             pos += 1
@@ -413,7 +437,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListGroupsResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -422,7 +448,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListGroupsResponse.groups.protocol_type", size_2 - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_1], "utf-8")
+            protocol_type_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListGroupsResponse.groups.protocol_type", stop_1 - pos, protocol_type_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -431,7 +459,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ListGroupsResponse.groups.group_state", size_3 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_2], "utf-8")
+            group_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_state", stop_2 - pos, group_state_)
             pos = stop_2
             size_4 = buf[pos]
             pos += 1
@@ -440,7 +470,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[ListGroupsR
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("ListGroupsResponse.groups.group_type", size_4 - 1, end - pos)
-            group_type_ = str(buf[pos:stop_3], "utf-8")
+            group_type_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ListGroupsResponse.groups.group_type", stop_3 - pos, group_type_)
             pos = stop_3
             tags_ = buf[pos]
             pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ListOffsetsPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -91,7 +91,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ListOffsetsR
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -123,7 +125,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ListOffsetsR
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -156,7 +160,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[ListOffsetsR
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -194,7 +200,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[ListOffsetsR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -247,7 +255,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[ListOffsets
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsRequest.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -431,7 +441,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ListOffsets
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -463,7 +475,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ListOffsets
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -496,7 +510,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[ListOffsets
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -534,7 +550,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[ListOffsets
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListOffsetsResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListOffsetsResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1

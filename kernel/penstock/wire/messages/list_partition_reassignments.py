@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ListPartitionReassignmentsTopics(msgspec.Struct, kw_only=True, gc=False):
@@ -71,7 +71,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartitio
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("ListPartitionReassignmentsRequest.topics.name", size_1 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ListPartitionReassignmentsRequest.topics.name", stop_ - pos, name_)
                 pos = stop_
                 size_2 = buf[pos]
                 pos += 1
@@ -154,7 +156,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartiti
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListPartitionReassignmentsResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListPartitionReassignmentsResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -172,7 +176,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListPartiti
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListPartitionReassignmentsResponse.topics.name", size_2 - 1, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListPartitionReassignmentsResponse.topics.name", stop_1 - pos, name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1

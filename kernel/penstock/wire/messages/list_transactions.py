@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ListTransactionsRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -62,7 +62,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListTransactionsRequest.state_filters", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListTransactionsRequest.state_filters", stop_ - pos, item_)
             pos = stop_
             state_filters_.append(item_)
         size_2 = buf[pos]
@@ -103,7 +105,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListTransactionsRequest.state_filters", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListTransactionsRequest.state_filters", stop_ - pos, item_)
             pos = stop_
             state_filters_.append(item_)
         size_2 = buf[pos]
@@ -144,7 +148,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListTransactionsRequest.state_filters", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListTransactionsRequest.state_filters", stop_ - pos, item_)
             pos = stop_
             state_filters_.append(item_)
         size_2 = buf[pos]
@@ -167,7 +173,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ListTransact
             stop_1 = pos + size_3 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListTransactionsRequest.transactional_id_pattern", size_3 - 1, end - pos)
-            transactional_id_pattern_ = str(buf[pos:stop_1], "utf-8")
+            transactional_id_pattern_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListTransactionsRequest.transactional_id_pattern", stop_1 - pos, transactional_id_pattern_)
             pos = stop_1
         tags_ = buf[pos]
         pos += 1
@@ -304,7 +312,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListTransac
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ListTransactionsResponse.unknown_state_filters", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ListTransactionsResponse.unknown_state_filters", stop_ - pos, item_)
             pos = stop_
             unknown_state_filters_.append(item_)
         size_2 = buf[pos]
@@ -323,7 +333,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListTransac
             stop_1 = pos + size_3 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ListTransactionsResponse.transaction_states.transactional_id", size_3 - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_1], "utf-8")
+            transactional_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ListTransactionsResponse.transaction_states.transactional_id", stop_1 - pos, transactional_id_)
             pos = stop_1
             producer_id_, size_4 = _unpack_qB(buf, pos)
             pos += 9
@@ -332,7 +344,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[ListTransac
             stop_2 = pos + size_4 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ListTransactionsResponse.transaction_states.transaction_state", size_4 - 1, end - pos)
-            transaction_state_ = str(buf[pos:stop_2], "utf-8")
+            transaction_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ListTransactionsResponse.transaction_states.transaction_state", stop_2 - pos, transaction_state_)
             pos = stop_2
             tags_ = buf[pos]
             pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
 
 
 class MetadataRequestTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -117,7 +117,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[MetadataRequ
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataRequest.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataRequest.topics.name", stop_ - pos, name_)
             pos = stop_
             topics_.append(MetadataRequestTopic(name=name_))
         if pos > end:
@@ -142,7 +144,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[MetadataRequ
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("MetadataRequest.topics.name", size_1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("MetadataRequest.topics.name", stop_ - pos, name_)
                 pos = stop_
                 topics_.append(MetadataRequestTopic(name=name_))
         if pos > end:
@@ -169,7 +173,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[MetadataRequ
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("MetadataRequest.topics.name", size_1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("MetadataRequest.topics.name", stop_ - pos, name_)
                 pos = stop_
                 topics_.append(MetadataRequestTopic(name=name_))
         (allow_auto_topic_creation_,) = _unpack_t(buf, pos)
@@ -199,7 +205,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[MetadataRequ
                 stop_ = pos + size_1
                 if not pos <= stop_ <= end:
                     raise bad_length("MetadataRequest.topics.name", size_1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("MetadataRequest.topics.name", stop_ - pos, name_)
                 pos = stop_
                 topics_.append(MetadataRequestTopic(name=name_))
         allow_auto_topic_creation_, include_cluster_authorized_operations_, include_topic_authorized_operations_ = _unpack_ttt(buf, pos)
@@ -231,7 +239,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRequ
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("MetadataRequest.topics.name", size_1 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("MetadataRequest.topics.name", stop_ - pos, name_)
                 pos = stop_
                 tags_ = buf[pos]
                 pos += 1
@@ -273,7 +283,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataReq
                     stop_ = pos + size_1 - 1
                     if not pos <= stop_ <= end:
                         raise bad_length("MetadataRequest.topics.name", size_1 - 1, end - pos)
-                    name_ = str(buf[pos:stop_], "utf-8")
+                    name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                    if stop_ - pos > 10922:
+                        check_text("MetadataRequest.topics.name", stop_ - pos, name_)
                     pos = stop_
                 tags_ = buf[pos]
                 pos += 1
@@ -315,7 +327,9 @@ def decode_request_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataReq
                     stop_ = pos + size_1 - 1
                     if not pos <= stop_ <= end:
                         raise bad_length("MetadataRequest.topics.name", size_1 - 1, end - pos)
-                    name_ = str(buf[pos:stop_], "utf-8")
+                    name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                    if stop_ - pos > 10922:
+                        check_text("MetadataRequest.topics.name", stop_ - pos, name_)
                     pos = stop_
                 tags_ = buf[pos]
                 pos += 1
@@ -540,7 +554,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             (port_,) = _unpack_i(buf, pos)
             pos += 4
@@ -556,7 +572,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_1 = pos + size_3
             if not pos <= stop_1 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_3, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_1 - pos, name_)
             pos = stop_1
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -598,7 +616,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_ih(buf, pos)
             pos += 6
@@ -609,7 +629,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             brokers_.append(MetadataResponseBroker(node_id=node_id_, host=host_, port=port_, rack=rack_))
         controller_id_, size_3 = _unpack_ii(buf, pos)
@@ -623,7 +645,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_4
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_4, end - pos)
-            name_ = str(buf[pos:stop_2], "utf-8")
+            name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_2 - pos, name_)
             pos = stop_2
             is_internal_, size_5 = _unpack_ti(buf, pos)
             pos += 5
@@ -665,7 +689,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_ih(buf, pos)
             pos += 6
@@ -676,7 +702,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             brokers_.append(MetadataResponseBroker(node_id=node_id_, host=host_, port=port_, rack=rack_))
         (size_3,) = _unpack_h(buf, pos)
@@ -688,7 +716,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_ii(buf, pos)
         pos += 8
@@ -701,7 +731,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_3 = pos + size_5
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             is_internal_, size_6 = _unpack_ti(buf, pos)
             pos += 5
@@ -743,7 +775,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_ih(buf, pos)
             pos += 6
@@ -754,7 +788,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             brokers_.append(MetadataResponseBroker(node_id=node_id_, host=host_, port=port_, rack=rack_))
         (size_3,) = _unpack_h(buf, pos)
@@ -766,7 +802,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_ii(buf, pos)
         pos += 8
@@ -779,7 +817,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_3 = pos + size_5
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             is_internal_, size_6 = _unpack_ti(buf, pos)
             pos += 5
@@ -822,7 +862,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_ih(buf, pos)
             pos += 6
@@ -833,7 +875,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             brokers_.append(MetadataResponseBroker(node_id=node_id_, host=host_, port=port_, rack=rack_))
         (size_3,) = _unpack_h(buf, pos)
@@ -845,7 +889,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_ii(buf, pos)
         pos += 8
@@ -858,7 +904,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_3 = pos + size_5
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             is_internal_, size_6 = _unpack_ti(buf, pos)
             pos += 5
@@ -907,7 +955,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_ih(buf, pos)
             pos += 6
@@ -918,7 +968,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             brokers_.append(MetadataResponseBroker(node_id=node_id_, host=host_, port=port_, rack=rack_))
         (size_3,) = _unpack_h(buf, pos)
@@ -930,7 +982,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_ii(buf, pos)
         pos += 8
@@ -943,7 +997,9 @@ def decode_response_v7(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_3 = pos + size_5
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             is_internal_, size_6 = _unpack_ti(buf, pos)
             pos += 5
@@ -991,7 +1047,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_ih(buf, pos)
             pos += 6
@@ -1002,7 +1060,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             brokers_.append(MetadataResponseBroker(node_id=node_id_, host=host_, port=port_, rack=rack_))
         (size_3,) = _unpack_h(buf, pos)
@@ -1014,7 +1074,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_ii(buf, pos)
         pos += 8
@@ -1027,7 +1089,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_3 = pos + size_5
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             is_internal_, size_6 = _unpack_ti(buf, pos)
             pos += 5
@@ -1084,7 +1148,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1 - 1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -1097,7 +1163,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2 - 1, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -1115,7 +1183,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3 - 1, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -1133,7 +1203,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[MetadataRes
             stop_3 = pos + size_5 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5 - 1, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             is_internal_, size_6 = _unpack_tB(buf, pos)
             pos += 2
@@ -1210,7 +1282,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1 - 1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -1223,7 +1297,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2 - 1, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -1241,7 +1317,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3 - 1, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -1259,7 +1337,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_3 = pos + size_5 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5 - 1, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             topic_id_, is_internal_, size_6 = _unpack_16stB(buf, pos)
             pos += 18
@@ -1336,7 +1416,9 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1 - 1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -1349,7 +1431,9 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2 - 1, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -1367,7 +1451,9 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3 - 1, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -1385,7 +1471,9 @@ def decode_response_v11(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_3 = pos + size_5 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("MetadataResponse.topics.name", size_5 - 1, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
             pos = stop_3
             topic_id_, is_internal_, size_6 = _unpack_16stB(buf, pos)
             pos += 18
@@ -1462,7 +1550,9 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1 - 1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -1475,7 +1565,9 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2 - 1, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -1493,7 +1585,9 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3 - 1, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -1515,7 +1609,9 @@ def decode_response_v12(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 stop_3 = pos + size_5 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("MetadataResponse.topics.name", size_5 - 1, end - pos)
-                name_ = str(buf[pos:stop_3], "utf-8")
+                name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
                 pos = stop_3
             topic_id_, is_internal_, size_6 = _unpack_16stB(buf, pos)
             pos += 18
@@ -1592,7 +1688,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("MetadataResponse.brokers.host", size_1 - 1, end - pos)
-            host_ = str(buf[pos:stop_], "utf-8")
+            host_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("MetadataResponse.brokers.host", stop_ - pos, host_)
             pos = stop_
             port_, size_2 = _unpack_iB(buf, pos)
             pos += 5
@@ -1605,7 +1703,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("MetadataResponse.brokers.rack", size_2 - 1, end - pos)
-                rack_ = str(buf[pos:stop_1], "utf-8")
+                rack_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("MetadataResponse.brokers.rack", stop_1 - pos, rack_)
                 pos = stop_1
             tags_ = buf[pos]
             pos += 1
@@ -1623,7 +1723,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("MetadataResponse.cluster_id", size_3 - 1, end - pos)
-            cluster_id_ = str(buf[pos:stop_2], "utf-8")
+            cluster_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("MetadataResponse.cluster_id", stop_2 - pos, cluster_id_)
             pos = stop_2
         controller_id_, size_4 = _unpack_iB(buf, pos)
         pos += 5
@@ -1645,7 +1747,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[MetadataRe
                 stop_3 = pos + size_5 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("MetadataResponse.topics.name", size_5 - 1, end - pos)
-                name_ = str(buf[pos:stop_3], "utf-8")
+                name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("MetadataResponse.topics.name", stop_3 - pos, name_)
                 pos = stop_3
             topic_id_, is_internal_, size_6 = _unpack_16stB(buf, pos)
             pos += 18

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class OffsetCommitRequestPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -83,14 +83,18 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_or_member_epoch_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         retention_time_ms_, size_2 = _unpack_qi(buf, pos)
         pos += 12
@@ -103,7 +107,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("OffsetCommitRequest.topics.name", size_3, end - pos)
-            name_ = str(buf[pos:stop_2], "utf-8")
+            name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("OffsetCommitRequest.topics.name", stop_2 - pos, name_)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -120,7 +126,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("OffsetCommitRequest.topics.partitions.committed_metadata", size_5, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_3], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("OffsetCommitRequest.topics.partitions.committed_metadata", stop_3 - pos, committed_metadata_)
                     pos = stop_3
                 partitions_.append(OffsetCommitRequestPartition(partition_index=partition_index_, committed_offset=committed_offset_, committed_metadata=committed_metadata_))
             topics_.append(OffsetCommitRequestTopic(name=name_, partitions=partitions_))
@@ -140,14 +148,18 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_or_member_epoch_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_i(buf, pos)
         pos += 4
@@ -160,7 +172,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("OffsetCommitRequest.topics.name", size_3, end - pos)
-            name_ = str(buf[pos:stop_2], "utf-8")
+            name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("OffsetCommitRequest.topics.name", stop_2 - pos, name_)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -177,7 +191,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("OffsetCommitRequest.topics.partitions.committed_metadata", size_5, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_3], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("OffsetCommitRequest.topics.partitions.committed_metadata", stop_3 - pos, committed_metadata_)
                     pos = stop_3
                 partitions_.append(OffsetCommitRequestPartition(partition_index=partition_index_, committed_offset=committed_offset_, committed_metadata=committed_metadata_))
             topics_.append(OffsetCommitRequestTopic(name=name_, partitions=partitions_))
@@ -195,14 +211,18 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_or_member_epoch_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_i(buf, pos)
         pos += 4
@@ -215,7 +235,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("OffsetCommitRequest.topics.name", size_3, end - pos)
-            name_ = str(buf[pos:stop_2], "utf-8")
+            name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("OffsetCommitRequest.topics.name", stop_2 - pos, name_)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -232,7 +254,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("OffsetCommitRequest.topics.partitions.committed_metadata", size_5, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_3], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("OffsetCommitRequest.topics.partitions.committed_metadata", stop_3 - pos, committed_metadata_)
                     pos = stop_3
                 partitions_.append(OffsetCommitRequestPartition(partition_index=partition_index_, committed_offset=committed_offset_, committed_leader_epoch=committed_leader_epoch_, committed_metadata=committed_metadata_))
             topics_.append(OffsetCommitRequestTopic(name=name_, partitions=partitions_))
@@ -250,14 +274,18 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_or_member_epoch_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -268,7 +296,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("OffsetCommitRequest.group_instance_id", size_2, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("OffsetCommitRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -281,7 +311,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("OffsetCommitRequest.topics.name", size_4, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("OffsetCommitRequest.topics.name", stop_3 - pos, name_)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -298,7 +330,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
                     stop_4 = pos + size_6
                     if not pos <= stop_4 <= end:
                         raise bad_length("OffsetCommitRequest.topics.partitions.committed_metadata", size_6, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_4], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                    if stop_4 - pos > 10922:
+                        check_text("OffsetCommitRequest.topics.partitions.committed_metadata", stop_4 - pos, committed_metadata_)
                     pos = stop_4
                 partitions_.append(OffsetCommitRequestPartition(partition_index=partition_index_, committed_offset=committed_offset_, committed_leader_epoch=committed_leader_epoch_, committed_metadata=committed_metadata_))
             topics_.append(OffsetCommitRequestTopic(name=name_, partitions=partitions_))
@@ -318,7 +352,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_or_member_epoch_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -327,7 +363,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -340,7 +378,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("OffsetCommitRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("OffsetCommitRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -358,7 +398,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("OffsetCommitRequest.topics.name", size_4 - 1, end - pos)
-            name_ = str(buf[pos:stop_3], "utf-8")
+            name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("OffsetCommitRequest.topics.name", stop_3 - pos, name_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -380,7 +422,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommit
                     stop_4 = pos + size_6 - 1
                     if not pos <= stop_4 <= end:
                         raise bad_length("OffsetCommitRequest.topics.partitions.committed_metadata", size_6 - 1, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_4], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                    if stop_4 - pos > 10922:
+                        check_text("OffsetCommitRequest.topics.partitions.committed_metadata", stop_4 - pos, committed_metadata_)
                     pos = stop_4
                 tags_ = buf[pos]
                 pos += 1
@@ -413,7 +457,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_or_member_epoch_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -422,7 +468,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -435,7 +483,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("OffsetCommitRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("OffsetCommitRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -466,7 +516,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
                     stop_3 = pos + size_5 - 1
                     if not pos <= stop_3 <= end:
                         raise bad_length("OffsetCommitRequest.topics.partitions.committed_metadata", size_5 - 1, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_3], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("OffsetCommitRequest.topics.partitions.committed_metadata", stop_3 - pos, committed_metadata_)
                     pos = stop_3
                 tags_ = buf[pos]
                 pos += 1
@@ -774,7 +826,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetCommitResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetCommitResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -806,7 +860,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetCommitResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetCommitResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -847,7 +903,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommi
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetCommitResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetCommitResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1

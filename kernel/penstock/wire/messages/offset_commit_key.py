@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, malformed
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, malformed
 
 
 class OffsetCommitKey(msgspec.Struct, kw_only=True, gc=False):
@@ -33,14 +33,18 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommitKey, int
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitKey.group", size_, end - pos)
-        group_ = str(buf[pos:stop_], "utf-8")
+        group_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitKey.group", stop_ - pos, group_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("OffsetCommitKey.topic", size_1, end - pos)
-        topic_ = str(buf[pos:stop_1], "utf-8")
+        topic_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("OffsetCommitKey.topic", stop_1 - pos, topic_)
         pos = stop_1
         (partition_,) = _unpack_i(buf, pos)
         pos += 4

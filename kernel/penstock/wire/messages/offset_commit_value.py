@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, encode_uvarint, malformed, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, encode_uvarint, malformed, tag_header, uvarint_rest, wrong_tag_size
 
 
 class OffsetCommitValue(msgspec.Struct, kw_only=True, gc=False):
@@ -46,7 +46,9 @@ def decode_v0(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommitValue, i
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitValue.metadata", size_, end - pos)
-        metadata_ = str(buf[pos:stop_], "utf-8")
+        metadata_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitValue.metadata", stop_ - pos, metadata_)
         pos = stop_
         (commit_timestamp_,) = _unpack_q(buf, pos)
         pos += 8
@@ -64,7 +66,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommitValue, i
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitValue.metadata", size_, end - pos)
-        metadata_ = str(buf[pos:stop_], "utf-8")
+        metadata_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitValue.metadata", stop_ - pos, metadata_)
         pos = stop_
         commit_timestamp_, expire_timestamp_ = _unpack_qq(buf, pos)
         pos += 16
@@ -83,7 +87,9 @@ def decode_v3(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommitValue, i
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitValue.metadata", size_, end - pos)
-        metadata_ = str(buf[pos:stop_], "utf-8")
+        metadata_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitValue.metadata", stop_ - pos, metadata_)
         pos = stop_
         (commit_timestamp_,) = _unpack_q(buf, pos)
         pos += 8
@@ -103,7 +109,9 @@ def decode_v4(buf: memoryview, pos: int, end: int) -> tuple[OffsetCommitValue, i
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("OffsetCommitValue.metadata", size_ - 1, end - pos)
-        metadata_ = str(buf[pos:stop_], "utf-8")
+        metadata_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetCommitValue.metadata", stop_ - pos, metadata_)
         pos = stop_
         commit_timestamp_, tags_ = _unpack_qB(buf, pos)
         pos += 9

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, malformed
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, malformed
 
 
 class OffsetDeleteRequestPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -61,7 +61,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[OffsetDelete
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetDeleteRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetDeleteRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -74,7 +76,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[OffsetDelete
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("OffsetDeleteRequest.topics.name", size_2, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("OffsetDeleteRequest.topics.name", stop_1 - pos, name_)
             pos = stop_1
             (size_3,) = _unpack_i(buf, pos)
             pos += 4
@@ -135,7 +139,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[OffsetDelet
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetDeleteResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetDeleteResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4

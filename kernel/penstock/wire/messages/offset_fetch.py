@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, missing, skip_tags, uvarint_rest
 
 
 class OffsetFetchRequestTopics(msgspec.Struct, kw_only=True, gc=False):
@@ -109,7 +109,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetFetchRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetFetchRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -122,7 +124,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("OffsetFetchRequest.topics.name", size_2, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("OffsetFetchRequest.topics.name", stop_1 - pos, name_)
             pos = stop_1
             (size_3,) = _unpack_i(buf, pos)
             pos += 4
@@ -145,7 +149,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("OffsetFetchRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetFetchRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -160,7 +166,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 stop_1 = pos + size_2
                 if not pos <= stop_1 <= end:
                     raise bad_length("OffsetFetchRequest.topics.name", size_2, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("OffsetFetchRequest.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 (size_3,) = _unpack_i(buf, pos)
                 pos += 4
@@ -188,7 +196,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("OffsetFetchRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetFetchRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -208,7 +218,9 @@ def decode_request_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("OffsetFetchRequest.topics.name", size_2 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("OffsetFetchRequest.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_3 = buf[pos]
                 pos += 1
@@ -244,7 +256,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("OffsetFetchRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("OffsetFetchRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -264,7 +278,9 @@ def decode_request_v7(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("OffsetFetchRequest.topics.name", size_2 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("OffsetFetchRequest.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_3 = buf[pos]
                 pos += 1
@@ -309,7 +325,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchRequest.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchRequest.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -329,7 +347,9 @@ def decode_request_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("OffsetFetchRequest.groups.topics.name", size_3 - 1, end - pos)
-                    name_ = str(buf[pos:stop_1], "utf-8")
+                    name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("OffsetFetchRequest.groups.topics.name", stop_1 - pos, name_)
                     pos = stop_1
                     size_4 = buf[pos]
                     pos += 1
@@ -379,7 +399,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchRequest.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchRequest.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -392,7 +414,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("OffsetFetchRequest.groups.member_id", size_2 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_1], "utf-8")
+                member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("OffsetFetchRequest.groups.member_id", stop_1 - pos, member_id_)
                 pos = stop_1
             member_epoch_, size_3 = _unpack_iB(buf, pos)
             pos += 5
@@ -412,7 +436,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetchR
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("OffsetFetchRequest.groups.topics.name", size_4 - 1, end - pos)
-                    name_ = str(buf[pos:stop_2], "utf-8")
+                    name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("OffsetFetchRequest.groups.topics.name", stop_2 - pos, name_)
                     pos = stop_2
                     size_5 = buf[pos]
                     pos += 1
@@ -462,7 +488,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchRequest.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchRequest.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -475,7 +503,9 @@ def decode_request_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                 stop_1 = pos + size_2 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("OffsetFetchRequest.groups.member_id", size_2 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_1], "utf-8")
+                member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("OffsetFetchRequest.groups.member_id", stop_1 - pos, member_id_)
                 pos = stop_1
             member_epoch_, size_3 = _unpack_iB(buf, pos)
             pos += 5
@@ -828,7 +858,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -845,7 +877,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("OffsetFetchResponse.topics.partitions.metadata", size_3, end - pos)
-                    metadata_ = str(buf[pos:stop_1], "utf-8")
+                    metadata_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("OffsetFetchResponse.topics.partitions.metadata", stop_1 - pos, metadata_)
                     pos = stop_1
                 (error_code_,) = _unpack_h(buf, pos)
                 pos += 2
@@ -871,7 +905,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -888,7 +924,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("OffsetFetchResponse.topics.partitions.metadata", size_3, end - pos)
-                    metadata_ = str(buf[pos:stop_1], "utf-8")
+                    metadata_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("OffsetFetchResponse.topics.partitions.metadata", stop_1 - pos, metadata_)
                     pos = stop_1
                 (error_code_,) = _unpack_h(buf, pos)
                 pos += 2
@@ -916,7 +954,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -933,7 +973,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("OffsetFetchResponse.topics.partitions.metadata", size_3, end - pos)
-                    metadata_ = str(buf[pos:stop_1], "utf-8")
+                    metadata_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("OffsetFetchResponse.topics.partitions.metadata", stop_1 - pos, metadata_)
                     pos = stop_1
                 (error_code_,) = _unpack_h(buf, pos)
                 pos += 2
@@ -962,7 +1004,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -979,7 +1023,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                     stop_1 = pos + size_3
                     if not pos <= stop_1 <= end:
                         raise bad_length("OffsetFetchResponse.topics.partitions.metadata", size_3, end - pos)
-                    metadata_ = str(buf[pos:stop_1], "utf-8")
+                    metadata_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("OffsetFetchResponse.topics.partitions.metadata", stop_1 - pos, metadata_)
                     pos = stop_1
                 (error_code_,) = _unpack_h(buf, pos)
                 pos += 2
@@ -1012,7 +1058,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -1034,7 +1082,9 @@ def decode_response_v6(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("OffsetFetchResponse.topics.partitions.metadata", size_3 - 1, end - pos)
-                    metadata_ = str(buf[pos:stop_1], "utf-8")
+                    metadata_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("OffsetFetchResponse.topics.partitions.metadata", stop_1 - pos, metadata_)
                     pos = stop_1
                 error_code_, tags_ = _unpack_hB(buf, pos)
                 pos += 3
@@ -1076,7 +1126,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -1094,7 +1146,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                 stop_1 = pos + size_3 - 1
                 if not pos <= stop_1 <= end:
                     raise bad_length("OffsetFetchResponse.groups.topics.name", size_3 - 1, end - pos)
-                name_ = str(buf[pos:stop_1], "utf-8")
+                name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                if stop_1 - pos > 10922:
+                    check_text("OffsetFetchResponse.groups.topics.name", stop_1 - pos, name_)
                 pos = stop_1
                 size_4 = buf[pos]
                 pos += 1
@@ -1116,7 +1170,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetch
                         stop_2 = pos + size_5 - 1
                         if not pos <= stop_2 <= end:
                             raise bad_length("OffsetFetchResponse.groups.topics.partitions.metadata", size_5 - 1, end - pos)
-                        metadata_ = str(buf[pos:stop_2], "utf-8")
+                        metadata_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                        if stop_2 - pos > 10922:
+                            check_text("OffsetFetchResponse.groups.topics.partitions.metadata", stop_2 - pos, metadata_)
                         pos = stop_2
                     error_code_, tags_ = _unpack_hB(buf, pos)
                     pos += 3
@@ -1163,7 +1219,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetc
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetFetchResponse.groups.group_id", size_1 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetFetchResponse.groups.group_id", stop_ - pos, group_id_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -1194,7 +1252,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[OffsetFetc
                         stop_1 = pos + size_4 - 1
                         if not pos <= stop_1 <= end:
                             raise bad_length("OffsetFetchResponse.groups.topics.partitions.metadata", size_4 - 1, end - pos)
-                        metadata_ = str(buf[pos:stop_1], "utf-8")
+                        metadata_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                        if stop_1 - pos > 10922:
+                            check_text("OffsetFetchResponse.groups.topics.partitions.metadata", stop_1 - pos, metadata_)
                         pos = stop_1
                     error_code_, tags_ = _unpack_hB(buf, pos)
                     pos += 3

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class OffsetForLeaderPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -78,7 +78,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetForLea
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetForLeaderEpochRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetForLeaderEpochRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -110,7 +112,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[OffsetForLea
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetForLeaderEpochRequest.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetForLeaderEpochRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -147,7 +151,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[OffsetForLea
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetForLeaderEpochRequest.topics.topic", size_1 - 1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetForLeaderEpochRequest.topics.topic", stop_ - pos, topic_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -265,7 +271,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[OffsetForLe
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetForLeaderEpochResponse.topics.topic", size_1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetForLeaderEpochResponse.topics.topic", stop_ - pos, topic_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -303,7 +311,9 @@ def decode_response_v4(buf: memoryview, pos: int, end: int) -> tuple[OffsetForLe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("OffsetForLeaderEpochResponse.topics.topic", size_1 - 1, end - pos)
-            topic_ = str(buf[pos:stop_], "utf-8")
+            topic_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("OffsetForLeaderEpochResponse.topics.topic", stop_ - pos, topic_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1

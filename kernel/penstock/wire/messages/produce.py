@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, tag_header, uvarint_rest, wrong_tag_size
 
 
 class PartitionProduceData(msgspec.Struct, kw_only=True, gc=False):
@@ -113,7 +113,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[ProduceReque
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceRequest.transactional_id", size_, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         acks_, timeout_ms_, size_1 = _unpack_hii(buf, pos)
         pos += 10
@@ -126,7 +128,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[ProduceReque
             stop_1 = pos + size_2
             if not pos <= stop_1 <= end:
                 raise bad_length("ProduceRequest.topic_data.name", size_2, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ProduceRequest.topic_data.name", stop_1 - pos, name_)
             pos = stop_1
             (size_3,) = _unpack_i(buf, pos)
             pos += 4
@@ -172,7 +176,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[ProduceReque
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceRequest.transactional_id", size_ - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         acks_, timeout_ms_, size_1 = _unpack_hiB(buf, pos)
         pos += 7
@@ -190,7 +196,9 @@ def decode_request_v9(buf: memoryview, pos: int, end: int) -> tuple[ProduceReque
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ProduceRequest.topic_data.name", size_2 - 1, end - pos)
-            name_ = str(buf[pos:stop_1], "utf-8")
+            name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ProduceRequest.topic_data.name", stop_1 - pos, name_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -251,7 +259,9 @@ def decode_request_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRequ
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceRequest.transactional_id", size_ - 1, end - pos)
-            transactional_id_ = str(buf[pos:stop_], "utf-8")
+            transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceRequest.transactional_id", stop_ - pos, transactional_id_)
             pos = stop_
         acks_, timeout_ms_, size_1 = _unpack_hiB(buf, pos)
         pos += 7
@@ -481,7 +491,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceResponse.responses.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -516,7 +528,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceResponse.responses.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -552,7 +566,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceResponse.responses.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -575,7 +591,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
                         stop_1 = pos + size_4
                         if not pos <= stop_1 <= end:
                             raise bad_length("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", size_4, end - pos)
-                        batch_index_error_message_ = str(buf[pos:stop_1], "utf-8")
+                        batch_index_error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                        if stop_1 - pos > 10922:
+                            check_text("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", stop_1 - pos, batch_index_error_message_)
                         pos = stop_1
                     record_errors_.append(BatchIndexAndErrorMessage(batch_index=batch_index_, batch_index_error_message=batch_index_error_message_))
                 (size_5,) = _unpack_h(buf, pos)
@@ -587,7 +605,9 @@ def decode_response_v8(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
                     stop_2 = pos + size_5
                     if not pos <= stop_2 <= end:
                         raise bad_length("ProduceResponse.responses.partition_responses.error_message", size_5, end - pos)
-                    error_message_ = str(buf[pos:stop_2], "utf-8")
+                    error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("ProduceResponse.responses.partition_responses.error_message", stop_2 - pos, error_message_)
                     pos = stop_2
                 partition_responses_.append(PartitionProduceResponse(index=index_, error_code=error_code_, base_offset=base_offset_, log_append_time_ms=log_append_time_ms_, log_start_offset=log_start_offset_, record_errors=record_errors_, error_message=error_message_))
             responses_.append(TopicProduceResponse(name=name_, partition_responses=partition_responses_))
@@ -618,7 +638,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceResponse.responses.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -649,7 +671,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
                         stop_1 = pos + size_4 - 1
                         if not pos <= stop_1 <= end:
                             raise bad_length("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", size_4 - 1, end - pos)
-                        batch_index_error_message_ = str(buf[pos:stop_1], "utf-8")
+                        batch_index_error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                        if stop_1 - pos > 10922:
+                            check_text("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", stop_1 - pos, batch_index_error_message_)
                         pos = stop_1
                     tags_ = buf[pos]
                     pos += 1
@@ -667,7 +691,9 @@ def decode_response_v9(buf: memoryview, pos: int, end: int) -> tuple[ProduceResp
                     stop_2 = pos + size_5 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("ProduceResponse.responses.partition_responses.error_message", size_5 - 1, end - pos)
-                    error_message_ = str(buf[pos:stop_2], "utf-8")
+                    error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("ProduceResponse.responses.partition_responses.error_message", stop_2 - pos, error_message_)
                     pos = stop_2
                 tags_1 = buf[pos]
                 pos += 1
@@ -708,7 +734,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ProduceResponse.responses.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ProduceResponse.responses.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -739,7 +767,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                         stop_1 = pos + size_4 - 1
                         if not pos <= stop_1 <= end:
                             raise bad_length("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", size_4 - 1, end - pos)
-                        batch_index_error_message_ = str(buf[pos:stop_1], "utf-8")
+                        batch_index_error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                        if stop_1 - pos > 10922:
+                            check_text("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", stop_1 - pos, batch_index_error_message_)
                         pos = stop_1
                     tags_ = buf[pos]
                     pos += 1
@@ -757,7 +787,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                     stop_2 = pos + size_5 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("ProduceResponse.responses.partition_responses.error_message", size_5 - 1, end - pos)
-                    error_message_ = str(buf[pos:stop_2], "utf-8")
+                    error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("ProduceResponse.responses.partition_responses.error_message", stop_2 - pos, error_message_)
                     pos = stop_2
                 tags_1 = buf[pos]
                 pos += 1
@@ -808,7 +840,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                         stop_5 = pos + size_7 - 1
                         if not pos <= stop_5 <= end:
                             raise bad_length("ProduceResponse.node_endpoints.host", size_7 - 1, end - pos)
-                        host_ = str(buf[pos:stop_5], "utf-8")
+                        host_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                        if stop_5 - pos > 10922:
+                            check_text("ProduceResponse.node_endpoints.host", stop_5 - pos, host_)
                         pos = stop_5
                         port_, size_8 = _unpack_iB(buf, pos)
                         pos += 5
@@ -821,7 +855,9 @@ def decode_response_v10(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                             stop_6 = pos + size_8 - 1
                             if not pos <= stop_6 <= end:
                                 raise bad_length("ProduceResponse.node_endpoints.rack", size_8 - 1, end - pos)
-                            rack_ = str(buf[pos:stop_6], "utf-8")
+                            rack_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                            if stop_6 - pos > 10922:
+                                check_text("ProduceResponse.node_endpoints.rack", stop_6 - pos, rack_)
                             pos = stop_6
                         tags_5 = buf[pos]
                         pos += 1
@@ -881,7 +917,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                         stop_ = pos + size_3 - 1
                         if not pos <= stop_ <= end:
                             raise bad_length("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", size_3 - 1, end - pos)
-                        batch_index_error_message_ = str(buf[pos:stop_], "utf-8")
+                        batch_index_error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                        if stop_ - pos > 10922:
+                            check_text("ProduceResponse.responses.partition_responses.record_errors.batch_index_error_message", stop_ - pos, batch_index_error_message_)
                         pos = stop_
                     tags_ = buf[pos]
                     pos += 1
@@ -899,7 +937,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                     stop_1 = pos + size_4 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("ProduceResponse.responses.partition_responses.error_message", size_4 - 1, end - pos)
-                    error_message_ = str(buf[pos:stop_1], "utf-8")
+                    error_message_ = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ProduceResponse.responses.partition_responses.error_message", stop_1 - pos, error_message_)
                     pos = stop_1
                 tags_1 = buf[pos]
                 pos += 1
@@ -950,7 +990,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                         stop_4 = pos + size_6 - 1
                         if not pos <= stop_4 <= end:
                             raise bad_length("ProduceResponse.node_endpoints.host", size_6 - 1, end - pos)
-                        host_ = str(buf[pos:stop_4], "utf-8")
+                        host_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                        if stop_4 - pos > 10922:
+                            check_text("ProduceResponse.node_endpoints.host", stop_4 - pos, host_)
                         pos = stop_4
                         port_, size_7 = _unpack_iB(buf, pos)
                         pos += 5
@@ -963,7 +1005,9 @@ def decode_response_v13(buf: memoryview, pos: int, end: int) -> tuple[ProduceRes
                             stop_5 = pos + size_7 - 1
                             if not pos <= stop_5 <= end:
                                 raise bad_length("ProduceResponse.node_endpoints.rack", size_7 - 1, end - pos)
-                            rack_ = str(buf[pos:stop_5], "utf-8")
+                            rack_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                            if stop_5 - pos > 10922:
+                                check_text("ProduceResponse.node_endpoints.rack", stop_5 - pos, rack_)
                             pos = stop_5
                         tags_5 = buf[pos]
                         pos += 1

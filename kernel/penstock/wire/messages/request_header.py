@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, malformed, skip_tags
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, malformed, skip_tags
 
 
 class RequestHeader(msgspec.Struct, kw_only=True, gc=False):
@@ -37,7 +37,9 @@ def decode_v1(buf: memoryview, pos: int, end: int) -> tuple[RequestHeader, int]:
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("RequestHeader.client_id", size_, end - pos)
-            client_id_ = str(buf[pos:stop_], "utf-8")
+            client_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("RequestHeader.client_id", stop_ - pos, client_id_)
             pos = stop_
         if pos > end:
             raise bad_length("RequestHeader", 0, end - pos)
@@ -57,7 +59,9 @@ def decode_v2(buf: memoryview, pos: int, end: int) -> tuple[RequestHeader, int]:
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("RequestHeader.client_id", size_, end - pos)
-            client_id_ = str(buf[pos:stop_], "utf-8")
+            client_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("RequestHeader.client_id", stop_ - pos, client_id_)
             pos = stop_
         tags_ = buf[pos]
         pos += 1

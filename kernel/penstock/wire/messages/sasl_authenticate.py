@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class SaslAuthenticateRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -122,7 +122,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[SaslAuthent
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("SaslAuthenticateResponse.error_message", size_, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("SaslAuthenticateResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -149,7 +151,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[SaslAuthent
             stop_ = pos + size_
             if not pos <= stop_ <= end:
                 raise bad_length("SaslAuthenticateResponse.error_message", size_, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("SaslAuthenticateResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         (size_1,) = _unpack_i(buf, pos)
         pos += 4
@@ -180,7 +184,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[SaslAuthent
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("SaslAuthenticateResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("SaslAuthenticateResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1

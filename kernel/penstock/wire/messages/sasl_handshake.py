@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, malformed
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, malformed
 
 
 class SaslHandshakeRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -36,7 +36,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[SaslHandshak
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("SaslHandshakeRequest.mechanism", size_, end - pos)
-        mechanism_ = str(buf[pos:stop_], "utf-8")
+        mechanism_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("SaslHandshakeRequest.mechanism", stop_ - pos, mechanism_)
         pos = stop_
         if pos > end:
             raise bad_length("SaslHandshakeRequest", 0, end - pos)
@@ -81,7 +83,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[SaslHandsha
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("SaslHandshakeResponse.mechanisms", size_1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("SaslHandshakeResponse.mechanisms", stop_ - pos, item_)
             pos = stop_
             mechanisms_.append(item_)
         if pos > end:

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class AcknowledgementBatch(msgspec.Struct, kw_only=True, gc=False):
@@ -103,7 +103,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknowl
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareAcknowledgeRequest.group_id", size_ - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareAcknowledgeRequest.group_id", stop_ - pos, group_id_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -116,7 +118,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknowl
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ShareAcknowledgeRequest.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ShareAcknowledgeRequest.member_id", stop_1 - pos, member_id_)
             pos = stop_1
         share_session_epoch_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -193,7 +197,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknowl
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareAcknowledgeRequest.group_id", size_ - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareAcknowledgeRequest.group_id", stop_ - pos, group_id_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -206,7 +212,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknowl
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ShareAcknowledgeRequest.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ShareAcknowledgeRequest.member_id", stop_1 - pos, member_id_)
             pos = stop_1
         share_session_epoch_, is_renew_ack_, size_2 = _unpack_itB(buf, pos)
         pos += 6
@@ -421,7 +429,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareAcknowledgeResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareAcknowledgeResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -452,7 +462,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("ShareAcknowledgeResponse.responses.partitions.error_message", size_3 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_1], "utf-8")
+                    error_message_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ShareAcknowledgeResponse.responses.partitions.error_message", stop_1 - pos, error_message_1)
                     pos = stop_1
                 leader_id_, leader_epoch_, tags_ = _unpack_iiB(buf, pos)
                 pos += 9
@@ -485,7 +497,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
             stop_2 = pos + size_5 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ShareAcknowledgeResponse.node_endpoints.host", size_5 - 1, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ShareAcknowledgeResponse.node_endpoints.host", stop_2 - pos, host_)
             pos = stop_2
             port_, size_6 = _unpack_iB(buf, pos)
             pos += 5
@@ -498,7 +512,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
                 stop_3 = pos + size_6 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("ShareAcknowledgeResponse.node_endpoints.rack", size_6 - 1, end - pos)
-                rack_ = str(buf[pos:stop_3], "utf-8")
+                rack_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("ShareAcknowledgeResponse.node_endpoints.rack", stop_3 - pos, rack_)
                 pos = stop_3
             tags_3 = buf[pos]
             pos += 1
@@ -529,7 +545,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareAcknowledgeResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareAcknowledgeResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         acquisition_lock_timeout_ms_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -560,7 +578,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("ShareAcknowledgeResponse.responses.partitions.error_message", size_3 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_1], "utf-8")
+                    error_message_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ShareAcknowledgeResponse.responses.partitions.error_message", stop_1 - pos, error_message_1)
                     pos = stop_1
                 leader_id_, leader_epoch_, tags_ = _unpack_iiB(buf, pos)
                 pos += 9
@@ -593,7 +613,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
             stop_2 = pos + size_5 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ShareAcknowledgeResponse.node_endpoints.host", size_5 - 1, end - pos)
-            host_ = str(buf[pos:stop_2], "utf-8")
+            host_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ShareAcknowledgeResponse.node_endpoints.host", stop_2 - pos, host_)
             pos = stop_2
             port_, size_6 = _unpack_iB(buf, pos)
             pos += 5
@@ -606,7 +628,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareAcknow
                 stop_3 = pos + size_6 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("ShareAcknowledgeResponse.node_endpoints.rack", size_6 - 1, end - pos)
-                rack_ = str(buf[pos:stop_3], "utf-8")
+                rack_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("ShareAcknowledgeResponse.node_endpoints.rack", stop_3 - pos, rack_)
                 pos = stop_3
             tags_3 = buf[pos]
             pos += 1

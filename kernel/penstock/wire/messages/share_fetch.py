@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Records, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, records_size, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Records, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, records_size, skip_tags, uvarint_rest
 
 
 class AcknowledgementBatch(msgspec.Struct, kw_only=True, gc=False):
@@ -133,7 +133,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchRe
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareFetchRequest.group_id", size_ - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareFetchRequest.group_id", stop_ - pos, group_id_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -146,7 +148,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchRe
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ShareFetchRequest.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ShareFetchRequest.member_id", stop_1 - pos, member_id_)
             pos = stop_1
         share_session_epoch_, max_wait_ms_, min_bytes_, max_bytes_, max_records_, batch_size_, size_2 = _unpack_iiiiiiB(buf, pos)
         pos += 25
@@ -246,7 +250,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchRe
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareFetchRequest.group_id", size_ - 1, end - pos)
-            group_id_ = str(buf[pos:stop_], "utf-8")
+            group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareFetchRequest.group_id", stop_ - pos, group_id_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -259,7 +265,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchRe
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ShareFetchRequest.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ShareFetchRequest.member_id", stop_1 - pos, member_id_)
             pos = stop_1
         share_session_epoch_, max_wait_ms_, min_bytes_, max_bytes_, max_records_, batch_size_, share_acquire_mode_, is_renew_ack_, size_2 = _unpack_iiiiiibtB(buf, pos)
         pos += 27
@@ -529,7 +537,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchR
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareFetchResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareFetchResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         acquisition_lock_timeout_ms_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -560,7 +570,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchR
                     stop_1 = pos + size_3 - 1
                     if not pos <= stop_1 <= end:
                         raise bad_length("ShareFetchResponse.responses.partitions.error_message", size_3 - 1, end - pos)
-                    error_message_1 = str(buf[pos:stop_1], "utf-8")
+                    error_message_1 = str(buf[pos:stop_1], "utf-8", "kafka")
+                    if stop_1 - pos > 10922:
+                        check_text("ShareFetchResponse.responses.partitions.error_message", stop_1 - pos, error_message_1)
                     pos = stop_1
                 acknowledge_error_code_, size_4 = _unpack_hB(buf, pos)
                 pos += 3
@@ -573,7 +585,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchR
                     stop_2 = pos + size_4 - 1
                     if not pos <= stop_2 <= end:
                         raise bad_length("ShareFetchResponse.responses.partitions.acknowledge_error_message", size_4 - 1, end - pos)
-                    acknowledge_error_message_ = str(buf[pos:stop_2], "utf-8")
+                    acknowledge_error_message_ = str(buf[pos:stop_2], "utf-8", "kafka")
+                    if stop_2 - pos > 10922:
+                        check_text("ShareFetchResponse.responses.partitions.acknowledge_error_message", stop_2 - pos, acknowledge_error_message_)
                     pos = stop_2
                 leader_id_, leader_epoch_, tags_ = _unpack_iiB(buf, pos)
                 pos += 9
@@ -629,7 +643,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchR
             stop_4 = pos + size_8 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("ShareFetchResponse.node_endpoints.host", size_8 - 1, end - pos)
-            host_ = str(buf[pos:stop_4], "utf-8")
+            host_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("ShareFetchResponse.node_endpoints.host", stop_4 - pos, host_)
             pos = stop_4
             port_, size_9 = _unpack_iB(buf, pos)
             pos += 5
@@ -642,7 +658,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareFetchR
                 stop_5 = pos + size_9 - 1
                 if not pos <= stop_5 <= end:
                     raise bad_length("ShareFetchResponse.node_endpoints.rack", size_9 - 1, end - pos)
-                rack_ = str(buf[pos:stop_5], "utf-8")
+                rack_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                if stop_5 - pos > 10922:
+                    check_text("ShareFetchResponse.node_endpoints.rack", stop_5 - pos, rack_)
                 pos = stop_5
             tags_4 = buf[pos]
             pos += 1

@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ShareGroupDescribeRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -92,7 +92,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupDe
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareGroupDescribeRequest.group_ids", size_1 - 1, end - pos)
-            item_ = str(buf[pos:stop_], "utf-8")
+            item_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareGroupDescribeRequest.group_ids", stop_ - pos, item_)
             pos = stop_
             group_ids_.append(item_)
         include_authorized_operations_, tags_ = _unpack_tB(buf, pos)
@@ -159,7 +161,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                 stop_ = pos + size_1 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("ShareGroupDescribeResponse.groups.error_message", size_1 - 1, end - pos)
-                error_message_ = str(buf[pos:stop_], "utf-8")
+                error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("ShareGroupDescribeResponse.groups.error_message", stop_ - pos, error_message_)
                 pos = stop_
             size_2 = buf[pos]
             pos += 1
@@ -168,7 +172,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ShareGroupDescribeResponse.groups.group_id", size_2 - 1, end - pos)
-            group_id_ = str(buf[pos:stop_1], "utf-8")
+            group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ShareGroupDescribeResponse.groups.group_id", stop_1 - pos, group_id_)
             pos = stop_1
             size_3 = buf[pos]
             pos += 1
@@ -177,7 +183,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
             stop_2 = pos + size_3 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ShareGroupDescribeResponse.groups.group_state", size_3 - 1, end - pos)
-            group_state_ = str(buf[pos:stop_2], "utf-8")
+            group_state_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ShareGroupDescribeResponse.groups.group_state", stop_2 - pos, group_state_)
             pos = stop_2
             group_epoch_, assignment_epoch_, size_4 = _unpack_iiB(buf, pos)
             pos += 9
@@ -186,7 +194,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("ShareGroupDescribeResponse.groups.assignor_name", size_4 - 1, end - pos)
-            assignor_name_ = str(buf[pos:stop_3], "utf-8")
+            assignor_name_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("ShareGroupDescribeResponse.groups.assignor_name", stop_3 - pos, assignor_name_)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -204,7 +214,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                 stop_4 = pos + size_6 - 1
                 if not pos <= stop_4 <= end:
                     raise bad_length("ShareGroupDescribeResponse.groups.members.member_id", size_6 - 1, end - pos)
-                member_id_ = str(buf[pos:stop_4], "utf-8")
+                member_id_ = str(buf[pos:stop_4], "utf-8", "kafka")
+                if stop_4 - pos > 10922:
+                    check_text("ShareGroupDescribeResponse.groups.members.member_id", stop_4 - pos, member_id_)
                 pos = stop_4
                 size_7 = buf[pos]
                 pos += 1
@@ -217,7 +229,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                     stop_5 = pos + size_7 - 1
                     if not pos <= stop_5 <= end:
                         raise bad_length("ShareGroupDescribeResponse.groups.members.rack_id", size_7 - 1, end - pos)
-                    rack_id_ = str(buf[pos:stop_5], "utf-8")
+                    rack_id_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                    if stop_5 - pos > 10922:
+                        check_text("ShareGroupDescribeResponse.groups.members.rack_id", stop_5 - pos, rack_id_)
                     pos = stop_5
                 member_epoch_, size_8 = _unpack_iB(buf, pos)
                 pos += 5
@@ -226,7 +240,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                 stop_6 = pos + size_8 - 1
                 if not pos <= stop_6 <= end:
                     raise bad_length("ShareGroupDescribeResponse.groups.members.client_id", size_8 - 1, end - pos)
-                client_id_ = str(buf[pos:stop_6], "utf-8")
+                client_id_ = str(buf[pos:stop_6], "utf-8", "kafka")
+                if stop_6 - pos > 10922:
+                    check_text("ShareGroupDescribeResponse.groups.members.client_id", stop_6 - pos, client_id_)
                 pos = stop_6
                 size_9 = buf[pos]
                 pos += 1
@@ -235,7 +251,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                 stop_7 = pos + size_9 - 1
                 if not pos <= stop_7 <= end:
                     raise bad_length("ShareGroupDescribeResponse.groups.members.client_host", size_9 - 1, end - pos)
-                client_host_ = str(buf[pos:stop_7], "utf-8")
+                client_host_ = str(buf[pos:stop_7], "utf-8", "kafka")
+                if stop_7 - pos > 10922:
+                    check_text("ShareGroupDescribeResponse.groups.members.client_host", stop_7 - pos, client_host_)
                 pos = stop_7
                 size_10 = buf[pos]
                 pos += 1
@@ -253,7 +271,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                     stop_8 = pos + size_11 - 1
                     if not pos <= stop_8 <= end:
                         raise bad_length("ShareGroupDescribeResponse.groups.members.subscribed_topic_names", size_11 - 1, end - pos)
-                    item_ = str(buf[pos:stop_8], "utf-8")
+                    item_ = str(buf[pos:stop_8], "utf-8", "kafka")
+                    if stop_8 - pos > 10922:
+                        check_text("ShareGroupDescribeResponse.groups.members.subscribed_topic_names", stop_8 - pos, item_)
                     pos = stop_8
                     subscribed_topic_names_.append(item_)
                 size_12 = buf[pos]
@@ -272,7 +292,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupD
                     stop_9 = pos + size_13 - 1
                     if not pos <= stop_9 <= end:
                         raise bad_length("ShareGroupDescribeResponse.groups.members.assignment.topic_partitions.topic_name", size_13 - 1, end - pos)
-                    topic_name_ = str(buf[pos:stop_9], "utf-8")
+                    topic_name_ = str(buf[pos:stop_9], "utf-8", "kafka")
+                    if stop_9 - pos > 10922:
+                        check_text("ShareGroupDescribeResponse.groups.members.assignment.topic_partitions.topic_name", stop_9 - pos, topic_name_)
                     pos = stop_9
                     size_14 = buf[pos]
                     pos += 1

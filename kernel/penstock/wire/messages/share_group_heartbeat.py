@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, ZERO_UUID, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class ShareGroupHeartbeatRequest(msgspec.Struct, kw_only=True, gc=False):
@@ -62,7 +62,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupHe
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("ShareGroupHeartbeatRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("ShareGroupHeartbeatRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -71,7 +73,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupHe
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("ShareGroupHeartbeatRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("ShareGroupHeartbeatRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         member_epoch_, size_2 = _unpack_iB(buf, pos)
         pos += 5
@@ -84,7 +88,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupHe
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("ShareGroupHeartbeatRequest.rack_id", size_2 - 1, end - pos)
-            rack_id_ = str(buf[pos:stop_2], "utf-8")
+            rack_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("ShareGroupHeartbeatRequest.rack_id", stop_2 - pos, rack_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -104,7 +110,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupHe
                 stop_3 = pos + size_4 - 1
                 if not pos <= stop_3 <= end:
                     raise bad_length("ShareGroupHeartbeatRequest.subscribed_topic_names", size_4 - 1, end - pos)
-                item_ = str(buf[pos:stop_3], "utf-8")
+                item_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                if stop_3 - pos > 10922:
+                    check_text("ShareGroupHeartbeatRequest.subscribed_topic_names", stop_3 - pos, item_)
                 pos = stop_3
                 subscribed_topic_names_.append(item_)
         tags_ = buf[pos]
@@ -191,7 +199,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupH
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("ShareGroupHeartbeatResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("ShareGroupHeartbeatResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -204,7 +214,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[ShareGroupH
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("ShareGroupHeartbeatResponse.member_id", size_1 - 1, end - pos)
-            member_id_ = str(buf[pos:stop_1], "utf-8")
+            member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("ShareGroupHeartbeatResponse.member_id", stop_1 - pos, member_id_)
             pos = stop_1
         member_epoch_, heartbeat_interval_ms_, present_ = _unpack_iib(buf, pos)
         pos += 9

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Buffer, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class SyncGroupRequestAssignment(msgspec.Struct, kw_only=True, gc=False):
@@ -60,14 +60,18 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("SyncGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("SyncGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("SyncGroupRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("SyncGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_i(buf, pos)
         pos += 4
@@ -80,7 +84,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("SyncGroupRequest.assignments.member_id", size_3, end - pos)
-            member_id_1 = str(buf[pos:stop_2], "utf-8")
+            member_id_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("SyncGroupRequest.assignments.member_id", stop_2 - pos, member_id_1)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -106,14 +112,18 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("SyncGroupRequest.group_id", size_, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("SyncGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_ih(buf, pos)
         pos += 6
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("SyncGroupRequest.member_id", size_1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("SyncGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         (size_2,) = _unpack_h(buf, pos)
         pos += 2
@@ -124,7 +134,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_2 = pos + size_2
             if not pos <= stop_2 <= end:
                 raise bad_length("SyncGroupRequest.group_instance_id", size_2, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("SyncGroupRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         (size_3,) = _unpack_i(buf, pos)
         pos += 4
@@ -137,7 +149,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_3 = pos + size_4
             if not pos <= stop_3 <= end:
                 raise bad_length("SyncGroupRequest.assignments.member_id", size_4, end - pos)
-            member_id_1 = str(buf[pos:stop_3], "utf-8")
+            member_id_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("SyncGroupRequest.assignments.member_id", stop_3 - pos, member_id_1)
             pos = stop_3
             (size_5,) = _unpack_i(buf, pos)
             pos += 4
@@ -163,7 +177,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("SyncGroupRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("SyncGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -172,7 +188,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("SyncGroupRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("SyncGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -185,7 +203,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("SyncGroupRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("SyncGroupRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -203,7 +223,9 @@ def decode_request_v4(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_3 = pos + size_4 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("SyncGroupRequest.assignments.member_id", size_4 - 1, end - pos)
-            member_id_1 = str(buf[pos:stop_3], "utf-8")
+            member_id_1 = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("SyncGroupRequest.assignments.member_id", stop_3 - pos, member_id_1)
             pos = stop_3
             size_5 = buf[pos]
             pos += 1
@@ -239,7 +261,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("SyncGroupRequest.group_id", size_ - 1, end - pos)
-        group_id_ = str(buf[pos:stop_], "utf-8")
+        group_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("SyncGroupRequest.group_id", stop_ - pos, group_id_)
         pos = stop_
         generation_id_, size_1 = _unpack_iB(buf, pos)
         pos += 5
@@ -248,7 +272,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("SyncGroupRequest.member_id", size_1 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_1], "utf-8")
+        member_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("SyncGroupRequest.member_id", stop_1 - pos, member_id_)
         pos = stop_1
         size_2 = buf[pos]
         pos += 1
@@ -261,7 +287,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_2 = pos + size_2 - 1
             if not pos <= stop_2 <= end:
                 raise bad_length("SyncGroupRequest.group_instance_id", size_2 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_2], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("SyncGroupRequest.group_instance_id", stop_2 - pos, group_instance_id_)
             pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -274,7 +302,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_3 = pos + size_3 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("SyncGroupRequest.protocol_type", size_3 - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_3], "utf-8")
+            protocol_type_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("SyncGroupRequest.protocol_type", stop_3 - pos, protocol_type_)
             pos = stop_3
         size_4 = buf[pos]
         pos += 1
@@ -287,7 +317,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_4 = pos + size_4 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("SyncGroupRequest.protocol_name", size_4 - 1, end - pos)
-            protocol_name_ = str(buf[pos:stop_4], "utf-8")
+            protocol_name_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("SyncGroupRequest.protocol_name", stop_4 - pos, protocol_name_)
             pos = stop_4
         size_5 = buf[pos]
         pos += 1
@@ -305,7 +337,9 @@ def decode_request_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupReq
             stop_5 = pos + size_6 - 1
             if not pos <= stop_5 <= end:
                 raise bad_length("SyncGroupRequest.assignments.member_id", size_6 - 1, end - pos)
-            member_id_1 = str(buf[pos:stop_5], "utf-8")
+            member_id_1 = str(buf[pos:stop_5], "utf-8", "kafka")
+            if stop_5 - pos > 10922:
+                check_text("SyncGroupRequest.assignments.member_id", stop_5 - pos, member_id_1)
             pos = stop_5
             size_7 = buf[pos]
             pos += 1
@@ -598,7 +632,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupRe
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("SyncGroupResponse.protocol_type", size_ - 1, end - pos)
-            protocol_type_ = str(buf[pos:stop_], "utf-8")
+            protocol_type_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("SyncGroupResponse.protocol_type", stop_ - pos, protocol_type_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -611,7 +647,9 @@ def decode_response_v5(buf: memoryview, pos: int, end: int) -> tuple[SyncGroupRe
             stop_1 = pos + size_1 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("SyncGroupResponse.protocol_name", size_1 - 1, end - pos)
-            protocol_name_ = str(buf[pos:stop_1], "utf-8")
+            protocol_name_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("SyncGroupResponse.protocol_name", stop_1 - pos, protocol_name_)
             pos = stop_1
         size_2 = buf[pos]
         pos += 1

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class TxnOffsetCommitRequestPartition(msgspec.Struct, kw_only=True, gc=False):
@@ -82,14 +82,18 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("TxnOffsetCommitRequest.transactional_id", size_, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("TxnOffsetCommitRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("TxnOffsetCommitRequest.group_id", size_1, end - pos)
-        group_id_ = str(buf[pos:stop_1], "utf-8")
+        group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("TxnOffsetCommitRequest.group_id", stop_1 - pos, group_id_)
         pos = stop_1
         producer_id_, producer_epoch_, size_2 = _unpack_qhi(buf, pos)
         pos += 14
@@ -102,7 +106,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("TxnOffsetCommitRequest.topics.name", size_3, end - pos)
-            name_ = str(buf[pos:stop_2], "utf-8")
+            name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("TxnOffsetCommitRequest.topics.name", stop_2 - pos, name_)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -119,7 +125,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("TxnOffsetCommitRequest.topics.partitions.committed_metadata", size_5, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_3], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("TxnOffsetCommitRequest.topics.partitions.committed_metadata", stop_3 - pos, committed_metadata_)
                     pos = stop_3
                 partitions_.append(TxnOffsetCommitRequestPartition(partition_index=partition_index_, committed_offset=committed_offset_, committed_metadata=committed_metadata_))
             topics_.append(TxnOffsetCommitRequestTopic(name=name_, partitions=partitions_))
@@ -138,14 +146,18 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
         stop_ = pos + size_
         if not pos <= stop_ <= end:
             raise bad_length("TxnOffsetCommitRequest.transactional_id", size_, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("TxnOffsetCommitRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         (size_1,) = _unpack_h(buf, pos)
         pos += 2
         stop_1 = pos + size_1
         if not pos <= stop_1 <= end:
             raise bad_length("TxnOffsetCommitRequest.group_id", size_1, end - pos)
-        group_id_ = str(buf[pos:stop_1], "utf-8")
+        group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("TxnOffsetCommitRequest.group_id", stop_1 - pos, group_id_)
         pos = stop_1
         producer_id_, producer_epoch_, size_2 = _unpack_qhi(buf, pos)
         pos += 14
@@ -158,7 +170,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
             stop_2 = pos + size_3
             if not pos <= stop_2 <= end:
                 raise bad_length("TxnOffsetCommitRequest.topics.name", size_3, end - pos)
-            name_ = str(buf[pos:stop_2], "utf-8")
+            name_ = str(buf[pos:stop_2], "utf-8", "kafka")
+            if stop_2 - pos > 10922:
+                check_text("TxnOffsetCommitRequest.topics.name", stop_2 - pos, name_)
             pos = stop_2
             (size_4,) = _unpack_i(buf, pos)
             pos += 4
@@ -175,7 +189,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
                     stop_3 = pos + size_5
                     if not pos <= stop_3 <= end:
                         raise bad_length("TxnOffsetCommitRequest.topics.partitions.committed_metadata", size_5, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_3], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_3], "utf-8", "kafka")
+                    if stop_3 - pos > 10922:
+                        check_text("TxnOffsetCommitRequest.topics.partitions.committed_metadata", stop_3 - pos, committed_metadata_)
                     pos = stop_3
                 partitions_.append(TxnOffsetCommitRequestPartition(partition_index=partition_index_, committed_offset=committed_offset_, committed_leader_epoch=committed_leader_epoch_, committed_metadata=committed_metadata_))
             topics_.append(TxnOffsetCommitRequestTopic(name=name_, partitions=partitions_))
@@ -195,7 +211,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
         stop_ = pos + size_ - 1
         if not pos <= stop_ <= end:
             raise bad_length("TxnOffsetCommitRequest.transactional_id", size_ - 1, end - pos)
-        transactional_id_ = str(buf[pos:stop_], "utf-8")
+        transactional_id_ = str(buf[pos:stop_], "utf-8", "kafka")
+        if stop_ - pos > 10922:
+            check_text("TxnOffsetCommitRequest.transactional_id", stop_ - pos, transactional_id_)
         pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -204,7 +222,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
         stop_1 = pos + size_1 - 1
         if not pos <= stop_1 <= end:
             raise bad_length("TxnOffsetCommitRequest.group_id", size_1 - 1, end - pos)
-        group_id_ = str(buf[pos:stop_1], "utf-8")
+        group_id_ = str(buf[pos:stop_1], "utf-8", "kafka")
+        if stop_1 - pos > 10922:
+            check_text("TxnOffsetCommitRequest.group_id", stop_1 - pos, group_id_)
         pos = stop_1
         producer_id_, producer_epoch_, generation_id_, size_2 = _unpack_qhiB(buf, pos)
         pos += 15
@@ -213,7 +233,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
         stop_2 = pos + size_2 - 1
         if not pos <= stop_2 <= end:
             raise bad_length("TxnOffsetCommitRequest.member_id", size_2 - 1, end - pos)
-        member_id_ = str(buf[pos:stop_2], "utf-8")
+        member_id_ = str(buf[pos:stop_2], "utf-8", "kafka")
+        if stop_2 - pos > 10922:
+            check_text("TxnOffsetCommitRequest.member_id", stop_2 - pos, member_id_)
         pos = stop_2
         size_3 = buf[pos]
         pos += 1
@@ -226,7 +248,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
             stop_3 = pos + size_3 - 1
             if not pos <= stop_3 <= end:
                 raise bad_length("TxnOffsetCommitRequest.group_instance_id", size_3 - 1, end - pos)
-            group_instance_id_ = str(buf[pos:stop_3], "utf-8")
+            group_instance_id_ = str(buf[pos:stop_3], "utf-8", "kafka")
+            if stop_3 - pos > 10922:
+                check_text("TxnOffsetCommitRequest.group_instance_id", stop_3 - pos, group_instance_id_)
             pos = stop_3
         size_4 = buf[pos]
         pos += 1
@@ -244,7 +268,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
             stop_4 = pos + size_5 - 1
             if not pos <= stop_4 <= end:
                 raise bad_length("TxnOffsetCommitRequest.topics.name", size_5 - 1, end - pos)
-            name_ = str(buf[pos:stop_4], "utf-8")
+            name_ = str(buf[pos:stop_4], "utf-8", "kafka")
+            if stop_4 - pos > 10922:
+                check_text("TxnOffsetCommitRequest.topics.name", stop_4 - pos, name_)
             pos = stop_4
             size_6 = buf[pos]
             pos += 1
@@ -266,7 +292,9 @@ def decode_request_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCom
                     stop_5 = pos + size_7 - 1
                     if not pos <= stop_5 <= end:
                         raise bad_length("TxnOffsetCommitRequest.topics.partitions.committed_metadata", size_7 - 1, end - pos)
-                    committed_metadata_ = str(buf[pos:stop_5], "utf-8")
+                    committed_metadata_ = str(buf[pos:stop_5], "utf-8", "kafka")
+                    if stop_5 - pos > 10922:
+                        check_text("TxnOffsetCommitRequest.topics.partitions.committed_metadata", stop_5 - pos, committed_metadata_)
                     pos = stop_5
                 tags_ = buf[pos]
                 pos += 1
@@ -456,7 +484,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCo
             stop_ = pos + size_1
             if not pos <= stop_ <= end:
                 raise bad_length("TxnOffsetCommitResponse.topics.name", size_1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("TxnOffsetCommitResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             (size_2,) = _unpack_i(buf, pos)
             pos += 4
@@ -495,7 +525,9 @@ def decode_response_v3(buf: memoryview, pos: int, end: int) -> tuple[TxnOffsetCo
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("TxnOffsetCommitResponse.topics.name", size_1 - 1, end - pos)
-            name_ = str(buf[pos:stop_], "utf-8")
+            name_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("TxnOffsetCommitResponse.topics.name", stop_ - pos, name_)
             pos = stop_
             size_2 = buf[pos]
             pos += 1

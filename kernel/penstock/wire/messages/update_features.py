@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class FeatureUpdateKey(msgspec.Struct, kw_only=True, gc=False):
@@ -73,7 +73,9 @@ def decode_request_v0(buf: memoryview, pos: int, end: int) -> tuple[UpdateFeatur
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("UpdateFeaturesRequest.feature_updates.feature", size_1 - 1, end - pos)
-            feature_ = str(buf[pos:stop_], "utf-8")
+            feature_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("UpdateFeaturesRequest.feature_updates.feature", stop_ - pos, feature_)
             pos = stop_
             max_version_level_, allow_downgrade_, tags_ = _unpack_htB(buf, pos)
             pos += 4
@@ -109,7 +111,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[UpdateFeatur
             stop_ = pos + size_1 - 1
             if not pos <= stop_ <= end:
                 raise bad_length("UpdateFeaturesRequest.feature_updates.feature", size_1 - 1, end - pos)
-            feature_ = str(buf[pos:stop_], "utf-8")
+            feature_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("UpdateFeaturesRequest.feature_updates.feature", stop_ - pos, feature_)
             pos = stop_
             max_version_level_, upgrade_type_, tags_ = _unpack_hbB(buf, pos)
             pos += 4
@@ -200,7 +204,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[UpdateFeatu
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("UpdateFeaturesResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("UpdateFeaturesResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         size_1 = buf[pos]
         pos += 1
@@ -218,7 +224,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[UpdateFeatu
             stop_1 = pos + size_2 - 1
             if not pos <= stop_1 <= end:
                 raise bad_length("UpdateFeaturesResponse.results.feature", size_2 - 1, end - pos)
-            feature_ = str(buf[pos:stop_1], "utf-8")
+            feature_ = str(buf[pos:stop_1], "utf-8", "kafka")
+            if stop_1 - pos > 10922:
+                check_text("UpdateFeaturesResponse.results.feature", stop_1 - pos, feature_)
             pos = stop_1
             error_code_1, size_3 = _unpack_hB(buf, pos)
             pos += 3
@@ -231,7 +239,9 @@ def decode_response_v0(buf: memoryview, pos: int, end: int) -> tuple[UpdateFeatu
                 stop_2 = pos + size_3 - 1
                 if not pos <= stop_2 <= end:
                     raise bad_length("UpdateFeaturesResponse.results.error_message", size_3 - 1, end - pos)
-                error_message_1 = str(buf[pos:stop_2], "utf-8")
+                error_message_1 = str(buf[pos:stop_2], "utf-8", "kafka")
+                if stop_2 - pos > 10922:
+                    check_text("UpdateFeaturesResponse.results.error_message", stop_2 - pos, error_message_1)
                 pos = stop_2
             tags_ = buf[pos]
             pos += 1
@@ -263,7 +273,9 @@ def decode_response_v2(buf: memoryview, pos: int, end: int) -> tuple[UpdateFeatu
             stop_ = pos + size_ - 1
             if not pos <= stop_ <= end:
                 raise bad_length("UpdateFeaturesResponse.error_message", size_ - 1, end - pos)
-            error_message_ = str(buf[pos:stop_], "utf-8")
+            error_message_ = str(buf[pos:stop_], "utf-8", "kafka")
+            if stop_ - pos > 10922:
+                check_text("UpdateFeaturesResponse.error_message", stop_ - pos, error_message_)
             pos = stop_
         tags_ = buf[pos]
         pos += 1

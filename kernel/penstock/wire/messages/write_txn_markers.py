@@ -11,7 +11,7 @@ from struct import pack
 
 import msgspec
 
-from penstock.wire._runtime import MALFORMED, Writer, bad_length, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
+from penstock.wire._runtime import MALFORMED, Writer, bad_length, check_text, decode_fixed_array, encode_uvarint, malformed, skip_tags, uvarint_rest
 
 
 class WritableTxnMarkerTopic(msgspec.Struct, kw_only=True, gc=False):
@@ -93,7 +93,9 @@ def decode_request_v1(buf: memoryview, pos: int, end: int) -> tuple[WriteTxnMark
                 stop_ = pos + size_2 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("WriteTxnMarkersRequest.markers.topics.name", size_2 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("WriteTxnMarkersRequest.markers.topics.name", stop_ - pos, name_)
                 pos = stop_
                 size_3 = buf[pos]
                 pos += 1
@@ -152,7 +154,9 @@ def decode_request_v2(buf: memoryview, pos: int, end: int) -> tuple[WriteTxnMark
                 stop_ = pos + size_2 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("WriteTxnMarkersRequest.markers.topics.name", size_2 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("WriteTxnMarkersRequest.markers.topics.name", stop_ - pos, name_)
                 pos = stop_
                 size_3 = buf[pos]
                 pos += 1
@@ -297,7 +301,9 @@ def decode_response_v1(buf: memoryview, pos: int, end: int) -> tuple[WriteTxnMar
                 stop_ = pos + size_2 - 1
                 if not pos <= stop_ <= end:
                     raise bad_length("WriteTxnMarkersResponse.markers.topics.name", size_2 - 1, end - pos)
-                name_ = str(buf[pos:stop_], "utf-8")
+                name_ = str(buf[pos:stop_], "utf-8", "kafka")
+                if stop_ - pos > 10922:
+                    check_text("WriteTxnMarkersResponse.markers.topics.name", stop_ - pos, name_)
                 pos = stop_
                 size_3 = buf[pos]
                 pos += 1
