@@ -34,7 +34,7 @@ from typing import Any
 
 import anyio
 
-from penstock.broker import Broker, uvloop_installed
+from penstock.broker import Broker, Collector, uvloop_installed
 from penstock.config import load_config
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition
@@ -453,8 +453,7 @@ async def measure(args: argparse.Namespace, directory: Path) -> dict[str, Any]:
     watch = Watch()
     async with Broker(load_config(sets=args.set, overrides=overrides)) as broker:
         # penstock serve does the same
-        gc.set_threshold(200_000, 20, 50)
-        gc.collect()
+        Collector(broker.unaccounted_bytes).start()
         before = resident_bytes()
         started = time.perf_counter()
         await make_topics(broker._running.logs, args.topics, args.partitions)

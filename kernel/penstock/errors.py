@@ -6,6 +6,10 @@ Texts are lowercase, name what, where and what to do, and end in ``key=value`` p
 
 from __future__ import annotations
 
+import traceback
+from collections.abc import Iterator
+from typing import Self, TypeVar
+
 __all__ = (
     "AlreadyExistsError",
     "CapabilityError",
@@ -22,9 +26,12 @@ __all__ = (
     "PenstockError",
     "PluginError",
     "UnavailableError",
+    "again",
+    "clear_frames",
+    "kept",
 )
 
-from typing import Self
+_E = TypeVar("_E", bound=BaseException)
 
 
 class PenstockError(Exception):
@@ -105,3 +112,53 @@ class ClosedError(PenstockError):
 
 class InvariantError(PenstockError):
     """Penstock found itself in a state that its design rules out: a bug; stop the affected part loudly."""
+
+
+# An error has the frames that it went through, and these have their variables: payload, buffers, whole requests. A
+# stored error keeps all of it alive; and if one of these variables leads to the error, that is a reference cycle,
+# which only the garbage collector ends. So: what is stored is ``kept``, and what was stored is raised ``again``.
+
+
+def kept(error: _E) -> _E:
+    """The same error without its frames, fit to be stored, shared, or handed to another task.
+
+    Where it came from stays as text if it is a bug, and not an error that Penstock raises on purpose.
+    """
+    if not isinstance(error, PenstockError) and error.__traceback__ is not None:
+        error.add_note("".join(traceback.format_tb(error.__traceback__)))
+    for one in _chain(error):
+        one.__traceback__ = None
+    return error
+
+
+def again(error: _E) -> _E:
+    """A fresh copy of a stored error, to be raised; the stored one could be raised by many, and grow each time."""
+    kind = type(error)
+    reduced = error.__reduce__()
+    assert isinstance(reduced, tuple)
+    copy = kind.__new__(kind, *reduced[1])  # of an OSError these are more than its ``args``
+    copy.__dict__.update(error.__dict__)
+    copy.__cause__ = error.__cause__
+    copy.__suppress_context__ = error.__suppress_context__
+    return copy
+
+
+def clear_frames(error: BaseException) -> None:
+    """Let go of the variables of all frames that the error has left for good; their lines stay for the log."""
+    for one in _chain(error):
+        traceback.clear_frames(one.__traceback__)
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    """The error, its causes and contexts, and what groups among them hold; each once."""
+    seen: set[int] = set()
+    left: list[BaseException | None] = [error]
+    while left:
+        one = left.pop()
+        if one is None or id(one) in seen:
+            continue
+        seen.add(id(one))
+        left += (one.__cause__, one.__context__)
+        if isinstance(one, BaseExceptionGroup):
+            left += one.exceptions
+        yield one

@@ -11,8 +11,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
-from tests.integration.conftest import ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.raw_client import connect, create, produce
+
+from penstock.wire.compression import CODEC_GZIP
+from penstock.wire.records import build_batch
+
+MIB = 1024 * 1024
 
 BENCH = Path(__file__).parents[2] / "bench" / "memory.py"
 RUNS = {
@@ -57,3 +64,21 @@ def test_statistics_say_what_memory_is_for(broker: ServeProcess) -> None:
     assert sum(statistics["memory"].values()) == statistics["memory_used_bytes"]
     assert statistics["memory_used_bytes"] <= statistics["memory_limit_bytes"]
     assert statistics["resident_bytes"] > 0
+
+
+@pytest.mark.parametrize("codec", ["zstd", "lz4"])
+def test_batches_that_inflate_to_what_no_topic_takes_leave_nothing_in_memory(
+    serve: ServeFactory, codec: str
+) -> None:
+    """60 KB of gzip that become 60 MB, for a topic that recompresses: each refusal kept 63 MB."""
+    broker = serve("memory.limit=256MiB")
+    bomb = build_batch([(None, bytes(60_000_000), (), 0)], codec=CODEC_GZIP)
+
+    async def attack() -> None:
+        async with await connect(broker.bootstrap_servers) as client:
+            assert await create(client, "t", compression_type=codec) == 0
+            for _ in range(15):
+                assert await produce(client, "t", bomb) != 0
+
+    anyio.run(attack)
+    assert broker.resident_bytes() < 256 * MIB * 1.1

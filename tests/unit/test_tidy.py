@@ -168,3 +168,65 @@ def test_links_between_documents_lead_somewhere() -> None:
 def test_test_folders_are_no_packages() -> None:
     """With --import-mode=importlib, and no __init__.py, test files need no unique names."""
     assert [name for name in FILES if re.search(r"(^|/)tests/(.*/)?__init__\.py$", name)] == []
+
+
+def _names_of_handlers(node: ast.AST, parents: dict[ast.AST, ast.AST]) -> Iterator[str | None]:
+    """What the handlers around ``node`` call their error, up to the function that it is in."""
+    while node in parents and not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+        node = parents[node]
+        if isinstance(node, ast.ExceptHandler):
+            yield node.name
+
+
+def _forgets(node: ast.AST, name: str, parents: dict[ast.AST, ast.AST]) -> bool:
+    """Whether ``node`` is in a ``try: raise error finally: del error``, whose frame doesn't lead to the error."""
+    around = parents[node]
+    return isinstance(around, ast.Try) and any(
+        isinstance(step, ast.Delete) and any(ast.unparse(one) == name for one in step.targets)
+        for step in around.finalbody
+    )
+
+
+#: Short-lived processes, and what takes errors over on purpose.
+_KEEPS_ERRORS = ("kernel/penstock/cli/", "kernel/penstock/bench/", "kernel/penstock/tools/", "conformance/")
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith(_KEEPS_ERRORS)])
+def test_errors_that_are_stored_are_kept_and_raised_again(name: str) -> None:
+    """``penstock.errors.kept`` and ``again``: others make cycles, or hold the payload of the frames they left."""
+    tree = _tree(name)
+    deleted = {
+        ast.unparse(one) for node in ast.walk(tree) if isinstance(node, ast.Delete) for one in node.targets
+    }
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    found = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Raise) and node.exc is not None:
+            what = ast.unparse(node.exc)
+            is_class = what.rpartition(".")[2].lstrip("_")[:1].isupper()
+            is_stored = isinstance(node.exc, ast.Name | ast.Attribute | ast.Subscript) and not is_class
+            if (
+                is_stored
+                and what not in _names_of_handlers(node, parents)
+                and not _forgets(node, what, parents)
+            ):
+                found.append(f"{name}:{node.lineno}: raise again({what})")
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            for step in ast.walk(node):
+                stored: ast.expr | None = None
+                if isinstance(step, ast.Assign) and ast.unparse(step.targets[0]) not in deleted:
+                    stored = step.value
+                elif isinstance(step, ast.Call) and ast.unparse(step.func).endswith(
+                    (".append", ".put", ".set")
+                ):
+                    stored = next(iter(step.args), None)
+                if isinstance(stored, ast.Name) and stored.id == node.name:
+                    found.append(f"{name}:{stored.lineno}: kept({node.name})")
+    assert found == []
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if "to_thread" in (REPOSITORY / name).read_text()])
+def test_work_runs_in_threads_through_the_one_door(name: str) -> None:
+    """``penstock.threads.run_in_thread``: with anyio's, each error is a reference cycle."""
+    allowed = ("kernel/penstock/threads.py", *_KEEPS_ERRORS)
+    assert name.startswith(allowed)

@@ -10,6 +10,7 @@ from typing import Final
 import anyio
 
 from penstock.api.context import LogManager, RequestContext
+from penstock.threads import run_in_thread
 from penstock.wire.messages.describe_log_dirs import (
     DescribableLogDirTopic,
     DescribeLogDirsPartition,
@@ -45,7 +46,7 @@ async def handle_describe_log_dirs(
         looked_at += 1
         if looked_at % _PARTITIONS_PER_TURN == 0:
             await anyio.lowlevel.checkpoint()
-    capacity = await anyio.to_thread.run_sync(api.data_place.capacity)
+    capacity = await run_in_thread(api.data_place.capacity)
     total, usable = (_UNKNOWN, _UNKNOWN) if capacity is None else capacity
     return DescribeLogDirsResponse(
         results=[

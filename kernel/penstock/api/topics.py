@@ -11,7 +11,7 @@ from penstock.api.configs import config_entry
 from penstock.api.context import NewTopic, RequestContext
 from penstock.api.errors import error_code_of, error_message_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
 from penstock.wire.error_codes import ErrorCode
@@ -66,7 +66,8 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
         for new, outcome in zip(valid, created, strict=True):
             result = results[new.name]
             if isinstance(outcome, Exception):
-                _raise_bug(outcome)
+                if not is_expected(outcome):
+                    raise again(outcome)  # a bug to be shown, and no answer for a client
                 result.error_code = error_code_of(outcome)
                 result.error_message = error_message_of(outcome)
             else:
@@ -174,7 +175,8 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         outcomes = await logs.delete_topics(list(names))
         for result, outcome in zip(names.values(), outcomes, strict=True):
             if outcome is not None:
-                _raise_bug(outcome)
+                if not is_expected(outcome):
+                    raise again(outcome)  # a bug to be shown, and no answer for a client
                 result.error_code = error_code_of(outcome)
                 result.error_message = error_message_of(outcome)
     return DeleteTopicsResponse(responses=results)
@@ -223,7 +225,8 @@ async def handle_create_partitions(
             if not request.validate_only:
                 await context.api.logs.create_partitions(asked.name, asked.count)
         except PenstockError as error:
-            _raise_bug(error)
+            if not is_expected(error):
+                raise  # a bug to be shown, and no answer for a client
             result.error_code = error_code_of(error)
             result.error_message = str(error)
     return CreatePartitionsResponse(results=list(results.values()))
@@ -251,9 +254,3 @@ def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None
             )
         for assignment in asked.assignments:
             _check_replicas(assignment.broker_ids, context.api.logs.node_id)
-
-
-def _raise_bug(error: Exception) -> None:
-    """What has no place in the table of errors is no answer for a client, but a bug to be shown."""
-    if not is_expected(error):
-        raise error

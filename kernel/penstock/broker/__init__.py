@@ -7,7 +7,8 @@ code without an event loop. It runs on the asyncio backend (uvloop where it is i
 from __future__ import annotations
 
 from penstock.broker._broker import Broker
+from penstock.broker._collector import Collector
 from penstock.broker._statistics import BrokerStatistics
 from penstock.broker._sync import SyncBroker, uvloop_installed
 
-__all__ = ("Broker", "BrokerStatistics", "SyncBroker", "uvloop_installed")
+__all__ = ("Broker", "BrokerStatistics", "Collector", "SyncBroker", "uvloop_installed")

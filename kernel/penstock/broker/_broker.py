@@ -38,12 +38,7 @@ from penstock.broker._wal import register_node, release_wal, use_wal
 from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
-from penstock.errors import (
-    CapabilityError,
-    ConfigError,
-    InvariantError,
-    PenstockError,
-)
+from penstock.errors import CapabilityError, ConfigError, InvariantError, PenstockError, again
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
 from penstock.metadata.service import MetadataService
@@ -164,6 +159,10 @@ class Broker:
     def logs(self) -> LogManager:
         """Topics and partitions, for producing and reading in process."""
         return self._running.logs
+
+    def unaccounted_bytes(self) -> int:
+        """Memory of the process that is on nobody's account: the interpreter, code, metadata, and what leaks."""
+        return resident_bytes() - self._running.allocator.statistics().used_bytes
 
     def statistics(self) -> BrokerStatistics:
         """A snapshot of every part; ``memory`` says what the memory is used for."""
@@ -420,7 +419,7 @@ async def _offsets_log(logs: LogManager, tree: Tree) -> KeyedLog:
             internal=True,
         )
         if isinstance(made, Exception):
-            raise made
+            raise again(made)
         topic = made
     return KeyedLog(OFFSETS_TOPIC, topic.partition_count, logs.partition, now_ms)
 

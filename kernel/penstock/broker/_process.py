@@ -88,15 +88,21 @@ def switch_interval() -> Iterator[None]:
 @contextmanager
 def one_error() -> Iterator[None]:
     """Task groups wrap errors in groups; a group that is about one thing is raised as that one error."""
+    leaf: BaseException | None = None
     try:
         yield
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
-        if len(leaves) == 1 or all(isinstance(leaf, PenstockError) for leaf in leaves):
-            # that something was closed is what follows from the error, not the error
-            leaf = next((one for one in leaves if not isinstance(one, ClosedError)), leaves[0])
-            raise leaf from leaf.__cause__
-        raise
+        if len(leaves) > 1 and not all(isinstance(one, PenstockError) for one in leaves):
+            raise
+        # that something was closed is what follows from the error, not the error
+        leaf = next((one for one in leaves if not isinstance(one, ClosedError)), leaves[0])
+        del leaves
+    if leaf is not None:
+        try:
+            raise leaf from leaf.__cause__  # out here, or the group would be its context, which has it
+        finally:
+            del leaf
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

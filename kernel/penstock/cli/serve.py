@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import logging
 import signal
 import sys
 import time
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -16,7 +16,7 @@ import typer
 from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
 
 if TYPE_CHECKING:
-    from penstock.broker import Broker
+    from penstock.broker import Broker, Collector
 
 __all__ = ("app",)
 
@@ -62,49 +62,49 @@ def serve(
 
 
 async def _serve(broker: Broker, statistics_interval: float) -> None:
+    from penstock.broker import Collector
+
     started = time.perf_counter()
     log = logging.getLogger("penstock")
     async with anyio.create_task_group() as tasks:
         # signals are ours before the broker starts, so that one during recovery stops it too
         with anyio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGUSR1) as signals:
             stop = anyio.Event()
-            running = False
+            collector: Collector | None = None
 
             async def listen() -> None:
                 async for number in signals:
                     if number == signal.SIGUSR1:
-                        if running:
-                            _log_statistics(broker)
+                        if collector is not None:
+                            _log_statistics(broker, collector)
                         continue
                     if stop.is_set():
                         log.warning("stopping already; the WAL keeps what isn't uploaded")
                         continue
                     broker.stop_reason(signal.Signals(number).name)
                     stop.set()
-                    if not running:
+                    if collector is None:
                         log.info("stopping before the start is complete; the WAL keeps what isn't uploaded")
                         start.cancel()
 
             tasks.start_soon(listen)
             with anyio.CancelScope() as start:
                 async with broker:
-                    running = True
-                    _relax_collector()
+                    collector = Collector(broker.unaccounted_bytes)
+                    collector.start()
                     _print_banner(broker, (time.perf_counter() - started) * 1000)
-                    if statistics_interval > 0:
-                        tasks.start_soon(_log_statistics_forever, broker, statistics_interval)
-                    await stop.wait()
+                    async with anyio.create_task_group() as running:
+                        running.start_soon(collector.run)
+                        if statistics_interval > 0:
+                            running.start_soon(
+                                _log_statistics_forever, broker, collector, statistics_interval
+                            )
+                        await stop.wait()
+                        running.cancel_scope.cancel()
                     log.info("stopping: answering, uploading, closing")
-                    running = False
+                    collector = None
             tasks.cancel_scope.cancel()
     log.info("stopped")
-
-
-def _relax_collector() -> None:
-    """Look for reference cycles rarely: the broker makes none per request, and cached entries are many."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(200_000, 20, 50)
 
 
 def _bound_malloc() -> None:
@@ -156,11 +156,12 @@ def _domain(domain: str) -> str:
     return meanings.get(domain, domain)
 
 
-def _log_statistics(broker: Broker) -> None:
-    logging.getLogger("penstock.statistics").info("%s", json.dumps(broker.statistics().as_dict()))
+def _log_statistics(broker: Broker, collector: Collector) -> None:
+    statistics = {**broker.statistics().as_dict(), "garbage_collector": asdict(collector.statistics())}
+    logging.getLogger("penstock.statistics").info("%s", json.dumps(statistics))
 
 
-async def _log_statistics_forever(broker: Broker, interval_s: float) -> None:
+async def _log_statistics_forever(broker: Broker, collector: Collector, interval_s: float) -> None:
     while True:
         await anyio.sleep(interval_s)
-        _log_statistics(broker)
+        _log_statistics(broker, collector)

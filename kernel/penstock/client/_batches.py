@@ -18,7 +18,7 @@ from typing import Final
 import anyio
 
 from penstock.client.errors import is_retriable
-from penstock.errors import PenstockError
+from penstock.errors import PenstockError, again
 from penstock.wire import ErrorCode
 from penstock.wire.records import BatchBuilder
 
@@ -91,7 +91,7 @@ class Delivery:
                 batch.settled = anyio.Event()
             await batch.settled.wait()
         if batch.error is not None:
-            raise batch.error
+            raise again(batch.error)
         return batch.base_offset + self._index if batch.base_offset >= 0 else -1
 
 

@@ -14,6 +14,7 @@ import anyio.abc
 @asynccontextmanager
 async def task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
     """A task group that is cancelled when its body ends; a single error is raised bare."""
+    error: BaseException | None = None
     try:
         async with anyio.create_task_group() as tasks:
             yield tasks
@@ -22,4 +23,8 @@ async def task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
         if len(group.exceptions) > 1:
             raise
         error = group.exceptions[0]
-        raise error from error.__cause__
+    if error is not None:
+        try:
+            raise error from error.__cause__
+        finally:
+            del error

@@ -23,12 +23,7 @@ import anyio.abc
 from penstock.client._scope import task_group
 from penstock.client.connection import Connection
 from penstock.client.errors import check, error_of, is_retriable
-from penstock.errors import (
-    InvalidRequestError,
-    NotFoundError,
-    PenstockError,
-    UnavailableError,
-)
+from penstock.errors import InvalidRequestError, NotFoundError, PenstockError, UnavailableError, again, kept
 from penstock.wire import ApiKey, ErrorCode, Message
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest, FindCoordinatorResponse
 from penstock.wire.messages.metadata import (
@@ -194,9 +189,9 @@ class Cluster:
             try:
                 return await self._connection(host, port)
             except UnavailableError as failure:
-                error = failure
+                error = kept(failure)
         assert error is not None
-        raise error
+        raise again(error)
 
     async def controller(self) -> Connection:
         """The connection to the broker that changes topics."""

@@ -15,7 +15,7 @@ import anyio
 import anyio.abc
 
 from penstock.client._scope import task_group
-from penstock.errors import ClosedError, InvalidRequestError, PenstockError, UnavailableError
+from penstock.errors import ClosedError, InvalidRequestError, PenstockError, UnavailableError, again
 from penstock.wire import (
     ApiKey,
     DecodeError,
@@ -81,7 +81,7 @@ class Pending:
             ClosedError: the connection was closed first.
         """
         if self._error is not None:
-            raise self._error
+            raise again(self._error)
         assert self._frame is not None
         try:
             return decode_response(self.api_key, self.version, self._frame)[1]
@@ -93,7 +93,7 @@ class Pending:
     def raw_frame(self) -> memoryview:
         """The undecoded answer; raises as :meth:`result`."""
         if self._error is not None:
-            raise self._error
+            raise again(self._error)
         assert self._frame is not None
         return self._frame
 
@@ -205,7 +205,7 @@ class Connection:
     async def _send(self, api_key: int, version: int, message: Message, answered: bool) -> Pending:
         async with self._send_lock:
             if self._error is not None:
-                raise self._error
+                raise again(self._error)
             correlation_id = self._next_correlation_id
             self._next_correlation_id = (correlation_id + 1) & 0x7FFFFFFF
             frame = b"".join(encode_request(api_key, version, correlation_id, self._client_id, message))

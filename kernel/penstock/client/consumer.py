@@ -22,7 +22,7 @@ from penstock.client._scope import task_group
 from penstock.client.admin import TopicPartition
 from penstock.client.cluster import Cluster
 from penstock.client.errors import error_of, is_retriable
-from penstock.errors import CorruptError, InvalidRequestError, PenstockError, UnavailableError
+from penstock.errors import CorruptError, InvalidRequestError, PenstockError, UnavailableError, again, kept
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages.fetch import (
     FetchPartition,
@@ -153,7 +153,7 @@ class Consumer:
                 fetched = await self._results.receive()
             except anyio.EndOfStream:
                 if self._error is not None:
-                    raise self._error from None
+                    raise again(self._error) from None
                 raise StopAsyncIteration from None
             key = (fetched.topic, fetched.partition)
             # A poll that is cancelled in the moment its result is taken will bring that result again.
@@ -172,7 +172,7 @@ class Consumer:
                             polls.start_soon(self._poll_forever, node_id, keys, results)
                         await self._changed.wait()
             except PenstockError as error:
-                self._error = error
+                self._error = kept(error)
 
     async def _poll_forever(
         self, node_id: int, keys: list[TopicPartition], results: MemoryObjectSendStream[Fetched]

@@ -57,7 +57,14 @@ from penstock.coordinator.records import (
     encode_offset_value,
 )
 from penstock.coordinator.timers import TimerHeap
-from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError, UnavailableError
+from penstock.errors import (
+    ClosedError,
+    FencedError,
+    NewerVersionError,
+    PenstockError,
+    UnavailableError,
+    again,
+)
 
 __all__ = ("Clock", "GroupService", "GroupStatistics", "SystemClock")
 
@@ -685,7 +692,7 @@ class GroupService:
                 for partition in range(self._log.partition_count):
                     tasks.start_soon(load, partition)
         except ExceptionGroup as group:
-            raise group.exceptions[0] from group
+            raise again(group.exceptions[0]) from None
 
     async def _load_partition(self, partition: int) -> None:
         """Replay: the newest value of each key counts."""

@@ -16,7 +16,7 @@ from typing import Protocol, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import ClosedError, FencedError, NotFoundError, PenstockError
+from penstock.errors import ClosedError, FencedError, NotFoundError, PenstockError, again, kept
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.partition_config import PartitionConfig
@@ -291,7 +291,7 @@ class LogManager:
             except Exception as error:
                 if not waiting and not isinstance(error, PenstockError):
                     raise
-                errors.append(error)
+                errors.append(kept(error))
             finally:
                 done.set()
 
@@ -301,7 +301,7 @@ class LogManager:
         finally:
             waiting = False
         if errors:
-            raise errors[0]
+            raise again(errors[0])
         if not results:
             raise ClosedError("the broker stopped in the middle of a change of its topics")
         return results[0]
@@ -356,7 +356,7 @@ class LogManager:
             try:
                 stream_ids = await self._metadata.submit(DeleteTopic(topic.id))
             except PenstockError as error:
-                results[i] = error
+                results[i] = kept(error)
                 continue
             await self._forget(topic, stream_ids)
             deleted.append(topic)
@@ -565,7 +565,7 @@ class LogManager:
         if moved:
             logger.info("retention moved the start of %d partitions", moved)
         if errors:
-            raise errors[0]
+            raise again(errors[0])
         return moved
 
     async def _expire(
@@ -578,7 +578,7 @@ class LogManager:
             try:
                 await partition.save_producers(start)
             except PenstockError as error:
-                errors.append(error)
+                errors.append(kept(error))
             else:
                 starts.append((partition.stream.stream_id, start))
                 logger.debug("retention moves %s-%d to offset %d", partition.topic, partition.index, start)
@@ -597,7 +597,7 @@ class LogManager:
         except PenstockError as error:
             if not error.retryable:
                 raise
-            errors.append(error)
+            errors.append(kept(error))
             return 0
         return len(starts)
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import anyio
 
-from penstock.errors import CorruptError, FullError, PenstockError
+from penstock.errors import CorruptError, FullError, PenstockError, again
 from penstock.log.producer_state import ProducerStateTable
 from penstock.stream.engine import StreamEngine
 from penstock.stream.open_stream import Stream
@@ -147,7 +147,7 @@ class ProducerSnapshots:
                 continue
             await done.wait()
             if errors:
-                raise errors[0]
+                raise again(errors[0])
 
     def _write(self, appended_bytes: int, on_done: Callable[[Exception | None], None]) -> None:
         end, saved_bytes = self._log.confirmed_offset, self._replayed_bytes + appended_bytes

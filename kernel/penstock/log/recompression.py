@@ -25,10 +25,10 @@ from functools import partial
 from typing import Final
 
 import anyio
-from anyio import to_thread
 
 from penstock.errors import FullError, PenstockError
 from penstock.spi.allocator import Allocation, Allocator
+from penstock.threads import run_in_thread
 from penstock.wire.compression import CODEC_ZSTD
 from penstock.wire.records import INFLATED_BYTES_MAX, MESSAGE_TOO_LARGE, BatchError, recompress
 
@@ -147,9 +147,9 @@ class Recompression:
                     charge = recompressor.allocator.charge_nowait(inflated_max, "recompress")
                 except FullError:
                     async with recompressor.uncharged:
-                        return await to_thread.run_sync(pack, limiter=recompressor.threads)
+                        return await run_in_thread(pack, limiter=recompressor.threads)
                 try:
-                    return await to_thread.run_sync(pack, limiter=recompressor.threads)
+                    return await run_in_thread(pack, limiter=recompressor.threads)
                 finally:
                     charge.release()
             except BatchError as error:

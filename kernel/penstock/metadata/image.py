@@ -22,6 +22,7 @@ from penstock.errors import (
     InvalidRequestError,
     NotFoundError,
     PenstockError,
+    kept,
 )
 from penstock.metadata import commands as c
 from penstock.metadata.rows import ImageData, NodeState, ObjectState, StreamState, TopicState
@@ -117,7 +118,7 @@ class Image:
             try:
                 results.append(_FOLDS[type(command)](self, command, index, entry.now_ms))
             except PenstockError as error:
-                results.append(error)
+                results.append(kept(error))
         self._data.index = index
         return results
 

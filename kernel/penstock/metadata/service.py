@@ -29,6 +29,8 @@ from penstock.errors import (
     InvalidRequestError,
     PenstockError,
     UnavailableError,
+    again,
+    kept,
 )
 from penstock.metadata.commands import Command, Entry, FormatCluster, RegisterNode, decode_entry, encode_entry
 from penstock.metadata.image import Image
@@ -144,7 +146,7 @@ class MetadataService:
             if isinstance(result, AlreadyExistsError):
                 logger.info("another broker formatted the metadata log first")
             elif isinstance(result, Exception):
-                raise result
+                raise again(result)
         if cluster_id and self.image.cluster_id != cluster_id:
             raise InvalidRequestError(
                 f"the metadata log at {self._log.location} belongs to another cluster, set broker.cluster_id or "
@@ -173,7 +175,7 @@ class MetadataService:
         """
         (result,) = await self._submit_all([command])
         if isinstance(result, Exception):
-            raise result
+            raise again(result)
         return result
 
     async def submit_many(self, commands: list[Command]) -> list[Any]:
@@ -224,10 +226,11 @@ class MetadataService:
                 results = await self._append(entry, data)
             except PenstockError as error:
                 # not retryable (CorruptError, FencedError...): nothing more can be decided here
+                failure = kept(error)
                 for submission in batch:
-                    self._answer(submission, error)
+                    self._answer(submission, failure)
                 if isinstance(error, FencedError):
-                    raise
+                    raise again(failure) from None
                 continue
             except BaseException:
                 for submission in batch:

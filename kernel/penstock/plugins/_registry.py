@@ -18,7 +18,7 @@ import pluggy
 
 from penstock import hookspecs
 from penstock.config import DEFAULT_PLUGINS, Config, nearest
-from penstock.errors import PluginError
+from penstock.errors import PluginError, kept
 from penstock.plugins._checks import (
     REGISTER,
     capabilities_of,
@@ -130,7 +130,7 @@ class PluginRegistry:
             try:
                 self._load_entry_point(name)
             except PluginError as error:
-                errors[name] = error
+                errors[name] = kept(error)
         return errors
 
     def _visible(self) -> list[str]:

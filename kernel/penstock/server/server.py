@@ -106,7 +106,10 @@ class Server(AsyncContextManagerMixin):
                     await self._drain(sockets)
                 tasks.cancel_scope.cancel()
         if failure is not None:
-            raise failure
+            try:
+                raise failure
+            finally:
+                del failure
 
     async def _listen(self, loop: asyncio.AbstractEventLoop, listener: ListenerSettings) -> asyncio.Server:
         endpoint: Endpoint | None = None

@@ -17,6 +17,7 @@ from typing import ClassVar, Literal, Protocol
 
 import anyio
 
+from penstock.errors import again
 from penstock.spi.plugin import Buffer, PluginSpec, S, Services
 
 
@@ -88,7 +89,7 @@ class WalAppend:
         else:
             await anyio.lowlevel.checkpoint()
         if self.error is not None:
-            raise self.error
+            raise again(self.error)
 
 
 @dataclass(frozen=True, slots=True)

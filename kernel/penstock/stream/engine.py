@@ -24,13 +24,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from penstock.checksum import checksum, combine
-from penstock.errors import (
-    ClosedError,
-    FencedError,
-    FullError,
-    PenstockError,
-    UnavailableError,
-)
+from penstock.errors import ClosedError, FencedError, FullError, PenstockError, UnavailableError, again, kept
 from penstock.metadata.commands import Command, OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
@@ -292,7 +286,7 @@ class StreamEngine:
         results = await self.metadata.submit_many(commands)
         for result in results:
             if isinstance(result, Exception):
-                raise result
+                raise again(result)
         opened = []
         for result in results:
             for stream_id in result:
@@ -326,7 +320,7 @@ class StreamEngine:
         if not outcome:
             raise ClosedError("the broker stopped before the trim was written")
         if outcome[0] is not None:
-            raise outcome[0]
+            raise again(outcome[0])
 
     async def _trim(
         self, starts: Sequence[tuple[int, int]], outcome: list[PenstockError | None], ended: anyio.Event
@@ -340,7 +334,7 @@ class StreamEngine:
                         stream.start_offset = max(stream.start_offset, start)
             outcome.append(None)
         except PenstockError as error:
-            outcome.append(error)
+            outcome.append(kept(error))
         finally:
             ended.set()
 
@@ -380,7 +374,7 @@ class StreamEngine:
             self._freeze()
             raise
         except (ClosedError, FencedError) as error:
-            self._die(error)
+            self._die(kept(error))
             raise
         entry = StreamEntry(
             stream.stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum
@@ -423,7 +417,7 @@ class StreamEngine:
     async def _end_when_wal_ended(self) -> None:
         await self._died.wait()
         assert self._fatal is not None
-        raise self._fatal
+        raise again(self._fatal)
 
     def _made_progress(self) -> None:
         # with nothing in flight there is no completion left that could wake anybody later

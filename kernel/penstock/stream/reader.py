@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError, again, kept
 from penstock.metadata.image import Image
 from penstock.metadata.rows import StreamState
 from penstock.spi.block_cache import BlockCache, BlockRef
@@ -32,6 +32,7 @@ from penstock.stream.object_format import (
     object_key,
     verify_block,
 )
+from penstock.threads import run_in_thread
 
 logger = logging.getLogger("penstock.stream.read")
 
@@ -252,13 +253,13 @@ class ColdReader:
             try:
                 await self._load_run(run, results)
             except PenstockError as error:
-                errors.append(error)
+                errors.append(kept(error))
 
         async with anyio.create_task_group() as tasks:
             for run in merge_adjacent(refs, self._settings.merge_bytes_max):
                 tasks.start_soon(load, run)
         if errors:
-            raise errors[0]
+            raise again(errors[0])
         return [results[ref] for ref in refs]
 
     async def _load_run(self, run: list[BlockRef], results: dict[BlockRef, Buffer]) -> None:
@@ -268,7 +269,7 @@ class ColdReader:
         self._ranged_gets += 1
         self._ranged_bytes += len(data)
         # megabytes of checksums and copies would hold up every produce and tail read on the event loop
-        results.update(await anyio.to_thread.run_sync(split_run, run, data))
+        results.update(await run_in_thread(split_run, run, data))
 
     def _read_ahead(self, stream: StreamState, start: int, next_offset: int, end: int) -> None:
         window = self._cache.readahead_bytes(stream.stream_id, start, next_offset)

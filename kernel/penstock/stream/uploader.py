@@ -34,6 +34,7 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WriteAheadLog
 from penstock.stream.object_format import ObjectWriter, object_key
+from penstock.threads import run_in_thread
 
 logger = logging.getLogger("penstock.stream.upload")
 
@@ -276,7 +277,7 @@ class Uploader:
         )
         # nothing is taken out of a block that isn't uploaded, so it can be looked through in a thread
         large = sum(map(len, block.streams.values())) > INLINE_ENTRIES_MAX
-        plan = await anyio.to_thread.run_sync(plan_block) if large else plan_block()
+        plan = await run_in_thread(plan_block) if large else plan_block()
         if not plan:
             return []
         deadline_ms = self._now_ms() + self._settings.prepare_deadline_ms
@@ -298,7 +299,7 @@ class Uploader:
         # checksums and parts of large objects take milliseconds: not on the event loop
         large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
         build = partial(self._build, object_id, streams)
-        parts, uploaded = await anyio.to_thread.run_sync(build) if large else build()
+        parts, uploaded = await run_in_thread(build) if large else build()
         key = object_key(object_id)
         if len(parts) == 1:
             await self._store.put(key, parts[0])

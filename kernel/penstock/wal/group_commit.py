@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from penstock.direct_io import LARGE_BYTES
-from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError
+from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError, again, kept
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalStatistics
 from penstock.wal.framing import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES
@@ -128,7 +128,7 @@ class GroupCommit:
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """Lay out one entry; see ``WriteAheadLog.append`` for the contract and every Raises."""
         if self._refusal is not None:
-            raise _again(self._refusal)
+            raise again(self._refusal)
         size = 0
         for part in data:
             size += part.nbytes if type(part) is memoryview else len(part)
@@ -186,7 +186,7 @@ class GroupCommit:
             self._account(finished)
             first_error = _complete(finished, None) or first_error
         if first_error is not None:
-            raise first_error
+            raise again(first_error)
 
     def release(self, start_position: int, trimmed_position: int) -> None:
         """The room below ``start_position`` may be written again; ``trimmed_position`` is for statistics."""
@@ -232,7 +232,7 @@ class GroupCommit:
         for group in groups:
             first_error = _complete(group, error) or first_error
         if first_error is not None:
-            raise first_error
+            raise again(first_error)
 
     # -- what a WAL asks -----------------------------------------------------------------------------------
 
@@ -331,15 +331,8 @@ def _complete(group: Group, error: PenstockError | None) -> Exception | None:
     first_error: Exception | None = None
     for append in group.appends:
         try:
-            append.complete(error if error is None else _again(error))
+            append.complete(error if error is None else again(error))
         except Exception as raised:  # noqa: BLE001 - the other appends are answered before it is raised
-            first_error = first_error or raised
+            first_error = first_error or kept(raised)
     group.payloads.clear()
     return first_error
-
-
-def _again(error: PenstockError) -> PenstockError:
-    """A fresh copy of ``error``: raising one instance from many places would grow its traceback for ever."""
-    copy = type(error)(*error.args)
-    copy.__cause__ = error.__cause__
-    return copy

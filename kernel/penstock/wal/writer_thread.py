@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
 import anyio
-import anyio.to_thread
 
-from penstock.errors import ClosedError, UnavailableError
+from penstock.errors import ClosedError, UnavailableError, again, kept
+from penstock.threads import run_in_thread
 
 R = TypeVar("R")
 
@@ -54,7 +54,7 @@ class WriterThread:
         self._open = False
         self._jobs.put(None)
         with anyio.CancelScope(shield=True):
-            await anyio.to_thread.run_sync(self._thread.join, self._join_timeout_s)
+            await run_in_thread(self._thread.join, self._join_timeout_s)
         self._deliver()
         if self._thread.is_alive():
             raise UnavailableError(
@@ -94,7 +94,7 @@ class WriterThread:
         await event.wait()
         result, error = outcome[0]
         if error is not None:
-            raise error
+            raise again(error)
         value: R = result
         return value
 
@@ -120,7 +120,7 @@ class WriterThread:
             try:
                 result = work()
             except Exception as raised:  # noqa: BLE001 - handed to whoever submitted the job
-                error = raised
+                error = kept(raised)
             self.notify(_bind(done, result, error))
             del job, work, done, result, error  # payloads must not live until the next job
 

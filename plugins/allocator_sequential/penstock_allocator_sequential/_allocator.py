@@ -16,7 +16,7 @@ import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
 from pydantic import Field
 
-from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError
+from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError, again
 from penstock.spi import Services, Settings, Size
 from penstock.spi.allocator import Allocation, AllocatorCapabilities, AllocatorStatistics, Charge
 from penstock_allocator_sequential._mapping import (
@@ -269,7 +269,7 @@ class SequentialAllocator:
             await self._answered(waiter)
         answer = waiter.answer
         if isinstance(answer, ClosedError):
-            raise answer
+            raise again(answer)
         assert answer is not None
         return answer
 

@@ -13,7 +13,7 @@ from anyio.abc import TaskGroup
 from anyio.lowlevel import checkpoint_if_cancelled
 from pydantic import Field
 
-from penstock.errors import ClosedError, FullError, InvariantError
+from penstock.errors import ClosedError, FullError, InvariantError, again, kept
 from penstock.spi import Buffer, Duration, Services, Settings, Size
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCacheCapabilities, BlockCacheStatistics, BlockLoader, BlockRef
@@ -151,7 +151,7 @@ class LruBlockCache:
             if pending is not None:
                 await pending.done.wait()
                 if pending.error is not None:
-                    raise pending.error
+                    raise again(pending.error)
         return [block.data for block in found]
 
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
@@ -231,6 +231,7 @@ class LruBlockCache:
         load = _Load(loader, 0 if oversized else need)
         load.blocks = [_Block(ref, load, prefetch) for ref in missing]
         if prefetch and not self._charge_nowait(load.blocks):
+            load.blocks = []
             return None
         for block in load.blocks:
             self._blocks[block.ref] = block
@@ -313,11 +314,13 @@ class LruBlockCache:
         except BaseException as error:
             closed = ClosedError("block cache was closed during a load")
             failed = isinstance(error, Exception)
-            self._settle_failed(load, error if failed else closed)
+            self._settle_failed(load, kept(error) if failed else closed)
             if not failed:
                 raise
         else:
             self._settle(load, buffers)
+        finally:
+            load.blocks = []  # a block whose load failed leads to the load: no cycle
 
     def _charge_nowait(self, blocks: Sequence[_Block]) -> bool:
         """Account for each block on its own; False, with nothing accounted, if the memory is full."""
@@ -481,4 +484,7 @@ async def open_block_cache(
             cache.close()
             tasks.cancel_scope.cancel()
     if failure is not None:
-        raise failure
+        try:
+            raise failure
+        finally:
+            del failure

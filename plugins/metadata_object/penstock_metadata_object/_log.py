@@ -21,6 +21,8 @@ from penstock.errors import (
     NotFoundError,
     PenstockError,
     UnavailableError,
+    again,
+    kept,
 )
 from penstock.spi.metadata_log import (
     MetadataEntry,
@@ -158,7 +160,7 @@ class ObjectMetadataLog:
             stored = await self._store.get(key)
         except NotFoundError:
             if isinstance(error, UnavailableError):
-                raise error from None
+                raise again(error) from None
             raise self._conflict(index) from None  # taken, and dropped since
         if stored != own:
             self._learn(index)
@@ -201,7 +203,7 @@ class ObjectMetadataLog:
             try:
                 results[index] = await self._read_entry(index)
             except PenstockError as error:
-                results[index] = error
+                results[index] = kept(error)
 
         if len(indexes) == 1:
             await read_one(indexes[0])
@@ -213,7 +215,7 @@ class ObjectMetadataLog:
         for index in indexes:
             result = results[index]
             if isinstance(result, PenstockError):
-                raise result
+                raise again(result)
             window.append(result)
         return window
 

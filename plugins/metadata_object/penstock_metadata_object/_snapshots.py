@@ -9,11 +9,10 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, cast
 
-from anyio import to_thread
-
 from penstock.errors import NotFoundError
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock.spi.object_store import ObjectInfo, ObjectStore
+from penstock.threads import run_in_thread
 from penstock_metadata_object._format import (
     SNAPSHOT_MAGIC,
     SnapshotKey,
@@ -77,7 +76,7 @@ class Snapshots:
         encode = partial(encode_header, SNAPSHOT_MAGIC, snapshot.index, snapshot.data, nonce)
         # the checksum of a large one takes milliseconds: not on the event loop
         large = len(snapshot.data) > _INLINE_BYTES_MAX
-        header = await to_thread.run_sync(encode) if large else encode()
+        header = await run_in_thread(encode) if large else encode()
         await self._store.put(key.key(self._prefix), [header, snapshot.data])
         older = [found for found in await self._list() if found.index < floor]
         await self._store.delete([found.key(self._prefix) for found in older])

@@ -14,11 +14,12 @@ from dataclasses import replace
 from itertools import islice
 from typing import TypeVar
 
-from anyio import CancelScope, CapacityLimiter, to_thread
+from anyio import CancelScope, CapacityLimiter
 
 from penstock.errors import InvalidRequestError
 from penstock.spi.object_store import ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
+from penstock.threads import run_in_thread
 from penstock_object_store_fsspec._files import FileTree, PartialFile
 from penstock_object_store_fsspec._settings import LOCAL_CAPABILITIES
 
@@ -38,7 +39,7 @@ async def open_local(root: str, *, read_only: bool = False) -> AsyncIterator[Loc
     """
     tree = FileTree(root)
     if not read_only:
-        await to_thread.run_sync(tree.open)
+        await run_in_thread(tree.open)
     backend = LocalBackend(tree)
     try:
         yield backend
@@ -67,37 +68,37 @@ class LocalBackend:
     async def close(self) -> None:
         for upload in tuple(self.uploads):
             await upload.abort()
-        await to_thread.run_sync(self._tree.close)
+        await run_in_thread(self._tree.close)
 
     async def get(self, key: str, start: int, end: int | None) -> Buffer:
-        return await to_thread.run_sync(self._tree.get, key, start, end, limiter=self._readers)
+        return await run_in_thread(self._tree.get, key, start, end, limiter=self._readers)
 
     async def head(self, key: str) -> ObjectInfo:
-        return await to_thread.run_sync(self._tree.head, key, limiter=self._readers)
+        return await run_in_thread(self._tree.head, key, limiter=self._readers)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        await to_thread.run_sync(self._tree.put, key, body, limiter=self._writers)
+        await run_in_thread(self._tree.put, key, body, limiter=self._writers)
         return ""
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        await to_thread.run_sync(self._tree.put_if_absent, key, body, limiter=self._writers)
+        await run_in_thread(self._tree.put_if_absent, key, body, limiter=self._writers)
         return ""
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         raise InvalidRequestError(f"files have no compare-and-swap: key={key!r}")
 
     async def create_multipart(self, key: str) -> _Upload:
-        partial = await to_thread.run_sync(self._tree.create, key, limiter=self._writers)
+        partial = await run_in_thread(self._tree.create, key, limiter=self._writers)
         upload = _Upload(self, self._tree, self._writers, partial)
         self.uploads.add(upload)
         return upload
 
     async def delete(self, keys: Sequence[str]) -> None:
-        await to_thread.run_sync(self._tree.delete, keys, limiter=self._writers)
+        await run_in_thread(self._tree.delete, keys, limiter=self._writers)
 
     async def list(self, prefix: str, start_after: str) -> AsyncIterator[ObjectInfo]:
         walk = self._tree.list(prefix, start_after)
-        while page := await to_thread.run_sync(_take, walk, limiter=self._readers):
+        while page := await run_in_thread(_take, walk, limiter=self._readers):
             for info in page:
                 yield info
 
@@ -123,15 +124,15 @@ class _Upload:
 
     async def write_part(self, part: Sequence[Buffer]) -> None:
         self._check_open()
-        await to_thread.run_sync(self._tree.write, self._partial, part, limiter=self._writers)
+        await run_in_thread(self._tree.write, self._partial, part, limiter=self._writers)
 
     async def complete(self) -> None:
         self._check_open()
-        await to_thread.run_sync(self._tree.publish, self._partial, limiter=self._writers)
+        await run_in_thread(self._tree.publish, self._partial, limiter=self._writers)
         await self.abort()
 
     async def abort(self) -> None:
         if self in self._backend.uploads:
             self._backend.uploads.remove(self)
             with CancelScope(shield=True):
-                await to_thread.run_sync(self._tree.discard, self._partial, limiter=self._writers)
+                await run_in_thread(self._tree.discard, self._partial, limiter=self._writers)

@@ -27,6 +27,8 @@ from penstock.errors import (
     PenstockError,
     PluginError,
     UnavailableError,
+    again,
+    kept,
 )
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
@@ -171,13 +173,13 @@ class RemoteBackend:
                 except NotFoundError:
                     return
                 except UnavailableError as error:
-                    errors.append(error)
+                    errors.append(kept(error))
 
         async with anyio.create_task_group() as tasks:
             for key in keys:
                 tasks.start_soon(delete_one, key)
         if errors:
-            raise errors[0]
+            raise again(errors[0])
 
     async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
         """Pages in order. Here one: fsspec's generic listing comes whole, as far as it has the prefix."""

@@ -10,11 +10,10 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from anyio import to_thread
-
 from penstock.errors import CorruptError, NotFoundError, UnavailableError
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
+from penstock.threads import run_in_thread
 from penstock.wal import DecodedGroup, LogScan
 from penstock_wal_block._format import (
     BLOCK_BYTES,
@@ -145,24 +144,24 @@ def inspect_wal(path: str | Path) -> Inspection:
 
 async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalEntry]:
     """See ``WalSpec.read``."""
-    inspection = await to_thread.run_sync(inspect_wal, services.data_dir / settings.path)
+    inspection = await run_in_thread(inspect_wal, services.data_dir / settings.path)
     groups = inspection.entries()
-    while (entries := await to_thread.run_sync(next, groups, None)) is not None:
+    while (entries := await run_in_thread(next, groups, None)) is not None:
         for entry in entries:
             yield entry
 
 
 async def describe_wal(settings: Settings, services: Services) -> dict[str, object]:
     """See ``WalSpec.describe``."""
-    inspection = await to_thread.run_sync(inspect_wal, services.data_dir / settings.path)
-    return await to_thread.run_sync(inspection.summary)
+    inspection = await run_in_thread(inspect_wal, services.data_dir / settings.path)
+    return await run_in_thread(inspection.summary)
 
 
 async def identify_wal(settings: Settings, services: Services) -> str | None:
     """See ``WalSpec.identify``."""
     path = services.data_dir / settings.path
     try:
-        return await to_thread.run_sync(_identify, path)
+        return await run_in_thread(_identify, path)
     except OSError as error:
         raise UnavailableError(
             f"the wal can't be read, check the path and the disk: path={path} errno={error.errno} "

@@ -26,6 +26,7 @@ from penstock.errors import (
     InvalidRequestError,
     PenstockError,
     UnavailableError,
+    again,
 )
 from penstock.spi import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
@@ -214,13 +215,13 @@ class BlockWal:
         stalled = False
         while True:
             if self._failed:
-                raise self._failed
+                raise again(self._failed)
             try:
                 self._log.write(group)
                 break
             except OSError as error:
                 if error.errno not in NO_SPACE or self._closing.is_set():
-                    self._failed = error
+                    self._failed = again(error)
                     raise
                 if not stalled:
                     stalled = True
@@ -228,7 +229,7 @@ class BlockWal:
                 self._closing.wait(delay_s)
                 delay_s = min(2 * delay_s, delay_max_s)
             except Exception as error:
-                self._failed = error
+                self._failed = again(error)
                 raise
         if not self._thread.has_more:
             self._log.rest()
@@ -270,7 +271,7 @@ class BlockWal:
             self._commit.fail(
                 UnavailableError(f"the wal's writer failed: path={self._location} error={error!r}")
             )
-            raise error
+            raise again(error) from error
 
     # -- closing -------------------------------------------------------------------------------------------
 

@@ -1,0 +1,117 @@
+"""When the garbage collector runs in a process that is a broker.
+
+The broker makes no reference cycles per request, but libraries do, and bugs may; a cycle can hold megabytes. Python
+decides by the number of objects alone: a few large cycles wait for ever in a broker that does little, and one that
+caches many small records stops again and again to look through all of them. So here the young generations are small,
+and the full pass goes by time and by the memory that nobody accounts for.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Collector", "CollectorStatistics")
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+import anyio
+
+#: Objects in the young generation, and young passes per middle one: 100,000 objects take about 10 ms.
+_YOUNG_OBJECTS: Final = 20_000
+_YOUNG_PASSES: Final = 4
+#: Never by count: full passes are decided here.
+_NEVER: Final = 1_000_000
+_TICK_S: Final = 1.0
+#: Ticks between middle passes; a cycle with an object from before the tick ends with one of these.
+_MIDDLE_TICKS: Final = 10
+#: Unaccounted memory that has come since the last full pass makes another one due.
+_GROWTH_BYTES: Final = 24 * 1024 * 1024
+_FULL_AFTER_S: Final = 300.0
+#: A full pass takes at most this part of the time.
+_FULL_PART: Final = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectorStatistics:
+    """What the garbage collector did since the start."""
+
+    full_passes: int
+    full_ms_last: float
+    full_ms_max: float
+    #: Objects that only the collector could free.
+    collected: int
+
+
+class Collector:
+    """Takes the collector over with ``start``; ``run`` ticks until it is cancelled.
+
+    ``unaccounted_bytes`` says how much memory the process has that is on nobody's account.
+    """
+
+    def __init__(
+        self,
+        unaccounted_bytes: Callable[[], int],
+        *,
+        clock: Callable[[], float] = time.perf_counter,
+        collect: Callable[[int], int] = gc.collect,
+    ) -> None:
+        self._unaccounted_bytes = unaccounted_bytes
+        self._clock = clock
+        self._collect = collect
+        self._ticks = 0
+        self._full_passes = 0
+        self._full_s = 0.0
+        self._full_s_max = 0.0
+        self._collected = 0
+        self._full_at = clock()
+        self._base_bytes = unaccounted_bytes()
+
+    def start(self) -> None:
+        """Leave what is there now, a start's objects, out of all passes, and set the young generations' sizes."""
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(_YOUNG_OBJECTS, _YOUNG_PASSES, _NEVER)
+        self._base_bytes = self._unaccounted_bytes()
+
+    async def run(self) -> None:
+        """Tick once a second."""
+        while True:
+            await anyio.sleep(_TICK_S)
+            self.tick()
+
+    def tick(self) -> None:
+        """Do the pass that is due. Young passes are bounded; a full one stops everything for its time."""
+        self._ticks += 1
+        if self._is_full_due():
+            self._run_full()
+        else:
+            self._collected += self._collect(1 if self._ticks % _MIDDLE_TICKS == 0 else 0)
+
+    def _is_full_due(self) -> bool:
+        passed_s = self._clock() - self._full_at
+        if passed_s < self._full_s / _FULL_PART:
+            return False
+        unaccounted = self._unaccounted_bytes()
+        self._base_bytes = min(self._base_bytes, unaccounted)
+        return passed_s >= _FULL_AFTER_S or unaccounted - self._base_bytes >= _GROWTH_BYTES
+
+    def _run_full(self) -> None:
+        started = self._clock()
+        self._collected += self._collect(2)
+        self._full_at = self._clock()
+        self._full_s = self._full_at - started
+        self._full_s_max = max(self._full_s_max, self._full_s)
+        self._full_passes += 1
+        # what a pass couldn't free is in use: it is no reason for the next one
+        self._base_bytes = self._unaccounted_bytes()
+
+    def statistics(self) -> CollectorStatistics:
+        """A snapshot."""
+        return CollectorStatistics(
+            full_passes=self._full_passes,
+            full_ms_last=round(self._full_s * 1000, 1),
+            full_ms_max=round(self._full_s_max * 1000, 1),
+            collected=self._collected,
+        )
