@@ -39,6 +39,7 @@ from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
 from penstock.errors import CapabilityError, ConfigError, InvariantError, PenstockError, again
+from penstock.files import ACCESSES
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
 from penstock.metadata.service import MetadataService
@@ -243,7 +244,7 @@ class Broker:
         data_dir = Path(os.path.abspath(os.path.expanduser(tree.broker.data_dir)))  # noqa: ASYNC240 - no disk
         async with AsyncExitStack() as stack:
             stack.enter_context(switch_interval())
-            stack.enter_context(own_directory(data_dir))
+            stack.enter_context(own_directory(data_dir, ACCESSES[tree.broker.data_access]))
             parts = await self._open(stack, tree, selection, data_dir)
             self._parts = parts
             self._registry.notify(
@@ -273,6 +274,7 @@ class Broker:
             epoch=0,
             cluster_id=tree.broker.cluster_id or "",
             data_dir=data_dir,
+            access=ACCESSES[tree.broker.data_access],
             clock=time.monotonic,
         )
 

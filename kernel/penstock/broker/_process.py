@@ -4,9 +4,11 @@ from __future__ import annotations
 
 __all__ = ("capacity_of", "now_ms", "one_error", "own_directory", "switch_interval")
 
+import errno
 import fcntl
 import logging
 import os
+import re
 import shutil
 import sys
 import time
@@ -15,12 +17,28 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from penstock.errors import ClosedError, ConfigError, PenstockError, UnavailableError
+from penstock.files import Access, create_file, make_directories, open_own
 
 logger = logging.getLogger("penstock.broker")
 
 #: Threads wait for the interpreter lock at most about this long when the event loop is busy; with Python's
 #: default of 5 ms a saturated loop starves the WAL's writer thread for seconds (measured).
 SWITCH_INTERVAL_S = 1e-4
+
+#: What a broker writes into its lock: the number of its process.
+_LOCK_CONTENT = re.compile(rb"\d{0,19}\n?")
+_LOCK_BYTES_MAX = 20
+_NOT_A_LOCK = {errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO}
+#: What may go away by itself; anything else is a mistake in the path or its permissions.
+_DISK_ERRORS = {
+    errno.EIO,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.EMFILE,
+    errno.ENFILE,
+}
 
 
 def now_ms() -> int:
@@ -42,21 +60,22 @@ def capacity_of(location: str) -> tuple[int, int] | None:
 
 
 @contextmanager
-def own_directory(path: Path) -> Iterator[None]:
+def own_directory(path: Path, access: Access) -> Iterator[None]:
     """Hold the data directory for this process; the system lets go of it when the process ends, however it ends.
 
     A second broker on the same files would fence the first one, which is right between hosts and a mishap on one.
-    Raises ConfigError when another process has it, UnavailableError when it can't be used.
+    Raises ConfigError when another process has it, or it can't be used; UnavailableError when the disk fails.
     """
     lock = path / "penstock.lock"
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        file = lock.open("a+b", buffering=0)  # unbuffered: closing has nothing to write that could fail
+        make_directories(path, access)
+        fd = _open_lock(lock, access)
     except OSError as error:
-        raise UnavailableError(
+        kind = UnavailableError if error.errno in _DISK_ERRORS else ConfigError
+        raise kind(
             f"the data directory can't be used, check the path and the disk: path={path} error={error.strerror}"
         ) from error
-    with file:
+    with open(fd, "r+b", buffering=0) as file:  # unbuffered: closing has nothing to write that could fail
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -68,10 +87,33 @@ def own_directory(path: Path) -> Iterator[None]:
         except OSError as error:
             # a file system without locks: the WAL's fencing still keeps two brokers apart
             logger.debug("the data directory can't be locked: path=%s error=%s", path, error.strerror)
+        if not _LOCK_CONTENT.fullmatch(file.read(_LOCK_BYTES_MAX + 1)):
+            raise ConfigError(
+                f"a file of the lock's name is in the data directory and isn't a lock, it was left as it is; move it "
+                f"away: path={lock}"
+            )
         with suppress(OSError):  # the number is for people; a full disk must not keep a broker from starting
             file.truncate(0)
+            file.seek(0)
             file.write(b"%d" % os.getpid())
         yield
+
+
+def _open_lock(path: Path, access: Access) -> int:
+    """Raises ConfigError for what can't be a lock that a broker made, OSError."""
+    while True:
+        try:
+            return open_own(path, os.O_RDWR)
+        except FileNotFoundError:
+            with suppress(FileExistsError):  # made at the same time by another broker
+                return create_file(path, os.O_RDWR, access)
+        except OSError as error:
+            if error.errno not in _NOT_A_LOCK:
+                raise
+            raise ConfigError(
+                "the lock in the data directory is a link or no regular file, it was left as it is; move it away: "
+                f"path={path}"
+            ) from error
 
 
 @contextmanager

@@ -49,6 +49,11 @@ class Broker(Settings):
         min_length=1,
         description="Directory of local data; relative paths in plugin settings start here.",
     )
+    data_access: Literal["owner", "group", "everybody"] = Field(
+        default="owner",
+        description="Who may read local data, whatever the umask: the user of the broker (directories are made with "
+        "mode 0700, files 0600), the group too (0750, 0640), or everybody (0755, 0644).",
+    )
     rack: str | None = Field(
         default=None,
         examples=["eu-central-1a"],

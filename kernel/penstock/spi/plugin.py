@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
 
+from penstock.files import ACCESSES, Access
 from penstock.spi.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +36,8 @@ class Services:
     ``data_dir`` is where relative paths in settings start. ``allocator`` is there for every kind but the
     allocator itself; ``object_store`` for kinds opened after it (metadata log, WAL). ``read_only`` says that
     somebody only looks, as ``penstock verify`` does, perhaps at a medium that can't be written: open without
-    making or changing anything; the object's methods that write won't be called.
+    making or changing anything; the object's methods that write won't be called. ``access`` are the modes of local
+    directories and files that hold data; make them with ``penstock.files``.
     """
 
     node_id: int
@@ -45,6 +47,7 @@ class Services:
     allocator: Allocator | None = None
     object_store: ObjectStore | None = None
     read_only: bool = False
+    access: Access = ACCESSES["owner"]
     #: Monotonic seconds; injected so that tests can turn the clock.
     clock: Callable[[], float]
 

@@ -6,6 +6,7 @@ __all__ = ("Device", "FileDevice")
 
 import errno
 import fcntl
+import logging
 import mmap
 import os
 import stat
@@ -18,8 +19,12 @@ from typing import Literal, Protocol
 
 from penstock.direct_io import DirectGather, write_vectors
 from penstock.errors import ConfigError, UnavailableError
+from penstock.files import ACCESSES, Access, create_file, excess_mode, make_directories, open_own
 from penstock.spi import Buffer
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header
+from penstock_wal_block._place import check_place, find_header, real_path
+
+_logger = logging.getLogger("penstock.wal.block")
 
 #: A file is written with zeros this far ahead of small groups: a write that extends a file costs twice as much.
 _GROWTH_BYTES = 2**20
@@ -47,8 +52,14 @@ class Device(Protocol):
         """Bytes that can be written."""
 
     @property
-    def blank(self) -> bool:
-        """Nothing but header slots was ever written."""
+    def in_place(self) -> bool:
+        """The log's path still leads to it; what is written to a file that was removed is gone at the end."""
+
+    def find_header(self, location: str) -> Header | None:
+        """The header that counts; None where nothing was ever written. Changes nothing.
+
+        Raises CorruptError, ConfigError for what isn't ours, NewerVersionError.
+        """
 
     @property
     def shareable(self) -> bool:
@@ -93,29 +104,23 @@ class FileDevice:
         io: Literal["auto", "direct", "buffered"],
         sync: Literal["fdatasync", "dsync"],
         buffer_bytes: int,
+        access: Access = ACCESSES["owner"],
     ) -> None:
         """Open or create ``path``. Raises ConfigError if it can't be used, OSError if the system refuses."""
         self._fds: list[int] = []
         self._dsync = sync == "dsync"
         try:
-            self._open(path, capacity_bytes, io, buffer_bytes)
+            self._open(real_path(path), capacity_bytes, io, buffer_bytes, access)
         except BaseException:
             self.close()
             raise
 
-    def _open(self, path: Path, capacity_bytes: int, io: str, buffer_bytes: int) -> None:
-        created = not path.exists()
-        if created:
-            _refuse_missing_device(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
-        self._fd = self._keep(os.open(path, flags, 0o600))
-        if created:
-            _sync_directory(path.parent)
+    def _open(self, path: Path, capacity_bytes: int, io: str, buffer_bytes: int, access: Access) -> None:
+        self._path = path
+        self._fd = self._keep(self._open_or_create(path, access))
         status = os.fstat(self._fd)
+        self._identity = (status.st_dev, status.st_ino)
         self.is_block_device = stat.S_ISBLK(status.st_mode)
-        if not self.is_block_device and not stat.S_ISREG(status.st_mode):
-            raise ConfigError(f"the wal must be a regular file or a block device: path={path}")
         self._extent = self._size()
         if self.is_block_device and self._extent < capacity_bytes:
             raise ConfigError(
@@ -134,11 +139,35 @@ class FileDevice:
         self._header_buffer = mmap.mmap(-1, HEADER_AREA_BYTES)
         self._zeros = mmap.mmap(-1, _GROWTH_BYTES)
 
+    @staticmethod
+    def _open_or_create(path: Path, access: Access) -> int:
+        """Never through a link, and never a file that somebody else made in between."""
+        if not check_place(path):
+            make_directories(path.parent, access)
+            try:
+                fd = create_file(path, os.O_RDWR, access)
+            except FileExistsError:
+                pass  # another broker, at the same time
+            else:
+                _sync_directory(path.parent)
+                return fd
+        fd = open_own(path, os.O_RDWR, block_device=True)
+        if not stat.S_ISBLK(os.fstat(fd).st_mode) and (mode := excess_mode(fd, access)):
+            _logger.warning(
+                "records in the wal can be read by others, take that from them (chmod go-rwx), or set "
+                "broker.data_access if they may: path=%s mode=%s",
+                path,
+                mode,
+            )
+        return fd
+
     def _open_direct(self, path: Path, io: str) -> int:
         if io == "buffered":
             return -1
         try:
-            fd = self._keep(os.open(path, os.O_RDWR | os.O_CLOEXEC | getattr(os, "O_DIRECT", 0)))
+            fd = self._keep(open_own(path, os.O_RDWR | getattr(os, "O_DIRECT", 0), block_device=True))
+            if not os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+                raise OSError(errno.ESTALE, "the file was replaced while it was opened")
             os.preadv(fd, [mmap.mmap(-1, BLOCK_BYTES)], 0)
         except OSError as error:
             if io == "auto" and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
@@ -166,11 +195,41 @@ class FileDevice:
         return self._direct_fd >= 0
 
     @property
-    def blank(self) -> bool:
+    def in_place(self) -> bool:
         """See :class:`Device`."""
         if self.is_block_device:
-            return not any(self.read_header_area())
-        return self._size() <= HEADER_AREA_BYTES
+            return True
+        try:
+            status = os.lstat(self._path)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True  # it can't be told
+        return (status.st_dev, status.st_ino) == self._identity
+
+    def find_header(self, location: str) -> Header | None:
+        """See :class:`Device`."""
+        header = find_header(
+            self.read_header_area(),
+            self._size(),
+            lambda offset, size: os.pread(self._fd, size, offset),
+            location,
+            is_block_device=self.is_block_device,
+        )
+        if header is None and self.is_block_device:
+            self._refuse_used_device()
+        return header
+
+    def _refuse_used_device(self) -> None:
+        """The system knows what it uses a device for, whatever is on it (open(2), O_EXCL on block devices)."""
+        try:
+            os.close(os.open(self._path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise
+            raise ConfigError(
+                f"the device for the wal is in use, mounted or as part of a volume, choose another: path={self._path}"
+            ) from error
 
     @property
     def shareable(self) -> bool:
@@ -311,13 +370,6 @@ class FileDevice:
                 return False
             raise
         return True
-
-
-def _refuse_missing_device(path: Path) -> None:
-    """A file in its place would be in memory, and nobody would notice before the power goes."""
-    path = path.resolve()
-    if path.is_relative_to("/dev") and not path.is_relative_to("/dev/shm"):  # noqa: S108 - tmpfs, by wish
-        raise ConfigError(f"there is no such device for the wal, is the path right? path={path}")
 
 
 def _sync_directory(path: Path) -> None:

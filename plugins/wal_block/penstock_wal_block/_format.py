@@ -7,7 +7,15 @@ version where they are; and as an opening writes a header first, that tells whet
 
 from __future__ import annotations
 
-__all__ = ("BLOCK_BYTES", "HEADER_AREA_BYTES", "Header", "newest_header", "newest_of", "parse_slots")
+__all__ = (
+    "BLOCK_BYTES",
+    "HEADER_AREA_BYTES",
+    "Header",
+    "is_begun",
+    "newest_header",
+    "newest_of",
+    "parse_slots",
+)
 
 import struct
 from collections.abc import Iterable
@@ -142,6 +150,12 @@ class Header:
             sealed=bool(flags & _SEALED),
             clean=bool(flags & _CLEAN),
         )
+
+
+def is_begun(area: Buffer) -> bool:
+    """Whether creating a log broke off while its first header was written: in slot 1, and nothing else."""
+    first, second = area[:BLOCK_BYTES], area[BLOCK_BYTES:HEADER_AREA_BYTES]
+    return not any(first) and second[: len(_MAGIC)] == _MAGIC
 
 
 def parse_slots(area: Buffer, location: str) -> list[Header | None]:

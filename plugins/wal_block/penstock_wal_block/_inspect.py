@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from penstock.errors import CorruptError, NotFoundError, UnavailableError
+from penstock.files import open_own
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
 from penstock.threads import run_in_thread
@@ -19,11 +20,11 @@ from penstock_wal_block._format import (
     BLOCK_BYTES,
     HEADER_AREA_BYTES,
     Header,
-    newest_header,
     newest_of,
     parse_slots,
 )
 from penstock_wal_block._log import CachedReader
+from penstock_wal_block._place import check_place, find_header, real_path
 from penstock_wal_block._settings import Settings
 
 
@@ -170,24 +171,19 @@ async def identify_wal(settings: Settings, services: Services) -> str | None:
 
 
 def _identify(path: Path) -> str | None:
-    if not path.exists():
+    """What opening would refuse is refused here, before anybody has changed anything."""
+    path = real_path(path)
+    if not check_place(path):
         return None
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-        return None  # for opening to refuse
     with _ReadOnlyFile(path) as file:
-        area = bytes(file.read(0, HEADER_AREA_BYTES))
-        size = file.size
-    header = newest_header(area, str(path))
-    if header is not None:
-        return _identity(header)
-    blank = not any(area) if stat.S_ISBLK(mode) else size <= HEADER_AREA_BYTES
-    if not blank:
-        raise CorruptError(
-            "the wal has no valid header, restore it from a copy; if the path holds nothing of value, empty it "
-            f"(delete the file, or zero the first {HEADER_AREA_BYTES} bytes of the device): path={path}"
+        header = find_header(
+            bytes(file.read(0, HEADER_AREA_BYTES)),
+            file.size,
+            lambda offset, size: bytes(file.read(offset, size)),
+            str(path),
+            is_block_device=file.is_block_device,
         )
-    return None  # nobody got as far as creating it
+    return None if header is None else _identity(header)
 
 
 def _identity(header: Header) -> str:
@@ -200,9 +196,10 @@ class _ReadOnlyFile:
 
     def __enter__(self) -> _ReadOnlyFile:
         try:
-            self._fd = os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            self._fd = open_own(self._path, os.O_RDONLY, block_device=True)
         except FileNotFoundError as error:
             raise NotFoundError(f"there is no wal: path={self._path}") from error
+        self.is_block_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         return self
 

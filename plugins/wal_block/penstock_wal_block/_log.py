@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
-from penstock.errors import ConfigError, CorruptError, FencedError, NewerVersionError
+from penstock.errors import ConfigError, CorruptError, FencedError, NewerVersionError, UnavailableError
 from penstock.spi import Buffer
 from penstock.wal import Boundaries, Cursor, DecodedGroup, Group, LogScan, encode_group
 from penstock_wal_block._device import Device
@@ -88,15 +88,10 @@ class BlockLog:
     # -- taking over ---------------------------------------------------------------------------------------
 
     def _find_header(self) -> Header:
-        header = newest_header(self._device.read_header_area(), self._location)
+        header = self._device.find_header(self._location)
         if header is not None:
             self._check_header(header)
             return header
-        if not self._device.blank:
-            raise CorruptError(
-                "the wal has no valid header; if the path holds nothing of value, empty it (delete the file, or zero "
-                f"the first {HEADER_AREA_BYTES} bytes of the device): path={self._location}"
-            )
         return Header(
             sequence=0,
             log_id=self._owner.log_id,
@@ -271,6 +266,20 @@ class BlockLog:
         self._groups_under_lock += 1
         if self._groups_under_lock == 1 or self._device.shareable:
             self._check_owner()
+            self._check_place()
+
+    def look(self) -> None:
+        """While nothing is written: raise UnavailableError if the file was removed or replaced."""
+        self.rest()  # who wrote before us left the lock to whoever comes next
+        self._check_place()
+
+    def _check_place(self) -> None:
+        """Raise UnavailableError if the file was removed or replaced: what is written to it is lost."""
+        if not self._device.in_place:
+            raise UnavailableError(
+                "the wal's file was removed or replaced while the broker ran, so nothing more is acknowledged; start "
+                f"it again: path={self._location}"
+            )
 
     def _write_ring(self, position: int, parts: Sequence[Buffer], length: int) -> None:
         offset = position % self._ring_bytes

@@ -28,6 +28,7 @@ from penstock.errors import (
     UnavailableError,
     again,
 )
+from penstock.files import Access
 from penstock.spi import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.wal import DecodedGroup, Group, GroupCommit, WriterThread
@@ -51,6 +52,8 @@ CAPABILITIES = WalCapabilities(
 _CLOSE_TIMEOUT_S = 30.0
 _SPACE_RETRY_S = (0.05, 1.0)
 _RECOVERY_BATCH_BYTES = 4 * 2**20
+#: So often an owner that writes nothing looks whether its file is still there.
+_LOOK_S = 1.0
 
 
 class BlockWal:
@@ -78,6 +81,7 @@ class BlockWal:
         self._last_group_us = 0
         self._closing = threading.Event()
         self._drained: anyio.Event | None = None
+        self._next_look: asyncio.TimerHandle | None = None
 
     @property
     def capabilities(self) -> WalCapabilities:
@@ -240,6 +244,24 @@ class BlockWal:
     #: Set in the thread at the first fatal error: no later group may be written past the missing one.
     _failed: Exception | None = None
 
+    def look_later(self) -> None:
+        """Notice that the file was removed or replaced while nothing is written; a writer notices by itself."""
+        self._next_look = self._loop.call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        def done(_: None, error: Exception | None) -> None:
+            if self._commit.state != "open":
+                return
+            if isinstance(error, PenstockError):
+                self._fail(error)
+                return
+            if error is not None:
+                _logger.debug("the wal's place can't be looked at: path=%s error=%s", self._location, error)
+            self.look_later()
+
+        if self._commit.state == "open":
+            self._thread.submit(self._log.look, done)
+
     def _stall(self, error: OSError) -> None:
         _logger.warning(
             "the wal waits for disk space, appends are refused: path=%s error=%s", self._location, error
@@ -279,6 +301,8 @@ class BlockWal:
         """Write what was appended, mark the end, answer everybody."""
         self._commit.close()
         self._closing.set()
+        if self._next_look is not None:
+            self._next_look.cancel()
         with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True):
             self._drained = anyio.Event()
             self._pump()
@@ -317,8 +341,9 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
     device: FileDevice | None = None
     try:
         async with WriterThread("penstock-wal") as thread:
-            device = await thread.run(lambda: _open_device(path, settings))
+            device = await thread.run(lambda: _open_device(path, settings, services.access))
             wal = await _open_block_wal(device, thread, settings, services)
+            wal.look_later()
             try:
                 yield wal
             finally:
@@ -330,7 +355,7 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
             device.close()
 
 
-def _open_device(path: Path, settings: Settings) -> FileDevice:
+def _open_device(path: Path, settings: Settings, access: Access) -> FileDevice:
     try:
         return FileDevice(
             path,
@@ -338,6 +363,7 @@ def _open_device(path: Path, settings: Settings) -> FileDevice:
             io=settings.io,
             sync=settings.sync,
             buffer_bytes=settings.group_bytes_max,
+            access=access,
         )
     except OSError as error:
         raise _open_error(path, error) from error

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header
 from penstock_wal_block._log import BlockLog, Owner
+from penstock_wal_block._place import find_header
 
 from penstock.errors import CorruptError, FencedError, FullError, NewerVersionError
 from penstock.spi import Buffer
@@ -63,9 +64,11 @@ class SimulatedDevice:
             image[offset : offset + len(data)] = data
         return image
 
-    @property
-    def blank(self) -> bool:
-        return not any(self.medium[HEADER_AREA_BYTES:])
+    in_place = True
+
+    def find_header(self, location: str) -> Header | None:
+        size = len(self.medium) if any(self.medium[HEADER_AREA_BYTES:]) else HEADER_AREA_BYTES
+        return find_header(self.read_header_area(), size, lambda *_: b"", location, is_block_device=False)
 
     def read_header_area(self) -> bytes:
         return bytes(self._current()[:HEADER_AREA_BYTES])
