@@ -103,7 +103,7 @@ def fill(directory: Path, leave: int = 0) -> Path:
     "which",
     ["both", pytest.param("wal", marks=pytest.mark.slow), pytest.param("objects", marks=pytest.mark.slow)],
 )
-def test_disk_full(serve: ServeFactory, tmpfs: Callable[[int], Path], tmp_path: Path, which: str) -> None:
+def test_disk_full(tmpfs: Callable[[int], Path], serve: ServeFactory, tmp_path: Path, which: str) -> None:
     """With WAL and objects on a full disk, or one of them: no loss, one sentence, and on when there is room."""
     disk = tmpfs(64 * 2**20)
     data_dir = disk / "data" if which == "both" else tmp_path / "data"
@@ -128,7 +128,7 @@ def test_disk_full(serve: ServeFactory, tmpfs: Callable[[int], Path], tmp_path: 
     finish(broker, ledger)
 
 
-def test_disk_full_at_start(serve: ServeFactory, tmpfs: Callable[[int], Path]) -> None:
+def test_disk_full_at_start(tmpfs: Callable[[int], Path], serve: ServeFactory) -> None:
     """A start without space says so, can be stopped, and goes on by itself when there is space."""
     disk = tmpfs(40 * 2**20)
     filler = fill(disk)

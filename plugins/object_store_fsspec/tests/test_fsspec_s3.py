@@ -1,31 +1,22 @@
-"""S3 against moto in a process of its own; skipped where moto or s3fs isn't installed.
-
-moto's conditional writes are check-then-act, so these tests prove the requests, not exclusivity.
-"""
+"""S3 against a real server in a process of its own (``tests/s3_server.py``)."""
 
 from __future__ import annotations
 
-import importlib.util
-import socket
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import anyio
 import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
+from tests.s3_server import S3Server, serving_s3
 
 from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError, NotFoundError
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 
-_installed = all(importlib.util.find_spec(name) is not None for name in ("moto", "flask", "s3fs"))
-needs_moto = pytest.mark.skipif(not _installed, reason="needs pip install 'moto[server]' s3fs")
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
@@ -35,46 +26,32 @@ def anyio_backend() -> str:
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as server:
-        assert server.stderr is not None
-        try:
-            for line in server.stderr:  # werkzeug says so once it listens
-                if "Running on" in line:
-                    break
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            server.terminate()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    pytest.importorskip("s3fs", reason="needs pip install 'penstock[s3]'")
+    with serving_s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def endpoint(server: S3Server) -> str:
+    return server.endpoint_url
 
 
 def _open(url: str, endpoint: str, **options: Any) -> AbstractAsyncContextManager[ObjectStore]:
     services = Services(
         node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
     )
-    options = {"key": "the-key", "secret": "the-secret", "endpoint_url": endpoint, **options}
+    options = {"key": S3Server.access_key, "secret": S3Server.secret_key, "endpoint_url": endpoint, **options}
     settings = Settings(url=url, options=options, retry_budget_ms="1s", request_timeout_ms="10s")  # type: ignore[arg-type]
     return penstock_register_object_store().open(settings, services)
 
 
 @pytest.fixture
-async def store(endpoint: str) -> AsyncIterator[ObjectStore]:
-    import s3fs
-
-    name = f"bucket-{uuid4().hex}"
-    filesystem = s3fs.S3FileSystem(
-        key="k", secret="s", endpoint_url=endpoint, asynchronous=True, skip_instance_cache=True
-    )
-    session = await filesystem.set_session()
-    await filesystem._call_s3("create_bucket", Bucket=name)
-    await session.close()
-    async with _open(f"s3://{name}/some/prefix", endpoint) as opened:
+async def store(server: S3Server) -> AsyncIterator[ObjectStore]:
+    async with _open(f"s3://{server.make_bucket()}/some/prefix", server.endpoint_url) as opened:
         yield opened
 
 
-@needs_moto
 async def test_s3_objects(store: ObjectStore) -> None:
     await store.put("a/b", [b"0123", memoryview(b"456789")])
     assert bytes(await store.get("a/b")) == b"0123456789"
@@ -96,7 +73,6 @@ async def test_s3_objects(store: ObjectStore) -> None:
     assert bytes(await store.get("empty")) == b""
 
 
-@needs_moto
 async def test_s3_put_if_absent(store: ObjectStore) -> None:
     assert store.capabilities.put_if_absent
     await store.put_if_absent("k", [b"first"])
@@ -105,7 +81,6 @@ async def test_s3_put_if_absent(store: ObjectStore) -> None:
     assert bytes(await store.get("k")) == b"first"
 
 
-@needs_moto
 async def test_s3_listing_and_deletion(store: ObjectStore) -> None:
     names = ["a-b", "a.b", "a/b", "a/c/d", "a0"]
     for name in names:
@@ -117,7 +92,6 @@ async def test_s3_listing_and_deletion(store: ObjectStore) -> None:
     await store.delete([])
 
 
-@needs_moto
 async def test_s3_upload_in_parts(store: ObjectStore) -> None:
     upload = await store.create_multipart("k")
     parts = [bytes([number]) * (3 * 2**20) for number in range(7)]
@@ -133,7 +107,6 @@ async def test_s3_upload_in_parts(store: ObjectStore) -> None:
     assert [info.key async for info in store.list()] == ["k"]
 
 
-@needs_moto
 async def test_s3_a_missing_bucket_is_one_sentence_without_secrets(endpoint: str) -> None:
     with pytest.raises(ConfigError, match="the bucket doesn't exist") as caught:
         async with _open("s3://no-such-bucket", endpoint):
@@ -141,7 +114,6 @@ async def test_s3_a_missing_bucket_is_one_sentence_without_secrets(endpoint: str
     assert "the-secret" not in str(caught.value)
 
 
-@needs_moto
 async def test_s3_a_cancelled_get_leaves_the_store_usable(store: ObjectStore) -> None:
     await store.put("k", [bytes(2**20)])
     async with anyio.create_task_group() as tasks:
@@ -168,7 +140,7 @@ def test_a_missing_extra_names_the_command(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_options_are_not_shown() -> None:
-    options = {"key": "the-key", "secret": "the-secret"}
+    options = {"key": S3Server.access_key, "secret": S3Server.secret_key}
     assert "the-secret" not in repr(Settings(url="s3://bucket", options=options))
     with pytest.raises(ValueError, match="nearest is secret") as caught:
         Settings(url="s3://bucket", options={"secrt": "the-secret"})

@@ -1,0 +1,58 @@
+"""What all tests need of the process that runs them; ``tests/keeper.py`` says how a run ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+import time
+from collections.abc import Generator
+from pathlib import Path
+
+import hypothesis.database
+import pytest
+from tests.fetched import cache_dir
+from tests.keeper import MARK, Keeper, marked, remove_abandoned
+
+#: Python's own helpers (fork server, resource tracker) end with the process that they help.
+_HELPERS = "from multiprocessing."
+_LEFT_S = 10.0
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Prepare the process of the run, and each worker's."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        # A shell that starts a job in the background has it ignored, and so would our children.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.settings.register_profile(
+        "busy",
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        database=hypothesis.database.DirectoryBasedExampleDatabase(cache_dir() / "hypothesis"),
+    )
+    hypothesis.settings.load_profile("busy")
+    if not hasattr(config, "workerinput"):
+        remove_abandoned()
+        keeper = Keeper()
+        config.add_cleanup(keeper.close)
+        os.environ[MARK] = os.environ["TMPDIR"] = tempfile.tempdir = str(keeper.root)
+
+
+@pytest.hookimpl(wrapper=True, trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
+    """A run that leaves a process behind has failed, although the keeper is going to end it."""
+    yield
+    root = os.environ[MARK]
+    if session.exitstatus == pytest.ExitCode.INTERRUPTED or hasattr(session.config, "workerinput"):
+        return
+    deadline = time.monotonic() + _LEFT_S
+    while left := [command for command in marked(Path(root)).values() if _HELPERS not in command]:
+        if time.monotonic() > deadline:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+            reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+            if reporter is not None:
+                reporter.write_line("\nFAILED: the tests left processes behind:", red=True)
+                for command in left:
+                    reporter.write_line(f"  {command}")
+            return
+        time.sleep(0.1)

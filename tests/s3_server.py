@@ -1,0 +1,157 @@
+"""A real S3 server for tests: versitygw where Go is there to build it, ministack otherwise.
+
+Both hold what conditional writes promise, at every size. versitygw keeps objects as files, so it can be killed and
+started again; ministack keeps them in memory.
+"""
+
+from __future__ import annotations
+
+__all__ = ("S3Server", "serving_s3")
+
+import contextlib
+import itertools
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from tests.fetched import go_program, python_environment
+from tests.patience import HANG_S
+
+VERSITYGW = ("github.com/versity/versitygw/cmd/versitygw", "v1.8.0")
+MINISTACK = "ministack==1.5.33"
+_STARTS_MAX = 5
+
+
+class S3Server:
+    """An S3 server on this host; its buckets are gone with ``directory``."""
+
+    access_key = "the-key"
+    secret_key = "the-secret"
+    region = "us-east-1"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.kind, self._program = _find(directory)
+        self.port = 0
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+
+    @property
+    def endpoint_url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start, on the port that it had before if it was started before, and return when it answers."""
+        for _ in range(_STARTS_MAX):  # somebody may take a free port before it does
+            port = self.port or _free_port()
+            with (self.directory / "log").open("ab") as log:
+                self._process = subprocess.Popen(
+                    self._command(port),
+                    cwd=self.directory,
+                    env={**os.environ, **self._environment(port)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            if self._answers(port):
+                self.port = port
+                return
+        raise AssertionError(f"{self.kind} doesn't start:\n{self.printed}")
+
+    def kill(self) -> None:
+        """SIGKILL, as a power loss of the store would be."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait(HANG_S)
+            self._process = None
+
+    @property
+    def printed(self) -> str:
+        return (self.directory / "log").read_text(errors="replace")
+
+    def make_bucket(self, name: str | None = None) -> str:
+        """A new bucket; its name."""
+        import botocore.config
+        import botocore.session
+
+        name = name or f"bucket-{next(self._numbers)}"
+        session = botocore.session.Session()
+        client = session.create_client(
+            "s3",
+            endpoint_url=self.endpoint_url,
+            region_name=self.region,
+            aws_access_key_id=self.access_key,
+            aws_secret_access_key=self.secret_key,
+            config=botocore.config.Config(s3={"addressing_style": "path"}, read_timeout=HANG_S),
+        )
+        with contextlib.closing(client):
+            client.create_bucket(Bucket=name)
+        return name
+
+    def _command(self, port: int) -> list[str]:
+        if self.kind == "ministack":
+            return [str(self._program)]
+        (self.directory / "buckets").mkdir(exist_ok=True)
+        return [str(self._program), "--port", f"127.0.0.1:{port}", "posix", str(self.directory / "buckets")]
+
+    def _environment(self, port: int) -> dict[str, str]:
+        if self.kind == "ministack":
+            return {"BIND_HOST": "127.0.0.1", "GATEWAY_PORT": str(port), "HOME": str(self.directory)}
+        return {"ROOT_ACCESS_KEY": self.access_key, "ROOT_SECRET_KEY": self.secret_key}
+
+    def _answers(self, port: int) -> bool:
+        assert self._process is not None
+        deadline = time.monotonic() + HANG_S
+        while self._process.poll() is None:
+            assert time.monotonic() < deadline, f"{self.kind} is there and doesn't answer:\n{self.printed}"
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{port}/", timeout=HANG_S):
+                    return True
+            except urllib.error.HTTPError as error:
+                error.close()
+                return True  # it wants a signature
+            except OSError:
+                time.sleep(0.05)
+        return False
+
+
+@contextmanager
+def serving_s3(directory: Path) -> Iterator[S3Server]:
+    """A running server with its files in ``directory``; skips where none can be had."""
+    pytest.importorskip("botocore", reason="needs pip install 'penstock[s3]'")
+    server = S3Server(directory)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.kill()
+
+
+def _find(directory: Path) -> tuple[str, Path]:
+    """The server to run; the reasons for both are in the skip when there is none."""
+    try:
+        os.setxattr(directory, "user.penstock", b"1")  # versitygw keeps what belongs to an object there
+        return "versitygw", go_program(*VERSITYGW)
+    except OSError as error:
+        why = f"versitygw: no extended attributes in {directory}: {error}"
+    except pytest.skip.Exception as skipped:
+        why = f"versitygw: {skipped.msg}"
+    try:
+        return "ministack", python_environment(MINISTACK) / "ministack"
+    except pytest.skip.Exception as skipped:
+        pytest.skip(f"no S3 server; {why}; ministack: {skipped.msg}")
+
+
+def _free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        assert isinstance(port, int)
+        return port

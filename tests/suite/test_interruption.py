@@ -1,0 +1,157 @@
+"""A run of the tests leaves no process and no file behind, however it ends."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from tests import keeper
+from tests.patience import HANG_S
+
+REPOSITORY = Path(__file__).parents[2]
+#: Brokers, clients, a loop device, a mount, conformance in processes of its own.
+PART = (
+    "tests/integration/test_crash.py::test_large_batches_survive_kills",
+    "tests/integration/test_faults.py::test_disk_full",
+    "tests/integration/test_faults.py::test_store_down",
+    "tests/conformance/test_on_devices.py",
+)
+
+
+def eventually(holds: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + HANG_S
+    while not holds():
+        assert time.monotonic() < deadline, f"never came: {what}"
+        time.sleep(0.05)
+
+
+def processes(temporary: Path) -> list[str]:
+    """The command lines of all that was started with this directory for temporary files, or below it."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+            if any(one.startswith(f"TMPDIR={temporary}".encode()) for one in environment):
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue  # no process, or it ended
+    return found
+
+
+def changes() -> str:
+    """What git sees in the repository."""
+    done = subprocess.run(
+        ["git", "status", "--porcelain", "--ignored"], cwd=REPOSITORY, capture_output=True, text=True
+    )
+    return "\n".join(line for line in done.stdout.splitlines() if "__pycache__" not in line)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Iterator[Path]:
+    directory = tmp_path / "t"
+    directory.mkdir()
+    yield directory
+    assert processes(directory) == []
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize(
+    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["SIGINT", "SIGTERM", "SIGKILL"]
+)
+def test_an_interrupted_run_leaves_nothing(temporary: Path, number: signal.Signals, workers: int) -> None:
+    """At a random moment, to the process of the run alone; its keeper ends and removes the rest."""
+    before = changes()
+    command = [sys.executable, "-m", "pytest", "-q", "-x", f"-n{workers}", "--dist=loadfile", *PART]
+    run = subprocess.Popen(
+        command,
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(temporary)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    try:
+        wanted = " penstock "
+        eventually(lambda: any(wanted in one for one in processes(temporary)), "a first broker")
+        time.sleep(random.uniform(0, 3))
+        assert run.poll() is None, "the part of the suite is too short to be interrupted"
+        run.send_signal(number)
+        output, _ = run.communicate(timeout=HANG_S)
+    finally:
+        run.kill()
+        run.wait()
+    assert run.returncode == (2 if number == signal.SIGINT else -number), output
+    eventually(lambda: processes(temporary) == [], "the end of every process")
+    assert list(temporary.iterdir()) == []
+    assert not [
+        point for point in Path("/proc/self/mountinfo").read_text().split() if str(temporary) in point
+    ]
+    backing = Path("/sys/block").glob("loop*/loop/backing_file")
+    assert not [path for path in backing if path.read_text().startswith(str(temporary))]
+    assert changes() == before
+
+
+def test_a_run_that_leaves_a_process_fails_and_names_it(temporary: Path) -> None:
+    """The keeper ends it all the same."""
+    part = temporary / "test_leaves.py"
+    part.write_text(
+        "import subprocess\n"
+        "def test_leaves():\n"
+        "    subprocess.Popen(['sleep', '1234.5'], start_new_session=True)\n"
+    )
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-c", str(REPOSITORY / "pyproject.toml")]
+    done = subprocess.run(
+        [*command, f"--confcutdir={REPOSITORY}", "--rootdir", str(REPOSITORY), "-p", "conftest", str(part)],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(REPOSITORY)},
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+    )
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "FAILED: the tests left processes behind" in done.stdout
+    assert "sleep 1234.5" in done.stdout
+    assert "1 passed" in done.stdout
+    assert processes(temporary) == []
+    assert [path.name for path in temporary.iterdir() if path.name != "__pycache__"] == [part.name]
+
+
+def test_the_root_of_a_run_that_lost_its_keeper_is_removed_by_the_next_one(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not while its run is there, nor when it is somebody else's."""
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    running = keeper.Keeper()
+    try:
+        (running.root / "file").touch()
+        abandoned = Path(tempfile.mkdtemp(prefix="penstock-tests-"))
+        (abandoned / "folder").mkdir()
+        (abandoned / "folder" / "file").touch()
+        (abandoned / "folder").chmod(0)
+        another = Path(tempfile.mkdtemp(prefix="another-"))
+        link = temporary / "penstock-tests-link"
+        link.symlink_to(another)
+        for path in (running.root, abandoned, another):
+            os.utime(path, (0, 0))
+        child = subprocess.Popen(["sleep", "1234"], env={keeper.MARK: str(abandoned)})
+        try:
+            keeper.remove_abandoned()
+            assert child.wait(HANG_S) == -signal.SIGKILL
+        finally:
+            child.kill()
+            child.wait()
+        assert not abandoned.exists()
+        assert another.is_dir()
+        assert (running.root / "file").exists()
+    finally:
+        running.close()
+    assert not running.root.exists()
