@@ -49,6 +49,53 @@ def cli(broker: ServeProcess) -> Cli:
     return Cli(broker)
 
 
+def test_produce_gives_up_at_its_timeout_and_counts_only_what_was_acknowledged(
+    cli: Cli, broker: ServeProcess
+) -> None:
+    cli.run("topic", "create", "lines")
+    cli.run("produce", "lines", text=b"one\ntwo\n")
+    assert "produced 2 records (6B) to lines" in cli.error
+    producing = cli.start("produce", "lines", "--timeout", "1", "--linger-ms", "0")
+    assert producing.stdin is not None
+    producing.stdin.write(b"three\n")
+    producing.stdin.flush()
+    cli.run("consume", "lines", "-c", "3")  # returns when the third is there
+    broker.signal(signal.SIGSTOP)
+    try:
+        _, error = producing.communicate(b"four\n", timeout=TIMEOUT_S)
+    finally:
+        broker.signal(signal.SIGCONT)
+    assert producing.returncode == 1
+    assert b"1 record not written" in error
+    assert b"produced 1 record (5B) to lines" in error
+
+
+def test_objects_are_listed_with_what_is_still_wanted_in_them(cli: Cli, broker: ServeProcess) -> None:
+    for topic in ("kept", "dropped"):
+        cli.run("topic", "create", topic)
+        cli.run("produce", topic, text=b"x" * 5000 + b"\n")
+    assert broker.terminate() == 0
+    broker.start()
+    cli.run("topic", "delete", "dropped")
+    command = ["object", "list", "--set", f"broker.data_dir={broker.data_dir}"]
+    shown = subprocess.run(
+        [sys.executable, "-m", "penstock", *command, "--json"],
+        capture_output=True,
+        check=True,
+        timeout=TIMEOUT_S,
+    )
+    (shared,) = [row for row in json.loads(shown.stdout) if "kept" in row["topics"]]
+    assert shared["topics"] == ["kept"]
+    assert shared["state"] == "committed"
+    assert shared["size_bytes"] > 10_000 > shared["live_bytes"] > 5_000
+    told = subprocess.run(
+        [sys.executable, "-m", "penstock", *command, "--topic", "kept"],
+        capture_output=True,
+        timeout=TIMEOUT_S,
+    )
+    assert b"1 object in use, " in told.stdout
+
+
 def test_topics_from_creation_to_deletion(cli: Cli) -> None:
     assert "created topic orders with 3 partitions" in cli.run(
         "topic", "create", "orders", "-P", "3", "--config", "retention.ms=86400000"

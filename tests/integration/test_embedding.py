@@ -312,7 +312,7 @@ def test_sync_broker_cleans_up_when_its_start_fails(tmp_path: Path) -> None:
 # --- the pytest fixture
 
 
-def run_pytest(folder: Path, configuration: str, tests: str) -> str:
+def run_pytest(folder: Path, configuration: str, tests: str, code: int = 0) -> str:
     """Somebody else's test run, in a process of its own."""
     (folder / "pytest.ini").write_text("[pytest]\nfilterwarnings = error\n" + textwrap.dedent(configuration))
     (folder / "test_somebody.py").write_text(textwrap.dedent(tests))
@@ -328,8 +328,8 @@ def run_pytest(folder: Path, configuration: str, tests: str) -> str:
         text=True,
         timeout=90,
     )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout + result.stderr
 
 
 USING_THE_FIXTURE = """
@@ -375,6 +375,34 @@ def test_fixture_can_be_shared_and_configured(tmp_path: Path) -> None:
             topics.partitions=3
     """
     assert "3 passed" in run_pytest(tmp_path, configuration, tests)
+
+
+@pytest.mark.parametrize(
+    ("ini", "sentence"),
+    [
+        (
+            "penstock_broker_scope = tests",
+            "penstock_broker_scope is one of function, class, module, package, session",
+        ),
+        (
+            "penstock_broker_storage = disk",
+            "penstock_broker_storage is one of memory, directory: value='disk'",
+        ),
+        (
+            "penstock_broker_set = topics.partitons=3",
+            "penstock_broker_set: --set topics.partitons: topics.partitons is no configuration key, the nearest",
+        ),
+        (
+            "penstock_broker_set = wal.capacity=1KiB",
+            "penstock_broker_set: --set wal.capacity: wal.capacity must be",
+        ),
+    ],
+)
+def test_a_wrong_ini_value_is_one_sentence_and_exit_code_2(tmp_path: Path, ini: str, sentence: str) -> None:
+    tests = "def test_one(penstock_broker): pass"
+    output = run_pytest(tmp_path, ini, tests, code=2)
+    assert sentence in output
+    assert "Traceback" not in output
 
 
 def test_pytest_plugin_costs_other_test_runs_nothing(tmp_path: Path) -> None:

@@ -575,8 +575,8 @@ def test_template_has_every_key_at_its_default(tmp_path: Path) -> None:
 
 
 def test_template_of_another_cloud_is_refused() -> None:
-    with pytest.raises(ConfigError, match="those there are: local: cloud='aws'"):
-        init_template("aws")
+    with pytest.raises(ConfigError, match=r"those there are: local, aws, .*: cloud='moon'"):
+        init_template("moon")
 
 
 def test_key_rows_name_type_default_and_help() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -110,21 +111,45 @@ def test_template_of_the_real_plugins_passes_the_check(tmp_path: Path) -> None:
         ), kind
 
 
-def test_wheel_holds_only_penstock(tmp_path: Path) -> None:
-    pytest.importorskip("hatchling", reason="the build backend isn't installed here")
-    build = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "--outdir",
-        str(tmp_path),
-        str(REPOSITORY),
-    ]
+def build_wheel(source: Path, output: Path) -> Path:
+    for module in ("hatchling", "hatch_fancy_pypi_readme"):
+        pytest.importorskip(module, reason="the build backend isn't installed here")
+    build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(output), str(source)]
     result = subprocess.run(build, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    (wheel,) = tmp_path.glob("*.whl")
+    (wheel,) = output.glob("*.whl")
+    return wheel
+
+
+def test_readme_on_a_package_index_has_no_link_that_leads_nowhere(tmp_path: Path) -> None:
+    with zipfile.ZipFile(build_wheel(REPOSITORY, tmp_path)) as archive:
+        (metadata,) = [name for name in archive.namelist() if name.endswith(".dist-info/METADATA")]
+        text = archive.read(metadata).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+def test_image_is_built_from_what_the_build_context_lets_through(tmp_path: Path) -> None:
+    """The Dockerfile's first stage, without a container engine: the wheel comes out of what .dockerignore admits."""
+    lines = (REPOSITORY / ".dockerignore").read_text().split()
+    admitted = [line[1:] for line in lines if line.startswith("!")]
+    assert lines[0] == "**"
+    context = tmp_path / "context"
+    context.mkdir()
+    for name in admitted:
+        source = REPOSITORY / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("tests", "__pycache__", "*.so")
+            shutil.copytree(source, context / name, ignore=ignored)
+        elif source.exists():
+            shutil.copy(source, context / name)
+    with zipfile.ZipFile(build_wheel(context, tmp_path)) as archive:
+        assert "penstock/cli/serve.py" in archive.namelist()
+
+
+def test_wheel_holds_only_penstock(tmp_path: Path) -> None:
+    wheel = build_wheel(REPOSITORY, tmp_path)
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}

@@ -64,13 +64,21 @@ def run(function: Callable[[], Awaitable[T]]) -> T:
 
 
 @asynccontextmanager
-async def connect(bootstrap_servers: str, *, client_id: str = "penstock-cli") -> AsyncIterator[Cluster]:
-    """The cluster at ``bootstrap_servers``."""
+async def connect(
+    bootstrap_servers: str, *, client_id: str = "penstock-cli", timeout_s: float = 30.0
+) -> AsyncIterator[Cluster]:
+    """The cluster at ``bootstrap_servers``; one request, or its retries, take at most ``timeout_s`` seconds."""
     from penstock.client import ClientSettings, Cluster
 
-    async with Cluster.open(
-        ClientSettings(bootstrap_servers=bootstrap_servers, client_id=client_id)
-    ) as cluster:
+    defaults = ClientSettings()
+    settings = ClientSettings(
+        bootstrap_servers=bootstrap_servers,
+        client_id=client_id,
+        connect_timeout_s=min(timeout_s, defaults.connect_timeout_s),
+        request_timeout_s=timeout_s,
+        retry_timeout_s=timeout_s,
+    )
+    async with Cluster.open(settings) as cluster:
         yield cluster
 
 

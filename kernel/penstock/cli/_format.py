@@ -11,6 +11,7 @@ __all__ = (
     "parse_offset",
     "parse_pairs",
     "parse_time_ms",
+    "parse_topic_configs",
     "parse_topic_partitions",
     "print_table",
     "table_lines",
@@ -21,6 +22,7 @@ import base64
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -28,6 +30,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 
 from penstock.errors import InvalidRequestError
+from penstock.units import parse_duration_ms, parse_size
 
 if TYPE_CHECKING:
     from penstock.wire.records import Record
@@ -100,6 +103,25 @@ def parse_pairs(items: Iterable[str], option: str) -> list[tuple[str, str]]:
             raise InvalidRequestError(f"{option} wants name=value: value={item}")
         pairs.append((name, value))
     return pairs
+
+
+def parse_topic_configs(items: Iterable[str], option: str) -> dict[str, str]:
+    """Topic configs, ``name=value`` each, as Kafka writes them.
+
+    Where Kafka wants milliseconds or bytes (the name ends in ``.ms`` or ``.bytes``), a duration or a size as people
+    write them will do: ``retention.ms=7d``, ``segment.bytes=512MiB``. What is neither goes to the broker as it is.
+
+    Raises:
+        InvalidRequestError: one has no ``=`` or no name.
+    """
+    configs = {}
+    for name, value in parse_pairs(items, option):
+        parse = parse_duration_ms if name.endswith(".ms") else parse_size if name.endswith(".bytes") else None
+        if parse is not None:
+            with suppress(ValueError):  # the broker says what it wants there
+                value = str(parse(value))
+        configs[name] = value
+    return configs
 
 
 def parse_topic_partitions(text: str) -> tuple[str, list[int] | None]:

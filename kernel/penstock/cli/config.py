@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
 from penstock.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from penstock.config import Config
+    from penstock.plugins import Selection
+    from penstock.spi.object_store import ObjectInfo
 
 __all__ = ("app",)
 
@@ -24,14 +31,62 @@ def check(
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
+    connect: Annotated[
+        bool,
+        typer.Option("--connect", help="Connect to the object store, too: address, credentials, rights."),
+    ] = False,
 ) -> None:
-    """Check the configuration as `penstock serve` would, plugins' keys and combinations too."""
+    """Check the configuration as `penstock serve` would, plugins' keys and combinations too.
+
+    With --connect the object store is tried as well: a small object is written and deleted (not on local files),
+    and the store is listed. Nothing else is made or changed. The exit code is 2 when anything is wrong.
+    """
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()
     selection = setup.registry().select_all(loaded)
     plugins = ", ".join(f"{kind} {name}" for kind, name in selection.names.items())
     typer.echo(f"configuration is valid: {setup.config_path or 'defaults, environment and command line'}")
     typer.echo(f"plugins: {plugins}")
+    if connect:
+        import anyio
+
+        for line in anyio.run(_connect, loaded, selection):
+            typer.echo(line)
+
+
+async def _connect(config: Config, selection: Selection) -> list[str]:
+    """Open the object store and list it; one line per fact. Raises ConfigError for whatever goes wrong."""
+    from penstock.errors import PenstockError
+    from penstock.tools.places import open_store
+
+    try:
+        async with open_store(config, selection) as store:
+            missing = sorted(
+                {
+                    f"{kind} needs {capability}"
+                    for kind, spec in selection.specs.items()
+                    for capability in spec.requires
+                    if not getattr(store.capabilities, capability, False)
+                }
+            )
+            if missing:
+                raise ConfigError(
+                    f"the object store answers but can't do what is needed ({', '.join(missing)}), choose another: "
+                    f"location={store.location}"
+                )
+            keys = [info.key async for info in _first(store.list(""))]
+            state = f"it holds objects, the first is {keys[0]}" if keys else "it is empty"
+            claims = "yes" if store.capabilities.put_if_absent else "no"
+            return [f"object store: {store.location} answers, put-if-absent: {claims}; {state}"]
+    except PenstockError as error:
+        # also what might pass at another time: this check has failed
+        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+
+
+async def _first(items: AsyncIterator[ObjectInfo]) -> AsyncIterator[ObjectInfo]:
+    async for item in items:
+        yield item
+        return
 
 
 @app.command("explain")
@@ -61,12 +116,17 @@ def explain_keys(
 @app.command("init")
 def write_template(
     context: typer.Context,
-    cloud: Annotated[str, typer.Option("--cloud", help="Where the broker is to run: local.")] = "local",
+    cloud: Annotated[
+        str,
+        typer.Option(
+            "--cloud", metavar="NAME", help="Where objects are kept: local, aws, minio, r2, gcp, azure."
+        ),
+    ] = "local",
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File to create; stdout when left out.")
     ] = None,
 ) -> None:
-    """Write a configuration file that has every key, commented out at its default."""
+    """Write a configuration file that has every key, those at their default commented out."""
     from penstock.config import init_template
 
     text = init_template(cloud, Setup.of(context).registry())

@@ -1,14 +1,18 @@
-"""Look into an object: footer, index, data blocks, entries."""
+"""List the objects in the store, and look into one."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter, defaultdict
 from typing import Annotated, Any
 
 import anyio
 import typer
 
 from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
+from penstock.cli._format import count_text, print_table
+from penstock.units import format_size
 
 __all__ = ("app",)
 
@@ -17,7 +21,94 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 @app.callback()
 def _group() -> None:
-    """Look into an object: footer, index, data blocks, entries."""
+    """List the objects in the store, and look into one."""
+
+
+@app.command("list")
+def list_objects(
+    context: typer.Context,
+    topic: Annotated[
+        str | None,
+        typer.Option("--topic", metavar="NAME", help="Only objects that hold records of this topic."),
+    ] = None,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON array.")] = False,
+) -> None:
+    """List the objects that metadata knows: state, size, how much of it is still wanted, and by which topics.
+
+    An object goes when nothing in it is wanted any more. Until then what was deleted in it takes up space: records of
+    deleted topics, and what retention dropped.
+    """
+    setup = Setup.of(context, config, sets, plugins_dir, plugin)
+    rows = anyio.run(_list, setup, topic)
+    if as_json:
+        typer.echo(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        return
+    print_table(
+        ("OBJECT", "STATE", "SIZE", "LIVE", "TOPICS"),
+        [
+            (
+                str(row.object_id),
+                row.state,
+                format_size(row.size_bytes),
+                format_size(row.live_bytes),
+                ", ".join(row.topics) or "-",
+            )
+            for row in rows
+        ],
+    )
+    committed = [row for row in rows if row.state == "committed"]
+    size_bytes = sum(row.size_bytes for row in committed)
+    live_bytes = sum(row.live_bytes for row in committed)
+    typer.echo(
+        f"\n{count_text(len(committed), 'object')} in use, {format_size(size_bytes)}, of which "
+        f"{format_size(max(0, size_bytes - live_bytes))} were deleted or are indexes"
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ListedObject:
+    """One object; ``live_bytes`` are payload that a topic still has, at most ``size_bytes``."""
+
+    object_id: int
+    key: str
+    state: str
+    size_bytes: int
+    live_bytes: int
+    topics: list[str]
+
+
+async def _list(setup: Setup, topic: str | None) -> list[ListedObject]:
+    from penstock.errors import NotFoundError
+    from penstock.metadata.service import load_image
+    from penstock.stream.object_format import object_key
+    from penstock.tools.places import open_places
+
+    async with open_places(setup.load_config(), setup.registry()) as places:
+        image = await load_image(places.metadata_log)
+    if topic is not None and image.topic_by_name(topic) is None:
+        raise NotFoundError(f"metadata knows no topic of this name: topic={topic}")
+    live: Counter[int] = Counter()
+    holders: defaultdict[int, set[str]] = defaultdict(set)
+    for stream in image.streams.values():
+        for found in stream.ranges:
+            live[found.object_id] += found.size
+            holders[found.object_id].add(image.topics[stream.topic_id].name)
+    return [
+        ListedObject(
+            object_id=held.object_id,
+            key=object_key(held.object_id),
+            state=held.state,
+            size_bytes=held.size,
+            live_bytes=live[held.object_id],
+            topics=sorted(holders[held.object_id]),
+        )
+        for held in sorted(image.objects.values(), key=lambda held: held.object_id)
+        if topic is None or topic in holders[held.object_id]
+    ]
 
 
 @app.command("inspect")

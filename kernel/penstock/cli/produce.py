@@ -35,6 +35,8 @@ __all__ = ("app",)
 app = typer.Typer(add_completion=False)
 
 _ACKS = {"all": -1, "-1": -1, "1": 1, "0": 0}
+#: The longest that one request waits for its answer, however patient the user is.
+_STEP_TIMEOUT_S_MAX = 30.0
 _STRATEGIES = ("hash", "sticky", "round_robin")
 
 
@@ -161,7 +163,7 @@ class _Session:
         self.file = file
         self.quiet = quiet
         self.interrupted = False
-        self.value_bytes = 0
+        self.records_taken = 0
 
     async def run(self, bootstrap_server: str) -> int:
         """Everything; returns the exit code."""
@@ -170,14 +172,18 @@ class _Session:
         async with AsyncExitStack() as stack:
             fd = self._open_input(stack)
             partitioner = await stack.enter_async_context(open_partitioner(self.setup))
-            cluster = await stack.enter_async_context(connect(bootstrap_server))
+            # no single step may be more patient than the user
+            timeout_s = min(self.settings.delivery_timeout_s, _STEP_TIMEOUT_S_MAX)
+            cluster = await stack.enter_async_context(connect(bootstrap_server, timeout_s=timeout_s))
             await self._check_topic(cluster)
             producer = await stack.enter_async_context(
                 Producer.open(cluster, partitioner, self.settings, now_ms=lambda: time.time_ns() // 1_000_000)
             )
             started = time.perf_counter()
-            await self._send_until_interrupted(producer, fd)
-            self._report(producer, time.perf_counter() - started)
+            try:
+                await self._send_until_interrupted(producer, fd)
+            finally:
+                self._report(producer, time.perf_counter() - started)
             return 1 if producer.statistics.records_failed else 130 if self.interrupted else 0
 
     def _open_input(self, stack: AsyncExitStack) -> int:
@@ -226,16 +232,21 @@ class _Session:
         async for lines in read_lines(fd):
             for line in lines:
                 key, value = make(line)
-                self.value_bytes += len(line)
                 if producer.send_nowait(topic, value, key=key, headers=headers, partition=partition) is None:
                     # not to be cut short by a signal: this line was read, so it is sent
                     with anyio.CancelScope(shield=True):
                         await producer.send(topic, value, key=key, headers=headers, partition=partition)
+                self.records_taken += 1
             if producer.first_error is not None:
                 return
 
     def _report(self, producer: Producer, elapsed_s: float) -> None:
         counts = producer.statistics
+        unknown = self.records_taken - counts.records_delivered - counts.records_failed
+        if unknown:
+            sys.stderr.write(
+                f"penstock: {count_text(unknown, 'record')} not acknowledged, each may be there or not\n"
+            )
         if counts.records_failed:
             sys.stderr.write(
                 f"penstock: {count_text(counts.records_failed, 'record')} not written, the first because: "
@@ -243,8 +254,9 @@ class _Session:
             )
         if not self.quiet:
             word = "sent" if self.settings.acks == 0 else "produced"
+            size = format_size(counts.payload_bytes_delivered)
             rate = counts.records_delivered / elapsed_s if elapsed_s > 0 else 0
             sys.stderr.write(
-                f"{word} {count_text(counts.records_delivered, 'record')} ({format_size(self.value_bytes)}) "
+                f"{word} {count_text(counts.records_delivered, 'record')} ({size}) "
                 f"to {self.topic} in {elapsed_s:.2f} s, {rate:.0f} records/s\n"
             )

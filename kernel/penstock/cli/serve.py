@@ -14,6 +14,7 @@ import anyio
 import typer
 
 from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
+from penstock.cli._logging import set_up_logging
 
 if TYPE_CHECKING:
     from penstock.broker import Broker, Collector
@@ -35,8 +36,9 @@ def serve(
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
     log_level: Annotated[
-        str, typer.Option("--log-level", help="debug, info, warning or error.", metavar="LEVEL")
-    ] = "info",
+        str | None,
+        typer.Option("--log-level", metavar="LEVEL", help="debug, info, warning or error (logging.level)."),
+    ] = None,
     statistics_interval: Annotated[
         float,
         typer.Option("--statistics-interval", metavar="SECONDS", help="Log statistics this often; 0: never."),
@@ -46,12 +48,14 @@ def serve(
 
     SIGTERM and SIGINT drain: answer what is in flight, upload, commit, close. SIGUSR1 logs the statistics.
     """
-    setup = Setup.of(context, config, sets, plugins_dir, plugin)
-    _set_up_logging(log_level)
+    levels = [f"logging.level={log_level.lower()}"] if log_level is not None else []
+    setup = Setup.of(context, config, [*(sets or ()), *levels], plugins_dir, plugin)
     from penstock.broker import Broker, uvloop_installed
 
+    loaded = setup.load_config()
+    set_up_logging(loaded)
     _bound_malloc()
-    broker = Broker(setup.load_config(), registry=setup.registry())
+    broker = Broker(loaded, registry=setup.registry())
     anyio.run(
         _serve,
         broker,
@@ -119,15 +123,6 @@ def _bound_malloc() -> None:
     if mallopt is not None:
         mallopt(_M_MMAP_THRESHOLD, 128 * 1024)
         mallopt(_M_ARENA_MAX, 2)
-
-
-def _set_up_logging(level: str) -> None:
-    number = logging.getLevelNamesMapping().get(level.upper())
-    if number is None:
-        raise typer.BadParameter("choose debug, info, warning or error", param_hint="--log-level")
-    logging.basicConfig(
-        level=number, stream=sys.stderr, format="%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    )
 
 
 def _print_banner(broker: Broker, start_ms: float) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from penstock.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, JsonOption, connect, print_json, run
-from penstock.cli._format import count_text, parse_pairs, print_table
+from penstock.cli._format import count_text, parse_topic_configs, print_table
 from penstock.errors import AlreadyExistsError, InvalidRequestError
 from penstock.units import format_size
 
@@ -25,7 +25,9 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="The topic.")]
 ConfigOption = Annotated[
     list[str] | None,
-    typer.Option("--config", metavar="KEY=VALUE", help="Set one topic config; may be repeated."),
+    typer.Option(
+        "--config", metavar="KEY=VALUE", help="Set one topic config, like retention.ms=7d; may be repeated."
+    ),
 ]
 
 
@@ -43,7 +45,7 @@ def create(
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
     """Create a topic."""
-    configs = dict(parse_pairs(config or (), "--config"))
+    configs = parse_topic_configs(config or (), "--config")
 
     async def work() -> None:
         from penstock.client import Admin
@@ -211,7 +213,7 @@ def alter(
     bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
     """Change a topic's configs, or add partitions."""
-    set_to = dict(parse_pairs(config or (), "--config"))
+    set_to = parse_topic_configs(config or (), "--config")
     both = sorted(set_to.keys() & set(delete_config or ()))
     if both:
         raise InvalidRequestError(f"a config can't be set and deleted at once: config={both[0]}")

@@ -39,6 +39,7 @@ class Batch:
         "is_open",
         "log_append_time_ms",
         "partition",
+        "payload_bytes",
         "settled",
         "topic",
     )
@@ -47,6 +48,8 @@ class Batch:
         self.topic = topic
         self.partition = partition
         self.builder = builder
+        #: Keys and values of its records, as they were given.
+        self.payload_bytes = 0
         self.created_s = created_s
         self.is_open = True
         self.attempts = 0
@@ -187,12 +190,14 @@ class PartitionQueue:
         now_s: float,
     ) -> tuple[Batch, int, int]:
         """Take one record: (its batch, its index there, the bytes that the queue grew by)."""
+        payload_bytes = len(key or b"") + len(value or b"")
         batch = self._queue[-1] if self._queue else None
         if batch is not None and batch.is_open:
             before = batch.builder.size_bytes
             index = batch.builder.append(key, value, headers, timestamp_ms)
             if index is not None:
                 grown = batch.builder.size_bytes - before
+                batch.payload_bytes += payload_bytes
                 if batch.builder.size_bytes >= self._batch_bytes_max:
                     self.close_open()
                 return batch, index, grown
@@ -200,6 +205,7 @@ class PartitionQueue:
         builder = BatchBuilder(bytes_max=self._batch_bytes_max, codec=self._codec, level=self._level)
         batch = Batch(self.topic, self.partition, builder, now_s)
         builder.append(key, value, headers, timestamp_ms)
+        batch.payload_bytes = payload_bytes
         self._queue.append(batch)
         if builder.size_bytes >= self._batch_bytes_max:
             batch.is_open = False

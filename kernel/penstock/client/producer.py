@@ -64,6 +64,8 @@ class ProducerStatistics:
 
     records_delivered: int = 0
     records_failed: int = 0
+    #: Keys and values of the delivered records, as they were given.
+    payload_bytes_delivered: int = 0
     batches_sent: int = 0
     bytes_sent: int = 0
 
@@ -222,6 +224,7 @@ class Producer:
             self._room.set()
         if error is None:
             self.statistics.records_delivered += len(batch.builder)
+            self.statistics.payload_bytes_delivered += batch.payload_bytes
         else:
             self.statistics.records_failed += len(batch.builder)
             if self.first_error is None:

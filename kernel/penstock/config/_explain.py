@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -20,11 +21,15 @@ from penstock.config._check import (
     plain_type,
     redact,
 )
+from penstock.config._clouds import CLOUDS
 from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
 from penstock.spi.settings import Settings
 from penstock.units import format_duration, format_size
+
+#: Names of the keys that a piece of a template sets.
+_ACTIVE = re.compile(r"^(\w+)[\w.]* = ", re.MULTILINE)
 
 _KIND_MEANINGS = {
     "allocator": "The account of the memory that payload takes.",
@@ -182,35 +187,37 @@ def key_rows(model: type[Settings]) -> list[tuple[str, str, str, str]]:
 
 _EXAMPLES: dict[Any, Any] = {bool: False, int: 1, float: 1.0, str: "", dict: {}, list: []}
 
-_CLOUDS = ("local",)
-
 _TEMPLATE_HEAD = """\
-# Configuration of a Penstock broker that keeps everything on this machine.
+# Configuration of a Penstock broker that {keeps}.
 #
-# Every key is here, commented out, with its default (or an example where there is none). A key can also be
+# Every key is here, with its default commented out (or an example where there is none). A key can also be
 # given by a variable, PENSTOCK__SECTION__KEY, and on the command line, --set section.key=value; the command line
 # wins over variables, and they win over this file. Check with: penstock config check -c FILE
 """
 
 
 def init_template(cloud: str = "local", models: SettingsModels | None = None) -> str:
-    """A TOML file with every key commented out at its default, its meaning above it; it loads as it is.
+    """A TOML file with every key, its meaning above it; what isn't at its default for ``cloud`` isn't commented out.
 
-    With ``models``, the keys of the default plugins are in it too.
+    It loads as it is. With ``models``, the keys of the default plugins are in it too.
     Raises ConfigError when there is no template for ``cloud``.
     """
-    if cloud not in _CLOUDS:
+    if cloud not in CLOUDS:
         raise ConfigError(
-            f"there is no template for this cloud, those there are: {', '.join(_CLOUDS)}: cloud={cloud!r}"
+            f"there is no template for this cloud, those there are: {', '.join(CLOUDS)}: cloud={cloud!r}"
         )
-    parts = [_TEMPLATE_HEAD]
+    place = CLOUDS[cloud]
+    parts = [_TEMPLATE_HEAD.format(keeps=place.keeps)]
     for section, model in SECTIONS.items():
         parts.append(f"\n# {(model.__doc__ or '').strip()}\n[{section}]\n")
         parts.extend(_template_keys(model))
     for kind, name in DEFAULT_PLUGINS.items():
         parts.append(f"\n# {_KIND_MEANINGS[kind]}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
+        active = place.store if kind == "object_store" else ""
+        parts.append(active)
         if models is not None:
-            parts.extend(_template_keys(models.settings_model(kind, name)))
+            model = models.settings_model(kind, name)
+            parts.extend(_template_keys(model, but=frozenset(_ACTIVE.findall(active))))
     return "".join(parts)
 
 
@@ -224,8 +231,10 @@ def _example(field: FieldInfo) -> Any:
     return _EXAMPLES.get(plain_type(field.annotation), "")
 
 
-def _template_keys(model: type[Settings]) -> Iterator[str]:
+def _template_keys(model: type[Settings], but: frozenset[str] = frozenset()) -> Iterator[str]:
     for name, field in model.model_fields.items():
+        if name in but:
+            continue
         value = default_of(field)
         note = ""
         if value is None or value is PydanticUndefined:

@@ -229,6 +229,23 @@ class Stream(Settings):
     )
 
 
+class Logging(Settings):
+    """What `penstock serve` says while it runs; a program that embeds a broker sets up Python's logging itself."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="The least severe lines that are written."
+    )
+    format: Literal["text", "json"] = Field(
+        default="text", description="text for people, or json: one object per line, for collectors."
+    )
+    file: str | None = Field(
+        default=None,
+        min_length=1,
+        examples=["/var/log/penstock/penstock.log"],
+        description="File to append to instead of stderr; it is opened anew when it was moved away (logrotate).",
+    )
+
+
 class Plugins(Settings):
     """Plugins that are loaded although no section selects them."""
 
@@ -271,6 +288,7 @@ class Tree(BaseModel):
     topics: Topics
     groups: Groups
     stream: Stream
+    logging: Logging
     plugins: Plugins
     allocator: PluginChoice
     object_store: PluginChoice
@@ -289,5 +307,6 @@ SECTIONS: dict[str, type[Settings]] = {
     "topics": Topics,
     "groups": Groups,
     "stream": Stream,
+    "logging": Logging,
     "plugins": Plugins,
 }

@@ -19,13 +19,15 @@ the fixture is used.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
     from penstock.broker import SyncBroker
 
+_STORAGES = ("memory", "directory")
 _SCOPES = ("function", "class", "module", "package", "session")
 
 
@@ -38,11 +40,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Refuse a wrong ini value before anything is collected: one sentence, exit code 2."""
+    for name, choices in (("penstock_broker_scope", _SCOPES), ("penstock_broker_storage", _STORAGES)):
+        value = config.getini(name)
+        if value not in choices:
+            _refuse(f"{name} is one of {', '.join(choices)}: value={value!r}")
+
+
+def _refuse(sentence: str) -> NoReturn:
+    pytest.exit(f"penstock: {sentence}", returncode=2)
+
+
 def _scope(fixture_name: str, config: pytest.Config) -> Any:
-    scope = config.getini("penstock_broker_scope")
-    if scope not in _SCOPES:
-        raise pytest.UsageError(f"penstock_broker_scope is one of {', '.join(_SCOPES)}: value={scope}")
-    return scope
+    return config.getini("penstock_broker_scope")
 
 
 @pytest.fixture(scope=_scope)
@@ -52,19 +63,21 @@ def penstock_broker(
     """A Kafka broker in this process, on a free port; see ``bootstrap_servers``."""
     from penstock.broker import SyncBroker
     from penstock.config import load_config
+    from penstock.errors import ConfigError
 
     data_dir = tmp_path_factory.mktemp("penstock")
-    storage = request.config.getini("penstock_broker_storage")
-    if storage not in ("memory", "directory"):
-        raise pytest.UsageError(f"penstock_broker_storage is memory or directory: value={storage}")
-    overrides: dict[str, Any] = {
-        "broker.data_dir": str(data_dir),
-        "listener.bind": "127.0.0.1:0",
-        "groups.initial_rebalance_delay": "0ms",
-        "wal.capacity": "64MiB",
-    }
-    if storage == "memory":
-        overrides["object_store.url"] = f"memory://{data_dir.name}-{id(request)}"
-    config = load_config(sets=request.config.getini("penstock_broker_set"), overrides=overrides)
-    with SyncBroker(config) as broker:
+    sets = [
+        f"broker.data_dir={data_dir}",
+        "listener.bind=127.0.0.1:0",
+        "groups.initial_rebalance_delay=0ms",
+        "wal.capacity=64MiB",
+    ]
+    if request.config.getini("penstock_broker_storage") == "memory":
+        sets.append(f"object_store.url=memory://{data_dir.name}-{id(request)}")
+    with ExitStack() as stack:
+        try:
+            config = load_config(sets=[*sets, *request.config.getini("penstock_broker_set")])
+            broker = stack.enter_context(SyncBroker(config))
+        except ConfigError as error:
+            _refuse(f"penstock_broker_set: {error}")
         yield broker

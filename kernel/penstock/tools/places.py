@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Places", "open_places")
+__all__ = ("Places", "open_places", "open_store")
 
 import dataclasses
 import os
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock.config import Config
-from penstock.plugins import PluginRegistry
+from penstock.plugins import PluginRegistry, Selection
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
@@ -35,19 +35,31 @@ class Places:
     node_id: int = 1
 
 
+def _services(config: Config) -> Services:
+    """What plugins get from somebody who only looks."""
+    return Services(
+        node_id=config.tree.broker.node_id,
+        epoch=0,
+        cluster_id=config.tree.broker.cluster_id or "",
+        data_dir=Path(os.path.abspath(os.path.expanduser(config.tree.broker.data_dir))),
+        read_only=True,
+        clock=time.monotonic,
+    )
+
+
+@asynccontextmanager
+async def open_store(config: Config, selection: Selection) -> AsyncIterator[ObjectStore]:
+    """Open the object store alone. Raises ConfigError, PluginError, UnavailableError as its plugin does."""
+    spec, settings = selection.specs["object_store"], selection.settings["object_store"]
+    async with spec.open(settings, _services(config)) as store:
+        yield store
+
+
 @asynccontextmanager
 async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator[Places]:
     """Open what can be shared with a live broker. The WAL isn't opened: that would fence its owner."""
     selection = registry.select_all(config)
-    data_dir = Path(os.path.abspath(os.path.expanduser(config.tree.broker.data_dir)))  # noqa: ASYNC240 - no disk
-    services = Services(
-        node_id=config.tree.broker.node_id,
-        epoch=0,
-        cluster_id=config.tree.broker.cluster_id or "",
-        data_dir=data_dir,
-        read_only=True,
-        clock=time.monotonic,
-    )
+    services = _services(config)
     async with AsyncExitStack() as stack:
 
         async def open_plugin(kind: str) -> Any:

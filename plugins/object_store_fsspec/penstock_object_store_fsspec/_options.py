@@ -6,7 +6,7 @@ The file systems of fsspec take any keyword and ignore those that they don't kno
 
 from __future__ import annotations
 
-__all__ = ("check_options", "filesystem_class", "protocol_of")
+__all__ = ("check_options", "find_filesystem", "protocol_of")
 
 import difflib
 import inspect
@@ -24,6 +24,7 @@ _EXTRAS = {
     "abfs": "azure",
     "abfss": "azure",
 }
+_BUILT_IN = frozenset({"file", "local", "memory"})
 #: What every fsspec file system takes, beside the names in its signature.
 _GENERIC = frozenset({"max_paths", "listings_expiry_time"})
 #: What the plugin decides itself.
@@ -37,7 +38,7 @@ def protocol_of(url: str) -> str:
         raise ValueError("has no protocol, write it like file://objects or s3://bucket/prefix")
     if protocol in {"file", "local"} and not place:
         raise ValueError("names no directory, write it like file://objects")
-    if protocol in {"file", "local", "memory"}:
+    if protocol in _BUILT_IN:
         return protocol
     bucket = place.partition("/")[0]
     if protocol not in _EXTRAS or not bucket or "@" in bucket:
@@ -48,11 +49,13 @@ def protocol_of(url: str) -> str:
     return protocol
 
 
-def filesystem_class(protocol: str) -> tuple[Any, str]:
-    """The fsspec class for a remote protocol, and the extra that it came with.
+def find_filesystem(protocol: str) -> tuple[Any, str]:
+    """The fsspec class for a protocol, and the extra that it came with; (None, "") for local files and memory.
 
     Raises ImportError that says what to install.
     """
+    if protocol in _BUILT_IN:
+        return None, ""
     extra = _EXTRAS[protocol]
     try:
         import fsspec
@@ -70,11 +73,11 @@ def check_options(protocol: str, options: Mapping[str, Any]) -> None:
 
     Raises ImportError if the package for the protocol is missing.
     """
-    if protocol in {"file", "local", "memory"}:
+    found, extra = find_filesystem(protocol)
+    if found is None:
         if options:
             raise ValueError(f"a {protocol}:// url takes no options")
         return
-    found, extra = filesystem_class(protocol)
     ours = sorted(_OURS & options.keys())
     if ours:
         raise ValueError(f"{ours[0]} is decided by the plugin, take it out")

@@ -33,7 +33,7 @@ from penstock.errors import (
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import body_size, check_range
-from penstock_object_store_fsspec._options import filesystem_class
+from penstock_object_store_fsspec._options import find_filesystem
 from penstock_object_store_fsspec._settings import Settings
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ def _make_filesystem(protocol: str, settings: Settings) -> tuple[type[RemoteBack
     # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
-        make, extra = filesystem_class(protocol)
+        make, extra = find_filesystem(protocol)
     except ImportError as error:
         raise PluginError(str(error)) from error
     backend_class, options = _choose_backend(extra)
@@ -226,6 +226,11 @@ class RemoteBackend:
         # Messages of client libraries aren't shown: some contain signed URLs.
         status, code = _status(error)
         where = f"key={key!r} location={self.location} action={action} status={status} code={code}"
+        if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
+            return DeniedError(
+                "no credentials for the object store were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
+                f"profile, a role of this machine, or object_store.options.key and secret: {where}"
+            )
         if status in {401, 403} or isinstance(error, PermissionError) or "Credential" in type(error).__name__:
             return DeniedError(
                 f"the object store refused the credentials, check them and their rights: {where}"

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 from penstock.spi.object_store import ObjectStoreCapabilities
 from penstock.spi.settings import Duration, Size
 from penstock.spi.settings import Settings as BaseSettings
-from penstock_object_store_fsspec._options import check_options, protocol_of
+from penstock_object_store_fsspec._options import check_options, find_filesystem, protocol_of
 
 LOCAL_CAPABILITIES = ObjectStoreCapabilities(
     put_if_absent=True,
@@ -62,7 +62,10 @@ class Settings(BaseSettings):
     @field_validator("url")
     @classmethod
     def _check_url(cls, url: str) -> str:
-        protocol_of(url)
+        try:
+            find_filesystem(protocol_of(url))
+        except ImportError as error:
+            raise ValueError(str(error)) from error
         return url
 
     @field_validator("options")
@@ -70,8 +73,5 @@ class Settings(BaseSettings):
     def _check_options(cls, options: dict[str, Any], info: ValidationInfo) -> dict[str, Any]:
         url = info.data.get("url")
         if url is not None:  # else the url is wrong, which is said
-            try:
-                check_options(protocol_of(url), options)
-            except ImportError as error:
-                raise ValueError(str(error)) from error
+            check_options(protocol_of(url), options)
         return options

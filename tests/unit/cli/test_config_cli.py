@@ -195,8 +195,67 @@ def test_init_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_init_for_another_cloud_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["config", "init", "--cloud", "aws"]) == 2
-    assert "those there are: local: cloud='aws'" in capsys.readouterr().err
+    assert main(["config", "init", "--cloud", "moon"]) == 2
+    assert "those there are: local, aws, minio, r2, gcp, azure: cloud='moon'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("cloud", "url"),
+    [
+        ("aws", "s3://your-bucket/penstock"),
+        ("minio", "s3://penstock/broker"),
+        ("r2", "s3://your-bucket/penstock"),
+        ("gcp", "gs://your-bucket/penstock"),
+        ("azure", "az://your-container/penstock"),
+    ],
+)
+def test_init_for_a_cloud_names_its_store_and_no_secret(
+    cloud: str, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "penstock.toml"
+    assert main(["config", "init", "--cloud", cloud, "-o", str(path)]) == 0
+    settings = load_config(path).plugin_settings("object_store")
+    assert settings["url"] == url
+    assert not {"key", "secret", "token", "account_key"} & settings["options"].keys()
+    assert path.read_text().count("\nurl = ") + path.read_text().count("\n# url = ") == 1
+    if url.startswith("s3"):
+        assert main(["config", "check", "-c", str(path)]) == 0
+    capsys.readouterr()
+
+
+def test_connect_tells_that_the_store_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data_dir = tmp_path / "data"
+    assert main(["config", "check", "--connect", "--set", f"broker.data_dir={data_dir}"]) == 0
+    assert "/data/objects answers, put-if-absent: yes; it is empty" in capsys.readouterr().out
+    assert not data_dir.exists()
+
+
+def test_connect_to_an_unreachable_endpoint_is_one_sentence_and_exit_code_2(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    sets = (
+        "url=s3://bucket",
+        "options.endpoint_url=http://127.0.0.1:1",
+        "options.anon=true",
+        "retry_budget_ms=1ms",
+    )
+    assert main(["config", "check", "--connect", *(f"--set=object_store.{one}" for one in sets)]) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("penstock: ")
+    assert len(err.splitlines()) == 1
+
+
+def test_connect_without_credentials_says_where_they_are_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "credentials"))
+    sets = ("url=s3://bucket", "options.endpoint_url=http://127.0.0.1:1", "retry_budget_ms=1ms")
+    assert main(["config", "check", "--connect", *(f"--set=object_store.{one}" for one in sets)]) == 2
+    assert "no credentials for the object store were found, set AWS_ACCESS_KEY_ID" in capsys.readouterr().err
 
 
 def test_reference_is_replaced_between_its_marks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

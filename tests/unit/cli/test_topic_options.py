@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from penstock.cli import main
+from penstock.cli._format import parse_topic_configs
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,23 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(
     error = capsys.readouterr().err
     assert sentence in error
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("written", "sent"),
+    [
+        ("retention.ms=7d", "604800000"),
+        ("retention.ms=604800000", "604800000"),
+        ("retention.ms=-1", "-1"),
+        ("segment.bytes=512MiB", "536870912"),
+        ("max.message.bytes=1048576", "1048576"),
+        ("retention.ms=soon", "soon"),
+        ("cleanup.policy=7d", "7d"),
+    ],
+)
+def test_durations_and_sizes_may_be_written_as_people_write_them(written: str, sent: str) -> None:
+    name = written.partition("=")[0]
+    assert parse_topic_configs([written], "--config") == {name: sent}
 
 
 def test_an_unreachable_broker_is_one_sentence_and_exit_code_1(capsys: pytest.CaptureFixture[str]) -> None:

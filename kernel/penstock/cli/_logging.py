@@ -1,0 +1,70 @@
+"""The log of `penstock serve`: lines for people, or JSON for collectors; to stderr, or to a file that rotates."""
+
+from __future__ import annotations
+
+__all__ = ("JsonFormatter", "set_up_logging")
+
+import io
+import json
+import logging
+import os
+import sys
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from typing import TYPE_CHECKING, Final
+
+from penstock.errors import ConfigError
+
+if TYPE_CHECKING:
+    from penstock.config import Config
+
+_TEXT_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+#: What every record has: the rest came with ``extra``.
+_STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object per line: ``time`` (ISO 8601, UTC), ``level``, ``logger``, ``message``, then what came with it.
+
+    A traceback is the string ``exception``. Fields that a log call added with ``extra`` follow under their names.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """``record`` as JSON, without a line end in it."""
+        time = datetime.fromtimestamp(record.created, UTC)
+        fields: dict[str, object] = {
+            "time": time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
+        return json.dumps(fields, default=str, ensure_ascii=False)
+
+
+class _LogFile(WatchedFileHandler):
+    """Appends; opens the file anew after it was renamed or removed. Its readers are the owner and the group."""
+
+    def _open(self) -> io.TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o640)
+        return open(descriptor, "a", encoding="utf-8", errors="backslashreplace")
+
+
+def set_up_logging(config: Config) -> None:
+    """Have the root logger write as the section ``logging`` says. Raises ConfigError if its file can't be opened."""
+    settings = config.tree.logging
+    handler: logging.Handler
+    if settings.file is None:
+        handler = logging.StreamHandler(sys.stderr)
+    else:
+        try:
+            handler = _LogFile(os.path.expanduser(settings.file))
+        except OSError as error:
+            raise ConfigError(
+                f"{config.origin('logging.file').place}: logging.file can't be opened, make its directory and let "
+                f"the broker write there: path={settings.file} error={error.strerror}"
+            ) from error
+    handler.setFormatter(JsonFormatter() if settings.format == "json" else logging.Formatter(_TEXT_FORMAT))
+    logging.basicConfig(level=settings.level.upper(), handlers=[handler])

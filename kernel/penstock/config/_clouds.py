@@ -1,0 +1,83 @@
+"""What `penstock config init --cloud NAME` writes for each cloud: the keys that differ from the default, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cloud:
+    """A place to run in. ``store`` are the lines that stand in ``[object_store]``, comments included."""
+
+    #: Ends the sentence "Configuration of a Penstock broker that ...".
+    keeps: str
+    store: str = ""
+
+
+_AWS_CREDENTIALS: Final = """\
+# Credentials come from where AWS's own tools take them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a profile
+# (AWS_PROFILE), or the role of the machine, pod or task. They don't belong into this file.
+"""
+_PATIENCE: Final = """\
+# Check address, credentials and rights with: penstock config check --connect -c FILE
+"""
+
+CLOUDS: Final[dict[str, Cloud]] = {
+    "local": Cloud(keeps="keeps everything on this machine"),
+    "aws": Cloud(
+        keeps="keeps its objects in Amazon S3",
+        store=f"""\
+# The bucket must be there, in the region where the broker runs. pip install 'penstock[s3]'
+url = "s3://your-bucket/penstock"
+{_AWS_CREDENTIALS}# Rights on the bucket: s3:ListBucket; on its objects: s3:GetObject, s3:PutObject, s3:DeleteObject,
+# s3:AbortMultipartUpload. docs/object-stores.md has the policy.
+options.client_kwargs.region_name = "eu-central-1"
+{_PATIENCE}""",
+    ),
+    "minio": Cloud(
+        keeps="keeps its objects in MinIO, or another store that speaks S3",
+        store=f"""\
+# The bucket must be there (mc mb local/penstock). pip install 'penstock[s3]'
+url = "s3://penstock/broker"
+# Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment are MinIO's access key and secret key.
+# The address is that of the S3 API (port 9000 by default), not that of the console.
+options.endpoint_url = "http://127.0.0.1:9000"
+options.client_kwargs.region_name = "us-east-1"
+{_PATIENCE}""",
+    ),
+    "r2": Cloud(
+        keeps="keeps its objects in Cloudflare R2",
+        store=f"""\
+# The bucket must be there. pip install 'penstock[s3]'
+url = "s3://your-bucket/penstock"
+# Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment are those of an R2 API token with
+# "Object Read & Write" on this bucket. The region of R2 is always auto; put your account id into the address.
+options.endpoint_url = "https://your-account-id.r2.cloudflarestorage.com"
+options.client_kwargs.region_name = "auto"
+{_PATIENCE}""",
+    ),
+    "gcp": Cloud(
+        keeps="keeps its objects in Google Cloud Storage",
+        store=f"""\
+# The bucket must be there, in the region where the broker runs. pip install 'penstock[gcs]'
+url = "gs://your-bucket/penstock"
+# Credentials come from where Google's own tools take them: GOOGLE_APPLICATION_CREDENTIALS, gcloud auth
+# application-default login, or the service account of the machine or pod. Role on the bucket: Storage Object User.
+options.project = "your-project"
+{_PATIENCE}""",
+    ),
+    "azure": Cloud(
+        keeps="keeps its objects in Azure Blob Storage",
+        store=f"""\
+# The container must be there. pip install 'penstock[azure]'
+url = "az://your-container/penstock"
+# Credentials: AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_CONNECTION_STRING in the environment, or, with anon = false,
+# the usual chain (managed identity, az login). Role on the container: Storage Blob Data Contributor.
+options.account_name = "youraccount"
+options.anon = false
+{_PATIENCE}""",
+    ),
+}
+
+__all__ = ("CLOUDS", "Cloud")
