@@ -136,7 +136,9 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"penstock {penstock.__version__}")
+        from penstock.wire._native import status
+
+        typer.echo(f"penstock {penstock.__version__}\nrecords are checked in {status()}")
         raise typer.Exit
 
 

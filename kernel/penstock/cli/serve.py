@@ -127,12 +127,15 @@ def _bound_malloc() -> None:
 
 def _print_banner(broker: Broker, start_ms: float) -> None:
     import penstock
+    from penstock.wire._native import status
 
+    tree = broker.config.tree
     lines = [
         f"Penstock {penstock.__version__} is ready in {start_ms:.0f} ms",
         f"  listening    {broker.bootstrap_servers} (PLAINTEXT)",
-        f"  cluster      {broker.cluster_id}, node {broker.config.tree.broker.node_id}",
+        f"  cluster      {broker.cluster_id}, node {tree.broker.node_id}",
         f"  durability   acknowledged records survive the loss of: {_domain(broker.durability_domain)}",
+        f"  validation   {tree.topics.validate_records}, in {status()}",
         f"  wal identity {broker.wal_identity or 'none: a lost or exchanged WAL would not be noticed'}",
     ]
     lines += [f"  {kind:<12} {name}" for kind, name in broker.plugins.items()]

@@ -52,9 +52,9 @@ from penstock.wire.records import (
     max_timestamp_record,
     read_header,
     set_log_append_time,
-    validate_produce_batch,
     whole_checksum,
 )
+from penstock.wire.validation import BatchRules, validate_produce_batch
 
 logger = logging.getLogger("penstock.log")
 
@@ -247,13 +247,16 @@ class Partition:
         try:
             header = validate_produce_batch(
                 records,
+                BatchRules(
+                    max_message_bytes=config.max_message_bytes,
+                    is_log_append_time=config.timestamp_type == "LogAppendTime",
+                    before_max_ms=config.timestamp_before_max_ms,
+                    after_max_ms=config.timestamp_after_max_ms,
+                    full=config.validate_deep
+                    and not is_foreign,  # else what it is recompressed to is looked at
+                ),
                 produce_version=produce_version,
-                max_message_bytes=config.max_message_bytes,
                 now_ms=now_ms,
-                timestamp_type=config.timestamp_type,
-                before_max_ms=config.timestamp_before_max_ms,
-                after_max_ms=config.timestamp_after_max_ms,
-                deep=config.validate_deep and not is_foreign,  # else what it is recompressed to is looked at
                 inflated_bytes_max=self._recompressor.inflated_bytes_max,
             )
             verdict = self.producers.check(header, now_ms)

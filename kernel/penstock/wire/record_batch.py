@@ -32,12 +32,12 @@ __all__ = (
     "UNSUPPORTED_FOR_MESSAGE_FORMAT",
     "BatchError",
     "BatchHeader",
+    "amend_header",
     "assign_offsets",
     "iter_batches",
     "read_header",
     "seal_batch",
     "set_log_append_time",
-    "set_max_timestamp",
     "whole_checksum",
 )
 
@@ -235,14 +235,14 @@ def whole_checksum(batch: Buffer) -> int | None:
 def set_log_append_time(buf: bytearray | memoryview, now_ms: int) -> None:
     """Make the one batch in ``buf`` (writable) say LogAppendTime at ``now_ms``; renews the checksum."""
     (attributes,) = _INT16.unpack_from(buf, ATTRIBUTES_POS)
-    _INT16.pack_into(buf, ATTRIBUTES_POS, attributes | TIMESTAMP_TYPE_BIT)
-    set_max_timestamp(buf, now_ms)
+    amend_header(buf, attributes | TIMESTAMP_TYPE_BIT, now_ms)
 
 
-def set_max_timestamp(buf: bytearray | memoryview, max_timestamp: int) -> None:
-    """Write the max timestamp into the one batch in ``buf`` (writable); renews the checksum."""
+def amend_header(buf: bytearray | memoryview, attributes: int, max_timestamp: int) -> None:
+    """Write both into the one batch in ``buf`` (writable); renews the checksum."""
+    _INT16.pack_into(buf, ATTRIBUTES_POS, attributes)
     _INT64.pack_into(buf, MAX_TIMESTAMP_POS, max_timestamp)
-    _UINT32.pack_into(buf, CRC_POS, crc32c(memoryview(buf)[ATTRIBUTES_POS:]))
+    _UINT32.pack_into(buf, CRC_POS, checksum(memoryview(buf)[ATTRIBUTES_POS:]))
 
 
 def seal_batch(header: BatchHeader, body: Buffer) -> bytearray:

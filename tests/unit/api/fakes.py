@@ -27,7 +27,8 @@ from penstock.spi.allocator import Allocation, AllocatorStatistics
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import BatchError, assign_offsets
 from penstock.wire.record_builder import build_batch
-from penstock.wire.records import iter_records, validate_produce_batch
+from penstock.wire.records import iter_records
+from penstock.wire.validation import BatchRules, check_batch
 
 
 @dataclass(slots=True)
@@ -168,9 +169,8 @@ class FakePartition:
         if self.fail_with is not None:
             raise self.fail_with
         try:
-            header = validate_produce_batch(
-                records, produce_version=produce_version, max_message_bytes=1 << 20, now_ms=now_ms
-            )
+            rules = BatchRules(max_message_bytes=1 << 20, full=False)
+            header = check_batch(records, rules, produce_version, now_ms)
         except BatchError as error:
             on_done(Result(error.error_code, str(error), error.record_errors))
             return False

@@ -13,6 +13,9 @@ import pytest
 import penstock
 from penstock.cli import main
 from penstock.errors import FullError, InvariantError, NotFoundError
+from penstock.wire._native import status
+
+VERSION_LINES = f"penstock {penstock.__version__}\nrecords are checked in {status()}\n"
 
 PLUGIN = '''
 """An object store made by a test."""
@@ -140,7 +143,7 @@ def test_missing_plugins_directory_is_one_sentence(capsys: pytest.CaptureFixture
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--version"]) == 0
-    assert capsys.readouterr().out == f"penstock {penstock.__version__}\n"
+    assert capsys.readouterr().out == VERSION_LINES
 
 
 def test_help_lists_the_commands_without_importing_them() -> None:
@@ -172,7 +175,7 @@ def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]
 
 def test_module_runs_as_a_program() -> None:
     result = subprocess.run([sys.executable, "-m", "penstock", "--version"], capture_output=True, text=True)
-    assert (result.returncode, result.stdout) == (0, f"penstock {penstock.__version__}\n")
+    assert (result.returncode, result.stdout) == (0, VERSION_LINES)
 
 
 @pytest.mark.parametrize(

@@ -181,7 +181,7 @@ async def test_the_full_check_inflates_no_more_than_a_quarter_of_the_memory(worl
     assert len(large) < 1_000_000
     async with open_logs(world, validate_deep=True) as logs:
         partition = await logs.create(max_message_bytes="1000000")
-        assert codes(append(partition, large)) == [0 if part > 4 else ErrorCode.INVALID_RECORD]
+        assert codes(append(partition, large)) == [0 if part > 4 else ErrorCode.MESSAGE_TOO_LARGE]
         assert codes(append(partition, batch(b"honest"))) == [0]
 
 

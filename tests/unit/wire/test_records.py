@@ -6,13 +6,13 @@ import contextlib
 import random
 import struct
 from collections.abc import Callable
-from typing import Any
 
 import msgspec
 import pytest
 from crc32c import crc32c
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.unit.wire.batches import NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression
@@ -25,16 +25,12 @@ from penstock.wire.records import (
     COUNT_POS,
     CRC_POS,
     HEADER_BYTES,
-    INVALID_RECORD,
-    INVALID_TIMESTAMP,
     LEADER_EPOCH_POS,
     LENGTH_POS,
     MAGIC_POS,
     MAX_TIMESTAMP_POS,
     MESSAGE_TOO_LARGE,
-    TIMESTAMP_TYPE_BIT,
     TRANSACTIONAL_BIT,
-    UNSUPPORTED_COMPRESSION_TYPE,
     UNSUPPORTED_FOR_MESSAGE_FORMAT,
     BatchBuilder,
     BatchError,
@@ -47,14 +43,13 @@ from penstock.wire.records import (
     iter_batches,
     iter_records,
     max_timestamp_record,
+    plain_records,
     read_header,
     recompress,
     set_log_append_time,
-    validate_produce_batch,
-    validate_records_deep,
 )
+from penstock.wire.validation import BatchRules, check_records, validate_produce_batch
 
-NOW = 1_700_000_000_000
 CODECS = [pytest.param(codec, id=name) for codec, name in enumerate(compression.CODEC_NAMES)]
 
 # One record, spelled out: key "k", value "v", header h=1, timestamp 1000, offset 5, epoch 2.
@@ -97,49 +92,19 @@ raw_records = st.lists(
 )
 
 
+RULES = BatchRules(max_message_bytes=1 << 20, keys_required=True)
+
+
+def validate(batch: memoryview) -> BatchHeader:
+    """As a topic that asks for nothing does."""
+    rules = BatchRules(max_message_bytes=1 << 20)
+    return validate_produce_batch(batch, rules, produce_version=9, now_ms=NOW)
+
+
 def plain(record: Record) -> Raw:
     key = None if record.key is None else bytes(record.key)
     value = None if record.value is None else bytes(record.value)
     return key, value, record.headers, record.timestamp_ms
-
-
-def sample(count: int = 3, **fields: Any) -> bytearray:
-    return build_batch([(b"key", b"value %d" % i, (), NOW + i) for i in range(count)], **fields)
-
-
-def validate(batch: bytes | bytearray | memoryview, **rules: Any) -> BatchHeader:
-    rules = {"produce_version": 9, "max_message_bytes": 1 << 20, "now_ms": NOW} | rules
-    return validate_produce_batch(memoryview(batch), **rules)
-
-
-def refused(batch: bytes | bytearray, **rules: Any) -> BatchError:
-    before = bytes(batch)
-    with pytest.raises(BatchError) as caught:
-        validate(batch, **rules)
-    assert batch == before, "a refused batch must not be changed"
-    return caught.value
-
-
-def with_header(batch: bytearray, **fields: int) -> bytearray:
-    """The batch with other header fields and a valid checksum."""
-    header = msgspec.structs.replace(read_header(batch), **fields)
-    changed = bytearray(batch)
-    BATCH_HEADER.pack_into(changed, 0, *msgspec.structs.astuple(header))
-    struct.pack_into(">I", changed, CRC_POS, crc32c(memoryview(changed)[ATTRIBUTES_POS:]))
-    return changed
-
-
-def with_body(body: bytes | bytearray, count: int, codec: int = 0, **fields: int) -> bytearray:
-    """A batch of hand-made record bytes with a valid checksum."""
-    packed = compression.compress(codec, body) if codec else body
-    batch = sample(1)[:HEADER_BYTES] + packed
-    fields = {
-        "count": count,
-        "last_offset_delta": count - 1,
-        "attributes": codec,
-        "base_timestamp": NOW,
-    } | fields
-    return with_header(batch, length=len(batch) - LEADER_EPOCH_POS, **fields)
 
 
 # --- layout ---
@@ -233,198 +198,6 @@ def test_iter_batches_refuses_old_formats() -> None:
     assert caught.value.error_code == UNSUPPORTED_FOR_MESSAGE_FORMAT
 
 
-# --- what producers may send ---
-
-
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize("deep", [False, True])
-def test_good_batch_passes_unchanged(codec: int, deep: bool) -> None:
-    batch = sample(100, codec=codec)
-    before = bytes(batch)
-    assert validate(batch, deep=deep, compacted=deep) == read_header(before)
-    assert batch == before
-
-
-def good_idempotent(**fields: Any) -> bytearray:
-    return sample(producer_id=9, producer_epoch=1, base_sequence=5, **fields)
-
-
-def test_idempotent_and_transactional_batches_pass() -> None:
-    assert validate(good_idempotent()).base_sequence == 5
-    assert validate(good_idempotent(transactional=True)).is_transactional
-
-
-@pytest.mark.parametrize(
-    ("batch", "code"),
-    [
-        pytest.param(b"", INVALID_RECORD, id="none"),
-        pytest.param(sample() + sample(), INVALID_RECORD, id="two"),
-        pytest.param(sample() + b"\x00", INVALID_RECORD, id="trailing_byte"),
-        pytest.param(sample()[:-1], INVALID_RECORD, id="cut"),
-        pytest.param(sample()[:60], INVALID_RECORD, id="cut_header"),
-        pytest.param(with_header(sample(), magic=1), INVALID_RECORD, id="magic_1"),
-        pytest.param(with_header(sample(), magic=3), INVALID_RECORD, id="magic_3"),
-        pytest.param(with_header(sample(), length=48), CORRUPT_MESSAGE, id="length_below_header"),
-        pytest.param(with_header(sample(), length=-1), CORRUPT_MESSAGE, id="length_negative"),
-        pytest.param(sample()[:-1] + b"\xff", CORRUPT_MESSAGE, id="checksum"),
-        pytest.param(with_header(sample(), attributes=5), UNSUPPORTED_COMPRESSION_TYPE, id="codec_5"),
-        pytest.param(with_header(sample(), attributes=7), UNSUPPORTED_COMPRESSION_TYPE, id="codec_7"),
-        pytest.param(with_header(sample(), count=2), INVALID_RECORD, id="count_too_small"),
-        pytest.param(with_header(sample(), count=4), INVALID_RECORD, id="count_too_large"),
-        pytest.param(with_header(sample(), count=0, last_offset_delta=-1), INVALID_RECORD, id="no_records"),
-        pytest.param(
-            with_header(sample(), count=-1, last_offset_delta=-2), INVALID_RECORD, id="count_negative"
-        ),
-        pytest.param(sample(base_offset=3), INVALID_RECORD, id="base_offset"),
-        pytest.param(with_header(sample(), attributes=CONTROL_BIT), INVALID_RECORD, id="control"),
-        pytest.param(
-            with_header(sample(), attributes=TIMESTAMP_TYPE_BIT), INVALID_TIMESTAMP, id="timestamp_type"
-        ),
-        pytest.param(
-            with_header(good_idempotent(), base_sequence=-1), INVALID_RECORD, id="pid_without_sequence"
-        ),
-        pytest.param(
-            with_header(good_idempotent(), producer_epoch=-1), INVALID_RECORD, id="pid_without_epoch"
-        ),
-        pytest.param(
-            with_header(sample(), attributes=TRANSACTIONAL_BIT),
-            INVALID_RECORD,
-            id="transactional_without_pid",
-        ),
-    ],
-)
-def test_bad_batch_is_refused(batch: bytes | bytearray, code: int) -> None:
-    assert refused(batch).error_code == code
-
-
-def test_zstd_needs_produce_7() -> None:
-    batch = sample(codec=4)
-    assert refused(batch, produce_version=6).error_code == UNSUPPORTED_COMPRESSION_TYPE
-    assert validate(batch, produce_version=7).codec == 4
-    assert validate(sample(codec=3), produce_version=3).codec == 3
-
-
-def test_size_limit_counts_the_whole_batch() -> None:
-    batch = sample()
-    assert validate(batch, max_message_bytes=len(batch))
-    assert refused(batch, max_message_bytes=len(batch) - 1).error_code == MESSAGE_TOO_LARGE
-
-
-@pytest.mark.parametrize("deep", [False, True])
-@pytest.mark.parametrize(
-    ("shift", "passes"),
-    [(0, True), (1000, True), (1001, False), (-2000, True), (-2001, False), (NOW * 999, False)],
-)
-def test_create_time_must_lie_in_the_topics_range(shift: int, passes: bool, deep: bool) -> None:
-    batch = build_batch([(None, b"v", (), NOW + shift)])
-    rules: dict[str, Any] = {"before_max_ms": 2000, "after_max_ms": 1000, "deep": deep}
-    if passes:
-        assert validate(batch, **rules)
-    else:
-        assert refused(batch, **rules).error_code == INVALID_TIMESTAMP
-    assert validate(batch, timestamp_type="LogAppendTime", **rules)
-
-
-def test_deep_check_names_the_records_out_of_range() -> None:
-    batch = build_batch([(None, b"v", (), NOW + shift) for shift in (0, 5000, -1, -9000, 3)])
-    error = refused(batch, before_max_ms=2000, after_max_ms=1000, deep=True)
-    assert [index for index, _ in error.record_errors] == [1, 3]
-    assert refused(batch, before_max_ms=2000, after_max_ms=1000).record_errors == []
-
-
-@pytest.mark.parametrize("deep", [False, True])
-def test_records_without_timestamp_pass_every_range(deep: bool) -> None:
-    assert validate(build_batch([(None, b"v", (), -1)] * 2), before_max_ms=1, after_max_ms=1, deep=deep)
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_compacted_topic_names_each_record_without_key(codec: int) -> None:
-    batch = build_batch([(key, b"v", (), NOW) for key in (b"a", None, b"", None)], codec=codec)
-    error = refused(batch, compacted=True)
-    assert error.error_code == INVALID_RECORD
-    assert [index for index, text in error.record_errors if text] == [1, 3]
-    assert validate(batch, deep=True)
-
-
-def test_record_errors_are_bounded() -> None:
-    error = refused(build_batch([(None, b"v", (), NOW)] * 1000), compacted=True)
-    assert len(error.record_errors) == 100
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_deep_check_repairs_a_wrong_max_timestamp(codec: int) -> None:
-    batch = with_header(sample(3, codec=codec), max_timestamp=NOW + 777)
-    assert validate(batch).max_timestamp == NOW + 777
-    header = validate(batch, deep=True)
-    assert header == read_header(batch)
-    assert header.max_timestamp == NOW + 2
-    assert validate(batch) == header
-    wrong = with_header(batch, max_timestamp=0)
-    with pytest.raises(InvalidRequestError, match="writable"):
-        validate(memoryview(bytes(wrong)), deep=True)
-
-
-GOOD = b"\x0c\x00\x00\x00\x01\x01\x00"  # key null, value null, no headers
-
-
-@pytest.mark.parametrize("codec", CODECS)
-@pytest.mark.parametrize(
-    ("body", "count"),
-    [
-        pytest.param(GOOD, 2, id="fewer_records"),
-        pytest.param(GOOD + b"\x00", 1, id="left_over"),
-        pytest.param(GOOD + GOOD, 2, id="offset_twice"),
-        pytest.param(b"\x0c\x00\x00\x02\x01\x01\x00", 1, id="offset_starts_at_1"),
-        pytest.param(b"\x0a\x00\x00\x00\x01\x01\x00", 1, id="length_too_small"),
-        pytest.param(b"\x0e\x00\x00\x00\x01\x01\x00\x00", 1, id="length_too_large"),
-        pytest.param(b"\x0b\x00\x00\x00\x01\x01\x00", 1, id="length_negative"),
-        pytest.param(b"\x0c\x00\x00\x00\x03\x01\x00", 1, id="key_length_-2"),
-        pytest.param(b"\x0c\x00\x00\x00\x01\x03\x00", 1, id="value_length_-2"),
-        pytest.param(b"\x0c\x00\x00\x00\x7e\x01\x00", 1, id="key_beyond"),
-        pytest.param(b"\x0c\x00\x00\x00\x01\x01\x01", 1, id="header_count_-1"),
-        pytest.param(b"\x0e\x00\x00\x00\x01\x01\x02\x01", 1, id="header_key_null"),
-        pytest.param(b"\x10\x00\x00\x00\x01\x01\x02\x00\x03", 1, id="header_value_-2"),
-        pytest.param(b"\x0c\x00\x00\x00\x01\x01\x7e", 1, id="headers_missing"),
-        pytest.param(b"\xff" * 11 + b"\x00" * 20, 1, id="endless_varint"),
-    ],
-)
-def test_deep_check_refuses_malformed_records(body: bytes, count: int, codec: int) -> None:
-    assert refused(with_body(body, count, codec), deep=True).error_code == INVALID_RECORD
-
-
-def test_deep_check_takes_the_smallest_record() -> None:
-    assert validate(with_body(GOOD, 1, max_timestamp=NOW), deep=True)
-
-
-def test_deep_check_refuses_overflowing_timestamps() -> None:
-    body = build_batch([(None, None, (), 0), (None, None, (), 2**62)])[HEADER_BYTES:]
-    batch = with_body(body, 2, base_timestamp=2**62, max_timestamp=NOW)
-    assert refused(batch, deep=True).error_code == INVALID_TIMESTAMP
-
-
-@pytest.mark.parametrize("codec", CODECS[1:])
-def test_undecodable_payload_is_refused(codec: int) -> None:
-    batch = with_header(with_body(b"not compressed at all", 1), attributes=codec)
-    assert validate(batch)
-    assert refused(batch, deep=True).error_code == INVALID_RECORD
-
-
-@pytest.mark.parametrize("codec", CODECS)
-def test_inflating_is_bounded(codec: int) -> None:
-    batch = build_batch([(b"k", bytes(100_000), (), NOW)], codec=codec)
-    if codec == 0:
-        return  # nothing inflates
-    assert validate(batch, deep=True, inflated_bytes_max=200_000)
-    assert refused(batch, deep=True, inflated_bytes_max=99_999).error_code == INVALID_RECORD
-    with pytest.raises(BatchError):
-        list(iter_records(memoryview(batch), inflated_bytes_max=99_999))
-
-
-def test_a_bomb_is_stopped_by_its_ratio() -> None:
-    batch = with_body(bytes(20 << 20), 1, codec=4)
-    assert "inflates beyond" in str(refused(batch, deep=True))
-
-
 # --- walking and building ---
 
 
@@ -433,7 +206,8 @@ def test_a_bomb_is_stopped_by_its_ratio() -> None:
 @settings(max_examples=60, deadline=None)
 def test_what_is_built_is_read_and_valid(codec: int, records: list[Raw], base_offset: int) -> None:
     batch = build_batch(records, codec=codec)
-    header = validate(batch, deep=True)
+    header = read_header(batch)
+    assert validate(memoryview(batch)) == header
     assert header.max_timestamp == max(record[3] for record in records)
     assign_offsets(batch, base_offset, 0)
     found = list(iter_records(memoryview(batch)))
@@ -532,7 +306,7 @@ def test_marker(commit: bool) -> None:
 def test_recompress_changes_only_the_codec(source: int, target: int) -> None:
     batch = sample(50, codec=source, producer_id=1, producer_epoch=2, base_sequence=3)
     again = recompress(memoryview(batch), target)
-    old, new = read_header(batch), validate(again, deep=True)
+    old, new = read_header(batch), validate(memoryview(again))
     assert new.codec == target
     assert msgspec.structs.replace(new, length=0, crc=0, attributes=0) == msgspec.structs.replace(
         old, length=0, crc=0, attributes=0
@@ -581,8 +355,8 @@ READERS: list[Callable[[memoryview], object]] = [
     lambda view: [list(iter_records(view[pos:])) for pos, _ in iter_batches(view)],
     lambda view: find_timestamp(view, NOW + 40),
     max_timestamp_record,
-    lambda view: validate(view, deep=True, compacted=True),
-    lambda view: validate_records_deep(view, read_header(view)),
+    validate,
+    lambda view: check_records(plain_records(view, read_header(view)), 0, read_header(view), RULES, NOW),
     lambda view: recompress(view, 0),
 ]
 
@@ -620,15 +394,3 @@ def test_bit_flips_give_only_batch_errors(codec: int, flips: list[int], sealed: 
 @settings(max_examples=300, deadline=None)
 def test_noise_as_records_gives_only_batch_errors(body: bytes, count: int, codec: int) -> None:
     only_batch_errors(with_body(body, count, codec))
-
-
-@given(body=st.binary(max_size=60))
-@settings(max_examples=300, deadline=None)
-def test_deep_check_and_reading_agree(body: bytes) -> None:
-    """What the deep check lets in, consumers can read."""
-    batch = memoryview(with_body(GOOD + body, 1 if not body else 2, max_timestamp=NOW))
-    try:
-        validate_records_deep(batch, read_header(batch))
-    except BatchError:
-        return
-    assert [record.offset for record in iter_records(batch)] == list(range(read_header(batch).count))

@@ -16,8 +16,8 @@ from penstock.wire.records import (
     iter_records,
     read_header,
     set_log_append_time,
-    validate_produce_batch,
 )
+from penstock.wire.validation import BatchRules, validate_produce_batch
 
 with warnings.catch_warnings():
     # kafka-python reads its schemas by a deprecated function, at import only.
@@ -91,7 +91,7 @@ def test_their_batches_are_valid_and_read_the_same(builder: Any, codec: int) -> 
         assert building.append(offset, timestamp=timestamp, key=key, value=value, headers=headers)
     batch = bytearray(building.build())
     header = validate_produce_batch(
-        memoryview(batch), produce_version=9, max_message_bytes=1 << 20, now_ms=NOW, deep=True
+        memoryview(batch), BatchRules(max_message_bytes=1 << 20), produce_version=9, now_ms=NOW
     )
     assert (header.producer_id, header.producer_epoch, header.base_sequence) == (4711, 3, 17)
     assert (header.codec, header.count, header.max_timestamp) == (codec, len(RECORDS), NOW + 9000)
@@ -217,7 +217,7 @@ RECORDED = {
 def test_recorded_batches_still_read(name: str) -> None:
     batch = bytearray.fromhex(RECORDED[name])
     header = validate_produce_batch(
-        memoryview(batch), produce_version=9, max_message_bytes=1 << 20, now_ms=NOW, deep=True
+        memoryview(batch), BatchRules(max_message_bytes=1 << 20), produce_version=9, now_ms=NOW
     )
     assert header.codec == compression.codec_id(name.split("_", maxsplit=1)[0])
     assert ours(batch) == [(b"k%d" % i, b"penstock " * 8, [("h", b"%d" % i)], NOW + i) for i in range(3)]

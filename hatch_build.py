@@ -1,0 +1,82 @@
+"""Build hook: compiles the one native file where a C compiler and Python's headers are, or silently leaves it out.
+
+With it the wheel is one for the platform (limited API: for CPython 3.11 and later), without it one for any. Penstock
+does the same either way (kernel/penstock/wire/_native.py). ``PENSTOCK_NATIVE=off`` leaves it out, ``require`` lets
+the build fail where it can't be had; ``CC`` names another compiler than ``cc``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+SOURCE = "kernel/penstock/wire/_walk.c"
+MODULE = "_walk.abi3.so"
+FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
+
+
+class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the native module to wheels."""
+
+    PLUGIN_NAME = "custom"
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        """Compile before the wheel is put together; into the source tree for an editable install."""
+        self._temporary = tempfile.TemporaryDirectory(prefix="penstock-build-")
+        folder = Path(self._temporary.name)
+        in_tree = Path(self.root, SOURCE).with_name(MODULE)
+        if version == "editable":
+            in_tree.unlink(missing_ok=True)  # of older source, maybe
+        mode = os.environ.get("PENSTOCK_NATIVE") or "auto"
+        fault = "PENSTOCK_NATIVE=off" if mode == "off" else compile_module(Path(self.root), folder)
+        if fault:
+            if mode == "require":
+                raise RuntimeError(f"PENSTOCK_NATIVE=require, but the native module can't be built: {fault}")
+            return
+        built = folder / MODULE
+        if version == "editable":
+            os.replace(shutil.copy(built, in_tree.with_suffix(".new")), in_tree)
+        else:
+            build_data["force_include"][str(built)] = f"penstock/wire/{MODULE}"
+        build_data["pure_python"] = False
+        platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
+        build_data["tag"] = f"cp311-abi3-{platform}"
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        """Leave nothing behind."""
+        self._temporary.cleanup()
+
+
+def compile_module(root: Path, folder: Path, *flags: str) -> str:
+    """Compile into ``folder`` and load the result once; say why that doesn't work, or "" if it does."""
+    if sys.implementation.name != "cpython" or sys.platform != "linux":
+        return "it is for CPython on Linux"
+    if sysconfig.get_config_var("Py_GIL_DISABLED"):
+        return "it isn't for CPython without the GIL"
+    built = folder / MODULE
+    compiler = shlex.split(os.environ.get("CC") or "cc")
+    include = f"-I{sysconfig.get_paths()['include']}"
+    command = [*compiler, *FLAGS, *flags, include, str(root / SOURCE), "-o", str(built)]
+    fault = _run(command, folder)
+    if not fault and not flags:  # a sanitizer's runtime would have to be loaded first
+        fault = _run([sys.executable, "-c", "import _walk"], folder)
+    return fault
+
+
+def _run(command: list[str], folder: Path) -> str:
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
+        )
+    except OSError as error:
+        return str(error)
+    return (done.stderr.strip() or f"exit code {done.returncode}") if done.returncode else ""

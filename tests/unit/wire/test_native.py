@@ -1,0 +1,232 @@
+"""Native code: chosen as PENSTOCK_NATIVE says, left out where it can't be built, and the reference's twin."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.wire.batches import NOW
+from tests.unit.wire.walk_mutants import compare, mutants, varint
+
+from penstock.errors import ConfigError
+from penstock.wire import _native
+from penstock.wire.record_batch import HEADER_BYTES
+from penstock.wire.records import build_batch
+
+REPOSITORY = Path(__file__).parents[3]
+SANITIZERS = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g", "-O1")
+
+
+def compile_native(folder: Path, *flags: str) -> str:
+    """As the build does it; says why it doesn't work here."""
+    pytest.importorskip("hatchling", reason="the build backend isn't installed here")
+    spec = importlib.util.spec_from_file_location("hatch_build", REPOSITORY / "hatch_build.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    fault: str = module.compile_module(REPOSITORY, folder, *flags)
+    return fault
+
+
+@pytest.fixture(scope="module")
+def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The module as its source is now, whatever is installed."""
+    folder = tmp_path_factory.mktemp("native")
+    if fault := compile_native(folder, "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"):
+        if "-W" in fault:
+            pytest.fail(fault)
+        pytest.skip(f"the native module can't be built here: {fault}")
+    spec = importlib.util.spec_from_file_location("_walk", folder / "_walk.abi3.so")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- the choice ---
+
+
+def module_of(interface: int) -> ModuleType:
+    return SimpleNamespace(INTERFACE=interface, walk=compare)  # type: ignore[return-value]
+
+
+def missing() -> ModuleType:
+    raise ModuleNotFoundError("No module named 'penstock.wire._walk'")
+
+
+def broken() -> ModuleType:
+    raise ImportError("undefined symbol: PyNew")
+
+
+def test_what_is_there_is_used_unless_it_is_switched_off() -> None:
+    good = module_of(_native.INTERFACE)
+    for mode in ("auto", "require"):
+        assert _native.choose(mode, lambda: good) == (good.walk, "")
+    walk, reason = _native.choose("off", lambda: good)
+    assert walk is None
+    assert "PENSTOCK_NATIVE=off" in reason
+
+
+def test_without_it_python_is_used_and_require_refuses_to_start(caplog: pytest.LogCaptureFixture) -> None:
+    for load, why in ((missing, "wasn't built"), (broken, "undefined symbol")):
+        walk, reason = _native.choose("auto", load)
+        assert walk is None
+        assert why in reason
+        with pytest.raises(ConfigError, match=why):
+            _native.choose("require", load)
+    assert not caplog.records, "a machine without a compiler is no fault"
+
+
+def test_a_stale_module_is_never_used(caplog: pytest.LogCaptureFixture) -> None:
+    """An editable install keeps the file that was built when the source changes."""
+    stale = module_of(_native.INTERFACE + 1)
+    walk, reason = _native.choose("auto", lambda: stale)
+    assert walk is None
+    assert f"interface={_native.INTERFACE + 1}" in reason
+    assert ["install penstock again" in record.getMessage() for record in caplog.records] == [True]
+    with pytest.raises(ConfigError, match="interface"):
+        _native.choose("require", lambda: stale)
+
+
+def test_an_unknown_mode_is_one_sentence() -> None:
+    with pytest.raises(ConfigError, match=r"^PENSTOCK_NATIVE must be auto, off or require: value=yes$"):
+        _native.choose("yes", missing)
+
+
+def test_the_commands_say_which_code_runs_and_refuse_an_unknown_mode_in_one_sentence() -> None:
+    def run(mode: str) -> subprocess.CompletedProcess[str]:
+        environment = {**os.environ, "PENSTOCK_NATIVE": mode}
+        command = [sys.executable, "-m", "penstock", "--version"]
+        return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+    off = run("off")
+    assert (off.returncode, "records are checked in Python (PENSTOCK_NATIVE=off)" in off.stdout) == (0, True)
+    bad = run("maybe")
+    assert bad.returncode == 2
+    assert bad.stderr == "penstock: PENSTOCK_NATIVE must be auto, off or require: value=maybe\n"
+
+
+# --- the build ---
+
+
+@pytest.mark.parametrize("how", ["no compiler", "no headers"])
+def test_without_compiler_or_headers_the_wheel_is_pure_and_nothing_is_said(tmp_path: Path, how: str) -> None:
+    """``pip install .`` works on a bare machine."""
+    pytest.importorskip("hatchling", reason="the build backend isn't installed here")
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "tests", "*.so", ".mypy_cache", ".hypothesis", "__pycache__"
+    )
+    shutil.copytree(REPOSITORY, source, ignore=ignored)
+    environment = {**os.environ, "PENSTOCK_NATIVE": "auto"}
+    if how == "no compiler":
+        environment |= {"CC": "/nonexistent/cc", "PATH": "/nonexistent"}
+    else:  # a compiler that finds no Python.h
+        (source / "kernel/penstock/wire/_walk.c").write_text("#include <no_such_header.h>\n")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(source),
+    ]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    (wheel,) = tmp_path.glob("*.whl")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    for word in ("error", "warning", "cc", "no_such_header"):
+        assert word not in (result.stdout + result.stderr).lower().split()
+
+
+# --- the twin of the reference ---
+
+
+def test_mutants_are_walked_as_the_reference_does(native: Any) -> None:
+    number = 30_000
+    alike = [compare(native.walk, *mutant) for mutant, _ in zip(mutants(7), range(number), strict=False)]
+    assert number // 20 < sum(alike) < number // 2, "good ones and bad ones"
+
+
+FIELD = st.one_of(
+    st.sampled_from([b"\x00", b"\x01", b"\x03", b"\x02k", b"\x7e"]),
+    st.builds(varint, st.integers(0, 2**66), st.integers(1, 11)),
+    st.binary(max_size=3),
+)
+
+
+@given(fields=st.lists(FIELD, min_size=1, max_size=14), count=st.integers(-1, 3), slack=st.integers(-2, 2))
+@settings(max_examples=1500, deadline=None)
+def test_records_of_odd_numbers_are_walked_as_the_reference_does(
+    native: Any, fields: list[bytes], count: int, slack: int
+) -> None:
+    body = b"".join(fields)
+    compare(native.walk, varint(max(0, 2 * (len(body) + slack)), 2) + body, count)
+
+
+def test_large_batches_are_walked_while_others_run(native: Any) -> None:
+    data = bytes(build_batch([(b"k", bytes(100), (), NOW + at) for at in range(12_000)])[HEADER_BYTES:])
+    assert len(data) > 2**20
+    assert native.walk(data, 0, 12_000) == (0, 11_999, False)
+    assert native.walk(data, 0, 11_999) is None
+
+
+@pytest.mark.parametrize("start", [-1, 8, 2**62, -(2**62)])
+def test_a_start_outside_the_buffer_reads_nothing(native: Any, start: int) -> None:
+    assert native.walk(b"\x0c\x00\x00\x00\x01\x01\x00", start, 1) is None
+
+
+def test_wrong_arguments_are_errors_and_no_crash(native: Any) -> None:
+    wrong: list[tuple[Any, ...]] = [
+        (),
+        (b"",),
+        (b"", 0),
+        (b"", 0, 1, 2),
+        ("text", 0, 1),
+        (b"", "0", 1),
+        (None, 0, 1),
+    ]
+    for arguments in wrong:
+        with pytest.raises(TypeError):
+            native.walk(*arguments)
+    for arguments in ((b"", 2**70, 1), (b"", 0, 2**70)):
+        with pytest.raises(OverflowError):
+            native.walk(*arguments)
+    with pytest.raises(BufferError):
+        native.walk(memoryview(bytes(20))[::2], 0, 1)
+
+
+def test_mutants_are_walked_without_a_report_from_sanitizers(tmp_path: Path) -> None:
+    """Hostile bytes: no read out of bounds, no undefined arithmetic."""
+    if fault := compile_native(tmp_path, *SANITIZERS):
+        pytest.skip(f"no sanitizers here: {fault}")
+    compiler = os.environ.get("CC") or "cc"
+    runtimes = [
+        subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    if not all(Path(runtime).is_absolute() for runtime in runtimes):
+        pytest.skip(f"the sanitizers' runtime isn't installed here: {runtimes}")
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": " ".join(runtimes),
+        "ASAN_OPTIONS": "detect_leaks=0",
+        "PYTHONMALLOC": "malloc",  # each buffer by itself, with red zones around it
+    }
+    command = [sys.executable, "-m", "tests.unit.wire.walk_mutants", str(tmp_path), "12000", "3"]
+    result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "12000 walked alike" in result.stdout

@@ -1,0 +1,108 @@
+"""Good record bytes with something done to them, and what holds for each: native code gives the reference's answer.
+
+By hand, for as long as you like: ``python -m tests.unit.wire.walk_mutants FOLDER COUNT [SEED]``, where FOLDER has
+the compiled module (with sanitizers, say).
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterator
+from random import Random
+
+from tests.unit.wire.batches import NOW
+
+from penstock.wire._native import Walk
+from penstock.wire.record_batch import HEADER_BYTES, BatchError
+from penstock.wire.record_walk import scan
+from penstock.wire.records import build_batch
+
+#: Numbers at the edges of what one, two, five and ten bytes of a varint hold, and of what lengths mean.
+EDGES = (0, 1, 2, 3, 12, 0x7E, 0x7F, 0x80, 0x81, 0x82, 0x8F, 0xFE, 0xFF)
+
+
+def varint(value: int, size: int) -> bytes:
+    """``value`` (as it is, no zigzag) in ``size`` bytes."""
+    parts = [value >> 7 * at & 0x7F | 0x80 for at in range(size)]
+    parts[-1] &= 0x7F
+    return bytes(parts)
+
+
+def good(random: Random) -> tuple[bytes, int]:
+    """Record bytes in order, and how many records they are."""
+    count = random.choice((1, 1, 2, 3, 8, 70, 200))
+    size = random.choice((0, 1, 10, 63, 64, 100, 9000 // count))
+    step = random.choice((0, 1, 40, 10**6, 2**40))
+    records = []
+    for _ in range(count):
+        key = random.choice((None, b"", random.randbytes(min(size, 70))))
+        value = random.choice((None, b"", random.randbytes(size)))
+        headers = [
+            ("h" * random.choice((0, 1, 64)), random.choice((None, b"", b"x" * 70)))
+            for _ in range(random.choice((0, 0, 0, 1, 2, 70)) if count < 10 else 0)
+        ]
+        records.append((key, value, headers, NOW + random.randint(-step, step)))
+    return bytes(build_batch(records)[HEADER_BYTES:]), count
+
+
+def mutants(seed: int) -> Iterator[tuple[bytes, int]]:
+    """Without end."""
+    random = Random(seed)
+    while True:
+        whole, count = good(random)
+        yield whole, count
+        for _ in range(20):
+            data = bytearray(whole)
+            for _ in range(random.choice((1, 1, 1, 2, 3))):
+                at = random.randrange(min(len(data), random.choice((8, 30, 10**9)))) if data else 0
+                match random.randrange(7):
+                    case 0 if data:
+                        data[at] ^= 1 << random.randrange(8)
+                    case 1 if data:
+                        data[at] = random.choice(EDGES)
+                    case 2:
+                        data[at:at] = bytes([random.choice(EDGES)])
+                    case 3:
+                        del data[at : at + random.choice((1, 2, 9))]
+                    case 4:
+                        del data[len(data) - random.randint(0, min(12, len(data))) :]
+                    case 5 if data:  # the same number, or one too large, in more bytes
+                        value = data[at] if random.randrange(2) else random.getrandbits(70)
+                        data[at : at + 1] = varint(value, random.randint(1, 12))
+                    case _:
+                        data += random.randbytes(random.randint(1, 9))
+            counts = (count, count, count, count - 1, count + 1, 0, -1, 2**31 - 1, 2**31, 2**40)
+            yield bytes(data), random.choice(counts)
+
+
+def reference(data: bytes, count: int) -> tuple[int, int, bool] | None:
+    """What native code has to say."""
+    try:
+        return scan(data, count) if count > 0 else None
+    except BatchError:
+        return None
+
+
+def compare(native: Walk, data: bytes, count: int) -> bool:
+    """Whether the records are in order, of which both must be sure. Memory is as long as it says, for sanitizers."""
+    expected = reference(data, count)
+    for start in (0, 3):
+        found = native(memoryview(array("B", b"\x80" * start + data)), start, count)
+        assert found == expected, f"{found} {expected} start={start} count={count} data={data.hex()}"
+    return expected is not None
+
+
+def main(folder: str, number: str, seed: str = "1") -> None:
+    """Compare so many."""
+    sys.path.insert(0, folder)
+    import _walk  # type: ignore[import-not-found]
+
+    in_order = 0
+    for (data, count), _ in zip(mutants(int(seed)), range(int(number)), strict=False):
+        in_order += compare(_walk.walk, data, count)
+    print(f"{number} walked alike, {in_order} of them in order")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
