@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import signal
 import tempfile
@@ -46,7 +47,19 @@ _WorkDir = Annotated[
     Path | None,
     typer.Option("--dir", metavar="DIR", help="Directory for the broker's data; default: a temporary one."),
 ]
-_JsonPath = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures here.")]
+
+
+def _must_be_new(path: Path | None) -> Path | None:
+    """Asked before anything is measured."""
+    if path is not None and os.path.lexists(path):
+        raise ConfigError(f"file is there already, it is left as it is: path={path}")
+    return path
+
+
+_JsonPath = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", help="Write the figures here, a new file.", callback=_must_be_new),
+]
 
 
 @app.callback()
@@ -105,13 +118,13 @@ def run_workloads(
     for workload in loaded:
         result = _run_one(workload, bootstrap_server, setup, name, directory)
         path = _new_path(out, f"{name or workload.name}-{began:%Y%m%d-%H%M%S}", ".json")
-        path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+        _write_new(path, json.dumps(result, indent=1) + "\n")
         typer.echo(f"{summary(result)}\nwrote {path}")
         results.append(result)
     title = name or ", ".join(dict.fromkeys(workload.name for workload in loaded))
     stem = name or (loaded[0].name if len(loaded) == 1 else f"{len(loaded)}-workloads")
     html = _new_path(out, f"{stem}-{began:%Y%m%d-%H%M%S}", ".html")
-    html.write_text(page(results, title), encoding="utf-8")
+    _write_new(html, page(results, title))
     typer.echo(f"wrote {html}")
     if any(result["account"]["lost"] for result in results):
         typer.echo("acknowledged messages were lost, see account in the JSON file", err=True)
@@ -162,14 +175,17 @@ def _plugin_arguments(setup: Setup) -> list[str]:
 @app.command("compare")
 def compare_runs(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN.json...", show_default=False)],
-    out: Annotated[Path, typer.Option("--output", "-o", metavar="PAGE.html", help="The page to write.")],
+    out: Annotated[
+        Path,
+        typer.Option("--output", "-o", metavar="PAGE.html", help="The page to write.", callback=_must_be_new),
+    ],
     title: Annotated[str, typer.Option("--title", help="Its title.")] = "Runs side by side",
 ) -> None:
     """Lay runs side by side on one HTML page; results of the OpenMessaging Benchmark may be among them."""
     from penstock.bench.page import page
     from penstock.bench.results import load_result
 
-    out.write_text(page([load_result(path) for path in runs], title), encoding="utf-8")
+    _write_new(out, page([load_result(path) for path in runs], title))
     typer.echo(f"wrote {out}")
 
 
@@ -297,8 +313,16 @@ def _machine(folder: Path) -> dict[str, Any]:
 
 def _write_json(path: Path | None, value: dict[str, Any]) -> None:
     if path is not None:
-        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        _write_new(path, json.dumps(value, indent=2) + "\n")
         typer.echo(f"wrote {path}")
+
+
+def _write_new(path: Path, text: str) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except OSError as error:
+        raise ConfigError(f"file can't be written, {error.strerror}: path={path}") from error
 
 
 def _need_extra() -> None:

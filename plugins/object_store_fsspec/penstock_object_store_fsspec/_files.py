@@ -2,7 +2,8 @@
 
 Layout: the object ``a/b`` is the file ``ROOT/a/b``. Temporary files live in ``ROOT/.penstock-tmp``, named
 ``OWNER.NUMBER``; each open store holds a lock on ``OWNER.lock`` there, so that whoever opens the store next can
-tell files of the dead from files of the living, whatever host, container or process id they have.
+tell files of the dead from files of the living, whatever host, container or process id they have. What has another
+name there isn't ours and stays.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ __all__ = ("FileTree",)
 import errno
 import fcntl
 import itertools
+import logging
 import os
+import re
 import secrets
 import stat
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,15 +31,18 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
 )
+from penstock.files import ACCESSES, Access, create_file, excess_mode, make_directories, open_own
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
 from penstock_object_store_fsspec._direct import DIRECT_READ_BYTES_MIN, FileWriter, read_direct
 
+_logger = logging.getLogger("penstock.store")
+
 _TEMPORARY = ".penstock-tmp"
 #: Linux reads at most 0x7ffff000 bytes a call.
 _READ_BYTES_MAX = 2**30
-_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+_OURS = re.compile(r"[0-9a-f]{16}\.(lock|\d+)")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 #: A key that can't be a file here: too long, or one of its parts is a file, or it is a directory.
 _KEY_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
@@ -58,8 +65,12 @@ class FileTree:
     After an error from the medium an object is as before or whole as written, never partial.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, access: Access = ACCESSES["owner"]) -> None:
         self.root = root
+        self._access = access
+        #: Device and inode of the root: another disk may be mounted there, or this one no more.
+        self._identity = (0, 0)
+        self._mending = threading.Lock()
         self.links = True
         self._temporary = os.path.join(root, _TEMPORARY)
         self._owner = ""
@@ -76,10 +87,18 @@ class FileTree:
         Raises ConfigError if the directory can't be used.
         """
         try:
-            new = not os.path.isdir(self.root)
-            os.makedirs(self._temporary, exist_ok=True)
-            if new:
+            made = make_directories(self.root, self._access)
+            self._identity = _identity(self.root)
+            self._make_temporary()
+            if made:
                 self._sync_ancestors()
+            elif mode := excess_mode(self.root, self._access):
+                _logger.warning(
+                    "others can see the objects here, and read those that were made so; take that from them "
+                    "(chmod -R go-rwx), or set broker.data_access if they may: path=%s mode=%s",
+                    self.root,
+                    mode,
+                )
             while not self._take_owner():
                 pass
             self._sweep()
@@ -90,6 +109,42 @@ class FileTree:
                 f"the directory for objects can't be used, check its path and permissions: "
                 f"path={self.root!r} error={error.strerror!r}"
             ) from error
+
+    def _make_temporary(self) -> None:
+        """Its place may hold somebody else's link to a directory of others. Raises ConfigError, OSError."""
+        make_directories(self._temporary, self._access)
+        if not stat.S_ISDIR(os.lstat(self._temporary).st_mode):
+            raise ConfigError(
+                "the directory for temporary files is a symbolic link, it was left as it is; remove it: "
+                f"path={self._temporary!r}"
+            )
+
+    def _restore_temporary(self) -> None:
+        """Somebody removed it, and our lock. Raises UnavailableError where the root itself is gone, OSError."""
+        with self._mending:
+            if os.path.isdir(self._temporary) and os.path.exists(self._lock_path(self._owner)):
+                return  # another thread was faster
+            self._check_root()
+            _logger.warning(
+                "the directory for temporary files vanished, making it again: path=%s", self._temporary
+            )
+            self._make_temporary()
+            before = self._lock_fd
+            while not self._take_owner():
+                pass
+            os.close(before)
+
+    def _check_root(self) -> None:
+        """Raise UnavailableError unless the root is the directory that was opened."""
+        try:
+            found = _identity(self.root)
+        except OSError:
+            found = None
+        if found != self._identity:
+            raise UnavailableError(
+                "the directory for objects vanished, or another one is in its place; is its disk mounted? "
+                f"path={self.root!r}"
+            )
 
     def _sync_ancestors(self) -> None:
         """Whoever made the directories above may not have synced their names; objects are lost with them."""
@@ -112,7 +167,7 @@ class FileTree:
 
     def _take_owner(self) -> bool:
         owner = secrets.token_hex(8)
-        fd = os.open(self._lock_path(owner), _CREATE, 0o644)
+        fd = create_file(self._lock_path(owner), os.O_WRONLY, self._access)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             # Between creation and locking a sweeper may have taken the file for a dead owner's.
@@ -125,16 +180,20 @@ class FileTree:
 
     def _sweep(self) -> None:
         owners: dict[str, list[str]] = {}
-        for name in os.listdir(self._temporary):
+        for name in filter(_OURS.fullmatch, os.listdir(self._temporary)):
             owners.setdefault(name.partition(".")[0], []).append(name)
         for owner, names in owners.items():
             if owner == self._owner:
                 continue
             try:
-                fd = os.open(self._lock_path(owner), os.O_RDWR | os.O_CLOEXEC)
+                fd = open_own(self._lock_path(owner), os.O_RDWR)
             except FileNotFoundError:
                 self._remove(names)  # a sweep that was cut short, or the owner just left
                 continue
+            except OSError as error:
+                if error.errno not in {errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO}:
+                    raise
+                continue  # of our names, but none that we made
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 self._remove(names)
@@ -250,15 +309,15 @@ class FileTree:
             self.discard(partial)
 
     def create(self, key: str) -> PartialFile:
-        path = self._temporary_path()
         self._path(key)
+        path = self._temporary_path()
         with self._translated("create", key):
             try:
-                fd = os.open(path, _CREATE, 0o644)
+                fd = create_file(path, os.O_WRONLY, self._access)
             except FileNotFoundError:
-                raise UnavailableError(
-                    f"the directory for objects vanished: path={self._temporary!r}"
-                ) from None
+                self._restore_temporary()
+                path = self._temporary_path()
+                fd = create_file(path, os.O_WRONLY, self._access)
         return PartialFile(key, path, fd, FileWriter(fd))
 
     def write(self, partial: PartialFile, body: Sequence[Buffer]) -> None:
@@ -331,7 +390,8 @@ class FileTree:
             step()
         except FileNotFoundError:
             self._anchored.difference_update(self._up_to_root(directory))
-            os.makedirs(directory, exist_ok=True)
+            self._check_root()
+            make_directories(directory, self._access)
             step()
         _sync_directory(directory)
         # A directory, whoever made it, is only there for good once its parents are synced, up to the root.
@@ -386,6 +446,11 @@ def _names(entries: Iterator[os.DirEntry[str]]) -> Iterator[str]:
 
 def _info(key: str, status: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key=key, size=status.st_size, modified_ms=status.st_mtime_ns // 1_000_000)
+
+
+def _identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
 
 
 def _sync_directory(path: str) -> None:

@@ -17,6 +17,7 @@ from typing import TypeVar
 from anyio import CancelScope, CapacityLimiter
 
 from penstock.errors import InvalidRequestError
+from penstock.files import ACCESSES, Access
 from penstock.spi.object_store import ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
 from penstock.threads import run_in_thread
@@ -32,12 +33,14 @@ _LIST_PAGE = 1000
 
 
 @asynccontextmanager
-async def open_local(root: str, *, read_only: bool = False) -> AsyncIterator[LocalBackend]:
+async def open_local(
+    root: str, *, read_only: bool = False, access: Access = ACCESSES["owner"]
+) -> AsyncIterator[LocalBackend]:
     """Open the directory ``root``, an absolute path, making it if need be, or only to look at what is there.
 
     Raises ConfigError if it can't be used.
     """
-    tree = FileTree(root)
+    tree = FileTree(root, access)
     if not read_only:
         await run_in_thread(tree.open)
     backend = LocalBackend(tree)

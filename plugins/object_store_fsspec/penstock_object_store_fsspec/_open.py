@@ -25,7 +25,9 @@ async def open_store(settings: Settings, services: Services) -> AsyncIterator[Ob
     """
     protocol, _, place = settings.url.partition("://")
     if protocol in {"file", "local"}:
-        async with open_local(_directory(services, place), read_only=services.read_only) as local:
+        async with open_local(
+            _directory(services, place), read_only=services.read_only, access=services.access
+        ) as local:
             yield FsspecObjectStore(local)
     elif protocol == "memory":
         yield FsspecObjectStore(MemoryBackend(place))

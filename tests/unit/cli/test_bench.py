@@ -153,3 +153,16 @@ def test_help_names_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     for command in ("run", "compare", "floor", "start", "cold-reads", "budgets"):
         assert command in shown
+
+
+def test_a_file_that_is_there_is_left_as_it_is_before_anything_is_measured(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "notes"
+    path.write_text("a user's")
+    for arguments in (["floor", "--json", str(path)], ["compare", "run.json", "-o", str(path)]):
+        assert main(["bench", *arguments]) == 2
+        assert (
+            capsys.readouterr().err == f"penstock: file is there already, it is left as it is: path={path}\n"
+        )
+    assert path.read_text() == "a user's"
