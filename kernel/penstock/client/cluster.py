@@ -35,6 +35,9 @@ from penstock.wire.messages.metadata import (
 
 T = TypeVar("T")
 
+#: A broker that creates topics by itself has created one by then; one that doesn't never says so.
+_CREATION_S_MAX = 5.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
@@ -262,7 +265,10 @@ class Cluster:
             UnavailableError: no broker answers in time.
         """
 
+        missing_since: float | None = None
+
         async def attempt() -> list[TopicInfo]:
+            nonlocal missing_since
             wanted = None if names is None else [MetadataRequestTopic(name=name) for name in names]
             answer = await self.ask(
                 await self.any_node(),
@@ -270,7 +276,14 @@ class Cluster:
                 MetadataRequest(topics=wanted, allow_auto_topic_creation=create),
             )
             assert isinstance(answer, MetadataResponse)
-            return self._take(answer, names, create)
+            try:
+                return self._take(answer, names, create)
+            except _MissingTopicError as error:
+                now_s = anyio.current_time()
+                missing_since = now_s if missing_since is None else missing_since
+                if now_s - missing_since < _CREATION_S_MAX:
+                    raise
+                raise NotFoundError(str(error)) from None
 
         return await self.retry(attempt)
 
@@ -300,8 +313,9 @@ class Cluster:
             self._topics.pop(name, None)
             if topic.error_code:
                 if create and topic.error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION:
-                    # it is about to be created, or never will be: the caller's deadline decides
-                    raise _MissingTopicError(f"topic isn't there and wasn't created: topic={name}")
+                    raise _MissingTopicError(
+                        f"topic isn't there and the broker doesn't create it: topic={name}"
+                    )
                 if topic.error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION:
                     raise NotFoundError(f"topic isn't there: topic={name}")
                 raise error_of(topic.error_code, f"topic can't be used topic={name}")
@@ -363,7 +377,7 @@ class Cluster:
 
 
 class _MissingTopicError(NotFoundError):
-    """The topic may still appear: retry."""
+    """The topic may be about to be created, or never will be: retry for a while."""
 
     retryable = True
 

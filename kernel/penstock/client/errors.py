@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("check", "error_code", "error_of", "is_retriable")
 
+import re
 from typing import Final
 
 from penstock.errors import (
@@ -16,6 +17,9 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.wire.error_codes import ErrorCode
+
+_PAIR: Final = re.compile(r"(\w+)=('[^']*'|\S+)")
+_PAIRS: Final = re.compile(rf"(?P<sentence>.*?)(?P<pairs>( {_PAIR.pattern})*)", re.DOTALL)
 
 _CLASSES: Final[dict[ErrorCode, type[PenstockError]]] = {
     ErrorCode.UNKNOWN_TOPIC_OR_PARTITION: NotFoundError,
@@ -49,14 +53,29 @@ def is_retriable(code: int) -> bool:
 
 
 def error_of(code: int, what: str, detail: str | None = None) -> PenstockError:
-    """The error for ``code``: ``what`` failed ("topic can't be created"), the broker's ``detail``, the code."""
+    """The error for ``code``: ``what`` failed ("topic can't be created topic=a"), the broker's ``detail``, the code.
+
+    One sentence: the values of both parts come last, and what both name is named once.
+    """
     member = error_code(code)
     kind = _CLASSES.get(member)
     if kind is None:
         kind = UnavailableError if member.retriable else InvalidRequestError
     reason = (detail or "").strip().rstrip(".") or member.message
     name = member.name if member == code else f"UNKNOWN_{code}"
-    return kind(f"{what}: {reason} error={name}")
+    sentence, values = _split(what)
+    reason, more = _split(reason)
+    known = {value.strip("'") for _, value in values}
+    values += [(key, value) for key, value in more if value.strip("'") not in known]
+    told = " ".join(f"{key}={value}" for key, value in (*values, ("error", name)))
+    return kind(f"{sentence}, {reason}: {told}")
+
+
+def _split(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """A sentence and the ``key=value`` pairs at its end."""
+    found = _PAIRS.fullmatch(text)
+    assert found is not None, "the pattern matches any text"
+    return found["sentence"].rstrip(" :"), _PAIR.findall(found["pairs"])
 
 
 def check(code: int, what: str, detail: str | None = None) -> None:

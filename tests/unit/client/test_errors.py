@@ -34,8 +34,19 @@ def test_the_class_says_what_to_do(code: int, kind: type[PenstockError]) -> None
 
 def test_the_text_has_what_failed_the_brokers_words_and_the_code() -> None:
     error = error_of(ErrorCode.INVALID_CONFIG, "configs can't be changed topic=t", "no such config. ")
-    assert str(error) == "configs can't be changed topic=t: no such config error=INVALID_CONFIG"
+    assert str(error) == "configs can't be changed, no such config: topic=t error=INVALID_CONFIG"
     assert str(error_of(12_345, "w")).endswith("error=UNKNOWN_12345")
+
+
+def test_the_text_is_one_sentence_that_names_nothing_twice() -> None:
+    error = error_of(
+        ErrorCode.TOPIC_ALREADY_EXISTS,
+        "topic can't be created topic=t",
+        "topic exists: name='t' partitions=3",
+    )
+    assert str(error) == (
+        "topic can't be created, topic exists: topic=t partitions=3 error=TOPIC_ALREADY_EXISTS"
+    )
 
 
 def test_success_raises_nothing() -> None:
