@@ -65,6 +65,32 @@ def files(directory: Path) -> set[str]:
     return {str(path) for path in directory.rglob("*") if ".penstock-tmp" not in path.parts}
 
 
+def media(*directories: Path) -> dict[str, bytes]:
+    """Every file and what is in it, but for what a process leaves of itself for the moment: its lock."""
+    return {
+        str(path): path.read_bytes()
+        for directory in directories
+        for path in directory.rglob("*")
+        if path.is_file() and ".penstock-tmp" not in path.parts and path.name != "penstock.lock"
+    }
+
+
+def refused_to_node_2(data_dir: Path, store: Path, *sets: str, recorded: str, recorded_at: Path) -> None:
+    """Node 2 on that store ends at once, with one sentence that names the holder, its WAL and the ways out."""
+    code, output = run_serve(data_dir, "broker.node_id=2", f"object_store.url=file://{store}", *sets)
+    assert code == 2, output
+    assert one_sentence(output)
+    for told in (
+        "the WAL of node 1 only",
+        "start that node again",
+        "pointing wal.path to it",
+        f"broker.accept_lost_wal={recorded}",
+        f"node_id=2 holder=1 recorded={recorded} recorded_at={recorded_at}",
+        f"found_at={data_dir}",
+    ):
+        assert told in output, f"{told} isn't in: {output}"
+
+
 def penstock(*arguments: str) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", "penstock", *arguments],
@@ -108,6 +134,148 @@ def test_second_broker_with_another_data_directory_is_refused(serve: ServeFactor
     finish(first, ledger)
     assert "FencedError" not in first.output
     assert "took over" not in first.output
+
+
+def test_a_second_node_id_takes_nothing_from_a_broker_that_runs(serve: ServeFactory, tmp_path: Path) -> None:
+    """Issue 5, 1: it never acknowledges anything, and the first one does all the time."""
+    first = serve(*BUSY)
+    create_topic(first.bootstrap_servers)
+    ledger = Ledger(first.bootstrap_servers, idempotent=True, writers=2)
+    ledger.start()
+    second = tmp_path / "second"
+    wal = first.data_dir / "wal" / "penstock.wal"
+    try:
+        acks_go_on(ledger)
+        for _ in range(2):
+            refused_to_node_2(second, first.data_dir / "objects", recorded=identity(first), recorded_at=wal)
+            assert first.running
+            acks_go_on(ledger, 50)
+    finally:
+        ledger.stop()
+    assert media(second) == {}, "it made a WAL"
+    finish(first, ledger)
+    assert "FencedError" not in first.output
+    assert "took over" not in first.output
+
+
+def test_a_second_node_id_takes_nothing_from_a_broker_that_runs_and_is_idle(
+    serve: ServeFactory, tmp_path: Path
+) -> None:
+    """Not a byte changes on any medium of the first."""
+    first = serve()
+    ledger = written(first)
+    before = media(first.data_dir)
+    store, wal = first.data_dir / "objects", first.data_dir / "wal" / "penstock.wal"
+    refused_to_node_2(tmp_path / "second", store, recorded=identity(first), recorded_at=wal)
+    assert media(first.data_dir, tmp_path / "second") == before
+    finish(first, ledger)
+
+
+def test_a_second_node_id_takes_nothing_from_a_broker_that_was_killed(
+    serve: ServeFactory, tmp_path: Path
+) -> None:
+    """Nothing changes on any medium; the first one starts again with everything, and a clean stop leaves it."""
+    first = serve()
+    ledger = written(first)
+    first.kill()
+    before = media(first.data_dir)
+    store, wal = first.data_dir / "objects", first.data_dir / "wal" / "penstock.wal"
+    second = tmp_path / "second"
+    for sets in ((), ("broker.accept_lost_wal=0000000000000000",)):
+        refused_to_node_2(second, store, *sets, recorded=identity(first), recorded_at=wal)
+    assert media(first.data_dir, second) == before
+    there = ("--set", f"broker.data_dir={second}", "--set", f"object_store.url=file://{store}")
+    code, output = penstock("verify", *there, "--set", "broker.node_id=2")
+    assert code == 1, output
+    assert "BROKEN I1 at WAL of node 1: acknowledged records may be in that WAL only" in output
+    assert f"recorded={identity(first)} recorded_at={wal}" in output
+    first.start()
+    check(read_all(first.bootstrap_servers), ledger, idempotent=True)
+    assert first.terminate() == 0
+    other = serve("broker.node_id=2", f"object_store.url=file://{store}", data_dir=second)
+    check(read_all(other.bootstrap_servers), ledger, idempotent=True)
+    code, output = run_serve(first.data_dir)
+    assert code == 2, output
+    assert "the WAL of node 2 only" in output
+    assert other.terminate() == 0
+    first.start()
+    check(read_all(first.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_another_node_takes_the_wal_of_a_killed_one_over_with_everything_in_it(
+    serve: ServeFactory, tmp_path: Path
+) -> None:
+    first = serve()
+    ledger = written(first)
+    first.kill()
+    store, wal = first.data_dir / "objects", first.data_dir / "wal" / "penstock.wal"
+    sets = ("broker.node_id=2", f"object_store.url=file://{store}", f"wal.path={wal}")
+    second = serve(*sets, data_dir=tmp_path / "second")
+    second.wait_for_output("the WAL of node 1, and what it holds, are this node's from now on")
+    assert identity(second) == identity(first)
+    check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+    code, output = run_serve(first.data_dir, "wal.path=fresh.wal")
+    assert code == 2, output
+    assert "the WAL of node 2 only" in output
+    second.kill()
+    code, output = penstock("verify", *(part for each in sets for part in ("--set", each)))
+    assert code == 0, output
+    second.start()
+    check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_a_broker_that_runs_is_fenced_when_another_node_takes_its_wal_over(
+    serve: ServeFactory, tmp_path: Path
+) -> None:
+    """On purpose, so no acknowledged record is lost; the first one acknowledges nothing more, and ends."""
+    first = serve(*BUSY)
+    ledger = written(first)
+    store, wal = first.data_dir / "objects", first.data_dir / "wal" / "penstock.wal"
+    second = serve(
+        "broker.node_id=2",
+        f"object_store.url=file://{store}",
+        f"wal.path={wal}",
+        data_dir=tmp_path / "second",
+    )
+    check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+    producer = Producer(
+        {"bootstrap.servers": first.bootstrap_servers, "logger": SILENT, "message.timeout.ms": 5000}
+    )
+    outcome: list[bool] = []
+    producer.produce("ledger", b"late", on_delivery=lambda error, _: outcome.append(error is None))
+    producer.flush(10)
+    assert outcome != [True], "it acknowledged what nobody will ever read"
+    assert first.wait(30) == 2
+    check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_the_lost_wal_of_another_node_is_given_up_by_name(serve: ServeFactory, tmp_path: Path) -> None:
+    """What is uploaded is there; that WAL is never taken again, by no node."""
+    first = serve()
+    ledger = written(first)
+    assert first.terminate() == 0
+    first.start()
+    producer = Producer({"bootstrap.servers": first.bootstrap_servers, "logger": SILENT})
+    producer.produce("lost", b"only the WAL holds it")
+    assert producer.flush(30) == 0
+    lost = identity(first)
+    first.kill()
+    store = first.data_dir / "objects"
+    second = serve(
+        "broker.node_id=2",
+        f"object_store.url=file://{store}",
+        f"broker.accept_lost_wal={lost}",
+        data_dir=tmp_path / "second",
+    )
+    second.wait_for_output("ACKNOWLEDGED RECORDS WERE GIVEN UP")
+    check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+    assert second.terminate() == 0
+    code, output = run_serve(first.data_dir)
+    assert code == 2, output
+    assert one_sentence(output)
+    assert "given up" in output
+    code, output = penstock("verify", "--set", f"broker.data_dir={first.data_dir}")
+    assert f"what only the WAL {lost} held was given up" in output
 
 
 def test_another_wal_path_after_a_kill_is_refused(serve: ServeFactory, tmp_path: Path) -> None:

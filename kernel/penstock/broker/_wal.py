@@ -1,9 +1,12 @@
 """Which WAL a node writes is in metadata: a lost, exchanged or forgotten one is noticed before it costs records.
 
-At a start, the identity of the WAL at hand goes with the node's registration, which is refused if another one may
-hold what isn't uploaded (I1); so a second broker with this node's id can't fence the first one by mistake (I3). Once
-the WAL is open, and before its first append, it is recorded as in use; only a stop that left nothing in it takes
-that back.
+At a start, the identity of the WAL at hand goes with the node's registration, which is refused if another one, of
+this node or of any other, may hold what isn't uploaded (I1); so a second broker, whatever its node id, can't fence
+the first one by mistake (I3). Once the WAL is open, and before its first append, it is recorded as in use; only a
+stop that left nothing in it takes that back. The rules are in ``penstock.metadata.owners``.
+
+A WAL that tells no identity is recorded with its place. Its node takes for its own whatever it finds there after a
+crash, as it can't tell; other nodes stay away from it all the same.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from typing import Any
 
 from penstock.errors import PluginError
 from penstock.metadata.commands import ReleaseWal, UseWal
+from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.plugins import Selection
 from penstock.spi.plugin import Services
@@ -43,42 +47,56 @@ async def register_node(
 ) -> int:
     """Register the node with the WAL that is there; its epoch.
 
-    ``accepted`` is the identity of a lost WAL whose records are given up. Raises ConfigError, and fences nobody, if
-    the node's acknowledged records may be in another WAL only; CorruptError, UnavailableError of the WAL.
+    ``accepted`` has the identities of lost WALs whose records are given up, between spaces. Raises ConfigError, and
+    fences nobody, if acknowledged records may be in another WAL only; CorruptError, UnavailableError of the WAL.
     """
     node_id = services.node_id
     found = await identify_wal(selection, services)
-    told = "" if _spec(selection).identify is not None else f" ({selection.names['wal']} tells no identity)"
-    node = metadata.image.nodes.get(node_id)
-    lost = len(node.lost_wals) if node is not None else 0
+    unnamed = _spec(selection).identify is None
+    told = f" ({selection.names['wal']} tells no identity)" if unnamed else ""
+    before = {node.node_id: node.wal for node in metadata.image.nodes.values() if node.wal_in_use}
+    known_lost = _lost_wals(metadata.image)
+    lost_wals = (accepted or "").split()
     epoch = await metadata.register(
-        node_id, wal=found, place=_here(str(services.data_dir)) + told, lost_wal=accepted or ""
+        node_id, wal=found, unnamed=unnamed, place=_here(str(services.data_dir)) + told, lost_wals=lost_wals
     )
-    if len(metadata.image.nodes[node_id].lost_wals) > lost:
+    given_up = _lost_wals(metadata.image) - known_lost
+    for lost in sorted(given_up):
         logger.error(
             "ACKNOWLEDGED RECORDS WERE GIVEN UP, as broker.accept_lost_wal demands: what only that WAL holds is lost "
             "and its offsets are given again; take the key out now: node_id=%d wal=%s",
             node_id,
-            accepted,
+            lost,
         )
-    elif accepted:
+    for unneeded in sorted(set(lost_wals) - given_up):
         logger.warning(
             "broker.accept_lost_wal isn't needed, take it out: node_id=%d accept_lost_wal=%s",
             node_id,
-            accepted,
+            unneeded,
         )
+    for other, wal in before.items():
+        if other != node_id and wal and wal == found:
+            logger.warning(
+                "the WAL of node %d, and what it holds, are this node's from now on: node_id=%d wal=%s",
+                other,
+                node_id,
+                wal,
+            )
     return epoch
+
+
+def _lost_wals(image: Image) -> set[str]:
+    return {wal for node in image.nodes.values() for wal in node.lost_wals}
 
 
 async def use_wal(metadata: MetadataService, selection: Selection, services: Services, location: str) -> str:
     """Record the WAL, which is open now; its identity. Nothing may be appended before this returns."""
     identity = await identify_wal(selection, services)
-    if identity:
-        await metadata.submit(UseWal(services.node_id, services.epoch, identity, _here(location)))
-    elif _spec(selection).identify is not None:
+    if not identity and _spec(selection).identify is not None:
         raise PluginError(
             f"the WAL is open and tells no identity, mend the plugin: plugin={selection.names['wal']} at={location}"
         )
+    await metadata.submit(UseWal(services.node_id, services.epoch, identity, _here(location)))
     return identity
 
 

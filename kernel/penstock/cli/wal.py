@@ -57,10 +57,10 @@ def inspect_wal(
 def _recorded(image: Image, node_id: int) -> str:
     """What metadata says of the node's WAL."""
     node = image.nodes.get(node_id)
-    if node is None or not node.wal:
+    if node is None or not (node.wal or node.wal_in_use):
         return f"no WAL of node {node_id} in metadata"
     state = "in use, or not stopped cleanly" if node.wal_in_use else "stopped cleanly, nothing in it"
-    return f"{node.wal} at {node.wal_location}, {state}"
+    return f"{node.wal_name} at {node.wal_location or 'an unknown place'}, {state}"
 
 
 async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:

@@ -67,9 +67,10 @@ class Broker(Settings):
     accept_lost_wal: str | None = Field(
         default=None,
         min_length=1,
-        max_length=64,
+        max_length=1024,
         examples=["5b7e0c1f9a3d2846"],
-        description="Identity of a WAL whose acknowledged records are given up: it starts without that one.",
+        description="Identities of WALs, of whatever nodes, whose acknowledged records are given up: it starts "
+        "without them. Several are separated by spaces.",
     )
 
 

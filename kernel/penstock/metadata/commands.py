@@ -3,6 +3,11 @@
 Commands are facts to be decided on by the fold (:mod:`penstock.metadata.image`): ids and epochs are assigned there,
 from the image and the entry's index, never by a clock. Times that a command needs are carried in its entry.
 Fields may be added with defaults; a field never changes its meaning (version N reads N-1).
+
+The version of an entry is that of the rules which decided on it when it was written, and decide ever after:
+
+- 1: a node that started took every stream over, whoever had it.
+- 2: nobody takes over what another node's WAL may hold (:mod:`penstock.metadata.owners`).
 """
 
 from __future__ import annotations
@@ -30,6 +35,7 @@ __all__ = (
     "UseWal",
     "decode_entry",
     "encode_entry",
+    "new_entry",
     "refuse_newer",
 )
 
@@ -39,7 +45,7 @@ import msgspec
 
 from penstock.errors import CorruptError, NewerVersionError
 
-ENTRY_VERSION = 1
+ENTRY_VERSION = 2
 
 
 class _Command(msgspec.Struct, frozen=True, array_like=False, omit_defaults=True):
@@ -55,7 +61,9 @@ class FormatCluster(_Command, tag="format", frozen=True):
 class RegisterNode(_Command, tag="node", frozen=True):
     """A broker starts: its epoch becomes the index of this entry, which fences its earlier lives.
 
-    Refused, so that nobody is fenced, if the node's recorded WAL is in use and this broker has another one.
+    Refused, so that nobody is fenced, if acknowledged records may be in a WAL that this broker didn't find: the one
+    recorded for the node, or (version 2) for any other. If it found another node's, that node is fenced, and its WAL
+    and streams are this node's from now on.
     """
 
     node_id: int
@@ -65,22 +73,33 @@ class RegisterNode(_Command, tag="node", frozen=True):
     wal: str = ""
     #: Where it looked, for people.
     place: str = ""
-    #: Identity of the recorded WAL if what only that one holds is given up on purpose.
+    #: Identity of the recorded WAL if what only that one holds is given up on purpose; version 1 wrote it.
     lost_wal: str = ""
+    #: The same of any number of WALs, of whatever nodes.
+    lost_wals: list[str] = []
+    #: The WAL's plugin tells no identity: the broker goes on with whatever is there.
+    unnamed: bool = False
 
 
 class UseWal(_Command, tag="wal+", frozen=True):
-    """From now on the node's acknowledged records may be in this WAL only; comes before the first append."""
+    """From now on the node's acknowledged records may be in this WAL only; comes before the first append.
+
+    Refused (version 2) while another node's WAL is in use.
+    """
 
     node_id: int
     node_epoch: int
+    #: Empty: its plugin doesn't tell.
     wal: str
     #: Where it is, for people.
     location: str
 
 
 class ReleaseWal(_Command, tag="wal-", frozen=True):
-    """A clean stop: all that the node's WAL held is uploaded and trimmed, and nothing is appended any more."""
+    """A clean stop: all that the node's WAL held is uploaded and trimmed, and nothing is appended any more.
+
+    This closes the node's streams: whoever comes may open them.
+    """
 
     node_id: int
     node_epoch: int
@@ -117,7 +136,10 @@ class SetTopicConfigs(_Command, tag="configs", frozen=True):
 
 
 class OpenStreams(_Command, tag="open", frozen=True):
-    """The node owns these streams from now on; their epoch becomes the index of this entry."""
+    """The node owns these streams from now on; their epoch becomes the index of this entry.
+
+    Refused (version 2) if another node owns one of them whose WAL may hold its records.
+    """
 
     node_id: int
     node_epoch: int
@@ -207,15 +229,20 @@ Command: TypeAlias = (
 
 
 class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
-    """One entry of the metadata log: a batch of commands that are folded in order."""
+    """One entry of the metadata log: a batch of commands that are folded in order; see :func:`new_entry`."""
 
     commands: list[Command]
     #: Who wrote it: lets a writer recognise its own entry after a lost reply.
     writer: str
     #: Wall clock of the writer in ms; decides nothing but deadlines and delays.
     now_ms: int
-    #: Of the format; what is absent is 1. :func:`encode_entry` sets it.
+    #: Of the format and of the rules; what is absent is 1.
     version: int = 1
+
+
+def new_entry(commands: list[Command], writer: str, now_ms: int) -> Entry:
+    """An entry under the rules of today."""
+    return Entry(commands, writer, now_ms, ENTRY_VERSION)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -224,8 +251,6 @@ _decoder = msgspec.msgpack.Decoder(Entry)
 
 def encode_entry(entry: Entry) -> bytes:
     """The bytes of an entry (MessagePack)."""
-    if entry.version < ENTRY_VERSION:
-        entry = msgspec.structs.replace(entry, version=ENTRY_VERSION)
     return _encoder.encode(entry)
 
 

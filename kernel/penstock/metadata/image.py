@@ -11,12 +11,10 @@ __all__ = ("Image",)
 
 from array import array
 from collections import Counter
-from collections.abc import Sequence
 from typing import Any
 
 from penstock.errors import (
     AlreadyExistsError,
-    ConfigError,
     ConflictError,
     FencedError,
     InvalidRequestError,
@@ -25,6 +23,7 @@ from penstock.errors import (
     kept,
 )
 from penstock.metadata import commands as c
+from penstock.metadata import owners
 from penstock.metadata.rows import ImageData, NodeState, ObjectState, StreamState, TopicState
 from penstock.metadata.snapshot import Cut, decode_snapshot
 
@@ -35,6 +34,8 @@ class Image:
     def __init__(self, data: ImageData | None = None) -> None:
         self._data = data or ImageData()
         self._cuts: list[Cut] = []
+        #: Version of the entry that is being folded.
+        self._rules = c.ENTRY_VERSION
         self.topic_ids = {topic.name: topic_id for topic_id, topic in self._data.topics.items()}
 
     @property
@@ -113,6 +114,7 @@ class Image:
     def fold(self, index: int, entry: c.Entry) -> list[Any]:
         """Apply the entry ``index``; returns one result per command: its value, or the error that refused it."""
         assert index == self.index + 1, f"entries fold in order: index={index} image={self.index}"
+        self._rules = entry.version
         results: list[Any] = []
         for command in entry.commands:
             try:
@@ -149,43 +151,42 @@ class Image:
         return command.cluster_id
 
     def _register(self, command: c.RegisterNode, index: int, now_ms: int) -> int:
-        self.check_wal(command)
-        node = self._data.nodes.get(command.node_id) or NodeState(command.node_id, 0, "")
-        if node.wal_in_use and command.wal != node.wal:
-            node.lost_wals = [*node.lost_wals, node.wal]
-            node.wal = node.wal_location = ""
-            node.wal_in_use = False
+        owners.check_registration(self._data.nodes, command, self._rules)
+        node = self._data.nodes.setdefault(command.node_id, NodeState(command.node_id, 0, ""))
+        if node.wal_in_use and not owners.is_own(node, command):
+            _give_up(node)
         node.epoch, node.incarnation = index, command.incarnation
-        self._data.nodes[command.node_id] = node
+        if self._rules > 1:
+            for other in owners.taken_over(self._data.nodes, command):
+                self._take_over(other, node)
+                other.epoch = index
+            lost = owners.given_up(command)
+            for other in owners.wals_in_use(self._data.nodes, command.node_id):
+                if other.wal_name in lost:
+                    _give_up(other)
+                    other.epoch = index
         return index
 
     def check_wal(self, command: c.RegisterNode) -> None:
         """Raise ConfigError if the node may not start with the WAL that it found (I1, I3); changes nothing."""
-        node = self._data.nodes.get(command.node_id)
-        if node is None:
-            return
-        if command.wal and command.wal in node.lost_wals:
-            raise ConfigError(
-                f"the records of this WAL were given up and their offsets may have been given again, point "
-                f"broker.data_dir or wal.path to another place: node_id={node.node_id} wal={command.wal} "
-                f"at={command.place}"
-            )
-        if node.wal_in_use and node.wal not in (command.wal, command.lost_wal):
-            raise ConfigError(
-                f"acknowledged records of this node may be in another WAL only, nothing was changed; point "
-                f"broker.data_dir or wal.path back to that WAL, or stop the broker that uses it, or give up what "
-                f"only it holds with broker.accept_lost_wal={node.wal}: node_id={node.node_id} recorded={node.wal} "
-                f"recorded_at={node.wal_location} found={command.wal or 'none'} found_at={command.place}"
-            )
+        owners.check_registration(self._data.nodes, command, c.ENTRY_VERSION)
+
+    def _take_over(self, old: NodeState, new: NodeState) -> None:
+        """The WAL of ``old``, and the streams that have something in it, are ``new``'s."""
+        new.wal_since = min(old.wal_since, new.wal_since) if new.wal_in_use else old.wal_since
+        new.wal, new.wal_location, new.wal_in_use = old.wal, old.wal_location, True
+        for stream in self._data.streams.values():
+            if stream.node_id == old.node_id and owners.holder_of(self._data.nodes, stream) is old:
+                self._change_stream(stream).node_id = new.node_id
+        old.wal = old.wal_location = ""
+        old.wal_in_use = False
 
     def _use_wal(self, command: c.UseWal, index: int, now_ms: int) -> None:
         self._check_node(command.node_id, command.node_epoch)
+        owners.check_use(self._data.nodes, command, self._rules)
         node = self._data.nodes[command.node_id]
-        if node.wal_in_use and node.wal != command.wal:
-            raise ConfigError(
-                f"the WAL was exchanged while the broker started, start it again: node_id={node.node_id} "
-                f"recorded={node.wal} found={command.wal} found_at={command.location}"
-            )
+        if not node.wal_in_use:
+            node.wal_since = index
         node.wal, node.wal_location, node.wal_in_use = command.wal, command.location, True
 
     def _release_wal(self, command: c.ReleaseWal, index: int, now_ms: int) -> None:
@@ -249,13 +250,34 @@ class Image:
         node = self._data.nodes.get(node_id)
         if node is None or node.epoch != node_epoch:
             raise FencedError(
-                f"another process registered as this node and took over, this one must stop: "
+                f"another process registered as this node, or with its WAL, and took over, this one must stop: "
                 f"node_id={node_id} epoch={node_epoch} current={node.epoch if node else None}"
+            )
+
+    def _check_owner(self, stream: StreamState, node_id: int) -> None:
+        if self._rules > 1 and stream.node_id != node_id:
+            raise FencedError(
+                f"another node owns the stream, this one must leave it alone: stream={stream.stream_id} "
+                f"owner={stream.node_id} node_id={node_id}"
             )
 
     def _open(self, command: c.OpenStreams, index: int, now_ms: int) -> list[int]:
         self._check_node(command.node_id, command.node_epoch)
+        nodes = self._data.nodes
         opened = [stream_id for stream_id in command.stream_ids if stream_id in self._data.streams]
+        if self._rules > 1:
+            for stream_id in opened:
+                holder = owners.holder_of(nodes, self._data.streams[stream_id])
+                if holder is not None and holder.node_id != command.node_id:
+                    raise ConflictError(
+                        f"records of the stream may be in the WAL of its owner only, which must close it first: "
+                        f"stream={stream_id} owner={holder.node_id} node_id={command.node_id}"
+                    )
+        node = nodes[command.node_id]
+        if opened and not node.wal_in_use:
+            # nobody said which WAL this is; what can be appended to may hold something
+            node.wal = node.wal_location = ""
+            node.wal_in_use, node.wal_since = True, index
         for stream_id in opened:
             stream = self._change_stream(self._data.streams[stream_id])
             stream.epoch = index
@@ -272,8 +294,12 @@ class Image:
         self._check_node(command.node_id, command.node_epoch)
         trimmed = []
         dropped = array("q")
+        streams = self._data.streams
+        for stream_id, _ in command.starts:
+            if stream_id in streams:
+                self._check_owner(streams[stream_id], command.node_id)
         for stream_id, start in command.starts:
-            stream = self._data.streams.get(stream_id)
+            stream = streams.get(stream_id)
             if stream is None or start <= stream.start:
                 continue
             self._change_stream(stream).start = start
@@ -306,7 +332,7 @@ class Image:
 
     def _commit(self, command: c.CommitUpload, index: int, now_ms: int) -> None:
         self._check_node(command.node_id, command.node_epoch)
-        self._check_commit(command.objects)
+        self._check_commit(command)
         streams, watched = self._data.streams, bool(self._cuts)
         for uploaded in command.objects:
             object_id = uploaded.object_id
@@ -325,10 +351,10 @@ class Image:
             held.state = "committed" if held.live_ranges else "destroyed"
             held.at_ms = now_ms
 
-    def _check_commit(self, objects: Sequence[c.UploadedObject]) -> None:
+    def _check_commit(self, command: c.CommitUpload) -> None:
         ends: dict[int, int] = {}
         streams = self._data.streams
-        for uploaded in objects:
+        for uploaded in command.objects:
             held = self._data.objects.get(uploaded.object_id)
             if held is None or held.state != "prepared":
                 raise NotFoundError(
@@ -339,6 +365,7 @@ class Image:
                 stream = streams.get(stream_id)
                 if stream is None:
                     continue
+                self._check_owner(stream, command.node_id)
                 end = ends.get(stream_id, stream.end)
                 # I2: ranges continue the stream; a gap is fine only where the records were deleted already
                 if r.end <= start or (start != end and not end < start <= stream.start):
@@ -369,6 +396,13 @@ class Image:
         first = self._data.next_producer_id
         self._data.next_producer_id += command.count
         return first
+
+
+def _give_up(node: NodeState) -> None:
+    """What only the node's WAL holds is lost, and that WAL is never taken again."""
+    node.lost_wals = [*node.lost_wals, node.wal_name]
+    node.wal = node.wal_location = ""
+    node.wal_in_use = False
 
 
 _FOLDS: dict[type, Any] = {

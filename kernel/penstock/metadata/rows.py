@@ -13,23 +13,36 @@ import msgspec
 
 from penstock.metadata.ranges import Ranges
 
-#: 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use; 1 is read as well.
-IMAGE_VERSION = 2
+#: 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use.
+#: 3: nodes say since when, and for every WAL, also one that tells no identity. 1 and 2 are read as well.
+IMAGE_VERSION = 3
 
 
 class NodeState(msgspec.Struct):
-    """A broker; a higher epoch is a later life of it."""
+    """A broker; a higher epoch is a later life of it, or says that another node took its WAL over."""
 
     node_id: int
     epoch: int
     incarnation: str
-    #: Identity of the WAL that it used last, and where that is, for people; empty: none was ever told.
+    #: Identity of the WAL that it used last, and where that is, for people; empty: that wasn't told.
     wal: str = ""
     wal_location: str = ""
     #: That WAL may hold acknowledged records that aren't uploaded; False after a clean stop.
     wal_in_use: bool = False
     #: Identities of WALs whose records were given up on purpose, oldest first.
     lost_wals: list[str] = []
+    #: Streams that the node opened at an earlier index have nothing in that WAL.
+    wal_since: int = 0
+
+    @property
+    def wal_name(self) -> str:
+        """The identity of its WAL; of one that tells none, a name that changes with each life of the node."""
+        return self.wal or f"unnamed-{self.node_id}-{self.epoch}"
+
+    @property
+    def wal_unknown(self) -> bool:
+        """Nothing is known of the WAL that is in use: it was used before that was recorded."""
+        return self.wal_in_use and not self.wal and not self.wal_location
 
 
 class TopicState(msgspec.Struct):
@@ -67,6 +80,7 @@ class StreamState(msgspec.Struct):
     end: int = 0
     #: Index of the entry that opened it; 0 if it never was.
     epoch: int = 0
+    #: Its owner, or the last one (``penstock.metadata.owners``); -1 before the first opening.
     node_id: int = -1
     #: (leader epoch, first offset) of each leader that wrote something, oldest first (KIP-101).
     leader_epochs: list[tuple[int, int]] = []
@@ -76,6 +90,11 @@ class StreamState(msgspec.Struct):
     def leader_epoch(self) -> int:
         """The current leader epoch; -1 before the first opening."""
         return self.leader_epochs[-1][0] if self.leader_epochs else -1
+
+    @property
+    def opened_at(self) -> int:
+        """Where the stream went on when it was opened last: what older ownerships acknowledged is below."""
+        return self.leader_epochs[-1][1] if self.leader_epochs else max(self.start, self.end)
 
     def range_at(self, offset: int) -> int:
         """Index in ``ranges`` of the one that holds ``offset``, or of the first one after it."""

@@ -11,7 +11,7 @@ __all__ = ("MetadataService", "MetadataStatistics", "follow", "load_image")
 import logging
 import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -32,7 +32,15 @@ from penstock.errors import (
     again,
     kept,
 )
-from penstock.metadata.commands import Command, Entry, FormatCluster, RegisterNode, decode_entry, encode_entry
+from penstock.metadata.commands import (
+    Command,
+    Entry,
+    FormatCluster,
+    RegisterNode,
+    decode_entry,
+    encode_entry,
+    new_entry,
+)
 from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
@@ -153,15 +161,24 @@ class MetadataService:
                 f"use another place: configured={cluster_id} found={self.image.cluster_id}"
             )
 
-    async def register(self, node_id: int, *, wal: str = "", place: str = "", lost_wal: str = "") -> int:
+    async def register(
+        self,
+        node_id: int,
+        *,
+        wal: str = "",
+        unnamed: bool = False,
+        place: str = "",
+        lost_wals: Sequence[str] = (),
+    ) -> int:
         """Register this process as the node; returns its epoch and fences its earlier lives.
 
-        ``wal`` is the identity of the WAL that the node found in ``place``. Raises ConfigError, and fences nobody, if
-        records may be in another one only, unless that is ``lost_wal``, which gives them up.
+        ``wal`` is the identity of the WAL that the node found in ``place``, unless it is ``unnamed``; if it is
+        another node's, that is taken over, and that node fenced. Raises ConfigError, and fences nobody, if records
+        may be in another one only, of whatever node, unless that is one of ``lost_wals``, which gives them up.
         When a later life registers, this service ends with FencedError at the next entry that it wants to write.
         """
         self._registered = None
-        command = RegisterNode(node_id, self._writer, wal, place, lost_wal)
+        command = RegisterNode(node_id, self._writer, wal, place, lost_wals=list(lost_wals), unnamed=unnamed)
         self.image.check_wal(command)  # the fold does too; this way a refused start writes nothing
         epoch = await self.submit(command)
         assert isinstance(epoch, int)
@@ -252,7 +269,7 @@ class MetadataService:
             count += 1
         while True:
             batch = [self._pending[i] for i in range(count)]
-            entry = Entry([s.command for s in batch], self._writer, self._now_ms())
+            entry = new_entry([s.command for s in batch], self._writer, self._now_ms())
             data = encode_entry(entry)
             if count == 1 or len(data) <= self._log.capabilities.entry_bytes_max:
                 break
@@ -306,7 +323,7 @@ class MetadataService:
         node = self.image.nodes[node_id]
         if node.epoch != epoch:
             raise FencedError(
-                f"another process registered as this node and took over, this one must stop: "
+                f"another process registered as this node, or with its WAL, and took over, this one must stop: "
                 f"node_id={node_id} epoch={epoch} current={node.epoch}"
             )
 

@@ -111,11 +111,16 @@ def decode_snapshot(data: bytes) -> ImageData:
         raise NewerVersionError.of(
             "a metadata snapshot", f"index={image.index}", version=image.version, known=IMAGE_VERSION
         )
-    if image.version < IMAGE_VERSION:
+    if image.version < 2:
         live = Counter(
             object_id for stream in image.streams.values() for object_id in stream.ranges.object_ids
         )
         for object_id, held in image.objects.items():
             held.live_ranges = live[object_id]
-        image.version = IMAGE_VERSION
+    if image.version < 3:
+        owners = {stream.node_id for stream in image.streams.values()}
+        for node in image.nodes.values():
+            # what wasn't recorded may hold something
+            node.wal_in_use = node.wal_in_use or (not node.wal and node.node_id in owners)
+    image.version = IMAGE_VERSION
     return image

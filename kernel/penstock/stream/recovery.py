@@ -59,7 +59,8 @@ class WalReplay:
             return False  # deleted
         committed = max(state.start, state.end)
         if header.epoch != state.epoch:
-            if header.next_offset > committed:
+            # what was recovered when the older ownership ended is below the offset at which the present one began
+            if header.next_offset > state.opened_at:
                 raise CorruptError(
                     f"the WAL holds records that were passed over when their stream was opened with another "
                     f"WAL; nothing was changed, keep {self._wal.location} and start one broker per WAL: "

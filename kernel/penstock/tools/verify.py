@@ -6,7 +6,8 @@
 - every data block holds exactly the offsets that index and metadata say; record batches too (I1)
 - no object is in the store that metadata doesn't know, and none is overdue for deletion (I6)
 - what the WAL holds past the committed ends continues them without a hole (I10)
-- the WAL is the one that the node's records may be in, if it wasn't stopped cleanly (I1)
+- the WAL is the only one that may hold acknowledged records, of this node or of any other (I1)
+- it holds none whose offsets were given again by another owner of the stream (I1)
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from crc32c import crc32c
 
 from penstock.errors import CorruptError, NotFoundError, PenstockError
 from penstock.metadata.image import Image
+from penstock.metadata.owners import holder_of
 from penstock.metadata.rows import ObjectState, StreamState
 from penstock.metadata.service import follow, load_image
 from penstock.spi.object_store import ObjectInfo
@@ -284,25 +286,36 @@ def _orphan_fate(image: Image, info: ObjectInfo) -> str:
 
 
 async def _check_wal_identity(places: Places, image: Image, report: Report) -> None:
-    """The WAL is the one that metadata recorded, unless that was left with nothing in it."""
-    if places.identify_wal is None:
-        return
-    try:
-        report.wal_identity = await places.identify_wal()
-    except PenstockError as error:
-        report.problem("I11", "WAL", str(error))
-        return
+    """The WAL is the only one that may hold something, of any node; what others left empty doesn't matter."""
+    if places.identify_wal is not None:
+        try:
+            report.wal_identity = await places.identify_wal()
+        except PenstockError as error:
+            report.problem("I11", "WAL", str(error))
+            return
     await follow(places.metadata_log, image)  # a live broker may have started since
-    node = image.nodes.get(places.node_id)
-    if node is not None and node.wal_in_use and node.wal != report.wal_identity:
-        report.problem(
-            "I1",
-            "WAL",
-            f"acknowledged records may be in another WAL only: node_id={node.node_id} recorded={node.wal} "
-            f"recorded_at={node.wal_location} found={report.wal_identity or 'none'}",
-        )
-    for lost in node.lost_wals if node is not None else ():
-        report.notes.append(f"what only the WAL {lost} held was given up (broker.accept_lost_wal)")
+    for node in image.nodes.values():
+        if not node.wal_in_use or (node.wal and node.wal == report.wal_identity):
+            continue
+        if node.node_id != places.node_id:
+            held = sum(holder_of(image.nodes, stream) is node for stream in image.streams.values())
+            report.problem(
+                "I1",
+                f"WAL of node {node.node_id}",
+                f"acknowledged records may be in that WAL only, which wasn't looked at (run verify with its "
+                f"wal.path); did two brokers take streams from each other? recorded={node.wal_name} "
+                f"recorded_at={node.wal_location or 'unknown'} streams={held}",
+            )
+        elif node.wal:
+            report.problem(
+                "I1",
+                "WAL",
+                f"acknowledged records may be in another WAL only: node_id={node.node_id} recorded={node.wal} "
+                f"recorded_at={node.wal_location} found={report.wal_identity or 'none'}",
+            )
+    for node in image.nodes.values():
+        for lost in node.lost_wals:
+            report.notes.append(f"what only the WAL {lost} held was given up (broker.accept_lost_wal)")
 
 
 async def _check_wal(places: Places, image: Image, report: Report) -> None:
@@ -328,12 +341,13 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
             if stream is None:
                 continue
             if header.epoch != stream.epoch:
-                if header.next_offset > max(stream.start, stream.end):
+                if header.next_offset > stream.opened_at:
                     report.problem(
                         "I1",
                         stream_name(image, stream),
-                        f"the WAL holds records that were passed over when the stream was opened with another WAL: "
-                        f"range=[{header.base_offset},{header.next_offset}) position={entry.position}",
+                        f"the WAL holds records that were passed over when the stream was opened with another WAL, "
+                        f"which gave their offsets again: range=[{header.base_offset},{header.next_offset}) "
+                        f"opened_at={stream.opened_at} committed_end={stream.end} position={entry.position}",
                     )
                 continue
             expected = ends.get(header.stream_id, max(stream.start, stream.end))

@@ -69,6 +69,7 @@ class BlockLog:
                 replace(
                     found,
                     sequence=found.sequence + 1,
+                    node_id=owner.node_id,
                     epoch=owner.epoch,
                     incarnation=owner.incarnation,
                     window_bytes=max(found.window_bytes, window_bytes),
@@ -114,11 +115,8 @@ class BlockLog:
                 f"the wal belongs to another cluster, point this broker to another path: path={path} "
                 f"found={header.cluster_id!r} expected={owner.cluster_id!r}"
             )
-        if header.node_id != owner.node_id:
-            raise ConfigError(
-                f"the wal belongs to another node, point this broker to another path: path={path} "
-                f"found={header.node_id} expected={owner.node_id}"
-            )
+        # another node's is taken over as an older life's is: epochs grow over all nodes, and whether that node's
+        # records are this one's was decided when this one got its epoch
         if header.ring_bytes != self._ring_bytes:
             raise ConfigError(
                 f"the wal was created with another capacity, set it back (or drain the broker and delete the file): "

@@ -432,7 +432,23 @@ async def test_the_same_epoch_twice_is_one_clear_error(open_wal: Opener) -> None
         await wal.append([b"unharmed"]).wait_durable()
 
 
-@pytest.mark.parametrize("other", [{"cluster_id": "d"}, {"node_id": 2}, {"capacity": "2MiB"}])
+async def test_another_node_of_the_cluster_takes_the_log_over_with_a_later_epoch_only(
+    open_wal: Opener,
+) -> None:
+    """Whether it may is decided by metadata, which gave it that epoch."""
+    async with open_wal(3) as first:
+        await first.append([b"kept"]).wait_durable()
+        with pytest.raises(FencedError, match="newer owner"):
+            async with open_wal(2, node_id=2):
+                pass
+        await first.append([b"too"]).wait_durable()
+        async with open_wal(4, node_id=2, recover=False) as second:
+            with pytest.raises(FencedError):
+                await first.append([b"late"]).wait_durable()
+            assert [bytes(entry.data) async for entry in second.recover()] == [b"kept", b"too"]
+
+
+@pytest.mark.parametrize("other", [{"cluster_id": "d"}, {"capacity": "2MiB"}])
 async def test_somebody_elses_log_is_one_clear_error(open_wal: Opener, other: dict[str, Any]) -> None:
     async with open_wal():
         pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
 import textwrap
+import uuid
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +17,7 @@ from penstock_wal_block import inspect_wal
 from penstock.broker import Broker, _broker
 from penstock.broker._wal import release_wal
 from penstock.errors import ConfigError, PluginError, UnavailableError
+from penstock.log.manager import LogManager
 from penstock.metadata.rows import NodeState
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginRegistry
@@ -69,7 +72,7 @@ class Place:
         """Settings of a broker on the other WAL."""
         source = OTHER_WAL.replace("CLAIMED", str(claimed)).replace("IDENTITY", repr(identity))
         (self.directory / "plugins").mkdir(exist_ok=True)
-        name = f"other_wal_{claimed}_{len(identity or '')}"
+        name = f"other_wal_{uuid.uuid4().hex}"  # modules stay loaded
         (self.directory / "plugins" / f"{name}.py").write_text(textwrap.dedent(source))
         self.plugins_dirs = [self.directory / "plugins"]
         return {"wal__plugin": "other_wal", "wal__capacity": "4MiB"}
@@ -89,6 +92,12 @@ def place(tmp_path: Path) -> Place:
 
 def node(broker: Broker) -> NodeState:
     return broker._running.metadata.image.nodes[1]
+
+
+def end_offset(broker: Broker) -> int:
+    partition = broker.logs.partition("topic", 0)
+    assert partition is not None
+    return partition.high_watermark
 
 
 async def test_the_wal_is_recorded_before_the_broker_takes_anything_and_left_after_the_last_trim(
@@ -115,15 +124,15 @@ async def test_the_wal_is_recorded_before_the_broker_takes_anything_and_left_aft
     assert seen == [identity]
 
 
-async def stop_without_record(place: Place, monkeypatch: pytest.MonkeyPatch) -> str:
+async def fail(*_: object) -> None:
+    raise UnavailableError("the power is out")
+
+
+async def stop_without_record(place: Place, monkeypatch: pytest.MonkeyPatch, **more: Any) -> str:
     """Start a broker, and stop it in a way that metadata don't know of; its WAL's identity."""
-
-    async def fail(*_: object) -> None:
-        raise UnavailableError("the power is out")
-
     with monkeypatch.context() as patch:
         patch.setattr(_broker, "release_wal", fail)
-        async with place.broker() as broker:
+        async with place.broker(**more) as broker:
             identity = broker.wal_identity
     return identity
 
@@ -153,7 +162,7 @@ async def test_a_start_that_fails_leaves_nothing_in_doubt(place: Place) -> None:
         assert node(broker).wal_in_use
 
 
-async def test_a_wal_without_identity_works_and_is_not_recorded(
+async def test_a_wal_without_identity_works_and_is_recorded_by_its_place(
     place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """And where a known WAL is in use, it isn't taken for that one."""
@@ -161,7 +170,8 @@ async def test_a_wal_without_identity_works_and_is_not_recorded(
     for _ in range(2):
         async with place.broker(**other) as broker:
             assert broker.wal_identity == ""
-            assert (node(broker).wal, node(broker).wal_in_use) == ("", False)
+            assert (node(broker).wal, node(broker).wal_in_use) == ("", True)
+            assert broker.places["wal"] in node(broker).wal_location
     identity = await stop_without_record(place, monkeypatch)
     with pytest.raises(
         ConfigError, match=rf"recorded={identity} .* found=none .*other_wal tells no identity"
@@ -170,8 +180,62 @@ async def test_a_wal_without_identity_works_and_is_not_recorded(
     with caplog.at_level(logging.WARNING):
         async with place.broker(broker__accept_lost_wal=identity, **other) as broker:
             assert node(broker).lost_wals == [identity]
-            assert node(broker).wal_in_use is False
+            assert (node(broker).wal, node(broker).wal_in_use) == ("", True)
     assert "ACKNOWLEDGED RECORDS WERE GIVEN UP" in caplog.text
+
+
+async def test_a_wal_without_identity_is_its_nodes_alone_until_that_stops_cleanly(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same node starts after a crash; another one, or this one with another kind of WAL, names what is lost."""
+    other = place.other_wal()
+    identity = await stop_without_record(place, monkeypatch, **other)
+    assert identity == ""
+    async with place.broker(**other) as broker:
+        pass
+    async with place.broker(broker__node_id=2, **other) as broker:  # node 1 stopped cleanly
+        assert broker._running.metadata.image.nodes[2].wal_in_use
+    await stop_without_record(place, monkeypatch, **other)
+    with pytest.raises(ConfigError, match=r"recorded=unnamed-1-\d+ .* found=none"):
+        await place.broker().__aenter__()
+    with pytest.raises(ConfigError, match=r"the WAL of node 1 only.* recorded=unnamed-1-\d+") as refused:
+        await place.broker(broker__node_id=2).__aenter__()
+    (name,) = re.findall(r"accept_lost_wal=(unnamed\S+):", str(refused.value))
+    with caplog.at_level(logging.WARNING):
+        async with place.broker(broker__node_id=2, broker__accept_lost_wal=f"{name} more") as broker:
+            assert node(broker).lost_wals == [name]
+    assert f"wal={name}" in caplog.text
+    assert "isn't needed, take it out: node_id=2 accept_lost_wal=more" in caplog.text
+
+
+async def test_a_wal_that_another_node_takes_over_brings_its_records(
+    place: Place, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a node that ended without uploading; that node is refused afterwards, until it takes its WAL back."""
+    with monkeypatch.context() as patch:
+        patch.setattr(LogManager, "drain", fail)
+        async with place.broker() as broker:
+            async with broker.producer() as producer:
+                await producer.send("topic", value=b"only the WAL holds it")
+            identity = broker.wal_identity
+    with pytest.raises(ConfigError, match=f"the WAL of node 1 only.*accept_lost_wal={identity}"):
+        await place.broker(broker__node_id=2, wal__path="other.wal").__aenter__()
+    with caplog.at_level(logging.WARNING):
+        async with place.broker(broker__node_id=2) as broker:
+            assert broker.wal_identity == identity
+            assert end_offset(broker) == 1
+            with pytest.raises(ConfigError, match="the WAL of node 2 only"):
+                await (
+                    Place(place.directory, place.plugins_dirs)
+                    .broker(
+                        broker__data_dir=str(place.directory / "other"),
+                        object_store__url=f"file://{place.directory}/data/objects",
+                    )
+                    .__aenter__()
+                )
+    assert "the WAL of node 1, and what it holds, are this node's from now on" in caplog.text
+    async with place.broker() as broker:
+        assert end_offset(broker) == 1
 
 
 @pytest.mark.parametrize(
