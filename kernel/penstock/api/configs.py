@@ -14,7 +14,8 @@ __all__ = (
 )
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from penstock.api.context import RequestContext, Topic
@@ -218,23 +219,31 @@ async def handle_incremental_alter_configs(
         try:
             _check_resource(resource.resource_type, resource.resource_name, times, context)
             topic = _topic(resource.resource_name, context)
-            configs = dict(topic.configs)
-            changed: set[str] = set()
-            for change in resource.configs:
-                if change.name in changed:
-                    raise KafkaError(
-                        ErrorCode.INVALID_REQUEST,
-                        f"config is changed twice in one request: name={quoted(change.name)}",
-                    )
-                changed.add(change.name)
-                _apply(configs, change, context.api.logs.config_value, topic)
-            await _store(topic, configs, request.validate_only, context)
+            change = partial(_changed, resource.configs, context.api.logs.config_value, topic)
+            await _store(topic, change, request.validate_only, context)
         except PenstockError as error:
             if not is_expected(error):
                 raise
             response.error_code = error_code_of(error)
             response.error_message = str(error)
     return IncrementalAlterConfigsResponse(responses=responses)
+
+
+def _changed(
+    changes: Sequence[AlterableConfig], value_of: object, topic: Topic, current: Mapping[str, str]
+) -> dict[str, str]:
+    """The ``current`` overrides with all ``changes``."""
+    configs = dict(current)
+    changed: set[str] = set()
+    for change in changes:
+        if change.name in changed:
+            raise KafkaError(
+                ErrorCode.INVALID_REQUEST,
+                f"config is changed twice in one request: name={quoted(change.name)}",
+            )
+        changed.add(change.name)
+        _apply(configs, change, value_of, topic)
+    return configs
 
 
 def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, topic: Topic) -> None:
@@ -284,7 +293,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
             configs = validate_topic_configs(
                 {change.name: change.value for change in resource.configs if change.value is not None}
             )
-            await _store(topic, configs, request.validate_only, context)
+            await _store(topic, partial(_replaced, configs), request.validate_only, context)
         except PenstockError as error:
             if not is_expected(error):
                 raise
@@ -306,11 +315,21 @@ def _check_resource(kind: int, name: str, times: Counter[tuple[int, str]], conte
         raise _unsupported(kind)
 
 
-async def _store(topic: Topic, configs: dict[str, str], validate_only: bool, context: RequestContext) -> None:
+def _replaced(configs: Mapping[str, str], _current: Mapping[str, str]) -> Mapping[str, str]:
+    return configs
+
+
+async def _store(
+    topic: Topic,
+    change: Callable[[Mapping[str, str]], Mapping[str, str]],
+    validate_only: bool,
+    context: RequestContext,
+) -> None:
     if topic.internal:
         raise KafkaError(ErrorCode.INVALID_CONFIG, f"configs of internal topics are fixed: name={topic.name}")
-    if not validate_only and configs != topic.configs:
-        await context.api.logs.alter_configs(topic.name, configs)
+    change(topic.configs)  # what is wrong with it is told before anything waits
+    if not validate_only:
+        await context.api.logs.change_configs(topic.name, change)
 
 
 def _topic(name: str, context: RequestContext) -> Topic:

@@ -25,7 +25,7 @@ __all__ = (
     "Topic",
 )
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
@@ -241,8 +241,16 @@ class LogManager(Protocol):
     def partition(self, name: str, index: int) -> Partition | None:
         """None when there is no such partition."""
 
+    def is_changing(self, name: str) -> bool:
+        """Whether a topic of that name is being created, grown, configured or deleted."""
+
+    async def wait_changed(self, names: Collection[str]) -> None:
+        """Return when none of the topics is being created, grown, configured or deleted. Cancellable."""
+
     async def create_topics(self, topics: Sequence[NewTopic]) -> Sequence[Topic | Exception]:
         """Create each topic and open its partitions, in one metadata commit where possible.
+
+        One that is being created already is waited for, and exists then.
 
         One result per topic, in order: the topic, or a PenstockError (AlreadyExistsError...) of that topic.
         """
@@ -253,8 +261,12 @@ class LogManager(Protocol):
     async def create_partitions(self, name: str, count: int) -> None:
         """Grow a topic to ``count`` partitions. Raises PenstockError; validated already."""
 
-    async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
-        """Replace all overrides of a topic by ``configs``. Raises PenstockError; validated already."""
+    async def change_configs(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> None:
+        """Replace all overrides of a topic by what ``change`` makes of the present ones: of those at its turn, not
+        before. Raises PenstockError, and what ``change`` raises.
+        """
 
     def config_value(self, name: str, key: str) -> str:
         """The effective value of a topic's config: its override, the broker's default, or Kafka's default."""

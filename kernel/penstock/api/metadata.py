@@ -17,10 +17,13 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Final
 
+import anyio
+
 from penstock.api.context import ApiContext, NewTopic, RequestContext, Topic
 from penstock.api.errors import error_code_of
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, MetadataFragments, describe_topic
 from penstock.api.names import is_valid_topic_name
+from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersion, ApiVersionsRequest, ApiVersionsResponse
@@ -56,6 +59,9 @@ _BY_ID_VERSION: Final = 12
 _ALL_BY_NULL_VERSION: Final = 1
 _CLIENT_SOFTWARE_VERSION: Final = 3
 _ENDPOINT_BROKERS: Final = 1
+#: How long a request waits for topics that are being created. Kafka doesn't wait at all, and clients ask again; but
+#: their other requests on this connection wait behind this one.
+CREATION_WAIT_S: Final = 1.0
 _PARTITIONS_PER_RESPONSE_MAX: Final = 2000
 _ZERO_ID: Final = bytes(16)
 #: KIP-511's rule for names and versions of client software.
@@ -63,8 +69,8 @@ _SOFTWARE: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
 
 
 def metadata_nowait(request: MetadataRequest, context: RequestContext) -> MetadataResponse | None:
-    """The response, unless topics have to be created first or it is a large one."""
-    if _to_create(request, context):
+    """The response, unless topics have to be created or waited for first, or it is a large one."""
+    if _missing(request, context):
         return None
     topics = _wanted(request, context, {})
     if _is_large(topics):
@@ -77,17 +83,17 @@ def metadata_nowait(request: MetadataRequest, context: RequestContext) -> Metada
 async def handle_metadata(
     request: MetadataRequest, context: RequestContext
 ) -> MetadataResponse | EncodedBody:
-    """Metadata; creates topics that aren't there, if the client lets it and the broker is configured so."""
-    missing = _to_create(request, context)
+    """Metadata; creates topics that aren't there, if the client lets it and the broker is configured so.
+
+    A topic whose creation takes longer than ``CREATION_WAIT_S``, its own or another client's, is
+    LEADER_NOT_AVAILABLE: all clients ask again, and none gives up after a few times, as franz-go does on
+    UNKNOWN_TOPIC_OR_PARTITION.
+    """
     failed: dict[str, int] = {}
-    if missing:
-        count = context.api.settings.partitions_default
-        results = await context.api.logs.create_topics(
-            [NewTopic(name=name, partition_count=count, configs={}) for name in missing]
-        )
-        for name, result in zip(missing, results, strict=True):
-            if isinstance(result, Exception) and name not in context.api.logs.topics():
-                failed[name] = error_code_of(result)
+    if _missing(request, context):
+        with anyio.move_on_after(CREATION_WAIT_S):
+            await context.api.logs.wait_changed(_missing(request, context))
+            failed = await _create(_to_create(request, context), context)
     topics = _wanted(request, context, failed)
     response = _without_topics(request, context)
     operations = _operations(request)
@@ -101,15 +107,45 @@ async def handle_metadata(
     return response
 
 
+async def _create(names: Sequence[str], context: RequestContext) -> dict[str, int]:
+    """Create the topics; the error code of each that isn't there afterwards."""
+    if not names:
+        return {}
+    logs = context.api.logs
+    count = context.api.settings.partitions_default
+    results = await logs.create_topics(
+        [NewTopic(name=name, partition_count=count, configs={}) for name in names]
+    )
+    return {
+        name: _code_of_failure(result)
+        for name, result in zip(names, results, strict=True)
+        if isinstance(result, Exception) and name not in logs.topics()
+    }
+
+
+def _code_of_failure(error: Exception) -> int:
+    if isinstance(error, AlreadyExistsError | NotFoundError):
+        return int(ErrorCode.LEADER_NOT_AVAILABLE)  # others create and delete it meanwhile
+    return error_code_of(error)
+
+
+def _missing(request: MetadataRequest, context: RequestContext) -> list[str]:
+    """The topics that aren't there, but are being created or have to be."""
+    logs = context.api.logs
+    names = [name for name in _unknown(request, context) if logs.is_changing(name)]
+    return list(dict.fromkeys(names + _to_create(request, context)))
+
+
 def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
-    if not (request.allow_auto_topic_creation and context.api.settings.auto_create_topics and request.topics):
+    if not (request.allow_auto_topic_creation and context.api.settings.auto_create_topics):
         return []
+    return [name for name in _unknown(request, context) if is_valid_topic_name(name)]
+
+
+def _unknown(request: MetadataRequest, context: RequestContext) -> list[str]:
     known = context.api.logs.topics()
-    return [
-        name
-        for name in dict.fromkeys(topic.name for topic in request.topics)
-        if name and name not in known and is_valid_topic_name(name)
-    ]
+    names = dict.fromkeys(topic.name for topic in request.topics or ())
+    return [name for name in names if name and name not in known]
 
 
 def _without_topics(request: MetadataRequest, context: RequestContext) -> MetadataResponse:
@@ -185,7 +221,10 @@ def _asked_topic(
     if not is_valid_topic_name(name):
         code = int(ErrorCode.INVALID_TOPIC_EXCEPTION)
     else:
-        code = failed.get(name, int(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION))
+        absent = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+        if logs.is_changing(name):
+            absent = ErrorCode.LEADER_NOT_AVAILABLE
+        code = failed.get(name, int(absent))
     return MetadataResponseTopic(error_code=code, name=name, partitions=[])
 
 

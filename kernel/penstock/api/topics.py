@@ -11,7 +11,7 @@ from penstock.api.configs import config_entry
 from penstock.api.context import NewTopic, RequestContext
 from penstock.api.errors import error_code_of, error_message_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
-from penstock.errors import PenstockError, again
+from penstock.errors import InvalidRequestError, PenstockError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
 from penstock.wire.error_codes import ErrorCode
@@ -151,6 +151,8 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         asked = request.topics
     else:
         asked = [DeleteTopicState(name=name) for name in request.topic_names]
+    # one that is being created will be there, and one that is being deleted won't
+    await logs.wait_changed([state.name for state in asked if state.name is not None])
     results: list[DeletableTopicResult] = []
     found: list[tuple[str, DeletableTopicResult]] = []
     for state in asked:
@@ -221,15 +223,23 @@ async def handle_create_partitions(
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
                 )
+            await context.api.logs.wait_changed([asked.name])
             _check_growth(asked, context)
             if not request.validate_only:
-                await context.api.logs.create_partitions(asked.name, asked.count)
+                await _grow(asked, context)
         except PenstockError as error:
             if not is_expected(error):
                 raise  # a bug to be shown, and no answer for a client
             result.error_code = error_code_of(error)
             result.error_message = str(error)
     return CreatePartitionsResponse(results=list(results.values()))
+
+
+async def _grow(asked: CreatePartitionsTopic, context: RequestContext) -> None:
+    try:
+        await context.api.logs.create_partitions(asked.name, asked.count)
+    except InvalidRequestError as error:  # somebody else added as many meanwhile
+        raise KafkaError(ErrorCode.INVALID_PARTITIONS, str(error)) from error
 
 
 def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None:

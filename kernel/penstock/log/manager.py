@@ -7,7 +7,7 @@ __all__ = ("LogManager", "LogSettings", "Topic")
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -16,11 +16,20 @@ from typing import Protocol, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
-from penstock.errors import ClosedError, FencedError, NotFoundError, PenstockError, again, kept
+from penstock.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    FencedError,
+    NotFoundError,
+    PenstockError,
+    again,
+    kept,
+)
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.recompression import Recompressor
+from penstock.log.topic_changes import TopicChanges
 from penstock.log.topic_config import effective_value, effective_values
 from penstock.metadata.commands import (
     AddPartitions,
@@ -135,7 +144,7 @@ class LogManager:
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
         self._ended = False
-        self._growth_lock = anyio.Lock(fast_acquire=True)
+        self._changes = TopicChanges()
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
         #: Told the names of deleted topics (the group coordinator drops their offsets).
         self.on_topics_deleted: Callable[[Sequence[str]], Awaitable[None]] | None = None
@@ -273,6 +282,28 @@ class LogManager:
 
     # -- changes ---------------------------------------------------------------------------------------------
 
+    def is_changing(self, name: str) -> bool:
+        """Whether a topic of that name is being created, grown, configured or deleted."""
+        return name in self._changes
+
+    async def wait_changed(self, names: Collection[str]) -> None:
+        """Return when none of the topics is being changed. That may take as long as the store does."""
+        await self._changes.wait(names)
+
+    async def _change(self, names: Collection[str], change: Callable[[], Awaitable[T]]) -> T:
+        """Do ``change`` when no other one holds any of ``names``. Cancelled before that, it isn't done at all."""
+        await self._changes.hold(names)
+
+        async def run() -> T:
+            try:
+                return await change()
+            finally:
+                self._changes.release(names)
+
+        if self._ended:
+            self._changes.release(names)
+        return await self._to_its_end(run)
+
     async def _to_its_end(self, change: Callable[[], Awaitable[T]]) -> T:
         """Do ``change`` even if who asked for it goes away: what metadata says must be so on this broker.
 
@@ -311,15 +342,30 @@ class LogManager:
     ) -> Sequence[Topic | Exception]:
         """Create topics and open their partitions; one result per topic, in order.
 
-        A cancelled call takes effect nevertheless; so do the other changes below.
+        One that is being created already is waited for, and exists then. A cancelled call takes effect nevertheless,
+        once it has begun; so do the other changes below.
         """
-        return await self._to_its_end(lambda: self._create_topics(topics, internal))
+        names = {topic.name for topic in topics}
+        return await self._change(names, lambda: self._create_topics(topics, internal))
 
     async def _create_topics(self, topics: Sequence[NewTopic], internal: bool) -> list[Topic | Exception]:
+        existing = {topic.name for topic in topics if topic.name in self._topics}
         commands: list[Command] = [
             CreateTopic(t.name, uuid.uuid4().bytes, t.partition_count, dict(t.configs), internal)
             for t in topics
+            if t.name not in existing
         ]
+        created = iter(await self._create_fresh(commands))
+        return [
+            AlreadyExistsError(f"a topic of that name exists: topic={topic.name}")
+            if topic.name in existing
+            else next(created)
+            for topic in topics
+        ]
+
+    async def _create_fresh(self, commands: list[Command]) -> list[Topic | Exception]:
+        if not commands:
+            return []
         results = await self._metadata.submit_many(commands)
         created = [result for result in results if isinstance(result, TopicState)]
         await self._open_partitions([(state, 0) for state in created])
@@ -343,7 +389,7 @@ class LogManager:
 
     async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
         """Delete topics; one result per name, in order: None, or the error."""
-        return await self._to_its_end(lambda: self._delete_topics(names))
+        return await self._change(set(names), lambda: self._delete_topics(names))
 
     async def _delete_topics(self, names: Sequence[str]) -> list[Exception | None]:
         results: list[Exception | None] = [None] * len(names)
@@ -385,22 +431,36 @@ class LogManager:
 
     async def create_partitions(self, name: str, count: int) -> None:
         """Grow a topic to ``count`` partitions. Raises NotFoundError, InvalidRequestError."""
-        await self._to_its_end(lambda: self._create_partitions(name, count))
+        # one at a time: a partition is opened once, a second opening would depose the first
+        await self._change([name], lambda: self._create_partitions(name, count))
 
     async def _create_partitions(self, name: str, count: int) -> None:
-        async with self._growth_lock:  # a partition is opened once: a second opening would depose the first
-            topic = self._require(name)
-            before = topic.partition_count
-            state = await self._metadata.submit(AddPartitions(topic.id, count))
-            await self._open_partitions([(state, before)])
+        topic = self._require(name)
+        before = topic.partition_count
+        state = await self._metadata.submit(AddPartitions(topic.id, count))
+        await self._open_partitions([(state, before)])
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
         """Replace all overrides of a topic. Raises NotFoundError."""
-        await self._to_its_end(lambda: self._alter_configs(name, configs))
+        await self.change_configs(name, lambda _: configs)
 
-    async def _alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
+    async def change_configs(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> None:
+        """Replace all overrides of a topic by what ``change`` makes of them, when no other change is under way.
+
+        Raises NotFoundError, and what ``change`` raises.
+        """
+        await self._change([name], lambda: self._change_configs(name, change))
+
+    async def _change_configs(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> None:
         topic = self._require(name)
-        state = await self._metadata.submit(SetTopicConfigs(topic.id, dict(configs)))
+        configs = dict(change(topic.configs))
+        if configs == topic.configs:
+            return
+        state = await self._metadata.submit(SetTopicConfigs(topic.id, configs))
         config = self._config(state)
         for partition in topic.partitions.values():
             partition.config = config

@@ -7,6 +7,7 @@ The control file holds a mode, and optionally the prefix of the keys that it is 
     stall         answers nothing for as long as the mode lasts
     lose          writes take effect, then the reply is lost
     slow          every call takes 50 ms longer
+    slower        every call takes 700 ms longer
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from penstock.spi.object_store import (
 
 CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True)
 _TEMPORARY = "~"
+_DELAYS_S = {"slow": 0.05, "slower": 0.7}
 
 
 class FlakySettings(Settings):
@@ -72,8 +74,8 @@ class FlakyStore:
         await anyio.lowlevel.checkpoint()
         while self._mode(key) == "stall":  # noqa: ASYNC110 - the file is changed by another process
             await anyio.sleep(0.02)
-        if self._mode(key) == "slow":
-            await anyio.sleep(0.05)
+        if self._mode(key) in _DELAYS_S:
+            await anyio.sleep(_DELAYS_S[self._mode(key)])
         if self._mode(key) == "fail":
             self._errors += 1
             raise UnavailableError(f"the flaky store refuses: key={key!r}")

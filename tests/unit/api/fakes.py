@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -321,6 +321,9 @@ class FakeLogs:
         self._next_producer_id = 1000
         self.broker_defaults: dict[str, str] = {}
         self.fail_with: Exception | None = None
+        #: Names of topics that are being changed, and who waits for that; set by tests.
+        self.changing: set[str] = set()
+        self.changed = anyio.Event()
 
     def add(self, name: str, partitions: int = 1, *, internal: bool = False, **configs: str) -> FakeTopic:
         """Make a topic, at once."""
@@ -385,6 +388,18 @@ class FakeLogs:
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
         self._topics[name].configs = dict(configs)
+
+    async def change_configs(
+        self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
+    ) -> None:
+        await self.alter_configs(name, change(self._topics[name].configs))
+
+    def is_changing(self, name: str) -> bool:
+        return name in self.changing
+
+    async def wait_changed(self, names: Collection[str]) -> None:
+        while any(name in self.changing for name in names):
+            await self.changed.wait()
 
     def config_value(self, name: str, key: str) -> str:
         return effective_value(key, self._topics[name].configs, self.broker_defaults)

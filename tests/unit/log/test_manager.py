@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -13,7 +13,7 @@ from tests.simulation.world import SimulatedStore
 from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
 from tests.unit.stream.harness import World
 
-from penstock.errors import ClosedError
+from penstock.errors import AlreadyExistsError, ClosedError
 from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
@@ -120,6 +120,89 @@ async def test_one_topic_made_by_many_at_once_is_made_once(world: World) -> None
                 tasks.start_soon(make)
         assert sum(not isinstance(result, Exception) for result in results) == 1
         assert codes(append(logs.partition(), batch(b"a"))) == [0]
+
+
+async def test_a_topic_that_is_told_to_exist_is_there(world: World) -> None:
+    """Whoever is answered TOPIC_ALREADY_EXISTS goes on as if he had made it himself."""
+    async with open_logs(world) as logs:
+        index = logs.manager._metadata.image.index
+
+        async def make() -> None:
+            (result,) = await logs.manager.create_topics([NewTopic("events", 2)])
+            assert isinstance(result, AlreadyExistsError) or result is logs.manager.topics()["events"]
+            assert len(logs.manager.topics()["events"].partitions) == 2
+
+        async with anyio.create_task_group() as tasks:
+            for _ in range(5):
+                tasks.start_soon(make)
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            assert logs.manager.is_changing("events")
+        # the topic, its streams opened: who came second wrote nothing
+        assert logs.manager._metadata.image.index == index + 2
+
+
+async def test_a_topic_is_deleted_and_made_again_in_the_order_that_was_asked(world: World) -> None:
+    async with open_logs(world) as logs:
+        order: list[str] = []
+        forgotten = anyio.Event()
+
+        async def forget(names: Sequence[str]) -> None:
+            order.append("offsets of the deleted one are gone")
+            await forgotten.wait()
+
+        logs.manager.on_topics_deleted = forget
+
+        async def make() -> None:
+            await logs.manager.create_topics([NewTopic("events", 1)])
+            order.append("made")
+
+        async def delete() -> None:
+            assert await logs.manager.delete_topics(["events"]) == [None]
+            order.append("deleted")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(make)
+            await anyio.lowlevel.checkpoint()
+            tasks.start_soon(delete)  # while it is being made
+            await anyio.lowlevel.checkpoint()
+            tasks.start_soon(make)  # while it is being deleted
+            await anyio.wait_all_tasks_blocked()
+            forgotten.set()
+        assert order[:2] == ["made", "offsets of the deleted one are gone"]
+        assert sorted(order[2:]) == ["deleted", "made"]
+        assert codes(append(logs.partition(), batch(b"a"))) == [0]
+
+
+async def test_who_waits_for_a_topic_and_goes_away_leaves_nothing_behind(world: World) -> None:
+    async with open_logs(world) as logs:
+        index = logs.manager._metadata.image.index
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(logs.manager.create_topics, [NewTopic("events", 1)])
+            await anyio.lowlevel.checkpoint()
+            with anyio.move_on_after(0):
+                await logs.manager.create_topics([NewTopic("events", 1), NewTopic("other", 1)])
+            with anyio.move_on_after(0):
+                await logs.manager.wait_changed(["events"])
+        assert "events" in logs.manager.topics()
+        assert "other" not in logs.manager.topics()
+        assert not logs.manager.is_changing("events")
+        assert not logs.manager.is_changing("other")
+        assert logs.manager._metadata.image.index == index + 2
+
+
+async def test_configs_that_two_change_at_once_are_both_changed(world: World) -> None:
+    async with open_logs(world) as logs:
+        await logs.create()
+
+        async def change(key: str) -> None:
+            await logs.manager.change_configs("events", lambda configs: {**configs, key: "77"})
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(change, "max.message.bytes")
+            tasks.start_soon(change, "retention.ms")
+        topic = logs.manager.topics()["events"]
+        assert topic.configs == {"max.message.bytes": "77", "retention.ms": "77"}
 
 
 async def test_topics_may_come_and_go_while_retention_runs(world: World) -> None:

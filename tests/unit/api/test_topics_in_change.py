@@ -1,0 +1,109 @@
+"""Topics that are being created, grown or deleted while others ask for them."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from tests.unit.api.fakes import FakeLogs, make_context
+
+from penstock.api import metadata, topics
+from penstock.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
+from penstock.wire.messages.delete_topics import DeleteTopicsRequest
+from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
+
+pytestmark = pytest.mark.anyio
+
+
+async def ask_metadata(logs: FakeLogs, version: int, *names: str) -> MetadataResponse:
+    request = MetadataRequest(
+        topics=[MetadataRequestTopic(name=name) for name in names], allow_auto_topic_creation=True
+    )
+    response = await metadata.handle_metadata(request, make_context(logs, version))
+    assert isinstance(response, MetadataResponse)
+    return response
+
+
+@pytest.mark.parametrize("may_create", [True, False])
+async def test_metadata_waits_for_a_topic_that_another_client_creates(
+    logs: FakeLogs, may_create: bool
+) -> None:
+    logs.changing.add("new")
+    request = MetadataRequest(topics=[MetadataRequestTopic(name="new")], allow_auto_topic_creation=may_create)
+    context = make_context(logs, 9)
+    assert metadata.metadata_nowait(request, context) is None
+    answers: list[MetadataResponse] = []
+
+    async def ask() -> None:
+        answer = await metadata.handle_metadata(request, context)
+        assert isinstance(answer, MetadataResponse)
+        answers.append(answer)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(ask)
+        await anyio.wait_all_tasks_blocked()
+        assert not answers
+        logs.add("new", 3)
+        logs.changing.clear()
+        logs.changed.set()
+    (topic,) = answers[0].topics
+    assert (topic.error_code, len(topic.partitions)) == (0, 3)
+
+
+async def test_metadata_of_a_topic_whose_creation_takes_long_is_asked_again(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LEADER_NOT_AVAILABLE, and never TOPIC_ALREADY_EXISTS, which ends KafkaJS, franz-go and others."""
+    monkeypatch.setattr(metadata, "CREATION_WAIT_S", 0)
+    logs.changing.add("new")
+    response = await ask_metadata(logs, 9, "new", "t")
+    assert [t.error_code for t in response.topics] == [ErrorCode.LEADER_NOT_AVAILABLE, 0]
+
+
+@pytest.mark.parametrize("error", [AlreadyExistsError("by another"), NotFoundError("deleted at once")])
+async def test_metadata_of_a_topic_that_comes_and_goes_is_asked_again(
+    logs: FakeLogs, error: PenstockError
+) -> None:
+    logs.fail_with = error
+    response = await ask_metadata(logs, 9, "new")
+    assert [t.error_code for t in response.topics] == [ErrorCode.LEADER_NOT_AVAILABLE]
+
+
+async def test_topics_are_deleted_and_grown_when_they_are_made(logs: FakeLogs) -> None:
+    logs.changing.add("new")
+    deleted: list[int] = []
+    grown: list[int] = []
+
+    async def delete() -> None:
+        request = DeleteTopicsRequest(topic_names=["new"])
+        response = await topics.handle_delete_topics(request, make_context(logs, 5))
+        deleted.append(response.responses[0].error_code)
+
+    async def grow() -> None:
+        request = CreatePartitionsRequest(
+            topics=[CreatePartitionsTopic(name="new", count=3, assignments=None)]
+        )
+        response = await topics.handle_create_partitions(request, make_context(logs, 3))
+        grown.append(response.results[0].error_code)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(grow)
+        tasks.start_soon(delete)
+        await anyio.wait_all_tasks_blocked()
+        logs.add("new")
+        logs.changing.clear()
+        logs.changed.set()
+    assert (grown, deleted) == ([0], [0])
+
+
+async def test_partitions_that_somebody_else_added_meanwhile_are_invalid_partitions(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(name: str, count: int) -> None:
+        raise InvalidRequestError("partitions can only be added")
+
+    monkeypatch.setattr(logs, "create_partitions", refuse)
+    request = CreatePartitionsRequest(topics=[CreatePartitionsTopic(name="t", count=9, assignments=None)])
+    response = await topics.handle_create_partitions(request, make_context(logs, 3))
+    assert response.results[0].error_code == ErrorCode.INVALID_PARTITIONS
