@@ -63,7 +63,7 @@ def anyio_backend() -> str:
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses on the real clock, no threads, and bounds that a short history meets."""
 
-    async def inline(function: Callable[..., Any], *args: Any) -> Any:
+    async def inline(function: Callable[..., Any], *args: Any, limiter: object = None) -> Any:
         return function(*args)
 
     monkeypatch.setattr(anyio.to_thread, "run_sync", inline)
