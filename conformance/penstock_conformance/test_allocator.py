@@ -395,3 +395,33 @@ async def test_many_tasks_stay_under_the_limit(env: Env) -> None:
         await together([work] * 20)
         assert served == 500
         await _expect_in_use(allocator)
+
+
+async def test_what_is_there_is_charged_anyway(env: Env) -> None:
+    """Account for bytes that are there already, over the limit if need be; the next releases make up for it."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        pressed: list[int] = []
+        allocator.add_pressure_listener(pressed.append)
+        held = [allocator.charge_nowait(_LIMIT // 4, "append") for _ in range(4)]
+        there = allocator.charge_anyway(100_000, "state")
+        statistics = allocator.statistics()
+        assert statistics.used_bytes == _LIMIT + 100_000, "what is there isn't accounted for"
+        assert statistics.used_by_purpose["state"] == there.size == 100_000
+        assert pressed, "nobody was asked for room"
+        held.pop().release()
+        with raises(FullError):
+            allocator.charge_nowait(_LIMIT // 4, "append")
+        held.append(allocator.charge_nowait(_LIMIT // 4 - 100_000, "append"))
+        with anyio.fail_after(3):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(allocator.charge, 1000, "append")
+                await anyio.wait_all_tasks_blocked()
+                assert allocator.statistics().waiting == 1
+                more = allocator.charge_anyway(1000, "state")  # doesn't wait behind who waits
+                more.release()
+                tasks.cancel_scope.cancel()
+        for one in [*held, there]:
+            one.release()
+        held.clear()
+        del one
+        await _expect_in_use(allocator)

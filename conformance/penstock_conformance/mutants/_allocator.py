@@ -166,3 +166,19 @@ class DoesNotHearOfTheLastView(PlainAllocator):
             self._pins.add(weakref.ref(memory, gone))
             del memory
         self._serve()
+
+
+@mutant(KIND, "refuses_what_is_there", "what_is_there_is_charged_anyway")
+class RefusesWhatIsThere(PlainAllocator):
+    """Has its limit, whatever is there."""
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        return self.charge_nowait(size, purpose)
+
+
+@mutant(KIND, "overlooks_what_is_there", "what_is_there_is_charged_anyway")
+class OverlooksWhatIsThere(PlainAllocator):
+    """Can't refuse it, so why count it."""
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        return self.charge_nowait(0, purpose)

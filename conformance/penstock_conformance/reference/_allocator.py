@@ -72,6 +72,15 @@ class PlainAllocator:
     async def charge(self, size: int, purpose: str) -> _Grant:
         return await self._take(size, purpose, mapped=False)
 
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        self._check(size, mapped=False)
+        if self._used.total() + size > self._limit:
+            for listener in self._listeners:
+                listener(size)
+        self._used[purpose] += size
+        self._peak = max(self._peak, self._used.total())
+        return _Grant(self, size, purpose, None)
+
     def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
         self._listeners.append(listener)
 

@@ -343,7 +343,7 @@ class Broker:
         log_manager.append(logs)
         stack.push_async_callback(self._drain, logs, metadata, node_epoch)
         groups = await stack.enter_async_context(
-            GroupService(await _offsets_log(logs, tree), group_settings(tree))
+            GroupService(await _offsets_log(logs, tree), group_settings(tree, limit), allocator=allocator)
         )
         logs.on_topics_deleted = groups.on_topics_deleted
         api = ApiContext(

@@ -72,13 +72,15 @@ def _fetch_in_flight_bytes_max(tree: Tree, limit: int) -> int:
     return tree.stream.fetch_in_flight_bytes_max or max(4 * MIB, limit // 4)
 
 
-def group_settings(tree: Tree) -> GroupSettings:
+def group_settings(tree: Tree, limit: int) -> GroupSettings:
     groups = tree.groups
     return GroupSettings(
         initial_rebalance_delay_ms=groups.initial_rebalance_delay,
         min_session_timeout_ms=groups.session_timeout_min,
         max_session_timeout_ms=groups.session_timeout_max,
         group_size_max=groups.members_max,
+        member_bytes_max=groups.member_bytes_max,
+        memory_bytes_max=groups.memory_max or max(MIB, limit // 8),
         offsets_retention_ms=groups.offsets_retention,
     )
 

@@ -169,6 +169,17 @@ class Groups(Settings):
         default=30 * MINUTE, ge=1, description="Longest session timeout a member may ask for."
     )
     members_max: int = Field(default=10_000, ge=1, description="Members of one group.")
+    member_bytes_max: Size = Field(
+        default=MIB,
+        ge=KIB,
+        description="Subscription and other metadata of one member; above it the answer is GROUP_MAX_SIZE_REACHED.",
+    )
+    memory_max: Size = Field(
+        default=0,
+        ge=0,
+        description="Memory of all groups, members and committed offsets; at the bound, what needs more is answered "
+        "COORDINATOR_NOT_AVAILABLE; 0 is an eighth of the allocator.",
+    )
     offsets_retention: Duration = Field(
         default=7 * DAY, ge=1, description="Committed offsets of an empty group are kept for this long."
     )

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Protocol, TypeAlias
 
+from penstock.account import Ledger
 from penstock.coordinator.group_types import GroupError, GroupSettings
 from penstock.errors import ClosedError, FencedError, PenstockError
 
@@ -99,12 +100,15 @@ class PartitionWriter:
         settings: GroupSettings,
         live: Callable[[], Iterable[LogRecord]],
         spawn: Callable[[Callable[[], Coroutine[object, object, None]]], None],
+        memory: Ledger,
     ) -> None:
         self._partition = partition
         self._log = log
         self._settings = settings
         self._live = live
         self._spawn = spawn
+        #: Of what waits; shared with the other partitions.
+        self._memory = memory
         self._queue: deque[_Write] = deque()
         self._is_running = False
         self._is_closed = False
@@ -138,7 +142,14 @@ class PartitionWriter:
             self.failures += 1
             done(GroupError.COORDINATOR_NOT_AVAILABLE)
             return
-        self._queue.append(_Write(records, done))
+        write = _Write(records, done)
+        # with nothing on the way even a large write goes: else it never would
+        if self._memory.used_bytes and not self._memory.has_room(write.size):
+            self.failures += 1
+            done(GroupError.COORDINATOR_NOT_AVAILABLE)
+            return
+        self._memory.add(write.size)
+        self._queue.append(write)
         if not self._is_running:
             self._is_running = True
             self._spawn(self._run)
@@ -147,7 +158,9 @@ class PartitionWriter:
         """Refuse everything that hasn't started; what is being appended is answered by its own task."""
         self._is_closed = True
         while self._queue:
-            self._queue.popleft().done(GroupError.NOT_COORDINATOR)
+            write = self._queue.popleft()
+            self._memory.add(-write.size)
+            write.done(GroupError.NOT_COORDINATOR)
 
     async def _run(self) -> None:
         try:
@@ -184,6 +197,7 @@ class PartitionWriter:
             self._failed(cause)
         finally:
             for write in batch:
+                self._memory.add(-write.size)
                 write.done(error)
 
     def _failed(self, cause: PenstockError) -> None:

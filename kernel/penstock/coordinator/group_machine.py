@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from penstock.coordinator.group_member import Member, Replacement
+from penstock.coordinator.group_member import GROUP_BYTES, Member, PendingIds, Replacement, Roster
 from penstock.coordinator.group_offsets import OffsetBook
 from penstock.coordinator.group_protocols import selected_protocol, shares_a_protocol, subscription_of
 from penstock.coordinator.group_types import (
@@ -74,9 +74,9 @@ class Group:
         self.state_timestamp_ms = now_ms
         self._settings = settings
         self._previous_state = GroupState.EMPTY
-        self._members: dict[str, Member] = {}
+        self._members = Roster()
         self._static: dict[str, str] = {}
-        self._pending_joins: set[str] = set()
+        self._pending_joins = PendingIds()
         self._pending_syncs: set[str] = set()
         self._topics: frozenset[str] | None = frozenset()
         self._deadlines: dict[TimerKey, int] = {}
@@ -115,6 +115,12 @@ class Group:
             and not self.offsets
             and not self.offsets.has_pending
         )
+
+    @property
+    def size_bytes(self) -> int:
+        """What the group takes in memory: members with metadata and assignments, ids given out, offsets."""
+        members_bytes = self._members.size_bytes + self._pending_joins.size_bytes
+        return GROUP_BYTES + 2 * len(self.group_id) + members_bytes + self.offsets.size_bytes
 
     @property
     def parked_requests(self) -> int:
@@ -465,7 +471,7 @@ class Group:
             # The answer to the member's first JoinGroup was lost: it gets the current generation once more.
             self._outputs.append(Complete(waiter, self._join_result(member)))
             return
-        member.update(request)
+        self._members.renew(member, request)
         self._park_join(member, waiter)
         self._rebalance_or_complete(now_ms)
 
@@ -537,10 +543,7 @@ class Group:
             self._rebalance_or_complete(now_ms)
 
     def _swap(self, old: Member, new: Member) -> None:
-        self._members = {
-            (new.member_id if one is old else name): (new if one is old else one)
-            for name, one in self._members.items()
-        }
+        self._members = self._members.replaced(old, new)
         assert new.group_instance_id is not None
         self._static[new.group_instance_id] = new.member_id
         self._cancel_timer((TimerKind.SESSION, old.member_id))
@@ -681,7 +684,7 @@ class Group:
             self._prepare_rebalance(now_ms)
             return
         for member in self._members.values():
-            member.assignment = assignments.get(member.member_id, b"")
+            self._members.assign(member, assignments.get(member.member_id, b""))
             if member.sync_waiter is not None:
                 self._renew_session(member, now_ms)
             self._answer_sync(member, self._sync_result(member))
@@ -690,7 +693,7 @@ class Group:
     def _drop_assignment(self, error: GroupError, now_ms: int) -> None:
         self._assigning = None
         for member in self._members.values():
-            member.assignment = b""
+            self._members.assign(member, b"")
             if member.sync_waiter is not None:
                 self._renew_session(member, now_ms)
                 self._answer_sync(member, SyncResult(error=error))

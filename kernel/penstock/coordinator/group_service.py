@@ -7,20 +7,23 @@ write-through: a commit is visible and acknowledged, and an assignment is handed
 from __future__ import annotations
 
 import logging
-import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import Self, TypeAlias
 
 import anyio
 import anyio.abc
 import anyio.lowlevel
 
+from penstock.account import Ledger, LedgerStatistics
 from penstock.coordinator.group_log import GroupLog, LogRecord, PartitionWriter, partition_for
 from penstock.coordinator.group_machine import Group
+from penstock.coordinator.group_member import GROUP_BYTES, member_bytes
+from penstock.coordinator.group_offsets import OffsetBook
 from penstock.coordinator.group_types import (
     CommittedOffset,
     Complete,
@@ -57,6 +60,7 @@ from penstock.coordinator.records import (
     encode_offset_value,
 )
 from penstock.coordinator.timers import TimerHeap
+from penstock.coordinator.waiting import Clock, SystemClock, Waiter
 from penstock.errors import (
     ClosedError,
     FencedError,
@@ -65,40 +69,16 @@ from penstock.errors import (
     UnavailableError,
     again,
 )
+from penstock.spi.allocator import Allocator
 
-__all__ = ("Clock", "GroupService", "GroupStatistics", "SystemClock")
+__all__ = ("GroupService", "GroupStatistics")
 
 _LOGGER = logging.getLogger("penstock.coordinator")
 _STRING_BYTES_MAX = 32_767
-_T = TypeVar("_T")
-
-
-class Clock(Protocol):
-    """Time for the service: one line that never jumps, in milliseconds since the epoch."""
-
-    def now_ms(self) -> int:
-        """The time now."""
-        ...
-
-    async def wait(self, event: anyio.Event, delay_ms: int | None) -> None:
-        """Return when `event` is set or `delay_ms` have passed (None: only for the event)."""
-        ...
-
-
-class SystemClock:
-    """Wall time at the start, monotonic from there: setting the host's clock expires no session."""
-
-    def __init__(self) -> None:
-        self._anchor_ms = time.time_ns() // 1_000_000 - time.monotonic_ns() // 1_000_000
-
-    def now_ms(self) -> int:
-        """Milliseconds since the epoch."""
-        return self._anchor_ms + time.monotonic_ns() // 1_000_000
-
-    async def wait(self, event: anyio.Event, delay_ms: int | None) -> None:
-        """Return when `event` is set or `delay_ms` have passed."""
-        with anyio.move_on_after(None if delay_ms is None else delay_ms / 1_000):
-            await event.wait()
+#: Records that may wait for the log, whatever the memory of groups is.
+_WRITES_BYTES_MIN = 2 * 1024 * 1024
+#: Timers that are held before those without use are looked for.
+_TIMERS_MIN = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,39 +94,23 @@ class GroupStatistics:
     appends: int
     append_failures: int
     checkpoints: int
+    #: Memory of groups, members and offsets; and of records on their way to the log.
+    memory: LedgerStatistics
+    writes: LedgerStatistics
     #: Partitions of the log that are damaged: their groups have no coordinator.
     damaged_partitions: int
-
-
-class _Waiter(Generic[_T]):
-    """A request that waits for its answer."""
-
-    __slots__ = ("_event", "_result")
-
-    def __init__(self) -> None:
-        self._event = anyio.Event()
-        self._result: _T | None = None
-
-    def answer(self, result: _T) -> None:
-        assert self._result is None, "a request is answered once"
-        self._result = result
-        self._event.set()
-
-    async def wait(self) -> _T:
-        await self._event.wait()
-        assert self._result is not None, "an answered request has a result"
-        return self._result
 
 
 class _Entry:
     """A group with what the service needs to know about it."""
 
-    __slots__ = ("deletion", "group", "partition", "value")
+    __slots__ = ("charged_bytes", "deletion", "group", "partition", "value")
 
     def __init__(self, group: Group, partition: int) -> None:
         self.group = group
         self.partition = partition
         self.value: bytes | None = None  # the group metadata that is durable
+        self.charged_bytes = 0
         self.deletion: anyio.Event | None = None  # set once the tombstones are durable or failed
 
 
@@ -167,15 +131,21 @@ class GroupService:
         settings: GroupSettings | None = None,
         clock: Clock | None = None,
         new_id: Callable[[], str] = lambda: str(uuid.uuid4()),
+        allocator: Allocator | None = None,
     ) -> None:
         self._log = log
         self._settings = settings or GroupSettings()
         self._clock = clock or SystemClock()
         self._new_id = new_id
+        self._memory = Ledger("groups", self._settings.memory_bytes_max, allocator)
+        self._writes = Ledger(
+            "groups", max(_WRITES_BYTES_MIN, self._settings.memory_bytes_max // 4), allocator
+        )
         self._entries: dict[str, _Entry] = {}
         self._partitions: list[dict[str, _Entry]] = [{} for _ in range(log.partition_count)]
         self._writers = [self._new_writer(partition) for partition in range(log.partition_count)]
         self._timers: TimerHeap[_Timer] = TimerHeap()
+        self._timers_max = _TIMERS_MIN
         self._timer_moved = anyio.Event()
         self._timer_sleeps_until_ms: int | None = None
         self._task_group: anyio.abc.TaskGroup | None = None
@@ -211,7 +181,11 @@ class GroupService:
         for writer in self._writers:
             writer.close()
         self._task_group.cancel_scope.cancel()
-        return await self._task_group.__aexit__(exc_type, exc, traceback)
+        try:
+            return await self._task_group.__aexit__(exc_type, exc, traceback)
+        finally:
+            self._memory.close()
+            self._writes.close()
 
     def drain(self) -> None:
         """Answer parked requests with NOT_COORDINATOR and park no more; commits and the rest still work.
@@ -235,6 +209,8 @@ class GroupService:
             appends=sum(writer.appends for writer in self._writers),
             append_failures=sum(writer.failures for writer in self._writers),
             checkpoints=sum(writer.checkpoints for writer in self._writers),
+            memory=self._memory.statistics(),
+            writes=self._writes.statistics(),
             damaged_partitions=len(self._damaged),
         )
 
@@ -247,18 +223,44 @@ class GroupService:
         error = await self._admit(group_id, may_park=True)
         if error is GroupError.NONE and _is_too_long(request):
             error = GroupError.INVALID_REQUEST
+        request_bytes = request.protocols_bytes
+        if error is GroupError.NONE and request_bytes > self._settings.member_bytes_max:
+            error = GroupError.GROUP_MAX_SIZE_REACHED
         if error is not GroupError.NONE:
             return JoinResult(member_id=request.member_id, error=error)
         entry = self._entries.get(group_id)
+        if entry is None and request.member_id:
+            return JoinResult(member_id=request.member_id, error=GroupError.UNKNOWN_MEMBER_ID)
+        if not self._has_room_to_join(entry, request):
+            return JoinResult(member_id=request.member_id, error=GroupError.COORDINATOR_NOT_AVAILABLE)
         if entry is None:
-            if request.member_id:
-                return JoinResult(member_id=request.member_id, error=GroupError.UNKNOWN_MEMBER_ID)
             entry = self._create(group_id)
-        waiter = _Waiter[JoinResult]()
+        waiter = Waiter[JoinResult]()
         prefix = request.client_id if request.group_instance_id is None else request.group_instance_id
         new_member_id = f"{prefix}-{self._new_id()}"
-        self._apply(entry, entry.group.join(request, waiter, new_member_id, self._clock.now_ms()))
-        return await waiter.wait()
+        with self._parked(request_bytes):
+            self._apply(entry, entry.group.join(request, waiter, new_member_id, self._clock.now_ms()))
+            return await waiter.wait()
+
+    def _has_room_to_join(self, entry: _Entry | None, request: JoinRequest) -> bool:
+        """Whether a member with this request may be remembered; one that takes no more than before always may."""
+        member = None if entry is None else entry.group.members.get(request.member_id)
+        growth = member_bytes(request.member_id, request)
+        if member is not None:
+            growth -= member.size_bytes - len(member.assignment)
+        elif entry is None:
+            growth += GROUP_BYTES
+        return growth <= 0 or self._memory.has_room(growth + request.protocols_bytes)
+
+    @contextmanager
+    def _parked(self, size: int) -> Iterator[None]:
+        """Account for a request that may wait: its frame stays as long."""
+        self._memory.add(size)
+        try:
+            yield
+        finally:
+            if self._not_ready is not GroupError.NOT_COORDINATOR:
+                self._memory.add(-size)
 
     async def sync(self, group_id: str, request: SyncRequest) -> SyncResult:
         """SyncGroup: parked until the leader's assignment is durable."""
@@ -268,9 +270,14 @@ class GroupService:
         entry = self._entries.get(group_id)
         if entry is None:
             return SyncResult(error=GroupError.UNKNOWN_MEMBER_ID)
-        waiter = _Waiter[SyncResult]()
-        self._apply(entry, entry.group.sync(request, waiter, self._clock.now_ms()))
-        return await waiter.wait()
+        size = request.assignments_bytes
+        # twice: as the request, and as what the members get
+        if size and not self._memory.has_room(2 * size):
+            return SyncResult(error=GroupError.COORDINATOR_NOT_AVAILABLE)
+        waiter = Waiter[SyncResult]()
+        with self._parked(size):
+            self._apply(entry, entry.group.sync(request, waiter, self._clock.now_ms()))
+            return await waiter.wait()
 
     async def heartbeat(
         self, group_id: str, member_id: str, generation_id: int, group_instance_id: str | None = None
@@ -335,9 +342,15 @@ class GroupService:
         if error is not GroupError.NONE:
             return dict.fromkeys(offsets, error)
         entry = self._entries.get(group_id)
+        if entry is None and generation_id >= 0:
+            return dict.fromkeys(offsets, GroupError.GROUP_ID_NOT_FOUND)
+        growth = GROUP_BYTES if entry is None else 0
+        growth += (
+            OffsetBook().growth_bytes(offsets) if entry is None else entry.group.offsets.growth_bytes(offsets)
+        )
+        if growth > 0 and not self._memory.has_room(growth):
+            return dict.fromkeys(offsets, GroupError.COORDINATOR_NOT_AVAILABLE)
         if entry is None:
-            if generation_id >= 0:
-                return dict.fromkeys(offsets, GroupError.GROUP_ID_NOT_FOUND)
             entry = self._create(group_id)
         group = entry.group
         plan, outputs = group.plan_commit(
@@ -351,6 +364,7 @@ class GroupService:
 
             def settle(error: GroupError) -> None:
                 group.settle_commit(plan.accepted, durable=error is GroupError.NONE)
+                self._account(entry)
                 self._drop_if_disposable(entry)
 
             records = [_offset_record(group_id, *item) for item in plan.accepted.items()]
@@ -501,13 +515,24 @@ class GroupService:
         partition = partition_for(group_id, self._log.partition_count)
         entry = _Entry(Group(group_id, self._settings, self._clock.now_ms()), partition)
         self._entries[group_id] = self._partitions[partition][group_id] = entry
+        self._account(entry)
         return entry
+
+    def _account(self, entry: _Entry) -> None:
+        """Account for what the group takes now; nothing if it is forgotten."""
+        size = 0
+        if self._entries.get(entry.group.group_id) is entry:
+            size = entry.group.size_bytes + (0 if entry.value is None else len(entry.value))
+        if size != entry.charged_bytes:
+            self._memory.add(size - entry.charged_bytes)
+            entry.charged_bytes = size
 
     def _drop(self, entry: _Entry) -> None:
         group_id = entry.group.group_id
         if self._entries.get(group_id) is entry:
             del self._entries[group_id]
             del self._partitions[entry.partition][group_id]
+            self._account(entry)
 
     def _drop_if_disposable(self, entry: _Entry) -> None:
         if entry.group.is_disposable and entry.value is None and entry.deletion is None:
@@ -524,11 +549,12 @@ class GroupService:
             if isinstance(output, SetTimer):
                 self._schedule((entry, output.key), output.at_ms)
             elif isinstance(output, Complete):
-                assert isinstance(output.waiter, _Waiter), "waiters come from here"
+                assert isinstance(output.waiter, Waiter), "waiters come from here"
                 output.waiter.answer(output.result)
             else:
                 self._persist(entry, output, persisted)
         self._drop_if_disposable(entry)
+        self._account(entry)
 
     def _persist(self, entry: _Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:
         value = encode_group_value(output.metadata)
@@ -548,7 +574,7 @@ class GroupService:
         self, entry: _Entry, records: Sequence[LogRecord], settle: Callable[[GroupError], None]
     ) -> GroupError:
         """Append, then `settle` in log order whether or not the caller still waits, then answer the caller."""
-        waiter = _Waiter[GroupError]()
+        waiter = Waiter[GroupError]()
 
         def done(error: GroupError) -> None:
             settle(error)
@@ -564,6 +590,7 @@ class GroupService:
             if error is GroupError.NONE:
                 group.offsets.remove(gone)
                 self._drop_if_disposable(entry)
+                self._account(entry)
 
         records = [(encode_offset_key(group.group_id, *one), None) for one in gone]
         return await self._append(entry, records, settle)
@@ -602,8 +629,18 @@ class GroupService:
 
     def _schedule(self, timer: _Timer, at_ms: int) -> None:
         self._timers.schedule(timer, at_ms)
+        if self._timers.held > self._timers_max:
+            # of members that left long before their session would end
+            self._timers.prune(self._is_needed)
+            self._timers_max = max(_TIMERS_MIN, 2 * self._timers.held)
         if self._timer_sleeps_until_ms is None or at_ms < self._timer_sleeps_until_ms:
             self._timer_moved.set()
+
+    def _is_needed(self, timer: _Timer) -> bool:
+        if timer is None:
+            return True
+        entry, key = timer
+        return self._entries.get(entry.group.group_id) is entry and entry.group.deadline(key) is not None
 
     async def _run_timers(self) -> None:
         self._schedule(None, self._clock.now_ms() + self._settings.offsets_retention_check_interval_ms)
@@ -654,7 +691,7 @@ class GroupService:
             self._task_group.start_soon(run)
 
         return PartitionWriter(
-            partition, self._log, self._settings, lambda: self._live_records(partition), spawn
+            partition, self._log, self._settings, lambda: self._live_records(partition), spawn, self._writes
         )
 
     def _live_records(self, partition: int) -> Iterator[LogRecord]:
@@ -725,6 +762,7 @@ class GroupService:
         for offset_key, committed in offsets:
             entry = self._entries.get(offset_key.group_id) or self._create(offset_key.group_id)
             entry.group.offsets.restore((offset_key.topic, offset_key.partition), committed)
+            self._account(entry)
         for group_id, value, metadata in groups:
             entry = self._entries.get(group_id) or self._create(group_id)
             entry.value = value

@@ -89,6 +89,10 @@ class GroupSettings:
     new_member_join_timeout_ms: int = 300_000
     """A new member whose parked JoinGroup is older than this is dropped: its client is gone or will retry."""
     group_size_max: int = 2**31 - 1
+    member_bytes_max: int = 1024 * 1024
+    """Names and metadata of the protocols in one JoinGroup; a member with more is refused."""
+    memory_bytes_max: int = 64 * 1024 * 1024
+    """What all groups, members and offsets may take; above it requests that need more are refused as retriable."""
     offsets_retention_ms: int = 7 * 24 * 3_600_000
     """Offsets live this long after their group became empty (KIP-211)."""
     offsets_retention_check_interval_ms: int = 600_000
@@ -123,6 +127,11 @@ class JoinRequest:
     """JoinGroup v4+: a new dynamic member is sent away with an id first (KIP-394)."""
     supports_skip_assignment: bool = False
     """JoinGroup v9+: the leader may be told to keep the assignment (KIP-814)."""
+
+    @property
+    def protocols_bytes(self) -> int:
+        """Names and metadata of all protocols."""
+        return sum(len(name) + len(metadata) + 128 for name, metadata in self.protocols)
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +168,11 @@ class SyncRequest:
     protocol_name: str | None = None
     assignments: Mapping[str, bytes] = field(default_factory=dict)
     """member id -> assignment; looked at only when the leader sends it."""
+
+    @property
+    def assignments_bytes(self) -> int:
+        """Member ids and assignments."""
+        return sum(len(name) + len(assignment) + 256 for name, assignment in self.assignments.items())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

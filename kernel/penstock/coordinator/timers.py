@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
 
 __all__ = ("TimerHeap",)
@@ -15,7 +15,8 @@ class TimerHeap(Generic[_Key]):
     """Wakes keys up at the earliest time they were scheduled for, and once.
 
     The truth about a deadline stays with the owner of the key, who schedules again if it woke up too early.
-    So moving a timer into the future costs nothing, and the heap holds one live entry per key.
+    So moving a timer into the future costs nothing, and the heap holds one live entry per key. A key that its owner
+    has no use for any more stays until its time comes, or until ``prune``.
     """
 
     __slots__ = ("_earliest", "_heap", "_sequence")
@@ -41,6 +42,21 @@ class TimerHeap(Generic[_Key]):
         self._earliest[key] = at_ms
         self._sequence += 1
         heapq.heappush(self._heap, (at_ms, self._sequence, key))
+
+    @property
+    def held(self) -> int:
+        """Entries in memory, live or not."""
+        return len(self._heap)
+
+    def prune(self, is_needed: Callable[[_Key], bool]) -> None:
+        """Forget the keys that aren't needed, and entries whose key wakes up earlier."""
+        self._heap = [
+            (at_ms, sequence, key)
+            for at_ms, sequence, key in self._heap
+            if self._earliest.get(key) == at_ms and is_needed(key)
+        ]
+        heapq.heapify(self._heap)
+        self._earliest = {key: at_ms for at_ms, _, key in self._heap}
 
     def pop_due(self, now_ms: int) -> list[_Key]:
         """The keys that wake up now, in the order of their times."""

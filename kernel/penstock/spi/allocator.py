@@ -89,6 +89,14 @@ class Allocator(Protocol):
     async def charge(self, size: int, purpose: str) -> Charge:
         """Like ``charge_nowait``, but waits, in one queue with ``allocate``."""
 
+    def charge_anyway(self, size: int, purpose: str) -> Charge:
+        """Account for ``size`` bytes that are there already, over the limit if need be. Never refused, never waits.
+
+        For what can't be put off: state of clients, which its owner bounds (a part of the limit). If there is no
+        room, pressure listeners are asked for it; what is then over the limit is made up by the next releases, before
+        anybody else is granted anything.
+        """
+
     def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
         """Have ``listener(bytes_wanted)`` called, synchronously, when a request finds no room.
 

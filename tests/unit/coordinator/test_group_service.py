@@ -14,7 +14,7 @@ import anyio.lowlevel
 import pytest
 
 from penstock.coordinator.group_log import partition_for
-from penstock.coordinator.group_service import GroupService, SystemClock
+from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
     CommittedOffset,
     GroupError,
@@ -30,6 +30,7 @@ from penstock.coordinator.group_types import (
 )
 from penstock.coordinator.records import encode_group_key
 from penstock.coordinator.timers import TimerHeap
+from penstock.coordinator.waiting import SystemClock
 from penstock.errors import FencedError, NewerVersionError, UnavailableError
 
 pytestmark = pytest.mark.anyio
