@@ -57,7 +57,7 @@ def prove_all_is_given_back(broker: ServeProcess, before: dict[str, Any]) -> Non
         left = {
             "connections": server["connections"],
             "requests": server["requests_in_flight"],
-            "waiting": server["waiting_for_room"] + server["waiting_for_memory"] + server["recompressing"],
+            "waiting": server["waiting_for_room"] + server["waiting_for_memory"] + server["preparing"],
             "fetches": now["fetch_in_flight_bytes"],
             "tasks": max(0, now["tasks"] - before["tasks"]),
             "descriptors": max(0, now["descriptors"] - before["descriptors"]),

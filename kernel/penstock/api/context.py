@@ -122,6 +122,7 @@ class Partition(Protocol):
         now_ms: int,
         charge: Allocation | None,
         on_done: Callable[[AppendResult], None],
+        is_prepared: bool = False,
     ) -> bool:
         """Validate, sequence, assign offsets in place, hand to the WAL. Synchronous: the call fixes the order.
 
@@ -136,9 +137,10 @@ class Partition(Protocol):
         Raises:
             FullError: there is no room now; nothing has changed and ``on_done`` is not called. Wait with
                 ``LogManager.wait_for_room`` and try again.
-            RecompressionDueError: the topic's codec is another; nothing has changed. Try again with what its
-                ``work`` makes of the records. (Small batches are recompressed at once: False is returned then,
-                as their own memory isn't needed any more, and ``on_done`` is called as ever.)
+            PreparationDueError: the batch takes longer to check, or to recompress for its topic; nothing has changed.
+                Try again with what its ``work`` makes of the records, and ``is_prepared``. (Small batches are
+                recompressed at once: False is returned then, as their own memory isn't needed any more, and
+                ``on_done`` is called as ever.)
         """
 
     def read_nowait(

@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("ProduceCall", "ProduceSink")
 
 import logging
+from collections.abc import Sequence
 from functools import partial
 from itertools import islice
 from typing import Final, Protocol
@@ -17,7 +18,7 @@ from penstock.api.context import ApiContext, AppendResult, Client, Partition
 from penstock.api.errors import error_code_of, error_message_of, is_expected
 from penstock.api.names import is_valid_topic_name
 from penstock.errors import FullError, PenstockError
-from penstock.log.recompression import RECOMPRESSED_VERSION, Recompression, RecompressionDueError
+from penstock.log.preparation import Preparation, PreparationDueError
 from penstock.spi.allocator import Allocation
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.produce import (
@@ -66,8 +67,9 @@ class ProduceCall:
         "_cursor",
         "_due",
         "_gone",
-        "_is_recompressed",
-        "_recompressed",
+        "_is_prepared",
+        "_is_working",
+        "_prepared",
         "_remaining",
         "_request",
         "_results",
@@ -98,10 +100,11 @@ class ProduceCall:
         self._results: list[PartitionProduceResponse | None] = [None] * count
         self._cursor = 0
         #: What has to be done to the batch at the cursor before it can be handed over.
-        self._due: Recompression | None = None
+        self._due: Preparation | None = None
         #: Whether that was done, and where the outcome is if not in the request's own memory.
-        self._is_recompressed = False
-        self._recompressed: Allocation | None = None
+        self._is_prepared = False
+        self._prepared: Allocation | None = None
+        self._is_working = False
         self._gone = False
         self.failed = False
         if count > 1 and allocation is not None:
@@ -114,7 +117,7 @@ class ProduceCall:
 
     @property
     def is_due(self) -> bool:
-        """Whether what ``wait`` waits for is recompression, which gets done, and not room."""
+        """Whether what ``wait`` waits for is work on a batch, which gets done, and not room."""
         return self._due is not None
 
     def rebind(self, request: ProduceRequest) -> None:
@@ -131,7 +134,7 @@ class ProduceCall:
         """Hand over what isn't handed over yet.
 
         Raises:
-            FullError, RecompressionDueError: not all could go now; ``wait``, then call again. What went before
+            FullError, PreparationDueError: not all could go now; ``wait``, then call again. What went before
                 is on its way.
         """
         self._due = None
@@ -146,8 +149,8 @@ class ProduceCall:
                     else:
                         self._append(index, topic, data)
                     data.records = None  # drop the view: the log owns that memory now
-                    if self._is_recompressed:
-                        self._drop_recompressed()
+                    if self._is_prepared:
+                        self._drop_prepared()
                     self._cursor = index + 1
                 index += 1
         if self._allocation is not None:
@@ -157,7 +160,7 @@ class ProduceCall:
             self._complete()
 
     async def wait(self) -> None:
-        """Return when ``advance`` is worth another try: there may be room, or the next batch is recompressed.
+        """Return when ``advance`` is worth another try: there may be room, or the next batch is prepared.
 
         Raises ClosedError when the log is closing.
         """
@@ -166,32 +169,37 @@ class ProduceCall:
             await self._api.logs.wait_for_room()
             return
         data = self._next_data()
+        self._is_working = True
         try:
             view, own = await work.run()
         except BatchError as error:
             if not self._gone:
-                self._drop_recompressed()
+                self._drop_prepared()
                 data.records = None
                 index, self._cursor = self._cursor, self._cursor + 1
-                self._refuse(index, data, error.error_code, str(error))
+                self._refuse(index, data, error.error_code, str(error), error.record_errors)
             return
+        finally:
+            self._is_working = False
+            if self._gone:
+                self._release()
         if self._gone:
             if own is not None:
                 own.release()
             return
         if own is not None:
-            self._drop_recompressed()
-            self._recompressed = own
-        self._is_recompressed = True
+            self._drop_prepared()
+            self._prepared = own
+        self._is_prepared = True
         data.records = view
 
     def _next_data(self) -> PartitionProduceData:
         parts = (data for topic in self._request.topic_data for data in topic.partition_data)
         return next(islice(parts, self._cursor, None))
 
-    def _drop_recompressed(self) -> None:
-        own, self._recompressed = self._recompressed, None
-        self._is_recompressed = False
+    def _drop_prepared(self) -> None:
+        own, self._prepared = self._prepared, None
+        self._is_prepared = False
         if own is not None:
             own.release()
 
@@ -209,7 +217,11 @@ class ProduceCall:
     def drop(self) -> None:
         """Give back the memory of what isn't handed over: the connection is gone."""
         self._gone = True
-        self._drop_recompressed()
+        if not self._is_working:  # else a thread reads that memory, and ``wait`` gives it back
+            self._release()
+
+    def _release(self) -> None:
+        self._drop_prepared()
         if self._allocation is not None:
             self._allocation.release()
             self._allocation = None
@@ -239,21 +251,22 @@ class ProduceCall:
     def _append_to(
         self, partition: Partition, index: int, data: PartitionProduceData, records: memoryview
     ) -> None:
-        allocation = self._allocation if self._recompressed is None else self._recompressed
+        allocation = self._allocation if self._prepared is None else self._prepared
         charge = allocation.share(len(records)) if type(allocation) is _Frame else allocation
         taken = False
         try:
             taken = partition.append(
                 records,
-                produce_version=RECOMPRESSED_VERSION if self._is_recompressed else self.version,
+                produce_version=self.version,
                 now_ms=self._api.now_ms(),
                 charge=charge,
                 on_done=self._done_one if len(self._results) == 1 else partial(self._done, index, data.index),
+                is_prepared=self._is_prepared,
             )
-        except (FullError, RecompressionDueError) as error:
+        except (FullError, PreparationDueError) as error:
             if charge is not allocation and charge is not None:
                 charge.release()
-            if isinstance(error, RecompressionDueError):
+            if isinstance(error, PreparationDueError):
                 self._due = error.work
             raise
         except PenstockError as error:
@@ -266,8 +279,8 @@ class ProduceCall:
             taken = True
             self._refuse(index, data, error_code_of(error), error_message_of(error))
         if taken:
-            if self._recompressed is not None:
-                self._recompressed = None
+            if self._prepared is not None:
+                self._prepared = None
             elif charge is allocation:
                 self._allocation = None
         elif charge is not allocation and charge is not None:
@@ -292,13 +305,19 @@ class ProduceCall:
                 return ErrorCode.INVALID_TOPIC_EXCEPTION
         return partition
 
-    def _refuse(self, index: int, data: PartitionProduceData, code: int, message: str | None) -> None:
-        self._fill(
-            index,
-            PartitionProduceResponse(
-                index=data.index, error_code=int(code), base_offset=-1, error_message=message
-            ),
+    def _refuse(
+        self,
+        index: int,
+        data: PartitionProduceData,
+        code: int,
+        message: str | None,
+        record_errors: Sequence[tuple[int, str | None]] = (),
+    ) -> None:
+        response = PartitionProduceResponse(
+            index=data.index, error_code=int(code), base_offset=-1, error_message=message
         )
+        response.record_errors = _record_errors(record_errors)
+        self._fill(index, response)
 
     def _done_one(self, result: AppendResult) -> None:
         topic = self._request.topic_data[0] if len(self._request.topic_data) == 1 else None
@@ -319,10 +338,7 @@ class ProduceCall:
         )
         if result.error_code:
             response.error_message = result.error_message
-            response.record_errors = [
-                BatchIndexAndErrorMessage(batch_index=at, batch_index_error_message=text)
-                for at, text in result.record_errors
-            ]
+            response.record_errors = _record_errors(result.record_errors)
         self._fill(index, response)
 
     def _fill(self, index: int, response: PartitionProduceResponse) -> None:
@@ -353,6 +369,10 @@ class ProduceCall:
                 TopicProduceResponse(topic_id=topic.topic_id, name=topic.name, partition_responses=partitions)
             )
         self._sink.complete(ProduceResponse(responses=responses))
+
+
+def _record_errors(errors: Sequence[tuple[int, str | None]]) -> list[BatchIndexAndErrorMessage]:
+    return [BatchIndexAndErrorMessage(batch_index=at, batch_index_error_message=text) for at, text in errors]
 
 
 class _Frame:

@@ -62,7 +62,7 @@ def log_settings(tree: Tree, limit: int) -> LogSettings:
             "compression.type": topics.compression_type,
         },
         retention_interval_ms=tree.stream.retention_interval,
-        validate_deep=topics.validate_records == "full",
+        validate_full=topics.validate_records == "full",
         fetch_in_flight_bytes_max=_fetch_in_flight_bytes_max(tree, limit),
     )
 

@@ -28,7 +28,7 @@ from penstock.errors import (
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.partition_config import PartitionConfig
-from penstock.log.recompression import Recompressor
+from penstock.log.preparation import Preparer
 from penstock.log.topic_changes import TopicChanges
 from penstock.log.topic_config import effective_value, effective_values
 from penstock.metadata.commands import (
@@ -55,7 +55,7 @@ LOADS_PARALLEL = 16
 #: Partitions that are worked on before others get their turn: retention, snapshots of producers, opening.
 SLICE_PARTITIONS = 100
 #: Threads that recompress batches for topics with a ``compression.type`` of their own; one core is the event loop's.
-RECOMPRESSION_THREADS = max(1, min(4, (os.cpu_count() or 2) - 1))
+PREPARATION_THREADS = max(1, min(4, (os.cpu_count() or 2) - 1))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +66,7 @@ class LogSettings:
     topic_defaults: Mapping[str, str]
     retention_interval_ms: int
     fetch_in_flight_bytes_max: int
-    validate_deep: bool = False
+    validate_full: bool = True
 
 
 class NewTopic(Protocol):
@@ -129,7 +129,7 @@ class LogManager:
     ) -> None:
         self._engine = engine
         self._metadata = engine.metadata
-        self._recompressor = Recompressor(engine.allocator, threads=RECOMPRESSION_THREADS)
+        self._preparer = Preparer(engine.allocator, threads=PREPARATION_THREADS)
         self._settings = settings
         self.node_id = node_id
         self._node_epoch = node_epoch
@@ -278,7 +278,7 @@ class LogManager:
         if state.internal:
             # its owner trims it; client limits don't apply
             values = {**values, "retention.ms": "-1", "retention.bytes": "-1"}
-        return PartitionConfig.parse(values, validate_deep=self._settings.validate_deep)
+        return PartitionConfig.parse(values, validate_full=self._settings.validate_full)
 
     # -- changes ---------------------------------------------------------------------------------------------
 
@@ -519,7 +519,7 @@ class LogManager:
                     stream=log,
                     state_stream=state_stream,
                     config=configs[state.topic_id],
-                    recompressor=self._recompressor,
+                    preparer=self._preparer,
                 )
                 made.append((state, partition))
         await self._load([partition for _, partition in made if partition.has_records])

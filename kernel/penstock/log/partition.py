@@ -1,8 +1,9 @@
 """A Kafka partition on two streams: the log, and the snapshots of its producers' state.
 
 Offsets of the log stream are the partition's offsets; an entry holds exactly one record batch, as it came from the
-client but for base offset and leader epoch, which are patched in place. The state stream holds snapshots of the
-idempotent producers (KIP-98); the newest one, plus the batch headers after it, gives the state back.
+client but for base offset and leader epoch, which are patched in place, as is what else its header said wrongly. The
+state stream holds snapshots of the idempotent producers (KIP-98); the newest one, plus the batch headers after it,
+gives the state back.
 """
 
 from __future__ import annotations
@@ -27,14 +28,9 @@ from penstock.errors import (
 from penstock.log.errors import KafkaError
 from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
+from penstock.log.preparation import Preparation, PreparationDueError, Preparer
 from penstock.log.producer_snapshots import ProducerSnapshots
-from penstock.log.producer_state import Duplicate, ProducerInfo, ProducerStateTable
-from penstock.log.recompression import (
-    RECOMPRESSED_VERSION,
-    Recompression,
-    RecompressionDueError,
-    Recompressor,
-)
+from penstock.log.producer_state import ACCEPT, Duplicate, ProducerInfo, ProducerStateTable
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import StreamEngine
@@ -42,8 +38,6 @@ from penstock.stream.entry import untimed
 from penstock.stream.open_stream import Stream
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
-    ATTRIBUTES_POS,
-    CODEC_MASK,
     HEADER_BYTES,
     BatchError,
     BatchHeader,
@@ -54,7 +48,7 @@ from penstock.wire.records import (
     set_log_append_time,
     whole_checksum,
 )
-from penstock.wire.validation import BatchRules, validate_produce_batch
+from penstock.wire.validation import BROKER_BITS, amend_batch, check_batch, check_records_nowait
 
 logger = logging.getLogger("penstock.log")
 
@@ -152,7 +146,7 @@ class Partition:
         stream: Stream,
         state_stream: Stream,
         config: PartitionConfig,
-        recompressor: Recompressor,
+        preparer: Preparer,
     ) -> None:
         self.topic = topic
         self.topic_id = topic_id
@@ -164,7 +158,7 @@ class Partition:
         stream.on_reset = self._reset
         self._engine = engine
         self._reads = engine.reads
-        self._recompressor = recompressor
+        self._preparer = preparer
         self._closed = False
         self._listeners: list[Callable[[], None]] = []
         #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
@@ -230,10 +224,11 @@ class Partition:
         now_ms: int,
         charge: Allocation | None,
         on_done: Callable[[AppendOutcome], None],
+        is_prepared: bool = False,
     ) -> bool:
         """Validate, sequence, assign offsets in place, hand to the WAL; see ``penstock.api.context``.
 
-        Returns whether the records, and ``charge``, were taken. Raises FullError, or RecompressionDueError, with
+        Returns whether the records, and ``charge``, were taken. Raises FullError, or PreparationDueError, with
         nothing changed.
         """
         if self._closed:
@@ -243,38 +238,34 @@ class Partition:
             on_done(AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable))
             return False
         config = self.config
-        is_foreign = config.codec is not None and _codec_of(records) != config.codec
+        rules = config.rules
         try:
-            header = validate_produce_batch(
-                records,
-                BatchRules(
-                    max_message_bytes=config.max_message_bytes,
-                    is_log_append_time=config.timestamp_type == "LogAppendTime",
-                    before_max_ms=config.timestamp_before_max_ms,
-                    after_max_ms=config.timestamp_after_max_ms,
-                    full=config.validate_deep
-                    and not is_foreign,  # else what it is recompressed to is looked at
-                ),
-                produce_version=produce_version,
-                now_ms=now_ms,
-                inflated_bytes_max=self._recompressor.inflated_bytes_max,
-            )
-            verdict = self.producers.check(header, now_ms)
+            if is_prepared:
+                header = read_header(records)
+            else:
+                header = check_batch(records, rules, produce_version, now_ms)
+            verdict = self.producers.check(header, now_ms) if header.producer_id >= 0 else ACCEPT
+            if header.is_transactional:
+                text = "transactions aren't supported by this broker yet"
+                on_done(AppendOutcome(ErrorCode.INVALID_TXN_STATE, text))
+                return False
+            if isinstance(verdict, Duplicate):
+                self._answer_duplicate(verdict, on_done)
+                return False
+            if config.codec is not None and header.codec != config.codec:
+                return self._append_recompressed(records, header, now_ms, on_done)
+            max_timestamp = header.max_timestamp
+            if rules.full and not is_prepared:
+                found = check_records_nowait(records, header, rules, now_ms)
+                if found is None:
+                    raise PreparationDueError(Preparation(self._preparer, records, header, rules, now_ms))
+                max_timestamp = found
+            if max_timestamp != header.max_timestamp or header.attributes & BROKER_BITS:
+                header = amend_batch(records, header, max_timestamp)
         except BatchError as error:
             on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
             return False
-        if header.is_transactional:
-            on_done(
-                AppendOutcome(ErrorCode.INVALID_TXN_STATE, "transactions aren't supported by this broker yet")
-            )
-            return False
-        if isinstance(verdict, Duplicate):
-            self._answer_duplicate(verdict, on_done)
-            return False
-        if is_foreign:
-            self._append_recompressed(records, now_ms, on_done)
-            return False
-        append_time_ms = now_ms if config.timestamp_type == "LogAppendTime" else -1
+        append_time_ms = now_ms if rules.is_log_append_time else -1
         try:
             self._append_valid(records, header, append_time_ms, now_ms, charge, on_done)
         except FullError:
@@ -285,33 +276,32 @@ class Partition:
         return True
 
     def _append_recompressed(
-        self, records: memoryview, now_ms: int, on_done: Callable[[AppendOutcome], None]
-    ) -> None:
-        """Append in the topic's codec what came in another, if that is quickly done.
+        self,
+        records: memoryview,
+        header: BatchHeader,
+        now_ms: int,
+        on_done: Callable[[AppendOutcome], None],
+    ) -> bool:
+        """Append in the topic's codec what came in another, if that is quickly done; as ``append``.
 
-        Raises RecompressionDueError if it isn't, FullError; nothing has changed then.
+        Returns False: the records' own memory isn't needed any more.
         """
         config = self.config
-        assert config.codec is not None
-        work = Recompression(
-            self._recompressor, records, config.codec, config.codec_level, config.max_message_bytes
+        work = Preparation(
+            self._preparer, records, header, config.rules, now_ms, config.codec, config.codec_level
         )
-        try:
-            own = work.run_nowait()
-        except BatchError as error:
-            on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
-            return
+        own = work.recompress_nowait()
         if own is None:
-            raise RecompressionDueError(work)
+            raise PreparationDueError(work)
+        taken = False
         try:
             taken = self.append(
-                own.view, produce_version=RECOMPRESSED_VERSION, now_ms=now_ms, charge=own, on_done=on_done
+                own.view, produce_version=0, now_ms=now_ms, charge=own, on_done=on_done, is_prepared=True
             )
-        except FullError:
-            own.release()
-            raise
-        if not taken:
-            own.release()
+        finally:
+            if not taken:
+                own.release()
+        return False
 
     def _append_valid(
         self,
@@ -592,11 +582,6 @@ class Partition:
         for listener in tuple(self._listeners):
             listener()
         self._listeners.clear()
-
-
-def _codec_of(records: memoryview) -> int:
-    """The codec of a batch, -1 if it is too short to say."""
-    return records[ATTRIBUTES_POS + 1] & CODEC_MASK if len(records) > ATTRIBUTES_POS + 1 else -1
 
 
 def _result(entries: Sequence[StreamEntry], bytes_max: int, at_least_one: bool) -> ReadResult:

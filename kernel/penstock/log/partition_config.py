@@ -9,35 +9,37 @@ from dataclasses import dataclass
 
 from penstock.log.topic_config import LZ4_FAST_LEVEL
 from penstock.wire.compression import CODEC_NONE, codec_id
+from penstock.wire.validation import BatchRules
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartitionConfig:
     """The topic configs that act on a partition, parsed."""
 
-    max_message_bytes: int
-    timestamp_type: str
-    timestamp_before_max_ms: int
-    timestamp_after_max_ms: int
+    #: What is checked of a batch.
+    rules: BatchRules
     retention_ms: int
     retention_bytes: int
-    validate_deep: bool
     #: The codec that stored batches have, and its level; None: the producer's.
     codec: int | None = None
     codec_level: int | None = None
 
     @classmethod
-    def parse(cls, values: Mapping[str, str], *, validate_deep: bool) -> PartitionConfig:
+    def parse(cls, values: Mapping[str, str], *, validate_full: bool) -> PartitionConfig:
         """From effective topic config values (validated already)."""
         codec, codec_level = _codec_and_level(values)
+        is_compacted = "compact" in values["cleanup.policy"]
         return cls(
-            max_message_bytes=int(values["max.message.bytes"]),
-            timestamp_type=values["message.timestamp.type"],
-            timestamp_before_max_ms=int(values["message.timestamp.before.max.ms"]),
-            timestamp_after_max_ms=int(values["message.timestamp.after.max.ms"]),
+            rules=BatchRules(
+                max_message_bytes=int(values["max.message.bytes"]),
+                is_log_append_time=values["message.timestamp.type"] == "LogAppendTime",
+                before_max_ms=int(values["message.timestamp.before.max.ms"]),
+                after_max_ms=int(values["message.timestamp.after.max.ms"]),
+                keys_required=is_compacted,
+                full=validate_full or is_compacted,  # which records have keys, no header says
+            ),
             retention_ms=int(values["retention.ms"]),
             retention_bytes=int(values["retention.bytes"]),
-            validate_deep=validate_deep,
             codec=codec,
             codec_level=codec_level,
         )

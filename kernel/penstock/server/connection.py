@@ -31,7 +31,7 @@ from penstock.api.metadata import unsupported_api_versions
 from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
-from penstock.log.recompression import RecompressionDueError
+from penstock.log.preparation import PreparationDueError
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.server.slots import ProduceSlot, Slot
 from penstock.server.waiting import WaitingProduce
@@ -338,7 +338,7 @@ class Connection(asyncio.BufferedProtocol):
         slot.call = call
         try:
             call.advance()
-        except (FullError, RecompressionDueError):
+        except (FullError, PreparationDueError):
             waiting = self._waiting = WaitingProduce(server, call, frame if allocation is None else None)
             server.start_soon(self._wait_for_room, waiting)
 

@@ -64,7 +64,7 @@ class Server(AsyncContextManagerMixin):
         self.sent_bytes = 0
         self.carried_bytes = 0
         self.waiting_for_room = 0
-        self.recompressing = 0
+        self.preparing = 0
         self.waiting_for_memory = 0
         self.requests_by_api: Counter[int] = Counter()
         self.gathers = False
@@ -283,7 +283,7 @@ class Server(AsyncContextManagerMixin):
             received_bytes=self.received_bytes,
             sent_bytes=self.sent_bytes,
             waiting_for_room=self.waiting_for_room,
-            recompressing=self.recompressing,
+            preparing=self.preparing,
             waiting_for_memory=self.waiting_for_memory,
             carried_bytes=self.carried_bytes + sum(c.pending_bytes for c in self._connections),
         )

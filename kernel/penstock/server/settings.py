@@ -86,6 +86,6 @@ class ServerStatistics:
     waiting_for_room: int
     waiting_for_memory: int
     #: Connections whose Produce is recompressed for its topic, or waits for its turn.
-    recompressing: int
+    preparing: int
     #: Bytes kept for unfinished and blocked requests, outside the allocator.
     carried_bytes: int

@@ -1,4 +1,4 @@
-"""A Produce that can't go on yet: it waits for room in the log, for memory, or until a batch is recompressed."""
+"""A Produce that can't go on yet: it waits for room in the log, for memory, or until a batch is prepared."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import anyio
 
 from penstock.api.produce import ProduceCall
 from penstock.errors import FullError, PenstockError
-from penstock.log.recompression import RecompressionDueError
+from penstock.log.preparation import PreparationDueError
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
@@ -19,8 +19,8 @@ from penstock.wire.registry import decode_request, decode_request_header
 if TYPE_CHECKING:
     from penstock.server.server import Server
 
-#: A Produce that has to be recompressed waits for that at least so long, however short its own time is.
-_RECOMPRESSION_WAIT_MS_MIN: Final = 5_000
+#: A Produce whose batch is checked or recompressed waits for that at least so long, however short its own time is.
+_PREPARATION_WAIT_MS_MIN: Final = 5_000
 
 
 class WaitingProduce:
@@ -47,7 +47,7 @@ class WaitingProduce:
         """Wait and try again, to the end. Whoever drops this cancels what is in ``scopes``."""
         server, call = self._server, self._call
         server.waiting_for_room += 1
-        wait_ms_min = _RECOMPRESSION_WAIT_MS_MIN if call.is_due else 0
+        wait_ms_min = _PREPARATION_WAIT_MS_MIN if call.is_due else 0
         wait_ms = min(max(call.timeout_ms, wait_ms_min), server.api.settings.produce_wait_ms_max)
         scope = anyio.move_on_after(wait_ms / 1000)
         try:
@@ -77,11 +77,11 @@ class WaitingProduce:
             await call.wait()
             return
         server.waiting_for_room -= 1
-        server.recompressing += 1
+        server.preparing += 1
         try:
             await call.wait()
         finally:
-            server.recompressing -= 1
+            server.preparing -= 1
             server.waiting_for_room += 1
 
     def _adopt(self, allocation: Allocation) -> None:
@@ -100,7 +100,7 @@ class WaitingProduce:
             return True
         try:
             self._call.advance()
-        except (FullError, RecompressionDueError):
+        except (FullError, PreparationDueError):
             return False
         return True
 

@@ -10,6 +10,7 @@ Where Kafka's answer is an accident, ours is another on purpose; docs/kafka-comp
 from __future__ import annotations
 
 __all__ = (
+    "BROKER_BITS",
     "INLINE_BYTES_MAX",
     "INLINE_INFLATED_BYTES_MAX",
     "INLINE_PYTHON_BYTES_MAX",
@@ -64,9 +65,9 @@ _NO_TIMESTAMP: Final = -1
 _INT64_MIN: Final = -(1 << 63)
 _INT64_MAX: Final = (1 << 63) - 1
 _RECORD_ERRORS_MAX: Final = 100  # enough to find the fault; a response must not grow with the batch
-#: All that a producer may say with the attributes of a batch. The timestamp type and the delete horizon are the
-#: broker's, and the other bits are nobody's yet: whoever gets a meaning later must not find it set by strangers.
-_CLIENT_BITS: Final = CODEC_MASK | TRANSACTIONAL_BIT
+#: Attributes that a producer has no say in. The timestamp type and the delete horizon are the broker's, and the other
+#: bits are nobody's yet: whichever gets a meaning later must not be found set by strangers.
+BROKER_BITS: Final = ~(CODEC_MASK | TRANSACTIONAL_BIT)
 
 
 class BatchRules(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -348,7 +349,7 @@ def amend_batch(records: memoryview, header: BatchHeader, max_timestamp: int) ->
 
 def amended_header(header: BatchHeader, max_timestamp: int) -> BatchHeader:
     """What the header should say; the same object if it does."""
-    attributes = header.attributes & _CLIENT_BITS
+    attributes = header.attributes & ~BROKER_BITS
     if max_timestamp == header.max_timestamp and attributes == header.attributes:
         return header
     return msgspec.structs.replace(header, attributes=attributes, max_timestamp=max_timestamp)

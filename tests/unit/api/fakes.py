@@ -20,14 +20,14 @@ from penstock.api.context import (
 )
 from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
 from penstock.log.errors import KafkaError
+from penstock.log.preparation import Preparation, PreparationDueError, Preparer
 from penstock.log.producer_state import ProducerInfo
-from penstock.log.recompression import Recompression, RecompressionDueError, Recompressor
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation, AllocatorStatistics
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import BatchError, assign_offsets
 from penstock.wire.record_builder import build_batch
-from penstock.wire.records import iter_records
+from penstock.wire.records import iter_records, read_header
 from penstock.wire.validation import BatchRules, check_batch
 
 
@@ -146,7 +146,7 @@ class FakePartition:
         self.producers: list[ProducerInfo] = []
         #: The codec that batches are recompressed to, never at once.
         self.codec: int | None = None
-        self.recompressor: Recompressor | None = None
+        self.preparer: Preparer | None = None
 
     @property
     def last_stable_offset(self) -> int:
@@ -167,20 +167,23 @@ class FakePartition:
         now_ms: int,
         charge: Allocation | None,
         on_done: Callable[[Result], None],
+        is_prepared: bool = False,
     ) -> bool:
         assert not records.readonly
         if self.fail_with is not None:
             raise self.fail_with
         try:
             rules = BatchRules(max_message_bytes=1 << 20, full=False)
-            header = check_batch(records, rules, produce_version, now_ms)
+            header = (
+                read_header(records) if is_prepared else check_batch(records, rules, produce_version, now_ms)
+            )
         except BatchError as error:
             on_done(Result(error.error_code, str(error), error.record_errors))
             return False
         if self.codec is not None and header.codec != self.codec:
-            assert self.recompressor is not None
-            work = Recompression(self.recompressor, records, self.codec, None, 1 << 20)
-            raise RecompressionDueError(work)
+            assert self.preparer is not None
+            work = Preparation(self.preparer, records, header, rules, now_ms, self.codec)
+            raise PreparationDueError(work)
         if self._logs.room <= 0:
             raise FullError("no room")
         self._logs.room -= 1

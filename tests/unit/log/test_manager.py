@@ -83,7 +83,7 @@ async def test_configs_whose_setter_went_away_are_in_force(world: World, written
     async with open_logs(world) as logs:
         partition = await logs.create()
         await leave(logs, lambda: logs.manager.alter_configs("events", {"max.message.bytes": "77"}), written)
-        assert partition.config.max_message_bytes == 77
+        assert partition.config.rules.max_message_bytes == 77
 
 
 async def test_partitions_that_two_ask_for_at_once_are_opened_once(world: World) -> None:

@@ -16,7 +16,7 @@ from tests.unit.server.harness import DEADLINE_S, Client, Harness, offsets, prod
 from penstock.api.context import RequestContext
 from penstock.api.dispatch import Api
 from penstock.errors import ConfigError, UnavailableError
-from penstock.log.recompression import Recompression, Recompressor
+from penstock.log.preparation import Preparation, Preparer
 from penstock.server import ListenerSettings, Server
 from penstock.server.settings import SCRATCH_BYTES
 from penstock.wire.api_keys import ApiKey
@@ -231,7 +231,7 @@ async def test_full_log_holds_producers_back_and_lets_them_go_on(logs: FakeLogs,
 def recompressing(harness: Harness, *partitions: int, codec: int = CODEC_GZIP) -> None:
     for at in partitions:
         harness.logs.at("t", at).codec = codec
-        harness.logs.at("t", at).recompressor = Recompressor(harness.allocator, threads=2)  # type: ignore[arg-type]
+        harness.logs.at("t", at).preparer = Preparer(harness.allocator, threads=2)  # type: ignore[arg-type]
 
 
 def values(logs: FakeLogs, partition: int = 0) -> list[bytes]:
@@ -307,14 +307,14 @@ async def test_a_recompressed_batch_waits_for_room_as_it_is(logs: FakeLogs) -> N
 async def test_a_connection_lost_while_its_batch_waits_for_its_turn_leaves_nothing(logs: FakeLogs) -> None:
     async with serving(logs) as harness:
         recompressing(harness, 0)
-        recompressor = logs.at("t").recompressor
-        assert recompressor is not None
-        async with await harness.connect() as client, recompressor.turns, recompressor.turns:
+        preparer = logs.at("t").preparer
+        assert preparer is not None
+        async with await harness.connect() as client, preparer.turns, preparer.turns:
             await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 900_000)))
-            await until(lambda: harness.server.statistics().recompressing == 1)
+            await until(lambda: harness.server.statistics().preparing == 1)
             assert harness.server.statistics().waiting_for_room == 0
         await until(lambda: harness.server.statistics().connections == 0)
-        await until(lambda: harness.server.statistics().recompressing == 0)
+        await until(lambda: harness.server.statistics().preparing == 0)
         assert harness.allocator.used == 0
         assert not logs.at("t").batches
 
@@ -323,14 +323,14 @@ async def test_a_connection_lost_while_its_batch_is_recompressed_leaves_nothing(
     logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun, go_on = threading.Event(), threading.Event()
-    pack = Recompression._pack
+    pack = Preparation._repacked
 
-    def slow(self: Recompression, inflated_max: int) -> bytearray:
+    def slow(self: Preparation, inflated_max: int) -> bytearray:
         begun.set()
         assert go_on.wait(DEADLINE_S)
         return pack(self, inflated_max)
 
-    monkeypatch.setattr(Recompression, "_pack", slow)
+    monkeypatch.setattr(Preparation, "_repacked", slow)
     async with serving(logs) as harness:
         recompressing(harness, 0)
         async with await harness.connect() as client:
@@ -338,7 +338,7 @@ async def test_a_connection_lost_while_its_batch_is_recompressed_leaves_nothing(
             await until(begun.is_set)
         await until(lambda: harness.server.statistics().connections == 0)
         go_on.set()
-        await until(lambda: harness.server.statistics().recompressing == 0)
+        await until(lambda: harness.server.statistics().preparing == 0)
         assert harness.allocator.used == 0
         assert not logs.at("t").batches
 

@@ -10,13 +10,13 @@ import anyio
 import pytest
 from crc32c import crc32c
 from tests.unit.api.fakes import FakeAllocator
-from tests.unit.log.test_partition import NOW_MS, codes, open_logs, read
+from tests.unit.log.test_partition import NOW_MS, append, append_any, codes, open_logs, read
 from tests.unit.stream.harness import World
 
 from penstock.errors import FullError
-from penstock.log.partition import AppendOutcome, Partition
+from penstock.log.partition import Partition
 from penstock.log.partition_config import PartitionConfig
-from penstock.log.recompression import INLINE_BYTES, Recompression, RecompressionDueError, Recompressor
+from penstock.log.preparation import RECOMPRESS_BYTES_MAX, Preparation, PreparationDueError, Preparer
 from penstock.log.topic_config import effective_values
 from penstock.spi.allocator import Allocation
 from penstock.wire.compression import CODEC_GZIP, CODEC_LZ4, CODEC_NAMES, CODEC_NONE, CODEC_ZSTD, compress
@@ -29,6 +29,7 @@ from penstock.wire.records import (
     build_batch,
     read_header,
 )
+from penstock.wire.validation import BatchRules
 
 pytestmark = pytest.mark.anyio
 
@@ -64,28 +65,6 @@ def noise(size: int) -> bytes:
     return os.urandom(size)
 
 
-def append(
-    partition: Partition, data: bytearray | memoryview, *, version: int = 9, charge: Allocation | None = None
-) -> list[AppendOutcome]:
-    outcomes: list[AppendOutcome] = []
-    partition.append(
-        memoryview(data), produce_version=version, now_ms=NOW_MS, charge=charge, on_done=outcomes.append
-    )
-    return outcomes
-
-
-async def append_any(partition: Partition, data: bytearray) -> list[AppendOutcome]:
-    """Append as a connection does: what is due is done first."""
-    try:
-        return append(partition, data)
-    except RecompressionDueError as due:
-        view, own = await due.work.run()
-        outcomes = append(partition, view, charge=own)
-        if own is not None and outcomes and outcomes[0].error_code:
-            own.release()
-        return outcomes
-
-
 async def stored(partition: Partition, offset: int = 0) -> bytes:
     result = await partition.read(offset, 1, read_committed=False, at_least_one=True)
     return bytes(result.records[0])
@@ -98,7 +77,7 @@ def used(partition: Partition, purpose: str) -> int:
 def counted(partition: Partition) -> FakeAllocator:
     """An allocator of its own for what is recompressed."""
     memory = FakeAllocator()
-    partition._recompressor.allocator = memory  # type: ignore[assignment]
+    partition._preparer.allocator = memory  # type: ignore[assignment]
     return memory
 
 
@@ -180,20 +159,20 @@ async def test_records_that_do_not_inflate_are_refused(world: World, source: int
         partition = await logs.create(compression_type="lz4" if source != CODEC_LZ4 else "gzip")
         try:
             assert codes(append(partition, data)) == [ErrorCode.INVALID_RECORD]
-            assert size < INLINE_BYTES
-        except RecompressionDueError as due:
+            assert size < RECOMPRESS_BYTES_MAX
+        except PreparationDueError as due:
             with pytest.raises(Exception, match="can't be inflated") as caught:
                 await due.work.run()
             assert getattr(caught.value, "error_code", None) == ErrorCode.INVALID_RECORD
         assert partition.stream.next_offset == 0
-        assert used(partition, "append") == used(partition, "recompress") == 0
+        assert used(partition, "append") == used(partition, "inflate") == 0
 
 
 async def test_the_limit_of_a_message_holds_for_what_came_and_for_what_is_stored(world: World) -> None:
     async with open_logs(world) as logs:
         partition = await logs.create(compression_type="uncompressed", max_message_bytes="1000")
         assert codes(append(partition, batch(LINE * 4, CODEC_GZIP))) == [0]
-        with pytest.raises(RecompressionDueError) as due:
+        with pytest.raises(PreparationDueError) as due:
             append(partition, batch(LINE * 100, CODEC_GZIP))
         with pytest.raises(Exception, match="inflates beyond") as caught:
             await due.value.work.run()
@@ -203,7 +182,7 @@ async def test_the_limit_of_a_message_holds_for_what_came_and_for_what_is_stored
         assert codes(append(partition, batch(LINE * 100))) == [ErrorCode.MESSAGE_TOO_LARGE], "as it came"
         value = noise(1000 - HEADER_BYTES - 20)
         assert len(batch(value)) <= 1000
-        with pytest.raises(RecompressionDueError) as due:
+        with pytest.raises(PreparationDueError) as due:
             append(partition, batch(value))
         with pytest.raises(Exception, match="over the topic's") as caught:
             await due.value.work.run()
@@ -217,13 +196,13 @@ async def test_a_bomb_takes_no_more_than_its_bound(world: World) -> None:
     assert len(bomb) < 4096
     async with open_logs(world) as logs:
         partition = await logs.create(compression_type="gzip")
-        with pytest.raises(RecompressionDueError) as due:
+        with pytest.raises(PreparationDueError) as due:
             append(partition, bomb)
         with pytest.raises(Exception, match=f"max_bytes={world.limit // 4}") as caught:
             await due.value.work.run()
         assert getattr(caught.value, "error_code", None) == ErrorCode.MESSAGE_TOO_LARGE
         assert partition._engine.allocator.statistics().peak_bytes <= world.limit // 2
-        assert used(partition, "recompress") == 0
+        assert used(partition, "inflate") == 0
 
 
 async def test_zstd_is_the_brokers_choice_whatever_the_client_speaks(world: World) -> None:
@@ -240,7 +219,7 @@ async def test_the_full_check_looks_at_what_is_recompressed(world: World) -> Non
     lying = build_batch([(None, b"one", (), NOW_MS), (None, b"two", (), NOW_MS)])
     lying[HEADER_BYTES + 3] ^= 0x7F  # the first record's offset delta
     struct.pack_into(">I", lying, CRC_POS, crc32c(bytes(lying[ATTRIBUTES_POS:])))
-    async with open_logs(world, validate_deep=True) as logs:
+    async with open_logs(world, validate_full=True) as logs:
         partition = await logs.create(compression_type="gzip")
         memory = counted(partition)
         assert codes(append(partition, lying)) == [ErrorCode.INVALID_RECORD]
@@ -271,14 +250,14 @@ async def test_without_room_the_result_lies_where_the_original_was(world: World)
         frame.view[:] = data
         left = world.limit - allocator.statistics().used_bytes
         hog = allocator.charge_nowait(left, "test")
-        with pytest.raises(RecompressionDueError) as due:
+        with pytest.raises(PreparationDueError) as due:
             append(partition, frame.view, charge=frame)
         with anyio.fail_after(20):
             view, own = await due.value.work.run()
         assert own is None
         assert len(view) < len(data)
         assert read_header(view).codec == CODEC_GZIP
-        outcomes = append(partition, view, charge=frame)
+        outcomes = append(partition, view, charge=frame, is_prepared=True)
         hog.release()
         assert codes(outcomes) == [0]
         assert await read(partition) == [(0, LINE * 1000)]
@@ -288,13 +267,15 @@ async def test_many_at_once_take_turns_without_room(world: World) -> None:
     async with open_logs(world) as logs:
         partition = await logs.create()
         allocator = partition._engine.allocator
-        recompressor = Recompressor(allocator, threads=3)
+        preparer = Preparer(allocator, threads=3)
         hog = allocator.charge_nowait(world.limit - allocator.statistics().used_bytes, "test")
         batches = [batch(LINE * 2000) for _ in range(6)]
         found: list[tuple[memoryview, Allocation | None]] = []
 
         async def run(data: bytearray) -> None:
-            found.append(await Recompression(recompressor, memoryview(data), CODEC_ZSTD, 1, 2**20).run())
+            view, rules = memoryview(data), BatchRules(max_message_bytes=2**20)
+            work = Preparation(preparer, view, read_header(view), rules, NOW_MS, CODEC_ZSTD, 1)
+            found.append(await work.run())
 
         with anyio.fail_after(20):
             async with anyio.create_task_group() as tasks:
@@ -322,7 +303,7 @@ async def test_many_at_once_take_turns_without_room(world: World) -> None:
 def test_codec_and_level_are_read_from_the_configs(
     configs: dict[str, str], codec: int | None, level: int | None
 ) -> None:
-    parsed = PartitionConfig.parse(effective_values(configs, {}), validate_deep=False)
+    parsed = PartitionConfig.parse(effective_values(configs, {}), validate_full=False)
     assert (parsed.codec, parsed.codec_level) == (codec, level)
     if parsed.codec is not None:
         data = batch(LINE * 50, codec=CODEC_GZIP if codec == CODEC_NONE else CODEC_NONE)
@@ -336,7 +317,7 @@ async def test_levels_that_take_long_are_never_done_at_once(world: World) -> Non
         await logs.manager.alter_configs(
             "events", {"compression.type": "zstd", "compression.zstd.level": "19"}
         )
-        with pytest.raises(RecompressionDueError):
+        with pytest.raises(PreparationDueError):
             append(partition, batch())
         assert codes(await append_any(partition, batch())) == [0]
 
