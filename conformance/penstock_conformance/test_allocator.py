@@ -345,6 +345,125 @@ async def test_waiter_gets_memory_when_the_last_view_goes(env: Env) -> None:
                 await served.wait()
 
 
+async def test_reservation_takes_what_is_granted(env: Env) -> None:
+    """Accounted for as it is granted: a reservation of which nothing is granted takes no memory."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        held = [allocator.reserve(_LIMIT, "network") for _ in range(20)]
+        assert [item.granted for item in held] == [0] * 20
+        await _expect_in_use(allocator)
+        for number, item in enumerate(held):
+            assert item.size == len(item.view) == _LIMIT
+            item.grant_nowait(100_000)
+            assert item.granted == 100_000
+            item.view[:100_000] = bytes([number]) * 100_000
+        assert 20 * 100_000 <= allocator.statistics().used_bytes <= 20 * 100_000 + _SLACK
+        _check_sum(allocator)
+        for number, item in enumerate(held):
+            assert bytes(item.view[:100_000]) == bytes([number]) * 100_000, "two reservations overlap"
+        held[0].grant_nowait(400_000)
+        held[0].view[100_000:400_000] = b"x" * 300_000
+        assert bytes(held[0].view[:100_000]) == bytes(100_000), "a grant changed what was there"
+        for item in held:
+            item.release()
+            with raises(InvariantError):
+                item.release()
+        held.clear()
+        del item
+        await _expect_in_use(allocator)
+
+
+async def test_reservation_gives_back_what_was_granted(env: Env) -> None:
+    """All are given back by ``release``, granted in part, whole or not at all."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        for size, granted in ((1, 1), (5000, 1), (5000, 5000), (3_000_000, 700_001), (3_000_000, 3_000_000)):
+            item = allocator.reserve(size, "network")
+            item.grant_nowait(granted)
+            item.view[:granted] = bytes(granted)
+            item.release()
+            del item
+            await _expect_in_use(allocator)
+
+
+async def test_reservation_keeps_to_the_limit(env: Env) -> None:
+    """FullError like ``allocate_nowait``; more than the whole limit is granted while nothing else is in use."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        other = allocator.charge_nowait(_LIMIT // 2, "append")
+        item = allocator.reserve(2 * _LIMIT, "network")
+        item.grant_nowait(_LIMIT // 4)
+        with raises(FullError):
+            item.grant_nowait(_LIMIT)
+        assert item.granted == _LIMIT // 4, "a refused grant changed something"
+        for size in (_LIMIT // 4 - 1, 2 * _LIMIT + 1):
+            with raises(PenstockError):
+                item.grant_nowait(size)
+        other.release()
+        del other
+        await _settled()
+        for size in (_LIMIT, _LIMIT + 5000, 2 * _LIMIT):
+            item.grant_nowait(size)
+        item.view[2 * _LIMIT - 1] = 1
+        with raises(FullError):
+            allocator.charge_nowait(1, "append")
+        item.release()
+        del item
+        await _expect_in_use(allocator)
+
+
+async def test_grant_waits_its_turn(env: Env) -> None:
+    """Waits, in one queue with ``allocate``."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        full = allocator.charge_nowait(_LIMIT, "append")
+        item = allocator.reserve(1_000_000, "network")
+        order: list[str] = []
+
+        async def grant() -> None:
+            await item.grant(500_000)
+            order.append("grant")
+
+        async def charge() -> None:
+            (await allocator.charge(_LIMIT - _SLACK, "upload")).release()
+            order.append("charge")
+
+        async with anyio.create_task_group() as tasks:
+            for wait in (grant, charge):
+                tasks.start_soon(wait)
+                await checkpoint()
+                await checkpoint()
+            assert allocator.statistics().waiting == 2
+            full.release()
+            with anyio.fail_after(3):
+                while len(order) < 2:
+                    await checkpoint()
+        assert order == ["grant", "charge"]
+        assert item.granted == 500_000
+        item.release()
+        await _expect_in_use(allocator)
+
+
+async def test_cancelled_grant_changes_nothing(env: Env) -> None:
+    """Cancelled, nothing more is granted."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        for grant_first in (True, False):
+            full = allocator.charge_nowait(_LIMIT - 500_000, "append")
+            item = allocator.reserve(2_000_000, "network")
+            item.grant_nowait(100_000)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(item.grant, 1_500_000)
+                await checkpoint()
+                await checkpoint()
+                if grant_first:
+                    full.release()
+                tasks.cancel_scope.cancel()
+                if not grant_first:
+                    full.release()
+            await _settled()
+            assert allocator.statistics().waiting == 0
+            assert item.granted == 100_000 or (grant_first and item.granted == 1_500_000)
+            item.release()
+            del item
+            await _expect_in_use(allocator)
+
+
 async def test_listener_makes_room(env: Env) -> None:
     """The listener frees what it can before it returns; the request is then tried again before it fails or waits."""
     async with env.open(settings=_SETTINGS) as allocator:

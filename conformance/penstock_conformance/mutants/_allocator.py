@@ -10,7 +10,7 @@ import weakref
 from penstock.spi.allocator import AllocatorCapabilities
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference import PlainAllocator
-from penstock_conformance.reference._allocator import _Grant, _Waiter
+from penstock_conformance.reference._allocator import _Grant, _Reservation, _Waiter
 
 KIND = "allocator"
 
@@ -77,7 +77,7 @@ class ForgetsPinnedMemory(PlainAllocator):
 class ExceedsTheLimit(PlainAllocator):
     """Looks only at what is there, not at what is asked for."""
 
-    def _fits(self, size: int) -> bool:
+    def _fits(self, size: int, own: int) -> bool:
         return self._used.total() < self._limit
 
 
@@ -112,16 +112,16 @@ class ForgetsWaitersAtTheEnd(PlainAllocator):
 class NeverAsksForRoom(PlainAllocator):
     """Knows its listeners and doesn't call them."""
 
-    def _grant(self, size: int, purpose: str, mapped: bool) -> _Grant | None:
+    def _grant(self, size: int, purpose: str, mapped: bool, own: int) -> _Grant | None:
         self._listeners.clear()
-        return super()._grant(size, purpose, mapped)
+        return super()._grant(size, purpose, mapped, own)
 
 
 @mutant(KIND, "refuses_the_maximal_record", "request_over_the_limit_is_granted_alone")
 class RefusesTheMaximalRecord(PlainAllocator):
     """A record over the limit waits for ever."""
 
-    def _fits(self, size: int) -> bool:
+    def _fits(self, size: int, own: int) -> bool:
         return self._used.total() + size <= self._limit
 
 
@@ -153,11 +153,11 @@ class DoesNotHearOfTheLastView(PlainAllocator):
     """Looks at pinned memory only when something is released."""
 
     def give_back(self, grant: _Grant) -> None:
-        self._used[grant.purpose] -= grant.size
+        size = grant.accounted if isinstance(grant, _Reservation) else grant.size
+        self._used[grant.purpose] -= size
         memory, grant.memory = grant.memory, None
         if memory is not None:
-            self._used["pinned"] += grant.size
-            size = grant.size
+            self._used["pinned"] += size
 
             def gone(pin: weakref.ref[mmap.mmap]) -> None:
                 self._pins.discard(pin)
@@ -182,3 +182,51 @@ class OverlooksWhatIsThere(PlainAllocator):
 
     def charge_anyway(self, size: int, purpose: str) -> _Grant:
         return self.charge_nowait(0, purpose)
+
+
+@mutant(KIND, "pays_for_what_is_announced", "reservation_takes_what_is_granted")
+class PaysForWhatIsAnnounced(PlainAllocator):
+    """Takes the announced size at once."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        reservation = super().reserve(size, purpose)
+        reservation.grant_nowait(size)
+        return reservation
+
+
+@mutant(KIND, "grants_for_nothing", "reservation_keeps_to_the_limit")
+class GrantsForNothing(PlainAllocator):
+    """Has the memory mapped anyway, so why count it."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        return _Generous(self, size, purpose, self._map(size))
+
+
+class _Generous(_Reservation):
+    def grant_nowait(self, size: int) -> None:
+        self.granted = size
+
+
+@mutant(KIND, "keeps_what_was_granted", "reservation_gives_back_what_was_granted")
+class KeepsWhatWasGranted(PlainAllocator):
+    """Gives back only reservations that were granted whole."""
+
+    def give_back(self, grant: _Grant) -> None:
+        if isinstance(grant, _Reservation) and grant.granted < grant.size:
+            return
+        super().give_back(grant)
+
+
+@mutant(KIND, "grants_before_it_has", "cancelled_grant_changes_nothing")
+class GrantsBeforeItHas(PlainAllocator):
+    """Says that it's granted when it's only asked for."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        return _Hasty(self, size, purpose, self._map(size))
+
+
+class _Hasty(_Reservation):
+    async def grant(self, size: int) -> None:
+        owner = self._checked(size)
+        more, self.granted = size - self.granted, size
+        self._absorb(await owner.take(more, self.purpose, own=self.accounted), size)

@@ -34,11 +34,44 @@ class _Grant:
         owner.give_back(self)
 
 
+class _Reservation(_Grant):
+    """A mapping of its own; ``accounted`` follows what is granted of it."""
+
+    def __init__(self, owner: PlainAllocator, size: int, purpose: str, memory: mmap.mmap) -> None:
+        super().__init__(owner, size, purpose, memory)
+        self.granted = 0
+        self.accounted = 0
+
+    def grant_nowait(self, size: int) -> None:
+        owner = self._checked(size)
+        self._absorb(owner.take_nowait(size - self.granted, self.purpose, own=self.accounted), size)
+
+    async def grant(self, size: int) -> None:
+        """Wait in the queue of all."""
+        owner = self._checked(size)
+        self._absorb(await owner.take(size - self.granted, self.purpose, own=self.accounted), size)
+
+    def _checked(self, size: int) -> PlainAllocator:
+        if self._owner is None:
+            raise InvariantError(f"the reservation was released: size={self.size}")
+        if not self.granted <= size <= self.size:
+            raise InvalidRequestError(
+                f"grants only grow, up to the size: granted={self.granted} wanted={size}"
+            )
+        return self._owner
+
+    def _absorb(self, grant: _Grant, size: int) -> None:
+        self.accounted += grant.size
+        grant._owner = None
+        self.granted = size
+
+
 class _Waiter:
-    def __init__(self, size: int, purpose: str, mapped: bool) -> None:
+    def __init__(self, size: int, purpose: str, mapped: bool, own: int) -> None:
         self.size = size
         self.purpose = purpose
         self.mapped = mapped
+        self.own = own
         self.event = anyio.Event()
         self.answer: _Grant | ClosedError | None = None
 
@@ -61,16 +94,20 @@ class PlainAllocator:
         return AllocatorCapabilities()
 
     def allocate_nowait(self, size: int, purpose: str) -> _Grant:
-        return self._take_nowait(size, purpose, mapped=True)
+        return self.take_nowait(size, purpose, mapped=True)
 
     async def allocate(self, size: int, purpose: str) -> _Grant:
-        return await self._take(size, purpose, mapped=True)
+        return await self.take(size, purpose, mapped=True)
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        self._check(size, mapped=True)
+        return _Reservation(self, size, purpose, self._map(size))
 
     def charge_nowait(self, size: int, purpose: str) -> _Grant:
-        return self._take_nowait(size, purpose, mapped=False)
+        return self.take_nowait(size, purpose)
 
     async def charge(self, size: int, purpose: str) -> _Grant:
-        return await self._take(size, purpose, mapped=False)
+        return await self.take(size, purpose)
 
     def charge_anyway(self, size: int, purpose: str) -> _Grant:
         self._check(size, mapped=False)
@@ -100,17 +137,19 @@ class PlainAllocator:
         while self._waiters:
             self._settle(self._waiters.popleft(), ClosedError("the allocator was closed"))
 
-    def _take_nowait(self, size: int, purpose: str, *, mapped: bool) -> _Grant:
+    def take_nowait(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
+        """Bytes, with memory if ``mapped``, for one who has ``own`` bytes already."""
         self._check(size, mapped)
-        grant = None if self._waiters else self._grant(size, purpose, mapped)
+        grant = None if self._waiters else self._grant(size, purpose, mapped, own)
         if grant is None:
             raise FullError(f"memory limit is reached: size={size} limit={self._limit}")
         return grant
 
-    async def _take(self, size: int, purpose: str, *, mapped: bool) -> _Grant:
+    async def take(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
+        """The same, as soon as it's its turn."""
         await checkpoint_if_cancelled()
         self._check(size, mapped)
-        waiter = _Waiter(size, purpose, mapped)
+        waiter = _Waiter(size, purpose, mapped, own)
         self._waiters.append(waiter)
         self._serve()
         if waiter.answer is None:
@@ -138,15 +177,15 @@ class PlainAllocator:
         if size < (1 if mapped else 0):
             raise InvalidRequestError(f"a request needs a size: size={size}")
 
-    def _fits(self, size: int) -> bool:
+    def _fits(self, size: int, own: int) -> bool:
         used = self._used.total()
-        return used + size <= self._limit or (size > self._limit and used == 0)
+        return used + size <= self._limit or (own + size > self._limit and used == own)
 
-    def _grant(self, size: int, purpose: str, mapped: bool) -> _Grant | None:
-        if not self._fits(size):
+    def _grant(self, size: int, purpose: str, mapped: bool, own: int) -> _Grant | None:
+        if not self._fits(size, own):
             for listener in self._listeners:
                 listener(size)
-            if not self._fits(size):
+            if not self._fits(size, own):
                 return None
         self._used[purpose] += size
         self._peak = max(self._peak, self._used.total())
@@ -157,11 +196,11 @@ class PlainAllocator:
 
     def give_back(self, grant: _Grant) -> None:
         """Un-account what was released; with views still around, when the last one is gone."""
-        self._used[grant.purpose] -= grant.size
+        size = grant.accounted if isinstance(grant, _Reservation) else grant.size
+        self._used[grant.purpose] -= size
         memory, grant.memory = grant.memory, None
         if memory is not None:
-            self._used["pinned"] += grant.size
-            size = grant.size
+            self._used["pinned"] += size
 
             def gone(pin: weakref.ref[mmap.mmap]) -> None:
                 self._pins.discard(pin)
@@ -180,7 +219,7 @@ class PlainAllocator:
         try:
             while self._waiters:
                 waiter = self._waiters[0]
-                grant = self._grant(waiter.size, waiter.purpose, waiter.mapped)
+                grant = self._grant(waiter.size, waiter.purpose, waiter.mapped, waiter.own)
                 if grant is None:
                     return
                 self._waiters.popleft()

@@ -13,7 +13,6 @@ __all__ = (
     "Client",
     "DataPlace",
     "Endpoint",
-    "FetchMemory",
     "Handler",
     "LogManager",
     "NewTopic",
@@ -29,6 +28,8 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from penstock.log.limiter import BytesLimiter
+from penstock.shares import Member
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.registry import Message
 
@@ -211,20 +212,6 @@ class NewTopic:
     configs: Mapping[str, str]
 
 
-class FetchMemory(Protocol):
-    """The account of what fetch responses hold on their way to slow sockets."""
-
-    def charge_nowait(self, size: int) -> Charge:
-        """Account for ``size`` bytes. Raises FullError when over the limit."""
-
-    async def charge(self, size: int) -> Charge:
-        """The same, but waits for room."""
-
-    @property
-    def is_short(self) -> bool:
-        """Whether somebody waits for room."""
-
-
 class LogManager(Protocol):
     """All topics and partitions of this broker."""
 
@@ -233,7 +220,8 @@ class LogManager(Protocol):
     @property
     def node_id(self) -> int: ...
     @property
-    def fetch_memory(self) -> FetchMemory: ...
+    def fetch_memory(self) -> BytesLimiter:
+        """The account of what responses hold on their way to clients."""
 
     def topics(self) -> Mapping[str, Topic]:
         """All topics by name; may be a live view."""
@@ -322,6 +310,8 @@ class Client:
     port: int
     #: What Metadata tells this client to connect to: depends on the listener it came in by.
     advertised: Endpoint
+    #: Its share of the bytes on their way to clients.
+    outgoing: Member
     client_id: str | None = None
     #: KIP-511, from ApiVersions v3+.
     software_name: str = "unknown"

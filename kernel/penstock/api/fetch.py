@@ -44,7 +44,7 @@ SLICE_PARTITIONS = 500
 class _Fetch:
     """One fetch request on its way."""
 
-    __slots__ = ("_context", "_reads_zstd", "budget", "plan", "request", "started_s")
+    __slots__ = ("_context", "_enough", "_reads_zstd", "budget", "plan", "request", "started_s")
 
     def __init__(self, request: FetchRequest, context: RequestContext, plan: Plan) -> None:
         self.request = request
@@ -53,7 +53,11 @@ class _Fetch:
         self._reads_zstd = context.version >= _ZSTD_VERSION
         settings = context.api.settings
         self.started_s = context.api.clock()
-        self.budget = max(0, min(request.max_bytes, settings.fetch_bytes_max))
+        # a client that hasn't shown yet that it takes what it asks for gets less at a time
+        allowance = context.api.logs.fetch_memory.allowance(context.client.outgoing)
+        self.budget = max(0, min(request.max_bytes, settings.fetch_bytes_max, allowance))
+        #: Bytes that are enough to answer. Who wants more than it may have isn't kept waiting for it.
+        self._enough = request.min_bytes if request.min_bytes <= self.budget else max(1, self.budget // 2)
 
     @property
     def is_large(self) -> bool:
@@ -146,7 +150,7 @@ class _Fetch:
     def is_due(self, found: _Collected) -> bool:
         """Whether to answer now rather than wait for more."""
         return (
-            found.size_bytes >= self.request.min_bytes
+            found.size_bytes >= self._enough
             or found.must_answer
             or not len(self.plan)
             or self.request.max_wait_ms <= 0
@@ -291,7 +295,9 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
         if not found.size_bytes:
             return fetch.respond(found)
         try:
-            context.charges.append(api.logs.fetch_memory.charge_nowait(found.size_bytes))
+            context.charges.append(
+                api.logs.fetch_memory.charge_nowait(found.size_bytes, context.client.outgoing)
+            )
         except FullError:
             pass  # wait for memory, without holding what was found
         else:
@@ -381,7 +387,7 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
             return await fetch.respond_fairly(found)
         size_bytes = 1  # the first batch comes whatever the limits
     del found
-    context.charges.append(await context.api.logs.fetch_memory.charge(size_bytes))
+    context.charges.append(await context.api.logs.fetch_memory.charge(size_bytes, context.client.outgoing))
     fetch.budget = size_bytes
     found = await fetch.collect_fairly()
     committed = fetch.request.isolation_level == _READ_COMMITTED

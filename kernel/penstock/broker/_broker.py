@@ -363,7 +363,7 @@ class Broker:
                 api=api,
                 apis=apis(),
                 allocator=allocator,
-                settings=server_settings(tree),
+                settings=server_settings(tree, limit),
             )
         )
         return _Parts(

@@ -114,6 +114,7 @@ def _broker_configs(tree: Tree) -> dict[str, str]:
         "log.retention.bytes": str(topics.retention_bytes),
         "log.retention.ms": str(topics.retention),
         "max.connections": str(listener.connections_max),
+        "max.connections.per.ip": str(_connections_per_address_max(tree)),
         "message.max.bytes": str(topics.message_bytes_max),
         "min.insync.replicas": "1",
         "node.id": str(tree.broker.node_id),
@@ -124,11 +125,20 @@ def _broker_configs(tree: Tree) -> dict[str, str]:
     }
 
 
-def server_settings(tree: Tree) -> ServerSettings:
+def _connections_per_address_max(tree: Tree) -> int:
+    """One address leaves room for others, whatever it does."""
+    listener = tree.listener
+    return listener.connections_per_address_max or max(1, listener.connections_max // 2)
+
+
+def server_settings(tree: Tree, limit: int) -> ServerSettings:
     listener = tree.listener
     return ServerSettings(
         request_bytes_max=listener.request_bytes_max,
         connections_max=listener.connections_max,
+        connections_per_address_max=_connections_per_address_max(tree),
+        # what requests hold before they are handled leaves as much to those that were
+        receive_bytes_max=limit // 2,
         idle_timeout_ms=listener.idle_timeout,
         pipeline_requests_max=listener.pipeline_depth,
     )

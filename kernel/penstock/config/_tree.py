@@ -94,7 +94,14 @@ class Listener(Settings):
         description="Largest request; a larger one closes the connection.",
     )
     connections_max: int = Field(
-        default=10_000, ge=1, description="Connections of this process; further ones are closed at once."
+        default=10_000,
+        ge=1,
+        description="Connections of this process; a further one takes an idle one's place, or is closed at once.",
+    )
+    connections_per_address_max: int = Field(
+        default=0,
+        ge=0,
+        description="The same of one address (IPv6: of one /64 network); 0 is half of connections_max.",
     )
     idle_timeout: Duration = Field(
         default=10 * MINUTE, ge=1, description="A connection without a request for this long is closed."

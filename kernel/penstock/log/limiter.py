@@ -1,78 +1,152 @@
-"""A bound on bytes: first come, first served."""
+"""A bound on bytes, shared fairly: the waiting that ``penstock.shares`` leaves to its caller."""
 
 from __future__ import annotations
 
 __all__ = ("BytesLimiter",)
 
-from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, Final
 
 import anyio
 
 from penstock.errors import FullError
+from penstock.shares import Member, Shares
+
+#: What a client may hold of a response before it has taken anything.
+_CREDIT: Final = 256 * 1024
+#: One response takes at most this part of the limit.
+_CREDIT_PART_MAX: Final = 8
 
 
 class _Held:
-    __slots__ = ("_limiter", "size")
+    __slots__ = ("_limiter", "_member", "size")
 
-    def __init__(self, limiter: BytesLimiter, size: int) -> None:
+    def __init__(self, limiter: BytesLimiter, member: Member, size: int) -> None:
         self._limiter = limiter
+        self._member = member
         self.size = size
 
     def release(self) -> None:
-        self._limiter._release(self)
+        size, self.size = self.size, 0
+        self._limiter.give(self._member, size)
 
 
 class BytesLimiter:
-    """Hands out charges up to ``limit`` bytes; one larger than that passes alone."""
+    """Hands out charges up to ``limit`` bytes to its members, by the rules of ``penstock.shares``.
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.used = 0
-        self._waiters: deque[tuple[int, anyio.Event]] = deque()
+    Whoever makes members listens for shortage too: each step of ``on_shortage(spare)`` closes one member that is
+    stuck, but not ``spare``, for as long as there are any. It's called when somebody finds no room.
+    """
+
+    def __init__(
+        self,
+        limit: int,
+        *,
+        credit: int = _CREDIT,
+        credit_max: int | None = None,
+        passes_elder: bool = False,
+        clock: Callable[[], float] = anyio.current_time,
+    ) -> None:
+        if credit_max is None:
+            credit_max = max(1, limit // _CREDIT_PART_MAX)
+        self.shares = Shares(limit, credit=credit, credit_max=credit_max, passes_elder=passes_elder)
+        self.clock = clock
+        self.on_shortage: Callable[[Member | None], Iterator[None]] | None = None
+        #: Called when somebody begins to wait.
+        self.on_waiting: Callable[[], None] | None = None
+        self._events: dict[Member, anyio.Event] = {}
+
+    @property
+    def limit(self) -> int:
+        """Bytes that may be charged."""
+        return self.shares.limit
+
+    @property
+    def used(self) -> int:
+        """Bytes that are charged."""
+        return self.shares.used
+
+    @property
+    def waiting(self) -> int:
+        """Members that wait."""
+        return self.shares.waiting
 
     @property
     def is_short(self) -> bool:
-        """Whether somebody waits."""
-        return bool(self._waiters)
+        """Whether somebody waits, or more is held than there is."""
+        return self.shares.is_short
 
-    def _fits(self, size: int) -> bool:
-        return self.used == 0 or self.used + size <= self.limit
+    def join(self, address: str, owner: Any) -> Member:
+        """A member of ``address``; ``leave`` ends it."""
+        return self.shares.join(address, owner, self.clock())
 
-    def charge_nowait(self, size: int) -> _Held:
-        """Account for ``size`` bytes. Raises FullError when over the limit or others wait."""
-        if self._waiters or not self._fits(size):
+    def leave(self, member: Member) -> None:
+        """The member is gone; charges that it still has are worth nothing."""
+        self.shares.leave(member)
+        self.serve()
+
+    def allowance(self, member: Member) -> int:
+        """How many bytes are sensible to give ``member`` in one response."""
+        return self.shares.allowance(member)
+
+    def try_take(self, member: Member, size: int) -> bool:
+        """Take ``size`` bytes for ``member`` if there is room, or room can be made; whether there was."""
+        shares = self.shares
+        if not shares.fits(member, size):
+            if self.on_shortage is None:
+                return False
+            for _ in self.on_shortage(member):
+                if shares.fits(member, size):
+                    break
+            else:
+                return False
+        shares.take(member, size, self.clock())
+        return True
+
+    def take(self, member: Member, size: int) -> None:
+        """Count what ``member`` holds already, room or not."""
+        self.shares.take(member, size, self.clock())
+
+    def give(self, member: Member, size: int) -> None:
+        """``size`` bytes are out of its hands."""
+        self.shares.give(member, min(size, member.held))  # who has left holds nothing any more
+        if self.shares.waiting:
+            self.serve()
+
+    def serve(self) -> None:
+        """Wake those who wait and fit now."""
+        for member in self.shares.serve(self.clock()):
+            self._events.pop(member).set()
+
+    async def wait_and_take(self, member: Member, size: int) -> None:
+        """Take ``size`` bytes for ``member`` as soon as it's its turn; a cancelled wait gives up its place."""
+        shares = self.shares
+        event = self._events[member] = anyio.Event()
+        shares.wait(member, size)
+        if self.on_waiting is not None:
+            self.on_waiting()
+        self.serve()
+        try:
+            await event.wait()
+        except BaseException:
+            if self._events.pop(member, None) is not None:
+                shares.withdraw(member)
+                self.serve()
+            else:  # granted already
+                self.give(member, size)
+            raise
+
+    def charge_nowait(self, size: int, member: Member) -> _Held:
+        """Account for ``size`` bytes. Raises FullError when there is no room for them."""
+        if not self.try_take(member, size):
             raise FullError(
                 f"too many bytes are on their way to clients: used={self.used} limit={self.limit}"
             )
-        self.used += size
-        return _Held(self, size)
+        return _Held(self, member, size)
 
-    async def charge(self, size: int) -> _Held:
+    async def charge(self, size: int, member: Member) -> _Held:
         """The same, but waits for room; a cancelled wait gives up its place."""
         await anyio.lowlevel.checkpoint_if_cancelled()
-        if not self._waiters and self._fits(size):
-            self.used += size
-            return _Held(self, size)
-        waiter = (size, anyio.Event())
-        self._waiters.append(waiter)
-        try:
-            await waiter[1].wait()
-        except BaseException:
-            if waiter in self._waiters:
-                self._waiters.remove(waiter)
-            else:  # granted already
-                self.used -= size
-            self._grant()
-            raise
-        return _Held(self, size)
-
-    def _release(self, held: _Held) -> None:
-        self.used -= held.size
-        held.size = 0
-        self._grant()
-
-    def _grant(self) -> None:
-        while self._waiters and self._fits(self._waiters[0][0]):
-            size, event = self._waiters.popleft()
-            self.used += size
-            event.set()
+        if not self.try_take(member, size):
+            await self.wait_and_take(member, size)
+        return _Held(self, member, size)

@@ -8,7 +8,9 @@ Rules that the methods below keep:
    unanswered Produces, never an unfinished request of another kind.
 3. A request of another kind starts when all earlier ones are answered, as in Kafka, and runs alone.
 4. What can't go on is not read: unparsed bytes are kept in ``_stash`` and reading pauses until ``_resume``.
-5. The scratch buffer belongs to a connection only within one ``get_buffer`` / ``buffer_updated`` pair. Nothing
+5. What it holds of requests that aren't handled, and of responses that haven't left, is on the account of its
+   ``Member`` of ``server.incoming`` and ``server.outgoing``; ``_count`` tells the first of them.
+6. The scratch buffer belongs to a connection only within one ``get_buffer`` / ``buffer_updated`` pair. Nothing
    refers to it afterwards.
 """
 
@@ -32,9 +34,13 @@ from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.log.preparation import PreparationDueError
+from penstock.server.large_frame import LargeFrame
+from penstock.server.outbox import Outbox
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.server.slots import ProduceSlot, Slot
+from penstock.server.turns import SLICE_REQUESTS, SLICE_S
 from penstock.server.waiting import WaitingProduce
+from penstock.shares import PACE_MIN, Member, address_of
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
@@ -60,11 +66,8 @@ _PEEK_BYTES: Final = 512
 #: pieces only: with thousands of connections what each carries would add up (I8).
 _CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
 _SHORT_BYTES: Final = 4 * 1024
-#: Responses up to this size are joined before they are written.
-_JOIN_BYTES_MAX: Final = 16 * 1024
-
-#: Bytes per second that an unfinished frame must come with, after its time of grace.
-_RATE_MIN: Final = 16 * 1024
+#: An unfinished small frame of more bytes needs a share of the memory for requests to go on.
+_PENDING_FREE_BYTES: Final = 4 * 1024
 
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
@@ -79,19 +82,22 @@ class Connection(asyncio.BufferedProtocol):
     """One connection of ``Server``. All methods run on the event loop."""
 
     __slots__ = (
+        "_advertised",
         "_blocked",
         "_closing",
         "_expect_large",
         "_finishing",
         "_flush_scheduled",
+        "_greedy",
         "_header",
         "_header_tail",
         "_in_flight_bytes",
+        "_incoming",
         "_large",
-        "_large_pos",
         "_large_ready",
         "_lost",
         "_memory_wait",
+        "_outbox",
         "_pending",
         "_running",
         "_scopes",
@@ -99,23 +105,25 @@ class Connection(asyncio.BufferedProtocol):
         "_slots",
         "_stash",
         "_transport",
-        "_unsent_bytes",
-        "_unsent_charges",
-        "_unsent_since",
+        "_turn_due",
         "_waiting",
-        "_write_paused",
         "client",
         "closing_since",
         "frame_since",
+        "has_asked",
         "last_active",
-        "stalled_since",
+        "opened",
         "templates",
     )
 
     def __init__(self, server: Server, advertised: Endpoint) -> None:
         self._server = server
         self.templates = server.templates
-        self.client = Client(host="", port=0, advertised=advertised)
+        self._advertised = advertised
+        #: Who is at the other end, and its share of what requests may hold, from ``connection_made`` on.
+        self.client: Client
+        self._incoming: Member
+        self._outbox: Outbox
         self._transport: asyncio.Transport | None = None
         self._slots: deque[Slot] = deque()
         self._in_flight_bytes = 0
@@ -130,15 +138,15 @@ class Connection(asyncio.BufferedProtocol):
         #: Whole frames, and perhaps the start of one, that can't be handled yet. Reading is paused.
         self._stash: bytearray | None = None
         #: The large frame that is being received.
-        self._large: Allocation | None = None
-        self._large_pos = 0
+        self._large: LargeFrame | None = None
         self._large_ready = False
         self._expect_large = False
         self._blocked = False
-        self._write_paused = False
         self._flush_scheduled = False
-        self._unsent_charges: list[Charge] = []
         self._memory_wait = False
+        #: It asked for more than fits into one turn of the loop, and waits for its next one.
+        self._turn_due = False
+        self._greedy = False
         #: No further request is taken.
         self._closing = False
         #: Close when all is answered.
@@ -146,13 +154,11 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = False
         self._header_tail = b""
         self._header: RequestHeader | None = None
-        self.last_active = server.time()
+        self.last_active = self.opened = server.time()
+        #: It has sent a whole request.
+        self.has_asked = False
         #: When the unfinished frame began, None between frames. A new connection owes its first one.
         self.frame_since: float | None = self.last_active
-        self.stalled_since: float | None = None
-        #: Response bytes that wait, as last looked at, and since when there are as many.
-        self._unsent_bytes = 0
-        self._unsent_since = 0.0
         self.closing_since: float | None = None
 
     # -- the transport's calls ------------------------------------------------------------------------
@@ -160,15 +166,19 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
+        assert self._transport is not None
+        server = self._server
         peer = transport.get_extra_info("peername")
-        if isinstance(peer, tuple) and len(peer) >= 2:
-            self.client.host, self.client.port = str(peer[0]), int(peer[1])
+        host, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) >= 2 else ("", 0)
+        address = address_of(host)
+        outgoing = server.outgoing.join(address, self)
+        self._outbox = Outbox(self._transport, server.outgoing, outgoing, gathers=server.gathers)
+        self.client = Client(host=host, port=port, advertised=self._advertised, outgoing=outgoing)
+        self._incoming = server.incoming.join(address, self)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        # Low mark 0: "resume" then means that all bytes have left, which is when fetch charges are released.
-        self._transport.set_write_buffer_limits(high=self._server.settings.write_buffer_bytes_max, low=0)  # type: ignore[union-attr]
-        if not self._server.connection_opened(self):
+        if not server.connection_opened(self):
             self._closing = True
             transport.abort()  # type: ignore[attr-defined]
 
@@ -186,7 +196,9 @@ class Connection(asyncio.BufferedProtocol):
             if slot is not self._running:  # a running handler's charges are released when it ends
                 _release_charges(slot)
         self._slots.clear()
-        self._release_unsent()
+        self._outbox.release()
+        self._server.incoming.leave(self._incoming)
+        self._server.outgoing.leave(self.client.outgoing)
         self._server.connection_closed(self)
 
     def eof_received(self) -> bool:
@@ -198,21 +210,19 @@ class Connection(asyncio.BufferedProtocol):
         return not self._quiet()
 
     def pause_writing(self) -> None:
-        self._write_paused = True
-        self.stalled_since = self._unsent_since = self._server.time()
-        self._unsent_bytes = 0
+        self._incoming.busy = False
+        self._outbox.filled(self._server.time())
 
     def resume_writing(self) -> None:
-        self._write_paused = False
-        self.stalled_since = None
-        self._release_unsent()
+        self._incoming.busy = self._blocked
+        self._outbox.emptied()
         if not self._lost:
             self._resume()
 
     def get_buffer(self, sizehint: int) -> memoryview:
         large = self._large
         if large is not None:
-            return large.view[self._large_pos :]
+            return large.room
         scratch = self._server.scratch
         pending = self._pending
         if pending:
@@ -221,26 +231,37 @@ class Connection(asyncio.BufferedProtocol):
             return scratch[size:]
         if self._expect_large:
             return scratch[:_PEEK_BYTES]
-        if self._server.carried_bytes > _CARRIED_BYTES_SOFT:
+        if self._server.carried_bytes > _CARRIED_BYTES_SOFT or self._server.incoming.is_short:
             return scratch[:_SHORT_BYTES]
         return scratch
 
     def buffer_updated(self, nbytes: int) -> None:
         server = self._server
         server.received_bytes += nbytes
-        self.last_active = server.time()
-        if self._large is not None:
-            self._large_pos += nbytes
-            if self._large_pos == self._large.size:
+        now = self.last_active = server.time()
+        large = self._large
+        if large is not None:
+            large.pos += nbytes
+            self._incoming.moved(nbytes, now)
+            if large.is_whole:
                 self._large_received()
+            elif large.pos == large.granted:
+                self._grow_large(large)
             return
         if self._closing:
             return
         end = nbytes
         if self._pending:
+            self._incoming.moved(nbytes, now)
             end += len(self._pending)
             self._pending = b""
+        if self._greedy and len(server.turns):
+            self._greedy = False
+            self._wait_for_turn(server.scratch, 0, end)
+            return
         self._parse(server.scratch, end)
+        if self._pending or self._incoming.held:
+            self._count()
 
     # -- frames ---------------------------------------------------------------------------------------
 
@@ -248,6 +269,8 @@ class Connection(asyncio.BufferedProtocol):
         """Handle the frames in ``view[:end]``; keep what is left of them."""
         pos = 0
         size_max = self._server.settings.request_bytes_max
+        turn_requests = SLICE_REQUESTS
+        turn_end = self._server.time() + SLICE_S
         while end - pos >= _PREFIX_BYTES:
             (size,) = _unpack_prefix(view, pos)
             if not _HEADER_BYTES_MIN <= size <= size_max:
@@ -259,6 +282,10 @@ class Connection(asyncio.BufferedProtocol):
                     self._begin_large(view, pos, end, size)
                     return
                 break
+            if turn_requests <= 0 or (turn_requests < SLICE_REQUESTS and self._server.time() > turn_end):
+                self._wait_for_turn(view, pos, end)
+                return
+            turn_requests -= 1
             self._expect_large = False
             if not self._take(view[pos + _PREFIX_BYTES : stop], None):
                 if not self._closing:
@@ -279,6 +306,9 @@ class Connection(asyncio.BufferedProtocol):
         """
         if self._waiting is not None or self._running is not None or self._is_held():
             return False
+        if not self.has_asked:
+            self.has_asked = True
+            self._server.connection_asked(self)
         api_key, version, correlation_id = _unpack_start(frame, 0)
         try:
             if api_key == _PRODUCE:
@@ -304,7 +334,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_held(self) -> bool:
         """No request may start, whatever it is."""
-        return self._closing or self._write_paused
+        return self._closing or self._outbox.is_full
 
     def _start_produce(
         self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None
@@ -449,46 +479,69 @@ class Connection(asyncio.BufferedProtocol):
         if self.frame_since is None or pos:
             self.frame_since = self.last_active
         self._expect_large = True
-        start = view[pos + _PREFIX_BYTES : end]
-        try:
-            large = self._server.allocator.allocate_nowait(size, "network")
-        except FullError:
-            self._memory_wait = True
-            self._pause()
-            self._server.start_soon(self._wait_for_memory, bytes(start), size)
-            return
-        self._fill_large(large, start)
-
-    def _fill_large(self, large: Allocation, start: memoryview | bytes) -> None:
-        large.view[: len(start)] = start
+        large = LargeFrame(size, view[pos + _PREFIX_BYTES : end], at_once=size <= self._incoming.credit)
+        if not self._grant(large):
+            large.start = bytes(large.start)
+            self._wait_with_large(large)
         self._large = large
-        self._large_pos = len(start)
         self._large_ready = False
 
-    async def _wait_for_memory(self, start: bytes, size: int) -> None:
+    def _grant(self, large: LargeFrame) -> bool:
+        """Let the next piece of a large frame be received, if there is memory."""
+        server = self._server
+        upto = large.next_grant()
+        more = upto - large.granted
+        if not server.incoming.try_take(self._incoming, more):
+            return False
+        try:
+            large.grant_nowait(server.allocator, upto)
+        except FullError:
+            server.incoming.give(self._incoming, more)
+            return False
+        return True
+
+    def _grow_large(self, large: LargeFrame) -> None:
+        if not self._grant(large):
+            self._wait_with_large(large)
+
+    def _wait_with_large(self, large: LargeFrame) -> None:
+        self._memory_wait = True
+        self._pause()
+        self._server.start_soon(self._wait_for_memory, large)
+
+    async def _wait_for_memory(self, large: LargeFrame) -> None:
         server = self._server
         server.waiting_for_memory += 1
-        server.carried_bytes += len(start)
-        large: Allocation | None = None
+        carried = len(large.start)
+        server.carried_bytes += carried
+        granted = False
         scope = anyio.move_on_after(server.settings.memory_wait_ms_max / 1000)
         try:
             with scope:
                 self._scopes.add(scope)
                 if not self._lost:
-                    large = await server.allocator.allocate(size, "network")
+                    upto = large.next_grant()
+                    more = upto - large.granted
+                    await server.incoming.wait_and_take(self._incoming, more)
+                    try:
+                        await large.grant(server.allocator, upto)
+                        granted = True
+                    finally:
+                        if not granted:
+                            server.incoming.give(self._incoming, more)
         finally:
             server.waiting_for_memory -= 1
-            server.carried_bytes -= len(start)
+            server.carried_bytes -= carried
             self._scopes.discard(scope)
             self._memory_wait = False
+            if self._closing:
+                self._release_large()
         if self._closing:
-            if large is not None:
-                large.release()
-        elif large is None:
-            self._fault(f"no memory for a large request in time: length={size}")
+            return
+        if not granted:
+            self._fault(f"no memory for a large request in time: length={large.size}")
         else:
             self.last_active = self.frame_since = server.time()
-            self._fill_large(large, start)
             self._resume()
 
     def _large_received(self) -> None:
@@ -496,20 +549,41 @@ class Connection(asyncio.BufferedProtocol):
         assert large is not None
         self._large = None
         self._large_ready = False
-        if self._take(large.view, large):
+        if self._take(large.memory.view, large.memory):
             self.frame_since = None
+            self._server.incoming.shares.earn(self._incoming, large.size)
+            self._count()
         elif self._closing:
             large.release()
+            self._count()
         else:
             self._large = large
             self._large_ready = True
             self._pause()
 
     def _release_large(self) -> None:
-        large, self._large = self._large, None
-        self._large_ready = False
-        if large is not None:
+        large = self._large
+        if large is not None and not self._memory_wait:  # else who waits for it releases it
+            self._large = None
+            self._large_ready = False
             large.release()
+
+    def _count(self) -> None:
+        """Tell the account how many bytes are held of requests that aren't handled yet."""
+        size = len(self._pending)
+        if self._stash is not None:
+            size += len(self._stash)
+        if self._waiting is not None:
+            size += self._waiting.carried_bytes
+        if self._large is not None:
+            size += self._large.granted
+        incoming, member = self._server.incoming, self._incoming
+        if size < member.held:
+            incoming.give(member, member.held - size)
+        elif size > member.held:
+            incoming.take(member, size - member.held)
+            if incoming.is_short:
+                self._server.relieve_soon()
 
     # -- waiting --------------------------------------------------------------------------------------
 
@@ -518,17 +592,40 @@ class Connection(asyncio.BufferedProtocol):
         self._server.carried_bytes += end - pos
         self.frame_since = None
         self._pause()
+        self._count()
+
+    def _wait_for_turn(self, view: memoryview, pos: int, end: int) -> None:
+        """Others first: go on in the next turn of this connection."""
+        self._turn_due = True
+        self._block(view, pos, end)
+        self._server.turns.add(self)
+
+    def turn(self) -> None:
+        """Go on with what was kept back for this turn."""
+        self._turn_due = False
+        if self._lost or self._closing:
+            return
+        try:
+            self._resume()
+        except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their turns
+            self._server.handler_failed(-1, error, expected=False)
+            self.abort()
+        # what it receives next waits too, if this wasn't all
+        self._greedy = self._turn_due
+        if self._finishing and self._quiet():
+            self.close()
 
     def _pause(self) -> None:
         if not self._blocked:
             self._blocked = True
+            self._incoming.busy = not self._outbox.is_full
             transport = self._transport
             if transport is not None and not transport.is_closing():
                 transport.pause_reading()
 
     def _resume(self) -> None:
         """Go on with what was kept back, as far as it goes; then read on."""
-        if not self._blocked or self._closing or self._memory_wait or self._write_paused:
+        if not self._blocked or self._closing or self._memory_wait or self._outbox.is_full or self._turn_due:
             return
         if self._large_ready:
             self._large_received()
@@ -538,22 +635,32 @@ class Connection(asyncio.BufferedProtocol):
         if stash is not None:
             self._server.carried_bytes -= len(stash)
             self._parse(memoryview(stash), len(stash))
+            self._count()
             if self._is_stuck():
                 return
         self._blocked = False
+        self._incoming.busy = False
+        self._incoming.rested(self._server.time())
         transport = self._transport
         if transport is not None and not transport.is_closing():
             transport.resume_reading()
 
     def _is_stuck(self) -> bool:
         """There is still something that can't go on."""
-        return self._large_ready or self._stash is not None or self._memory_wait or self._closing
+        return (
+            self._large_ready
+            or self._stash is not None
+            or self._memory_wait
+            or self._turn_due
+            or self._closing
+        )
 
     async def _wait_for_room(self, waiting: WaitingProduce) -> None:
         """Produce back-pressure. Later frames of the connection wait behind this one, so appends stay in order."""
         await waiting.run(self._scopes)
         if self._waiting is waiting:
             self._waiting = None
+            self._count()
             self._resume()
 
     # -- responses ------------------------------------------------------------------------------------
@@ -578,42 +685,23 @@ class Connection(asyncio.BufferedProtocol):
     def _write_completed(self) -> None:
         slots = self._slots
         buffers: list[Any] = []
+        charges: list[Charge] = []
         close = False
         while slots and slots[0].buffers is not None:
             slot = slots.popleft()
             self._in_flight_bytes -= slot.request_bytes
             buffers += slot.buffers or ()
             if slot.charges:
-                self._unsent_charges += slot.charges
+                charges += slot.charges
             if slot.close:
                 close = True
                 break
-        transport = self._transport
-        if buffers and transport is not None and not transport.is_closing():
-            self._write(transport, buffers)
-        if self._unsent_charges and not self._write_paused:
-            self._release_unsent()
+        if buffers or charges:
+            self._server.sent_bytes += self._outbox.write(buffers, charges)
+            if self._outbox.is_full and self._server.outgoing.is_short:
+                self._server.relieve_soon()
         if close:
             self.close()
-
-    def _write(self, transport: asyncio.Transport, buffers: list[Any]) -> None:
-        size = 0
-        for buffer in buffers:
-            size += len(buffer)
-        self._server.sent_bytes += size
-        if size <= _JOIN_BYTES_MAX:
-            transport.write(b"".join(buffers))
-        elif self._server.gathers:
-            transport.writelines(buffers)
-        else:
-            # asyncio joins the list before it writes; one by one, only what the socket refuses is copied.
-            for buffer in buffers:
-                transport.write(buffer)
-
-    def _release_unsent(self) -> None:
-        charges, self._unsent_charges = self._unsent_charges, []
-        for charge in charges:
-            charge.release()
 
     # -- the end --------------------------------------------------------------------------------------
 
@@ -622,6 +710,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._slots:
             return False
         return self._closing or (self._stash is None and self._waiting is None and not self._large_ready)
+
+    @property
+    def address(self) -> str:
+        """Where it comes from, as far as shares are concerned."""
+        return self._incoming.address
 
     @property
     def in_flight(self) -> int:
@@ -634,24 +727,35 @@ class Connection(asyncio.BufferedProtocol):
         return bool(self._slots) or self._memory_wait
 
     def frame_is_late(self, now: float, grace_s: float) -> bool:
-        """An unfinished frame comes too slowly: it has ``grace_s``, and a little more for each byte so far."""
+        """An unfinished frame has stopped: nothing came for ``grace_s``, and a little more for each byte so far."""
         if self.frame_since is None:
             return False
-        received = self._large_pos if self._large is not None else len(self._pending)
-        return now - self.frame_since > grace_s + received / _RATE_MIN
+        received = self._large.pos if self._large is not None else len(self._pending)
+        return now - self.last_active > grace_s + received / PACE_MIN
 
     @property
     def pending_bytes(self) -> int:
         """Size of an unfinished small frame."""
         return len(self._pending)
 
-    def stuck_for(self, now: float) -> float:
-        """Seconds that the client has taken nothing of a response, as far as earlier calls of this saw."""
-        unsent = self._transport.get_write_buffer_size() if self._transport is not None else 0
-        if unsent != self._unsent_bytes:
-            self._unsent_bytes = unsent
-            self._unsent_since = now
-        return now - self._unsent_since
+    def probe(self, now: float) -> None:
+        """Look how much of a response the client has taken since the last time."""
+        taken = self._outbox.probe(now)
+        if taken > 0:
+            self._incoming.moved(taken, now)
+
+    def stalled_for(self, now: float) -> float:
+        """Seconds that the client has taken nothing of a response, as far as ``probe`` saw; 0 if nothing waits."""
+        return self._outbox.stalled_for(now)
+
+    def lose_place(self) -> None:
+        """Close now, and give back at once what others need."""
+        self.abort()
+        self._release_large()
+        self._pending = b""
+        self._stash_dropped()
+        self._count()
+        self._outbox.release()
 
     def drain(self) -> None:
         """Take no more requests; answer those in flight, then close."""

@@ -8,8 +8,10 @@ import asyncio
 import logging
 import sys
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from itertools import islice
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,14 +23,29 @@ from penstock.api.context import ApiContext, Client, Endpoint
 from penstock.api.dispatch import Api, advertised
 from penstock.api.produce_response import ResponseTemplates
 from penstock.errors import ConfigError
+from penstock.log.limiter import BytesLimiter
 from penstock.server.connection import Connection
 from penstock.server.settings import SCRATCH_BYTES, ListenerSettings, ServerSettings, ServerStatistics
+from penstock.server.turns import Turns
+from penstock.shares import Member
 from penstock.spi.allocator import Allocator
 
 _log = logging.getLogger("penstock.server")
 
 #: How long a closed connection may take to send its last bytes.
 _LINGER_S: Final = 10.0
+#: What a client may hold of a large request before it has sent anything: up to so many bytes get memory at once that
+#: was used before, which is the quicker way. Grows with what it sends.
+_RECEIVE_CREDIT: Final = 16 * 1024
+_RECEIVE_CREDIT_MAX: Final = 16 * 1024 * 1024
+#: How often it's looked for clients that don't move while others wait.
+_RELIEF_S: Final = 0.25
+#: With too many connections, one gives its place to a new one if it has sent no request for so long after it was
+#: opened, or was idle for so long. At most so many are looked at.
+_SILENT_S: Final = 2.0
+_IDLE_S: Final = 10.0
+_LOOK_MAX: Final = 64
+_NOBODY: Final = object()
 #: At most so many lines about bad input per this many seconds.
 _FAULT_LINES_MAX: Final = 5
 _FAULT_WINDOW_S: Final = 10.0
@@ -69,12 +86,30 @@ class Server(AsyncContextManagerMixin):
         self.requests_by_api: Counter[int] = Counter()
         self.gathers = False
         self.time: Callable[[], float] = api.clock
+        #: What connections hold of requests, and of responses on their way.
+        receive_max = self.settings.receive_bytes_max
+        self.incoming = BytesLimiter(
+            receive_max,
+            credit=_RECEIVE_CREDIT,
+            credit_max=min(_RECEIVE_CREDIT_MAX, max(_RECEIVE_CREDIT, receive_max // 8)),
+            passes_elder=True,
+            clock=self.time,
+        )
+        self.outgoing = api.logs.fetch_memory
+        self.outgoing.clock = self.time
+        for limiter in (self.incoming, self.outgoing):
+            limiter.on_shortage = partial(self._close_stuck, limiter)
+            limiter.on_waiting = self.relieve_soon
+        self.turns = Turns(self._call_soon, self.time)
         self._listeners = tuple(listeners)
-        self._connections: set[Connection] = set()
+        self._connections: dict[Connection, None] = {}
+        #: Connections that have sent no request yet, the oldest first.
+        self._silent: dict[Connection, None] = {}
         self._connections_total = 0
         self._rejected = 0
         self._faults = 0
         self._timeouts = 0
+        self._outcompeted = 0
         self._handler_errors = 0
         self._fault_window = _Window(_FAULT_LINES_MAX, _FAULT_WINDOW_S)
         self._dirty: list[Connection] = []
@@ -83,6 +118,7 @@ class Server(AsyncContextManagerMixin):
         self._tasks: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._sweep_timer: asyncio.TimerHandle | None = None
+        self._relief_timer: asyncio.TimerHandle | None = None
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Server]:
@@ -142,8 +178,9 @@ class Server(AsyncContextManagerMixin):
 
     async def _drain(self, sockets: Sequence[asyncio.Server]) -> None:
         self._draining = True
-        if self._sweep_timer is not None:
-            self._sweep_timer.cancel()
+        for timer in (self._sweep_timer, self._relief_timer):
+            if timer is not None:
+                timer.cancel()
         for server in sockets:
             server.close()
         self.api.draining.set()
@@ -192,21 +229,110 @@ class Server(AsyncContextManagerMixin):
                 self.handler_failed(-1, error, expected=False)
                 connection.abort()
 
+    def _call_soon(self, function: Callable[[], None]) -> None:
+        assert self._loop is not None
+        self._loop.call_soon(function)
+
     def connection_opened(self, connection: Connection) -> bool:
         """Count it; False when there are too many."""
         self._connections_total += 1
-        self._connections.add(connection)
-        if len(self._connections) > self.settings.connections_max or self._draining:
+        settings = self.settings
+        address = connection.address
+        reason = None
+        if self._draining:
+            reason = "the broker stops"
+        elif len(self._connections) >= settings.connections_max and not self._displace(None):
+            reason = f"too many: connections_max={settings.connections_max}"
+        elif self.incoming.shares.members_of(
+            address
+        ) > settings.connections_per_address_max and not self._displace(address):
+            maximum = settings.connections_per_address_max
+            reason = f"too many of one address: connections_per_address_max={maximum} address={address}"
+        self._connections[connection] = None
+        self._silent[connection] = None
+        if reason is not None:
             self._rejected += 1
-            self._warn(f"connection refused, too many: connections_max={self.settings.connections_max}")
+            self._warn(f"connection refused, {reason}")
+        return reason is None
+
+    def _displace(self, address: str | None) -> bool:
+        """Make room for a new connection (of ``address``): close one that has asked nothing yet, or is idle."""
+        now = self.time()
+        found: Connection | None = None
+        for connection in islice(self._silent, _LOOK_MAX):
+            if now - connection.opened > _SILENT_S and address in {None, connection.address}:
+                found = connection
+                break
+        if found is None:
+            found = self._longest_idle(now, address)
+        if found is None:
             return False
+        self._outcompeted += 1
+        found.lose_place()
+        self.connection_closed(found)
         return True
+
+    def _longest_idle(self, now: float, address: str | None) -> Connection | None:
+        """Of those looked at this time the one that has been idle longest, if that's long; others next time."""
+        found: Connection | None = None
+        for connection in tuple(islice(self._connections, _LOOK_MAX)):
+            self._connections[connection] = self._connections.pop(connection)
+            if connection.waits_for_us or address not in {None, connection.address}:
+                continue
+            if now - connection.last_active > _IDLE_S and (
+                found is None or connection.last_active < found.last_active
+            ):
+                found = connection
+        return found
+
+    def connection_asked(self, connection: Connection) -> None:
+        """It has sent its first request."""
+        self._silent.pop(connection, None)
 
     def connection_closed(self, connection: Connection) -> None:
         """It is gone."""
-        self._connections.discard(connection)
+        self._silent.pop(connection, None)
+        self._connections.pop(connection, None)
         if self._draining and not self._connections:
             self._all_closed.set()
+
+    # -- shortage -------------------------------------------------------------------------------------
+
+    def _close_stuck(self, limiter: BytesLimiter, spare: Member | None) -> Iterator[None]:
+        """Close who holds what others need and doesn't move, one at each step."""
+        now = self.time()
+        for member in limiter.shares.holders:
+            member.owner.probe(now)
+        for member in limiter.shares.victims(now, spare=spare):
+            self._outcompeted += 1
+            client = member.owner.client
+            what = "request that doesn't come" if limiter is self.incoming else "response that nobody takes"
+            self._warn(
+                f"connection closed, others need what it holds of a {what}: "
+                f"peer={client.host}:{client.port} bytes={member.held}"
+            )
+            member.owner.lose_place()
+            yield
+
+    def relieve_soon(self) -> None:
+        """Somebody waits for a share: look again and again who doesn't move, for as long as it's so."""
+        if self._relief_timer is None and self._loop is not None:
+            self._relief_timer = self._loop.call_later(_RELIEF_S, self._relieve_and_schedule)
+
+    def _relieve_and_schedule(self) -> None:
+        self._relief_timer = None
+        if not self._draining:
+            self.relieve()
+
+    def relieve(self) -> None:
+        """While somebody waits for a share, close who holds some and doesn't move."""
+        for limiter in (self.incoming, self.outgoing):
+            limiter.serve()
+            stuck = self._close_stuck(limiter, None)
+            while limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
+                limiter.serve()
+        if any(limiter.is_short for limiter in (self.incoming, self.outgoing)):
+            self.relieve_soon()
 
     def connection_faulted(self, connection: Connection, reason: str) -> None:
         """It sent what no client should, and will be closed."""
@@ -251,18 +377,16 @@ class Server(AsyncContextManagerMixin):
         now = self.time()
         idle = now - self.settings.idle_timeout_ms / 1000
         grace_s = self.settings.half_open_timeout_ms / 1000
-        stalled = now - self.settings.stalled_write_timeout_ms / 1000
-        stuck_s = self.settings.stuck_write_timeout_ms / 1000
+        stalled_s = self.settings.stalled_write_timeout_ms / 1000
+        self.relieve()
         for connection in tuple(self._connections):
+            connection.probe(now)
             if connection.closing_since is not None:
                 if connection.closing_since < now - _LINGER_S:
                     connection.abort()
-            elif connection.stalled_since is not None:
-                # a response that nobody takes must not keep others from being read
-                is_stuck = connection.stuck_for(now) > stuck_s and self.api.logs.fetch_memory.is_short
-                if is_stuck or connection.stalled_since < stalled:
-                    self._timeouts += 1
-                    connection.abort()
+            elif connection.stalled_for(now) > stalled_s:
+                self._timeouts += 1
+                connection.abort()
             elif connection.waits_for_us:
                 continue
             elif connection.last_active < idle or connection.frame_is_late(now, grace_s):
@@ -277,6 +401,7 @@ class Server(AsyncContextManagerMixin):
             connections_rejected=self._rejected,
             connections_closed_for_fault=self._faults,
             connections_closed_for_timeout=self._timeouts,
+            connections_closed_for_others=self._outcompeted,
             requests_by_api=MappingProxyType(dict(self.requests_by_api)),
             requests_in_flight=sum(connection.in_flight for connection in self._connections),
             handler_errors=self._handler_errors,
@@ -285,6 +410,7 @@ class Server(AsyncContextManagerMixin):
             waiting_for_room=self.waiting_for_room,
             preparing=self.preparing,
             waiting_for_memory=self.waiting_for_memory,
+            receive_bytes=self.incoming.used,
             carried_bytes=self.carried_bytes + sum(c.pending_bytes for c in self._connections),
         )
 

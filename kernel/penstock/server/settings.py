@@ -40,23 +40,22 @@ class ServerSettings:
     control_request_bytes_max: int = 1024 * 1024
     #: The same for what carries the metadata of a whole group (JoinGroup, SyncGroup, OffsetCommit).
     group_request_bytes_max: int = 4 * 1024 * 1024
-    #: Connections beyond this are closed at once (``max.connections``).
+    #: Connections beyond this are refused unless an idle one can go (``max.connections``).
     connections_max: int = 10_000
+    #: The same of one address (``max.connections.per.ip``).
+    connections_per_address_max: int = 10_000
     #: A connection without a request for this long is closed (``connections.max.idle.ms``).
     idle_timeout_ms: int = 600_000
     #: A connection that sent no complete request, or that stopped within one, is closed after this.
     half_open_timeout_ms: int = 30_000
     #: A connection that doesn't take its responses for this long is closed.
     stalled_write_timeout_ms: int = 120_000
-    #: While other fetches wait for memory, one that took no byte of its response for this long is closed.
-    stuck_write_timeout_ms: int = 10_000
     #: Unanswered requests per connection before it is no longer read.
     pipeline_requests_max: int = 512
     #: Unanswered request bytes per connection before it is no longer read.
     pipeline_bytes_max: int = 64 * 1024 * 1024
-    #: Bytes of responses that may wait in a connection before its requests wait too. Up to so many bytes of a
-    #: fetch response are no longer accounted for while they wait.
-    write_buffer_bytes_max: int = 128 * 1024
+    #: Bytes of requests that aren't whole, or not handled yet, of all connections (``penstock.shares``).
+    receive_bytes_max: int = 256 * 1024 * 1024
     #: How long a large frame may wait for memory before its connection is closed.
     memory_wait_ms_max: int = 60_000
     #: How long requests in flight may take once the server stops.
@@ -75,6 +74,8 @@ class ServerStatistics:
     #: Closed because of what they sent: malformed frames, unknown APIs, absurd lengths.
     connections_closed_for_fault: int
     connections_closed_for_timeout: int
+    #: Closed because they held what others waited for and didn't move.
+    connections_closed_for_others: int
     #: Requests answered or being answered, by API key.
     requests_by_api: Mapping[int, int]
     requests_in_flight: int
@@ -85,6 +86,8 @@ class ServerStatistics:
     #: Connections that wait for room in the log, and for memory for a large frame.
     waiting_for_room: int
     waiting_for_memory: int
+    #: Bytes that connections hold of requests that aren't whole or not handled yet.
+    receive_bytes: int
     #: Connections whose Produce is recompressed for its topic, or waits for its turn.
     preparing: int
     #: Bytes kept for unfinished and blocked requests, outside the allocator.

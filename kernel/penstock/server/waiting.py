@@ -43,6 +43,11 @@ class WaitingProduce:
             server.carried_bytes += len(self._carried)
             call.rebind(_decode(memoryview(self._carried)))
 
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes of the copy, as long as there is one."""
+        return len(self._carried) if self._carried is not None else 0
+
     async def run(self, scopes: set[anyio.CancelScope]) -> None:
         """Wait and try again, to the end. Whoever drops this cancels what is in ``scopes``."""
         server, call = self._server, self._call

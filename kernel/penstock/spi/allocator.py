@@ -1,7 +1,8 @@
 """Allocator: the one account of the memory that payload takes, with a hard limit and back-pressure.
 
-Two kinds of taking: ``allocate`` hands out memory, ``charge`` only accounts for memory that somebody else
-made (a library's reply, the Python objects of an entry). Both are given back by ``release``.
+Three kinds of taking: ``allocate`` hands out memory, ``charge`` only accounts for memory that somebody else
+made (a library's reply, the Python objects of an entry), and ``reserve`` hands out memory that is accounted for as it
+is filled (a large request of which only the size is known). All are given back by ``release``.
 
 Memory that was released but is still referenced (a fetch response on its way to a slow socket holds a
 memoryview of it) stays accounted for, under the purpose ``pinned``, until the last reference is gone; it is never
@@ -17,6 +18,7 @@ __all__ = (
     "AllocatorSpec",
     "AllocatorStatistics",
     "Charge",
+    "Reservation",
 )
 
 from collections.abc import Callable, Mapping
@@ -53,6 +55,28 @@ class Allocation(Charge, Protocol):
         """Writable memory of exactly ``size`` bytes, contents undefined."""
 
 
+class Reservation(Allocation, Protocol):
+    """Memory in one piece that is accounted for as it is granted, from its start on.
+
+    Only the first ``granted`` bytes of ``view`` may be touched. A reservation of which nothing is granted takes no
+    memory.
+    """
+
+    @property
+    def granted(self) -> int:
+        """Bytes that may be used so far, 0 at first, ``size`` at the end."""
+
+    def grant_nowait(self, size: int) -> None:
+        """Let the first ``size`` bytes be used; no fewer than before, at most all. Raises FullError like
+        ``allocate_nowait``.
+
+        More than the whole limit is granted while nothing else is in use.
+        """
+
+    async def grant(self, size: int) -> None:
+        """Like ``grant_nowait``, but waits, in one queue with ``allocate``. Cancelled, nothing more is granted."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AllocatorStatistics:
     """A snapshot. ``used_bytes`` never exceeds ``limit_bytes`` plus one maximal allocation (I8)."""
@@ -82,6 +106,12 @@ class Allocator(Protocol):
 
     async def allocate(self, size: int, purpose: str) -> Allocation:
         """Like ``allocate_nowait``, but waits, first come first served, until there is room."""
+
+    def reserve(self, size: int, purpose: str) -> Reservation:
+        """Memory of ``size`` > 0 bytes of which nothing is granted yet.
+
+        Raises FullError only if the system has no addresses left.
+        """
 
     def charge_nowait(self, size: int, purpose: str) -> Charge:
         """Account for ``size`` bytes made elsewhere. Raises FullError like ``allocate_nowait``."""

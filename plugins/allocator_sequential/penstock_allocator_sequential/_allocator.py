@@ -18,13 +18,14 @@ from pydantic import Field
 
 from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError, again
 from penstock.spi import Services, Settings, Size
-from penstock.spi.allocator import Allocation, AllocatorCapabilities, AllocatorStatistics, Charge
+from penstock.spi.allocator import Allocation, AllocatorCapabilities, AllocatorStatistics, Reservation
 from penstock_allocator_sequential._mapping import (
     Chunk,
     IdlePool,
     class_bytes,
     is_exported,
     map_memory,
+    map_sparsely,
     round_to_pages,
 )
 
@@ -97,6 +98,63 @@ class _Charge:
             raise InvariantError(f"charge was released twice: size={self.size} purpose={self._purpose}")
         self._owner = None
         owner._discharge(self.size, self._purpose)
+
+    def absorbed(self) -> int:
+        """The bytes, which somebody else gives back from now on."""
+        self._owner = None
+        return self.size
+
+
+class _Reservation:
+    """A mapping of its own, accounted for page by page as it is granted."""
+
+    __slots__ = ("_mapping", "_owner", "_purpose", "accounted", "granted", "size", "view")
+
+    def __init__(self, mapping: mmap.mmap, size: int, purpose: str, owner: SequentialAllocator) -> None:
+        self.view = memoryview(mapping)[:size]
+        self.size = size
+        self.granted = 0
+        #: Bytes on the account: ``granted`` in whole pages.
+        self.accounted = 0
+        self._mapping: mmap.mmap | None = mapping
+        self._purpose = purpose
+        self._owner: SequentialAllocator | None = owner
+
+    def grant_nowait(self, size: int) -> None:
+        owner, more = self._asked(size)
+        self._granted(owner.charge_nowait(more, self._purpose, own=self.accounted), size)
+
+    async def grant(self, size: int) -> None:
+        """See the contract. Without contention this is no more than a check for cancellation."""
+        owner, more = self._asked(size)
+        charge = await owner.charge(more, self._purpose, own=self.accounted)
+        if self._owner is None:  # released meanwhile
+            charge.release()
+            raise InvariantError(f"reservation was released while it waited: size={self.size}")
+        self._granted(charge, size)
+
+    def _asked(self, size: int) -> tuple[SequentialAllocator, int]:
+        owner = self._owner
+        if owner is None:
+            raise InvariantError(f"reservation was released: size={self.size} purpose={self._purpose}")
+        if not self.granted <= size <= self.size:
+            raise InvalidRequestError(
+                f"a grant goes on from the last one, up to the size: granted={self.granted} "
+                f"wanted={size} size={self.size}"
+            )
+        return owner, round_to_pages(size) - self.accounted
+
+    def _granted(self, charge: _Charge, size: int) -> None:
+        self.accounted += charge.absorbed()
+        self.granted = size
+
+    def release(self) -> None:
+        owner, mapping = self._owner, self._mapping
+        if owner is None or mapping is None:
+            raise InvariantError(f"reservation was released twice: size={self.size} purpose={self._purpose}")
+        self._owner = self._mapping = None
+        self.view = _NO_VIEW
+        owner._unreserve(mapping, self.accounted, self._purpose)
 
 
 class _Watch(weakref.ref[mmap.mmap]):
@@ -193,29 +251,40 @@ class SequentialAllocator:
         assert isinstance(grant, _Allocation)
         return grant
 
-    def charge_nowait(self, size: int, purpose: str) -> Charge:
+    def reserve(self, size: int, purpose: str) -> Reservation:
+        self._check(size, purpose, 1)
+        return _Reservation(map_sparsely(round_to_pages(size)), size, purpose, self)
+
+    def charge_nowait(self, size: int, purpose: str, *, own: int = 0) -> _Charge:
         self._check(size, purpose, 0)
         if self._waiters:
             self._no_overtaking(size, purpose)
-        grant = self._try_charge(size, purpose) or self._granted(
-            lambda: self._try_charge(size, purpose), size
+        grant = self._try_charge(size, purpose, own) or self._granted(
+            lambda: self._try_charge(size, purpose, own), size
         )
         if grant is None:
             raise self._full(size, purpose)
+        assert isinstance(grant, _Charge)
         return grant
 
-    async def charge(self, size: int, purpose: str) -> Charge:
-        """See the contract. Without contention this is no more than a check for cancellation."""
+    async def charge(self, size: int, purpose: str, *, own: int = 0) -> _Charge:
+        """See the contract. Without contention this is no more than a check for cancellation.
+
+        ``own`` bytes are the requester's already: with no others in use it is alone.
+        """
         await checkpoint_if_cancelled()
         self._check(size, purpose, 0)
-        return await self._wait(lambda: self._try_charge(size, purpose), size)
+        grant = await self._wait(lambda: self._try_charge(size, purpose, own), size)
+        assert isinstance(grant, _Charge)
+        return grant
 
-    def charge_anyway(self, size: int, purpose: str) -> Charge:
+    def charge_anyway(self, size: int, purpose: str) -> _Charge:
         self._check(size, purpose, 0)
         grant = self._granted(lambda: self._try_charge(size, purpose), size)
         if grant is None:
             self._take(size, purpose)
             grant = _Charge(size, purpose, self)
+        assert isinstance(grant, _Charge)
         return grant
 
     def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
@@ -336,8 +405,8 @@ class SequentialAllocator:
 
     # Cutting and accounting
 
-    def _try_charge(self, size: int, purpose: str) -> _Charge | None:
-        if self._total + size > self._limit and not self._make_room(size):
+    def _try_charge(self, size: int, purpose: str, own: int = 0) -> _Charge | None:
+        if self._total + size > self._limit and not self._make_room(size, own):
             return None
         self._take(size, purpose)
         return _Charge(size, purpose, self)
@@ -411,10 +480,10 @@ class SequentialAllocator:
         if self._total > self._peak:
             self._peak = self._total
 
-    def _make_room(self, size: int) -> bool:
+    def _make_room(self, size: int, own: int = 0) -> bool:
         """Give back what nobody uses; whether ``size`` more bytes may be taken now.
 
-        More than the whole limit may be taken by one who is alone.
+        More than the whole limit may be taken by one who is alone, with ``own`` bytes of the account.
         """
         self._recheck_pinned(len(self._pinned))
         self._settle_unpinned()
@@ -426,7 +495,7 @@ class SequentialAllocator:
         if self._total + size <= self._limit:
             return True
         self._watch_pinned()
-        return self._total == 0
+        return self._total == own
 
     # Giving back
 
@@ -436,6 +505,27 @@ class SequentialAllocator:
             self._recycle(chunk)
         elif self._waiters or self._closed:
             self._shut(chunk)
+        if self._waiters:
+            self._serve()
+
+    def _unreserve(self, mapping: mmap.mmap, accounted: int, purpose: str) -> None:
+        """A reservation was released."""
+        if not accounted:
+            mapping.close()
+            return
+        self._by_purpose[purpose] -= accounted
+        size = len(mapping)
+        if is_exported(mapping, size):
+            self._pinned_bytes += accounted
+            if accounted == size:
+                self._pinned.append((mapping, size))
+            else:
+                self._watch(mapping, accounted)
+        elif accounted == size == class_bytes(size):
+            self._total -= self._idle.put(mapping, size)
+        else:
+            mapping.close()
+            self._total -= accounted
         if self._waiters:
             self._serve()
 
@@ -472,11 +562,12 @@ class SequentialAllocator:
         A mapping lives as long as its views. With our own reference gone, its end is the end of the last one.
         """
         while self._pinned:
-            mapping, size = self._pinned.popleft()
-            watch = _Watch(mapping, self._on_view_gone)
-            watch.size = size
-            self._watches.add(watch)
-            del mapping
+            self._watch(*self._pinned.popleft())
+
+    def _watch(self, mapping: mmap.mmap, accounted: int) -> None:
+        watch = _Watch(mapping, self._on_view_gone)
+        watch.size = accounted
+        self._watches.add(watch)
 
     def _on_view_gone(self, watch: weakref.ref[mmap.mmap]) -> None:
         """Called in whatever thread dropped the last view, at any point of its code: only takes notes."""

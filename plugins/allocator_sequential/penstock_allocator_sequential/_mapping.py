@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ("Chunk", "IdlePool", "class_bytes", "is_exported", "map_memory", "round_to_pages")
+__all__ = (
+    "Chunk",
+    "IdlePool",
+    "class_bytes",
+    "is_exported",
+    "map_memory",
+    "map_sparsely",
+    "round_to_pages",
+)
 
 import mmap
+from contextlib import suppress
 
 from penstock.errors import FullError
 
@@ -51,6 +60,15 @@ def map_memory(size: int) -> mmap.mmap:
         raise FullError(
             f"the system gave no memory, lower the limit of the allocator: bytes={size}"
         ) from error
+
+
+def map_sparsely(size: int) -> mmap.mmap:
+    """The same, where a page takes memory once it's written, and not its neighbours with it."""
+    mapping = map_memory(size)
+    # a huge page would take 2 MiB for the first byte; where the kernel has none there is nothing to advise against
+    with suppress(OSError):
+        mapping.madvise(mmap.MADV_NOHUGEPAGE)
+    return mapping
 
 
 def is_exported(mapping: mmap.mmap, size: int) -> bool:

@@ -20,6 +20,7 @@ from penstock.api.context import (
 )
 from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
 from penstock.log.errors import KafkaError
+from penstock.log.limiter import BytesLimiter
 from penstock.log.preparation import Preparation, PreparationDueError, Preparer
 from penstock.log.producer_state import ProducerInfo
 from penstock.log.topic_config import effective_value
@@ -67,6 +68,30 @@ class FakeAllocation:
         self._allocator.give_back(self.size)
 
 
+class FakeReservation(FakeAllocation):
+    """Accounted for as it is granted."""
+
+    def __init__(self, owner: FakeAllocator, size: int) -> None:
+        super().__init__(owner, size)
+        self.granted = 0
+
+    def grant_nowait(self, size: int) -> None:
+        more = size - self.granted
+        if self._allocator.is_full(more):
+            raise FullError("full")
+        self._allocator.used += more
+        self.granted = size
+
+    async def grant(self, size: int) -> None:
+        (await self._allocator.allocate(size - self.granted, "network")).release()
+        self._allocator.used += size - self.granted
+        self.granted = size
+
+    def release(self) -> None:
+        self._allocator.used += self.size - self.granted
+        super().release()
+
+
 class FakeAllocator:
     """Counts, and refuses or waits over its limit."""
 
@@ -78,10 +103,18 @@ class FakeAllocator:
         self.allocations: list[FakeAllocation] = []
         self._waiters: deque[tuple[int, anyio.Event]] = deque()
 
+    def is_full(self, size: int) -> bool:
+        return bool(self._waiters or (self.used and self.used + size > self.limit))
+
     def allocate_nowait(self, size: int, purpose: str) -> FakeAllocation:
-        if self._waiters or (self.used and self.used + size > self.limit):
+        if self.is_full(size):
             raise FullError("full")
         return self._grant(size)
+
+    def reserve(self, size: int, purpose: str) -> FakeReservation:
+        reservation = FakeReservation(self, size)
+        self.allocations.append(reservation)
+        return reservation
 
     async def allocate(self, size: int, purpose: str) -> FakeAllocation:
         while self.used and self.used + size > self.limit:
@@ -295,29 +328,13 @@ class FakeTopic:
     version: int = 0
 
 
-class FakeFetchMemory:
-    """A FetchMemory on the fake allocator."""
-
-    def __init__(self) -> None:
-        self.account = FakeAllocator()
-
-    def charge_nowait(self, size: int) -> FakeAllocation:
-        return self.account.allocate_nowait(size, "fetch")
-
-    async def charge(self, size: int) -> FakeAllocation:
-        return await self.account.allocate(size, "fetch")
-
-    #: Set by tests: somebody waits for room.
-    is_short = False
-
-
 class FakeLogs:
     """A LogManager in memory."""
 
     def __init__(self) -> None:
         self.cluster_id = "fake-cluster"
         self.node_id = 7
-        self.fetch_memory = FakeFetchMemory()
+        self.fetch_memory = BytesLimiter(1 << 30, credit=1 << 30, credit_max=1 << 30, clock=lambda: 100.0)
         self.durable_at_once = True
         #: Appends that are let in before FullError.
         self.room = 1 << 60
@@ -447,7 +464,8 @@ def make_api(logs: FakeLogs, clock: Callable[[], float] | None = None, **setting
 
 def make_context(logs: FakeLogs, version: int, **settings: Any) -> RequestContext:
     """A RequestContext of a client of ``logs``."""
-    client = Client(host="127.0.0.1", port=50_000, advertised=ENDPOINT)
+    outgoing = logs.fetch_memory.join("127.0.0.1", None)
+    client = Client(host="127.0.0.1", port=50_000, advertised=ENDPOINT, outgoing=outgoing)
     return RequestContext(api=make_api(logs, **settings), client=client, version=version)
 
 

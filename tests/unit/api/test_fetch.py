@@ -194,7 +194,7 @@ async def test_waits_until_min_bytes_are_there(logs: FakeLogs) -> None:
         logs.at("t").write(1)
     assert sum(sizes(responses[0])) >= 150
     assert not logs.at("t").listeners
-    assert logs.fetch_memory.account.used == context.charges[0].size == sum(sizes(responses[0]))
+    assert logs.fetch_memory.used == context.charges[0].size == sum(sizes(responses[0]))
 
 
 async def test_waits_no_longer_than_max_wait(logs: FakeLogs) -> None:
@@ -330,9 +330,9 @@ async def test_cold_read_that_fails_is_an_error_of_its_partition(logs: FakeLogs)
 
 async def test_without_memory_the_fetch_waits_for_it(logs: FakeLogs) -> None:
     logs.at("t").write(1, value=b"x" * 1000)
-    memory = logs.fetch_memory.account
-    memory.limit = 1500
-    other = memory.allocate_nowait(1000, "fetch")
+    memory = logs.fetch_memory
+    memory.shares.limit = 1500
+    other = memory.charge_nowait(1000, memory.join("elsewhere", None))
     context = make_context(logs, 11)
     asked = request(0)
     assert fetch_nowait(asked, context) is None

@@ -15,6 +15,7 @@ from penstock.api.context import Client, Endpoint, RequestContext
 from penstock.api.groups import GROUP_HANDLERS
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupError, GroupSettings
+from penstock.log.limiter import BytesLimiter
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.delete_groups import DeleteGroupsRequest, DeleteGroupsResponse
 from penstock.wire.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
@@ -99,7 +100,11 @@ class Wire:
         )
         self.api: Any = SimpleNamespace(groups=service, logs=logs)
         self.client = Client(
-            host="10.0.0.9", port=5, advertised=Endpoint(node_id=3, host="broker", port=9092), client_id="me"
+            outgoing=BytesLimiter(1, clock=float).join("", None),
+            host="10.0.0.9",
+            port=5,
+            advertised=Endpoint(node_id=3, host="broker", port=9092),
+            client_id="me",
         )
 
     async def call(self, key: ApiKey, version: int, request: msgspec.Struct, expect: type[_T]) -> _T:

@@ -298,11 +298,11 @@ async def test_an_upload_that_is_committed_while_the_broker_stops_is_no_error(wo
 
 async def test_the_limit_of_bytes_holds_when_many_ask_at_once() -> None:
     """I8."""
-    limiter = BytesLimiter(100)
+    limiter = BytesLimiter(100, credit=100, credit_max=100)
     held: list[object] = []
 
     async def take() -> None:
-        held.append(await limiter.charge(60))
+        held.append(await limiter.charge(60, limiter.join("here", None)))
 
     async with anyio.create_task_group() as tasks:
         for _ in range(3):

@@ -431,7 +431,7 @@ async def test_parked_fetch_ends_with_its_connection(logs: FakeLogs) -> None:
 async def test_fetch_memory_is_held_until_the_bytes_have_left(logs: FakeLogs) -> None:
     for _ in range(20):
         logs.at("t").write(1, value=b"x" * 1_000_000)
-    memory = logs.fetch_memory.account
+    memory = logs.fetch_memory
     async with serving(logs) as harness, await harness.connect() as client:
         request = fetch(partition_max_bytes=1 << 30)
         await client.send(FETCH, 11, request)
@@ -445,7 +445,7 @@ async def test_fetch_memory_is_held_until_the_bytes_have_left(logs: FakeLogs) ->
 async def test_client_that_does_not_read_is_not_served_further(logs: FakeLogs) -> None:
     for _ in range(20):
         logs.at("t").write(1, value=b"x" * 1_000_000)
-    async with serving(logs, write_buffer_bytes_max=4096) as harness, await harness.connect() as client:
+    async with serving(logs) as harness, await harness.connect() as client:
         request = fetch(partition_max_bytes=1 << 30)
         await client.send_raw(b"".join(client.frame(FETCH, 11, request) for _ in range(5)))
         await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
@@ -464,13 +464,16 @@ async def test_client_that_takes_nothing_gives_way_to_those_who_wait(logs: FakeL
         await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
         await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
         harness.server.sweep()
-        clock.now_s += 11
+        clock.now_s += 60
         harness.server.sweep()
         assert harness.server.statistics().connections == 1, "nobody waits"
-        logs.fetch_memory.is_short = True
-        harness.server.sweep()
+        logs.fetch_memory.shares.limit = 20_000_000
+        async with await harness.connect() as other:
+            response = await other.call(FETCH, 11, fetch())
+            assert response.responses[0].partitions[0].records
         await until(lambda: harness.server.statistics().connections == 0)
-        assert logs.fetch_memory.account.used == 0
+        assert harness.server.statistics().connections_closed_for_others == 1
+        assert logs.fetch_memory.used == 0
 
 
 async def test_client_that_never_reads_is_cut_off(logs: FakeLogs) -> None:
@@ -487,7 +490,7 @@ async def test_client_that_never_reads_is_cut_off(logs: FakeLogs) -> None:
             clock.now_s += 2
             harness.server.sweep()
             await until(lambda: harness.server.statistics().connections == 0)
-            assert logs.fetch_memory.account.used == 0
+            assert logs.fetch_memory.used == 0
 
 
 async def test_unknown_version_of_api_versions_gets_a_version_0_answer() -> None:
@@ -739,7 +742,7 @@ async def test_bug_without_a_place_in_the_response_ends_the_connection(api: Api)
 @pytest.mark.parametrize("waits", [False, True])
 async def test_failed_handler_gives_its_memory_back(logs: FakeLogs, waits: bool) -> None:
     def nowait(request: Message, context: RequestContext) -> Message | None:
-        context.charges.append(logs.fetch_memory.charge_nowait(100))
+        context.charges.append(logs.fetch_memory.charge_nowait(100, context.client.outgoing))
         if waits:
             return None
         raise ZeroDivisionError("oops")
@@ -751,7 +754,7 @@ async def test_failed_handler_gives_its_memory_back(logs: FakeLogs, waits: bool)
     async with serving(logs, handlers=[api]) as harness, await harness.connect() as client:
         response = await client.call(FETCH, 11, fetch())
         assert response.error_code == ErrorCode.UNKNOWN_SERVER_ERROR
-        assert logs.fetch_memory.account.used == 0
+        assert logs.fetch_memory.used == 0
 
 
 async def test_error_of_the_body_comes_out_as_it_is() -> None:

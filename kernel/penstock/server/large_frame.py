@@ -1,0 +1,101 @@
+"""A frame that is received into memory of its own, which it gets as its bytes come."""
+
+from __future__ import annotations
+
+__all__ = ("LargeFrame",)
+
+from typing import Final
+
+from penstock.spi.allocator import Allocation, Allocator, Reservation
+
+_PURPOSE: Final = "network"
+#: A frame may be so far ahead of its bytes, and as far again as it has bytes, up to the second.
+_AHEAD_BYTES_MIN: Final = 16 * 1024
+_AHEAD_BYTES_MAX: Final = 1024 * 1024
+
+
+class LargeFrame:
+    """``size`` bytes are announced, ``start`` have come, ``granted`` may be received so far.
+
+    With ``at_once`` it gets its memory in one piece that was used before, which spares a page fault for each page.
+    """
+
+    __slots__ = ("_at_once", "_memory", "_reservation", "granted", "pos", "size", "start")
+
+    def __init__(self, size: int, start: bytes | memoryview, *, at_once: bool) -> None:
+        self.size = size
+        self.pos = len(start)
+        self.granted = 0
+        #: What came before there was memory.
+        self.start: bytes | memoryview = start
+        self._at_once = at_once
+        self._memory: Allocation | None = None
+        self._reservation: Reservation | None = None
+
+    @property
+    def memory(self) -> Allocation:
+        """Where it is; whoever takes the frame releases it."""
+        assert self._memory is not None
+        return self._memory
+
+    @property
+    def room(self) -> memoryview:
+        """Where the next bytes go."""
+        return self.memory.view[self.pos : self.granted]
+
+    @property
+    def is_whole(self) -> bool:
+        """All of it has come."""
+        return self.pos == self.size
+
+    def next_grant(self) -> int:
+        """How many bytes should be granted in all."""
+        if self._at_once:
+            return self.size
+        ahead = min(max(self.pos, _AHEAD_BYTES_MIN), _AHEAD_BYTES_MAX)
+        return min(self.size, self.pos + ahead)
+
+    def grant_nowait(self, allocator: Allocator, upto: int) -> None:
+        """Get memory for the first ``upto`` bytes. Raises FullError, then nothing has changed."""
+        if self._reservation is not None:
+            self._reservation.grant_nowait(upto)
+        elif upto == self.size:
+            self._memory = allocator.allocate_nowait(upto, _PURPOSE)
+        else:
+            reservation = allocator.reserve(self.size, _PURPOSE)
+            try:
+                reservation.grant_nowait(upto)
+            except BaseException:
+                reservation.release()
+                raise
+            self._memory = self._reservation = reservation
+        self._granted(upto)
+
+    async def grant(self, allocator: Allocator, upto: int) -> None:
+        """The same, but waits."""
+        if self._reservation is not None:
+            await self._reservation.grant(upto)
+        elif upto == self.size:
+            self._memory = await allocator.allocate(upto, _PURPOSE)
+        else:
+            reservation = allocator.reserve(self.size, _PURPOSE)
+            try:
+                await reservation.grant(upto)
+            except BaseException:
+                reservation.release()
+                raise
+            self._memory = self._reservation = reservation
+        self._granted(upto)
+
+    def _granted(self, upto: int) -> None:
+        self.granted = upto
+        if self.start:
+            self.memory.view[: self.pos] = self.start
+            self.start = b""
+
+    def release(self) -> None:
+        """Give its memory back, if it has any."""
+        memory, self._memory, self._reservation = self._memory, None, None
+        self.granted = 0
+        if memory is not None:
+            memory.release()

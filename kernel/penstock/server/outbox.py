@@ -1,0 +1,116 @@
+"""What leaves a connection, and what is on its account until it has left."""
+
+from __future__ import annotations
+
+__all__ = ("Outbox",)
+
+import asyncio
+from typing import Any, Final
+
+from penstock.log.limiter import BytesLimiter
+from penstock.shares import Member
+from penstock.spi.allocator import Charge
+
+#: Responses up to this size are joined before they are written.
+_JOIN_BYTES_MAX: Final = 16 * 1024
+
+
+class Outbox:
+    """The responses of one connection on their way to the client.
+
+    ``is_full`` from the moment that the client doesn't take all that is written until it has taken all. As long
+    as that lasts, the charges that came with the responses are kept, and bytes beyond them are on the account too.
+    """
+
+    __slots__ = (
+        "_charges",
+        "_extra",
+        "_gathers",
+        "_limiter",
+        "_transport",
+        "_unsent_bytes",
+        "is_full",
+        "member",
+    )
+
+    def __init__(
+        self, transport: asyncio.Transport, limiter: BytesLimiter, member: Member, *, gathers: bool
+    ) -> None:
+        self._transport = transport
+        self._limiter = limiter
+        self._gathers = gathers
+        self._charges: list[Charge] = []
+        #: Bytes on the account that no charge is for.
+        self._extra = 0
+        #: Bytes that wait, as last looked at.
+        self._unsent_bytes = 0
+        self.is_full = False
+        self.member = member
+        member.busy = True  # until something waits for the client
+        # "Pause" then means that the client didn't take all, "resume" that all bytes have left.
+        transport.set_write_buffer_limits(high=0, low=0)
+
+    def write(self, buffers: list[Any], charges: list[Charge]) -> int:
+        """Send what ``buffers`` hold, which ``charges`` are for; the number of bytes."""
+        size = 0
+        for buffer in buffers:
+            size += len(buffer)
+        self._charges += charges
+        transport = self._transport
+        if size and not transport.is_closing():
+            if size <= _JOIN_BYTES_MAX:
+                transport.write(b"".join(buffers))
+            elif self._gathers:
+                transport.writelines(buffers)
+            else:
+                # asyncio joins the list before it writes; one by one, only what the socket refuses is copied.
+                for buffer in buffers:
+                    transport.write(buffer)
+        if self.is_full:
+            self._count_unsent()
+        elif self._charges:
+            self.release()
+        return size
+
+    def _count_unsent(self) -> None:
+        self._unsent_bytes = unsent = self._transport.get_write_buffer_size()
+        extra = unsent - self.member.held
+        if extra > 0:
+            self._extra += extra
+            self._limiter.take(self.member, extra)
+
+    def filled(self, now: float) -> None:
+        """The client didn't take all."""
+        self.is_full = True
+        self.member.busy = False
+        self.member.rested(now)
+
+    def emptied(self) -> None:
+        """The client has taken everything."""
+        self.is_full = False
+        self.member.busy = True
+        self._limiter.shares.earn(self.member, self.member.held)
+        self.release()
+
+    def probe(self, now: float) -> int:
+        """Look how much the client has taken since the last time; the number of bytes."""
+        if not self.is_full:
+            return 0
+        unsent = self._transport.get_write_buffer_size()
+        taken, self._unsent_bytes = self._unsent_bytes - unsent, unsent
+        if taken > 0:
+            self.member.moved(taken, now)
+        return taken
+
+    def stalled_for(self, now: float) -> float:
+        """Seconds that the client has taken nothing, as far as ``probe`` saw; 0 if nothing waits."""
+        return now - self.member.last_moved if self.is_full else 0.0
+
+    def release(self) -> None:
+        """Nothing that was written is held any more."""
+        charges, self._charges = self._charges, []
+        for charge in charges:
+            charge.release()
+        extra, self._extra = self._extra, 0
+        if extra:
+            self._limiter.give(self.member, extra)
