@@ -12,6 +12,8 @@ __all__ = ("AppendOutcome", "Partition", "ReadResult")
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Protocol
 
 import anyio
 
@@ -93,6 +95,11 @@ class ReadResult:
 
 
 _NOTHING = ReadResult((), 0)
+
+
+class _Search(Protocol):
+    def __call__(self, *, inflated_bytes_max: int) -> tuple[int, int] | None:
+        """(offset, timestamp) of a record."""
 
 
 def append_error_code(error: Exception) -> int:
@@ -476,7 +483,9 @@ class Partition:
             entry = await self._reads.find_time(self.stream, offset, timestamp)
             if entry is None:
                 return None
-            found = find_timestamp(entry.data, timestamp, min_offset=start)
+            found = await self._search(
+                entry.data, partial(find_timestamp, entry.data, timestamp, min_offset=start)
+            )
             if found is not None:
                 return (*found, read_header(entry.data).leader_epoch)
             offset = entry.next_offset  # its newest record was deleted: a batch that straddles the log start
@@ -490,8 +499,15 @@ class Partition:
         entry = await self._reads.find_time(self.stream, self.stream.start_offset, greatest)
         if entry is None:
             return None
-        found = max_timestamp_record(entry.data)
+        found = await self._search(entry.data, partial(max_timestamp_record, entry.data))
         return None if found is None else (*found, read_header(entry.data).leader_epoch)
+
+    async def _search(self, batch: memoryview, look: _Search) -> tuple[int, int] | None:
+        try:
+            return await self._preparer.search(batch, lambda bound: look(inflated_bytes_max=bound))
+        except BatchError as error:  # stored with topics.validate_records=header
+            self._report_damage(error)
+            raise KafkaError(ErrorCode.CORRUPT_MESSAGE, str(error)) from error
 
     async def delete_records(self, offset: int) -> int:
         """Move the log start to ``offset`` (-1: the high watermark), durably; returns the log start offset.

@@ -30,10 +30,16 @@ from penstock.errors import FullError, PenstockError
 from penstock.spi.allocator import Allocation, Allocator
 from penstock.threads import run_in_thread
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD
-from penstock.wire.record_batch import HEADER_BYTES, MESSAGE_TOO_LARGE, BatchError, BatchHeader
+from penstock.wire.record_batch import HEADER_BYTES, MESSAGE_TOO_LARGE, BatchError, BatchHeader, read_header
 from penstock.wire.record_walk import INFLATED_BYTES_MAX, plain_records
 from penstock.wire.records import repack
-from penstock.wire.validation import BatchRules, amend_batch, amended_header, check_records
+from penstock.wire.validation import (
+    INLINE_PYTHON_BYTES_MAX,
+    BatchRules,
+    amend_batch,
+    amended_header,
+    check_records,
+)
 
 _T = TypeVar("_T")
 
@@ -91,6 +97,24 @@ class Preparer:
                 if error.error_code != MESSAGE_TOO_LARGE:
                     raise
         return await self._charged(bounds[-1], look)
+
+    async def search(self, batch: memoryview, look: Callable[[int], _T]) -> _T:
+        """``look(inflated_bytes_max)``, which reads the records of a stored batch: at once if it is small.
+
+        Cancellable; the memory of the batch must stay until then.
+
+        Raises:
+            BatchError: as ``look_into``.
+        """
+        codec = read_header(batch).codec
+        if len(batch) <= INLINE_PYTHON_BYTES_MAX:
+            try:
+                return look(INLINE_PYTHON_BYTES_MAX)
+            except BatchError as error:
+                if error.error_code != MESSAGE_TOO_LARGE:
+                    raise
+        async with self.turns:
+            return await self.look_into(batch, codec, look)
 
     async def _charged(self, bound: int, look: Callable[[int], _T]) -> _T:
         charge = None
