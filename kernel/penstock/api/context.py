@@ -28,6 +28,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeAlias
 
+from penstock.account import Ledger
 from penstock.log.limiter import BytesLimiter
 from penstock.shares import Member
 from penstock.spi.allocator import Allocation, Charge
@@ -370,6 +371,8 @@ class ApiContext:
     data_place: DataPlace = field(default_factory=DataPlace)
     #: Fetch sessions; ``penstock.api.fetch`` makes them on first use.
     fetch_sessions: Any = None
+    #: What they may take; None: as many as there may be.
+    session_memory: Ledger | None = None
     #: Encoded topics; ``penstock.api.metadata`` makes it on first use.
     metadata_fragments: Any = None
 

@@ -273,7 +273,9 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
     with_session = context.version >= _SESSIONS_VERSION
     api = context.api
     if api.fetch_sessions is None:
-        api.fetch_sessions = FetchSessions(api.settings.fetch_sessions_max, random.Random())
+        api.fetch_sessions = FetchSessions(
+            api.settings.fetch_sessions_max, random.Random(), api.session_memory
+        )
     sessions: FetchSessions = api.fetch_sessions
     try:
         plan = sessions.begin(

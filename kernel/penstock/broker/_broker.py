@@ -22,6 +22,7 @@ from typing import Any, Self
 
 import anyio
 
+from penstock.account import Ledger
 from penstock.api.context import ApiContext, DataPlace
 from penstock.api.dispatch import apis
 from penstock.broker._process import capacity_of, now_ms, one_error, own_directory, switch_interval
@@ -32,6 +33,7 @@ from penstock.broker._settings import (
     listener_settings,
     log_settings,
     server_settings,
+    session_bytes_max,
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
@@ -350,6 +352,7 @@ class Broker:
             logs=logs,
             groups=groups,
             settings=api_settings(tree, limit),
+            session_memory=Ledger("sessions", session_bytes_max(limit), allocator),
             clock=time.monotonic,
             now_ms=now_ms,
             data_place=DataPlace(

@@ -9,6 +9,7 @@ __all__ = (
     "listener_settings",
     "log_settings",
     "server_settings",
+    "session_bytes_max",
 )
 
 
@@ -62,6 +63,8 @@ def log_settings(tree: Tree, limit: int) -> LogSettings:
             "compression.type": topics.compression_type,
         },
         retention_interval_ms=tree.stream.retention_interval,
+        partitions_max=topics.partitions_max,
+        producers_bytes_max=max(MIB, limit // 8),
         validate_full=topics.validate_records == "full",
         fetch_in_flight_bytes_max=_fetch_in_flight_bytes_max(tree, limit),
     )
@@ -156,3 +159,8 @@ def listener_settings(tree: Tree) -> ListenerSettings:
         advertised_host=advertised_host,
         advertised_port=advertised_port or None,
     )
+
+
+def session_bytes_max(limit: int) -> int:
+    """Memory of fetch sessions; without room, clients are served without a session."""
+    return max(MIB, limit // 8)

@@ -16,6 +16,7 @@ from typing import Protocol, TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
+from penstock.account import Ledger
 from penstock.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -25,10 +26,13 @@ from penstock.errors import (
     again,
     kept,
 )
+from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
+from penstock.log.partition_bound import PartitionBound
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparer
+from penstock.log.producer_state import ProducerMemory
 from penstock.log.topic_changes import TopicChanges
 from penstock.log.topic_config import effective_value, effective_values
 from penstock.metadata.commands import (
@@ -67,6 +71,10 @@ class LogSettings:
     retention_interval_ms: int
     fetch_in_flight_bytes_max: int
     validate_full: bool = True
+    #: Memory of the idempotent producers that all partitions remember.
+    producers_bytes_max: int = 64 * 2**20
+    #: Of all topics together, but for internal ones.
+    partitions_max: int = 2**31 - 1
 
 
 class NewTopic(Protocol):
@@ -129,6 +137,9 @@ class LogManager:
     ) -> None:
         self._engine = engine
         self._metadata = engine.metadata
+        memory = Ledger("producers", settings.producers_bytes_max, engine.allocator)
+        self._producer_memory = ProducerMemory(memory)
+        self._bound = PartitionBound(settings.partitions_max, self._partition_count)
         self._preparer = Preparer(engine.allocator, threads=PREPARATION_THREADS)
         self._settings = settings
         self.node_id = node_id
@@ -349,19 +360,30 @@ class LogManager:
         return await self._change(names, lambda: self._create_topics(topics, internal))
 
     async def _create_topics(self, topics: Sequence[NewTopic], internal: bool) -> list[Topic | Exception]:
-        existing = {topic.name for topic in topics if topic.name in self._topics}
-        commands: list[Command] = [
-            CreateTopic(t.name, uuid.uuid4().bytes, t.partition_count, dict(t.configs), internal)
-            for t in topics
-            if t.name not in existing
-        ]
-        created = iter(await self._create_fresh(commands))
-        return [
-            AlreadyExistsError(f"a topic of that name exists: topic={topic.name}")
-            if topic.name in existing
-            else next(created)
-            for topic in topics
-        ]
+        refused: dict[str, PenstockError] = {}
+        commands: list[Command] = []
+        reserved = 0
+        try:
+            for new in topics:
+                if new.name in self._topics:
+                    refused[new.name] = AlreadyExistsError(f"a topic of that name exists: topic={new.name}")
+                    continue
+                if not internal:
+                    try:
+                        self._bound.reserve(new.partition_count)
+                    except KafkaError as error:
+                        refused[new.name] = kept(error)
+                        continue
+                    reserved += new.partition_count
+                commands.append(
+                    CreateTopic(
+                        new.name, uuid.uuid4().bytes, new.partition_count, dict(new.configs), internal
+                    )
+                )
+            created = iter(await self._create_fresh(commands))
+            return [refused.get(topic.name) or next(created) for topic in topics]
+        finally:
+            self._bound.release(reserved)
 
     async def _create_fresh(self, commands: list[Command]) -> list[Topic | Exception]:
         if not commands:
@@ -429,6 +451,10 @@ class LogManager:
             TopicDeleted(name=topic.name, topic_id=str(uuid.UUID(bytes=topic.id))),
         )
 
+    def _partition_count(self) -> int:
+        topics = self._metadata.image.topics.values()
+        return sum(topic.partition_count for topic in topics if not topic.internal)
+
     async def create_partitions(self, name: str, count: int) -> None:
         """Grow a topic to ``count`` partitions. Raises NotFoundError, InvalidRequestError."""
         # one at a time: a partition is opened once, a second opening would depose the first
@@ -437,7 +463,12 @@ class LogManager:
     async def _create_partitions(self, name: str, count: int) -> None:
         topic = self._require(name)
         before = topic.partition_count
-        state = await self._metadata.submit(AddPartitions(topic.id, count))
+        added = max(0, count - before)
+        self._bound.reserve(added)
+        try:
+            state = await self._metadata.submit(AddPartitions(topic.id, count))
+        finally:
+            self._bound.release(added)
         await self._open_partitions([(state, before)])
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
@@ -520,6 +551,7 @@ class LogManager:
                     state_stream=state_stream,
                     config=configs[state.topic_id],
                     preparer=self._preparer,
+                    producer_memory=self._producer_memory,
                 )
                 made.append((state, partition))
         await self._load([partition for _, partition in made if partition.has_records])
@@ -645,6 +677,7 @@ class LogManager:
 
         async with anyio.create_task_group() as tasks:
             for partition in partitions:
+                partition.producers.expire(now_ms)
                 start = partition.expired_offset(now_ms)
                 if start > partition.log_start_offset:
                     tasks.start_soon(prepare, partition, start)

@@ -32,7 +32,7 @@ from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparation, PreparationDueError, Preparer
 from penstock.log.producer_snapshots import ProducerSnapshots
-from penstock.log.producer_state import ACCEPT, Duplicate, ProducerInfo, ProducerStateTable
+from penstock.log.producer_state import ACCEPT, Duplicate, ProducerInfo, ProducerMemory, ProducerStateTable
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import StreamEngine
@@ -154,6 +154,7 @@ class Partition:
         state_stream: Stream,
         config: PartitionConfig,
         preparer: Preparer,
+        producer_memory: ProducerMemory | None = None,
     ) -> None:
         self.topic = topic
         self.topic_id = topic_id
@@ -161,7 +162,7 @@ class Partition:
         self.config = config
         self.stream = stream
         self.state_stream = state_stream
-        self.producers = ProducerStateTable()
+        self.producers = ProducerStateTable(memory=producer_memory)
         stream.on_reset = self._reset
         self._engine = engine
         self._reads = engine.reads
@@ -595,6 +596,7 @@ class Partition:
         """Nothing is appended or read any more; parked fetches are woken. Appends on their way still end."""
         self._closed = True
         self._snapshots.close()
+        self.producers.release()
         for listener in tuple(self._listeners):
             listener()
         self._listeners.clear()

@@ -29,17 +29,21 @@ __all__ = (
     "WINDOW_BATCHES",
     "Accept",
     "Duplicate",
+    "PRODUCER_BYTES",
     "ProducerInfo",
+    "ProducerMemory",
     "ProducerStateTable",
     "SequenceError",
 )
 
+from itertools import islice
 from struct import Struct
 from typing import Final, NamedTuple
 
 import msgspec
 from crc32c import crc32c
 
+from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.wire.records import BatchError, BatchHeader
 
@@ -52,6 +56,11 @@ WINDOW_BATCHES: Final = 5
 PRODUCER_EXPIRATION_MS: Final = 24 * 60 * 60 * 1000
 #: Producers remembered per partition; past it the one that wrote longest ago is forgotten.
 PRODUCERS_MAX: Final = 10_000
+
+#: What a producer takes in memory with a full window (measured: 0.9 KB).
+PRODUCER_BYTES: Final = 1024
+#: At the bound, this part of the producers of a partition is forgotten at a time.
+_FORGET_PART: Final = 8
 
 _SEQUENCE_MASK: Final = 0x7FFFFFFF  # after 2**31 - 1 comes 0
 _REFUSE_ALL: Final = -1  # as next sequence: nothing fits until a new epoch
@@ -146,6 +155,44 @@ class _Producer:
         return self.next_sequence
 
 
+class ProducerMemory:
+    """What the producers of all partitions of a broker may take. At the bound, those are forgotten that wrote longest
+    ago in the partition that has most: who makes them up loses his own first. Forgotten ones may start anew.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
+        self._tables: set[ProducerStateTable] = set()
+
+    def add(self, table: ProducerStateTable, count: int) -> None:
+        """Producers are about to be added to ``table``."""
+        size = count * PRODUCER_BYTES
+        while self._tables and not self._ledger.has_room(size):
+            largest = max(self._tables, key=len)
+            if not len(largest):
+                break  # only the one that is being added
+            largest.forget_oldest(-(-len(largest) // _FORGET_PART))
+        self.restore(table, count)
+
+    def restore(self, table: ProducerStateTable, count: int) -> None:
+        """A start found producers in a snapshot: they are there, whatever the bound is."""
+        if count:
+            self._tables.add(table)
+            self._ledger.add(count * PRODUCER_BYTES)
+
+    def remove(self, table: ProducerStateTable, count: int) -> None:
+        """Producers of ``table`` are gone."""
+        if count:
+            self._ledger.add(-count * PRODUCER_BYTES)
+        if not len(table):
+            self._tables.discard(table)
+
+    def leave(self, table: ProducerStateTable) -> None:
+        """``table`` is no longer on the account."""
+        self._ledger.add(-len(table) * PRODUCER_BYTES)
+        self._tables.discard(table)
+
+
 class ProducerStateTable:
     """The producers of one partition. Not safe for threads; every method is synchronous.
 
@@ -153,15 +200,21 @@ class ProducerStateTable:
     1 KB each).
     """
 
-    __slots__ = ("_producers", "expiration_ms", "producers_max")
+    __slots__ = ("_memory", "_producers", "expiration_ms", "producers_max")
 
     def __init__(
-        self, *, expiration_ms: int = PRODUCER_EXPIRATION_MS, producers_max: int = PRODUCERS_MAX
+        self,
+        *,
+        expiration_ms: int = PRODUCER_EXPIRATION_MS,
+        producers_max: int = PRODUCERS_MAX,
+        memory: ProducerMemory | None = None,
     ) -> None:
         self.expiration_ms = expiration_ms
         self.producers_max = producers_max
         #: In the order of their last write, so that the oldest come first.
         self._producers: dict[int, _Producer] = {}
+        #: Shared with the other partitions of the broker; None: this table is bounded by itself only.
+        self._memory = memory
 
     def __len__(self) -> int:
         return len(self._producers)
@@ -232,7 +285,9 @@ class ProducerStateTable:
         producer = self._producers.pop(producer_id, None)
         if producer is None:
             if len(self._producers) >= self.producers_max:
-                del self._producers[next(iter(self._producers))]
+                self.forget_oldest(1)
+            if self._memory is not None:
+                self._memory.add(self, 1)
             producer = _Producer(header.producer_epoch, base_offset)
         elif now_ms - producer.last_write_ms > self.expiration_ms:
             producer = _Producer(header.producer_epoch, base_offset)
@@ -278,11 +333,29 @@ class ProducerStateTable:
 
     def clear(self) -> None:
         """Drop all producers."""
-        self._producers.clear()
+        self._replace({})
 
     def forget(self, producer_id: int) -> None:
         """Drop one producer, if it is known."""
-        self._producers.pop(producer_id, None)
+        if self._producers.pop(producer_id, None) is not None and self._memory is not None:
+            self._memory.remove(self, 1)
+
+    def forget_oldest(self, count: int) -> None:
+        """Drop the ``count`` producers that wrote longest ago."""
+        for producer_id in list(islice(self._producers, count)):
+            self.forget(producer_id)
+
+    def release(self) -> None:
+        """The partition closes: what its producers take is no longer on the account."""
+        if self._memory is not None:
+            self._memory.leave(self)
+            self._memory = None
+
+    def _replace(self, producers: dict[int, _Producer]) -> None:
+        before, self._producers = len(self._producers), producers
+        if self._memory is not None:
+            self._memory.remove(self, before)
+            self._memory.restore(self, len(producers))
 
     def expire(self, now_ms: int) -> int:
         """Drop the producers whose last write is older than ``expiration_ms``; return how many.
@@ -295,7 +368,7 @@ class ProducerStateTable:
                 break
             expired.append(producer_id)
         for producer_id in expired:
-            del self._producers[producer_id]
+            self.forget(producer_id)
         return len(expired)
 
     # --- snapshots ---
@@ -347,7 +420,7 @@ class ProducerStateTable:
             raise CorruptError(f"not a snapshot of producers: magic={magic!r} version={version}")
         if _checksum(end_offset, count, memoryview(data)[_SNAPSHOT_HEAD.size :]) != checksum:
             raise CorruptError(f"producer snapshot checksum mismatch end_offset={end_offset}")
-        self._producers = _read_entries(data, count)
+        self._replace(_read_entries(data, count))
         return int(end_offset)
 
 

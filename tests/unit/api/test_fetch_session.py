@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.api.fetch_session import FetchSessions, Plan, SessionError
+from penstock.account import Ledger
+from penstock.api.fetch_session import _PARTITION_BYTES, _SESSION_BYTES, FetchSessions, Plan, SessionError
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import FetchPartition, FetchTopic, ForgottenTopic
 
@@ -136,4 +137,32 @@ def test_session_holds_what_was_added_and_not_forgotten(steps: list[tuple[str, i
             plan = begin(of, plan.session_id, epoch, forgotten=(gone,))
             model.discard((name, partition))
         assert {(c.topic, c.partition) for c in plan} == model
-        assert of._partitions == len(model)
+        size = sum(_PARTITION_BYTES + len(name) for name, _ in model)
+        assert of._memory.used_bytes == _SESSION_BYTES + size
+    begin(of, plan.session_id, -1)
+    assert of._memory.used_bytes == 0
+
+
+def test_without_room_new_clients_have_no_session_and_old_ones_make_room_when_idle() -> None:
+    memory = Ledger("sessions", 3 * (_SESSION_BYTES + 2 * _PARTITION_BYTES))
+    of = FetchSessions(1000, random.Random(1), memory)
+    ids = [begin(of, 0, 0, topic("a", 0, 1), now_s=number).session_id for number in range(4)]
+    assert [bool(one) for one in ids] == [True, True, False, False]
+    assert begin(of, 0, 0, topic("a", 0, 1), now_s=200).session_id, "the oldest was idle for two minutes"
+    assert memory.used_bytes <= memory.limit_bytes
+    with pytest.raises(SessionError) as raised:
+        begin(of, ids[0], 1, now_s=200)
+    assert raised.value.error_code == ErrorCode.FETCH_SESSION_ID_NOT_FOUND
+
+
+def test_a_session_that_grows_over_the_room_ends() -> None:
+    """Its client is told so, sends everything, and is served without a session."""
+    memory = Ledger("sessions", _SESSION_BYTES + 10 * (_PARTITION_BYTES + 1))
+    of = FetchSessions(1000, random.Random(1), memory)
+    plan = begin(of, 0, 0, topic("a", *range(8)))
+    with pytest.raises(SessionError) as raised:
+        begin(of, plan.session_id, 1, topic("b", *range(5)))
+    assert raised.value.error_code == ErrorCode.FETCH_SESSION_ID_NOT_FOUND
+    assert (len(of), memory.used_bytes) == (0, 0)
+    plan = begin(of, 0, 0, topic("a", *range(8)), topic("b", *range(5)))
+    assert (plan.session_id, len(plan)) == (0, 13)

@@ -15,10 +15,12 @@ from tests.unit.stream.harness import World
 
 from penstock.errors import AlreadyExistsError, ClosedError
 from penstock.log import producer_snapshots as snapshots_module
+from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
 from penstock.spi.events import PartitionOpened, UploadCommitted
 from penstock.spi.plugin import Buffer
+from penstock.wire.error_codes import ErrorCode
 
 pytestmark = pytest.mark.anyio
 
@@ -345,3 +347,35 @@ async def test_partitions_are_opened_side_by_side(world: World) -> None:
         for index in range(12):
             again = append(logs.partition(index=index), batch(b"%d" % index, producer=(7, 0, 0)))
             assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
+
+
+async def test_the_partitions_of_all_topics_are_bounded_whichever_way_they_come(world: World) -> None:
+    """CreateTopics, topics that Metadata requests create, and CreatePartitions all end here."""
+    async with open_logs(world, partitions_max=6) as logs:  # the harness has one
+        first, second, third = await logs.manager.create_topics(
+            [NewTopic("a", 2), NewTopic("b", 2), NewTopic("c", 2)]
+        )
+        assert not isinstance(first, Exception)
+        assert not isinstance(second, Exception)
+        assert isinstance(third, KafkaError)
+        assert third.error_code == ErrorCode.POLICY_VIOLATION
+        with pytest.raises(KafkaError, match=r"topics\.partitions_max"):
+            await logs.manager.create_partitions("a", 4)
+        await logs.manager.create_partitions("a", 3)
+        assert await logs.manager.delete_topics(["b"]) == [None]
+        await logs.manager.create_partitions("a", 5)
+        (internal,) = await logs.manager.create_topics([NewTopic("__internal", 3)], internal=True)
+        assert not isinstance(internal, Exception), "a broker can always start"
+
+
+async def test_topics_that_are_created_at_the_same_time_share_the_bound(world: World) -> None:
+    async with open_logs(world, partitions_max=5) as logs:
+        made: list[object] = []
+
+        async def create(name: str) -> None:
+            made.extend(await logs.manager.create_topics([NewTopic(name, 2)]))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(6):
+                tasks.start_soon(create, f"t{number}")
+        assert sum(not isinstance(one, Exception) for one in made) == 2

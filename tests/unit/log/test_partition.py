@@ -71,13 +71,16 @@ class Logs:
 
 
 @asynccontextmanager
-async def open_logs(world: World, *, validate_full: bool = True) -> AsyncIterator[Logs]:
+async def open_logs(
+    world: World, *, validate_full: bool = True, partitions_max: int = 10_000
+) -> AsyncIterator[Logs]:
     events: list[tuple[str, object]] = []
     settings = LogSettings(
         topic_defaults={},
         retention_interval_ms=3_600_000,
         fetch_in_flight_bytes_max=2**20,
         validate_full=validate_full,
+        partitions_max=partitions_max,
     )
     async with world.open() as e:
         async with LogManager.open(

@@ -8,16 +8,27 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.log.producer_state import (
     ACCEPT,
     INVALID_PRODUCER_EPOCH,
     OUT_OF_ORDER_SEQUENCE_NUMBER,
+    PRODUCER_BYTES,
+    Accept,
     Duplicate,
+    ProducerMemory,
     ProducerStateTable,
     SequenceError,
 )
-from penstock.wire.records import CONTROL_BIT, TIMESTAMP_TYPE_BIT, TRANSACTIONAL_BIT, BatchHeader
+from penstock.wire.records import (
+    CONTROL_BIT,
+    TIMESTAMP_TYPE_BIT,
+    TRANSACTIONAL_BIT,
+    BatchHeader,
+    build_batch,
+    read_header,
+)
 
 SEQUENCE_MAX = 2**31 - 1
 
@@ -498,3 +509,73 @@ def test_a_snapshot_of_a_newer_version_is_named_and_never_damaged() -> None:
         NewerVersionError, match="newer penstock, upgrade this one: end_offset=7 version=2 known=1"
     ):
         ProducerStateTable().restore(snapshot[:4] + b"\0\2" + snapshot[6:])
+
+
+def memory_for(producers: int) -> tuple[Ledger, ProducerMemory]:
+    ledger = Ledger("producers", producers * PRODUCER_BYTES)
+    return ledger, ProducerMemory(ledger)
+
+
+def write(table: ProducerStateTable, producer_id: int, offset: int, now_ms: int = 0) -> None:
+    batch = build_batch([(None, b"v", (), 0)], producer_id=producer_id, producer_epoch=0, base_sequence=0)
+    header = read_header(memoryview(batch))
+    assert isinstance(table.check(header, now_ms), Accept)
+    table.record(header, offset, now_ms)
+
+
+def test_at_the_bound_the_partition_with_most_producers_forgets_its_oldest() -> None:
+    """One client that makes ids up takes nothing from the producers of other partitions."""
+    ledger, memory = memory_for(100)
+    victim, attacked = ProducerStateTable(memory=memory), ProducerStateTable(memory=memory)
+    for producer_id in range(5):
+        write(victim, producer_id, producer_id)
+    for producer_id in range(1000, 6000):
+        write(attacked, producer_id, producer_id)
+        assert ledger.used_bytes <= ledger.limit_bytes
+    assert [info.producer_id for info in victim.active(0)] == list(range(5))
+    assert 5999 in attacked
+    assert 1000 not in attacked
+    assert len(attacked) > 80
+
+
+def test_snapshots_with_more_producers_than_fit_are_loaded_and_then_shrink() -> None:
+    ledger, memory = memory_for(1000)
+    before = ProducerStateTable(memory=memory)
+    for producer_id in range(500):
+        write(before, producer_id, producer_id)
+    data = before.snapshot(500)
+    before.release()
+    assert ledger.used_bytes == 0
+    ledger, memory = memory_for(50)
+    after = ProducerStateTable(memory=memory)
+    after.restore(data)
+    assert (len(after), ledger.used_bytes) == (500, 500 * PRODUCER_BYTES)
+    write(after, 999, 500)
+    assert len(after) <= 50
+    assert 999 in after
+
+
+@given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from("wwwfexcrs"), st.integers(0, 30)), max_size=80))
+def test_the_memory_of_producers_is_counted_exactly(steps: list[tuple[int, str, int]]) -> None:
+    ledger, memory = memory_for(20)
+    tables = [ProducerStateTable(memory=memory, producers_max=12, expiration_ms=20) for _ in range(2)]
+    for number, (which, step, value) in enumerate(steps):
+        table = tables[which]
+        if step == "w":
+            if value not in table:
+                write(table, value, number, now_ms=number)
+        elif step == "f":
+            table.forget(value)
+        elif step == "e":
+            table.expire(number)
+        elif step == "x":
+            table.rollback_from(number - value)
+        elif step == "c":
+            table.clear()
+        elif step == "s":
+            table.restore(table.snapshot(number))
+        assert ledger.used_bytes == sum(map(len, tables)) * PRODUCER_BYTES
+        assert ledger.used_bytes <= ledger.limit_bytes
+    for table in tables:
+        table.release()
+    assert (ledger.used_bytes, memory._tables) == (0, set())
