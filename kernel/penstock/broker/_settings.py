@@ -49,6 +49,7 @@ def engine_settings(tree: Tree, limit: int, wal_capacity: int) -> EngineSettings
             prepare_deadline_ms=stream.prepare_deadline,
         ),
         reader=ReaderSettings(),
+        last_upload_ms=tree.broker.drain_timeout,
     )
 
 

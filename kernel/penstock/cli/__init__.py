@@ -13,11 +13,14 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 
-from penstock.errors import InvariantError, PenstockError
+from penstock.errors import ClosedError, InvariantError, PenstockError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code: 0, 1 (failed while running), 2 (the user's error), 130.
+    """Run the command line and return its exit code.
+
+    0 done; 1 failed while running, the same may succeed the next time; 2 somebody has to change something first; 130
+    interrupted.
 
     An error that Penstock raises on purpose is one sentence on stderr; a bug keeps its traceback.
     """
@@ -45,7 +48,12 @@ def _report(error: PenstockError | BaseExceptionGroup[BaseException]) -> int:
     if len(ours) < len(leaves):
         raise error
     sys.stderr.write(f"penstock: {ours[0]}\n")
-    return 1 if ours[0].retryable else 2
+    return exit_code_of(ours[0])
+
+
+def exit_code_of(error: PenstockError) -> int:
+    """1 if the same may succeed the next time, as after a restart; 2 if not."""
+    return 1 if error.retryable or isinstance(error, ClosedError) else 2
 
 
 def _leaves(error: BaseException) -> Iterator[BaseException]:

@@ -111,6 +111,17 @@ def append_error_code(error: Exception) -> int:
     return ErrorCode.KAFKA_STORAGE_ERROR
 
 
+def doubtful_error_code(error: Exception) -> int:
+    """What a producer is told of an append that the WAL took, and then failed.
+
+    It may be on the medium, and come back at the next recovery. So the code is one after which idempotent clients
+    send the very same batch again, which is then recognised; after "not stored", librdkafka may batch its records
+    in another way, and they would be stored twice.
+    """
+    code = append_error_code(error)
+    return code if code == ErrorCode.MESSAGE_TOO_LARGE else ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND
+
+
 class _Produce:
     """A produce that waits for durability."""
 
@@ -137,7 +148,7 @@ class _Produce:
             self._on_done(outcome)
             partition._advanced()
         else:
-            self._on_done(AppendOutcome(append_error_code(error), str(error)))
+            self._on_done(AppendOutcome(doubtful_error_code(error), str(error)))
 
 
 class Partition:
@@ -384,7 +395,10 @@ class Partition:
         self._duplicates = [waiting for waiting in self._duplicates if waiting[0] < next_offset]
         for _, _, on_done in due:
             on_done(
-                AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, "the first copy of this batch wasn't stored")
+                AppendOutcome(
+                    ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
+                    "whether the first copy of this batch is stored isn't known",
+                )
             )
 
     async def append_batch(self, batch: bytearray) -> int:

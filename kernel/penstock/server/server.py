@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("Server",)
 
 import asyncio
+import errno
 import logging
 import sys
 from collections import Counter
@@ -22,7 +23,7 @@ from anyio.abc import TaskGroup
 from penstock.api.context import ApiContext, Client, Endpoint
 from penstock.api.dispatch import Api, advertised
 from penstock.api.produce_response import ResponseTemplates
-from penstock.errors import ConfigError
+from penstock.errors import ConfigError, UnavailableError
 from penstock.log.limiter import BytesLimiter
 from penstock.server.connection import Connection
 from penstock.server.settings import SCRATCH_BYTES, ListenerSettings, ServerSettings, ServerStatistics
@@ -46,6 +47,8 @@ _SILENT_S: Final = 2.0
 _IDLE_S: Final = 10.0
 _LOOK_MAX: Final = 64
 _NOBODY: Final = object()
+#: Why a listener can't be bound now, and may be in a moment: the process before this one may still hold the port.
+_MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 #: At most so many lines about bad input per this many seconds.
 _FAULT_LINES_MAX: Final = 5
 _FAULT_WINDOW_S: Final = 10.0
@@ -163,7 +166,8 @@ class Server(AsyncContextManagerMixin):
                 start_serving=False,
             )
         except OSError as error:
-            raise ConfigError(
+            kind = UnavailableError if error.errno in _MAY_PASS else ConfigError
+            raise kind(
                 f"can't listen, is the port in use or the host not of this machine? "
                 f"listener={listener.name} host={listener.host} port={listener.port} reason={error.strerror or error}"
             ) from error

@@ -120,6 +120,8 @@ class WalStatistics:
     last_group_us: int = 0
     #: One word of state: ``open``, ``fenced``, ``failed``, ``closed``.
     state: str = "open"
+    #: Why the state is ``fenced`` or ``failed``: one sentence.
+    last_error: str = ""
 
 
 class WriteAheadLog(Protocol):

@@ -55,6 +55,8 @@ IN_FLIGHT_OVERHEAD_BYTES = 3072
 OVERHEAD_ENTRIES = 256
 #: Streams that one metadata command names at most: folding it holds up everybody, some milliseconds at most.
 STREAMS_PER_COMMAND = 1000
+#: So often the WAL is asked whether it still works while nothing is appended.
+WAL_LOOK_S = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +72,8 @@ class EngineSettings:
     orphan_grace_ms: int
     upload: UploadSettings
     reader: ReaderSettings
+    #: How long the engine goes on to upload once the WAL has ended.
+    last_upload_ms: int = 30_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,8 +133,7 @@ class _Pending:
             engine._store_durable(entry)
         else:
             engine._append_failures += 1
-            if isinstance(append.error, FencedError):
-                engine._die(append.error)
+            engine._look_at_wal(append.error)
             if self._generation == stream._generation:
                 # later appends of this stream fail too: offsets start again after the last durable one
                 stream._generation += 1
@@ -268,6 +271,7 @@ class StreamEngine:
             tasks.start_soon(engine._lifecycle.run)
             tasks.start_soon(engine._orphans.run)
             tasks.start_soon(engine._upload_on_interval)
+            tasks.start_soon(engine._watch_wal)
             tasks.start_soon(engine._end_when_wal_ended)
             try:
                 yield engine
@@ -373,8 +377,12 @@ class StreamEngine:
             self._wal_full = True
             self._freeze()
             raise
-        except (ClosedError, FencedError) as error:
+        except FencedError as error:
             self._die(kept(error))
+            raise
+        except ClosedError as error:
+            self._look_at_wal(error)
+            self._die(UnavailableError(f"the wal takes nothing any more, restart the broker: cause={error}"))
             raise
         entry = StreamEntry(
             stream.stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum
@@ -414,10 +422,52 @@ class StreamEngine:
             self._fatal = error
             self._died.set()
 
+    def _look_at_wal(self, error: Exception | None) -> None:
+        """End if the WAL has ended; ``error`` is what an append was told, if there was one."""
+        if self._fatal is not None:
+            return
+        if isinstance(error, FencedError):
+            self._die(kept(error))
+            return
+        statistics = self._wal.statistics()
+        if statistics.state == "fenced":
+            self._die(FencedError(statistics.last_error or f"the wal is fenced: wal={self._wal.location}"))
+        elif statistics.state == "failed":
+            reason = statistics.last_error or f"the wal failed, restart the broker: wal={self._wal.location}"
+            self._die(UnavailableError(reason))
+
+    async def _watch_wal(self) -> None:
+        """Its contract has no call that tells, so a WAL to which nothing is appended is asked."""
+        while self._fatal is None:
+            await anyio.sleep(WAL_LOOK_S)
+            self._look_at_wal(None)
+
     async def _end_when_wal_ended(self) -> None:
         await self._died.wait()
         assert self._fatal is not None
+        if not isinstance(self._fatal, FencedError):
+            await self._upload_the_rest()
         raise again(self._fatal)
+
+    async def _upload_the_rest(self) -> None:
+        """What was acknowledged is in memory still; nobody knows whether a WAL that failed gives it back."""
+        self._freeze()
+        logger.error(
+            "the wal has ended, and the broker ends when what it acknowledged is uploaded: bytes=%d wal=%s",
+            self.unuploaded_bytes(),
+            self._wal.location,
+        )
+        with anyio.move_on_after(self._settings.last_upload_ms / 1000):
+            await self._uploader.wait_idle()
+        left = self.unuploaded_bytes()
+        if left:
+            logger.error(
+                "not all of it could be uploaded, the rest is only in the wal that has ended: bytes=%d wal=%s",
+                left,
+                self._wal.location,
+            )
+        else:
+            logger.info("everything acknowledged is uploaded")
 
     def _made_progress(self) -> None:
         # with nothing in flight there is no completion left that could wake anybody later

@@ -353,7 +353,7 @@ class Uploader:
                 upload.objects = upload.objects[len(part) :]
         # I4: only now may the WAL forget these entries
         if self.may_trim:
-            await self._retry("WAL trim", lambda: self._wal.trim(upload.block.wal_end))
+            await self._retry("WAL trim", lambda: self._trim(upload.block.wal_end))
         self._log_cache.mark_uploaded(upload.block)
         removed = self._queue.popleft()
         if removed is not upload:
@@ -370,6 +370,11 @@ class Uploader:
             ),
             upload.block,
         )
+
+    async def _trim(self, position: int) -> None:
+        """A WAL that has ended needs no room; whoever opens it next skips what is committed."""
+        if self._wal.statistics().state != "failed":
+            await self._wal.trim(position)
 
     async def _discard(self, objects: Sequence[UploadedObject]) -> None:
         """Delete objects that metadata refused: it may have forgotten them before they were put (I6)."""

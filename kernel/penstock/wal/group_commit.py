@@ -88,6 +88,7 @@ class GroupCommit:
         self._capacity_bytes = capacity_bytes
         self._filler_bytes = filler_bytes
         self._large_bytes = LARGE_BYTES if filler_bytes is not None else sys.maxsize
+        self._error = ""
         self._refusal: PenstockError | None = InvalidRequestError(
             "recover the wal to its end before appending"
         )
@@ -221,6 +222,7 @@ class GroupCommit:
         """
         if self._state in ("open", "closed"):
             self._state = state
+            self._error = "" if state == "closed" else str(error)
             self._refusal = refusal or ClosedError(
                 f"the wal {state}, restart the broker to recover: cause={error}"
             )
@@ -284,6 +286,7 @@ class GroupCommit:
             confirmed_position=self._confirmed,
             last_group_us=last_group_us,
             state=self._state,
+            last_error=self._error,
         )
 
     # -- inside --------------------------------------------------------------------------------------------

@@ -267,8 +267,9 @@ class BlockLog:
             self._check_place()
 
     def look(self) -> None:
-        """While nothing is written: raise UnavailableError if the file was removed or replaced."""
+        """While nothing is written: raise FencedError, or UnavailableError if the file was removed or replaced."""
         self.rest()  # who wrote before us left the lock to whoever comes next
+        self._check_owner()
         self._check_place()
 
     def _check_place(self) -> None:

@@ -264,7 +264,9 @@ async def test_after_a_failure_the_producer_goes_on_with_what_failed_first(world
         duplicate = append(partition, batch(b"a", producer=(7, 0, 0)))
         second = append(partition, batch(b"b", producer=(7, 0, 1)))
         world.wal.fail()
-        assert [codes(o) for o in (first, duplicate, second)] == [[ErrorCode.KAFKA_STORAGE_ERROR]] * 3
+        assert [codes(o) for o in (first, duplicate, second)] == [
+            [ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND]
+        ] * 3
         world.wal.automatic = True
         assert codes(append(partition, batch(b"b", producer=(7, 0, 1)))) == [
             ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER

@@ -15,7 +15,7 @@ from tests.unit.server.harness import DEADLINE_S, Client, Harness, offsets, prod
 
 from penstock.api.context import RequestContext
 from penstock.api.dispatch import Api
-from penstock.errors import ConfigError, UnavailableError
+from penstock.errors import UnavailableError
 from penstock.log.preparation import Preparation, Preparer
 from penstock.server import ListenerSettings, Server
 from penstock.server.settings import SCRATCH_BYTES
@@ -772,7 +772,7 @@ async def test_port_in_use_is_one_sentence() -> None:
             apis={},
             allocator=harness.server.allocator,
         )
-        with pytest.raises(ConfigError, match=f"can't listen.*port={port}"):
+        with pytest.raises(UnavailableError, match=f"can't listen.*port={port}"):
             async with other:
                 pass
 

@@ -20,7 +20,7 @@ from penstock_metadata_object import penstock_register_metadata_log
 from penstock_object_store_fsspec import Settings as StoreSettings
 from penstock_object_store_fsspec import penstock_register_object_store
 
-from penstock.errors import FullError, UnavailableError
+from penstock.errors import ClosedError, FullError, UnavailableError
 from penstock.metadata.commands import CreateTopic
 from penstock.metadata.rows import TopicState
 from penstock.metadata.service import MetadataService
@@ -53,6 +53,7 @@ class FakeWal:
         self.automatic = True
         self.full = False
         self.fail_trims = False
+        self.state = "open"
 
     async def recover(self) -> AsyncIterator[WalEntry]:
         for entry in list(self.durable):
@@ -60,6 +61,8 @@ class FakeWal:
                 yield entry
 
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        if self.state != "open":
+            raise ClosedError(f"the fake wal {self.state}")
         if self.full:
             raise FullError("the fake wal is full")
         joined = b"".join(data)
@@ -87,11 +90,17 @@ class FakeWal:
         for append, _ in due:
             append.complete(UnavailableError("the fake wal failed"))
 
+    def end(self, state: str = "failed") -> None:
+        """It takes nothing more, for good."""
+        self.state = state
+        self.fail()
+
     def crash(self) -> None:
         """A new process opens it: what was pending is gone."""
         self.pending = []
         self.automatic = True
         self.full = False
+        self.state = "open"
 
     async def trim(self, position: int) -> None:
         if self.fail_trims:
@@ -102,7 +111,8 @@ class FakeWal:
         raise NotImplementedError
 
     def statistics(self) -> WalStatistics:
-        return WalStatistics(trimmed_position=self.trimmed)
+        error = "" if self.state == "open" else f"the fake wal {self.state} for a reason"
+        return WalStatistics(trimmed_position=self.trimmed, state=self.state, last_error=error)
 
 
 class SteeredStore:

@@ -1,0 +1,177 @@
+"""How ``penstock serve`` ends: the exit code says whether a restart helps, and what was acknowledged is there then.
+
+Each row of the table in docs/operations.md ("How it ends") has its test here, or in the file that it names there.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+from pathlib import Path
+
+import pytest
+from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.ledger import Ledger, check, create_topic, read_all
+from tests.integration.test_faults import (
+    FLAKY,
+    WITH_PLUGINS,
+    Flaky,
+    acks_go_on,
+    one_sentence,
+    run_serve,
+)
+
+RESTART_HELPS = 1
+RESTART_IS_FUTILE = 2
+FAULTY = "wal.plugin=faulty_wal"
+
+
+def writing(broker: ServeProcess) -> Ledger:
+    """Producers at work on a broker of which some records are acknowledged."""
+    create_topic(broker.bootstrap_servers)
+    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
+    ledger.start()
+    acks_go_on(ledger)
+    return ledger
+
+
+def all_there(broker: ServeProcess, ledger: Ledger) -> None:
+    """After a start everything that was acknowledged is there."""
+    broker.start()
+    acks_go_on(ledger)
+    ledger.stop()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+def test_a_stop_that_was_asked_for_ends_with_0(serve: ServeFactory, number: signal.Signals) -> None:
+    broker = serve()
+    broker.signal(number)
+    assert broker.wait(30) == 0
+
+
+def test_a_failed_sync_ends_with_1_and_the_next_start_has_everything(serve: ServeFactory) -> None:
+    broker = serve(FAULTY, arguments=WITH_PLUGINS)
+    ledger = writing(broker)
+    try:
+        control = broker.data_dir / "wal.control"
+        control.write_text("sync")
+        assert broker.wait(30) == RESTART_HELPS
+        control.unlink()
+        assert one_sentence(broker.output)
+        assert "the wal's medium failed, check the disk and restart the broker: path=" in broker.output
+        assert "everything acknowledged is uploaded" in broker.output
+        all_there(broker, ledger)
+    finally:
+        ledger.stop()
+
+
+@pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
+def test_a_wal_that_is_removed_ends_with_1_and_the_next_start_has_everything(
+    serve: ServeFactory, how: str
+) -> None:
+    """What was acknowledged is uploaded from memory, so a new WAL will do: nobody is asked to accept a loss."""
+    broker = serve()
+    ledger = writing(broker)
+    try:
+        path = broker.data_dir / "wal/penstock.wal"
+        match how:
+            case "removed":
+                path.unlink()
+            case "moved":
+                path.rename(broker.data_dir / "moved.wal")
+            case _:
+                other = broker.data_dir / "other"
+                other.write_bytes(b"a user's notes")
+                other.replace(path)
+        assert broker.wait(30) == RESTART_HELPS
+        assert one_sentence(broker.output)
+        told = "the wal's file was removed or replaced while the broker ran, so nothing more is acknowledged"
+        assert f"{told}; start it again: path={path}" in broker.output
+        assert "everything acknowledged is uploaded" in broker.output
+        if how == "replaced":
+            assert path.read_bytes() == b"a user's notes"
+            path.unlink()
+        all_there(broker, ledger)
+    finally:
+        ledger.stop()
+
+
+def test_a_wal_that_is_removed_under_an_idle_broker_ends_it_too(serve: ServeFactory) -> None:
+    broker = serve()
+    ledger = writing(broker)
+    ledger.stop()
+    (broker.data_dir / "wal/penstock.wal").unlink()
+    assert broker.wait(30) == RESTART_HELPS
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
+def test_a_removed_wal_beside_a_failing_store_is_said_to_be_a_loss_and_the_next_start_asks(
+    serve: ServeFactory,
+) -> None:
+    """Nothing else can be done: records are only in memory. It ends in bounded time, and says how much is lost."""
+    broker = serve(*FLAKY, "broker.drain_timeout=1s", arguments=WITH_PLUGINS)
+    ledger = writing(broker)
+    try:
+        Flaky(broker).turn("fail")
+        acks_go_on(ledger)
+        (broker.data_dir / "wal/penstock.wal").unlink()
+        assert broker.wait(30) == RESTART_HELPS
+    finally:
+        ledger.stop()
+    assert (
+        "not all of it could be uploaded, the rest is only in the wal that has ended: bytes=" in broker.output
+    )
+    Flaky(broker).turn("ok")
+    broker.launch()
+    assert broker.wait(30) == RESTART_IS_FUTILE
+    assert "acknowledged records of this node may be in another WAL only" in broker.output
+
+
+def test_a_broker_that_is_fenced_ends_with_2_since_a_restart_would_fence_the_other_one(
+    serve: ServeFactory, tmp_path: Path
+) -> None:
+    shared = (f"wal.path={tmp_path / 'wal'}", f"object_store.url=file://{tmp_path / 'objects'}")
+    older = serve(*shared)
+    serve(*shared)
+    assert older.wait(30) == RESTART_IS_FUTILE
+    assert one_sentence(older.output)
+
+
+def test_a_port_that_somebody_has_ends_with_1_for_it_may_be_free_again(tmp_path: Path) -> None:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        sock.listen()
+        code, output = run_serve(tmp_path / "data", f"listener.bind=127.0.0.1:{sock.getsockname()[1]}")
+    assert code == RESTART_HELPS, output
+    assert one_sentence(output)
+    assert "can't listen, is the port in use" in output
+
+
+def test_a_host_that_isnt_this_machines_ends_with_2(tmp_path: Path) -> None:
+    code, output = run_serve(tmp_path / "data", "listener.bind=192.0.2.1:9092")  # for documentation: RFC 5737
+    assert code == RESTART_IS_FUTILE, output
+    assert one_sentence(output)
+
+
+def test_a_mistake_in_the_configuration_ends_with_2(tmp_path: Path) -> None:
+    for sets in (
+        ["broker.node_id=minus one"],
+        ["broker.no_such_key=1"],
+        ["wal.plugin=none"],
+        ["wal.capacity=1KiB"],
+    ):
+        code, output = run_serve(tmp_path / "data", *sets)
+        assert code == RESTART_IS_FUTILE, output
+        assert one_sentence(output)
+    (tmp_path / "file").write_bytes(b"")
+    code, output = run_serve(tmp_path / "file/data")
+    assert code == RESTART_IS_FUTILE, output
+    assert one_sentence(output)
+
+
+def test_a_second_broker_on_a_data_directory_ends_with_2(broker: ServeProcess) -> None:
+    code, output = run_serve(broker.data_dir)
+    assert code == RESTART_IS_FUTILE, output
+    assert f"pid={broker.pid}" in output

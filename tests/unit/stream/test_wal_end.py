@@ -1,0 +1,88 @@
+"""A WAL that ends takes the engine with it, but not before what was acknowledged is uploaded, in bounded time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.unit.stream.harness import World
+
+from penstock.errors import ClosedError, FencedError, PenstockError, UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def ended(
+    world: World, *, appends: bool, state: str = "failed", fail_puts: bool = False
+) -> PenstockError:
+    """Two records are acknowledged, then the WAL ends, with an append on its way or without; the engine's error."""
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the body is what is ended
+        async with world.open() as e:
+            e.append(b"one")
+            e.append(b"two")
+            world.wal.automatic = False
+            e.store.fail_puts = fail_puts
+            lost = e.append(b"never acknowledged") if appends else []
+            world.wal.end(state)
+            assert [type(error) for error in lost] == [UnavailableError] * appends
+            with pytest.raises(ClosedError):
+                e.append(b"too late")
+            await anyio.sleep_forever()
+    leaves: list[BaseException] = [caught.value]
+    while isinstance(leaves[0], BaseExceptionGroup):
+        leaves = list(leaves[0].exceptions)
+    (error,) = leaves
+    assert isinstance(error, PenstockError)
+    return error
+
+
+@pytest.mark.parametrize("appends", [True, False])
+async def test_what_was_acknowledged_is_uploaded_before_the_end(world: World, appends: bool) -> None:
+    """And the error is one after which a restart helps."""
+    error = await ended(world, appends=appends)
+    assert isinstance(error, UnavailableError)
+    assert "the fake wal failed for a reason" in str(error)
+    world.wal.crash()
+    world.wal.durable.clear()  # as if the disk gave nothing back
+    async with world.open() as e:
+        assert await e.read_all() == [(0, b"one"), (1, b"two")]
+
+
+async def test_a_wal_that_ends_while_nothing_is_appended_is_noticed(world: World) -> None:
+    with pytest.raises(ExceptionGroup), anyio.fail_after(30):  # noqa: PT012 - the body is what is ended
+        async with world.open():
+            world.wal.state = "failed"
+            await anyio.sleep_forever()
+
+
+async def test_a_store_that_fails_too_holds_up_the_end_for_a_bounded_time(
+    world: World, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.settings = replace(world.settings, last_upload_ms=50)
+    error = await ended(world, appends=True, fail_puts=True)
+    assert "the fake wal failed for a reason" in str(error)
+    assert (
+        "not all of it could be uploaded, the rest is only in the wal that has ended: bytes=6" in caplog.text
+    )
+    world.wal.crash()
+    async with world.open() as e:
+        assert await e.read_all() == [(0, b"one"), (1, b"two")]
+
+
+async def test_a_fenced_owner_uploads_nothing_more(world: World) -> None:
+    """I3: whoever has the WAL now recovers from it."""
+    error = await ended(world, appends=True, state="fenced")
+    assert isinstance(error, FencedError)
+    assert world.uploads == []
