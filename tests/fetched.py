@@ -7,7 +7,15 @@ because its toolchain or the network is missing, its tests are skipped with the 
 
 from __future__ import annotations
 
-__all__ = ("ONLINE", "cache_dir", "go_program", "java", "maven_jars", "node_modules", "python_environment")
+__all__ = (
+    "ONLINE",
+    "cache_dir",
+    "go_program",
+    "java",
+    "maven_jars",
+    "node_modules",
+    "python_environment",
+)
 
 import fcntl
 import hashlib
@@ -59,9 +67,9 @@ def go_program(module: str, version: str, source: str | None = None) -> Path:
     return _made(f"go-{module}-{version}{_digest(source)}", make) / "program"
 
 
-def java() -> str:
-    """The command that runs Java; skips where there is none."""
-    return _tool("java")
+def java() -> list[str]:
+    """The command that runs Java, which then writes nothing outside the run's own temporary directory."""
+    return [_tool("java"), *_java_options()]
 
 
 def maven_jars(*coordinates: str) -> list[Path]:
@@ -80,7 +88,11 @@ def maven_jars(*coordinates: str) -> list[Path]:
         )
         offline = [] if ONLINE else ["--offline"]
         copy = ["dependency:copy-dependencies", "-DincludeScope=runtime", "-DoutputDirectory=jars"]
-        _run([maven, "--quiet", "--batch-mode", *offline, *copy], directory)
+        _run(
+            [maven, "--quiet", "--batch-mode", *offline, *copy],
+            directory,
+            MAVEN_OPTS=" ".join(_java_options()),
+        )
 
     name = "-".join(coordinates)
     return sorted((_made(f"maven-{name}", make) / "jars").glob("*.jar"))
@@ -108,6 +120,10 @@ def python_environment(*requirements: str) -> Path:
 
     base = _digest(f"{sys.version} {sys.base_prefix}")
     return _made(f"python{base}-{'-'.join(requirements)}", make) / "venv" / "bin"
+
+
+def _java_options() -> list[str]:
+    return [f"-Djava.io.tmpdir={tempfile.gettempdir()}", "-XX:-UsePerfData"]
 
 
 def _tool(name: str) -> str:

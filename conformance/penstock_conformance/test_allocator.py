@@ -136,7 +136,7 @@ async def test_request_over_the_limit_is_granted_alone(env: Env) -> None:
         small.release()
         del small
         await _settled()
-        with anyio.fail_after(3):
+        with anyio.fail_after(env.target.deadline_s):
             large = await allocator.allocate(_LIMIT + 1, "append")
         assert len(large.view) == _LIMIT + 1
         with raises(FullError):
@@ -182,7 +182,7 @@ async def test_waiters_are_served_in_order(env: Env) -> None:
                 allocator.charge_nowait(1, "append")
             for item in full:
                 item.release()
-            with anyio.fail_after(3):
+            with anyio.fail_after(env.target.deadline_s):
                 while len(got) < 4:
                     await checkpoint()
         assert order == [0, 1, 2, 3], f"served out of order: {order}"
@@ -220,7 +220,7 @@ async def test_cancelled_waiter_leaves_the_queue(env: Env) -> None:
             await checkpoint()
             await checkpoint()
             full.release()
-            with anyio.fail_after(3):
+            with anyio.fail_after(env.target.deadline_s):
                 await served.wait()
         await _settled()
         assert allocator.statistics().waiting == 0
@@ -270,7 +270,7 @@ async def test_waiters_are_answered_at_the_end(env: Env) -> None:
                 tasks.start_soon(wait, allocator)
             await checkpoint()
             await checkpoint()
-        with anyio.fail_after(3):
+        with anyio.fail_after(env.target.deadline_s):
             while len(answers) < 3:
                 await checkpoint()
         full.release()
@@ -341,7 +341,7 @@ async def test_waiter_gets_memory_when_the_last_view_goes(env: Env) -> None:
             assert not served.is_set(), "pinned memory was given away"
             del view
             gc.collect()
-            with anyio.fail_after(3):
+            with anyio.fail_after(env.target.deadline_s):
                 await served.wait()
 
 
@@ -482,7 +482,7 @@ async def test_listener_makes_room(env: Env) -> None:
         first = allocator.charge_nowait(_LIMIT // 4, "append")
         assert wanted, "the listener wasn't called"
         assert wanted[0] > 0
-        with anyio.fail_after(3):
+        with anyio.fail_after(env.target.deadline_s):
             second = await allocator.allocate(_LIMIT // 4, "append")
         first.release()
         second.release()

@@ -161,7 +161,7 @@ async def test_wait_returns_when_there_is_news(env: Env) -> None:
     """Return when there may be an entry past ``after_index``. May be cancelled."""
     async with env.open() as log:
         await _fill(log, 1, 3)
-        with anyio.fail_after(5):
+        with anyio.fail_after(env.target.deadline_s):
             await log.wait_for_news(0)
             await log.wait_for_news(1)
         woken = 0
@@ -225,7 +225,7 @@ async def test_waiters_are_answered_at_the_end(env: Env) -> None:
                 tasks.start_soon(wait, log)
             for _ in range(5):
                 await checkpoint()
-        with anyio.fail_after(5):
+        with anyio.fail_after(env.target.deadline_s):
             while answered < 3:
                 await checkpoint()
     with raises(ClosedError):

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.patience import HANG_S
 
 from penstock_conformance import KINDS
 
@@ -46,11 +47,11 @@ def test_plugin_conforms(run: tuple[str, ...], tmp_path: Path) -> None:
     done = subprocess.run(
         [
             *(sys.executable, "-m", "penstock", "conformance", "run", kind, "--plugin", plugin),
-            *("--report", str(report), *options),
+            *("--report", str(report), "--deadline", str(HANG_S / 3), *options),
         ],
         capture_output=True,
         text=True,
-        timeout=110,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]

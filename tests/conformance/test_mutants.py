@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import pytest
+from tests.patience import HANG_S
 
 from penstock_conformance import KINDS
 from penstock_conformance.mutants import MUTANTS
@@ -25,7 +26,7 @@ def _try_all(kind: str) -> _Outcomes:
         capture_output=True,
         text=True,
         env={**os.environ, "PENSTOCK_LOAD_PLUGINS": ""},
-        timeout=110,
+        timeout=HANG_S,
         check=False,
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from tests.loop_device import loop_device
+from tests.patience import HANG_S
 
 PLUGINS = Path(__file__).with_name("_plugins")
 DEVICE_BYTES = 4 * 2**20
@@ -29,10 +30,11 @@ def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: st
                 *(sys.executable, "-m", "penstock", "conformance", "run", "wal", "--plugin", "wal_on_device"),
                 *("--plugins-dir", str(PLUGINS), "--report", str(report), "--set", f"io={io}"),
                 *("--set", f"capacity={DEVICE_BYTES}", "--set", "group_bytes_max=256KiB"),
+                *("--deadline", str(HANG_S / 3)),
             ],
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=HANG_S,
             check=False,
             env={**os.environ, "PENSTOCK_TEST_DEVICES": f"{device}:{other}"},
         )

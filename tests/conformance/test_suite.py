@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import HANG_S
 
 import penstock_conformance
 import penstock_conformance.reference
@@ -77,7 +78,7 @@ def _run(tmp_path: Path, *arguments: str) -> tuple[subprocess.CompletedProcess[s
         [sys.executable, "-m", "penstock", "conformance", "run", *arguments, "--report", str(report)],
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=HANG_S,
         check=False,
         cwd=tmp_path,
     )
@@ -155,7 +156,7 @@ def test_suite_runs_under_a_foreign_pytest(tmp_path: Path) -> None:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
         cwd=tmp_path,
         env={**os.environ, "PYTEST_ADDOPTS": ""},
@@ -183,7 +184,7 @@ def test_mistakes_of_the_user_are_one_sentence(
             [sys.executable, "-m", "penstock", "conformance", "run", *arguments],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=HANG_S,
             check=False,
         )
         code, text = done.returncode, done.stderr
@@ -241,7 +242,7 @@ def test_suite_is_not_loaded_into_every_pytest() -> None:
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=True,
     )
     assert done.stdout.strip().endswith("False")

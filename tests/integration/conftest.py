@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from tests.patience import HANG_S
 
-READY_S = 30.0
+READY_S = HANG_S
 
 
 class ServeProcess:
@@ -85,7 +86,7 @@ class ServeProcess:
         self._process.kill()
         self._reap(10)
 
-    def terminate(self, timeout_s: float = 60) -> int:
+    def terminate(self, timeout_s: float = HANG_S) -> int:
         """SIGTERM, and wait until it has drained; its exit code."""
         assert self._process is not None
         self._process.terminate()
@@ -115,7 +116,7 @@ class ServeProcess:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    def wait_for_output(self, *texts: str, after: int = 0, timeout_s: float = 20) -> None:
+    def wait_for_output(self, *texts: str, after: int = 0, timeout_s: float = HANG_S) -> None:
         """Return when one of ``texts`` was printed, behind the first ``after`` characters of ``output``.
 
         What a broker prints reaches this process later than what it answers: never assert on ``output``

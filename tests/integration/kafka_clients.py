@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from tests.integration.conftest import ServeProcess
+from tests.patience import HANG_S
 
 #: How long anything may take on a slow machine before the test fails.
-DEADLINE_S = 60.0
+DEADLINE_S = HANG_S
 
 #: Codec names as all three Python clients and the Java properties spell them.
 CODECS = ("none", "gzip", "snappy", "lz4", "zstd")

@@ -11,6 +11,7 @@ from typing import Any
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
+from tests.patience import HANG_S
 
 TOPIC = "ledger"
 PARTITIONS = 3
@@ -66,7 +67,7 @@ class Ledger:
                 "queue.buffering.max.messages": max(500, 2**20 // max(self._sizes)),
                 "queue.buffering.max.kbytes": 16 * 1024,
                 "message.max.bytes": 2**20,
-                "message.timeout.ms": 120_000,
+                "message.timeout.ms": int(HANG_S * 1000),
                 "reconnect.backoff.ms": 20,
                 "reconnect.backoff.max.ms": 100,
                 "retry.backoff.ms": 20,
@@ -100,7 +101,7 @@ class Ledger:
                 time.sleep(size / _PACE_BYTES_PER_S)
             elif number % 50 == 0:
                 time.sleep(0.002)
-        producer.flush(60)
+        producer.flush(HANG_S)
 
     def start(self) -> None:
         for thread in self._threads:
@@ -109,7 +110,7 @@ class Ledger:
     def stop(self) -> None:
         self._stop.set()
         for thread in self._threads:
-            thread.join(90)
+            thread.join(HANG_S)
             assert not thread.is_alive(), "a producer hangs"
 
 
@@ -124,7 +125,7 @@ SILENT = _Silent()
 def create_topic(bootstrap_servers: str, topic: str = TOPIC, config: Mapping[str, str] | None = None) -> None:
     admin = AdminClient({"bootstrap.servers": bootstrap_servers})
     for future in admin.create_topics([NewTopic(topic, PARTITIONS, 1, config=dict(config or {}))]).values():
-        future.result(10)
+        future.result(HANG_S)
 
 
 def read_all(bootstrap_servers: str, topic: str = TOPIC) -> dict[int, list[tuple[int, int, int]]]:
@@ -141,11 +142,11 @@ def read_all(bootstrap_servers: str, topic: str = TOPIC) -> dict[int, list[tuple
     try:
         ends = {}
         for partition in range(PARTITIONS):
-            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=20)
+            low, high = consumer.get_watermark_offsets(TopicPartition(topic, partition), timeout=HANG_S)
             assert low == 0
             ends[partition] = high
         consumer.assign([TopicPartition(topic, partition, 0) for partition in range(PARTITIONS)])
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + HANG_S
         while any(not found[p] or found[p][-1][0] < ends[p] - 1 for p in range(PARTITIONS) if ends[p]):
             assert time.monotonic() < deadline, "the consumer gets nothing more"
             for message in consumer.consume(1000, timeout=1.0):

@@ -23,6 +23,7 @@ from tests.integration.kafka_clients import (
     serving,
     unique,
 )
+from tests.patience import HANG_S
 
 COMBINATIONS = [
     pytest.param(codec, acks, idempotent, id=f"{codec}-acks_{acks}-{'idempotent' if idempotent else 'plain'}")
@@ -42,7 +43,7 @@ def run(main: Coroutine[Any, Any, None]) -> None:
     """A test in an event loop of its own, with a deadline."""
 
     async def bounded() -> None:
-        async with asyncio.timeout(100):
+        async with asyncio.timeout(HANG_S):
             await main
 
     asyncio.run(bounded())

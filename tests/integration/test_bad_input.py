@@ -14,6 +14,7 @@ import pytest
 from crc32c import crc32c
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import Ledger, check, create_topic, read_all
+from tests.patience import HANG_S
 
 from penstock.wire import ApiKey, encode_request
 from penstock.wire.error_codes import ErrorCode
@@ -32,7 +33,7 @@ FRAMES = 3000
 
 def connect(broker: ServeProcess) -> socket.socket:
     sock = socket.create_connection(("127.0.0.1", broker.port))
-    sock.settimeout(10)
+    sock.settimeout(HANG_S)
     return sock
 
 
@@ -171,7 +172,7 @@ def prove_service(broker: ServeProcess) -> None:
     create_topic(broker.bootstrap_servers, topic)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1, topic=topic)
     ledger.start()
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     while len(ledger.acked) < 100:
         assert time.monotonic() < deadline, "a real client isn't served any more"
         time.sleep(0.02)

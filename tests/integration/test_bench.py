@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from confluent_kafka.admin import AdminClient
 from tests.integration.conftest import ServeProcess, free_port
+from tests.patience import HANG_S
 
 from penstock.bench.cold_reads import measure_cold_reads
 from penstock.bench.floor import compare
@@ -81,7 +82,7 @@ def test_any_broker_can_be_measured_and_keeps_no_topics(
     result = json.loads(json_path.read_text())
     assert result["broker"]["bootstrapServers"] == broker.bootstrap_servers
     assert result["brokerCpu"] == [None, None]
-    topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=10).topics
+    topics = AdminClient({"bootstrap.servers": broker.bootstrap_servers}).list_topics(timeout=HANG_S).topics
     assert not [name for name in topics if name.startswith("bench-")]
     assert "lost 0" in capfd.readouterr().out
 
@@ -193,7 +194,7 @@ def test_stopped_measurement_leaves_nothing_behind(tmp_path: Path, number: signa
                 break
         process.send_signal(number)
         rest = process.stdout.read()  # ends when the broker and all clients, which inherited it, are gone
-        assert process.wait(30) == 130
+        assert process.wait(HANG_S) == 130
     assert "Traceback" not in rest
     assert list(data.iterdir()) == []
 

@@ -14,6 +14,7 @@ from tests.integration.ledger import Ledger, create_topic
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
 from tests.integration.test_faults import acks_go_on
 from tests.loop_device import loop_device
+from tests.patience import HANG_S
 
 pytestmark = pytest.mark.timeout(240)
 
@@ -35,7 +36,7 @@ def tool(data_dir: Path, device: Path, *command: str) -> dict[str, Any]:
         ],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -98,7 +99,7 @@ def test_a_second_broker_takes_the_device_over(serve: ServeFactory, tmp_path: Pa
             acks_go_on(ledgers[0], 50)
             second = serve(*sets, data_dir=tmp_path / "second")
             brokers.append(second)
-            assert first.wait(30) != 0
+            assert first.wait(HANG_S) != 0
             assert "Traceback" not in first.output, first.output
             create_topic(second.bootstrap_servers, "later")
             later = Ledger(

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from tests.integration.conftest import ServeProcess
+from tests.patience import HANG_S
 
-TIMEOUT_S = 60
+TIMEOUT_S = HANG_S
 
 
 class Cli:

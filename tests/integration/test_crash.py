@@ -56,7 +56,6 @@ def check_all(broker: ServeProcess, ledgers: list[Ledger], *, idempotent: bool =
         check(read_all(broker.bootstrap_servers, ledger.topic), ledger, idempotent=idempotent)
 
 
-@pytest.mark.timeout(240)
 @pytest.mark.parametrize("io", ["direct", "buffered"])
 def test_large_batches_survive_kills(serve: ServeFactory, io: str) -> None:
     """Read from the cache, after another kill, and from objects after a stop that uploaded everything."""
@@ -74,7 +73,6 @@ def test_large_batches_survive_kills(serve: ServeFactory, io: str) -> None:
     check_all(broker, ledgers)
 
 
-@pytest.mark.timeout(240)
 def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -> None:
     """The log goes around its ring as far as uploads let it; in between it is full."""
     broker = serve(*FLAKY, arguments=WITH_PLUGINS)
@@ -102,7 +100,6 @@ def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(420)
 @pytest.mark.parametrize("idempotent", [True, False], ids=["idempotent", "plain"])
 def test_fifty_kills_lose_nothing_acknowledged(serve: ServeFactory, idempotent: bool, tmp_path: Path) -> None:
     """SIGKILL at random moments; then again with nothing left but the WAL file and the object store."""

@@ -15,6 +15,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import SILENT
 from tests.integration.test_faults import damage
+from tests.patience import HANG_S
 
 from penstock.client import ClientSettings, Cluster
 from penstock.coordinator.group_log import partition_for
@@ -43,10 +44,14 @@ def config(broker: ServeProcess, **more: Any) -> dict[str, Any]:
     }
 
 
-def produce(broker: ServeProcess, topic: str, partition: int, values: Sequence[str]) -> list[Any]:
+def produce(
+    broker: ServeProcess, topic: str, partition: int, values: Sequence[str], timeout_s: float = HANG_S
+) -> list[Any]:
     """One batch a record; the errors met."""
     errors: list[Any] = []
-    producer = Producer(config(broker, message_timeout_ms=3000, linger_ms=0, batch_num_messages=1))
+    producer = Producer(
+        config(broker, message_timeout_ms=int(timeout_s * 1000), linger_ms=0, batch_num_messages=1)
+    )
     for value in values:
         producer.produce(
             topic,
@@ -54,14 +59,14 @@ def produce(broker: ServeProcess, topic: str, partition: int, values: Sequence[s
             partition=partition,
             on_delivery=lambda error, _: errors.append(error) if error else None,
         )
-    assert producer.flush(20) == 0
+    assert producer.flush(HANG_S) == 0
     return errors
 
 
 def consume(broker: ServeProcess, topic: str, partition: int, count: int, offset: int = 0) -> list[str]:
     consumer = Consumer(config(broker, group_id="reader"))
     found: list[str] = []
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + HANG_S
     try:
         consumer.assign([TopicPartition(topic, partition, offset)])
         while len(found) < count:
@@ -182,10 +187,10 @@ def commit(broker: ServeProcess, group: str, offset: int) -> None:
         consumer.close()
 
 
-def committed(broker: ServeProcess, group: str) -> int:
+def committed(broker: ServeProcess, group: str, timeout_s: float = HANG_S) -> int:
     consumer = Consumer(config(broker, group_id=group))
     try:
-        (found,) = consumer.committed([TopicPartition("fine", 0)], timeout=5)
+        (found,) = consumer.committed([TopicPartition("fine", 0)], timeout=timeout_s)
         assert found.error is None, found.error
         return int(found.offset)
     finally:
@@ -202,7 +207,7 @@ def fails(call: Callable[[], object]) -> bool:
 
 def penstock(*arguments: str) -> str:
     command = [sys.executable, "-m", "penstock", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -216,7 +221,7 @@ def test_damaged_objects_make_only_what_needs_them_unavailable(serve: ServeFacto
     admin = AdminClient(config(broker))
     topics = {"broken": 2, "doomed": 1, "fine": 1}
     for future in admin.create_topics([NewTopic(name, count) for name, count in topics.items()]).values():
-        future.result(10)
+        future.result(HANG_S)
     for topic, count in topics.items():
         for partition in range(count):
             assert produce(broker, topic, partition, values(topic, partition)) == []
@@ -243,7 +248,7 @@ def test_damaged_objects_make_only_what_needs_them_unavailable(serve: ServeFacto
 
     # Metadata, as Kafka shows a partition without a living replica
     admin = AdminClient(config(broker))
-    described = admin.list_topics(timeout=10).topics["broken"].partitions
+    described = admin.list_topics(timeout=HANG_S).topics["broken"].partitions
     assert described[0].leader == -1
     assert described[0].error.code() == ErrorCode.LEADER_NOT_AVAILABLE
     assert (described[1].leader >= 0, described[1].error) == (True, None)
@@ -251,7 +256,7 @@ def test_damaged_objects_make_only_what_needs_them_unavailable(serve: ServeFacto
     assert set(anyio.run(codes, broker, "fine", 0).values()) == {0}
 
     # real clients: nothing is accepted where it hurts, all else goes on
-    assert len(produce(broker, "broken", 0, ["lost?"])) == 1
+    assert len(produce(broker, "broken", 0, ["lost?"], timeout_s=3)) == 1
     assert produce(broker, "broken", 1, ["more"]) == []
     assert consume(broker, "broken", 1, RECORDS + 1) == [*values("broken", 1), "more"]
     assert consume(broker, "fine", 0, RECORDS) == values("fine", 0)
@@ -259,10 +264,10 @@ def test_damaged_objects_make_only_what_needs_them_unavailable(serve: ServeFacto
     commit(broker, good_group, 9)
     assert committed(broker, good_group) == 9
     assert anyio.run(coordinator_code, broker, bad_group) == ErrorCode.COORDINATOR_NOT_AVAILABLE
-    assert fails(lambda: committed(broker, bad_group))
+    assert fails(lambda: committed(broker, bad_group, timeout_s=5))
 
     # ways out: deleting the topic, giving up the damaged records, putting an object back
-    admin.delete_topics(["doomed"])["doomed"].result(10)
+    admin.delete_topics(["doomed"])["doomed"].result(HANG_S)
     said = broker.output.partition("penstock topic delete-records broken ")[2]
     before = int(said.partition("--before ")[2].partition(")")[0])
     assert 20 < before < 40

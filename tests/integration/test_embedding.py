@@ -16,6 +16,7 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, Producer
+from tests.patience import HANG_S
 
 from penstock import Broker, SyncBroker
 from penstock.errors import ConfigError, FencedError, InvariantError
@@ -36,7 +37,7 @@ def overrides(data_dir: Path, **more: Any) -> dict[str, Any]:
 
 def on_asyncio(main: Callable[[], Awaitable[Any]]) -> Any:
     async def bounded() -> Any:
-        with anyio.fail_after(60):
+        with anyio.fail_after(HANG_S):
             return await main()
 
     return anyio.run(bounded, backend="asyncio")
@@ -277,7 +278,7 @@ def test_sync_broker_serves_blocking_clients(tmp_path: Path) -> None:
         producer = Producer({"bootstrap.servers": broker.bootstrap_servers})
         for value in numbered():
             producer.produce("topic", value)
-        assert producer.flush(30) == 0
+        assert producer.flush(HANG_S) == 0
         consumer = Consumer(
             {
                 "bootstrap.servers": broker.bootstrap_servers,
@@ -326,7 +327,7 @@ def run_pytest(folder: Path, configuration: str, tests: str, code: int = 0) -> s
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=HANG_S,
     )
     assert result.returncode == code, result.stdout + result.stderr
     return result.stdout + result.stderr
@@ -340,10 +341,10 @@ USING_THE_FIXTURE = """
 
     def use(broker):
         client = {"bootstrap.servers": broker.bootstrap_servers}
-        topics = set(AdminClient(client).list_topics(timeout=30).topics) - {"__consumer_offsets"}
+        topics = set(AdminClient(client).list_topics(timeout=HANG_S).topics) - {"__consumer_offsets"}
         producer = Producer(client)
         producer.produce(f"topic-{len(seen)}", b"value")
-        assert producer.flush(30) == 0
+        assert producer.flush(HANG_S) == 0
         seen.append(broker)
         return topics
 
@@ -366,7 +367,7 @@ def test_fixture_can_be_shared_and_configured(tmp_path: Path) -> None:
     tests = USING_THE_FIXTURE.replace("SECOND", "{'topic-0'}").replace("SHARED", "True")
     tests += """
     def test_configured(penstock_broker):
-        metadata = AdminClient({"bootstrap.servers": penstock_broker.bootstrap_servers}).list_topics(timeout=30)
+        metadata = AdminClient({"bootstrap.servers": penstock_broker.bootstrap_servers}).list_topics(timeout=HANG_S)
         assert len(metadata.topics["topic-0"].partitions) == 3
     """
     configuration = """

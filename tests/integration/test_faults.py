@@ -18,6 +18,7 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all, value_of
+from tests.patience import HANG_S
 
 PLUGINS = Path(__file__).with_name("_plugins")
 #: Uploads that come often and are small, so that a fault meets many of them.
@@ -26,7 +27,7 @@ FLAKY = ("object_store.plugin=flaky_store", "wal.capacity=16MiB", *BUSY)
 WITH_PLUGINS = ("--plugins-dir", str(PLUGINS))
 
 
-def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 20) -> None:
+def eventually(holds: Callable[[], bool], what: str, timeout_s: float = HANG_S) -> None:
     """Return when it holds."""
     deadline = time.monotonic() + timeout_s
     while not holds():
@@ -34,13 +35,13 @@ def eventually(holds: Callable[[], bool], what: str, timeout_s: float = 20) -> N
         time.sleep(0.02)
 
 
-def acks_go_on(ledger: Ledger, count: int = 200, timeout_s: float = 30) -> None:
+def acks_go_on(ledger: Ledger, count: int = 200, timeout_s: float = HANG_S) -> None:
     """Return when so many more records were acknowledged."""
     target = len(ledger.acked) + count
     eventually(lambda: len(ledger.acked) >= target, f"{count} more acknowledgements", timeout_s)
 
 
-def acks_stop(ledger: Ledger, quiet_s: float = 0.7, timeout_s: float = 20) -> None:
+def acks_stop(ledger: Ledger, quiet_s: float = 0.7, timeout_s: float = HANG_S) -> None:
     """Return when nothing was acknowledged for a while."""
     deadline = time.monotonic() + timeout_s
     while True:
@@ -119,10 +120,10 @@ def test_disk_full(tmpfs: Callable[[int], Path], serve: ServeFactory, tmp_path: 
     try:
         acks_go_on(ledger)
         filler = fill(disk)
-        acks_stop(ledger, timeout_s=60)
+        acks_stop(ledger, timeout_s=HANG_S)
         broker.wait_for_output("no space left for objects" if which == "objects" else "space")
         filler.unlink()
-        acks_go_on(ledger, timeout_s=10)
+        acks_go_on(ledger, timeout_s=HANG_S)
     finally:
         ledger.stop()
     finish(broker, ledger)
@@ -135,18 +136,18 @@ def test_disk_full_at_start(tmpfs: Callable[[int], Path], serve: ServeFactory) -
     broker = ServeProcess(disk / "data")
     broker.launch()
     broker.wait_for_output("no space left")
-    assert broker.terminate(10) == 0
+    assert broker.terminate() == 0
     before = len(broker.output)
     ready = broker.launch()
     broker.wait_for_output("no space left", after=before)
     filler.unlink()
-    assert ready.wait(20)
+    assert ready.wait(HANG_S)
     create_topic(broker.bootstrap_servers)
-    assert broker.terminate(10) == 0
+    assert broker.terminate() == 0
     assert "Traceback" not in broker.output
 
 
-def run_serve(data_dir: Path, *sets: str, timeout_s: float = 30) -> tuple[int, str]:
+def run_serve(data_dir: Path, *sets: str, timeout_s: float = HANG_S) -> tuple[int, str]:
     """``penstock serve`` that is expected to end by itself: exit code and output."""
     command = [sys.executable, "-m", "penstock", "serve"]
     for setting in (f"broker.data_dir={data_dir}", "listener.bind=127.0.0.1:0", "wal.capacity=64MiB", *sets):
@@ -197,11 +198,11 @@ def test_store_down(flaky: Flaky, mode: str) -> None:
         acks_go_on(ledger)
         flaky.turn(mode)
         acks_go_on(ledger, 400)
-        acks_stop(ledger, timeout_s=60)
+        acks_stop(ledger, timeout_s=HANG_S)
         if mode == "fail":
             broker.wait_for_output("upload failed 1 times, trying again", "unavailable, trying again")
         flaky.turn("ok")
-        acks_go_on(ledger, timeout_s=15)
+        acks_go_on(ledger, timeout_s=HANG_S)
     finally:
         ledger.stop()
     finish(broker, ledger)
@@ -250,9 +251,7 @@ def test_sigterm_while_the_store_is_down(serve: ServeFactory) -> None:
         acks_go_on(ledger)
         flaky.turn("stall")
         acks_go_on(ledger)
-        started = time.monotonic()
-        assert broker.terminate(30) == 0
-        assert time.monotonic() - started < 20
+        assert broker.terminate() == 0
         assert "the next start recovers" in broker.output
         assert "bytes" in broker.output.partition("the next start recovers")[2].splitlines()[0]
         flaky.turn("ok")
@@ -278,7 +277,7 @@ def test_sigterm_while_recovery_waits_for_the_store(serve: ServeFactory) -> None
         ready = broker.launch()
         broker.wait_for_output("uploading what only the WAL holds")
         assert not ready.is_set()
-        assert broker.terminate(20) == 0
+        assert broker.terminate() == 0
         assert "stopping before the start is complete" in broker.output
         flaky.turn("ok")
         broker.start()
@@ -326,7 +325,7 @@ def written(broker: ServeProcess, *, upload: bool) -> Ledger:
     # one more group commit: what only the log's last group holds can't be told from a torn write if it is damaged
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "logger": SILENT})
     producer.produce("after", b"confirms what came before")
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     if upload:
         assert broker.terminate() == 0
     else:
@@ -410,7 +409,7 @@ def test_damaged_object(serve: ServeFactory) -> None:
     try:
         consumer.assign([TopicPartition("ledger", 100 % 3, 0)])
         met: list[str] = []
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG_S
         while not met and time.monotonic() < deadline:
             message = consumer.poll(0.2)
             if message is not None and message.error() is not None:
@@ -422,7 +421,7 @@ def test_damaged_object(serve: ServeFactory) -> None:
     assert met, "the consumer was never told"
     broker.wait_for_output("checksum")
     command = [sys.executable, "-m", "penstock", "verify", "--set", f"broker.data_dir={broker.data_dir}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 1, done.stdout + done.stderr
     assert "checksum" in done.stdout + done.stderr
     damage(held, position)

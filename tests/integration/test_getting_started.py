@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pytest
 from tests.integration.conftest import free_port
+from tests.patience import HANG_S
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "getting-started.md").read_text()
-TIMEOUT_S = 90
+TIMEOUT_S = HANG_S
 
 
 class Terminals:
@@ -79,7 +80,6 @@ class Terminals:
         return result.stdout
 
 
-@pytest.mark.timeout(400)
 def test_every_step_works_as_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     terminals = Terminals(tmp_path)
     shown: dict[str, str] = {}

@@ -15,6 +15,7 @@ import anyio
 import pytest
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.raw_client import connect, create, produce
+from tests.patience import HANG_S
 
 from penstock.wire.compression import CODEC_GZIP
 from penstock.wire.records import build_batch
@@ -43,13 +44,12 @@ RUNS = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
 @pytest.mark.parametrize("run", RUNS)
 def test_resident_memory_stays_under_the_limit(run: str, tmp_path: Path) -> None:
     """Under the limit plus 10 %, with statistics that add up, while consumers lag, read cold and hold responses."""
     report = tmp_path / "report.json"
     command = [sys.executable, str(BENCH), f"--dir={tmp_path}", f"--json={report}", "--retention=512MiB"]
-    done = subprocess.run([*command, *RUNS[run]], capture_output=True, text=True, timeout=170, check=False)
+    done = subprocess.run([*command, *RUNS[run]], capture_output=True, text=True, timeout=HANG_S, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     result = json.loads(report.read_text())
     assert result["faults"] == []

@@ -13,6 +13,7 @@ from confluent_kafka.admin import AdminClient
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import SILENT, create_topic
 from tests.integration.test_faults import eventually
+from tests.patience import HANG_S
 
 from penstock.stream.object_format import object_key
 
@@ -21,7 +22,7 @@ def produce(broker: ServeProcess, topic: str) -> None:
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "logger": SILENT})
     for i in range(10):
         producer.produce(topic, b"%d" % i)
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
 
 
 def test_orphans_are_swept_and_nothing_else_is(serve: ServeFactory) -> None:
@@ -47,7 +48,7 @@ def test_orphans_are_swept_and_nothing_else_is(serve: ServeFactory) -> None:
     eventually(lambda: bool(objects()), "an upload")
     forgotten = min(objects())
     admin = AdminClient({"bootstrap.servers": broker.bootstrap_servers, "logger": SILENT})
-    admin.delete_topics(["gone"])["gone"].result(10)
+    admin.delete_topics(["gone"])["gone"].result(HANG_S)
     eventually(lambda: forgotten not in objects(), "the deletion of the topic's object")
     create_topic(broker.bootstrap_servers, "kept")
     before = objects()

@@ -1,30 +1,28 @@
 """One smoke test for each client of another language: topics, codecs, a group, commit and resume, times.
 
-They run when the client is there already, in the caches of npm, Go and Maven, and are skipped with the reason
-otherwise. With ``PENSTOCK_TESTS_ONLINE=1`` they fetch it; nothing is downloaded without that.
+Clients come from npm, Go's proxy and Maven (``tests/fetched.py``), where Node, Go and Java are there.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.fetched import go_program, java, maven_jars, node_modules
 from tests.integration.conftest import ServeProcess
-from tests.integration.kafka_clients import DEADLINE_S, serving, unique
+from tests.integration.kafka_clients import serving, unique
+from tests.patience import HANG_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = pytest.mark.slow
 
 KAFKAJS = "2.2.4"
 FRANZ_GO = "v1.21.5"
 SARAMA = "v1.60.2"
 JAVA_CLIENTS = ("4.2.0", "3.9.1", "3.6.2")
 RECORDS = 500
-
-ONLINE = os.environ.get("PENSTOCK_TESTS_ONLINE") == "1"
 
 
 @pytest.fixture(scope="module")
@@ -41,14 +39,7 @@ def lines(log_lines: list[str], tmp_path: Path) -> Path:
     return path
 
 
-def tool(name: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"{name} is not installed")
-    return found
-
-
-def run(command: list[str], cwd: Path, timeout_s: float = 2 * DEADLINE_S, **environment: str) -> str:
+def run(command: list[str], cwd: Path, **environment: str) -> str:
     """Run a client program to its good end; what it printed."""
     done = subprocess.run(
         command,
@@ -57,25 +48,10 @@ def run(command: list[str], cwd: Path, timeout_s: float = 2 * DEADLINE_S, **envi
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=timeout_s,
+        timeout=HANG_S,
     )
     assert done.returncode == 0, done.stdout[-4000:]
     return done.stdout
-
-
-def prepare(command: list[str], cwd: Path, why: str, **environment: str) -> None:
-    """Get a client from the local caches, or skip."""
-    done = subprocess.run(
-        command,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=2 * DEADLINE_S,
-    )
-    if done.returncode:
-        pytest.skip(f"{why} (PENSTOCK_TESTS_ONLINE=1 fetches it): {done.stdout.strip()[-300:]}")
 
 
 # -- KafkaJS ---------------------------------------------------------------------------------------------------
@@ -105,7 +81,7 @@ const lines = require("fs").readFileSync(process.argv[4], "utf8").trimEnd().spli
     await consumer.connect();
     await consumer.subscribe({ topic, fromBeginning: true });
     await new Promise((resolve, reject) => {
-      setTimeout(() => reject(new Error(`got ${found.length} of ${expected}`)), 60000).unref();
+      setTimeout(() => reject(new Error(`got ${found.length} of ${expected}`)), 300000).unref();
       consumer.run({ eachMessage: async ({ message }) => {
         assert.equal(message.headers.at.toString(), message.key.toString());
         found.push(`${message.key} ${message.value}`);
@@ -136,22 +112,11 @@ const lines = require("fs").readFileSync(process.argv[4], "utf8").trimEnd().spli
 
 
 def test_kafkajs(shared: ServeProcess, tmp_path: Path, lines: Path) -> None:
-    node = tool("node")
-    prepare(
-        [
-            tool("npm"),
-            "install",
-            *([] if ONLINE else ["--offline"]),
-            "--no-audit",
-            "--no-fund",
-            f"kafkajs@{KAFKAJS}",
-        ],
-        tmp_path,
-        f"kafkajs {KAFKAJS} is not in npm's cache",
-    )
+    modules = node_modules(f"kafkajs@{KAFKAJS}")
     (tmp_path / "smoke.js").write_text(_KAFKAJS)
-    command = [node, "smoke.js", shared.bootstrap_servers, unique("kafkajs"), str(lines)]
-    assert "all is well" in run(command, tmp_path, KAFKAJS_NO_PARTITIONER_WARNING="1")
+    command = ["node", "smoke.js", shared.bootstrap_servers, unique("kafkajs"), str(lines)]
+    environment = {"KAFKAJS_NO_PARTITIONER_WARNING": "1", "NODE_PATH": str(modules)}
+    assert "all is well" in run(command, tmp_path, **environment)
 
 
 # -- Go --------------------------------------------------------------------------------------------------------
@@ -185,7 +150,7 @@ func client(options ...kgo.Opt) *kgo.Client {
 }
 
 func main() {
-	ctx, cancel := context.WithTimeout(context.Background(), 100*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 300*time.Second)
 	defer cancel()
 	topic := os.Args[2]
 	text, err := os.ReadFile(os.Args[3])
@@ -337,7 +302,7 @@ func main() {
 	read := func(count int) []string {
 		group, err := sarama.NewConsumerGroup(brokers, topic, settings())
 		must(err)
-		ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), 300*time.Second)
 		defer cancel()
 		r := &reader{count: count, stop: cancel}
 		for ctx.Err() == nil {
@@ -369,19 +334,8 @@ func main() {
 def test_go(
     shared: ServeProcess, tmp_path: Path, lines: Path, module: str, version: str, source: str
 ) -> None:
-    go = tool("go")
-    (tmp_path / "main.go").write_text(source)
-    (tmp_path / "go.mod").write_text(f"module smoke\n\ngo 1.24\n\nrequire {module} {version}\n")
-    flags = {"GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local"}
-    if not ONLINE:
-        flags |= {"GOPROXY": "off", "GOSUMDB": "off"}
-    prepare(
-        [go, "build", "-o", "smoke", "."],
-        tmp_path,
-        f"{module} {version} is not in Go's module cache",
-        **flags,
-    )
-    command = [str(tmp_path / "smoke"), shared.bootstrap_servers, unique("go"), str(lines)]
+    program = go_program(module, version, source)
+    command = [str(program), shared.bootstrap_servers, unique("go"), str(lines)]
     assert "all is well" in run(command, tmp_path)
 
 
@@ -431,13 +385,13 @@ public class Smoke {
       var waiting = new ArrayList<Future<RecordMetadata>>();
       for (int at = 0; at < values.size(); at++)
         waiting.add(producer.send(new ProducerRecord<>(topic, null, timestamp + at, "k" + at, values.get(at))));
-      for (var one : waiting) one.get(60, TimeUnit.SECONDS);
+      for (var one : waiting) one.get(300, TimeUnit.SECONDS);
     }
   }
 
   static List<String> read(int count) {
     var found = new ArrayList<String>();
-    long end = System.nanoTime() + 60_000_000_000L;
+    long end = System.nanoTime() + 300_000_000_000L;
     try (var consumer = new KafkaConsumer<>(settings("group.id", topic, "auto.offset.reset", "earliest"),
         new StringDeserializer(), new StringDeserializer())) {
       consumer.subscribe(List.of(topic));
@@ -523,7 +477,7 @@ public class Smoke {
         long before = at.offset();
         consumer.assign(List.of(first));
         consumer.seek(first, before);
-        var record = consumer.poll(Duration.ofSeconds(30)).iterator().next();
+        var record = consumer.poll(Duration.ofSeconds(300)).iterator().next();
         check(record.offset() == before && record.timestamp() == at.timestamp(), record);
       }
       var latest = admin.listOffsets(Map.of(first, OffsetSpec.maxTimestamp())).partitionResult(first).get();
@@ -547,23 +501,8 @@ public class Smoke {
 
 @pytest.mark.parametrize("version", JAVA_CLIENTS)
 def test_java(shared: ServeProcess, tmp_path: Path, lines: Path, version: str) -> None:
-    java = tool("java")
-    repository = Path.home() / ".m2" / "repository"
-    clients = repository / "org/apache/kafka/kafka-clients" / version / f"kafka-clients-{version}.jar"
-    if not clients.is_file():
-        pytest.skip(
-            f"kafka-clients {version} is not in Maven's repository (docs/clients.md says how to get it)"
-        )
-    jars = [clients]
-    for folder in (
-        "org/slf4j/slf4j-api",
-        "org/lz4/lz4-java",
-        "at/yawk/lz4/lz4-java",
-        "org/xerial/snappy/snappy-java",
-        "com/github/luben/zstd-jni",
-    ):
-        jars += sorted((repository / folder).glob("*/*.jar"))[-1:]
+    jars = maven_jars(f"org.apache.kafka:kafka-clients:{version}")
     (tmp_path / "Smoke.java").write_text(_JAVA)
-    command = [java, "-cp", ":".join(map(str, jars)), "Smoke.java"]
+    command = [*java(), "-cp", ":".join(map(str, jars)), "Smoke.java"]
     printed = run([*command, shared.bootstrap_servers, unique("java"), str(lines)], tmp_path)
     assert "all is well" in printed

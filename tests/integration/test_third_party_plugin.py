@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, Producer
 from tests.integration.conftest import free_port
+from tests.patience import HANG_S
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "writing-a-plugin.md"
-TIMEOUT_S = 120
+TIMEOUT_S = HANG_S
 RECORDS = 500
 
 
@@ -132,7 +133,7 @@ class Outsider:
                 value=f"record {number}",
                 on_delivery=lambda error, _: errors.append(error) if error else None,
             )
-        assert producer.flush(30) == 0
+        assert producer.flush(HANG_S) == 0
         assert errors == []
 
     def consume(self, count: int) -> list[str]:
@@ -152,7 +153,6 @@ class Outsider:
             consumer.close()
 
 
-@pytest.mark.timeout(400)
 def test_tutorial_works_as_written(tmp_path: Path) -> None:
     pytest.importorskip("hatchling", reason="the tutorial's build backend isn't installed")
     outsider = Outsider(tmp_path)

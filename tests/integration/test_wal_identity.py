@@ -23,6 +23,7 @@ from tests.integration.test_faults import (
     one_sentence,
     run_serve,
 )
+from tests.patience import HANG_S
 
 
 def written(broker: ServeProcess) -> Ledger:
@@ -97,7 +98,7 @@ def penstock(*arguments: str) -> tuple[int, str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=HANG_S,
         check=False,
     )
     return done.returncode, done.stdout
@@ -124,7 +125,7 @@ def test_second_broker_with_another_data_directory_is_refused(serve: ServeFactor
             thread = threading.Thread(target=start_second)
             thread.start()
             acks_go_on(ledger, 50)
-            thread.join(40)
+            thread.join(HANG_S)
             assert ended, "the second broker wasn't refused as it should be"
             assert first.running
             acks_go_on(ledger, 50)
@@ -333,7 +334,7 @@ def test_a_lost_wal_is_given_up_by_name_only(serve: ServeFactory) -> None:
     broker.start()
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "logger": SILENT})
     producer.produce("lost", b"only the WAL holds it")
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     first = identity(broker)
     broker.kill()
     wal = broker.data_dir / "wal" / "penstock.wal"
@@ -380,13 +381,13 @@ def test_a_stop_that_could_not_upload_is_not_clean(serve: ServeFactory) -> None:
         acks_go_on(ledger)
         flaky.turn("stall objects/")
         acks_go_on(ledger)
-        assert broker.terminate(30) == 0
+        assert broker.terminate() == 0
         assert "the next start recovers" in broker.output
         flaky.turn("ok")
         broker.sets = (*broker.sets, "wal.path=other.wal")
         ready = broker.launch()
-        assert ready.wait(30)
-        assert broker.wait(30) == 2
+        assert ready.wait(HANG_S)
+        assert broker.wait(HANG_S) == 2
         assert f"recorded={identity(broker)}" in broker.output
         broker.sets = broker.sets[:-1]
         broker.start()

@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 import pytest
 from penstock_metadata_object import _format
+from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore, SimulatedWal
 from tests.unit.log.test_partition import NOW_MS, NewTopic
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
@@ -256,7 +257,7 @@ class Simulation:
         self.store.fault_rate = 0.0
         self.wal.complete()
         self.wal.automatic = True
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANG_S):
             await life.engine.engine.flush()
             await life.logs.next_producer_id()  # commands are answered in order: all earlier ones are done
             await self._turns(50)
@@ -646,7 +647,7 @@ class _one_crash:  # noqa: N801 - used like a function
 async def test_a_random_history_breaks_no_promise(seed: int, tmp_path: Path) -> None:
     simulation = Simulation(seed, tmp_path)
     try:
-        with anyio.fail_after(60):
+        with anyio.fail_after(HANG_S):
             await simulation.run()
     except BaseException:
         print("\n".join(simulation.trace[-60:]))

@@ -13,6 +13,7 @@ import anyio
 import pytest
 from anyio.lowlevel import checkpoint
 from penstock_metadata_object import Settings, penstock_register_metadata_log
+from tests.patience import HANG_S
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -445,7 +446,7 @@ async def test_a_lone_broker_that_waits_costs_no_request(open_log: Opener, store
 async def test_a_follower_hears_of_another_writer(log: MetadataLog, open_log: Opener) -> None:
     async with open_log(follow=True, follow_interval_ms_min="1ms", follow_interval_ms_max="2ms") as follower:
         assert follower.capabilities.shareable
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(follower.wait_for_news, 0)
                 await log.append(1, b"theirs")

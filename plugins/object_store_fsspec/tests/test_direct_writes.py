@@ -32,7 +32,11 @@ SIZES = st.one_of(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(st.lists(st.lists(SIZES, max_size=4), min_size=1, max_size=4))
 def test_any_sequence_of_writes_gives_their_concatenation(tmp_path: Path, writes: list[list[int]]) -> None:
     path = tmp_path / "object"
@@ -63,7 +67,11 @@ def test_a_file_system_without_direct_writes_is_written_as_usual(
     assert path.read_bytes() == b"".join(body)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(st.integers(0, 600_000), st.integers(0, 600_000), st.integers(1, 600_000))
 def test_any_range_is_read_directly_as_it_is(tmp_path: Path, size: int, start: int, length: int) -> None:
     path = tmp_path / "object"
@@ -139,7 +147,11 @@ ENTRIES = st.tuples(
 )
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(
     streams=st.lists(st.lists(ENTRIES, min_size=1, max_size=4), min_size=1, max_size=3),
     block_bytes=st.sampled_from([1, 70_000, 2**20]),

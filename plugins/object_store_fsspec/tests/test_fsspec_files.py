@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from penstock_object_store_fsspec._files import FileTree
+from tests.patience import HANG_S
 
 from penstock.errors import ConfigError, InvalidRequestError, UnavailableError
 
@@ -68,7 +69,7 @@ def test_of_racing_processes_exactly_one_creates_each_object(tmp_path: Path) -> 
     won: list[tuple[int, int]] = []
     try:
         for me, child in enumerate(children):
-            output, _ = child.communicate(timeout=60)
+            output, _ = child.communicate(timeout=HANG_S)
             assert child.returncode == 0
             won += [(int(turn), me) for turn in output.split()]
     finally:
@@ -96,7 +97,7 @@ def test_temporary_files_of_the_dead_are_swept_and_those_of_the_living_kept(tmp_
         """,
         root,
     )
-    dead.communicate(timeout=60)
+    dead.communicate(timeout=HANG_S)
     assert dead.returncode == 9
     assert len(_temporary(root)) == 2
     living = FileTree(root)

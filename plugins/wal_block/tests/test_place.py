@@ -13,6 +13,7 @@ from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import Header
 from penstock_wal_block._place import find_header
 from tests.loop_device import loop_device
+from tests.patience import HANG_S
 
 from penstock.errors import ConfigError, CorruptError, UnavailableError
 from penstock.files import ACCESSES
@@ -209,6 +210,6 @@ async def test_a_removed_log_is_noticed_without_an_append(tmp_path: Path) -> Non
         async for _ in wal.recover():
             pass
         (tmp_path / SETTINGS.path).unlink()
-        with anyio.fail_after(30):
+        with anyio.fail_after(HANG_S):
             while wal.statistics().state == "open":  # noqa: ASYNC110 - a WAL has no event for it
                 await anyio.sleep(0.01)

@@ -20,6 +20,7 @@ from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
 from penstock_wal_block._log import BlockLog, Owner
 from tests.loop_device import loop_device
+from tests.patience import HANG_S
 
 from penstock.errors import (
     ClosedError,
@@ -210,7 +211,7 @@ def test_a_busy_owner_lets_a_newer_one_in(tmp_path: Path) -> None:
         taken = pool.submit(open_log, tmp_path, 2)
         with pytest.raises(FencedError, match="newer owner"):
             write_for_ever()
-        successor = taken.result(20)
+        successor = taken.result(HANG_S)
     assert len(list(successor.scan())) > 0
 
 
@@ -223,7 +224,7 @@ def test_an_owner_whose_last_job_was_a_trim_for_nothing_holds_no_lock(tmp_path: 
     write()
     log.trim(position)
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(open_log, tmp_path, 2).result(20)
+        pool.submit(open_log, tmp_path, 2).result(HANG_S)
 
 
 async def test_an_owner_that_fails_on_a_payload_holds_no_lock(
@@ -558,7 +559,7 @@ async def test_a_full_disk_refuses_appends_until_space_returns(
         with monkeypatch.context() as patch:
             patch.setattr(FileDevice, method, no_space)
             waiting = [wal.append([b"waiting"])]
-            with anyio.fail_after(10):
+            with anyio.fail_after(HANG_S):
                 while True:
                     try:
                         waiting.append(wal.append([b"waiting"]))

@@ -6,6 +6,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs, make_context
 
 from penstock.api import fetch as fetch_module
@@ -58,7 +59,7 @@ def pieces(partition: PartitionData) -> list[bytes]:
 async def call(asked: FetchRequest, context: RequestContext) -> FetchResponse:
     response = fetch_nowait(asked, context)
     if response is None:
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             response = await handle_fetch(asked, context)
     return response
 

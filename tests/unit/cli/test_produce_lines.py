@@ -11,6 +11,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.patience import HANG_S
 
 from penstock.cli import main
 from penstock.cli._client import read_lines
@@ -140,6 +141,6 @@ def test_help_imports_neither_broker_nor_client() -> None:
         "print([name for name in sys.modules if name.startswith(('penstock.broker', 'penstock.client', "
         "'penstock.wire'))], file=sys.stderr)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S)
     assert done.returncode == 0, done.stderr
     assert done.stderr.strip() == "[]"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import anyio
 import anyio.abc
 import pytest
+from tests.patience import HANG_S
 from tests.unit.client.fake_broker import HANG_UP, SILENCE, FakeBroker
 
 from penstock.client._scope import task_group
@@ -48,7 +49,7 @@ async def test_pipelined_requests_get_their_own_answers() -> None:
     async with broker.serving(), Connection.open("127.0.0.1", broker.port) as connection:
         pending = [await connection.begin(ApiKey.METADATA, ask(f"t{index}")) for index in range(20)]
         for index, each in enumerate(pending):
-            await each.wait(10)
+            await each.wait(HANG_S)
             answer = each.result()
             assert isinstance(answer, MetadataResponse)
             assert len(answer.topics[0].partitions) == index + 1
@@ -105,7 +106,7 @@ async def test_a_request_that_is_cancelled_leaves_the_connection_to_others() -> 
         with anyio.CancelScope() as scope:
             pending = await connection.begin(ApiKey.METADATA, ask("t"))
             scope.cancel()
-            await pending.wait(10)
+            await pending.wait(HANG_S)
         answer = await connection.request(ApiKey.METADATA, ask("t"))
         assert isinstance(answer, MetadataResponse)
 

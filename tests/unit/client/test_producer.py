@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import anyio.lowlevel
 import pytest
+from tests.patience import HANG_S
 from tests.unit.client.fake_broker import SILENCE, FakeBroker
 
 from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
@@ -152,7 +153,7 @@ async def test_sending_waits_while_the_buffer_is_full_and_goes_on_when_there_is_
         while producer.send_nowait("t", b"x" * 100) is not None:
             taken += 1
         assert 0 < taken < 12
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await producer.send("t", b"last")
     assert broker.values()[-1] == b"last"
     assert len(broker.values()) == taken + 2

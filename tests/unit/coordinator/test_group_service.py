@@ -12,6 +12,7 @@ from typing import Any, Protocol, TypeAlias
 import anyio
 import anyio.lowlevel
 import pytest
+from tests.patience import HANG_S
 
 from penstock.coordinator.group_log import partition_for
 from penstock.coordinator.group_service import GroupService
@@ -616,7 +617,7 @@ async def test_everything_that_waits_is_answered_when_the_scope_ends(
             calls.start("behind", service.commit_offsets("c", {TP: OFFSET}))
             calls.start("delete", service.delete_offsets("c", [TP]))
             await settle()
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             await settle()
         no = GroupError.NOT_COORDINATOR
         assert calls.results["join"].error is no

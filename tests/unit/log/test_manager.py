@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore
 from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
 from tests.unit.stream.harness import World
@@ -43,7 +44,7 @@ def written(request: pytest.FixtureRequest) -> bool:
 async def leave(logs: Logs, change: Callable[[], Awaitable[object]], written: bool) -> None:
     """Cancel ``change`` around the time that its first metadata entry is written, and let everything settle."""
     index = logs.manager._metadata.image.index + written
-    with anyio.fail_after(5):
+    with anyio.fail_after(HANG_S):
         async with anyio.create_task_group() as tasks:
 
             async def run() -> None:

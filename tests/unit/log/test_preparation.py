@@ -9,6 +9,7 @@ from pathlib import Path
 import anyio
 import pytest
 from crc32c import crc32c
+from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeAllocator
 from tests.unit.log.test_partition import NOW_MS, append, append_any, codes, open_logs, read
 from tests.unit.stream.harness import World
@@ -252,7 +253,7 @@ async def test_without_room_the_result_lies_where_the_original_was(world: World)
         hog = allocator.charge_nowait(left, "test")
         with pytest.raises(PreparationDueError) as due:
             append(partition, frame.view, charge=frame)
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANG_S):
             view, own = await due.value.work.run()
         assert own is None
         assert len(view) < len(data)
@@ -277,7 +278,7 @@ async def test_many_at_once_take_turns_without_room(world: World) -> None:
             work = Preparation(preparer, view, read_header(view), rules, NOW_MS, CODEC_ZSTD, 1)
             found.append(await work.run())
 
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 for data in batches:
                     tasks.start_soon(run, data)

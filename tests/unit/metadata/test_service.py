@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -353,7 +354,7 @@ async def test_a_newer_life_of_the_node_fences_the_older_one(log: FakeLog) -> No
                 await in_background(tasks, lambda: old.submit(topic("a")), results)
             await anyio.sleep_forever()
 
-    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(5):
+    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(HANG_S):
         await old_life()
     assert [type(error) for error in leaves(caught.value)] == [FencedError]
     assert [type(result) for result in results] == [FencedError]

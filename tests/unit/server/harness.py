@@ -10,6 +10,7 @@ from typing import Any
 
 import anyio
 from anyio.abc import SocketStream
+from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeAllocator, FakeLogs, make_api
 
 from penstock.api.context import ApiContext
@@ -23,7 +24,7 @@ from penstock.wire.messages.produce import (
 )
 from penstock.wire.registry import Message, decode_response, encode_request
 
-DEADLINE_S = 20
+DEADLINE_S = HANG_S
 
 
 class Harness:

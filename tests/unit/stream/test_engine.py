@@ -10,6 +10,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, World
 
 from penstock.errors import (
@@ -102,7 +103,7 @@ async def test_uploads_that_fail_are_tried_until_they_work_and_lose_nothing(worl
         assert statistics.failures > 0
         assert "steered store fails" in statistics.last_error
         e.store.fail_puts = False
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         # objects of failed attempts are given up, and deleted by the next sweep
         states = [held.state for held in e.metadata.image.objects.values()]
@@ -115,7 +116,7 @@ async def test_blocks_are_committed_in_log_order_even_if_put_out_of_order(world:
     async with world.open() as e:
         for i in range(20):
             e.append(bytes([i]) * 60)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         assert len(world.uploads) >= 5
         ranges = e.metadata.image.streams[e.stream.stream_id].ranges
@@ -218,7 +219,7 @@ async def test_a_wal_full_of_deleted_data_is_trimmed(world: World) -> None:
         world.wal.full = True
         with pytest.raises(FullError):
             e.append(b"z", stream=1)
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             await e.engine.wait_for_room(1)
         assert world.wal.trimmed == world.wal.position
 
@@ -264,7 +265,7 @@ async def test_an_upload_that_misses_its_deadline_is_put_again(world: World) -> 
         world.now_ms += 120_000
         await e.engine._lifecycle.sweep()
         e.store.gate.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         assert e.store.object_puts == 2
         assert e.log_cache.evict(2**30)
@@ -292,7 +293,7 @@ async def test_a_full_wal_forces_an_upload_and_room_comes_with_the_trim(world: W
         world.wal.full = True
         with pytest.raises(FullError):
             e.append(b"y")
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             await e.engine.wait_for_room(10)
         assert world.uploads, "the upload was forced"
         world.wal.full = False
@@ -311,7 +312,7 @@ async def test_memory_pressure_evicts_what_is_uploaded_and_uploads_the_rest(worl
                     e.append(payload)
                     break
                 except FullError:
-                    with anyio.fail_after(10):
+                    with anyio.fail_after(HANG_S):
                         await e.engine.wait_for_room(len(payload))
             statistics = e.allocator.statistics()
             assert statistics.used_bytes <= statistics.limit_bytes + 2**20
@@ -337,7 +338,7 @@ async def test_waiting_for_room_ends_when_the_engine_does(world: World) -> None:
             e.append(b"x" * 20)
             tasks.start_soon(wait, e, e.engine.wait_for_room)
             await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             while not outcome:
                 await anyio.lowlevel.checkpoint()
     assert outcome == [ClosedError]
@@ -382,7 +383,11 @@ async def test_lookups_by_time_find_the_first_entry_in_memory_and_in_objects(wor
                 assert e.engine.reads.size_bytes(e.stream) == len(times)
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
 @given(
     st.lists(
         st.sampled_from(["append", "append", "append", "flush", "evict", "crash", "trim", "fail"]),

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, FakeWal, World
 from tests.unit.stream.test_engine import leaves
 
@@ -53,7 +54,7 @@ async def test_a_drain_ends_when_the_last_appends_fail_while_the_wal_is_full(wor
         with pytest.raises(FullError):
             e.append(b"y")
         await anyio.wait_all_tasks_blocked()
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(e.engine.drain)
                 await anyio.wait_all_tasks_blocked()
@@ -100,7 +101,7 @@ async def test_a_drain_doesnt_make_others_miss_the_room_they_wait_for(world: Wor
     async with world.open() as e:
         world.wal.automatic = False
         e.append(b"x" * 20)
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(e.engine.wait_for_room, 1)
                 await anyio.wait_all_tasks_blocked()
@@ -190,7 +191,7 @@ async def test_an_upload_that_lands_after_its_object_was_forgotten_leaves_no_orp
         await e.engine._lifecycle.sweep()
         assert e.metadata.image.objects == {}, "given up, deleted and forgotten while the put was on its way"
         e.store.gate.set()
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         await e.engine._lifecycle.sweep()
         assert len(await e.store.keys()) == len(e.metadata.image.objects) == 1
@@ -231,7 +232,7 @@ async def test_a_commit_that_loses_its_objects_half_way_puts_only_the_rest_again
             return await submit(command)  # type: ignore[arg-type]
 
         e.metadata.submit = expire_the_second  # type: ignore[method-assign]
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         e.log_cache.evict(2**30)
         assert (await e.read_all(0), await e.read_all(1)) == ([(0, b"a")], [(0, b"b")])

@@ -9,6 +9,7 @@ from typing import Any
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 from tests.unit.stream.test_engine import leaves
 
@@ -158,7 +159,7 @@ async def test_sweeping_goes_on_after_the_store_failed_and_ends_the_engine_on_da
                 raise CorruptError("damage") if sweeps == 3 else UnavailableError("not now")
 
             monkeypatch.setattr(e.engine._lifecycle, "sweep", sweep)
-            with anyio.fail_after(5):
+            with anyio.fail_after(HANG_S):
                 await anyio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as caught:

@@ -7,6 +7,7 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.garbage import nothing_to_collect
+from tests.patience import HANG_S
 from tests.unit.stream.harness import Engine, World
 
 from penstock.errors import FencedError, PenstockError, UnavailableError
@@ -63,7 +64,7 @@ async def test_failed_uploads_leave_nothing_to_collect(world: World) -> None:
             e.store.fail_puts = True
             e.append(PAYLOAD)
             e.engine._freeze()
-            with anyio.fail_after(10):
+            with anyio.fail_after(HANG_S):
                 while e.engine.statistics().uploader.failures < 2:  # noqa: ASYNC110
                     await anyio.sleep(0.01)
                 e.store.fail_puts = False

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.patience import HANG_S
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 from tests.unit.stream.test_engine import leaves
 
@@ -314,7 +315,7 @@ async def test_the_task_tries_again_after_failures_and_ends_the_engine_on_damage
                 raise CorruptError("damage") if sweeps == 3 else UnavailableError("not now")
 
             monkeypatch.setattr(e.engine._orphans, "sweep", sweep)
-            with anyio.fail_after(5):
+            with anyio.fail_after(HANG_S):
                 await anyio.sleep_forever()
 
     with pytest.raises(ExceptionGroup) as caught:
@@ -338,6 +339,6 @@ async def test_the_engine_sweeps_by_itself(world: World) -> None:
         object_ids = await forgotten(e, world, 1)
         deleted = anyio.Event()
         await plant(e, *object_ids)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             await deleted.wait()
         assert await e.store.keys() == []

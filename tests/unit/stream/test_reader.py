@@ -10,6 +10,7 @@ import anyio
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, Engine, World
 
 from penstock.errors import CorruptError, UnavailableError
@@ -96,7 +97,7 @@ async def test_a_reader_that_goes_away_leaves_the_others_their_data(world: World
                 found.append(len(await e.engine.reads.read(e.stream, 0, 10**6)))
 
         first, second = anyio.CancelScope(), anyio.CancelScope()
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(read, first)
                 await anyio.wait_all_tasks_blocked()

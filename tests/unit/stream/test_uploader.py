@@ -12,6 +12,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, World
 
 from penstock.errors import UnavailableError
@@ -139,7 +140,7 @@ async def test_a_large_object_is_put_in_parts_and_a_failed_attempt_is_aborted(
         payloads = [(i, bytes([i]) * 300) for i in range(6)]
         for _, payload in payloads:
             e.append(payload)
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         assert [attempt.ended for attempt in attempts] == ["aborted", "completed"]
         assert all(len(part) >= 400 for part in attempts[1].parts[:-1])
@@ -160,13 +161,13 @@ async def test_puts_run_in_parallel_and_commits_in_order(world: World) -> None:
         assert prepared == ["prepared"] * SETTINGS.upload.parallel_max
         assert world.wal.trimmed == 0
         e.store.gate.set()
-        with anyio.fail_after(5):
+        with anyio.fail_after(HANG_S):
             await e.engine.flush()
         assert [event.object_ids for event in world.uploads] == [(1,), (2,), (3,), (4,), (5,), (6,)]
         assert world.wal.trimmed == world.wal.position
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(st.lists(st.binary(min_size=1, max_size=50), min_size=1), st.integers(1, 200))
 def test_parts_are_the_body_and_large_enough(body: list[bytes], part_bytes: int) -> None:
     """S3 refuses parts that are too small, but for the last."""
