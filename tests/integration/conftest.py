@@ -52,7 +52,6 @@ class ServeProcess:
         for setting in (
             f"broker.data_dir={self.data_dir}",
             f"listener.bind=127.0.0.1:{self.port}",
-            "groups.initial_rebalance_delay=200ms",
             "wal.capacity=64MiB",
             *self.sets,
         ):

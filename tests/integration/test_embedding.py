@@ -29,7 +29,6 @@ def overrides(data_dir: Path, **more: Any) -> dict[str, Any]:
     return {
         "broker.data_dir": str(data_dir),
         "listener.bind": "127.0.0.1:0",
-        "groups.initial_rebalance_delay": "0ms",
         "wal.capacity": "64MiB",
         **{key.replace("__", "."): value for key, value in more.items()},
     }
@@ -341,10 +340,10 @@ USING_THE_FIXTURE = """
 
     def use(broker):
         client = {"bootstrap.servers": broker.bootstrap_servers}
-        topics = set(AdminClient(client).list_topics(timeout=HANG_S).topics) - {"__consumer_offsets"}
+        topics = set(AdminClient(client).list_topics(timeout=300).topics) - {"__consumer_offsets"}
         producer = Producer(client)
         producer.produce(f"topic-{len(seen)}", b"value")
-        assert producer.flush(HANG_S) == 0
+        assert producer.flush(300) == 0
         seen.append(broker)
         return topics
 
@@ -367,7 +366,7 @@ def test_fixture_can_be_shared_and_configured(tmp_path: Path) -> None:
     tests = USING_THE_FIXTURE.replace("SECOND", "{'topic-0'}").replace("SHARED", "True")
     tests += """
     def test_configured(penstock_broker):
-        metadata = AdminClient({"bootstrap.servers": penstock_broker.bootstrap_servers}).list_topics(timeout=HANG_S)
+        metadata = AdminClient({"bootstrap.servers": penstock_broker.bootstrap_servers}).list_topics(timeout=300)
         assert len(metadata.topics["topic-0"].partitions) == 3
     """
     configuration = """
@@ -376,6 +375,24 @@ def test_fixture_can_be_shared_and_configured(tmp_path: Path) -> None:
             topics.partitions=3
     """
     assert "3 passed" in run_pytest(tmp_path, configuration, tests)
+
+
+@pytest.mark.parametrize(
+    ("ini", "delay_ms"),
+    [("", 0), ("penstock_broker_set = groups.initial_rebalance_delay=1s", 1000)],
+    ids=["default", "asked for"],
+)
+def test_fixture_delays_a_first_rebalance_only_when_asked_to(tmp_path: Path, ini: str, delay_ms: int) -> None:
+    tests = f"""
+        from confluent_kafka.admin import AdminClient, ConfigResource, ResourceType
+
+        def test_delay(penstock_broker):
+            admin = AdminClient({{"bootstrap.servers": penstock_broker.bootstrap_servers}})
+            (node,) = admin.list_topics(timeout=300).brokers
+            (future,) = admin.describe_configs([ConfigResource(ResourceType.BROKER, str(node))]).values()
+            assert future.result(300)["group.initial.rebalance.delay.ms"].value == "{delay_ms}"
+    """
+    assert "1 passed" in run_pytest(tmp_path, ini, tests)
 
 
 @pytest.mark.parametrize(

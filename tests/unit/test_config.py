@@ -95,6 +95,11 @@ def refused(
 # Layers
 
 
+def test_the_first_rebalance_of_a_group_waits_only_when_asked_to() -> None:
+    """Kafka's own default is 3 s; the configuration that it ships says 0."""
+    assert load_config().tree.groups.initial_rebalance_delay == 0
+
+
 def test_defaults_need_nothing() -> None:
     config = load_config()
     assert config.tree.listener.bind == "127.0.0.1:9092"

@@ -167,7 +167,10 @@ class Groups(Settings):
     """Consumer groups."""
 
     initial_rebalance_delay: Duration = Field(
-        default=3 * SECOND, ge=0, description="Wait for more members before an empty group's first rebalance."
+        default=0,
+        ge=0,
+        description="Wait for more members before an empty group's first rebalance; 3s suits applications that start "
+        "many members at once.",
     )
     session_timeout_min: Duration = Field(
         default=6 * SECOND, ge=1, description="Shortest session timeout a member may ask for."

@@ -69,7 +69,6 @@ def penstock_broker(
     sets = [
         f"broker.data_dir={data_dir}",
         "listener.bind=127.0.0.1:0",
-        "groups.initial_rebalance_delay=0ms",
         "wal.capacity=64MiB",
     ]
     if request.config.getini("penstock_broker_storage") == "memory":
