@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final
 
 from penstock.api.context import RequestContext, Topic
+from penstock.api.deadline import Deadline
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
 from penstock.errors import PenstockError
@@ -210,6 +211,7 @@ async def handle_incremental_alter_configs(
 ) -> IncrementalAlterConfigsResponse:
     """IncrementalAlterConfigs (KIP-339): SET, DELETE, and APPEND and SUBTRACT on lists; a resource all or nothing."""
     responses: list[AlterConfigsResourceResponse] = []
+    deadline = Deadline()
     times = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
     for resource in request.resources:
         response = AlterConfigsResourceResponse(
@@ -220,7 +222,7 @@ async def handle_incremental_alter_configs(
             _check_resource(resource.resource_type, resource.resource_name, times, context)
             topic = _topic(resource.resource_name, context)
             change = partial(_changed, resource.configs, context.api.logs.config_value, topic)
-            await _store(topic, change, request.validate_only, context)
+            await deadline.of(_store(topic, change, request.validate_only, context))
         except PenstockError as error:
             if not is_expected(error):
                 raise
@@ -281,6 +283,7 @@ def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, t
 async def handle_alter_configs(request: AlterConfigsRequest, context: RequestContext) -> AlterConfigsResponse:
     """AlterConfigs, the older way: what is not named goes back to its default."""
     responses: list[AlteredResource] = []
+    deadline = Deadline()
     times = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
     for resource in request.resources:
         response = AlteredResource(
@@ -293,7 +296,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
             configs = validate_topic_configs(
                 {change.name: change.value for change in resource.configs if change.value is not None}
             )
-            await _store(topic, partial(_replaced, configs), request.validate_only, context)
+            await deadline.of(_store(topic, partial(_replaced, configs), request.validate_only, context))
         except PenstockError as error:
             if not is_expected(error):
                 raise

@@ -9,6 +9,7 @@ from typing import Final
 import anyio
 
 from penstock.api.context import Partition, RequestContext
+from penstock.api.deadline import Deadline
 from penstock.api.errors import error_code_of, is_expected
 from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
@@ -143,12 +144,13 @@ async def handle_delete_records(
     Unavailable partitions too: giving up what is damaged is a way to have them back.
     """
     topics: list[DeleteRecordsTopicResult] = []
+    deadline = Deadline(request.timeout_ms)
     for topic in request.topics:
         results: list[DeleteRecordsPartitionResult] = []
         for asked in topic.partitions:
             result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
             try:
-                result.low_watermark = await _delete_records(topic.name, asked, context)
+                result.low_watermark = await deadline.of(_delete_records(topic.name, asked, context))
             except PenstockError as error:
                 if not is_expected(error):
                     raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("handle_init_producer_id",)
 
 from penstock.api.context import RequestContext
+from penstock.api.deadline import Deadline
 from penstock.api.errors import error_code_of, is_expected
 from penstock.errors import PenstockError
 from penstock.wire.error_codes import ErrorCode
@@ -18,10 +19,11 @@ async def handle_init_producer_id(
     if request.transactional_id is not None:
         return InitProducerIdResponse(error_code=ErrorCode.UNSUPPORTED_VERSION, producer_epoch=-1)
     try:
-        producer_id, epoch = await context.api.logs.next_producer_id()
+        producer_id, epoch = await Deadline().of(context.api.logs.next_producer_id())
     except PenstockError as error:
         # Clients retry this code here, and not all of them the storage's own.
-        code = ErrorCode.COORDINATOR_NOT_AVAILABLE if error.retryable else error_code_of(error)
+        is_late = error_code_of(error) == ErrorCode.REQUEST_TIMED_OUT
+        code = ErrorCode.COORDINATOR_NOT_AVAILABLE if error.retryable or is_late else error_code_of(error)
         if not is_expected(error):
             raise
         return InitProducerIdResponse(error_code=int(code), producer_epoch=-1)

@@ -5,10 +5,12 @@ from __future__ import annotations
 __all__ = ("handle_create_partitions", "handle_create_topics", "handle_delete_topics")
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 from penstock.api.configs import config_entry
-from penstock.api.context import NewTopic, RequestContext
+from penstock.api.context import NewTopic, RequestContext, Topic
+from penstock.api.deadline import Deadline
 from penstock.api.errors import error_code_of, error_message_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
 from penstock.errors import InvalidRequestError, PenstockError, again
@@ -62,7 +64,11 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
         for new in valid:
             _describe(results[new.name], new, _ZERO_ID)
     elif valid:
-        created = await context.api.logs.create_topics(valid)
+        created: Sequence[Topic | Exception]
+        try:
+            created = await Deadline(request.timeout_ms).of(context.api.logs.create_topics(valid))
+        except KafkaError as error:
+            created = [error] * len(valid)
         for new, outcome in zip(valid, created, strict=True):
             result = results[new.name]
             if isinstance(outcome, Exception):
@@ -152,7 +158,11 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     else:
         asked = [DeleteTopicState(name=name) for name in request.topic_names]
     # one that is being created will be there, and one that is being deleted won't
-    await logs.wait_changed([state.name for state in asked if state.name is not None])
+    deadline = Deadline(request.timeout_ms)
+    try:
+        await deadline.of(logs.wait_changed([state.name for state in asked if state.name is not None]))
+    except KafkaError as error:
+        return DeleteTopicsResponse(responses=[_not_deleted(state, error) for state in asked])
     results: list[DeletableTopicResult] = []
     found: list[tuple[str, DeletableTopicResult]] = []
     for state in asked:
@@ -174,7 +184,11 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         result.name = name
         result.topic_id = logs.topics()[name].id
     if names:
-        outcomes = await logs.delete_topics(list(names))
+        outcomes: Sequence[Exception | None]
+        try:
+            outcomes = await deadline.of(logs.delete_topics(list(names)))
+        except KafkaError as error:
+            outcomes = [error] * len(names)
         for result, outcome in zip(names.values(), outcomes, strict=True):
             if outcome is not None:
                 if not is_expected(outcome):
@@ -182,6 +196,12 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
                 result.error_code = error_code_of(outcome)
                 result.error_message = error_message_of(outcome)
     return DeleteTopicsResponse(responses=results)
+
+
+def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicResult:
+    return DeletableTopicResult(
+        name=state.name, topic_id=state.topic_id, error_code=error.error_code, error_message=str(error)
+    )
 
 
 def _name_to_delete(state: DeleteTopicState, context: RequestContext) -> str:
@@ -212,6 +232,7 @@ async def handle_create_partitions(
     request: CreatePartitionsRequest, context: RequestContext
 ) -> CreatePartitionsResponse:
     """CreatePartitions: one result per topic, always."""
+    deadline = Deadline(request.timeout_ms)
     times = Counter(topic.name for topic in request.topics)
     results: dict[str, CreatePartitionsTopicResult] = {}
     for asked in request.topics:
@@ -223,10 +244,10 @@ async def handle_create_partitions(
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
                 )
-            await context.api.logs.wait_changed([asked.name])
+            await deadline.of(context.api.logs.wait_changed([asked.name]))
             _check_growth(asked, context)
             if not request.validate_only:
-                await _grow(asked, context)
+                await deadline.of(_grow(asked, context))
         except PenstockError as error:
             if not is_expected(error):
                 raise  # a bug to be shown, and no answer for a client

@@ -23,6 +23,7 @@ from penstock.errors import (
     FencedError,
     NotFoundError,
     PenstockError,
+    UnavailableError,
     again,
     kept,
 )
@@ -58,6 +59,8 @@ PRODUCER_ID_BLOCK = 1000
 LOADS_PARALLEL = 16
 #: Partitions that are worked on before others get their turn: retention, snapshots of producers, opening.
 SLICE_PARTITIONS = 100
+#: Changes of topics that wait for the metadata log at most: each holds a task, and those who asked may be gone.
+CHANGES_MAX = 1000
 #: Threads that recompress batches for topics with a ``compression.type`` of their own; one core is the event loop's.
 PREPARATION_THREADS = max(1, min(4, (os.cpu_count() or 2) - 1))
 
@@ -155,6 +158,7 @@ class LogManager:
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
         self._ended = False
+        self._changes_waiting = 0
         self._changes = TopicChanges()
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
         #: Told the names of deleted topics (the group coordinator drops their offsets).
@@ -318,8 +322,13 @@ class LogManager:
     async def _to_its_end(self, change: Callable[[], Awaitable[T]]) -> T:
         """Do ``change`` even if who asked for it goes away: what metadata says must be so on this broker.
 
-        Raises ClosedError if the broker stops in the middle; the next start finishes it.
+        Raises ClosedError if the broker stops in the middle; the next start finishes it. Raises UnavailableError if
+        too many changes wait, as they do while the metadata log hangs and clients ask again and again.
         """
+        if self._changes_waiting >= CHANGES_MAX:
+            raise UnavailableError(
+                f"too many changes wait for the metadata log, is its store down? waiting={self._changes_waiting}"
+            )
         done = anyio.Event()
         results: list[T] = []
         errors: list[Exception] = []
@@ -335,8 +344,10 @@ class LogManager:
                     raise
                 errors.append(kept(error))
             finally:
+                self._changes_waiting -= 1
                 done.set()
 
+        self._changes_waiting += 1
         self._tasks.start_soon(run)
         try:
             await done.wait()

@@ -14,7 +14,8 @@ from tests.simulation.world import SimulatedStore
 from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
 from tests.unit.stream.harness import World
 
-from penstock.errors import AlreadyExistsError, ClosedError
+from penstock.errors import AlreadyExistsError, ClosedError, UnavailableError
+from penstock.log import manager as manager_module
 from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
@@ -380,3 +381,29 @@ async def test_topics_that_are_created_at_the_same_time_share_the_bound(world: W
             for number in range(6):
                 tasks.start_soon(create, f"t{number}")
         assert sum(not isinstance(one, Exception) for one in made) == 2
+
+
+async def test_changes_that_wait_for_a_hanging_metadata_log_are_bounded(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients whose time is over ask again; what they asked for before goes on."""
+    monkeypatch.setattr(manager_module, "CHANGES_MAX", 2)
+    async with open_logs(world) as logs:
+        hang = anyio.Event()
+        submit = logs.manager._metadata.submit_many
+
+        async def hanging(commands: Any) -> Any:
+            await hang.wait()
+            return await submit(commands)
+
+        monkeypatch.setattr(logs.manager._metadata, "submit_many", hanging)
+        for name in ("a", "b"):
+            with anyio.move_on_after(0):
+                await logs.manager.create_topics([NewTopic(name, 1)])
+        with pytest.raises(UnavailableError, match=r"too many changes wait for the metadata log.*waiting=2"):
+            await logs.manager.create_topics([NewTopic("c", 1)])
+        hang.set()
+        await logs.manager.wait_changed(["a", "b"])
+        await anyio.wait_all_tasks_blocked()
+        await logs.manager.create_topics([NewTopic("d", 1)])
+        assert set(logs.manager.topics()) == {"a", "b", "d", "t"}
