@@ -37,6 +37,7 @@ from penstock.stream.object_format import (
 )
 from penstock.stream.orphans import is_orphan, object_id_of
 from penstock.tools.places import Places
+from penstock.wire.record_walk import plain_records, walk
 from penstock.wire.records import ATTRIBUTES_POS, BatchError, read_header
 
 #: Deletion runs on an interval and waits for slow stores: only past this is an object overdue.
@@ -227,6 +228,11 @@ async def _check_block(places: Places, image: Image, object_id: int, row: IndexR
             if topic is not None and row.stream_id in topic.log_streams:
                 _check_batch(entry.data, entry.base_offset, entry.next_offset)
                 report.batches += 1
+                if fault := _fault_of_records(entry.data):
+                    place = f"{topic.name} offsets=[{entry.base_offset},{entry.next_offset})"
+                    report.problem(
+                        "I12", place, f"consumers can't read the records of a batch in {key}: {fault}"
+                    )
         if position != row.end:
             raise CorruptError(f"block ends elsewhere than its index says: index={row.end} block={position}")
     except (CorruptError, BatchError) as error:
@@ -242,6 +248,16 @@ def _check_batch(batch: memoryview, base_offset: int, next_offset: int) -> None:
         )
     if crc32c(batch[ATTRIBUTES_POS:]) != header.crc:
         raise CorruptError(f"record batch fails its checksum: base_offset={base_offset}")
+
+
+def _fault_of_records(batch: memoryview) -> str:
+    """Why a batch whose bytes are as they came can't be read, which ``topics.validate_records=header`` lets in."""
+    header = read_header(batch)
+    try:
+        walk(plain_records(batch, header), 0, header.count)
+    except BatchError as error:
+        return str(error)
+    return ""
 
 
 async def _check_orphans(

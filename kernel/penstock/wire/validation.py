@@ -139,16 +139,15 @@ def check_batch(records: memoryview, rules: BatchRules, produce_version: int, no
         or header.last_offset_delta < 0
         or header.last_offset_delta + 1 != header.count
         or (header.producer_id >= 0 and (header.base_sequence < 0 or header.producer_epoch < 0))
-        or not rules.full
         or checksum(records[ATTRIBUTES_POS:]) != header.crc
     ):
-        _look_closer(records, header, rules, produce_version, now_ms)
+        _look_closer(records, header, rules, produce_version)
+    if not rules.full and not rules.is_log_append_time:
+        _check_header_times(header, rules, now_ms)
     return header
 
 
-def _look_closer(
-    records: memoryview, header: BatchHeader, rules: BatchRules, produce_version: int, now_ms: int
-) -> None:
+def _look_closer(records: memoryview, header: BatchHeader, rules: BatchRules, produce_version: int) -> None:
     """Say what is wrong, in the order of importance; or nothing is, and the batch is only unusual."""
     _check_framing(len(records), header, rules.max_message_bytes)
     _check_codec(header.codec, produce_version)
@@ -162,8 +161,9 @@ def _look_closer(
         text = "clients may not set the timestamp type to LogAppendTime"
         indexes = range(min(header.count, _RECORD_ERRORS_MAX))
         raise BatchError(text, INVALID_TIMESTAMP, [(index, text) for index in indexes])
-    if rules.full or rules.is_log_append_time:
-        return
+
+
+def _check_header_times(header: BatchHeader, rules: BatchRules, now_ms: int) -> None:
     # Max first: the usual fault is a clock that runs ahead, or microseconds.
     for timestamp in (header.max_timestamp, header.base_timestamp):
         age_ms = now_ms - timestamp

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from tests.unit.stream.harness import Engine, World
+from tests.unit.wire.batches import GOOD, with_body
 
 from penstock.metadata.commands import PrepareObjects, ReleaseWal, UseWal
 from penstock.metadata.ranges import Ranges
@@ -83,6 +84,21 @@ async def test_a_flipped_byte_anywhere_in_an_object_is_found(world: World, posit
         report = await check(world, e)
         assert {problem.invariant for problem in report.problems} <= {"I11", "I2"}
         assert any(key in problem.place for problem in report.problems)
+
+
+@pytest.mark.parametrize("codec", range(5))
+async def test_a_batch_that_no_consumer_gets_past_is_found(world: World, codec: int) -> None:
+    """Stored while headers were believed: its bytes are intact, its records are not."""
+    async with world.open() as e:
+        append(e, b"good")
+        malformed = with_body(GOOD + b"\x00", 1, codec)
+        assign_offsets(malformed, e.stream.next_offset, 0)
+        e.append(bytes(malformed), count=1)
+        await e.engine.flush()
+        report = await check(world, e)
+        assert [problem.invariant for problem in report.problems] == ["I12"]
+        assert "offsets=[1,2)" in report.problems[0].place
+        assert "left_bytes=1" in report.problems[0].message
 
 
 async def test_where_no_metadata_are_nothing_is_said_to_hold(world: World) -> None:
