@@ -224,7 +224,7 @@ def test_a_transactional_producer_is_told_that_there_are_no_transactions(shared:
     settings = {"bootstrap_servers": shared.bootstrap_servers, "transactional_id": "any"}
     with (
         closing(KafkaProducer(**settings)) as producer,
-        pytest.raises(errors.KafkaError, match="UnsupportedVersion"),
+        pytest.raises(errors.TransactionalIdAuthorizationFailedError),
     ):
         producer.init_transactions()
 

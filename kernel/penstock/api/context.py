@@ -373,6 +373,8 @@ class ApiContext:
     fetch_sessions: Any = None
     #: What they may take; None: as many as there may be.
     session_memory: Ledger | None = None
+    #: Whether the log says that there are no transactions.
+    told_of_transactions: bool = False
     #: Encoded topics; ``penstock.api.metadata`` makes it on first use.
     metadata_fragments: Any = None
 

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 from penstock.api import (
     acls,
     configs,
+    consumer_groups,
     fetch,
     log_dirs,
     metadata,
@@ -83,6 +84,7 @@ _NOWAIT: Final[Mapping[int, NowaitHandler]] = {
     ApiKey.DESCRIBE_CLIENT_QUOTAS: quotas.describe_client_quotas_nowait,
     ApiKey.DESCRIBE_CLUSTER: metadata.describe_cluster_nowait,
     ApiKey.DESCRIBE_PRODUCERS: producers.describe_producers_nowait,
+    ApiKey.CONSUMER_GROUP_HEARTBEAT: consumer_groups.consumer_group_heartbeat_nowait,
     ApiKey.LIST_CONFIG_RESOURCES: configs.list_config_resources_nowait,
     ApiKey.DESCRIBE_TOPIC_PARTITIONS: metadata.describe_topic_partitions_nowait,
 }
@@ -108,6 +110,7 @@ _FAILURE_VERSIONS: Final[Mapping[int, tuple[int, int]]] = {
     ApiKey.LIST_PARTITION_REASSIGNMENTS: (0, 99),
     ApiKey.DESCRIBE_CLIENT_QUOTAS: (0, 99),
     ApiKey.LIST_CONFIG_RESOURCES: (0, 99),
+    ApiKey.CONSUMER_GROUP_HEARTBEAT: (0, 99),
 }
 
 

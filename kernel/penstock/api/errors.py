@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("error_code_of", "error_message_of", "is_expected", "quoted")
+__all__ = ("controller_code_of", "error_code_of", "error_message_of", "is_expected", "quoted")
 
 from typing import Final
 
@@ -49,6 +49,17 @@ def error_code_of(error: BaseException) -> int:
         if isinstance(error, kind):
             return int(code)
     return int(ErrorCode.UNKNOWN_SERVER_ERROR)
+
+
+def controller_code_of(error: BaseException) -> int:
+    """The code to answer ``error`` with in requests to the controller, which create, grow and delete topics.
+
+    A broker that stops isn't the controller any more; clients look for the next one then, and take
+    NOT_LEADER_OR_FOLLOWER for final in these APIs.
+    """
+    if isinstance(error, FencedError | ClosedError):
+        return int(ErrorCode.NOT_CONTROLLER)
+    return error_code_of(error)
 
 
 def error_message_of(error: BaseException) -> str:

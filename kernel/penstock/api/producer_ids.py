@@ -4,27 +4,50 @@ from __future__ import annotations
 
 __all__ = ("handle_init_producer_id",)
 
+import logging
+
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
-from penstock.api.errors import error_code_of, is_expected
-from penstock.errors import PenstockError
+from penstock.api.errors import error_code_of, is_expected, quoted
+from penstock.errors import ClosedError, FencedError, PenstockError
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest, InitProducerIdResponse
+
+_log = logging.getLogger("penstock.api")
 
 
 async def handle_init_producer_id(
     request: InitProducerIdRequest, context: RequestContext
 ) -> InitProducerIdResponse:
-    """A new producer id each time. Transactional ids are refused: this broker has no transactions yet."""
+    """A new producer id each time. Transactional ids are refused: this broker has no transactions yet.
+
+    Refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which ends all clients at once. UNSUPPORTED_VERSION says more,
+    but librdkafka asks again twice a second, by default for ever.
+    """
     if request.transactional_id is not None:
-        return InitProducerIdResponse(error_code=ErrorCode.UNSUPPORTED_VERSION, producer_epoch=-1)
+        _tell_once(request.transactional_id, context)
+        code = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
+        return InitProducerIdResponse(error_code=code, producer_epoch=-1)
     try:
         producer_id, epoch = await Deadline().of(context.api.logs.next_producer_id())
     except PenstockError as error:
-        # Clients retry this code here, and not all of them the storage's own.
+        # All clients retry this code here; aiokafka and others take those of storage, leaders and time for final.
         is_late = error_code_of(error) == ErrorCode.REQUEST_TIMED_OUT
-        code = ErrorCode.COORDINATOR_NOT_AVAILABLE if error.retryable or is_late else error_code_of(error)
+        passes = is_late or error.retryable or isinstance(error, ClosedError | FencedError)
+        failure = ErrorCode.COORDINATOR_NOT_AVAILABLE if passes else error_code_of(error)
         if not is_expected(error):
             raise
-        return InitProducerIdResponse(error_code=int(code), producer_epoch=-1)
+        return InitProducerIdResponse(error_code=int(failure), producer_epoch=-1)
     return InitProducerIdResponse(producer_id=producer_id, producer_epoch=epoch)
+
+
+def _tell_once(transactional_id: str, context: RequestContext) -> None:
+    if context.api.told_of_transactions:
+        return
+    context.api.told_of_transactions = True
+    _log.warning(
+        "a producer with a transactional id was refused, there are no transactions here yet; unset transactional.id, "
+        "an idempotent producer writes nothing twice either (this is logged once): transactional_id=%s client_id=%s",
+        quoted(transactional_id),
+        quoted(context.client.client_id or ""),
+    )

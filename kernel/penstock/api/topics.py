@@ -11,7 +11,7 @@ from typing import Final
 from penstock.api.configs import config_entry
 from penstock.api.context import NewTopic, RequestContext, Topic
 from penstock.api.deadline import Deadline
-from penstock.api.errors import error_code_of, error_message_of, is_expected, quoted
+from penstock.api.errors import controller_code_of, error_message_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
 from penstock.errors import InvalidRequestError, PenstockError, again
 from penstock.log.errors import KafkaError
@@ -74,7 +74,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             if isinstance(outcome, Exception):
                 if not is_expected(outcome):
                     raise again(outcome)  # a bug to be shown, and no answer for a client
-                result.error_code = error_code_of(outcome)
+                result.error_code = controller_code_of(outcome)
                 result.error_message = error_message_of(outcome)
             else:
                 _describe(result, new, outcome.id)
@@ -193,7 +193,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
             if outcome is not None:
                 if not is_expected(outcome):
                     raise again(outcome)  # a bug to be shown, and no answer for a client
-                result.error_code = error_code_of(outcome)
+                result.error_code = controller_code_of(outcome)
                 result.error_message = error_message_of(outcome)
     return DeleteTopicsResponse(responses=results)
 
@@ -251,7 +251,7 @@ async def handle_create_partitions(
         except PenstockError as error:
             if not is_expected(error):
                 raise  # a bug to be shown, and no answer for a client
-            result.error_code = error_code_of(error)
+            result.error_code = controller_code_of(error)
             result.error_message = str(error)
     return CreatePartitionsResponse(results=list(results.values()))
 

@@ -8,7 +8,7 @@ from tests.unit.api.fakes import ENDPOINT, FakeLogs, make_context
 from penstock.api import acls, configs, metadata, offsets, producer_ids, topics
 from penstock.api.dispatch import advertised, apis, failure_response
 from penstock.api.names import is_valid_topic_name
-from penstock.errors import UnavailableError
+from penstock.errors import ClosedError, UnavailableError
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import TOPIC_CONFIGS, TopicConfig, validate_topic_config
 from penstock.wire.api_keys import ApiKey
@@ -717,11 +717,19 @@ async def test_each_producer_gets_an_id_of_its_own(logs: FakeLogs) -> None:
 async def test_producer_ids_fail_clearly(logs: FakeLogs) -> None:
     request = InitProducerIdRequest(transactional_id="tx")
     response = await producer_ids.handle_init_producer_id(request, make_context(logs, 4))
-    assert (response.error_code, response.producer_id) == (ErrorCode.UNSUPPORTED_VERSION, -1)
+    assert (response.error_code, response.producer_id) == (
+        ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
+        -1,
+    )
     logs.fail_with = UnavailableError("storage is away")
     request.transactional_id = None
     response = await producer_ids.handle_init_producer_id(request, make_context(logs, 4))
     assert response.error_code == ErrorCode.COORDINATOR_NOT_AVAILABLE
+    logs.fail_with = ClosedError("the broker is stopping")
+    response = await producer_ids.handle_init_producer_id(request, make_context(logs, 4))
+    assert response.error_code == ErrorCode.COORDINATOR_NOT_AVAILABLE, (
+        "aiokafka ends on NOT_LEADER_OR_FOLLOWER"
+    )
 
 
 async def test_acls_say_that_security_is_disabled(logs: FakeLogs) -> None:

@@ -7,9 +7,17 @@ import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
 
 from penstock.api import metadata, topics
-from penstock.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.errors import (
+    AlreadyExistsError,
+    ClosedError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+)
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_partitions import CreatePartitionsRequest, CreatePartitionsTopic
+from penstock.wire.messages.create_topics import CreatableTopic, CreateTopicsRequest
 from penstock.wire.messages.delete_topics import DeleteTopicsRequest
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
 
@@ -107,3 +115,14 @@ async def test_partitions_that_somebody_else_added_meanwhile_are_invalid_partiti
     request = CreatePartitionsRequest(topics=[CreatePartitionsTopic(name="t", count=9, assignments=None)])
     response = await topics.handle_create_partitions(request, make_context(logs, 3))
     assert response.results[0].error_code == ErrorCode.INVALID_PARTITIONS
+
+
+@pytest.mark.parametrize("error", [ClosedError("the broker stops"), FencedError("another one took over")])
+async def test_a_broker_that_stops_is_not_the_controller_any_more(
+    logs: FakeLogs, error: PenstockError
+) -> None:
+    """Java and others look for the next controller then; NOT_LEADER_OR_FOLLOWER would fail the call."""
+    logs.fail_with = error
+    request = CreateTopicsRequest(topics=[CreatableTopic(name="new", num_partitions=1, replication_factor=1)])
+    response = await topics.handle_create_topics(request, make_context(logs, 7))
+    assert response.topics[0].error_code == ErrorCode.NOT_CONTROLLER
