@@ -103,7 +103,14 @@ def describe_configs_nowait(
 ) -> DescribeConfigsResponse:
     """DescribeConfigs: all keys when none are named, with where their values come from."""
     results: list[DescribeConfigsResult] = []
+    seen: set[tuple[int, str]] = set()
     for resource in request.resources:
+        if not resource.configuration_keys:
+            # the answer is hundreds of times as long as the question: once is enough
+            key = (resource.resource_type, resource.resource_name)
+            if key in seen:
+                continue
+            seen.add(key)
         result = DescribeConfigsResult(
             error_message=None,
             resource_type=resource.resource_type,

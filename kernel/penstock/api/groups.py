@@ -22,7 +22,7 @@ __all__ = (
     "handle_sync_group",
 )
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from penstock.api.context import Handler, RequestContext, Topic
@@ -73,6 +73,7 @@ from penstock.wire.messages.offset_delete import (
 )
 from penstock.wire.messages.offset_fetch import (
     OffsetFetchRequest,
+    OffsetFetchRequestGroup,
     OffsetFetchRequestTopics,
     OffsetFetchResponse,
     OffsetFetchResponseGroup,
@@ -201,7 +202,7 @@ async def handle_describe_groups(
     request: DescribeGroupsRequest, context: RequestContext
 ) -> DescribeGroupsResponse:
     """DescribeGroups v0-6; an unknown group is an error from v6 on, and Dead before."""
-    descriptions = await _groups(context).describe(request.groups)
+    descriptions = await _groups(context).describe(list(dict.fromkeys(request.groups)))
     groups = [_described(one, context.version) for one in descriptions]
     if request.include_authorized_operations:
         for group in groups:
@@ -325,7 +326,10 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
     What has no offset is -1 without an error, also in a group that doesn't exist.
     """
     if context.version >= _FETCH_GROUPS_VERSION:
-        groups = [await _fetched_group(one.group_id, one.topics, context) for one in request.groups]
+        groups = [
+            await _fetched_group(one.group_id, one.topics, context)
+            for one in _all_offsets_once(request.groups)
+        ]
         return OffsetFetchResponse(groups=groups)
     topics = (
         None
@@ -354,6 +358,17 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
             for one in group.topics
         ],
     )
+
+
+def _all_offsets_once(groups: Sequence[OffsetFetchRequestGroup]) -> Iterator[OffsetFetchRequestGroup]:
+    """Whoever asks for all offsets of a group a thousand times in one request gets them once."""
+    seen: set[str] = set()
+    for one in groups:
+        if one.topics is None:
+            if one.group_id in seen:
+                continue
+            seen.add(one.group_id)
+        yield one
 
 
 async def _fetched_group(

@@ -36,6 +36,7 @@ from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.log.preparation import PreparationDueError
 from penstock.server.large_frame import LargeFrame
 from penstock.server.outbox import Outbox
+from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.settings import LARGE_FRAME_BYTES
 from penstock.server.slots import ProduceSlot, Slot
 from penstock.server.turns import SLICE_REQUESTS, SLICE_S
@@ -423,22 +424,27 @@ class Connection(asyncio.BufferedProtocol):
                     self._running = None
                     self._fail(slot, api, error)
                     return
+                self._scopes.add(scope)  # who is gone doesn't wait to be answered
+                buffers: list[Any] | None = None
+                if not self._lost:
+                    buffers = await encode_in_turn(self._server, self.client, slot, api.key, response)
                 self._running = None
-                self._answer(slot, api.key, response)
+                self._answer(slot, api.key, response, buffers)
         finally:
             self._scopes.discard(scope)
             if self._running is slot:  # cancelled: there is nobody left to answer
                 self._running = None
                 _release_charges(slot)
 
-    def _answer(self, slot: Slot, api_key: int, response: Message) -> None:
+    def _answer(self, slot: Slot, api_key: int, response: Message, buffers: list[Any] | None = None) -> None:
         if self._lost:
             _release_charges(slot)
             return
         try:
-            slot.buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
+            slot.buffers = buffers or encode_response(api_key, slot.version, slot.correlation_id, response)
         except PenstockError as error:
             self.answer_failed(slot, error)
+        count_response(self._server, self.client, slot)
         self.slot_completed(slot)
 
     def answer_failed(self, slot: Slot, error: PenstockError) -> None:

@@ -1,0 +1,92 @@
+"""Responses that take memory of their own: what handlers describe, as bytes on their way to a client.
+
+Fetch has its own account. Others are small mostly, but a group's members or all offsets are megabytes, and a client
+that asks again and again and takes nothing would hold them as often. So a large one is counted among the bytes that
+its client has in its hands, and on the account of memory; where there is no room it is made again when there is.
+"""
+
+from __future__ import annotations
+
+__all__ = ("count_response", "encode_in_turn")
+
+from typing import TYPE_CHECKING, Any, Final
+
+from penstock.api.context import Client
+from penstock.errors import FullError, PenstockError
+from penstock.log.limiter import BytesLimiter
+from penstock.server.slots import Slot
+from penstock.shares import Member
+from penstock.spi.allocator import Charge
+from penstock.wire.registry import Message, encode_response
+
+if TYPE_CHECKING:
+    from penstock.server.server import Server
+
+#: Responses up to this size aren't counted; a client has one of them at a time.
+_SMALL_BYTES: Final = 16 * 1024
+
+
+class _Taken:
+    """Bytes that a client has in its hands, room or not."""
+
+    __slots__ = ("_limiter", "_member", "size")
+
+    def __init__(self, limiter: BytesLimiter, member: Member, size: int) -> None:
+        self._limiter = limiter
+        self._member = member
+        self.size = size
+        limiter.take(member, size)
+
+    def release(self) -> None:
+        self._limiter.give(self._member, self.size)
+
+
+class _Charges:
+    """A response's place among what clients hold, and its memory."""
+
+    __slots__ = ("_parts", "size")
+
+    def __init__(self, size: int, *parts: Charge) -> None:
+        self.size = size
+        self._parts = parts
+
+    def release(self) -> None:
+        for part in self._parts:
+            part.release()
+
+
+async def encode_in_turn(
+    server: Server, client: Client, slot: Slot, api_key: int, response: Message
+) -> list[Any] | None:
+    """The bytes of ``response``; a large one waits until its client may hold as much. Cancellable.
+
+    None if it can't be encoded, or has its charges: the caller goes on as with a small one.
+    """
+    if slot.charges is None or slot.charges:
+        return None
+    try:
+        buffers: list[Any] = encode_response(api_key, slot.version, slot.correlation_id, response)
+    except PenstockError:
+        return None
+    size = sum(map(len, buffers))
+    if size <= _SMALL_BYTES:
+        return buffers
+    memory = server.api.logs.fetch_memory
+    try:
+        place = memory.charge_nowait(size, client.outgoing)
+    except FullError:
+        del buffers  # what waits is the values, which share what they say with the state that they are of
+        place = await memory.charge(size, client.outgoing)
+        buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
+    slot.charges.append(_Charges(size, place, server.allocator.charge_anyway(size, "responses")))
+    return buffers
+
+
+def count_response(server: Server, client: Client, slot: Slot) -> None:
+    """Count a large response that didn't wait: that of a handler that answers at once."""
+    if not slot.buffers or slot.charges is None or slot.charges:
+        return
+    size = sum(map(len, slot.buffers))
+    if size > _SMALL_BYTES:
+        taken = _Taken(server.api.logs.fetch_memory, client.outgoing, size)
+        slot.charges.append(_Charges(size, taken, server.allocator.charge_anyway(size, "responses")))

@@ -1,0 +1,117 @@
+"""Large responses of other APIs than Fetch: counted among what clients hold, and made when there is room."""
+
+from __future__ import annotations
+
+import anyio
+import pytest
+from tests.unit.api.fakes import FakeLogs
+from tests.unit.server.harness import serving
+
+from penstock.api.context import RequestContext
+from penstock.api.dispatch import Api
+from penstock.log.limiter import BytesLimiter
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.describe_groups import (
+    DescribedGroup,
+    DescribedGroupMember,
+    DescribeGroupsRequest,
+    DescribeGroupsResponse,
+)
+from penstock.wire.registry import Message
+
+pytestmark = pytest.mark.anyio
+REQUEST = DescribeGroupsRequest(groups=["g"])
+METADATA = bytes(300_000)
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def response() -> DescribeGroupsResponse:
+    member = DescribedGroupMember(
+        member_id="m", client_id="c", client_host="h", member_metadata=METADATA, member_assignment=b""
+    )
+    group = DescribedGroup(
+        group_id="g", group_state="Stable", protocol_type="consumer", protocol_data="range", members=[member]
+    )
+    return DescribeGroupsResponse(groups=[group])
+
+
+async def describe(request: Message, context: RequestContext) -> Message:
+    return response()
+
+
+def describe_nowait(request: Message, context: RequestContext) -> Message | None:
+    return response()
+
+
+SLOW = Api(key=ApiKey.DESCRIBE_GROUPS, low=0, high=6, handler=describe)
+QUICK = Api(key=ApiKey.DESCRIBE_GROUPS, low=0, high=6, nowait=describe_nowait)
+
+
+class Owner:
+    """Another connection, which takes what it's given."""
+
+    def probe(self, now: float) -> None:
+        """It moves."""
+
+
+def logs_with(limit: int) -> FakeLogs:
+    logs = FakeLogs()
+    logs.add("t", 1)
+    logs.fetch_memory = BytesLimiter(limit, credit=limit, credit_max=limit, clock=lambda: 100.0)
+    return logs
+
+
+async def returned(logs: FakeLogs) -> None:
+    with anyio.fail_after(10):
+        while logs.fetch_memory.used:  # noqa: ASYNC110 - the socket takes it, and nobody tells
+            await anyio.sleep(0.001)
+
+
+@pytest.mark.parametrize("api", [SLOW, QUICK], ids=["slow", "quick"])
+async def test_a_large_response_is_counted_until_it_has_left(api: Api) -> None:
+    logs = logs_with(1 << 20)
+    async with serving(logs, handlers=[api]) as harness, await harness.connect() as client:
+        for _ in range(3):
+            answer = await client.call(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
+            assert answer.groups[0].members[0].member_metadata == METADATA
+        await returned(logs)
+        assert any(one.size >= 300_000 for one in harness.allocator.allocations)
+        assert harness.allocator.used == 0
+
+
+async def test_without_room_a_large_response_waits_and_is_then_whole() -> None:
+    logs = logs_with(400_000)
+    async with serving(logs, handlers=[SLOW]) as harness, await harness.connect() as client:
+        other = logs.fetch_memory.join("10.0.0.1", Owner())
+        other.busy = True
+        held = logs.fetch_memory.charge_nowait(200_000, other)
+        await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
+        with anyio.fail_after(10):
+            while not logs.fetch_memory.waiting:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+        held.release()
+        answer = await client.receive()
+        assert answer.groups[0].members[0].member_metadata == METADATA
+        await returned(logs)
+
+
+async def test_who_goes_away_while_its_response_waits_leaves_nothing_behind() -> None:
+    logs = logs_with(400_000)
+    async with serving(logs, handlers=[SLOW]) as harness:
+        other = logs.fetch_memory.join("10.0.0.1", Owner())
+        other.busy = True
+        held = logs.fetch_memory.charge_nowait(200_000, other)
+        async with await harness.connect() as client:
+            await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
+            with anyio.fail_after(10):
+                while not logs.fetch_memory.waiting:  # noqa: ASYNC110
+                    await anyio.sleep(0.001)
+        with anyio.fail_after(10):
+            while logs.fetch_memory.waiting:  # noqa: ASYNC110
+                await anyio.sleep(0.001)
+        held.release()
+        assert (logs.fetch_memory.used, harness.allocator.used) == (0, 0)
