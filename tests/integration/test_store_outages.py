@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
-from tests.integration.conftest import ServeFactory
+from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import TOPIC, create_topic
-from tests.integration.test_faults import FLAKY, WITH_PLUGINS, Flaky, eventually
+from tests.integration.test_faults import (
+    FLAKY,
+    WITH_PLUGINS,
+    Flaky,
+    eventually,
+    one_sentence,
+    run_serve,
+)
 from tests.integration.test_semantics import Wire, batch_of
 
 from penstock.wire.api_keys import ApiKey
@@ -102,3 +114,103 @@ def test_calls_without_a_timeout_of_their_own_are_answered_before_clients_hang_u
         flaky.turn("stall")
         answer = wire.ask(ApiKey.INIT_PRODUCER_ID, 4, InitProducerIdRequest(transactional_id=None))
         assert answer.error_code == ErrorCode.COORDINATOR_NOT_AVAILABLE
+
+
+# -- people are told -------------------------------------------------------------------------------------------
+
+
+def statistics(broker: ServeProcess) -> dict[str, Any]:
+    """What it says of its store now."""
+    before = len(broker.output)
+    broker.signal(signal.SIGUSR1)
+    broker.wait_for_output('"object_store": ', after=before)
+    broker.wait_for_output("}}\n", after=before)
+    line = next(line for line in broker.output[before:].splitlines() if '"object_store": ' in line)
+    found = json.loads(line[line.index("{") :])["object_store"]
+    assert isinstance(found, dict)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("mode", "reason"), [("stall", "it doesn't answer"), ("fail", "the flaky store refuses")]
+)
+def test_an_outage_is_one_line_at_its_begin_and_one_at_its_end_and_is_in_the_statistics(
+    flaky: Flaky, mode: str, reason: str
+) -> None:
+    broker = flaky.broker
+    with Wire(broker) as wire:
+        found = statistics(broker)
+        assert (found["outage_s"], found["consecutive_failures"]) == (0, 0)
+        flaky.turn(mode)
+        assert create(wire, "late") == ErrorCode.REQUEST_TIMED_OUT
+        broker.wait_for_output(
+            "the object store doesn't work, nothing is lost and it's tried again: flaky://"
+        )
+        eventually(lambda: statistics(broker)["outage_s"] > 0, "the outage in the statistics")
+        assert reason in statistics(broker)["last_error"]
+        flaky.turn("ok")
+        broker.wait_for_output("the object store works again: flaky://")
+        eventually(lambda: statistics(broker)["outage_s"] == 0, "the end of it in the statistics")
+    assert broker.terminate() == 0
+    assert broker.output.count("the object store doesn't work, nothing is lost") == 1
+    assert broker.output.count("the object store works again") == 1
+
+
+def test_the_last_words_of_a_stop_name_the_store_that_fails(serve: ServeFactory) -> None:
+    broker = serve(*FLAKY, "broker.drain_timeout=1s", "stream.upload_interval=1h", arguments=WITH_PLUGINS)
+    create_topic(broker.bootstrap_servers)
+    flaky = Flaky(broker)
+    with Wire(broker) as wire:
+        flaky.turn("fail")
+        assert wire.produce(TOPIC, batch_of([b"only in the wal"])).error_code == 0
+        assert create(wire, "late") == ErrorCode.REQUEST_TIMED_OUT
+    broker.wait_for_output("the object store doesn't work")
+    assert broker.terminate(30) == 0
+    (line,) = [line for line in broker.output.splitlines() if "that only the WAL holds" in line]
+    assert "the object store doesn't work: flaky://" in line
+    assert "last_error=" in line
+    flaky.turn("ok")
+
+
+@pytest.mark.parametrize("mode", ["stall", "fail"])
+def test_a_start_without_its_store_says_so_and_ends_in_its_time(serve: ServeFactory, mode: str) -> None:
+    """With the exit code that a restart may help."""
+    broker = serve(*FLAKY, "broker.start_timeout=2s", arguments=WITH_PLUGINS)
+    create_topic(broker.bootstrap_servers)
+    broker.kill()
+    flaky = Flaky(broker)
+    flaky.turn(mode)
+    before = len(broker.output)
+    broker.launch()
+    assert broker.wait(30) == 1
+    said = broker.output[before:]
+    assert one_sentence(said)
+    assert "flaky" in said
+    flaky.turn("ok")
+    broker.start()
+
+
+def test_a_start_whose_endpoint_doesnt_answer_names_it_within_seconds_and_never_its_credentials(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("s3fs")
+    with socket.socket() as silent:  # takes connections, and says nothing
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(64)
+        endpoint = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        code, output = run_serve(
+            tmp_path / "data",
+            "object_store.url=s3://bucket/prefix",
+            f'object_store.options={{endpoint_url="{endpoint}", key="TheKeyId", secret="TheSecret"}}',
+            "object_store.request_timeout_ms=4s",
+            "object_store.retry_budget_ms=4s",
+            timeout_s=60,
+        )
+    assert code == 1, output
+    assert one_sentence(output)
+    lines = output.splitlines()
+    assert "the object store doesn't answer yet" in lines[0]
+    assert f"location=s3://bucket/prefix/ endpoint={endpoint} waited_s=3" in lines[0]
+    assert endpoint in lines[-1]
+    assert "TheKeyId" not in output
+    assert "TheSecret" not in output

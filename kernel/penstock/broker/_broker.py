@@ -25,6 +25,7 @@ import anyio
 from penstock.account import Ledger
 from penstock.api.context import ApiContext, DataPlace
 from penstock.api.dispatch import apis
+from penstock.broker._outage import WatchedStore
 from penstock.broker._process import capacity_of, now_ms, one_error, own_directory, switch_interval
 from penstock.broker._settings import (
     api_settings,
@@ -113,6 +114,7 @@ class Broker:
         self._registry = registry or PluginRegistry(env=os.environ)
         self._parts: _Parts | None = None
         self._stack: AsyncExitStack | None = None
+        self._store: WatchedStore | None = None
         self._stop_reason = "closed"
 
     # -- what a running broker says --------------------------------------------------------------------------
@@ -249,6 +251,8 @@ class Broker:
             stack.enter_context(own_directory(data_dir, ACCESSES[tree.broker.data_access]))
             parts = await self._open(stack, tree, selection, data_dir)
             self._parts = parts
+            assert self._store is not None
+            self._store.started()
             self._registry.notify(
                 "penstock_on_broker_started",
                 BrokerStarted(
@@ -285,8 +289,12 @@ class Broker:
 
         allocator: Allocator = await open_plugin("allocator")
         services = dataclasses.replace(services, allocator=allocator)
-        object_store: ObjectStore = await open_plugin("object_store")
-        _check_store(selection, object_store)
+        opened_store: ObjectStore = await open_plugin("object_store")
+        _check_store(selection, opened_store)
+        object_store = await stack.enter_async_context(
+            WatchedStore.open(opened_store, time.monotonic, tree.broker.start_timeout / 1000)
+        )
+        self._store = object_store
         services = dataclasses.replace(services, object_store=object_store)
         metadata_log: MetadataLog = await open_plugin("metadata_log")
         metadata = await stack.enter_async_context(
@@ -400,6 +408,8 @@ class Broker:
                 reason = str(error)
             else:
                 return
+        if self._store is not None and self._store.outage:
+            reason = f"the object store doesn't work: {self._store.outage}"
         left = logs.unuploaded_bytes()
         if left or not scope.cancelled_caught:
             logger.warning("the next start recovers %d bytes that only the WAL holds: %s", left, reason)

@@ -59,6 +59,11 @@ class Broker(Settings):
         examples=["eu-central-1a"],
         description="Rack or zone that clients are told (KIP-36, KIP-392).",
     )
+    start_timeout: Duration = Field(
+        default=5 * MINUTE,
+        ge=1,
+        description="How long a start waits for an object store that doesn't work; then it ends with exit code 1.",
+    )
     drain_timeout: Duration = Field(
         default=30 * SECOND,
         ge=0,

@@ -66,6 +66,11 @@ class ObjectStoreStatistics:
     bytes_read: int = 0
     bytes_written: int = 0
     errors: int = 0
+    #: Attempts that failed since one succeeded, those that the store repeats by itself too; and the last reason.
+    consecutive_failures: int = 0
+    last_error: str = ""
+    #: For how long nothing has worked, seconds; the kernel fills it in.
+    outage_s: float = 0.0
 
 
 class MultipartUpload(Protocol):

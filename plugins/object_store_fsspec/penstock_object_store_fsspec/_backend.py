@@ -2,19 +2,37 @@
 
 from __future__ import annotations
 
-__all__ = ("Backend", "body_size", "check_key", "check_prefix", "check_range")
+__all__ = ("Backend", "Health", "body_size", "check_key", "check_prefix", "check_range")
 
 import re
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
-from penstock.errors import InvalidRequestError
+from penstock.errors import InvalidRequestError, UnavailableError
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
 
 _PRINTABLE = re.compile(r"[\x20-\x7e]*")
 #: S3 and GCS take 1024 bytes; the prefix of the URL needs some of them.
 _KEY_BYTES_MAX = 900
+
+
+@dataclass(slots=True)
+class Health:
+    """Attempts that failed in a row, also those that are repeated before anybody hears of them."""
+
+    consecutive_failures: int = 0
+    last_error: str = ""
+
+    def failed(self, error: UnavailableError) -> None:
+        """An attempt failed."""
+        self.consecutive_failures += 1
+        self.last_error = str(error)
+
+    def worked(self) -> None:
+        """An attempt was answered, be it with a refusal."""
+        self.consecutive_failures = 0
 
 
 class Backend(Protocol):
@@ -25,6 +43,12 @@ class Backend(Protocol):
 
     @property
     def location(self) -> str: ...
+
+    @property
+    def endpoint(self) -> str: ...
+
+    @property
+    def health(self) -> Health: ...
 
     async def get(self, key: str, start: int, end: int | None) -> Buffer: ...
 

@@ -21,6 +21,7 @@ from penstock.files import ACCESSES, Access
 from penstock.spi.object_store import ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
 from penstock.threads import run_in_thread
+from penstock_object_store_fsspec._backend import Health
 from penstock_object_store_fsspec._files import FileTree, PartialFile
 from penstock_object_store_fsspec._settings import LOCAL_CAPABILITIES
 
@@ -59,6 +60,7 @@ class LocalBackend:
         self._readers = CapacityLimiter(_READERS_MAX)
         self._writers = CapacityLimiter(_WRITERS_MAX)
         self.uploads: set[_Upload] = set()
+        self.health = Health()
 
     @property
     def capabilities(self) -> ObjectStoreCapabilities:
@@ -67,6 +69,10 @@ class LocalBackend:
     @property
     def location(self) -> str:
         return f"file://{self._tree.root}"
+
+    @property
+    def endpoint(self) -> str:
+        return ""
 
     async def close(self) -> None:
         for upload in tuple(self.uploads):

@@ -14,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock.spi.object_store import ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
-from penstock_object_store_fsspec._backend import check_range
+from penstock_object_store_fsspec._backend import Health, check_range
 from penstock_object_store_fsspec._settings import MEMORY_CAPABILITIES
 
 
@@ -48,6 +48,7 @@ class MemoryBackend:
     def __init__(self, name: str) -> None:
         self._name = name
         self._bucket = _buckets.setdefault(name, _Bucket())
+        self.health = Health()
 
     @property
     def capabilities(self) -> ObjectStoreCapabilities:
@@ -56,6 +57,10 @@ class MemoryBackend:
     @property
     def location(self) -> str:
         return f"memory://{self._name}"
+
+    @property
+    def endpoint(self) -> str:
+        return ""
 
     def _find(self, key: str) -> _Object:
         found = self._bucket.objects.get(key)

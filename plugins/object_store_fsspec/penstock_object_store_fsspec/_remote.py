@@ -9,12 +9,14 @@ from __future__ import annotations
 
 __all__ = ("RemoteBackend", "open_remote")
 
+import logging
 import os
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import anyio
@@ -32,9 +34,11 @@ from penstock.errors import (
 )
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
-from penstock_object_store_fsspec._backend import body_size, check_range
+from penstock_object_store_fsspec._backend import Health, body_size, check_range
 from penstock_object_store_fsspec._options import find_filesystem
 from penstock_object_store_fsspec._settings import Settings
+
+_logger = logging.getLogger("penstock.store")
 
 T = TypeVar("T")
 
@@ -43,6 +47,9 @@ _DELAY_S_MIN = 0.05
 _DELAY_S_MAX = 2.0
 _CLOSE_S_MAX = 5
 _DELETES_IN_FLIGHT_MAX = 16
+#: So long a start waits in silence, and between two lines.
+_TELL_S = 3
+_TELL_AGAIN_S = 10
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
 _BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
@@ -68,13 +75,56 @@ async def open_remote(
     backend = backend_class(filesystem, location, bucket, prefix, settings, clock)
     try:
         try:
-            await backend.connect()
+            await _connect(backend)
         except DeniedError as error:
             raise ConfigError(str(error)) from error
         yield backend
     finally:
         with anyio.move_on_after(_CLOSE_S_MAX, shield=True):
             await backend.close()
+
+
+async def _connect(backend: RemoteBackend) -> None:
+    """Say within seconds whom a start waits for, and say it again."""
+    failure: PenstockError | None = None
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_tell_who_is_waited_for, backend)
+        try:
+            await backend.connect()
+        except PenstockError as error:
+            failure = kept(error)
+        tasks.cancel_scope.cancel()
+    if failure is not None:
+        raise again(failure)
+
+
+async def _tell_who_is_waited_for(backend: RemoteBackend) -> None:
+    waited_s, wait_s = 0, _TELL_S
+    while True:
+        await anyio.sleep(wait_s)
+        waited_s += wait_s
+        _logger.warning(
+            "the object store doesn't answer yet, is its endpoint right, and is it running? location=%s endpoint=%s "
+            "waited_s=%d last_error=%r",
+            backend.location,
+            backend.endpoint or "default",
+            waited_s,
+            backend.health.last_error or "none",
+        )
+        wait_s = _TELL_AGAIN_S
+
+
+def _endpoint(options: Mapping[str, Any]) -> str:
+    """Scheme, host and port of the server that the options name; no user, password, path or query."""
+    client = options.get("client_kwargs")
+    for named in (
+        options.get("endpoint_url"),
+        client.get("endpoint_url") if isinstance(client, dict) else None,
+    ):
+        if isinstance(named, str) and named:
+            parts = urlsplit(named)
+            return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    return ""
 
 
 def _make_filesystem(protocol: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
@@ -127,6 +177,8 @@ class RemoteBackend:
         self.prefix = prefix
         self.settings = settings
         self.capabilities = _CAPABILITIES
+        self.endpoint = _endpoint(settings.options)
+        self.health = Health()
         self._clock = clock
 
     # --- requests, one attempt each --------------------------------------------------------------------
@@ -204,11 +256,20 @@ class RemoteBackend:
         """One attempt with a deadline, its errors translated."""
         try:
             with anyio.fail_after(self.settings.request_timeout_ms / 1000):
-                return await call()
+                result = await call()
         except (PenstockError, *_BUGS):
             raise
         except Exception as error:
-            raise self._translate(action, key, error) from error
+            raise self._noted(self._translate(action, key, error)) from error
+        self.health.worked()
+        return result
+
+    def _noted(self, error: PenstockError) -> PenstockError:
+        if isinstance(error, UnavailableError):
+            self.health.failed(error)
+        else:
+            self.health.worked()
+        return error
 
     async def request(self, action: str, key: str, call: Callable[[], Awaitable[T]]) -> T:
         """Attempts until one succeeds or the budget is used up; for what may be done twice."""
@@ -225,7 +286,8 @@ class RemoteBackend:
     def _translate(self, action: str, key: str, error: Exception) -> PenstockError:
         # Messages of client libraries aren't shown: some contain signed URLs.
         status, code = _status(error)
-        where = f"key={key!r} location={self.location} action={action} status={status} code={code}"
+        place = f"{self.location} endpoint={self.endpoint}" if self.endpoint else self.location
+        where = f"key={key!r} location={place} action={action} status={status} code={code}"
         if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
             return DeniedError(
                 "no credentials for the object store were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "

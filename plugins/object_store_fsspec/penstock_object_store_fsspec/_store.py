@@ -41,14 +41,23 @@ class FsspecObjectStore:
         """The URL without secrets."""
         return self._backend.location
 
+    @property
+    def endpoint(self) -> str:
+        """The server that requests go to, without credentials; empty for local stores, and where it's the default."""
+        return self._backend.endpoint
+
     @contextmanager
     def _counted(self, what: str, amount: int = 1) -> Iterator[None]:
         self._counts[what] += amount
         try:
             yield
-        except UnavailableError:
+        except UnavailableError as error:
             self._counts["errors"] += 1
+            if not self._backend.health.consecutive_failures:
+                self._backend.health.failed(error)
             raise
+        else:
+            self._backend.health.worked()
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         """See the contract."""
@@ -119,7 +128,11 @@ class FsspecObjectStore:
     def statistics(self) -> ObjectStoreStatistics:
         """See the contract."""
         return ObjectStoreStatistics(
-            **self._counts, bytes_read=self._bytes_read, bytes_written=self._bytes_written
+            **self._counts,
+            bytes_read=self._bytes_read,
+            bytes_written=self._bytes_written,
+            consecutive_failures=self._backend.health.consecutive_failures,
+            last_error=self._backend.health.last_error,
         )
 
     def _require(self, capability: str) -> None:

@@ -1,0 +1,247 @@
+"""Whether the object store works: told by the calls that everybody makes, in the log and in the statistics.
+
+An outage begins when a call fails, when attempts fail that the store repeats by itself, or when a small request isn't
+answered for some seconds; it ends when a call succeeds. Each is one line in the log.
+"""
+
+from __future__ import annotations
+
+__all__ = ("WatchedStore",)
+
+import dataclasses
+import itertools
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+
+import anyio
+
+from penstock.errors import UnavailableError
+from penstock.spi.object_store import (
+    MultipartUpload,
+    ObjectInfo,
+    ObjectStore,
+    ObjectStoreCapabilities,
+    ObjectStoreStatistics,
+)
+from penstock.spi.plugin import Buffer
+
+logger = logging.getLogger("penstock.broker")
+
+#: How often it's looked for calls that aren't answered.
+LOOK_S = 1.0
+#: So long a request that moves little may take before it's an outage; one that writes an object may take longer.
+ANSWER_S = 5.0
+WRITE_S = 20.0
+#: Attempts in a row that the store repeats by itself; one alone is no news.
+_ATTEMPTS = 2
+#: During an outage, a start says again that it waits after so long.
+_AGAIN_S = 15.0
+
+
+class WatchedStore:
+    """See ``ObjectStore``: the one of the plugin, watched. Use ``async with WatchedStore.open(...)``."""
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        endpoint = getattr(store, "endpoint", "")
+        #: Where it is, for people; never with credentials.
+        self.place = f"{store.location} endpoint={endpoint}" if endpoint else store.location
+        self._numbers = itertools.count()
+        #: When it's too late for each call that isn't answered yet.
+        self._due: dict[int, float] = {}
+        self._failures = 0
+        self._last_error = ""
+        self._since: float | None = None
+        self._told_at = 0.0
+        #: A start gives up after an outage of so long; None once it's complete.
+        self._start_timeout_s: float | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls, store: ObjectStore, clock: Callable[[], float], start_timeout_s: float
+    ) -> AsyncIterator[WatchedStore]:
+        """Watch ``store`` until the context is left.
+
+        Until :meth:`started`, an outage of ``start_timeout_s`` ends the scope with UnavailableError.
+        """
+        watched = cls(store, clock)
+        watched._start_timeout_s = start_timeout_s
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(watched._look_forever)
+            try:
+                yield watched
+            finally:
+                tasks.cancel_scope.cancel()
+
+    def started(self) -> None:
+        """The start is complete: from now on outages are waited for, however long they take."""
+        self._start_timeout_s = None
+
+    @property
+    def outage(self) -> str:
+        """What is wrong now, and where; empty while it works."""
+        if self._since is None:
+            return ""
+        return (
+            f"{self.place} outage_s={self._clock() - self._since:.0f} failures={self._failures} "
+            f"last_error={self._last_error!r}"
+        )
+
+    # -- watching --------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _call(self, answer_s: float) -> Iterator[None]:
+        number = next(self._numbers)
+        self._due[number] = self._clock() + answer_s
+        try:
+            yield
+        except UnavailableError as error:
+            self._failures += 1
+            self._begin(str(error))
+            raise
+        else:
+            self._end()
+        finally:
+            del self._due[number]
+
+    def _begin(self, reason: str) -> None:
+        self._last_error = reason
+        if self._since is not None:
+            return
+        self._since = self._told_at = self._clock()
+        logger.warning(
+            "the object store doesn't work, nothing is lost and it's tried again: %s error=%s",
+            self.place,
+            reason,
+        )
+
+    def _end(self) -> None:
+        failures, self._failures = self._failures, 0
+        if self._since is None:
+            return
+        logger.warning(
+            "the object store works again: %s outage_s=%.1f failures=%d",
+            self.place,
+            self._clock() - self._since,
+            failures,
+        )
+        self._since = None
+
+    async def _look_forever(self) -> None:
+        while True:
+            await anyio.sleep(LOOK_S)
+            self.look()
+
+    def look(self) -> None:
+        """Begin an outage that no call has told of; raises UnavailableError when a start has waited too long."""
+        now = self._clock()
+        told = self._store.statistics()
+        if told.consecutive_failures >= _ATTEMPTS:
+            self._begin(told.last_error)
+        elif any(due < now for due in self._due.values()):
+            self._begin("it doesn't answer")
+        if self._since is None or self._start_timeout_s is None:
+            return
+        waited_s = now - self._since
+        if waited_s >= self._start_timeout_s:
+            raise UnavailableError(
+                "the object store didn't work for too long, so the start is given up, look after the store or raise "
+                f"broker.start_timeout: {self.outage}"
+            )
+        if now - self._told_at >= _AGAIN_S:
+            self._told_at = now
+            logger.warning("the start still waits for the object store: %s", self.outage)
+
+    # -- the store -------------------------------------------------------------------------------------------
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        """See the contract."""
+        return self._store.capabilities
+
+    @property
+    def location(self) -> str:
+        """See the contract."""
+        return self._store.location
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        """See the contract."""
+        with self._call(WRITE_S):
+            return await self._store.get(key, start, end)
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See the contract."""
+        with self._call(ANSWER_S):
+            return await self._store.head(key)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        """See the contract."""
+        with self._call(WRITE_S):
+            return await self._store.put(key, body)
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        """See the contract."""
+        with self._call(ANSWER_S):
+            return await self._store.put_if_absent(key, body)
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        """See the contract."""
+        with self._call(ANSWER_S):
+            return await self._store.compare_and_swap(key, body, token)
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        """See the contract."""
+        with self._call(ANSWER_S):
+            return _WatchedUpload(self, await self._store.create_multipart(key))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """See the contract."""
+        with self._call(WRITE_S):
+            await self._store.delete(keys)
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """See the contract."""
+        listing = aiter(self._store.list(prefix, start_after))
+        try:
+            while True:
+                with self._call(ANSWER_S):
+                    info = await anext(listing, None)
+                if info is None:
+                    return
+                yield info
+        finally:
+            close = getattr(listing, "aclose", None)
+            if close is not None:
+                await close()
+
+    def statistics(self) -> ObjectStoreStatistics:
+        """Those of the plugin, with what the calls tell of an outage."""
+        told = self._store.statistics()
+        return dataclasses.replace(
+            told,
+            consecutive_failures=max(self._failures, told.consecutive_failures),
+            last_error=self._last_error or told.last_error,
+            outage_s=0.0 if self._since is None else round(self._clock() - self._since, 1),
+        )
+
+
+class _WatchedUpload:
+    """See ``MultipartUpload``."""
+
+    def __init__(self, store: WatchedStore, upload: MultipartUpload) -> None:
+        self._store = store
+        self._upload = upload
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        with self._store._call(WRITE_S):
+            await self._upload.write_part(part)
+
+    async def complete(self) -> None:
+        with self._store._call(WRITE_S):
+            await self._upload.complete()
+
+    async def abort(self) -> None:
+        await self._upload.abort()

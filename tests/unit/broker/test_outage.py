@@ -1,0 +1,160 @@
+"""An outage of the store begins with what shows it first, ends with the first success, and bounds a start."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+import anyio
+import pytest
+
+from penstock.broker._outage import ANSWER_S, WatchedStore
+from penstock.errors import NotFoundError, UnavailableError
+from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
+from penstock.spi.plugin import Buffer
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Store:
+    """Answers as the test says."""
+
+    location = "fake://place"
+    endpoint = "http://127.0.0.1:9"
+    capabilities: Any = None
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.gate: anyio.Event | None = None
+        self.told = ObjectStoreStatistics()
+
+    async def head(self, key: str) -> ObjectInfo:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+        return ObjectInfo(key=key, size=0)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        return ""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        for key in ("a", "b"):
+            yield await self.head(key)
+
+    def statistics(self) -> ObjectStoreStatistics:
+        return self.told
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def store() -> Store:
+    return Store()
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def watched(store: Store, clock: Clock) -> WatchedStore:
+    return WatchedStore(store, clock)  # type: ignore[arg-type] # as much of one as is needed
+
+
+async def test_failed_calls_are_one_outage_until_one_succeeds(
+    watched: WatchedStore, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.error = UnavailableError("no route")
+    for _ in range(3):
+        with pytest.raises(UnavailableError):
+            await watched.head("k")
+        clock.now_s += 1
+    found = watched.statistics()
+    assert (found.outage_s, found.consecutive_failures, found.last_error) == (3, 3, "no route")
+    assert (
+        watched.outage
+        == "fake://place endpoint=http://127.0.0.1:9 outage_s=3 failures=3 last_error='no route'"
+    )
+    store.error = None
+    await watched.head("k")
+    assert watched.outage == ""
+    assert (watched.statistics().outage_s, watched.statistics().consecutive_failures) == (0, 0)
+    place = "fake://place endpoint=http://127.0.0.1:9"
+    assert [record.getMessage() for record in caplog.records] == [
+        f"the object store doesn't work, nothing is lost and it's tried again: {place} error=no route",
+        f"the object store works again: {place} outage_s=3.0 failures=3",
+    ]
+
+
+async def test_an_answer_that_there_is_no_such_object_is_no_outage(
+    watched: WatchedStore, store: Store
+) -> None:
+    store.error = NotFoundError("no such object")
+    with pytest.raises(NotFoundError):
+        await watched.head("k")
+    assert watched.outage == ""
+    assert [info.key async for info in _listed(watched, store)] == ["a", "b"]
+
+
+async def _listed(watched: WatchedStore, store: Store) -> AsyncIterator[ObjectInfo]:
+    store.error = None
+    async for info in watched.list():
+        yield info
+
+
+async def test_a_call_that_isnt_answered_is_an_outage_before_it_fails(
+    watched: WatchedStore, store: Store, clock: Clock
+) -> None:
+    store.gate = anyio.Event()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watched.head, "k")
+        await anyio.wait_all_tasks_blocked()
+        clock.now_s += ANSWER_S
+        watched.look()
+        assert watched.outage == ""
+        clock.now_s += 1
+        watched.look()
+        assert 'last_error="it doesn\'t answer"' in watched.outage
+        store.gate.set()
+    assert watched.outage == ""
+
+
+async def test_attempts_that_the_store_repeats_by_itself_are_an_outage(
+    watched: WatchedStore, store: Store
+) -> None:
+    store.told = ObjectStoreStatistics(consecutive_failures=1, last_error="once")
+    watched.look()
+    assert watched.outage == ""
+    store.told = ObjectStoreStatistics(consecutive_failures=2, last_error="twice")
+    watched.look()
+    assert "last_error='twice'" in watched.outage
+
+
+async def test_a_start_gives_up_after_its_time_and_a_running_broker_never(store: Store, clock: Clock) -> None:
+    store.error = UnavailableError("no route")
+    async with WatchedStore.open(store, clock, 10) as watched:  # type: ignore[arg-type]
+        with pytest.raises(UnavailableError):
+            await watched.head("k")
+        clock.now_s += 9
+        watched.look()
+        clock.now_s += 1
+        with pytest.raises(
+            UnavailableError, match=r"broker.start_timeout: fake://place .*last_error='no route'"
+        ):
+            watched.look()
+        watched.started()
+        clock.now_s += 1000
+        watched.look()
