@@ -36,7 +36,9 @@ PATIENT: Final = frozenset({ApiKey.FETCH, ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP})
 #: How long the fuzzer waits for one of those.
 PATIENCE_S: Final = 0.3
 #: What a broker prints that no input may cause.
-_BUG: Final = re.compile(r"this is a bug|Traceback|never awaited|append failed|invariant|AssertionError")
+_BUG: Final = re.compile(
+    r" ERROR |this is a bug|Traceback|never awaited|append failed|invariant|AssertionError"
+)
 
 
 @dataclasses.dataclass(slots=True)

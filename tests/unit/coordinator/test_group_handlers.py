@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 import pytest
+from tests.wire_requests import API_REQUESTS, encode
 
 from penstock.api.context import Client, Endpoint, RequestContext
 from penstock.api.groups import GROUP_HANDLERS
@@ -357,6 +358,26 @@ async def test_any_retention_time_is_taken_and_the_longest_lasts(wire: Wire, ret
         assert await wire.commit(3, retention_time_ms=retention_ms) == [GroupError.NONE]
         await wire.clock.advance(GroupSettings().offsets_retention_check_interval_ms)
         assert await wire.fetch(9) == [(0, 7, -1, "m", 0), (1, -1, -1, "", 0)]
+
+
+async def test_offsets_whose_group_and_metadata_are_not_utf8_are_committed_and_come_back(wire: Wire) -> None:
+    """As in Kafka: U+FFFD stands for what is malformed, in the group's name and in what comes back."""
+    asked = {"partition_index": 0, "committed_offset": 7, "committed_leader_epoch": -1}
+    body = {
+        "group_id": b"gr\xffup",
+        "generation_id_or_member_epoch": -1,
+        "member_id": "",
+        "group_instance_id": None,
+        "topics": [{"name": "t", "partitions": [{**asked, "committed_metadata": b"m\xfe"}]}],
+    }
+    frame = encode(API_REQUESTS[ApiKey.OFFSET_COMMIT], 8, body)
+    async with wire.service:
+        request = decode_request(ApiKey.OFFSET_COMMIT, 8, frame)
+        context = RequestContext(api=wire.api, client=wire.client, version=8)
+        response = await GROUP_HANDLERS[ApiKey.OFFSET_COMMIT](request, context)
+        assert isinstance(response, OffsetCommitResponse)
+        assert response.topics[0].partitions[0].error_code == 0
+        assert await wire.fetch(9, group="gr\ufffdup", everything=True) == [(0, 7, -1, "m\ufffd", 0)]
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.OFFSET_FETCH))
