@@ -337,6 +337,7 @@ async def test_a_connection_lost_while_its_batch_is_recompressed_leaves_nothing(
             await client.send(PRODUCE, 9, produce(make_batch(1, b"x" * 900_000)))
             await until(begun.is_set)
         await until(lambda: harness.server.statistics().connections == 0)
+        assert harness.allocator.used >= 900_000, "what a thread reads is nobody else's"
         go_on.set()
         await until(lambda: harness.server.statistics().preparing == 0)
         assert harness.allocator.used == 0

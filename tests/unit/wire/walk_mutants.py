@@ -46,17 +46,38 @@ def good(random: Random) -> tuple[bytes, int]:
     return bytes(build_batch(records)[HEADER_BYTES:]), count
 
 
+def odd(random: Random) -> bytes:
+    """One record whose length is right, of numbers in any number of bytes, maybe too many or with too many bits."""
+
+    def number(value: int, bits: int) -> bytes:
+        size = random.randint(1, bits // 7 + 1)
+        if random.randrange(4) == 0:
+            value, size = (
+                value | 1 << random.randint(bits - 1, bits + 2),
+                bits // 7 + random.choice((1, 1, 2)),
+            )
+        return varint(value, size)
+
+    time, value = random.choice((0, 1, 2**13, 2**62)), random.choice((0, 1, 2))
+    body = (
+        b"\x00" + number(time, 64) + number(0, 32) + number(1, 32) + number(value, 32) + b"v" * (value >> 1)
+    )
+    body += number(0, 32)
+    return varint(2 * len(body), 2) + body
+
+
 def mutants(seed: int) -> Iterator[tuple[bytes, int]]:
     """Without end."""
     random = Random(seed)
     while True:
         whole, count = good(random)
         yield whole, count
+        yield odd(random), 1
         for _ in range(20):
             data = bytearray(whole)
             for _ in range(random.choice((1, 1, 1, 2, 3))):
                 at = random.randrange(min(len(data), random.choice((8, 30, 10**9)))) if data else 0
-                match random.randrange(7):
+                match random.randrange(8):
                     case 0 if data:
                         data[at] ^= 1 << random.randrange(8)
                     case 1 if data:
@@ -67,9 +88,19 @@ def mutants(seed: int) -> Iterator[tuple[bytes, int]]:
                         del data[at : at + random.choice((1, 2, 9))]
                     case 4:
                         del data[len(data) - random.randint(0, min(12, len(data))) :]
-                    case 5 if data:  # the same number, or one too large, in more bytes
-                        value = data[at] if random.randrange(2) else random.getrandbits(70)
-                        data[at : at + 1] = varint(value, random.randint(1, 12))
+                    case 5 if data:  # the same number in more bytes, or with bits that it has no room for
+                        value, size = data[at], random.randint(1, 12)
+                        match random.randrange(4):
+                            case 0:
+                                value = random.getrandbits(70)
+                            case 1:
+                                value, size = value | 1 << random.randint(31, 34), 5
+                            case 2:
+                                value, size = value | 1 << random.randint(63, 69), 10
+                        data[at : at + 1] = varint(value, size)
+                    case 6 if 0 in data:  # nothing becomes null, or negative
+                        at = random.choice([at for at, byte in enumerate(data) if byte == 0])
+                        data[at] = random.choice((1, 1, 3))
                     case _:
                         data += random.randbytes(random.randint(1, 9))
             counts = (count, count, count, count - 1, count + 1, 0, -1, 2**31 - 1, 2**31, 2**40)
