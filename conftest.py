@@ -36,7 +36,18 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         remove_abandoned()
         keeper = Keeper()
-        config.add_cleanup(keeper.close)
+        before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}, tempfile.tempdir
+
+        def close() -> None:
+            """The root is gone; a process may run tests again, as that of the conformance suite's mutants does."""
+            keeper.close()
+            environment, tempfile.tempdir = before
+            for name, value in environment.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
+
+        config.add_cleanup(close)
         os.environ[MARK] = os.environ["TMPDIR"] = tempfile.tempdir = str(keeper.root)
 
 
