@@ -12,7 +12,8 @@ member holds are bytes that are in its hands: of a request that isn't whole, or 
    together eight times as much: a lone address gets 8/9 of the limit, two get 8/17 each. Who is alone may take
    everything, and even more than the limit.
 4. **Who finds no room waits.** Addresses are served in turn, and in an address who fits and waits longest. If nobody
-   fits, who has waited longest of all is the *elder*: rules 2 and 3 don't hold for it.
+   fits, one becomes the *elder*, for whom rules 2 and 3 don't hold: of the address whose turn it is who waits
+   longest, and every other time who has moved most, so that a crowd of newcomers can't keep others from their turn.
 5. **Who doesn't move loses its place first**, and only while somebody finds no room: a member that holds bytes, waits
    for nothing of ours, and moved nothing in the last second, or less than ``PACE_MIN`` bytes a second, or less than
    would move what it holds within a minute.
@@ -48,12 +49,14 @@ _LOOK_MAX: Final = 64
 
 
 class _Address:
-    __slots__ = ("held", "members", "name", "waiting")
+    __slots__ = ("by_credit", "held", "members", "name", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.held = 0
         self.members = 0
+        #: Whether its last elder was chosen for what it had moved.
+        self.by_credit = True
         self.waiting: deque[Member] = deque()
 
 
@@ -149,8 +152,8 @@ class Shares:
         self._turns: dict[str, _Address] = {}
         self._holders: dict[Member, None] = {}
         self._elder: Member | None = None
-        #: Those who wait, who does so longest first.
-        self._queue: dict[Member, None] = {}
+        #: Members that wait.
+        self.waiting = 0
         #: Bytes that members hold beyond their credit.
         self._ahead = 0
 
@@ -182,14 +185,9 @@ class Shares:
         return 0 if found is None else found.members
 
     @property
-    def waiting(self) -> int:
-        """Members that wait."""
-        return len(self._queue)
-
-    @property
     def is_short(self) -> bool:
         """Whether somebody waits, or more is held than there is."""
-        return bool(self._queue) or self._common > self.limit
+        return self.waiting > 0 or self._common > self.limit
 
     @property
     def _common(self) -> int:
@@ -268,7 +266,7 @@ class Shares:
         assert not member.wants, "it waits already"
         assert size > 0
         member.wants = size
-        self._queue[member] = None
+        self.waiting += 1
         address = member._address
         address.waiting.append(member)
         self._turns.setdefault(address.name, address)
@@ -284,7 +282,7 @@ class Shares:
     def serve(self, now: float) -> list[Member]:
         """Let waiters take what is there; those that have it now, in order."""
         served: list[Member] = []
-        while self._queue:
+        while self.waiting:
             member = self._next(now)
             if member is None:
                 break
@@ -299,11 +297,13 @@ class Shares:
         address = member._address
         address.waiting.remove(member)
         member.wants = 0
-        del self._queue[member]
+        self.waiting -= 1
         if not address.waiting:
             del self._turns[address.name]
 
     def _next(self, now: float) -> Member | None:
+        if self._elder is not None and self._elder.wants and self.fits(self._elder, self._elder.wants):
+            return self._elder
         for address in self._turns.values():
             for member in islice(address.waiting, _LOOK_MAX):
                 if self.fits(member, member.wants):
@@ -315,11 +315,20 @@ class Shares:
         elder = self._elder
         if elder is not None and (elder.wants or not elder.is_stuck(now)):
             return None
-        self._elder = oldest = next(iter(self._queue))
-        for one in (elder, oldest):
+        self._elder = chosen = self._new_elder()
+        for one in (elder, chosen):
             if one is not None:
                 self._reckon(one)
-        return oldest if self.fits(oldest, oldest.wants) else None
+        return chosen if self.fits(chosen, chosen.wants) else None
+
+    def _new_elder(self) -> Member:
+        """Of the address whose turn it is, who waits longest, and every other time who has moved most."""
+        address = next(iter(self._turns.values()))
+        self._turns[address.name] = self._turns.pop(address.name)
+        address.by_credit = not address.by_credit
+        if not address.by_credit:
+            return address.waiting[0]
+        return max(islice(address.waiting, _LOOK_MAX), key=lambda member: member.credit)
 
     # -- losing one's place ---------------------------------------------------------------------------
 

@@ -86,7 +86,7 @@ def test_addresses_are_served_in_turn_however_many_wait_in_one() -> None:
     assert of.waiting == 0
 
 
-def test_who_has_waited_longest_passes_when_nobody_fits() -> None:
+def test_one_after_the_other_passes_when_nobody_fits() -> None:
     of = shares(passes_elder=True)
     first, second, third = crowd(of, 3)
     for member in (first, second, third):

@@ -8,6 +8,7 @@ from __future__ import annotations
 __all__ = (
     "config_entry",
     "describe_configs_nowait",
+    "handle_describe_configs",
     "handle_alter_configs",
     "handle_incremental_alter_configs",
     "list_config_resources_nowait",
@@ -17,6 +18,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Final
+
+import anyio
 
 from penstock.api.context import RequestContext, Topic
 from penstock.api.deadline import Deadline
@@ -55,6 +58,8 @@ from penstock.wire.messages.list_config_resources import (
     ListConfigResourcesResponse,
 )
 
+#: Resources that are described before others get their turn.
+_SLICE_RESOURCES: Final = 100
 # org.apache.kafka.common.config.ConfigResource.Type
 _TOPIC: Final = 2
 _BROKER: Final = 4
@@ -128,6 +133,22 @@ def describe_configs_nowait(
             result.error_code = error.error_code
             result.error_message = str(error)
         results.append(result)
+    return DescribeConfigsResponse(results=results)
+
+
+async def handle_describe_configs(
+    request: DescribeConfigsRequest, context: RequestContext
+) -> DescribeConfigsResponse:
+    """The same; between some resources and the next, others get their turn."""
+    results: list[DescribeConfigsResult] = []
+    for start in range(0, len(request.resources), _SLICE_RESOURCES):
+        part = DescribeConfigsRequest(
+            resources=request.resources[start : start + _SLICE_RESOURCES],
+            include_synonyms=request.include_synonyms,
+            include_documentation=request.include_documentation,
+        )
+        results += describe_configs_nowait(part, context).results
+        await anyio.lowlevel.checkpoint()
     return DescribeConfigsResponse(results=results)
 
 

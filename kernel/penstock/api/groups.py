@@ -25,6 +25,8 @@ __all__ = (
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+import anyio
+
 from penstock.api.context import Handler, RequestContext, Topic
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
@@ -95,6 +97,8 @@ _FETCH_GROUP_ERROR_VERSION: Final = 2
 _FETCH_GROUPS_VERSION: Final = 8
 _TOPIC_IDS_VERSION: Final = 10
 _FIND_BATCH_VERSION: Final = 4
+#: Others get their turn after so many keys of one request.
+_SLICE_KEYS: Final = 500
 
 _KEY_TYPE_GROUP: Final = 0
 _KEY_TYPE_TRANSACTION: Final = 1
@@ -485,9 +489,12 @@ async def handle_find_coordinator(
 ) -> FindCoordinatorResponse:
     """FindCoordinator v0-6: this broker coordinates all groups."""
     if context.version >= _FIND_BATCH_VERSION:
-        return FindCoordinatorResponse(
-            coordinators=[_coordinator(key, request.key_type, context) for key in request.coordinator_keys]
-        )
+        coordinators: list[Coordinator] = []
+        for key in request.coordinator_keys:
+            coordinators.append(_coordinator(key, request.key_type, context))
+            if len(coordinators) % _SLICE_KEYS == 0:
+                await anyio.lowlevel.checkpoint()
+        return FindCoordinatorResponse(coordinators=coordinators)
     one = _coordinator(request.key, request.key_type, context)
     return FindCoordinatorResponse(
         error_code=one.error_code,

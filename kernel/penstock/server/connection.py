@@ -34,11 +34,12 @@ from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.log.preparation import PreparationDueError
-from penstock.server.large_frame import LargeFrame
+from penstock.server.large_frame import LargeFrame, length_fault
+from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait, encode
 from penstock.server.outbox import Outbox
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.settings import LARGE_FRAME_BYTES
-from penstock.server.slots import ProduceSlot, Slot
+from penstock.server.slots import ProduceHeader, ProduceSlot, Slot
 from penstock.server.turns import SLICE_REQUESTS, SLICE_S
 from penstock.server.waiting import WaitingProduce
 from penstock.shares import PACE_MIN, Member, address_of
@@ -47,7 +48,6 @@ from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import (
     Message,
-    RequestHeader,
     decode_request,
     decode_request_header,
     encode_response,
@@ -67,12 +67,8 @@ _PEEK_BYTES: Final = 512
 #: pieces only: with thousands of connections what each carries would add up (I8).
 _CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
 _SHORT_BYTES: Final = 4 * 1024
-#: An unfinished small frame of more bytes needs a share of the memory for requests to go on.
-_PENDING_FREE_BYTES: Final = 4 * 1024
-
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
-_GROUP_APIS: Final = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP, ApiKey.OFFSET_COMMIT})
 
 _unpack_prefix = struct.Struct(">i").unpack_from
 _unpack_prefix_and_key = struct.Struct(">ih").unpack_from
@@ -90,8 +86,7 @@ class Connection(asyncio.BufferedProtocol):
         "_finishing",
         "_flush_scheduled",
         "_greedy",
-        "_header",
-        "_header_tail",
+        "_handling",
         "_in_flight_bytes",
         "_incoming",
         "_large",
@@ -100,6 +95,7 @@ class Connection(asyncio.BufferedProtocol):
         "_memory_wait",
         "_outbox",
         "_pending",
+        "_produce_header",
         "_running",
         "_scopes",
         "_server",
@@ -124,6 +120,7 @@ class Connection(asyncio.BufferedProtocol):
         #: Who is at the other end, and its share of what requests may hold, from ``connection_made`` on.
         self.client: Client
         self._incoming: Member
+        self._handling: Member
         self._outbox: Outbox
         self._transport: asyncio.Transport | None = None
         self._slots: deque[Slot] = deque()
@@ -153,8 +150,7 @@ class Connection(asyncio.BufferedProtocol):
         #: Close when all is answered.
         self._finishing = False
         self._lost = False
-        self._header_tail = b""
-        self._header: RequestHeader | None = None
+        self._produce_header = ProduceHeader()
         self.last_active = self.opened = server.time()
         #: It has sent a whole request.
         self.has_asked = False
@@ -176,6 +172,7 @@ class Connection(asyncio.BufferedProtocol):
         self._outbox = Outbox(self._transport, server.outgoing, outgoing, gathers=server.gathers)
         self.client = Client(host=host, port=port, advertised=self._advertised, outgoing=outgoing)
         self._incoming = server.incoming.join(address, self)
+        self._handling = server.handling.join(address, self)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -199,6 +196,7 @@ class Connection(asyncio.BufferedProtocol):
         self._slots.clear()
         self._outbox.release()
         self._server.incoming.leave(self._incoming)
+        self._server.handling.leave(self._handling)
         self._server.outgoing.leave(self.client.outgoing)
         self._server.connection_closed(self)
 
@@ -246,8 +244,8 @@ class Connection(asyncio.BufferedProtocol):
             self._incoming.moved(nbytes, now)
             if large.is_whole:
                 self._large_received()
-            elif large.pos == large.granted:
-                self._grow_large(large)
+            elif large.pos == large.granted and not self._has_grant(large):
+                self._wait_with_large(large)
             return
         if self._closing:
             return
@@ -340,20 +338,7 @@ class Connection(asyncio.BufferedProtocol):
     def _start_produce(
         self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None
     ) -> None:
-        tail = self._header_tail
-        if (
-            tail
-            and frame[8 : 8 + len(tail)] == tail
-            and self._header is not None
-            and version == self._header.api_version
-        ):
-            body_pos = self._header.body_pos
-        else:
-            header = decode_request_header(frame)
-            self.client.client_id = header.client_id
-            self._header = header
-            body_pos = header.body_pos
-            self._header_tail = bytes(frame[8:body_pos])
+        body_pos = self._produce_header.body_pos(frame, version, self.client)
         if allocation is not None:
             maximum = self._server.settings.produce_partitions_max
             if has_too_many_partitions(frame, body_pos, version, maximum):
@@ -390,12 +375,19 @@ class Connection(asyncio.BufferedProtocol):
                 return
             self._fault(f"api or version is not supported: api_key={api_key} version={version}")
             return
-        message = decode_request(api_key, version, frame, header.body_pos, lenient=True)
+        context = RequestContext(api=server.api, client=self.client, version=version)
+        slot.charges = context.charges
+        if len(frame) >= COUNTED_BYTES and not admit_nowait(server, self._handling, context, len(frame)):
+            message = None  # _run_long decodes it
+        else:
+            message = decode_request(api_key, version, frame, header.body_pos, lenient=True)
         server.requests_by_api[api_key] += 1
         self._slots.append(slot)
         self._in_flight_bytes += slot.request_bytes
-        context = RequestContext(api=server.api, client=self.client, version=version)
-        slot.charges = context.charges
+        if message is None:
+            self._running = slot
+            server.start_soon(self._run_long, slot, api, frame, header.body_pos, context)
+            return
         if api.nowait is not None:
             try:
                 response = api.nowait(message, context)
@@ -408,7 +400,47 @@ class Connection(asyncio.BufferedProtocol):
         self._running = slot
         server.start_soon(self._run, slot, api, message, context)
 
-    async def _run(self, slot: Slot, api: Api, message: Message, context: RequestContext) -> None:
+    async def _run_long(
+        self, slot: Slot, api: Api, frame: bytes, body_pos: int, context: RequestContext
+    ) -> None:
+        message: Message | None = None
+        with anyio.CancelScope() as scope:
+            self._scopes.add(scope)
+            if not self._lost:
+                try:
+                    message = await admit_and_decode(
+                        self._server, self._handling, context, api.key, frame, body_pos
+                    )
+                except PenstockError as error:
+                    self._fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
+        self._scopes.discard(scope)
+        if message is None or self._lost:
+            self._running = None
+            _release_charges(slot)
+            return
+        if api.nowait is not None:
+            try:
+                response = api.nowait(message, context)
+            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+                self._running = None
+                self._fail(slot, api, error)
+                return
+            if response is not None:
+                await self._answer_in_turn(slot, api.key, response, is_long=True)
+                return
+        await self._run(slot, api, message, context, is_long=True)
+
+    async def _answer_in_turn(self, slot: Slot, api_key: int, response: Message, *, is_long: bool) -> None:
+        buffers: list[Any] | None = None
+        if not self._lost:
+            make = encode if is_long else encode_in_turn
+            buffers = await make(self._server, self.client, slot, api_key, response)
+        self._running = None
+        self._answer(slot, api_key, response, buffers)
+
+    async def _run(
+        self, slot: Slot, api: Api, message: Message, context: RequestContext, *, is_long: bool = False
+    ) -> None:
         """Run one handler to its end, which may be that the client went away or that the server stops."""
         assert api.handler is not None
         scope = anyio.CancelScope()
@@ -425,11 +457,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._fail(slot, api, error)
                     return
                 self._scopes.add(scope)  # who is gone doesn't wait to be answered
-                buffers: list[Any] | None = None
-                if not self._lost:
-                    buffers = await encode_in_turn(self._server, self.client, slot, api.key, response)
-                self._running = None
-                self._answer(slot, api.key, response, buffers)
+                await self._answer_in_turn(slot, api.key, response, is_long=is_long)
         finally:
             self._scopes.discard(scope)
             if self._running is slot:  # cancelled: there is nobody left to answer
@@ -470,45 +498,22 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_large(self, view: memoryview, pos: int, end: int, size: int) -> None:
         """Receive the rest of a large frame straight into memory of its own."""
         _, api_key = _unpack_prefix_and_key(view, pos)
-        if api_key != _PRODUCE:
-            if api_key not in self._server.apis:
-                self._fault(f"api is not supported: api_key={api_key} length={size}")
-                return
-            settings = self._server.settings
-            wide = api_key in _GROUP_APIS
-            size_max = settings.group_request_bytes_max if wide else settings.control_request_bytes_max
-            if size > size_max:
-                self._fault(
-                    f"frame is too long for its api: api_key={api_key} length={size} length_max={size_max}"
-                )
-                return
+        fault = length_fault(api_key, size, self._server.apis, self._server.settings)
+        if fault is not None:
+            self._fault(fault)
+            return
         if self.frame_since is None or pos:
             self.frame_since = self.last_active
         self._expect_large = True
         large = LargeFrame(size, view[pos + _PREFIX_BYTES : end], at_once=size <= self._incoming.credit)
-        if not self._grant(large):
+        if not self._has_grant(large):
             large.start = bytes(large.start)
             self._wait_with_large(large)
         self._large = large
         self._large_ready = False
 
-    def _grant(self, large: LargeFrame) -> bool:
-        """Let the next piece of a large frame be received, if there is memory."""
-        server = self._server
-        upto = large.next_grant()
-        more = upto - large.granted
-        if not server.incoming.try_take(self._incoming, more):
-            return False
-        try:
-            large.grant_nowait(server.allocator, upto)
-        except FullError:
-            server.incoming.give(self._incoming, more)
-            return False
-        return True
-
-    def _grow_large(self, large: LargeFrame) -> None:
-        if not self._grant(large):
-            self._wait_with_large(large)
+    def _has_grant(self, large: LargeFrame) -> bool:
+        return large.try_grant(self._server.allocator, self._server.incoming, self._incoming)
 
     def _wait_with_large(self, large: LargeFrame) -> None:
         self._memory_wait = True
@@ -526,15 +531,8 @@ class Connection(asyncio.BufferedProtocol):
             with scope:
                 self._scopes.add(scope)
                 if not self._lost:
-                    upto = large.next_grant()
-                    more = upto - large.granted
-                    await server.incoming.wait_and_take(self._incoming, more)
-                    try:
-                        await large.grant(server.allocator, upto)
-                        granted = True
-                    finally:
-                        if not granted:
-                            server.incoming.give(self._incoming, more)
+                    await large.wait_for_grant(server.allocator, server.incoming, self._incoming)
+                    granted = True
         finally:
             server.waiting_for_memory -= 1
             server.carried_bytes -= carried

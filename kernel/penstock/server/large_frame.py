@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ("LargeFrame",)
+__all__ = ("LargeFrame", "length_fault")
 
+from collections.abc import Container
 from typing import Final
 
+from penstock.errors import FullError
+from penstock.log.limiter import BytesLimiter
+from penstock.server.settings import ServerSettings
+from penstock.shares import Member
 from penstock.spi.allocator import Allocation, Allocator, Reservation
+from penstock.wire.api_keys import ApiKey
 
 _PURPOSE: Final = "network"
+#: Requests that carry the metadata of a whole group.
+_GROUP_APIS: Final = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP, ApiKey.OFFSET_COMMIT})
 #: A frame may be so far ahead of its bytes, and as far again as it has bytes, up to the second.
 _AHEAD_BYTES_MIN: Final = 16 * 1024
 _AHEAD_BYTES_MAX: Final = 1024 * 1024
@@ -55,6 +63,30 @@ class LargeFrame:
         ahead = min(max(self.pos, _AHEAD_BYTES_MIN), _AHEAD_BYTES_MAX)
         return min(self.size, self.pos + ahead)
 
+    def try_grant(self, allocator: Allocator, limiter: BytesLimiter, member: Member) -> bool:
+        """Let the next piece be received if ``member`` has a share of ``limiter`` for it, and memory is there."""
+        upto = self.next_grant()
+        more = upto - self.granted
+        if not limiter.try_take(member, more):
+            return False
+        try:
+            self.grant_nowait(allocator, upto)
+        except FullError:
+            limiter.give(member, more)
+            return False
+        return True
+
+    async def wait_for_grant(self, allocator: Allocator, limiter: BytesLimiter, member: Member) -> None:
+        """The same, as soon as it's its turn; a cancelled wait leaves nothing behind."""
+        upto = self.next_grant()
+        more = upto - self.granted
+        await limiter.wait_and_take(member, more)
+        try:
+            await self.grant(allocator, upto)
+        except BaseException:
+            limiter.give(member, more)
+            raise
+
     def grant_nowait(self, allocator: Allocator, upto: int) -> None:
         """Get memory for the first ``upto`` bytes. Raises FullError, then nothing has changed."""
         if self._reservation is not None:
@@ -99,3 +131,16 @@ class LargeFrame:
         self.granted = 0
         if memory is not None:
             memory.release()
+
+
+def length_fault(api_key: int, size: int, apis: Container[int], settings: ServerSettings) -> str | None:
+    """Why a request of this API can't be so long, or None."""
+    if api_key == ApiKey.PRODUCE:
+        return None
+    if api_key not in apis:
+        return f"api is not supported: api_key={api_key} length={size}"
+    wide = api_key in _GROUP_APIS
+    size_max = settings.group_request_bytes_max if wide else settings.control_request_bytes_max
+    if size > size_max:
+        return f"frame is too long for its api: api_key={api_key} length={size} length_max={size_max}"
+    return None

@@ -7,6 +7,8 @@ __all__ = ("Server",)
 import asyncio
 import errno
 import logging
+import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
@@ -46,6 +48,10 @@ _RELIEF_S: Final = 0.25
 _SILENT_S: Final = 2.0
 _IDLE_S: Final = 10.0
 _LOOK_MAX: Final = 64
+#: Connections that are accepted in one turn of the loop.
+_ACCEPTS_MAX: Final = 16
+#: What long requests take once they are decoded, of all clients, as a part of what they may take before.
+_HANDLING_PART: Final = 2
 _NOBODY: Final = object()
 #: Why a listener can't be bound now, and may be in a moment: the process before this one may still hold the port.
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -103,6 +109,13 @@ class Server(AsyncContextManagerMixin):
         for limiter in (self.incoming, self.outgoing):
             limiter.on_shortage = partial(self._close_stuck, limiter)
             limiter.on_waiting = self.relieve_soon
+        #: What requests take while they are handled.
+        handling_max = receive_max // _HANDLING_PART
+        self.handling = BytesLimiter(
+            handling_max, credit=handling_max, credit_max=handling_max, clock=self.time
+        )
+        #: Long requests are decoded, and their responses encoded, in this many threads.
+        self.long_requests = anyio.CapacityLimiter(1)
         self.turns = Turns(self._call_soon, self.time)
         self._listeners = tuple(listeners)
         self._connections: dict[Connection, None] = {}
@@ -162,7 +175,7 @@ class Server(AsyncContextManagerMixin):
                 connect,
                 listener.host or None,
                 listener.port,
-                backlog=self.settings.backlog,
+                backlog=_ACCEPTS_MAX,
                 start_serving=False,
             )
         except OSError as error:
@@ -178,6 +191,10 @@ class Server(AsyncContextManagerMixin):
         endpoint = Endpoint(node_id=self.api.logs.node_id, host=host, port=port)
         self.endpoints += (endpoint,)
         await server.start_serving()
+        for bound in server.sockets:
+            # asyncio accepts as many at a time, without turns for others, as wait at most
+            with socket.socket(fileno=os.dup(bound.fileno())) as same:
+                same.listen(self.settings.backlog)
         return server
 
     async def _drain(self, sockets: Sequence[asyncio.Server]) -> None:

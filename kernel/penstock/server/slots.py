@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
-__all__ = ("ProduceSlot", "Slot")
+__all__ = ("ProduceHeader", "ProduceSlot", "Slot")
 
 from typing import TYPE_CHECKING, Any
 
-from penstock.api.context import AppendResult
+from penstock.api.context import AppendResult, Client
 from penstock.api.produce import ProduceCall
 from penstock.errors import PenstockError
 from penstock.spi.allocator import Charge
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceResponse, TopicProduceData
-from penstock.wire.registry import encode_response
+from penstock.wire.registry import RequestHeader, decode_request_header, encode_response
 
 if TYPE_CHECKING:
     from penstock.server.connection import Connection
+
+
+class ProduceHeader:
+    """The header of a connection's Produces: always the same but for the correlation id, so decoded once."""
+
+    __slots__ = ("_header", "_tail")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._header: RequestHeader | None = None
+
+    def body_pos(self, frame: memoryview, version: int, client: Client) -> int:
+        """Where the body of ``frame`` begins; notes the client's id."""
+        tail, header = self._tail, self._header
+        if header is None or version != header.api_version or frame[8 : 8 + len(tail)] != tail:
+            header = self._header = decode_request_header(frame)
+            client.client_id = header.client_id
+            self._tail = bytes(frame[8 : header.body_pos])
+        return header.body_pos
 
 
 class Slot:

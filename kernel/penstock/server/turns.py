@@ -31,17 +31,23 @@ class Turns:
         self._call_soon = call_soon
         self._clock = clock
         self._waiting: deque[_Waits] = deque()
+        self._is_scheduled = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, connection: _Waits) -> None:
         """It gets a turn after those that wait already."""
-        if not self._waiting:
-            self._call_soon(self._run)
         self._waiting.append(connection)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._call_soon(self._run)
 
     def _run(self) -> None:
+        self._is_scheduled = False
         waiting = self._waiting
         end = self._clock() + SLICE_S
         for _ in range(len(waiting)):
@@ -49,4 +55,4 @@ class Turns:
             if self._clock() >= end:
                 break
         if waiting:
-            self._call_soon(self._run)
+            self._schedule()

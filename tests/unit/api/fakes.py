@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,10 @@ class FakeReservation(FakeAllocation):
     """Accounted for as it is granted."""
 
     def __init__(self, owner: FakeAllocator, size: int) -> None:
-        super().__init__(owner, size)
+        self._allocator = owner
+        self.size = size
+        self.view = memoryview(mmap.mmap(-1, size))
+        self.released = False
         self.granted = 0
 
     def grant_nowait(self, size: int) -> None:

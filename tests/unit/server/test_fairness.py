@@ -1,0 +1,221 @@
+"""One client, or one address, can't take what others need: memory, the loop, connections."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
+from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
+
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.api_versions import ApiVersionsRequest
+from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
+from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
+from penstock.wire.messages.metadata import MetadataRequest
+
+pytestmark = pytest.mark.anyio
+
+KIB = 1024
+MIB = 1024 * KIB
+
+
+@pytest.fixture(params=[("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    param: tuple[str, dict[str, bool]] = request.param
+    return param
+
+
+@pytest.fixture
+def logs() -> FakeLogs:
+    logs = FakeLogs()
+    logs.add("t", 2)
+    return logs
+
+
+def announcement(size: int) -> bytes:
+    """The first bytes of a Produce of ``size`` bytes."""
+    return struct.pack(">ihhih", size, ApiKey.PRODUCE, 9, 1, -1)
+
+
+async def crowd(harness: Harness, count: int, data: bytes) -> list[Client]:
+    """Clients that sent ``data`` and stopped."""
+    before = harness.server.received_bytes
+    clients = [await harness.connect() for _ in range(count)]
+    for client in clients:
+        await client.send_raw(data)
+    await until(lambda: harness.server.received_bytes == before + count * len(data))
+    return clients
+
+
+async def leave(clients: list[Client]) -> None:
+    for client in clients:
+        await client.__aexit__(None, None, None)
+
+
+async def test_an_announced_request_takes_no_more_memory_than_its_bytes(logs: FakeLogs) -> None:
+    async with serving(logs, memory_bytes=128 * MIB, receive_bytes_max=64 * MIB) as harness:
+        bad = await crowd(harness, 20, announcement(90 * MIB))
+        assert harness.allocator.used <= 20 * 16 * KIB + 20 * 64
+        async with await harness.connect() as good:
+            for at in range(20):
+                answer = await good.call(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 200_000)))
+                assert offsets(answer) == [(0, at)]
+        assert harness.server.statistics().connections_closed_for_others == 0, "there is room for all"
+        await leave(bad)
+
+
+async def test_who_holds_memory_and_stops_gives_way_to_who_needs_it(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, receive_bytes_max=4 * MIB) as harness:
+        bad = await crowd(harness, 60, announcement(MIB) + bytes(10_000))
+        clock.now_s += 2
+        async with await harness.connect() as good:
+            for at in range(5):
+                answer = await good.call(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 900_000)))
+                assert offsets(answer) == [(0, at)]
+        statistics = harness.server.statistics()
+        assert 0 < statistics.connections_closed_for_others <= 60
+        assert statistics.handler_errors == 0
+        await leave(bad)
+        await until(lambda: harness.server.statistics().connections == 0)
+        assert harness.server.statistics().receive_bytes == 0
+
+
+async def test_who_stops_is_left_in_peace_while_nobody_needs_its_memory(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, receive_bytes_max=64 * MIB) as harness:
+        slow = await crowd(harness, 5, announcement(MIB) + bytes(100 * KIB))
+        clock.now_s += 25
+        async with await harness.connect() as good:
+            await good.call(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 200_000)))
+        await until(lambda: harness.server.statistics().connections == 5)
+        harness.server.sweep()
+        assert harness.server.statistics().connections == 5
+        await leave(slow)
+
+
+async def test_a_slow_request_that_moves_is_never_too_late(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with (
+        serving(logs, clock=clock, half_open_timeout_ms=1000) as harness,
+        await harness.connect() as slow,
+    ):
+        frame = slow.frame(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 50_000)))
+        for at in range(0, len(frame), 5000):
+            await slow.send_raw(frame[at : at + 5000])
+            await until(lambda at=at: harness.server.received_bytes == min(len(frame), at + 5000))
+            clock.now_s += 0.9
+            harness.server.sweep()
+        assert offsets(await slow.receive()) == [(0, 0)]
+
+
+async def test_halves_of_small_requests_count_and_give_way_too(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, receive_bytes_max=2 * MIB) as harness:
+        bad = await crowd(harness, 100, announcement(31_000) + bytes(30_000))
+        assert harness.server.statistics().receive_bytes >= 100 * 30_000
+        clock.now_s += 2
+        harness.server.relieve()
+        assert harness.server.statistics().receive_bytes <= 2 * MIB
+        assert harness.server.statistics().connections_closed_for_others >= 30
+        await leave(bad)
+
+
+async def test_thousands_of_requests_of_one_client_leave_turns_to_others(logs: FakeLogs) -> None:
+    async with serving(logs) as harness, await harness.connect() as bad, await harness.connect() as good:
+        many = 5000
+        cheap = bad.frame(ApiKey.API_VERSIONS, 0, ApiVersionsRequest(), answered=False)
+        await bad.send_raw(cheap * many)
+        await until(lambda: harness.server.requests_by_api[ApiKey.API_VERSIONS] > 0)
+        await good.call(ApiKey.PRODUCE, 9, produce(make_batch()))
+        assert harness.server.requests_by_api[ApiKey.API_VERSIONS] < many
+        await until(lambda: harness.server.requests_by_api[ApiKey.API_VERSIONS] == many)
+        assert harness.server.statistics().handler_errors == 0
+
+
+async def test_a_long_request_is_answered_like_a_short_one(logs: FakeLogs) -> None:
+    async with serving(logs) as harness, await harness.connect() as client:
+        topics = FetchTopic(
+            topic="t", partitions=[FetchPartition(partition=at, fetch_offset=0) for at in range(5000)]
+        )
+        long = FetchRequest(max_wait_ms=0, min_bytes=0, max_bytes=MIB, topics=[topics])
+        await client.send(ApiKey.FETCH, 11, long)
+        await client.send(ApiKey.METADATA, 9, MetadataRequest(topics=None))
+        response = await client.receive()
+        assert len(response.responses[0].partitions) == 5000
+        assert [topic.name for topic in (await client.receive()).topics] == ["t"]
+        assert harness.allocator.used == 0
+        assert harness.server.handling.used == 0
+
+
+async def test_a_long_request_that_is_malformed_ends_the_connection_with_nothing_held(logs: FakeLogs) -> None:
+    async with serving(logs) as harness, await harness.connect() as client:
+        ask = FindCoordinatorRequest(key_type=0, coordinator_keys=["group"] * 5000)
+        frame = bytearray(client.frame(ApiKey.FIND_COORDINATOR, 4, ask))
+        frame[-20:] = b"\xff" * 20
+        await client.send_raw(bytes(frame))
+        assert await client.ends()
+        await until(lambda: harness.server.statistics().connections == 0)
+        assert harness.server.statistics().connections_closed_for_fault == 1
+        assert (harness.allocator.used, harness.server.handling.used) == (0, 0)
+
+
+async def test_long_requests_wait_for_their_share_and_short_ones_dont(logs: FakeLogs) -> None:
+    async with serving(logs, receive_bytes_max=4 * MIB) as harness, await harness.connect() as other:
+        partitions = [FetchPartition(partition=at, fetch_offset=0) for at in range(1500)]
+        topics = [FetchTopic(topic="nowhere", partitions=partitions)]
+        parked = FetchRequest(max_wait_ms=300_000, min_bytes=1, max_bytes=MIB, topics=topics)
+        for partition in partitions:
+            partition.partition = 0
+        parked.topics[0].topic = "t"
+        bad = [await harness.connect() for _ in range(6)]
+        for client in bad:
+            await client.send(ApiKey.FETCH, 11, parked)
+        await until(lambda: harness.server.handling.waiting > 0)
+        await other.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+        await other.call(ApiKey.PRODUCE, 9, produce(make_batch(), partition=1))
+        assert harness.server.handling.used <= 2 * MIB
+        await leave(bad)
+        await until(lambda: harness.server.handling.used == 0)
+
+
+async def test_one_address_leaves_connections_for_others(logs: FakeLogs) -> None:
+    async with serving(logs, connections_per_address_max=2) as harness:
+        async with await harness.connect() as one, await harness.connect() as two:
+            for client in (one, two):
+                await client.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+            async with await harness.connect() as three:
+                assert await three.ends()
+            await one.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+        await until(lambda: harness.server.statistics().connections == 0)
+        assert harness.server.statistics().connections_rejected == 1
+
+
+async def test_a_connection_that_asks_nothing_gives_its_place_to_a_new_one(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, connections_max=3) as harness, await harness.connect() as busy:
+        await busy.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+        silent = await crowd(harness, 2, b"\0\0")
+        async with await harness.connect() as early:
+            assert await early.ends(), "everybody has a moment"
+        clock.now_s += 3
+        async with await harness.connect() as late:
+            await late.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+            await busy.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+            assert await silent[0].ends()
+        await leave(silent)
+
+
+async def test_the_connection_that_is_idle_longest_gives_its_place_to_a_new_one(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, connections_max=2) as harness:
+        async with await harness.connect() as idle, await harness.connect() as busy:
+            for client in (idle, busy):
+                await client.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+            clock.now_s += 11
+            await busy.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+            async with await harness.connect() as late:
+                await late.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+                assert await idle.ends()
+                await busy.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
