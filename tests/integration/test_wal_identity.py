@@ -279,6 +279,65 @@ def test_the_lost_wal_of_another_node_is_given_up_by_name(serve: ServeFactory, t
     assert f"what only the WAL {lost} held was given up" in output
 
 
+@pytest.mark.parametrize("ending", ["kill", "terminate"])
+def test_a_lost_newest_metadata_entry_is_refused_and_seen_by_verify(serve: ServeFactory, ending: str) -> None:
+    """Issue 5, 3: an acknowledged setting doesn't revert in silence; nothing is changed, and the copy mends it."""
+    broker = serve()
+    ledger = written(broker)
+    entries = broker.data_dir / "objects" / "metadata" / "log"
+    snapshots = broker.data_dir / "objects" / "metadata" / "snapshot"
+    code, output = penstock(
+        "topic",
+        "alter",
+        "ledger",
+        "--config",
+        "retention.ms=7200000",
+        "--bootstrap-server",
+        broker.bootstrap_servers,
+    )
+    assert code == 0, output
+    getattr(broker, ending)()
+    copies = {path: path.read_bytes() for path in (max(entries.iterdir()), *snapshots.glob("*"))}
+    for path in copies:
+        path.unlink()
+    index = int(next(iter(copies)).name)
+    before = media(broker.data_dir)
+    code, output = run_serve(broker.data_dir)
+    assert code == 2, output
+    assert one_sentence(output)
+    assert f"found={index - 1} reached={index}" in output
+    code, output = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
+    assert code == 1, output
+    assert "BROKEN I7" in output
+    assert f"reached={index} found={index - 1}" in output
+    assert media(broker.data_dir) == before
+    for path, data in copies.items():
+        path.write_bytes(data)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+    code, output = penstock("topic", "describe", "ledger", "--bootstrap-server", broker.bootstrap_servers)
+    assert re.search(r"retention.ms +7200000 +topic", output)
+
+
+def test_a_store_that_vanished_is_no_new_cluster(serve: ServeFactory) -> None:
+    """Issue 5, 5: no metadata log is begun and no directory made; when it is back, everything is."""
+    broker = serve()
+    ledger = written(broker)
+    broker.kill()
+    store, away = broker.data_dir / "objects", broker.data_dir / "away"
+    store.rename(away)
+    before = media(broker.data_dir)
+    code, output = run_serve(broker.data_dir)
+    assert code == 2, output
+    assert one_sentence(output)
+    assert "the metadata log that it was written with isn't here" in output
+    assert not store.exists()
+    assert media(broker.data_dir) == before
+    away.rename(store)
+    broker.start()
+    check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+
+
 def test_another_wal_path_after_a_kill_is_refused(serve: ServeFactory, tmp_path: Path) -> None:
     """Nothing is written; with the old path, or the old file in a new path, everything is there."""
     broker = serve()

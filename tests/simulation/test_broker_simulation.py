@@ -413,6 +413,7 @@ class Simulation:
         assert outcome.error_code in {
             0,
             ErrorCode.KAFKA_STORAGE_ERROR,
+            ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND,
             ErrorCode.NOT_LEADER_OR_FOLLOWER,
         }, outcome.error_message
         return outcome

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("SimulatedStore", "SimulatedWal")
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from random import Random
 
@@ -19,6 +20,8 @@ from penstock.spi.object_store import (
 )
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry
+from penstock.stream.entry import decode_header
+from penstock.stream.marks import MARK_STREAM
 
 
 class SimulatedStore:
@@ -146,7 +149,20 @@ class SimulatedWal(FakeWal):
         used = self.position - self.trimmed
         if used and used + sum(len(part) for part in data) > self.capacity_bytes:
             raise FullError("the simulated wal is full")
-        return super().append(data)
+        append = super().append(data)
+        if (
+            not self.automatic
+            and decode_header(memoryview(data[0]), append.position).stream_id == MARK_STREAM
+        ):
+            # what commands wait for comes by itself, with everything before it
+            asyncio.get_running_loop().call_soon(self._complete_through, append)
+        return append
+
+    def _complete_through(self, mark: WalAppend) -> None:
+        for count, (append, _) in enumerate(self.pending, 1):
+            if append is mark:
+                self.complete(count)
+                break
 
     async def trim(self, position: int) -> None:
         for _ in range(self._random.randrange(3)):

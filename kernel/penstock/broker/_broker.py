@@ -25,6 +25,7 @@ import anyio
 from penstock.account import Ledger
 from penstock.api.context import ApiContext, DataPlace
 from penstock.api.dispatch import apis
+from penstock.broker._metadata import MetadataCheck, give_up_entries
 from penstock.broker._outage import WatchedStore
 from penstock.broker._process import capacity_of, now_ms, one_error, own_directory, switch_interval
 from penstock.broker._settings import (
@@ -41,7 +42,7 @@ from penstock.broker._wal import register_node, release_wal, use_wal
 from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
-from penstock.errors import CapabilityError, ConfigError, InvariantError, PenstockError, again
+from penstock.errors import CapabilityError, InvariantError, PenstockError, again
 from penstock.files import ACCESSES
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
@@ -58,8 +59,6 @@ from penstock.spi.partitioner import Partitioner
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WriteAheadLog
 from penstock.stream.engine import StreamEngine
-from penstock.stream.orphans import PREFIX as OBJECTS_PREFIX
-from penstock.stream.orphans import object_id_of
 
 logger = logging.getLogger("penstock.broker")
 
@@ -297,14 +296,19 @@ class Broker:
         self._store = object_store
         services = dataclasses.replace(services, object_store=object_store)
         metadata_log: MetadataLog = await open_plugin("metadata_log")
+        check = MetadataCheck(
+            metadata_log, object_store, selection, services, tree.broker.accept_lost_metadata
+        )
         metadata = await stack.enter_async_context(
             MetadataService.open(
                 metadata_log,
                 now_ms=now_ms,
                 cluster_id=tree.broker.cluster_id or "",
-                before_format=partial(_check_unclaimed, object_store, metadata_log),
+                before_writing=check,
             )
         )
+        if check.loss is not None:
+            await give_up_entries(metadata, object_store, check.loss)
         services = dataclasses.replace(services, cluster_id=metadata.image.cluster_id)
         node_epoch = await register_node(metadata, selection, services, tree.broker.accept_lost_wal)
         services = dataclasses.replace(services, epoch=node_epoch)
@@ -444,18 +448,6 @@ class _InternalTopic:
     name: str
     partition_count: int
     configs: Mapping[str, str]
-
-
-async def _check_unclaimed(store: ObjectStore, log: MetadataLog) -> None:
-    """Metadata that begin anew give out the ids of objects from the first on: objects there would be overwritten."""
-    async for info in store.list(OBJECTS_PREFIX):
-        if object_id_of(info.key) is not None:
-            raise ConfigError(
-                "the object store holds objects, but the metadata log that knows them isn't here, nothing was "
-                "changed; point metadata_log.prefix back to it, or restore it, or set object_store.url to a place "
-                f"of its own for a new cluster: object={info.key} object_store={store.location} "
-                f"metadata_log={log.location}"
-            )
 
 
 def _check_store(selection: Selection, store: ObjectStore) -> None:

@@ -11,7 +11,7 @@ crash, as it can't tell; other nodes stay away from it all the same.
 
 from __future__ import annotations
 
-__all__ = ("identify_wal", "register_node", "release_wal", "use_wal")
+__all__ = ("identify_wal", "register_node", "release_wal", "use_wal", "wal_spec")
 
 import logging
 import platform
@@ -30,7 +30,7 @@ logger = logging.getLogger("penstock.broker")
 
 async def identify_wal(selection: Selection, services: Services) -> str:
     """The identity of the WAL at the configured place; empty if there is none, or if its plugin doesn't tell."""
-    spec = _spec(selection)
+    spec = wal_spec(selection)
     if spec.identify is None:
         return ""
     found = await spec.identify(selection.settings["wal"], services) or ""
@@ -52,7 +52,7 @@ async def register_node(
     """
     node_id = services.node_id
     found = await identify_wal(selection, services)
-    unnamed = _spec(selection).identify is None
+    unnamed = wal_spec(selection).identify is None
     told = f" ({selection.names['wal']} tells no identity)" if unnamed else ""
     before = {node.node_id: node.wal for node in metadata.image.nodes.values() if node.wal_in_use}
     known_lost = _lost_wals(metadata.image)
@@ -92,7 +92,7 @@ def _lost_wals(image: Image) -> set[str]:
 async def use_wal(metadata: MetadataService, selection: Selection, services: Services, location: str) -> str:
     """Record the WAL, which is open now; its identity. Nothing may be appended before this returns."""
     identity = await identify_wal(selection, services)
-    if not identity and _spec(selection).identify is not None:
+    if not identity and wal_spec(selection).identify is not None:
         raise PluginError(
             f"the WAL is open and tells no identity, mend the plugin: plugin={selection.names['wal']} at={location}"
         )
@@ -106,7 +106,8 @@ async def release_wal(metadata: MetadataService, node_id: int, node_epoch: int) 
         await metadata.submit(ReleaseWal(node_id, node_epoch))
 
 
-def _spec(selection: Selection) -> WalSpec[Any]:
+def wal_spec(selection: Selection) -> WalSpec[Any]:
+    """The WAL plugin's registration."""
     spec = selection.specs["wal"]
     assert isinstance(spec, WalSpec)
     return spec

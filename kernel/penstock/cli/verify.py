@@ -62,6 +62,8 @@ def _print(report: Report) -> None:
     wal = "not checked" if report.wal_entries is None else f"{report.wal_entries} entries"
     if report.wal_identity is not None:
         wal += f", identity {report.wal_identity}"
+    if report.wal_metadata_index:
+        wal += f", written with metadata to index {report.wal_metadata_index}"
     typer.echo(
         f"metadata to index {report.metadata_index}: {report.topics} topics, {report.streams} streams\n"
         f"objects: {report.objects} committed, {report.blocks} blocks, {report.bytes} bytes read\n"

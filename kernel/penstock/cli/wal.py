@@ -67,6 +67,7 @@ async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
     from penstock.errors import CorruptError, InvalidRequestError
     from penstock.metadata.service import load_image
     from penstock.stream.entry import HEADER, decode_header
+    from penstock.stream.marks import Evidence
     from penstock.tools.places import open_places
     from penstock.tools.verify import stream_name
 
@@ -75,10 +76,13 @@ async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
             raise InvalidRequestError(f"this WAL plugin can't be read from outside: plugin={places.wal_name}")
         image = await load_image(places.metadata_log)
         entries: list[dict[str, Any]] = []
+        evidence = Evidence()
         count = size = 0
         damage = ""
         try:
             async for entry in places.read_wal():
+                if evidence.hear(entry) is not None:
+                    continue
                 count += 1
                 size += len(entry.data)
                 if len(entries) >= limit:
@@ -104,6 +108,7 @@ async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
                 "plugin": places.wal_name,
                 **await places.describe_wal(),
                 "recorded": _recorded(image, places.node_id),
+                "metadata index": f"{image.index}, and the WAL was written with {evidence.index or 'unknown'}",
             },
             "entry_count": count,
             "payload_bytes": size,

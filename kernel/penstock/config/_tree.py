@@ -69,6 +69,14 @@ class Broker(Settings):
         ge=0,
         description="How long a stop may take to upload; the next start recovers the rest from the WAL.",
     )
+    accept_lost_metadata: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        examples=["1042"],
+        description="How far lost metadata entries went that are given up: it starts without them. The refusal of a "
+        "start says the value.",
+    )
     accept_lost_wal: str | None = Field(
         default=None,
         min_length=1,

@@ -29,6 +29,7 @@ __all__ = (
     "RegisterNode",
     "ReleaseWal",
     "SetTopicConfigs",
+    "SkipLost",
     "TrimStreams",
     "UploadedObject",
     "UploadedRange",
@@ -201,6 +202,15 @@ class ForgetObjects(_Command, tag="forget", frozen=True):
     object_ids: list[int]
 
 
+class SkipLost(_Command, tag="skip", frozen=True):
+    """Entries were lost and given up: pass over the ids that they may have given out."""
+
+    #: No object gets an id below this.
+    next_object_id: int
+    #: So many ids of streams, and of producers, are passed over.
+    count: int
+
+
 class AllocateProducerIds(_Command, tag="pids", frozen=True):
     """Reserve a block of producer ids."""
 
@@ -225,6 +235,7 @@ Command: TypeAlias = (
     | AbandonObjects
     | ForgetObjects
     | AllocateProducerIds
+    | SkipLost
 )
 
 

@@ -397,6 +397,11 @@ class Image:
         self._data.next_producer_id += command.count
         return first
 
+    def _skip_lost(self, command: c.SkipLost, index: int, now_ms: int) -> None:
+        self._data.next_object_id = max(self._data.next_object_id, command.next_object_id)
+        self._data.next_stream_id += command.count
+        self._data.next_producer_id += command.count
+
 
 def _give_up(node: NodeState) -> None:
     """What only the node's WAL holds is lost, and that WAL is never taken again."""
@@ -421,4 +426,5 @@ _FOLDS: dict[type, Any] = {
     c.AbandonObjects: Image._abandon,
     c.ForgetObjects: Image._forget,
     c.AllocateProducerIds: Image._allocate_pids,
+    c.SkipLost: Image._skip_lost,
 }

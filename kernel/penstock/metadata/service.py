@@ -116,6 +116,9 @@ class MetadataService:
         self._snapshot_pending = False
         #: (node id, epoch) that this process registered.
         self._registered: tuple[int, int] | None = None
+        self._witness: Callable[[int], None] | None = None
+        #: Entries that are in the log, and whose results wait until the witness knows: (index, batch, results).
+        self._unwitnessed: deque[tuple[int, list[_Submission], list[Any]]] = deque()
         self.image = image
 
     @classmethod
@@ -126,17 +129,18 @@ class MetadataService:
         *,
         now_ms: Callable[[], int],
         cluster_id: str = "",
-        before_format: Callable[[], Awaitable[None]] | None = None,
+        before_writing: Callable[[Image], Awaitable[None]] | None = None,
     ) -> AsyncIterator[MetadataService]:
         """Read the log, format it if it is new (with ``cluster_id``, or a fresh one), and start writing.
 
-        ``before_format`` is awaited before a new log is written to, and may refuse by raising.
+        ``before_writing`` is awaited with the image that was read, before anything is written; it may refuse by
+        raising, and may bring the image up to date with :func:`follow`.
         Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
         of another name than ``cluster_id``.
         """
         image = await load_image(log)
-        if before_format is not None and not image.index:
-            await before_format()
+        if before_writing is not None:
+            await before_writing(image)
         async with anyio.create_task_group() as tasks:
             service = cls(log, image, now_ms, tasks)
             tasks.start_soon(service._write_forever)
@@ -209,6 +213,23 @@ class MetadataService:
             await submission.done.wait()
         return [submission.result for submission in submissions]
 
+    def set_witness(self, witness: Callable[[int], None] | None) -> None:
+        """Call ``witness`` with the index of every entry that is in the log from now on.
+
+        Nobody is told the results of an entry before :meth:`witnessed` was called for it. None ends that, and tells
+        what is left to be told.
+        """
+        self._witness = witness
+        if witness is None:
+            self.witnessed(self.image.index)
+
+    def witnessed(self, index: int) -> None:
+        """The results of entries up to ``index`` may be told."""
+        while self._unwitnessed and self._unwitnessed[0][0] <= index:
+            _, batch, results = self._unwitnessed.popleft()
+            for submission, result in zip(batch, results, strict=True):
+                self._answer(submission, result)
+
     def statistics(self) -> MetadataStatistics:
         """A snapshot of the state."""
         return MetadataStatistics(
@@ -222,6 +243,7 @@ class MetadataService:
 
     def _close(self) -> None:
         self._closed = True
+        self.set_witness(None)
         while self._pending:
             self._answer(
                 self._pending.popleft(),
@@ -255,8 +277,12 @@ class MetadataService:
                         submission, ClosedError("the metadata service closed before the command was written")
                     )
                 raise
-            for submission, result in zip(batch, results, strict=True):
-                self._answer(submission, result)
+            index = self.image.index
+            self._unwitnessed.append((index, batch, results))
+            if self._witness is None:
+                self.witnessed(index)
+            else:
+                self._witness(index)
             self._maybe_snapshot()
 
     def _next_batch(self) -> tuple[list[_Submission], bytes, Entry]:

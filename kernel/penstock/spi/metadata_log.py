@@ -72,6 +72,8 @@ class MetadataLog(Protocol):
     async def append(self, index: int, data: bytes) -> None:
         """Make ``data`` the entry ``index``, durably, if there is none yet and ``index`` - 1 exists.
 
+        Instead of the entry ``index`` - 1, the newest snapshot may be of it: it holds everything.
+
         An attempt whose outcome is unknown is resolved by reading back before answering.
         Raises ConflictError if the index is taken by another entry (catch up and try again);
         InvalidRequestError if the entry is larger than ``entry_bytes_max`` or would leave a gap;

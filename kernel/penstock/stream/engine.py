@@ -35,6 +35,7 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WriteAheadLog
 from penstock.stream.entry import HEADER, encode_header
 from penstock.stream.lifecycle import ObjectLifecycle
+from penstock.stream.marks import MetadataMarks
 from penstock.stream.open_stream import Stream
 from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
 from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
@@ -194,10 +195,18 @@ class StreamEngine:
         self._died = anyio.Event()
         self._room = anyio.Event()
         self._room_waiters = 0
+        self._marks = MetadataMarks(
+            wal,
+            metadata.image.cluster_id,
+            node_epoch=node_epoch,
+            now_ms=now_ms,
+            told=metadata.witnessed,
+        )
         self._uploader = Uploader(
             metadata,
             store,
             wal,
+            self._marks.trim,
             log_cache,
             settings.upload,
             node_id=node_id,
@@ -276,6 +285,7 @@ class StreamEngine:
             try:
                 yield engine
             finally:
+                metadata.set_witness(None)
                 engine._closing = engine._drained = True
                 engine._room.set()
                 tasks.cancel_scope.cancel()
@@ -511,7 +521,7 @@ class StreamEngine:
 
     async def _trim_dead(self, position: int) -> None:
         try:
-            await self._wal.trim(position)
+            await self._marks.trim(position)
         except UnavailableError as error:
             logger.warning("the WAL wasn't trimmed, the next upload does it: %s", error)
             return
@@ -597,7 +607,7 @@ class StreamEngine:
     async def _recover(self) -> RecoveryFinished:
         """Upload what only the WAL holds, and trim it."""
         started = time.perf_counter()
-        replay = WalReplay(self._wal, self.metadata.image)
+        replay = WalReplay(self._wal, self.metadata.image, self._node_epoch)
         async for entry in replay.run():
             size = HEADER.size + len(entry.data) + ENTRY_OVERHEAD_BYTES
             entry.charge = await self.allocator.charge(size, "append")
@@ -609,8 +619,12 @@ class StreamEngine:
             logger.info("uploading what only the WAL holds: entries=%d bytes=%d", entries, size_bytes)
         await self.flush()
         self._uploader.may_trim = True
+        # from here on no command is told to have succeeded before the WAL says how far metadata got
+        self.metadata.set_witness(self._marks.mark)
+        self._marks.mark(self.metadata.image.index)
+        await self._marks.renew()
         if replay.end_position:
-            await self._wal.trim(replay.end_position)
+            await self._marks.trim(replay.end_position)
         duration_ms = (time.perf_counter() - started) * 1000
         if entries:
             logger.info(

@@ -6,19 +6,22 @@ __all__ = ("WalReplay",)
 
 from collections.abc import AsyncIterator
 
-from penstock.errors import CorruptError, InvariantError
+from penstock.errors import ConfigError, CorruptError, InvariantError
 from penstock.metadata.image import Image
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.wal import WalEntry, WriteAheadLog
 from penstock.stream.entry import HEADER, WalHeader, decode_header
+from penstock.stream.marks import Evidence, Mark
 
 
 class WalReplay:
     """One pass over a WAL. What is committed, or of no living stream, is skipped; a hole is an error."""
 
-    def __init__(self, wal: WriteAheadLog, image: Image) -> None:
+    def __init__(self, wal: WriteAheadLog, image: Image, node_epoch: int) -> None:
         self._wal = wal
         self._image = image
+        self._node_epoch = node_epoch
+        self._evidence = Evidence()
         #: Where the next entry of a stream must begin, of streams that had one.
         self._ends: dict[int, int] = {}
         self.entries = 0
@@ -30,11 +33,14 @@ class WalReplay:
     async def run(self) -> AsyncIterator[StreamEntry]:
         """The entries that must be uploaded, in order; none of them is charged.
 
-        Raises CorruptError if acknowledged records are missing (I10) or belong to another WAL's history,
-        InvariantError if the WAL repeats itself, and what ``WriteAheadLog.recover`` raises.
+        Raises CorruptError if acknowledged records (I10) or metadata entries are missing, or records belong to
+        another WAL's history; ConfigError if the WAL is another cluster's, InvariantError if it repeats itself, and
+        what ``WriteAheadLog.recover`` raises.
         """
         async for recovered in self._wal.recover():
             self.end_position = recovered.next_position
+            if self._hear(recovered) is not None:
+                continue
             header = decode_header(recovered.data, recovered.position)
             if not self._is_needed(header, recovered):
                 self.skipped_entries += 1
@@ -52,6 +58,27 @@ class WalReplay:
                 None,
                 recovered.next_position,
             )
+
+    def _hear(self, recovered: WalEntry) -> Mark | None:
+        """The mark of metadata in the entry, if there is one.
+
+        What was there before this broker registered is below its epoch. Where a WAL can be read from outside, this
+        was found before that.
+        """
+        mark = self._evidence.hear(recovered)
+        if mark is not None and mark.cluster_id != self._image.cluster_id:
+            raise ConfigError(
+                f"the WAL is of another cluster, point wal.path to a place of this one's own, or object_store.url to "
+                f"that cluster's store: wal={self._wal.location} wal_cluster={mark.cluster_id} "
+                f"cluster={self._image.cluster_id}"
+            )
+        if self._evidence.index >= self._node_epoch:
+            raise CorruptError(
+                f"the newest metadata entries are lost, the WAL was written with more than there were when this "
+                f"broker registered; restore the metadata log as a whole from a copy that isn't older than the WAL: "
+                f"wal={self._wal.location} reached={self._evidence.index} found={self._node_epoch - 1}"
+            )
+        return mark
 
     def _is_needed(self, header: WalHeader, recovered: WalEntry) -> bool:
         state = self._image.streams.get(header.stream_id)

@@ -175,6 +175,7 @@ class Uploader:
         metadata: MetadataService,
         store: ObjectStore,
         wal: WriteAheadLog,
+        trim_wal: Callable[[int], Awaitable[None]],
         log_cache: LogCache,
         settings: UploadSettings,
         *,
@@ -186,6 +187,7 @@ class Uploader:
         self._metadata = metadata
         self._store = store
         self._wal = wal
+        self._trim_wal = trim_wal
         self._log_cache = log_cache
         self._settings = settings
         self._node_id = node_id
@@ -374,7 +376,7 @@ class Uploader:
     async def _trim(self, position: int) -> None:
         """A WAL that has ended needs no room; whoever opens it next skips what is committed."""
         if self._wal.statistics().state != "failed":
-            await self._wal.trim(position)
+            await self._trim_wal(position)
 
     async def _discard(self, objects: Sequence[UploadedObject]) -> None:
         """Delete objects that metadata refused: it may have forgotten them before they were put (I6)."""

@@ -6,6 +6,7 @@
 - every data block holds exactly the offsets that index and metadata say; record batches too (I1)
 - no object is in the store that metadata doesn't know, and none is overdue for deletion (I6)
 - what the WAL holds past the committed ends continues them without a hole (I10)
+- the metadata log got as far as the WAL says that it did (I7)
 - the WAL is the only one that may hold acknowledged records, of this node or of any other (I1)
 - it holds none whose offsets were given again by another owner of the stream (I1)
 """
@@ -25,6 +26,7 @@ from penstock.metadata.rows import ObjectState, StreamState
 from penstock.metadata.service import follow, load_image
 from penstock.spi.object_store import ObjectInfo
 from penstock.stream.entry import HEADER, decode_header
+from penstock.stream.marks import Evidence
 from penstock.stream.object_format import (
     FOOTER,
     IndexRow,
@@ -65,6 +67,8 @@ class Report:
     batches: int = 0
     bytes: int = 0
     wal_entries: int | None = None
+    #: How far metadata got, as the WAL says; 0: it doesn't.
+    wal_metadata_index: int = 0
     #: Identity of the WAL that was found; None: there is none, or the plugin doesn't tell.
     wal_identity: str | None = None
     problems: list[Problem] = field(default_factory=list)
@@ -346,8 +350,11 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
         return
     report.wal_entries = 0
     ends: dict[int, int] = {}
+    evidence = Evidence()
     try:
         async for entry in places.read_wal():
+            if evidence.hear(entry) is not None:
+                continue
             report.wal_entries += 1
             header = decode_header(entry.data, entry.position)
             stream = image.streams.get(header.stream_id)
@@ -386,3 +393,25 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
             ends[header.stream_id] = header.next_offset
     except PenstockError as error:
         report.problem("I10/I11", "WAL", str(error))
+    await _check_reach(places, image, evidence, report)
+
+
+async def _check_reach(places: Places, image: Image, evidence: Evidence, report: Report) -> None:
+    """The metadata log is the one that the WAL was written with, and got at least as far (I7)."""
+    report.wal_metadata_index = evidence.index
+    if evidence.cluster_id and evidence.cluster_id != image.cluster_id:
+        report.problem(
+            "I7",
+            "WAL",
+            f"it is of another cluster: wal_cluster={evidence.cluster_id} cluster={image.cluster_id or 'none'}",
+        )
+        return
+    if evidence.index > image.index:
+        await follow(places.metadata_log, image)  # a live broker may have gone on since
+    if evidence.index > image.index:
+        report.problem(
+            "I7",
+            places.metadata_log.location,
+            f"the newest metadata entries are missing, the WAL says that there were more: "
+            f"reached={evidence.index} found={image.index}",
+        )

@@ -125,7 +125,7 @@ class ObjectMetadataLog:
         self._learn(index)
 
     async def _check_next(self, index: int) -> None:
-        """Raise unless ``index`` may be vacant and the entry before it exists."""
+        """Raise unless ``index`` may be vacant and the entry before it exists, or a snapshot of it."""
         if index < 1:
             raise InvalidRequestError(f"metadata indexes start at 1: index={index}")
         if index <= self._last_index:
@@ -136,6 +136,8 @@ class ObjectMetadataLog:
                 await self._snapshots.assert_not_dropped(index - 1)
             except NotFoundError:
                 raise self._conflict(index) from None  # what is dropped was followed by entries that are kept
+            if self._snapshots.newest_index == index - 1:
+                return  # that entry is lost, and nothing with it
             raise InvalidRequestError(
                 f"the metadata entry would leave a gap, append the one before it first: index={index}"
             )

@@ -202,6 +202,21 @@ async def test_a_gap_is_refused_known_or_unknown(
     assert key(4) not in store.objects
 
 
+async def test_a_snapshot_stands_for_its_lost_entry(
+    log: MetadataLog, open_log: Opener, store: FakeStore
+) -> None:
+    """It holds everything, so the log goes on behind it; behind nothing else."""
+    await fill(log, 1, 3)
+    await log.write_snapshot(MetadataSnapshot(3, b"all"))
+    await store.delete([key(3), key(2)])
+    async with open_log() as again:
+        for index in (3, 5):
+            with pytest.raises((ConflictError, InvalidRequestError)):
+                await again.append(index, b"no")
+        await again.append(4, b"four")
+        assert await entries(again, 4) == [(4, b"four")]
+
+
 async def test_an_entry_past_the_limit_is_refused(open_log: Opener, store: FakeStore) -> None:
     async with open_log(entry_bytes_max=1024) as log:
         assert log.capabilities.entry_bytes_max == 1024

@@ -22,6 +22,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -75,6 +76,8 @@ class FileTree:
         self._temporary = os.path.join(root, _TEMPORARY)
         self._owner = ""
         self._lock_fd = -1
+        #: The directories that weren't there before, from the top; the last one is the root.
+        self._made: list[Path] = []
         self._numbers = itertools.count(1)
         #: Directories whose own names are known to be durable.
         self._anchored: set[str] = set()
@@ -87,7 +90,7 @@ class FileTree:
         Raises ConfigError if the directory can't be used.
         """
         try:
-            made = make_directories(self.root, self._access)
+            made = self._made = make_directories(self.root, self._access)
             self._identity = _identity(self.root)
             self._make_temporary()
             if made:
@@ -155,12 +158,18 @@ class FileTree:
                 _sync_directory(directory)
 
     def close(self) -> None:
-        """Give the owner's name back."""
+        """Give the owner's name back; and the directories that we made, if nothing was put there."""
         if self._lock_fd >= 0:
             with suppress(OSError):
                 os.unlink(self._lock_path(self._owner))
             os.close(self._lock_fd)
             self._lock_fd = -1
+        if self._made:
+            with suppress(OSError):
+                if os.listdir(self.root) == [_TEMPORARY]:
+                    os.rmdir(self._temporary)
+                    for directory in reversed(self._made):
+                        os.rmdir(directory)
 
     def _lock_path(self, owner: str) -> str:
         return os.path.join(self._temporary, f"{owner}.lock")

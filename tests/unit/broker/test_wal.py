@@ -21,6 +21,8 @@ from penstock.log.manager import LogManager
 from penstock.metadata.rows import NodeState
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginRegistry
+from penstock.stream.entry import decode_header
+from penstock.stream.marks import MARK_STREAM
 
 pytestmark = pytest.mark.anyio
 
@@ -78,10 +80,12 @@ class Place:
         return {"wal__plugin": "other_wal", "wal__capacity": "4MiB"}
 
     def entries(self) -> list[object]:
+        """Those with records."""
         return [
             entry
             for group in inspect_wal(self.directory / "data/wal/penstock.wal").entries()
             for entry in group
+            if decode_header(entry.data, entry.position).stream_id != MARK_STREAM
         ]
 
 

@@ -228,6 +228,7 @@ async def test_a_drain_writes_one_snapshot_per_partition(world: World) -> None:
             tasks.start_soon(logs.manager.drain)
             await anyio.wait_all_tasks_blocked()
             world.wal.complete()
+            world.wal.automatic = True
         assert partition.state_stream.confirmed_offset == 1
 
 

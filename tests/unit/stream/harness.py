@@ -32,6 +32,8 @@ from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.stream.engine import EngineSettings, StreamEngine
+from penstock.stream.entry import decode_header
+from penstock.stream.marks import MARK_STREAM
 from penstock.stream.open_stream import Stream
 from penstock.stream.reader import ReaderSettings
 from penstock.stream.uploader import UploadSettings
@@ -54,6 +56,20 @@ class FakeWal:
         self.full = False
         self.fail_trims = False
         self.state = "open"
+
+    @property
+    def records(self) -> list[WalEntry]:
+        """Durable entries that aren't marks of metadata."""
+        return [e for e in self.durable if decode_header(e.data, e.position).stream_id != MARK_STREAM]
+
+    @property
+    def left(self) -> list[WalEntry]:
+        """Those that weren't trimmed."""
+        return [entry for entry in self.records if entry.next_position > self.trimmed]
+
+    def lose(self, index: int) -> None:
+        """The entry ``index`` of those with records is gone."""
+        self.durable.remove(self.records[index])
 
     async def recover(self) -> AsyncIterator[WalEntry]:
         for entry in list(self.durable):

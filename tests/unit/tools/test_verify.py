@@ -165,7 +165,7 @@ async def test_a_hole_between_objects_and_the_wal_is_found(world: World) -> None
     async with world.open() as e:
         await filled(e)
         append(e, b"f")
-        del world.wal.durable[-2]
+        world.wal.lose(-2)
         report = await check(world, e)
         assert [problem.invariant for problem in report.problems] == ["I10"]
         assert "missing=[4,5)" in report.problems[0].message

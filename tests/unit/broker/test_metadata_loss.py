@@ -1,0 +1,217 @@
+"""A metadata log that lost its newest entries, or isn't there, is noticed before anything is written."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+from tests.unit.broker.test_second_owner import problems, write
+from tests.unit.broker.test_wal import Place, end_offset, fail
+
+from penstock.broker import Broker
+from penstock.errors import ConfigError, CorruptError
+from penstock.log.manager import LogManager
+from penstock.stream.object_format import object_key
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(tmp_path)
+
+
+Run = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture
+def run(place: Place, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """A broker's life in which 3 records and a topic's setting are acknowledged; ``killed`` or stopped cleanly."""
+
+    async def run(*, killed: bool) -> None:
+        with monkeypatch.context() as patch:
+            if killed:
+                patch.setattr(LogManager, "drain", fail)
+            async with place.broker() as broker:
+                await write(broker, 3)
+                await broker.logs.alter_configs("topic", {"retention.ms": "123456"})
+
+    return run
+
+
+def store(place: Place) -> Path:
+    return place.directory / "data" / "objects"
+
+
+def entries(place: Place) -> list[Path]:
+    return sorted((store(place) / "metadata" / "log").iterdir())
+
+
+def snapshots(place: Place) -> list[Path]:
+    return sorted((store(place) / "metadata" / "snapshot").iterdir())
+
+
+def media(place: Place) -> dict[Path, bytes]:
+    return {
+        path: path.read_bytes()
+        for path in place.directory.rglob("*")
+        if path.is_file() and path.name != "penstock.lock" and ".penstock-tmp" not in path.parts
+    }
+
+
+async def refusal(place: Place, kind: type[Exception], **more: object) -> str:
+    """What a start says that is refused; it changes nothing on any medium."""
+    before = media(place)
+    with pytest.raises(kind) as refused:
+        await place.broker(**more).__aenter__()
+    assert media(place) == before
+    assert "nothing was changed" in str(refused.value)
+    return str(refused.value)
+
+
+def retention(broker: Broker) -> str:
+    topic = broker._running.metadata.image.topic_by_name("topic")
+    assert topic is not None
+    return topic.configs["retention.ms"]
+
+
+async def test_a_lost_newest_entry_after_a_crash_is_refused_and_its_way_back_works(
+    place: Place, run: Run
+) -> None:
+    await run(killed=True)
+    newest = entries(place)[-1]
+    index = int(newest.name)
+    kept = newest.read_bytes()
+    newest.unlink()
+    said = await refusal(place, CorruptError)
+    assert f"found={index - 1} reached={index}" in said
+    assert f"broker.accept_lost_metadata={index}:" in said
+    assert str(store(place)) in said
+    (problem,) = await problems(place)
+    assert problem.invariant == "I7"
+    assert f"reached={index} found={index - 1}" in problem.message
+    await refusal(place, CorruptError, broker__accept_lost_metadata=str(index - 1))
+    newest.write_bytes(kept)
+    assert await problems(place) == []
+    async with place.broker() as broker:
+        assert retention(broker) == "123456"
+        assert end_offset(broker) == 3
+
+
+async def test_a_loss_that_is_accepted_gives_nothing_again(
+    place: Place, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(killed=True)
+    async with place.broker() as broker:
+        before = broker._running.metadata.image._data
+        await broker.logs.alter_configs("topic", {"retention.ms": "7"})
+    for path in snapshots(place):
+        path.unlink()
+    lost = entries(place)[-2:]
+    for path in lost:
+        path.unlink()
+    index = int(lost[-1].name)
+    with caplog.at_level(logging.WARNING):
+        async with place.broker(broker__accept_lost_metadata=str(index)) as broker:
+            assert end_offset(broker) == 3
+            image = broker._running.metadata.image
+            assert broker._running.node_epoch > index
+            assert image._data.next_stream_id > before.next_stream_id
+            assert image._data.next_producer_id > before.next_producer_id
+    assert "METADATA ENTRIES WERE GIVEN UP" in caplog.text
+    assert await problems(place) == []
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        async with place.broker(broker__accept_lost_metadata=str(index)):
+            pass
+    assert "isn't needed, take it out" in caplog.text
+
+
+async def test_a_loss_after_a_clean_stop_is_refused(place: Place, run: Run) -> None:
+    """Nothing but the mark is left in the WAL then."""
+    await run(killed=False)
+    assert place.entries() == []
+    index = int(entries(place)[-1].name)
+    entries(place)[-1].unlink()
+    for path in snapshots(place):
+        path.unlink()
+    assert f"reached={index}" in await refusal(place, CorruptError)
+    assert f"reached={index}" in (await problems(place))[0].message
+
+
+async def test_a_snapshot_that_is_newer_than_the_last_entry_is_used(place: Place, run: Run) -> None:
+    await run(killed=False)
+    for path in entries(place)[-2:]:
+        path.unlink()
+    assert await problems(place) == []
+    for _ in range(2):
+        async with place.broker() as broker:
+            assert retention(broker) == "123456"
+            assert end_offset(broker) == 3
+    assert await problems(place) == []
+
+
+async def test_objects_under_ids_that_were_never_given_out_are_a_loss(
+    place: Place, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where no WAL tells: on another host, for another node."""
+    await run(killed=False)
+    next_id = await _next_object_id(place)
+    # what a lost PrepareObjects gave out
+    lost = [store(place) / object_key(next_id + offset) for offset in (0, 1, 40)]
+    for path in lost:
+        path.write_bytes(b"an object")
+    shutil.rmtree(place.directory / "data" / "wal")
+    said = await refusal(place, CorruptError)
+    assert "ids that were never given out" in said
+    assert object_key(next_id + 1) in said
+    (name,) = re.findall(r"accept_lost_metadata=(\d+\+\d+):", said)
+    async with place.broker(broker__accept_lost_metadata=name) as broker:
+        assert broker._running.metadata.image.next_object_id == next_id + 41
+    async with place.broker():
+        pass
+
+
+async def _next_object_id(place: Place) -> int:
+    """Of a broker that stopped."""
+    running = []
+    async with place.broker() as broker:
+        running.append(broker._running.metadata)
+    return running[0].image.next_object_id
+
+
+@pytest.mark.parametrize("killed", [True, False])
+async def test_a_store_that_vanished_is_no_new_cluster(place: Place, run: Run, killed: bool) -> None:
+    """Unmounted, mistyped, or deleted: while there is a WAL, no metadata log is begun, and no directory made."""
+    await run(killed=killed)
+    away = place.directory / "away"
+    store(place).rename(away)
+    said = await refusal(place, ConfigError)
+    assert "is the store mounted" in said
+    assert f"data_dir={place.directory / 'data'}" in said
+    assert not store(place).exists()
+    await refusal(place, ConfigError, broker__cluster_id="named")
+    away.rename(store(place))
+    async with place.broker() as broker:
+        assert end_offset(broker) == 3
+        assert retention(broker) == "123456"
+
+
+async def test_the_wal_of_another_cluster_is_refused_before_anything_is_written(
+    place: Place, run: Run
+) -> None:
+    await run(killed=True)
+    other = {"object_store__url": f"file://{place.directory}/other", "wal__path": "other.wal"}
+    async with place.broker(**other):
+        pass
+    said = await refusal(place, ConfigError, object_store__url=other["object_store__url"])
+    assert "the WAL is of another cluster" in said

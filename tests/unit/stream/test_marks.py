@@ -1,0 +1,209 @@
+"""Marks of metadata in the WAL: what they say, when they are written, and that the newest one stays."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import pytest
+from tests.unit.stream.harness import FakeWal, World
+
+from penstock.errors import ClosedError, ConfigError, CorruptError, NotFoundError
+from penstock.metadata.commands import AbandonObjects, DeleteTopic
+from penstock.spi.wal import WalEntry
+from penstock.stream.marks import Evidence, Mark, MetadataMarks, encode_mark, hear
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+def marked(wal: FakeWal) -> list[int]:
+    """The indexes of marks that recovery would return, in order."""
+    evidence = Evidence()
+    left = [entry for entry in wal.durable if entry.next_position > wal.trimmed]
+    return [mark.index for entry in left if (mark := evidence.hear(entry)) is not None]
+
+
+def marks(wal: FakeWal) -> tuple[MetadataMarks, list[int]]:
+    told: list[int] = []
+    return MetadataMarks(wal, "c", node_epoch=2, now_ms=lambda: 5, told=told.append), told
+
+
+def test_a_mark_is_these_bytes() -> None:
+    header, name = encode_mark(Mark(7, "cluster"), 2, 5)
+    assert header.hex() == "01" + f"{0:016x}" + f"{2:016x}" + f"{0:016x}" + f"{7:016x}" + f"{5:016x}"
+    assert name == b"cluster"
+    evidence = Evidence()
+    assert evidence.hear(WalEntry(0, 1, memoryview(header + name))) == Mark(7, "cluster")
+    assert evidence == Evidence(7, "cluster", 0)
+    with pytest.raises(CorruptError, match="position=9"):
+        evidence.hear(WalEntry(9, 10, memoryview(header + b"\xff")))
+
+
+async def test_nothing_is_told_before_the_mark_is_durable_and_one_stands_for_all_that_wait() -> None:
+    wal = FakeWal()
+    wal.automatic = False
+    writer, told = marks(wal)
+    for index in (3, 4, 5):
+        writer.mark(index)
+    assert (len(wal.pending), told) == (1, [])
+    wal.complete()
+    assert (len(wal.pending), told) == (1, [3])
+    wal.complete()
+    assert (len(wal.pending), told) == (0, [3, 5])
+    assert marked(wal) == [3, 5]
+
+
+async def test_a_wal_that_takes_nothing_holds_nobody_up_and_gets_the_mark_when_it_was_trimmed() -> None:
+    wal = FakeWal()
+    writer, told = marks(wal)
+    writer.mark(3)
+    wal.full = True
+    writer.mark(4)
+    assert told == [3, 4]
+    end = wal.position
+    trim = wal.trim
+
+    async def trim_makes_room(position: int) -> None:
+        await trim(position)
+        wal.full = False
+
+    wal.trim = trim_makes_room  # type: ignore[method-assign]
+    await writer.trim(end)
+    assert marked(wal) == [4]
+
+
+async def test_a_mark_that_fails_is_told_of_and_comes_with_the_next_trim() -> None:
+    wal = FakeWal()
+    wal.automatic = False
+    writer, told = marks(wal)
+    writer.mark(3)
+    wal.fail()
+    assert told == [3]
+    wal.automatic = True
+    await writer.trim(0)
+    assert marked(wal) == [3]
+
+
+async def test_a_trim_writes_the_newest_mark_again_before_it_drops_it_and_only_then() -> None:
+    wal = FakeWal()
+    writer, _ = marks(wal)
+    writer.mark(3)
+    wal.append([b"x" * 41])
+    end = wal.position
+    await writer.trim(end)
+    assert marked(wal) == [3]
+    assert wal.trimmed == end
+    await writer.trim(end)
+    assert wal.position > end
+    written = wal.position
+    await writer.trim(end)
+    assert wal.position == written, "nothing is written that isn't needed"
+
+
+async def test_where_a_wal_cant_be_read_what_was_read_counts() -> None:
+    async def broken() -> AsyncIterator[WalEntry]:
+        yield WalEntry(0, 1, memoryview(b"".join(encode_mark(Mark(7, "c"), 2, 5))))
+        raise CorruptError("torn")
+
+    async def missing(there: bool) -> AsyncIterator[WalEntry]:
+        if not there:
+            raise NotFoundError("there is no wal")
+        yield WalEntry(0, 1, memoryview(b""))
+
+    assert await hear(broken()) == Evidence(7, "c", 0)
+    assert await hear(missing(there=False)) == Evidence()
+
+
+# -- in the engine ------------------------------------------------------------------------------------------
+
+
+async def test_a_command_is_told_to_have_succeeded_when_its_mark_is_durable(world: World) -> None:
+    async with world.open() as e:
+        world.wal.automatic = False
+        ended = anyio.Event()
+
+        async def submit() -> None:
+            await e.metadata.submit(AbandonObjects([]))
+            ended.set()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(submit)
+            await anyio.wait_all_tasks_blocked()
+            assert not ended.is_set()
+            world.wal.complete()
+        assert marked(world.wal)[-1] == e.metadata.image.index
+        world.wal.automatic = True
+
+
+async def test_without_commands_nothing_is_written(world: World) -> None:
+    async with world.open() as e:
+        e.append(b"x")
+        await e.engine.flush()
+        written = world.wal.position
+        for _ in range(3):
+            await e.engine.flush()
+            e.engine._freeze()
+        await anyio.wait_all_tasks_blocked()
+        assert world.wal.position == written
+
+
+async def test_the_newest_mark_is_there_after_every_trim(world: World) -> None:
+    """Also after those of deleted streams, and at a clean stop: nothing else is left then."""
+    async with world.open() as e:
+        for _ in range(3):
+            e.append(b"x")
+            await e.engine.flush()
+            assert max(marked(world.wal)) == e.metadata.image.index
+        e.engine.forget_streams(await e.metadata.submit(DeleteTopic(b"t" * 16)))
+        with pytest.raises(KeyError):
+            e.metadata.image.streams[e.stream.stream_id]
+        e.append(b"of a deleted stream")
+        assert await e.engine.drain()
+        assert world.wal.left == []
+        assert max(marked(world.wal)) == e.metadata.image.index
+        with pytest.raises(ClosedError):
+            e.append(b"y")
+
+
+async def test_recovery_refuses_a_wal_that_knows_of_more_metadata_than_there_are(world: World) -> None:
+    """Where the WAL can't be read from outside, it is found here, before anything is uploaded or trimmed."""
+    async with world.open() as e:
+        e.append(b"x")
+        reached = e.metadata.image.index
+        await e.store.delete([f"metadata/log/{reached:020d}"])
+    world.wal.crash()
+    before = len(world.wal.durable), world.wal.trimmed
+    with pytest.raises(ExceptionGroup) as caught:
+        async with world.open():
+            pass
+    (error,) = caught.value.exceptions
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, CorruptError)
+    assert f"reached={reached} found={reached - 1}" in str(error)
+    assert (len(world.wal.durable), world.wal.trimmed) == before
+
+
+async def test_recovery_refuses_the_wal_of_another_cluster(world: World, tmp_path: Path) -> None:
+    async with world.open():
+        pass
+    other = World(tmp_path, wal=world.wal)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with other.open():
+            pass
+    (error,) = caught.value.exceptions
+    while isinstance(error, ExceptionGroup):
+        (error,) = error.exceptions
+    assert isinstance(error, ConfigError)
+    assert "the WAL is of another cluster" in str(error)
