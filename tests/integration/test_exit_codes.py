@@ -175,3 +175,31 @@ def test_a_second_broker_on_a_data_directory_ends_with_2(broker: ServeProcess) -
     code, output = run_serve(broker.data_dir)
     assert code == RESTART_IS_FUTILE, output
     assert f"pid={broker.pid}" in output
+
+
+def metadata_of(data_dir: Path) -> dict[str, bytes]:
+    """Entries and snapshots of the metadata log."""
+    root = data_dir / "objects/metadata"
+    return {str(path): path.read_bytes() for path in root.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("place", ["wal", "metadata"])
+def test_data_of_a_newer_version_end_with_2_before_anything_is_changed(
+    broker: ServeProcess, place: str
+) -> None:
+    """After a downgrade by mistake: start the newer one again, and nothing has happened."""
+    create_topic(broker.bootstrap_servers)
+    broker.kill()
+    wal = broker.data_dir / "wal/penstock.wal"
+    path = wal if place == "wal" else max((broker.data_dir / "objects/metadata/log").iterdir())
+    data = bytearray(path.read_bytes())
+    at = 8 if place == "wal" else 4
+    data[at : at + 2] = (7).to_bytes(2, "big")
+    path.write_bytes(data)
+    before = (wal.read_bytes(), metadata_of(broker.data_dir))
+    code, output = run_serve(broker.data_dir)
+    assert code == RESTART_IS_FUTILE, output
+    assert one_sentence(output)
+    assert "was written by a newer penstock, upgrade this one: " in output
+    assert "version=7 known=1" in output
+    assert (wal.read_bytes(), metadata_of(broker.data_dir)) == before
