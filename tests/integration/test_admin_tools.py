@@ -184,7 +184,7 @@ def test_there_are_no_quotas_and_config_resources_are_listed(admin: Any, wire: W
         assert (answer.error_code, answer.entries) == (0, [])
     twice = [ComponentData(entity_type="user", match_type=2, match=None)] * 2
     answer = wire.ask(ApiKey.DESCRIBE_CLIENT_QUOTAS, 1, DescribeClientQuotasRequest(components=twice))
-    assert (answer.error_code, answer.entries) == (ErrorCode.INVALID_REQUEST, [])
+    assert (answer.error_code, answer.entries) == (ErrorCode.INVALID_REQUEST, None)
 
     topic = wire.create("listed")
     resources = admin.list_config_resources()

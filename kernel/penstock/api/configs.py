@@ -21,6 +21,7 @@ from typing import Final
 
 import anyio
 
+from penstock.api.broker_configs import broker_entry, broker_synonyms, check_broker_change
 from penstock.api.context import RequestContext, Topic
 from penstock.api.deadline import Deadline
 from penstock.api.errors import error_code_of, is_expected, quoted
@@ -29,13 +30,13 @@ from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import (
     TOPIC_CONFIGS,
-    ConfigType,
     TopicConfig,
     split_list,
     validate_topic_config,
     validate_topic_configs,
 )
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.alter_configs import AlterableConfig as LegacyConfig
 from penstock.wire.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
 from penstock.wire.messages.alter_configs import AlterConfigsResourceResponse as AlteredResource
 from penstock.wire.messages.describe_configs import (
@@ -127,7 +128,7 @@ def describe_configs_nowait(
                 result.configs = _describe_topic(resource, request, context)
             elif resource.resource_type == _BROKER:
                 result.configs = _describe_broker(resource, request, context)
-            else:
+            elif resource.resource_type not in {_CLIENT_METRICS, _GROUP}:  # which have no configs here
                 raise _unsupported(resource.resource_type)
         except KafkaError as error:
             result.error_code = error.error_code
@@ -155,7 +156,7 @@ async def handle_describe_configs(
 def list_config_resources_nowait(
     request: ListConfigResourcesRequest, context: RequestContext
 ) -> ListConfigResourcesResponse:
-    """ListConfigResources (KIP-1142): topics and the broker; loggers, client metrics and groups have no configs."""
+    """ListConfigResources (KIP-1142): topics and the broker, which has loggers; no client metrics, no groups."""
     wanted = frozenset(request.resource_types) or _RESOURCE_TYPES
     if context.version < _ANY_RESOURCE_VERSION:
         wanted = frozenset({_CLIENT_METRICS})
@@ -167,6 +168,8 @@ def list_config_resources_nowait(
         found += [ConfigResource(resource_name=name, resource_type=_TOPIC) for name in sorted(logs.topics())]
     if _BROKER in wanted:
         found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER))
+    if _BROKER_LOGGER in wanted:
+        found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER_LOGGER))
     return ListConfigResourcesResponse(config_resources=found)
 
 
@@ -189,18 +192,18 @@ def _describe_topic(
             config, override, logs.config_value(topic.name, name), with_doc=request.include_documentation
         )
         if request.include_synonyms:
-            entry.synonyms = _synonyms(config, entry)
+            entry.synonyms = _synonyms(config, entry, logs.config_default(name))
         entries.append(entry)
     return entries
 
 
-def _synonyms(config: TopicConfig, entry: DescribeConfigsResourceResult) -> list[DescribeConfigsSynonym]:
-    synonyms: list[DescribeConfigsSynonym] = []
-    if entry.config_source != _SOURCE_DEFAULT:
-        synonyms.append(
-            DescribeConfigsSynonym(name=config.name, value=entry.value, source=entry.config_source)
-        )
-    synonyms.append(DescribeConfigsSynonym(name=config.name, value=config.default, source=_SOURCE_DEFAULT))
+def _synonyms(
+    config: TopicConfig, entry: DescribeConfigsResourceResult, effective: str | None
+) -> list[DescribeConfigsSynonym]:
+    synonyms = broker_synonyms(config.name, effective)
+    if entry.config_source == _SOURCE_TOPIC:
+        own = DescribeConfigsSynonym(name=config.name, value=entry.value, source=_SOURCE_TOPIC)
+        synonyms.insert(0, own)
     return synonyms
 
 
@@ -213,25 +216,11 @@ def _describe_broker(
         )
     if not resource.resource_name:
         return []  # the dynamic default of all brokers: there are no dynamic broker configs
-    configs = context.api.settings.broker_configs
+    configs = {**context.api.settings.broker_configs, "log.dirs": context.api.data_place.location}
     return [
-        DescribeConfigsResourceResult(
-            name=name,
-            value=configs[name],
-            read_only=True,
-            config_source=_SOURCE_STATIC_BROKER,
-            synonyms=[],
-            config_type=_type_of(configs[name]),
-            documentation=None,
-        )
+        broker_entry(name, configs[name], with_synonyms=request.include_synonyms)
         for name in _asked_for(resource, sorted(configs))
     ]
-
-
-def _type_of(value: str) -> ConfigType:
-    if value in {"true", "false"}:
-        return ConfigType.BOOLEAN
-    return ConfigType.LONG if value.lstrip("-").isdigit() else ConfigType.STRING
 
 
 async def handle_incremental_alter_configs(
@@ -248,6 +237,9 @@ async def handle_incremental_alter_configs(
         responses.append(response)
         try:
             _check_resource(resource.resource_type, resource.resource_name, times, context)
+            if resource.resource_type == _BROKER:
+                check_broker_change(resource.resource_name, resource.configs, context.api.logs.node_id)
+                continue
             topic = _topic(resource.resource_name, context)
             change = partial(_changed, resource.configs, context.api.logs.config_value, topic)
             await deadline.of(_store(topic, change, request.validate_only, context))
@@ -320,10 +312,13 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
         responses.append(response)
         try:
             _check_resource(resource.resource_type, resource.resource_name, times, context)
+            _check_values(resource.configs)
+            if resource.resource_type == _BROKER:
+                changes = [AlterableConfig(name=one.name, value=one.value) for one in resource.configs]
+                check_broker_change(resource.resource_name, changes, context.api.logs.node_id)
+                continue
             topic = _topic(resource.resource_name, context)
-            configs = validate_topic_configs(
-                {change.name: change.value for change in resource.configs if change.value is not None}
-            )
+            configs = validate_topic_configs({change.name: change.value for change in resource.configs})
             await deadline.of(_store(topic, partial(_replaced, configs), request.validate_only, context))
         except PenstockError as error:
             if not is_expected(error):
@@ -333,17 +328,28 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
     return AlterConfigsResponse(responses=responses)
 
 
+def _check_values(configs: Iterable[LegacyConfig]) -> None:
+    """AlterConfigs sets each config once, to a value. Nothing is changed where one has none."""
+    seen: set[str] = set()
+    for config in configs:
+        if config.value is None:
+            raise KafkaError(ErrorCode.INVALID_REQUEST, f"config has no value: name={quoted(config.name)}")
+        if config.name in seen:
+            raise KafkaError(
+                ErrorCode.INVALID_REQUEST, f"config is in the request twice: name={quoted(config.name)}"
+            )
+        seen.add(config.name)
+
+
 def _check_resource(kind: int, name: str, times: Counter[tuple[int, str]], context: RequestContext) -> None:
     if times[kind, name] > 1:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource is in the request twice: name={quoted(name)}")
-    if kind == _BROKER:
-        raise KafkaError(
-            ErrorCode.INVALID_CONFIG,
-            "broker settings are read at start from the configuration file, the environment and the command line; "
-            "change them there",
-        )
-    if kind != _TOPIC:
+    if kind == _GROUP:
+        raise KafkaError(ErrorCode.INVALID_CONFIG, "groups have no configs here")
+    if kind not in {_TOPIC, _BROKER}:
         raise _unsupported(kind)
+    if kind == _TOPIC and not name:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, "there are no defaults of all topics to change")
 
 
 def _replaced(configs: Mapping[str, str], _current: Mapping[str, str]) -> Mapping[str, str]:

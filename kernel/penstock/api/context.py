@@ -178,7 +178,13 @@ class Partition(Protocol):
         """Move the log start to ``offset``; returns the log start offset. Raises KafkaError beyond the HW."""
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
-        """(largest leader epoch <= ``epoch``, its end offset), (-1, -1) when there is none (KIP-320)."""
+        """(largest leader epoch <= ``epoch``, its end offset) (KIP-320).
+
+        For an epoch before all that are known (``epoch``, the first one's start); (-1, -1) for one that is to come.
+        """
+
+    def leader_epoch_at(self, offset: int) -> int:
+        """The leader epoch that a record at ``offset`` has, or would have."""
 
     def active_producers(self, now_ms: int) -> Sequence[ProducerInfo]:
         """The idempotent producers that haven't expired, by id."""
@@ -259,6 +265,9 @@ class LogManager(Protocol):
         before. Raises PenstockError, and what ``change`` raises.
         """
 
+    def config_default(self, key: str) -> str:
+        """The value of a topic config where the topic has none: the broker's default, or Kafka's."""
+
     def config_value(self, name: str, key: str) -> str:
         """The effective value of a topic's config: its override, the broker's default, or Kafka's default."""
 
@@ -335,7 +344,8 @@ class ApiSettings:
     #: A produce that finds no room waits this long before it is refused as retriable.
     produce_wait_ms_max: int = 30_000
     #: Static broker configs that DescribeConfigs shows, by Kafka's names.
-    broker_configs: Mapping[str, str] = field(default_factory=dict)
+    #: None where one isn't set.
+    broker_configs: Mapping[str, str | None] = field(default_factory=dict)
 
 
 def _unknown_capacity() -> None:

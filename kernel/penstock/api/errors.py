@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("controller_code_of", "error_code_of", "error_message_of", "is_expected", "quoted")
+__all__ = ("TIMED_OUT", "controller_code_of", "error_code_of", "error_message_of", "is_expected", "quoted")
 
 from typing import Final
 
@@ -37,6 +37,9 @@ _TABLE: Final[tuple[tuple[type[PenstockError], ErrorCode], ...]] = (
     (NewerVersionError, ErrorCode.KAFKA_STORAGE_ERROR),
     (CorruptError, ErrorCode.UNKNOWN_SERVER_ERROR),
 )
+
+#: Said where a request allowed no time at all (``timeout_ms`` of 0 or less): as in Kafka, nothing is done then.
+TIMED_OUT: Final = "the request's time was up before anything was done"
 
 _TEXT_MAX: Final = 100
 

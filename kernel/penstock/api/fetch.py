@@ -34,6 +34,8 @@ _SESSIONS_VERSION: Final = 7
 _TOPIC_IDS_VERSION: Final = 13
 _ZSTD_VERSION: Final = 10
 _READ_COMMITTED: Final = 1
+_NOT_FOUND: Final = frozenset({ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, ErrorCode.UNKNOWN_TOPIC_ID})
+_ISOLATION_LEVELS: Final = frozenset({0, 1})
 #: Cold reads of one fetch stop after so many bytes: better an early answer than a full one.
 _COLD_BYTES: Final = 4 * 1024 * 1024
 _NO_EPOCH: Final = -1
@@ -44,13 +46,23 @@ SLICE_PARTITIONS = 500
 class _Fetch:
     """One fetch request on its way."""
 
-    __slots__ = ("_context", "_enough", "_reads_zstd", "budget", "plan", "request", "started_s")
+    __slots__ = (
+        "_context",
+        "_enough",
+        "_is_follower",
+        "_reads_zstd",
+        "budget",
+        "plan",
+        "request",
+        "started_s",
+    )
 
     def __init__(self, request: FetchRequest, context: RequestContext, plan: Plan) -> None:
         self.request = request
         self.plan = plan
         self._context = context
         self._reads_zstd = context.version >= _ZSTD_VERSION
+        self._is_follower = request.replica_id >= 0 or request.replica_state.replica_id >= 0
         settings = context.api.settings
         self.started_s = context.api.clock()
         # a client that hasn't shown yet that it takes what it asks for gets less at a time
@@ -90,6 +102,12 @@ class _Fetch:
         partition, error = self._find(cached)
         if partition is None:
             found.add(_Entry(cached, None, error))
+            return
+        if self._is_follower:
+            found.add(_Entry(cached, None, ErrorCode.NOT_LEADER_OR_FOLLOWER))  # partitions have one replica
+            return
+        if self.request.max_bytes < 0 or cached.partition_max_bytes < 0:
+            found.add(_Entry(cached, None, ErrorCode.UNKNOWN_SERVER_ERROR))  # as Kafka says it
             return
         if partition.unavailable is not None:
             found.add(_Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR))
@@ -217,13 +235,13 @@ class _Entry:
     def offsets(self) -> tuple[int, int, int]:
         """High watermark, last stable offset and log start offset, where the answer has them."""
         partition = self.partition
-        if partition is None or self.error not in {ErrorCode.NONE, ErrorCode.OFFSET_OUT_OF_RANGE}:
+        if partition is None or self.error:
             return -1, -1, -1
         return partition.high_watermark, partition.last_stable_offset, partition.log_start_offset
 
     def data(self, committed: bool, offsets: tuple[int, int, int]) -> PartitionData:
         # Without transactions nothing is ever aborted; Kafka sends null to those who read uncommitted.
-        aborted: list[AbortedTransaction] | None = [] if committed else None
+        aborted: list[AbortedTransaction] | None = [] if committed or self.error in _NOT_FOUND else None
         high_watermark, last_stable_offset, log_start_offset = offsets
         data = PartitionData(
             partition_index=self.cached.partition,
@@ -272,6 +290,8 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
     by_id = context.version >= _TOPIC_IDS_VERSION
     with_session = context.version >= _SESSIONS_VERSION
     api = context.api
+    if request.isolation_level not in _ISOLATION_LEVELS:
+        return _refused(request, by_id=by_id)
     if api.fetch_sessions is None:
         api.fetch_sessions = FetchSessions(
             api.settings.fetch_sessions_max, random.Random(), api.session_memory
@@ -306,6 +326,22 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
             return fetch.respond(found)
     context.state = fetch
     return None
+
+
+def _refused(request: FetchRequest, *, by_id: bool) -> FetchResponse:
+    """UNKNOWN_SERVER_ERROR for all: what Kafka makes of an isolation level that it doesn't know."""
+    code = ErrorCode.UNKNOWN_SERVER_ERROR
+    topics: list[FetchableTopicResponse] = []
+    if not by_id:
+        for topic in request.topics:
+            partitions = [
+                PartitionData(
+                    partition_index=one.partition, error_code=code, high_watermark=-1, aborted_transactions=[]
+                )
+                for one in topic.partitions
+            ]
+            topics.append(FetchableTopicResponse(topic=topic.topic, partitions=partitions))
+    return FetchResponse(error_code=code, session_id=request.session_id, responses=topics)
 
 
 async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchResponse:
@@ -415,7 +451,7 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
 
 def _fence(cached: CachedPartition, partition: Partition) -> int:
     """KIP-320: a client with older metadata than ours, or newer, is told so."""
-    if cached.current_leader_epoch == _NO_EPOCH or cached.current_leader_epoch == partition.leader_epoch:
+    if cached.current_leader_epoch <= _NO_EPOCH or cached.current_leader_epoch == partition.leader_epoch:
         return ErrorCode.NONE
     if cached.current_leader_epoch < partition.leader_epoch:
         return ErrorCode.FENCED_LEADER_EPOCH
@@ -435,7 +471,7 @@ def _is_quiet(cached: CachedPartition, partition: Partition) -> bool:
 
 def _divergence(cached: CachedPartition, partition: Partition) -> EpochEndOffset | None:
     """Where the client's log and ours part, if they do (KIP-595, Fetch v12)."""
-    if cached.last_fetched_epoch == _NO_EPOCH:
+    if cached.last_fetched_epoch <= _NO_EPOCH:
         return None
     epoch, end_offset = partition.end_offset_for_epoch(cached.last_fetched_epoch)
     if epoch < cached.last_fetched_epoch or end_offset < cached.fetch_offset:

@@ -90,6 +90,7 @@ from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupRespons
 _JOIN_MEMBER_ID_REQUIRED_VERSION: Final = 4
 _JOIN_NULLABLE_PROTOCOL_VERSION: Final = 7
 _JOIN_SKIP_ASSIGNMENT_VERSION: Final = 9
+_SYNC_PROTOCOL_VERSION: Final = 5
 _LEAVE_BATCH_VERSION: Final = 3
 _DESCRIBE_NOT_FOUND_VERSION: Final = 6
 _COMMIT_GROUP_NOT_FOUND_VERSION: Final = 9
@@ -153,6 +154,8 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
 
 async def handle_sync_group(request: SyncGroupRequest, context: RequestContext) -> SyncGroupResponse:
     """SyncGroup v0-5; answered when the leader's assignment is durable."""
+    if context.version >= _SYNC_PROTOCOL_VERSION and None in {request.protocol_type, request.protocol_name}:
+        return SyncGroupResponse(error_code=GroupError.INCONSISTENT_GROUP_PROTOCOL)  # KIP-559
     result = await _groups(context).sync(
         request.group_id,
         SyncRequest(
@@ -299,6 +302,7 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
         topics=[
             _committed(asked, topic, errors, context.version)
             for asked, topic in zip(request.topics, found, strict=True)
+            if asked.partitions
         ]
     )
 
@@ -461,6 +465,7 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
         for asked, topic in zip(request.topics, found, strict=True)
         if topic is not None
         for one in asked.partitions
+        if 0 <= one.partition_index < topic.partition_count
     ]
     error, errors = await _groups(context).delete_offsets(request.group_id, partitions)
     if error is not GroupError.NONE:
@@ -480,6 +485,7 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
                 ],
             )
             for asked in request.topics
+            if asked.partitions
         ]
     )
 

@@ -22,7 +22,7 @@ import anyio
 from penstock.api.context import ApiContext, NewTopic, RequestContext, Topic
 from penstock.api.errors import error_code_of
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, MetadataFragments, describe_topic
-from penstock.api.names import is_valid_topic_name
+from penstock.api.names import RESERVED_TOPICS, by_metric_name, is_valid_topic_name, metric_name
 from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -55,10 +55,12 @@ UNKNOWN_OPERATIONS: Final = -(2**31)
 _TOPIC_OPERATIONS: Final = sum(1 << code for code in (3, 4, 5, 6, 7, 8, 10, 11))
 _CLUSTER_OPERATIONS: Final = sum(1 << code for code in (5, 7, 8, 9, 10, 11, 12))
 
+_ID_FIELD_VERSION: Final = 10
 _BY_ID_VERSION: Final = 12
 _ALL_BY_NULL_VERSION: Final = 1
 _CLIENT_SOFTWARE_VERSION: Final = 3
 _ENDPOINT_BROKERS: Final = 1
+_ENDPOINT_CONTROLLERS: Final = 2
 #: How long a request waits for topics that are being created. Kafka doesn't wait at all, and clients ask again; but
 #: their other requests on this connection wait behind this one.
 CREATION_WAIT_S: Final = 1.0
@@ -70,6 +72,9 @@ _SOFTWARE: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
 
 def metadata_nowait(request: MetadataRequest, context: RequestContext) -> MetadataResponse | None:
     """The response, unless topics have to be created or waited for first, or it is a large one."""
+    code = _fault(request, context)
+    if code:
+        return _refused(request, code)
     if _missing(request, context):
         return None
     topics = _wanted(request, context, {})
@@ -112,11 +117,14 @@ async def _create(names: Sequence[str], context: RequestContext) -> dict[str, in
     if not names:
         return {}
     logs = context.api.logs
+    taken = by_metric_name(logs.topics())
+    failed = {name: int(ErrorCode.INVALID_TOPIC_EXCEPTION) for name in names if metric_name(name) in taken}
+    names = [name for name in names if name not in failed]
     count = context.api.settings.partitions_default
     results = await logs.create_topics(
         [NewTopic(name=name, partition_count=count, configs={}) for name in names]
     )
-    return {
+    return failed | {
         name: _code_of_failure(result)
         for name, result in zip(names, results, strict=True)
         if isinstance(result, Exception) and name not in logs.topics()
@@ -136,10 +144,36 @@ def _missing(request: MetadataRequest, context: RequestContext) -> list[str]:
     return list(dict.fromkeys(names + _to_create(request, context)))
 
 
+def _fault(request: MetadataRequest, context: RequestContext) -> int:
+    """What is wrong with the request as a whole, in Kafka's eyes."""
+    if context.version < _ID_FIELD_VERSION:
+        return ErrorCode.NONE
+    for topic in request.topics or ():
+        if context.version < _BY_ID_VERSION and (topic.name is None or bytes(topic.topic_id) != _ZERO_ID):
+            return (
+                ErrorCode.INVALID_REQUEST
+            )  # versions 10 and 11 have the field and may not use it (KAFKA-12701)
+        if topic.name is None and bytes(topic.topic_id) == _ZERO_ID:
+            return ErrorCode.UNKNOWN_SERVER_ERROR  # neither a name nor an id
+    return ErrorCode.NONE
+
+
+def _refused(request: MetadataRequest, code: int) -> MetadataResponse:
+    topics = [
+        MetadataResponseTopic(error_code=code, name=topic.name or "", topic_id=topic.topic_id, partitions=[])
+        for topic in request.topics or ()
+    ]
+    return MetadataResponse(error_code=code, brokers=[], cluster_id=None, controller_id=-1, topics=topics)
+
+
 def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
     if not (request.allow_auto_topic_creation and context.api.settings.auto_create_topics):
         return []
-    return [name for name in _unknown(request, context) if is_valid_topic_name(name)]
+    return [
+        name
+        for name in _unknown(request, context)
+        if is_valid_topic_name(name) and name not in RESERVED_TOPICS
+    ]
 
 
 def _unknown(request: MetadataRequest, context: RequestContext) -> list[str]:
@@ -179,10 +213,16 @@ def _wanted(
         return [logs.topics()[name] for name in sorted(logs.topics())]
     found: dict[str | bytes, Topic | MetadataResponseTopic] = {}
     for asked in request.topics:
-        key = asked.name if asked.name is not None else bytes(asked.topic_id)
+        key = _key(asked)
         if key not in found:
             found[key] = _asked_topic(asked, context, failed)
     return list(found.values())
+
+
+def _key(asked: MetadataRequestTopic) -> str | bytes:
+    """What a topic is asked for by: its id if there is one, as in Kafka, else its name."""
+    topic_id = bytes(asked.topic_id)
+    return asked.name if asked.name is not None and topic_id == _ZERO_ID else topic_id
 
 
 def _is_large(topics: Sequence[Topic | MetadataResponseTopic]) -> bool:
@@ -204,12 +244,9 @@ def _asked_topic(
     asked: MetadataRequestTopic, context: RequestContext, failed: dict[str, int]
 ) -> Topic | MetadataResponseTopic:
     logs = context.api.logs
-    name = asked.name
-    if name is None:
-        if context.version < _BY_ID_VERSION:
-            # Versions 10 and 11 have the field and may not use it (KAFKA-12701).
-            return MetadataResponseTopic(error_code=ErrorCode.INVALID_TOPIC_EXCEPTION, name="", partitions=[])
-        topic = logs.topic_by_id(bytes(asked.topic_id))
+    name = _key(asked)
+    if isinstance(name, bytes):
+        topic = logs.topic_by_id(name)
         if topic is None:
             return MetadataResponseTopic(
                 error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=asked.topic_id, partitions=[]
@@ -235,11 +272,14 @@ def describe_cluster_nowait(
     logs = context.api.logs
     if request.endpoint_type != _ENDPOINT_BROKERS:
         # KIP-919: controllers have no endpoint of their own here.
+        is_known = request.endpoint_type == _ENDPOINT_CONTROLLERS
         return DescribeClusterResponse(
-            error_code=ErrorCode.MISMATCHED_ENDPOINT_TYPE,
-            error_message="this endpoint is a broker",
+            error_code=ErrorCode.MISMATCHED_ENDPOINT_TYPE
+            if is_known
+            else ErrorCode.UNSUPPORTED_ENDPOINT_TYPE,
+            error_message="this endpoint is a broker" if is_known else "there is no such type of endpoint",
             endpoint_type=_ENDPOINT_BROKERS,
-            cluster_id=logs.cluster_id,
+            cluster_id="",
             brokers=[],
         )
     advertised = context.client.advertised
@@ -291,7 +331,9 @@ def describe_topic_partitions_nowait(
             if not is_valid_topic_name(name):
                 code = ErrorCode.INVALID_TOPIC_EXCEPTION
             response.topics.append(
-                DescribeTopicPartitionsResponseTopic(error_code=code, name=name, partitions=[])
+                DescribeTopicPartitionsResponseTopic(
+                    error_code=code, name=name, partitions=[], topic_authorized_operations=_TOPIC_OPERATIONS
+                )
             )
             continue
         if left == 0:

@@ -2,18 +2,38 @@
 
 from __future__ import annotations
 
-__all__ = ("TOPIC_NAME_SIZE_MAX", "is_valid_topic_name", "topic_name_fault")
+__all__ = (
+    "RESERVED_TOPICS",
+    "TOPIC_NAME_SIZE_MAX",
+    "by_metric_name",
+    "is_valid_topic_name",
+    "metric_name",
+    "topic_name_fault",
+)
 
 import re
+from collections.abc import Iterable
 from typing import Final
 
 TOPIC_NAME_SIZE_MAX: Final = 249
+#: The log of Kafka's controllers, which is no topic that clients see: none may be created with its name.
+RESERVED_TOPICS: Final = frozenset({"__cluster_metadata"})
 _LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
 
 
 def is_valid_topic_name(name: str) -> bool:
     """Whether a topic may have this name."""
     return topic_name_fault(name) is None
+
+
+def metric_name(name: str) -> str:
+    """The name as metrics have it. Topics whose metrics would have the same name don't go beside each other."""
+    return name.replace(".", "_")
+
+
+def by_metric_name(names: Iterable[str]) -> dict[str, str]:
+    """Those of the names that have a dot or an underscore, by the name that metrics would have."""
+    return {metric_name(name): name for name in names if "." in name or "_" in name}
 
 
 def topic_name_fault(name: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
 
+from collections import Counter
 from typing import Final
 
 import anyio
@@ -51,6 +52,7 @@ _SINCE_VERSION: Final = {
     _EARLIEST_PENDING_UPLOAD: 11,
 }
 _READ_COMMITTED: Final = 1
+_ISOLATION_LEVELS: Final = frozenset({0, 1})
 _HIGH_WATERMARK: Final = -1
 #: After so many partitions others get their turn.
 _SLICE_PARTITIONS: Final = 200
@@ -58,25 +60,37 @@ _SLICE_PARTITIONS: Final = 200
 
 async def handle_list_offsets(request: ListOffsetsRequest, context: RequestContext) -> ListOffsetsResponse:
     """ListOffsets: one result per partition that was asked, with an error of its own."""
-    topics: list[ListOffsetsTopicResponse] = []
+    topics: dict[str, ListOffsetsTopicResponse] = {}
     committed = request.isolation_level == _READ_COMMITTED
     number = 0
+    times = Counter(
+        (topic.name, asked.partition_index) for topic in request.topics for asked in topic.partitions
+    )
+    seen: set[tuple[str, int]] = set()
     for topic in request.topics:
-        results: list[ListOffsetsPartitionResponse] = []
         for asked in topic.partitions:
             number += 1
             if number % _SLICE_PARTITIONS == 0:
                 await anyio.lowlevel.checkpoint()
+            key = (topic.name, asked.partition_index)
+            if key in seen:
+                continue
+            seen.add(key)
             result = ListOffsetsPartitionResponse(partition_index=asked.partition_index)
             try:
+                if times[key] > 1:
+                    raise KafkaError(ErrorCode.INVALID_REQUEST, "the partition is in the request twice")
+                if request.isolation_level not in _ISOLATION_LEVELS:
+                    raise KafkaError(ErrorCode.UNKNOWN_SERVER_ERROR, "the isolation level is unknown")
                 await _list_offset(topic.name, asked, result, context, committed)
             except PenstockError as error:
                 if not is_expected(error):
                     raise
                 result.error_code = error_code_of(error)
-            results.append(result)
-        topics.append(ListOffsetsTopicResponse(name=topic.name, partitions=results))
-    return ListOffsetsResponse(topics=topics)
+            if topic.name not in topics:
+                topics[topic.name] = ListOffsetsTopicResponse(name=topic.name, partitions=[])
+            topics[topic.name].partitions.append(result)
+    return ListOffsetsResponse(topics=list(topics.values()))
 
 
 async def _list_offset(
@@ -101,7 +115,8 @@ async def _list_offset(
         found = (end, -1, partition.leader_epoch)
     elif timestamp in {_EARLIEST, _EARLIEST_LOCAL}:
         # All data is equally near: the local log starts where the log starts.
-        found = (partition.log_start_offset, -1, partition.leader_epoch)
+        start = partition.log_start_offset
+        found = (start, -1, partition.leader_epoch_at(start))
     elif timestamp == _MAX_TIMESTAMP:
         found = await partition.max_timestamp_offset()
     elif timestamp in {_LATEST_TIERED, _EARLIEST_PENDING_UPLOAD}:
@@ -143,25 +158,35 @@ async def handle_delete_records(
 
     Unavailable partitions too: giving up what is damaged is a way to have them back.
     """
-    topics: list[DeleteRecordsTopicResult] = []
     deadline = Deadline(request.timeout_ms)
+    # A partition that is named twice is dealt with once, by what was said last.
+    wanted: dict[str, dict[int, DeleteRecordsPartition]] = {}
     for topic in request.topics:
-        results: list[DeleteRecordsPartitionResult] = []
         for asked in topic.partitions:
+            wanted.setdefault(topic.name, {})[asked.partition_index] = asked
+    topics: list[DeleteRecordsTopicResult] = []
+    for name, partitions in wanted.items():
+        results: list[DeleteRecordsPartitionResult] = []
+        for asked in partitions.values():
             result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
             try:
-                result.low_watermark = await deadline.of(_delete_records(topic.name, asked, context))
+                result.low_watermark = await deadline.of(_delete_records(name, asked, context))
             except PenstockError as error:
                 if not is_expected(error):
                     raise
                 result.error_code = error_code_of(error)
             results.append(result)
-        topics.append(DeleteRecordsTopicResult(name=topic.name, partitions=results))
+        topics.append(DeleteRecordsTopicResult(name=name, partitions=results))
     return DeleteRecordsResponse(topics=topics)
 
 
 async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: RequestContext) -> int:
     partition = _find(topic, asked.partition_index, context)
+    known = context.api.logs.topics().get(topic)
+    if known is not None and known.internal:
+        raise KafkaError(
+            ErrorCode.INVALID_TOPIC_EXCEPTION, f"records of an internal topic stay: topic={topic}"
+        )
     if partition.unavailable is None and "delete" not in context.api.logs.config_value(
         topic, "cleanup.policy"
     ):

@@ -16,7 +16,6 @@ from typing import Final, Protocol
 
 from penstock.api.context import ApiContext, AppendResult, Client, Partition
 from penstock.api.errors import error_code_of, error_message_of, is_expected
-from penstock.api.names import is_valid_topic_name
 from penstock.errors import FullError, PenstockError
 from penstock.log.preparation import Preparation, PreparationDueError
 from penstock.spi.allocator import Allocation
@@ -87,7 +86,7 @@ class ProduceCall:
         allocation: Allocation | None,
         sink: ProduceSink,
     ) -> None:
-        self._request = request
+        self._request = request = _distinct(request)
         self.version = version
         self._api = api
         self._client = client
@@ -122,12 +121,12 @@ class ProduceCall:
 
     def rebind(self, request: ProduceRequest) -> None:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
-        self._request = request
+        self._request = _distinct(request)
 
     def adopt(self, request: ProduceRequest, allocation: Allocation) -> None:
         """Go on with the same request in ``allocation``, which the call owns from now on."""
         assert self._allocation is None, "the call has its memory"
-        self._request = request
+        self._request = _distinct(request)
         self._allocation = _Frame(allocation) if len(self._results) > 1 else allocation
 
     def advance(self) -> None:
@@ -296,8 +295,6 @@ class ProduceCall:
         name = topic.name
         partition = logs.partition(name, index)
         if partition is None:
-            if not is_valid_topic_name(name):
-                return ErrorCode.INVALID_TOPIC_EXCEPTION
             return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
         if name.startswith("__"):
             known = logs.topics().get(name)
@@ -373,6 +370,27 @@ class ProduceCall:
 
 def _record_errors(errors: Sequence[tuple[int, str | None]]) -> list[BatchIndexAndErrorMessage]:
     return [BatchIndexAndErrorMessage(batch_index=at, batch_index_error_message=text) for at, text in errors]
+
+
+def _distinct(request: ProduceRequest) -> ProduceRequest:
+    """The request with each partition once, as Kafka takes one that is named twice: what comes last counts.
+
+    Topics of which no partition is named aren't answered.
+    """
+    topics = request.topic_data
+    if len(topics) == 1 and len(topics[0].partition_data) == 1:
+        return request
+    found: dict[tuple[bytes, str], TopicProduceData] = {}
+    partitions: dict[tuple[bytes, str], dict[int, PartitionProduceData]] = {}
+    for topic in topics:
+        if topic.partition_data:
+            key = (bytes(topic.topic_id), topic.name)
+            found.setdefault(key, topic)
+            partitions.setdefault(key, {}).update((data.index, data) for data in topic.partition_data)
+    for key, topic in found.items():
+        topic.partition_data = list(partitions[key].values())
+    request.topic_data = list(found.values())
+    return request
 
 
 class _Frame:

@@ -24,6 +24,8 @@ async def handle_init_producer_id(
     Refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which ends all clients at once. UNSUPPORTED_VERSION says more,
     but librdkafka asks again twice a second, by default for ever.
     """
+    if request.transactional_id == "" or (request.producer_id == -1) != (request.producer_epoch == -1):
+        return InitProducerIdResponse(error_code=ErrorCode.INVALID_REQUEST, producer_epoch=-1)
     if request.transactional_id is not None:
         _tell_once(request.transactional_id, context)
         code = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED

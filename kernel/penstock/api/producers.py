@@ -7,6 +7,7 @@ __all__ = ("describe_producers_nowait",)
 from typing import Final
 
 from penstock.api.context import RequestContext
+from penstock.api.names import is_valid_topic_name
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_producers import (
     DescribeProducersRequest,
@@ -48,6 +49,8 @@ def _partition(name: str, index: int, context: RequestContext) -> PartitionRespo
             response.error_message = "the partition is not open on this broker"
         else:
             response.error_code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+            if not is_valid_topic_name(name):
+                response.error_code = ErrorCode.INVALID_TOPIC_EXCEPTION
             response.error_message = "there is no such partition"
         return response
     if partition.unavailable is not None:

@@ -28,13 +28,14 @@ _MATCH_SPECIFIED: Final = 2
 def describe_client_quotas_nowait(
     request: DescribeClientQuotasRequest, context: RequestContext
 ) -> DescribeClientQuotasResponse:
-    """DescribeClientQuotas (KIP-546): no entries, and never a null list: Java's admin client dies of one."""
+    """DescribeClientQuotas (KIP-546): no entries, and a null list only beside an error."""
     response = DescribeClientQuotasResponse(error_message=None, entries=[])
     try:
         _check_filter(request.components)
     except KafkaError as error:
         response.error_code = error.error_code
         response.error_message = str(error)
+        response.entries = None
     return response
 
 

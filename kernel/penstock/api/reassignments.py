@@ -15,6 +15,7 @@ __all__ = (
 from typing import Final
 
 from penstock.api.context import RequestContext
+from penstock.api.errors import TIMED_OUT
 from penstock.log.errors import KafkaError
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_partition_reassignments import (
@@ -43,11 +44,13 @@ _UNCLEAN: Final = 1
 def elect_leaders_nowait(request: ElectLeadersRequest, context: RequestContext) -> ElectLeadersResponse:
     """ElectLeaders (KIP-183, KIP-460): ELECTION_NOT_NEEDED for each partition that is led.
 
-    If all partitions are asked for (null), only those are answered that have no leader.
+    If all partitions are asked for (null), all topics are answered, with those partitions that have no leader.
     """
-    if request.election_type not in {_PREFERRED, _UNCLEAN}:
-        return ElectLeadersResponse(error_code=ErrorCode.INVALID_REQUEST, replica_election_results=[])
     logs = context.api.logs
+    if request.election_type not in {_PREFERRED, _UNCLEAN}:
+        return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
+    if request.timeout_ms <= 0:
+        return _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:
         for name in sorted(logs.topics()):
@@ -56,13 +59,28 @@ def elect_leaders_nowait(request: ElectLeadersRequest, context: RequestContext) 
                 for index in range(logs.topics()[name].partition_count)
             ]
             found = [result for result in found if result.error_code != ErrorCode.ELECTION_NOT_NEEDED]
-            if found:
-                results.append(ReplicaElectionResult(topic=name, partition_result=found))
+            results.append(ReplicaElectionResult(topic=name, partition_result=found))
     else:
         for asked in request.topic_partitions:
             found = [_elect(asked.topic, index, request.election_type, context) for index in asked.partitions]
             results.append(ReplicaElectionResult(topic=asked.topic, partition_result=found))
     return ElectLeadersResponse(replica_election_results=results)
+
+
+def _refused_election(request: ElectLeadersRequest, code: int, text: str) -> ElectLeadersResponse:
+    return ElectLeadersResponse(
+        error_code=code,
+        replica_election_results=[
+            ReplicaElectionResult(
+                topic=asked.topic,
+                partition_result=[
+                    PartitionResult(partition_id=index, error_code=code, error_message=text)
+                    for index in asked.partitions
+                ],
+            )
+            for asked in request.topic_partitions or ()
+        ],
+    )
 
 
 def _elect(name: str, index: int, election_type: int, context: RequestContext) -> PartitionResult:
@@ -97,6 +115,7 @@ def alter_partition_reassignments_nowait(
     request: AlterPartitionReassignmentsRequest, context: RequestContext
 ) -> AlterPartitionReassignmentsResponse:
     """AlterPartitionReassignments (KIP-455): to where the partition is already, which changes nothing."""
+    is_late = request.timeout_ms <= 0
     responses: list[ReassignableTopicResponse] = []
     for topic in request.topics:
         partitions: list[ReassignablePartitionResponse] = []
@@ -105,6 +124,8 @@ def alter_partition_reassignments_nowait(
                 partition_index=asked.partition_index, error_message=None
             )
             try:
+                if is_late:
+                    raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
                 _check_reassignment(topic.name, asked, context)
             except KafkaError as error:
                 response.error_code = error.error_code
@@ -112,6 +133,7 @@ def alter_partition_reassignments_nowait(
             partitions.append(response)
         responses.append(ReassignableTopicResponse(name=topic.name, partitions=partitions))
     return AlterPartitionReassignmentsResponse(
+        error_code=ErrorCode.REQUEST_TIMED_OUT if is_late else ErrorCode.NONE,
         allow_replication_factor_change=request.allow_replication_factor_change,
         error_message=None,
         responses=responses,

@@ -5,14 +5,14 @@ from __future__ import annotations
 __all__ = ("handle_create_partitions", "handle_create_topics", "handle_delete_topics")
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from penstock.api.configs import config_entry
 from penstock.api.context import NewTopic, RequestContext, Topic
 from penstock.api.deadline import Deadline
-from penstock.api.errors import controller_code_of, error_message_of, is_expected, quoted
-from penstock.api.names import topic_name_fault
+from penstock.api.errors import TIMED_OUT, controller_code_of, error_message_of, is_expected, quoted
+from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, topic_name_fault
 from penstock.errors import InvalidRequestError, PenstockError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
@@ -47,6 +47,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     times = Counter(topic.name for topic in request.topics)
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
+    taken = by_metric_name(context.api.logs.topics())
     for asked in request.topics:
         if asked.name in results:
             continue
@@ -56,7 +57,8 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
                 )
-            valid.append(_new_topic(asked, context))
+            _check_time(request.timeout_ms)
+            valid.append(_new_topic(asked, taken, context))
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
@@ -81,12 +83,29 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     return CreateTopicsResponse(topics=list(results.values()))
 
 
-def _new_topic(asked: CreatableTopic, context: RequestContext) -> NewTopic:
+def _check_time(timeout_ms: int) -> None:
+    if timeout_ms <= 0:
+        raise KafkaError(ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
+
+
+def _new_topic(asked: CreatableTopic, taken: Mapping[str, str], context: RequestContext) -> NewTopic:
+    """``taken`` has the topics that are there by the names that their metrics have."""
     fault = topic_name_fault(asked.name)
     if fault is not None:
         raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, fault)
+    if asked.name in RESERVED_TOPICS:
+        raise KafkaError(
+            ErrorCode.INVALID_REQUEST, f"the name is kept for the cluster itself: name={asked.name}"
+        )
     if asked.name in context.api.logs.topics():
         raise KafkaError(ErrorCode.TOPIC_ALREADY_EXISTS, f"topic exists already: name={asked.name}")
+    other = taken.get(metric_name(asked.name))
+    if other is not None:
+        raise KafkaError(
+            ErrorCode.INVALID_TOPIC_EXCEPTION,
+            f"topic differs from another one only in '.' and '_', which metrics can't tell apart: "
+            f"name={asked.name} other={other}",
+        )
     return NewTopic(
         name=asked.name,
         partition_count=_partition_count(asked, context),
@@ -121,7 +140,7 @@ def _partition_count(asked: CreatableTopic, context: RequestContext) -> int:
         count = settings.partitions_default if asked.num_partitions == _DEFAULT else asked.num_partitions
     if not 1 <= count <= settings.partitions_per_topic_max:
         raise KafkaError(
-            ErrorCode.INVALID_PARTITIONS,
+            ErrorCode.INVALID_PARTITIONS if count < 1 else ErrorCode.POLICY_VIOLATION,
             f"partition count must be between 1 and {settings.partitions_per_topic_max}: partitions={count}",
         )
     return count
@@ -169,16 +188,22 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
         results.append(result)
         try:
+            _check_time(request.timeout_ms)
             found.append((_name_to_delete(state, context), result))
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
     times = Counter(name for name, _ in found)
     names: dict[str, DeletableTopicResult] = {}
+    twice: set[str] = set()
+    dropped: set[int] = set()
     for name, result in found:
         if times[name] > 1:  # whoever asks so has made a mistake: nothing of it is deleted, as in Kafka
             result.error_code = ErrorCode.INVALID_REQUEST
             result.error_message = f"topic is in the request twice: name={name}"
+            if name in twice:
+                dropped.add(id(result))
+            twice.add(name)
             continue
         names[name] = result
         result.name = name
@@ -195,7 +220,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
                     raise again(outcome)  # a bug to be shown, and no answer for a client
                 result.error_code = controller_code_of(outcome)
                 result.error_message = error_message_of(outcome)
-    return DeleteTopicsResponse(responses=results)
+    return DeleteTopicsResponse(responses=[result for result in results if id(result) not in dropped])
 
 
 def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicResult:
@@ -207,6 +232,10 @@ def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicRe
 def _name_to_delete(state: DeleteTopicState, context: RequestContext) -> str:
     logs = context.api.logs
     if state.name is None:
+        if bytes(state.topic_id) == _ZERO_ID:
+            raise KafkaError(
+                ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id, not by neither"
+            )
         topic = logs.topic_by_id(bytes(state.topic_id))
         if topic is None:
             raise KafkaError(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id")
@@ -244,6 +273,7 @@ async def handle_create_partitions(
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
                 )
+            _check_time(request.timeout_ms)
             await deadline.of(context.api.logs.wait_changed([asked.name]))
             _check_growth(asked, context)
             if not request.validate_only:

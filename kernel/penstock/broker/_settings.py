@@ -100,10 +100,11 @@ def api_settings(tree: Tree, limit: int) -> ApiSettings:
     )
 
 
-def _broker_configs(tree: Tree) -> dict[str, str]:
+def _broker_configs(tree: Tree) -> dict[str, str | None]:
     """What DescribeConfigs says of the broker: our settings under the names that Kafka's tools look for."""
     listener, topics, groups = tree.listener, tree.topics, tree.groups
     return {
+        "advertised.listeners": f"PLAINTEXT://{listener.advertised}" if listener.advertised else None,
         "auto.create.topics.enable": "true" if topics.auto_create else "false",
         "broker.id": str(tree.broker.node_id),
         "compression.type": topics.compression_type,
@@ -113,6 +114,7 @@ def _broker_configs(tree: Tree) -> dict[str, str]:
         "group.max.session.timeout.ms": str(groups.session_timeout_max),
         "group.max.size": str(groups.members_max),
         "group.min.session.timeout.ms": str(groups.session_timeout_min),
+        "listeners": f"PLAINTEXT://{listener.bind}",
         "log.cleanup.policy": "delete",
         "log.message.timestamp.type": topics.timestamp_type,
         "log.retention.bytes": str(topics.retention_bytes),

@@ -150,8 +150,9 @@ class Group:
         return GroupListing(group_id=self.group_id, protocol_type=self.protocol_type or "", state=self.state)
 
     def is_subscribed_to(self, topic: str) -> bool:
-        """Whether a member of this consumer group subscribes to `topic`; False if that can't be told."""
-        return self._topics is not None and topic in self._topics
+        """Whether a member subscribes to `topic`; where that can't be told, of consumers True, as in Kafka."""
+        told = self._topics is not None or not self._members
+        return topic in (self._topics or ()) if told else self.protocol_type == CONSUMER_PROTOCOL_TYPE
 
     # -- events -------------------------------------------------------------------------------------------
 
@@ -229,6 +230,8 @@ class Group:
                 # An administrator names the instance only.
                 member_id = self._static[one.group_instance_id]
                 leaving[member_id] = self._members[member_id]
+            elif member_id in leaving:
+                error = GroupError.UNKNOWN_MEMBER_ID  # named twice: it is gone already
             elif member_id in self._pending_joins and one.group_instance_id is None:
                 pending.append(member_id)
             else:

@@ -393,7 +393,7 @@ class GroupService:
         self, group_id: str, partitions: Collection[TopicPartition]
     ) -> tuple[GroupError, dict[TopicPartition, GroupError]]:
         """OffsetDelete: an error for the whole request, or one per partition."""
-        error = await self._admit(group_id, may_be_empty=True)
+        error = await self._admit(group_id)
         if error is not GroupError.NONE:
             return error, {}
         entry = self._entries.get(group_id)

@@ -35,7 +35,7 @@ from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparer
 from penstock.log.producer_state import ProducerMemory
 from penstock.log.topic_changes import TopicChanges
-from penstock.log.topic_config import effective_value, effective_values
+from penstock.log.topic_config import INTERNAL_TOPICS, effective_value, effective_values
 from penstock.metadata.commands import (
     AddPartitions,
     AllocateProducerIds,
@@ -121,7 +121,7 @@ class Topic:
 
     @property
     def internal(self) -> bool:
-        return self._state.internal
+        return self._state.internal or self._state.name in INTERNAL_TOPICS
 
 
 class LogManager:
@@ -281,6 +281,10 @@ class LogManager:
             for partition in topic.partitions.values()
             if partition.unavailable is not None
         ]
+
+    def config_default(self, key: str) -> str:
+        """The value of a topic config where the topic has none: the broker's default, or Kafka's."""
+        return effective_value(key, {}, self._settings.topic_defaults)
 
     def config_value(self, name: str, key: str) -> str:
         """The effective value of a topic's config: its override, the broker's default, or Kafka's."""

@@ -95,6 +95,8 @@ class ReadResult:
 
 
 _NOTHING = ReadResult((), 0)
+#: "No epoch" in OffsetForLeaderEpoch (KIP-320).
+_NO_EPOCH = -1
 
 
 class _Search(Protocol):
@@ -543,17 +545,27 @@ class Partition:
         return self.stream.start_offset
 
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
-        """(greatest leader epoch <= ``epoch``, the offset where it ended); (-1, -1) if there is none (KIP-320)."""
+        """(greatest leader epoch <= ``epoch``, the offset where it ended) (KIP-320).
+
+        For an epoch before all that are known it is (``epoch``, the start of the first one); (-1, -1) for one that
+        is still to come.
+        """
         state = self._engine.metadata.image.streams.get(self.stream.stream_id)
         epochs = state.leader_epochs if state is not None else []
-        if not epochs or epoch > epochs[-1][0]:
+        if not epochs or epoch == _NO_EPOCH or epoch > epochs[-1][0]:
             return -1, -1
         for i in range(len(epochs) - 1, -1, -1):
             if epochs[i][0] <= epoch:
                 return epochs[i][0], self.stream.confirmed_offset if i == len(epochs) - 1 else epochs[i + 1][
                     1
                 ]
-        return -1, -1
+        return epoch, epochs[0][1]
+
+    def leader_epoch_at(self, offset: int) -> int:
+        """The leader epoch that a record at ``offset`` has, or would have."""
+        state = self._engine.metadata.image.streams.get(self.stream.stream_id)
+        epochs = state.leader_epochs if state is not None else []
+        return next((epoch for epoch, start in reversed(epochs) if start <= offset), self.leader_epoch)
 
     # -- life ------------------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ anyway are accepted, the others are refused with a sentence.
 from __future__ import annotations
 
 __all__ = (
+    "INTERNAL_TOPICS",
     "LZ4_FAST_LEVEL",
     "TOPIC_CONFIGS",
     "ConfigType",
@@ -21,6 +22,7 @@ __all__ = (
 )
 
 import difflib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
@@ -33,6 +35,9 @@ _INT_MAX: Final = 2**31 - 1
 _LONG_MAX: Final = 2**63 - 1
 _LONG_MIN: Final = -(2**63)
 _DAY_MS: Final = 24 * 60 * 60 * 1000
+
+#: Topics that Kafka's coordinators keep for themselves, whoever made them (org.apache.kafka.common.internals.Topic).
+INTERNAL_TOPICS: Final = frozenset({"__consumer_offsets", "__transaction_state", "__share_group_state"})
 
 #: Kafka's default for lz4, which stands for the fast compressor; all other levels are those of the high one.
 LZ4_FAST_LEVEL: Final = 9
@@ -64,6 +69,8 @@ class TopicConfig:
     choices: tuple[str, ...] = ()
     #: Numbers between the bounds that are no values.
     excluded: tuple[int, ...] = ()
+    #: What a whole list must look like.
+    pattern: str = ""
     #: Why any other value is refused, for configs of the third group.
     refusal: str = ""
 
@@ -89,6 +96,18 @@ def _bool(name: str, default: str, doc: str) -> TopicConfig:
     )
 
 
+def _false(name: str) -> TopicConfig:
+    return TopicConfig(
+        name=name,
+        type=ConfigType.BOOLEAN,
+        default="false",
+        doc="There are no tiers, so there is nothing to disable.",
+        choices=("false",),
+        refusal="all data is in the object store, there are no tiers to disable",
+    )
+
+
+_THROTTLED: Final = r"|\*|[0-9]+:[0-9]+(,[0-9]+:[0-9]+)*"
 _UNUSED: Final = "Accepted and reported; tunes machinery that this broker doesn't have."
 
 _ALL: Final = (
@@ -173,6 +192,8 @@ _ALL: Final = (
         choices=("false",),
         refusal="all data is in the object store already, there are no tiers to turn on",
     ),
+    _false("remote.log.copy.disable"),
+    _false("remote.log.delete.on.disable"),
     TopicConfig(
         name="unclean.leader.election.enable",
         type=ConfigType.BOOLEAN,
@@ -201,6 +222,7 @@ _ALL: Final = (
     TopicConfig(
         name="follower.replication.throttled.replicas",
         type=ConfigType.LIST,
+        pattern=_THROTTLED,
         default="",
         doc=_UNUSED,
         acts=False,
@@ -208,6 +230,7 @@ _ALL: Final = (
     TopicConfig(
         name="leader.replication.throttled.replicas",
         type=ConfigType.LIST,
+        pattern=_THROTTLED,
         default="",
         doc=_UNUSED,
         acts=False,
@@ -289,6 +312,8 @@ def _validated_ratio(config: TopicConfig, value: str) -> str:
 
 def _validated_choice(config: TopicConfig, value: str) -> str:
     items = split_list(value) if config.is_list else [value]
+    if config.pattern and not re.fullmatch(config.pattern, ",".join(items)):
+        raise _invalid(config, value, "it must be '*' or a list of partition:broker, like 0:1,1:1")
     if config.choices:
         if not items:
             raise _invalid(config, value, f"it must be one of {', '.join(config.choices)}")

@@ -316,6 +316,9 @@ class FakePartition:
         self.log_start_offset = offset
         return offset
 
+    def leader_epoch_at(self, offset: int) -> int:
+        return self.leader_epoch
+
     def end_offset_for_epoch(self, epoch: int) -> tuple[int, int]:
         return (self.leader_epoch, self.high_watermark) if epoch >= self.leader_epoch else (-1, -1)
 
@@ -427,6 +430,9 @@ class FakeLogs:
     async def wait_changed(self, names: Collection[str]) -> None:
         while any(name in self.changing for name in names):
             await self.changed.wait()
+
+    def config_default(self, key: str) -> str:
+        return effective_value(key, {}, self.broker_defaults)
 
     def config_value(self, name: str, key: str) -> str:
         return effective_value(key, self._topics[name].configs, self.broker_defaults)

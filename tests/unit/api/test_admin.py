@@ -290,7 +290,7 @@ async def test_validate_only_creates_nothing(logs: FakeLogs) -> None:
         (new("a/b"), ErrorCode.INVALID_TOPIC_EXCEPTION),
         (new(partitions=0), ErrorCode.INVALID_PARTITIONS),
         (new(partitions=-2), ErrorCode.INVALID_PARTITIONS),
-        (new(partitions=101), ErrorCode.INVALID_PARTITIONS),
+        (new(partitions=101), ErrorCode.POLICY_VIOLATION),
         (new(partitions=-1, factor=-1), ErrorCode.NONE),
         (new(factor=0), ErrorCode.INVALID_REPLICATION_FACTOR),
         (new(factor=3), ErrorCode.INVALID_REPLICATION_FACTOR),
@@ -361,12 +361,13 @@ async def test_storage_failure_is_told_per_topic(logs: FakeLogs) -> None:
 async def test_delete_topics_by_name_and_by_id(logs: FakeLogs) -> None:
     other = logs.add("u")
     request = DeleteTopicsRequest(
+        timeout_ms=1000,
         topics=[
             DeleteTopicState(name="t"),
             DeleteTopicState(name=None, topic_id=other.id),
             DeleteTopicState(name="unknown"),
             DeleteTopicState(name=None, topic_id=b"x" * 16),
-        ]
+        ],
     )
     response = await topics.handle_delete_topics(request, make_context(logs, 6))
     encode_response(ApiKey.DELETE_TOPICS, 6, 1, response)
@@ -383,24 +384,25 @@ async def test_a_topic_that_is_named_twice_is_not_deleted(logs: FakeLogs) -> Non
     """By name and by id is twice, too. As in Kafka, neither of the two acts; other topics of the request go."""
     twice, other = logs.add("u"), logs.add("v")
     request = DeleteTopicsRequest(
+        timeout_ms=1000,
         topics=[
             DeleteTopicState(name="t"),
             DeleteTopicState(name="t"),
             DeleteTopicState(name="u"),
             DeleteTopicState(name=None, topic_id=twice.id),
             DeleteTopicState(name=None, topic_id=other.id),
-        ]
+        ],
     )
     response = await topics.handle_delete_topics(request, make_context(logs, 6))
     encode_response(ApiKey.DELETE_TOPICS, 6, 1, response)
     codes = [result.error_code for result in response.responses]
-    assert codes == [ErrorCode.INVALID_REQUEST] * 4 + [ErrorCode.NONE]
+    assert codes == [ErrorCode.INVALID_REQUEST] * 2 + [ErrorCode.NONE], "each topic is answered once"
     assert sorted(logs.topics()) == ["t", "u"]
 
 
 async def test_delete_topics_before_version_6_and_internal_ones(logs: FakeLogs) -> None:
     logs.add("__consumer_offsets", internal=True)
-    request = DeleteTopicsRequest(topic_names=["t", "__consumer_offsets"])
+    request = DeleteTopicsRequest(timeout_ms=1000, topic_names=["t", "__consumer_offsets"])
     response = await topics.handle_delete_topics(request, make_context(logs, 5))
     encode_response(ApiKey.DELETE_TOPICS, 5, 1, response)
     assert [r.error_code for r in response.responses] == [0, ErrorCode.TOPIC_AUTHORIZATION_FAILED]
@@ -413,7 +415,7 @@ async def test_create_partitions_answers_for_each_topic(logs: FakeLogs) -> None:
         CreatePartitionsTopic(name="unknown", count=5, assignments=None),
     ]
     response = await topics.handle_create_partitions(
-        CreatePartitionsRequest(topics=asked), make_context(logs, 3)
+        CreatePartitionsRequest(topics=asked, timeout_ms=1000), make_context(logs, 3)
     )
     assert [r.error_code for r in response.results] == [0, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION]
     assert logs.topics()["t"].partition_count == 5
@@ -437,7 +439,9 @@ async def test_create_partitions_is_validated(
         None if assignments is None else [CreatePartitionsAssignment(broker_ids=ids) for ids in assignments]
     )
     request = CreatePartitionsRequest(
-        topics=[CreatePartitionsTopic(name="t", count=count, assignments=given)], validate_only=True
+        timeout_ms=1000,
+        topics=[CreatePartitionsTopic(name="t", count=count, assignments=given)],
+        validate_only=True,
     )
     response = await topics.handle_create_partitions(request, make_context(logs, 3))
     assert [result.error_code for result in response.results] == [code]
@@ -462,7 +466,7 @@ async def test_describe_configs_gives_all_with_their_sources(logs: FakeLogs) -> 
         encode_response(ApiKey.DESCRIBE_CONFIGS, 4, 1, response)
         found = {c.name: (c.value, c.config_source, len(c.synonyms)) for c in response.results[0].configs}
         assert set(found) == set(TOPIC_CONFIGS)
-        assert found["retention.ms"] == ("1000", 1, 2)
+        assert found["retention.ms"] == ("1000", 1, 1), "log.retention.ms has no default in Kafka"
         assert found["max.message.bytes"] == ("500", 4, 2)
         assert found["cleanup.policy"] == ("delete", 5, 1)
 
@@ -482,10 +486,11 @@ async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> N
         0,
         ErrorCode.INVALID_REQUEST,
         ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
-        ErrorCode.INVALID_REQUEST,
+        ErrorCode.NONE,
     ]
     assert [(c.name, c.value, c.read_only) for c in response.results[0].configs] == [
         ("auto.create.topics.enable", "true", True),
+        ("log.dirs", "memory://", True),
         ("num.partitions", "1", True),
     ]
 
@@ -494,10 +499,10 @@ async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> N
     ("version", "types", "code", "found"),
     [
         (0, [], ErrorCode.NONE, []),
-        (1, [], ErrorCode.NONE, [("t", 2), ("u", 2), ("7", 4)]),
+        (1, [], ErrorCode.NONE, [("t", 2), ("u", 2), ("7", 4), ("7", 8)]),
         (1, [4], ErrorCode.NONE, [("7", 4)]),
         (1, [2, 32], ErrorCode.NONE, [("t", 2), ("u", 2)]),
-        (1, [8, 16], ErrorCode.NONE, []),
+        (1, [8, 16], ErrorCode.NONE, [("7", 8)]),
         (1, [2, 3], ErrorCode.UNSUPPORTED_VERSION, []),
     ],
 )
@@ -517,7 +522,7 @@ async def alter(
 ) -> int:
     resource = AlterConfigsResource(
         resource_type=kind,
-        resource_name="t",
+        resource_name="t" if kind == TOPIC else "7",
         configs=[AlterableConfig(name=n, config_operation=op, value=v) for n, op, v in changes],
     )
     request = IncrementalAlterConfigsRequest(resources=[resource], validate_only=validate_only)

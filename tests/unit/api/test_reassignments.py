@@ -74,7 +74,10 @@ def test_a_partition_that_is_not_open_or_damaged_can_not_be_led(
 
 
 def test_an_unknown_kind_of_election_is_refused(logs: FakeLogs) -> None:
-    assert elect(logs, [TopicPartitions(topic="t", partitions=[0])], 2) == (ErrorCode.INVALID_REQUEST, {})
+    assert elect(logs, [TopicPartitions(topic="t", partitions=[0])], 2) == (
+        ErrorCode.INVALID_REQUEST,
+        {("t", 0): ErrorCode.INVALID_REQUEST},
+    )
 
 
 @pytest.mark.parametrize(

@@ -84,13 +84,13 @@ async def test_topics_are_deleted_and_grown_when_they_are_made(logs: FakeLogs) -
     grown: list[int] = []
 
     async def delete() -> None:
-        request = DeleteTopicsRequest(topic_names=["new"])
+        request = DeleteTopicsRequest(topic_names=["new"], timeout_ms=1000)
         response = await topics.handle_delete_topics(request, make_context(logs, 5))
         deleted.append(response.responses[0].error_code)
 
     async def grow() -> None:
         request = CreatePartitionsRequest(
-            topics=[CreatePartitionsTopic(name="new", count=3, assignments=None)]
+            timeout_ms=1000, topics=[CreatePartitionsTopic(name="new", count=3, assignments=None)]
         )
         response = await topics.handle_create_partitions(request, make_context(logs, 3))
         grown.append(response.results[0].error_code)
@@ -112,7 +112,9 @@ async def test_partitions_that_somebody_else_added_meanwhile_are_invalid_partiti
         raise InvalidRequestError("partitions can only be added")
 
     monkeypatch.setattr(logs, "create_partitions", refuse)
-    request = CreatePartitionsRequest(topics=[CreatePartitionsTopic(name="t", count=9, assignments=None)])
+    request = CreatePartitionsRequest(
+        timeout_ms=1000, topics=[CreatePartitionsTopic(name="t", count=9, assignments=None)]
+    )
     response = await topics.handle_create_partitions(request, make_context(logs, 3))
     assert response.results[0].error_code == ErrorCode.INVALID_PARTITIONS
 

@@ -1,0 +1,177 @@
+"""The differences from Apache Kafka that are meant, with their reasons: the one list of them."""
+
+from __future__ import annotations
+
+__all__ = ("MEANT", "SKIPPED", "Meant")
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from tests.differential.compare import Difference
+
+ANY: Final = object()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Meant:
+    """One kind of difference. What isn't given holds for all."""
+
+    name: str
+    reason: str
+    #: Patterns that must match the whole name of the API, the request's label and the path of the field.
+    api: str = ".*"
+    request: str = ".*"
+    path: str = ".*"
+    kafka: Any = ANY
+    penstock: Any = ANY
+
+    def covers(self, found: Difference) -> bool:
+        """Whether a difference is of this kind."""
+        return (
+            re.fullmatch(self.api, found.api) is not None
+            and re.fullmatch(self.path, found.path) is not None
+            and re.fullmatch(self.request, found.request, re.DOTALL) is not None
+            and (self.kafka is ANY or found.kafka == self.kafka)
+            and (self.penstock is ANY or found.penstock == self.penstock)
+        )
+
+
+#: (API, request) that aren't sent. Kafka never answers the first ones: its handler fails, and the connection stays.
+SKIPPED: Final = (
+    (
+        "produce",
+        "topic_data.partition_data.records is (null|None)",
+    ),  # null records (KAFKA-style NullPointerException)
+    (
+        "join_group",
+        r"protocols holds all twice|protocols.metadata is b'\\xff.*",
+    ),  # metadata that isn't the protocol's
+    ("alter_configs", "resources holds all twice"),
+    # Kafka deletes them, with all groups, and nothing else could be compared after that. Penstock refuses.
+    ("delete_topics", ".*'__(consumer_offsets|transaction_state)'.*"),
+)
+
+_CLOSED: Final = "the connection is closed"
+
+MEANT: Final = (
+    # -- what isn't there yet
+    Meant(
+        name="fewer APIs",
+        reason="an API that Penstock doesn't have isn't advertised",
+        api="api_versions",
+        path=r"api_keys\[\d+\]",
+        penstock=None,
+    ),
+    Meant(
+        name="no features",
+        reason="features say which of Kafka's own formats and protocols a cluster has agreed on; there is none here",
+        api="api_versions",
+        path=r"(supported|finalized)_features.*",
+    ),
+    Meant(
+        name="no transactions",
+        reason="a producer with a transactional id is refused, before it relies on what isn't there",
+        api="produce|init_producer_id",
+        request="transactional_id is 'odd'",
+    ),
+    Meant(
+        name="no cluster-wide configs",
+        reason="Kafka's storage tool sets min.insync.replicas as a default of the cluster; here it is the default",
+        path=r".*configs\[min.insync.replicas\].config_source",
+        kafka=3,
+        penstock=5,
+    ),
+    # -- what is better
+    Meant(
+        name="topics are there when they are answered",
+        reason="Kafka answers UNKNOWN_TOPIC_OR_PARTITION while it creates a topic that Metadata asked for",
+        api="metadata",
+        path=r"topics\[.*\](\.error_code|\.partitions\[0\])",
+    ),
+    Meant(
+        name="unknown ACL words",
+        reason="Kafka closes the connection at a code of ACLs that it doesn't know; here it is refused like others",
+        api="(describe|create|delete)_acls",
+        kafka=_CLOSED,
+    ),
+    Meant(
+        name="fetch sessions with impossible ids",
+        reason="Kafka fails on ids outside of its cache's ranges; here such a session just isn't there",
+        api="fetch",
+        request="session_id is -?214748364[78]",
+    ),
+    Meant(
+        name="an empty topic name is illegal everywhere",
+        reason="Kafka answers UNKNOWN_SERVER_ERROR to DescribeTopicPartitions of it",
+        api="describe_topic_partitions",
+        request="topics.name is ''",
+    ),
+    Meant(
+        name="unknown operations",
+        reason="Kafka answers UNKNOWN_SERVER_ERROR to an operation that it doesn't know, here it is INVALID_REQUEST",
+        api="incremental_alter_configs",
+        request="resources.configs.config_operation is 4",
+    ),
+    Meant(
+        name="each partition once",
+        reason="a short request mustn't make a response of any length",
+        api="describe_producers",
+        request=".* holds all twice",
+    ),
+    Meant(
+        name="an id only for what is made",
+        reason="Kafka draws an id that nothing will have when it only validates",
+        api="create_topics",
+        path=r"topics\[.*\].topic_id",
+        kafka="<id>",
+        penstock="00000000000000000000000000000000",
+    ),
+    Meant(
+        name="values as they are understood",
+        reason="configs are stored without the blanks around them",
+        api="create_topics",
+        request="topics.configs.value is ' 1 '",
+        path=r".*\.value",
+    ),
+    Meant(
+        name="partitions are bounded",
+        reason="topics.partitions_max holds for CreatePartitions as for CreateTopics",
+        api="create_partitions",
+        request=r"topics.count is (10001|2147483647)",
+    ),
+    Meant(
+        name="bytes behind the last batch",
+        reason="Kafka ignores what is too short to be a batch; here records that aren't whole batches are refused",
+        api="produce",
+        request=r"topic_data.partition_data.records is b'.*\(77\)",
+    ),
+    # -- what is kept to the coordinator
+    Meant(
+        name="internal topics are fixed",
+        reason="nobody grows __consumer_offsets, changes its configs or deletes it: groups live in it",
+        api="alter_configs|incremental_alter_configs|create_partitions",
+        request=".*'__(consumer_offsets|transaction_state)'",
+    ),
+    Meant(
+        name="what is in internal topics",
+        reason="the coordinators write other records, and so many as they need",
+        path=r".*(records|high_watermark|last_stable_offset|offset|partition_size)",
+        request=".*(__consumer_offsets|__transaction_state|topics is null).*",
+    ),
+    Meant(
+        name="groups that come and go by the clock",
+        reason="members that don't come back are dropped when their session ends, not at the same moment; and a "
+        "group that only waits for a member to come back with its id is listed by Kafka as Empty",
+        api="list_groups",
+        path=r"groups\[joined-\d+\].*",
+    ),
+    Meant(
+        name="groups without members and offsets",
+        reason="such a group is gone at once, in Kafka at the next look at what has expired",
+        api="offset_delete",
+        path="error_code|topics.*",
+        request="(?!nothing|group_id is '').*",
+    ),
+)

@@ -1,0 +1,78 @@
+"""Requests are answered as Apache Kafka answers them, field by field, or the difference is meant."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.differential.compare import Pair, Report, grouped
+from tests.differential.kafka import ApacheKafka, kafka_jars
+from tests.differential.meant import MEANT
+from tests.differential.odd_requests import odd_requests
+from tests.differential.side import Side
+from tests.integration.conftest import ServeProcess
+from tests.integration.kafka_clients import serving
+
+from penstock.api.dispatch import apis
+from penstock.wire import ApiKey
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+REQUESTS_PER_VERSION_MIN = 10
+SETTINGS = ("broker.node_id=1", "groups.initial_rebalance_delay=0ms", "groups.offsets_partitions=1")
+
+
+@pytest.fixture(scope="module")
+def kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApacheKafka]:
+    with ApacheKafka(tmp_path_factory.mktemp("kafka"), kafka_jars()) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def penstock(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServeProcess]:
+    with serving(tmp_path_factory.mktemp("penstock"), *SETTINGS) as broker:
+        yield broker
+
+
+@pytest.fixture(scope="module")
+def report() -> Iterator[Report]:
+    """What the whole module finds; written to the file that PENSTOCK_DIFFERENTIAL_REPORT names."""
+    found = Report()
+    yield found
+    print(found)
+    place = os.environ.get("PENSTOCK_DIFFERENTIAL_REPORT")
+    if place:
+        Path(place).write_text(f"{found}\n\nUnexpected:\n{grouped(found.unexpected)}\n")
+
+
+@pytest.fixture(scope="module")
+def pair(kafka: ApacheKafka, penstock: ServeProcess, report: Report) -> Iterator[Pair]:
+    sides = Side("kafka", kafka.port), Side("penstock", penstock.port)
+    both = Pair(*sides, report)
+    both.set_up()
+    yield both
+    for side in sides:
+        side.close()
+
+
+@pytest.mark.parametrize("api_key", [pytest.param(key, id=ApiKey(key).name.lower()) for key in apis()])
+def test_odd_requests_are_answered_as_by_kafka(pair: Pair, report: Report, api_key: int) -> None:
+    before = len(report.unexpected)
+    api = apis()[api_key]
+    for version in range(api.low, api.high + 1):
+        pair.renew_victim()
+        requests = odd_requests(api_key, version)
+        assert len(requests) > REQUESTS_PER_VERSION_MIN
+        for request in requests:
+            pair.prepare(api_key)
+            kafka, penstock = pair.compare(api_key, version, request)
+            if api_key == ApiKey.DELETE_TOPICS and "'error_code': 0" in f"{kafka}{penstock}":
+                pair.renew_victim()
+    unexpected = report.unexpected[before:]
+    assert not unexpected, f"{len(unexpected)} unexpected differences:\n{grouped(unexpected)}"
+
+
+def test_each_difference_that_is_meant_is_there(report: Report) -> None:
+    assert [meant.name for meant in MEANT if not report.met[meant]] == []

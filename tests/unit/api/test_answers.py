@@ -1,0 +1,329 @@
+"""Answers as Apache Kafka 4.2 gives them, where the comparison (tests/differential) showed that ours were others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.api.fakes import FakeLogs, make_context
+
+from penstock.api import configs, fetch, metadata, offsets, producer_ids, reassignments, topics
+from penstock.log.topic_config import TOPIC_CONFIGS
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages import (
+    alter_configs,
+    alter_partition_reassignments,
+    create_partitions,
+    create_topics,
+    delete_records,
+    delete_topics,
+    describe_cluster,
+    describe_configs,
+    elect_leaders,
+    incremental_alter_configs,
+    init_producer_id,
+    list_offsets,
+)
+from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
+from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic
+
+pytestmark = pytest.mark.anyio
+
+TOPIC, BROKER = 2, 4
+SET, DELETE = 0, 1
+
+
+@pytest.fixture
+def logs() -> FakeLogs:
+    found = FakeLogs()
+    found.add("t", 2)
+    return found
+
+
+async def alter_broker(
+    logs: FakeLogs, name: str, operation: int, value: str | None, resource: str = "7"
+) -> int:
+    change = incremental_alter_configs.AlterableConfig(name=name, config_operation=operation, value=value)
+    request = incremental_alter_configs.IncrementalAlterConfigsRequest(
+        resources=[
+            incremental_alter_configs.AlterConfigsResource(
+                resource_type=BROKER, resource_name=resource, configs=[change]
+            )
+        ]
+    )
+    (answer,) = (await configs.handle_incremental_alter_configs(request, make_context(logs, 1))).responses
+    return answer.error_code
+
+
+@pytest.mark.parametrize("resource", ["", "7"])
+@pytest.mark.parametrize("name", ["leader.replication.throttled.rate", "log.retention.ms", "no.such.config"])
+async def test_deleting_a_broker_config_that_is_not_set_succeeds(
+    logs: FakeLogs, name: str, resource: str
+) -> None:
+    assert await alter_broker(logs, name, DELETE, None, resource) == ErrorCode.NONE
+    assert await alter_broker(logs, name, DELETE, "", resource) == ErrorCode.NONE
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("leader.replication.throttled.rate", "1000000", ErrorCode.NONE),
+        ("follower.replication.throttled.rate", "1000000", ErrorCode.NONE),
+        ("leader.replication.throttled.rate", "much", ErrorCode.INVALID_CONFIG),
+        ("log.retention.ms", "1", ErrorCode.INVALID_CONFIG),
+    ],
+)
+async def test_a_throttle_of_what_does_not_happen_is_kept_and_settings_are_not_changed(
+    logs: FakeLogs, name: str, value: str, code: ErrorCode
+) -> None:
+    assert await alter_broker(logs, name, SET, value) == code
+    assert await alter_broker(logs, name, SET, value, "8") == ErrorCode.INVALID_REQUEST, "another broker"
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[("retention.ms", None)], [("retention.ms", "1"), ("retention.ms", "2")]],
+)
+async def test_alter_configs_with_a_null_or_a_doubled_config_changes_nothing(
+    logs: FakeLogs, given: list[tuple[str, str | None]]
+) -> None:
+    logs.topics()["t"].configs["segment.ms"] = "7"
+    resource = alter_configs.AlterConfigsResource(
+        resource_type=TOPIC,
+        resource_name="t",
+        configs=[alter_configs.AlterableConfig(name=name, value=value) for name, value in given],
+    )
+    request = alter_configs.AlterConfigsRequest(resources=[resource])
+    (answer,) = (await configs.handle_alter_configs(request, make_context(logs, 2))).responses
+    assert answer.error_code == ErrorCode.INVALID_REQUEST
+    assert logs.topics()["t"].configs == {"segment.ms": "7"}
+
+
+def test_describe_configs_tells_a_brokers_settings_from_defaults_with_synonyms(logs: FakeLogs) -> None:
+    given = {
+        "num.partitions": "3",
+        "auto.create.topics.enable": "true",
+        "listeners": "PLAINTEXT://127.0.0.1:9",
+        "advertised.listeners": None,
+    }
+    resource = describe_configs.DescribeConfigsResource(
+        resource_type=BROKER, resource_name="7", configuration_keys=None
+    )
+    request = describe_configs.DescribeConfigsRequest(resources=[resource], include_synonyms=True)
+    (answer,) = configs.describe_configs_nowait(request, make_context(logs, 4, broker_configs=given)).results
+    found = {
+        one.name: (one.value, one.config_source, [(s.name, s.value, s.source) for s in one.synonyms])
+        for one in answer.configs
+    }
+    assert found == {
+        "num.partitions": ("3", 4, [("num.partitions", "3", 4), ("num.partitions", "1", 5)]),
+        "auto.create.topics.enable": ("true", 5, [("auto.create.topics.enable", "true", 5)]),
+        "listeners": (
+            "PLAINTEXT://127.0.0.1:9",
+            4,
+            [("listeners", "PLAINTEXT://127.0.0.1:9", 4), ("listeners", "PLAINTEXT://:9092", 5)],
+        ),
+        "advertised.listeners": (None, 5, []),
+        "log.dirs": ("memory://", 4, [("log.dirs", "memory://", 4)]),
+    }
+
+
+def test_synonyms_of_topic_configs_have_the_names_of_broker_configs(logs: FakeLogs) -> None:
+    logs.topics()["t"].configs["max.message.bytes"] = "9"
+    logs.broker_defaults = {"max.message.bytes": "5"}
+    resource = describe_configs.DescribeConfigsResource(
+        resource_type=TOPIC, resource_name="t", configuration_keys=["max.message.bytes"]
+    )
+    request = describe_configs.DescribeConfigsRequest(resources=[resource], include_synonyms=True)
+    (answer,) = configs.describe_configs_nowait(request, make_context(logs, 4)).results
+    (entry,) = answer.configs
+    assert [(s.name, s.value, s.source) for s in entry.synonyms] == [
+        ("max.message.bytes", "9", 1),
+        ("message.max.bytes", "5", 4),
+        ("message.max.bytes", TOPIC_CONFIGS["max.message.bytes"].default, 5),
+    ]
+
+
+async def create(
+    logs: FakeLogs, name: str, timeout_ms: int = 1000, settings: dict[str, str] | None = None
+) -> int:
+    given = [
+        create_topics.CreatableTopicConfig(name=key, value=value) for key, value in (settings or {}).items()
+    ]
+    asked = create_topics.CreatableTopic(
+        name=name, num_partitions=1, replication_factor=1, assignments=[], configs=given
+    )
+    request = create_topics.CreateTopicsRequest(topics=[asked], timeout_ms=timeout_ms)
+    (answer,) = (await topics.handle_create_topics(request, make_context(logs, 7))).topics
+    return answer.error_code
+
+
+@pytest.mark.parametrize(("first", "second"), [("a.b", "a_b"), ("a_b", "a.b"), ("x.y_z", "x_y.z")])
+async def test_topics_that_differ_only_in_dot_and_underscore_are_refused(
+    logs: FakeLogs, first: str, second: str
+) -> None:
+    assert await create(logs, first) == ErrorCode.NONE
+    assert await create(logs, second) == ErrorCode.INVALID_TOPIC_EXCEPTION
+    assert await create(logs, first) == ErrorCode.TOPIC_ALREADY_EXISTS
+    request = MetadataRequest(topics=[MetadataRequestTopic(name=second)], allow_auto_topic_creation=True)
+    answer: Any = await metadata.handle_metadata(request, make_context(logs, 9))
+    assert [topic.error_code for topic in answer.topics] == [ErrorCode.INVALID_TOPIC_EXCEPTION]
+    assert second not in logs.topics()
+
+
+async def test_the_name_of_the_metadata_log_is_no_topic(logs: FakeLogs) -> None:
+    assert await create(logs, "__cluster_metadata") == ErrorCode.INVALID_REQUEST
+    asked = [MetadataRequestTopic(name="__cluster_metadata")]
+    request = MetadataRequest(topics=asked, allow_auto_topic_creation=True)
+    answer: Any = await metadata.handle_metadata(request, make_context(logs, 9))
+    assert [topic.error_code for topic in answer.topics] == [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION]
+    assert sorted(logs.topics()) == ["t"]
+
+
+@pytest.mark.parametrize(
+    "name", ["remote.storage.enable", "remote.log.copy.disable", "remote.log.delete.on.disable"]
+)
+async def test_configs_of_tiers_are_taken_at_their_defaults(logs: FakeLogs, name: str) -> None:
+    assert await create(logs, "a", settings={name: "false"}) == ErrorCode.NONE
+    assert await create(logs, "b", settings={name: "true"}) == ErrorCode.INVALID_CONFIG
+
+
+@pytest.mark.parametrize(
+    ("value", "code"), [("*", 0), ("0:1,1:7", 0), ("", 0), ("0", 40), ("0:1,", 0), ("all", 40)]
+)
+async def test_throttled_replicas_are_all_or_a_list(logs: FakeLogs, value: str, code: int) -> None:
+    assert await create(logs, "a", settings={"leader.replication.throttled.replicas": value}) == code
+
+
+@pytest.mark.parametrize("timeout_ms", [0, -1, -(2**31)])
+async def test_a_request_that_allows_no_time_is_timed_out_and_changes_nothing(
+    logs: FakeLogs, timeout_ms: int
+) -> None:
+    late = ErrorCode.REQUEST_TIMED_OUT
+    context = make_context(logs, 2)
+    assert await create(logs, "new", timeout_ms) == late
+    deleted = await topics.handle_delete_topics(
+        delete_topics.DeleteTopicsRequest(topic_names=["t"], timeout_ms=timeout_ms), context
+    )
+    assert [one.error_code for one in deleted.responses] == [late]
+    more = create_partitions.CreatePartitionsTopic(name="t", count=9, assignments=None)
+    grown = await topics.handle_create_partitions(
+        create_partitions.CreatePartitionsRequest(topics=[more], timeout_ms=timeout_ms), context
+    )
+    assert [one.error_code for one in grown.results] == [late]
+    elected = reassignments.elect_leaders_nowait(
+        elect_leaders.ElectLeadersRequest(
+            topic_partitions=[elect_leaders.TopicPartitions(topic="t", partitions=[0])], timeout_ms=timeout_ms
+        ),
+        context,
+    )
+    assert elected.error_code == late
+    assert [one.error_code for one in elected.replica_election_results[0].partition_result] == [late]
+    moved = reassignments.alter_partition_reassignments_nowait(
+        alter_partition_reassignments.AlterPartitionReassignmentsRequest(topics=[], timeout_ms=timeout_ms),
+        context,
+    )
+    assert moved.error_code == late
+    assert {name: topic.partition_count for name, topic in logs.topics().items()} == {"t": 2}
+
+
+async def list_offset(
+    logs: FakeLogs, partitions: list[int], isolation_level: int = 0
+) -> list[list_offsets.ListOffsetsTopicResponse]:
+    asked = [list_offsets.ListOffsetsPartition(partition_index=index, timestamp=-1) for index in partitions]
+    request = list_offsets.ListOffsetsRequest(
+        isolation_level=isolation_level, topics=[list_offsets.ListOffsetsTopic(name="t", partitions=asked)]
+    )
+    return (await offsets.handle_list_offsets(request, make_context(logs, 7))).topics
+
+
+async def test_a_partition_that_is_named_twice_in_list_offsets_is_refused_once(logs: FakeLogs) -> None:
+    (topic,) = await list_offset(logs, [0, 1, 0])
+    assert [(one.partition_index, one.error_code, one.offset) for one in topic.partitions] == [
+        (0, ErrorCode.INVALID_REQUEST, -1),
+        (1, ErrorCode.NONE, 0),
+    ]
+    assert await list_offset(logs, []) == [], "a topic of which nothing is asked isn't mentioned"
+
+
+@pytest.mark.parametrize("isolation_level", [2, -1, 127])
+async def test_an_isolation_level_that_nobody_knows_is_an_error(logs: FakeLogs, isolation_level: int) -> None:
+    unknown = ErrorCode.UNKNOWN_SERVER_ERROR
+    (topic,) = await list_offset(logs, [0], isolation_level)
+    assert [(one.error_code, one.offset) for one in topic.partitions] == [(unknown, -1)]
+    asked = FetchTopic(
+        topic="t", partitions=[FetchPartition(partition=0, fetch_offset=0, partition_max_bytes=9)]
+    )
+    request = FetchRequest(isolation_level=isolation_level, topics=[asked], max_wait_ms=0)
+    answer = fetch.fetch_nowait(request, make_context(logs, 12))
+    assert answer is not None
+    assert answer.error_code == unknown
+    assert [one.error_code for one in answer.responses[0].partitions] == [unknown]
+
+
+@pytest.mark.parametrize(("replica_id", "version"), [(0, 11), (7, 11)])
+def test_a_follower_is_told_that_there_are_no_replicas(logs: FakeLogs, replica_id: int, version: int) -> None:
+    asked = FetchTopic(
+        topic="t", partitions=[FetchPartition(partition=0, fetch_offset=0, partition_max_bytes=9)]
+    )
+    answer = fetch.fetch_nowait(
+        FetchRequest(replica_id=replica_id, topics=[asked], max_wait_ms=0), make_context(logs, version)
+    )
+    assert answer is not None
+    assert [one.error_code for one in answer.responses[0].partitions] == [ErrorCode.NOT_LEADER_OR_FOLLOWER]
+
+
+async def test_records_of_internal_topics_are_not_deleted_and_partitions_are_answered_once(
+    logs: FakeLogs,
+) -> None:
+    logs.add("__consumer_offsets", internal=True)
+    one = delete_records.DeleteRecordsPartition(partition_index=0, offset=0)
+    request = delete_records.DeleteRecordsRequest(
+        topics=[
+            delete_records.DeleteRecordsTopic(name="t", partitions=[one, one]),
+            delete_records.DeleteRecordsTopic(name="__consumer_offsets", partitions=[one]),
+        ]
+    )
+    answer = await offsets.handle_delete_records(request, make_context(logs, 2))
+    assert [(topic.name, [one.error_code for one in topic.partitions]) for topic in answer.topics] == [
+        ("t", [ErrorCode.NONE]),
+        ("__consumer_offsets", [ErrorCode.INVALID_TOPIC_EXCEPTION]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("transactional_id", "producer_id", "epoch"), [("", -1, -1), (None, 5, -1), (None, -1, 5), ("t", 5, -1)]
+)
+async def test_an_empty_transactional_id_or_half_an_identity_is_invalid(
+    logs: FakeLogs, transactional_id: str | None, producer_id: int, epoch: int
+) -> None:
+    request = init_producer_id.InitProducerIdRequest(
+        transactional_id=transactional_id, producer_id=producer_id, producer_epoch=epoch
+    )
+    answer = await producer_ids.handle_init_producer_id(request, make_context(logs, 5))
+    assert (answer.error_code, answer.producer_id) == (ErrorCode.INVALID_REQUEST, -1)
+
+
+@pytest.mark.parametrize(
+    ("endpoint_type", "code"),
+    [(1, 0), (2, ErrorCode.MISMATCHED_ENDPOINT_TYPE), (3, ErrorCode.UNSUPPORTED_ENDPOINT_TYPE), (0, 115)],
+)
+def test_endpoint_types_that_nobody_knows_are_unsupported(
+    logs: FakeLogs, endpoint_type: int, code: int
+) -> None:
+    request = describe_cluster.DescribeClusterRequest(endpoint_type=endpoint_type)
+    assert metadata.describe_cluster_nowait(request, make_context(logs, 2)).error_code == code
+
+
+@pytest.mark.parametrize(("version", "code"), [(10, 42), (11, 42), (12, 0), (13, 0)])
+def test_metadata_by_id_works_from_version_12_on_and_the_id_counts(
+    logs: FakeLogs, version: int, code: int
+) -> None:
+    known = logs.topics()["t"]
+    request = MetadataRequest(
+        topics=[MetadataRequestTopic(name="other", topic_id=known.id)], allow_auto_topic_creation=False
+    )
+    answer = metadata.metadata_nowait(request, make_context(logs, version))
+    assert answer is not None
+    assert [(topic.error_code, topic.name) for topic in answer.topics] == [(code, "other" if code else "t")]
+    assert bool(answer.brokers) is not bool(code), "a request that is refused as a whole gets nothing else"
