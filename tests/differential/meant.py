@@ -79,11 +79,22 @@ MEANT: Final = (
     Meant(
         name="no cluster-wide configs",
         reason="Kafka's storage tool sets min.insync.replicas as a default of the cluster; here it is the default",
-        path=r".*configs\[min.insync.replicas\].config_source",
-        kafka=3,
-        penstock=5,
+        path=r".*configs\[min.insync.replicas\].(config_source|synonyms)",
+    ),
+    Meant(
+        name="no dynamic broker configs",
+        reason="settings are read at start, so all are read-only",
+        api="describe_configs",
+        path=r".*configs\[.*\].read_only",
+        penstock=True,
     ),
     # -- what is better
+    Meant(
+        name="the greatest timestamp of what is there",
+        reason="Kafka goes on to name a record that DeleteRecords has deleted, until its whole segment is",
+        api="list_offsets",
+        request="(from [67] on|written again): offset at -3",
+    ),
     Meant(
         name="topics are there when they are answered",
         reason="Kafka answers UNKNOWN_TOPIC_OR_PARTITION while it creates a topic that Metadata asked for",
@@ -115,9 +126,9 @@ MEANT: Final = (
         request="resources.configs.config_operation is 4",
     ),
     Meant(
-        name="each partition once",
+        name="each partition and group once",
         reason="a short request mustn't make a response of any length",
-        api="describe_producers",
+        api="describe_producers|describe_groups",
         request=".* holds all twice",
     ),
     Meant(

@@ -498,6 +498,6 @@ def with_values(message: Any, values: Mapping[Any, Any]) -> Any:
         return type(message)(**fields)
     if isinstance(message, list):
         return [with_values(each, values) for each in message]
-    if isinstance(message, (str, bytes)):
+    if type(message) in {str, bytes, int}:
         return values.get(message, message)
     return message

@@ -11,6 +11,7 @@ from tests.differential.compare import Pair, Report, grouped
 from tests.differential.kafka import ApacheKafka, kafka_jars
 from tests.differential.meant import MEANT
 from tests.differential.odd_requests import odd_requests
+from tests.differential.scenarios import SCENARIOS
 from tests.differential.side import Side
 from tests.integration.conftest import ServeProcess
 from tests.integration.kafka_clients import serving
@@ -70,6 +71,14 @@ def test_odd_requests_are_answered_as_by_kafka(pair: Pair, report: Report, api_k
             kafka, penstock = pair.compare(api_key, version, request)
             if api_key == ApiKey.DELETE_TOPICS and "'error_code': 0" in f"{kafka}{penstock}":
                 pair.renew_victim()
+    unexpected = report.unexpected[before:]
+    assert not unexpected, f"{len(unexpected)} unexpected differences:\n{grouped(unexpected)}"
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_scenarios_are_answered_as_by_kafka(pair: Pair, report: Report, name: str) -> None:
+    before = len(report.unexpected)
+    SCENARIOS[name](pair)
     unexpected = report.unexpected[before:]
     assert not unexpected, f"{len(unexpected)} unexpected differences:\n{grouped(unexpected)}"
 

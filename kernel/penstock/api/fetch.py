@@ -161,9 +161,17 @@ class _Fetch:
         if isinstance(name, bytes):
             topic = logs.topic_by_id(name)
             if topic is None:
-                return None, ErrorCode.UNKNOWN_TOPIC_ID
-            name = topic.name
+                return None, self._code_of_lost_topic(cached)
+            name = cached.known_as = topic.name
         return logs.partition(name, cached.partition), unknown
+
+    def _code_of_lost_topic(self, cached: CachedPartition) -> int:
+        """As Kafka's sessions have it (KIP-516): the id was never known, its topic is gone, or it is another now."""
+        if cached.known_as is None:
+            return ErrorCode.UNKNOWN_TOPIC_ID
+        if cached.known_as in self._context.api.logs.topics():
+            return ErrorCode.INCONSISTENT_TOPIC_ID
+        return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
     def is_due(self, found: _Collected) -> bool:
         """Whether to answer now rather than wait for more."""

@@ -45,6 +45,7 @@ class CachedPartition:
     __slots__ = (
         "current_leader_epoch",
         "fetch_offset",
+        "known_as",
         "last_fetched_epoch",
         "partition",
         "partition_max_bytes",
@@ -55,6 +56,8 @@ class CachedPartition:
     def __init__(self, topic: TopicKey, asked: FetchPartition) -> None:
         self.topic = topic
         self.partition = asked.partition
+        #: The name of the topic, once its id was found: what is asked for by id may go, and come back as another.
+        self.known_as: str | None = None
         #: (high watermark, last stable offset, log start offset) of the last answer.
         self.told: tuple[int, int, int] | None = None
         self.update(asked)

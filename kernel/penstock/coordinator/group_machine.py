@@ -134,7 +134,7 @@ class Group:
         return self._deadlines.get(key)
 
     def describe(self) -> GroupDescription:
-        """The group as DescribeGroups shows it: protocol, metadata and assignments only when Stable."""
+        """The group as DescribeGroups shows it: protocol and metadata only when Stable, assignments always."""
         protocol_name = self.protocol_name if self.state is GroupState.STABLE else None
         return GroupDescription(
             group_id=self.group_id,

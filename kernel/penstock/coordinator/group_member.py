@@ -143,7 +143,7 @@ class Member:
             client_id=self.client_id,
             client_host=self.client_host,
             metadata=self.metadata_for(protocol_name) if protocol_name is not None else b"",
-            assignment=self.assignment if protocol_name is not None else b"",
+            assignment=self.assignment,
         )
 
 

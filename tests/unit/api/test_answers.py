@@ -8,6 +8,7 @@ import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
 
 from penstock.api import configs, fetch, metadata, offsets, producer_ids, reassignments, topics
+from penstock.api.produce import _distinct as distinct
 from penstock.log.topic_config import TOPIC_CONFIGS
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages import (
@@ -23,6 +24,7 @@ from penstock.wire.messages import (
     incremental_alter_configs,
     init_producer_id,
     list_offsets,
+    produce,
 )
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic
@@ -327,3 +329,48 @@ def test_metadata_by_id_works_from_version_12_on_and_the_id_counts(
     assert answer is not None
     assert [(topic.error_code, topic.name) for topic in answer.topics] == [(code, "other" if code else "t")]
     assert bool(answer.brokers) is not bool(code), "a request that is refused as a whole gets nothing else"
+
+
+def test_a_session_by_id_tells_a_topic_that_is_gone_from_one_that_came_back_as_another(
+    logs: FakeLogs,
+) -> None:
+    known = logs.topics()["t"]
+    asked = FetchTopic(
+        topic_id=known.id, partitions=[FetchPartition(partition=0, fetch_offset=0, partition_max_bytes=9)]
+    )
+    context = make_context(logs, 13)
+    opened = fetch.fetch_nowait(FetchRequest(session_epoch=0, topics=[asked], max_wait_ms=0), context)
+    assert opened is not None
+    assert opened.session_id
+
+    def codes(epoch: int) -> list[int]:
+        request = FetchRequest(session_id=opened.session_id, session_epoch=epoch, topics=[], max_wait_ms=0)
+        answer = fetch.fetch_nowait(request, context)
+        assert answer is not None
+        return [one.error_code for topic in answer.responses for one in topic.partitions]
+
+    assert codes(1) == []
+    logs.topics().pop("t")  # type: ignore[attr-defined]
+    assert codes(2) == [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION]
+    logs.add("t", 2).id = bytes(15) + b"\x09"
+    assert codes(3) == [ErrorCode.INCONSISTENT_TOPIC_ID]
+    stranger = FetchTopic(topic_id=bytes(15) + b"\7", partitions=asked.partitions)
+    alone = fetch.fetch_nowait(FetchRequest(session_epoch=-1, topics=[stranger], max_wait_ms=0), context)
+    assert alone is not None
+    assert alone.responses[0].partitions[0].error_code == ErrorCode.UNKNOWN_TOPIC_ID
+
+
+async def test_a_partition_that_produce_names_twice_is_appended_once_and_the_last_counts() -> None:
+    first, second = (produce.PartitionProduceData(index=0, records=data) for data in (b"first", b"second"))
+    other = produce.PartitionProduceData(index=1, records=b"other")
+    request = produce.ProduceRequest(
+        topic_data=[
+            produce.TopicProduceData(name="t", partition_data=[first, other]),
+            produce.TopicProduceData(name="nothing", partition_data=[]),
+            produce.TopicProduceData(name="t", partition_data=[second]),
+        ]
+    )
+    found = distinct(request)
+    assert [
+        (topic.name, [(one.index, one.records) for one in topic.partition_data]) for topic in found.topic_data
+    ] == [("t", [(0, b"second"), (1, b"other")])]

@@ -946,7 +946,7 @@ def test_offsets_of_a_live_group_that_is_not_of_consumers_cannot_be_deleted() ->
 # -- showing and restoring ------------------------------------------------------------------------------------
 
 
-def test_assignments_are_described_only_when_stable() -> None:
+def test_protocol_and_metadata_are_described_only_when_stable_and_assignments_always() -> None:
     driver = Driver()
     driver.stable(1, group_instance_id="i")
     described = driver.group.describe()
@@ -960,6 +960,9 @@ def test_assignments_are_described_only_when_stable() -> None:
     driver.join()
     described = driver.group.describe()
     assert (described.protocol_name, described.members[0].metadata) == ("", b"")
+    assert described.members[0].assignment == b"m1", (
+        "between rebalances the old assignment is shown, as in Kafka"
+    )
 
 
 def test_a_restored_group_goes_on_where_it_was() -> None:
