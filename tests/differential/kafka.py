@@ -61,6 +61,8 @@ class ApacheKafka:
         self.port = free_port()
         self.output = ""
         self._folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "log4j2.xml").write_text(_LOGGING)
         self._jars = jars
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -77,8 +79,6 @@ class ApacheKafka:
         return [*java(), *options, logging, "-cp", path, main, *arguments]
 
     def __enter__(self) -> ApacheKafka:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        (self._folder / "log4j2.xml").write_text(_LOGGING)
         settings = self._folder / "server.properties"
         data = self._folder / "data"
         settings.write_text(_SETTINGS.format(port=self.port, controller=free_port(), data=data))

@@ -77,6 +77,11 @@ MEANT: Final = (
         request="transactional_id is 'odd'",
     ),
     Meant(
+        name="no new group protocol",
+        reason="KIP-848 isn't there yet; a client that asks all the same gets one answer that it gives up on",
+        api="consumer_group_heartbeat",
+    ),
+    Meant(
         name="no cluster-wide configs",
         reason="Kafka's storage tool sets min.insync.replicas as a default of the cluster; here it is the default",
         path=r".*configs\[min.insync.replicas\].(config_source|synonyms)",

@@ -61,6 +61,7 @@ BROKER_CONFIGS: Final[Mapping[str, BrokerConfig]] = {
     "log.retention.bytes": BrokerConfig(ConfigType.LONG, "-1"),
     "log.retention.ms": BrokerConfig(ConfigType.LONG, None),
     "max.connections": BrokerConfig(ConfigType.INT, "2147483647"),
+    "max.connections.per.ip": BrokerConfig(ConfigType.INT, "2147483647"),
     "message.max.bytes": BrokerConfig(ConfigType.INT, "1048588"),
     "min.insync.replicas": BrokerConfig(ConfigType.INT, "1"),
     "node.id": BrokerConfig(ConfigType.INT, None),
@@ -69,6 +70,8 @@ BROKER_CONFIGS: Final[Mapping[str, BrokerConfig]] = {
     "offsets.topic.num.partitions": BrokerConfig(ConfigType.INT, "50"),
     "socket.request.max.bytes": BrokerConfig(ConfigType.INT, "104857600"),
 }
+
+_NOT_IN_KAFKA: Final = BrokerConfig(ConfigType.STRING, None)
 
 #: The broker config that is the default of a topic config. Those of _WITHOUT_DEFAULT have none themselves in Kafka.
 SYNONYMS: Final[Mapping[str, str]] = {
@@ -126,7 +129,7 @@ def broker_synonyms(topic_config: str, effective: str | None) -> list[DescribeCo
 
 def broker_entry(name: str, value: str | None, *, with_synonyms: bool) -> DescribeConfigsResourceResult:
     """One broker config as DescribeConfigs shows it; ``value`` None: it is not set."""
-    config = BROKER_CONFIGS[name]
+    config = BROKER_CONFIGS.get(name, _NOT_IN_KAFKA)
     is_set = value is not None and value != config.default
     synonyms: list[DescribeConfigsSynonym] = []
     if with_synonyms:
