@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from tests.patience import HANG_S
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def loop_device(directory: Path, size_bytes: int, sector_bytes: int = 512) -> It
     try:
         yield device
     finally:
-        subprocess.run(["losetup", "--detach", str(device)], check=True, timeout=20)
+        subprocess.run(["losetup", "--detach", str(device)], check=True, timeout=HANG_S)
         image.unlink()
 
 
@@ -39,7 +40,7 @@ def _attach(image: Path, sector_bytes: int) -> Path:
         str(image),
     ]
     for _ in range(5):  # two that look for a free device at the same time may find the same one
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=20)
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
         if done.returncode == 0:
             return Path(done.stdout.strip())
     pytest.skip(f"no loop device: {done.stderr.strip()}")

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from tests.fuzz.cases import GOOD_TOPIC, TOPICS, Case, Sent, World, draw_case
 from tests.integration.conftest import ServeProcess
+from tests.patience import HANG_S
 
 from penstock.wire import DecodeError, encode_request
 from penstock.wire.api_keys import ApiKey
@@ -30,7 +31,7 @@ from penstock.wire.records import build_batch
 from penstock.wire.registry import decode_response
 
 #: A broker that is asked must answer in this time, however busy the machine is.
-ANSWER_S: Final = 30.0
+ANSWER_S: Final = HANG_S
 #: These wait as long as the client lets them: not to be answered at once is right.
 PATIENT: Final = frozenset({ApiKey.FETCH, ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP})
 #: How long the fuzzer waits for one of those.
@@ -178,7 +179,7 @@ class Fuzzer:
             return None  # acks=0 has no other way to tell of an error
         try:
             self.broker.wait_for_output(
-                f"peer=127.0.0.1:{connection.port}", after=self._closed_at, timeout_s=5
+                f"peer=127.0.0.1:{connection.port}", after=self._closed_at, timeout_s=ANSWER_S
             )
         except AssertionError:
             late = [(sent.api_key, sent.version) for sent in connection.queue]

@@ -16,8 +16,6 @@ from tests.integration.test_faults import acks_go_on
 from tests.loop_device import loop_device
 from tests.patience import HANG_S
 
-pytestmark = pytest.mark.timeout(240)
-
 #: Small enough for several laps.
 CAPACITY_BYTES = 24 * 2**20
 

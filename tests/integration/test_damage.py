@@ -264,7 +264,7 @@ def test_damaged_objects_make_only_what_needs_them_unavailable(serve: ServeFacto
     commit(broker, good_group, 9)
     assert committed(broker, good_group) == 9
     assert anyio.run(coordinator_code, broker, bad_group) == ErrorCode.COORDINATOR_NOT_AVAILABLE
-    assert fails(lambda: committed(broker, bad_group, timeout_s=5))
+    assert fails(lambda: committed(broker, bad_group, timeout_s=4))
 
     # ways out: deleting the topic, giving up the damaged records, putting an object back
     admin.delete_topics(["doomed"])["doomed"].result(HANG_S)

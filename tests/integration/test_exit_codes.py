@@ -20,6 +20,7 @@ from tests.integration.test_faults import (
     one_sentence,
     run_serve,
 )
+from tests.patience import HANG_S
 
 RESTART_HELPS = 1
 RESTART_IS_FUTILE = 2
@@ -47,7 +48,7 @@ def all_there(broker: ServeProcess, ledger: Ledger) -> None:
 def test_a_stop_that_was_asked_for_ends_with_0(serve: ServeFactory, number: signal.Signals) -> None:
     broker = serve()
     broker.signal(number)
-    assert broker.wait(30) == 0
+    assert broker.wait(HANG_S) == 0
 
 
 def test_a_failed_sync_ends_with_1_and_the_next_start_has_everything(serve: ServeFactory) -> None:
@@ -56,7 +57,7 @@ def test_a_failed_sync_ends_with_1_and_the_next_start_has_everything(serve: Serv
     try:
         control = broker.data_dir / "wal.control"
         control.write_text("sync")
-        assert broker.wait(30) == RESTART_HELPS
+        assert broker.wait(HANG_S) == RESTART_HELPS
         control.unlink()
         assert one_sentence(broker.output)
         assert "the wal's medium failed, check the disk and restart the broker: path=" in broker.output
@@ -84,7 +85,7 @@ def test_a_wal_that_is_removed_ends_with_1_and_the_next_start_has_everything(
                 other = broker.data_dir / "other"
                 other.write_bytes(b"a user's notes")
                 other.replace(path)
-        assert broker.wait(30) == RESTART_HELPS
+        assert broker.wait(HANG_S) == RESTART_HELPS
         assert one_sentence(broker.output)
         told = "the wal's file was removed or replaced while the broker ran, so nothing more is acknowledged"
         assert f"{told}; start it again: path={path}" in broker.output
@@ -102,7 +103,7 @@ def test_a_wal_that_is_removed_under_an_idle_broker_ends_it_too(serve: ServeFact
     ledger = writing(broker)
     ledger.stop()
     (broker.data_dir / "wal/penstock.wal").unlink()
-    assert broker.wait(30) == RESTART_HELPS
+    assert broker.wait(HANG_S) == RESTART_HELPS
     broker.start()
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
 
@@ -117,7 +118,7 @@ def test_a_removed_wal_beside_a_failing_store_is_said_to_be_a_loss_and_the_next_
         Flaky(broker).turn("fail")
         acks_go_on(ledger)
         (broker.data_dir / "wal/penstock.wal").unlink()
-        assert broker.wait(30) == RESTART_HELPS
+        assert broker.wait(HANG_S) == RESTART_HELPS
     finally:
         ledger.stop()
     assert (
@@ -125,7 +126,7 @@ def test_a_removed_wal_beside_a_failing_store_is_said_to_be_a_loss_and_the_next_
     )
     Flaky(broker).turn("ok")
     broker.launch()
-    assert broker.wait(30) == RESTART_IS_FUTILE
+    assert broker.wait(HANG_S) == RESTART_IS_FUTILE
     assert "acknowledged records of this node may be in another WAL only" in broker.output
 
 
@@ -135,7 +136,7 @@ def test_a_broker_that_is_fenced_ends_with_2_since_a_restart_would_fence_the_oth
     shared = (f"wal.path={tmp_path / 'wal'}", f"object_store.url=file://{tmp_path / 'objects'}")
     older = serve(*shared)
     serve(*shared)
-    assert older.wait(30) == RESTART_IS_FUTILE
+    assert older.wait(HANG_S) == RESTART_IS_FUTILE
     assert one_sentence(older.output)
 
 

@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.raw_client import connect, create, produce_request
+from tests.patience import HANG_S
 from tests.unit.wire.batches import with_body, with_header
 from tests.unit.wire.test_validation import MALFORMED
 
@@ -54,7 +55,7 @@ def consume(broker: ServeProcess, topic: str, count: int) -> list[tuple[int, byt
     consumer = Consumer({"bootstrap.servers": broker.bootstrap_servers, "group.id": "g", "check.crcs": True})
     consumer.assign([TopicPartition(topic, 0, 0)])
     found: list[tuple[int, bytes | None]] = []
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANG_S
     while len(found) < count and time.monotonic() < deadline:
         message = consumer.poll(1)
         if message is not None:
@@ -100,7 +101,7 @@ async def test_malformed_batches_are_refused_with_kafkas_codes_and_consumers_get
             odd = with_header(build_batch([(None, b"v", (), now_ms())]), attributes=5 + codec % 3)
             assert (await answer(client, "t", odd)).error_code == ErrorCode.UNSUPPORTED_COMPRESSION_TYPE
             assert odd[22] & CODEC_MASK > 4
-        with anyio.fail_after(60):
+        with anyio.fail_after(HANG_S):
             assert await anyio.to_thread.run_sync(consume, broker, "t", len(expected)) == expected
 
 
@@ -123,13 +124,13 @@ async def test_what_librdkafka_sends_without_timestamps_outlives_retention_and_i
             producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "enable.idempotence": True})
             for number in range(20):
                 producer.produce("t", b"%d" % number, timestamp=-1)
-            assert producer.flush(20) == 0
+            assert producer.flush(HANG_S) == 0
 
         await anyio.to_thread.run_sync(produce)
         # a pass that deletes what is old elsewhere has looked at these, too
         old = build_batch([(None, b"old", (), now_ms() - 5_000)])
         assert (await answer(client, "passes", old)).error_code == 0
-        with anyio.fail_after(30):
+        with anyio.fail_after(HANG_S):
             while (await offset_of(client, "passes", -2))[0] != 1:  # noqa: ASYNC110 - another process
                 await anyio.sleep(0.05)
         assert await offset_of(client, "t", -2) == (0, -1)

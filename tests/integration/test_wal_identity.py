@@ -244,9 +244,9 @@ def test_a_broker_that_runs_is_fenced_when_another_node_takes_its_wal_over(
     )
     outcome: list[bool] = []
     producer.produce("ledger", b"late", on_delivery=lambda error, _: outcome.append(error is None))
-    producer.flush(10)
+    producer.flush(HANG_S)
     assert outcome != [True], "it acknowledged what nobody will ever read"
-    assert first.wait(30) == 2
+    assert first.wait(HANG_S) == 2
     check(read_all(second.bootstrap_servers), ledger, idempotent=True)
 
 
@@ -258,7 +258,7 @@ def test_the_lost_wal_of_another_node_is_given_up_by_name(serve: ServeFactory, t
     first.start()
     producer = Producer({"bootstrap.servers": first.bootstrap_servers, "logger": SILENT})
     producer.produce("lost", b"only the WAL holds it")
-    assert producer.flush(30) == 0
+    assert producer.flush(HANG_S) == 0
     lost = identity(first)
     first.kill()
     store = first.data_dir / "objects"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.log.test_partition import NOW_MS, append, append_any, codes, open_logs, read
 from tests.unit.stream.harness import World
 from tests.unit.wire.batches import GOOD, with_body, with_header
@@ -211,7 +212,7 @@ async def test_without_room_a_check_goes_on_one_at_a_time(world: World) -> None:
             with pytest.raises(PreparationDueError) as due:
                 append(partition, frame.view, charge=frame)
             works.append(due.value.work)
-        with anyio.fail_after(20):
+        with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 for work in works:
                     tasks.start_soon(work.run)

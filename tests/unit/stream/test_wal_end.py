@@ -7,6 +7,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.stream.harness import World
 
 from penstock.errors import ClosedError, FencedError, PenstockError, UnavailableError
@@ -61,7 +62,7 @@ async def test_what_was_acknowledged_is_uploaded_before_the_end(world: World, ap
 
 
 async def test_a_wal_that_ends_while_nothing_is_appended_is_noticed(world: World) -> None:
-    with pytest.raises(ExceptionGroup), anyio.fail_after(30):  # noqa: PT012 - the body is what is ended
+    with pytest.raises(ExceptionGroup), anyio.fail_after(HANG_S):  # noqa: PT012 - the body is what is ended
         async with world.open():
             world.wal.state = "failed"
             await anyio.sleep_forever()
