@@ -16,6 +16,7 @@ import anyio
 import pytest
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.raw_client import connect, create, produce
+from tests.patience import HANG_S
 from tests.unit.server.harness import Client
 
 from penstock.wire.api_keys import ApiKey
@@ -210,7 +211,7 @@ def test_what_a_client_makes_the_broker_hold_is_bounded(
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(watch)
             tasks.start_soon(produce_well)
-            with anyio.fail_after(60):
+            with anyio.fail_after(HANG_S):
                 answers = await attack(broker.bootstrap_servers)
             tasks.cancel_scope.cancel()
         return answers

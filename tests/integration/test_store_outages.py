@@ -21,6 +21,7 @@ from tests.integration.test_faults import (
     run_serve,
 )
 from tests.integration.test_semantics import Wire, batch_of
+from tests.patience import HANG_S
 
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -165,7 +166,7 @@ def test_the_last_words_of_a_stop_name_the_store_that_fails(serve: ServeFactory)
         assert wire.produce(TOPIC, batch_of([b"only in the wal"])).error_code == 0
         assert create(wire, "late") == ErrorCode.REQUEST_TIMED_OUT
     broker.wait_for_output("the object store doesn't work")
-    assert broker.terminate(30) == 0
+    assert broker.terminate() == 0
     (line,) = [line for line in broker.output.splitlines() if "that only the WAL holds" in line]
     assert "the object store doesn't work: flaky://" in line
     assert "last_error=" in line
@@ -182,7 +183,7 @@ def test_a_start_without_its_store_says_so_and_ends_in_its_time(serve: ServeFact
     flaky.turn(mode)
     before = len(broker.output)
     broker.launch()
-    assert broker.wait(30) == 1
+    assert broker.wait(HANG_S) == 1
     said = broker.output[before:]
     assert one_sentence(said)
     assert "flaky" in said
@@ -204,7 +205,7 @@ def test_a_start_whose_endpoint_doesnt_answer_names_it_within_seconds_and_never_
             f'object_store.options={{endpoint_url="{endpoint}", key="TheKeyId", secret="TheSecret"}}',
             "object_store.request_timeout_ms=4s",
             "object_store.retry_budget_ms=4s",
-            timeout_s=60,
+            timeout_s=HANG_S,
         )
     assert code == 1, output
     assert one_sentence(output)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,12 +47,20 @@ def processes(temporary: Path) -> list[str]:
     return found
 
 
-def changes() -> str:
-    """What git sees in the repository."""
-    done = subprocess.run(
-        ["git", "status", "--porcelain", "--ignored"], cwd=REPOSITORY, capture_output=True, text=True
-    )
-    return "\n".join(line for line in done.stdout.splitlines() if "__pycache__" not in line)
+def files(directory: Path) -> set[Path]:
+    """All that is below it, but for what Python compiles."""
+    return {path for path in directory.rglob("*") if "__pycache__" not in path.parts}
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A copy of what a run reads and might write to; somebody may be at work in the repository itself."""
+    copy = tmp_path / "repository"
+    for name in ("tests", "plugins"):
+        shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("conftest.py", "pyproject.toml"):
+        shutil.copy(REPOSITORY / name, copy / name)
+    return copy
 
 
 @pytest.fixture
@@ -66,13 +75,15 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
 @pytest.mark.parametrize(
     "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["SIGINT", "SIGTERM", "SIGKILL"]
 )
-def test_an_interrupted_run_leaves_nothing(temporary: Path, number: signal.Signals, workers: int) -> None:
+def test_an_interrupted_run_leaves_nothing(
+    temporary: Path, repository: Path, number: signal.Signals, workers: int
+) -> None:
     """At a random moment, to the process of the run alone; its keeper ends and removes the rest."""
-    before = changes()
+    before = files(repository)
     command = [sys.executable, "-m", "pytest", "-q", "-x", f"-n{workers}", "--dist=loadfile", *PART]
     run = subprocess.Popen(
         command,
-        cwd=REPOSITORY,
+        cwd=repository,
         env={**os.environ, "TMPDIR": str(temporary)},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -97,7 +108,7 @@ def test_an_interrupted_run_leaves_nothing(temporary: Path, number: signal.Signa
     ]
     backing = Path("/sys/block").glob("loop*/loop/backing_file")
     assert not [path for path in backing if path.read_text().startswith(str(temporary))]
-    assert changes() == before
+    assert files(repository) == before
 
 
 def test_a_run_that_leaves_a_process_fails_and_names_it(temporary: Path) -> None:

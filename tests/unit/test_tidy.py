@@ -231,27 +231,3 @@ def test_work_runs_in_threads_through_the_one_door(name: str) -> None:
     """``penstock.threads.run_in_thread``: with anyio's, each error is a reference cycle."""
     allowed = ("kernel/penstock/threads.py", *_KEEPS_ERRORS)
     assert name.startswith(allowed)
-
-
-def test_deadlines_in_tests_guard_against_hanging_only() -> None:
-    """A limit of some seconds is what fails beside other work; ``tests.patience.HANG_S`` isn't.
-
-    Shorter ones are for what must not happen, or isn't expected to.
-    """
-    shortest_s = 5
-    waits = ("fail_after", "timeout", "flush", "wait", "result", "settimeout")
-    found = []
-    for name in PYTHON:
-        if not re.match(r"(tests|plugins/[^/]+/tests)/", name):
-            continue
-        for node in ast.walk(_tree(name)):
-            if not isinstance(node, ast.Call):
-                continue
-            called = ast.unparse(node.func).rpartition(".")[2]
-            given = [keyword.value for keyword in node.keywords if keyword.arg in ("timeout", "timeout_s")]
-            given += node.args[:1] if called in waits else []
-            for value in given:
-                limit = value.value if isinstance(value, ast.Constant) else None
-                if isinstance(limit, int | float) and limit >= shortest_s:
-                    found.append(f"{name}:{node.lineno}: {ast.unparse(node)[:60]}")
-    assert "\n".join(found) == ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs
 from tests.unit.server.harness import serving
 
@@ -66,7 +67,7 @@ def logs_with(limit: int) -> FakeLogs:
 
 
 async def returned(logs: FakeLogs) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(HANG_S):
         while logs.fetch_memory.used:  # noqa: ASYNC110 - the socket takes it, and nobody tells
             await anyio.sleep(0.001)
 
@@ -90,7 +91,7 @@ async def test_without_room_a_large_response_waits_and_is_then_whole() -> None:
         other.busy = True
         held = logs.fetch_memory.charge_nowait(200_000, other)
         await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             while not logs.fetch_memory.waiting:  # noqa: ASYNC110
                 await anyio.sleep(0.001)
         held.release()
@@ -107,10 +108,10 @@ async def test_who_goes_away_while_its_response_waits_leaves_nothing_behind() ->
         held = logs.fetch_memory.charge_nowait(200_000, other)
         async with await harness.connect() as client:
             await client.send(ApiKey.DESCRIBE_GROUPS, 1, REQUEST)
-            with anyio.fail_after(10):
+            with anyio.fail_after(HANG_S):
                 while not logs.fetch_memory.waiting:  # noqa: ASYNC110
                     await anyio.sleep(0.001)
-        with anyio.fail_after(10):
+        with anyio.fail_after(HANG_S):
             while logs.fetch_memory.waiting:  # noqa: ASYNC110
                 await anyio.sleep(0.001)
         held.release()
