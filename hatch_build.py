@@ -1,5 +1,9 @@
-"""Build hook: compiles the one native file where a C compiler and Python's headers are, or silently leaves it out.
+"""Build hooks: the plugins, found by pattern; and one native file.
 
+Each ``plugins/NAME/penstock_NAME`` goes into the wheel and gets the entry point ``NAME`` in the group
+``penstock.plugins``; nothing lists them.
+
+The other hook compiles the one native file where a C compiler and Python's headers are, or silently leaves it out.
 With it the wheel is one for the platform (limited API: for CPython 3.11 and later), without it one for any. Penstock
 does the same either way (kernel/penstock/wire/_native.py). ``PENSTOCK_NATIVE=off`` leaves it out, ``require`` lets
 the build fail where it can't be had; ``CC`` names another compiler than ``cc``.
@@ -18,19 +22,45 @@ from pathlib import Path
 from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+from hatchling.metadata.plugin.interface import MetadataHookInterface
 
 SOURCE = "kernel/penstock/wire/_walk.c"
 MODULE = "_walk.abi3.so"
 FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
 
 
-class NativeHook(BuildHookInterface):  # type: ignore[type-arg]
-    """Adds the native module to wheels."""
+def plugin_packages(root: Path) -> dict[str, str]:
+    """The package's folder of each plugin in the tree, by the plugin's name, which is that of its folder."""
+    found = sorted(root.glob("plugins/*/penstock_*/__init__.py"))
+    packages = {path.parts[-3]: path.parent.relative_to(root).as_posix() for path in found}
+    for name, package in packages.items():
+        if package != f"plugins/{name}/penstock_{name}":
+            raise ValueError(
+                f"a plugin's package is called after its folder: folder=plugins/{name} package={package}"
+            )
+    return packages
+
+
+class EntryPoints(MetadataHookInterface):
+    """Adds the entry points: those of ``[tool.hatch.metadata.hooks.custom]``, and one for each plugin."""
+
+    PLUGIN_NAME = "custom"
+
+    def update(self, metadata: dict[str, Any]) -> None:
+        """Fill in ``entry-points``."""
+        plugins = {name: Path(package).name for name, package in plugin_packages(Path(self.root)).items()}
+        metadata["entry-points"] = {**self.config["entry-points"], "penstock.plugins": plugins}
+
+
+class WheelHook(BuildHookInterface):  # type: ignore[type-arg]
+    """Adds the plugins and the native module to wheels."""
 
     PLUGIN_NAME = "custom"
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         """Compile before the wheel is put together; into the source tree for an editable install."""
+        # hatch reads its list of packages after this hook has run, for editable installs too
+        self.build_config.target_config["packages"] += plugin_packages(Path(self.root)).values()
         self._temporary = tempfile.TemporaryDirectory(prefix="penstock-build-")
         folder = Path(self._temporary.name)
         in_tree = Path(self.root, SOURCE).with_name(MODULE)

@@ -39,21 +39,16 @@ def test_plugin_folder_is_complete(name: str) -> None:
     assert list((folder / "tests").glob("test_*.py"))
 
 
-@pytest.mark.parametrize("name", PLUGINS)
-def test_plugin_has_its_lines_in_pyproject(name: str) -> None:
-    package = f"penstock_{name}"
-    assert PROJECT["project"]["entry-points"]["penstock.plugins"].get(name) == package
-    assert f"plugins/{name}/{package}" in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
-    assert f"$MYPY_CONFIG_FILE_DIR/plugins/{name}" in PROJECT["tool"]["mypy"]["mypy_path"]
-    assert package in PROJECT["tool"]["importlinter"]["root_packages"]
-    assert package in CONTRACTS["The kernel imports no plugin"]["forbidden_modules"]
-    assert package in CONTRACTS["Plugins are independent of each other"]["modules"]
+def test_every_list_of_plugins_names_those_that_are_there() -> None:
+    """mypy and import-linter know no patterns; ``python tools/plugin_lists.py`` writes their lists."""
+    check = [sys.executable, str(REPOSITORY / "tools" / "plugin_lists.py"), "--check"]
+    assert subprocess.run(check).returncode == 0, "run: python tools/plugin_lists.py"
+    assert [f"penstock_{name}" for name in PLUGINS] == PROJECT["tool"]["importlinter"]["root_packages"][2:]
     spi_only = CONTRACTS["Plugins import the SPI and the WAL building blocks, nothing else of the kernel"]
-    assert package in spi_only["source_modules"]
-
-
-def test_pyproject_names_no_plugin_that_is_gone() -> None:
-    assert sorted(PROJECT["project"]["entry-points"]["penstock.plugins"]) == PLUGINS
+    assert spi_only["source_modules"] == [f"penstock_{name}" for name in PLUGINS]
+    assert [path for path in PROJECT["tool"]["mypy"]["mypy_path"] if "/plugins/" in path] == [
+        f"$MYPY_CONFIG_FILE_DIR/plugins/{name}" for name in PLUGINS
+    ]
 
 
 def test_plugins_may_not_import_any_room_of_the_kernel_but_theirs() -> None:
@@ -111,11 +106,15 @@ def test_template_of_the_real_plugins_passes_the_check(tmp_path: Path) -> None:
         ), kind
 
 
-def build_wheel(source: Path, output: Path) -> Path:
+def build_wheel(source: Path, output: Path, *, editable: bool = False) -> Path:
     for module in ("hatchling", "hatch_fancy_pypi_readme"):
         pytest.importorskip(module, reason="the build backend isn't installed here")
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(output), str(source)]
-    result = subprocess.run(build, capture_output=True, text=True)
+    if editable:
+        pytest.importorskip("editables", reason="what editable installs need isn't installed here")
+        hook = f"from hatchling.build import build_editable; build_editable({str(output)!r})"
+        build = [sys.executable, "-c", hook]
+    result = subprocess.run(build, cwd=source, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     (wheel,) = output.glob("*.whl")
     return wheel
@@ -146,6 +145,30 @@ def test_image_is_built_from_what_the_build_context_lets_through(tmp_path: Path)
             shutil.copy(source, context / name)
     with zipfile.ZipFile(build_wheel(context, tmp_path)) as archive:
         assert "penstock/cli/serve.py" in archive.namelist()
+
+
+@pytest.mark.parametrize("editable", [False, True])
+def test_a_new_plugin_folder_is_installed_without_a_line_anywhere(tmp_path: Path, editable: bool) -> None:
+    """Its folder is all: it's in the wheel, an editable install finds it, and it has its entry point."""
+    source = tmp_path / "source"
+    ignored = shutil.ignore_patterns("tests", "__pycache__", "*.so")
+    for name in ("kernel", "conformance", "plugins"):
+        shutil.copytree(REPOSITORY / name, source / name, ignore=ignored)
+    for name in ("pyproject.toml", "hatch_build.py", "README.md", "LICENSE"):
+        shutil.copy(REPOSITORY / name, source)
+    new = source / "plugins" / "new_one" / "penstock_new_one"
+    new.mkdir(parents=True)
+    (new / "__init__.py").write_text("")
+    with zipfile.ZipFile(build_wheel(source, tmp_path, editable=editable)) as archive:
+        names = archive.namelist()
+        (entry_points,) = [name for name in names if name.endswith("entry_points.txt")]
+        assert "new_one = penstock_new_one\n" in archive.read(entry_points).decode()
+        if editable:
+            (paths,) = [name for name in names if name.endswith(".pth")]
+            lines = archive.read(paths).decode().splitlines()
+            assert {str(new.parent), str(source / "kernel"), str(source / "conformance")} <= set(lines)
+        else:
+            assert "penstock_new_one/__init__.py" in names
 
 
 def test_wheel_holds_only_penstock(tmp_path: Path) -> None:
