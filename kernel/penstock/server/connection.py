@@ -93,7 +93,7 @@ class Connection(asyncio.BufferedProtocol):
         "_large_ready",
         "_lost",
         "_memory_wait",
-        "_outbox",
+        "outbox",
         "_pending",
         "_produce_header",
         "_running",
@@ -121,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         self.client: Client
         self._incoming: Member
         self._handling: Member
-        self._outbox: Outbox
+        self.outbox: Outbox
         self._transport: asyncio.Transport | None = None
         self._slots: deque[Slot] = deque()
         self._in_flight_bytes = 0
@@ -169,7 +169,7 @@ class Connection(asyncio.BufferedProtocol):
         host, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) >= 2 else ("", 0)
         address = address_of(host)
         outgoing = server.outgoing.join(address, self)
-        self._outbox = Outbox(self._transport, server.outgoing, outgoing, gathers=server.gathers)
+        self.outbox = Outbox(self._transport, server.outgoing, outgoing, gathers=server.gathers)
         self.client = Client(host=host, port=port, advertised=self._advertised, outgoing=outgoing)
         self._incoming = server.incoming.join(address, self)
         self._handling = server.handling.join(address, self)
@@ -194,7 +194,7 @@ class Connection(asyncio.BufferedProtocol):
             if slot is not self._running:  # a running handler's charges are released when it ends
                 _release_charges(slot)
         self._slots.clear()
-        self._outbox.release()
+        self.outbox.release()
         self._server.incoming.leave(self._incoming)
         self._server.handling.leave(self._handling)
         self._server.outgoing.leave(self.client.outgoing)
@@ -210,11 +210,11 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._incoming.busy = False
-        self._outbox.filled(self._server.time())
+        self.outbox.filled(self._server.time())
 
     def resume_writing(self) -> None:
         self._incoming.busy = self._blocked
-        self._outbox.emptied()
+        self.outbox.emptied()
         if not self._lost:
             self._resume()
 
@@ -333,7 +333,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_held(self) -> bool:
         """No request may start, whatever it is."""
-        return self._closing or self._outbox.is_full
+        return self._closing or self.outbox.is_full
 
     def _start_produce(
         self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None
@@ -622,14 +622,14 @@ class Connection(asyncio.BufferedProtocol):
     def _pause(self) -> None:
         if not self._blocked:
             self._blocked = True
-            self._incoming.busy = not self._outbox.is_full
+            self._incoming.busy = not self.outbox.is_full
             transport = self._transport
             if transport is not None and not transport.is_closing():
                 transport.pause_reading()
 
     def _resume(self) -> None:
         """Go on with what was kept back, as far as it goes; then read on."""
-        if not self._blocked or self._closing or self._memory_wait or self._outbox.is_full or self._turn_due:
+        if not self._blocked or self._closing or self._memory_wait or self.outbox.is_full or self._turn_due:
             return
         if self._large_ready:
             self._large_received()
@@ -701,8 +701,8 @@ class Connection(asyncio.BufferedProtocol):
                 close = True
                 break
         if buffers or charges:
-            self._server.sent_bytes += self._outbox.write(buffers, charges)
-            if self._outbox.is_full and self._server.outgoing.is_short:
+            self._server.sent_bytes += self.outbox.write(buffers, charges)
+            if self.outbox.is_full and self._server.outgoing.is_short:
                 self._server.relieve_soon()
         if close:
             self.close()
@@ -744,13 +744,9 @@ class Connection(asyncio.BufferedProtocol):
 
     def probe(self, now: float) -> None:
         """Look how much of a response the client has taken since the last time."""
-        taken = self._outbox.probe(now)
+        taken = self.outbox.probe(now)
         if taken > 0:
             self._incoming.moved(taken, now)
-
-    def stalled_for(self, now: float) -> float:
-        """Seconds that the client has taken nothing of a response, as far as ``probe`` saw; 0 if nothing waits."""
-        return self._outbox.stalled_for(now)
 
     def lose_place(self) -> None:
         """Close now, and give back at once what others need."""
@@ -759,7 +755,7 @@ class Connection(asyncio.BufferedProtocol):
         self._pending = b""
         self._stash_dropped()
         self._count()
-        self._outbox.release()
+        self.outbox.release()
 
     def drain(self) -> None:
         """Take no more requests; answer those in flight, then close."""

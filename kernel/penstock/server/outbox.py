@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("Outbox",)
 
 import asyncio
+import select
 from typing import Any, Final
 
 from penstock.log.limiter import BytesLimiter
@@ -101,6 +102,15 @@ class Outbox:
         if taken > 0:
             self.member.moved(taken, now)
         return taken
+
+    def is_our_turn(self) -> bool:
+        """Whether the client has sent, or made room for, bytes that the loop didn't come to yet."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), select.POLLOUT if self.is_full else select.POLLIN)
+        return bool(poll.poll(0))
 
     def stalled_for(self, now: float) -> float:
         """Seconds that the client has taken nothing, as far as ``probe`` saw; 0 if nothing waits."""

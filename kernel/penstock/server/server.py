@@ -325,6 +325,8 @@ class Server(AsyncContextManagerMixin):
         for member in limiter.shares.holders:
             member.owner.probe(now)
         for member in limiter.shares.victims(now, spare=spare):
+            if member.owner.outbox.is_our_turn():
+                continue
             self._outcompeted += 1
             client = member.owner.client
             what = "request that doesn't come" if limiter is self.incoming else "response that nobody takes"
@@ -405,7 +407,7 @@ class Server(AsyncContextManagerMixin):
             if connection.closing_since is not None:
                 if connection.closing_since < now - _LINGER_S:
                     connection.abort()
-            elif connection.stalled_for(now) > stalled_s:
+            elif connection.outbox.stalled_for(now) > stalled_s:
                 self._timeouts += 1
                 connection.abort()
             elif connection.waits_for_us:

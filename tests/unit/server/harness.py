@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 import anyio
-from anyio.abc import SocketStream
+from anyio.abc import SocketAttribute, SocketStream
 from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeAllocator, FakeLogs, make_api
 
@@ -98,6 +99,10 @@ class Client:
 
     async def send_raw(self, data: bytes) -> None:
         await self._stream.send(data)
+
+    def send_now(self, data: bytes) -> None:
+        """Hand ``data`` to the system without a turn of the loop."""
+        os.write(self._stream.extra(SocketAttribute.raw_socket).fileno(), data)
 
     async def finish_sending(self) -> None:
         await self._stream.send_eof()

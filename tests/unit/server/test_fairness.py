@@ -82,6 +82,18 @@ async def test_who_holds_memory_and_stops_gives_way_to_who_needs_it(logs: FakeLo
         assert harness.server.statistics().receive_bytes == 0
 
 
+async def test_who_has_sent_what_the_broker_did_not_come_to_is_not_stuck(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    async with serving(logs, clock=clock, receive_bytes_max=MIB) as harness, await harness.connect() as good:
+        frame = good.frame(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 100_000)))
+        await good.send_raw(frame[:10_000])
+        await until(lambda: harness.server.received_bytes == 10_000)
+        clock.now_s += 5
+        good.send_now(frame[10_000:])  # the loop doesn't know of it yet
+        assert next(harness.server._close_stuck(harness.server.incoming, None), "nobody") == "nobody"
+        assert offsets(await good.receive()) == [(0, 0)]
+
+
 async def test_who_stops_is_left_in_peace_while_nobody_needs_its_memory(logs: FakeLogs) -> None:
     clock = FakeClock()
     async with serving(logs, clock=clock, receive_bytes_max=64 * MIB) as harness:
