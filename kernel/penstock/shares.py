@@ -11,12 +11,13 @@ member holds are bytes that are in its hands: of a request that isn't whole, or 
 3. **Room is left for who comes next.** A member may hold as much as it leaves free, the members of one address
    together eight times as much: a lone address gets 8/9 of the limit, two get 8/17 each. Who is alone may take
    everything, and even more than the limit.
-4. **Who finds no room waits.** Addresses are served in turn, and in an address who fits and waits longest. If nobody
+4. **Who finds no room waits.** Addresses are served in turn, and in an address who needs least and fits. If nobody
    fits, one becomes the *elder*, for whom rules 2 and 3 don't hold: of the address whose turn it is who waits
    longest, and every other time who has moved most, so that a crowd of newcomers can't keep others from their turn.
 5. **Who doesn't move loses its place first**, and only while somebody finds no room: a member that holds bytes, waits
    for nothing of ours, and moved nothing in the last second, or less than ``PACE_MIN`` bytes a second, or less than
-   would move what it holds within a minute.
+   would move what it holds within a minute. If that isn't enough, who holds eight times what another needs, all of it
+   beyond its credit, gives way too.
 
 Rules 2 and 3 bound each by what is left, as Choudhury and Hahne's dynamic thresholds (1998) do: no state, no number
 of clients to know.
@@ -44,6 +45,8 @@ _AHEAD_MEMBER_PART: Final = 8
 _ADDRESS_PARTS: Final = 8
 #: Credit grows by this part of what was moved.
 _CREDIT_PART: Final = 8
+#: Who holds so many times what another needs, beyond its credit, gives way to it.
+_HOARD_PARTS: Final = 8
 #: How many of an address's waiters are looked at for one that fits.
 _LOOK_MAX: Final = 64
 
@@ -305,11 +308,11 @@ class Shares:
         if self._elder is not None and self._elder.wants and self.fits(self._elder, self._elder.wants):
             return self._elder
         for address in self._turns.values():
-            for member in islice(address.waiting, _LOOK_MAX):
-                if self.fits(member, member.wants):
-                    # the others come first from now on
-                    self._turns[address.name] = self._turns.pop(address.name)
-                    return member
+            fitting = [m for m in islice(address.waiting, _LOOK_MAX) if self.fits(m, m.wants)]
+            if fitting:
+                # the others come first from now on
+                self._turns[address.name] = self._turns.pop(address.name)
+                return min(fitting, key=_need)
             if len(address.waiting) > _LOOK_MAX:
                 address.waiting.rotate(-_LOOK_MAX)
         elder = self._elder
@@ -342,6 +345,29 @@ class Shares:
         stuck = [member for member in self._holders if member is not spare and member.is_stuck(now)]
         stuck.sort(key=lambda member: (-member._address.held, -member.held))
         return stuck
+
+    def hoarders(self) -> list[Member]:
+        """Those who hold many times what somebody needs who waits, beyond what they have earned; the greatest first.
+
+        They may be waiting for more, or moving. Without that whoever came first would keep what it got.
+        """
+        if not self.waiting:
+            return []
+        least = min(
+            _need(member) for address in self._turns.values() for member in islice(address.waiting, _LOOK_MAX)
+        )
+        hoarders = [
+            member
+            for member in self._holders
+            if member._ahead >= _HOARD_PARTS * least and (member.wants or not member.busy)
+        ]
+        hoarders.sort(key=lambda member: -member._ahead)
+        return hoarders
+
+
+def _need(member: Member) -> int:
+    """Bytes that it would hold with what it waits for."""
+    return member.held + member.wants
 
 
 def address_of(host: str) -> str:

@@ -136,6 +136,9 @@ class World:
                 assert self.shares.used <= LIMIT + FRAME_MAX, "more is held than the limit and one frame"
             while self.shares.waiting and self.close_one(None):
                 self.serve()
+            for member in self.shares.hoarders()[:4]:
+                member.owner.lost()
+                self.serve()
             self.check()
 
     def serve(self) -> None:
@@ -172,6 +175,19 @@ def test_a_good_client_is_served_whatever_others_announce_and_however_they_send(
     assert good.closed == 0
     assert good.waited_max_s <= WAIT_MAX_S
     assert good.frames >= 100, "alone it sends one in each step, 200"
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("count", [60, 200])
+def test_a_newcomer_is_served_although_a_crowd_of_its_address_came_first(seed: int, count: int) -> None:
+    world = World(seed)
+    for _ in range(count):
+        world.add("10.0.0.1", 90 * MIB, 20 * MIB, stops_at=2 * MIB)
+    world.run(3)
+    good = world.add("10.0.0.1", 100 * KIB, 20 * MIB)
+    world.run(10)
+    assert good.waited_max_s <= WAIT_MAX_S
+    assert good.frames >= 30
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -52,6 +52,8 @@ _LOOK_MAX: Final = 64
 _ACCEPTS_MAX: Final = 16
 #: What long requests take once they are decoded, of all clients, as a part of what they may take before.
 _HANDLING_PART: Final = 2
+#: Clients that are closed at a time because they hold many times what others wait for.
+_HOARDERS_MAX: Final = 4
 _NOBODY: Final = object()
 #: Why a listener can't be bound now, and may be in a moment: the process before this one may still hold the port.
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -324,9 +326,10 @@ class Server(AsyncContextManagerMixin):
         now = self.time()
         for member in limiter.shares.holders:
             member.owner.probe(now)
-        for member in limiter.shares.victims(now, spare=spare):
-            if member.owner.outbox.is_our_turn():
-                continue
+        victims = [m for m in limiter.shares.victims(now, spare=spare) if not m.owner.outbox.is_our_turn()]
+        if spare is None:
+            victims += [m for m in limiter.shares.hoarders()[:_HOARDERS_MAX] if m not in victims]
+        for member in victims:
             self._outcompeted += 1
             client = member.owner.client
             what = "request that doesn't come" if limiter is self.incoming else "response that nobody takes"
