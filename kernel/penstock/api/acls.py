@@ -5,11 +5,14 @@ UIs ask for ACLs and take this answer for an empty list; without the API they sh
 
 from __future__ import annotations
 
-__all__ = ("create_acls_nowait", "delete_acls_nowait", "describe_acls_nowait")
+__all__ = ("APIS", "create_acls_nowait", "delete_acls_nowait", "describe_acls_nowait")
 
 from typing import Final
 
+from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
+from penstock.api.declaration import Api, one_code
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_acls import AclCreationResult, CreateAclsRequest, CreateAclsResponse
 from penstock.wire.messages.delete_acls import DeleteAclsFilterResult, DeleteAclsRequest, DeleteAclsResponse
@@ -43,3 +46,39 @@ def delete_acls_nowait(request: DeleteAclsRequest, context: RequestContext) -> D
             for _ in request.filters
         ]
     )
+
+
+def _each_creation(request: CreateAclsRequest, _version: int, error_code: int) -> CreateAclsResponse:
+    return CreateAclsResponse(results=[AclCreationResult(error_code=error_code) for _ in request.creations])
+
+
+def _each_filter(request: DeleteAclsRequest, _version: int, error_code: int) -> DeleteAclsResponse:
+    results = [DeleteAclsFilterResult(error_code=error_code, matching_acls=[]) for _ in request.filters]
+    return DeleteAclsResponse(filter_results=results)
+
+
+_NOTE: Final = "SECURITY_DISABLED: there is no authorizer"
+
+APIS: Final = (
+    Api(
+        key=ApiKey.DESCRIBE_ACLS,
+        needs=(the_cluster(Operation.DESCRIBE),),
+        nowait=describe_acls_nowait,
+        failure=one_code(DescribeAclsResponse),
+        note=_NOTE,
+    ),
+    Api(
+        key=ApiKey.CREATE_ACLS,
+        needs=(the_cluster(Operation.ALTER),),
+        nowait=create_acls_nowait,
+        failure=_each_creation,
+        note=_NOTE,
+    ),
+    Api(
+        key=ApiKey.DELETE_ACLS,
+        needs=(the_cluster(Operation.ALTER),),
+        nowait=delete_acls_nowait,
+        failure=_each_filter,
+        note=_NOTE,
+    ),
+)

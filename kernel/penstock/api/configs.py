@@ -6,10 +6,11 @@ ListConfigResources v0-1: what there is to describe.
 from __future__ import annotations
 
 __all__ = (
+    "APIS",
     "config_entry",
     "describe_configs_nowait",
-    "handle_describe_configs",
     "handle_alter_configs",
+    "handle_describe_configs",
     "handle_incremental_alter_configs",
     "list_config_resources_nowait",
 )
@@ -21,9 +22,11 @@ from typing import Final
 
 import anyio
 
+from penstock.api.authorization import Operation, ResourceType, each, the_cluster
 from penstock.api.broker_configs import broker_entry, broker_synonyms, check_broker_change
 from penstock.api.context import RequestContext, Topic
 from penstock.api.deadline import Deadline
+from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
 from penstock.errors import PenstockError
@@ -35,6 +38,7 @@ from penstock.log.topic_config import (
     validate_topic_config,
     validate_topic_configs,
 )
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_configs import AlterableConfig as LegacyConfig
 from penstock.wire.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
@@ -383,3 +387,41 @@ def _unsupported(kind: int) -> KafkaError:
         ErrorCode.INVALID_REQUEST,
         f"only topics (2) and the broker (4) have configs here: resource_type={kind}",
     )
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.DESCRIBE_CONFIGS,
+        needs=(
+            each(Operation.DESCRIBE_CONFIGS, ResourceType.CLUSTER),
+            each(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC),
+        ),
+        handler=handle_describe_configs,
+        note="topics, and the broker's own settings",
+    ),
+    Api(
+        key=ApiKey.ALTER_CONFIGS,
+        needs=(
+            each(Operation.ALTER_CONFIGS, ResourceType.CLUSTER),
+            each(Operation.ALTER_CONFIGS, ResourceType.TOPIC),
+        ),
+        handler=handle_alter_configs,
+        note="topics; the broker's own settings are read-only",
+    ),
+    Api(
+        key=ApiKey.INCREMENTAL_ALTER_CONFIGS,
+        needs=(
+            each(Operation.ALTER_CONFIGS, ResourceType.CLUSTER),
+            each(Operation.ALTER_CONFIGS, ResourceType.TOPIC),
+        ),
+        handler=handle_incremental_alter_configs,
+        note="topics; the broker's own settings are read-only",
+    ),
+    Api(
+        key=ApiKey.LIST_CONFIG_RESOURCES,
+        needs=(the_cluster(Operation.DESCRIBE_CONFIGS),),
+        nowait=list_config_resources_nowait,
+        failure=one_code(ListConfigResourcesResponse),
+        note="topics and the broker",
+    ),
+)

@@ -7,9 +7,14 @@ which ends the attempt of every client.
 
 from __future__ import annotations
 
-__all__ = ("consumer_group_heartbeat_nowait",)
+__all__ = ("APIS", "consumer_group_heartbeat_nowait")
 
+from typing import Final
+
+from penstock.api.authorization import Operation, ResourceType, each, the_group
 from penstock.api.context import RequestContext
+from penstock.api.declaration import Api, one_code
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.consumer_group_heartbeat import (
     ConsumerGroupHeartbeatRequest,
@@ -25,3 +30,14 @@ def consumer_group_heartbeat_nowait(
         error_code=ErrorCode.UNSUPPORTED_VERSION,
         error_message="this broker has the classic group protocol only: set group.protocol=classic",
     )
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.CONSUMER_GROUP_HEARTBEAT,
+        needs=(the_group(Operation.READ), each(Operation.DESCRIBE, ResourceType.TOPIC)),
+        nowait=consumer_group_heartbeat_nowait,
+        failure=one_code(ConsumerGroupHeartbeatResponse),
+        note="UNSUPPORTED_VERSION, as Kafka answers where the new group protocol (KIP-848) is switched off",
+    ),
+)

@@ -7,13 +7,13 @@ All calls come from the event loop's thread.
 from __future__ import annotations
 
 __all__ = (
+    "EVERYTHING",
     "ApiContext",
     "ApiSettings",
     "AppendResult",
     "Client",
     "DataPlace",
     "Endpoint",
-    "Handler",
     "LogManager",
     "NewTopic",
     "Partition",
@@ -24,15 +24,20 @@ __all__ = (
     "Topic",
 )
 
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Final, Protocol
 
 from penstock.account import Ledger
+from penstock.api.authorization import OPERATIONS, Authorizer, Operation, ResourceType, operation_bits
+from penstock.api.client import Client, Endpoint
 from penstock.log.limiter import BytesLimiter
-from penstock.shares import Member
 from penstock.spi.allocator import Allocation, Charge
-from penstock.wire.registry import Message
+
+#: All operations on a resource of a type, as a bit field.
+EVERYTHING: Final[Mapping[ResourceType, int]] = {
+    resource: operation_bits(operations) for resource, operations in OPERATIONS.items()
+}
 
 
 class AppendResult(Protocol):
@@ -303,32 +308,6 @@ class Signal:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Endpoint:
-    """Where clients reach a broker."""
-
-    node_id: int
-    host: str
-    port: int
-    rack: str | None = None
-
-
-@dataclass(slots=True, kw_only=True)
-class Client:
-    """Who is at the other end of a connection."""
-
-    host: str
-    port: int
-    #: What Metadata tells this client to connect to: depends on the listener it came in by.
-    advertised: Endpoint
-    #: Its share of the bytes on their way to clients.
-    outgoing: Member
-    client_id: str | None = None
-    #: KIP-511, from ApiVersions v3+.
-    software_name: str = "unknown"
-    software_version: str = "unknown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
     """What the handlers are told by the broker's configuration; the defaults are Kafka's."""
 
@@ -379,6 +358,8 @@ class ApiContext:
     #: What ApiVersions advertises: (api key, lowest, highest version); the dispatcher fills it in.
     api_versions: Sequence[tuple[int, int, int]] = ()
     data_place: DataPlace = field(default_factory=DataPlace)
+    #: Who decides what clients may do; None: everybody may do everything, and nobody is asked.
+    authorizer: Authorizer | None = None
     #: Fetch sessions; ``penstock.api.fetch`` makes them on first use.
     fetch_sessions: Any = None
     #: What they may take; None: as many as there may be.
@@ -401,6 +382,27 @@ class RequestContext:
     #: What the part of a handler that doesn't wait leaves to the part that does.
     state: Any = None
 
+    def allowed(
+        self, operation: Operation, resource: ResourceType, names: Collection[str]
+    ) -> Collection[str]:
+        """Those of ``names`` on which the client may do ``operation``: what a handler asks of the resources that
+        a request lists, for all of them together. It leaves the others out, or answers them with
+        ``authorization.DENIED``, as Kafka does in that API.
+        """
+        authorizer = self.api.authorizer
+        if authorizer is None:
+            return names
+        return authorizer.allowed(self.client, operation, resource, names)
 
-#: ``async def handle_x(request, context) -> response``
-Handler: TypeAlias = Callable[[Any, RequestContext], Awaitable[Message]]
+    def authorized_operations(self, resource: ResourceType, name: str) -> int:
+        """What the client may do with a resource, as a bit field (KIP-430)."""
+        authorizer = self.api.authorizer
+        if authorizer is None:
+            return EVERYTHING[resource]
+        return operation_bits(
+            {
+                each
+                for each in OPERATIONS[resource]
+                if authorizer.allowed(self.client, each, resource, (name,))
+            }
+        )

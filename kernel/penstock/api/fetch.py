@@ -7,7 +7,7 @@ would let fetches wait for each other), which the server releases when the bytes
 
 from __future__ import annotations
 
-__all__ = ("fetch_nowait", "handle_fetch")
+__all__ = ("APIS", "fetch_nowait", "handle_fetch")
 
 import random
 from collections.abc import Callable, Iterable
@@ -16,10 +16,13 @@ from typing import Final
 
 import anyio
 
+from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.context import Partition, ReadResult, RequestContext
+from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.fetch_session import CachedPartition, FetchSessions, Plan, SessionError
 from penstock.errors import FullError, PenstockError
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import (
     AbortedTransaction,
@@ -485,3 +488,17 @@ def _divergence(cached: CachedPartition, partition: Partition) -> EpochEndOffset
     if epoch < cached.last_fetched_epoch or end_offset < cached.fetch_offset:
         return EpochEndOffset(epoch=epoch, end_offset=end_offset)
     return None
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.FETCH,
+        # and CLUSTER_ACTION, of followers, which there are none here
+        needs=(each(Operation.READ, ResourceType.TOPIC),),
+        nowait=fetch_nowait,
+        handler=handle_fetch,
+        cancellable=True,
+        failure=one_code(FetchResponse, since=_SESSIONS_VERSION),
+        note="sessions, long polling, topic ids",
+    ),
+)

@@ -8,7 +8,7 @@ resolved first.
 from __future__ import annotations
 
 __all__ = (
-    "GROUP_HANDLERS",
+    "APIS",
     "handle_delete_groups",
     "handle_describe_groups",
     "handle_find_coordinator",
@@ -27,7 +27,9 @@ from typing import Final
 
 import anyio
 
-from penstock.api.context import Handler, RequestContext, Topic
+from penstock.api.authorization import Operation, ResourceType, each, the_group
+from penstock.api.context import RequestContext, Topic
+from penstock.api.declaration import Api, Frame, one_code
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
     CommittedOffset,
@@ -103,8 +105,6 @@ _SLICE_KEYS: Final = 500
 
 _KEY_TYPE_GROUP: Final = 0
 _KEY_TYPE_TRANSACTION: Final = 1
-#: READ, DELETE, DESCRIBE, DESCRIBE_CONFIGS, ALTER_CONFIGS: all that there is for a group, as a bit field.
-_GROUP_OPERATIONS: Final = 1 << 3 | 1 << 6 | 1 << 8 | 1 << 10 | 1 << 11
 _NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
 
 
@@ -214,7 +214,9 @@ async def handle_describe_groups(
     if request.include_authorized_operations:
         for group in groups:
             if group.error_code == GroupError.NONE:
-                group.authorized_operations = _GROUP_OPERATIONS
+                group.authorized_operations = context.authorized_operations(
+                    ResourceType.GROUP, group.group_id
+                )
     return DescribeGroupsResponse(groups=groups)
 
 
@@ -303,6 +305,22 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
             _committed(asked, topic, errors, context.version)
             for asked, topic in zip(request.topics, found, strict=True)
             if asked.partitions
+        ]
+    )
+
+
+def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int) -> OffsetCommitResponse:
+    return OffsetCommitResponse(
+        topics=[
+            OffsetCommitResponseTopic(
+                topic_id=topic.topic_id,
+                name=topic.name,
+                partitions=[
+                    OffsetCommitResponsePartition(partition_index=one.partition_index, error_code=error_code)
+                    for one in topic.partitions
+                ],
+            )
+            for topic in request.topics
         ]
     )
 
@@ -540,17 +558,81 @@ def _unknown_topic(version: int) -> GroupError:
     return GroupError.UNKNOWN_TOPIC_OR_PARTITION
 
 
-#: The handlers of this module by API key.
-GROUP_HANDLERS: Final[Mapping[int, Handler]] = {
-    ApiKey.OFFSET_COMMIT: handle_offset_commit,
-    ApiKey.OFFSET_FETCH: handle_offset_fetch,
-    ApiKey.FIND_COORDINATOR: handle_find_coordinator,
-    ApiKey.JOIN_GROUP: handle_join_group,
-    ApiKey.HEARTBEAT: handle_heartbeat,
-    ApiKey.LEAVE_GROUP: handle_leave_group,
-    ApiKey.SYNC_GROUP: handle_sync_group,
-    ApiKey.DESCRIBE_GROUPS: handle_describe_groups,
-    ApiKey.LIST_GROUPS: handle_list_groups,
-    ApiKey.DELETE_GROUPS: handle_delete_groups,
-    ApiKey.OFFSET_DELETE: handle_offset_delete,
-}
+APIS: Final = (
+    Api(
+        key=ApiKey.OFFSET_COMMIT,
+        needs=(the_group(Operation.READ), each(Operation.READ, ResourceType.TOPIC)),
+        handler=handle_offset_commit,
+        frame=Frame.GROUP,
+        failure=_each_partition,
+    ),
+    Api(
+        key=ApiKey.OFFSET_FETCH,
+        needs=(each(Operation.DESCRIBE, ResourceType.GROUP), each(Operation.DESCRIBE, ResourceType.TOPIC)),
+        handler=handle_offset_fetch,
+        failure=one_code(
+            OffsetFetchResponse, since=_FETCH_GROUP_ERROR_VERSION, until=_FETCH_GROUPS_VERSION - 1
+        ),
+    ),
+    Api(
+        key=ApiKey.FIND_COORDINATOR,
+        needs=(
+            each(Operation.DESCRIBE, ResourceType.GROUP),
+            each(Operation.DESCRIBE, ResourceType.TRANSACTIONAL_ID),
+        ),
+        handler=handle_find_coordinator,
+        failure=one_code(FindCoordinatorResponse, until=_FIND_BATCH_VERSION - 1),
+    ),
+    Api(
+        key=ApiKey.JOIN_GROUP,
+        needs=(the_group(Operation.READ),),
+        handler=handle_join_group,
+        cancellable=True,
+        frame=Frame.GROUP,
+        failure=one_code(JoinGroupResponse),
+        note="the classic protocol; static members; cooperative rebalancing",
+    ),
+    Api(
+        key=ApiKey.HEARTBEAT,
+        needs=(the_group(Operation.READ),),
+        handler=handle_heartbeat,
+        failure=one_code(HeartbeatResponse),
+    ),
+    Api(
+        key=ApiKey.LEAVE_GROUP,
+        needs=(the_group(Operation.READ),),
+        handler=handle_leave_group,
+        failure=one_code(LeaveGroupResponse),
+    ),
+    Api(
+        key=ApiKey.SYNC_GROUP,
+        needs=(the_group(Operation.READ),),
+        handler=handle_sync_group,
+        cancellable=True,
+        frame=Frame.GROUP,
+        failure=one_code(SyncGroupResponse),
+    ),
+    Api(
+        key=ApiKey.DESCRIBE_GROUPS,
+        needs=(each(Operation.DESCRIBE, ResourceType.GROUP),),
+        handler=handle_describe_groups,
+    ),
+    Api(
+        key=ApiKey.LIST_GROUPS,
+        # the cluster's permission shows all groups, else those are shown that may be described
+        needs=(each(Operation.DESCRIBE, ResourceType.CLUSTER), each(Operation.DESCRIBE, ResourceType.GROUP)),
+        handler=handle_list_groups,
+        failure=one_code(ListGroupsResponse),
+    ),
+    Api(
+        key=ApiKey.DELETE_GROUPS,
+        needs=(each(Operation.DELETE, ResourceType.GROUP),),
+        handler=handle_delete_groups,
+    ),
+    Api(
+        key=ApiKey.OFFSET_DELETE,
+        needs=(the_group(Operation.DELETE), each(Operation.READ, ResourceType.TOPIC)),
+        handler=handle_offset_delete,
+        failure=one_code(OffsetDeleteResponse),
+    ),
+)

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ("handle_describe_log_dirs",)
+__all__ = ("APIS", "handle_describe_log_dirs")
 
 from collections.abc import Iterator
 from typing import Final
 
 import anyio
 
+from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import LogManager, RequestContext
+from penstock.api.declaration import Api, one_code
 from penstock.threads import run_in_thread
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_log_dirs import (
     DescribableLogDirTopic,
     DescribeLogDirsPartition,
@@ -71,3 +74,16 @@ def _wanted(asked: list[DescribableLogDirTopic] | None, logs: LogManager) -> Ite
             (topic.topic, index) for topic in asked for index in topic.partitions
         ):
             yield name, index
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.DESCRIBE_LOG_DIRS,
+        high=4,  # 5 has cordoned directories (KIP-1066), by which clients also tell Kafka 4.3
+        needs=(the_cluster(Operation.DESCRIBE),),
+        handler=handle_describe_log_dirs,
+        failure=one_code(DescribeLogDirsResponse, since=3),
+        note="one directory: the object store. A partition's size is that of its batches, uploaded or not; total and "
+        "usable bytes are told of a local store, -1 of others",
+    ),
+)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "APIS",
     "UNKNOWN_OPERATIONS",
     "api_versions_nowait",
     "describe_cluster_nowait",
@@ -19,7 +20,9 @@ from typing import Final
 
 import anyio
 
-from penstock.api.context import ApiContext, NewTopic, RequestContext, Topic
+from penstock.api.authorization import CLUSTER_NAME, Operation, ResourceType, each
+from penstock.api.context import EVERYTHING, ApiContext, NewTopic, RequestContext, Topic
+from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, MetadataFragments, describe_topic
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, is_valid_topic_name, metric_name
@@ -51,9 +54,8 @@ from penstock.wire.splice import EncodedBody
 
 #: "Not asked for" in the fields of authorized operations.
 UNKNOWN_OPERATIONS: Final = -(2**31)
-#: Bit fields of org.apache.kafka.common.acl.AclOperation; without an authorizer everything is allowed.
-_TOPIC_OPERATIONS: Final = sum(1 << code for code in (3, 4, 5, 6, 7, 8, 10, 11))
-_CLUSTER_OPERATIONS: Final = sum(1 << code for code in (5, 7, 8, 9, 10, 11, 12))
+#: What anybody may do with a topic.
+_TOPIC_OPERATIONS: Final = EVERYTHING[ResourceType.TOPIC]
 
 _ID_FIELD_VERSION: Final = 10
 _BY_ID_VERSION: Final = 12
@@ -196,7 +198,9 @@ def _without_topics(request: MetadataRequest, context: RequestContext) -> Metada
         topics=[],
     )
     if request.include_cluster_authorized_operations:
-        response.cluster_authorized_operations = _CLUSTER_OPERATIONS
+        response.cluster_authorized_operations = context.authorized_operations(
+            ResourceType.CLUSTER, CLUSTER_NAME
+        )
     return response
 
 
@@ -294,7 +298,9 @@ def describe_cluster_nowait(
         ],
     )
     if request.include_cluster_authorized_operations:
-        response.cluster_authorized_operations = _CLUSTER_OPERATIONS
+        response.cluster_authorized_operations = context.authorized_operations(
+            ResourceType.CLUSTER, CLUSTER_NAME
+        )
     return response
 
 
@@ -410,3 +416,40 @@ def unsupported_api_versions(api: ApiContext) -> ApiVersionsResponse:
             if key == ApiKey.API_VERSIONS
         ],
     )
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.METADATA,
+        needs=(
+            each(Operation.DESCRIBE, ResourceType.TOPIC),
+            each(Operation.CREATE, ResourceType.CLUSTER),
+            each(Operation.CREATE, ResourceType.TOPIC),
+        ),
+        nowait=metadata_nowait,
+        handler=handle_metadata,
+        note="creates missing topics when the client asks and `topics.auto_create` is on",
+    ),
+    Api(
+        key=ApiKey.API_VERSIONS,
+        needs=(),
+        nowait=api_versions_nowait,
+        failure=one_code(ApiVersionsResponse),
+        unsupported=unsupported_api_versions,
+        before_identity=True,
+        note="an unknown version gets a version 0 answer (KIP-511); no features are finalised",
+    ),
+    Api(
+        key=ApiKey.DESCRIBE_CLUSTER,
+        needs=(),
+        nowait=describe_cluster_nowait,
+        failure=one_code(DescribeClusterResponse),
+        note="the one broker",
+    ),
+    Api(
+        key=ApiKey.DESCRIBE_TOPIC_PARTITIONS,
+        needs=(each(Operation.DESCRIBE, ResourceType.TOPIC),),
+        nowait=describe_topic_partitions_nowait,
+        note="pages with cursors, in the order of names",
+    ),
+)

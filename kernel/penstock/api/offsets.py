@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-__all__ = ("handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
+__all__ = ("APIS", "handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
 
 from collections import Counter
 from typing import Final
 
 import anyio
 
+from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.context import Partition, RequestContext
 from penstock.api.deadline import Deadline
+from penstock.api.declaration import Api
 from penstock.api.errors import error_code_of, is_expected
 from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_records import (
     DeleteRecordsPartition,
@@ -227,3 +230,24 @@ def _fence(asked_epoch: int, partition: Partition) -> None:
     if asked_epoch < partition.leader_epoch:
         raise KafkaError(ErrorCode.FENCED_LEADER_EPOCH)
     raise KafkaError(ErrorCode.UNKNOWN_LEADER_EPOCH)
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.LIST_OFFSETS,
+        needs=(each(Operation.DESCRIBE, ResourceType.TOPIC),),
+        handler=handle_list_offsets,
+        note="all special timestamps; there are no tiers, so latest-tiered and earliest-pending-upload are -1",
+    ),
+    Api(
+        key=ApiKey.DELETE_RECORDS,
+        needs=(each(Operation.DELETE, ResourceType.TOPIC),),
+        handler=handle_delete_records,
+    ),
+    Api(
+        key=ApiKey.OFFSET_FOR_LEADER_EPOCH,
+        # and CLUSTER_ACTION, of followers, which there are none here
+        needs=(each(Operation.DESCRIBE, ResourceType.TOPIC),),
+        handler=handle_offset_for_leader_epoch,
+    ),
+)

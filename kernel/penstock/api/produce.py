@@ -6,7 +6,7 @@ of the request; the partitions answer through callbacks, and the last answer com
 
 from __future__ import annotations
 
-__all__ = ("ProduceCall", "ProduceSink")
+__all__ = ("APIS", "ProduceCall", "ProduceSink")
 
 import logging
 from collections.abc import Sequence
@@ -14,11 +14,14 @@ from functools import partial
 from itertools import islice
 from typing import Final, Protocol
 
+from penstock.api.authorization import Operation, ResourceType, each, the_transactional_id
 from penstock.api.context import ApiContext, AppendResult, Client, Partition
+from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, error_message_of, is_expected
 from penstock.errors import FullError, PenstockError
 from penstock.log.preparation import Preparation, PreparationDueError
 from penstock.spi.allocator import Allocation
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.produce import (
     BatchIndexAndErrorMessage,
@@ -439,3 +442,14 @@ class _Share:
         assert frame is not None, "released twice"
         self._frame = None
         frame.release()
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.PRODUCE,
+        low_advertised=0,  # KAFKA-18659: librdkafka compresses only if it sees 0
+        needs=(the_transactional_id(Operation.WRITE), each(Operation.WRITE, ResourceType.TOPIC)),
+        frame=Frame.RECORDS,
+        note="advertised as 0-13, because librdkafka compresses only then; 0-2 close the connection, as in Kafka 4",
+    ),
+)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ("handle_init_producer_id",)
+__all__ = ("APIS", "handle_init_producer_id")
 
 import logging
+from typing import Final
 
+from penstock.api.authorization import Operation, ResourceType, each, the_transactional_id
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
+from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.errors import ClosedError, FencedError, PenstockError
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest, InitProducerIdResponse
 
@@ -53,3 +57,20 @@ def _tell_once(transactional_id: str, context: RequestContext) -> None:
         quoted(transactional_id),
         quoted(context.client.client_id or ""),
     )
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.INIT_PRODUCER_ID,
+        high=5,  # 6 is two-phase commit (KIP-939), which isn't there
+        # without a transactional id: IDEMPOTENT_WRITE, or WRITE on any topic (KIP-679)
+        needs=(
+            the_transactional_id(Operation.WRITE),
+            each(Operation.IDEMPOTENT_WRITE, ResourceType.CLUSTER),
+        ),
+        handler=handle_init_producer_id,
+        failure=one_code(InitProducerIdResponse),
+        note="idempotent producers; a transactional id is refused with TRANSACTIONAL_ID_AUTHORIZATION_FAILED, which "
+        "[ends every client at once](error-codes.md)",
+    ),
+)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("describe_producers_nowait",)
+__all__ = ("APIS", "describe_producers_nowait")
 
 from typing import Final
 
+from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.context import RequestContext
+from penstock.api.declaration import Api
 from penstock.api.names import is_valid_topic_name
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_producers import (
     DescribeProducersRequest,
@@ -69,3 +72,14 @@ def _partition(name: str, index: int, context: RequestContext) -> PartitionRespo
             )
         )
     return response
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.DESCRIBE_PRODUCERS,
+        needs=(each(Operation.READ, ResourceType.TOPIC),),
+        nowait=describe_producers_nowait,
+        note="idempotent producers with their last sequence; the last timestamp is the broker's clock at their last "
+        "batch",
+    ),
+)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ("describe_client_quotas_nowait",)
+__all__ = ("APIS", "describe_client_quotas_nowait")
 
 from collections.abc import Sequence
 from typing import Final
 
+from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
+from penstock.api.declaration import Api, one_code
 from penstock.api.errors import quoted
 from penstock.log.errors import KafkaError
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_client_quotas import (
     ComponentData,
@@ -66,3 +69,14 @@ def _check_filter(components: Sequence[ComponentData]) -> None:
 
 def _invalid(text: str) -> KafkaError:
     return KafkaError(ErrorCode.INVALID_REQUEST, text)
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.DESCRIBE_CLIENT_QUOTAS,
+        needs=(the_cluster(Operation.DESCRIBE_CONFIGS),),
+        nowait=describe_client_quotas_nowait,
+        failure=one_code(DescribeClientQuotasResponse),
+        note="there are none, and none can be set",
+    ),
+)

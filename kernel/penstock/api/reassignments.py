@@ -7,6 +7,7 @@ election helps a partition whose data are damaged: nobody else could lead it.
 from __future__ import annotations
 
 __all__ = (
+    "APIS",
     "alter_partition_reassignments_nowait",
     "elect_leaders_nowait",
     "list_partition_reassignments_nowait",
@@ -14,9 +15,12 @@ __all__ = (
 
 from typing import Final
 
+from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
+from penstock.api.declaration import Api, one_code
 from penstock.api.errors import TIMED_OUT
 from penstock.log.errors import KafkaError
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_partition_reassignments import (
     AlterPartitionReassignmentsRequest,
@@ -161,3 +165,29 @@ def _check_exists(name: str, index: int, context: RequestContext) -> None:
         raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "there is no such topic")
     if not 0 <= index < topic.partition_count:
         raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "the topic has no such partition")
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.ELECT_LEADERS,
+        needs=(the_cluster(Operation.ALTER),),
+        nowait=elect_leaders_nowait,
+        failure=one_code(ElectLeadersResponse, since=1),
+        note="ELECTION_NOT_NEEDED: the one replica leads, unless the partition is damaged",
+    ),
+    Api(
+        key=ApiKey.ALTER_PARTITION_REASSIGNMENTS,
+        needs=(the_cluster(Operation.ALTER),),
+        nowait=alter_partition_reassignments_nowait,
+        failure=one_code(AlterPartitionReassignmentsResponse),
+        note="to the one broker is accepted and changes nothing, anything else is INVALID_REPLICA_ASSIGNMENT, a "
+        "cancellation NO_REASSIGNMENT_IN_PROGRESS",
+    ),
+    Api(
+        key=ApiKey.LIST_PARTITION_REASSIGNMENTS,
+        needs=(the_cluster(Operation.DESCRIBE),),
+        nowait=list_partition_reassignments_nowait,
+        failure=one_code(ListPartitionReassignmentsResponse),
+        note="none is ever under way",
+    ),
+)

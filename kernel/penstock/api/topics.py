@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-__all__ = ("handle_create_partitions", "handle_create_topics", "handle_delete_topics")
+__all__ = ("APIS", "handle_create_partitions", "handle_create_topics", "handle_delete_topics")
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.configs import config_entry
 from penstock.api.context import NewTopic, RequestContext, Topic
 from penstock.api.deadline import Deadline
+from penstock.api.declaration import Api
 from penstock.api.errors import TIMED_OUT, controller_code_of, error_message_of, is_expected, quoted
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, topic_name_fault
 from penstock.errors import InvalidRequestError, PenstockError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
+from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_partitions import (
     CreatePartitionsRequest,
@@ -315,3 +318,27 @@ def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None
             )
         for assignment in asked.assignments:
             _check_replicas(assignment.broker_ids, context.api.logs.node_id)
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.CREATE_TOPICS,
+        # the cluster's permission covers all topics; configs are shown to who may describe them (KIP-525)
+        needs=(
+            each(Operation.CREATE, ResourceType.CLUSTER),
+            each(Operation.CREATE, ResourceType.TOPIC),
+            each(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC),
+        ),
+        handler=handle_create_topics,
+    ),
+    Api(
+        key=ApiKey.DELETE_TOPICS,
+        needs=(each(Operation.DELETE, ResourceType.TOPIC), each(Operation.DESCRIBE, ResourceType.TOPIC)),
+        handler=handle_delete_topics,
+    ),
+    Api(
+        key=ApiKey.CREATE_PARTITIONS,
+        needs=(each(Operation.ALTER, ResourceType.TOPIC),),
+        handler=handle_create_partitions,
+    ),
+)

@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from penstock.api.context import Client, Endpoint, RequestContext
-from penstock.api.dispatch import Api, failure_response
+from penstock.api.declaration import Api
 from penstock.api.errors import error_code_of, is_expected
-from penstock.api.metadata import unsupported_api_versions
 from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
@@ -51,7 +50,6 @@ from penstock.wire.registry import (
     decode_request,
     decode_request_header,
     encode_response,
-    is_supported,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +66,6 @@ _PEEK_BYTES: Final = 512
 _CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
 _SHORT_BYTES: Final = 4 * 1024
 _PRODUCE: Final = int(ApiKey.PRODUCE)
-_API_VERSIONS: Final = int(ApiKey.API_VERSIONS)
 
 _unpack_prefix = struct.Struct(">i").unpack_from
 _unpack_prefix_and_key = struct.Struct(">ih").unpack_from
@@ -365,13 +362,12 @@ class Connection(asyncio.BufferedProtocol):
         server = self._server
         api = server.apis.get(api_key)
         slot = Slot(version, header.correlation_id, len(frame))
-        if api is None or not api.low <= version <= api.high or not is_supported(api_key, version):
-            if api_key == _API_VERSIONS:
-                # KIP-511: the answer to a version we don't know is one of version 0.
+        if api is None or not api.low <= version <= api.high:
+            if api is not None and api.unsupported is not None:
                 slot.version = 0
                 self._slots.append(slot)
                 self._in_flight_bytes += slot.request_bytes
-                self._answer(slot, _API_VERSIONS, unsupported_api_versions(server.api))
+                self._answer(slot, api_key, api.unsupported(server.api))
                 return
             self._fault(f"api or version is not supported: api_key={api_key} version={version}")
             return
@@ -392,7 +388,7 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 response = api.nowait(message, context)
             except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                self._fail(slot, api, error)
+                self._fail(slot, api, message, error)
                 return
             if response is not None:
                 self._answer(slot, api_key, response)
@@ -423,7 +419,7 @@ class Connection(asyncio.BufferedProtocol):
                 response = api.nowait(message, context)
             except Exception as error:  # noqa: BLE001 - logged and answered in _fail
                 self._running = None
-                self._fail(slot, api, error)
+                self._fail(slot, api, message, error)
                 return
             if response is not None:
                 await self._answer_in_turn(slot, api.key, response, is_long=True)
@@ -454,7 +450,7 @@ class Connection(asyncio.BufferedProtocol):
                     response = await api.handler(message, context)
                 except Exception as error:  # noqa: BLE001 - logged and answered in _fail
                     self._running = None
-                    self._fail(slot, api, error)
+                    self._fail(slot, api, message, error)
                     return
                 self._scopes.add(scope)  # who is gone doesn't wait to be answered
                 await self._answer_in_turn(slot, api.key, response, is_long=is_long)
@@ -481,11 +477,11 @@ class Connection(asyncio.BufferedProtocol):
         slot.buffers = []
         slot.close = True
 
-    def _fail(self, slot: Slot, api: Api, error: Exception) -> None:
+    def _fail(self, slot: Slot, api: Api, message: Message, error: Exception) -> None:
         """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
         self._server.handler_failed(api.key, error, expected=is_expected(error), client=self.client)
         _release_charges(slot)
-        response = failure_response(api.key, slot.version, error_code_of(error))
+        response = api.failure_response(message, slot.version, error_code_of(error))
         if response is None:
             slot.buffers = []
             slot.close = True

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 __all__ = ("LargeFrame", "length_fault")
 
-from collections.abc import Container
+from collections.abc import Mapping
 from typing import Final
 
+from penstock.api.declaration import Api, Frame
 from penstock.errors import FullError
 from penstock.log.limiter import BytesLimiter
 from penstock.server.settings import ServerSettings
 from penstock.shares import Member
 from penstock.spi.allocator import Allocation, Allocator, Reservation
-from penstock.wire.api_keys import ApiKey
 
 _PURPOSE: Final = "network"
-#: Requests that carry the metadata of a whole group.
-_GROUP_APIS: Final = frozenset({ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP, ApiKey.OFFSET_COMMIT})
 #: A frame may be so far ahead of its bytes, and as far again as it has bytes, up to the second.
 _AHEAD_BYTES_MIN: Final = 16 * 1024
 _AHEAD_BYTES_MAX: Final = 1024 * 1024
@@ -133,14 +131,15 @@ class LargeFrame:
             memory.release()
 
 
-def length_fault(api_key: int, size: int, apis: Container[int], settings: ServerSettings) -> str | None:
+def length_fault(api_key: int, size: int, apis: Mapping[int, Api], settings: ServerSettings) -> str | None:
     """Why a request of this API can't be so long, or None."""
-    if api_key == ApiKey.PRODUCE:
-        return None
-    if api_key not in apis:
+    api = apis.get(api_key)
+    if api is None:
         return f"api is not supported: api_key={api_key} length={size}"
-    wide = api_key in _GROUP_APIS
-    size_max = settings.group_request_bytes_max if wide else settings.control_request_bytes_max
+    if api.frame is Frame.RECORDS:
+        return None  # every frame's length was held against ``request_bytes_max``
+    is_wide = api.frame is Frame.GROUP
+    size_max = settings.group_request_bytes_max if is_wide else settings.control_request_bytes_max
     if size > size_max:
         return f"frame is too long for its api: api_key={api_key} length={size} length_max={size_max}"
     return None

@@ -23,7 +23,8 @@ from anyio import AsyncContextManagerMixin
 from anyio.abc import TaskGroup
 
 from penstock.api.context import ApiContext, Client, Endpoint
-from penstock.api.dispatch import Api, advertised
+from penstock.api.declaration import Api
+from penstock.api.dispatch import advertised
 from penstock.api.produce_response import ResponseTemplates
 from penstock.errors import ConfigError, UnavailableError
 from penstock.log.limiter import BytesLimiter

@@ -6,6 +6,7 @@ import mmap
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any
 
 import anyio
@@ -27,9 +28,11 @@ from penstock.log.producer_state import ProducerInfo
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation, AllocatorStatistics
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages._index import INDEX
 from penstock.wire.record_batch import BatchError, assign_offsets
 from penstock.wire.record_builder import build_batch
 from penstock.wire.records import iter_records, read_header
+from penstock.wire.registry import Message
 from penstock.wire.validation import BatchRules, check_batch
 
 
@@ -482,3 +485,11 @@ def make_context(logs: FakeLogs, version: int, **settings: Any) -> RequestContex
 def make_batch(count: int = 1, value: bytes = b"hello", timestamp: int = 9_000) -> bytearray:
     """A valid batch as a producer sends it."""
     return build_batch([(None, value, (), timestamp + at) for at in range(count)])
+
+
+def any_request(key: int) -> Message:
+    """A request of this API with nothing in it but defaults."""
+    module = INDEX[key][0]
+    kind = "".join(part.capitalize() for part in module.split("_")) + "Request"
+    request: Message = getattr(import_module(f"penstock.wire.messages.{module}"), kind)()
+    return request

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.api.fakes import ENDPOINT, FakeLogs, make_context
+from tests.unit.api.fakes import ENDPOINT, FakeLogs, any_request, make_context
 
 from penstock.api import acls, configs, metadata, offsets, producer_ids, topics
-from penstock.api.dispatch import advertised, apis, failure_response
+from penstock.api.dispatch import advertised, apis
 from penstock.api.names import is_valid_topic_name
 from penstock.errors import ClosedError, UnavailableError
 from penstock.log.errors import KafkaError
@@ -235,11 +235,12 @@ async def test_api_versions_checks_the_software_name(logs: FakeLogs, name: str) 
 
 def test_failure_responses_exist_where_the_protocol_has_a_place_for_them() -> None:
     for key, api in apis().items():
+        request = any_request(key)
         for version in range(api.low, api.high + 1):
-            response = failure_response(key, version, ErrorCode.UNKNOWN_SERVER_ERROR)
+            response = api.failure_response(request, version, ErrorCode.UNKNOWN_SERVER_ERROR)
             if response is not None:
                 assert encode_response(key, version, 1, response)
-    assert failure_response(ApiKey.METADATA, 9, -1) is None
+    assert apis()[ApiKey.METADATA].failure_response(None, 9, -1) is None
 
 
 # -- topics -------------------------------------------------------------------------------------------------

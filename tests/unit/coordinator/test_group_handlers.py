@@ -13,7 +13,7 @@ import pytest
 from tests.wire_requests import API_REQUESTS, encode
 
 from penstock.api.context import Client, Endpoint, RequestContext
-from penstock.api.groups import GROUP_HANDLERS
+from penstock.api.groups import APIS
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupError, GroupSettings
 from penstock.log.limiter import BytesLimiter
@@ -65,6 +65,7 @@ from penstock.wire.registry import (
 pytestmark = pytest.mark.anyio
 
 _T = TypeVar("_T", bound=msgspec.Struct)
+HANDLERS: dict[int, Any] = {api.key: api.handler for api in APIS}
 TOPIC_ID = b"0123456789abcdef"
 SUBSCRIPTION = b"\0\0\0\0\0\x01\0\x01t\xff\xff\xff\xff"
 
@@ -99,7 +100,7 @@ class Wire:
             topics=lambda: {"t": topic},
             topic_by_id=lambda topic_id: topic if topic_id == TOPIC_ID else None,
         )
-        self.api: Any = SimpleNamespace(groups=service, logs=logs)
+        self.api: Any = SimpleNamespace(groups=service, logs=logs, authorizer=None)
         self.client = Client(
             outgoing=BytesLimiter(1, clock=float).join("", None),
             host="10.0.0.9",
@@ -113,7 +114,7 @@ class Wire:
         header = decode_request_header(frame)
         decoded = decode_request(key, version, frame, header.body_pos)
         context = RequestContext(api=self.api, client=self.client, version=version)
-        response = await GROUP_HANDLERS[key](decoded, context)
+        response = await HANDLERS[key](decoded, context)
         frame[:] = bytes(len(frame))  # the frame's memory is reused: nothing may have kept a view
         body = b"".join(encode_response(key, version, 1, response))[4:]
         answer = decode_response(key, version, body)[1]
@@ -374,7 +375,7 @@ async def test_offsets_whose_group_and_metadata_are_not_utf8_are_committed_and_c
     async with wire.service:
         request = decode_request(ApiKey.OFFSET_COMMIT, 8, frame)
         context = RequestContext(api=wire.api, client=wire.client, version=8)
-        response = await GROUP_HANDLERS[ApiKey.OFFSET_COMMIT](request, context)
+        response = await HANDLERS[ApiKey.OFFSET_COMMIT](request, context)
         assert isinstance(response, OffsetCommitResponse)
         assert response.topics[0].partitions[0].error_code == 0
         assert await wire.fetch(9, group="gr\ufffdup", everything=True) == [(0, 7, -1, "m\ufffd", 0)]

@@ -15,7 +15,8 @@ from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeAllocator, FakeLogs, make_api
 
 from penstock.api.context import ApiContext
-from penstock.api.dispatch import Api, apis
+from penstock.api.declaration import Api
+from penstock.api.dispatch import apis
 from penstock.server import ListenerSettings, Server, ServerSettings
 from penstock.wire.messages.produce import (
     PartitionProduceData,

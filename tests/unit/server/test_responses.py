@@ -9,7 +9,7 @@ from tests.unit.api.fakes import FakeLogs
 from tests.unit.server.harness import serving
 
 from penstock.api.context import RequestContext
-from penstock.api.dispatch import Api
+from penstock.api.declaration import Api
 from penstock.log.limiter import BytesLimiter
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_groups import (
@@ -48,8 +48,8 @@ def describe_nowait(request: Message, context: RequestContext) -> Message | None
     return response()
 
 
-SLOW = Api(key=ApiKey.DESCRIBE_GROUPS, low=0, high=6, handler=describe)
-QUICK = Api(key=ApiKey.DESCRIBE_GROUPS, low=0, high=6, nowait=describe_nowait)
+SLOW = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), handler=describe)
+QUICK = Api(key=ApiKey.DESCRIBE_GROUPS, needs=(), nowait=describe_nowait)
 
 
 class Owner:

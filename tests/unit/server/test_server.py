@@ -6,6 +6,7 @@ import logging
 import random
 import struct
 import threading
+from dataclasses import replace
 from typing import Any
 
 import anyio
@@ -14,7 +15,8 @@ from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
 from tests.unit.server.harness import DEADLINE_S, Client, Harness, offsets, produce, serving, until
 
 from penstock.api.context import RequestContext
-from penstock.api.dispatch import Api
+from penstock.api.declaration import Api
+from penstock.api.dispatch import apis
 from penstock.errors import UnavailableError
 from penstock.log.preparation import Preparation, Preparer
 from penstock.server import ListenerSettings, Server
@@ -707,7 +709,8 @@ def _failing(key: int, error: Exception) -> list[Api]:
     def nowait(request: Message, context: RequestContext) -> Message | None:
         raise error
 
-    return [Api(key=key, low=0, high=5, handler=handler), Api(key=key, low=0, high=5, nowait=nowait)]
+    api = apis()[key]
+    return [replace(api, handler=handler, nowait=None), replace(api, handler=None, nowait=nowait)]
 
 
 @pytest.mark.parametrize("api", _failing(ApiKey.INIT_PRODUCER_ID, ZeroDivisionError("oops")))
@@ -751,7 +754,7 @@ async def test_failed_handler_gives_its_memory_back(logs: FakeLogs, waits: bool)
     async def handler(request: Message, context: RequestContext) -> Message:
         raise ZeroDivisionError("oops")
 
-    api = Api(key=FETCH, low=4, high=12, nowait=nowait, handler=handler)
+    api = replace(apis()[FETCH], nowait=nowait, handler=handler)
     async with serving(logs, handlers=[api]) as harness, await harness.connect() as client:
         response = await client.call(FETCH, 11, fetch())
         assert response.error_code == ErrorCode.UNKNOWN_SERVER_ERROR

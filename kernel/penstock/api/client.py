@@ -1,0 +1,60 @@
+"""The client at the other end of a connection: who it is, where it came in, what it says of itself.
+
+One object per connection, filled in as things become known and read by everything that decides by client: the gate,
+handlers, fair shares, log lines.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ANONYMOUS", "Client", "Endpoint", "Principal")
+
+from dataclasses import dataclass
+from typing import Final
+
+from penstock.shares import Member
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Whoever permissions are given to, in Kafka's form: ``User:alice``."""
+
+    kind: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.kind}:{self.name}"
+
+
+#: The principal of a connection that doesn't authenticate, as Kafka calls it.
+ANONYMOUS: Final = Principal("User", "ANONYMOUS")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Endpoint:
+    """Where clients reach a broker."""
+
+    node_id: int
+    host: str
+    port: int
+    rack: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Client:
+    """The other end of a connection."""
+
+    host: str
+    port: int
+    #: What Metadata tells this client to connect to: depends on the listener it came in by.
+    advertised: Endpoint
+    #: Its share of the bytes on their way to clients.
+    outgoing: Member
+    #: Name and security protocol of the listener. What TLS finds out of the peer gets its place here too.
+    listener: str = "PLAINTEXT"
+    security_protocol: str = "PLAINTEXT"
+    #: None until the client has authenticated; then only APIs that are ``Api.before_identity`` are served.
+    principal: Principal | None = ANONYMOUS
+    client_id: str | None = None
+    #: KIP-511, from ApiVersions v3+.
+    software_name: str = "unknown"
+    software_version: str = "unknown"
