@@ -53,9 +53,7 @@ class Outbox:
 
     def write(self, buffers: list[Any], charges: list[Charge]) -> int:
         """Send what ``buffers`` hold, which ``charges`` are for; the number of bytes."""
-        size = 0
-        for buffer in buffers:
-            size += len(buffer)
+        size = sum(map(len, buffers))
         self._charges += charges
         transport = self._transport
         if size and not transport.is_closing():

@@ -224,7 +224,7 @@ class Writer:
             if isinstance(records, (memoryview, bytes, bytearray)):
                 result.append(records)
             else:
-                result += [part for part in records if len(part)]
+                result += filter(len, records)  # of small batches there may be thousands
         if done < len(view):
             result.append(view[done:])
         return result

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ("FifoLogCache", "FifoLogCacheSettings", "open_log_cache")
 
-from bisect import bisect_right
+from array import array
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -48,12 +49,18 @@ class _Stream:
 
     They are continuous from ``tail`` on. ``removed`` counts entries dropped at the front, so that
     ``hints`` (offset -> index + ``removed``) outlive an eviction; a wrong hint is only a missed shortcut.
+
+    ``ends`` has, for each entry, the payload bytes put up to its end: how many entries fit into so many bytes is
+    found by bisection, without a step for each.
     """
 
-    __slots__ = ("active", "block", "entries", "hints", "next_offset", "removed", "tail")
+    __slots__ = ("active", "block", "ends", "entries", "hints", "next_offset", "removed", "tail", "total")
 
     def __init__(self) -> None:
         self.entries: list[StreamEntry] = []
+        self.ends = array("q")
+        #: Payload bytes put so far.
+        self.total = 0
         self.next_offset = 0
         self.tail = 0
         self.removed = 0
@@ -74,6 +81,19 @@ class _Stream:
         index = bisect_right(entries, offset, key=_base_offset) - 1
         return index if index >= 0 and offset < entries[index].next_offset else -1
 
+    def run_end(self, index: int, end_offset: int, bytes_max: int) -> int:
+        """Index after the run that begins at ``index``: up to ``end_offset``, of ``bytes_max`` or of one entry."""
+        entries, ends = self.entries, self.ends
+        limit = ends[index] - len(entries[index].data) + bytes_max
+        end = bisect_right(ends, limit, index + 1)
+        if entries[end - 1].base_offset >= end_offset:
+            end = bisect_left(entries, end_offset, index + 1, end, key=_base_offset)
+        if index < self.tail:
+            for later in range(index + 1, end):  # blocks were evicted out of order: there are holes
+                if entries[later].base_offset != entries[later - 1].next_offset:
+                    return later
+        return end
+
     def remember(self, offset: int, index: int) -> None:
         """The reader will come back for ``offset``, which is or will be at ``index``."""
         if len(self.hints) >= _HINTS_MAX:
@@ -85,14 +105,14 @@ class _Stream:
         mine = self.entries
         count = len(entries)
         if mine[0] is entries[0]:
-            del mine[:count]
+            del mine[:count], self.ends[:count]
             self.removed += count
             self.tail = max(0, self.tail - count)
             return
         start = bisect_right(mine, entries[0].base_offset, key=_base_offset) - 1
         if start < 0 or mine[start] is not entries[0]:
             return
-        del mine[start : start + count]
+        del mine[start : start + count], self.ends[start : start + count]
         if self.active is entries:
             self.active, self.block = [], None
         self.hints.clear()
@@ -145,6 +165,7 @@ class FifoLogCache:
             )
         assert entry.next_offset > entry.base_offset, entry
         block = self._active
+        size = len(entry.data)
         if stream.block is not block:
             stream.block = block
             stream.active = block.streams[stream_id] = []
@@ -152,8 +173,10 @@ class FifoLogCache:
                 stream.tail = len(stream.entries)
         stream.active.append(entry)
         stream.entries.append(entry)
+        stream.total += size
+        stream.ends.append(stream.total)
         stream.next_offset = entry.next_offset
-        block.size_bytes += len(entry.data)
+        block.size_bytes += size
         if entry.wal_position > block.wal_end:
             block.wal_end = entry.wal_position
         self._entries += 1
@@ -174,22 +197,9 @@ class FifoLogCache:
             index = stream.tail
             if not start_offset < entries[index].base_offset < end_offset:
                 return ()
-        entry = entries[index]
-        run = [entry]
-        size = len(entry.data)
-        next_offset = entry.next_offset
-        count = len(entries)
-        index += 1
-        while index < count and next_offset < end_offset:
-            entry = entries[index]
-            size += len(entry.data)
-            if size > bytes_max or entry.base_offset != next_offset:
-                break
-            run.append(entry)
-            next_offset = entry.next_offset
-            index += 1
-        stream.remember(next_offset, index)
-        return run
+        end = stream.run_end(index, end_offset, bytes_max)
+        stream.remember(entries[end - 1].next_offset, end)
+        return entries[index:end]
 
     def freeze(self) -> LogCacheBlock | None:
         block = self._active

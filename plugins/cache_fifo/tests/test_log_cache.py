@@ -6,6 +6,7 @@ import weakref
 from pathlib import Path
 
 import pytest
+from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -488,3 +489,37 @@ class LogCacheMachine(RuleBasedStateMachine):
 
 TestLogCacheMachine = LogCacheMachine.TestCase
 TestLogCacheMachine.settings = hypothesis_settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@given(
+    sizes=st.lists(st.integers(1, 400), min_size=1, max_size=30),
+    blocks=st.sets(st.integers(1, 29)),
+    evicted=st.sets(st.integers(0, 29)),
+    start=st.integers(0, 60),
+    end=st.integers(0, 60),
+    bytes_max=st.integers(0, 3000),
+)
+def test_a_run_has_what_going_from_entry_to_entry_would_find(
+    sizes: list[int], blocks: set[int], evicted: set[int], start: int, end: int, bytes_max: int
+) -> None:
+    cache = FifoLogCache(FifoLogCacheSettings())
+    entries = []
+    for number, size in enumerate(sizes):
+        if number in blocks and (block := cache.freeze()) is not None and number in evicted:
+            cache.mark_uploaded(block)
+        entries.append(
+            StreamEntry(1, 2 * number, 2 * number + 2, 0, memoryview(bytes(size)), None, number + 1)
+        )
+        cache.put(entries[-1])
+    cache.evict(10**9)
+    held = list(cache._streams[1].entries)
+    first = next((at for at, e in enumerate(held) if e.base_offset <= start < e.next_offset), None)
+    if first is not None and start < end:
+        run = [held[first]]
+        left = bytes_max - len(run[0].data)
+        for later in held[first + 1 :]:
+            left -= len(later.data)
+            if left < 0 or later.base_offset != run[-1].next_offset or later.base_offset >= end:
+                break
+            run.append(later)
+        assert list(cache.get(1, start, end, bytes_max)) == run
