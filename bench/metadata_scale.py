@@ -41,6 +41,7 @@ from penstock.log.partition import Partition
 from penstock.metadata.commands import CommitUpload, PrepareObjects, UploadedObject, UploadedRange
 from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
+from penstock.spi.kinds import METADATA_LOG
 from penstock.wire import ApiKey, encode_request
 from penstock.wire.messages import fetch, list_offsets, metadata
 from penstock.wire.records import build_batch
@@ -417,7 +418,7 @@ def batch(producer_id: int = -1) -> bytearray:
 async def measure_start(broker: Broker, watch: Watch) -> None:
     """Load the image from its snapshot and log; then open all streams again, as a start does."""
     parts = broker._running
-    await watch.measure("start: image from snapshot and log", lambda: load_image(parts.metadata_log))
+    await watch.measure("start: image from snapshot and log", lambda: load_image(parts.plugins[METADATA_LOG]))
     data = parts.metadata.image.to_snapshot()
     started = time.perf_counter()
     Image.from_snapshot(data)

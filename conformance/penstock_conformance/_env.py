@@ -12,12 +12,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 from anyio.lowlevel import checkpoint
 
 from penstock.spi.allocator import Allocator
+from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, Kind
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalSpec
@@ -26,7 +27,7 @@ from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
 from penstock_conformance.reference import DirectoryStore, PlainAllocator
 
-_SERVED_BY_STORE = ("metadata_log", "wal")
+T = TypeVar("T")
 
 
 class Env:
@@ -58,13 +59,14 @@ class Env:
         checked = self.target.checked_settings(spec, self.data_dir, settings)
         async with AsyncExitStack() as stack:
             store: ObjectStore | None = None
-            if spec.kind != "allocator" and allocator is None:
+            needs = KINDS[spec.kind].needs
+            if ALLOCATOR in needs and allocator is None:
                 allocator = await self._allocator(stack)
-            if spec.kind in _SERVED_BY_STORE:
+            if OBJECT_STORE in needs:
                 store = await self._object_store(stack)
             services = self._services(node_id, epoch, allocator, store)
             opened = await stack.enter_async_context(spec.open(checked, services))
-            yield ScopedStore(opened, self.scope) if spec.kind == "object_store" else opened
+            yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened
 
     async def identify(self, *, epoch: int = 0) -> str | None:
         """What a WAL's ``identify`` says of this data directory. Breaks the clause if the plugin has none."""
@@ -90,7 +92,7 @@ class Env:
 
     async def clean(self) -> None:
         """Remove what the clause left in a place outside its data directory."""
-        if self.target.kind == "object_store":
+        if self.target.kind == OBJECT_STORE.name:
             async with self.open() as store:
                 await store.clean()
 
@@ -109,22 +111,21 @@ class Env:
 
     async def _allocator(self, stack: AsyncExitStack) -> Allocator:
         if self.target.allocator:
-            allocator: Allocator = await self._service(stack, "allocator", self.target.allocator)
-            return allocator
+            return await self._service(stack, ALLOCATOR, self.target.allocator)
         self.plain_allocator = PlainAllocator(512 * 2**20)
         stack.callback(self.plain_allocator.close)
         return self.plain_allocator
 
     async def _object_store(self, stack: AsyncExitStack) -> ObjectStore:
         if self.target.object_store:
-            store: ObjectStore = await self._service(stack, "object_store", self.target.object_store)
-            return store
+            return await self._service(stack, OBJECT_STORE, self.target.object_store)
         return DirectoryStore(self.data_dir / "conformance-objects")
 
-    async def _service(self, stack: AsyncExitStack, kind: str, name: str) -> Any:
-        spec = self._registry.select(kind, name)
+    async def _service(self, stack: AsyncExitStack, kind: Kind[T], name: str) -> T:
+        spec = self._registry.select(kind.name, name)
         services = self._services(1, 1, None, None)
-        return await stack.enter_async_context(spec.open(spec.settings(), services))
+        opened: T = await stack.enter_async_context(spec.open(spec.settings(), services))
+        return opened
 
     def child(self, job: str, **arguments: Any) -> Child:
         """A child process that does ``job`` (see ``penstock_conformance._child``) on this data directory."""

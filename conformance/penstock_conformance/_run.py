@@ -13,6 +13,7 @@ from unittest import mock
 import pytest
 
 from penstock.errors import PluginError
+from penstock.spi.kinds import SERVICES
 from penstock_conformance._report import ClauseResult, Report
 from penstock_conformance._target import Target
 
@@ -52,8 +53,7 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
         str(_FOLDER / f"test_{target.kind}.py"),
         f"--penstock-kind={target.kind}",
         f"--penstock-plugin={target.plugin}",
-        f"--penstock-object-store={target.object_store}",
-        f"--penstock-allocator={target.allocator}",
+        *(f"--penstock-{kind.replace('_', '-')}={getattr(target, kind)}" for kind in SERVICES),
         f"--penstock-rounds={target.rounds}",
         f"--penstock-seed={target.seed}",
         f"--penstock-deadline={target.deadline_s}",

@@ -14,22 +14,15 @@ from typing import Any
 
 from penstock.config import Origin, Origins
 from penstock.plugins import PluginInfo, PluginRegistry, validate_settings
+from penstock.spi import kinds
 from penstock.spi.plugin import PluginSpec
 from penstock.spi.settings import Settings
 
 #: Grows with each change that could turn a pass into a fail or the other way round.
 SUITE_VERSION = "1"
 
-#: Plugin kinds that have clauses, each in ``test_<kind>.py``.
-KINDS = (
-    "object_store",
-    "wal",
-    "log_cache",
-    "block_cache",
-    "allocator",
-    "metadata_log",
-    "partitioner",
-)
+#: Plugin kinds; the clauses of each are in ``test_<kind>.py``.
+KINDS = tuple(kinds.KINDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,6 +23,7 @@ import anyio
 import pytest
 
 from penstock.errors import PenstockError
+from penstock.spi.kinds import SERVICES
 from penstock_conformance._clause import Clause, NotApplicable, clause_of
 from penstock_conformance._env import Env
 from penstock_conformance._report import ClauseResult, Report
@@ -49,8 +50,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     add("--penstock-plugins-dir", action="append", default=[], metavar="DIR", help="Load all plugins in DIR.")
     add("--penstock-module", action="append", default=[], metavar="MODULE", help="Load a plugin module.")
     add("--penstock-level", action="append", type=int, choices=(1, 2, 3), help="Only these levels.")
-    add("--penstock-object-store", default="", metavar="NAME", help="Plugin that serves it as object store.")
-    add("--penstock-allocator", default="", metavar="NAME", help="Plugin that serves it as allocator.")
+    for kind in SERVICES:
+        words = kind.replace("_", " ")
+        add(_option(kind), default="", metavar="NAME", help=f"Plugin that serves it as {words}.")
     add("--penstock-rounds", type=int, default=1, metavar="N", help="N times the races and crashes.")
     add("--penstock-seed", type=int, default=0, metavar="N", help="Seed of everything random.")
     add(
@@ -62,6 +64,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--penstock-report", metavar="FILE", help="Write the JSON report.")
     add("--penstock-work-dir", metavar="DIR", help="Where data directories are made.")
+
+
+def _option(kind: str) -> str:
+    return f"--penstock-{kind.replace('_', '-')}"
 
 
 def parse_settings(items: list[str]) -> dict[str, str]:
@@ -86,8 +92,7 @@ def pytest_configure(config: pytest.Config) -> None:
             settings=parse_settings(option.penstock_set),
             plugins_dirs=tuple(option.penstock_plugins_dir),
             modules=tuple(option.penstock_module),
-            object_store=option.penstock_object_store,
-            allocator=option.penstock_allocator,
+            **{kind: config.getoption(_option(kind)) for kind in SERVICES},
             levels=tuple(sorted(set(option.penstock_level or (1, 2, 3)))),
             rounds=max(1, option.penstock_rounds),
             seed=option.penstock_seed,

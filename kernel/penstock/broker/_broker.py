@@ -4,16 +4,11 @@ from __future__ import annotations
 
 __all__ = ("Broker",)
 
-import dataclasses
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import (
-    AbstractAsyncContextManager,
-    AsyncExitStack,
-    asynccontextmanager,
-)
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -47,17 +42,13 @@ from penstock.files import ACCESSES
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
 from penstock.metadata.service import MetadataService
-from penstock.plugins import PluginRegistry, Selection
+from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.server.server import Server
-from penstock.spi.allocator import Allocator
-from penstock.spi.block_cache import BlockCache
 from penstock.spi.events import BrokerStarted, BrokerStopping, RecoveryFinished, UploadCommitted
-from penstock.spi.log_cache import LogCache, LogCacheBlock
-from penstock.spi.metadata_log import MetadataLog
+from penstock.spi.kinds import ALLOCATOR, BLOCK_CACHE, LOG_CACHE, METADATA_LOG, OBJECT_STORE, PARTITIONER, WAL
+from penstock.spi.log_cache import LogCacheBlock
 from penstock.spi.object_store import ObjectStore
-from penstock.spi.partitioner import Partitioner
 from penstock.spi.plugin import Services
-from penstock.spi.wal import WriteAheadLog
 from penstock.stream.engine import StreamEngine
 
 logger = logging.getLogger("penstock.broker")
@@ -70,20 +61,14 @@ class _Parts:
     """The opened parts of a running broker."""
 
     selection: Selection
-    allocator: Allocator
-    object_store: ObjectStore
-    metadata_log: MetadataLog
+    plugins: PluginOpener
     metadata: MetadataService
-    wal: WriteAheadLog
     wal_identity: str
-    log_cache: LogCache
-    block_cache: BlockCache
     engine: StreamEngine
     logs: LogManager
     groups: GroupService
     server: Server
     node_epoch: int
-    open_partitioner: Callable[[], AbstractAsyncContextManager[Partitioner]]
 
 
 class Broker:
@@ -142,17 +127,13 @@ class Broker:
     @property
     def places(self) -> Mapping[str, str]:
         """Where the data are, for people."""
-        parts = self._running
-        return {
-            "wal": parts.wal.location,
-            "object_store": parts.object_store.location,
-            "metadata_log": parts.metadata_log.location,
-        }
+        plugins = self._running.plugins
+        return {kind.name: plugins[kind].location for kind in plugins.opened if kind.has_place}
 
     @property
     def durability_domain(self) -> str:
         """The fault domain that an acknowledged record survives, as the WAL declares it."""
-        return self._running.wal.capabilities.durability_domain
+        return self._running.plugins[WAL].capabilities.durability_domain
 
     @property
     def wal_identity(self) -> str:
@@ -166,12 +147,12 @@ class Broker:
 
     def unaccounted_bytes(self) -> int:
         """Memory of the process that is on nobody's account: the interpreter, code, metadata, and what leaks."""
-        return resident_bytes() - self._running.allocator.statistics().used_bytes
+        return resident_bytes() - self._running.plugins[ALLOCATOR].statistics().used_bytes
 
     def statistics(self) -> BrokerStatistics:
         """A snapshot of every part; ``memory`` says what the memory is used for."""
         parts = self._running
-        memory = parts.allocator.statistics()
+        memory = parts.plugins[ALLOCATOR].statistics()
         return BrokerStatistics(
             memory_limit_bytes=memory.limit_bytes,
             memory_used_bytes=memory.used_bytes,
@@ -181,11 +162,12 @@ class Broker:
             parts={
                 "server": parts.server.statistics(),
                 "engine": parts.engine.statistics(),
-                "wal": parts.wal.statistics(),
-                "log_cache": parts.log_cache.statistics(),
-                "block_cache": parts.block_cache.statistics(),
+                **{
+                    kind.name: parts.plugins[kind].statistics()
+                    for kind in parts.plugins.opened
+                    if kind.statistics
+                },
                 "metadata": parts.metadata.statistics(),
-                "object_store": parts.object_store.statistics(),
                 "groups": parts.groups.statistics(),
                 "fetch_in_flight_bytes": parts.logs.fetch_memory.used,
                 "unavailable_partitions": parts.logs.unavailable_partitions(),
@@ -202,7 +184,7 @@ class Broker:
         parts = self._running
         cluster_settings = ClientSettings(bootstrap_servers=self.bootstrap_servers)
         async with (
-            parts.open_partitioner() as partitioner,
+            parts.plugins.context(PARTITIONER) as partitioner,
             Cluster.open(cluster_settings) as cluster,
             Producer.open(cluster, partitioner, settings, now_ms=now_ms) as producer,
         ):
@@ -272,7 +254,6 @@ class Broker:
 
     async def _open(self, stack: AsyncExitStack, tree: Tree, selection: Selection, data_dir: Path) -> _Parts:
         """Open the parts from the bottom up; the stack closes them from the top down."""
-        specs, settings = selection.specs, selection.settings
         node_id = tree.broker.node_id
         services = Services(
             node_id=node_id,
@@ -282,22 +263,17 @@ class Broker:
             access=ACCESSES[tree.broker.data_access],
             clock=time.monotonic,
         )
-
-        async def open_plugin(kind: str) -> Any:
-            return await stack.enter_async_context(specs[kind].open(settings[kind], services))
-
-        allocator: Allocator = await open_plugin("allocator")
-        services = dataclasses.replace(services, allocator=allocator)
-        opened_store: ObjectStore = await open_plugin("object_store")
+        plugins = PluginOpener(stack, selection, services)
+        opened_store = await plugins.open_through(OBJECT_STORE)
         _check_store(selection, opened_store)
         object_store = await stack.enter_async_context(
             WatchedStore.open(opened_store, time.monotonic, tree.broker.start_timeout / 1000)
         )
         self._store = object_store
-        services = dataclasses.replace(services, object_store=object_store)
-        metadata_log: MetadataLog = await open_plugin("metadata_log")
+        plugins.set(OBJECT_STORE, object_store)
+        metadata_log = await plugins.open_through(METADATA_LOG)
         check = MetadataCheck(
-            metadata_log, object_store, selection, services, tree.broker.accept_lost_metadata
+            metadata_log, object_store, selection, plugins.services, tree.broker.accept_lost_metadata
         )
         metadata = await stack.enter_async_context(
             MetadataService.open(
@@ -309,14 +285,14 @@ class Broker:
         )
         if check.loss is not None:
             await give_up_entries(metadata, object_store, check.loss)
-        services = dataclasses.replace(services, cluster_id=metadata.image.cluster_id)
-        node_epoch = await register_node(metadata, selection, services, tree.broker.accept_lost_wal)
-        services = dataclasses.replace(services, epoch=node_epoch)
-        wal: WriteAheadLog = await open_plugin("wal")
-        wal_identity = await use_wal(metadata, selection, services, wal.location)
-        log_cache: LogCache = await open_plugin("log_cache")
-        block_cache: BlockCache = await open_plugin("block_cache")
+        plugins.tell(cluster_id=metadata.image.cluster_id)
+        node_epoch = await register_node(metadata, selection, plugins.services, tree.broker.accept_lost_wal)
+        plugins.tell(epoch=node_epoch)
+        wal = await plugins.open_through(WAL)
+        wal_identity = await use_wal(metadata, selection, plugins.services, wal.location)
+        await plugins.open_rest()
 
+        allocator = plugins[ALLOCATOR]
         limit = allocator.statistics().limit_bytes
         log_manager: list[LogManager] = []
 
@@ -332,8 +308,8 @@ class Broker:
                 metadata=metadata,
                 store=object_store,
                 wal=wal,
-                log_cache=log_cache,
-                block_cache=block_cache,
+                log_cache=plugins[LOG_CACHE],
+                block_cache=plugins[BLOCK_CACHE],
                 allocator=allocator,
                 settings=engine_settings(tree, limit, wal.statistics().capacity_bytes),
                 node_id=node_id,
@@ -383,20 +359,14 @@ class Broker:
         )
         return _Parts(
             selection=selection,
-            allocator=allocator,
-            object_store=object_store,
-            metadata_log=metadata_log,
+            plugins=plugins,
             metadata=metadata,
-            wal=wal,
             wal_identity=wal_identity,
-            log_cache=log_cache,
-            block_cache=block_cache,
             engine=engine,
             logs=logs,
             groups=groups,
             server=server,
             node_epoch=node_epoch,
-            open_partitioner=partial(specs["partitioner"].open, settings["partitioner"], services),
         )
 
     async def _drain(self, logs: LogManager, metadata: MetadataService, node_epoch: int) -> None:
@@ -457,6 +427,6 @@ def _check_store(selection: Selection, store: ObjectStore) -> None:
             if not getattr(store.capabilities, capability, False):
                 raise CapabilityError(
                     f"the {kind} plugin needs an object store with {capability}, this one can't: choose another "
-                    f"store or {kind}: plugin={spec.name} object_store={selection.names['object_store']} "
+                    f"store or {kind}: plugin={spec.name} object_store={selection.names[OBJECT_STORE.name]} "
                     f"location={store.location}"
                 )

@@ -21,6 +21,7 @@ from penstock.metadata.commands import SkipLost
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService, follow
 from penstock.plugins import Selection
+from penstock.spi.kinds import WAL
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
@@ -102,7 +103,9 @@ class MetadataCheck:
     async def _hear(self) -> Evidence:
         read = wal_spec(self._selection).read
         return (
-            Evidence() if read is None else await hear(read(self._selection.settings["wal"], self._services))
+            Evidence()
+            if read is None
+            else await hear(read(self._selection.settings[WAL.name], self._services))
         )
 
     async def _check_new(self, evidence: Evidence) -> None:

@@ -22,6 +22,7 @@ from penstock.metadata.commands import ReleaseWal, UseWal
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.plugins import Selection
+from penstock.spi.kinds import WAL
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalSpec
 
@@ -33,7 +34,7 @@ async def identify_wal(selection: Selection, services: Services) -> str:
     spec = wal_spec(selection)
     if spec.identify is None:
         return ""
-    found = await spec.identify(selection.settings["wal"], services) or ""
+    found = await spec.identify(selection.settings[WAL.name], services) or ""
     if found and (len(found) > 64 or not found.isprintable() or " " in found):
         raise PluginError(
             f"a WAL's identity is at most 64 printable characters without spaces, mend the plugin: "
@@ -108,7 +109,7 @@ async def release_wal(metadata: MetadataService, node_id: int, node_epoch: int) 
 
 def wal_spec(selection: Selection) -> WalSpec[Any]:
     """The WAL plugin's registration."""
-    spec = selection.specs["wal"]
+    spec = selection.specs[WAL.name]
     assert isinstance(spec, WalSpec)
     return spec
 

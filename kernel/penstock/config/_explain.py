@@ -25,21 +25,12 @@ from penstock.config._clouds import CLOUDS
 from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
+from penstock.spi.kinds import KINDS, OBJECT_STORE
 from penstock.spi.settings import Settings
 from penstock.units import format_duration, format_size
 
 #: Names of the keys that a piece of a template sets.
 _ACTIVE = re.compile(r"^(\w+)[\w.]* = ", re.MULTILINE)
-
-_KIND_MEANINGS = {
-    "allocator": "The account of the memory that payload takes.",
-    "object_store": "Where objects are kept: records, and with metadata_object the metadata.",
-    "metadata_log": "The log that all metadata of the cluster is in.",
-    "wal": "The write-ahead log that makes records durable before they are acknowledged.",
-    "log_cache": "Records since the last upload.",
-    "block_cache": "Blocks read back from objects.",
-    "partitioner": "Chooses partitions for records that come without one.",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,7 +84,7 @@ def _rows(config: Config, models: SettingsModels, only: str | None) -> Iterator[
             key=f"{kind}.plugin",
             value=config.plugin_name(kind),
             origin=config.origin(f"{kind}.plugin").place,
-            description=_KIND_MEANINGS[kind],
+            description=KINDS[kind].meaning,
         )
         settings = models.validate_plugin_settings(config, kind)
         yield from _model_rows(config, kind, type(settings), settings)
@@ -212,8 +203,8 @@ def init_template(cloud: str = "local", models: SettingsModels | None = None) ->
         parts.append(f"\n# {(model.__doc__ or '').strip()}\n[{section}]\n")
         parts.extend(_template_keys(model))
     for kind, name in DEFAULT_PLUGINS.items():
-        parts.append(f"\n# {_KIND_MEANINGS[kind]}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
-        active = place.store if kind == "object_store" else ""
+        parts.append(f"\n# {KINDS[kind].meaning}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
+        active = place.store if kind == OBJECT_STORE.name else ""
         parts.append(active)
         if models is not None:
             model = models.settings_model(kind, name)
@@ -255,7 +246,7 @@ def reference_markdown() -> str:
         parts.append("\n")
     parts.append("### Plugin sections\n\n| section | default `plugin` | what it is |\n|---|---|---|\n")
     parts.extend(
-        f"| `[{kind}]` | `{name}` | {_KIND_MEANINGS[kind]} |\n" for kind, name in DEFAULT_PLUGINS.items()
+        f"| `[{kind}]` | `{name}` | {KINDS[kind].meaning} |\n" for kind, name in DEFAULT_PLUGINS.items()
     )
     return "".join(parts)
 

@@ -21,6 +21,7 @@ from penstock.config._check import (
 from penstock.config._toml import parse_toml, parse_value
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
 from penstock.errors import ConfigError
+from penstock.spi.kinds import ALLOCATOR
 from penstock.units import format_size, parse_size
 
 _PREFIX = "PENSTOCK__"
@@ -50,22 +51,20 @@ class Config:
     def plugin_settings(self, kind: str) -> dict[str, Any]:
         """The settings for that plugin, unchecked. The allocator's ``limit`` follows from ``[memory]`` if unset."""
         settings = dict(self._choice(kind).settings)
-        if kind == "allocator":
+        if kind == ALLOCATOR.name:
             settings.setdefault("limit", self.tree.memory.limit - self.tree.memory.reserve)
         return settings
 
     def origin(self, key: str) -> Origin:
         """Where the value of a dotted key came from; for a table, all places that its keys came from."""
         path = tuple(key.split("."))
-        if path == ("allocator", "limit") and path not in self.origins:
+        if path == (ALLOCATOR.name, "limit") and path not in self.origins:
             return Origin("derived", "memory.limit - memory.reserve")
         return origin_of_table(path, self.origins)
 
     def _choice(self, kind: str) -> PluginChoice:
-        assert kind in DEFAULT_PLUGINS, f"no such plugin kind: {kind}"
-        choice = getattr(self.tree, kind)
-        assert isinstance(choice, PluginChoice)
-        return choice
+        assert kind in self.tree.kinds, f"no such plugin kind: {kind}"
+        return self.tree.kinds[kind]
 
 
 def load_config(
@@ -208,13 +207,14 @@ def _build(values: Mapping[str, Any], origins: Origins) -> Tree:
     fields: dict[str, Any] = {}
     for section, model in SECTIONS.items():
         fields[section] = validate(model, values.get(section, {}), section, origins)
+    kinds: dict[str, PluginChoice] = {}
     for kind, default in DEFAULT_PLUGINS.items():
         settings = dict(values.get(kind, {}))
         name = settings.pop("plugin", default)
         if not isinstance(name, str) or not name:
             raise refusal((kind, "plugin"), "must be the name of a plugin", name, origins)
-        fields[kind] = PluginChoice(plugin=name, settings=settings)
-    return Tree.model_construct(**fields)
+        kinds[kind] = PluginChoice(plugin=name, settings=settings)
+    return Tree.model_construct(**fields, kinds=kinds)
 
 
 def _unknown_section(section: str, value: Mapping[str, Any], origins: Origins) -> ConfigError:
@@ -260,14 +260,14 @@ def _check_combinations(config: Config) -> None:
                 "memory.limit",
                 f"must fit into the allocator, {format_size(available)} of",
             )
-    limit = config.plugin_settings("allocator")["limit"]
+    limit = config.plugin_settings(ALLOCATOR.name)["limit"]
     try:
         too_much = parse_size(limit) > tree.memory.limit
     except ValueError:
         too_much = False  # the allocator's own model says it better
     if too_much:
         raise refusal(
-            ("allocator", "limit"),
+            (ALLOCATOR.name, "limit"),
             f"must be at most memory.limit, {format_size(tree.memory.limit)}",
             limit,
             origins,

@@ -6,10 +6,12 @@ in docs/configuration.md follow from it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
+from penstock.spi.kinds import KINDS
 from penstock.spi.settings import Duration, Settings, Size
 from penstock.units import parse_size
 
@@ -301,15 +303,7 @@ class PluginChoice(BaseModel):
 
 
 #: The plugin that is taken when a kind's section names none; the order is that in which kinds are opened.
-DEFAULT_PLUGINS = {
-    "allocator": "allocator_sequential",
-    "object_store": "object_store_fsspec",
-    "metadata_log": "metadata_object",
-    "wal": "wal_block",
-    "log_cache": "cache_fifo",
-    "block_cache": "cache_lru",
-    "partitioner": "partitioner",
-}
+DEFAULT_PLUGINS = {name: kind.default for name, kind in KINDS.items()}
 
 
 class Tree(BaseModel):
@@ -325,13 +319,8 @@ class Tree(BaseModel):
     stream: Stream
     logging: Logging
     plugins: Plugins
-    allocator: PluginChoice
-    object_store: PluginChoice
-    metadata_log: PluginChoice
-    wal: PluginChoice
-    log_cache: PluginChoice
-    block_cache: PluginChoice
-    partitioner: PluginChoice
+    #: By kind.
+    kinds: Mapping[str, PluginChoice]
 
 
 #: Sections of the kernel itself.

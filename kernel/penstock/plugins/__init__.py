@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from penstock.plugins._checks import check_combination, validate_settings
 from penstock.plugins._discovery import ENTRY_POINT_GROUP, missing_dependency
+from penstock.plugins._opening import PluginOpener
 from penstock.plugins._registry import (
     LOAD_VARIABLE,
     OBSERVER,
@@ -26,6 +27,7 @@ __all__ = (
     "OBSERVER",
     "TRACE_VARIABLE",
     "PluginInfo",
+    "PluginOpener",
     "PluginRegistry",
     "Selection",
     "check_combination",

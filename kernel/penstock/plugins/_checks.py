@@ -9,18 +9,15 @@ from typing import Any
 
 from penstock.config import Origins, nearest, validate
 from penstock.errors import CapabilityError, PluginError
+from penstock.spi.kinds import KINDS, OBJECT_STORE, REGISTER
 from penstock.spi.object_store import ObjectStoreCapabilities
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
 from penstock.spi.settings import Settings
-from penstock.spi.wal import WalSpec
-
-#: What the name of each registering hook begins with; the kind follows.
-REGISTER = "penstock_register_"
 
 
 def check_spec(spec: object, kind: str, module_name: str, origin: str) -> None:
     name = getattr(spec, "name", module_name)
-    if not isinstance(spec, PluginSpec) or getattr(spec, "kind", None) != kind:
+    if not isinstance(spec, KINDS[kind].spec):
         raise PluginError(
             f"a plugin's {REGISTER}{kind} must return the spec class of that kind: name={name} from {origin} "
             f"got={type(spec).__name__}"
@@ -39,12 +36,9 @@ def check_spec(spec: object, kind: str, module_name: str, origin: str) -> None:
         raise PluginError(
             f"a plugin's settings must be a subclass of penstock.spi.Settings: name={name} from {origin}"
         )
-    if isinstance(spec, WalSpec) and getattr(spec.capabilities, "identity", False) != (
-        spec.identify is not None
-    ):
-        raise PluginError(
-            f"a WAL has identify if and only if it claims the capability identity: name={name} from {origin}"
-        )
+    fault = spec.fault()
+    if fault:
+        raise PluginError(f"{fault}: name={name} from {origin}")
 
 
 def capabilities_of(capabilities: object) -> dict[str, Any]:
@@ -64,7 +58,7 @@ def check_combination(
     """
     known = {item.name for item in dataclasses.fields(ObjectStoreCapabilities)}
     specs = list(specs)
-    store = next((spec.name for spec in specs if spec.kind == "object_store"), "the object store")
+    store = next((spec.name for spec in specs if spec.kind == OBJECT_STORE.name), "the object store")
     for spec in specs:
         for capability in sorted(spec.requires):
             if capability not in known:

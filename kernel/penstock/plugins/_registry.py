@@ -17,16 +17,16 @@ from typing import Any
 import pluggy
 
 from penstock import hookspecs
-from penstock.config import DEFAULT_PLUGINS, Config, nearest
+from penstock.config import Config, nearest
 from penstock.errors import PluginError, kept
 from penstock.plugins._checks import (
-    REGISTER,
     capabilities_of,
     check_combination,
     check_spec,
     validate_settings,
 )
 from penstock.plugins._discovery import entry_point_origin, entry_points, import_path, import_plugin
+from penstock.spi.kinds import KINDS, OBJECT_STORE, REGISTER
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
 from penstock.spi.settings import Settings
 
@@ -304,9 +304,9 @@ class PluginRegistry:
         Also loads what ``plugins.load`` names. Raises PluginError, CapabilityError or ConfigError.
         """
         self.load(config.tree.plugins.load)
-        specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in DEFAULT_PLUGINS}
-        settings = {kind: self.validate_plugin_settings(config, kind) for kind in DEFAULT_PLUGINS}
-        check_combination(specs.values(), specs["object_store"].capabilities)
+        specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in KINDS}
+        settings = {kind: self.validate_plugin_settings(config, kind) for kind in KINDS}
+        check_combination(specs.values(), specs[OBJECT_STORE.name].capabilities)
         return Selection(specs=specs, settings=settings)
 
     def settings_model(self, kind: str, name: str) -> type[Settings]:

@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the kernel hands to ``open`` of a plugin; kinds are opened in the order of the fields.
+    """What the kernel hands to ``open`` of a plugin; ``penstock.spi.kinds`` says in which order that happens.
 
     ``node_id``/``epoch`` identify the owner: epochs come from the metadata log and strictly grow, and a
     higher epoch of the same ``node_id`` is a newer owner. ``cluster_id`` names the cluster.
@@ -54,7 +54,7 @@ class Services:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSpec(Generic[S, T]):
-    """The registration of one plugin; each kind has a subclass that adds nothing but its types.
+    """The registration of one plugin; each kind has a subclass (``penstock.spi.kinds`` lists them).
 
     ``open(settings, services)`` returns an async context manager that yields the opened object. It is
     entered once; leaving it closes the object, ends its tasks and threads, and answers every waiter.
@@ -72,3 +72,7 @@ class PluginSpec(Generic[S, T]):
     requires: frozenset[str] = field(default=frozenset())
     version: str = ""
     spi_version: int = SPI_VERSION
+
+    def fault(self) -> str:
+        """What of the spec doesn't fit together, one sentence without the plugin's name; empty if all does."""
+        return ""

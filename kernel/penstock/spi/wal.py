@@ -192,3 +192,9 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
     #: is made. Called before ``open`` (``epoch`` is 0 then) and after it. Raises CorruptError if what is there
     #: can't be read, NewerVersionError, UnavailableError if the medium fails. Only with the capability ``identity``.
     identify: Callable[[S, Services], Awaitable[str | None]] | None = None
+
+    def fault(self) -> str:
+        """``identify`` and its capability come together."""
+        if getattr(self.capabilities, "identity", False) != (self.identify is not None):
+            return "a WAL has identify if and only if it claims the capability identity"
+        return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ("Places", "open_places", "open_store")
 
-import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -12,10 +11,10 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from penstock.config import Config
-from penstock.plugins import PluginRegistry, Selection
+from penstock.plugins import PluginOpener, PluginRegistry, Selection
+from penstock.spi.kinds import METADATA_LOG, OBJECT_STORE, WAL
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
@@ -50,34 +49,26 @@ def _services(config: Config) -> Services:
 @asynccontextmanager
 async def open_store(config: Config, selection: Selection) -> AsyncIterator[ObjectStore]:
     """Open the object store alone. Raises ConfigError, PluginError, UnavailableError as its plugin does."""
-    spec, settings = selection.specs["object_store"], selection.settings["object_store"]
-    async with spec.open(settings, _services(config)) as store:
-        yield store
+    async with AsyncExitStack() as stack:
+        yield await PluginOpener(stack, selection, _services(config)).open(OBJECT_STORE)
 
 
 @asynccontextmanager
 async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator[Places]:
     """Open what can be shared with a live broker. The WAL isn't opened: that would fence its owner."""
     selection = registry.select_all(config)
-    services = _services(config)
     async with AsyncExitStack() as stack:
-
-        async def open_plugin(kind: str) -> Any:
-            return await stack.enter_async_context(
-                selection.specs[kind].open(selection.settings[kind], services)
-            )
-
-        object_store = await open_plugin("object_store")
-        services = dataclasses.replace(services, object_store=object_store)
-        wal = selection.specs["wal"]
+        plugins = PluginOpener(stack, selection, _services(config))
+        object_store = await plugins.open(OBJECT_STORE)
+        wal = selection.specs[WAL.name]
         assert isinstance(wal, WalSpec)
-        given = (selection.settings["wal"], services)
+        given = (selection.settings[WAL.name], plugins.services)
         yield Places(
             object_store=object_store,
-            metadata_log=await open_plugin("metadata_log"),
+            metadata_log=await plugins.open(METADATA_LOG),
             wal_name=wal.name,
             read_wal=None if wal.read is None else partial(wal.read, *given),
             describe_wal=None if wal.describe is None else partial(wal.describe, *given),
             identify_wal=None if wal.identify is None else partial(wal.identify, *given),
-            node_id=services.node_id,
+            node_id=plugins.services.node_id,
         )
