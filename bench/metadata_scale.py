@@ -35,6 +35,7 @@ from typing import Any
 import anyio
 
 from penstock.broker import Broker, Collector, uvloop_installed
+from penstock.bus import EventBus
 from penstock.config import load_config
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition
@@ -433,7 +434,7 @@ async def measure_start(broker: Broker, watch: Watch) -> None:
         logs = parts.logs
         other = LogManager(
             parts.engine, logs._settings, node_id=logs.node_id, node_epoch=parts.node_epoch,
-            now_ms=lambda: NOW_MS, notify=logs._notify, tasks=logs._tasks,
+            now_ms=lambda: NOW_MS, bus=EventBus(), tasks=logs._tasks,
         )  # fmt: skip
         states = list(parts.metadata.image.topics.values())
         await other._open_partitions([(state, 0) for state in states])

@@ -202,7 +202,6 @@ class Simulation:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Life]:
-        self.world.upload_listeners.clear()
         self.wal.on_trim = lambda position: None
         settings = LogSettings(
             topic_defaults={"retention.bytes": "2500"},
@@ -217,9 +216,8 @@ class Simulation:
                 node_id=NODE,
                 node_epoch=engine.metadata.image.nodes[NODE].epoch,
                 now_ms=lambda: self.world.now_ms,
-                notify=lambda name, event: None,
+                bus=engine.bus,
             ) as logs:
-                self.world.upload_listeners.append(logs.upload_committed)
                 self._watch_trims(engine.engine, logs)
                 yield Life(engine, logs)
 

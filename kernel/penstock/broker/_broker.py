@@ -34,19 +34,20 @@ from penstock.broker._settings import (
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
+from penstock.bus import EventBus
 from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
 from penstock.errors import CapabilityError, InvariantError, PenstockError, again
 from penstock.files import ACCESSES
+from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.server.server import Server
-from penstock.spi.events import BrokerStarted, BrokerStopping, RecoveryFinished, UploadCommitted
+from penstock.spi.events import BrokerStarted, BrokerStopping
 from penstock.spi.kinds import ALLOCATOR, BLOCK_CACHE, LOG_CACHE, METADATA_LOG, OBJECT_STORE, PARTITIONER, WAL
-from penstock.spi.log_cache import LogCacheBlock
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.stream.engine import StreamEngine
@@ -126,9 +127,10 @@ class Broker:
 
     @property
     def places(self) -> Mapping[str, str]:
-        """Where the data are, for people."""
+        """Where the data are, for people: first what was acknowledged last."""
         plugins = self._running.plugins
-        return {kind.name: plugins[kind].location for kind in plugins.opened if kind.has_place}
+        kinds = (WAL, *(kind for kind in plugins.opened if kind is not WAL and kind.has_place))
+        return {kind.name: plugins[kind].location for kind in kinds}
 
     @property
     def durability_domain(self) -> str:
@@ -230,12 +232,13 @@ class Broker:
         async with AsyncExitStack() as stack:
             stack.enter_context(switch_interval())
             stack.enter_context(own_directory(data_dir, ACCESSES[tree.broker.data_access]))
-            parts = await self._open(stack, tree, selection, data_dir)
+            bus = EventBus()
+            self._registry.observe(bus)
+            parts = await self._open(stack, bus, tree, selection, data_dir)
             self._parts = parts
             assert self._store is not None
             self._store.started()
-            self._registry.notify(
-                "penstock_on_broker_started",
+            bus.publish(
                 BrokerStarted(
                     node_id=tree.broker.node_id,
                     epoch=parts.node_epoch,
@@ -247,12 +250,11 @@ class Broker:
             try:
                 yield
             finally:
-                self._registry.notify(
-                    "penstock_on_broker_stopping",
-                    BrokerStopping(node_id=tree.broker.node_id, reason=self._stop_reason),
-                )
+                bus.publish(BrokerStopping(node_id=tree.broker.node_id, reason=self._stop_reason))
 
-    async def _open(self, stack: AsyncExitStack, tree: Tree, selection: Selection, data_dir: Path) -> _Parts:
+    async def _open(
+        self, stack: AsyncExitStack, bus: EventBus, tree: Tree, selection: Selection, data_dir: Path
+    ) -> _Parts:
         """Open the parts from the bottom up; the stack closes them from the top down."""
         node_id = tree.broker.node_id
         services = Services(
@@ -294,15 +296,6 @@ class Broker:
 
         allocator = plugins[ALLOCATOR]
         limit = allocator.statistics().limit_bytes
-        log_manager: list[LogManager] = []
-
-        def on_upload(event: UploadCommitted, block: LogCacheBlock) -> None:
-            for manager in log_manager:
-                manager.upload_committed(event, block)
-
-        def on_recovered(event: RecoveryFinished) -> None:
-            self._registry.notify("penstock_on_recovery_finished", event)
-
         engine = await stack.enter_async_context(
             StreamEngine.open(
                 metadata=metadata,
@@ -315,9 +308,7 @@ class Broker:
                 node_id=node_id,
                 node_epoch=node_epoch,
                 now_ms=now_ms,
-                on_upload=on_upload,
-                on_destroyed=lambda event: self._registry.notify("penstock_on_objects_destroyed", event),
-                on_recovered=on_recovered,
+                bus=bus,
             )
         )
         logs = await stack.enter_async_context(
@@ -327,15 +318,16 @@ class Broker:
                 node_id=node_id,
                 node_epoch=node_epoch,
                 now_ms=now_ms,
-                notify=self._registry.notify,
+                bus=bus,
             )
         )
-        log_manager.append(logs)
         stack.push_async_callback(self._drain, logs, metadata, node_epoch)
         groups = await stack.enter_async_context(
             GroupService(await _offsets_log(logs, tree), group_settings(tree, limit), allocator=allocator)
         )
-        logs.on_topics_deleted = groups.on_topics_deleted
+        bus.subscribe(
+            TopicsDeleted, lambda event: event.work.append(partial(groups.on_topics_deleted, event.names))
+        )
         api = ApiContext(
             logs=logs,
             groups=groups,

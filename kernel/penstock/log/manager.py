@@ -17,6 +17,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from penstock.account import Ledger
+from penstock.bus import EventBus
 from penstock.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -28,6 +29,7 @@ from penstock.errors import (
     kept,
 )
 from penstock.log.errors import KafkaError
+from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.partition_bound import PartitionBound
@@ -45,9 +47,9 @@ from penstock.metadata.commands import (
     SetTopicConfigs,
 )
 from penstock.metadata.rows import TopicState
-from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted, UploadCommitted
-from penstock.spi.log_cache import LogCacheBlock
+from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
+from penstock.stream.events import BlockUploaded
 
 logger = logging.getLogger("penstock.log")
 
@@ -135,7 +137,7 @@ class LogManager:
         node_id: int,
         node_epoch: int,
         now_ms: Callable[[], int],
-        notify: Callable[[str, object], None],
+        bus: EventBus,
         tasks: TaskGroup,
     ) -> None:
         self._engine = engine
@@ -148,7 +150,7 @@ class LogManager:
         self.node_id = node_id
         self._node_epoch = node_epoch
         self._now_ms = now_ms
-        self._notify = notify
+        self._bus = bus
         self._tasks = tasks
         self._topics: dict[str, Topic] = {}
         self._by_id: dict[bytes, Topic] = {}
@@ -161,8 +163,6 @@ class LogManager:
         self._changes_waiting = 0
         self._changes = TopicChanges()
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
-        #: Told the names of deleted topics (the group coordinator drops their offsets).
-        self.on_topics_deleted: Callable[[Sequence[str]], Awaitable[None]] | None = None
 
     @classmethod
     @asynccontextmanager
@@ -174,10 +174,12 @@ class LogManager:
         node_id: int,
         node_epoch: int,
         now_ms: Callable[[], int],
-        notify: Callable[[str, object], None],
+        bus: EventBus,
     ) -> AsyncIterator[LogManager]:
         """Open every partition. Leaving ends the work on them; :meth:`drain` first, for a clean stop.
 
+        Published on ``bus``: TopicCreated, TopicDeleted, TopicsDeleted, PartitionOpened, PartitionClosed,
+        UploadCommitted.
         Raises CorruptError, UnavailableError, FencedError.
         """
         async with anyio.create_task_group() as tasks:
@@ -187,11 +189,12 @@ class LogManager:
                 node_id=node_id,
                 node_epoch=node_epoch,
                 now_ms=now_ms,
-                notify=notify,
+                bus=bus,
                 tasks=tasks,
             )
             states = list(manager._metadata.image.topics.values())
             await manager._open_partitions([(state, 0) for state in states])
+            bus.subscribe(BlockUploaded, manager.upload_committed)
             tasks.start_soon(manager._clean_forever)
             try:
                 yield manager
@@ -214,13 +217,15 @@ class LogManager:
         """Payload that is durable in the WAL and not in the object store yet."""
         return self._engine.unuploaded_bytes()
 
-    def upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
-        """For the engine: after an upload, producers' state is snapshot, and older snapshots are trimmed."""
-        self._notify("penstock_on_upload_committed", event)
+    def upload_committed(self, uploaded: BlockUploaded) -> None:
+        """After an upload, producers' state is snapshot, and older snapshots are trimmed."""
+        self._bus.publish(uploaded.event)
         if self._ended:
             return  # the engine still runs for a moment
         # the block may lose streams when topics are deleted
-        written = [(stream_id, entries[-1].base_offset) for stream_id, entries in block.streams.items()]
+        written = [
+            (stream_id, entries[-1].base_offset) for stream_id, entries in uploaded.block.streams.items()
+        ]
         self._snapshot_written(written[:SLICE_PARTITIONS])
         if len(written) > SLICE_PARTITIONS:
             self._tasks.start_soon(self._snapshot_in_slices, written[SLICE_PARTITIONS:])
@@ -413,8 +418,7 @@ class LogManager:
                 continue
             topic = self._by_id.get(result.topic_id)
             answers.append(topic or NotFoundError(f"the topic was deleted at once: topic={result.name}"))
-            self._notify(
-                "penstock_on_topic_created",
+            self._bus.publish(
                 TopicCreated(
                     name=result.name,
                     topic_id=str(uuid.UUID(bytes=result.topic_id)),
@@ -443,8 +447,11 @@ class LogManager:
                 continue
             await self._forget(topic, stream_ids)
             deleted.append(topic)
-        if deleted and self.on_topics_deleted is not None:
-            await self.on_topics_deleted([topic.name for topic in deleted])
+        if deleted:
+            event = TopicsDeleted(names=[topic.name for topic in deleted])
+            self._bus.publish(event)
+            for work in event.work:
+                await work()
         return results
 
     async def _forget(self, topic: Topic, stream_ids: list[int]) -> None:
@@ -461,8 +468,7 @@ class LogManager:
         for some in _slices(stream_ids):
             self._engine.forget_streams(some)
             await anyio.lowlevel.checkpoint()
-        self._notify(
-            "penstock_on_topic_deleted",
+        self._bus.publish(
             TopicDeleted(name=topic.name, topic_id=str(uuid.UUID(bytes=topic.id))),
         )
 
@@ -618,8 +624,7 @@ class LogManager:
         if partition in self._announced:
             return
         self._announced.add(partition)
-        self._notify(
-            "penstock_on_partition_opened",
+        self._bus.publish(
             PartitionOpened(
                 topic=partition.topic,
                 partition=partition.index,
@@ -634,8 +639,7 @@ class LogManager:
         if partition not in self._announced:
             return  # damaged since the start: observers were never told that it is open
         self._announced.discard(partition)
-        self._notify(
-            "penstock_on_partition_closed",
+        self._bus.publish(
             PartitionClosed(
                 topic=partition.topic, partition=partition.index, end_offset=partition.high_watermark
             ),

@@ -19,6 +19,7 @@ from penstock.plugins._registry import (
     PluginInfo,
     PluginRegistry,
     Selection,
+    observer_hooks,
 )
 
 __all__ = (
@@ -32,5 +33,6 @@ __all__ = (
     "Selection",
     "check_combination",
     "missing_dependency",
+    "observer_hooks",
     "validate_settings",
 )

@@ -10,13 +10,15 @@ import logging
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, get_type_hints
 
 import pluggy
 
 from penstock import hookspecs
+from penstock.bus import EventBus
 from penstock.config import Config, nearest
 from penstock.errors import PluginError, kept
 from penstock.plugins._checks import (
@@ -74,6 +76,15 @@ class _Loaded:
     origin: str
     version: str
     specs: list[PluginSpec[Any, Any]] = dataclasses.field(default_factory=list)
+
+
+def observer_hooks() -> dict[str, type[Any]]:
+    """The class of the event that each hook of observers is called with."""
+    return {
+        name: get_type_hints(hook)["event"]
+        for name, hook in vars(hookspecs).items()
+        if name.startswith(_OBSERVE)
+    }
 
 
 class PluginRegistry:
@@ -339,6 +350,11 @@ class PluginRegistry:
                 call(event=event)
             except Exception:  # an observer is a stranger: whatever it raises stays its own affair
                 _logger.exception("plugin %s failed in %s and was passed over", plugin_name, hook_name)
+
+    def observe(self, bus: EventBus) -> None:
+        """Tell observers of everything on ``bus`` that there is a hook for."""
+        for hook_name, event_type in observer_hooks().items():
+            bus.subscribe(event_type, partial(self.notify, hook_name))
 
     def _find_observers(self, hook_name: str) -> list[tuple[str, Callable[..., Any]]]:
         assert hook_name.startswith(_OBSERVE), f"not an observer hook: {hook_name}"

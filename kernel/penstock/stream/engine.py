@@ -23,17 +23,19 @@ from typing import TypeVar
 import anyio
 from anyio.abc import TaskGroup
 
+from penstock.bus import EventBus
 from penstock.checksum import checksum, combine
 from penstock.errors import ClosedError, FencedError, FullError, PenstockError, UnavailableError, again, kept
 from penstock.metadata.commands import Command, OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCache
-from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
-from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
+from penstock.spi.events import RecoveryFinished
+from penstock.spi.log_cache import LogCache, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WriteAheadLog
 from penstock.stream.entry import HEADER, encode_header
+from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.marks import MetadataMarks
 from penstock.stream.open_stream import Stream
@@ -164,8 +166,7 @@ class StreamEngine:
         node_epoch: int,
         now_ms: Callable[[], int],
         tasks: TaskGroup,
-        on_upload: Callable[[UploadCommitted, LogCacheBlock], None],
-        on_destroyed: Callable[[ObjectsDestroyed], None],
+        bus: EventBus,
     ) -> None:
         self.metadata = metadata
         self.allocator = allocator
@@ -175,7 +176,6 @@ class StreamEngine:
         self._settings = settings
         self._node_id = node_id
         self._node_epoch = node_epoch
-        self._on_upload = on_upload
         self._streams: dict[int, Stream] = {}
         self._in_flight_bytes = 0
         self._appended_entries = 0
@@ -212,7 +212,7 @@ class StreamEngine:
             node_id=node_id,
             node_epoch=node_epoch,
             now_ms=now_ms,
-            on_committed=self._upload_committed,
+            bus=bus,
         )
         self._reader = ColdReader(metadata.image, store, block_cache, settings.reader, tasks)
         #: Everything that reads streams.
@@ -224,7 +224,7 @@ class StreamEngine:
             now_ms=now_ms,
             interval_ms=settings.lifecycle_interval_ms,
             delete_delay_ms=settings.delete_delay_ms,
-            on_destroyed=on_destroyed,
+            bus=bus,
         )
         self._orphans = OrphanSweeper(
             metadata,
@@ -232,8 +232,9 @@ class StreamEngine:
             now_ms=now_ms,
             interval_ms=settings.orphan_sweep_interval_ms,
             grace_ms=settings.orphan_grace_ms,
-            on_destroyed=on_destroyed,
+            bus=bus,
         )
+        bus.subscribe(BlockUploaded, self._upload_committed)
         allocator.add_pressure_listener(self._relieve)
 
     @classmethod
@@ -251,12 +252,11 @@ class StreamEngine:
         node_id: int,
         node_epoch: int,
         now_ms: Callable[[], int],
-        on_upload: Callable[[UploadCommitted, LogCacheBlock], None],
-        on_destroyed: Callable[[ObjectsDestroyed], None],
-        on_recovered: Callable[[RecoveryFinished], None],
+        bus: EventBus,
     ) -> AsyncIterator[StreamEngine]:
         """Recover the WAL and run until the context is left.
 
+        Published on ``bus``: RecoveryFinished, BlockUploaded, ObjectsDestroyed.
         Raises CorruptError if acknowledged data are missing (I10), FencedError if a newer process took over.
         """
         async with anyio.create_task_group() as tasks:
@@ -272,11 +272,10 @@ class StreamEngine:
                 node_epoch=node_epoch,
                 now_ms=now_ms,
                 tasks=tasks,
-                on_upload=on_upload,
-                on_destroyed=on_destroyed,
+                bus=bus,
             )
             tasks.start_soon(engine._uploader.run)
-            on_recovered(await engine._recover())
+            bus.publish(await engine._recover())
             tasks.start_soon(engine._lifecycle.run)
             tasks.start_soon(engine._orphans.run)
             tasks.start_soon(engine._upload_on_interval)
@@ -573,10 +572,9 @@ class StreamEngine:
         await self.flush()
         return self._finish()
 
-    def _upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
+    def _upload_committed(self, _: BlockUploaded) -> None:
         self._wal_full = False
         self._made_progress()
-        self._on_upload(event, block)
 
     def _relieve(self, bytes_wanted: int) -> None:
         """Memory is short: evict what may go; if that isn't enough, get data that may not on its way."""

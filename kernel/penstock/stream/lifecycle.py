@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import anyio
 
+from penstock.bus import EventBus
 from penstock.errors import PenstockError
 from penstock.metadata.commands import AbandonObjects, ForgetObjects
 from penstock.metadata.image import Image
@@ -48,7 +49,7 @@ class ObjectLifecycle:
         now_ms: Callable[[], int],
         interval_ms: int,
         delete_delay_ms: int,
-        on_destroyed: Callable[[ObjectsDestroyed], None],
+        bus: EventBus,
     ) -> None:
         self._metadata = metadata
         self._store = store
@@ -56,7 +57,7 @@ class ObjectLifecycle:
         self._now_ms = now_ms
         self._interval_ms = interval_ms
         self._delete_delay_ms = delete_delay_ms
-        self._on_destroyed = on_destroyed
+        self._bus = bus
 
     async def run(self) -> None:
         """Sweep for ever; failures are logged and tried again at the next turn."""
@@ -81,5 +82,5 @@ class ObjectLifecycle:
             for object_id in batch:
                 self._block_cache.forget_object(object_id)
             await self._metadata.submit(ForgetObjects(batch))
-            self._on_destroyed(ObjectsDestroyed(object_ids=tuple(batch)))
+            self._bus.publish(ObjectsDestroyed(object_ids=tuple(batch)))
         return len(deletable)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 
 import anyio
 
+from penstock.bus import EventBus
 from penstock.errors import PenstockError
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
@@ -106,14 +107,14 @@ class OrphanSweeper:
         now_ms: Callable[[], int],
         interval_ms: int,
         grace_ms: int,
-        on_destroyed: Callable[[ObjectsDestroyed], None],
+        bus: EventBus,
     ) -> None:
         self._metadata = metadata
         self._store = store
         self._now_ms = now_ms
         self._interval_ms = interval_ms
         self._grace_ms = grace_ms
-        self._on_destroyed = on_destroyed
+        self._bus = bus
         self._current: _Sweep | None = None
         #: (when, next object id then): tells the age of ids where the store doesn't tell the age of objects.
         self._noted: tuple[int, int] | None = None
@@ -230,7 +231,7 @@ class OrphanSweeper:
         await self._store.delete([info.key for _, info in orphans])
         sweep.deleted += len(orphans)
         sweep.deleted_bytes += sum(info.size for _, info in orphans)
-        self._on_destroyed(ObjectsDestroyed(object_ids=tuple(object_id for object_id, _ in orphans)))
+        self._bus.publish(ObjectsDestroyed(object_ids=tuple(object_id for object_id, _ in orphans)))
 
     def _finish(self, sweep: _Sweep) -> None:
         self._sweeps += 1

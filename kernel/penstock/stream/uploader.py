@@ -18,6 +18,7 @@ from typing import TypeVar
 
 import anyio
 
+from penstock.bus import EventBus
 from penstock.errors import ClosedError, InvariantError, NotFoundError, PenstockError
 from penstock.metadata.commands import (
     AbandonObjects,
@@ -33,6 +34,7 @@ from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WriteAheadLog
+from penstock.stream.events import BlockUploaded
 from penstock.stream.object_format import ObjectWriter, object_key
 from penstock.threads import run_in_thread
 
@@ -182,7 +184,7 @@ class Uploader:
         node_id: int,
         node_epoch: int,
         now_ms: Callable[[], int],
-        on_committed: Callable[[UploadCommitted, LogCacheBlock], None],
+        bus: EventBus,
     ) -> None:
         self._metadata = metadata
         self._store = store
@@ -193,7 +195,7 @@ class Uploader:
         self._node_id = node_id
         self._node_epoch = node_epoch
         self._now_ms = now_ms
-        self._on_committed = on_committed
+        self._bus = bus
         self._queue: deque[_Upload] = deque()  # frozen, not committed, in log order
         self._fresh: deque[_Upload] = deque()  # not yet being put
         self._news = anyio.Event()  # for the putting task
@@ -363,15 +365,13 @@ class Uploader:
         self._committed_blocks += 1
         self._committed_bytes += upload.block.size_bytes
         self._objects += len(committed)
-        self._on_committed(
-            UploadCommitted(
-                object_ids=tuple(committed),
-                stream_count=len(upload.block.streams),
-                payload_bytes=upload.block.size_bytes,
-                duration_ms=(time.perf_counter() - upload.started) * 1000,
-            ),
-            upload.block,
+        event = UploadCommitted(
+            object_ids=tuple(committed),
+            stream_count=len(upload.block.streams),
+            payload_bytes=upload.block.size_bytes,
+            duration_ms=(time.perf_counter() - upload.started) * 1000,
         )
+        self._bus.publish(BlockUploaded(event=event, block=upload.block))
 
     async def _trim(self, position: int) -> None:
         """A WAL that has ended needs no room; whoever opens it next skips what is committed."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -18,10 +18,12 @@ from penstock.errors import AlreadyExistsError, ClosedError, UnavailableError
 from penstock.log import manager as manager_module
 from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.errors import KafkaError
+from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
 from penstock.spi.events import PartitionOpened, UploadCommitted
 from penstock.spi.plugin import Buffer
+from penstock.stream.events import BlockUploaded
 from penstock.wire.error_codes import ErrorCode
 
 pytestmark = pytest.mark.anyio
@@ -151,11 +153,11 @@ async def test_a_topic_is_deleted_and_made_again_in_the_order_that_was_asked(wor
         order: list[str] = []
         forgotten = anyio.Event()
 
-        async def forget(names: Sequence[str]) -> None:
+        async def forget() -> None:
             order.append("offsets of the deleted one are gone")
             await forgotten.wait()
 
-        logs.manager.on_topics_deleted = forget
+        logs.bus.subscribe(TopicsDeleted, lambda event: event.work.append(forget))
 
         async def make() -> None:
             await logs.manager.create_topics([NewTopic("events", 1)])
@@ -292,7 +294,7 @@ async def test_an_upload_that_is_committed_while_the_broker_stops_is_no_error(wo
         block = logs.manager._engine._log_cache.freeze()
         assert block is not None
     event = UploadCommitted(object_ids=(1,), stream_count=2, payload_bytes=1, duration_ms=1.0)
-    logs.manager.upload_committed(event, block)
+    logs.manager.upload_committed(BlockUploaded(event=event, block=block))
     assert logs.events[-1] == ("penstock_on_upload_committed", event)
     with pytest.raises(ClosedError):
         await logs.manager.create_topics([NewTopic("late")])

@@ -17,6 +17,7 @@ from penstock.log.partition import Partition
 from penstock.metadata.commands import Command, TrimStreams
 from penstock.spi.events import PartitionClosed
 from penstock.stream import engine as engine_module
+from penstock.stream.events import BlockUploaded
 
 pytestmark = pytest.mark.anyio
 COUNT = 7
@@ -130,7 +131,7 @@ async def test_after_an_upload_each_partition_has_a_snapshot_of_its_producers(
     world: World, sliced: int
 ) -> None:
     async with open_logs(world) as logs:
-        world.upload_listeners.append(logs.manager.upload_committed)
+        logs.engine_bus.subscribe(BlockUploaded, logs.manager.upload_committed)
         await logs.create(partitions=COUNT)
         for partition in partitions(logs):
             append(partition, batch(b"a", producer=(7, 0, 0)))

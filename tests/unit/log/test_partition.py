@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.stream.harness import World
 
+from penstock.bus import EventBus
 from penstock.errors import FullError, InvalidRequestError
 from penstock.log.errors import KafkaError
+from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import AppendOutcome, Partition
 from penstock.log.preparation import PreparationDueError
+from penstock.plugins import observer_hooks
 from penstock.spi.allocator import Allocation
 from penstock.stream.entry import retention_time_ms, untimed
 from penstock.wire.compression import CODEC_LZ4
@@ -57,6 +60,8 @@ class Logs:
     world: World
     manager: LogManager
     events: list[tuple[str, object]]
+    bus: EventBus
+    engine_bus: EventBus
 
     def partition(self, name: str = "events", index: int = 0) -> Partition:
         found = self.manager.partition(name, index)
@@ -83,15 +88,18 @@ async def open_logs(
         partitions_max=partitions_max,
     )
     async with world.open() as e:
+        bus = EventBus()  # not the engine's: what an upload brings about, tests do themselves
+        for hook_name, event_type in observer_hooks().items():
+            bus.subscribe(event_type, lambda event, name=hook_name: events.append((name, event)))  # type: ignore[misc]
         async with LogManager.open(
             e.engine,
             settings,
             node_id=1,
             node_epoch=e.metadata.image.nodes[1].epoch,
             now_ms=lambda: world.now_ms,
-            notify=lambda name, event: events.append((name, event)),
+            bus=bus,
         ) as manager:
-            yield Logs(world, manager, events)
+            yield Logs(world, manager, events, bus, e.bus)
 
 
 @pytest.fixture
@@ -482,10 +490,7 @@ async def test_topics_come_and_go_and_observers_are_told(world: World) -> None:
         append(logs.partition("events", 1), batch(b"a"))
         deleted: list[str] = []
 
-        async def on_deleted(names: Sequence[str]) -> None:
-            deleted.extend(names)
-
-        logs.manager.on_topics_deleted = on_deleted
+        logs.bus.subscribe(TopicsDeleted, lambda event: deleted.extend(event.names))
         closed = logs.partition()
         missing, error = await logs.manager.delete_topics(["events", "nope"])
         assert missing is None

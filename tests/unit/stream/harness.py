@@ -20,19 +20,21 @@ from penstock_metadata_object import penstock_register_metadata_log
 from penstock_object_store_fsspec import Settings as StoreSettings
 from penstock_object_store_fsspec import penstock_register_object_store
 
+from penstock.bus import EventBus
 from penstock.errors import ClosedError, FullError, UnavailableError
 from penstock.metadata.commands import CreateTopic
 from penstock.metadata.rows import TopicState
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator
 from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
-from penstock.spi.log_cache import LogCache, LogCacheBlock
+from penstock.spi.log_cache import LogCache
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.stream.engine import EngineSettings, StreamEngine
 from penstock.stream.entry import decode_header
+from penstock.stream.events import BlockUploaded
 from penstock.stream.marks import MARK_STREAM
 from penstock.stream.open_stream import Stream
 from penstock.stream.reader import ReaderSettings
@@ -209,7 +211,6 @@ class World:
     #: Instead of a store in memory of the real plugin.
     store: ObjectStore | None = None
     #: Told of each upload, with its block (a log manager is, in a broker).
-    upload_listeners: list[Callable[[UploadCommitted, LogCacheBlock], None]] = field(default_factory=list)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
@@ -232,11 +233,10 @@ class World:
             ):
                 epoch = await metadata.register(NODE)
 
-                def uploaded(event: UploadCommitted, block: LogCacheBlock) -> None:
-                    self.uploads.append(event)
-                    for listener in self.upload_listeners:
-                        listener(event, block)
-
+                bus = EventBus()
+                bus.subscribe(BlockUploaded, lambda uploaded: self.uploads.append(uploaded.event))
+                bus.subscribe(ObjectsDestroyed, self.destroyed.append)
+                bus.subscribe(RecoveryFinished, self.recovered.append)
                 async with StreamEngine.open(
                     metadata=metadata,
                     store=store,
@@ -248,11 +248,9 @@ class World:
                     node_id=NODE,
                     node_epoch=epoch,
                     now_ms=lambda: self.now_ms,
-                    on_upload=uploaded,
-                    on_destroyed=self.destroyed.append,
-                    on_recovered=self.recovered.append,
+                    bus=bus,
                 ) as engine:
-                    opened = Engine(engine, metadata, store, allocator, log_cache, log)
+                    opened = Engine(engine, metadata, store, allocator, log_cache, log, bus)
                     await opened.open_topic()
                     yield opened
 
@@ -267,6 +265,7 @@ class Engine:
     allocator: Allocator
     log_cache: LogCache
     metadata_log: MetadataLog
+    bus: EventBus
     streams: list[Stream] = field(default_factory=list)
 
     async def open_topic(self) -> None:

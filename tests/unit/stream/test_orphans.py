@@ -73,7 +73,7 @@ def sweeper(e: Engine, world: World, store: TimedStore) -> OrphanSweeper:
         now_ms=lambda: world.now_ms,
         interval_ms=HOUR_MS,
         grace_ms=GRACE_MS,
-        on_destroyed=world.destroyed.append,
+        bus=e.bus,
     )
 
 

@@ -1,0 +1,17 @@
+"""What the log layer tells other rooms; what observers are told too is in :mod:`penstock.spi.events`."""
+
+from __future__ import annotations
+
+__all__ = ("TopicsDeleted",)
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicsDeleted:
+    """Topics are gone from metadata, and who deleted them hasn't been answered yet."""
+
+    names: Sequence[str]
+    #: Subscribers add what is to be done, one after the other, before the answer. An error of it is the answer.
+    work: list[Callable[[], Awaitable[None]]] = field(default_factory=list)

@@ -1,0 +1,18 @@
+"""What the stream engine tells other rooms; what observers are told too is in :mod:`penstock.spi.events`."""
+
+from __future__ import annotations
+
+__all__ = ("BlockUploaded",)
+
+from dataclasses import dataclass
+
+from penstock.spi.events import UploadCommitted
+from penstock.spi.log_cache import LogCacheBlock
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BlockUploaded:
+    """A block of the log cache is in the object store and committed; it may lose streams that are deleted later."""
+
+    event: UploadCommitted
+    block: LogCacheBlock
