@@ -48,7 +48,15 @@ def run(
 
 def _arguments(target: Target, select: str, report_path: Path | None) -> list[str]:
     arguments = [
-        *("-c", os.devnull, "--rootdir", str(_FOLDER), "--import-mode=importlib"),
+        *(
+            "-c",
+            os.devnull,
+            "--rootdir",
+            str(_FOLDER),
+            "--confcutdir",
+            str(_FOLDER),
+            "--import-mode=importlib",
+        ),
         *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "penstock_conformance.plugin"),
         str(_FOLDER / f"test_{target.kind}.py"),
         f"--penstock-kind={target.kind}",
