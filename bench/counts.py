@@ -39,6 +39,7 @@ from penstock_object_store_fsspec import penstock_register_object_store
 
 from penstock.api.context import ApiContext, ApiSettings, Endpoint, NewTopic
 from penstock.api.dispatch import apis
+from penstock.bus import EventBus
 from penstock.log.manager import LogManager, LogSettings
 from penstock.metadata.service import MetadataService
 from penstock.server import Server
@@ -214,6 +215,7 @@ async def rig() -> AsyncIterator[Rig]:
                 ) as block_cache,
             ):
                 epoch = await metadata.register(1)
+                bus = EventBus()
                 async with (
                     StreamEngine.open(
                         metadata=metadata,
@@ -226,12 +228,10 @@ async def rig() -> AsyncIterator[Rig]:
                         node_id=1,
                         node_epoch=epoch,
                         now_ms=now_ms,
-                        on_upload=_ignore,
-                        on_destroyed=_ignore,
-                        on_recovered=_ignore,
+                        bus=bus,
                     ) as engine,
                     LogManager.open(
-                        engine, log_settings, node_id=1, node_epoch=epoch, now_ms=now_ms, notify=_ignore
+                        engine, log_settings, node_id=1, node_epoch=epoch, now_ms=now_ms, bus=bus
                     ) as logs,
                 ):
                     await logs.create_topics([NewTopic(name=TOPIC, partition_count=1, configs={})])
@@ -253,10 +253,6 @@ def now_ms() -> int:
 
 #: Seconds; always the same, so that no request waits for its turn however long counting takes.
 clock: Callable[[], float] = repeat(1.0).__next__
-
-
-def _ignore(*_: object) -> None:
-    """Nobody wants to know."""
 
 
 # -- requests ------------------------------------------------------------------------------------------------
