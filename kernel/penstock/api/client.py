@@ -31,12 +31,15 @@ ANONYMOUS: Final = Principal("User", "ANONYMOUS")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """Where clients reach a broker."""
+    """Where clients reach a broker by one of its listeners."""
 
     node_id: int
     host: str
     port: int
     rack: str | None = None
+    #: Name and security protocol of the listener.
+    listener: str = "PLAINTEXT"
+    security_protocol: str = "PLAINTEXT"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -45,13 +48,10 @@ class Client:
 
     host: str
     port: int
-    #: What Metadata tells this client to connect to: depends on the listener it came in by.
+    #: The listener that it came in by, and what Metadata tells this client to connect to.
     advertised: Endpoint
     #: Its share of the bytes on their way to clients.
     outgoing: Member
-    #: Name and security protocol of the listener. What TLS finds out of the peer gets its place here too.
-    listener: str = "PLAINTEXT"
-    security_protocol: str = "PLAINTEXT"
     #: None until the client has authenticated; then only APIs that are ``Api.before_identity`` are served.
     principal: Principal | None = ANONYMOUS
     client_id: str | None = None

@@ -29,15 +29,17 @@ import anyio
 from penstock.api.context import Client, Endpoint, RequestContext
 from penstock.api.declaration import Api
 from penstock.api.errors import error_code_of, is_expected
+from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.log.preparation import PreparationDueError
+from penstock.server.admission import admit, admit_produce
 from penstock.server.large_frame import LargeFrame, length_fault
 from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait, encode
 from penstock.server.outbox import Outbox
 from penstock.server.responses import count_response, encode_in_turn
-from penstock.server.settings import LARGE_FRAME_BYTES
+from penstock.server.settings import CARRIED_BYTES_SOFT, LARGE_FRAME_BYTES, PEEK_BYTES, SHORT_BYTES
 from penstock.server.slots import ProduceHeader, ProduceSlot, Slot
 from penstock.server.turns import SLICE_REQUESTS, SLICE_S
 from penstock.server.waiting import WaitingProduce
@@ -58,13 +60,6 @@ if TYPE_CHECKING:
 _PREFIX_BYTES: Final = 4
 #: API key, version, correlation id, length of the client id: no request is shorter.
 _HEADER_BYTES_MIN: Final = 10
-#: After a large frame only so much is received blindly: the next frame is probably large too, and what is
-#: received into the scratch buffer has to be copied.
-_PEEK_BYTES: Final = 512
-#: When connections that wait carry this much unparsed input, outside of the allocator, others receive small
-#: pieces only: with thousands of connections what each carries would add up (I8).
-_CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
-_SHORT_BYTES: Final = 4 * 1024
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 
 _unpack_prefix = struct.Struct(">i").unpack_from
@@ -93,6 +88,7 @@ class Connection(asyncio.BufferedProtocol):
         "outbox",
         "_pending",
         "_produce_header",
+        "_rest",
         "_running",
         "_scopes",
         "_server",
@@ -142,6 +138,8 @@ class Connection(asyncio.BufferedProtocol):
         #: It asked for more than fits into one turn of the loop, and waits for its next one.
         self._turn_due = False
         self._greedy = False
+        #: Until it's over, what comes from a client that is over its quota isn't handled.
+        self._rest: asyncio.TimerHandle | None = None
         #: No further request is taken.
         self._closing = False
         #: Close when all is answered.
@@ -181,6 +179,8 @@ class Connection(asyncio.BufferedProtocol):
         self._lost = self._closing = True
         for scope in tuple(self._scopes):
             scope.cancel()
+        if self._rest is not None:
+            self._rest.cancel()
         if self._waiting is not None:
             self._waiting.drop()
             self._waiting = None
@@ -189,7 +189,7 @@ class Connection(asyncio.BufferedProtocol):
         self._stash_dropped()
         for slot in self._slots:
             if slot is not self._running:  # a running handler's charges are released when it ends
-                _release_charges(slot)
+                slot.release_charges()
         self._slots.clear()
         self.outbox.release()
         self._server.incoming.leave(self._incoming)
@@ -226,9 +226,9 @@ class Connection(asyncio.BufferedProtocol):
             scratch[:size] = pending
             return scratch[size:]
         if self._expect_large:
-            return scratch[:_PEEK_BYTES]
-        if self._server.carried_bytes > _CARRIED_BYTES_SOFT or self._server.incoming.is_short:
-            return scratch[:_SHORT_BYTES]
+            return scratch[:PEEK_BYTES]
+        if self._server.carried_bytes > CARRIED_BYTES_SOFT or self._server.incoming.is_short:
+            return scratch[:SHORT_BYTES]
         return scratch
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -330,7 +330,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _is_held(self) -> bool:
         """No request may start, whatever it is."""
-        return self._closing or self.outbox.is_full
+        return self._closing or self.outbox.is_full or self._rest is not None
 
     def _start_produce(
         self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None
@@ -349,6 +349,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_flight_bytes += len(frame)
         call = ProduceCall(request, version, server.api, self.client, allocation, slot)
         slot.call = call
+        if not server.gate.is_open and not admit_produce(server, self, slot, call, request):
+            return
         try:
             call.advance()
         except (FullError, PreparationDueError):
@@ -384,15 +386,15 @@ class Connection(asyncio.BufferedProtocol):
             self._running = slot
             server.start_soon(self._run_long, slot, api, frame, header.body_pos, context)
             return
-        if api.nowait is not None:
-            try:
-                response = api.nowait(message, context)
-            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                self._fail(slot, api, message, error)
-                return
-            if response is not None:
-                self._answer(slot, api_key, response)
-                return
+        try:
+            admit(server, self, api, message, slot)
+            response = None if api.nowait is None else api.nowait(message, context)
+        except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+            self._fail(slot, api, message, error)
+            return
+        if response is not None:
+            self._answer(slot, api_key, response)
+            return
         self._running = slot
         server.start_soon(self._run, slot, api, message, context)
 
@@ -412,18 +414,18 @@ class Connection(asyncio.BufferedProtocol):
         self._scopes.discard(scope)
         if message is None or self._lost:
             self._running = None
-            _release_charges(slot)
+            slot.release_charges()
             return
-        if api.nowait is not None:
-            try:
-                response = api.nowait(message, context)
-            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                self._running = None
-                self._fail(slot, api, message, error)
-                return
-            if response is not None:
-                await self._answer_in_turn(slot, api.key, response, is_long=True)
-                return
+        try:
+            admit(self._server, self, api, message, slot)
+            response = None if api.nowait is None else api.nowait(message, context)
+        except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+            self._running = None
+            self._fail(slot, api, message, error)
+            return
+        if response is not None:
+            await self._answer_in_turn(slot, api.key, response, is_long=True)
+            return
         await self._run(slot, api, message, context, is_long=True)
 
     async def _answer_in_turn(self, slot: Slot, api_key: int, response: Message, *, is_long: bool) -> None:
@@ -458,11 +460,11 @@ class Connection(asyncio.BufferedProtocol):
             self._scopes.discard(scope)
             if self._running is slot:  # cancelled: there is nobody left to answer
                 self._running = None
-                _release_charges(slot)
+                slot.release_charges()
 
     def _answer(self, slot: Slot, api_key: int, response: Message, buffers: list[Any] | None = None) -> None:
         if self._lost:
-            _release_charges(slot)
+            slot.release_charges()
             return
         try:
             slot.buffers = buffers or encode_response(api_key, slot.version, slot.correlation_id, response)
@@ -480,8 +482,10 @@ class Connection(asyncio.BufferedProtocol):
     def _fail(self, slot: Slot, api: Api, message: Message, error: Exception) -> None:
         """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
         self._server.handler_failed(api.key, error, expected=is_expected(error), client=self.client)
-        _release_charges(slot)
-        response = api.failure_response(message, slot.version, error_code_of(error))
+        slot.release_charges()
+        response = None
+        if not isinstance(error, UnidentifiedError):
+            response = api.failure_response(message, slot.version, error_code_of(error))
         if response is None:
             slot.buffers = []
             slot.close = True
@@ -494,7 +498,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_large(self, view: memoryview, pos: int, end: int, size: int) -> None:
         """Receive the rest of a large frame straight into memory of its own."""
         _, api_key = _unpack_prefix_and_key(view, pos)
-        fault = length_fault(api_key, size, self._server.apis, self._server.settings)
+        fault = length_fault(api_key, size, self._server.apis, self._server.settings, self.client)
         if fault is not None:
             self._fault(fault)
             return
@@ -615,6 +619,17 @@ class Connection(asyncio.BufferedProtocol):
         if self._finishing and self._quiet():
             self.close()
 
+    def rest(self, delay_ms: int) -> None:
+        """Handle nothing more of this client for so long."""
+        if self._rest is None and not self._lost:
+            self._rest = self._server.call_later(delay_ms / 1000, self._rested)
+
+    def _rested(self) -> None:
+        self._rest = None
+        self._resume()
+        if self._finishing and self._quiet():
+            self.close()
+
     def _pause(self) -> None:
         if not self._blocked:
             self._blocked = True
@@ -625,7 +640,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _resume(self) -> None:
         """Go on with what was kept back, as far as it goes; then read on."""
-        if not self._blocked or self._closing or self._memory_wait or self.outbox.is_full or self._turn_due:
+        if not self._blocked or self._memory_wait or self._turn_due or self._is_held():
             return
         if self._large_ready:
             self._large_received()
@@ -668,7 +683,7 @@ class Connection(asyncio.BufferedProtocol):
     def slot_completed(self, slot: Slot) -> None:
         """A slot has its answer: flush soon, together with others that complete in the same turn of the loop."""
         if self._lost:
-            _release_charges(slot)
+            slot.release_charges()
         elif not self._flush_scheduled and self._slots and self._slots[0].buffers is not None:
             self._flush_scheduled = True
             self._server.flush_soon(self)
@@ -724,7 +739,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def waits_for_us(self) -> bool:
         """A request is being handled or waits for memory: a quiet client is no idle client."""
-        return bool(self._slots) or self._memory_wait
+        return bool(self._slots) or self._memory_wait or self._rest is not None
 
     def frame_is_late(self, now: float, grace_s: float) -> bool:
         """An unfinished frame has stopped: nothing came for ``grace_s``, and a little more for each byte so far."""
@@ -782,9 +797,3 @@ class Connection(asyncio.BufferedProtocol):
         stash, self._stash = self._stash, None
         if stash is not None:
             self._server.carried_bytes -= len(stash)
-
-
-def _release_charges(slot: Slot) -> None:
-    charges, slot.charges = slot.charges, None
-    for charge in charges or ():
-        charge.release()

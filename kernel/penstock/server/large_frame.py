@@ -7,6 +7,7 @@ __all__ = ("LargeFrame", "length_fault")
 from collections.abc import Mapping
 from typing import Final
 
+from penstock.api.client import Client
 from penstock.api.declaration import Api, Frame
 from penstock.errors import FullError
 from penstock.log.limiter import BytesLimiter
@@ -131,15 +132,19 @@ class LargeFrame:
             memory.release()
 
 
-def length_fault(api_key: int, size: int, apis: Mapping[int, Api], settings: ServerSettings) -> str | None:
-    """Why a request of this API can't be so long, or None."""
+def length_fault(
+    api_key: int, size: int, apis: Mapping[int, Api], settings: ServerSettings, client: Client
+) -> str | None:
+    """Why a request of this API can't be so long, or None. Who hasn't authenticated may send short ones only."""
     api = apis.get(api_key)
     if api is None:
         return f"api is not supported: api_key={api_key} length={size}"
-    if api.frame is Frame.RECORDS:
-        return None  # every frame's length was held against ``request_bytes_max``
-    is_wide = api.frame is Frame.GROUP
-    size_max = settings.group_request_bytes_max if is_wide else settings.control_request_bytes_max
+    if client.principal is None or api.frame is Frame.CONTROL:
+        size_max = settings.control_request_bytes_max
+    elif api.frame is Frame.GROUP:
+        size_max = settings.group_request_bytes_max
+    else:
+        size_max = settings.request_bytes_max
     if size > size_max:
         return f"frame is too long for its api: api_key={api_key} length={size} length_max={size_max}"
     return None

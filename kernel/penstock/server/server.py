@@ -25,6 +25,7 @@ from anyio.abc import TaskGroup
 from penstock.api.context import ApiContext, Client, Endpoint
 from penstock.api.declaration import Api
 from penstock.api.dispatch import advertised
+from penstock.api.gate import Gate
 from penstock.api.produce_response import ResponseTemplates
 from penstock.errors import ConfigError, UnavailableError
 from penstock.log.limiter import BytesLimiter
@@ -80,10 +81,13 @@ class Server(AsyncContextManagerMixin):
         apis: Mapping[int, Api],
         allocator: Allocator,
         settings: ServerSettings | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.settings = settings or ServerSettings()
         self.api = api
         self.apis = apis
+        #: What every request passes before its handler.
+        self.gate = gate or Gate(authorizer=api.authorizer)
         self.allocator = allocator
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.templates = ResponseTemplates()
@@ -191,7 +195,7 @@ class Server(AsyncContextManagerMixin):
         port = listener.advertised_port or server.sockets[0].getsockname()[1]
         if host in {"", "0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
             host = "localhost"
-        endpoint = Endpoint(node_id=self.api.logs.node_id, host=host, port=port)
+        endpoint = Endpoint(node_id=self.api.logs.node_id, host=host, port=port, listener=listener.name)
         self.endpoints += (endpoint,)
         await server.start_serving()
         for bound in server.sockets:
@@ -256,6 +260,11 @@ class Server(AsyncContextManagerMixin):
     def _call_soon(self, function: Callable[[], None]) -> None:
         assert self._loop is not None
         self._loop.call_soon(function)
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call ``function`` after a while, unless the handle is cancelled."""
+        assert self._loop is not None
+        return self._loop.call_later(delay_s, function)
 
     def connection_opened(self, connection: Connection) -> bool:
         """Count it; False when there are too many."""

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ("LARGE_FRAME_BYTES", "SCRATCH_BYTES", "ListenerSettings", "ServerSettings", "ServerStatistics")
+__all__ = (
+    "CARRIED_BYTES_SOFT",
+    "LARGE_FRAME_BYTES",
+    "PEEK_BYTES",
+    "SCRATCH_BYTES",
+    "SHORT_BYTES",
+    "ListenerSettings",
+    "ServerSettings",
+    "ServerStatistics",
+)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +21,13 @@ from typing import Final
 LARGE_FRAME_BYTES: Final = 32 * 1024
 #: The one receive buffer that all connections share.
 SCRATCH_BYTES: Final = 256 * 1024
+#: After a large frame only so much is received blindly: the next frame is probably large too, and what is
+#: received into the scratch buffer has to be copied.
+PEEK_BYTES: Final = 512
+#: When connections that wait carry this much unparsed input, outside of the allocator, others receive small
+#: pieces only: with thousands of connections what each carries would add up (I8).
+CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
+SHORT_BYTES: Final = 4 * 1024
 
 # An unfinished small frame is carried over in the scratch buffer, in front of what comes next.
 assert LARGE_FRAME_BYTES + 4 < SCRATCH_BYTES

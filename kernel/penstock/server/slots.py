@@ -51,6 +51,12 @@ class Slot:
         self.charges: list[Charge] | None = None
         self.close = False
 
+    def release_charges(self) -> None:
+        """Give back what its response holds."""
+        charges, self.charges = self.charges, None
+        for charge in charges or ():
+            charge.release()
+
 
 class ProduceSlot(Slot):
     """The slot of a Produce: completes itself from the log's callback."""

@@ -17,6 +17,7 @@ from tests.unit.api.fakes import FakeAllocator, FakeLogs, make_api
 from penstock.api.context import ApiContext
 from penstock.api.declaration import Api
 from penstock.api.dispatch import apis
+from penstock.api.gate import Gate
 from penstock.server import ListenerSettings, Server, ServerSettings
 from penstock.wire.messages.produce import (
     PartitionProduceData,
@@ -52,6 +53,7 @@ async def serving(
     memory_bytes: int = 1 << 30,
     api_settings: dict[str, Any] | None = None,
     clock: Any = None,
+    gate: Gate | None = None,
     **settings: Any,
 ) -> AsyncIterator[Harness]:
     """A server with the topic ``t`` of two partitions. Fails when it isn't left in time."""
@@ -70,6 +72,7 @@ async def serving(
             apis=table,
             allocator=allocator,  # type: ignore[arg-type]
             settings=ServerSettings(**settings),
+            gate=gate,
         ) as server:
             yield Harness(logs, api, allocator, server)
 
