@@ -10,9 +10,10 @@ from __future__ import annotations
 __all__ = ("Ledger", "LedgerStatistics")
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 from penstock.spi.allocator import Allocator, Charge
+from penstock.spi.statistics import counter, gauge
 
 #: What the allocator is charged at a time, and how much less must be in use before a step is given back.
 STEP_BYTES: Final = 64 * 1024
@@ -23,10 +24,9 @@ _STEPS_MAX: Final = 16
 class LedgerStatistics:
     """A snapshot of one kind of state."""
 
-    used_bytes: int
-    limit_bytes: int
-    #: How often there was no room.
-    refused: int
+    used_bytes: Annotated[int, gauge("bytes", "Memory that the state takes, by estimate.")]
+    limit_bytes: Annotated[int, gauge("bytes", "Memory that it may take.")]
+    refused: Annotated[int, counter("requests", "How often there was no room.")]
 
 
 class Ledger:

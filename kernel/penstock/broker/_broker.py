@@ -171,9 +171,9 @@ class Broker:
                 },
                 "metadata": parts.metadata.statistics(),
                 "groups": parts.groups.statistics(),
-                "fetch_in_flight_bytes": parts.logs.fetch_memory.used,
-                "unavailable_partitions": parts.logs.unavailable_partitions(),
             },
+            fetch_in_flight_bytes=parts.logs.fetch_memory.used,
+            unavailable_partitions=parts.logs.unavailable_partitions(),
         )
 
     @asynccontextmanager

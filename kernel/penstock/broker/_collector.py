@@ -14,9 +14,11 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import anyio
+
+from penstock.spi.statistics import counter, gauge
 
 #: Objects in the young generation, and young passes per middle one: 100,000 objects take about 10 ms.
 _YOUNG_OBJECTS: Final = 20_000
@@ -37,11 +39,10 @@ _FULL_PART: Final = 0.01
 class CollectorStatistics:
     """What the garbage collector did since the start."""
 
-    full_passes: int
-    full_ms_last: float
-    full_ms_max: float
-    #: Objects that only the collector could free.
-    collected: int
+    full_passes: Annotated[int, counter("passes", "Passes over all objects.")]
+    full_ms_last: Annotated[float, gauge("ms", "How long the last full pass took.")]
+    full_ms_max: Annotated[float, gauge("ms", "How long the longest took.")]
+    collected: Annotated[int, counter("objects", "Objects that only the collector could free.")]
 
 
 class Collector:

@@ -9,20 +9,25 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+from penstock.spi.statistics import gauge, parts, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerStatistics:
     """What every part says of itself; ``memory`` is bytes by purpose."""
 
-    memory_limit_bytes: int
-    memory_used_bytes: int
-    memory: Mapping[str, int]
-    resident_bytes: int
-    #: Tasks of the event loop, a request's and a waiting connection's among them.
-    tasks: int
-    parts: Mapping[str, Any]
+    memory_limit_bytes: Annotated[int, gauge("bytes", "Memory that payload may take.")]
+    memory_used_bytes: Annotated[int, gauge("bytes", "Memory that payload takes.")]
+    memory: Annotated[Mapping[str, int], gauge("bytes", "Memory that payload takes.", by="purpose")]
+    resident_bytes: Annotated[int, gauge("bytes", "Memory that the process holds.")]
+    tasks: Annotated[
+        int, gauge("tasks", "Of the event loop; a request's and a waiting connection's among them.")
+    ]
+    parts: Annotated[Mapping[str, Any], parts("What every part says of itself.")]
+    fetch_in_flight_bytes: Annotated[int, gauge("bytes", "What responses hold on their way to clients.")]
+    unavailable_partitions: Annotated[Sequence[str], text("Partitions that are damaged and serve nobody.")]
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -33,6 +38,8 @@ class BrokerStatistics:
             "resident_bytes": self.resident_bytes,
             "tasks": self.tasks,
             **{name: _plain(part) for name, part in self.parts.items()},
+            "fetch_in_flight_bytes": self.fetch_in_flight_bytes,
+            "unavailable_partitions": list(self.unavailable_partitions),
         }
 
 

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
 
 import anyio
 import anyio.abc
@@ -25,6 +25,7 @@ from penstock.client.connection import Pending
 from penstock.client.errors import check, error_of
 from penstock.errors import ClosedError, InvalidRequestError, PenstockError, UnavailableError
 from penstock.spi.partitioner import Partitioner, PartitionLoad
+from penstock.spi.statistics import counter
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest, InitProducerIdResponse
 from penstock.wire.messages.produce import (
@@ -62,12 +63,11 @@ class ProducerSettings:
 class ProducerStatistics:
     """Counts since the producer was opened; bytes as they went out, compressed, with batch headers."""
 
-    records_delivered: int = 0
-    records_failed: int = 0
-    #: Keys and values of the delivered records, as they were given.
-    payload_bytes_delivered: int = 0
-    batches_sent: int = 0
-    bytes_sent: int = 0
+    records_delivered: Annotated[int, counter("records", "Records that were acknowledged.")] = 0
+    records_failed: Annotated[int, counter("records", "Records that were given up.")] = 0
+    payload_bytes_delivered: Annotated[int, counter("bytes", "Keys and values of the delivered records.")] = 0
+    batches_sent: Annotated[int, counter("batches", "Batches that were sent.")] = 0
+    bytes_sent: Annotated[int, counter("bytes", "Their bytes, compressed, with headers.")] = 0
 
 
 class Producer:

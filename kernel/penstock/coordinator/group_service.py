@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Coroutine, Iterable, Iterator,
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TypeAlias
+from typing import Annotated, Self, TypeAlias
 
 import anyio
 import anyio.abc
@@ -70,6 +70,7 @@ from penstock.errors import (
     again,
 )
 from penstock.spi.allocator import Allocator
+from penstock.spi.statistics import counter, gauge
 
 __all__ = ("GroupService", "GroupStatistics")
 
@@ -85,20 +86,19 @@ _TIMERS_MIN = 1_000
 class GroupStatistics:
     """A snapshot of the coordinator."""
 
-    groups: int
-    groups_by_state: Mapping[str, int]
-    members: int
-    offsets: int
-    parked_requests: int
-    pending_writes: int
-    appends: int
-    append_failures: int
-    checkpoints: int
+    groups: Annotated[int, gauge("groups", "Groups.")]
+    groups_by_state: Annotated[Mapping[str, int], gauge("groups", "Groups in each state.", by="state")]
+    members: Annotated[int, gauge("members", "Members of all groups.")]
+    offsets: Annotated[int, gauge("offsets", "Committed offsets of all groups.")]
+    parked_requests: Annotated[int, gauge("requests", "Requests that wait for other members.")]
+    pending_writes: Annotated[int, gauge("writes", "Changes that wait to be written.")]
+    appends: Annotated[int, counter("appends", "Appends to the log.")]
+    append_failures: Annotated[int, counter("writes", "Changes that could not be written.")]
+    checkpoints: Annotated[int, counter("checkpoints", "Times that the live state was written anew.")]
     #: Memory of groups, members and offsets; and of records on their way to the log.
     memory: LedgerStatistics
     writes: LedgerStatistics
-    #: Partitions of the log that are damaged: their groups have no coordinator.
-    damaged_partitions: int
+    damaged_partitions: Annotated[int, gauge("partitions", "Partitions that are damaged: no coordinator.")]
 
 
 class _Entry:

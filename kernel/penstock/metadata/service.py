@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from typing import Any
+from typing import Annotated, Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -44,6 +44,7 @@ from penstock.metadata.commands import (
 from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
+from penstock.spi.statistics import gauge
 
 logger = logging.getLogger("penstock.metadata")
 
@@ -63,12 +64,12 @@ _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 class MetadataStatistics:
     """A snapshot of the service."""
 
-    index: int
-    pending_commands: int
-    topics: int
-    streams: int
-    objects: int
-    snapshot_index: int
+    index: Annotated[int, gauge("", "Index of the newest entry in the image.")]
+    pending_commands: Annotated[int, gauge("commands", "Commands that wait to be written.")]
+    topics: Annotated[int, gauge("topics", "Topics.")]
+    streams: Annotated[int, gauge("streams", "Streams.")]
+    objects: Annotated[int, gauge("objects", "Objects, prepared and destroyed ones too.")]
+    snapshot_index: Annotated[int, gauge("", "Index of the newest snapshot.")]
 
 
 async def load_image(log: MetadataLog) -> Image:

@@ -15,7 +15,9 @@ __all__ = (
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Annotated, Final
+
+from penstock.spi.statistics import counter, gauge
 
 #: A frame of at least this size gets memory of its own and is received straight into it.
 LARGE_FRAME_BYTES: Final = 32 * 1024
@@ -84,27 +86,33 @@ class ServerSettings:
 class ServerStatistics:
     """A snapshot."""
 
-    connections: int
-    connections_total: int
-    connections_rejected: int
-    #: Closed because of what they sent: malformed frames, unknown APIs, absurd lengths.
-    connections_closed_for_fault: int
-    connections_closed_for_timeout: int
-    #: Closed because they held what others waited for and didn't move.
-    connections_closed_for_others: int
-    #: Requests answered or being answered, by API key.
-    requests_by_api: Mapping[int, int]
-    requests_in_flight: int
-    #: Handlers that raised what they shouldn't.
-    handler_errors: int
-    received_bytes: int
-    sent_bytes: int
-    #: Connections that wait for room in the log, and for memory for a large frame.
-    waiting_for_room: int
-    waiting_for_memory: int
-    #: Bytes that connections hold of requests that aren't whole or not handled yet.
-    receive_bytes: int
-    #: Connections whose Produce is recompressed for its topic, or waits for its turn.
-    preparing: int
-    #: Bytes kept for unfinished and blocked requests, outside the allocator.
-    carried_bytes: int
+    connections: Annotated[int, gauge("connections", "Open connections.")]
+    connections_total: Annotated[int, counter("connections", "Connections that were accepted.")]
+    connections_rejected: Annotated[int, counter("connections", "Connections for which there was no room.")]
+    connections_closed_for_fault: Annotated[
+        int, counter("connections", "Closed for what they sent: malformed frames, unknown APIs.")
+    ]
+    connections_closed_for_timeout: Annotated[
+        int, counter("connections", "Closed because nothing came for too long.")
+    ]
+    connections_closed_for_others: Annotated[
+        int, counter("connections", "Closed: they held what others waited for and did not move.")
+    ]
+    requests_by_api: Annotated[
+        Mapping[int, int], counter("requests", "Requests answered or being answered.", by="API key")
+    ]
+    requests_in_flight: Annotated[int, gauge("requests", "Requests that are not answered yet.")]
+    handler_errors: Annotated[int, counter("requests", "Handlers that raised what they should not.")]
+    received_bytes: Annotated[int, counter("bytes", "Bytes that came.")]
+    sent_bytes: Annotated[int, counter("bytes", "Bytes that went.")]
+    waiting_for_room: Annotated[int, gauge("connections", "Connections that wait for room in the log.")]
+    waiting_for_memory: Annotated[
+        int, gauge("connections", "Connections that wait for memory for a large frame.")
+    ]
+    receive_bytes: Annotated[int, gauge("bytes", "What requests hold that are not whole or not handled yet.")]
+    preparing: Annotated[
+        int, gauge("connections", "Connections whose Produce is prepared in a thread, or waits for it.")
+    ]
+    carried_bytes: Annotated[
+        int, gauge("bytes", "What unfinished and blocked requests hold outside the allocator.")
+    ]

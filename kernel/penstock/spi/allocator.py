@@ -23,9 +23,10 @@ __all__ = (
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from penstock.spi.plugin import PluginSpec, S
+from penstock.spi.statistics import gauge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,13 +82,11 @@ class Reservation(Allocation, Protocol):
 class AllocatorStatistics:
     """A snapshot. ``used_bytes`` never exceeds ``limit_bytes`` plus one maximal allocation (I8)."""
 
-    limit_bytes: int
-    used_bytes: int
-    #: Bytes by purpose, for people: ``append``, ``block_cache``, ``upload``, ``pinned``, ``idle``...
-    #: The sum is ``used_bytes``.
-    used_by_purpose: Mapping[str, int]
-    waiting: int
-    peak_bytes: int
+    limit_bytes: Annotated[int, gauge("bytes", "Memory that may be in use.")]
+    used_bytes: Annotated[int, gauge("bytes", "Memory in use.")]
+    used_by_purpose: Annotated[Mapping[str, int], gauge("bytes", "Memory in use.", by="purpose")]
+    waiting: Annotated[int, gauge("requests", "Requests for memory that wait.")]
+    peak_bytes: Annotated[int, gauge("bytes", "The most that was in use.")]
 
 
 class Allocator(Protocol):

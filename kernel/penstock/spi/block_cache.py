@@ -18,9 +18,10 @@ __all__ = (
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol, TypeAlias
+from typing import Annotated, ClassVar, NamedTuple, Protocol, TypeAlias
 
 from penstock.spi.plugin import Buffer, PluginSpec, S
+from penstock.spi.statistics import counter, gauge
 
 
 class BlockRef(NamedTuple):
@@ -47,17 +48,19 @@ class BlockCacheCapabilities:
 class BlockCacheStatistics:
     """A snapshot."""
 
-    used_bytes: int = 0
-    limit_bytes: int = 0
-    blocks: int = 0
-    hits: int = 0
-    misses: int = 0
-    #: Loads that were joined because another reader was already at it.
-    joined: int = 0
-    evicted: int = 0
-    #: Blocks that were read ahead and evicted before anybody read them.
-    wasted: int = 0
-    loading: int = 0
+    used_bytes: Annotated[int, gauge("bytes", "Memory of cached blocks.")] = 0
+    limit_bytes: Annotated[int, gauge("bytes", "Memory that blocks may take.")] = 0
+    blocks: Annotated[int, gauge("blocks", "Cached blocks.")] = 0
+    hits: Annotated[int, counter("blocks", "Blocks that were there.")] = 0
+    misses: Annotated[int, counter("blocks", "Blocks that had to be loaded.")] = 0
+    joined: Annotated[
+        int, counter("loads", "Loads that were joined because another reader was already at it.")
+    ] = 0
+    evicted: Annotated[int, counter("blocks", "Blocks that made room for others.")] = 0
+    wasted: Annotated[
+        int, counter("blocks", "Blocks that were read ahead and evicted before anybody read them.")
+    ] = 0
+    loading: Annotated[int, gauge("blocks", "Blocks that are being loaded.")] = 0
 
 
 class BlockCache(Protocol):

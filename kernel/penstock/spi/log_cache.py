@@ -18,10 +18,11 @@ __all__ = (
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from penstock.spi.allocator import Charge
 from penstock.spi.plugin import PluginSpec, S
+from penstock.spi.statistics import counter, gauge
 
 
 class StreamEntry:
@@ -93,12 +94,12 @@ class LogCacheBlock(Protocol):
 class LogCacheStatistics:
     """A snapshot, in payload bytes."""
 
-    active_bytes: int = 0
-    frozen_bytes: int = 0
-    uploaded_bytes: int = 0
-    entries: int = 0
-    hits: int = 0
-    misses: int = 0
+    active_bytes: Annotated[int, gauge("bytes", "Payload of the active block.")] = 0
+    frozen_bytes: Annotated[int, gauge("bytes", "Payload that is on its way to the object store.")] = 0
+    uploaded_bytes: Annotated[int, gauge("bytes", "Payload that is uploaded and kept for readers.")] = 0
+    entries: Annotated[int, gauge("entries", "Cached entries.")] = 0
+    hits: Annotated[int, counter("reads", "Reads that found what they asked for.")] = 0
+    misses: Annotated[int, counter("reads", "Reads that did not.")] = 0
 
 
 class LogCache(Protocol):

@@ -17,9 +17,10 @@ __all__ = (
 
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from penstock.spi.plugin import PluginSpec, S
+from penstock.spi.statistics import counter, gauge
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,10 +53,10 @@ class MetadataSnapshot:
 class MetadataLogStatistics:
     """Counters since opening; ``last_index`` is the newest index known here."""
 
-    appends: int = 0
-    conflicts: int = 0
-    last_index: int = 0
-    snapshot_index: int = 0
+    appends: Annotated[int, counter("entries", "Entries that were appended.")] = 0
+    conflicts: Annotated[int, counter("entries", "Entries whose index another writer had taken.")] = 0
+    last_index: Annotated[int, gauge("", "The newest index known here.")] = 0
+    snapshot_index: Annotated[int, gauge("", "Index of the newest snapshot.")] = 0
 
 
 class MetadataLog(Protocol):

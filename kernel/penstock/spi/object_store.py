@@ -20,9 +20,10 @@ __all__ = (
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Annotated, ClassVar, Protocol
 
 from penstock.spi.plugin import Buffer, PluginSpec, S
+from penstock.spi.statistics import counter, gauge, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,18 +60,23 @@ class ObjectInfo:
 class ObjectStoreStatistics:
     """Counters since the store was opened."""
 
-    gets: int = 0
-    puts: int = 0
-    deletes: int = 0
-    lists: int = 0
-    bytes_read: int = 0
-    bytes_written: int = 0
-    errors: int = 0
-    #: Attempts that failed since one succeeded, those that the store repeats by itself too; and the last reason.
-    consecutive_failures: int = 0
-    last_error: str = ""
-    #: For how long nothing has worked, seconds; the kernel fills it in.
-    outage_s: float = 0.0
+    gets: Annotated[int, counter("requests", "Reads of objects and ranges.")] = 0
+    puts: Annotated[int, counter("requests", "Writes of objects and parts.")] = 0
+    deletes: Annotated[int, counter("requests", "Deletions.")] = 0
+    lists: Annotated[int, counter("requests", "Listings.")] = 0
+    bytes_read: Annotated[int, counter("bytes", "Bytes read.")] = 0
+    bytes_written: Annotated[int, counter("bytes", "Bytes written.")] = 0
+    errors: Annotated[int, counter("requests", "Requests that failed.")] = 0
+    #: Attempts that the store repeats by itself count too.
+    consecutive_failures: Annotated[
+        int,
+        gauge(
+            "attempts",
+            "Attempts that failed since one succeeded.",
+        ),
+    ] = 0
+    last_error: Annotated[str, text("Why the last of them failed.")] = ""
+    outage_s: Annotated[float, gauge("s", "For how long nothing has worked; the kernel fills it in.")] = 0.0
 
 
 class MultipartUpload(Protocol):

@@ -13,12 +13,13 @@ __all__ = ("WalAppend", "WalCapabilities", "WalEntry", "WalSpec", "WalStatistics
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol
 
 import anyio
 
 from penstock.errors import again
 from penstock.spi.plugin import Buffer, PluginSpec, S, Services
+from penstock.spi.statistics import counter, gauge, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,23 +106,21 @@ class WalEntry:
 class WalStatistics:
     """A snapshot. Bytes count the medium (with framing and padding) unless they say payload."""
 
-    appended_entries: int = 0
-    appended_payload_bytes: int = 0
-    written_groups: int = 0
-    written_bytes: int = 0
-    pending_entries: int = 0
-    pending_bytes: int = 0
-    #: Bytes between the trim point and the end of the log; 0 capacity means unbounded.
-    used_bytes: int = 0
-    capacity_bytes: int = 0
-    trimmed_position: int = 0
-    confirmed_position: int = 0
-    #: Microseconds that the last group took on the medium.
-    last_group_us: int = 0
-    #: One word of state: ``open``, ``fenced``, ``failed``, ``closed``.
-    state: str = "open"
-    #: Why the state is ``fenced`` or ``failed``: one sentence.
-    last_error: str = ""
+    appended_entries: Annotated[int, counter("entries", "Entries that were appended.")] = 0
+    appended_payload_bytes: Annotated[int, counter("bytes", "Their payload.")] = 0
+    written_groups: Annotated[
+        int, counter("groups", "Groups that are durable; one write and one sync each.")
+    ] = 0
+    written_bytes: Annotated[int, counter("bytes", "Bytes written to the medium.")] = 0
+    pending_entries: Annotated[int, gauge("entries", "Entries that wait to be durable.")] = 0
+    pending_bytes: Annotated[int, gauge("bytes", "Their bytes.")] = 0
+    used_bytes: Annotated[int, gauge("bytes", "Bytes between the trim point and the end of the log.")] = 0
+    capacity_bytes: Annotated[int, gauge("bytes", "Bytes that there is room for; 0 is unbounded.")] = 0
+    trimmed_position: Annotated[int, gauge("", "Entries below are trimmed.")] = 0
+    confirmed_position: Annotated[int, gauge("", "Entries below are durable.")] = 0
+    last_group_us: Annotated[int, gauge("us", "How long the last group took on the medium.")] = 0
+    state: Annotated[str, text("One word: ``open``, ``fenced``, ``failed``, ``closed``.")] = "open"
+    last_error: Annotated[str, text("Why the state is ``fenced`` or ``failed``: one sentence.")] = ""
 
 
 class WriteAheadLog(Protocol):

@@ -18,7 +18,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -33,6 +33,7 @@ from penstock.spi.block_cache import BlockCache
 from penstock.spi.events import RecoveryFinished
 from penstock.spi.log_cache import LogCache, StreamEntry
 from penstock.spi.object_store import ObjectStore
+from penstock.spi.statistics import counter, gauge
 from penstock.spi.wal import WalAppend, WriteAheadLog
 from penstock.stream.entry import HEADER, encode_header
 from penstock.stream.events import BlockUploaded
@@ -83,11 +84,11 @@ class EngineSettings:
 class EngineStatistics:
     """A snapshot."""
 
-    open_streams: int
-    in_flight_bytes: int
-    appended_entries: int
-    appended_bytes: int
-    append_failures: int
+    open_streams: Annotated[int, gauge("streams", "Streams that this broker owns.")]
+    in_flight_bytes: Annotated[int, gauge("bytes", "What appends hold that wait for the WAL.")]
+    appended_entries: Annotated[int, counter("entries", "Entries handed to the WAL.")]
+    appended_bytes: Annotated[int, counter("bytes", "Their payload.")]
+    append_failures: Annotated[int, counter("entries", "Entries that the WAL could not make durable.")]
     uploader: UploaderStatistics
     reader: ReaderStatistics
     orphans: OrphanStatistics

@@ -16,6 +16,7 @@ __all__ = ("OrphanStatistics", "OrphanSweeper", "is_orphan", "object_id_of")
 import logging
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import anyio
 
@@ -25,6 +26,7 @@ from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.spi.events import ObjectsDestroyed
 from penstock.spi.object_store import ObjectInfo, ObjectStore
+from penstock.spi.statistics import counter, gauge
 from penstock.stream.object_format import object_key
 
 logger = logging.getLogger("penstock.stream.orphans")
@@ -47,12 +49,14 @@ LISTED_WHOLE_MAX = 50_000
 class OrphanStatistics:
     """Counts since the start; ``unknown_objects`` of the last sweep have ids that metadata never gave out."""
 
-    sweeps: int
-    failures: int
-    listed_objects: int
-    deleted_objects: int
-    deleted_bytes: int
-    unknown_objects: int
+    sweeps: Annotated[int, counter("sweeps", "Sweeps that were finished.")]
+    failures: Annotated[int, counter("sweeps", "Sweeps that failed, and went on later.")]
+    listed_objects: Annotated[int, counter("objects", "Objects that were listed.")]
+    deleted_objects: Annotated[int, counter("objects", "Objects that were deleted.")]
+    deleted_bytes: Annotated[int, counter("bytes", "Their bytes.")]
+    unknown_objects: Annotated[
+        int, gauge("objects", "Of the last sweep, with ids that were never given out.")
+    ]
 
 
 def object_id_of(key: str) -> int | None:

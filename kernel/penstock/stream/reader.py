@@ -12,6 +12,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import anyio
 from anyio.abc import TaskGroup
@@ -23,6 +24,7 @@ from penstock.spi.block_cache import BlockCache, BlockRef
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
+from penstock.spi.statistics import counter
 from penstock.stream.object_format import (
     IndexRow,
     ObjectIndex,
@@ -58,11 +60,11 @@ class ReaderSettings:
 class ReaderStatistics:
     """A snapshot."""
 
-    reads: int
-    ranged_gets: int
-    ranged_bytes: int
-    index_gets: int
-    prefetches: int
+    reads: Annotated[int, counter("reads", "Reads from objects.")]
+    ranged_gets: Annotated[int, counter("requests", "Ranged reads of blocks.")]
+    ranged_bytes: Annotated[int, counter("bytes", "Their bytes.")]
+    index_gets: Annotated[int, counter("requests", "Reads of object indexes.")]
+    prefetches: Annotated[int, counter("reads", "Reads ahead.")]
 
 
 class ColdReader:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import anyio
 
@@ -33,6 +33,7 @@ from penstock.spi.events import UploadCommitted
 from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
+from penstock.spi.statistics import counter, gauge, text
 from penstock.spi.wal import WriteAheadLog
 from penstock.stream.events import BlockUploaded
 from penstock.stream.object_format import ObjectWriter, object_key
@@ -67,13 +68,13 @@ class UploadSettings:
 class UploaderStatistics:
     """A snapshot."""
 
-    pending_blocks: int
-    pending_bytes: int
-    committed_blocks: int
-    committed_bytes: int
-    objects: int
-    failures: int
-    last_error: str
+    pending_blocks: Annotated[int, gauge("blocks", "Blocks that are not committed yet.")]
+    pending_bytes: Annotated[int, gauge("bytes", "Their payload.")]
+    committed_blocks: Annotated[int, counter("blocks", "Blocks that were committed.")]
+    committed_bytes: Annotated[int, counter("bytes", "Their payload.")]
+    objects: Annotated[int, counter("objects", "Objects that were committed.")]
+    failures: Annotated[int, counter("attempts", "Attempts that failed and were repeated.")]
+    last_error: Annotated[str, text("Why the last of them failed.")]
 
 
 def live_offsets(block: LogCacheBlock, image: Image) -> dict[int, int]:

@@ -1,0 +1,103 @@
+"""Every field of statistics says what it is, so that an exporter needs no list of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+
+import penstock
+from penstock.broker import Broker
+from penstock.spi.statistics import Measure, counter, figures, gauge, measures, text
+
+REPOSITORY = Path(__file__).parents[2]
+
+
+def _classes() -> Iterator[type[Any]]:
+    """The dataclasses of the kernel and of the plugins whose name ends with Statistics."""
+    roots = [penstock.__name__, *(path.name for path in REPOSITORY.glob("plugins/*/penstock_*"))]
+    for root in roots:
+        package = importlib.import_module(root)
+        modules = [
+            info.name
+            for info in pkgutil.walk_packages(package.__path__, f"{root}.")
+            if not info.name.startswith(("penstock.wire.messages", "penstock.__main__"))
+        ]
+        for name in (root, *modules):
+            try:
+                module = importlib.import_module(name)
+            except ModuleNotFoundError:
+                continue  # an extra that isn't installed
+            for value in vars(module).values():
+                if not isinstance(value, type) or value.__module__ != name:
+                    continue
+                if value.__name__.endswith("Statistics") and dataclasses.is_dataclass(value):
+                    yield value
+
+
+CLASSES = sorted(set(_classes()), key=lambda item: item.__qualname__)
+
+
+@pytest.mark.parametrize("statistics", CLASSES)
+def test_every_field_says_unit_kind_and_meaning(statistics: type[Any]) -> None:
+    for name, said in measures(statistics).items():
+        if isinstance(said, Measure):
+            assert said.help.endswith("."), name
+            assert re.fullmatch(r"[a-z]*", said.unit), name
+            for ending in ("bytes", "ms", "us", "s"):
+                if name.endswith(f"_{ending}"):
+                    assert said.unit == ending, name
+        else:
+            assert said in CLASSES, name
+
+
+def test_statistics_are_found_in_every_room_that_has_some() -> None:
+    assert len(CLASSES) >= 17
+
+
+def test_a_field_that_says_nothing_is_refused() -> None:
+    @dataclasses.dataclass
+    class Silent:
+        count: int
+
+    with pytest.raises(TypeError, match=r"field=Silent\.count"):
+        measures(Silent)
+
+
+def test_a_measure_is_found_beside_other_annotations() -> None:
+    @dataclasses.dataclass
+    class Told:
+        hits: Annotated[int, "something else", counter("reads", "Reads that hit.")] = 0
+        held: Annotated[int, gauge("bytes", "Memory.", by="purpose")] = 0
+        why: Annotated[str, text("Why.")] = ""
+
+    said = list(measures_of(Told).values())
+    assert [measure.kind for measure in said] == ["counter", "gauge", "text"]
+    assert said[1].by == "purpose"
+
+
+def measures_of(statistics: type[Any]) -> Mapping[str, Measure]:
+    return {name: said for name, said in measures(statistics).items() if isinstance(said, Measure)}
+
+
+@pytest.mark.anyio
+async def test_a_running_broker_tells_every_figure_with_its_meaning(tmp_path: Path) -> None:
+    async with Broker(
+        overrides={"broker.data_dir": str(tmp_path / "data"), "listener.bind": "127.0.0.1:0"}
+    ) as b:
+        statistics = b.statistics()
+        told = {path: (measure, value) for path, measure, value in figures(statistics)}
+        plain = statistics.as_dict()
+    for path, (_, value) in told.items():
+        found: Any = plain
+        for name in path:
+            found = found[name]
+        assert found == value or isinstance(value, Mapping | tuple), path
+    assert told["wal", "appended_entries"][0] == counter("entries", "Entries that were appended.")
+    assert told["engine", "uploader", "failures"][0].kind == "counter"
