@@ -29,6 +29,7 @@ from penstock.stream.marks import Evidence, hear
 from penstock.stream.object_format import object_key
 from penstock.stream.orphans import PREFIX as OBJECTS_PREFIX
 from penstock.stream.orphans import object_id_of
+from penstock.stream.recovery import rolled_back
 
 logger = logging.getLogger("penstock.broker")
 
@@ -85,6 +86,7 @@ class MetadataCheck:
                 f"broker.data_dir, or object_store.url, to where they belong: wal_cluster={evidence.cluster_id} "
                 f"cluster={image.cluster_id} metadata_log={self._log.location} data_dir={self._services.data_dir}"
             )
+        await self._check_wal_end(image, evidence)
         loss = await self._look(image, evidence)
         if loss is not None:
             await follow(
@@ -107,6 +109,16 @@ class MetadataCheck:
             if read is None
             else await hear(read(self._selection.settings[WAL.name], self._services))
         )
+
+    async def _check_wal_end(self, image: Image, evidence: Evidence) -> None:
+        """The WAL was looked at after the image was read, so it goes as far as that says.
+
+        One without any entry is left to recovery, which knows how far it was trimmed.
+        """
+        identity = await identify_wal(self._selection, self._services)
+        for node in image.nodes.values():
+            if node.wal_in_use and identity and node.wal == identity and 0 < evidence.end < node.wal_end:
+                raise rolled_back(node, evidence.end, node.wal_location, ", and nothing was changed")
 
     async def _check_new(self, evidence: Evidence) -> None:
         """A log that begins anew gives ids out from the first one on, over whatever is there."""

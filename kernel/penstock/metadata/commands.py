@@ -249,11 +249,14 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
     now_ms: int
     #: Of the format and of the rules; what is absent is 1.
     version: int = 1
+    #: Where the newest durable mark in the writer's WAL ended when this was written, so that a WAL that was rolled
+    #: back is told from the right one; 0: that isn't said.
+    wal_end: int = 0
 
 
-def new_entry(commands: list[Command], writer: str, now_ms: int) -> Entry:
+def new_entry(commands: list[Command], writer: str, now_ms: int, wal_end: int = 0) -> Entry:
     """An entry under the rules of today."""
-    return Entry(commands, writer, now_ms, ENTRY_VERSION)
+    return Entry(commands, writer, now_ms, ENTRY_VERSION, wal_end)
 
 
 _encoder = msgspec.msgpack.Encoder()

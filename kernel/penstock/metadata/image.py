@@ -121,8 +121,16 @@ class Image:
                 results.append(_FOLDS[type(command)](self, command, index, entry.now_ms))
             except PenstockError as error:
                 results.append(kept(error))
+        if entry.wal_end:
+            self._note_wal_end(entry)
         self._data.index = index
         return results
+
+    def _note_wal_end(self, entry: c.Entry) -> None:
+        """Of the WAL that the writer has in use; what a fenced one says of its own doesn't count."""
+        for node in self._data.nodes.values():
+            if node.incarnation == entry.writer and node.wal_in_use and node.wal:
+                node.wal_end = max(node.wal_end, entry.wal_end)
 
     def _change_topic(self, topic: TopicState) -> TopicState:
         """To be called before a topic that was there changes."""
@@ -175,11 +183,13 @@ class Image:
         """The WAL of ``old``, and the streams that have something in it, are ``new``'s."""
         new.wal_since = min(old.wal_since, new.wal_since) if new.wal_in_use else old.wal_since
         new.wal, new.wal_location, new.wal_in_use = old.wal, old.wal_location, True
+        new.wal_end = old.wal_end
         for stream in self._data.streams.values():
             if stream.node_id == old.node_id and owners.holder_of(self._data.nodes, stream) is old:
                 self._change_stream(stream).node_id = new.node_id
         old.wal = old.wal_location = ""
         old.wal_in_use = False
+        old.wal_end = 0
 
     def _use_wal(self, command: c.UseWal, index: int, now_ms: int) -> None:
         self._check_node(command.node_id, command.node_epoch)
@@ -187,6 +197,8 @@ class Image:
         node = self._data.nodes[command.node_id]
         if not node.wal_in_use:
             node.wal_since = index
+        if not node.wal_in_use or node.wal != command.wal:
+            node.wal_end = 0
         node.wal, node.wal_location, node.wal_in_use = command.wal, command.location, True
 
     def _release_wal(self, command: c.ReleaseWal, index: int, now_ms: int) -> None:
@@ -408,6 +420,7 @@ def _give_up(node: NodeState) -> None:
     node.lost_wals = [*node.lost_wals, node.wal_name]
     node.wal = node.wal_location = ""
     node.wal_in_use = False
+    node.wal_end = 0
 
 
 _FOLDS: dict[type, Any] = {

@@ -33,6 +33,8 @@ class NodeState(msgspec.Struct):
     lost_wals: list[str] = []
     #: Streams that the node opened at an earlier index have nothing in that WAL.
     wal_since: int = 0
+    #: That WAL had an entry, or was trimmed, up to this position at least; 0: nothing is known.
+    wal_end: int = 0
 
     @property
     def wal_name(self) -> str:

@@ -90,6 +90,10 @@ async def follow(log: MetadataLog, image: Image) -> None:
         image.fold(read.index, decode_entry(read.index, read.data))
 
 
+def _unknown() -> int:
+    return 0
+
+
 class _Submission:
     """A command on its way, and its answer."""
 
@@ -118,6 +122,7 @@ class MetadataService:
         #: (node id, epoch) that this process registered.
         self._registered: tuple[int, int] | None = None
         self._witness: Callable[[int], None] | None = None
+        self._wal_end: Callable[[], int] = _unknown
         #: Entries that are in the log, and whose results wait until the witness knows: (index, batch, results).
         self._unwitnessed: deque[tuple[int, list[_Submission], list[Any]]] = deque()
         self.image = image
@@ -214,13 +219,16 @@ class MetadataService:
             await submission.done.wait()
         return [submission.result for submission in submissions]
 
-    def set_witness(self, witness: Callable[[int], None] | None) -> None:
+    def set_witness(
+        self, witness: Callable[[int], None] | None, wal_end: Callable[[], int] | None = None
+    ) -> None:
         """Call ``witness`` with the index of every entry that is in the log from now on.
 
         Nobody is told the results of an entry before :meth:`witnessed` was called for it. None ends that, and tells
-        what is left to be told.
+        what is left to be told. Entries say what ``wal_end`` gives when they are written: how far the WAL got.
         """
         self._witness = witness
+        self._wal_end = wal_end or _unknown
         if witness is None:
             self.witnessed(self.image.index)
 
@@ -296,7 +304,7 @@ class MetadataService:
             count += 1
         while True:
             batch = [self._pending[i] for i in range(count)]
-            entry = new_entry([s.command for s in batch], self._writer, self._now_ms())
+            entry = new_entry([s.command for s in batch], self._writer, self._now_ms(), self._wal_end())
             data = encode_entry(entry)
             if count == 1 or len(data) <= self._log.capabilities.entry_bytes_max:
                 break

@@ -613,13 +613,14 @@ class StreamEngine:
             self._log_cache.put(entry)
             if self._log_cache.active_bytes >= self._settings.upload_bytes:
                 self._freeze()
+        replay.check_end()
         entries, size_bytes = replay.entries, replay.recovered_bytes
         if entries:
             logger.info("uploading what only the WAL holds: entries=%d bytes=%d", entries, size_bytes)
         await self.flush()
         self._uploader.may_trim = True
         # from here on no command is told to have succeeded before the WAL says how far metadata got
-        self.metadata.set_witness(self._marks.mark)
+        self.metadata.set_witness(self._marks.mark, self._marks.durable_end)
         self._marks.mark(self.metadata.image.index)
         await self._marks.renew()
         if replay.end_position:

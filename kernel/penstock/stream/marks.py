@@ -8,6 +8,9 @@ Marks cost a place in a group commit each, and no write of their own if records 
 way, the next one waits, and stands for all indexes until then. Without metadata entries there are none. The newest
 one is never trimmed: a mark that is about to go is written again first. Only a WAL that has no room at all is trimmed
 first.
+
+The other way round, each entry of the metadata log says where the newest durable mark ended, so that a WAL that was
+rolled back, or cut off, is noticed as well.
 """
 
 from __future__ import annotations
@@ -68,9 +71,12 @@ class Evidence:
     cluster_id: str = ""
     #: Entries with records.
     records: int = 0
+    #: Position after the last entry; 0: there is none, or it isn't known which is the last.
+    end: int = 0
 
     def hear(self, entry: WalEntry) -> Mark | None:
         """Take an entry into account; the mark, if it is one. Raises CorruptError."""
+        self.end = entry.next_position
         header = decode_header(entry.data, entry.position)
         if header.stream_id != MARK_STREAM:
             self.records += 1
@@ -90,6 +96,7 @@ async def hear(entries: AsyncIterator[WalEntry]) -> Evidence:
     except NotFoundError:
         pass
     except (CorruptError, UnavailableError) as error:
+        evidence.end = 0
         logger.debug("the WAL was looked at until it couldn't be read: %s", error)
     return evidence
 
@@ -118,6 +125,10 @@ class MetadataMarks:
         #: The newest durable mark's end in the WAL: trimming so far would drop it.
         self._end = 0
         self._landed = anyio.Event()
+
+    def durable_end(self) -> int:
+        """Where the newest durable mark ends in the WAL: it never ends before that any more; 0 without one."""
+        return self._end
 
     def mark(self, index: int) -> None:
         """The metadata log has the entry ``index``: say so in the WAL as soon as may be."""

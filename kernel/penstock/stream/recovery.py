@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ("WalReplay",)
+__all__ = ("WalReplay", "rolled_back")
 
 from collections.abc import AsyncIterator
 
 from penstock.errors import ConfigError, CorruptError, InvariantError
 from penstock.metadata.image import Image
+from penstock.metadata.rows import NodeState
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.wal import WalEntry, WriteAheadLog
 from penstock.stream.entry import HEADER, WalHeader, decode_header
 from penstock.stream.marks import Evidence, Mark
+
+
+def rolled_back(node: NodeState, end: int, location: str, remark: str = "") -> CorruptError:
+    """The WAL ends at ``end``, before what metadata know of it."""
+    return CorruptError(
+        f"the WAL ends before the position that metadata recorded, so acknowledged records are missing{remark}; is "
+        "it an older copy, or was it cut off? put back the WAL that was used last; or if it is lost, move this one "
+        "away and give up what only the lost one held with "
+        f"broker.accept_lost_wal={node.wal_name}: node_id={node.node_id} "
+        f"wal={location} end={end} recorded_end={node.wal_end}"
+    )
 
 
 class WalReplay:
@@ -58,6 +70,13 @@ class WalReplay:
                 None,
                 recovered.next_position,
             )
+
+    def check_end(self) -> None:
+        """After the pass: raise CorruptError if metadata know that the WAL went further."""
+        end = max(self.end_position, self._wal.statistics().trimmed_position)
+        for node in self._image.nodes.values():
+            if node.epoch == self._node_epoch and end < node.wal_end:
+                raise rolled_back(node, end, self._wal.location)
 
     def _hear(self, recovered: WalEntry) -> Mark | None:
         """The mark of metadata in the entry, if there is one.

@@ -351,6 +351,7 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
     report.wal_entries = 0
     ends: dict[int, int] = {}
     evidence = Evidence()
+    recorded_end = _recorded_end(image, report)  # before the WAL is read: a live one goes on
     try:
         async for entry in places.read_wal():
             if evidence.hear(entry) is not None:
@@ -393,11 +394,22 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
             ends[header.stream_id] = header.next_offset
     except PenstockError as error:
         report.problem("I10/I11", "WAL", str(error))
-    await _check_reach(places, image, evidence, report)
+        recorded_end = 0
+    await _check_reach(places, image, evidence, recorded_end, report)
 
 
-async def _check_reach(places: Places, image: Image, evidence: Evidence, report: Report) -> None:
-    """The metadata log is the one that the WAL was written with, and got at least as far (I7)."""
+def _recorded_end(image: Image, report: Report) -> int:
+    """How far the WAL got, as metadata know; 0 if they don't."""
+    return max(
+        (n.wal_end for n in image.nodes.values() if n.wal_in_use and n.wal and n.wal == report.wal_identity),
+        default=0,
+    )
+
+
+async def _check_reach(
+    places: Places, image: Image, evidence: Evidence, recorded_end: int, report: Report
+) -> None:
+    """Metadata log and WAL were written with each other, and each got as far as the other one knows (I1, I7)."""
     report.wal_metadata_index = evidence.index
     if evidence.cluster_id and evidence.cluster_id != image.cluster_id:
         report.problem(
@@ -406,6 +418,13 @@ async def _check_reach(places: Places, image: Image, evidence: Evidence, report:
             f"it is of another cluster: wal_cluster={evidence.cluster_id} cluster={image.cluster_id or 'none'}",
         )
         return
+    if evidence.end < recorded_end:
+        report.problem(
+            "I1",
+            "WAL",
+            f"it ends before the position that metadata recorded, so acknowledged records are missing; is it "
+            f"an older copy, or was it cut off? end={evidence.end} recorded_end={recorded_end}",
+        )
     if evidence.index > image.index:
         await follow(places.metadata_log, image)  # a live broker may have gone on since
     if evidence.index > image.index:

@@ -55,10 +55,10 @@ def decode(magic: bytes, index: int, key: str, stored: bytes | bytearray | memor
     """
     view = memoryview(stored)
     if len(view) < HEADER_BYTES:
-        raise _corrupt("shorter than its header", index, key)
+        raise _corrupt("is shorter than its header", index, key)
     found_magic, version, _, found_index, length, _, crc = _HEADER.unpack_from(view)
     if found_magic != magic:
-        raise _corrupt("not of this format", index, key)
+        raise _corrupt("is not of this format", index, key)
     if version > _VERSION:
         raise NewerVersionError.of(
             "the metadata log", f"key={key!r} index={index}", version=version, known=_VERSION
@@ -66,14 +66,14 @@ def decode(magic: bytes, index: int, key: str, stored: bytes | bytearray | memor
     if crc != crc32c(view[HEADER_BYTES:], crc32c(view[:_CRC_AT])):
         raise _corrupt("fails its checksum", index, key)
     if length != len(view) - HEADER_BYTES:
-        raise _corrupt("not as long as its header says", index, key)
+        raise _corrupt("is not as long as its header says", index, key)
     if found_index != index:
-        raise _corrupt(f"the one of index {found_index}", index, key)
+        raise _corrupt(f"is the one of index {found_index}", index, key)
     return bytes(view[HEADER_BYTES:])
 
 
 def _corrupt(what: str, index: int, key: str) -> CorruptError:
-    return CorruptError(f"metadata object is {what}, restore it from a backup: key={key!r} index={index}")
+    return CorruptError(f"metadata object {what}, restore it from a backup: key={key!r} index={index}")
 
 
 def entry_key(prefix: str, index: int) -> str:

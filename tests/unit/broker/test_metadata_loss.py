@@ -215,3 +215,46 @@ async def test_the_wal_of_another_cluster_is_refused_before_anything_is_written(
         pass
     said = await refusal(place, ConfigError, object_store__url=other["object_store__url"])
     assert "the WAL is of another cluster" in said
+
+
+def wal_file(place: Place) -> Path:
+    return place.directory / "data" / "wal" / "penstock.wal"
+
+
+async def test_a_wal_that_was_rolled_back_is_refused_and_its_way_back_works(
+    place: Place, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metadata remember how far the WAL got, as the WAL remembers how far metadata got."""
+    await run(killed=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(LogManager, "drain", fail)
+        async with place.broker() as broker:
+            await write(broker, 3)
+            old = wal_file(place).read_bytes()
+            await write(broker, 1)
+            for retention_ms in ("1000001", "1000002"):
+                await broker.logs.alter_configs("topic", {"retention.ms": retention_ms})
+    right = wal_file(place).read_bytes()
+    wal_file(place).write_bytes(old)
+    said = await refusal(place, CorruptError)
+    assert "the WAL ends before the position that metadata recorded" in said
+    assert "broker.accept_lost_wal=" in said
+    assert [problem.invariant for problem in await problems(place)] == ["I1"]
+    wal_file(place).write_bytes(right)
+    assert await problems(place) == []
+    async with place.broker() as broker:
+        assert end_offset(broker) == 7
+
+
+async def test_a_wal_that_was_rolled_back_can_be_moved_away_and_given_up(
+    place: Place, run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    await run(killed=True)
+    wal_file(place).rename(wal_file(place).with_name("rolled-back"))
+    (identity,) = re.findall(r"broker\.accept_lost_wal=(\w+)", str(await refusal(place, ConfigError)))
+    async with place.broker(broker__accept_lost_wal=identity) as broker:
+        assert end_offset(broker) == 0
+        await write(broker, 2)
+    async with place.broker() as broker:
+        assert end_offset(broker) == 2
+    assert "ACKNOWLEDGED RECORDS WERE GIVEN UP" in caplog.text

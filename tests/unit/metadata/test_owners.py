@@ -440,3 +440,35 @@ TestHistories = Histories.TestCase
 TestHistories.settings = HISTORIES
 TestHistoriesInACluster = HistoriesInACluster.TestCase
 TestHistoriesInACluster.settings = HISTORIES
+
+
+def test_an_entry_says_how_far_its_writers_wal_got_and_no_other_wal_is_measured_by_it(log: Log) -> None:
+    def ends() -> list[int]:
+        return [node.wal_end for node in log.image.nodes.values()]
+
+    def say(writer: str, wal_end: int) -> None:
+        log.image.fold(log.image.index + 1, new_entry([], writer, NOW_MS, wal_end))
+
+    epoch = log.ok(RegisterNode(1, "first", "", "here"))
+    say("first", 5)
+    assert ends() == [0], "nothing is in use yet"
+    log.ok(UseWal(1, epoch, "a", "/a"))
+    for wal_end in (7, 9, 8, 0):
+        say("first", wal_end)
+    say("a stranger", 100)
+    assert ends() == [9]
+    epoch = log.ok(RegisterNode(1, "second", "a", "here"))
+    log.ok(UseWal(1, epoch, "a", "/a"))
+    say("first", 100)
+    assert ends() == [9], "after a crash it's the same WAL, and a fenced owner says nothing"
+    epoch = log.ok(RegisterNode(2, "third", "a", "there"))
+    assert ends() == [0, 9], "who takes the WAL over takes that too"
+    assert Image.from_snapshot(log.image.to_snapshot()).nodes[2].wal_end == 9
+    log.ok(UseWal(2, epoch, "a", "/a"))
+    log.ok(ReleaseWal(2, epoch))
+    epoch = log.ok(RegisterNode(2, "fourth", "", "there"))
+    log.ok(UseWal(2, epoch, "b", "/b"))
+    assert ends() == [0, 0], "another WAL counts its own positions"
+    say("fourth", 3)
+    log.ok(RegisterNode(2, "fifth", "", "there", lost_wals=["b"]))
+    assert ends() == [0, 0]

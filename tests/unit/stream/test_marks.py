@@ -45,7 +45,7 @@ def test_a_mark_is_these_bytes() -> None:
     assert name == b"cluster"
     evidence = Evidence()
     assert evidence.hear(WalEntry(0, 1, memoryview(header + name))) == Mark(7, "cluster")
-    assert evidence == Evidence(7, "cluster", 0)
+    assert evidence == Evidence(7, "cluster", 0, 1)
     with pytest.raises(CorruptError, match="position=9"):
         evidence.hear(WalEntry(9, 10, memoryview(header + b"\xff")))
 
