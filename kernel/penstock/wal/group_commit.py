@@ -6,6 +6,7 @@ A WAL drives one :class:`GroupCommit` from the event loop's thread::
     take()               the next group to write, or None; write it wherever the medium is
     finish(group)        its bytes are durable; completes what is complete, in order
     fail(error)          the medium is lost or the owner fenced; answers everybody
+    fail(error, group=)  this group can't be made durable; answers it and all after it, once those before it ended
     release(position)    trimmed: makes room below ``position``
 """
 
@@ -35,6 +36,7 @@ class Group:
         "checksums",
         "done",
         "end_position",
+        "error",
         "length",
         "payload_bytes",
         "payloads",
@@ -54,7 +56,10 @@ class Group:
         self.payloads: list[Sequence[Buffer]] = []
         #: CRC-32C of each payload, where the caller knew it.
         self.checksums: list[int | None] = []
+        #: Durable, or answered.
         self.done = False
+        #: Why it can't be made durable.
+        self.error: PenstockError | None = None
 
 
 class GroupCommit:
@@ -97,6 +102,7 @@ class GroupCommit:
         self._open: Group | None = None
         self._ready: deque[Group] = deque()
         self._flying: deque[Group] = deque()
+        self._flying_entries = 0
         self._sequence = 0
         self._tail = 0  # the end of the last entry laid out
         self._start = 0  # the first byte that still takes room
@@ -172,6 +178,7 @@ class GroupCommit:
         else:
             return None
         self._flying.append(group)
+        self._flying_entries += len(group.appends)
         return group
 
     def finish(self, group: Group) -> None:
@@ -184,8 +191,11 @@ class GroupCommit:
         first_error: Exception | None = None
         while self._flying and self._flying[0].done:
             finished = self._flying.popleft()
+            self._flying_entries -= len(finished.appends)
             self._account(finished)
             first_error = _complete(finished, None) or first_error
+        if self._flying and (error := self._flying[0].error) is not None:
+            first_error = self._answer_all(error) or first_error
         if first_error is not None:
             raise again(first_error)
 
@@ -214,11 +224,19 @@ class GroupCommit:
             self._refusal = ClosedError("the wal is closed")
 
     def fail(
-        self, error: PenstockError, *, state: str = "failed", refusal: PenstockError | None = None
+        self,
+        error: PenstockError,
+        *,
+        state: str = "failed",
+        refusal: PenstockError | None = None,
+        group: Group | None = None,
     ) -> None:
         """Answer everything pending with ``error``, in order, and refuse appends with ``refusal`` from now on.
 
-        ``refusal`` defaults to a ClosedError that quotes ``error``. A later call changes nothing.
+        With ``group``, a group that was taken, what was appended before it is answered by its own end, finished or
+        failed; only then are it and all that follows answered with its error.
+
+        ``refusal`` defaults to a ClosedError that quotes ``error``. A later call doesn't change them.
         """
         if self._state in ("open", "closed"):
             self._state = state
@@ -226,13 +244,13 @@ class GroupCommit:
             self._refusal = refusal or ClosedError(
                 f"the wal {state}, restart the broker to recover: cause={error}"
             )
-        groups = [*self._flying, *self._ready, *([self._open] if self._open else [])]
-        self._flying.clear()
-        self._ready.clear()
-        self._open = None
-        first_error: Exception | None = None
-        for group in groups:
-            first_error = _complete(group, error) or first_error
+        if group is not None:
+            if group.done:
+                return
+            group.error = error
+            if self._flying[0] is not group:
+                return
+        first_error = self._answer_all(error)
         if first_error is not None:
             raise again(first_error)
 
@@ -249,9 +267,25 @@ class GroupCommit:
         return len(self._flying)
 
     @property
+    def in_flight_entries(self) -> int:
+        """The entries in these groups."""
+        return self._flying_entries
+
+    @property
+    def open_entries(self) -> int:
+        """Entries in the group that ``take(partial=True)`` would close; 0 if there is none."""
+        return len(self._open.appends) if self._open is not None else 0
+
+    @property
     def open_bytes(self) -> int:
-        """Bytes in the group that ``take(partial=True)`` would close; 0 if there is none."""
+        """Bytes in that group."""
         return self._tail - self._open.position if self._open is not None else 0
+
+    @property
+    def span_bytes(self) -> int:
+        """From the oldest group in flight to the end of the one that ``take`` would give."""
+        end = self._ready[0].end_position if self._ready else self._tail
+        return end - self._flying[0].position if self._flying else 0
 
     @property
     def idle(self) -> bool:
@@ -304,6 +338,19 @@ class GroupCommit:
         group.end_position = -(-self._tail // self._alignment) * self._alignment
         self._open = None
         return group
+
+    def _answer_all(self, error: PenstockError) -> Exception | None:
+        """Answer everything pending with ``error``; the first error that a callback raised."""
+        groups = [*self._flying, *self._ready, *([self._open] if self._open else [])]
+        self._flying.clear()
+        self._flying_entries = 0
+        self._ready.clear()
+        self._open = None
+        first_error: Exception | None = None
+        for group in groups:
+            group.done = True
+            first_error = _complete(group, error) or first_error
+        return first_error
 
     def _account(self, group: Group) -> None:
         self._confirmed = group.end_position

@@ -1,4 +1,4 @@
-"""A dedicated thread for blocking writes, with one wake-up of the event loop per batch of results.
+"""Dedicated threads for blocking writes, with one wake-up of the event loop per batch of results.
 
 A queue and a thread of one's own cost about 20 µs a round trip; a hop through a thread pool more than twice that.
 """
@@ -9,6 +9,7 @@ __all__ = ("WriterThread",)
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -26,15 +27,19 @@ _Job: TypeAlias = tuple[Callable[[], Any], Callable[[Any, Exception | None], Non
 
 
 class WriterThread:
-    """An async context manager that owns one thread. Jobs run in the order of their submission.
+    """An async context manager that owns one thread, or a few. Jobs begin in the order of their submission.
 
-    Leaving it lets the thread finish the jobs that were submitted, joins it, and delivers their results. If a
-    job hangs on the medium longer than ``join_timeout_s``, leaving raises UnavailableError; the thread is then
+    With one thread each job has ended before the next begins; with several (``threads``) they overlap, and results
+    come in the order in which jobs end.
+
+    Leaving it lets the threads finish the jobs that were submitted, joins them, and delivers the results. If a
+    job hangs on the medium longer than ``join_timeout_s``, leaving raises UnavailableError; its thread is then
     left behind as a daemon, because nothing can interrupt a blocked system call.
     """
 
-    def __init__(self, name: str, *, join_timeout_s: float = 30.0) -> None:
+    def __init__(self, name: str, *, threads: int = 1, join_timeout_s: float = 30.0) -> None:
         self._name = name
+        self._threads_count = threads
         self._join_timeout_s = join_timeout_s
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._results: deque[Callable[[], None]] = deque()
@@ -43,43 +48,53 @@ class WriterThread:
 
     async def __aenter__(self) -> WriterThread:
         self._loop = asyncio.get_running_loop()
-        self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+        self._threads = [
+            threading.Thread(target=self._run, name=self._name, daemon=True)
+            for _ in range(self._threads_count)
+        ]
         self._open = True
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._open = False
-        self._jobs.put(None)
+        for _ in self._threads:
+            self._jobs.put(None)
         with anyio.CancelScope(shield=True):
-            await run_in_thread(self._thread.join, self._join_timeout_s)
+            await run_in_thread(self._join)
         self._deliver()
-        if self._thread.is_alive():
+        if self.running:
             raise UnavailableError(
                 f"the medium doesn't answer, a writer thread is left behind: thread={self._name} "
                 f"waited_s={self._join_timeout_s}"
             )
 
+    def _join(self) -> None:
+        deadline = time.monotonic() + self._join_timeout_s
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+
     @property
     def running(self) -> bool:
-        """The thread may still be in a job."""
-        return self._thread.is_alive()
+        """A thread may still be in a job."""
+        return any(thread.is_alive() for thread in self._threads)
 
     @property
     def has_more(self) -> bool:
-        """From a job: another one follows it."""
+        """From a job: another one waits to begin."""
         return not self._jobs.empty()
 
     def submit(self, work: Callable[[], R], done: Callable[[R | None, Exception | None], None]) -> None:
-        """Run ``work()`` in the thread, then ``done(result, error)`` on the event loop."""
+        """Run ``work()`` in a thread, then ``done(result, error)`` on the event loop."""
         if not self._open:
             raise ClosedError(f"the writer thread is closed: thread={self._name}")
         self._jobs.put((work, done))
 
     async def run(self, work: Callable[[], R]) -> R:
-        """Run ``work()`` in the thread, after all jobs before it. Raises what it raises.
+        """Run ``work()`` in a thread; it begins after all jobs before it. Raises what it raises.
 
         Cancelling abandons the result, not the work.
         """
@@ -99,7 +114,7 @@ class WriterThread:
         return value
 
     def notify(self, callback: Callable[[], None]) -> None:
-        """From the thread: run ``callback()`` on the event loop, in order with the results."""
+        """From a thread: run ``callback()`` on the event loop, in order with the results."""
         self._results.append(callback)
         if not self._wake_up_pending:
             self._wake_up_pending = True

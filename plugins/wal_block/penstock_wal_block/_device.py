@@ -11,6 +11,7 @@ import mmap
 import os
 import stat
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -75,10 +76,13 @@ class Device(Protocol):
         """Bytes at ``offset`` of the medium; fewer where it ends."""
 
     def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
-        """Write ``parts`` (``length`` bytes in sum) at the aligned ``offset``, padded with zeros to a block."""
+        """Write ``parts`` (``length`` bytes in sum) at the aligned ``offset``, padded with zeros to a block.
+
+        Several threads may write at the same time, each somewhere else.
+        """
 
     def sync(self) -> None:
-        """Make what this device object wrote durable."""
+        """Make what this thread wrote durable."""
 
     def sync_all(self) -> None:
         """Make durable what is on the medium, whoever wrote it."""
@@ -94,7 +98,11 @@ class Device(Protocol):
 
 
 class FileDevice:
-    """A regular file, which grows as it is written, or a block device."""
+    """A regular file, which grows as it is written, or a block device.
+
+    Each thread that writes has a descriptor and a bounce buffer of its own. A failed write-back of the page cache is
+    reported once to each open descriptor; over a shared one, the sync of another thread could take the report away.
+    """
 
     def __init__(
         self,
@@ -104,18 +112,26 @@ class FileDevice:
         io: Literal["auto", "direct", "buffered"],
         sync: Literal["fdatasync", "dsync"],
         buffer_bytes: int,
+        writers: int = 1,
         access: Access = ACCESSES["owner"],
     ) -> None:
-        """Open or create ``path``. Raises ConfigError if it can't be used, OSError if the system refuses."""
+        """Open or create ``path``, for ``writers`` threads that write, with bounce buffers of ``buffer_bytes`` each.
+
+        Raises ConfigError if it can't be used, OSError if the system refuses.
+        """
         self._fds: list[int] = []
         self._dsync = sync == "dsync"
+        self._buffer_bytes = buffer_bytes
+        self._local = threading.local()
+        self._growing = threading.Lock()
         try:
-            self._open(real_path(path), capacity_bytes, io, buffer_bytes, access)
+            self._open(real_path(path), capacity_bytes, io, access)
+            self._free_lanes = [self._new_lane() for _ in range(writers)]
         except BaseException:
             self.close()
             raise
 
-    def _open(self, path: Path, capacity_bytes: int, io: str, buffer_bytes: int, access: Access) -> None:
+    def _open(self, path: Path, capacity_bytes: int, io: str, access: Access) -> None:
         self._path = path
         self._fd = self._keep(self._open_or_create(path, access))
         status = os.fstat(self._fd)
@@ -134,8 +150,6 @@ class FileDevice:
             # Another host may have it open, so its header is read from the medium, not from the page cache.
             header_fd = self._direct_fd if self.direct else self._open_direct(path, "auto")
             self._header_fd = header_fd if header_fd >= 0 else self._fd
-        self._gather = DirectGather(buffer_bytes, self._write_vectors) if self.direct else None
-        self._write_position = 0
         self._header_buffer = mmap.mmap(-1, HEADER_AREA_BYTES)
         self._zeros = mmap.mmap(-1, _GROWTH_BYTES)
 
@@ -165,15 +179,37 @@ class FileDevice:
         if io == "buffered":
             return -1
         try:
-            fd = self._keep(open_own(path, os.O_RDWR | getattr(os, "O_DIRECT", 0), block_device=True))
-            if not os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
-                raise OSError(errno.ESTALE, "the file was replaced while it was opened")
+            fd = self._open_again(path, getattr(os, "O_DIRECT", 0))
             os.preadv(fd, [mmap.mmap(-1, BLOCK_BYTES)], 0)
         except OSError as error:
             if io == "auto" and error.errno in (errno.EINVAL, errno.EOPNOTSUPP):
                 return -1
             raise
         return fd
+
+    def _open_again(self, path: Path, flags: int) -> int:
+        fd = self._keep(open_own(path, os.O_RDWR | flags, block_device=True))
+        if not os.path.samestat(os.fstat(fd), os.fstat(self._fd)):
+            raise OSError(errno.ESTALE, "the file was replaced while it was opened")
+        return fd
+
+    def _new_lane(self) -> _Lane:
+        fd = self._open_again(self._path, getattr(os, "O_DIRECT", 0) if self.direct else 0)
+        flags = os.RWF_DSYNC if self._dsync else 0
+        return _Lane(fd, flags, self._buffer_bytes if self.direct else 0)
+
+    @property
+    def _lane(self) -> _Lane:
+        """The calling thread's."""
+        try:
+            lane: _Lane = self._local.lane
+        except AttributeError:
+            try:
+                lane = self._free_lanes.pop()
+            except IndexError:
+                lane = self._new_lane()
+            self._local.lane = lane
+        return lane
 
     def _keep(self, fd: int) -> int:
         self._fds.append(fd)
@@ -276,51 +312,28 @@ class FileDevice:
         assert offset % BLOCK_BYTES == 0, "groups start aligned"
         end = offset + -(-length // BLOCK_BYTES) * BLOCK_BYTES
         assert HEADER_AREA_BYTES <= offset < end <= self._capacity_bytes, "a group lies in the ring"
-        if self._gather is not None:
-            self._write_direct(self._gather, offset, parts, length)
-        else:
-            self._write_buffered(offset, parts, length, end - offset - length)
         if end > self._extent:
-            # Who owned the log before may have gone on, even around the ring, after this device object was made.
-            self._extent = max(end, self._size())
-            if self._extent == end and length < _SMALL_GROUP_BYTES and not self.is_block_device:
-                self._grow(end)
+            # Before the write: behind it another thread may be writing the next group already.
+            with self._growing:
+                self._extend(end, is_small=length < _SMALL_GROUP_BYTES)
+        self._lane.write(offset, parts, length, end - offset - length)
+
+    def _extend(self, end: int, *, is_small: bool) -> None:
+        if end <= self._extent:
+            return
+        # Who owned the log before may have gone on, even around the ring, after this device object was made.
+        self._extent = max(end, self._size())
+        if self._extent == end and is_small and not self.is_block_device:
+            self._grow(end)
 
     def sync(self) -> None:
         """See :class:`Device`."""
         if not self._dsync:
-            self.sync_all()
+            os.fdatasync(self._lane.fd)
 
     def sync_all(self) -> None:
         """See :class:`Device`."""
         os.fdatasync(self._direct_fd if self.direct else self._fd)
-
-    def _write_direct(self, gather: DirectGather, offset: int, parts: Sequence[Buffer], length: int) -> None:
-        """Write large payloads from where they are, and what is small from the bounce buffer."""
-        if length < _JOIN_PART_BYTES * len(parts):
-            parts = [b"".join(parts)]
-        self._write_position = offset
-        try:
-            for part in parts:
-                gather.add(part)
-            gather.pad()
-            gather.flush()
-        finally:
-            gather.reset()
-
-    def _write_vectors(self, vectors: Sequence[memoryview]) -> None:
-        write_vectors(self._direct_fd, vectors, self._write_position, self._write_flags)
-        self._write_position += sum(map(len, vectors))
-
-    def _write_buffered(self, offset: int, parts: Sequence[Buffer], length: int, padding: int) -> None:
-        parts = [*parts, bytes(padding)]
-        if len(parts) > _IOV_MAX or length < _JOIN_PART_BYTES * len(parts):
-            parts = [b"".join(parts)]
-        write_vectors(self._fd, [memoryview(part) for part in parts], offset, self._write_flags)
-
-    @property
-    def _write_flags(self) -> int:
-        return os.RWF_DSYNC if self._dsync else 0
 
     def _grow(self, start: int) -> None:
         """Write zeros past ``start``, so that the next groups don't extend the file."""
@@ -370,6 +383,44 @@ class FileDevice:
                 return False
             raise
         return True
+
+
+class _Lane:
+    """What one thread writes with."""
+
+    def __init__(self, fd: int, flags: int, buffer_bytes: int) -> None:
+        """``buffer_bytes`` 0: through the page cache."""
+        self.fd = fd
+        self._flags = flags
+        self._gather = DirectGather(buffer_bytes, self._write_vectors) if buffer_bytes else None
+        self._position = 0
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int, padding: int) -> None:
+        """Write ``parts`` (``length`` bytes) and ``padding`` zeros at ``offset``."""
+        if self._gather is not None:
+            self._write_direct(self._gather, offset, parts, length)
+            return
+        parts = [*parts, bytes(padding)]
+        if len(parts) > _IOV_MAX or length < _JOIN_PART_BYTES * len(parts):
+            parts = [b"".join(parts)]
+        write_vectors(self.fd, [memoryview(part) for part in parts], offset, self._flags)
+
+    def _write_direct(self, gather: DirectGather, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        """Write large payloads from where they are, and what is small from the bounce buffer."""
+        if length < _JOIN_PART_BYTES * len(parts):
+            parts = [b"".join(parts)]
+        self._position = offset
+        try:
+            for part in parts:
+                gather.add(part)
+            gather.pad()
+            gather.flush()
+        finally:
+            gather.reset()
+
+    def _write_vectors(self, vectors: Sequence[memoryview]) -> None:
+        write_vectors(self.fd, vectors, self._position, self._flags)
+        self._position += sum(map(len, vectors))
 
 
 def _sync_directory(path: Path) -> None:

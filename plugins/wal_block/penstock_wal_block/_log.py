@@ -1,10 +1,12 @@
-"""The log on its device: blocking and single-threaded, without an event loop, so that crashes can be simulated."""
+"""The log on its device: blocking, without threads and event loop of its own, so that crashes can be simulated."""
 
 from __future__ import annotations
 
-__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Owner")
+__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Flight", "Owner")
 
 import errno
+import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -18,9 +20,9 @@ from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, n
 _READ_AHEAD_BYTES = 2**20
 #: The log can be cut at this many places, evenly spread: memory against the precision of a trim.
 _BOUNDARIES_MAX = 4096
-#: Groups that are written under one taking of the data lock, while more are waiting. Each system call lets go of the
-#: interpreter, and a thread waits long to get it back from a busy event loop.
-_GROUPS_PER_LOCK = 16
+#: A busy owner looks at the header and at its place before every group of this number. Each system call lets go of
+#: the interpreter, and a thread waits long to get it back from a busy event loop.
+_GROUPS_PER_CHECK = 16
 #: The errors after which a write succeeds once somebody has made room.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -38,8 +40,28 @@ class Owner:
     log_id: int
 
 
+class Flight:
+    """A group between :meth:`BlockLog.begin` and the end of all groups up to it."""
+
+    __slots__ = ("after", "before", "entries_end", "is_durable", "length", "parts")
+
+    def __init__(
+        self, before: Cursor, after: Cursor, parts: Sequence[Buffer], length: int, entries_end: int
+    ) -> None:
+        self.before = before
+        self.after = after
+        self.parts = parts
+        self.length = length
+        self.entries_end = entries_end
+        self.is_durable = False
+
+
 class BlockLog:
     """The ring, its header and its owner. Life: construct (takes over), scan to the end, write and trim, close.
+
+    Groups are begun one after the other, which fixes place and chain, and then put by as many threads as there are,
+    in any order. A group counts once all up to it are durable, so each says of how much that was true when it began:
+    its confirmed position. From that, recovery knows which holes may be.
 
     Every method may raise OSError from the device, and FencedError when a newer owner shows in the header.
     """
@@ -51,9 +73,16 @@ class BlockLog:
         owner has it), CorruptError (both headers are damaged), NewerVersionError.
         """
         self._device = device
+        #: Guards everything below, and the header on the medium; not held while a group is written.
+        self._mutex = threading.RLock()
         #: The data lock, while it is held.
         self._lock = ExitStack()
-        self._groups_under_lock = 0
+        self._holds_lock = False
+        self._groups_since_check = 0
+        #: Groups being written under the lock.
+        self._writing = 0
+        #: Begun, and not yet counted; oldest first.
+        self._flights: deque[Flight] = deque()
         self._owner = owner
         self._location = location
         self._ring_bytes = (device.capacity_bytes - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
@@ -137,7 +166,7 @@ class BlockLog:
     def _update_header(self, **changes: object) -> None:
         """Replace the header, unless it isn't ours any more."""
         self.rest()
-        with self._device.header_lock():
+        with self._mutex, self._device.header_lock():
             self._check_owner()
             self._put_header(replace(self._header, sequence=self._header.sequence + 1, **changes))  # type: ignore[arg-type]
 
@@ -180,7 +209,8 @@ class BlockLog:
             settled_epoch=found.settled_epoch,
         )
         for group in scan:
-            self._advance(group.entries[-1].next_position, scan.cursor)
+            self._cursor = scan.cursor
+            self._boundaries.add(group.entries[-1].next_position, scan.cursor)
             yield group
             if found.clean and scan.cursor.position == found.confirmed_position:
                 break
@@ -192,15 +222,11 @@ class BlockLog:
         end = self._cursor.position
         self._update_header(confirmed_position=end, settled_position=end, settled_epoch=self._owner.epoch)
 
-    def _advance(self, entries_end: int, cursor: Cursor) -> None:
-        self._cursor = cursor
-        self._boundaries.add(entries_end, cursor)
-
     # -- writing -------------------------------------------------------------------------------------------
 
     @property
     def cursor(self) -> Cursor:
-        """The end of the log: where the next group goes."""
+        """Where the next group goes."""
         return self._cursor
 
     @property
@@ -214,63 +240,102 @@ class BlockLog:
         return self._ring_bytes
 
     def write(self, group: Group) -> None:
-        """Make ``group`` durable at the end of the log. On return it may be acknowledged.
+        """Begin ``group`` and put it. On return it may be acknowledged, if no other one is in flight.
 
         After an error the log is as before: the same group may be written again. :meth:`rest` when no other group
         follows at once.
         """
         try:
-            digest = self._write_durably(group)
+            flight = self.begin(group)
+            try:
+                self.put(flight)
+            except BaseException:
+                with self._mutex:
+                    if self._flights[-1] is flight:
+                        self._flights.pop()
+                        self._cursor = flight.before
+                raise
         except BaseException:
             self.rest()
             raise
-        self._confirmed = group.end_position
-        self._advance(group.position + group.length, Cursor(group.end_position, group.sequence + 1, digest))
 
-    def _write_durably(self, group: Group) -> int:
-        """The digest of the group."""
-        if self._header.sealed:
-            raise FencedError(f"the wal is sealed: path={self._location}")
-        assert group.position == self._cursor.position, "groups are written in order"
-        assert group.sequence == self._cursor.sequence, "groups are written in order"
-        parts, digest = encode_group(
-            log_id=self._header.log_id,
-            cursor=self._cursor,
-            epoch=self._owner.epoch,
-            confirmed_position=self._confirmed,
-            appends=group.appends,
-            payloads=group.payloads,
-            checksums=group.checksums,
-        )
-        self._take_lock()
-        self._write_ring(group.position, parts, group.length)
-        self._device.sync()
-        if self._device.shareable:
-            # Locks end at the host: only this second look shows the claim of another one.
-            self._check_owner()
-        return digest
+    def begin(self, group: Group) -> Flight:
+        """Give ``group`` its place at the end of the log, which moves behind it. Nothing is written yet."""
+        with self._mutex:
+            if self._header.sealed:
+                raise FencedError(f"the wal is sealed: path={self._location}")
+            before = self._cursor
+            assert group.position == before.position, "groups begin in order"
+            assert group.sequence == before.sequence, "groups begin in order"
+            parts, digest = encode_group(
+                log_id=self._header.log_id,
+                cursor=before,
+                epoch=self._owner.epoch,
+                confirmed_position=self._confirmed,
+                appends=group.appends,
+                payloads=group.payloads,
+                checksums=group.checksums,
+            )
+            after = Cursor(group.end_position, group.sequence + 1, digest)
+            flight = Flight(before, after, parts, group.length, group.position + group.length)
+            self._flights.append(flight)
+            self._cursor = after
+        return flight
+
+    def put(self, flight: Flight) -> None:
+        """Make a group durable; it may be acknowledged once this has returned for it and for all begun before it.
+
+        Several threads may put groups at the same time. After an error the same one may be put again.
+        """
+        self._enter()
+        try:
+            self._write_ring(flight.before.position, flight.parts, flight.length)
+            self._device.sync()
+            if self._device.shareable:
+                # Locks end at the host: only this second look shows the claim of another one.
+                with self._mutex:
+                    self._check_owner()
+        finally:
+            with self._mutex:
+                self._writing -= 1
+        with self._mutex:
+            flight.is_durable = True
+            flights = self._flights
+            while flights and flights[0].is_durable:
+                first = flights.popleft()
+                self._confirmed = first.after.position
+                self._boundaries.add(first.entries_end, first.after)
+
+    def _enter(self) -> None:
+        """Hold the data lock as the owner. Who takes the log over writes the header, then waits for the lock.
+
+        A busy owner never lets go of it, but it sees the header soon; then it writes nothing more.
+        """
+        with self._mutex:
+            is_first = not self._holds_lock
+            if is_first:
+                self._lock.enter_context(self._device.data_lock())
+                self._holds_lock = True
+            if is_first or self._device.shareable or self._groups_since_check >= _GROUPS_PER_CHECK:
+                self._check_owner()
+                self._check_place()
+                self._groups_since_check = 0
+            self._groups_since_check += 1
+            self._writing += 1
 
     def rest(self) -> None:
-        """Let go of the data lock: nothing is about to be written."""
-        self._groups_under_lock = 0
-        self._lock.close()
-
-    def _take_lock(self) -> None:
-        """Hold the data lock as the owner. Who takes the log over writes the header, then waits for the lock."""
-        if self._groups_under_lock >= _GROUPS_PER_LOCK:
-            self.rest()
-        if self._groups_under_lock == 0:
-            self._lock.enter_context(self._device.data_lock())
-        self._groups_under_lock += 1
-        if self._groups_under_lock == 1 or self._device.shareable:
-            self._check_owner()
-            self._check_place()
+        """Let go of the data lock, unless a group is being written: nothing is about to be."""
+        with self._mutex:
+            if not self._writing:
+                self._holds_lock = False
+                self._lock.close()
 
     def look(self) -> None:
         """While nothing is written: raise FencedError, or UnavailableError if the file was removed or replaced."""
-        self.rest()  # who wrote before us left the lock to whoever comes next
-        self._check_owner()
-        self._check_place()
+        with self._mutex:
+            self.rest()  # who wrote before us left the lock to whoever comes next
+            self._check_owner()
+            self._check_place()
 
     def _check_place(self) -> None:
         """Raise UnavailableError if the file was removed or replaced: what is written to it is lost."""
@@ -292,20 +357,22 @@ class BlockLog:
 
     def trim(self, position: int) -> int:
         """Forget entries up to ``position``; the new start of the log: what lies below may be overwritten."""
-        self.rest()  # also if there is nothing to do: who wrote before us left the lock to whoever comes next
-        position = min(position, self._cursor.position)
-        if position > self._header.trim_position:
-            # First the header is durable, then the room is used: recovery must never start in overwritten groups.
-            start = self._boundaries.trim(position)
-            self._update_header(trim_position=position, start=start, confirmed_position=self._confirmed)
-        return self._header.start.position
+        with self._mutex:
+            self.rest()  # also if there is nothing to do: who wrote before us left the lock to whoever comes next
+            position = min(position, self._confirmed)
+            if position > self._header.trim_position:
+                # First the header is durable, then the room is used: recovery must never start in overwritten groups.
+                start = self._boundaries.trim(position)
+                self._update_header(trim_position=position, start=start, confirmed_position=self._confirmed)
+            return self._header.start.position
 
     def seal(self) -> None:
-        """No group is ever written again, by this owner or another."""
+        """No group is ever begun again, by this owner or another."""
         self._update_header(sealed=True, confirmed_position=self._confirmed)
 
     def close(self) -> None:
-        """Record that the log ends exactly here."""
+        """Record that the log ends exactly here. Nothing is in flight."""
+        assert not self._flights, "the end is marked when everything is written"
         self._update_header(clean=True, confirmed_position=self._cursor.position)
 
 

@@ -45,8 +45,8 @@ class Settings(BaseSettings):
         description="Largest entry; at most a quarter of the capacity.",
     )
     groups_in_flight_max: int = Field(
-        default=2,
+        default=4,
         ge=1,
-        le=16,
-        description="Groups handed to the writer: one on the medium, the others ready to follow it.",
+        le=64,
+        description="Groups that are written and synced at the same time, a thread each; more for slow cloud disks.",
     )

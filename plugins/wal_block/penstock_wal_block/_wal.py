@@ -9,6 +9,7 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -27,6 +28,7 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
     again,
+    kept,
 )
 from penstock.files import Access
 from penstock.spi import Buffer, Services
@@ -34,13 +36,11 @@ from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.wal import DecodedGroup, Group, GroupCommit, WriterThread
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
-from penstock_wal_block._log import NO_SPACE, BlockLog, Owner
+from penstock_wal_block._log import NO_SPACE, BlockLog, Flight, Owner
 from penstock_wal_block._settings import Settings
 
 _logger = logging.getLogger("penstock.wal.block")
 
-#: A group this large is handed to the writer while another one is on the medium; a smaller one waits for company.
-_EAGER_BYTES = 2**17
 CAPABILITIES = WalCapabilities(
     durability_domain="host",
     fencing=True,
@@ -52,6 +52,8 @@ CAPABILITIES = WalCapabilities(
 _CLOSE_TIMEOUT_S = 30.0
 _SPACE_RETRY_S = (0.05, 1.0)
 _RECOVERY_BATCH_BYTES = 4 * 2**20
+#: Larger pieces are hardly written faster.
+_BUFFER_BYTES_MIN = 2**20
 #: So often an owner that writes nothing looks whether its file is still there.
 _LOOK_S = 1.0
 
@@ -76,6 +78,14 @@ class BlockWal:
         self._location = location
         self._loop = asyncio.get_running_loop()
         self._pump_scheduled = False
+        #: Taken and not yet begun, in order; whoever holds the lock begins the first.
+        self._taken: deque[Group] = deque()
+        self._order = threading.Lock()
+        #: Recovery looks so far behind a hole for a group that proves a loss: the first one that began when the
+        #: missing one was confirmed. So groups in flight must not span more.
+        self._span_bytes_max = max(settings.group_bytes_max, settings.entry_bytes_max)
+        self._stalled = 0
+        self._landed: anyio.Event | None = None
         self._recovery_started = False
         self._recovered = False
         self._last_group_us = 0
@@ -160,12 +170,18 @@ class BlockWal:
     async def seal(self) -> None:
         """See ``WriteAheadLog.seal``. Appends that were handed to the medium before are acknowledged."""
         try:
+            self._landed = anyio.Event()
+            self._pump()
+            await self._landed.wait()
             await self._thread.run(self._log.seal)
         except OSError as error:
             raise self._medium_error(error) from error
         except FencedError as error:
             self._fail(error)
             raise
+        finally:
+            self._landed = None
+            self._pump()
         self._fail(self._sealed())
 
     def statistics(self) -> WalStatistics:
@@ -175,11 +191,19 @@ class BlockWal:
     # -- writing -------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Hand groups to the writer: a lone one at once, another behind it only if it is worth a write."""
+        """Hand groups to the threads, a small one beside others if it is worth a write.
+
+        That is when it holds half as much as they do together: a second lone request is written at once, and what
+        comes in by hundreds isn't cut to pieces, each of which costs the processor as much as many entries.
+        """
         self._pump_scheduled = False
         commit = self._commit
-        while commit.in_flight < self._groups_in_flight_max:
-            group = commit.take(partial=not commit.in_flight or commit.open_bytes >= _EAGER_BYTES)
+        if self._landed is not None:
+            if not commit.in_flight:
+                self._landed.set()
+            return
+        while commit.in_flight < self._groups_in_flight_max and commit.span_bytes <= self._span_bytes_max:
+            group = commit.take(partial=2 * commit.open_entries >= commit.in_flight_entries)
             if group is None:
                 break
             self._submit(group)
@@ -187,61 +211,71 @@ class BlockWal:
             self._drained.set()
 
     def _submit(self, group: Group) -> None:
-        def work() -> int:
-            return self._write(group)
+        self._taken.append(group)
+        self._thread.submit(self._write_next, self._written)
 
-        def done(elapsed_us: int | None, error: Exception | None) -> None:
-            try:
-                settle(elapsed_us, error)
-            finally:
-                self._pump()
-
-        def settle(elapsed_us: int | None, error: Exception | None) -> None:
-            if error is None:
-                assert elapsed_us is not None
-                self._last_group_us = elapsed_us
-                if self._commit.state in ("open", "closed"):
-                    self._commit.finish(group)
+    def _written(self, outcome: tuple[Group, int, Exception | None] | None, bug: Exception | None) -> None:
+        try:
+            if bug is not None:
+                self._fail(bug)
+            assert outcome is not None, "a job has a result or an error"
+            group, elapsed_us, error = outcome
+            if error is not None:
+                self._fail(self._medium_error(error) if isinstance(error, OSError) else error, group)
             else:
-                self._fail(self._medium_error(error) if isinstance(error, OSError) else error)
+                self._last_group_us = elapsed_us
+                if not group.done:
+                    self._commit.finish(group)
+        finally:
+            self._pump()
 
-        self._thread.submit(work, done)
-
-    def _write(self, group: Group) -> int:
-        """In the thread: make ``group`` durable; microseconds taken. While the medium is full, waits for room.
-
-        A failed fdatasync may have dropped the pages it couldn't write, and says so only once. Only this group was
-        unsynced, so writing it again from memory loses nothing. That is done for want of space; after any other
-        error the medium isn't trusted, and the WAL fails.
-        """
+    def _write_next(self) -> tuple[Group, int, Exception | None]:
+        """In a thread: make the next group durable; the group, the microseconds that it took, and why it failed."""
         started = time.perf_counter_ns()
+        error: Exception | None = None
+        try:
+            with self._order:
+                group = self._taken.popleft()
+                if self._failed is not None:
+                    raise again(self._failed)
+                flight = self._log.begin(group)
+            self._put(flight)
+        except Exception as raised:  # noqa: BLE001 - the loop answers the appends with it
+            error = kept(raised)
+            if self._failed is None:
+                self._failed = again(error)
+        if self._failed is not None or not self._thread.has_more:
+            self._log.rest()
+        return group, (time.perf_counter_ns() - started) // 1000, error
+
+    def _put(self, flight: Flight) -> None:
+        """Make a group durable. While the medium is full, waits for room.
+
+        A failed fdatasync may have dropped the pages it couldn't write, and says so once to each descriptor. Each
+        thread has its own, so it knows of its own group; writing that again from memory loses nothing. That is done
+        for want of space; after any other error the medium isn't trusted, and the WAL fails.
+        """
         delay_s, delay_max_s = _SPACE_RETRY_S
         stalled = False
         while True:
-            if self._failed:
-                raise again(self._failed)
             try:
-                self._log.write(group)
+                self._log.put(flight)
                 break
             except OSError as error:
                 if error.errno not in NO_SPACE or self._closing.is_set():
-                    self._failed = again(error)
                     raise
+                self._log.rest()
                 if not stalled:
                     stalled = True
                     self._thread.notify(lambda error=error: self._stall(error))  # type: ignore[misc]
-                self._closing.wait(delay_s)
-                delay_s = min(2 * delay_s, delay_max_s)
-            except Exception as error:
-                self._failed = again(error)
-                raise
-        if not self._thread.has_more:
-            self._log.rest()
+            self._closing.wait(delay_s)
+            delay_s = min(2 * delay_s, delay_max_s)
+            if self._failed is not None:
+                raise again(self._failed)
         if stalled:
-            self._thread.notify(self._commit.resume)
-        return (time.perf_counter_ns() - started) // 1000
+            self._thread.notify(self._resume)
 
-    #: Set in the thread at the first fatal error: no later group may be written past the missing one.
+    #: Set in a thread at the first fatal error: what hasn't begun isn't written past the missing group any more.
     _failed: Exception | None = None
 
     def look_later(self) -> None:
@@ -263,12 +297,20 @@ class BlockWal:
             self._thread.submit(self._log.look, done)
 
     def _stall(self, error: OSError) -> None:
+        self._stalled += 1
+        if self._stalled > 1:
+            return
         _logger.warning(
             "the wal waits for disk space, appends are refused: path=%s error=%s", self._location, error
         )
         self._commit.pause(
             FullError(f"no space left for the wal, free some: path={self._location} error={error.strerror}")
         )
+
+    def _resume(self) -> None:
+        self._stalled -= 1
+        if not self._stalled:
+            self._commit.resume()
 
     def _medium_error(self, error: OSError) -> UnavailableError:
         wrapped = UnavailableError(
@@ -281,19 +323,24 @@ class BlockWal:
     def _sealed(self) -> FencedError:
         return FencedError(f"the wal is sealed, it takes no appends any more: path={self._location}")
 
-    def _fail(self, error: Exception) -> None:
-        if self._commit.state not in ("open", "closed"):
+    def _fail(self, error: Exception, group: Group | None = None) -> None:
+        """Answer everything with ``error``; with ``group``, what was appended before it by its own end."""
+        is_first = self._commit.state in ("open", "closed")
+        if is_first:
+            _logger.error("the wal stops: %s", error)
+        elif group is None:
             return
-        _logger.error("the wal stops: %s", error)
         if isinstance(error, FencedError):
-            self._commit.fail(error, state="fenced", refusal=error)
+            self._commit.fail(error, state="fenced", refusal=error, group=group)
         elif isinstance(error, PenstockError):
-            self._commit.fail(error)
+            self._commit.fail(error, group=group)
         else:
             self._commit.fail(
-                UnavailableError(f"the wal's writer failed: path={self._location} error={error!r}")
+                UnavailableError(f"the wal's writer failed: path={self._location} error={error!r}"),
+                group=group,
             )
-            raise again(error) from error
+            if is_first:
+                raise again(error) from error
 
     # -- closing -------------------------------------------------------------------------------------------
 
@@ -337,10 +384,12 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
     )
     charge = None
     if services.allocator is not None:
-        charge = await services.allocator.charge(settings.group_bytes_max, "wal")
+        charge = await services.allocator.charge(
+            settings.groups_in_flight_max * _buffer_bytes(settings), "wal"
+        )
     device: FileDevice | None = None
     try:
-        async with WriterThread("penstock-wal") as thread:
+        async with WriterThread("penstock-wal", threads=settings.groups_in_flight_max) as thread:
             device = await thread.run(lambda: _open_device(path, settings, services.access))
             wal = await _open_block_wal(device, thread, settings, services)
             wal.look_later()
@@ -355,6 +404,12 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
             device.close()
 
 
+def _buffer_bytes(settings: Settings) -> int:
+    """Of the bounce buffer of each thread."""
+    share = settings.group_bytes_max // settings.groups_in_flight_max // BLOCK_BYTES * BLOCK_BYTES
+    return min(settings.group_bytes_max, max(share, _BUFFER_BYTES_MIN))
+
+
 def _open_device(path: Path, settings: Settings, access: Access) -> FileDevice:
     try:
         return FileDevice(
@@ -362,7 +417,8 @@ def _open_device(path: Path, settings: Settings, access: Access) -> FileDevice:
             capacity_bytes=settings.capacity // BLOCK_BYTES * BLOCK_BYTES,
             io=settings.io,
             sync=settings.sync,
-            buffer_bytes=settings.group_bytes_max,
+            buffer_bytes=_buffer_bytes(settings),
+            writers=settings.groups_in_flight_max,
             access=access,
         )
     except OSError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -10,12 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header
-from penstock_wal_block._log import BlockLog, Owner
+from penstock_wal_block._log import BlockLog, Flight, Owner
 from penstock_wal_block._place import find_header
 
 from penstock.errors import CorruptError, FencedError, FullError, NewerVersionError
 from penstock.spi import Buffer
-from penstock.wal import GroupCommit
+from penstock.spi.wal import WalAppend
+from penstock.wal import Group, GroupCommit
 
 SECTOR_BYTES = 512
 RING_BYTES = 16 * BLOCK_BYTES
@@ -33,8 +35,11 @@ class SimulatedDevice:
     capacity_bytes = HEADER_AREA_BYTES + RING_BYTES
     shareable = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, syncs_all: bool = True) -> None:
         self.medium = bytearray(self.capacity_bytes)
+        #: A sync makes every write durable (fdatasync), or only what was written since the last try (RWF_DSYNC).
+        self._syncs_all = syncs_all
+        self._own = 0
         self._unsynced: list[tuple[int, bytes]] = []
         self._steps_left = -1
 
@@ -55,6 +60,7 @@ class SimulatedDevice:
 
     def _step(self) -> None:
         if self._steps_left == 0:
+            self._own = 0  # whoever wrote that never comes to sync
             raise Crash
         self._steps_left -= 1
 
@@ -88,15 +94,30 @@ class SimulatedDevice:
         assert offset >= HEADER_AREA_BYTES
         assert offset + length <= self.capacity_bytes
         self._unsynced.append((offset, data.ljust(-(-length // BLOCK_BYTES) * BLOCK_BYTES, b"\0")))
+        self._own += 1
         self._step()
 
     def sync(self) -> None:
         self._step()
-        self.medium = self._current()
-        self._unsynced.clear()
+        if self._syncs_all:
+            self._make_durable()
+        while self._own and self._unsynced:
+            self._own -= 1
+            offset, data = self._unsynced.pop()
+            for older in list(self._unsynced):
+                if older[0] < offset + len(data) and offset < older[0] + len(older[1]):
+                    self._unsynced.remove(older)
+                    self.medium[older[0] : older[0] + len(older[1])] = older[1]
+            self.medium[offset : offset + len(data)] = data
 
     def sync_all(self) -> None:
-        self.sync()
+        self._step()
+        self._make_durable()
+
+    def _make_durable(self) -> None:
+        self.medium = self._current()
+        self._unsynced.clear()
+        self._own = 0
 
     def claim(self, epoch: int) -> bool:
         return True
@@ -179,6 +200,44 @@ class Run:
             self.commit.finish(group)
             self.must_end += len(group.appends)
 
+    def fly(self, steps: int, size: int, rng: random.Random, *, window: int = 5) -> None:
+        """So many steps of threads that write groups at the same time; then the power goes, in the midst of it.
+
+        A step begins a group, or writes and syncs one in flight, whichever, or trims. Some writers get stuck: one
+        has written a part and doesn't come to sync; others go on.
+        """
+        flights: list[tuple[Group, Flight, list[WalAppend]]] = []
+        appends: deque[WalAppend] = deque()
+        for _ in range(steps):
+            if len(flights) < window and rng.random() < 0.6:
+                self.written += 1
+                data = (b"%d." % self.written) * (size // 4 + 1)
+                try:
+                    append = self.commit.append([data])
+                except FullError:
+                    self.trim(0)
+                    continue
+                self.history.append((append.next_position, data))
+                appends.append(append)
+                group = self.commit.take()
+                assert group is not None
+                flights.append((group, self.log.begin(group), [append]))
+            elif flights:
+                group, flight, _ = flights.pop(rng.randrange(len(flights)))
+                self.device.crash_after(rng.choice([0, 1, -1, -1, -1]))
+                try:
+                    self.log.put(flight)
+                    self.commit.finish(group)
+                except Crash:
+                    window -= 1  # that thread is stuck
+                self.device.crash_after(-1)
+            while appends and appends[0].done:
+                appends.popleft()
+                self.must_end += 1
+            if rng.random() < 0.1:
+                self.trim(rng.randrange(3))
+        self.log.rest()
+
     def trim(self, back: int) -> None:
         if self.must_end > back:
             position = self.history[self.must_end - 1 - back][0]
@@ -241,6 +300,77 @@ def _crash(run: Run, rng: random.Random, steps: int, size: int) -> None:
         run.open()
         run.recover()
     run.device.crash_after(-1)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    lives=st.lists(st.tuples(st.integers(1, 40), _SIZES), min_size=1, max_size=8),
+    syncs_all=st.booleans(),
+    seed=st.integers(0, 2**32),
+)
+def test_no_crash_with_groups_in_flight_loses_an_acked_entry_or_revives_a_lost_one(
+    lives: list[tuple[int, int]], syncs_all: bool, seed: int
+) -> None:
+    """Whatever of a window of groups is on the medium, whole, torn or not at all, and in whatever order it came."""
+    rng = random.Random(seed)
+    run = Run(SimulatedDevice(syncs_all=syncs_all))
+    run.open()
+    run.recover()
+    for steps, size in lives:
+        run.fly(steps, size, rng)
+        _end(run, rng)
+        run.device.crash_after(rng.choice([-1, rng.randrange(6)]))
+        try:
+            run.open()
+            run.recover()
+        except Crash:
+            _end(run, rng)
+            run.open()
+            run.recover()
+        run.device.crash_after(-1)
+
+
+def test_a_hole_within_the_window_ends_the_log_and_what_is_behind_it_is_never_found_again() -> None:
+    """Three groups were in flight. The first didn't reach the medium, so the others were not acknowledged."""
+    run = Run(SimulatedDevice(syncs_all=False))
+    run.open()
+    run.recover()
+    run.append(10, 1)
+    flights = []
+    for data in (b"hole", b"second", b"third"):
+        run.commit.append([data])
+        group = run.commit.take()
+        assert group is not None
+        flights.append(run.log.begin(group))
+    run.log.put(flights[2])
+    run.log.put(flights[1])
+    run.open()
+    run.recover()
+    assert len(run.history) == 1
+    run.append(4, 1)  # as long as the one that is missing, in its place
+    run.open()
+    run.recover()
+    assert [data for _, data in run.history] == [run.history[0][1], b"2.2."]
+
+
+def test_a_group_behind_a_lost_one_that_was_confirmed_makes_it_a_loss() -> None:
+    """I10: of the two in flight the first was confirmed when a third began."""
+    run = Run(SimulatedDevice(syncs_all=False))
+    run.open()
+    run.recover()
+    flights = []
+    for data in (b"first", b"second", b"third"):
+        run.commit.append([data])
+        group = run.commit.take()
+        assert group is not None
+        flights.append(run.log.begin(group))
+        if data == b"second":
+            run.log.put(flights[0])
+    run.log.put(flights[2])
+    run.device.medium[HEADER_AREA_BYTES + 100] ^= 1
+    run.open()
+    with pytest.raises(CorruptError, match="lost acknowledged entries"):
+        list(run.log.scan())
 
 
 def _end(run: Run, rng: random.Random) -> None:

@@ -13,7 +13,7 @@ from penstock.direct_io import LARGE_BYTES
 from penstock.errors import ClosedError, FencedError, FullError, InvalidRequestError, UnavailableError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
-from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Boundaries, Cursor, GroupCommit
+from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Boundaries, Cursor, Group, GroupCommit
 
 FRAME = ENTRY_HEADER_BYTES + GROUP_HEADER_BYTES
 
@@ -159,6 +159,63 @@ def test_failure_answers_everybody_in_order_and_refuses_the_rest() -> None:
     assert commit.state == "failed"
     with pytest.raises(ClosedError, match="errno=5"):
         commit.append([b"x"])
+
+
+def test_a_failed_group_fails_all_later_ones_once_those_before_it_have_ended() -> None:
+    commit = started(group=FRAME + 10)
+    order: list[int] = []
+    appends = [commit.append([bytes(10)]) for _ in range(4)]
+    for append in appends:
+        append.set_callback(lambda append: order.append(append.position))
+    first, second, third = commit.take(), commit.take(), commit.take()
+    assert first is not None
+    assert second is not None
+    assert third is not None
+    commit.finish(third)
+    commit.fail(UnavailableError("disk gone: errno=5"), group=second)
+    assert commit.state == "failed"
+    assert order == []
+    with pytest.raises(ClosedError, match="errno=5"):
+        commit.append([b"x"])
+    commit.finish(first)
+    assert order == [append.position for append in appends]
+    assert [append.error is None for append in appends] == [True, False, False, False]
+    assert commit.confirmed_position == first.end_position
+    assert commit.idle
+
+
+@given(groups=st.integers(1, 12), rng=st.randoms(use_true_random=False))
+def test_in_whatever_order_groups_end_what_is_acknowledged_is_a_whole_beginning(
+    groups: int, rng: random.Random
+) -> None:
+    commit = started(group=FRAME + 10)
+    order: list[WalAppend] = []
+    appends = [commit.append([bytes(10)]) for _ in range(groups)]
+    for append in appends:
+        append.set_callback(order.append)
+    flying: list[tuple[int, Group]] = []
+    ended: dict[int, bool] = {}
+    taken = 0
+    while taken < groups or flying:
+        if taken < groups and (not flying or rng.random() < 0.5):
+            group = commit.take()
+            if group is None:  # answered before it was taken
+                break
+            flying.append((taken, group))
+            taken += 1
+            continue
+        number, group = flying.pop(rng.randrange(len(flying)))
+        ended[number] = rng.random() < 0.85
+        if not ended[number]:
+            commit.fail(UnavailableError("disk gone"), group=group)
+        elif not group.done:
+            commit.finish(group)
+        acknowledged = sum(append.done and append.error is None for append in appends)
+        assert all(ended.get(number) for number in range(acknowledged))
+    assert order == appends
+    failed = [number for number, is_durable in ended.items() if not is_durable]
+    first_failed = min(failed, default=groups)
+    assert [append.error is None for append in appends] == [number < first_failed for number in range(groups)]
 
 
 def test_a_fence_is_told_as_a_fence() -> None:

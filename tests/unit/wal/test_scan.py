@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from crc32c import crc32c
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.wal import WalAppend
@@ -98,6 +102,43 @@ def test_a_later_group_that_confirms_nothing_past_the_end_is_only_the_past() -> 
     medium.write(b"three", confirmed=confirmed)
     medium.data[hole : hole + ALIGNMENT] = bytes(ALIGNMENT)
     assert payloads(medium.scan()) == [b"one"]
+
+
+@settings(deadline=None)
+@given(
+    groups=st.integers(1, 14),
+    window=st.integers(1, 6),
+    rng=st.randoms(use_true_random=False),
+)
+def test_a_hole_is_the_end_unless_a_later_group_says_that_it_was_confirmed(
+    groups: int, window: int, rng: random.Random
+) -> None:
+    """Groups are written in any order within a window; each says what was durable when it began."""
+    medium = Medium()
+    positions: list[int] = []
+    confirmed: list[int] = []
+    ended = 0  # all before this one were durable at some time
+    for number in range(groups):
+        ended = max(ended, number + 1 - window, rng.randint(ended, number))
+        confirmed.append(positions[ended] if ended < number else medium.cursor.position)
+        positions.append(medium.write(b"%d" % number * rng.choice([1, 600]), confirmed=confirmed[-1]))
+    lost = sorted(rng.sample(range(groups), rng.randint(0, min(3, groups))))
+    for number in lost:
+        medium.data[positions[number] + rng.choice([0, 20, 72, 80, 96])] ^= 1
+    end = lost[0] if lost else groups
+    intact = [number for number in range(groups) if number not in lost]
+    # of a torn group the header may be whole, and says what it says
+    scan = medium.scan(lookahead=64 * ALIGNMENT)
+    if any(confirmed[number] > positions[end] for number in intact if number > end):
+        with pytest.raises(CorruptError, match="lost acknowledged entries"):
+            payloads(scan)
+        return
+    try:
+        found = payloads(scan)
+    except CorruptError:
+        assert any(confirmed[number] > positions[end] for number in lost)
+        return
+    assert [int(payload[: len(str(number))]) for number, payload in enumerate(found)] == list(range(end))
 
 
 def test_a_known_confirmed_position_makes_a_missing_tail_a_loss() -> None:

@@ -6,6 +6,7 @@ import threading
 
 import anyio
 import pytest
+from tests.patience import HANG_S
 
 from penstock.errors import ClosedError
 from penstock.wal import WriterThread
@@ -34,6 +35,34 @@ async def test_jobs_run_in_order_in_one_thread_and_report_on_the_loop() -> None:
     assert len({ident for _, ident in ran}) == 1
     assert {ident for _, ident in told} == {threading.get_ident()}
     assert not thread.running
+
+
+async def test_jobs_of_several_threads_overlap_and_all_report_on_the_loop() -> None:
+    together = threading.Barrier(3)
+    told: list[tuple[object, int]] = []
+    async with WriterThread("test-writer", threads=3) as thread:
+        for _ in range(6):
+            thread.submit(
+                lambda: together.wait(HANG_S),
+                lambda result, error: told.append((error, threading.get_ident())),
+            )
+    assert told == [(None, threading.get_ident())] * 6
+    assert not thread.running
+
+
+async def test_jobs_begin_in_order_with_several_threads_too() -> None:
+    begun: list[int] = []
+    one_at_a_time = threading.Lock()
+    async with WriterThread("test-writer", threads=4) as thread:
+        waiting = list(range(200))
+
+        def work() -> None:
+            with one_at_a_time:
+                begun.append(waiting.pop(0))
+
+        for _ in range(200):
+            thread.submit(work, lambda result, error: None)
+    assert begun == list(range(200))
 
 
 async def test_run_returns_the_result_or_raises() -> None:
