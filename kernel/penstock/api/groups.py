@@ -34,7 +34,6 @@ from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
     CommittedOffset,
     GroupDescription,
-    GroupError,
     JoinRequest,
     LeaveMember,
     OffsetAndMetadata,
@@ -42,6 +41,7 @@ from penstock.coordinator.group_types import (
     TopicPartition,
 )
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_groups import (
     DeletableGroupResult,
     DeleteGroupsRequest,
@@ -155,7 +155,7 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
 async def handle_sync_group(request: SyncGroupRequest, context: RequestContext) -> SyncGroupResponse:
     """SyncGroup v0-5; answered when the leader's assignment is durable."""
     if context.version >= _SYNC_PROTOCOL_VERSION and None in {request.protocol_type, request.protocol_name}:
-        return SyncGroupResponse(error_code=GroupError.INCONSISTENT_GROUP_PROTOCOL)  # KIP-559
+        return SyncGroupResponse(error_code=ErrorCode.INCONSISTENT_GROUP_PROTOCOL)  # KIP-559
     result = await _groups(context).sync(
         request.group_id,
         SyncRequest(
@@ -213,7 +213,7 @@ async def handle_describe_groups(
     groups = [_described(one, context.version) for one in descriptions]
     if request.include_authorized_operations:
         for group in groups:
-            if group.error_code == GroupError.NONE:
+            if group.error_code == ErrorCode.NONE:
                 group.authorized_operations = context.authorized_operations(
                     ResourceType.GROUP, group.group_id
                 )
@@ -222,12 +222,12 @@ async def handle_describe_groups(
 
 def _described(group: GroupDescription, version: int) -> DescribedGroup:
     error, message, state = group.error, None, str(group.state)
-    if error is GroupError.GROUP_ID_NOT_FOUND:
+    if error is ErrorCode.GROUP_ID_NOT_FOUND:
         if version < _DESCRIBE_NOT_FOUND_VERSION:
-            error = GroupError.NONE
+            error = ErrorCode.NONE
         else:
             message = f"group {group.group_id!r} not found"
-    elif error is not GroupError.NONE:
+    elif error is not ErrorCode.NONE:
         state = ""
     return DescribedGroup(
         error_code=error,
@@ -290,7 +290,7 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
         for one in asked.partitions
         if 0 <= one.partition_index < topic.partition_count
     }
-    errors: Mapping[TopicPartition, GroupError] = {}
+    errors: Mapping[TopicPartition, ErrorCode] = {}
     if offsets or not request.topics:
         errors = await _groups(context).commit_offsets(
             request.group_id,
@@ -328,7 +328,7 @@ def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int
 def _committed(
     asked: OffsetCommitRequestTopic,
     topic: Topic | None,
-    errors: Mapping[TopicPartition, GroupError],
+    errors: Mapping[TopicPartition, ErrorCode],
     version: int,
 ) -> OffsetCommitResponseTopic:
     partitions = []
@@ -337,9 +337,9 @@ def _committed(
             error = _unknown_topic(version)
         else:
             key = (topic.name, one.partition_index)
-            error = errors.get(key, GroupError.UNKNOWN_TOPIC_OR_PARTITION)
-        if error is GroupError.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
-            error = GroupError.ILLEGAL_GENERATION
+            error = errors.get(key, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+        if error is ErrorCode.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
+            error = ErrorCode.ILLEGAL_GENERATION
         partitions.append(
             OffsetCommitResponsePartition(partition_index=one.partition_index, error_code=error)
         )
@@ -414,7 +414,7 @@ async def _fetched_group(
         for index in asked.partition_indexes
     ]
     error, offsets = await _groups(context).fetch_offsets(group_id, partitions)
-    if error is not GroupError.NONE:
+    if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     return OffsetFetchResponseGroup(
         group_id=group_id,
@@ -423,7 +423,7 @@ async def _fetched_group(
                 topic_id=asked.topic_id,
                 name=asked.name,
                 partitions=[
-                    _fetched(index, None, GroupError.UNKNOWN_TOPIC_ID)
+                    _fetched(index, None, ErrorCode.UNKNOWN_TOPIC_ID)
                     if name is None
                     else _fetched(index, offsets[name, index])
                     for index in asked.partition_indexes
@@ -436,7 +436,7 @@ async def _fetched_group(
 
 async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchResponseGroup:
     error, offsets = await _groups(context).fetch_offsets(group_id)
-    if error is not GroupError.NONE:
+    if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     by_id = context.version >= _TOPIC_IDS_VERSION
     topics: dict[str, OffsetFetchResponseTopics] = {}
@@ -453,7 +453,7 @@ async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchRes
 
 
 def _fetched(
-    index: int, committed: CommittedOffset | None, error: int = GroupError.NONE
+    index: int, committed: CommittedOffset | None, error: int = ErrorCode.NONE
 ) -> OffsetFetchResponsePartitions:
     committed = committed or _NO_OFFSET
     return OffsetFetchResponsePartitions(
@@ -486,7 +486,7 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
         if 0 <= one.partition_index < topic.partition_count
     ]
     error, errors = await _groups(context).delete_offsets(request.group_id, partitions)
-    if error is not GroupError.NONE:
+    if error is not ErrorCode.NONE:
         return OffsetDeleteResponse(error_code=error)
     return OffsetDeleteResponse(
         topics=[
@@ -496,7 +496,7 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
                     OffsetDeleteResponsePartition(
                         partition_index=one.partition_index,
                         error_code=errors.get(
-                            (asked.name, one.partition_index), GroupError.UNKNOWN_TOPIC_OR_PARTITION
+                            (asked.name, one.partition_index), ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
                         ),
                     )
                     for one in asked.partitions
@@ -533,14 +533,14 @@ def _coordinator(key: str, key_type: int, context: RequestContext) -> Coordinato
     # There are no transactions yet. Clients ask on and on after an error here that isn't one of a few, so a
     # transactional producer is sent to InitProducerId, whose UNSUPPORTED_VERSION says what is the matter.
     if key_type == _KEY_TYPE_GROUP and not _groups(context).coordinates(key):
-        error, message = GroupError.COORDINATOR_NOT_AVAILABLE, "the group's state is damaged"
+        error, message = ErrorCode.COORDINATOR_NOT_AVAILABLE, "the group's state is damaged"
         return Coordinator(key=key, node_id=-1, host="", port=-1, error_code=error, error_message=message)
     if key_type in {_KEY_TYPE_GROUP, _KEY_TYPE_TRANSACTION}:
         endpoint = context.client.advertised
         return Coordinator(
             key=key, node_id=endpoint.node_id, host=endpoint.host, port=endpoint.port, error_message=None
         )
-    error = GroupError.INVALID_REQUEST
+    error = ErrorCode.INVALID_REQUEST
     message = f"unknown coordinator type, use 0 for groups: type={key_type}"
     return Coordinator(key=key, node_id=-1, host="", port=-1, error_code=error, error_message=message)
 
@@ -552,10 +552,10 @@ def _find(topic: str | bytes, context: RequestContext) -> Topic | None:
     return context.api.logs.topic_by_id(topic)
 
 
-def _unknown_topic(version: int) -> GroupError:
+def _unknown_topic(version: int) -> ErrorCode:
     if version >= _TOPIC_IDS_VERSION:
-        return GroupError.UNKNOWN_TOPIC_ID
-    return GroupError.UNKNOWN_TOPIC_OR_PARTITION
+        return ErrorCode.UNKNOWN_TOPIC_ID
+    return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
 
 APIS: Final = (

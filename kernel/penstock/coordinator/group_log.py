@@ -8,8 +8,9 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterat
 from typing import Protocol, TypeAlias
 
 from penstock.account import Ledger
-from penstock.coordinator.group_types import GroupError, GroupSettings
+from penstock.coordinator.group_types import GroupSettings
 from penstock.errors import ClosedError, FencedError, PenstockError
+from penstock.wire.error_codes import ErrorCode
 
 __all__ = ("GroupLog", "LogRecord", "PartitionWriter", "partition_for")
 
@@ -79,7 +80,7 @@ class _Write:
 
     __slots__ = ("done", "records", "size")
 
-    def __init__(self, records: Sequence[LogRecord], done: Callable[[GroupError], None]) -> None:
+    def __init__(self, records: Sequence[LogRecord], done: Callable[[ErrorCode], None]) -> None:
         self.records = records
         self.size = sum(len(key) + len(value or b"") for key, value in records)
         self.done = done
@@ -131,22 +132,22 @@ class PartitionWriter:
         self._grown_records += 1
         self._grown_bytes += len(record[0]) + len(record[1] or b"")
 
-    def submit(self, records: Sequence[LogRecord], done: Callable[[GroupError], None]) -> None:
+    def submit(self, records: Sequence[LogRecord], done: Callable[[ErrorCode], None]) -> None:
         """Queue records; `done` is called exactly once, in the order of submission, never from in here
         unless the writer is closed or full.
         """
         if self._is_closed:
-            done(GroupError.NOT_COORDINATOR)
+            done(ErrorCode.NOT_COORDINATOR)
             return
         if len(self._queue) >= self._settings.pending_writes_max:
             self.failures += 1
-            done(GroupError.COORDINATOR_NOT_AVAILABLE)
+            done(ErrorCode.COORDINATOR_NOT_AVAILABLE)
             return
         write = _Write(records, done)
         # with nothing on the way even a large write goes: else it never would
         if self._memory.used_bytes and not self._memory.has_room(write.size):
             self.failures += 1
-            done(GroupError.COORDINATOR_NOT_AVAILABLE)
+            done(ErrorCode.COORDINATOR_NOT_AVAILABLE)
             return
         self._memory.add(write.size)
         self._queue.append(write)
@@ -160,7 +161,7 @@ class PartitionWriter:
         while self._queue:
             write = self._queue.popleft()
             self._memory.add(-write.size)
-            write.done(GroupError.NOT_COORDINATOR)
+            write.done(ErrorCode.NOT_COORDINATOR)
 
     async def _run(self) -> None:
         try:
@@ -180,20 +181,20 @@ class PartitionWriter:
         return batch
 
     async def _append(self, batch: Sequence[_Write]) -> None:
-        error = GroupError.NOT_COORDINATOR  # the answer if this task is cancelled
+        error = ErrorCode.NOT_COORDINATOR  # the answer if this task is cancelled
         try:
             records = [record for write in batch for record in write.records]
             # Usually one chunk; only a write that is too large by itself is cut.
             for chunk in self._chunks(records):
                 self._next_offset = await self._log.append(self._partition, chunk) + len(chunk)
-            error = GroupError.NONE
+            error = ErrorCode.NONE
             self.appends += 1
             self._grown_records += len(records)
             self._grown_bytes += sum(write.size for write in batch)
         except (FencedError, ClosedError) as cause:
             self._failed(cause)
         except PenstockError as cause:
-            error = GroupError.COORDINATOR_NOT_AVAILABLE
+            error = ErrorCode.COORDINATOR_NOT_AVAILABLE
             self._failed(cause)
         finally:
             for write in batch:

@@ -31,7 +31,6 @@ from penstock.coordinator.group_types import (
     CommittedOffset,
     Complete,
     GroupDescription,
-    GroupError,
     GroupListing,
     GroupMetadata,
     GroupSettings,
@@ -51,6 +50,7 @@ from penstock.coordinator.group_types import (
     TimerKind,
     TopicPartition,
 )
+from penstock.wire.error_codes import ErrorCode
 
 __all__ = ("CONSUMER_PROTOCOL_TYPE", "Group")
 
@@ -138,7 +138,7 @@ class Group:
         protocol_name = self.protocol_name if self.state is GroupState.STABLE else None
         return GroupDescription(
             group_id=self.group_id,
-            error=GroupError.NONE,
+            error=ErrorCode.NONE,
             state=self.state,
             protocol_type=self.protocol_type or "",
             protocol_name=protocol_name or "",
@@ -159,9 +159,9 @@ class Group:
     def join(self, request: JoinRequest, waiter: object, new_member_id: str, now_ms: int) -> list[Output]:
         """JoinGroup. `new_member_id` is used if the member needs one; it must be unique."""
         error = self._join_error(request)
-        if error is not GroupError.NONE:
-            member_id = "" if error is GroupError.GROUP_MAX_SIZE_REACHED else request.member_id
-            if error is GroupError.GROUP_MAX_SIZE_REACHED and request.member_id in self._members:
+        if error is not ErrorCode.NONE:
+            member_id = "" if error is ErrorCode.GROUP_MAX_SIZE_REACHED else request.member_id
+            if error is ErrorCode.GROUP_MAX_SIZE_REACHED and request.member_id in self._members:
                 self._remove_and_update([self._members[request.member_id]], now_ms)
             self._outputs.append(Complete(waiter, JoinResult(member_id=member_id, error=error)))
         elif request.member_id:
@@ -172,7 +172,7 @@ class Group:
             # KIP-394: without a confirmed id, retries of a lost JoinGroup would pile up as ghost members.
             self._pending_joins.add(new_member_id)
             self._set_timer((TimerKind.SESSION, new_member_id), now_ms + request.session_timeout_ms)
-            result = JoinResult(member_id=new_member_id, error=GroupError.MEMBER_ID_REQUIRED)
+            result = JoinResult(member_id=new_member_id, error=ErrorCode.MEMBER_ID_REQUIRED)
             self._outputs.append(Complete(waiter, result))
         else:
             self._add_member(new_member_id, request, waiter, now_ms)
@@ -181,7 +181,7 @@ class Group:
     def sync(self, request: SyncRequest, waiter: object, now_ms: int) -> list[Output]:
         """SyncGroup. The leader's assignment becomes visible once it is durable."""
         error = self._sync_error(request)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             self._outputs.append(Complete(waiter, SyncResult(error=error)))
             return self._take_outputs()
         member = self._members[request.member_id]
@@ -192,7 +192,7 @@ class Group:
             self._outputs.append(Complete(waiter, self._sync_result(member)))
             self._renew_session(member, now_ms)
             return self._take_outputs()
-        self._answer_sync(member, SyncResult(error=GroupError.REBALANCE_IN_PROGRESS))
+        self._answer_sync(member, SyncResult(error=ErrorCode.REBALANCE_IN_PROGRESS))
         member.sync_waiter = waiter
         if member.member_id == self.leader_id:
             assignments = {name: bytes(request.assignments.get(name, b"")) for name in self._members}
@@ -202,18 +202,18 @@ class Group:
 
     def heartbeat(
         self, member_id: str, generation_id: int, group_instance_id: str | None, now_ms: int
-    ) -> tuple[GroupError, list[Output]]:
+    ) -> tuple[ErrorCode, list[Output]]:
         """Heartbeat: extends the session and tells the member whether it must rejoin."""
         if self.state is GroupState.DEAD:
-            return GroupError.COORDINATOR_NOT_AVAILABLE, []
+            return ErrorCode.COORDINATOR_NOT_AVAILABLE, []
         error = self._member_error(member_id, group_instance_id)
-        if error is GroupError.NONE and generation_id != self.generation_id:
-            error = GroupError.ILLEGAL_GENERATION
-        if error is not GroupError.NONE:
+        if error is ErrorCode.NONE and generation_id != self.generation_id:
+            error = ErrorCode.ILLEGAL_GENERATION
+        if error is not ErrorCode.NONE:
             return error, []
         self._renew_session(self._members[member_id], now_ms)
         if self.state is GroupState.PREPARING_REBALANCE:
-            error = GroupError.REBALANCE_IN_PROGRESS
+            error = ErrorCode.REBALANCE_IN_PROGRESS
         return error, self._take_outputs()
 
     def leave(self, members: Sequence[LeaveMember], now_ms: int) -> tuple[list[LeaveResult], list[Output]]:
@@ -222,21 +222,21 @@ class Group:
         leaving: dict[str, Member] = {}
         pending: list[str] = []
         for one in members:
-            error = GroupError.NONE
+            error = ErrorCode.NONE
             member_id = one.member_id
             if self.state is GroupState.DEAD:
-                error = GroupError.COORDINATOR_NOT_AVAILABLE
+                error = ErrorCode.COORDINATOR_NOT_AVAILABLE
             elif not member_id and one.group_instance_id in self._static:
                 # An administrator names the instance only.
                 member_id = self._static[one.group_instance_id]
                 leaving[member_id] = self._members[member_id]
             elif member_id in leaving:
-                error = GroupError.UNKNOWN_MEMBER_ID  # named twice: it is gone already
+                error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice: it is gone already
             elif member_id in self._pending_joins and one.group_instance_id is None:
                 pending.append(member_id)
             else:
                 error = self._member_error(member_id, one.group_instance_id)
-                if error is GroupError.NONE:
+                if error is ErrorCode.NONE:
                     leaving[member_id] = self._members[member_id]
             results.append(LeaveResult(one.member_id, one.group_instance_id, error))
         # Members first: a pending one that goes may complete the join phase, which must not count them.
@@ -266,7 +266,7 @@ class Group:
             self._complete_join(now_ms)
         return self._take_outputs()
 
-    def persisted(self, token: int, error: GroupError, now_ms: int) -> list[Output]:
+    def persisted(self, token: int, error: ErrorCode, now_ms: int) -> list[Output]:
         """The metadata of `PersistGroup` with this token is durable (NONE), or couldn't be written."""
         replacement = self._replacing.pop(token, None)
         if replacement is not None:
@@ -279,14 +279,14 @@ class Group:
                 self._finish_assignment(assignments, error, now_ms)
         return self._take_outputs()
 
-    def answer_parked(self, error: GroupError) -> list[Output]:
+    def answer_parked(self, error: ErrorCode) -> list[Output]:
         """Answer every parked request with `error`; the members stay."""
         for member in self._members.values():
             self._answer_join(member, JoinResult(member_id=member.member_id, error=error))
             self._answer_sync(member, SyncResult(error=error))
         return self._take_outputs()
 
-    def close(self, error: GroupError) -> list[Output]:
+    def close(self, error: ErrorCode) -> list[Output]:
         """The group ends here: everything parked is answered with `error`, the state is Dead."""
         outputs = self.answer_parked(error)
         self._members.clear()
@@ -332,7 +332,7 @@ class Group:
     ) -> tuple[CommitPlan, list[Output]]:
         """OffsetCommit: decide. What the plan accepts is pending until `settle_commit`."""
         error = self._commit_error(member_id, generation_id, group_instance_id)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return CommitPlan(error, {}, {}), []
         if member_id in self._members:
             self._renew_session(self._members[member_id], now_ms)
@@ -344,19 +344,19 @@ class Group:
         """The commit that `plan_commit` accepted is durable, or failed."""
         self.offsets.settle(offsets, durable=durable)
 
-    def delete_error(self) -> GroupError:
+    def delete_error(self) -> ErrorCode:
         """Whether DeleteGroups may delete the group."""
         if self.state is GroupState.DEAD:
-            return GroupError.GROUP_ID_NOT_FOUND
-        return GroupError.NONE if self.state is GroupState.EMPTY else GroupError.NON_EMPTY_GROUP
+            return ErrorCode.GROUP_ID_NOT_FOUND
+        return ErrorCode.NONE if self.state is GroupState.EMPTY else ErrorCode.NON_EMPTY_GROUP
 
-    def delete_offsets_error(self) -> GroupError:
+    def delete_offsets_error(self) -> ErrorCode:
         """Whether OffsetDelete may look at single topics; subscribed ones are refused one by one."""
         if self.state is GroupState.DEAD:
-            return GroupError.GROUP_ID_NOT_FOUND
+            return ErrorCode.GROUP_ID_NOT_FOUND
         if self.state is GroupState.EMPTY or self.protocol_type == CONSUMER_PROTOCOL_TYPE:
-            return GroupError.NONE
-        return GroupError.NON_EMPTY_GROUP
+            return ErrorCode.NONE
+        return ErrorCode.NON_EMPTY_GROUP
 
     def expired_offsets(self, now_ms: int) -> list[TopicPartition]:
         """The offsets whose retention is over (KIP-211)."""
@@ -375,30 +375,30 @@ class Group:
 
     # -- checks -------------------------------------------------------------------------------------------
 
-    def _member_error(self, member_id: str, group_instance_id: str | None) -> GroupError:
+    def _member_error(self, member_id: str, group_instance_id: str | None) -> ErrorCode:
         if group_instance_id is not None:
             holder = self._static.get(group_instance_id)
             if holder is None:
-                return GroupError.UNKNOWN_MEMBER_ID
+                return ErrorCode.UNKNOWN_MEMBER_ID
             if holder != member_id:
-                return GroupError.FENCED_INSTANCE_ID
-        return GroupError.NONE if member_id in self._members else GroupError.UNKNOWN_MEMBER_ID
+                return ErrorCode.FENCED_INSTANCE_ID
+        return ErrorCode.NONE if member_id in self._members else ErrorCode.UNKNOWN_MEMBER_ID
 
-    def _join_error(self, request: JoinRequest) -> GroupError:
+    def _join_error(self, request: JoinRequest) -> ErrorCode:
         settings = self._settings
         if (
             not settings.min_session_timeout_ms
             <= request.session_timeout_ms
             <= settings.max_session_timeout_ms
         ):
-            return GroupError.INVALID_SESSION_TIMEOUT
+            return ErrorCode.INVALID_SESSION_TIMEOUT
         if self.state is GroupState.DEAD:
-            return GroupError.COORDINATOR_NOT_AVAILABLE
+            return ErrorCode.COORDINATOR_NOT_AVAILABLE
         if not self._accepts(request.member_id):
-            return GroupError.GROUP_MAX_SIZE_REACHED
+            return ErrorCode.GROUP_MAX_SIZE_REACHED
         if not self._supports_protocols(request):
-            return GroupError.INCONSISTENT_GROUP_PROTOCOL
-        return GroupError.NONE
+            return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
+        return ErrorCode.NONE
 
     def _accepts(self, member_id: str) -> bool:
         limit = self._settings.group_size_max
@@ -417,41 +417,41 @@ class Group:
             return False
         return shares_a_protocol(self._members.values(), request)
 
-    def _sync_error(self, request: SyncRequest) -> GroupError:
+    def _sync_error(self, request: SyncRequest) -> ErrorCode:
         if self.state is GroupState.DEAD:
-            return GroupError.COORDINATOR_NOT_AVAILABLE
+            return ErrorCode.COORDINATOR_NOT_AVAILABLE
         error = self._member_error(request.member_id, request.group_instance_id)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error
         if request.generation_id != self.generation_id:
-            return GroupError.ILLEGAL_GENERATION
+            return ErrorCode.ILLEGAL_GENERATION
         for said, ours in (
             (request.protocol_type, self.protocol_type),
             (request.protocol_name, self.protocol_name),
         ):
             if said is not None and ours is not None and said != ours:
-                return GroupError.INCONSISTENT_GROUP_PROTOCOL
+                return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
         if self.state is GroupState.PREPARING_REBALANCE:
-            return GroupError.REBALANCE_IN_PROGRESS
-        return GroupError.NONE
+            return ErrorCode.REBALANCE_IN_PROGRESS
+        return ErrorCode.NONE
 
-    def _commit_error(self, member_id: str, generation_id: int, group_instance_id: str | None) -> GroupError:
+    def _commit_error(self, member_id: str, generation_id: int, group_instance_id: str | None) -> ErrorCode:
         if self.state is GroupState.DEAD:
-            return GroupError.COORDINATOR_NOT_AVAILABLE
+            return ErrorCode.COORDINATOR_NOT_AVAILABLE
         if generation_id < 0 and self.state is GroupState.EMPTY:
             # A consumer that assigns partitions itself, or an administrator.
-            return GroupError.NONE
+            return ErrorCode.NONE
         if generation_id < 0 and not member_id and group_instance_id is None:
-            return GroupError.UNKNOWN_MEMBER_ID
+            return ErrorCode.UNKNOWN_MEMBER_ID
         error = self._member_error(member_id, group_instance_id)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error
         if generation_id != self.generation_id:
-            return GroupError.ILLEGAL_GENERATION
+            return ErrorCode.ILLEGAL_GENERATION
         if self.state is GroupState.COMPLETING_REBALANCE:
             # The member knows the new generation but not yet its assignment.
-            return GroupError.REBALANCE_IN_PROGRESS
-        return GroupError.NONE
+            return ErrorCode.REBALANCE_IN_PROGRESS
+        return ErrorCode.NONE
 
     # -- joining ------------------------------------------------------------------------------------------
 
@@ -461,7 +461,7 @@ class Group:
             self._add_member(member_id, request, waiter, now_ms)
             return
         error = self._member_error(member_id, request.group_instance_id)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             self._outputs.append(Complete(waiter, JoinResult(member_id=member_id, error=error)))
             return
         member = self._members[member_id]
@@ -503,7 +503,7 @@ class Group:
 
     def _park_join(self, member: Member, waiter: object) -> None:
         # A second JoinGroup of the same member: the first one's connection is most likely gone.
-        superseded = JoinResult(member_id=member.member_id, error=GroupError.REBALANCE_IN_PROGRESS)
+        superseded = JoinResult(member_id=member.member_id, error=ErrorCode.REBALANCE_IN_PROGRESS)
         self._answer_join(member, superseded)
         member.join_waiter = waiter
 
@@ -532,8 +532,8 @@ class Group:
         leader_before = self.leader_id or ""
         old = self._members[self._static[request.group_instance_id]]
         new = old.successor(new_member_id, request)
-        self._answer_join(old, JoinResult(member_id=old.member_id, error=GroupError.FENCED_INSTANCE_ID))
-        self._answer_sync(old, SyncResult(error=GroupError.FENCED_INSTANCE_ID))
+        self._answer_join(old, JoinResult(member_id=old.member_id, error=ErrorCode.FENCED_INSTANCE_ID))
+        self._answer_sync(old, SyncResult(error=ErrorCode.FENCED_INSTANCE_ID))
         self._swap(old, new)
         new.join_waiter = waiter
         self._renew_session(new, now_ms)
@@ -556,13 +556,13 @@ class Group:
         if self.leader_id == old.member_id:
             self.leader_id = new.member_id
 
-    def _finish_replacement(self, replacement: Replacement, error: GroupError, now_ms: int) -> None:
+    def _finish_replacement(self, replacement: Replacement, error: ErrorCode, now_ms: int) -> None:
         new = replacement.new
         is_current = self._members.get(new.member_id) is new
         if not is_current or self.state is not GroupState.STABLE:
             # Replaced once more, gone, or part of a rebalance that has begun since and will answer it.
             return
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             waiter, new.join_waiter = new.join_waiter, None
             self._swap(new, replacement.old)
             self._renew_session(replacement.old, now_ms)
@@ -598,7 +598,7 @@ class Group:
 
     def _prepare_rebalance(self, now_ms: int) -> None:
         if self.state is GroupState.COMPLETING_REBALANCE:
-            self._drop_assignment(GroupError.REBALANCE_IN_PROGRESS, now_ms)
+            self._drop_assignment(ErrorCode.REBALANCE_IN_PROGRESS, now_ms)
         self._cancel_timer(_SYNC_TIMER)
         self._pending_syncs.clear()
         is_initial = self.state is GroupState.EMPTY
@@ -681,8 +681,8 @@ class Group:
 
     # -- the assignment -----------------------------------------------------------------------------------
 
-    def _finish_assignment(self, assignments: Mapping[str, bytes], error: GroupError, now_ms: int) -> None:
-        if error is not GroupError.NONE:
+    def _finish_assignment(self, assignments: Mapping[str, bytes], error: ErrorCode, now_ms: int) -> None:
+        if error is not ErrorCode.NONE:
             self._drop_assignment(error, now_ms)
             self._prepare_rebalance(now_ms)
             return
@@ -693,7 +693,7 @@ class Group:
             self._answer_sync(member, self._sync_result(member))
         self._transition(GroupState.STABLE, now_ms)
 
-    def _drop_assignment(self, error: GroupError, now_ms: int) -> None:
+    def _drop_assignment(self, error: ErrorCode, now_ms: int) -> None:
         self._assigning = None
         for member in self._members.values():
             self._members.assign(member, b"")
@@ -741,8 +741,8 @@ class Group:
             self._rebalance_or_complete(now_ms)
 
     def _remove(self, member: Member) -> None:
-        self._answer_join(member, JoinResult(member_id="", error=GroupError.UNKNOWN_MEMBER_ID))
-        self._answer_sync(member, SyncResult(error=GroupError.UNKNOWN_MEMBER_ID))
+        self._answer_join(member, JoinResult(member_id="", error=ErrorCode.UNKNOWN_MEMBER_ID))
+        self._answer_sync(member, SyncResult(error=ErrorCode.UNKNOWN_MEMBER_ID))
         del self._members[member.member_id]
         if member.group_instance_id is not None:
             del self._static[member.group_instance_id]

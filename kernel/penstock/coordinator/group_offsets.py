@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from penstock.coordinator.group_types import (
     CommitPlan,
     CommittedOffset,
-    GroupError,
     OffsetAndMetadata,
     TopicPartition,
 )
+from penstock.wire.error_codes import ErrorCode
 
 __all__ = ("OffsetBook",)
 
@@ -69,7 +69,7 @@ class OffsetBook:
     ) -> CommitPlan:
         """Decide what of a commit is to be written; that is pending until `settle`."""
         accepted: dict[TopicPartition, CommittedOffset] = {}
-        refused: dict[TopicPartition, GroupError] = {}
+        refused: dict[TopicPartition, ErrorCode] = {}
         expire_ms = None
         if retention_ms is not None and retention_ms >= 0:
             expire_ms = min(now_ms + retention_ms, _TIMESTAMP_MAX)
@@ -77,13 +77,13 @@ class OffsetBook:
             metadata = asked.metadata
             # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
             if len(metadata) > metadata_max or len(metadata.encode()) > _STRING_BYTES_MAX:
-                refused[partition] = GroupError.OFFSET_METADATA_TOO_LARGE
+                refused[partition] = ErrorCode.OFFSET_METADATA_TOO_LARGE
             else:
                 accepted[partition] = CommittedOffset(
                     asked.offset, asked.leader_epoch, metadata, now_ms, expire_ms
                 )
         self._pending.update(list(accepted))  # a list, since Counter would add up a mapping's values
-        return CommitPlan(GroupError.NONE, accepted, refused)
+        return CommitPlan(ErrorCode.NONE, accepted, refused)
 
     def settle(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
         """The commit accepted by `plan` is durable and becomes visible, or it failed and is forgotten."""

@@ -28,7 +28,6 @@ from penstock.coordinator.group_types import (
     CommittedOffset,
     Complete,
     GroupDescription,
-    GroupError,
     GroupListing,
     GroupMetadata,
     GroupSettings,
@@ -71,6 +70,7 @@ from penstock.errors import (
 )
 from penstock.spi.allocator import Allocator
 from penstock.spi.statistics import counter, gauge
+from penstock.wire.error_codes import ErrorCode
 
 __all__ = ("GroupService", "GroupStatistics")
 
@@ -149,7 +149,7 @@ class GroupService:
         self._timer_moved = anyio.Event()
         self._timer_sleeps_until_ms: int | None = None
         self._task_group: anyio.abc.TaskGroup | None = None
-        self._not_ready = GroupError.COORDINATOR_LOAD_IN_PROGRESS
+        self._not_ready = ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
         self._is_draining = False
         #: Partitions whose records can't be read: their groups have no coordinator, and nothing is written.
         self._damaged: set[int] = set()
@@ -163,7 +163,7 @@ class GroupService:
         await self._load()
         self._task_group = anyio.create_task_group()
         await self._task_group.__aenter__()
-        self._not_ready = GroupError.NONE
+        self._not_ready = ErrorCode.NONE
         self._task_group.start_soon(self._run_timers)
         return self
 
@@ -175,9 +175,9 @@ class GroupService:
     ) -> bool | None:
         """Answer everything that waits and stop; what is being appended may or may not land."""
         assert self._task_group is not None, "the scope was entered"
-        self._not_ready = GroupError.NOT_COORDINATOR
+        self._not_ready = ErrorCode.NOT_COORDINATOR
         for entry in list(self._entries.values()):
-            self._apply(entry, entry.group.close(GroupError.NOT_COORDINATOR))
+            self._apply(entry, entry.group.close(ErrorCode.NOT_COORDINATOR))
         for writer in self._writers:
             writer.close()
         self._task_group.cancel_scope.cancel()
@@ -194,7 +194,7 @@ class GroupService:
         """
         self._is_draining = True
         for entry in list(self._entries.values()):
-            self._apply(entry, entry.group.answer_parked(GroupError.NOT_COORDINATOR))
+            self._apply(entry, entry.group.answer_parked(ErrorCode.NOT_COORDINATOR))
 
     def statistics(self) -> GroupStatistics:
         """A snapshot of counts; costs time proportional to the number of groups."""
@@ -221,18 +221,18 @@ class GroupService:
         until the session expires, as in Kafka.
         """
         error = await self._admit(group_id, may_park=True)
-        if error is GroupError.NONE and _is_too_long(request):
-            error = GroupError.INVALID_REQUEST
+        if error is ErrorCode.NONE and _is_too_long(request):
+            error = ErrorCode.INVALID_REQUEST
         request_bytes = request.protocols_bytes
-        if error is GroupError.NONE and request_bytes > self._settings.member_bytes_max:
-            error = GroupError.GROUP_MAX_SIZE_REACHED
-        if error is not GroupError.NONE:
+        if error is ErrorCode.NONE and request_bytes > self._settings.member_bytes_max:
+            error = ErrorCode.GROUP_MAX_SIZE_REACHED
+        if error is not ErrorCode.NONE:
             return JoinResult(member_id=request.member_id, error=error)
         entry = self._entries.get(group_id)
         if entry is None and request.member_id:
-            return JoinResult(member_id=request.member_id, error=GroupError.UNKNOWN_MEMBER_ID)
+            return JoinResult(member_id=request.member_id, error=ErrorCode.UNKNOWN_MEMBER_ID)
         if not self._has_room_to_join(entry, request):
-            return JoinResult(member_id=request.member_id, error=GroupError.COORDINATOR_NOT_AVAILABLE)
+            return JoinResult(member_id=request.member_id, error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
         if entry is None:
             entry = self._create(group_id)
         waiter = Waiter[JoinResult]()
@@ -259,21 +259,21 @@ class GroupService:
         try:
             yield
         finally:
-            if self._not_ready is not GroupError.NOT_COORDINATOR:
+            if self._not_ready is not ErrorCode.NOT_COORDINATOR:
                 self._memory.add(-size)
 
     async def sync(self, group_id: str, request: SyncRequest) -> SyncResult:
         """SyncGroup: parked until the leader's assignment is durable."""
         error = await self._admit(group_id, may_park=True)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return SyncResult(error=error)
         entry = self._entries.get(group_id)
         if entry is None:
-            return SyncResult(error=GroupError.UNKNOWN_MEMBER_ID)
+            return SyncResult(error=ErrorCode.UNKNOWN_MEMBER_ID)
         size = request.assignments_bytes
         # twice: as the request, and as what the members get
         if size and not self._memory.has_room(2 * size):
-            return SyncResult(error=GroupError.COORDINATOR_NOT_AVAILABLE)
+            return SyncResult(error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
         waiter = Waiter[SyncResult]()
         with self._parked(size):
             self._apply(entry, entry.group.sync(request, waiter, self._clock.now_ms()))
@@ -281,17 +281,17 @@ class GroupService:
 
     async def heartbeat(
         self, group_id: str, member_id: str, generation_id: int, group_instance_id: str | None = None
-    ) -> GroupError:
+    ) -> ErrorCode:
         """Heartbeat."""
         error = await self._admit(group_id)
-        if error is GroupError.COORDINATOR_LOAD_IN_PROGRESS:
+        if error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS:
             # As Kafka: a member needn't rejoin because its coordinator is still loading.
-            return GroupError.NONE
-        if error is not GroupError.NONE:
+            return ErrorCode.NONE
+        if error is not ErrorCode.NONE:
             return error
         entry = self._entries.get(group_id)
         if entry is None:
-            return GroupError.UNKNOWN_MEMBER_ID
+            return ErrorCode.UNKNOWN_MEMBER_ID
         now_ms = self._clock.now_ms()
         error, outputs = entry.group.heartbeat(member_id, generation_id, group_instance_id, now_ms)
         self._apply(entry, outputs)
@@ -299,19 +299,19 @@ class GroupService:
 
     async def leave(
         self, group_id: str, members: Sequence[LeaveMember]
-    ) -> tuple[GroupError, list[LeaveResult]]:
+    ) -> tuple[ErrorCode, list[LeaveResult]]:
         """LeaveGroup: an error for the whole request, or one result per member.
 
         When the last member leaves, this returns once the empty group is durable: a member that was told it has
         left must not hold up the group for a session timeout after a crash.
         """
         error = await self._admit(group_id)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error, []
         entry = self._entries.get(group_id)
         if entry is None:
-            unknown = GroupError.UNKNOWN_MEMBER_ID
-            return GroupError.NONE, [LeaveResult(o.member_id, o.group_instance_id, unknown) for o in members]
+            unknown = ErrorCode.UNKNOWN_MEMBER_ID
+            return ErrorCode.NONE, [LeaveResult(o.member_id, o.group_instance_id, unknown) for o in members]
         results, outputs = entry.group.leave(members, self._clock.now_ms())
         if any(isinstance(output, PersistGroup) for output in outputs):
             written = anyio.Event()  # or not, after an error: the member is gone all the same, here and now
@@ -319,7 +319,7 @@ class GroupService:
             await written.wait()
         else:
             self._apply(entry, outputs)
-        return GroupError.NONE, results
+        return ErrorCode.NONE, results
 
     # -- offsets ------------------------------------------------------------------------------------------
 
@@ -332,24 +332,24 @@ class GroupService:
         generation_id: int = -1,
         group_instance_id: str | None = None,
         retention_ms: int | None = None,
-    ) -> dict[TopicPartition, GroupError]:
+    ) -> dict[TopicPartition, ErrorCode]:
         """OffsetCommit: one error per partition, returned once the accepted offsets are durable.
 
         A group that doesn't exist is created by a simple consumer (generation -1); for a generation of a
         group that doesn't exist the error is GROUP_ID_NOT_FOUND (ILLEGAL_GENERATION before version 9).
         """
         error = await self._admit(group_id, may_be_empty=True)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return dict.fromkeys(offsets, error)
         entry = self._entries.get(group_id)
         if entry is None and generation_id >= 0:
-            return dict.fromkeys(offsets, GroupError.GROUP_ID_NOT_FOUND)
+            return dict.fromkeys(offsets, ErrorCode.GROUP_ID_NOT_FOUND)
         growth = GROUP_BYTES if entry is None else 0
         growth += (
             OffsetBook().growth_bytes(offsets) if entry is None else entry.group.offsets.growth_bytes(offsets)
         )
         if growth > 0 and not self._memory.has_room(growth):
-            return dict.fromkeys(offsets, GroupError.COORDINATOR_NOT_AVAILABLE)
+            return dict.fromkeys(offsets, ErrorCode.COORDINATOR_NOT_AVAILABLE)
         if entry is None:
             entry = self._create(group_id)
         group = entry.group
@@ -357,13 +357,13 @@ class GroupService:
             member_id, generation_id, group_instance_id, offsets, retention_ms, self._clock.now_ms()
         )
         self._apply(entry, outputs)
-        if plan.error is not GroupError.NONE:
+        if plan.error is not ErrorCode.NONE:
             return dict.fromkeys(offsets, plan.error)
         result = dict(plan.refused)
         if plan.accepted:
 
-            def settle(error: GroupError) -> None:
-                group.settle_commit(plan.accepted, durable=error is GroupError.NONE)
+            def settle(error: ErrorCode) -> None:
+                group.settle_commit(plan.accepted, durable=error is ErrorCode.NONE)
                 self._account(entry)
                 self._drop_if_disposable(entry)
 
@@ -374,45 +374,45 @@ class GroupService:
 
     async def fetch_offsets(
         self, group_id: str, partitions: Iterable[TopicPartition] | None = None
-    ) -> tuple[GroupError, dict[TopicPartition, CommittedOffset | None]]:
+    ) -> tuple[ErrorCode, dict[TopicPartition, CommittedOffset | None]]:
         """OffsetFetch: the asked partitions, None for those without an offset; or all that have one.
 
         An unknown group has no offsets, which is no error.
         """
         error = await self._admit(group_id, may_be_empty=True)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error, {}
         entry = self._entries.get(group_id)
         if partitions is None:
-            return GroupError.NONE, {} if entry is None else dict(entry.group.offsets.items())
+            return ErrorCode.NONE, {} if entry is None else dict(entry.group.offsets.items())
         if entry is None:
-            return GroupError.NONE, dict.fromkeys(partitions)
-        return GroupError.NONE, {partition: entry.group.offsets.get(partition) for partition in partitions}
+            return ErrorCode.NONE, dict.fromkeys(partitions)
+        return ErrorCode.NONE, {partition: entry.group.offsets.get(partition) for partition in partitions}
 
     async def delete_offsets(
         self, group_id: str, partitions: Collection[TopicPartition]
-    ) -> tuple[GroupError, dict[TopicPartition, GroupError]]:
+    ) -> tuple[ErrorCode, dict[TopicPartition, ErrorCode]]:
         """OffsetDelete: an error for the whole request, or one per partition."""
         error = await self._admit(group_id)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error, {}
         entry = self._entries.get(group_id)
         if entry is None:
-            return GroupError.GROUP_ID_NOT_FOUND, {}
+            return ErrorCode.GROUP_ID_NOT_FOUND, {}
         group = entry.group
         error = group.delete_offsets_error()
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error, {}
         result = {
-            one: GroupError.GROUP_SUBSCRIBED_TO_TOPIC if group.is_subscribed_to(one[0]) else GroupError.NONE
+            one: ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if group.is_subscribed_to(one[0]) else ErrorCode.NONE
             for one in partitions
         }
         known = set(group.offsets.known())
-        gone = [one for one, refused in result.items() if refused is GroupError.NONE and one in known]
+        gone = [one for one, refused in result.items() if refused is ErrorCode.NONE and one in known]
         if gone:
             error = await self._tombstone_offsets(entry, gone)
             result.update(dict.fromkeys(gone, error))
-        return GroupError.NONE, result
+        return ErrorCode.NONE, result
 
     async def on_topics_deleted(self, topics: Collection[str]) -> None:
         """The topics are gone: so are their offsets, in every group.
@@ -420,7 +420,7 @@ class GroupService:
         Raises:
             UnavailableError: not all tombstones could be written; call again.
         """
-        errors: list[GroupError] = []
+        errors: list[ErrorCode] = []
 
         async def forget(entry: _Entry, gone: Sequence[TopicPartition]) -> None:
             errors.append(await self._tombstone_offsets(entry, gone))
@@ -430,7 +430,7 @@ class GroupService:
                 gone = entry.group.offsets.of_topics(topics)
                 if gone:
                     tasks.start_soon(forget, entry, gone)
-        failed = sum(error is not GroupError.NONE for error in errors)
+        failed = sum(error is not ErrorCode.NONE for error in errors)
         if failed:
             raise UnavailableError(
                 f"offsets of deleted topics couldn't be removed, try again: groups={failed}"
@@ -444,13 +444,13 @@ class GroupService:
         for group_id in group_ids:
             error = await self._admit(group_id, may_be_empty=True)
             entry = self._entries.get(group_id)
-            if error is GroupError.NONE and entry is not None:
+            if error is ErrorCode.NONE and entry is not None:
                 descriptions.append(entry.group.describe())
                 continue
             descriptions.append(
                 GroupDescription(
                     group_id=group_id,
-                    error=error or GroupError.GROUP_ID_NOT_FOUND,
+                    error=error or ErrorCode.GROUP_ID_NOT_FOUND,
                     state=GroupState.DEAD,
                     protocol_type="",
                     protocol_name="",
@@ -461,24 +461,24 @@ class GroupService:
 
     async def list_groups(
         self, states: Collection[str] = (), types: Collection[str] = ()
-    ) -> tuple[GroupError, list[GroupListing]]:
+    ) -> tuple[ErrorCode, list[GroupListing]]:
         """ListGroups: all groups, or those in one of `states` and of one of `types`, in any case of letters."""
         await anyio.lowlevel.checkpoint()
-        if self._not_ready is not GroupError.NONE:
+        if self._not_ready is not ErrorCode.NONE:
             return self._not_ready, []
         wanted_states = {state.lower() for state in states}
         wanted_types = {kind.lower() for kind in types}
         listings = (entry.group.listing() for entry in self._entries.values())
-        return GroupError.NONE, [
+        return ErrorCode.NONE, [
             one
             for one in listings
             if (not wanted_states or one.state.lower() in wanted_states)
             and (not wanted_types or one.group_type in wanted_types)
         ]
 
-    async def delete_groups(self, group_ids: Sequence[str]) -> dict[str, GroupError]:
+    async def delete_groups(self, group_ids: Sequence[str]) -> dict[str, ErrorCode]:
         """DeleteGroups: one error per group; a deleted group's offsets are gone with it."""
-        results: dict[str, GroupError] = {}
+        results: dict[str, ErrorCode] = {}
 
         async def delete(group_id: str) -> None:
             results[group_id] = await self._delete_group(group_id)
@@ -490,21 +490,19 @@ class GroupService:
 
     # -- inside -------------------------------------------------------------------------------------------
 
-    async def _admit(
-        self, group_id: str, *, may_be_empty: bool = False, may_park: bool = False
-    ) -> GroupError:
+    async def _admit(self, group_id: str, *, may_be_empty: bool = False, may_park: bool = False) -> ErrorCode:
         """Wait for a deletion of the group that is under way; refuse while not in charge."""
         await anyio.lowlevel.checkpoint()
         if not group_id and not may_be_empty:
-            return GroupError.INVALID_GROUP_ID
+            return ErrorCode.INVALID_GROUP_ID
         if len(group_id.encode()) > _STRING_BYTES_MAX:
-            return GroupError.INVALID_GROUP_ID
+            return ErrorCode.INVALID_GROUP_ID
         while (entry := self._entries.get(group_id)) is not None and entry.deletion is not None:
             await entry.deletion.wait()
         if may_park and self._is_draining:
-            return GroupError.NOT_COORDINATOR
+            return ErrorCode.NOT_COORDINATOR
         if not self.coordinates(group_id):
-            return GroupError.COORDINATOR_NOT_AVAILABLE
+            return ErrorCode.COORDINATOR_NOT_AVAILABLE
         return self._not_ready
 
     def coordinates(self, group_id: str) -> bool:
@@ -559,8 +557,8 @@ class GroupService:
     def _persist(self, entry: _Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:
         value = encode_group_value(output.metadata)
 
-        def done(error: GroupError) -> None:
-            if error is GroupError.NONE:
+        def done(error: ErrorCode) -> None:
+            if error is ErrorCode.NONE:
                 entry.value = value
             now_ms = self._clock.now_ms()
             self._apply(entry, entry.group.persisted(output.token, error, now_ms))
@@ -571,23 +569,23 @@ class GroupService:
         self._writers[entry.partition].submit([(key, value)], done)
 
     async def _append(
-        self, entry: _Entry, records: Sequence[LogRecord], settle: Callable[[GroupError], None]
-    ) -> GroupError:
+        self, entry: _Entry, records: Sequence[LogRecord], settle: Callable[[ErrorCode], None]
+    ) -> ErrorCode:
         """Append, then `settle` in log order whether or not the caller still waits, then answer the caller."""
-        waiter = Waiter[GroupError]()
+        waiter = Waiter[ErrorCode]()
 
-        def done(error: GroupError) -> None:
+        def done(error: ErrorCode) -> None:
             settle(error)
             waiter.answer(error)
 
         self._writers[entry.partition].submit(records, done)
         return await waiter.wait()
 
-    async def _tombstone_offsets(self, entry: _Entry, gone: Sequence[TopicPartition]) -> GroupError:
+    async def _tombstone_offsets(self, entry: _Entry, gone: Sequence[TopicPartition]) -> ErrorCode:
         group = entry.group
 
-        def settle(error: GroupError) -> None:
-            if error is GroupError.NONE:
+        def settle(error: ErrorCode) -> None:
+            if error is ErrorCode.NONE:
                 group.offsets.remove(gone)
                 self._drop_if_disposable(entry)
                 self._account(entry)
@@ -595,28 +593,28 @@ class GroupService:
         records = [(encode_offset_key(group.group_id, *one), None) for one in gone]
         return await self._append(entry, records, settle)
 
-    async def _delete_group(self, group_id: str) -> GroupError:
+    async def _delete_group(self, group_id: str) -> ErrorCode:
         error = await self._admit(group_id, may_be_empty=True)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error
         entry = self._entries.get(group_id)
         if entry is None:
-            return GroupError.GROUP_ID_NOT_FOUND
+            return ErrorCode.GROUP_ID_NOT_FOUND
         error = entry.group.delete_error()
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             return error
         return await self._tombstone_group(entry)
 
-    async def _tombstone_group(self, entry: _Entry) -> GroupError:
+    async def _tombstone_group(self, entry: _Entry) -> ErrorCode:
         """Delete an empty group; requests that arrive meanwhile wait for the outcome."""
         group = entry.group
         entry.deletion = deletion = anyio.Event()
 
-        def settle(error: GroupError) -> None:
+        def settle(error: ErrorCode) -> None:
             entry.deletion = None
-            if error is GroupError.NONE:
+            if error is ErrorCode.NONE:
                 self._drop(entry)
-                self._apply(entry, group.close(GroupError.COORDINATOR_NOT_AVAILABLE))
+                self._apply(entry, group.close(ErrorCode.COORDINATOR_NOT_AVAILABLE))
             deletion.set()
 
         records: list[LogRecord] = [

@@ -11,12 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from penstock.wire.error_codes import ErrorCode
+
 __all__ = (
     "CommitPlan",
     "CommittedOffset",
     "Complete",
     "GroupDescription",
-    "GroupError",
     "GroupListing",
     "GroupMetadata",
     "GroupSettings",
@@ -41,31 +42,6 @@ __all__ = (
 
 #: (topic name, partition index)
 TopicPartition: TypeAlias = tuple[str, int]
-
-
-class GroupError(enum.IntEnum):
-    """The Kafka error codes that a group coordinator answers with (numbers of the Kafka protocol guide)."""
-
-    NONE = 0
-    UNKNOWN_TOPIC_OR_PARTITION = 3
-    OFFSET_METADATA_TOO_LARGE = 12
-    COORDINATOR_LOAD_IN_PROGRESS = 14
-    COORDINATOR_NOT_AVAILABLE = 15
-    NOT_COORDINATOR = 16
-    ILLEGAL_GENERATION = 22
-    INCONSISTENT_GROUP_PROTOCOL = 23
-    INVALID_GROUP_ID = 24
-    UNKNOWN_MEMBER_ID = 25
-    INVALID_SESSION_TIMEOUT = 26
-    REBALANCE_IN_PROGRESS = 27
-    INVALID_REQUEST = 42
-    NON_EMPTY_GROUP = 68
-    GROUP_ID_NOT_FOUND = 69
-    MEMBER_ID_REQUIRED = 79
-    GROUP_MAX_SIZE_REACHED = 81
-    FENCED_INSTANCE_ID = 82
-    GROUP_SUBSCRIBED_TO_TOPIC = 86
-    UNKNOWN_TOPIC_ID = 100
 
 
 class GroupState(enum.StrEnum):
@@ -148,7 +124,7 @@ class JoinResult:
     """The answer to JoinGroup. `members` is filled for the leader only."""
 
     member_id: str
-    error: GroupError = GroupError.NONE
+    error: ErrorCode = ErrorCode.NONE
     generation_id: int = -1
     protocol_type: str | None = None
     protocol_name: str | None = None
@@ -179,7 +155,7 @@ class SyncRequest:
 class SyncResult:
     """The answer to SyncGroup."""
 
-    error: GroupError = GroupError.NONE
+    error: ErrorCode = ErrorCode.NONE
     protocol_type: str | None = None
     protocol_name: str | None = None
     assignment: bytes = b""
@@ -199,7 +175,7 @@ class LeaveResult:
 
     member_id: str
     group_instance_id: str | None
-    error: GroupError
+    error: ErrorCode
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +202,9 @@ class CommittedOffset:
 class CommitPlan:
     """What `Group.plan_commit` decided: an error for all, or what to make durable and what is refused."""
 
-    error: GroupError
+    error: ErrorCode
     accepted: Mapping[TopicPartition, CommittedOffset]
-    refused: Mapping[TopicPartition, GroupError]
+    refused: Mapping[TopicPartition, ErrorCode]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,7 +250,7 @@ class GroupDescription:
     """A group as DescribeGroups shows it; an unknown group is Dead with GROUP_ID_NOT_FOUND (v6)."""
 
     group_id: str
-    error: GroupError
+    error: ErrorCode
     state: GroupState
     protocol_type: str
     protocol_name: str

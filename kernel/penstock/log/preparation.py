@@ -30,7 +30,13 @@ from penstock.errors import FullError, PenstockError
 from penstock.spi.allocator import Allocation, Allocator
 from penstock.threads import run_in_thread
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD
-from penstock.wire.record_batch import HEADER_BYTES, MESSAGE_TOO_LARGE, BatchError, BatchHeader, read_header
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.record_batch import (
+    HEADER_BYTES,
+    BatchError,
+    BatchHeader,
+    read_header,
+)
 from penstock.wire.record_walk import INFLATED_BYTES_MAX, plain_records
 from penstock.wire.records import repack
 from penstock.wire.validation import (
@@ -94,7 +100,7 @@ class Preparer:
             try:
                 return await self._charged(bound, look)
             except BatchError as error:
-                if error.error_code != MESSAGE_TOO_LARGE:
+                if error.error_code != ErrorCode.MESSAGE_TOO_LARGE:
                     raise
         return await self._charged(bounds[-1], look)
 
@@ -111,7 +117,7 @@ class Preparer:
             try:
                 return look(INLINE_PYTHON_BYTES_MAX)
             except BatchError as error:
-                if error.error_code != MESSAGE_TOO_LARGE:
+                if error.error_code != ErrorCode.MESSAGE_TOO_LARGE:
                     raise
         async with self.turns:
             return await self.look_into(batch, codec, look)
@@ -175,7 +181,7 @@ class Preparation:
         try:
             packed = self._repacked(RECOMPRESS_INFLATED_BYTES_MAX)
         except BatchError as error:
-            if error.error_code == MESSAGE_TOO_LARGE:
+            if error.error_code == ErrorCode.MESSAGE_TOO_LARGE:
                 return None  # ``run`` has larger bounds
             raise
         try:

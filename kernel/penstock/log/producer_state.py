@@ -22,8 +22,6 @@ from __future__ import annotations
 
 __all__ = (
     "ACCEPT",
-    "INVALID_PRODUCER_EPOCH",
-    "OUT_OF_ORDER_SEQUENCE_NUMBER",
     "PRODUCERS_MAX",
     "PRODUCER_EXPIRATION_MS",
     "WINDOW_BATCHES",
@@ -45,10 +43,8 @@ from crc32c import crc32c
 
 from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import BatchError, BatchHeader
-
-OUT_OF_ORDER_SEQUENCE_NUMBER: Final = 45
-INVALID_PRODUCER_EPOCH: Final = 47
 
 #: How many batches per producer are recognised when they come again; clients keep at most as many in flight.
 WINDOW_BATCHES: Final = 5
@@ -261,7 +257,7 @@ class ProducerStateTable:
             raise SequenceError(
                 f"a newer epoch of this producer has written producer_id={header.producer_id} "
                 f"producer_epoch={header.producer_epoch} current_epoch={producer.epoch}",
-                INVALID_PRODUCER_EPOCH,
+                ErrorCode.INVALID_PRODUCER_EPOCH,
             )
         elif first == 0:
             return ACCEPT
@@ -269,7 +265,7 @@ class ProducerStateTable:
         raise SequenceError(
             f"batch out of sequence producer_id={header.producer_id} producer_epoch={header.producer_epoch} "
             f"base_sequence={first} expected={expected}",
-            OUT_OF_ORDER_SEQUENCE_NUMBER,
+            ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
         )
 
     def record(

@@ -12,24 +12,18 @@ __all__ = (
     "BATCH_HEADER",
     "CODEC_MASK",
     "CONTROL_BIT",
-    "CORRUPT_MESSAGE",
     "COUNT_POS",
     "CRC_POS",
     "DELETE_HORIZON_BIT",
     "HEADER_BYTES",
-    "INVALID_RECORD",
-    "INVALID_TIMESTAMP",
     "LEADER_EPOCH_POS",
     "LENGTH_MIN",
     "LENGTH_POS",
     "MAGIC_POS",
     "MAX_TIMESTAMP_POS",
-    "MESSAGE_TOO_LARGE",
     "PREFIX_BYTES",
     "TIMESTAMP_TYPE_BIT",
     "TRANSACTIONAL_BIT",
-    "UNSUPPORTED_COMPRESSION_TYPE",
-    "UNSUPPORTED_FOR_MESSAGE_FORMAT",
     "BatchError",
     "BatchHeader",
     "amend_header",
@@ -51,6 +45,7 @@ from crc32c import crc32c
 from penstock.checksum import COMBINE_BYTES_MIN, checksum, combine
 from penstock.errors import PenstockError
 from penstock.wire.compression import Buffer
+from penstock.wire.error_codes import ErrorCode
 
 BATCH_HEADER: Final = Struct(
     ">"
@@ -88,14 +83,6 @@ TIMESTAMP_TYPE_BIT: Final = 1 << 3
 TRANSACTIONAL_BIT: Final = 1 << 4
 CONTROL_BIT: Final = 1 << 5
 DELETE_HORIZON_BIT: Final = 1 << 6
-
-# The Kafka error codes that a batch can earn.
-CORRUPT_MESSAGE: Final = 2
-MESSAGE_TOO_LARGE: Final = 10
-INVALID_TIMESTAMP: Final = 32
-UNSUPPORTED_FOR_MESSAGE_FORMAT: Final = 43
-UNSUPPORTED_COMPRESSION_TYPE: Final = 76
-INVALID_RECORD: Final = 87
 
 _INT16: Final = Struct(">h")
 _INT32: Final = Struct(">i")
@@ -182,7 +169,7 @@ def read_header(buf: Buffer, pos: int = 0) -> BatchHeader:
     if pos < 0 or len(buf) - pos < HEADER_BYTES:
         raise BatchError(
             f"a record batch header is cut, it takes 61 bytes pos={pos} buffer_bytes={len(buf)}",
-            CORRUPT_MESSAGE,
+            ErrorCode.CORRUPT_MESSAGE,
         )
     return BatchHeader(*BATCH_HEADER.unpack_from(buf, pos))
 
@@ -200,13 +187,13 @@ def iter_batches(buf: Buffer) -> Iterator[tuple[int, BatchHeader]]:
         if header.magic != 2:
             raise BatchError(
                 f"only record batches of version 2 are known magic={header.magic} pos={pos}",
-                UNSUPPORTED_FOR_MESSAGE_FORMAT,
+                ErrorCode.UNSUPPORTED_FOR_MESSAGE_FORMAT,
             )
         end = pos + header.length + PREFIX_BYTES
         if header.length < LENGTH_MIN or end > size or header.last_offset_delta < 0:
             raise BatchError(
                 f"a record batch leaves its buffer pos={pos} length={header.length} buffer_bytes={size}",
-                CORRUPT_MESSAGE,
+                ErrorCode.CORRUPT_MESSAGE,
             )
         yield pos, header
         pos = end

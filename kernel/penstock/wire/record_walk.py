@@ -33,12 +33,10 @@ from penstock.wire.compression import (
     UnknownCodecError,
     decompress,
 )
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import (
     HEADER_BYTES,
-    INVALID_RECORD,
     LENGTH_MIN,
-    MESSAGE_TOO_LARGE,
-    UNSUPPORTED_COMPRESSION_TYPE,
     BatchError,
     BatchHeader,
 )
@@ -74,20 +72,22 @@ def plain_records(
     try:
         return decompress(codec, packed, room)
     except UnknownCodecError as error:
-        raise BatchError(str(error), UNSUPPORTED_COMPRESSION_TYPE) from error
+        raise BatchError(str(error), ErrorCode.UNSUPPORTED_COMPRESSION_TYPE) from error
     except CompressionError as error:
-        code = MESSAGE_TOO_LARGE if isinstance(error, InflateLimitError) else INVALID_RECORD
+        code = (
+            ErrorCode.MESSAGE_TOO_LARGE if isinstance(error, InflateLimitError) else ErrorCode.INVALID_RECORD
+        )
         raise BatchError(f"records can't be inflated: {error}", code) from error
 
 
 def record_cut() -> BatchError:
     """The error for records that go on beyond the end of their batch."""
-    return BatchError("record batch ends in the middle of a record", INVALID_RECORD)
+    return BatchError("record batch ends in the middle of a record", ErrorCode.INVALID_RECORD)
 
 
 def malformed(what: str, index: int) -> NoReturn:
     """Raise the error for the record at ``index`` of its batch."""
-    raise BatchError(f"malformed record, {what} batch_index={index}", INVALID_RECORD)
+    raise BatchError(f"malformed record, {what} batch_index={index}", ErrorCode.INVALID_RECORD)
 
 
 def long_varint(data: bytes, pos: int, bits: int = 32) -> tuple[int, int]:
@@ -114,7 +114,7 @@ def long_varint(data: bytes, pos: int, bits: int = 32) -> tuple[int, int]:
                 break
             return value, pos
         shift += 7
-    raise BatchError(f"a varint has more than its {bits} bits pos={pos}", INVALID_RECORD)
+    raise BatchError(f"a varint has more than its {bits} bits pos={pos}", ErrorCode.INVALID_RECORD)
 
 
 def walk(data: Buffer, start: int, count: int) -> tuple[int, int, bool]:
@@ -222,7 +222,8 @@ def _scan(data: bytes, count: int) -> tuple[int, int, bool]:  # noqa: C901 - see
             malformed("its fields don't fill its length", index)
     if pos != size:
         raise BatchError(
-            f"bytes are left after the last record count={count} left_bytes={size - pos}", INVALID_RECORD
+            f"bytes are left after the last record count={count} left_bytes={size - pos}",
+            ErrorCode.INVALID_RECORD,
         )
     return low, high, null_key
 

@@ -31,21 +31,17 @@ from penstock.checksum import checksum
 from penstock.errors import InvalidRequestError
 from penstock.wire import _native
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD, Buffer
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import (
     ATTRIBUTES_POS,
     BATCH_HEADER,
     CODEC_MASK,
     CONTROL_BIT,
-    CORRUPT_MESSAGE,
     HEADER_BYTES,
-    INVALID_RECORD,
-    INVALID_TIMESTAMP,
     LENGTH_MIN,
-    MESSAGE_TOO_LARGE,
     PREFIX_BYTES,
     TIMESTAMP_TYPE_BIT,
     TRANSACTIONAL_BIT,
-    UNSUPPORTED_COMPRESSION_TYPE,
     BatchError,
     BatchHeader,
     amend_header,
@@ -125,7 +121,7 @@ def check_batch(records: memoryview, rules: BatchRules, produce_version: int, no
     if size < HEADER_BYTES:
         raise BatchError(
             f"exactly one record batch per partition is expected, there is none buffer_bytes={size}",
-            INVALID_RECORD,
+            ErrorCode.INVALID_RECORD,
         )
     header = BatchHeader(*BATCH_HEADER.unpack_from(records))
     if (
@@ -152,15 +148,17 @@ def _look_closer(records: memoryview, header: BatchHeader, rules: BatchRules, pr
     _check_framing(len(records), header, rules.max_message_bytes)
     _check_codec(header.codec, produce_version)
     if checksum(records[ATTRIBUTES_POS:]) != header.crc:
-        raise BatchError(f"record batch checksum mismatch stored={header.crc:#010x}", CORRUPT_MESSAGE)
+        raise BatchError(
+            f"record batch checksum mismatch stored={header.crc:#010x}", ErrorCode.CORRUPT_MESSAGE
+        )
     _check_offsets(header)
     _check_producer(header)
     if header.attributes & CONTROL_BIT:
-        raise BatchError("clients may not write control batches", INVALID_RECORD)
+        raise BatchError("clients may not write control batches", ErrorCode.INVALID_RECORD)
     if header.attributes & TIMESTAMP_TYPE_BIT and (rules.is_log_append_time or not rules.full):
         text = "clients may not set the timestamp type to LogAppendTime"
         indexes = range(min(header.count, _RECORD_ERRORS_MAX))
-        raise BatchError(text, INVALID_TIMESTAMP, [(index, text) for index in indexes])
+        raise BatchError(text, ErrorCode.INVALID_TIMESTAMP, [(index, text) for index in indexes])
 
 
 def _check_header_times(header: BatchHeader, rules: BatchRules, now_ms: int) -> None:
@@ -170,42 +168,43 @@ def _check_header_times(header: BatchHeader, rules: BatchRules, now_ms: int) -> 
         if timestamp != _NO_TIMESTAMP and not -rules.after_max_ms <= age_ms <= rules.before_max_ms:
             raise BatchError(
                 f"timestamp out of the topic's range timestamp_ms={timestamp} now_ms={now_ms}",
-                INVALID_TIMESTAMP,
+                ErrorCode.INVALID_TIMESTAMP,
             )
 
 
 def _check_framing(size: int, header: BatchHeader, max_message_bytes: int) -> None:
     if header.magic != 2:
-        code = INVALID_RECORD if header.magic in (0, 1) else CORRUPT_MESSAGE
+        code = ErrorCode.INVALID_RECORD if header.magic in (0, 1) else ErrorCode.CORRUPT_MESSAGE
         raise BatchError(f"only record batches of version 2 are accepted magic={header.magic}", code)
     if header.length < LENGTH_MIN:
         raise BatchError(
-            f"record batch is shorter than its own header length={header.length}", CORRUPT_MESSAGE
+            f"record batch is shorter than its own header length={header.length}", ErrorCode.CORRUPT_MESSAGE
         )
     if header.length + PREFIX_BYTES != size:
         what = "is cut" if header.length + PREFIX_BYTES > size else "is followed by more bytes"
         raise BatchError(
             f"exactly one record batch per partition is expected, it {what} "
             f"batch_bytes={header.length + PREFIX_BYTES} buffer_bytes={size}",
-            INVALID_RECORD,
+            ErrorCode.INVALID_RECORD,
         )
     if size > max_message_bytes:
         raise BatchError(
             f"record batch is over the topic's max.message.bytes batch_bytes={size} "
             f"max_message_bytes={max_message_bytes}",
-            MESSAGE_TOO_LARGE,
+            ErrorCode.MESSAGE_TOO_LARGE,
         )
 
 
 def _check_codec(codec: int, produce_version: int) -> None:
     if codec > CODEC_ZSTD:
         raise BatchError(
-            f"unknown compression codec, kafka knows 0 to 4 codec={codec}", UNSUPPORTED_COMPRESSION_TYPE
+            f"unknown compression codec, kafka knows 0 to 4 codec={codec}",
+            ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
         )
     if codec == CODEC_ZSTD and produce_version < 7:
         raise BatchError(  # KIP-110
             f"zstd needs produce version 7 or newer produce_version={produce_version}",
-            UNSUPPORTED_COMPRESSION_TYPE,
+            ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
         )
 
 
@@ -214,12 +213,12 @@ def _check_offsets(header: BatchHeader) -> None:
         raise BatchError(
             f"offset range and record count disagree last_offset_delta={header.last_offset_delta} "
             f"count={header.count}",
-            INVALID_RECORD,
+            ErrorCode.INVALID_RECORD,
         )
     if header.base_offset != 0:
         raise BatchError(
             f"a client's record batch must start at offset 0 base_offset={header.base_offset}",
-            INVALID_RECORD,
+            ErrorCode.INVALID_RECORD,
         )
 
 
@@ -229,10 +228,10 @@ def _check_producer(header: BatchHeader) -> None:
             raise BatchError(
                 f"a producer id needs epoch and sequence producer_id={header.producer_id} "
                 f"producer_epoch={header.producer_epoch} base_sequence={header.base_sequence}",
-                INVALID_RECORD,
+                ErrorCode.INVALID_RECORD,
             )
     elif header.attributes & TRANSACTIONAL_BIT:
-        raise BatchError("a transactional record batch needs a producer id", INVALID_RECORD)
+        raise BatchError("a transactional record batch needs a producer id", ErrorCode.INVALID_RECORD)
 
 
 def check_records_nowait(
@@ -256,7 +255,7 @@ def check_records_nowait(
         try:
             data, start = plain_records(records, header, bytes_max), 0
         except BatchError as error:
-            if error.error_code == MESSAGE_TOO_LARGE:
+            if error.error_code == ErrorCode.MESSAGE_TOO_LARGE:
                 return None
             raise
     size = len(data) - start
@@ -306,7 +305,7 @@ def _raise_record_errors(data: bytes, header: BatchHeader, rules: BatchRules, no
     oldest = max(now_ms - rules.before_max_ms, _INT64_MIN)
     newest = min(now_ms + rules.after_max_ms, _INT64_MAX)
     errors: list[tuple[int, str | None]] = []
-    code = INVALID_RECORD
+    code = ErrorCode.INVALID_RECORD
     for index, (_, delta, null_key) in enumerate(skim(data, header.count)):
         timestamp = header.base_timestamp + delta
         if null_key and rules.keys_required:
@@ -314,7 +313,7 @@ def _raise_record_errors(data: bytes, header: BatchHeader, rules: BatchRules, no
         elif rules.is_log_append_time or timestamp == _NO_TIMESTAMP or oldest <= timestamp <= newest:
             continue
         else:
-            code = INVALID_TIMESTAMP
+            code = ErrorCode.INVALID_TIMESTAMP
             text = (
                 f"timestamp out of the topic's range timestamp_ms={timestamp} oldest={oldest} newest={newest}"
             )
@@ -322,7 +321,7 @@ def _raise_record_errors(data: bytes, header: BatchHeader, rules: BatchRules, no
         if len(errors) == _RECORD_ERRORS_MAX:
             break
     if errors:
-        what = "timestamps" if code == INVALID_TIMESTAMP else "records without key"
+        what = "timestamps" if code == ErrorCode.INVALID_TIMESTAMP else "records without key"
         raise BatchError(
             f"the batch is refused for {what} first_index={errors[0][0]} first_error={errors[0][1]}",
             code,

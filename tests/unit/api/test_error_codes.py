@@ -36,7 +36,7 @@ def answered() -> Iterator[tuple[str, str]]:
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
                 name = ""
                 if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
-                    name = node.attr if node.value.id in {"ErrorCode", "GroupError"} else ""
+                    name = node.attr if node.value.id == "ErrorCode" else ""
                 elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                     name = node.target.id
                 elif isinstance(node, ast.Name):
@@ -55,6 +55,23 @@ def rows() -> dict[str, list[str]]:
             assert int(match[2]) == ErrorCode[match[1]], match[1]
             found[match[1]] = [cell.strip().replace("\\*", "*") for cell in match[3].split("|")]
     return found
+
+
+def test_the_number_of_a_code_stands_in_one_table() -> None:
+    """``NAME = 3`` of a code anywhere else, as a constant or in an enumeration, is a second table of codes."""
+    second = []
+    for path in sorted(KERNEL.rglob("*.py")):
+        if path.name == "error_codes.py" or "messages" in path.parts:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Assign | ast.AnnAssign):
+                continue
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            is_number = isinstance(node.value, ast.Constant) and type(node.value.value) is int
+            names = {target.id for target in targets if isinstance(target, ast.Name)}
+            if is_number and names & (set(ErrorCode.__members__) - {"NONE"}):
+                second.append(f"{path.relative_to(KERNEL)}:{node.lineno}")
+    assert second == [], "use penstock.wire.error_codes"
 
 
 def test_every_code_that_is_answered_is_in_the_table() -> None:

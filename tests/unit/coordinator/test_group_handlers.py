@@ -15,9 +15,10 @@ from tests.wire_requests import API_REQUESTS, encode
 from penstock.api.context import Client, Endpoint, RequestContext
 from penstock.api.groups import APIS
 from penstock.coordinator.group_service import GroupService
-from penstock.coordinator.group_types import GroupError, GroupSettings
+from penstock.coordinator.group_types import GroupSettings
 from penstock.log.limiter import BytesLimiter
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_groups import DeleteGroupsRequest, DeleteGroupsResponse
 from penstock.wire.messages.describe_groups import DescribeGroupsRequest, DescribeGroupsResponse
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest, FindCoordinatorResponse
@@ -238,7 +239,7 @@ async def test_join_in_every_version(wire: Wire, version: int) -> None:
     async with wire.service:
         joined = await wire.join(version)
         if version >= 4:
-            assert joined.error_code == GroupError.MEMBER_ID_REQUIRED
+            assert joined.error_code == ErrorCode.MEMBER_ID_REQUIRED
             assert joined.protocol_name == (None if version >= 7 else "")
             joined = await wire.join(version, member_id=joined.member_id)
         assert (joined.error_code, joined.generation_id, joined.leader) == (0, 1, joined.member_id)
@@ -255,14 +256,14 @@ async def test_sync_in_every_version(wire: Wire, version: int) -> None:
         synced = await wire.sync(joined.member_id, 1, version)
         assert (synced.error_code, bytes(synced.assignment)) == (0, b"mine")
         assert synced.protocol_name == ("range" if version >= 5 else None)
-        assert (await wire.sync("ghost", 1, version)).error_code == GroupError.UNKNOWN_MEMBER_ID
+        assert (await wire.sync("ghost", 1, version)).error_code == ErrorCode.UNKNOWN_MEMBER_ID
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.HEARTBEAT))
 async def test_heartbeat_in_every_version(wire: Wire, version: int) -> None:
     async with wire.service:
         member = await wire.stable()
-        for generation, error in ((1, GroupError.NONE), (2, GroupError.ILLEGAL_GENERATION)):
+        for generation, error in ((1, ErrorCode.NONE), (2, ErrorCode.ILLEGAL_GENERATION)):
             request = HeartbeatRequest(group_id="g", generation_id=generation, member_id=member)
             response = await wire.call(ApiKey.HEARTBEAT, version, request, HeartbeatResponse)
             assert response.error_code == error
@@ -272,7 +273,7 @@ async def test_heartbeat_in_every_version(wire: Wire, version: int) -> None:
 async def test_leave_in_every_version(wire: Wire, version: int) -> None:
     async with wire.service:
         member = await wire.stable()
-        for error in (GroupError.NONE, GroupError.UNKNOWN_MEMBER_ID):
+        for error in (ErrorCode.NONE, ErrorCode.UNKNOWN_MEMBER_ID):
             request = LeaveGroupRequest(group_id="g")
             if version >= 3:
                 request.members = [MemberIdentity(member_id=member)]
@@ -286,7 +287,7 @@ async def test_leave_in_every_version(wire: Wire, version: int) -> None:
                 assert response.error_code == error
         nobody = LeaveGroupRequest(group_id="")
         response = await wire.call(ApiKey.LEAVE_GROUP, version, nobody, LeaveGroupResponse)
-        assert response.error_code == GroupError.INVALID_GROUP_ID
+        assert response.error_code == ErrorCode.INVALID_GROUP_ID
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.DESCRIBE_GROUPS))
@@ -302,7 +303,7 @@ async def test_describe_in_every_version(wire: Wire, version: int) -> None:
         assert (shown.member_id, shown.client_id, shown.client_host) == (member, "me", "/10.0.0.9")
         assert (bytes(shown.member_metadata), bytes(shown.member_assignment)) == (SUBSCRIPTION, b"mine")
         assert (known.authorized_operations > 0) is (version >= 3)
-        assert unknown.error_code == (GroupError.GROUP_ID_NOT_FOUND if version >= 6 else 0)
+        assert unknown.error_code == (ErrorCode.GROUP_ID_NOT_FOUND if version >= 6 else 0)
         assert (unknown.group_state, unknown.members) == ("Dead", [])
         assert (unknown.error_message is not None) is (version >= 6)
 
@@ -328,7 +329,7 @@ async def test_delete_in_every_version(wire: Wire, version: int) -> None:
         request = DeleteGroupsRequest(groups_names=["g", "x"])
         response = await wire.call(ApiKey.DELETE_GROUPS, version, request, DeleteGroupsResponse)
         errors = {one.group_id: one.error_code for one in response.results}
-        assert errors == {"g": 0, "x": GroupError.GROUP_ID_NOT_FOUND}
+        assert errors == {"g": 0, "x": ErrorCode.GROUP_ID_NOT_FOUND}
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.OFFSET_COMMIT))
@@ -339,9 +340,9 @@ async def test_commit_in_every_version(wire: Wire, version: int) -> None:
         assert await wire.fetch(9) == [(0, 7, epoch, "m", 0), (1, -1, -1, "", 0)]
         missing = 100 if version >= 10 else 3
         assert await wire.commit(version, topic="nope", topic_id=b"x" * 16) == [missing]
-        assert await wire.commit(version, partition=2) == [GroupError.UNKNOWN_TOPIC_OR_PARTITION]
+        assert await wire.commit(version, partition=2) == [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION]
         changes: dict[str, Any] = {"group_id": "x", "generation_id_or_member_epoch": 1, "member_id": "m"}
-        lost = GroupError.GROUP_ID_NOT_FOUND if version >= 9 else GroupError.ILLEGAL_GENERATION
+        lost = ErrorCode.GROUP_ID_NOT_FOUND if version >= 9 else ErrorCode.ILLEGAL_GENERATION
         assert await wire.commit(version, **changes) == [lost]
 
 
@@ -356,7 +357,7 @@ async def test_the_retention_time_of_old_commits_is_honoured(wire: Wire, version
 @pytest.mark.parametrize("retention_ms", [2**63 - 1, 2**62, -2, -(2**63)])
 async def test_any_retention_time_is_taken_and_the_longest_lasts(wire: Wire, retention_ms: int) -> None:
     async with wire.service:
-        assert await wire.commit(3, retention_time_ms=retention_ms) == [GroupError.NONE]
+        assert await wire.commit(3, retention_time_ms=retention_ms) == [ErrorCode.NONE]
         await wire.clock.advance(GroupSettings().offsets_retention_check_interval_ms)
         assert await wire.fetch(9) == [(0, 7, -1, "m", 0), (1, -1, -1, "", 0)]
 
@@ -399,7 +400,7 @@ async def test_fetching_an_unknown_topic_id_is_an_error_of_its_partitions(wire: 
         request = OffsetFetchRequest(groups=[OffsetFetchRequestGroup(group_id="g", topics=topics)])
         response = await wire.call(ApiKey.OFFSET_FETCH, 10, request, OffsetFetchResponse)
         (partition,) = response.groups[0].topics[0].partitions
-        assert (partition.committed_offset, partition.error_code) == (-1, GroupError.UNKNOWN_TOPIC_ID)
+        assert (partition.committed_offset, partition.error_code) == (-1, ErrorCode.UNKNOWN_TOPIC_ID)
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.OFFSET_FETCH))
@@ -410,7 +411,7 @@ async def test_a_group_error_is_where_the_version_has_it(wire: Wire, version: in
     if version >= 8:
         request = OffsetFetchRequest(groups=[OffsetFetchRequestGroup(group_id="g", topics=[])])
     response = await wire.call(ApiKey.OFFSET_FETCH, version, request, OffsetFetchResponse)
-    loading = GroupError.COORDINATOR_LOAD_IN_PROGRESS
+    loading = ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
     if version >= 8:
         assert response.groups[0].error_code == loading
     elif version >= 2:
@@ -431,14 +432,14 @@ async def test_offsets_are_deleted_but_for_subscribed_and_unknown_topics(wire: W
             ],
         )
         response = await wire.call(ApiKey.OFFSET_DELETE, 0, request, OffsetDeleteResponse)
-        assert (response.error_code, response.topics) == (GroupError.GROUP_ID_NOT_FOUND, [])
+        assert (response.error_code, response.topics) == (ErrorCode.GROUP_ID_NOT_FOUND, [])
         await wire.commit(9)
         response = await wire.call(ApiKey.OFFSET_DELETE, 0, request, OffsetDeleteResponse)
         assert [topic.partitions[0].error_code for topic in response.topics] == [0, 3]
         assert await wire.fetch(9, everything=True) == []
         await wire.stable()
         response = await wire.call(ApiKey.OFFSET_DELETE, 0, request, OffsetDeleteResponse)
-        assert response.topics[0].partitions[0].error_code == GroupError.GROUP_SUBSCRIBED_TO_TOPIC
+        assert response.topics[0].partitions[0].error_code == ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.FIND_COORDINATOR))

@@ -12,7 +12,6 @@ import pytest
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_types import (
     Complete,
-    GroupError,
     GroupMetadata,
     GroupSettings,
     GroupState,
@@ -26,6 +25,7 @@ from penstock.coordinator.group_types import (
     SyncResult,
     TimerKind,
 )
+from penstock.wire.error_codes import ErrorCode
 
 SETTINGS = GroupSettings()
 DELAY = SETTINGS.initial_rebalance_delay_ms
@@ -79,10 +79,10 @@ class Driver:
         if not self.hold:
             self.settle()
 
-    def settle(self, error: GroupError = GroupError.NONE) -> None:
+    def settle(self, error: ErrorCode = ErrorCode.NONE) -> None:
         held, self.held = self.held, []
         for output in held:
-            if error is GroupError.NONE:
+            if error is ErrorCode.NONE:
                 self.persisted.append(output.metadata)
             self.do(self.group.persisted(output.token, error, self.now))
 
@@ -109,15 +109,13 @@ class Driver:
         assert isinstance(result, SyncResult)
         return result
 
-    def heartbeat(
-        self, member: str, generation: int | None = None, instance: str | None = None
-    ) -> GroupError:
+    def heartbeat(self, member: str, generation: int | None = None, instance: str | None = None) -> ErrorCode:
         current = self.group.generation_id if generation is None else generation
         error, outputs = self.group.heartbeat(member, current, instance, self.now)
         self.do(outputs)
         return error
 
-    def leave(self, *members: LeaveMember) -> list[GroupError]:
+    def leave(self, *members: LeaveMember) -> list[ErrorCode]:
         results, outputs = self.group.leave(members, self.now)
         self.do(outputs)
         return [one.error for one in results]
@@ -206,7 +204,7 @@ def test_a_rebalance_timeout_of_minus_one_is_the_session_timeout() -> None:
 def test_a_dynamic_member_is_sent_away_with_an_id_first() -> None:
     driver = Driver()
     waiter = driver.join(request(require_known_member_id=True))
-    assert driver.joined(waiter).error is GroupError.MEMBER_ID_REQUIRED
+    assert driver.joined(waiter).error is ErrorCode.MEMBER_ID_REQUIRED
     assert driver.joined(waiter).member_id == "m1"
     assert driver.state() is GroupState.EMPTY
     waiter = driver.join(request("m1", require_known_member_id=True))
@@ -228,7 +226,7 @@ def test_a_pending_member_expires_with_its_session() -> None:
     assert driver.group.pending_members == frozenset()
     assert driver.group.is_disposable
     waiter = driver.join(request("m1", require_known_member_id=True))
-    assert driver.joined(waiter).error is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.joined(waiter).error is ErrorCode.UNKNOWN_MEMBER_ID
 
 
 def test_a_rebalance_waits_for_pending_members() -> None:
@@ -238,7 +236,7 @@ def test_a_rebalance_waits_for_pending_members() -> None:
     waiter = driver.join(request(member, protocols=(("range", b"other"),)))
     assert waiter not in driver.answers
     pending = next(iter(driver.group.pending_members))
-    assert driver.leave(LeaveMember(pending)) == [GroupError.NONE]
+    assert driver.leave(LeaveMember(pending)) == [ErrorCode.NONE]
     assert driver.joined(waiter).generation_id == 2
 
 
@@ -248,7 +246,7 @@ def test_a_rebalance_waits_for_pending_members() -> None:
 def test_session_timeouts_out_of_range_are_refused(timeout: int) -> None:
     driver = Driver()
     waiter = driver.join(request(session_timeout_ms=timeout))
-    assert driver.joined(waiter).error is GroupError.INVALID_SESSION_TIMEOUT
+    assert driver.joined(waiter).error is ErrorCode.INVALID_SESSION_TIMEOUT
 
 
 @pytest.mark.parametrize(
@@ -268,14 +266,14 @@ def test_a_member_that_shares_no_protocol_is_refused(state: str, changes: dict[s
         driver.join()
         driver.pass_ms(DELAY if state == "completing" else 0)
     waiter = driver.join(request(**changes))
-    assert driver.joined(waiter).error is GroupError.INCONSISTENT_GROUP_PROTOCOL
+    assert driver.joined(waiter).error is ErrorCode.INCONSISTENT_GROUP_PROTOCOL
 
 
 @pytest.mark.parametrize("changes", [{"protocol_type": ""}, {"protocols": ()}])
 def test_an_empty_group_wants_a_protocol(changes: dict[str, Any]) -> None:
     driver = Driver()
     waiter = driver.join(request(**changes))
-    assert driver.joined(waiter).error is GroupError.INCONSISTENT_GROUP_PROTOCOL
+    assert driver.joined(waiter).error is ErrorCode.INCONSISTENT_GROUP_PROTOCOL
 
 
 def test_an_emptied_group_may_change_its_protocol_type() -> None:
@@ -302,7 +300,7 @@ def test_an_unknown_member_id_is_refused() -> None:
     driver = Driver()
     driver.stable()
     waiter = driver.join(request("ghost"))
-    assert driver.joined(waiter).error is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.joined(waiter).error is ErrorCode.UNKNOWN_MEMBER_ID
 
 
 def test_a_second_join_of_a_parked_member_answers_the_first() -> None:
@@ -310,7 +308,7 @@ def test_a_second_join_of_a_parked_member_answers_the_first() -> None:
     members = driver.stable(2)
     first = driver.join(request(members[0]))
     second = driver.join(request(members[0]))
-    assert driver.joined(first).error is GroupError.REBALANCE_IN_PROGRESS
+    assert driver.joined(first).error is ErrorCode.REBALANCE_IN_PROGRESS
     third = driver.join(request(members[1]))
     assert driver.joined(second).generation_id == driver.joined(third).generation_id == 2
 
@@ -332,7 +330,7 @@ def test_changed_metadata_while_completing_starts_the_rebalance_again() -> None:
     parked = driver.sync("m2")
     waiter = driver.join(request("m1", protocols=(("range", b"other"),)))
     assert driver.state() is GroupState.PREPARING_REBALANCE
-    assert driver.synced(parked).error is GroupError.REBALANCE_IN_PROGRESS
+    assert driver.synced(parked).error is ErrorCode.REBALANCE_IN_PROGRESS
     driver.join(request("m2"))
     assert driver.joined(waiter).generation_id == 2
 
@@ -365,7 +363,7 @@ def test_members_that_do_not_rejoin_in_time_are_dropped() -> None:
         driver.pass_ms(5_000)
     result = driver.joined(waiter)
     assert (result.leader, [one.member_id for one in result.members]) == (members[1], [members[1]])
-    assert driver.heartbeat(members[0]) is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.heartbeat(members[0]) is ErrorCode.UNKNOWN_MEMBER_ID
 
 
 def test_a_leader_that_is_late_loses_the_lead_to_one_that_joined() -> None:
@@ -381,9 +379,9 @@ def test_a_new_member_whose_join_is_parked_too_long_is_dropped() -> None:
     (member,) = driver.stable(1, rebalance_timeout_ms=1_000_000)
     waiter = driver.join(request(rebalance_timeout_ms=1_000_000))
     for _ in range(SETTINGS.new_member_join_timeout_ms // 5_000):
-        assert driver.heartbeat(member) is GroupError.REBALANCE_IN_PROGRESS
+        assert driver.heartbeat(member) is ErrorCode.REBALANCE_IN_PROGRESS
         driver.pass_ms(5_000)
-    assert driver.joined(waiter).error is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.joined(waiter).error is ErrorCode.UNKNOWN_MEMBER_ID
     assert list(driver.group.members) == [member]
 
 
@@ -395,7 +393,7 @@ def test_a_full_group_takes_no_more(is_stable: bool) -> None:
     else:
         driver.join(), driver.join()
     waiter = driver.join()
-    assert driver.joined(waiter) == JoinResult(member_id="", error=GroupError.GROUP_MAX_SIZE_REACHED)
+    assert driver.joined(waiter) == JoinResult(member_id="", error=ErrorCode.GROUP_MAX_SIZE_REACHED)
     assert len(driver.group.members) == 2
 
 
@@ -432,8 +430,8 @@ def test_an_assignment_that_cannot_be_written_is_refused_and_the_group_rebalance
     driver.pass_ms(DELAY)
     driver.hold = True
     waiter = driver.sync("m1", {"m1": b"a"})
-    driver.settle(GroupError.COORDINATOR_NOT_AVAILABLE)
-    assert driver.synced(waiter).error is GroupError.COORDINATOR_NOT_AVAILABLE
+    driver.settle(ErrorCode.COORDINATOR_NOT_AVAILABLE)
+    assert driver.synced(waiter).error is ErrorCode.COORDINATOR_NOT_AVAILABLE
     assert driver.state() is GroupState.PREPARING_REBALANCE
     assert driver.group.members["m1"].assignment == b""
 
@@ -445,7 +443,7 @@ def test_an_assignment_that_becomes_durable_too_late_changes_nothing() -> None:
     driver.hold = True
     waiter = driver.sync("m1", {"m1": b"old"})
     joined = driver.join(request("m1", protocols=(("range", b"x"),)))
-    assert driver.synced(waiter).error is GroupError.REBALANCE_IN_PROGRESS
+    assert driver.synced(waiter).error is ErrorCode.REBALANCE_IN_PROGRESS
     assert driver.joined(joined).generation_id == 2
     driver.settle()
     assert driver.state() is GroupState.COMPLETING_REBALANCE
@@ -461,16 +459,16 @@ def test_a_sync_in_a_stable_group_gets_the_current_assignment() -> None:
 @pytest.mark.parametrize(
     ("changes", "error"),
     [
-        ({"member_id": "ghost"}, GroupError.UNKNOWN_MEMBER_ID),
-        ({"generation_id": 0}, GroupError.ILLEGAL_GENERATION),
-        ({"generation_id": 2}, GroupError.ILLEGAL_GENERATION),
-        ({"group_instance_id": "i"}, GroupError.UNKNOWN_MEMBER_ID),
-        ({"protocol_type": "connect"}, GroupError.INCONSISTENT_GROUP_PROTOCOL),
-        ({"protocol_name": "sticky"}, GroupError.INCONSISTENT_GROUP_PROTOCOL),
-        ({"protocol_type": "consumer", "protocol_name": "range"}, GroupError.NONE),
+        ({"member_id": "ghost"}, ErrorCode.UNKNOWN_MEMBER_ID),
+        ({"generation_id": 0}, ErrorCode.ILLEGAL_GENERATION),
+        ({"generation_id": 2}, ErrorCode.ILLEGAL_GENERATION),
+        ({"group_instance_id": "i"}, ErrorCode.UNKNOWN_MEMBER_ID),
+        ({"protocol_type": "connect"}, ErrorCode.INCONSISTENT_GROUP_PROTOCOL),
+        ({"protocol_name": "sticky"}, ErrorCode.INCONSISTENT_GROUP_PROTOCOL),
+        ({"protocol_type": "consumer", "protocol_name": "range"}, ErrorCode.NONE),
     ],
 )
-def test_what_sync_checks(changes: dict[str, Any], error: GroupError) -> None:
+def test_what_sync_checks(changes: dict[str, Any], error: ErrorCode) -> None:
     driver = Driver()
     driver.stable()
     assert driver.synced(driver.sync("m1", **changes)).error is error
@@ -480,7 +478,7 @@ def test_sync_during_the_join_phase_tells_to_rejoin() -> None:
     driver = Driver()
     members = driver.stable(2)
     driver.join(request(members[0]))
-    assert driver.synced(driver.sync(members[1])).error is GroupError.REBALANCE_IN_PROGRESS
+    assert driver.synced(driver.sync(members[1])).error is ErrorCode.REBALANCE_IN_PROGRESS
 
 
 def test_members_that_never_sync_are_dropped_after_the_rebalance_timeout() -> None:
@@ -492,7 +490,7 @@ def test_members_that_never_sync_are_dropped_after_the_rebalance_timeout() -> No
         driver.heartbeat("m2")
         driver.heartbeat("m1")
         driver.pass_ms(5_000)
-    assert driver.synced(waiter).error is GroupError.NONE
+    assert driver.synced(waiter).error is ErrorCode.NONE
     assert list(driver.group.members) == ["m1"]
     assert driver.state() is GroupState.PREPARING_REBALANCE
 
@@ -502,18 +500,18 @@ def test_members_that_never_sync_are_dropped_after_the_rebalance_timeout() -> No
 
 def test_heartbeat_in_each_state() -> None:
     driver = Driver()
-    assert driver.heartbeat("m1") is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.heartbeat("m1") is ErrorCode.UNKNOWN_MEMBER_ID
     driver.join(), driver.join()
     driver.pass_ms(2 * DELAY)
-    assert driver.heartbeat("m1") is GroupError.NONE  # completing
+    assert driver.heartbeat("m1") is ErrorCode.NONE  # completing
     driver.sync("m2"), driver.sync("m1")
-    assert driver.heartbeat("m1") is GroupError.NONE  # stable
-    assert driver.heartbeat("m1", generation=0) is GroupError.ILLEGAL_GENERATION
-    assert driver.heartbeat("ghost") is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.heartbeat("m1") is ErrorCode.NONE  # stable
+    assert driver.heartbeat("m1", generation=0) is ErrorCode.ILLEGAL_GENERATION
+    assert driver.heartbeat("ghost") is ErrorCode.UNKNOWN_MEMBER_ID
     driver.join(request("m1"))
-    assert driver.heartbeat("m2") is GroupError.REBALANCE_IN_PROGRESS
-    driver.do(driver.group.close(GroupError.NOT_COORDINATOR))
-    assert driver.heartbeat("m2") is GroupError.COORDINATOR_NOT_AVAILABLE
+    assert driver.heartbeat("m2") is ErrorCode.REBALANCE_IN_PROGRESS
+    driver.do(driver.group.close(ErrorCode.NOT_COORDINATOR))
+    assert driver.heartbeat("m2") is ErrorCode.COORDINATOR_NOT_AVAILABLE
 
 
 def test_heartbeats_keep_a_session_alive_and_silence_ends_it() -> None:
@@ -527,7 +525,7 @@ def test_heartbeats_keep_a_session_alive_and_silence_ends_it() -> None:
     driver.pass_ms(1)
     assert list(driver.group.members) == [members[0]]
     assert driver.state() is GroupState.PREPARING_REBALANCE
-    assert driver.heartbeat(members[0]) is GroupError.REBALANCE_IN_PROGRESS
+    assert driver.heartbeat(members[0]) is ErrorCode.REBALANCE_IN_PROGRESS
 
 
 def test_a_parked_member_does_not_expire() -> None:
@@ -544,7 +542,7 @@ def test_a_parked_member_does_not_expire() -> None:
 def test_the_last_member_leaving_empties_the_group_durably() -> None:
     driver = Driver()
     (member,) = driver.stable()
-    assert driver.leave(LeaveMember(member)) == [GroupError.NONE]
+    assert driver.leave(LeaveMember(member)) == [ErrorCode.NONE]
     assert (driver.state(), driver.group.generation_id) == (GroupState.EMPTY, 2)
     assert driver.persisted[-1].members == ()
     assert driver.persisted[-1].protocol_name is None
@@ -573,7 +571,7 @@ def test_leaving_in_batches_gives_one_result_each() -> None:
         LeaveMember("", "unknown"),
         LeaveMember(members[1], "unknown"),
     )
-    assert errors == [0, GroupError.UNKNOWN_MEMBER_ID, 0, GroupError.UNKNOWN_MEMBER_ID, 25]
+    assert errors == [0, ErrorCode.UNKNOWN_MEMBER_ID, 0, ErrorCode.UNKNOWN_MEMBER_ID, 25]
     assert list(driver.group.members) == [members[1]]
     assert static_id not in driver.group.members
 
@@ -581,7 +579,7 @@ def test_leaving_in_batches_gives_one_result_each() -> None:
 def test_leaving_with_another_members_instance_is_fenced() -> None:
     driver = Driver()
     driver.stable(1, group_instance_id="i")
-    assert driver.leave(LeaveMember("wrong", "i")) == [GroupError.FENCED_INSTANCE_ID]
+    assert driver.leave(LeaveMember("wrong", "i")) == [ErrorCode.FENCED_INSTANCE_ID]
 
 
 def test_a_parked_join_of_a_leaving_member_is_answered() -> None:
@@ -589,7 +587,7 @@ def test_a_parked_join_of_a_leaving_member_is_answered() -> None:
     members = driver.stable(2)
     waiter = driver.join(request(members[0]))
     driver.leave(LeaveMember(members[0]))
-    assert driver.joined(waiter) == JoinResult(member_id="", error=GroupError.UNKNOWN_MEMBER_ID)
+    assert driver.joined(waiter) == JoinResult(member_id="", error=ErrorCode.UNKNOWN_MEMBER_ID)
 
 
 def test_pending_and_members_may_leave_together() -> None:
@@ -607,11 +605,11 @@ def test_close_answers_everything_that_is_parked() -> None:
     driver.join(), driver.join()
     driver.pass_ms(2 * DELAY)
     sync = driver.sync("m2")
-    driver.do(driver.group.close(GroupError.NOT_COORDINATOR))
-    assert driver.synced(sync).error is GroupError.NOT_COORDINATOR
-    assert driver.joined(driver.join()).error is GroupError.COORDINATOR_NOT_AVAILABLE
-    assert driver.synced(driver.sync("m1")).error is GroupError.COORDINATOR_NOT_AVAILABLE
-    assert driver.leave(LeaveMember("m1")) == [GroupError.COORDINATOR_NOT_AVAILABLE]
+    driver.do(driver.group.close(ErrorCode.NOT_COORDINATOR))
+    assert driver.synced(sync).error is ErrorCode.NOT_COORDINATOR
+    assert driver.joined(driver.join()).error is ErrorCode.COORDINATOR_NOT_AVAILABLE
+    assert driver.synced(driver.sync("m1")).error is ErrorCode.COORDINATOR_NOT_AVAILABLE
+    assert driver.leave(LeaveMember("m1")) == [ErrorCode.COORDINATOR_NOT_AVAILABLE]
 
 
 def test_stale_timers_are_ignored() -> None:
@@ -638,7 +636,7 @@ def test_a_static_member_comes_back_without_a_rebalance(is_leader: bool, skip: b
     waiter = driver.join(request(group_instance_id=instance, supports_skip_assignment=skip))
     result = driver.joined(waiter)
     assert driver.state() is GroupState.STABLE
-    assert (result.error, result.generation_id) == (GroupError.NONE, 1)
+    assert (result.error, result.generation_id) == (ErrorCode.NONE, 1)
     assert result.member_id not in old
     assert result.skip_assignment is (skip and is_leader)
     if is_leader:
@@ -646,8 +644,8 @@ def test_a_static_member_comes_back_without_a_rebalance(is_leader: bool, skip: b
         assert result.leader == (result.member_id if skip else old[0])
         assert len(result.members) == (2 if skip else 0)
     assert driver.synced(driver.sync(result.member_id)).assignment == (b"A" if is_leader else b"B")
-    assert driver.heartbeat(before, instance=instance) is GroupError.FENCED_INSTANCE_ID
-    assert driver.heartbeat(before) is GroupError.UNKNOWN_MEMBER_ID
+    assert driver.heartbeat(before, instance=instance) is ErrorCode.FENCED_INSTANCE_ID
+    assert driver.heartbeat(before) is ErrorCode.UNKNOWN_MEMBER_ID
     assert result.member_id in {one.member_id for one in driver.persisted[-1].members}
 
 
@@ -657,9 +655,9 @@ def test_a_replacement_that_cannot_be_written_is_taken_back() -> None:
     driver.hold = True
     waiter = driver.join(request(group_instance_id="i"))
     assert waiter not in driver.answers
-    driver.settle(GroupError.COORDINATOR_NOT_AVAILABLE)
-    assert driver.joined(waiter).error is GroupError.COORDINATOR_NOT_AVAILABLE
-    assert driver.heartbeat(old, instance="i") is GroupError.NONE
+    driver.settle(ErrorCode.COORDINATOR_NOT_AVAILABLE)
+    assert driver.joined(waiter).error is ErrorCode.COORDINATOR_NOT_AVAILABLE
+    assert driver.heartbeat(old, instance="i") is ErrorCode.NONE
     assert driver.group.leader_id == old
 
 
@@ -669,14 +667,14 @@ def test_a_second_replacement_fences_the_first_one_that_still_waits() -> None:
     driver.hold = True
     first = driver.join(request(group_instance_id="i"))
     second = driver.join(request(group_instance_id="i"))
-    assert driver.joined(first).error is GroupError.FENCED_INSTANCE_ID
+    assert driver.joined(first).error is ErrorCode.FENCED_INSTANCE_ID
     driver.settle()
-    assert driver.joined(second).error is GroupError.NONE
+    assert driver.joined(second).error is ErrorCode.NONE
     assert list(driver.group.members) == [driver.joined(second).member_id]
 
 
-@pytest.mark.parametrize("error", [GroupError.NONE, GroupError.COORDINATOR_NOT_AVAILABLE])
-def test_a_rebalance_that_begins_while_a_replacement_is_written_answers_it(error: GroupError) -> None:
+@pytest.mark.parametrize("error", [ErrorCode.NONE, ErrorCode.COORDINATOR_NOT_AVAILABLE])
+def test_a_rebalance_that_begins_while_a_replacement_is_written_answers_it(error: ErrorCode) -> None:
     driver = Driver()
     driver.stable(1, group_instance_id="i")
     driver.hold = True
@@ -688,8 +686,8 @@ def test_a_rebalance_that_begins_while_a_replacement_is_written_answers_it(error
     assert set(driver.group.members) == {driver.joined(one).member_id for one in (replaced, newcomer)}
 
 
-@pytest.mark.parametrize("error", [GroupError.NONE, GroupError.COORDINATOR_NOT_AVAILABLE])
-def test_a_replacement_stays_parked_in_a_rebalance_that_began_meanwhile(error: GroupError) -> None:
+@pytest.mark.parametrize("error", [ErrorCode.NONE, ErrorCode.COORDINATOR_NOT_AVAILABLE])
+def test_a_replacement_stays_parked_in_a_rebalance_that_began_meanwhile(error: ErrorCode) -> None:
     driver = Driver()
     waiters = [driver.join(request(group_instance_id="i")), driver.join()]
     driver.pass_ms(2 * DELAY)
@@ -728,7 +726,7 @@ def test_a_replacement_while_preparing_takes_the_place_of_the_old_one() -> None:
     driver.sync(old[1]), driver.sync(old[0], {})
     first = driver.join(request(old[0], group_instance_id="a"))
     again = driver.join(request(group_instance_id="a"))
-    assert driver.joined(first).error is GroupError.FENCED_INSTANCE_ID
+    assert driver.joined(first).error is ErrorCode.FENCED_INSTANCE_ID
     follower = driver.join(request(old[1], group_instance_id="b"))
     assert driver.joined(again).generation_id == driver.joined(follower).generation_id == 2
 
@@ -758,8 +756,8 @@ def test_a_stolen_instance_id_is_fenced_everywhere(operation: str) -> None:
         error = driver.heartbeat("other", instance="i")
     else:
         error = commit(driver, "other", 1, instance="i")
-    assert error is GroupError.FENCED_INSTANCE_ID
-    assert driver.heartbeat(member, instance="i") is GroupError.NONE
+    assert error is ErrorCode.FENCED_INSTANCE_ID
+    assert driver.heartbeat(member, instance="i") is ErrorCode.NONE
 
 
 # -- cooperative rebalancing (KIP-429) ------------------------------------------------------------------------
@@ -779,7 +777,7 @@ def test_a_cooperative_rebalance_is_two_ordinary_ones() -> None:
     driver.sync(leader, {leader: b"p0", follower: b""})
     assert driver.synced(parked).assignment == b""
     rejoined = driver.join(request(leader, protocols=(("cooperative-sticky", b"owns p0"),)))
-    assert driver.heartbeat(follower) is GroupError.REBALANCE_IN_PROGRESS
+    assert driver.heartbeat(follower) is ErrorCode.REBALANCE_IN_PROGRESS
     driver.join(request(follower, protocols=(("cooperative-sticky", b"owns nothing"),)))
     assert driver.joined(rejoined).generation_id == 3
     parked = driver.sync(follower)
@@ -800,32 +798,32 @@ def commit(
     metadata: str = "",
     retention: int | None = None,
     topic: str = "t",
-) -> GroupError:
+) -> ErrorCode:
     offsets = {(topic, 0): OffsetAndMetadata(offset, 3, metadata)}
     plan, outputs = driver.group.plan_commit(member, generation, instance, offsets, retention, driver.now)
     driver.do(outputs)
     driver.group.settle_commit(plan.accepted, durable=True)
-    return plan.error or plan.refused.get((topic, 0), GroupError.NONE)
+    return plan.error or plan.refused.get((topic, 0), ErrorCode.NONE)
 
 
 def test_a_simple_consumer_commits_to_an_empty_group_only() -> None:
     driver = Driver()
-    assert commit(driver) is GroupError.NONE
+    assert commit(driver) is ErrorCode.NONE
     driver.stable()
-    assert commit(driver) is GroupError.UNKNOWN_MEMBER_ID
+    assert commit(driver) is ErrorCode.UNKNOWN_MEMBER_ID
 
 
 @pytest.mark.parametrize(
     ("member", "generation", "error"),
     [
-        ("m1", 1, GroupError.NONE),
-        ("m1", 0, GroupError.ILLEGAL_GENERATION),
-        ("m1", -1, GroupError.ILLEGAL_GENERATION),
-        ("ghost", 1, GroupError.UNKNOWN_MEMBER_ID),
-        ("", 1, GroupError.UNKNOWN_MEMBER_ID),
+        ("m1", 1, ErrorCode.NONE),
+        ("m1", 0, ErrorCode.ILLEGAL_GENERATION),
+        ("m1", -1, ErrorCode.ILLEGAL_GENERATION),
+        ("ghost", 1, ErrorCode.UNKNOWN_MEMBER_ID),
+        ("", 1, ErrorCode.UNKNOWN_MEMBER_ID),
     ],
 )
-def test_what_commit_checks_in_a_stable_group(member: str, generation: int, error: GroupError) -> None:
+def test_what_commit_checks_in_a_stable_group(member: str, generation: int, error: ErrorCode) -> None:
     driver = Driver()
     driver.stable()
     assert commit(driver, member, generation) is error
@@ -836,15 +834,15 @@ def test_commits_while_preparing_are_taken_and_while_completing_refused() -> Non
     driver.stable(2)
     driver.join(request("m1"))
     assert driver.state() is GroupState.PREPARING_REBALANCE
-    assert commit(driver, "m2", 1) is GroupError.NONE
+    assert commit(driver, "m2", 1) is ErrorCode.NONE
     driver.join(request("m2"))
     assert driver.state() is GroupState.COMPLETING_REBALANCE
-    assert commit(driver, "m2", 2) is GroupError.REBALANCE_IN_PROGRESS
+    assert commit(driver, "m2", 2) is ErrorCode.REBALANCE_IN_PROGRESS
 
 
 def test_a_generation_in_an_empty_group_is_unknown() -> None:
     driver = Driver()
-    assert commit(driver, "m1", 1) is GroupError.UNKNOWN_MEMBER_ID
+    assert commit(driver, "m1", 1) is ErrorCode.UNKNOWN_MEMBER_ID
 
 
 def test_a_commit_extends_the_session() -> None:
@@ -858,8 +856,8 @@ def test_a_commit_extends_the_session() -> None:
 
 def test_offset_metadata_has_a_limit() -> None:
     driver = Driver()
-    assert commit(driver, metadata="x" * 4096) is GroupError.NONE
-    assert commit(driver, metadata="x" * 4097) is GroupError.OFFSET_METADATA_TOO_LARGE
+    assert commit(driver, metadata="x" * 4096) is ErrorCode.NONE
+    assert commit(driver, metadata="x" * 4097) is ErrorCode.OFFSET_METADATA_TOO_LARGE
     committed = driver.group.offsets.get(("t", 0))
     assert committed is not None
     assert committed.metadata == "x" * 4096
@@ -924,23 +922,23 @@ def test_a_pending_commit_keeps_its_offset_from_expiring() -> None:
 
 def test_deleting_needs_an_empty_group() -> None:
     driver = Driver()
-    assert driver.group.delete_error() is GroupError.NONE
+    assert driver.group.delete_error() is ErrorCode.NONE
     driver.stable()
-    assert driver.group.delete_error() is GroupError.NON_EMPTY_GROUP
-    assert driver.group.delete_offsets_error() is GroupError.NONE
+    assert driver.group.delete_error() is ErrorCode.NON_EMPTY_GROUP
+    assert driver.group.delete_offsets_error() is ErrorCode.NONE
     assert driver.group.is_subscribed_to("t")
     assert not driver.group.is_subscribed_to("other")
     driver.leave(LeaveMember("m1"))
     assert not driver.group.is_subscribed_to("t")
-    driver.do(driver.group.close(GroupError.NOT_COORDINATOR))
-    assert driver.group.delete_error() is GroupError.GROUP_ID_NOT_FOUND
-    assert driver.group.delete_offsets_error() is GroupError.GROUP_ID_NOT_FOUND
+    driver.do(driver.group.close(ErrorCode.NOT_COORDINATOR))
+    assert driver.group.delete_error() is ErrorCode.GROUP_ID_NOT_FOUND
+    assert driver.group.delete_offsets_error() is ErrorCode.GROUP_ID_NOT_FOUND
 
 
 def test_offsets_of_a_live_group_that_is_not_of_consumers_cannot_be_deleted() -> None:
     driver = Driver()
     driver.stable(1, protocol_type="connect")
-    assert driver.group.delete_offsets_error() is GroupError.NON_EMPTY_GROUP
+    assert driver.group.delete_offsets_error() is ErrorCode.NON_EMPTY_GROUP
 
 
 # -- showing and restoring ------------------------------------------------------------------------------------
@@ -973,7 +971,7 @@ def test_a_restored_group_goes_on_where_it_was() -> None:
     again.do(again.group.restore(metadata, again.now))
     assert again.group.describe() == driver.group.describe()
     assert again.group.leader_id == members[0]
-    assert [again.heartbeat(member) for member in members] == [GroupError.NONE, GroupError.NONE]
+    assert [again.heartbeat(member) for member in members] == [ErrorCode.NONE, ErrorCode.NONE]
     assert again.synced(again.sync(members[1])).assignment == b"m2"
     again.pass_ms(SESSION)
     assert again.state() is GroupState.EMPTY, "sessions run from the restart on"

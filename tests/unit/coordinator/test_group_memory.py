@@ -17,13 +17,13 @@ from tests.unit.coordinator.test_group_service import REQUEST, SETTINGS, Calls, 
 
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
-    GroupError,
     GroupSettings,
     LeaveMember,
     OffsetAndMetadata,
     SyncRequest,
 )
 from penstock.errors import UnavailableError
+from penstock.wire.error_codes import ErrorCode
 from penstock_conformance.reference import PlainAllocator
 
 pytestmark = pytest.mark.anyio
@@ -64,7 +64,7 @@ def with_metadata(size: int, **more: Any) -> Any:
 async def test_a_member_with_more_metadata_than_one_may_have_is_refused_for_good(opened: Open) -> None:
     async with opened() as service:
         result = await service.join("g", with_metadata(9 * KIB))
-        assert result.error is GroupError.GROUP_MAX_SIZE_REACHED
+        assert result.error is ErrorCode.GROUP_MAX_SIZE_REACHED
         assert used(service) == 0
 
 
@@ -78,14 +78,14 @@ async def test_members_over_the_memory_are_told_to_come_again_and_others_go_on(
             calls.start(f"g{number}", service.join(f"g{number}", with_metadata(7 * KIB)))
         await settle()
         errors = {result.error for result in calls.results.values()}
-        assert errors == {GroupError.COORDINATOR_NOT_AVAILABLE}
+        assert errors == {ErrorCode.COORDINATOR_NOT_AVAILABLE}
         assert 0 < 40 - len(calls.results) < 10
         assert used(service) <= SMALL.memory_bytes_max
-        assert await service.heartbeat("g", member, 1) is GroupError.NONE
+        assert await service.heartbeat("g", member, 1) is ErrorCode.NONE
         # a member that comes back with what it had needs no more room
         calls.start("again", service.join("g", replace(REQUEST, member_id=member)))
         await settle()
-        assert calls.results["again"].error is GroupError.NONE
+        assert calls.results["again"].error is ErrorCode.NONE
         service.drain()
 
 
@@ -94,7 +94,7 @@ async def test_ids_that_are_given_out_and_never_come_back_are_bounded(opened: Op
     async with opened() as service:
         request = replace(REQUEST, client_id="c" * 3_000, require_known_member_id=True)
         errors = [(await service.join("g", request)).error for _ in range(100)]
-        assert set(errors) == {GroupError.MEMBER_ID_REQUIRED, GroupError.COORDINATOR_NOT_AVAILABLE}
+        assert set(errors) == {ErrorCode.MEMBER_ID_REQUIRED, ErrorCode.COORDINATOR_NOT_AVAILABLE}
         assert used(service) <= SMALL.memory_bytes_max
 
 
@@ -106,19 +106,19 @@ async def test_assignments_over_the_memory_are_refused(opened: Open, clock: Fake
         synced = await service.sync(
             "g", SyncRequest(member_id=member, generation_id=2, assignments={member: bytes(60 * KIB)})
         )
-        assert synced.error is GroupError.COORDINATOR_NOT_AVAILABLE
+        assert synced.error is ErrorCode.COORDINATOR_NOT_AVAILABLE
         assert used(service) < 16 * KIB
 
 
 async def test_offsets_over_the_memory_are_refused_and_known_ones_go_on(opened: Open) -> None:
     async with opened() as service:
         offsets = {("t", partition): OffsetAndMetadata(1, -1, "m" * 100) for partition in range(100)}
-        assert set((await service.commit_offsets("g", offsets)).values()) == {GroupError.NONE}
+        assert set((await service.commit_offsets("g", offsets)).values()) == {ErrorCode.NONE}
         more = {("u", partition): OffsetAndMetadata(1) for partition in range(200)}
-        refused = GroupError.COORDINATOR_NOT_AVAILABLE
+        refused = ErrorCode.COORDINATOR_NOT_AVAILABLE
         assert set((await service.commit_offsets("g", more)).values()) == {refused}
         assert set((await service.commit_offsets("h", more)).values()) == {refused}
-        assert set((await service.commit_offsets("g", offsets)).values()) == {GroupError.NONE}
+        assert set((await service.commit_offsets("g", offsets)).values()) == {ErrorCode.NONE}
         assert used(service) <= SMALL.memory_bytes_max
 
 
@@ -133,7 +133,7 @@ async def test_records_that_wait_for_a_slow_log_are_bounded(opened: Open, log: M
         await settle()
         refused = [set(result.values()) for result in calls.results.values()]
         assert refused
-        assert all(one == {GroupError.COORDINATOR_NOT_AVAILABLE} for one in refused)
+        assert all(one == {ErrorCode.COORDINATOR_NOT_AVAILABLE} for one in refused)
         assert service.statistics().writes.used_bytes <= 2 * KIB * KIB
         log.gate.set()
         await settle()
@@ -153,10 +153,10 @@ async def test_a_start_with_more_state_than_fits_keeps_it_and_takes_no_more(
         _, found = await service.fetch_offsets("g")
         assert len(found) == 100
         one = {("u", 0): OffsetAndMetadata(1)}
-        assert await service.commit_offsets("g", one) == {("u", 0): GroupError.COORDINATOR_NOT_AVAILABLE}
-        assert set((await service.commit_offsets("g", offsets)).values()) == {GroupError.NONE}
-        assert await service.delete_groups(["g"]) == {"g": GroupError.NONE}
-        assert await service.commit_offsets("g", one) == {("u", 0): GroupError.NONE}
+        assert await service.commit_offsets("g", one) == {("u", 0): ErrorCode.COORDINATOR_NOT_AVAILABLE}
+        assert set((await service.commit_offsets("g", offsets)).values()) == {ErrorCode.NONE}
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
+        assert await service.commit_offsets("g", one) == {("u", 0): ErrorCode.NONE}
 
 
 async def test_timers_of_members_that_left_are_forgotten(opened: Open) -> None:

@@ -18,7 +18,6 @@ from penstock.coordinator.group_log import partition_for
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
     CommittedOffset,
-    GroupError,
     GroupSettings,
     GroupState,
     JoinRequest,
@@ -33,6 +32,7 @@ from penstock.coordinator.records import encode_group_key
 from penstock.coordinator.timers import TimerHeap
 from penstock.coordinator.waiting import SystemClock
 from penstock.errors import FencedError, NewerVersionError, UnavailableError
+from penstock.wire.error_codes import ErrorCode
 
 pytestmark = pytest.mark.anyio
 
@@ -121,11 +121,11 @@ async def test_members_join_sync_and_expire_by_the_clock(opened: Open, clock: Cl
     async with opened() as service:
         member = await stable(service, clock)
         assert member == "client-1"
-        assert await service.heartbeat("g", member, 1) is GroupError.NONE
+        assert await service.heartbeat("g", member, 1) is ErrorCode.NONE
         await clock.advance(9_999)
-        assert await service.heartbeat("g", member, 1) is GroupError.NONE
+        assert await service.heartbeat("g", member, 1) is ErrorCode.NONE
         await clock.advance(10_000)
-        assert await service.heartbeat("g", member, 1) is GroupError.UNKNOWN_MEMBER_ID
+        assert await service.heartbeat("g", member, 1) is ErrorCode.UNKNOWN_MEMBER_ID
         (described,) = await service.describe(["g"])
         assert described.state is GroupState.EMPTY
 
@@ -163,7 +163,7 @@ async def test_a_cancelled_join_leaves_its_member_until_it_expires(opened: Open,
 async def test_a_group_that_never_was_is_forgotten(opened: Open, clock: Clock) -> None:
     async with opened() as service:
         result = await service.join("g", replace(REQUEST, require_known_member_id=True))
-        assert result.error is GroupError.MEMBER_ID_REQUIRED
+        assert result.error is ErrorCode.MEMBER_ID_REQUIRED
         assert service.statistics().groups == 1
         await clock.advance(REQUEST.session_timeout_ms)
         assert service.statistics().groups == 0
@@ -172,39 +172,39 @@ async def test_a_group_that_never_was_is_forgotten(opened: Open, clock: Clock) -
 
 
 async def test_what_an_unknown_group_answers(opened: Open) -> None:
-    unknown = GroupError.UNKNOWN_MEMBER_ID
+    unknown = ErrorCode.UNKNOWN_MEMBER_ID
     async with opened() as service:
         assert (await service.join("g", replace(REQUEST, member_id="m"))).error is unknown
         assert (await service.sync("g", SyncRequest(member_id="m", generation_id=1))).error is unknown
         assert await service.heartbeat("g", "m", 1) is unknown
         error, (left,) = await service.leave("g", [LeaveMember("m")])
-        assert (error, left.error) == (GroupError.NONE, unknown)
+        assert (error, left.error) == (ErrorCode.NONE, unknown)
         (described,) = await service.describe(["g"])
-        assert (described.state, described.error) == (GroupState.DEAD, GroupError.GROUP_ID_NOT_FOUND)
-        assert await service.fetch_offsets("g", [TP]) == (GroupError.NONE, {TP: None})
-        assert await service.fetch_offsets("g") == (GroupError.NONE, {})
-        assert await service.delete_offsets("g", [TP]) == (GroupError.GROUP_ID_NOT_FOUND, {})
-        assert await service.delete_groups(["g"]) == {"g": GroupError.GROUP_ID_NOT_FOUND}
+        assert (described.state, described.error) == (GroupState.DEAD, ErrorCode.GROUP_ID_NOT_FOUND)
+        assert await service.fetch_offsets("g", [TP]) == (ErrorCode.NONE, {TP: None})
+        assert await service.fetch_offsets("g") == (ErrorCode.NONE, {})
+        assert await service.delete_offsets("g", [TP]) == (ErrorCode.GROUP_ID_NOT_FOUND, {})
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.GROUP_ID_NOT_FOUND}
         assert await service.commit_offsets("g", {TP: OFFSET}, member_id="m", generation_id=1) == {
-            TP: GroupError.GROUP_ID_NOT_FOUND
+            TP: ErrorCode.GROUP_ID_NOT_FOUND
         }
         assert service.statistics().groups == 0
 
 
 async def test_an_empty_group_id_can_have_offsets_but_no_members(opened: Open) -> None:
     async with opened() as service:
-        assert (await service.join("", REQUEST)).error is GroupError.INVALID_GROUP_ID
-        assert await service.heartbeat("", "m", 1) is GroupError.INVALID_GROUP_ID
-        assert await service.commit_offsets("", {TP: OFFSET}) == {TP: GroupError.NONE}
+        assert (await service.join("", REQUEST)).error is ErrorCode.INVALID_GROUP_ID
+        assert await service.heartbeat("", "m", 1) is ErrorCode.INVALID_GROUP_ID
+        assert await service.commit_offsets("", {TP: OFFSET}) == {TP: ErrorCode.NONE}
 
 
 async def test_names_that_do_not_fit_into_a_record_are_refused(opened: Open) -> None:
     async with opened() as service:
         long = "x" * 32_768
-        assert (await service.join(long, REQUEST)).error is GroupError.INVALID_GROUP_ID
+        assert (await service.join(long, REQUEST)).error is ErrorCode.INVALID_GROUP_ID
         for change in ({"group_instance_id": long}, {"protocol_type": long}, {"protocols": ((long, b""),)}):
             result = await service.join("g", replace(REQUEST, **change))
-            assert result.error is GroupError.INVALID_REQUEST
+            assert result.error is ErrorCode.INVALID_REQUEST
 
 
 # -- offsets --------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ async def test_a_commit_is_acknowledged_and_visible_only_when_durable(opened: Op
         assert (await service.fetch_offsets("g", [TP]))[1] == {TP: None}
         log.gate.set()
         await settle()
-        assert calls.results["commit"] == {TP: GroupError.NONE}
+        assert calls.results["commit"] == {TP: ErrorCode.NONE}
         _, offsets = await service.fetch_offsets("g", [TP])
         assert offsets == {TP: CommittedOffset(42, 1, "note", 1_000_000)}
 
@@ -230,10 +230,10 @@ async def test_a_failed_commit_changes_nothing(opened: Open, log: Log) -> None:
         await service.commit_offsets("g", {TP: OFFSET})
         log.error = UnavailableError("no")
         refused = await service.commit_offsets("g", {TP: OffsetAndMetadata(99)})
-        assert refused == {TP: GroupError.COORDINATOR_NOT_AVAILABLE}
+        assert refused == {TP: ErrorCode.COORDINATOR_NOT_AVAILABLE}
         log.error = FencedError("other owner")
         refused = await service.commit_offsets("g", {TP: OffsetAndMetadata(99)})
-        assert refused == {TP: GroupError.NOT_COORDINATOR}
+        assert refused == {TP: ErrorCode.NOT_COORDINATOR}
         log.error = None
         _, offsets = await service.fetch_offsets("g")
         assert [one.offset for one in offsets.values() if one is not None] == [42]
@@ -297,7 +297,7 @@ async def test_too_many_waiting_writes_are_refused_as_retriable(opened: Open, lo
         for number in range(3):
             calls.start(str(number), service.commit_offsets("g", {TP: OffsetAndMetadata(number)}))
             await settle()
-        assert calls.results == {"2": {TP: GroupError.COORDINATOR_NOT_AVAILABLE}}
+        assert calls.results == {"2": {TP: ErrorCode.COORDINATOR_NOT_AVAILABLE}}
         log.gate.set()
 
 
@@ -306,7 +306,7 @@ async def test_oversized_metadata_is_refused_next_to_good_partitions(opened: Ope
         result = await service.commit_offsets(
             "g", {TP: OFFSET, ("t", 1): OffsetAndMetadata(1, -1, "x" * 5000)}
         )
-        assert result == {TP: GroupError.NONE, ("t", 1): GroupError.OFFSET_METADATA_TOO_LARGE}
+        assert result == {TP: ErrorCode.NONE, ("t", 1): ErrorCode.OFFSET_METADATA_TOO_LARGE}
         assert set((await service.fetch_offsets("g"))[1]) == {TP}
 
 
@@ -316,11 +316,11 @@ async def test_deleting_offsets_spares_subscribed_topics(opened: Open, clock: Cl
         offsets = {TP: OFFSET, ("old", 0): OFFSET}
         await service.commit_offsets("g", offsets, member_id=member, generation_id=1)
         error, errors = await service.delete_offsets("g", [TP, ("old", 0), ("never", 0)])
-        assert error is GroupError.NONE
+        assert error is ErrorCode.NONE
         assert errors == {
-            TP: GroupError.GROUP_SUBSCRIBED_TO_TOPIC,
-            ("old", 0): GroupError.NONE,
-            ("never", 0): GroupError.NONE,
+            TP: ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC,
+            ("old", 0): ErrorCode.NONE,
+            ("never", 0): ErrorCode.NONE,
         }
         assert set((await service.fetch_offsets("g"))[1]) == {TP}
 
@@ -362,7 +362,7 @@ async def test_the_last_member_has_left_once_that_is_durable(opened: Open, clock
     async with opened() as service, anyio.create_task_group() as tasks:
         member = await stable(service, clock)
         log.gate = anyio.Event()
-        answered: list[GroupError] = []
+        answered: list[ErrorCode] = []
 
         async def leave() -> None:
             error, _ = await service.leave("g", [LeaveMember(member)])
@@ -373,12 +373,12 @@ async def test_the_last_member_has_left_once_that_is_durable(opened: Open, clock
         assert answered == []
         log.gate.set()
         await settle()
-        assert answered == [GroupError.NONE]
+        assert answered == [ErrorCode.NONE]
         log.gate = None
         again = await stable(service, clock)
         log.error = UnavailableError("no")
         error, _ = await service.leave("g", [LeaveMember(again)])
-        assert error is GroupError.NONE, "not written, and gone all the same"
+        assert error is ErrorCode.NONE, "not written, and gone all the same"
         log.error = None
 
 
@@ -390,11 +390,11 @@ async def test_groups_are_deleted_with_their_offsets_when_empty(opened: Open, cl
         member = await stable(service, clock)
         await service.commit_offsets("g", {TP: OFFSET}, member_id=member, generation_id=1)
         assert await service.delete_groups(["g", "x"]) == {
-            "g": GroupError.NON_EMPTY_GROUP,
-            "x": GroupError.GROUP_ID_NOT_FOUND,
+            "g": ErrorCode.NON_EMPTY_GROUP,
+            "x": ErrorCode.GROUP_ID_NOT_FOUND,
         }
         await service.leave("g", [LeaveMember(member)])
-        assert await service.delete_groups(["g"]) == {"g": GroupError.NONE}
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
         assert log.live() == {}
         assert service.statistics().groups == 0
 
@@ -410,7 +410,7 @@ async def test_a_commit_during_a_deletion_waits_for_it(opened: Open, log: Log) -
         await settle()
         log.gate.set()
         await settle()
-        assert calls.results == {"delete": {"g": GroupError.NONE}, "commit": {TP: GroupError.NONE}}
+        assert calls.results == {"delete": {"g": ErrorCode.NONE}, "commit": {TP: ErrorCode.NONE}}
         assert set((await service.fetch_offsets("g"))[1]) == {TP}
 
 
@@ -418,7 +418,7 @@ async def test_a_deletion_that_cannot_be_written_keeps_the_group(opened: Open, l
     async with opened() as service:
         await service.commit_offsets("g", {TP: OFFSET})
         log.error = UnavailableError("no")
-        assert await service.delete_groups(["g"]) == {"g": GroupError.COORDINATOR_NOT_AVAILABLE}
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.COORDINATOR_NOT_AVAILABLE}
         log.error = None
         assert set((await service.fetch_offsets("g"))[1]) == {TP}
 
@@ -436,7 +436,7 @@ async def test_listing_filters_by_state_and_type_in_any_case(opened: Open, clock
             ((), ("consumer",), set()),
         ]:
             error, listed = await service.list_groups(states, types)
-            assert error is GroupError.NONE
+            assert error is ErrorCode.NONE
             assert {one.group_id for one in listed} == expected
         assert {one.group_id: one.protocol_type for one in (await service.list_groups())[1]} == {
             "full": "consumer",
@@ -458,10 +458,10 @@ async def test_everything_durable_survives_a_restart(opened: Open, clock: Clock)
             before[0],
             {TP: replace(before[1][TP] or CommittedOffset(0, 0, "", 0), leader_epoch=-1)},
         )
-        assert await service.heartbeat("g", member, 1, "i") is GroupError.NONE
+        assert await service.heartbeat("g", member, 1, "i") is ErrorCode.NONE
         assert set((await service.fetch_offsets("g"))[1]) == {TP}
         await clock.advance(REQUEST.session_timeout_ms)
-        assert await service.heartbeat("g", member, 1, "i") is GroupError.UNKNOWN_MEMBER_ID
+        assert await service.heartbeat("g", member, 1, "i") is ErrorCode.UNKNOWN_MEMBER_ID
 
 
 async def test_the_log_stays_bounded_and_checkpoints_lose_nothing(
@@ -483,7 +483,7 @@ async def test_the_log_stays_bounded_and_checkpoints_lose_nothing(
     async with opened(settings) as service:
         assert {group_id: (await service.fetch_offsets(group_id))[1] for group_id in expected} == expected
         assert await service.describe(["g"]) == described
-        assert await service.heartbeat("g", member, 1) is GroupError.NONE
+        assert await service.heartbeat("g", member, 1) is ErrorCode.NONE
 
 
 async def test_a_checkpoint_of_nothing_empties_the_log(opened: Open, log: Log) -> None:
@@ -504,7 +504,7 @@ async def test_a_failed_checkpoint_is_tried_again_later(opened: Open, log: Log) 
         log.trim_error = None
         for number in range(10):
             result = await service.commit_offsets("g", {TP: OffsetAndMetadata(number)})
-            assert result == {TP: GroupError.NONE}
+            assert result == {TP: ErrorCode.NONE}
         await settle()
         assert service.statistics().checkpoints > 0
         assert len(log.records[partition_for("g", 3)]) < 10
@@ -544,7 +544,7 @@ async def test_a_damaged_partition_costs_only_its_own_groups_their_coordinator(
         await service.commit_offsets(other, {TP: OFFSET})
     await log.append(damaged, [DAMAGED])
     before = list(log.records[damaged])
-    unavailable = GroupError.COORDINATOR_NOT_AVAILABLE
+    unavailable = ErrorCode.COORDINATOR_NOT_AVAILABLE
     async with opened() as service:
         assert not service.coordinates("g")
         assert (await service.join("g", REQUEST)).error is unavailable
@@ -560,7 +560,7 @@ async def test_a_damaged_partition_costs_only_its_own_groups_their_coordinator(
         await service.on_topics_deleted(["t"])
         assert service.coordinates(other)
         assert [one.group_id for one in (await service.list_groups())[1]] == []
-        assert await service.commit_offsets(other, {TP: OFFSET}) == {TP: GroupError.NONE}
+        assert await service.commit_offsets(other, {TP: OFFSET}) == {TP: ErrorCode.NONE}
         assert service.statistics().damaged_partitions == 1
     assert log.records[damaged] == before
     assert "an offset commit" in caplog.text
@@ -582,8 +582,8 @@ async def test_an_assignment_that_cannot_be_written_is_refused(opened: Open, log
         log.error = UnavailableError("no")
         member = calls.results["join"].member_id
         synced = await service.sync("g", SyncRequest(member_id=member, generation_id=1))
-        assert synced.error is GroupError.COORDINATOR_NOT_AVAILABLE
-        assert await service.heartbeat("g", member, 1) is GroupError.REBALANCE_IN_PROGRESS
+        assert synced.error is ErrorCode.COORDINATOR_NOT_AVAILABLE
+        assert await service.heartbeat("g", member, 1) is ErrorCode.REBALANCE_IN_PROGRESS
 
 
 # -- the end --------------------------------------------------------------------------------------------------
@@ -619,11 +619,11 @@ async def test_everything_that_waits_is_answered_when_the_scope_ends(
             await settle()
         with anyio.fail_after(HANG_S):
             await settle()
-        no = GroupError.NOT_COORDINATOR
+        no = ErrorCode.NOT_COORDINATOR
         assert calls.results["join"].error is no
         assert calls.results["sync"].error is no
         assert calls.results["commit"] == calls.results["behind"] == {TP: no}
-        assert calls.results["delete"] == (GroupError.NONE, {TP: no})
+        assert calls.results["delete"] == (ErrorCode.NONE, {TP: no})
         assert (await service.join("g", REQUEST)).error is no
         assert await service.heartbeat("syncing", "m", 1) is no
         assert await service.commit_offsets("g", {TP: OFFSET}) == {TP: no}
@@ -644,7 +644,7 @@ async def test_a_cancelled_scope_answers_too(log: Log, clock: Clock) -> None:
                 await settle()
                 scope.cancel()
                 await anyio.sleep_forever()
-    assert [one.error for one in results] == [GroupError.NOT_COORDINATOR]
+    assert [one.error for one in results] == [ErrorCode.NOT_COORDINATOR]
 
 
 async def test_draining_answers_what_is_parked_and_still_takes_commits(opened: Open, clock: Clock) -> None:
@@ -653,15 +653,15 @@ async def test_draining_answers_what_is_parked_and_still_takes_commits(opened: O
         await park(service, calls, clock)
         service.drain()
         await settle()
-        assert {one.error for one in calls.results.values()} == {GroupError.NOT_COORDINATOR}
-        assert (await service.join("g", REQUEST)).error is GroupError.NOT_COORDINATOR
-        assert await service.commit_offsets("simple", {TP: OFFSET}) == {TP: GroupError.NONE}
+        assert {one.error for one in calls.results.values()} == {ErrorCode.NOT_COORDINATOR}
+        assert (await service.join("g", REQUEST)).error is ErrorCode.NOT_COORDINATOR
+        assert await service.commit_offsets("simple", {TP: OFFSET}) == {TP: ErrorCode.NONE}
 
 
 async def test_before_the_start_the_coordinator_is_loading(log: Log, clock: Clock) -> None:
     service = GroupService(log, SETTINGS, clock)
-    assert (await service.join("g", REQUEST)).error is GroupError.COORDINATOR_LOAD_IN_PROGRESS
-    assert await service.heartbeat("g", "m", 1) is GroupError.NONE
+    assert (await service.join("g", REQUEST)).error is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
+    assert await service.heartbeat("g", "m", 1) is ErrorCode.NONE
 
 
 # -- small parts ----------------------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_types import (
     Complete,
-    GroupError,
     GroupSettings,
     GroupState,
     JoinRequest,
@@ -25,6 +24,7 @@ from penstock.coordinator.group_types import (
     SyncRequest,
     SyncResult,
 )
+from penstock.wire.error_codes import ErrorCode
 
 SETTINGS = GroupSettings(new_member_join_timeout_ms=40_000)
 SESSION_MS = 10_000
@@ -88,9 +88,9 @@ class GroupProtocol(RuleBasedStateMachine):
 
     def joined(self, client: Client, result: JoinResult) -> None:
         client.needs = "join"
-        if result.error is GroupError.MEMBER_ID_REQUIRED:
+        if result.error is ErrorCode.MEMBER_ID_REQUIRED:
             client.member_id = result.member_id
-        elif result.error is GroupError.NONE:
+        elif result.error is ErrorCode.NONE:
             assert client.generation <= result.generation_id
             client.member_id = result.member_id
             client.generation = result.generation_id
@@ -102,20 +102,20 @@ class GroupProtocol(RuleBasedStateMachine):
                 leader = self.leaders.setdefault(result.generation_id, result.leader)
                 assert leader == result.leader, "one member assigns in a generation"
             client.needs = "sync"
-        elif result.error in (GroupError.UNKNOWN_MEMBER_ID, GroupError.FENCED_INSTANCE_ID):
+        elif result.error in (ErrorCode.UNKNOWN_MEMBER_ID, ErrorCode.FENCED_INSTANCE_ID):
             client.member_id = ""
 
     def synced(self, client: Client, result: SyncResult) -> None:
-        if result.error is GroupError.NONE:
+        if result.error is ErrorCode.NONE:
             assert result.assignment in (b"", client.member_id.encode()) or client.instance is not None
             client.assignment = result.assignment
             client.needs = ""
         else:
             self.rejected(client, result.error)
 
-    def rejected(self, client: Client, error: GroupError) -> None:
+    def rejected(self, client: Client, error: ErrorCode) -> None:
         client.needs = "join"
-        if error in (GroupError.UNKNOWN_MEMBER_ID, GroupError.FENCED_INSTANCE_ID):
+        if error in (ErrorCode.UNKNOWN_MEMBER_ID, ErrorCode.FENCED_INSTANCE_ID):
             client.member_id = ""
 
     def act(self, client: Client) -> None:
@@ -161,10 +161,10 @@ class GroupProtocol(RuleBasedStateMachine):
     def beat(self, client: Client) -> None:
         error, outputs = self.group.heartbeat(client.member_id, client.generation, client.instance, self.now)
         self.do(outputs)
-        if error is not GroupError.NONE:
+        if error is not ErrorCode.NONE:
             self.rejected(client, error)
 
-    def settle_writes(self, error: GroupError = GroupError.NONE) -> None:
+    def settle_writes(self, error: ErrorCode = ErrorCode.NONE) -> None:
         writes, self.writes = self.writes, []
         for write in writes:
             self.do(self.group.persisted(write.token, error, self.now))
@@ -233,7 +233,7 @@ class GroupProtocol(RuleBasedStateMachine):
 
     @rule(is_ok=st.booleans())
     def finish_writes(self, is_ok: bool) -> None:
-        self.settle_writes(GroupError.NONE if is_ok else GroupError.COORDINATOR_NOT_AVAILABLE)
+        self.settle_writes(ErrorCode.NONE if is_ok else ErrorCode.COORDINATOR_NOT_AVAILABLE)
 
     @precondition(lambda self: self.clients)
     @rule(data=st.data(), offset=st.integers(0, 100))
@@ -252,7 +252,7 @@ class GroupProtocol(RuleBasedStateMachine):
         assert self.group.offsets.get(("t", 0)) is before, "not visible before it is durable"
         self.group.settle_commit(plan.accepted, durable=True)
         after = self.group.offsets.get(("t", 0))
-        if plan.error is GroupError.NONE:
+        if plan.error is ErrorCode.NONE:
             assert after is not None
             assert after.offset == offset
             is_member = client.member_id in self.group.members

@@ -6,7 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.coordinator.group_types import CommittedOffset, GroupError, GroupMetadata, MemberMetadata
+from penstock.coordinator.group_types import (
+    CommittedOffset,
+    GroupMetadata,
+    MemberMetadata,
+)
 from penstock.coordinator.records import (
     GroupKey,
     OffsetKey,
@@ -183,5 +187,5 @@ def test_other_metadata_is_no_subscription(metadata: bytes) -> None:
 
 
 def test_the_coordinators_error_codes_are_kafkas() -> None:
-    for error in GroupError:
+    for error in ErrorCode:
         assert ErrorCode[error.name] == int(error)

@@ -12,8 +12,6 @@ from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.log.producer_state import (
     ACCEPT,
-    INVALID_PRODUCER_EPOCH,
-    OUT_OF_ORDER_SEQUENCE_NUMBER,
     PRODUCER_BYTES,
     Accept,
     Duplicate,
@@ -21,6 +19,7 @@ from penstock.log.producer_state import (
     ProducerStateTable,
     SequenceError,
 )
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     CONTROL_BIT,
     TIMESTAMP_TYPE_BIT,
@@ -110,13 +109,13 @@ def test_any_of_the_last_five_batches_comes_back_with_its_first_offset(log: Log)
 def test_sixth_last_batch_is_out_of_order(log: Log) -> None:
     for i in range(6):
         log.append(batch(i))
-    assert log.code(batch(0)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(0)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(1)) == 1
 
 
 def test_same_first_sequence_with_another_count_is_no_duplicate(log: Log) -> None:
     log.append(batch(0, 3))
-    assert log.code(batch(0, 2)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(0, 2)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
 
 
 def test_a_gap_is_refused_and_names_the_expected_sequence(log: Log) -> None:
@@ -127,7 +126,7 @@ def test_a_gap_is_refused_and_names_the_expected_sequence(log: Log) -> None:
 
 def test_unknown_producer_may_start_anywhere(log: Log) -> None:
     assert log.append(batch(41)) == 0
-    assert log.code(batch(41 + 5)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(41 + 5)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(42)) == 1
 
 
@@ -141,13 +140,13 @@ def test_sequences_wrap_to_zero(log: Log) -> None:
 
 def test_older_epoch_is_fenced(log: Log) -> None:
     log.append(batch(0, epoch=3))
-    assert log.code(batch(1, epoch=2)) == INVALID_PRODUCER_EPOCH
-    assert log.code(batch(0, epoch=2)) == INVALID_PRODUCER_EPOCH
+    assert log.code(batch(1, epoch=2)) == ErrorCode.INVALID_PRODUCER_EPOCH
+    assert log.code(batch(0, epoch=2)) == ErrorCode.INVALID_PRODUCER_EPOCH
 
 
 def test_new_epoch_starts_at_zero_and_forgets_the_window(log: Log) -> None:
     log.append(batch(0))
-    assert log.code(batch(1, epoch=1)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(1, epoch=1)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(0, epoch=1)) == 1
     assert log.append(batch(0, epoch=1)) == 1
     assert log.table.epoch(7) == 1
@@ -156,8 +155,8 @@ def test_new_epoch_starts_at_zero_and_forgets_the_window(log: Log) -> None:
 def test_marker_with_a_newer_epoch_fences_and_restarts_sequences(log: Log) -> None:
     log.append(batch(0, 5))
     log.table.record(batch(-1, epoch=1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
-    assert log.code(batch(5)) == INVALID_PRODUCER_EPOCH
-    assert log.code(batch(5, epoch=1)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(5)) == ErrorCode.INVALID_PRODUCER_EPOCH
+    assert log.code(batch(5, epoch=1)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.table.check(batch(0, epoch=1), 0) is ACCEPT
 
 
@@ -176,9 +175,9 @@ def test_duplicate_tells_its_log_append_time(log: Log) -> None:
 def test_producer_expires_after_its_last_write() -> None:
     log = Log(ProducerStateTable(expiration_ms=100))
     log.append(batch(0), now_ms=10)
-    assert log.code(batch(5), now_ms=110) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(5), now_ms=110) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(5), now_ms=111) == 1
-    assert log.code(batch(0), now_ms=111) == OUT_OF_ORDER_SEQUENCE_NUMBER  # the old window is gone
+    assert log.code(batch(0), now_ms=111) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER  # the old window is gone
 
 
 def test_expire_drops_only_old_producers() -> None:
@@ -211,7 +210,7 @@ def test_those_in_flight_behind_a_failed_batch_do_not_overtake_it(log: Log) -> N
     for i in range(3):
         log.append(batch(i))
     log.fail_from(1)
-    assert log.code(batch(2)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(2)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(0)) == 0  # still a duplicate
     assert log.append(batch(1)) == 1
     assert log.append(batch(2)) == 2
@@ -221,7 +220,7 @@ def test_failed_first_batch_is_waited_for(log: Log) -> None:
     log.append(batch(10))
     log.append(batch(11))
     log.fail_from(0)
-    assert log.code(batch(11)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(11)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(10)) == 0
 
 
@@ -229,7 +228,7 @@ def test_all_five_in_flight_may_fail(log: Log) -> None:
     for i in range(15):
         log.append(batch(i))
     log.fail_from(10)
-    assert log.code(batch(14)) == OUT_OF_ORDER_SEQUENCE_NUMBER
+    assert log.code(batch(14)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert [log.append(batch(i)) for i in range(10, 15)] == [10, 11, 12, 13, 14]
 
 
@@ -237,7 +236,7 @@ def test_more_failed_than_remembered_needs_a_new_epoch(log: Log) -> None:
     for i in range(10):
         log.append(batch(i))
     log.fail_from(4)
-    assert {log.code(batch(i)) for i in range(12)} == {OUT_OF_ORDER_SEQUENCE_NUMBER}
+    assert {log.code(batch(i)) for i in range(12)} == {ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER}
     assert log.append(batch(0, epoch=1)) == 4
 
 
@@ -255,7 +254,7 @@ def test_failed_new_epoch_still_fences_the_old_one(log: Log) -> None:
     log.append(batch(0))
     log.append(batch(0, epoch=1))
     log.fail_from(1)
-    assert log.code(batch(1)) == INVALID_PRODUCER_EPOCH
+    assert log.code(batch(1)) == ErrorCode.INVALID_PRODUCER_EPOCH
     assert log.append(batch(0, epoch=1)) == 1
 
 

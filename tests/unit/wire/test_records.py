@@ -16,12 +16,12 @@ from tests.unit.wire.batches import NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     ATTRIBUTES_POS,
     BASE_OFFSET_POS,
     BATCH_HEADER,
     CONTROL_BIT,
-    CORRUPT_MESSAGE,
     COUNT_POS,
     CRC_POS,
     HEADER_BYTES,
@@ -29,9 +29,7 @@ from penstock.wire.records import (
     LENGTH_POS,
     MAGIC_POS,
     MAX_TIMESTAMP_POS,
-    MESSAGE_TOO_LARGE,
     TRANSACTIONAL_BIT,
-    UNSUPPORTED_FOR_MESSAGE_FORMAT,
     BatchBuilder,
     BatchError,
     BatchHeader,
@@ -189,13 +187,13 @@ def test_iter_batches_yields_the_whole_ones_before_a_cut_one() -> None:
     assert next(found)[0] == 0
     with pytest.raises(BatchError) as caught:
         next(found)
-    assert caught.value.error_code == CORRUPT_MESSAGE
+    assert caught.value.error_code == ErrorCode.CORRUPT_MESSAGE
 
 
 def test_iter_batches_refuses_old_formats() -> None:
     with pytest.raises(BatchError) as caught:
         list(iter_batches(with_header(sample(), magic=1)))
-    assert caught.value.error_code == UNSUPPORTED_FOR_MESSAGE_FORMAT
+    assert caught.value.error_code == ErrorCode.UNSUPPORTED_FOR_MESSAGE_FORMAT
 
 
 # --- walking and building ---
@@ -341,11 +339,11 @@ def test_recompression_is_bounded(source: int, target: int) -> None:
     assert recompress(memoryview(batch), target, size_bytes_max=size)
     with pytest.raises(BatchError) as caught:
         recompress(memoryview(batch), target, size_bytes_max=size - 1)
-    assert caught.value.error_code == MESSAGE_TOO_LARGE
+    assert caught.value.error_code == ErrorCode.MESSAGE_TOO_LARGE
     if source:
         with pytest.raises(BatchError) as caught:
             recompress(memoryview(batch), target, inflated_bytes_max=99_999)
-        assert caught.value.error_code == MESSAGE_TOO_LARGE
+        assert caught.value.error_code == ErrorCode.MESSAGE_TOO_LARGE
 
 
 # --- damage ---

@@ -13,19 +13,15 @@ from tests.unit.wire.batches import GOOD, NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import (
     ATTRIBUTES_POS,
     CODEC_MASK,
     CONTROL_BIT,
-    CORRUPT_MESSAGE,
     DELETE_HORIZON_BIT,
     HEADER_BYTES,
-    INVALID_RECORD,
-    INVALID_TIMESTAMP,
-    MESSAGE_TOO_LARGE,
     TIMESTAMP_TYPE_BIT,
     TRANSACTIONAL_BIT,
-    UNSUPPORTED_COMPRESSION_TYPE,
     BatchError,
     BatchHeader,
     build_batch,
@@ -112,42 +108,54 @@ def test_idempotent_and_transactional_batches_pass() -> None:
 @pytest.mark.parametrize(
     ("batch", "code"),
     [
-        pytest.param(b"", INVALID_RECORD, id="none"),
-        pytest.param(sample() + sample(), INVALID_RECORD, id="two"),
-        pytest.param(sample() + b"\x00", INVALID_RECORD, id="trailing_byte"),
-        pytest.param(sample()[:-1], INVALID_RECORD, id="cut"),
-        pytest.param(sample()[:60], INVALID_RECORD, id="cut_header"),
-        pytest.param(with_header(sample(), magic=0), INVALID_RECORD, id="magic_0"),
-        pytest.param(with_header(sample(), magic=1), INVALID_RECORD, id="magic_1"),
-        pytest.param(with_header(sample(), magic=3), CORRUPT_MESSAGE, id="magic_3"),
-        pytest.param(with_header(sample(), magic=-1), CORRUPT_MESSAGE, id="magic_negative"),
-        pytest.param(with_header(sample(), length=48), CORRUPT_MESSAGE, id="length_below_header"),
-        pytest.param(with_header(sample(), length=-1), CORRUPT_MESSAGE, id="length_negative"),
-        pytest.param(sample()[:-1] + b"\xff", CORRUPT_MESSAGE, id="checksum"),
-        pytest.param(with_header(sample(), attributes=5), UNSUPPORTED_COMPRESSION_TYPE, id="codec_5"),
-        pytest.param(with_header(sample(), attributes=7), UNSUPPORTED_COMPRESSION_TYPE, id="codec_7"),
-        pytest.param(with_header(sample(), count=2), INVALID_RECORD, id="count_too_small"),
-        pytest.param(with_header(sample(), count=4), INVALID_RECORD, id="count_too_large"),
-        pytest.param(with_header(sample(), count=0, last_offset_delta=-1), INVALID_RECORD, id="no_records"),
+        pytest.param(b"", ErrorCode.INVALID_RECORD, id="none"),
+        pytest.param(sample() + sample(), ErrorCode.INVALID_RECORD, id="two"),
+        pytest.param(sample() + b"\x00", ErrorCode.INVALID_RECORD, id="trailing_byte"),
+        pytest.param(sample()[:-1], ErrorCode.INVALID_RECORD, id="cut"),
+        pytest.param(sample()[:60], ErrorCode.INVALID_RECORD, id="cut_header"),
+        pytest.param(with_header(sample(), magic=0), ErrorCode.INVALID_RECORD, id="magic_0"),
+        pytest.param(with_header(sample(), magic=1), ErrorCode.INVALID_RECORD, id="magic_1"),
+        pytest.param(with_header(sample(), magic=3), ErrorCode.CORRUPT_MESSAGE, id="magic_3"),
+        pytest.param(with_header(sample(), magic=-1), ErrorCode.CORRUPT_MESSAGE, id="magic_negative"),
+        pytest.param(with_header(sample(), length=48), ErrorCode.CORRUPT_MESSAGE, id="length_below_header"),
+        pytest.param(with_header(sample(), length=-1), ErrorCode.CORRUPT_MESSAGE, id="length_negative"),
+        pytest.param(sample()[:-1] + b"\xff", ErrorCode.CORRUPT_MESSAGE, id="checksum"),
         pytest.param(
-            with_header(sample(), count=-1, last_offset_delta=-2), INVALID_RECORD, id="count_negative"
+            with_header(sample(), attributes=5), ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, id="codec_5"
+        ),
+        pytest.param(
+            with_header(sample(), attributes=7), ErrorCode.UNSUPPORTED_COMPRESSION_TYPE, id="codec_7"
+        ),
+        pytest.param(with_header(sample(), count=2), ErrorCode.INVALID_RECORD, id="count_too_small"),
+        pytest.param(with_header(sample(), count=4), ErrorCode.INVALID_RECORD, id="count_too_large"),
+        pytest.param(
+            with_header(sample(), count=0, last_offset_delta=-1), ErrorCode.INVALID_RECORD, id="no_records"
+        ),
+        pytest.param(
+            with_header(sample(), count=-1, last_offset_delta=-2),
+            ErrorCode.INVALID_RECORD,
+            id="count_negative",
         ),
         pytest.param(
             with_header(sample(), count=-(2**31), last_offset_delta=2**31 - 1),
-            INVALID_RECORD,
+            ErrorCode.INVALID_RECORD,
             id="count_wraps",
         ),
-        pytest.param(sample(base_offset=3), INVALID_RECORD, id="base_offset"),
-        pytest.param(with_header(sample(), attributes=CONTROL_BIT), INVALID_RECORD, id="control"),
+        pytest.param(sample(base_offset=3), ErrorCode.INVALID_RECORD, id="base_offset"),
+        pytest.param(with_header(sample(), attributes=CONTROL_BIT), ErrorCode.INVALID_RECORD, id="control"),
         pytest.param(
-            with_header(good_idempotent(), base_sequence=-1), INVALID_RECORD, id="pid_without_sequence"
+            with_header(good_idempotent(), base_sequence=-1),
+            ErrorCode.INVALID_RECORD,
+            id="pid_without_sequence",
         ),
         pytest.param(
-            with_header(good_idempotent(), producer_epoch=-1), INVALID_RECORD, id="pid_without_epoch"
+            with_header(good_idempotent(), producer_epoch=-1),
+            ErrorCode.INVALID_RECORD,
+            id="pid_without_epoch",
         ),
         pytest.param(
             with_header(sample(), attributes=TRANSACTIONAL_BIT),
-            INVALID_RECORD,
+            ErrorCode.INVALID_RECORD,
             id="transactional_without_pid",
         ),
     ],
@@ -159,7 +167,7 @@ def test_bad_header_is_refused(batch: bytes | bytearray, code: int, full: bool) 
 
 def test_zstd_needs_produce_7() -> None:
     batch = sample(codec=4)
-    assert refused(batch, version=6).error_code == UNSUPPORTED_COMPRESSION_TYPE
+    assert refused(batch, version=6).error_code == ErrorCode.UNSUPPORTED_COMPRESSION_TYPE
     assert validate(batch, version=7).codec == 4
     assert validate(sample(codec=3), version=3).codec == 3
 
@@ -167,7 +175,7 @@ def test_zstd_needs_produce_7() -> None:
 def test_size_limit_counts_the_whole_batch() -> None:
     batch = sample()
     assert validate(batch, max_message_bytes=len(batch))
-    assert refused(batch, max_message_bytes=len(batch) - 1).error_code == MESSAGE_TOO_LARGE
+    assert refused(batch, max_message_bytes=len(batch) - 1).error_code == ErrorCode.MESSAGE_TOO_LARGE
 
 
 @pytest.mark.parametrize("full", FULL)
@@ -187,7 +195,7 @@ def test_log_append_time_is_the_brokers_to_say() -> None:
     batch = with_header(sample(), attributes=TIMESTAMP_TYPE_BIT)
     for rules in ({"is_log_append_time": True}, {"full": False}):
         error = refused(batch, **rules)
-        assert error.error_code == INVALID_TIMESTAMP
+        assert error.error_code == ErrorCode.INVALID_TIMESTAMP
         assert [index for index, text in error.record_errors if text] == [0, 1, 2]
     assert validate(batch).attributes == 0
     assert [record.timestamp_ms for record in iter_records(memoryview(batch))] == [NOW, NOW + 1, NOW + 2]
@@ -216,7 +224,7 @@ def test_create_time_must_lie_in_the_topics_range(shift: int, passes: bool, full
         assert validate(batch, **rules)
     else:
         error = refused(batch, **rules)
-        assert error.error_code == INVALID_TIMESTAMP
+        assert error.error_code == ErrorCode.INVALID_TIMESTAMP
         assert [index for index, _ in error.record_errors] == [0] * full
     assert validate(batch, is_log_append_time=True, **rules)
 
@@ -227,7 +235,7 @@ def test_each_record_out_of_range_is_named_also_in_the_middle(codec: int) -> Non
     batch = build_batch([(None, b"v", (), NOW + shift) for shift in (0, 5000, -1, -9000, 3)], codec=codec)
     batch = with_header(batch, max_timestamp=NOW + 3)
     error = refused(batch, before_max_ms=2000, after_max_ms=1000)
-    assert error.error_code == INVALID_TIMESTAMP
+    assert error.error_code == ErrorCode.INVALID_TIMESTAMP
     assert [index for index, text in error.record_errors if text] == [1, 3]
     assert validate(batch, before_max_ms=2000, after_max_ms=1000, is_log_append_time=True)
 
@@ -270,7 +278,7 @@ def test_overflowing_timestamps_are_named() -> None:
     body = build_batch([(None, None, (), 0), (None, None, (), 2**62)])[HEADER_BYTES:]
     batch = with_body(body, 2, base_timestamp=2**62, max_timestamp=NOW)
     error = refused(batch)
-    assert error.error_code == INVALID_TIMESTAMP
+    assert error.error_code == ErrorCode.INVALID_TIMESTAMP
     assert [index for index, _ in error.record_errors] == [1]
 
 
@@ -281,7 +289,7 @@ def test_overflowing_timestamps_are_named() -> None:
 def test_compacted_topic_names_each_record_without_key(codec: int) -> None:
     batch = build_batch([(key, b"v", (), NOW) for key in (b"a", None, b"", None)], codec=codec)
     error = refused(batch, keys_required=True)
-    assert error.error_code == INVALID_RECORD
+    assert error.error_code == ErrorCode.INVALID_RECORD
     assert [index for index, text in error.record_errors if text] == [1, 3]
     assert validate(batch)
 
@@ -290,7 +298,7 @@ def test_a_bad_timestamp_decides_on_the_code_and_a_missing_key_comes_first() -> 
     records = [(b"a", 0), (None, 0), (b"", 5000), (None, 5000)]
     batch = build_batch([(key, b"v", (), NOW + shift) for key, shift in records])
     error = refused(batch, keys_required=True, after_max_ms=1000)
-    assert error.error_code == INVALID_TIMESTAMP
+    assert error.error_code == ErrorCode.INVALID_TIMESTAMP
     assert [(index, "key" in str(text)) for index, text in error.record_errors] == [
         (1, True),
         (2, False),
@@ -341,7 +349,7 @@ MALFORMED = [
 @pytest.mark.parametrize(("body", "count"), MALFORMED)
 def test_malformed_records_are_refused(body: bytes, count: int, codec: int) -> None:
     error = refused(with_body(body, count, codec))
-    assert (error.error_code, error.record_errors) == (INVALID_RECORD, [])
+    assert (error.error_code, error.record_errors) == (ErrorCode.INVALID_RECORD, [])
 
 
 @pytest.mark.parametrize("codec", CODECS)
@@ -370,7 +378,7 @@ def test_records_that_are_not_what_their_codec_says_are_refused(codec: int) -> N
     junk = with_header(whole + b"zz", length=len(whole) + 2 - 12)
     other = with_header(whole, attributes=codec % 4 + 1)
     for batch in (garbage, cut, junk, other):
-        assert refused(batch).error_code == INVALID_RECORD
+        assert refused(batch).error_code == ErrorCode.INVALID_RECORD
         assert validate(batch, full=False)
 
 
@@ -382,7 +390,7 @@ def test_inflating_is_bounded(codec: int) -> None:
     assert validate_produce_batch(batch, rules, inflated_bytes_max=200_000, **how)
     with pytest.raises(BatchError) as caught:
         validate_produce_batch(batch, rules, inflated_bytes_max=99_999, **how)
-    assert caught.value.error_code == MESSAGE_TOO_LARGE, (
+    assert caught.value.error_code == ErrorCode.MESSAGE_TOO_LARGE, (
         "Java producers split such a batch and send its parts"
     )
     with pytest.raises(BatchError):
