@@ -33,8 +33,8 @@ _TARGET = pytest.StashKey[Target]()
 _REPORT = pytest.StashKey[Report]()
 _RESULT = pytest.StashKey[ClauseResult]()
 
-#: An unclaimed capability is only tried out, so it gets less time.
-_PROBE_DEADLINE_S = 2.0
+#: An unclaimed capability is only tried out, so it gets a part of the time.
+_PROBE_SHARE = 0.1
 #: A plugin that blocks the event loop, or shields itself, is interrupted this long after its deadline.
 _GRACE_S = 3.0
 
@@ -141,7 +141,7 @@ def env(request: pytest.FixtureRequest) -> Iterator[Env]:
     ) as directory:
         surroundings = Env(target, Path(directory), request.node.name)
         yield surroundings
-        _run(surroundings.clean, _PROBE_DEADLINE_S)
+        _run(surroundings.clean, target.deadline_s)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -187,7 +187,7 @@ def _run_clause(
 def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResult) -> None:
     """Try what isn't claimed: not having it is fine, having it is worth telling."""
     try:
-        _run(functools.partial(function, surroundings), _PROBE_DEADLINE_S)
+        _run(functools.partial(function, surroundings), _PROBE_SHARE * surroundings.target.deadline_s)
     except NotApplicable:
         raise
     except Exception as error:  # noqa: BLE001 # whatever an unclaimed capability does is its own affair

@@ -431,7 +431,7 @@ async def test_grant_waits_its_turn(env: Env) -> None:
                 await checkpoint()
             assert allocator.statistics().waiting == 2
             full.release()
-            with anyio.fail_after(3):
+            with anyio.fail_after(env.target.deadline_s):
                 while len(order) < 2:
                     await checkpoint()
         assert order == ["grant", "charge"]
@@ -531,7 +531,7 @@ async def test_what_is_there_is_charged_anyway(env: Env) -> None:
         with raises(FullError):
             allocator.charge_nowait(_LIMIT // 4, "append")
         held.append(allocator.charge_nowait(_LIMIT // 4 - 100_000, "append"))
-        with anyio.fail_after(3):
+        with anyio.fail_after(env.target.deadline_s):
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(allocator.charge, 1000, "append")
                 await anyio.wait_all_tasks_blocked()

@@ -96,7 +96,16 @@ def plugins_dir(tmp_path: Path) -> Path:
 def test_unclaimed_capabilities_are_told_and_must_be_refused(tmp_path: Path, plugins_dir: Path) -> None:
     """An unclaimed capability that works is reported; a method of it that isn't refused is a failure."""
     done, report = _run(
-        tmp_path, "object_store", "--plugin", "modest", "--plugins-dir", str(plugins_dir), "--level", "1"
+        tmp_path,
+        "object_store",
+        "--plugin",
+        "modest",
+        "--plugins-dir",
+        str(plugins_dir),
+        "--level",
+        "1",
+        "--deadline",
+        str(HANG_S),
     )
     outcomes = {clause["name"]: clause["outcome"] for clause in report["clauses"]}
     assert done.returncode == 1

@@ -58,8 +58,7 @@ def repository(tmp_path: Path) -> Path:
     copy = tmp_path / "repository"
     for name in ("tests", "plugins"):
         shutil.copytree(REPOSITORY / name, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("conftest.py", "pyproject.toml"):
-        shutil.copy(REPOSITORY / name, copy / name)
+    shutil.copy(REPOSITORY / "pyproject.toml", copy)
     return copy
 
 
@@ -121,7 +120,7 @@ def test_a_run_that_leaves_a_process_fails_and_names_it(temporary: Path) -> None
     )
     command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-c", str(REPOSITORY / "pyproject.toml")]
     done = subprocess.run(
-        [*command, f"--confcutdir={REPOSITORY}", "--rootdir", str(REPOSITORY), "-p", "conftest", str(part)],
+        [*command, f"--confcutdir={REPOSITORY}", "--rootdir", str(REPOSITORY), "-p", "tests.run", str(part)],
         cwd=REPOSITORY,
         env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(REPOSITORY)},
         capture_output=True,

@@ -90,7 +90,7 @@ class ReleasesTwice(PlainAllocator):
         grant._owner = self
 
 
-@mutant(KIND, "serves_the_last_first", "waiters_are_served_in_order")
+@mutant(KIND, "serves_the_last_first", "waiters_are_served_in_order", "grant_waits_its_turn")
 class ServesTheLastFirst(PlainAllocator):
     """A stack instead of a queue."""
 

@@ -1,0 +1,3 @@
+"""All tests run as ``tests/run.py`` says."""
+
+pytest_plugins = ("tests.run",)
