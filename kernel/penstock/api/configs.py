@@ -62,6 +62,7 @@ from penstock.wire.messages.list_config_resources import (
     ListConfigResourcesRequest,
     ListConfigResourcesResponse,
 )
+from penstock.work.pieces import pieces
 
 #: Resources that are described before others get their turn.
 _SLICE_RESOURCES: Final = 100
@@ -146,9 +147,9 @@ async def handle_describe_configs(
 ) -> DescribeConfigsResponse:
     """The same; between some resources and the next, others get their turn."""
     results: list[DescribeConfigsResult] = []
-    for start in range(0, len(request.resources), _SLICE_RESOURCES):
+    for some in pieces(request.resources, _SLICE_RESOURCES):
         part = DescribeConfigsRequest(
-            resources=request.resources[start : start + _SLICE_RESOURCES],
+            resources=list(some),
             include_synonyms=request.include_synonyms,
             include_documentation=request.include_documentation,
         )

@@ -11,14 +11,16 @@ from __future__ import annotations
 __all__ = ("Collector", "CollectorStatistics")
 
 import gc
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Final
 
-import anyio
-
 from penstock.spi.statistics import counter, gauge
+from penstock.work.periodic import PeriodicJob
+
+logger = logging.getLogger("penstock.broker")
 
 #: Objects in the young generation, and young passes per middle one: 100,000 objects take about 10 ms.
 _YOUNG_OBJECTS: Final = 20_000
@@ -78,9 +80,7 @@ class Collector:
 
     async def run(self) -> None:
         """Tick once a second."""
-        while True:
-            await anyio.sleep(_TICK_S)
-            self.tick()
+        await PeriodicJob("garbage collection", self.tick, _TICK_S, logger=logger).run()
 
     def tick(self) -> None:
         """Do the pass that is due. Young passes are bounded; a full one stops everything for its time."""

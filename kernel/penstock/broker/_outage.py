@@ -25,6 +25,7 @@ from penstock.spi.object_store import (
     ObjectStoreStatistics,
 )
 from penstock.spi.plugin import Buffer
+from penstock.work.periodic import PeriodicJob
 
 logger = logging.getLogger("penstock.broker")
 
@@ -70,7 +71,8 @@ class WatchedStore:
         watched = cls(store, clock)
         watched._start_timeout_s = start_timeout_s
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(watched._look_forever)
+            job = PeriodicJob("look at the object store", watched.look, LOOK_S, puts_off=False, logger=logger)
+            tasks.start_soon(job.run)
             try:
                 yield watched
             finally:
@@ -129,11 +131,6 @@ class WatchedStore:
             failures,
         )
         self._since = None
-
-    async def _look_forever(self) -> None:
-        while True:
-            await anyio.sleep(LOOK_S)
-            self.look()
 
     def look(self) -> None:
         """Begin an outage that no call has told of; raises UnavailableError when a start has waited too long."""

@@ -88,11 +88,12 @@ async def open_partitioner(setup: Setup) -> AsyncIterator[Partitioner]:
     import time
     from pathlib import Path
 
+    from penstock.spi.kinds import PARTITIONER
     from penstock.spi.plugin import Services
 
     config, registry = setup.load_config(), setup.registry()
-    spec = registry.select("partitioner", config.plugin_name("partitioner"))
-    settings = registry.validate_plugin_settings(config, "partitioner")
+    spec = registry.select(PARTITIONER.name, config.plugin_name(PARTITIONER.name))
+    settings = registry.validate_plugin_settings(config, PARTITIONER.name)
     services = Services(node_id=-1, epoch=0, cluster_id="", data_dir=Path.cwd(), clock=time.monotonic)
     async with spec.open(settings, services) as partitioner:
         yield partitioner

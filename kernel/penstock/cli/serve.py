@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -67,6 +68,7 @@ def serve(
 
 async def _serve(broker: Broker, statistics_interval: float) -> None:
     from penstock.broker import Collector
+    from penstock.work.periodic import PeriodicJob
 
     started = time.perf_counter()
     log = logging.getLogger("penstock")
@@ -100,9 +102,9 @@ async def _serve(broker: Broker, statistics_interval: float) -> None:
                     async with anyio.create_task_group() as running:
                         running.start_soon(collector.run)
                         if statistics_interval > 0:
-                            running.start_soon(
-                                _log_statistics_forever, broker, collector, statistics_interval
-                            )
+                            tell = partial(_log_statistics, broker, collector)
+                            job = PeriodicJob("statistics", tell, statistics_interval, logger=log)
+                            running.start_soon(job.run)
                         await stop.wait()
                         running.cancel_scope.cancel()
                     log.info("stopping: answering, uploading, closing")
@@ -157,9 +159,3 @@ def _domain(domain: str) -> str:
 def _log_statistics(broker: Broker, collector: Collector) -> None:
     statistics = {**broker.statistics().as_dict(), "garbage_collector": asdict(collector.statistics())}
     logging.getLogger("penstock.statistics").info("%s", json.dumps(statistics))
-
-
-async def _log_statistics_forever(broker: Broker, collector: Collector, interval_s: float) -> None:
-    while True:
-        await anyio.sleep(interval_s)
-        _log_statistics(broker, collector)

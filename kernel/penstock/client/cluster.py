@@ -32,6 +32,7 @@ from penstock.wire.messages.metadata import (
     MetadataResponse,
     MetadataResponseTopic,
 )
+from penstock.work.retry import Backoff, doubling
 
 T = TypeVar("T")
 
@@ -358,14 +359,15 @@ class Cluster:
         nothing was ever reached there is nothing to wait for: a first refused connection is raised at once.
         """
         deadline = anyio.current_time() + self.settings.retry_timeout_s
-        backoff_s = self.settings.retry_backoff_s
+        pauses = doubling(self.settings.retry_backoff_s, self.settings.retry_backoff_max_s)
+        backoff = Backoff(pauses, jitter=0.2, random=self._jitter)
         while True:
             try:
                 return await attempt()
             except PenstockError as error:
                 if not error.retryable or not self._nodes:
                     raise
-                pause_s = backoff_s * (0.8 + 0.4 * self._jitter())
+                pause_s = backoff.failed()
                 if anyio.current_time() + pause_s > deadline:
                     raise
             self.forget_topics()
@@ -373,7 +375,6 @@ class Cluster:
             if group is not None:
                 self.forget_coordinator(group)
             await anyio.sleep(pause_s)
-            backoff_s = min(backoff_s * 2, self.settings.retry_backoff_max_s)
 
 
 class _MissingTopicError(NotFoundError):

@@ -7,7 +7,7 @@ __all__ = ("LogManager", "LogSettings", "Topic")
 import logging
 import os
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,7 +24,6 @@ from penstock.errors import (
     FencedError,
     NotFoundError,
     PenstockError,
-    UnavailableError,
     again,
     kept,
 )
@@ -50,6 +49,9 @@ from penstock.metadata.rows import TopicState
 from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
+from penstock.work.finish import Finisher
+from penstock.work.periodic import PeriodicJob
+from penstock.work.pieces import pieces
 
 logger = logging.getLogger("penstock.log")
 
@@ -160,7 +162,12 @@ class LogManager:
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
         self._ended = False
-        self._changes_waiting = 0
+        self._finisher = Finisher(
+            tasks,
+            waiting_max=CHANGES_MAX,
+            full="too many changes wait for the metadata log, is its store down?",
+            stopped="the broker stopped in the middle of a change of its topics",
+        )
         self._changes = TopicChanges()
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
 
@@ -195,7 +202,8 @@ class LogManager:
             states = list(manager._metadata.image.topics.values())
             await manager._open_partitions([(state, 0) for state in states])
             bus.subscribe(BlockUploaded, manager.upload_committed)
-            tasks.start_soon(manager._clean_forever)
+            interval_s = settings.retention_interval_ms / 1000
+            tasks.start_soon(PeriodicJob("retention", manager.clean, interval_s, logger=logger).run)
             try:
                 yield manager
             finally:
@@ -231,7 +239,7 @@ class LogManager:
             self._tasks.start_soon(self._snapshot_in_slices, written[SLICE_PARTITIONS:])
 
     async def _snapshot_in_slices(self, written: list[tuple[int, int]]) -> None:
-        for some in _slices(written):
+        for some in pieces(written, SLICE_PARTITIONS):
             await anyio.lowlevel.checkpoint()
             self._snapshot_written(some)
 
@@ -334,39 +342,9 @@ class LogManager:
         Raises ClosedError if the broker stops in the middle; the next start finishes it. Raises UnavailableError if
         too many changes wait, as they do while the metadata log hangs and clients ask again and again.
         """
-        if self._changes_waiting >= CHANGES_MAX:
-            raise UnavailableError(
-                f"too many changes wait for the metadata log, is its store down? waiting={self._changes_waiting}"
-            )
-        done = anyio.Event()
-        results: list[T] = []
-        errors: list[Exception] = []
-        waiting = True
         if self._ended:
             raise ClosedError("the broker is stopping")
-
-        async def run() -> None:
-            try:
-                results.append(await change())
-            except Exception as error:
-                if not waiting and not isinstance(error, PenstockError):
-                    raise
-                errors.append(kept(error))
-            finally:
-                self._changes_waiting -= 1
-                done.set()
-
-        self._changes_waiting += 1
-        self._tasks.start_soon(run)
-        try:
-            await done.wait()
-        finally:
-            waiting = False
-        if errors:
-            raise again(errors[0])
-        if not results:
-            raise ClosedError("the broker stopped in the middle of a change of its topics")
-        return results[0]
+        return await self._finisher.finish(change)
 
     async def create_topics(
         self, topics: Sequence[NewTopic], *, internal: bool = False
@@ -461,11 +439,11 @@ class LogManager:
             del self._topics[topic.name]
         for stream_id in stream_ids:
             self._by_stream.pop(stream_id, None)
-        for partitions in _slices(list(topic.partitions.values())):
+        for partitions in pieces(list(topic.partitions.values()), SLICE_PARTITIONS):
             for partition in partitions:
                 self._close(partition)
             await anyio.lowlevel.checkpoint()
-        for some in _slices(stream_ids):
+        for some in pieces(stream_ids, SLICE_PARTITIONS):
             self._engine.forget_streams(some)
             await anyio.lowlevel.checkpoint()
         self._bus.publish(
@@ -647,16 +625,6 @@ class LogManager:
 
     # -- retention -------------------------------------------------------------------------------------------
 
-    async def _clean_forever(self) -> None:
-        while True:
-            await anyio.sleep(self._settings.retention_interval_ms / 1000)
-            try:
-                await self.clean()
-            except PenstockError as error:
-                if not error.retryable:
-                    raise
-                logger.warning("retention is put off: %s", error)
-
     async def clean(self) -> int:
         """Apply retention once, some partitions at a time; the number of partitions whose start moved.
 
@@ -667,7 +635,7 @@ class LogManager:
         starts: list[tuple[int, int]] = []
         moved = 0
         errors: list[PenstockError] = []
-        for some in _slices(partitions):
+        for some in pieces(partitions, SLICE_PARTITIONS):
             starts += await self._expire(some, now_ms, errors)
             if len(starts) >= STREAMS_PER_COMMAND or some[-1] is partitions[-1]:
                 moved += await self._trim(starts, errors)
@@ -712,8 +680,3 @@ class LogManager:
             errors.append(kept(error))
             return 0
         return len(starts)
-
-
-def _slices(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    for first in range(0, len(items), SLICE_PARTITIONS):
-        yield items[first : first + SLICE_PARTITIONS]

@@ -45,6 +45,7 @@ from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
 from penstock.spi.statistics import gauge
+from penstock.work.retry import Backoff
 
 logger = logging.getLogger("penstock.metadata")
 
@@ -315,7 +316,7 @@ class MetadataService:
 
     async def _append(self, entry: Entry, data: bytes) -> list[Any]:
         """Append at the next index until it is in the log, and fold it."""
-        attempt = 0
+        backoff = Backoff(_BACKOFF_S, told_every=30)
         landed: list[list[Any]] = []
         while True:
             self._assert_not_deposed()
@@ -326,9 +327,8 @@ class MetadataService:
             except ConflictError:
                 logger.info("metadata index %d is taken by another writer, catching up", index)
             except UnavailableError as error:
-                pause_s = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-                attempt += 1
-                level = logging.WARNING if attempt in (1, 5) or attempt % 30 == 0 else logging.DEBUG
+                pause_s = backoff.failed()
+                level = logging.WARNING if backoff.is_news else logging.DEBUG
                 logger.log(
                     level, "metadata log at %s is unavailable, trying again: %s", self._log.location, error
                 )

@@ -15,17 +15,17 @@ __all__ = ("EngineSettings", "EngineStatistics", "StreamEngine")
 
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated, TypeVar
+from typing import Annotated
 
 import anyio
 from anyio.abc import TaskGroup
 
 from penstock.bus import EventBus
 from penstock.checksum import checksum, combine
-from penstock.errors import ClosedError, FencedError, FullError, PenstockError, UnavailableError, again, kept
+from penstock.errors import ClosedError, FencedError, FullError, UnavailableError, again, kept
 from penstock.metadata.commands import Command, OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
@@ -45,10 +45,12 @@ from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
 from penstock.stream.reads import StreamReads
 from penstock.stream.recovery import WalReplay
 from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSettings
+from penstock.work.finish import Finisher
+from penstock.work.periodic import PeriodicJob
+from penstock.work.pieces import pieces
+from penstock.work.room import Room
 
 logger = logging.getLogger("penstock.stream")
-
-T = TypeVar("T")
 
 #: What an entry costs beside its payload: Python objects, index entries, headers when uploaded (I8).
 ENTRY_OVERHEAD_BYTES = 640
@@ -59,6 +61,8 @@ IN_FLIGHT_OVERHEAD_BYTES = 3072
 OVERHEAD_ENTRIES = 256
 #: Streams that one metadata command names at most: folding it holds up everybody, some milliseconds at most.
 STREAMS_PER_COMMAND = 1000
+#: Trims that wait for the metadata log at most: each holds a task, and those who asked may be gone.
+TRIMS_MAX = 100_000
 #: So often the WAL is asked whether it still works while nothing is appended.
 WAL_LOOK_S = 1.0
 
@@ -194,8 +198,13 @@ class StreamEngine:
         self._drained = False
         self._fatal: Exception | None = None
         self._died = anyio.Event()
-        self._room = anyio.Event()
-        self._room_waiters = 0
+        self._room = Room()
+        self._finisher = Finisher(
+            tasks,
+            waiting_max=TRIMS_MAX,
+            full="too many trims wait for the metadata log, is its store down?",
+            stopped="the broker stopped before the trim was written",
+        )
         self._marks = MetadataMarks(
             wal,
             metadata.image.cluster_id,
@@ -234,6 +243,13 @@ class StreamEngine:
             interval_ms=settings.orphan_sweep_interval_ms,
             grace_ms=settings.orphan_grace_ms,
             bus=bus,
+        )
+        self._upload_job = PeriodicJob(
+            "upload", self._freeze, settings.upload_interval_ms / 1000, logger=logger
+        )
+        # its contract has no call that tells, so a WAL to which nothing is appended is asked
+        self._wal_job = PeriodicJob(
+            "look at the WAL", lambda: self._look_at_wal(None), WAL_LOOK_S, logger=logger
         )
         bus.subscribe(BlockUploaded, self._upload_committed)
         allocator.add_pressure_listener(self._relieve)
@@ -279,15 +295,15 @@ class StreamEngine:
             bus.publish(await engine._recover())
             tasks.start_soon(engine._lifecycle.run)
             tasks.start_soon(engine._orphans.run)
-            tasks.start_soon(engine._upload_on_interval)
-            tasks.start_soon(engine._watch_wal)
+            tasks.start_soon(engine._upload_job.run)
+            tasks.start_soon(engine._wal_job.run)
             tasks.start_soon(engine._end_when_wal_ended)
             try:
                 yield engine
             finally:
                 metadata.set_witness(None)
                 engine._closing = engine._drained = True
-                engine._room.set()
+                engine._room.wake()
                 tasks.cancel_scope.cancel()
 
     # -- streams ---------------------------------------------------------------------------------------------
@@ -295,7 +311,8 @@ class StreamEngine:
     async def open_streams(self, stream_ids: Sequence[int]) -> list[Stream]:
         """Become the owner of these streams, with few metadata entries; deleted ones are left out."""
         commands: list[Command] = [
-            OpenStreams(self._node_id, self._node_epoch, list(some)) for some in _portions(stream_ids)
+            OpenStreams(self._node_id, self._node_epoch, list(some))
+            for some in pieces(stream_ids, STREAMS_PER_COMMAND)
         ]
         results = await self.metadata.submit_many(commands)
         for result in results:
@@ -327,30 +344,15 @@ class StreamEngine:
         """
         if self._closing:
             raise ClosedError("the broker is stopping")
-        ended = anyio.Event()
-        outcome: list[PenstockError | None] = []
-        self._tasks.start_soon(self._trim, starts, outcome, ended)
-        await ended.wait()
-        if not outcome:
-            raise ClosedError("the broker stopped before the trim was written")
-        if outcome[0] is not None:
-            raise again(outcome[0])
+        await self._finisher.finish(lambda: self._trim(starts))
 
-    async def _trim(
-        self, starts: Sequence[tuple[int, int]], outcome: list[PenstockError | None], ended: anyio.Event
-    ) -> None:
-        try:
-            for some in _portions(starts):
-                await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(some)))
-                for stream_id, start in some:
-                    stream = self._streams.get(stream_id)
-                    if stream is not None:
-                        stream.start_offset = max(stream.start_offset, start)
-            outcome.append(None)
-        except PenstockError as error:
-            outcome.append(kept(error))
-        finally:
-            ended.set()
+    async def _trim(self, starts: Sequence[tuple[int, int]]) -> None:
+        for some in pieces(starts, STREAMS_PER_COMMAND):
+            await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(some)))
+            for stream_id, start in some:
+                stream = self._streams.get(stream_id)
+                if stream is not None:
+                    stream.start_offset = max(stream.start_offset, start)
 
     # -- append ----------------------------------------------------------------------------------------------
 
@@ -414,13 +416,7 @@ class StreamEngine:
         if self._closing:
             raise ClosedError("the broker is stopping")
         if self._wal_full or self._in_flight_bytes >= self._settings.in_flight_bytes_max:
-            if self._room.is_set():
-                self._room = anyio.Event()
-            self._room_waiters += 1
-            try:
-                await self._room.wait()
-            finally:
-                self._room_waiters -= 1
+            await self._room.wait()
             if self._closing:
                 raise ClosedError("the broker is stopping")
         else:
@@ -445,12 +441,6 @@ class StreamEngine:
         elif statistics.state == "failed":
             reason = statistics.last_error or f"the wal failed, restart the broker: wal={self._wal.location}"
             self._die(UnavailableError(reason))
-
-    async def _watch_wal(self) -> None:
-        """Its contract has no call that tells, so a WAL to which nothing is appended is asked."""
-        while self._fatal is None:
-            await anyio.sleep(WAL_LOOK_S)
-            self._look_at_wal(None)
 
     async def _end_when_wal_ended(self) -> None:
         await self._died.wait()
@@ -481,8 +471,8 @@ class StreamEngine:
 
     def _made_progress(self) -> None:
         # with nothing in flight there is no completion left that could wake anybody later
-        if self._room_waiters and (not self._wal_full or not self._in_flight_bytes):
-            self._room.set()
+        if self._room.waiters and (not self._wal_full or not self._in_flight_bytes):
+            self._room.wake()
 
     def _store_durable(self, entry: StreamEntry) -> None:
         self._stored_end = entry.wal_position
@@ -529,11 +519,6 @@ class StreamEngine:
         self._wal_full = False
         self._made_progress()
 
-    async def _upload_on_interval(self) -> None:
-        while True:
-            await anyio.sleep(self._settings.upload_interval_ms / 1000)
-            self._freeze()
-
     async def flush(self) -> None:
         """Upload and commit everything that is durable now."""
         self._freeze()
@@ -563,13 +548,7 @@ class StreamEngine:
         Returns whether that was all: then nothing is taken any more, and nothing is in the WAL only.
         """
         while self._in_flight_bytes:
-            if self._room.is_set():
-                self._room = anyio.Event()
-            self._room_waiters += 1
-            try:
-                await self._room.wait()
-            finally:
-                self._room_waiters -= 1
+            await self._room.wait()
         await self.flush()
         return self._finish()
 
@@ -636,9 +615,3 @@ class StreamEngine:
             skipped_entries=replay.skipped_entries,
             duration_ms=duration_ms,
         )
-
-
-def _portions(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """``items`` in pieces of which each fits into one metadata command."""
-    for first in range(0, len(items), STREAMS_PER_COMMAND):
-        yield items[first : first + STREAMS_PER_COMMAND]

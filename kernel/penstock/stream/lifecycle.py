@@ -7,10 +7,7 @@ __all__ = ("ObjectLifecycle",)
 import logging
 from collections.abc import Callable
 
-import anyio
-
 from penstock.bus import EventBus
-from penstock.errors import PenstockError
 from penstock.metadata.commands import AbandonObjects, ForgetObjects
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
@@ -18,6 +15,8 @@ from penstock.spi.block_cache import BlockCache
 from penstock.spi.events import ObjectsDestroyed
 from penstock.spi.object_store import ObjectStore
 from penstock.stream.object_format import object_key
+from penstock.work.periodic import PeriodicJob
+from penstock.work.pieces import pieces
 
 logger = logging.getLogger("penstock.stream.lifecycle")
 
@@ -61,14 +60,8 @@ class ObjectLifecycle:
 
     async def run(self) -> None:
         """Sweep for ever; failures are logged and tried again at the next turn."""
-        while True:
-            await anyio.sleep(self._interval_ms / 1000)
-            try:
-                await self.sweep()
-            except PenstockError as error:
-                if not error.retryable:
-                    raise
-                logger.warning("object deletion failed, trying again in %d ms: %s", self._interval_ms, error)
+        sweep = lambda: self.sweep()  # noqa: E731, PLW0108 # whatever it is at the time
+        await PeriodicJob("object deletion", sweep, self._interval_ms / 1000, logger=logger).run()
 
     async def sweep(self) -> int:
         """Delete what is due; the number of objects deleted. Raises UnavailableError."""
@@ -76,11 +69,10 @@ class ObjectLifecycle:
         if expired:
             logger.warning("giving up %d uncommitted objects past their deadline", len(expired))
             await self._metadata.submit(AbandonObjects(expired))
-        for first in range(0, len(deletable), DELETE_BATCH_MAX):
-            batch = deletable[first : first + DELETE_BATCH_MAX]
+        for batch in pieces(deletable, DELETE_BATCH_MAX):
             await self._store.delete([object_key(object_id) for object_id in batch])
             for object_id in batch:
                 self._block_cache.forget_object(object_id)
-            await self._metadata.submit(ForgetObjects(batch))
+            await self._metadata.submit(ForgetObjects(list(batch)))
             self._bus.publish(ObjectsDestroyed(object_ids=tuple(batch)))
         return len(deletable)

@@ -21,13 +21,14 @@ from typing import Annotated
 import anyio
 
 from penstock.bus import EventBus
-from penstock.errors import PenstockError
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.spi.events import ObjectsDestroyed
 from penstock.spi.object_store import ObjectInfo, ObjectStore
 from penstock.spi.statistics import counter, gauge
 from penstock.stream.object_format import object_key
+from penstock.work.periodic import PeriodicJob
+from penstock.work.retry import doubling
 
 logger = logging.getLogger("penstock.stream.orphans")
 
@@ -116,7 +117,6 @@ class OrphanSweeper:
         self._metadata = metadata
         self._store = store
         self._now_ms = now_ms
-        self._interval_ms = interval_ms
         self._grace_ms = grace_ms
         self._bus = bus
         self._current: _Sweep | None = None
@@ -125,7 +125,14 @@ class OrphanSweeper:
         self._settled = 0
         self._warned = False
         self._sweeps = 0
-        self._failures = 0
+        self._job = PeriodicJob(
+            "orphan sweep",
+            lambda: self.sweep(),  # noqa: PLW0108 # whatever it is at the time
+            interval_ms / 1000,
+            first_s=min(interval_ms, FIRST_DELAY_MS) / 1000,
+            retry_s=doubling(RETRY_MS / 1000, interval_ms / 1000),
+            logger=logger,
+        )
         self._listed = 0
         self._deleted = 0
         self._deleted_bytes = 0
@@ -133,21 +140,7 @@ class OrphanSweeper:
 
     async def run(self) -> None:
         """Sweep for ever; failures are logged, and the sweep goes on after a pause."""
-        pause_ms = min(self._interval_ms, FIRST_DELAY_MS)
-        retry_ms = RETRY_MS
-        while True:
-            await anyio.sleep(pause_ms / 1000)
-            try:
-                await self.sweep()
-            except PenstockError as error:
-                if not error.retryable:
-                    raise
-                self._failures += 1
-                pause_ms = min(self._interval_ms, retry_ms)
-                retry_ms = min(self._interval_ms, retry_ms * 2)
-                logger.warning("orphan sweep failed, going on in %d ms: %s", pause_ms, error)
-            else:
-                pause_ms, retry_ms = self._interval_ms, RETRY_MS
+        await self._job.run()
 
     async def sweep(self) -> int:
         """Delete orphans older than the grace time; how many. Goes on where a failed one was.
@@ -172,7 +165,7 @@ class OrphanSweeper:
         """A snapshot of the state."""
         return OrphanStatistics(
             sweeps=self._sweeps,
-            failures=self._failures,
+            failures=self._job.statistics().failures,
             listed_objects=self._listed,
             deleted_objects=self._deleted,
             deleted_bytes=self._deleted_bytes,

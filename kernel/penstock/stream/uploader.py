@@ -38,6 +38,8 @@ from penstock.spi.wal import WriteAheadLog
 from penstock.stream.events import BlockUploaded
 from penstock.stream.object_format import ObjectWriter, object_key
 from penstock.threads import run_in_thread
+from penstock.work.pieces import pieces
+from penstock.work.retry import retry
 
 logger = logging.getLogger("penstock.stream.upload")
 
@@ -106,7 +108,7 @@ def plan_objects(
             own.append([(stream_id, entries)])
         else:
             shared.append((stream_id, entries))
-    return own + [shared[first : first + streams_max] for first in range(0, len(shared), streams_max)]
+    return own + [list(some) for some in pieces(shared, streams_max)]
 
 
 def build_object(
@@ -387,21 +389,8 @@ class Uploader:
 
     async def _retry(self, what: str, step: Callable[[], Awaitable[T]]) -> T:
         """Do ``step`` until it succeeds; raises only what can't be retried."""
-        attempt = 0
-        while True:
-            try:
-                result = await step()
-            except PenstockError as error:
-                if not error.retryable:
-                    raise
-                self._failures += 1
-                self._last_error = str(error)
-                pause_s = _BACKOFF_S[min(attempt, len(_BACKOFF_S) - 1)]
-                attempt += 1
-                if attempt in (1, 5) or attempt % 20 == 0:
-                    logger.warning("%s failed %d times, trying again: %s", what, attempt, error)
-                await anyio.sleep(pause_s)
-            else:
-                if attempt:
-                    logger.warning("%s works again after %d failures", what, attempt)
-                return result
+        return await retry(what, step, _BACKOFF_S, logger=logger, on_failure=self._count_failure)
+
+    def _count_failure(self, error: PenstockError) -> None:
+        self._failures += 1
+        self._last_error = str(error)
