@@ -21,7 +21,7 @@ from penstock.errors import ConfigError
 logger = logging.getLogger("penstock.wire")
 
 #: Of the native module that this code can call: raised with every change of what a caller can see.
-INTERFACE: Final = 1
+INTERFACE: Final = 2
 SWITCH: Final = "PENSTOCK_NATIVE"
 _MODES: Final = ("auto", "off", "require")
 

@@ -16,7 +16,7 @@
 #include <Python.h>
 #include <stdint.h>
 
-#define INTERFACE 1
+#define INTERFACE 2
 
 /* From this size on the interpreter is let go of: walking a mebibyte takes 50 to 150 us, and getting the interpreter
  * back from a busy event loop takes about as long (penstock/checksum.py has the same limit). */
@@ -143,9 +143,9 @@ static int walk_records(const uint8_t *p, const uint8_t *end, uint32_t count, fa
         if (!varint32(&p, end, &length) || length & 1 || (size_t)(length >> 1) > (size_t)(end - p))
             return 0;
         const uint8_t *next = p + (length >> 1);
-        if (p == next)
+        if (p == next || *p >= 0x80)
             return 0;
-        p++; /* attributes: none are in use */
+        p++; /* attributes: none are in use, but some clients read them as a number, which goes on after such a byte */
         if (!varint64(&p, next, &time))
             return 0;
         int64_t delta = (int64_t)((time >> 1) ^ (0 - (time & 1)));

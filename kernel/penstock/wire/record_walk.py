@@ -160,7 +160,11 @@ def _scan(data: bytes, count: int) -> tuple[int, int, bool]:  # noqa: C901 - see
         end = pos + (n >> 1)
         if n & 1 or end > size:
             malformed("its length leaves the batch", index)
-        n = data[pos + 1]  # timestamp delta, after the attributes (unused)
+        if (
+            data[pos] >= 0x80
+        ):  # none is in use, but some clients read them as a number, which goes on after this one
+            malformed("its attributes aren't one byte for all clients", index)
+        n = data[pos + 1]  # timestamp delta
         pos += 2
         if n >= 0x80:
             m = data[pos]

@@ -128,10 +128,11 @@ def inspect_wal(path: str | Path) -> Inspection:
 
     On a live log the last group may look torn while it is being written, and a trim may overtake the reading.
 
-    Raises NotFoundError when there is nothing at ``path``, CorruptError when neither header slot is valid,
-    NewerVersionError.
+    Raises NotFoundError when there is nothing at ``path``, ConfigError when a log can't be there, CorruptError when
+    neither header slot is valid, NewerVersionError, UnavailableError.
     """
-    with _ReadOnlyFile(Path(path)) as file:
+    path = _real(Path(path))
+    with _ReadOnlyFile(path) as file:
         area = bytes(file.read(0, HEADER_AREA_BYTES))
         medium_bytes = file.size
     first, second = parse_slots(area, str(path))
@@ -160,21 +161,17 @@ async def describe_wal(settings: Settings, services: Services) -> dict[str, obje
 
 async def identify_wal(settings: Settings, services: Services) -> str | None:
     """See ``WalSpec.identify``."""
-    path = services.data_dir / settings.path
-    try:
-        return await run_in_thread(_identify, path)
-    except OSError as error:
-        raise UnavailableError(
-            f"the wal can't be read, check the path and the disk: path={path} errno={error.errno} "
-            f"error={error.strerror}"
-        ) from error
+    return await run_in_thread(_identify, services.data_dir / settings.path)
 
 
 def _identify(path: Path) -> str | None:
     """What opening would refuse is refused here, before anybody has changed anything."""
-    path = real_path(path)
-    if not check_place(path):
-        return None
+    path = _real(path)
+    try:
+        if not check_place(path):
+            return None
+    except OSError as error:
+        raise _unreadable(path, error) from error
     with _ReadOnlyFile(path) as file:
         header = find_header(
             bytes(file.read(0, HEADER_AREA_BYTES)),
@@ -191,6 +188,8 @@ def _identity(header: Header) -> str:
 
 
 class _ReadOnlyFile:
+    """Raises NotFoundError, UnavailableError."""
+
     def __init__(self, path: Path) -> None:
         self._path = path
 
@@ -199,6 +198,8 @@ class _ReadOnlyFile:
             self._fd = open_own(self._path, os.O_RDONLY, block_device=True)
         except FileNotFoundError as error:
             raise NotFoundError(f"there is no wal: path={self._path}") from error
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
         self.is_block_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         return self
@@ -208,4 +209,22 @@ class _ReadOnlyFile:
 
     def read(self, offset: int, size: int) -> memoryview:
         """Bytes at ``offset``; fewer where the file ends."""
-        return memoryview(os.pread(self._fd, size, offset))
+        try:
+            return memoryview(os.pread(self._fd, size, offset))
+        except OSError as error:
+            raise _unreadable(self._path, error) from error
+
+
+def _real(path: Path) -> Path:
+    """Where the log is; reading looks at the place that opening does. Raises ConfigError, UnavailableError."""
+    try:
+        return real_path(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UnavailableError:
+    return UnavailableError(
+        f"the wal can't be read, check the path and the disk: path={path} errno={error.errno} "
+        f"error={error.strerror}"
+    )

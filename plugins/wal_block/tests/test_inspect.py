@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 from penstock_wal_block import Settings, inspect_wal, penstock_register_wal
+from tests.loop_device import loop_device
 
-from penstock.errors import CorruptError, FencedError, NewerVersionError, NotFoundError
+from penstock.errors import (
+    ConfigError,
+    CorruptError,
+    FencedError,
+    NewerVersionError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.spi import Services
 
 
@@ -152,3 +161,46 @@ async def test_an_owner_that_a_newer_version_took_the_log_from_is_fenced(tmp_pat
             file.write(b"\0\2")
         with pytest.raises(FencedError, match="a newer penstock took over the wal"):
             await wal.append([b"late"]).wait_durable()
+
+
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("link to a file", ConfigError),
+        ("link to nothing", ConfigError),
+        ("pipe", UnavailableError),
+        ("directory", UnavailableError),
+        ("below a file", UnavailableError),
+    ],
+)
+def test_what_isnt_a_log_is_told_in_a_sentence_by_whoever_reads_it(
+    tmp_path: Path, kind: str, error: type[PenstockError]
+) -> None:
+    """A start reads the log from outside first, so what opening refuses mustn't end it with a traceback."""
+    path, other = tmp_path / "wal", tmp_path / "other"
+    other.write_bytes(b"precious")
+    match kind:
+        case "link to a file":
+            path.symlink_to(other)
+        case "link to nothing":
+            path.symlink_to(tmp_path / "nothing")
+        case "pipe":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case _:
+            path = other / "wal"
+    with pytest.raises(error, match=str(path)):
+        inspect_wal(path)
+    assert other.read_bytes() == b"precious"
+
+
+@pytest.mark.anyio
+async def test_a_device_behind_a_link_is_read_as_it_is_opened(tmp_path: Path) -> None:
+    """Names in /dev/disk are links; a start reads the log before it opens it."""
+    with loop_device(tmp_path, 2**20) as device:
+        path = tmp_path / Settings().path
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(device)
+        await write(tmp_path, 3, [b"one", b"three"])
+        assert inspect_wal(path).summary()["entries"] == 2
