@@ -45,6 +45,8 @@ _TEMPORARY = ".penstock-tmp"
 _READ_BYTES_MAX = 2**30
 _OURS = re.compile(r"[0-9a-f]{16}\.(lock|\d+)")
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+#: Opening says so of links, special files and directories.
+_NOT_A_FILE = frozenset({errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO})
 #: A key that can't be a file here: too long, or one of its parts is a file, or it is a directory.
 _KEY_ERRORS = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ENOTEMPTY}
 _LINK_REFUSALS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
@@ -110,7 +112,7 @@ class FileTree:
             self.close()
             raise ConfigError(
                 f"the directory for objects can't be used, check its path and permissions: "
-                f"path={self.root!r} error={error.strerror!r}"
+                f"path={(error.filename or self.root)!r} error={error.strerror!r}"
             ) from error
 
     def _make_temporary(self) -> None:
@@ -200,7 +202,7 @@ class FileTree:
                 self._remove(names)  # a sweep that was cut short, or the owner just left
                 continue
             except OSError as error:
-                if error.errno not in {errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO}:
+                if error.errno not in _NOT_A_FILE:
                     raise
                 continue  # of our names, but none that we made
             try:
@@ -233,11 +235,14 @@ class FileTree:
 
     def get(self, key: str, start: int, end: int | None) -> Buffer:
         with self._translated("read", key):
-            fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fd = open_own(self._path(key), os.O_RDONLY)
+            except OSError as error:
+                if error.errno in _NOT_A_FILE:
+                    raise self._absent(key) from None
+                raise
             try:
                 status = os.fstat(fd)
-                if not stat.S_ISREG(status.st_mode):
-                    raise self._absent(key)
                 end = check_range(key, status.st_size, start, end)
                 if end - start >= DIRECT_READ_BYTES_MIN:
                     data = read_direct(fd, start, end)
@@ -260,7 +265,7 @@ class FileTree:
 
     def head(self, key: str) -> ObjectInfo:
         with self._translated("stat", key):
-            status = os.stat(self._path(key))
+            status = os.lstat(self._path(key))
         if not stat.S_ISREG(status.st_mode):
             raise self._absent(key)
         return _info(key, status)
@@ -339,6 +344,7 @@ class FileTree:
         with self._translated("write", partial.key):
             partial.writer.finish()
             os.fdatasync(partial.fd)
+            _refuse_foreign(target)
             self._in_directory(target, lambda: os.rename(partial.path, target))
 
     def _publish_if_absent(self, partial: PartialFile) -> None:
@@ -349,8 +355,7 @@ class FileTree:
             try:
                 self._in_directory(target, lambda: os.link(partial.path, target))
             except FileExistsError:
-                if os.path.isdir(target):
-                    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR)) from None
+                _refuse_foreign(target)
                 # The loser acts on what it finds there, so the winner's name must be durable too.
                 _sync_directory(os.path.dirname(target))
                 raise AlreadyExistsError(f"the object exists: path={target!r}") from None
@@ -439,6 +444,20 @@ class FileTree:
             )
         return UnavailableError(
             f"the file system refused an object: path={path!r} action={action} error={error.strerror!r}"
+        )
+
+
+def _refuse_foreign(target: str) -> None:
+    """What isn't an object is never read as one, so it mustn't be replaced, nor stand for one that is there."""
+    try:
+        mode = os.lstat(target).st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+    if not stat.S_ISREG(mode):
+        raise UnavailableError(
+            f"a link or a special file is in the place of an object and was left as it is, remove it: path={target!r}"
         )
 
 

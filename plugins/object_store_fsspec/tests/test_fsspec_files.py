@@ -14,7 +14,7 @@ import pytest
 from penstock_object_store_fsspec._files import FileTree
 from tests.patience import HANG_S
 
-from penstock.errors import ConfigError, InvalidRequestError, UnavailableError
+from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, UnavailableError
 
 
 @pytest.fixture
@@ -278,3 +278,39 @@ def test_files_of_others_that_are_no_keys_are_not_listed(tree: FileTree) -> None
     Path(tree.root, "smörgås").write_bytes(b"")
     Path(tree.root, "link").symlink_to("/etc")
     assert [info.key for info in tree.list("", "")] == ["k"]
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "pipe"])
+def test_what_isnt_an_object_is_neither_read_nor_replaced_nor_taken_for_one(
+    tree: FileTree, tmp_path: Path, kind: str
+) -> None:
+    """Opening a pipe would wait for ever; and a name that is taken but isn't listed had metadata try for ever."""
+    other, place = tmp_path / "other", Path(tree.root) / "a" / "key"
+    other.write_bytes(b"precious")
+    place.parent.mkdir()
+    match kind:
+        case "link":
+            place.symlink_to(other)
+        case "dangling link":
+            place.symlink_to(tmp_path / "nothing")
+        case _:
+            os.mkfifo(place)
+    for read in (lambda: tree.get("a/key", 0, None), lambda: tree.head("a/key")):
+        with pytest.raises(NotFoundError):
+            read()
+    assert list(tree.list("a/", "")) == []
+    for put in (tree.put, tree.put_if_absent):
+        with pytest.raises(UnavailableError, match=f"left as it is, remove it: path='{place}'"):
+            put("a/key", [b"ours"])
+    assert place.is_symlink() or place.is_fifo()
+    assert other.read_bytes() == b"precious"
+    assert not (tmp_path / "nothing").exists()
+    place.unlink()
+    tree.put_if_absent("a/key", [b"ours"])
+    assert bytes(tree.get("a/key", 0, None)) == b"ours"
+
+
+def test_a_directory_that_cant_be_used_is_the_one_that_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".penstock-tmp").write_bytes(b"precious")
+    with pytest.raises(ConfigError, match=r"path='.*/\.penstock-tmp'"):
+        FileTree(str(tmp_path)).open()
