@@ -414,6 +414,10 @@ def test_fixture_delays_a_first_rebalance_only_when_asked_to(tmp_path: Path, ini
             "penstock_broker_set = wal.capacity=1KiB",
             "penstock_broker_set: --set wal.capacity: wal.capacity must be",
         ),
+        (
+            "penstock_broker_set = wal.plugin=wal_blok",
+            "penstock_broker_set: no plugin of this kind has this name, the nearest is wal_block: kind=wal",
+        ),
     ],
 )
 def test_a_wrong_ini_value_is_one_sentence_and_exit_code_2(tmp_path: Path, ini: str, sentence: str) -> None:

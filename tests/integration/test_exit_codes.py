@@ -147,7 +147,9 @@ def test_a_port_that_somebody_has_ends_with_1_for_it_may_be_free_again(tmp_path:
         code, output = run_serve(tmp_path / "data", f"listener.bind=127.0.0.1:{sock.getsockname()[1]}")
     assert code == RESTART_HELPS, output
     assert one_sentence(output)
-    assert "can't listen, is the port in use" in output
+    assert (
+        "can't listen, somebody listens there already, stop that or choose another port: listener=" in output
+    )
 
 
 def test_a_host_that_isnt_this_machines_ends_with_2(tmp_path: Path) -> None:

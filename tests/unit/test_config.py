@@ -418,7 +418,7 @@ def test_keys_that_do_not_fit_together_are_refused_without_their_values() -> Non
     with pytest.raises(ConfigError) as caught:
         Models().validate_plugin_settings(config, "wal")
     assert str(caught.value) == (
-        "--set wal.hidden, --set wal.linger: the keys of wal don't fit together (linger=7ms needs hidden=x)"
+        "--set wal.hidden, --set wal.linger: the keys of wal don't fit together, linger=7ms needs hidden=x"
     )
 
 

@@ -198,7 +198,7 @@ def load_result(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"can't read the file: {error.strerror}, path={path}") from error
+        raise ConfigError(f"file can't be read, {error.strerror}: path={path}") from error
     except ValueError as error:
         raise ConfigError(f"this is no JSON: {error}, path={path}") from error
     wanted = ("workload", "publishRate", "consumeRate", "aggregatedPublishLatencyQuantiles")

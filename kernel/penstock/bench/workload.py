@@ -130,7 +130,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         tree = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"can't read the file: {error.strerror}, path={path}") from error
+        raise ConfigError(f"file can't be read, {error.strerror}: path={path}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         place = getattr(error, "problem_mark", None)
         line = f":{place.line + 1}" if place is not None else ""

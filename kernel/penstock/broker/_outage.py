@@ -1,7 +1,8 @@
 """Whether the object store works: told by the calls that everybody makes, in the log and in the statistics.
 
 An outage begins when a call fails, when attempts fail that the store repeats by itself, or when a small request isn't
-answered for some seconds; it ends when a call succeeds. Each is one line in the log.
+answered for some seconds. It ends when the same kind of call succeeds, or any call a while after the last failure: a
+disk that is full for objects takes a small entry of metadata, and works for nobody. Each is one line in the log.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ WRITE_S = 20.0
 _ATTEMPTS = 2
 #: During an outage, a start says again that it waits after so long.
 _AGAIN_S = 15.0
+#: So long after a failure, any call that succeeds ends the outage.
+_QUIET_S = 10.0
 
 
 class WatchedStore:
@@ -56,6 +59,10 @@ class WatchedStore:
         self._last_error = ""
         self._since: float | None = None
         self._told_at = 0.0
+        #: The kind of call that failed last, when, and whether one of another kind succeeded since.
+        self._failed_call = ""
+        self._failed_at = 0.0
+        self._others_work = False
         #: A start gives up after an outage of so long; None once it's complete.
         self._start_timeout_s: float | None = None
 
@@ -95,19 +102,25 @@ class WatchedStore:
     # -- watching --------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _call(self, answer_s: float) -> Iterator[None]:
+    def _call(self, kind: str, answer_s: float) -> Iterator[None]:
         number = next(self._numbers)
         self._due[number] = self._clock() + answer_s
         try:
             yield
         except UnavailableError as error:
             self._failures += 1
+            self._failed_call, self._failed_at, self._others_work = kind, self._clock(), False
             self._begin(str(error))
             raise
         else:
-            self._end()
+            self._others_work = True
+            if self._failed_call in ("", kind) or self._is_quiet():
+                self._end()
         finally:
             del self._due[number]
+
+    def _is_quiet(self) -> bool:
+        return self._clock() - self._failed_at >= _QUIET_S
 
     def _begin(self, reason: str) -> None:
         self._last_error = reason
@@ -121,7 +134,7 @@ class WatchedStore:
         )
 
     def _end(self) -> None:
-        failures, self._failures = self._failures, 0
+        failures, self._failures, self._failed_call = self._failures, 0, ""
         if self._since is None:
             return
         logger.warning(
@@ -140,6 +153,8 @@ class WatchedStore:
             self._begin(told.last_error)
         elif any(due < now for due in self._due.values()):
             self._begin("it doesn't answer")
+        elif self._others_work and self._is_quiet():
+            self._end()
         if self._since is None or self._start_timeout_s is None:
             return
         waited_s = now - self._since
@@ -166,37 +181,37 @@ class WatchedStore:
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         """See the contract."""
-        with self._call(WRITE_S):
+        with self._call("get", WRITE_S):
             return await self._store.get(key, start, end)
 
     async def head(self, key: str) -> ObjectInfo:
         """See the contract."""
-        with self._call(ANSWER_S):
+        with self._call("head", ANSWER_S):
             return await self._store.head(key)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
         """See the contract."""
-        with self._call(WRITE_S):
+        with self._call("put", WRITE_S):
             return await self._store.put(key, body)
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
         """See the contract."""
-        with self._call(ANSWER_S):
+        with self._call("put_if_absent", ANSWER_S):
             return await self._store.put_if_absent(key, body)
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         """See the contract."""
-        with self._call(ANSWER_S):
+        with self._call("compare_and_swap", ANSWER_S):
             return await self._store.compare_and_swap(key, body, token)
 
     async def create_multipart(self, key: str) -> MultipartUpload:
         """See the contract."""
-        with self._call(ANSWER_S):
+        with self._call("create_multipart", ANSWER_S):
             return _WatchedUpload(self, await self._store.create_multipart(key))
 
     async def delete(self, keys: Sequence[str]) -> None:
         """See the contract."""
-        with self._call(WRITE_S):
+        with self._call("delete", WRITE_S):
             await self._store.delete(keys)
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -204,7 +219,7 @@ class WatchedStore:
         listing = aiter(self._store.list(prefix, start_after))
         try:
             while True:
-                with self._call(ANSWER_S):
+                with self._call("list", ANSWER_S):
                     info = await anext(listing, None)
                 if info is None:
                     return
@@ -233,11 +248,11 @@ class _WatchedUpload:
         self._upload = upload
 
     async def write_part(self, part: Sequence[Buffer]) -> None:
-        with self._store._call(WRITE_S):
+        with self._store._call("write_part", WRITE_S):
             await self._upload.write_part(part)
 
     async def complete(self) -> None:
-        with self._store._call(WRITE_S):
+        with self._store._call("complete", WRITE_S):
             await self._upload.complete()
 
     async def abort(self) -> None:

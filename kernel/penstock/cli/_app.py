@@ -6,6 +6,7 @@ import ast
 import importlib
 import os
 import pkgutil
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -166,7 +167,33 @@ def _root(
 def run(arguments: Sequence[str]) -> int:
     """Parse and run; usage errors are reported here, Penstock's own errors are raised."""
     try:
-        get_command(app)(list(arguments), prog_name="penstock")
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else 0 if end.code is None else 1
-    return 0
+        code = get_command(app)(list(arguments), prog_name="penstock", standalone_mode=False)
+    except SystemExit as end:  # completion, and what a closed pipe ends
+        code = end.code
+    except _UsageError as error:
+        if type(error).__name__ != "NoArgsIsHelpError":  # that one has shown the help
+            sys.stderr.write(f"penstock: {_usage_sentence(error)}\n")
+        return 2
+    return code if isinstance(code, int) else 0 if code is None else 1
+
+
+#: Typer exports its subclass only.
+_UsageError: Any = typer.BadParameter.__base__
+
+
+def _usage_sentence(error: Any) -> str:
+    """What is wrong with the command line, in one sentence that ends in where to look."""
+    context = error.ctx
+    see = f", see {context.command_path} --help" if context is not None else ""
+    if option := getattr(error, "option_name", None):
+        near = sorted(getattr(error, "possibilities", None) or ())
+        if hasattr(error, "possibilities"):
+            advice = f", the nearest is {near[0]}" if near else ""
+            return f"there is no such option{advice}{see}: option={option}"
+    text = " ".join(error.format_message().split()).rstrip(".")
+    if command := re.fullmatch(r"No such command '(.*?)'(?:\. Did you mean '([^']*)'.*)?", text):
+        advice = f", the nearest is {command[2]}" if command[2] else ""
+        return f"there is no such command{advice}{see}: command={command[1]}"
+    # "Invalid value for '--count' / '-c': Input should be ..." and the like
+    text = re.sub(r": (\w)", lambda found: f", {found[1].lower()}", text)
+    return f"{text[0].lower()}{text[1:]}{see}"

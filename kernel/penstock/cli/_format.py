@@ -22,7 +22,6 @@ import base64
 import re
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -109,17 +108,22 @@ def parse_topic_configs(items: Iterable[str], option: str) -> dict[str, str]:
     """Topic configs, ``name=value`` each, as Kafka writes them.
 
     Where Kafka wants milliseconds or bytes (the name ends in ``.ms`` or ``.bytes``), a duration or a size as people
-    write them will do: ``retention.ms=7d``, ``segment.bytes=512MiB``. What is neither goes to the broker as it is.
+    write them will do: ``retention.ms=7d``, ``segment.bytes=512MiB``.
 
     Raises:
-        InvalidRequestError: one has no ``=`` or no name.
+        InvalidRequestError: one has no ``=`` or no name, or is neither a number nor as people write it.
     """
     configs = {}
     for name, value in parse_pairs(items, option):
         parse = parse_duration_ms if name.endswith(".ms") else parse_size if name.endswith(".bytes") else None
-        if parse is not None:
-            with suppress(ValueError):  # the broker says what it wants there
+        if parse is not None and not re.fullmatch(r"\s*[-+]?[0-9]+\s*", value):
+            try:
                 value = str(parse(value))
+            except ValueError as error:
+                wanted = (
+                    "a duration like 7d, or milliseconds" if name.endswith(".ms") else "a size like 512MiB"
+                )
+                raise InvalidRequestError(f"{option} {name} wants {wanted}: value={value}") from error
         configs[name] = value
     return configs
 

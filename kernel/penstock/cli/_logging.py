@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("JsonFormatter", "set_up_logging")
+__all__ = ("JsonFormatter", "check_log_file", "set_up_logging")
 
+import errno
 import io
 import json
 import logging
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from penstock.config import Config
 
 _TEXT_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+#: Client libraries of object stores.
+_TALKATIVE: Final = ("aiobotocore", "botocore", "s3fs", "gcsfs", "google", "adlfs", "azure")
 #: What every record has: the rest came with ``extra``.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -62,9 +65,37 @@ def set_up_logging(config: Config) -> None:
         try:
             handler = _LogFile(os.path.expanduser(settings.file))
         except OSError as error:
-            raise ConfigError(
-                f"{config.origin('logging.file').place}: logging.file can't be opened, make its directory and let "
-                f"the broker write there: path={settings.file} error={error.strerror}"
-            ) from error
+            raise _refused_file(config, error) from error
     handler.setFormatter(JsonFormatter() if settings.format == "json" else logging.Formatter(_TEXT_FORMAT))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
+    if (
+        settings.level == "info"
+    ):  # they tell of each request, with its headers, or of where credentials came from
+        for library in _TALKATIVE:
+            logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def check_log_file(config: Config) -> None:
+    """Raise ConfigError if the log's file couldn't be opened; it isn't made."""
+    if config.tree.logging.file is None:
+        return
+    path = os.path.expanduser(config.tree.logging.file)
+    try:
+        if os.path.isdir(path):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if os.path.exists(path):
+            os.close(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_NONBLOCK | os.O_CLOEXEC))
+        else:
+            directory = os.path.dirname(os.path.abspath(path))
+            os.stat(directory)
+            if not os.access(directory, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise _refused_file(config, error) from error
+
+
+def _refused_file(config: Config, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"{config.origin('logging.file').place}: logging.file can't be opened, make its directory and let "
+        f"the broker write there: path={config.tree.logging.file} error={error.strerror}"
+    )

@@ -43,10 +43,16 @@ def check(
     """
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()
+    from penstock.cli._logging import check_log_file
+    from penstock.wire._native import status
+
+    check_log_file(loaded)
+    code = status()  # raises what a start would, if PENSTOCK_NATIVE can't be met
     selection = setup.registry().select_all(loaded)
     plugins = ", ".join(f"{kind} {name}" for kind, name in selection.names.items())
     typer.echo(f"configuration is valid: {setup.config_path or 'defaults, environment and command line'}")
     typer.echo(f"plugins: {plugins}")
+    typer.echo(f"records are checked in {code}")
     if connect:
         import anyio
 

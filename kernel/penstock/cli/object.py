@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections import Counter, defaultdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
 import typer
@@ -13,6 +13,10 @@ import typer
 from penstock.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
 from penstock.cli._format import count_text, print_table
 from penstock.units import format_size
+
+if TYPE_CHECKING:
+    from penstock.metadata.image import Image
+    from penstock.tools.places import Places
 
 __all__ = ("app",)
 
@@ -83,12 +87,11 @@ class ListedObject:
 
 async def _list(setup: Setup, topic: str | None) -> list[ListedObject]:
     from penstock.errors import NotFoundError
-    from penstock.metadata.service import load_image
     from penstock.stream.object_format import object_key
     from penstock.tools.places import open_places
 
     async with open_places(setup.load_config(), setup.registry()) as places:
-        image = await load_image(places.metadata_log)
+        image = await _load_image(places)
     if topic is not None and image.topic_by_name(topic) is None:
         raise NotFoundError(f"metadata knows no topic of this name: topic={topic}")
     live: Counter[int] = Counter()
@@ -109,6 +112,20 @@ async def _list(setup: Setup, topic: str | None) -> list[ListedObject]:
         for held in sorted(image.objects.values(), key=lambda held: held.object_id)
         if topic is None or topic in holders[held.object_id]
     ]
+
+
+async def _load_image(places: Places) -> Image:
+    """What metadata knows. Raises NotFoundError where no broker ever ran: an empty answer would be a false one."""
+    from penstock.errors import NotFoundError
+    from penstock.metadata.service import load_image
+
+    image = await load_image(places.metadata_log)
+    if not image.index:
+        raise NotFoundError(
+            "there is no metadata log, check broker.data_dir and object_store.url: "
+            f"location={places.metadata_log.location}"
+        )
+    return image
 
 
 @app.command("inspect")
@@ -142,13 +159,12 @@ def inspect_object(
 
 async def _inspect(setup: Setup, object_name: str, with_entries: bool) -> dict[str, Any]:
     from penstock.errors import InvalidRequestError
-    from penstock.metadata.service import load_image
     from penstock.stream.object_format import decode_block, object_key, verify_block
     from penstock.tools.places import open_places
     from penstock.tools.verify import read_index, stream_name
 
     async with open_places(setup.load_config(), setup.registry()) as places:
-        image = await load_image(places.metadata_log)
+        image = await _load_image(places)
         by_key = {object_key(object_id): object_id for object_id in image.objects}
         object_id = int(object_name) if object_name.isdecimal() else by_key.get(object_name)
         if object_id is None:

@@ -42,7 +42,9 @@ def serve(
     ] = None,
     statistics_interval: Annotated[
         float,
-        typer.Option("--statistics-interval", metavar="SECONDS", help="Log statistics this often; 0: never."),
+        typer.Option(
+            "--statistics-interval", metavar="SECONDS", min=0, help="Log statistics this often; 0: never."
+        ),
     ] = 0.0,
 ) -> None:
     """Run a broker; without any configuration it is the embedded default in ./penstock-data.

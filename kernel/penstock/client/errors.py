@@ -19,6 +19,8 @@ from penstock.errors import (
 from penstock.wire.error_codes import ErrorCode
 
 _PAIR: Final = re.compile(r"(\w+)=('[^']*'|\S+)")
+#: Before each value of a sentence of our own; a topic that somebody mistyped may have spaces in it.
+_OWN_VALUES: Final = re.compile(r" (?=\w+=)")
 _PAIRS: Final = re.compile(rf"(?P<sentence>.*?)(?P<pairs>( {_PAIR.pattern})*)", re.DOTALL)
 
 _CLASSES: Final[dict[ErrorCode, type[PenstockError]]] = {
@@ -63,7 +65,8 @@ def error_of(code: int, what: str, detail: str | None = None) -> PenstockError:
         kind = UnavailableError if member.retriable else InvalidRequestError
     reason = (detail or "").strip().rstrip(".") or member.message
     name = member.name if member == code else f"UNKNOWN_{code}"
-    sentence, values = _split(what)
+    sentence, *own = _OWN_VALUES.split(what)
+    values = [(key, value) for key, _, value in (pair.partition("=") for pair in own)]
     reason, more = _split(reason)
     known = {value.strip("'") for _, value in values}
     values += [(key, value) for key, value in more if value.strip("'") not in known]
@@ -72,7 +75,7 @@ def error_of(code: int, what: str, detail: str | None = None) -> PenstockError:
 
 
 def _split(text: str) -> tuple[str, list[tuple[str, str]]]:
-    """A sentence and the ``key=value`` pairs at its end."""
+    """A broker's sentence and the ``key=value`` pairs at its end."""
     found = _PAIRS.fullmatch(text)
     assert found is not None, "the pattern matches any text"
     return found["sentence"].rstrip(" :"), _PAIR.findall(found["pairs"])

@@ -178,12 +178,12 @@ def _sentence(
         if not names:  # about several keys together: the values are all of the section, so they are left out
             places = sorted({origin.place for known, origin in origins.items() if known[0] == section})
             return ConfigError(
-                f"{', '.join(places) or 'default'}: the keys of {section} don't fit together ({reason})"
+                f"{', '.join(places) or 'default'}: the keys of {section} don't fit together, {reason}"
             )
-        return refusal(path, f"is wrong ({reason})", value, origins, field)
+        return refusal(path, f"is wrong, {reason}", value, origins, field)
     expected = expectation(field) if field is not None else ""
     return refusal(
-        path, f"must be {expected}" if expected else f"is wrong ({detail['msg']})", value, origins, field
+        path, f"must be {expected}" if expected else f"is wrong, {detail['msg']}", value, origins, field
     )
 
 

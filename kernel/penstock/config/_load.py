@@ -119,6 +119,11 @@ class _Layers:
             if not isinstance(value, dict):
                 raise self._outside_section((section,), value)
             self.values[section] = value
+            if section in SECTIONS or section in DEFAULT_PLUGINS:
+                # a section that is begun here sets none of the keys that it doesn't have
+                own = self.origins.pop((section,))
+                for name in value:
+                    self.origins.setdefault((section, name), own)  # of an inline table
 
     def add_environment(self, env: Mapping[str, str]) -> None:
         for name in sorted(env):
@@ -163,6 +168,8 @@ class _Layers:
     def _outside_section(self, path: tuple[str, ...], value: Any) -> ConfigError:
         if path[0] in SECTIONS or path[0] in DEFAULT_PLUGINS:
             return refusal(path, "is a section, give it keys", value, self.origins)
+        if nearest(path[0], known_keys()) is None:
+            return unknown_key(path, [*SECTIONS, *DEFAULT_PLUGINS], value, self.origins)
         return unknown_key(path, known_keys(), value, self.origins)
 
 
@@ -222,7 +229,12 @@ def _unknown_section(section: str, value: Mapping[str, Any], origins: Origins) -
     name = next(iter(value), None)
     if name is None:
         return unknown_key((section,), [*SECTIONS, *DEFAULT_PLUGINS], {}, origins)
-    return unknown_key((section, name), known_keys(), value[name], origins)
+    key = f"{section}.{name}"
+    if nearest(key, known_keys()) or nearest(name, [known.rpartition(".")[2] for known in known_keys()]):
+        return unknown_key((section, name), known_keys(), value[name], origins)
+    sections = ", ".join(sorted([*SECTIONS, *DEFAULT_PLUGINS]))
+    problem = f"is no configuration key, there is no section {section}, the sections are {sections}"
+    return refusal((section, name), problem, value[name], origins)
 
 
 def split_address(text: str) -> tuple[str, int]:

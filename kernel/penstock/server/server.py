@@ -59,6 +59,12 @@ _HOARDERS_MAX: Final = 4
 _NOBODY: Final = object()
 #: Why a listener can't be bound now, and may be in a moment: the process before this one may still hold the port.
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
+#: Why the others don't, and what to do.
+_WHY_NOT: Final = {
+    errno.EADDRINUSE: "somebody listens there already, stop that or choose another port",
+    errno.EADDRNOTAVAIL: "the address isn't one of this machine, correct it",
+    errno.EACCES: "this user may not have the port, choose one above 1023",
+}
 #: At most so many lines about bad input per this many seconds.
 _FAULT_LINES_MAX: Final = 5
 _FAULT_WINDOW_S: Final = 10.0
@@ -187,9 +193,11 @@ class Server(AsyncContextManagerMixin):
             )
         except OSError as error:
             kind = UnavailableError if error.errno in _MAY_PASS else ConfigError
+            reason = _WHY_NOT.get(error.errno or 0, error.strerror or str(error))
+            if isinstance(error, socket.gaierror):
+                reason = "host name isn't known, correct the address"
             raise kind(
-                f"can't listen, is the port in use or the host not of this machine? "
-                f"listener={listener.name} host={listener.host} port={listener.port} reason={error.strerror or error}"
+                f"can't listen, {reason}: listener={listener.name} host={listener.host} port={listener.port}"
             ) from error
         host = listener.advertised_host or listener.host
         port = listener.advertised_port or server.sockets[0].getsockname()[1]

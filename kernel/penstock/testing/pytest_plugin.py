@@ -63,7 +63,7 @@ def penstock_broker(
     """A Kafka broker in this process, on a free port; see ``bootstrap_servers``."""
     from penstock.broker import SyncBroker
     from penstock.config import load_config
-    from penstock.errors import ConfigError
+    from penstock.errors import ConfigError, PluginError
 
     data_dir = tmp_path_factory.mktemp("penstock")
     sets = [
@@ -77,6 +77,6 @@ def penstock_broker(
         try:
             config = load_config(sets=[*sets, *request.config.getini("penstock_broker_set")])
             broker = stack.enter_context(SyncBroker(config))
-        except ConfigError as error:
+        except (ConfigError, PluginError) as error:
             _refuse(f"penstock_broker_set: {error}")
         yield broker

@@ -82,7 +82,9 @@ def codec_id(name: str) -> int:
     try:
         return CODEC_NAMES.index(name)
     except ValueError:
-        raise InvalidRequestError(f"no such codec, use one of {', '.join(CODEC_NAMES)} name={name}") from None
+        raise InvalidRequestError(
+            f"no such codec, use one of {', '.join(CODEC_NAMES)}: name={name}"
+        ) from None
 
 
 def compress(codec: int, data: Buffer, level: int | None = None) -> bytes:

@@ -10,6 +10,7 @@ __all__ = ("check_options", "find_filesystem", "protocol_of")
 
 import difflib
 import inspect
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,15 +36,15 @@ def protocol_of(url: str) -> str:
     """The protocol of a store's URL. Raises ValueError if the URL means nothing to this plugin."""
     protocol, separator, place = url.partition("://")
     if not separator or not protocol:
-        raise ValueError("has no protocol, write it like file://objects or s3://bucket/prefix")
+        raise ValueError("it has no protocol, write it like file://objects or s3://bucket/prefix")
     if protocol in {"file", "local"} and not place:
-        raise ValueError("names no directory, write it like file://objects")
+        raise ValueError("it names no directory, write it like file://objects")
     if protocol in _BUILT_IN:
         return protocol
     bucket = place.partition("/")[0]
     if protocol not in _EXTRAS or not bucket or "@" in bucket:
         raise ValueError(
-            "is not understood, write it like file://objects, memory://name, s3://bucket/prefix, "
+            "it is not understood, write it like file://objects, memory://name, s3://bucket/prefix, "
             "gs://bucket/prefix or az://container/prefix"
         )
     return protocol
@@ -63,8 +64,7 @@ def find_filesystem(protocol: str) -> tuple[Any, str]:
         return fsspec.get_filesystem_class(protocol), extra
     except ImportError as error:
         raise ImportError(
-            f"a package for this object store is missing, install it: pip install 'penstock[{extra}]' "
-            f"protocol={protocol!r}"
+            f"a package for {protocol}:// is missing, install it with pip install 'penstock[{extra}]'"
         ) from error
 
 
@@ -131,5 +131,8 @@ def _check_s3(options: Mapping[str, Any]) -> None:
         parts = urlsplit(endpoint) if isinstance(endpoint, str) else None
         if parts is None or parts.scheme not in {"http", "https"} or not parts.hostname:
             raise ValueError("endpoint_url must be an http or https URL, like https://minio.example.org:9000")
+    verify = (options.get("client_kwargs") or {}).get("verify")
+    if isinstance(verify, str) and not os.path.exists(verify):
+        raise ValueError("client_kwargs.verify names no file that is there")
     if ("key" in options) != ("secret" in options):
         raise ValueError("key and secret go together, give both or leave both to the usual chain of AWS")

@@ -109,7 +109,7 @@ async def _tell_who_is_waited_for(backend: RemoteBackend) -> None:
             backend.location,
             backend.endpoint or "default",
             waited_s,
-            backend.health.last_error or "none",
+            backend.health.last_error.partition(": ")[0] or "none",  # its values are those above
         )
         wait_s = _TELL_AGAIN_S
 
@@ -284,28 +284,54 @@ class RemoteBackend:
                     raise
 
     def _translate(self, action: str, key: str, error: Exception) -> PenstockError:
-        # Messages of client libraries aren't shown: some contain signed URLs.
+        """What went wrong, and what to do about it: another attempt (UnavailableError), or something else first.
+
+        Messages of client libraries aren't shown: some contain signed URLs.
+        """
         status, code = _status(error)
-        place = f"{self.location} endpoint={self.endpoint}" if self.endpoint else self.location
-        where = f"key={key!r} location={place} action={action} status={status} code={code}"
-        if type(error).__name__ in {"NoCredentialsError", "PartialCredentialsError", "ProfileNotFound"}:
+        name = type(error).__name__
+        values = [("key", repr(key) if key else ""), ("location", self.location), ("endpoint", self.endpoint)]
+        values += [
+            ("action", action),
+            ("status", str(status or "")),
+            ("code", "" if code == str(status) else code),
+        ]
+        where = " ".join(f"{each}={value}" for each, value in values if value)
+        if name == "ProfileNotFound":
+            return DeniedError(
+                "the profile isn't in AWS's configuration files, correct AWS_PROFILE or "
+                f"object_store.options.profile: {where}"
+            )
+        if name in {"NoCredentialsError", "PartialCredentialsError"}:
             return DeniedError(
                 "no credentials for the object store were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
                 f"profile, a role of this machine, or object_store.options.key and secret: {where}"
             )
-        if status in {401, 403} or isinstance(error, PermissionError) or "Credential" in type(error).__name__:
+        if status in {401, 403} or isinstance(error, PermissionError) or "Credential" in name:
             return DeniedError(
                 f"the object store refused the credentials, check them and their rights: {where}"
             )
         if code in {"NoSuchBucket", "ContainerNotFound"}:
             return DeniedError(f"the bucket doesn't exist, create it or correct the url: {where}")
+        if code in {"InvalidBucketName", "InvalidResourceName"} or name == "ParamValidationError":
+            return DeniedError(f"the bucket's name isn't one, correct the url: {where}")
+        if status in {405, 501}:
+            return DeniedError(
+                f"what answers doesn't know this request, the endpoint must be that of the store's API: {where}"
+            )
         if status == 412 or isinstance(error, FileExistsError) or code == "BlobAlreadyExists":
             return AlreadyExistsError(f"the object exists: {where}")
         if status == 404 or isinstance(error, FileNotFoundError):
             return NotFoundError(f"no such object: {where}")
         if status == 416:
             return RangeError(f"range outside of the object: {where}")
-        return UnavailableError(f"a request to the object store failed: {where} error={type(error).__name__}")
+        if "SSL" in name or "Certificate" in name:
+            problem = "there is no TLS with the object store, its endpoint must speak https, and be trusted"
+        elif "Connect" in name:
+            problem = "the object store can't be reached, check its endpoint, and whether it runs"
+        else:
+            problem = "a request to the object store failed"
+        return UnavailableError(f"{problem}: {where} error={name}")
 
     # --- the backend -----------------------------------------------------------------------------------
 

@@ -208,6 +208,32 @@ async def test_refused_credentials_stop_the_start_without_showing_them(
     assert "the-secret" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "EndpointConnectionError",
+            "can't be reached, check its endpoint, and whether it runs: key='k' location=",
+        ),
+        ("SSLError", "no TLS with the object store, its endpoint must speak https, and be trusted: key="),
+        ("ReadTimeoutError", "a request to the object store failed: key='k' location="),
+        ("ProfileNotFound", "the profile isn't in AWS's configuration files, correct AWS_PROFILE or"),
+        ("NoCredentialsError", "no credentials for the object store were found, set AWS_ACCESS_KEY_ID"),
+        ("ParamValidationError", "the bucket's name isn't one, correct the url: key="),
+    ],
+)
+async def test_what_client_libraries_raise_is_told_with_what_to_do_and_without_their_words(
+    open_cloud: Opener, name: str, told: str
+) -> None:
+    async with open_cloud() as opened:
+        error = type(name, (Exception,), {})("https://bucket/?X-Amz-Signature=secret")
+        sentence = str(opened._backend._translate("probe", "k", error))  # type: ignore[attr-defined]
+    assert told in sentence
+    assert "Signature" not in sentence
+    assert "status=" not in sentence  # there was no answer, so it has none
+    assert "code=" not in sentence
+
+
 async def test_a_missing_bucket_stops_the_start(open_cloud: Opener, cloud: FakeFilesystem) -> None:
     cloud.has_bucket = False
     with pytest.raises(ConfigError, match="the bucket doesn't exist"):

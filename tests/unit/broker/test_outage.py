@@ -1,4 +1,4 @@
-"""An outage of the store begins with what shows it first, ends with the first success, and bounds a start."""
+"""An outage of the store begins with what shows it first, ends when what failed succeeds, and bounds a start."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ class Store:
 
     def __init__(self) -> None:
         self.error: Exception | None = None
+        self.full = False
         self.gate: anyio.Event | None = None
         self.told = ObjectStoreStatistics()
 
@@ -41,6 +42,8 @@ class Store:
         return ObjectInfo(key=key, size=0)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        if self.full:
+            raise UnavailableError("no space left")
         return ""
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
@@ -97,6 +100,40 @@ async def test_failed_calls_are_one_outage_until_one_succeeds(
         f"the object store doesn't work, nothing is lost and it's tried again: {place} error=no route",
         f"the object store works again: {place} outage_s=3.0 failures=3",
     ]
+
+
+async def test_a_store_that_takes_nothing_is_one_outage_though_other_calls_succeed(
+    watched: WatchedStore, store: Store, clock: Clock, caplog: pytest.LogCaptureFixture
+) -> None:
+    store.full = True
+    for _ in range(5):
+        with pytest.raises(UnavailableError):
+            await watched.put("k", [b""])
+        await watched.head("k")
+        clock.now_s += 2
+        watched.look()
+    assert "last_error='no space left'" in watched.outage
+    store.full = False
+    await watched.put("k", [b""])
+    assert watched.outage == ""
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "the object store doesn't work, nothing is lost and it's tried again",
+        "the object store works again",
+    ]
+
+
+async def test_an_outage_ends_when_only_other_calls_come_for_a_while(
+    watched: WatchedStore, store: Store, clock: Clock
+) -> None:
+    store.full = True
+    with pytest.raises(UnavailableError):
+        await watched.put("k", [b""])
+    await watched.head("k")
+    watched.look()
+    assert watched.outage
+    clock.now_s += 10
+    watched.look()
+    assert watched.outage == ""
 
 
 async def test_an_answer_that_there_is_no_such_object_is_no_outage(

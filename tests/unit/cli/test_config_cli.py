@@ -110,6 +110,50 @@ def test_explain_names_each_place_that_a_table_came_from(
     }
 
 
+def test_explain_says_default_of_what_a_section_in_the_file_leaves_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "penstock.toml"
+    path.write_text(
+        'wal = { capacity = "8MiB" }\n[listener]\nbind = "127.0.0.1:0"\n[object_store]\nurl = "file://objects"\n[memory]\n'
+    )
+    assert main(["config", "explain", "-c", str(path), "--json"]) == 0
+    origins = {row["key"]: row["origin"] for row in json.loads(capsys.readouterr().out)}
+    told = {key: origin for key, origin in origins.items() if str(path) in origin}
+    assert told == {
+        "wal.capacity": f"{path}:1",
+        "listener.bind": f"{path}:3",
+        "object_store.url": f"{path}:5",
+    }
+    assert origins["object_store.plugin"] == origins["object_store.retry_budget_ms"] == "default"
+    assert origins["listener.idle_timeout"] == origins["memory.limit"] == origins["wal.path"] == "default"
+
+
+@pytest.mark.parametrize("key", ["foo.bar", "foo"])
+def test_a_section_that_is_none_is_told_with_the_sections_that_there_are(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "penstock.toml"
+    path.write_text(f"{key} = 1\n")
+    assert main(["config", "check", "-c", str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"penstock: {path}:1: {key} is no configuration key, ")
+    assert "broker, groups, listener, log_cache, logging, memory" in error
+    assert "broker.node_id" not in error
+
+
+def test_check_says_what_a_start_would_of_the_log_file_and_makes_none(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for file in (tmp_path / "missing" / "x.log", tmp_path):
+        assert main(["config", "check", "--set", f"logging.file={file}"]) == 2
+        assert capsys.readouterr().err.startswith(
+            "penstock: --set logging.file: logging.file can't be opened, make its directory"
+        )
+    assert main(["config", "check", "--set", f"logging.file={tmp_path / 'x.log'}"]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize("name", ["partition_key", "keys_max", "key_delimiter", "author"])
 def test_a_name_that_only_contains_a_secret_word_is_not_masked(name: str) -> None:
     assert redact((name,), "shown") == "shown"
@@ -144,20 +188,21 @@ def test_a_variable_that_nobody_reads_is_told(
 @pytest.mark.parametrize(
     ("sets", "told"),
     [
-        (["url=s3:/bucket"], "object_store.url is wrong (has no protocol, "),
-        (["url=s4://bucket"], "object_store.url is wrong (is not understood, "),
-        (["url=file://"], "object_store.url is wrong (names no directory, "),
-        (["options.x=1"], "object_store.options is wrong (a file:// url takes no options)"),
+        (["url=s3:/bucket"], "object_store.url is wrong, it has no protocol, "),
+        (["url=s4://bucket"], "object_store.url is wrong, it is not understood, "),
+        (["url=file://"], "object_store.url is wrong, it names no directory, "),
+        (["options.x=1"], "object_store.options is wrong, a file:// url takes no options: "),
         (
             ["url=s3://b", "options.endpoint_ulr=http://x"],
-            "endpoint_ulr is no option of S3FileSystem, the nearest is endpoint_url)",
+            "endpoint_ulr is no option of S3FileSystem, the nearest is endpoint_url: ",
         ),
         (
             ["url=s3://b", "options.client_kwargs.regionname=x"],
-            "regionname is no option of client_kwargs, the nearest is region_name)",
+            "regionname is no option of client_kwargs, the nearest is region_name: ",
         ),
-        (["url=s3://b", "options.config_kwargs.retrys=1"], "the nearest is retries)"),
+        (["url=s3://b", "options.config_kwargs.retrys=1"], "the nearest is retries: "),
         (["url=s3://b", "options.endpoint_url=minio:9000"], "endpoint_url must be an http or https URL"),
+        (["url=s3://b", "options.client_kwargs.verify=/no/ca.pem"], "verify names no file that is there"),
         (["url=s3://b", "options.key=a"], "key and secret go together"),
         (["url=s3://b", "options.asynchronous=true"], "asynchronous is decided by the plugin"),
     ],
