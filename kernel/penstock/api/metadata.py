@@ -20,7 +20,7 @@ from typing import Final
 
 import anyio
 
-from penstock.api.authorization import CLUSTER_NAME, Operation, ResourceType, each
+from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, ResourceType, each
 from penstock.api.context import EVERYTHING, ApiContext, NewTopic, RequestContext, Topic
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of
@@ -171,17 +171,26 @@ def _refused(request: MetadataRequest, code: int) -> MetadataResponse:
 def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
     if not (request.allow_auto_topic_creation and context.api.settings.auto_create_topics):
         return []
-    return [
+    names = [
         name
         for name in _unknown(request, context)
         if is_valid_topic_name(name) and name not in RESERVED_TOPICS
     ]
+    return _creatable(names, context) if names and context.api.authorizer is not None else names
+
+
+def _creatable(names: list[str], context: RequestContext) -> list[str]:
+    """Those of the names that the client may create: all by the cluster's permission, else by their own."""
+    if context.allowed(Operation.CREATE, ResourceType.CLUSTER, (CLUSTER_NAME,)):
+        return names
+    return list(context.allowed(Operation.CREATE, ResourceType.TOPIC, names))
 
 
 def _unknown(request: MetadataRequest, context: RequestContext) -> list[str]:
     known = context.api.logs.topics()
-    names = dict.fromkeys(topic.name for topic in request.topics or ())
-    return [name for name in names if name and name not in known]
+    asked = dict.fromkeys(topic.name for topic in request.topics or ())
+    names = [name for name in asked if name and name not in known]
+    return list(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, names)) if names else names
 
 
 def _without_topics(request: MetadataRequest, context: RequestContext) -> MetadataResponse:
@@ -213,14 +222,39 @@ def _wanted(
 ) -> list[Topic | MetadataResponseTopic]:
     """The topics that were asked for, each once; one that isn't there is described already, with its error."""
     if request.topics is None or (context.version < _ALL_BY_NULL_VERSION and not request.topics):
-        logs = context.api.logs
-        return [logs.topics()[name] for name in sorted(logs.topics())]
+        topics = context.api.logs.topics()
+        names = context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, sorted(topics))
+        return [topics[name] for name in names]
     found: dict[str | bytes, Topic | MetadataResponseTopic] = {}
     for asked in request.topics:
         key = _key(asked)
         if key not in found:
             found[key] = _asked_topic(asked, context, failed)
+    if context.api.authorizer is not None:
+        _hide(found, request, context)
     return list(found.values())
+
+
+def _hide(
+    found: dict[str | bytes, Topic | MetadataResponseTopic], request: MetadataRequest, context: RequestContext
+) -> None:
+    """Put an error in the place of the topics that the client may not describe, or would have to create and may not.
+
+    As in Kafka, one that was asked for by name doesn't show its id, so not whether it is there; nor an id its name.
+    """
+    names = [topic.name for topic in found.values() if topic.name is not None]
+    shown = frozenset(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, names))
+    creates = request.allow_auto_topic_creation and context.api.settings.auto_create_topics
+    absent = _unknown(request, context) if creates else []
+    refused = set(absent).difference(_creatable(absent, context)) if absent else frozenset[str]()
+    code = DENIED[ResourceType.TOPIC]
+    for key, topic in found.items():
+        if topic.name is None or (topic.name in shown and topic.name not in refused):
+            continue
+        if isinstance(key, bytes):
+            found[key] = MetadataResponseTopic(error_code=code, name=None, topic_id=key, partitions=[])
+        else:
+            found[key] = MetadataResponseTopic(error_code=code, name=key, partitions=[])
 
 
 def _key(asked: MetadataRequestTopic) -> str | bytes:
@@ -241,6 +275,8 @@ def _described(
 ) -> MetadataResponseTopic:
     if isinstance(topic, MetadataResponseTopic):
         return topic
+    if operations != UNKNOWN_OPERATIONS:
+        operations = context.authorized_operations(ResourceType.TOPIC, topic.name)
     return describe_topic(topic, context, operations)
 
 
@@ -323,6 +359,9 @@ def describe_topic_partitions_nowait(
     left = min(max(request.response_partition_limit, 1), _PARTITIONS_PER_RESPONSE_MAX)
     all_topics = not request.topics
     names = sorted(logs.topics()) if all_topics else sorted({topic.name for topic in request.topics})
+    denied = frozenset(names).difference(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, names))
+    if all_topics and denied:
+        names = [name for name in names if name not in denied]
     first_partition = 0
     if request.cursor is not None:
         at = bisect_left(names, request.cursor.topic_name)
@@ -332,6 +371,13 @@ def describe_topic_partitions_nowait(
     response = DescribeTopicPartitionsResponse(topics=[])
     for name in names:
         topic = logs.topics().get(name)
+        if name in denied:
+            response.topics.append(
+                DescribeTopicPartitionsResponseTopic(
+                    error_code=DENIED[ResourceType.TOPIC], name=name, partitions=[]
+                )
+            )
+            continue
         if topic is None:
             code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
             if not is_valid_topic_name(name):
@@ -346,14 +392,15 @@ def describe_topic_partitions_nowait(
             response.next_cursor = DescribeTopicPartitionsResponseCursor(topic_name=name, partition_index=0)
             break
         indexes = range(topic.partition_count)[first_partition : first_partition + left]
-        page = describe_topic(topic, context, _TOPIC_OPERATIONS, indexes).partitions
+        operations = context.authorized_operations(ResourceType.TOPIC, name)
+        page = describe_topic(topic, context, operations, indexes).partitions
         response.topics.append(
             DescribeTopicPartitionsResponseTopic(
                 name=name,
                 topic_id=topic.id,
                 is_internal=topic.internal,
                 partitions=[_described_partition(partition) for partition in page],
-                topic_authorized_operations=_TOPIC_OPERATIONS,
+                topic_authorized_operations=operations,
             )
         )
         left -= len(page)

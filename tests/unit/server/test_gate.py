@@ -16,6 +16,7 @@ from penstock.api.context import EVERYTHING
 from penstock.api.declaration import Api
 from penstock.api.dispatch import apis
 from penstock.api.gate import Gate, UnidentifiedError
+from penstock.api.metadata import describe_topic_partitions_nowait, handle_metadata, metadata_nowait
 from penstock.log.errors import KafkaError
 from penstock.server.large_frame import length_fault
 from penstock.server.settings import ServerSettings
@@ -23,10 +24,11 @@ from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.create_acls import AclCreation, CreateAclsRequest
+from penstock.wire.messages.describe_topic_partitions import DescribeTopicPartitionsRequest, TopicRequest
 from penstock.wire.messages.heartbeat import HeartbeatRequest
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest
 from penstock.wire.messages.list_partition_reassignments import ListPartitionReassignmentsRequest
-from penstock.wire.messages.metadata import MetadataRequest
+from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
 from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import Message
 
@@ -156,6 +158,64 @@ def test_a_handler_is_given_the_names_that_its_client_may_use(logs: FakeLogs) ->
     assert context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, ["t", "u"]) == ["t"]
     assert context.authorized_operations(ResourceType.TOPIC, "u") == 0
     assert context.authorized_operations(ResourceType.TOPIC, "t") == EVERYTHING[ResourceType.TOPIC]
+
+
+def test_metadata_of_all_topics_leaves_out_what_the_client_may_not_describe(logs: FakeLogs) -> None:
+    logs.add("u", 1)
+    context = make_context(logs, 12)
+    context.api.authorizer = Denying("u")
+    response = metadata_nowait(MetadataRequest(topics=None), context)
+    assert response is not None
+    assert [topic.name for topic in response.topics] == ["t"]
+    request = DescribeTopicPartitionsRequest(topics=[])
+    described = describe_topic_partitions_nowait(request, context)
+    assert [topic.name for topic in described.topics] == ["t"]
+
+
+def test_metadata_of_a_topic_that_may_not_be_described_does_not_tell_whether_it_is_there(
+    logs: FakeLogs,
+) -> None:
+    there = logs.add("u", 1)
+    context = make_context(logs, 12)
+    context.api.authorizer = Denying("u", "v")
+    topics = [MetadataRequestTopic(name=name) for name in ("t", "u", "v")]
+    topics.append(MetadataRequestTopic(name=None, topic_id=there.id))
+    response = metadata_nowait(MetadataRequest(topics=topics), context)
+    assert response is not None, "nothing is created or waited for"
+    denied = ErrorCode.TOPIC_AUTHORIZATION_FAILED
+    assert [(topic.name, topic.error_code, bool(any(topic.topic_id))) for topic in response.topics] == [
+        ("t", 0, True),
+        ("u", denied, False),
+        ("v", denied, False),
+        (None, denied, True),
+    ]
+    request = DescribeTopicPartitionsRequest(topics=[TopicRequest(name=name) for name in ("t", "u", "v")])
+    described = describe_topic_partitions_nowait(request, context)
+    assert [(topic.name, topic.error_code) for topic in described.topics] == [
+        ("t", 0),
+        ("u", denied),
+        ("v", denied),
+    ]
+
+
+class DenyingCreation(Denying):
+    """Whoever may see everything and create nothing."""
+
+    def allowed(
+        self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
+    ) -> Collection[str]:
+        super().allowed(client, operation, resource, names)
+        return () if operation == Operation.CREATE else names
+
+
+async def test_metadata_creates_no_topic_for_a_client_that_may_not(logs: FakeLogs) -> None:
+    context = make_context(logs, 12)
+    context.api.authorizer = DenyingCreation()
+    request = MetadataRequest(topics=[MetadataRequestTopic(name="new")], allow_auto_topic_creation=True)
+    response = await handle_metadata(request, context)
+    assert isinstance(response, MetadataResponse)
+    assert [topic.error_code for topic in response.topics] == [ErrorCode.TOPIC_AUTHORIZATION_FAILED]
+    assert "new" not in logs.topics()
 
 
 # -- the server -----------------------------------------------------------------------------------------------
