@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("COMBINE_BYTES_MIN", "checksum", "combine")
+__all__ = ("COMBINE_BYTES_MIN", "HOLD_BYTES_MAX", "checksum", "combine", "held_checksum")
 
 import threading
 from typing import Final
@@ -11,7 +11,7 @@ from crc32c import crc32c
 
 #: Up to this size the interpreter isn't let go of. At 20 GB/s, 1 MiB takes 50 us; a thread that has let go waits
 #: longer than that to get it back from a busy event loop, once for each buffer of a group commit.
-_HOLD_BYTES_MAX: Final = 2**20
+HOLD_BYTES_MAX: Final = 2**20
 #: From this size on, combining two checksums takes less time than going over the bytes again.
 COMBINE_BYTES_MIN: Final = 64 * 1024
 #: The polynomial, bits reversed, without its highest term.
@@ -20,7 +20,11 @@ _POLYNOMIAL: Final = 0x82F63B78
 
 def checksum(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     """The CRC-32C of ``data``, going on from ``value``, the CRC-32C of what comes before it."""
-    return crc32c(data, value, 0 if len(data) <= _HOLD_BYTES_MAX else -1)
+    return crc32c(data, value, 0 if len(data) <= HOLD_BYTES_MAX else -1)
+
+
+#: ``held_checksum(data, value, 0)`` is ``checksum`` of up to ``HOLD_BYTES_MAX`` bytes, without a call of Python.
+held_checksum = crc32c
 
 
 def combine(first: int, second: int, second_bytes: int) -> int:

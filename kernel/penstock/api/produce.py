@@ -6,7 +6,13 @@ of the request; the partitions answer through callbacks, and the last answer com
 
 from __future__ import annotations
 
-__all__ = ("APIS", "ProduceCall", "ProduceSink")
+__all__ = (
+    "APIS",
+    "ProduceCall",
+    "ProduceSink",
+    "failed_append",
+    "response_of_one",
+)
 
 import logging
 from collections.abc import Sequence
@@ -271,15 +277,10 @@ class ProduceCall:
             if isinstance(error, PreparationDueError):
                 self._due = error.work
             raise
-        except PenstockError as error:
-            if not is_expected(error):
-                _log.exception("append failed: topic=%s partition=%s", partition.topic, partition.index)
-            self._refuse(index, data, error_code_of(error), error_message_of(error))
         except Exception as error:  # noqa: BLE001 - logged and answered
-            # A bug below. Whether the log took the memory is unknown, so it stays accounted for.
-            _log.exception("append failed: topic=%s partition=%s", partition.topic, partition.index)
-            taken = True
-            self._refuse(index, data, error_code_of(error), error_message_of(error))
+            # Of a bug below it isn't known whether the log took the memory, so it stays accounted for.
+            taken = not isinstance(error, PenstockError)
+            self._refuse(index, data, *failed_append(error, partition))
         if taken:
             if self._prepared is not None:
                 self._prepared = None
@@ -369,6 +370,30 @@ class ProduceCall:
                 TopicProduceResponse(topic_id=topic.topic_id, name=topic.name, partition_responses=partitions)
             )
         self._sink.complete(ProduceResponse(responses=responses))
+
+
+def failed_append(error: Exception, partition: Partition) -> tuple[int, str | None]:
+    """Code and message for an append that raised what doesn't end by waiting; logged where it is a bug."""
+    if not isinstance(error, PenstockError) or not is_expected(error):
+        _log.error("append failed: topic=%s partition=%s", partition.topic, partition.index, exc_info=error)
+    return error_code_of(error), error_message_of(error)
+
+
+def response_of_one(topic: str, topic_id: bytes, index: int, outcome: AppendResult) -> ProduceResponse:
+    """The answer to a request of one partition."""
+    response = PartitionProduceResponse(
+        index=index,
+        error_code=outcome.error_code,
+        base_offset=outcome.base_offset,
+        log_append_time_ms=outcome.log_append_time_ms,
+        log_start_offset=outcome.log_start_offset,
+    )
+    if outcome.error_code:
+        response.error_message = outcome.error_message
+        response.record_errors = _record_errors(outcome.record_errors)
+    return ProduceResponse(
+        responses=[TopicProduceResponse(topic_id=topic_id, name=topic, partition_responses=[response])]
+    )
 
 
 def _record_errors(errors: Sequence[tuple[int, str | None]]) -> list[BatchIndexAndErrorMessage]:

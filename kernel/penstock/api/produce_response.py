@@ -6,7 +6,14 @@ id are written into a copy, which takes a fifth of the time.
 
 from __future__ import annotations
 
-__all__ = ("ResponseTemplates",)
+__all__ = (
+    "CORRELATION_POS",
+    "TEMPLATE_VERSION_MIN",
+    "ResponseTemplates",
+    "pack_correlation_into",
+    "pack_offsets_into",
+    "response_template",
+)
 
 import struct
 from typing import Final
@@ -16,15 +23,15 @@ from penstock.wire.messages.produce import PartitionProduceResponse, ProduceResp
 from penstock.wire.registry import encode_response
 
 #: base_offset, log_append_time_ms and log_start_offset follow each other from this version on.
-_FIRST_VERSION: Final = 5
+TEMPLATE_VERSION_MIN: Final = 5
 _ENTRIES_MAX: Final = 4096
 #: Values that nothing else in such a small message has.
 _MARKS: Final = (0x7A1B_2C3D_4E5F_6071, 0x7B2C_3D4E_5F60_7182, 0x7C3D_4E5F_6071_8293)
-_CORRELATION_POS: Final = 4
+CORRELATION_POS: Final = 4
 
 _OFFSETS: Final = struct.Struct(">qqq")
-_pack_offsets_into = _OFFSETS.pack_into
-_pack_correlation_into = struct.Struct(">i").pack_into
+pack_offsets_into = _OFFSETS.pack_into
+pack_correlation_into = struct.Struct(">i").pack_into
 
 
 class ResponseTemplates:
@@ -47,22 +54,30 @@ class ResponseTemplates:
         key = (version, topic[0], topic[1], index)
         found = self._templates.get(key)
         if found is None:
-            if version < _FIRST_VERSION:
+            if version < TEMPLATE_VERSION_MIN:
                 return bytearray(_encode(version, correlation_id, topic, index, offsets))
             found = self._learn(key, topic)
         template, at = found
         frame = bytearray(template)
-        _pack_correlation_into(frame, _CORRELATION_POS, correlation_id)
-        _pack_offsets_into(frame, at, *offsets)
+        pack_correlation_into(frame, CORRELATION_POS, correlation_id)
+        pack_offsets_into(frame, at, *offsets)
         return frame
 
     def _learn(self, key: tuple[int, str, bytes, int], topic: tuple[str, bytes]) -> tuple[bytes, int]:
-        template = _encode(key[0], 0, topic, key[3], _MARKS)
-        at = template.rindex(_OFFSETS.pack(*_MARKS))
+        template, at = response_template(key[0], topic[0], topic[1], key[3])
         if len(self._templates) >= _ENTRIES_MAX:
             self._templates.clear()
         self._templates[key] = (template, at)
         return template, at
+
+
+def response_template(version: int, topic: str, topic_id: bytes, index: int) -> tuple[bytes, int]:
+    """The encoded answer for a partition that took its batch, and where its three offsets go.
+
+    The correlation id goes to ``CORRELATION_POS``. From version ``TEMPLATE_VERSION_MIN`` on.
+    """
+    template = _encode(version, 0, (topic, topic_id), index, _MARKS)
+    return template, template.rindex(_OFFSETS.pack(*_MARKS))
 
 
 def _encode(

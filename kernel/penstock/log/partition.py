@@ -17,7 +17,9 @@ from operator import attrgetter
 from typing import Protocol
 
 import anyio
+import msgspec
 
+from penstock.checksum import COMBINE_BYTES_MIN
 from penstock.errors import (
     ClosedError,
     CorruptError,
@@ -40,6 +42,7 @@ from penstock.stream.engine import StreamEngine
 from penstock.stream.entry import untimed
 from penstock.stream.open_stream import Stream
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.record_batch import PREFIX_BYTES, TRANSACTIONAL_BIT, pack_start_into
 from penstock.wire.records import (
     HEADER_BYTES,
     BatchError,
@@ -56,33 +59,15 @@ from penstock.wire.validation import BROKER_BITS, amend_batch, check_batch, chec
 logger = logging.getLogger("penstock.log")
 
 
-class AppendOutcome:
+class AppendOutcome(msgspec.Struct, frozen=True, eq=False):
     """How an append ended; ``error_code`` 0 means durable."""
 
-    __slots__ = (
-        "base_offset",
-        "error_code",
-        "error_message",
-        "log_append_time_ms",
-        "log_start_offset",
-        "record_errors",
-    )
-
-    def __init__(
-        self,
-        error_code: int = 0,
-        error_message: str | None = None,
-        record_errors: Sequence[tuple[int, str | None]] = (),
-        base_offset: int = -1,
-        log_append_time_ms: int = -1,
-        log_start_offset: int = -1,
-    ) -> None:
-        self.error_code = error_code
-        self.error_message = error_message
-        self.record_errors = record_errors
-        self.base_offset = base_offset
-        self.log_append_time_ms = log_append_time_ms
-        self.log_start_offset = log_start_offset
+    error_code: int = 0
+    error_message: str | None = None
+    record_errors: Sequence[tuple[int, str | None]] = ()
+    base_offset: int = -1
+    log_append_time_ms: int = -1
+    log_start_offset: int = -1
 
 
 class ReadResult:
@@ -126,22 +111,13 @@ def doubtful_error_code(error: Exception) -> int:
     return code if code == ErrorCode.MESSAGE_TOO_LARGE else ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND
 
 
-class _Produce:
+class _Produce(msgspec.Struct, frozen=True, eq=False):
     """A produce that waits for durability."""
 
-    __slots__ = ("_base_offset", "_log_append_time_ms", "_on_done", "_partition")
-
-    def __init__(
-        self,
-        partition: Partition,
-        base_offset: int,
-        log_append_time_ms: int,
-        on_done: Callable[[AppendOutcome], None],
-    ) -> None:
-        self._partition = partition
-        self._base_offset = base_offset
-        self._log_append_time_ms = log_append_time_ms
-        self._on_done = on_done
+    _partition: Partition
+    _base_offset: int
+    _log_append_time_ms: int
+    _on_done: Callable[[AppendOutcome], None]
 
     def done(self, error: Exception | None) -> None:
         partition = self._partition
@@ -150,7 +126,8 @@ class _Produce:
                 0, None, (), self._base_offset, self._log_append_time_ms, partition.stream.start_offset
             )
             self._on_done(outcome)
-            partition._advanced()
+            if partition._listeners or partition._duplicates:
+                partition._advanced()
         else:
             self._on_done(AppendOutcome(doubtful_error_code(error), str(error)))
 
@@ -268,11 +245,12 @@ class Partition:
             else:
                 header = check_batch(records, rules, produce_version, now_ms)
             verdict = self.producers.check(header, now_ms) if header.producer_id >= 0 else ACCEPT
-            if header.is_transactional:
+            if header.attributes & TRANSACTIONAL_BIT:
                 text = "transactions aren't supported by this broker yet"
                 on_done(AppendOutcome(ErrorCode.INVALID_TXN_STATE, text))
                 return False
-            if isinstance(verdict, Duplicate):
+            if verdict is not ACCEPT:
+                assert isinstance(verdict, Duplicate)
                 self._answer_duplicate(verdict, on_done)
                 return False
             if config.codec is not None and header.codec != config.codec:
@@ -342,14 +320,17 @@ class Partition:
             own = self._engine.allocator.allocate_nowait(len(records), "append")
             data = own.view
             data[:] = records
-        original = bytes(data[:HEADER_BYTES]) if append_time_ms >= 0 else b""
+        original = b""
+        time_ms = header.max_timestamp
         if append_time_ms >= 0:
+            original = bytes(data[:HEADER_BYTES])
             set_log_append_time(data, append_time_ms)
-        base_offset = stream.next_offset
-        assign_offsets(data, base_offset, stream.leader_epoch)
-        time_ms = append_time_ms if append_time_ms >= 0 else header.max_timestamp
-        if time_ms < 0:
+            time_ms = append_time_ms
+        elif time_ms < 0:
             time_ms = untimed(now_ms)  # retention needs some time, as Kafka takes that of the segment's file
+        base_offset = stream.next_offset
+        size = len(data)
+        pack_start_into(data, 0, base_offset, size - PREFIX_BYTES, stream.leader_epoch)
         try:
             self._engine.append(
                 stream,
@@ -358,7 +339,7 @@ class Partition:
                 data,
                 own,
                 _Produce(self, base_offset, append_time_ms, on_done).done,
-                whole_checksum(data),
+                whole_checksum(data) if size >= COMBINE_BYTES_MIN else None,
             )
         except PenstockError:
             if charge is None:
@@ -368,7 +349,7 @@ class Partition:
             else:
                 assign_offsets(data, 0, -1)
             raise
-        self._appended_bytes += len(data)
+        self._appended_bytes += size
         if header.producer_id >= 0:
             self.producers.record(header, base_offset, now_ms, log_append_time_ms=append_time_ms)
 

@@ -44,7 +44,7 @@ from crc32c import crc32c
 from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.records import BatchError, BatchHeader
+from penstock.wire.records import CONTROL_BIT, BatchError, BatchHeader
 
 #: How many batches per producer are recognised when they come again; clients keep at most as many in flight.
 WINDOW_BATCHES: Final = 5
@@ -100,7 +100,7 @@ class ProducerInfo(NamedTuple):
 ACCEPT: Final = Accept()
 
 
-class _Batch(NamedTuple):
+class _Batch(msgspec.Struct, frozen=True, gc=False):
     first_sequence: int
     last_sequence: int
     base_offset: int
@@ -127,12 +127,6 @@ class _Producer:
         self.next_sequence = 0
         self.batches.clear()
         self.evicted_offset = _NONE
-
-    def push(self, batch: _Batch) -> None:
-        if len(self.batches) == WINDOW_BATCHES:
-            self.evicted_offset = self.batches.pop(0).base_offset
-        self.batches.append(batch)
-        self.next_sequence = (batch.last_sequence + 1) & _SEQUENCE_MASK
 
     @property
     def last_sequence(self) -> int:
@@ -278,9 +272,10 @@ class ProducerStateTable:
         producer_id = header.producer_id
         if producer_id < 0:
             return
-        producer = self._producers.pop(producer_id, None)
+        producers = self._producers
+        producer = producers.pop(producer_id, None)
         if producer is None:
-            if len(self._producers) >= self.producers_max:
+            if len(producers) >= self.producers_max:
                 self.forget_oldest(1)
             if self._memory is not None:
                 self._memory.add(self, 1)
@@ -289,15 +284,17 @@ class ProducerStateTable:
             producer = _Producer(header.producer_epoch, base_offset)
         elif header.producer_epoch != producer.epoch:
             producer.start_epoch(header.producer_epoch)
-        self._producers[producer_id] = producer
+        producers[producer_id] = producer
         producer.last_write_ms = now_ms
-        if not header.is_control:
-            last_offset = base_offset + header.last_offset_delta
-            producer.push(
-                _Batch(
-                    header.base_sequence, header.last_sequence, base_offset, last_offset, log_append_time_ms
-                )
-            )
+        if header.attributes & CONTROL_BIT:
+            return
+        first, delta = header.base_sequence, header.last_offset_delta
+        last = first + delta & _SEQUENCE_MASK if first >= 0 else _NONE
+        batches = producer.batches
+        if len(batches) == WINDOW_BATCHES:  # the window moves on
+            producer.evicted_offset = batches.pop(0).base_offset
+        batches.append(_Batch(first, last, base_offset, base_offset + delta, log_append_time_ms))
+        producer.next_sequence = last + 1 & _SEQUENCE_MASK
 
     def replay(self, header: BatchHeader, now_ms: int) -> None:
         """Record a stored batch, in log order, without checks: what is in the log was accepted once.
@@ -390,7 +387,7 @@ class ProducerStateTable:
                 len(durable),
             )
             for batch in durable:
-                body += _SNAPSHOT_BATCH.pack(*batch)
+                body += _SNAPSHOT_BATCH.pack(*msgspec.structs.astuple(batch))
         fields = (_SNAPSHOT_MAGIC, _SNAPSHOT_VERSION, end_offset, count)
         return _SNAPSHOT_HEAD.pack(*fields, _checksum(end_offset, count, body)) + bytes(body)
 
@@ -437,7 +434,7 @@ def _read_entries(data: bytes, count: int) -> dict[int, _Producer]:
         producer.last_write_ms = last_write_ms
         producer.evicted_offset = evicted
         for _ in range(size):
-            producer.batches.append(_Batch._make(_SNAPSHOT_BATCH.unpack_from(data, pos)))
+            producer.batches.append(_Batch(*_SNAPSHOT_BATCH.unpack_from(data, pos)))
             pos += _SNAPSHOT_BATCH.size
         producers[producer_id] = producer
     assert pos == len(data), "a snapshot with a valid checksum must be filled by its entries"

@@ -2,7 +2,7 @@
 
 Rules that the methods below keep:
 
-1. Responses leave in the order of the requests. Each request has a slot in ``_slots``; the head of the queue is
+1. Responses leave in the order of the requests. Each request has a slot in ``slots``; the head of the queue is
    flushed as far as it is complete.
 2. A Produce is decoded and handed to the log where its bytes are, in the call that received them. It may follow
    unanswered Produces, never an unfinished request of another kind.
@@ -34,6 +34,7 @@ from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
 from penstock.errors import FullError, InvalidRequestError, PenstockError
 from penstock.log.preparation import PreparationDueError
+from penstock.server import short_produce
 from penstock.server.admission import admit, admit_produce
 from penstock.server.large_frame import LargeFrame, length_fault
 from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait, encode
@@ -76,10 +77,10 @@ class Connection(asyncio.BufferedProtocol):
         "_closing",
         "_expect_large",
         "_finishing",
-        "_flush_scheduled",
+        "flush_scheduled",
         "_greedy",
         "_handling",
-        "_in_flight_bytes",
+        "in_flight_bytes",
         "_incoming",
         "_large",
         "_large_ready",
@@ -91,8 +92,8 @@ class Connection(asyncio.BufferedProtocol):
         "_rest",
         "_running",
         "_scopes",
-        "_server",
-        "_slots",
+        "server",
+        "slots",
         "_stash",
         "_transport",
         "_turn_due",
@@ -101,14 +102,13 @@ class Connection(asyncio.BufferedProtocol):
         "closing_since",
         "frame_since",
         "has_asked",
+        "head_end",
         "last_active",
         "opened",
-        "templates",
     )
 
     def __init__(self, server: Server, advertised: Endpoint) -> None:
-        self._server = server
-        self.templates = server.templates
+        self.server = server
         self._advertised = advertised
         #: Who is at the other end, and its share of what requests may hold, from ``connection_made`` on.
         self.client: Client
@@ -116,8 +116,9 @@ class Connection(asyncio.BufferedProtocol):
         self._handling: Member
         self.outbox: Outbox
         self._transport: asyncio.Transport | None = None
-        self._slots: deque[Slot] = deque()
-        self._in_flight_bytes = 0
+        self.slots: deque[Slot] = deque()
+        self.in_flight_bytes = 0
+        self.head_end = 0  # of the last usual Produce
         #: The request that runs alone, if any.
         self._running: Slot | None = None
         #: What waits on behalf of this client, and ends with it.
@@ -133,7 +134,7 @@ class Connection(asyncio.BufferedProtocol):
         self._large_ready = False
         self._expect_large = False
         self._blocked = False
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self._memory_wait = False
         #: It asked for more than fits into one turn of the loop, and waits for its next one.
         self._turn_due = False
@@ -159,7 +160,7 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment]
         assert self._transport is not None
-        server = self._server
+        server = self.server
         peer = transport.get_extra_info("peername")
         host, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) >= 2 else ("", 0)
         address = address_of(host)
@@ -187,15 +188,15 @@ class Connection(asyncio.BufferedProtocol):
         self._release_large()
         self._pending = b""
         self._stash_dropped()
-        for slot in self._slots:
+        for slot in self.slots:
             if slot is not self._running:  # a running handler's charges are released when it ends
                 slot.release_charges()
-        self._slots.clear()
+        self.slots.clear()
         self.outbox.release()
-        self._server.incoming.leave(self._incoming)
-        self._server.handling.leave(self._handling)
-        self._server.outgoing.leave(self.client.outgoing)
-        self._server.connection_closed(self)
+        self.server.incoming.leave(self._incoming)
+        self.server.handling.leave(self._handling)
+        self.server.outgoing.leave(self.client.outgoing)
+        self.server.connection_closed(self)
 
     def eof_received(self) -> bool:
         # A closed socket and a half-closed one look the same. Nobody waits for a parked request or for room, but
@@ -207,7 +208,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def pause_writing(self) -> None:
         self._incoming.busy = False
-        self.outbox.filled(self._server.time())
+        self.outbox.filled(self.server.time())
 
     def resume_writing(self) -> None:
         self._incoming.busy = self._blocked
@@ -219,7 +220,7 @@ class Connection(asyncio.BufferedProtocol):
         large = self._large
         if large is not None:
             return large.room
-        scratch = self._server.scratch
+        scratch = self.server.scratch
         pending = self._pending
         if pending:
             size = len(pending)
@@ -227,12 +228,12 @@ class Connection(asyncio.BufferedProtocol):
             return scratch[size:]
         if self._expect_large:
             return scratch[:PEEK_BYTES]
-        if self._server.carried_bytes > CARRIED_BYTES_SOFT or self._server.incoming.is_short:
+        if self.server.carried_bytes > CARRIED_BYTES_SOFT or self.server.incoming.is_short:
             return scratch[:SHORT_BYTES]
         return scratch
 
     def buffer_updated(self, nbytes: int) -> None:
-        server = self._server
+        server = self.server
         server.received_bytes += nbytes
         now = self.last_active = server.time()
         large = self._large
@@ -264,9 +265,9 @@ class Connection(asyncio.BufferedProtocol):
     def _parse(self, view: memoryview, end: int) -> None:
         """Handle the frames in ``view[:end]``; keep what is left of them."""
         pos = 0
-        size_max = self._server.settings.request_bytes_max
+        size_max = self.server.settings.request_bytes_max
         turn_requests = SLICE_REQUESTS
-        turn_end = self._server.time() + SLICE_S
+        turn_end = (clock := self.server.time)() + SLICE_S
         while end - pos >= _PREFIX_BYTES:
             (size,) = _unpack_prefix(view, pos)
             if not _HEADER_BYTES_MIN <= size <= size_max:
@@ -278,7 +279,7 @@ class Connection(asyncio.BufferedProtocol):
                     self._begin_large(view, pos, end, size)
                     return
                 break
-            if turn_requests <= 0 or (turn_requests < SLICE_REQUESTS and self._server.time() > turn_end):
+            if turn_requests <= 0 or (turn_requests < SLICE_REQUESTS and clock() > turn_end):
                 self._wait_for_turn(view, pos, end)
                 return
             turn_requests -= 1
@@ -300,25 +301,27 @@ class Connection(asyncio.BufferedProtocol):
 
         A frame that is taken takes its ``allocation`` with it.
         """
-        if self._waiting is not None or self._running is not None or self._is_held():
+        held = self._waiting is not None or self._running is not None or self._rest is not None
+        if held or self._closing or self.outbox.is_full:
             return False
         if not self.has_asked:
             self.has_asked = True
-            self._server.connection_asked(self)
+            self.server.connection_asked(self)
         api_key, version, correlation_id = _unpack_start(frame, 0)
         try:
             if api_key == _PRODUCE:
-                settings = self._server.settings
+                settings = self.server.settings
                 if (
-                    len(self._slots) >= settings.pipeline_requests_max
-                    or self._in_flight_bytes >= settings.pipeline_bytes_max
+                    len(self.slots) >= settings.pipeline_requests_max
+                    or self.in_flight_bytes >= settings.pipeline_bytes_max
                 ):
                     return False
-                self._start_produce(frame, version, correlation_id, allocation)
+                if allocation is not None or not short_produce.start(self, frame, version, correlation_id):
+                    self._start_produce(frame, version, correlation_id, allocation)
                 return True
-            if self._slots:
+            if self.slots:
                 self._write_completed()
-                if self._slots or self._is_held():
+                if self.slots or self._closing or self.outbox.is_full or self._rest is not None:
                     return False
             self._start(bytes(frame), api_key, version)
         except PenstockError as error:
@@ -328,25 +331,23 @@ class Connection(asyncio.BufferedProtocol):
             allocation.release()
         return True
 
-    def _is_held(self) -> bool:
-        """No request may start, whatever it is."""
-        return self._closing or self.outbox.is_full or self._rest is not None
-
     def _start_produce(
         self, frame: memoryview, version: int, correlation_id: int, allocation: Allocation | None
     ) -> None:
         body_pos = self._produce_header.body_pos(frame, version, self.client)
         if allocation is not None:
-            maximum = self._server.settings.produce_partitions_max
+            maximum = self.server.settings.produce_partitions_max
             if has_too_many_partitions(frame, body_pos, version, maximum):
                 raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
         request = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
         assert isinstance(request, ProduceRequest)
-        server = self._server
+        server = self.server
+        if allocation is None:
+            server.produce_heads.learn(frame, self.client.client_id, version, request)
         server.requests_by_api[_PRODUCE] += 1
-        slot = ProduceSlot(self, version, correlation_id, len(frame))
-        self._slots.append(slot)
-        self._in_flight_bytes += len(frame)
+        slot = ProduceSlot(version, correlation_id, len(frame), connection=self)
+        self.slots.append(slot)
+        self.in_flight_bytes += len(frame)
         call = ProduceCall(request, version, server.api, self.client, allocation, slot)
         slot.call = call
         if not server.gate.is_open and not admit_produce(server, self, slot, call, request):
@@ -361,14 +362,14 @@ class Connection(asyncio.BufferedProtocol):
         """Begin a request of another kind. ``frame`` is its own memory: handlers may keep views of it."""
         header = decode_request_header(frame)
         self.client.client_id = header.client_id
-        server = self._server
+        server = self.server
         api = server.apis.get(api_key)
         slot = Slot(version, header.correlation_id, len(frame))
         if api is None or not api.low <= version <= api.high:
             if api is not None and api.unsupported is not None:
                 slot.version = 0
-                self._slots.append(slot)
-                self._in_flight_bytes += slot.request_bytes
+                self.slots.append(slot)
+                self.in_flight_bytes += slot.request_bytes
                 self._answer(slot, api_key, api.unsupported(server.api))
                 return
             self._fault(f"api or version is not supported: api_key={api_key} version={version}")
@@ -380,8 +381,8 @@ class Connection(asyncio.BufferedProtocol):
         else:
             message = decode_request(api_key, version, frame, header.body_pos, lenient=True)
         server.requests_by_api[api_key] += 1
-        self._slots.append(slot)
-        self._in_flight_bytes += slot.request_bytes
+        self.slots.append(slot)
+        self.in_flight_bytes += slot.request_bytes
         if message is None:
             self._running = slot
             server.start_soon(self._run_long, slot, api, frame, header.body_pos, context)
@@ -407,7 +408,7 @@ class Connection(asyncio.BufferedProtocol):
             if not self._lost:
                 try:
                     message = await admit_and_decode(
-                        self._server, self._handling, context, api.key, frame, body_pos
+                        self.server, self._handling, context, api.key, frame, body_pos
                     )
                 except PenstockError as error:
                     self._fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
@@ -417,7 +418,7 @@ class Connection(asyncio.BufferedProtocol):
             slot.release_charges()
             return
         try:
-            admit(self._server, self, api, message, slot)
+            admit(self.server, self, api, message, slot)
             response = None if api.nowait is None else api.nowait(message, context)
         except Exception as error:  # noqa: BLE001 - logged and answered in _fail
             self._running = None
@@ -432,7 +433,7 @@ class Connection(asyncio.BufferedProtocol):
         buffers: list[Any] | None = None
         if not self._lost:
             make = encode if is_long else encode_in_turn
-            buffers = await make(self._server, self.client, slot, api_key, response)
+            buffers = await make(self.server, self.client, slot, api_key, response)
         self._running = None
         self._answer(slot, api_key, response, buffers)
 
@@ -470,18 +471,18 @@ class Connection(asyncio.BufferedProtocol):
             slot.buffers = buffers or encode_response(api_key, slot.version, slot.correlation_id, response)
         except PenstockError as error:
             self.answer_failed(slot, error)
-        count_response(self._server, self.client, slot)
+        count_response(self.server, self.client, slot)
         self.slot_completed(slot)
 
     def answer_failed(self, slot: Slot, error: PenstockError) -> None:
         """A response can't be encoded, which is a bug: the client gets nothing but the end of the connection."""
-        self._server.handler_failed(-1, error, expected=False)
+        self.server.handler_failed(-1, error, expected=False)
         slot.buffers = []
         slot.close = True
 
     def _fail(self, slot: Slot, api: Api, message: Message, error: Exception) -> None:
         """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
-        self._server.handler_failed(api.key, error, expected=is_expected(error), client=self.client)
+        self.server.handler_failed(api.key, error, expected=is_expected(error), client=self.client)
         slot.release_charges()
         response = None
         if not isinstance(error, UnidentifiedError):
@@ -498,7 +499,7 @@ class Connection(asyncio.BufferedProtocol):
     def _begin_large(self, view: memoryview, pos: int, end: int, size: int) -> None:
         """Receive the rest of a large frame straight into memory of its own."""
         _, api_key = _unpack_prefix_and_key(view, pos)
-        fault = length_fault(api_key, size, self._server.apis, self._server.settings, self.client)
+        fault = length_fault(api_key, size, self.server.apis, self.server.settings, self.client)
         if fault is not None:
             self._fault(fault)
             return
@@ -513,15 +514,15 @@ class Connection(asyncio.BufferedProtocol):
         self._large_ready = False
 
     def _has_grant(self, large: LargeFrame) -> bool:
-        return large.try_grant(self._server.allocator, self._server.incoming, self._incoming)
+        return large.try_grant(self.server.allocator, self.server.incoming, self._incoming)
 
     def _wait_with_large(self, large: LargeFrame) -> None:
         self._memory_wait = True
         self._pause()
-        self._server.start_soon(self._wait_for_memory, large)
+        self.server.start_soon(self._wait_for_memory, large)
 
     async def _wait_for_memory(self, large: LargeFrame) -> None:
-        server = self._server
+        server = self.server
         server.waiting_for_memory += 1
         carried = len(large.start)
         server.carried_bytes += carried
@@ -555,7 +556,7 @@ class Connection(asyncio.BufferedProtocol):
         self._large_ready = False
         if self._take(large.memory.view, large.memory):
             self.frame_since = None
-            self._server.incoming.shares.earn(self._incoming, large.size)
+            self.server.incoming.shares.earn(self._incoming, large.size)
             self._count()
         elif self._closing:
             large.release()
@@ -574,26 +575,24 @@ class Connection(asyncio.BufferedProtocol):
 
     def _count(self) -> None:
         """Tell the account how many bytes are held of requests that aren't handled yet."""
-        size = len(self._pending)
-        if self._stash is not None:
-            size += len(self._stash)
+        size = len(self._pending) + len(self._stash or b"")
         if self._waiting is not None:
             size += self._waiting.carried_bytes
         if self._large is not None:
             size += self._large.granted
-        incoming, member = self._server.incoming, self._incoming
+        incoming, member = self.server.incoming, self._incoming
         if size < member.held:
             incoming.give(member, member.held - size)
         elif size > member.held:
             incoming.take(member, size - member.held)
             if incoming.is_short:
-                self._server.relieve_soon()
+                self.server.relieve_soon()
 
     # -- waiting --------------------------------------------------------------------------------------
 
     def _block(self, view: memoryview, pos: int, end: int) -> None:
         self._stash = bytearray(view[pos:end])
-        self._server.carried_bytes += end - pos
+        self.server.carried_bytes += end - pos
         self.frame_since = None
         self._pause()
         self._count()
@@ -602,7 +601,7 @@ class Connection(asyncio.BufferedProtocol):
         """Others first: go on in the next turn of this connection."""
         self._turn_due = True
         self._block(view, pos, end)
-        self._server.turns.add(self)
+        self.server.turns.add(self)
 
     def turn(self) -> None:
         """Go on with what was kept back for this turn."""
@@ -612,7 +611,7 @@ class Connection(asyncio.BufferedProtocol):
         try:
             self._resume()
         except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their turns
-            self._server.handler_failed(-1, error, expected=False)
+            self.server.handler_failed(-1, error, expected=False)
             self.abort()
         # what it receives next waits too, if this wasn't all
         self._greedy = self._turn_due
@@ -622,7 +621,7 @@ class Connection(asyncio.BufferedProtocol):
     def rest(self, delay_ms: int) -> None:
         """Handle nothing more of this client for so long."""
         if self._rest is None and not self._lost:
-            self._rest = self._server.call_later(delay_ms / 1000, self._rested)
+            self._rest = self.server.call_later(delay_ms / 1000, self._rested)
 
     def _rested(self) -> None:
         self._rest = None
@@ -640,7 +639,14 @@ class Connection(asyncio.BufferedProtocol):
 
     def _resume(self) -> None:
         """Go on with what was kept back, as far as it goes; then read on."""
-        if not self._blocked or self._memory_wait or self._turn_due or self._is_held():
+        if (
+            not self._blocked
+            or self._memory_wait
+            or self._turn_due
+            or self._closing
+            or self.outbox.is_full
+            or self._rest is not None
+        ):
             return
         if self._large_ready:
             self._large_received()
@@ -648,14 +654,14 @@ class Connection(asyncio.BufferedProtocol):
                 return
         stash, self._stash = self._stash, None
         if stash is not None:
-            self._server.carried_bytes -= len(stash)
+            self.server.carried_bytes -= len(stash)
             self._parse(memoryview(stash), len(stash))
             self._count()
             if self._is_stuck():
                 return
         self._blocked = False
         self._incoming.busy = False
-        self._incoming.rested(self._server.time())
+        self._incoming.rested(self.server.time())
         transport = self._transport
         if transport is not None and not transport.is_closing():
             transport.resume_reading()
@@ -684,13 +690,13 @@ class Connection(asyncio.BufferedProtocol):
         """A slot has its answer: flush soon, together with others that complete in the same turn of the loop."""
         if self._lost:
             slot.release_charges()
-        elif not self._flush_scheduled and self._slots and self._slots[0].buffers is not None:
-            self._flush_scheduled = True
-            self._server.flush_soon(self)
+        elif not self.flush_scheduled and self.slots and self.slots[0].buffers is not None:
+            self.flush_scheduled = True
+            self.server.flush_soon(self)
 
     def flush(self) -> None:
         """Send what is complete, then go on with what waited for that."""
-        self._flush_scheduled = False
+        self.flush_scheduled = False
         self._write_completed()
         if self._finishing and self._quiet():
             self.close()
@@ -698,13 +704,13 @@ class Connection(asyncio.BufferedProtocol):
             self._resume()
 
     def _write_completed(self) -> None:
-        slots = self._slots
+        slots = self.slots
         buffers: list[Any] = []
         charges: list[Charge] = []
         close = False
         while slots and slots[0].buffers is not None:
             slot = slots.popleft()
-            self._in_flight_bytes -= slot.request_bytes
+            self.in_flight_bytes -= slot.request_bytes
             buffers += slot.buffers or ()
             if slot.charges:
                 charges += slot.charges
@@ -712,9 +718,9 @@ class Connection(asyncio.BufferedProtocol):
                 close = True
                 break
         if buffers or charges:
-            self._server.sent_bytes += self.outbox.write(buffers, charges)
-            if self.outbox.is_full and self._server.outgoing.is_short:
-                self._server.relieve_soon()
+            self.server.sent_bytes += self.outbox.write(buffers, charges)
+            if self.outbox.is_full and self.server.outgoing.is_short:
+                self.server.relieve_soon()
         if close:
             self.close()
 
@@ -722,7 +728,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _quiet(self) -> bool:
         """Nothing is in flight and nothing that could be done is kept back."""
-        if self._slots:
+        if self.slots:
             return False
         return self._closing or (self._stash is None and self._waiting is None and not self._large_ready)
 
@@ -732,14 +738,9 @@ class Connection(asyncio.BufferedProtocol):
         return self._incoming.address
 
     @property
-    def in_flight(self) -> int:
-        """Requests without their answer."""
-        return len(self._slots)
-
-    @property
     def waits_for_us(self) -> bool:
         """A request is being handled or waits for memory: a quiet client is no idle client."""
-        return bool(self._slots) or self._memory_wait or self._rest is not None
+        return bool(self.slots) or self._memory_wait or self._rest is not None
 
     def frame_is_late(self, now: float, grace_s: float) -> bool:
         """An unfinished frame has stopped: nothing came for ``grace_s``, and a little more for each byte so far."""
@@ -771,14 +772,14 @@ class Connection(asyncio.BufferedProtocol):
     def drain(self) -> None:
         """Take no more requests; answer those in flight, then close."""
         self._closing = self._finishing = True
-        if not self._slots:
+        if not self.slots:
             self.close()
 
     def close(self) -> None:
         """Close when the bytes written so far have left."""
         self._closing = True
         if self.closing_since is None:
-            self.closing_since = self._server.time()
+            self.closing_since = self.server.time()
         if self._transport is not None:
             self._transport.close()
 
@@ -789,11 +790,11 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def _fault(self, reason: str) -> None:
-        self._server.connection_faulted(self, reason)
+        self.server.connection_faulted(self, reason)
         self._stash_dropped()
         self.close()
 
     def _stash_dropped(self) -> None:
         stash, self._stash = self._stash, None
         if stash is not None:
-            self._server.carried_bytes -= len(stash)
+            self.server.carried_bytes -= len(stash)

@@ -30,6 +30,7 @@ from penstock.api.produce_response import ResponseTemplates
 from penstock.errors import ConfigError, UnavailableError
 from penstock.log.limiter import BytesLimiter
 from penstock.server.connection import Connection
+from penstock.server.produce_heads import ProduceHeads
 from penstock.server.settings import SCRATCH_BYTES, ListenerSettings, ServerSettings, ServerStatistics
 from penstock.server.turns import Turns
 from penstock.shares import Member
@@ -97,6 +98,7 @@ class Server(AsyncContextManagerMixin):
         self.allocator = allocator
         self.scratch = memoryview(bytearray(SCRATCH_BYTES))
         self.templates = ResponseTemplates()
+        self.produce_heads = ProduceHeads()
         #: Where clients reach this broker, one per listener, once the scope is open.
         self.endpoints: tuple[Endpoint, ...] = ()
         self.received_bytes = 0
@@ -447,7 +449,7 @@ class Server(AsyncContextManagerMixin):
             connections_closed_for_timeout=self._timeouts,
             connections_closed_for_others=self._outcompeted,
             requests_by_api=MappingProxyType(dict(self.requests_by_api)),
-            requests_in_flight=sum(connection.in_flight for connection in self._connections),
+            requests_in_flight=sum(len(connection.slots) for connection in self._connections),
             handler_errors=self._handler_errors,
             received_bytes=self.received_bytes,
             sent_bytes=self.sent_bytes,

@@ -6,6 +6,8 @@ __all__ = ("ProduceHeader", "ProduceSlot", "Slot")
 
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from penstock.api.context import AppendResult, Client
 from penstock.api.produce import ProduceCall
 from penstock.errors import PenstockError
@@ -37,19 +39,16 @@ class ProduceHeader:
         return header.body_pos
 
 
-class Slot:
+class Slot(msgspec.Struct, eq=False):
     """The place of one request in the order of responses."""
 
-    __slots__ = ("buffers", "charges", "close", "correlation_id", "request_bytes", "version")
-
-    def __init__(self, version: int, correlation_id: int, request_bytes: int) -> None:
-        self.version = version
-        self.correlation_id = correlation_id
-        self.request_bytes = request_bytes
-        #: None until the request is answered; empty when there is nothing to send.
-        self.buffers: list[Any] | None = None
-        self.charges: list[Charge] | None = None
-        self.close = False
+    version: int
+    correlation_id: int
+    request_bytes: int
+    #: None until the request is answered; empty when there is nothing to send.
+    buffers: list[Any] | None = None
+    charges: list[Charge] | None = None
+    close: bool = False
 
     def release_charges(self) -> None:
         """Give back what its response holds."""
@@ -58,15 +57,11 @@ class Slot:
             charge.release()
 
 
-class ProduceSlot(Slot):
+class ProduceSlot(Slot, eq=False, kw_only=True):
     """The slot of a Produce: completes itself from the log's callback."""
 
-    __slots__ = ("call", "connection")
-
-    def __init__(self, connection: Connection, version: int, correlation_id: int, request_bytes: int) -> None:
-        super().__init__(version, correlation_id, request_bytes)
-        self.connection = connection
-        self.call: ProduceCall | None = None
+    connection: Connection
+    call: ProduceCall | None = None
 
     def complete(self, response: ProduceResponse | None) -> None:
         """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
@@ -85,7 +80,7 @@ class ProduceSlot(Slot):
         """One partition, and it went well."""
         connection = self.connection
         try:
-            frame = connection.templates.encode(
+            frame = connection.server.templates.encode(
                 self.version,
                 self.correlation_id,
                 (topic.name, topic.topic_id),

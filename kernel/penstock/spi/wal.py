@@ -75,8 +75,9 @@ class WalAppend:
         assert not self.done, "an append completes once"
         self.done = True
         self.error = error
-        if self._callback is not None:
-            callback, self._callback = self._callback, None
+        callback = self._callback
+        if callback is not None:
+            self._callback = None
             callback(self)
         if self._event is not None:
             self._event.set()

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import anyio
+import msgspec
 from anyio.abc import TaskGroup
 
 from penstock.bus import EventBus
@@ -35,7 +36,7 @@ from penstock.spi.log_cache import LogCache, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge
 from penstock.spi.wal import WalAppend, WriteAheadLog
-from penstock.stream.entry import HEADER, encode_header
+from penstock.stream.entry import ENTRY_VERSION, HEADER, pack_header
 from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.marks import MetadataMarks
@@ -112,23 +113,14 @@ class _WithOverhead:
             charge.release()
 
 
-class _Pending:
+class _Pending(msgspec.Struct, frozen=True, eq=False):
     """An append that waits for the WAL."""
 
-    __slots__ = ("_engine", "_entry", "_generation", "_on_done", "_stream")
-
-    def __init__(
-        self,
-        engine: StreamEngine,
-        stream: Stream,
-        entry: StreamEntry,
-        on_done: Callable[[Exception | None], None],
-    ) -> None:
-        self._engine = engine
-        self._stream = stream
-        self._entry = entry
-        self._generation = stream._generation
-        self._on_done = on_done
+    _engine: StreamEngine
+    _stream: Stream
+    _entry: StreamEntry
+    _generation: int
+    _on_done: Callable[[Exception | None], None]
 
     def complete(self, append: WalAppend) -> None:
         stream, entry, engine = self._stream, self._entry, self._engine
@@ -138,7 +130,19 @@ class _Pending:
             stream.confirmed_offset = entry.next_offset
             # The WAL works: whoever waits tries again, and if it is full still, what came since is uploaded.
             engine._wal_full = False
-            engine._store_durable(entry)
+            engine._stored_end = entry.wal_position
+            if engine._closing or entry.stream_id not in engine._streams:
+                # the stream was deleted while the append was on its way; or the engine ended and recovery finds it
+                if entry.charge is not None:
+                    entry.charge.release()
+            else:
+                engine._uncharged_entries += 1
+                if engine._uncharged_entries >= OVERHEAD_ENTRIES:
+                    engine._charge_overhead(entry)
+                cache = engine._log_cache
+                cache.put(entry)
+                if cache.active_bytes >= engine._settings.upload_bytes:
+                    engine._freeze()
         else:
             engine._append_failures += 1
             engine._look_at_wal(append.error)
@@ -151,7 +155,8 @@ class _Pending:
             if entry.charge is not None:
                 entry.charge.release()
         self._on_done(append.error)
-        engine._made_progress()
+        if engine._room.waiters:
+            engine._made_progress()
 
 
 class StreamEngine:
@@ -379,10 +384,11 @@ class StreamEngine:
             raise ClosedError("the broker is stopping")
         base = stream.next_offset
         end = base + count
-        header = encode_header(stream.stream_id, stream.epoch, base, end, time_ms)
+        stream_id, size = stream.stream_id, len(data)
+        header = pack_header(ENTRY_VERSION, stream_id, stream.epoch, base, end, time_ms)
         entry_checksum = None
         if data_checksum is not None:
-            entry_checksum = combine(checksum(header), data_checksum, len(data))
+            entry_checksum = combine(checksum(header), data_checksum, size)
         try:
             append = self._wal.append((header, data), entry_checksum)
         except FullError:
@@ -396,14 +402,12 @@ class StreamEngine:
             self._look_at_wal(error)
             self._die(UnavailableError(f"the wal takes nothing any more, restart the broker: cause={error}"))
             raise
-        entry = StreamEntry(
-            stream.stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum
-        )
+        entry = StreamEntry(stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum)
         stream.next_offset = end
-        self._in_flight_bytes += len(data) + IN_FLIGHT_OVERHEAD_BYTES
+        self._in_flight_bytes += size + IN_FLIGHT_OVERHEAD_BYTES
         self._appended_entries += 1
-        self._appended_bytes += len(data)
-        append.set_callback(_Pending(self, stream, entry, on_done).complete)
+        self._appended_bytes += size
+        append.set_callback(_Pending(self, stream, entry, stream._generation, on_done).complete)
 
     async def wait_for_room(self, size: int) -> None:
         """Return when an append of ``size`` bytes that got FullError is worth another try.
@@ -473,20 +477,6 @@ class StreamEngine:
         # with nothing in flight there is no completion left that could wake anybody later
         if self._room.waiters and (not self._wal_full or not self._in_flight_bytes):
             self._room.wake()
-
-    def _store_durable(self, entry: StreamEntry) -> None:
-        self._stored_end = entry.wal_position
-        if self._closing or entry.stream_id not in self._streams:
-            # the stream was deleted while the append was on its way; or the engine ended and recovery finds it
-            if entry.charge is not None:
-                entry.charge.release()
-            return
-        self._uncharged_entries += 1
-        if self._uncharged_entries >= OVERHEAD_ENTRIES:
-            self._charge_overhead(entry)
-        self._log_cache.put(entry)
-        if self._log_cache.active_bytes >= self._settings.upload_bytes:
-            self._freeze()
 
     def _charge_overhead(self, entry: StreamEntry) -> None:
         try:

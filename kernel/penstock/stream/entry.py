@@ -9,7 +9,16 @@ the newest append if not, and no lookup by timestamp finds it.
 
 from __future__ import annotations
 
-__all__ = ("HEADER", "WalHeader", "decode_header", "encode_header", "retention_time_ms", "untimed")
+__all__ = (
+    "ENTRY_VERSION",
+    "HEADER",
+    "WalHeader",
+    "decode_header",
+    "encode_header",
+    "pack_header",
+    "retention_time_ms",
+    "untimed",
+)
 
 from struct import Struct
 from typing import NamedTuple
@@ -29,6 +38,10 @@ HEADER = Struct(
     "q"  # next offset
     "q"  # time, ms: see above
 )
+
+
+#: ``encode_header`` without its call; takes the version first.
+pack_header = HEADER.pack
 
 
 class WalHeader(NamedTuple):

@@ -29,6 +29,7 @@ __all__ = (
     "amend_header",
     "assign_offsets",
     "iter_batches",
+    "pack_start_into",
     "read_header",
     "seal_batch",
     "set_log_append_time",
@@ -197,6 +198,11 @@ def iter_batches(buf: Buffer) -> Iterator[tuple[int, BatchHeader]]:
             )
         yield pos, header
         pos = end
+
+
+#: Writes base offset, length and leader epoch, which is how a batch starts: ``assign_offsets`` in one step for who
+#: knows the length.
+pack_start_into = Struct(">qii").pack_into
 
 
 def assign_offsets(buf: bytearray | memoryview, base_offset: int, leader_epoch: int) -> None:

@@ -27,7 +27,7 @@ from typing import Final
 
 import msgspec
 
-from penstock.checksum import checksum
+from penstock.checksum import HOLD_BYTES_MAX, checksum, held_checksum
 from penstock.errors import InvalidRequestError
 from penstock.wire import _native
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD, Buffer
@@ -57,6 +57,8 @@ INLINE_PYTHON_BYTES_MAX: Final = 32 * 1024
 #: Gzip inflates to so much in 250 us, lz4 in 30.
 INLINE_INFLATED_BYTES_MAX: Final = 128 * 1024
 
+#: A codec, and no other bit.
+_USUAL_ATTRIBUTES: Final = frozenset(range(CODEC_ZSTD + 1))
 _NO_TIMESTAMP: Final = -1
 _INT64_MIN: Final = -(1 << 63)
 _INT64_MAX: Final = (1 << 63) - 1
@@ -128,14 +130,17 @@ def check_batch(records: memoryview, rules: BatchRules, produce_version: int, no
         header.magic != 2
         or header.length + PREFIX_BYTES != size
         or size > rules.max_message_bytes
-        or header.attributes & ~CODEC_MASK
-        or header.attributes > CODEC_ZSTD
-        or (header.attributes == CODEC_ZSTD and produce_version < 7)
+        or header.attributes not in _USUAL_ATTRIBUTES
+        or (produce_version < 7 and header.attributes == CODEC_ZSTD)
         or header.base_offset
-        or header.last_offset_delta < 0
-        or header.last_offset_delta + 1 != header.count
+        or not 0 <= header.last_offset_delta == header.count - 1
         or (header.producer_id >= 0 and (header.base_sequence < 0 or header.producer_epoch < 0))
-        or checksum(records[ATTRIBUTES_POS:]) != header.crc
+        or (
+            held_checksum(records[ATTRIBUTES_POS:], 0, 0)
+            if size <= HOLD_BYTES_MAX
+            else checksum(records[ATTRIBUTES_POS:])
+        )
+        != header.crc
     ):
         _look_closer(records, header, rules, produce_version)
     if not rules.full and not rules.is_log_append_time:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from typing import TypeAlias
 
 import anyio
+import msgspec
 from anyio.lowlevel import checkpoint_if_cancelled
 from pydantic import Field
 
@@ -60,16 +61,13 @@ class SequentialAllocatorSettings(Settings):
     )
 
 
-class _Allocation:
+class _Allocation(msgspec.Struct, eq=False):  # made for each small request, so without a step of Python
     """Memory cut from a chunk."""
 
-    __slots__ = ("_chunk", "_owner", "size", "view")
-
-    def __init__(self, view: memoryview, size: int, chunk: Chunk, owner: SequentialAllocator) -> None:
-        self.view = view
-        self.size = size
-        self._chunk: Chunk | None = chunk
-        self._owner = owner
+    view: memoryview
+    size: int
+    _chunk: Chunk | None
+    _owner: SequentialAllocator
 
     def release(self) -> None:
         chunk = self._chunk

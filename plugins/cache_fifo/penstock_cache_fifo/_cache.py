@@ -133,6 +133,8 @@ class FifoLogCache:
         self._wanted = wanted
         self._streams: dict[int, _Stream] = {}
         self._active = _Block()
+        #: Payload bytes of the active block, which knows its size once it is frozen.
+        self.active_bytes = 0
         #: Frozen and uploaded blocks, oldest first.
         self._blocks: deque[_Block] = deque()
         self._frozen_bytes = 0
@@ -146,10 +148,6 @@ class FifoLogCache:
     @property
     def capabilities(self) -> LogCacheCapabilities:
         return LogCacheCapabilities()
-
-    @property
-    def active_bytes(self) -> int:
-        return self._active.size_bytes
 
     def put(self, entry: StreamEntry) -> None:
         if self._closed:
@@ -176,7 +174,7 @@ class FifoLogCache:
         stream.total += size
         stream.ends.append(stream.total)
         stream.next_offset = entry.next_offset
-        block.size_bytes += size
+        self.active_bytes += size
         if entry.wal_position > block.wal_end:
             block.wal_end = entry.wal_position
         self._entries += 1
@@ -205,6 +203,7 @@ class FifoLogCache:
         block = self._active
         if not block.streams:
             return None
+        block.size_bytes, self.active_bytes = self.active_bytes, 0
         self._active = _Block()
         self._blocks.append(block)
         self._frozen_bytes += block.size_bytes
@@ -247,7 +246,7 @@ class FifoLogCache:
 
     def statistics(self) -> LogCacheStatistics:
         return LogCacheStatistics(
-            active_bytes=self._active.size_bytes,
+            active_bytes=self.active_bytes,
             frozen_bytes=self._frozen_bytes,
             uploaded_bytes=self._uploaded_bytes,
             entries=self._entries,
@@ -262,7 +261,7 @@ class FifoLogCache:
         self._blocks.clear()
         self._streams.clear()
         self._active = _Block()
-        self._frozen_bytes = self._uploaded_bytes = 0
+        self.active_bytes = self._frozen_bytes = self._uploaded_bytes = 0
         for block in blocks:
             self._drop(block)
 
@@ -293,7 +292,10 @@ class FifoLogCache:
         entries = block.streams.pop(stream_id)
         charges = _take_charges(entries)
         size = sum(len(entry.data) for entry in entries)
-        block.size_bytes -= size
+        if block is self._active:
+            self.active_bytes -= size
+        else:
+            block.size_bytes -= size
         if block.uploaded:
             self._uploaded_bytes -= size
             if not block.streams:

@@ -1,0 +1,223 @@
+"""The short way of a Produce and the long one give the same answers and have the same effects."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from penstock.errors import FullError
+from penstock.server import produce_heads, short_produce
+from penstock.server.produce_heads import ProduceHeads
+from penstock.wire import ApiKey, encode_request
+from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
+from penstock.wire.records import build_batch
+from penstock.wire.registry import decode_request, decode_request_header
+
+pytestmark = pytest.mark.anyio
+
+
+def _load() -> ModuleType:
+    path = Path(__file__).parents[3] / "bench/counts.py"
+    spec = importlib.util.spec_from_file_location("bench_counts_rig", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["bench_counts_rig"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+counts = _load()
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class NoHeads(ProduceHeads):
+    """Learns nothing, so that every request goes the long way."""
+
+    __slots__ = ()
+
+    def learn(self, *_: object) -> None:
+        """Nothing."""
+
+
+@dataclass
+class Sent:
+    """A request: what can differ from the usual one."""
+
+    version: int = 9
+    partition: int = 0
+    topic: str = counts.TOPIC
+    acks: int = -1
+    size: int = 300
+    producer: tuple[int, int, int] = (-1, -1, -1)
+    damage: int = -1
+    client_id: str | None = "c"
+    batches: int = 1
+    codec: int = 0
+
+
+def frame(sent: Sent, number: int, topic_id: bytes) -> bytes:
+    """The bytes of one request."""
+    producer_id, epoch, sequence = sent.producer
+    batch = build_batch(
+        [(None, b"%d" % number + b"x" * sent.size, (), counts.NOW_MS)],
+        codec=sent.codec,
+        producer_id=producer_id,
+        producer_epoch=epoch,
+        base_sequence=sequence,
+    )
+    if sent.damage >= 0:
+        batch[sent.damage % len(batch)] ^= 0x10
+    data = [PartitionProduceData(index=sent.partition, records=bytes(batch)) for _ in range(sent.batches)]
+    topic = TopicProduceData(name=sent.topic, partition_data=data)
+    if sent.version >= 13:
+        topic = TopicProduceData(topic_id=topic_id, partition_data=data)
+    request = ProduceRequest(acks=sent.acks, timeout_ms=1000, topic_data=[topic])
+    return b"".join(encode_request(ApiKey.PRODUCE, sent.version, number, sent.client_id, request))
+
+
+def some_requests(random: Random) -> list[Sent]:
+    """Mostly usual ones of one or two clients, and whatever else comes."""
+    version = random.choice([3, 5, 7, 8, 9, 10, 12, 13])
+    sequences = {1: 0, 2: 0}
+    found = []
+    for _ in range(40):
+        sent = Sent(version=version, size=random.choice([0, 1, 20, 60, 100, 300, 5000, 17_000]))
+        match random.randrange(14):
+            case 0:
+                sent.damage = random.randrange(400)
+            case 1:
+                sent.partition = random.choice([1, -1, 7])
+            case 2:
+                sent.acks = random.choice([1, 2, -1])
+            case 3:
+                sent.topic = "nothing"
+            case 4:
+                sent.version = random.choice([5, 9, 12])
+            case 5:
+                sent.client_id = random.choice([None, "", "another", "ü" * 90])
+            case 6:
+                sent.codec = random.choice([1, 2, 3])
+            case 7 | 8 | 9:
+                producer_id = random.choice([1, 2])
+                sequence = sequences[producer_id] + random.choice([0, 0, 0, 0, 1, -1])
+                sent.producer = (producer_id, 0, max(sequence, 0))
+                if sequence == sequences[producer_id]:
+                    sequences[producer_id] += 1
+            case 10:
+                sent.batches = 2
+            case _:
+                pass
+        found.append(sent)
+    return found
+
+
+async def outcome(requests: list[Sent], seed: int, *, short: bool) -> tuple[bytes, bytes, int, int]:
+    """All answers, what a consumer reads then, requests counted, and how many went the short way."""
+    random = Random(seed)
+    async with counts.rig() as made:
+        if not short:
+            made.server.produce_heads = NoHeads()
+        topic = made.server.api.logs.topics()[counts.TOPIC]
+        topic_id = topic.id
+        went = 0
+        real = short_produce.start
+
+        def counting(*args: Any) -> bool:
+            nonlocal went
+            went += (gone := real(*args))
+            return gone
+
+        setattr(short_produce, "start", counting)  # noqa: B010 - mypy has it as a function
+        try:
+            data, answers = b"", b""
+            for number, sent in enumerate(requests):
+                data += frame(sent, number, topic_id)
+                if random.random() < 0.5 or len(data) > 20_000:
+                    made.exchange(data)
+                    answers += made.answers()
+                    data = b""
+            if data:
+                made.exchange(data)
+            answers += made.answers()
+            made.exchange(counts.fetch_frame(0))
+            answers = answers.replace(topic_id, b"T" * 16)  # a topic's id is drawn
+            return answers, made.answers(), made.server.requests_by_api[0], went
+        finally:
+            short_produce.start = real
+
+
+@pytest.mark.parametrize("seed", range(12))
+async def test_both_ways_give_the_same_answers_and_the_same_log(seed: int) -> None:
+    requests = some_requests(Random(seed))
+    answers, log, handled, went = await outcome(requests, seed, short=True)
+    long_answers, long_log, long_handled, long_went = await outcome(requests, seed, short=False)
+    assert answers == long_answers
+    assert log == long_log
+    assert handled == long_handled == len(requests)
+    assert long_went == 0
+    assert went > 0 or requests[0].version < 5
+
+
+async def test_where_there_is_no_room_nothing_has_changed() -> None:
+    async with counts.rig() as made:
+        for number in range(2):
+            made.exchange(frame(Sent(), number, b""))
+        partition = made.server.api.logs.partition(counts.TOPIC, 0)
+        before = partition.high_watermark
+
+        def full(*_: object, **__: object) -> None:
+            raise FullError("no room")
+
+        partition.append = full
+        view = memoryview(bytearray(frame(Sent(), 2, b"")))[4:]
+        handled = made.server.requests_by_api[0]
+        assert not short_produce.start(made.connection, view, 9, 2)
+        assert not made.connection.slots
+        assert made.connection.in_flight_bytes == 0
+        assert made.server.requests_by_api[0] == handled
+        del partition.append
+        assert short_produce.start(made.connection, view, 9, 2)
+        made.wal.complete()
+        assert partition.high_watermark == before + 1
+
+
+async def test_a_closed_gate_leaves_every_request_to_the_long_way() -> None:
+    async with counts.rig() as made:
+        for number in range(2):
+            made.exchange(frame(Sent(), number, b""))
+        view = memoryview(bytearray(frame(Sent(), 2, b"")))[4:]
+        made.server.gate = type("Closed", (), {"is_open": False})()
+        assert not short_produce.start(made.connection, view, 9, 2)
+
+
+def test_a_head_is_learned_only_from_what_the_codec_would_write() -> None:
+    heads = ProduceHeads()
+    plain = frame(Sent(), 1, b"")[4:]
+    for data in (plain[:-1] + b"\1\0\0", plain + b"\0"):
+        view = memoryview(bytearray(data))
+        header = decode_request_header(view)
+        request: Any = decode_request(ApiKey.PRODUCE, 9, view, header.body_pos, lenient=True)
+        heads.learn(view, header.client_id, 9, request)
+    assert not len(heads)
+
+
+def test_heads_are_bounded() -> None:
+    heads = ProduceHeads()
+    for number in range(produce_heads._HEADS_MAX + 100):
+        view = memoryview(bytearray(frame(Sent(partition=number), 1, b"")[4:]))
+        header = decode_request_header(view)
+        request: Any = decode_request(ApiKey.PRODUCE, 9, view, header.body_pos, lenient=True)
+        heads.learn(view, header.client_id, 9, request)
+    assert len(heads) == produce_heads._HEADS_MAX
