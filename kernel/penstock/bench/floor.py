@@ -1,6 +1,6 @@
 """Penstock against the floor: a bare server that receives, checks the CRC-32C, and syncs to the same disk.
 
-    penstock bench floor             # ratios for 200 KiB, 16 KiB and 1 KiB requests, and latency at depth 1
+    penstock bench floor             # ratios for 200 KiB, 16 KiB and 1 KiB requests; latency of one and of two alone
     penstock bench floor --json out.json --seconds 5 --rounds 3 --dir /var/tmp
 
 The floor does what no durable broker can leave out and nothing else: it frames Produce requests, checks each
@@ -427,6 +427,7 @@ CASES = [  # name, batch bytes, connections, depth
     ("16 KiB", 16 * 1024, 4, 16),
     ("1 KiB", 1024, 4, 128),
     ("1 KiB, depth 1", 1024, 1, 1),
+    ("1 KiB, two alone", 1024, 2, 1),
 ]
 
 
