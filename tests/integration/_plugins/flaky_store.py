@@ -5,6 +5,7 @@ The control file holds a mode, and optionally the prefix of the keys that it is 
     ok            works
     fail          refuses every call
     stall         answers nothing for as long as the mode lasts
+    stall_puts    answers no put for as long as the mode lasts
     lose          writes take effect, then the reply is lost
     slow          every call takes 50 ms longer
     slower        every call takes 700 ms longer
@@ -70,9 +71,10 @@ class FlakyStore:
             return "ok"
         return words[0]
 
-    async def _enter(self, key: str) -> None:
+    async def _enter(self, key: str, *, puts: bool = False) -> None:
         await anyio.lowlevel.checkpoint()
-        while self._mode(key) == "stall":  # noqa: ASYNC110 - the file is changed by another process
+        stalling = {"stall", "stall_puts"} if puts else {"stall"}
+        while self._mode(key) in stalling:  # noqa: ASYNC110 - the file is changed by another process
             await anyio.sleep(0.02)
         if self._mode(key) in _DELAYS_S:
             await anyio.sleep(_DELAYS_S[self._mode(key)])
@@ -112,14 +114,14 @@ class FlakyStore:
             raise NotFoundError(f"no such object: key={key!r}") from None
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        await self._enter(key)
+        await self._enter(key, puts=True)
         self._puts += 1
         self._write(body).rename(self._path(key))
         self._leave(key)
         return ""
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        await self._enter(key)
+        await self._enter(key, puts=True)
         self._puts += 1
         temporary = self._write(body)
         try:
