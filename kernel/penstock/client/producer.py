@@ -34,6 +34,7 @@ from penstock.wire.messages.produce import (
     ProduceResponse,
     TopicProduceData,
 )
+from penstock.work.retry import Backoff, doubling
 
 #: The broker keeps the last five batches of a producer per partition.
 _IDEMPOTENT_WINDOW: Final = 5
@@ -268,7 +269,8 @@ class _Sender:
         self._wake = anyio.Event()
         self._empty: anyio.Event | None = None
         self._available = True
-        self._backoff_s = 0.0
+        retries = self._cluster.settings
+        self._backoff = Backoff(doubling(retries.retry_backoff_s, retries.retry_backoff_max_s))
 
     @property
     def _what(self) -> str:
@@ -413,7 +415,8 @@ class _Sender:
             self._window.popleft()
             batch.base_offset = result.base_offset
             batch.log_append_time_ms = result.log_append_time_ms
-            self._is_known, self._available, self._backoff_s = True, True, 0.0
+            self._is_known = self._available = True
+            self._backoff.succeeded()
             self._settle_oldest(None)
 
     async def _refused(self, batch: Batch, code: int, error: PenstockError) -> None:
@@ -446,12 +449,8 @@ class _Sender:
         await self._await_window()
         self._abandon_window()
         self._drop_overdue(error)
-        settings = self._cluster.settings
-        self._backoff_s = min(
-            max(self._backoff_s * 2, settings.retry_backoff_s), settings.retry_backoff_max_s
-        )
         self._cluster.forget_topics()
-        await anyio.sleep(self._backoff_s)
+        await anyio.sleep(self._backoff.failed())
 
     def _drop_overdue(self, cause: PenstockError | None = None) -> None:
         """Give up batches that are older than the delivery timeout and not on their way."""
