@@ -159,14 +159,15 @@ def test_an_api_is_declared_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_new_module_with_a_declaration_is_all_that_a_new_api_takes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    key = next(key for key in ApiKey if key not in apis())
     (tmp_path / "extra_for_a_test.py").write_text(
         "from penstock.api.declaration import Api\n"
         "from penstock.wire.api_keys import ApiKey\n"
-        "APIS = (Api(key=ApiKey.END_TXN, needs=(), nowait=lambda request, context: None),)\n"
+        f"APIS = (Api(key=ApiKey.{key.name}, needs=(), nowait=lambda request, context: None),)\n"
     )
     monkeypatch.setattr(penstock.api, "__path__", [*penstock.api.__path__, str(tmp_path)])
-    assert ApiKey.END_TXN in apis()
-    assert (int(ApiKey.END_TXN), 0, 5) in advertised(apis())
+    assert key in apis()
+    assert key in {each for each, _, _ in advertised(apis())}
 
 
 def test_no_api_is_named_in_a_table_beside_its_declaration() -> None:
