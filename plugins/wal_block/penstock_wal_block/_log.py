@@ -312,11 +312,13 @@ class BlockLog:
         A busy owner never lets go of it, but it sees the header soon; then it writes nothing more.
         """
         with self._mutex:
-            is_first = not self._holds_lock
-            if is_first:
+            if not self._holds_lock:
                 self._lock.enter_context(self._device.data_lock())
                 self._holds_lock = True
-            if is_first or self._device.shareable or self._groups_since_check >= _GROUPS_PER_CHECK:
+                self._groups_since_check = (
+                    _GROUPS_PER_CHECK  # nobody writes under this lock before a check succeeded
+                )
+            if self._device.shareable or self._groups_since_check >= _GROUPS_PER_CHECK:
                 self._check_owner()
                 self._check_place()
                 self._groups_since_check = 0

@@ -432,6 +432,30 @@ def test_a_second_opening_with_the_same_epoch_fences_the_first_even_without_lock
         run.append(1, 1)
 
 
+def test_no_thread_writes_after_another_one_found_that_the_owner_changed() -> None:
+    """The second one comes to write before the first has told anybody why it failed."""
+    device = SimulatedDevice()
+    run = Run(device)
+    run.open()
+    run.recover()
+    run.append(10, 1)
+    run.log.rest()
+    flights = []
+    for data in (b"first", b"second"):
+        run.commit.append([data])
+        group = run.commit.take()
+        assert group is not None
+        flights.append(run.log.begin(group))
+    successor = Run(device)
+    successor.epoch = run.epoch
+    successor.open()
+    before = bytes(device.medium)
+    for flight in flights:
+        with pytest.raises(FencedError):
+            run.log.put(flight)
+    assert bytes(device.medium) == before
+
+
 def test_a_group_that_a_recovery_did_not_return_never_comes_back() -> None:
     """The lost group reaches the medium late, when its successor wrote nothing in its place."""
     device = SimulatedDevice()
