@@ -21,7 +21,7 @@ from penstock.wire.registry import encode_body, is_flexible
 from penstock.wire.splice import ArraySplice, EncodedBody
 
 #: A response with more partitions is put together in pieces: one partition takes 3 µs to describe and encode.
-PARTITIONS_INLINE_MAX = 500
+PARTITIONS_INLINE_MAX = 50
 #: After so many partitions, or a fifth as many topics, others get their turn.
 _PIECE_PARTITIONS = 250
 _TOPIC_COST: Final = 5

@@ -3,9 +3,13 @@
     python bench/attacks.py                                  # the table
     python bench/attacks.py --only announced,never_read --seconds 5 --rounds 3 --json out.json
     python -m penstock.bench.attacks run NAME PORT           # one attack, until killed, on this machine only
+    python -m penstock.bench.attacks control PART            # use a part of a processor, until killed
+    python -m penstock.bench.attacks good PORT BYTES SECONDS # the good client; its latencies as JSON
 
-A good client produces a batch and fetches it again, one request at a time, alone and beside an attack in turn, round
-by round, so that a noisy machine disturbs both. Attackers run in a process of their own. What counts is the ratio.
+A good client produces a batch and fetches it again, one request at a time, beside a control and beside an attack in
+turn, round by round, so that a noisy machine disturbs both. Good client and attackers run in processes of their own,
+attackers at the lowest priority. The control is a process at that priority too, which uses as much processor time as
+the attackers did and never touches the broker. What counts is the ratio.
 
 A further attack is an ``async def name(port)`` with ``@attack``; it goes on until it's cancelled, and its docstring
 says what it does. Attackers whose connection is closed come again at once.
@@ -460,15 +464,24 @@ class Row:
     resident_bytes: int
 
 
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "penstock.bench.attacks", *map(str, arguments)]
+
+
 @contextlib.contextmanager
-def attacking(name: str, port: int) -> Iterator[None]:
-    """The attack, in a process of its own."""
-    command = [sys.executable, "-m", "penstock.bench.attacks", "run", name, str(port)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+def attacking(name: str, port: int) -> Iterator[int]:
+    """The attack, in a process of its own; its id."""
+    with _beside("run", name, port) as pid:
+        yield pid
+
+
+@contextlib.contextmanager
+def _beside(*arguments: object) -> Iterator[int]:
+    process = subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
-        assert process.stdout.readline().strip() == _READY, f"the attack didn't begin: name={name}"
-        yield
+        assert process.stdout.readline().strip() == _READY, f"it didn't begin: arguments={arguments}"
+        yield process.pid
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -476,22 +489,51 @@ def attacking(name: str, port: int) -> Iterator[None]:
         process.stdout.close()
 
 
+def _good(port: int, batch_bytes: int, seconds: float) -> tuple[list[float], list[float]]:
+    """The good client's latencies, in a process of its own."""
+    command = _command("good", port, batch_bytes, seconds)
+    produces, fetches = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return produces, fetches
+
+
+def _run_good(port: int, batch_bytes: int, seconds: float) -> None:
+    client = GoodClient(port, batch_bytes)
+    client.run(min(1.0, seconds / 4))
+    _say(json.dumps(client.run(seconds)))
+    client.close()
+
+
+def _processor_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _run_control(part: float) -> None:
+    """Use this part of a processor, in pieces of a few milliseconds."""
+    _say(_READY)
+    begin, used = time.perf_counter(), time.process_time
+    while True:
+        while used() < part * (time.perf_counter() - begin):
+            sum(range(2_000))
+        time.sleep(0.002)
+
+
 def compare(broker: BrokerProcess, name: str, *, rounds: int, seconds: float, batch_bytes: int) -> Row:
-    """The good client alone and beside the attack, in turn."""
+    """The good client beside the attack, and beside a control that uses as much of the processors, in turn."""
     port = int(broker.bootstrap_servers.rpartition(":")[2])
     figures: list[list[list[float]]] = [[[], [], [], []], [[], [], [], []]]
     counts = [0, 0]
     resident = 0
+    part = 0.0
     for _ in range(rounds):
-        for beside in (0, 1):
-            with contextlib.ExitStack() as stack:
+        for beside in (1, 0):
+            with attacking(name, port) if beside else _beside("control", part) as pid:
+                time.sleep(1)
+                began, used = time.perf_counter(), _processor_s(pid)
+                produces, fetches = _good(port, batch_bytes, seconds)
                 if beside:
-                    stack.enter_context(attacking(name, port))
-                    time.sleep(1)
-                client = GoodClient(port, batch_bytes)
-                stack.callback(client.close)
-                client.run(min(1.0, seconds / 4))
-                produces, fetches = client.run(seconds)
+                    part = (_processor_s(pid) - used) / (time.perf_counter() - began)
                 usage = broker.usage()
                 resident = max(resident, usage.resident_bytes if usage is not None else 0)
             counts[beside] += len(produces)
@@ -585,7 +627,12 @@ def _prepare(port: int, topics: int, batch_bytes: int) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["run"]:
-        os.nice(10)  # as if it came from another machine: the broker isn't to wait for the processor
+        os.nice(19)  # as if it came from another machine: the broker isn't to wait for the processor
         asyncio.run(_run(sys.argv[2], int(sys.argv[3])))
+    elif sys.argv[1:2] == ["control"]:
+        os.nice(19)
+        _run_control(float(sys.argv[2]))
+    elif sys.argv[1:2] == ["good"]:
+        _run_good(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
     else:
         sys.exit(main())

@@ -10,8 +10,7 @@ Rules that the methods below keep:
 4. What can't go on is not read: unparsed bytes are kept in ``_stash`` and reading pauses until ``_resume``.
 5. What it holds of requests that aren't handled, and of responses that haven't left, is on the account of its
    ``Member`` of ``server.incoming`` and ``server.outgoing``; ``_count`` tells the first of them.
-6. The scratch buffer belongs to a connection only within one ``get_buffer`` / ``buffer_updated`` pair. Nothing
-   refers to it afterwards.
+6. The scratch buffer is its own only within one ``get_buffer`` / ``buffer_updated`` pair; nothing refers to it later.
 """
 
 from __future__ import annotations
@@ -46,6 +45,7 @@ from penstock.server.turns import SLICE_REQUESTS, SLICE_S
 from penstock.server.waiting import WaitingProduce
 from penstock.shares import PACE_MIN, Member, address_of
 from penstock.spi.allocator import Allocation, Charge
+from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import (
@@ -98,6 +98,7 @@ class Connection(asyncio.BufferedProtocol):
         "_transport",
         "_turn_due",
         "_waiting",
+        "address",
         "client",
         "closing_since",
         "frame_since",
@@ -105,6 +106,7 @@ class Connection(asyncio.BufferedProtocol):
         "head_end",
         "last_active",
         "opened",
+        "time",
     )
 
     def __init__(self, server: Server, advertised: Endpoint) -> None:
@@ -114,6 +116,7 @@ class Connection(asyncio.BufferedProtocol):
         self.client: Client
         self._incoming: Member
         self._handling: Member
+        self.time: TimeMember
         self.outbox: Outbox
         self._transport: asyncio.Transport | None = None
         self.slots: deque[Slot] = deque()
@@ -163,12 +166,13 @@ class Connection(asyncio.BufferedProtocol):
         server = self.server
         peer = transport.get_extra_info("peername")
         host, port = (str(peer[0]), int(peer[1])) if isinstance(peer, tuple) and len(peer) >= 2 else ("", 0)
-        address = address_of(host)
+        address = self.address = address_of(host)
         outgoing = server.outgoing.join(address, self)
         self.outbox = Outbox(self._transport, server.outgoing, outgoing, gathers=server.gathers)
         self.client = Client(host=host, port=port, advertised=self._advertised, outgoing=outgoing)
         self._incoming = server.incoming.join(address, self)
         self._handling = server.handling.join(address, self)
+        self.time = server.loop_time.join(address)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -195,6 +199,7 @@ class Connection(asyncio.BufferedProtocol):
         self.outbox.release()
         self.server.incoming.leave(self._incoming)
         self.server.handling.leave(self._handling)
+        self.server.loop_time.leave(self.time)
         self.server.outgoing.leave(self.client.outgoing)
         self.server.connection_closed(self)
 
@@ -242,8 +247,8 @@ class Connection(asyncio.BufferedProtocol):
             self._incoming.moved(nbytes, now)
             if large.is_whole:
                 self._large_received()
-            elif large.pos == large.granted and not self._has_grant(large):
-                self._wait_with_large(large)
+            elif large.pos == large.granted:
+                self._grant(large)
             return
         if self._closing:
             return
@@ -252,22 +257,25 @@ class Connection(asyncio.BufferedProtocol):
             self._incoming.moved(nbytes, now)
             end += len(self._pending)
             self._pending = b""
-        if self._greedy and len(server.turns):
+        if server.turns.hold_back(self, now, is_greedy=self._greedy):
             self._greedy = False
             self._wait_for_turn(server.scratch, 0, end)
             return
-        self._parse(server.scratch, end)
+        begin = server.processor_time()
+        self._parse(server.scratch, end, now)
         if self._pending or self._incoming.held:
             self._count()
+        later = server.time()
+        server.loop_time.used(self.time, server.processor_time() - begin, later - now, later)
 
     # -- frames ---------------------------------------------------------------------------------------
 
-    def _parse(self, view: memoryview, end: int) -> None:
+    def _parse(self, view: memoryview, end: int, now: float) -> None:
         """Handle the frames in ``view[:end]``; keep what is left of them."""
         pos = 0
         size_max = self.server.settings.request_bytes_max
         turn_requests = SLICE_REQUESTS
-        turn_end = (clock := self.server.time)() + SLICE_S
+        turn_end, clock = now + SLICE_S, self.server.time
         while end - pos >= _PREFIX_BYTES:
             (size,) = _unpack_prefix(view, pos)
             if not _HEADER_BYTES_MIN <= size <= size_max:
@@ -385,7 +393,7 @@ class Connection(asyncio.BufferedProtocol):
         self.in_flight_bytes += slot.request_bytes
         if message is None:
             self._running = slot
-            server.start_soon(self._run_long, slot, api, frame, header.body_pos, context)
+            server.start_metered(self.time, self._run_long, slot, api, frame, header.body_pos, context)
             return
         try:
             admit(server, self, api, message, slot)
@@ -397,7 +405,7 @@ class Connection(asyncio.BufferedProtocol):
             self._answer(slot, api_key, response)
             return
         self._running = slot
-        server.start_soon(self._run, slot, api, message, context)
+        server.start_metered(self.time, self._run, slot, api, message, context)
 
     async def _run_long(
         self, slot: Slot, api: Api, frame: bytes, body_pos: int, context: RequestContext
@@ -507,16 +515,14 @@ class Connection(asyncio.BufferedProtocol):
             self.frame_since = self.last_active
         self._expect_large = True
         large = LargeFrame(size, view[pos + _PREFIX_BYTES : end], at_once=size <= self._incoming.credit)
-        if not self._has_grant(large):
-            large.start = bytes(large.start)
-            self._wait_with_large(large)
         self._large = large
         self._large_ready = False
+        self._grant(large)
 
-    def _has_grant(self, large: LargeFrame) -> bool:
-        return large.try_grant(self.server.allocator, self.server.incoming, self._incoming)
-
-    def _wait_with_large(self, large: LargeFrame) -> None:
+    def _grant(self, large: LargeFrame) -> None:
+        if large.try_grant(self.server.allocator, self.server.incoming, self._incoming):
+            return
+        large.start = bytes(large.start)
         self._memory_wait = True
         self._pause()
         self.server.start_soon(self._wait_for_memory, large)
@@ -655,7 +661,7 @@ class Connection(asyncio.BufferedProtocol):
         stash, self._stash = self._stash, None
         if stash is not None:
             self.server.carried_bytes -= len(stash)
-            self._parse(memoryview(stash), len(stash))
+            self._parse(memoryview(stash), len(stash), self.server.time())
             self._count()
             if self._is_stuck():
                 return
@@ -728,14 +734,8 @@ class Connection(asyncio.BufferedProtocol):
 
     def _quiet(self) -> bool:
         """Nothing is in flight and nothing that could be done is kept back."""
-        if self.slots:
-            return False
-        return self._closing or (self._stash is None and self._waiting is None and not self._large_ready)
-
-    @property
-    def address(self) -> str:
-        """Where it comes from, as far as shares are concerned."""
-        return self._incoming.address
+        is_idle = self._stash is None and self._waiting is None and not self._large_ready
+        return not self.slots and (self._closing or is_idle)
 
     @property
     def waits_for_us(self) -> bool:

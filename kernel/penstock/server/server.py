@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import sys
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -32,9 +33,10 @@ from penstock.log.limiter import BytesLimiter
 from penstock.server.connection import Connection
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.settings import SCRATCH_BYTES, ListenerSettings, ServerSettings, ServerStatistics
-from penstock.server.turns import Turns
+from penstock.server.turns import Turns, metered
 from penstock.shares import Member
 from penstock.spi.allocator import Allocator
+from penstock.time_shares import TimeMember, TimeShares
 
 _log = logging.getLogger("penstock.server")
 
@@ -52,11 +54,14 @@ _SILENT_S: Final = 2.0
 _IDLE_S: Final = 10.0
 _LOOK_MAX: Final = 64
 #: Connections that are accepted in one turn of the loop.
-_ACCEPTS_MAX: Final = 16
+_ACCEPTS_MAX: Final = 4
 #: What long requests take once they are decoded, of all clients, as a part of what they may take before.
 _HANDLING_PART: Final = 2
 #: Clients that are closed at a time because they hold many times what others wait for.
 _HOARDERS_MAX: Final = 4
+#: A write of so many bytes counts as time of the loop, by estimate: the system copies a gigabyte a second.
+_WRITE_BYTES_MIN: Final = 64 * 1024
+_WRITE_S_PER_BYTE: Final = 1e-9
 _NOBODY: Final = object()
 #: Why a listener can't be bound now, and may be in a moment: the process before this one may still hold the port.
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
@@ -131,7 +136,10 @@ class Server(AsyncContextManagerMixin):
         )
         #: Long requests are decoded, and their responses encoded, in this many threads.
         self.long_requests = anyio.CapacityLimiter(1)
-        self.turns = Turns(self._call_soon, self.time)
+        #: Who used how much of the loop's time.
+        self.loop_time = TimeShares()
+        self.processor_time: Callable[[], float] = time.thread_time
+        self.turns = Turns(self._call_soon, self._call_at, self.time, self.processor_time, self.loop_time)
         self._listeners = tuple(listeners)
         self._connections: dict[Connection, None] = {}
         #: Connections that have sent no request yet, the oldest first.
@@ -242,6 +250,21 @@ class Server(AsyncContextManagerMixin):
         assert self._tasks is not None
         self._tasks.start_soon(self._guarded, function, args)
 
+    def start_metered(
+        self, member: TimeMember, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """The same; ``member`` pays for the time of the loop that it takes."""
+        assert self._tasks is not None
+        self._tasks.start_soon(self._guarded, self._metered, (member, function, args))
+
+    async def _metered(
+        self,
+        member: TimeMember,
+        function: Callable[..., Coroutine[Any, Any, None]],
+        args: tuple[Any, ...],
+    ) -> None:
+        await metered(function(*args), member, self.loop_time, self.time, self.processor_time)
+
     async def _guarded(
         self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
     ) -> None:
@@ -261,11 +284,16 @@ class Server(AsyncContextManagerMixin):
     def _flush_dirty(self) -> None:
         dirty, self._dirty = self._dirty, []
         for connection in dirty:
+            sent = self.sent_bytes
             try:
                 connection.flush()
             except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their answers
                 self.handler_failed(-1, error, expected=False)
                 connection.abort()
+            sent = self.sent_bytes - sent
+            if sent >= _WRITE_BYTES_MIN:
+                taken = sent * _WRITE_S_PER_BYTE
+                self.loop_time.used(connection.time, taken, taken, self.time())
 
     def _call_soon(self, function: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -275,6 +303,9 @@ class Server(AsyncContextManagerMixin):
         """Call ``function`` after a while, unless the handle is cancelled."""
         assert self._loop is not None
         return self._loop.call_later(delay_s, function)
+
+    def _call_at(self, when: float, function: Callable[[], None]) -> None:
+        self.call_later(max(0.0, when - self.time()), function)
 
     def connection_opened(self, connection: Connection) -> bool:
         """Count it; False when there are too many."""

@@ -1,0 +1,213 @@
+"""Fair shares of the event loop's time: who goes on at once, and who lets others go first.
+
+Pure: the clock is handed in, nothing waits here. A *member* is one connection; members belong to an *address*. The
+time that the loop computes for a member is added to it, window by window (``WINDOW_S``).
+
+1. **Who asks for little is served at once.** While the loop isn't busy, and while nobody asks for little, everybody
+   goes on as fast as it can: a lone client may use all of the loop.
+2. **Shares are max-min fair.** When a busy window ends, ``BUSY_PART`` of the next one is divided between the
+   addresses: who used less than an equal part keeps what it used, the others share the rest equally. The part of an
+   address is divided between its members in the same way. Who used more than its part, or was made to wait, is
+   *limited* to it.
+3. **A limit is a pace.** A limited member goes on as soon as what it used in this window is no more than its part of
+   the time that has passed, so it waits a little often, not long once. What it used beyond its part counts in the
+   next window.
+4. **Limits last while somebody profits by them**: somebody who isn't limited was served within ``QUIET_S``.
+"""
+
+from __future__ import annotations
+
+__all__ = ("BUSY_PART", "QUIET_S", "WINDOW_S", "TimeMember", "TimeShares")
+
+import math
+from collections.abc import Iterable
+from typing import Final
+
+#: What is used is added up, and parts are made, once per window.
+WINDOW_S: Final = 0.1
+#: The loop is busy when more than this part of a window was used, and so much is divided.
+BUSY_PART: Final = 0.6
+#: Limits end when nobody was served but those who are limited, for so long.
+QUIET_S: Final = 1.0
+#: How fast the loop gets on where others use the processors too: a mean of about so many windows, and at least this.
+_SPEED_WINDOWS: Final = 4
+_SPEED_MIN: Final = 0.01
+
+
+class _Use:
+    """What one member, or one address, used in this window."""
+
+    __slots__ = ("debt_s", "is_limited", "part_s", "used_s", "waited", "window")
+
+    def __init__(self) -> None:
+        self.window = -1
+        self.used_s = 0.0
+        #: What it used beyond its part in the window before.
+        self.debt_s = 0.0
+        #: It would have used more.
+        self.waited = False
+        #: Whether it may use no more than ``part_s`` per window.
+        self.is_limited = False
+        self.part_s = 0.0
+
+    def enter(self, window: int) -> bool:
+        """Begin to count in this window; False if it does already."""
+        if self.window == window:
+            return False
+        self.used_s = self.debt_s if self.window == window - 1 else 0.0
+        self.window, self.debt_s, self.waited = window, 0.0, False
+        return True
+
+    def limit(self, part_s: float) -> None:
+        self.is_limited, self.part_s = True, part_s
+
+    def is_hungry(self, part_s: float) -> bool:
+        return self.waited or self.used_s > part_s
+
+    def ready_at(self, begin: float) -> float:
+        """When it may go on: a window's end is soon enough to look again."""
+        return begin + min(1.0, self.used_s / self.part_s) * WINDOW_S if self.is_limited else 0.0
+
+
+class _Address(_Use):
+    __slots__ = ("active", "members", "name", "own_s")
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.members = 0
+        #: What each of its members may use, whatever the others used: newcomers too.
+        self.own_s = 0.0
+        self.active: list[TimeMember] = []
+
+
+class TimeMember(_Use):
+    """One connection."""
+
+    __slots__ = ("address",)
+
+    def __init__(self, address: _Address) -> None:
+        super().__init__()
+        self.address = address
+
+
+class TimeShares:
+    """The account of one event loop."""
+
+    def __init__(self) -> None:
+        self._addresses: dict[str, _Address] = {}
+        self._active: list[_Address] = []
+        self._limited: list[_Use] = []
+        self._window = 0
+        self._begin = -math.inf
+        self._end = -math.inf
+        #: Processor time of the loop in this window, and how long that took: others may have the processor meanwhile.
+        self._used_s = self._clock_s = 0.0
+        self._speed = 1.0
+        #: When a busy window ended last in which somebody was served who isn't limited.
+        self._served = -math.inf
+
+    def join(self, address: str) -> TimeMember:
+        """A new member."""
+        found = self._addresses.get(address)
+        if found is None:
+            found = self._addresses[address] = _Address(address)
+        found.members += 1
+        return TimeMember(found)
+
+    def leave(self, member: TimeMember) -> None:
+        """It is gone. What its address used in this window stays used."""
+        member.address.members -= 1
+        self._forget(member.address)
+
+    def _forget(self, address: _Address) -> None:
+        if not address.members and address.window != self._window:
+            self._addresses.pop(address.name, None)
+
+    def used(self, member: TimeMember, processor_s: float, clock_s: float, now: float) -> None:
+        """The loop computed for ``member`` until ``now``: so much processor time, which took so long."""
+        if now >= self._end:
+            self._roll(now)
+        if member.window != self._window:
+            self._enter(member)
+        member.used_s += processor_s
+        member.address.used_s += processor_s
+        self._used_s += processor_s
+        self._clock_s += clock_s
+
+    def ready_at(self, member: TimeMember, now: float) -> float:
+        """When ``member`` may go on; not after ``now`` if at once. Notes that it waits, if it has to."""
+        if now >= self._end:
+            self._roll(now)
+        address = member.address
+        if not (member.is_limited or address.is_limited):
+            return 0.0
+        self._enter(member)
+        ready = member.ready_at(self._begin)
+        if address.is_limited and member.used_s > address.own_s:
+            ready = max(ready, address.ready_at(self._begin))
+        if ready > now:
+            member.waited = True
+            address.waited = address.waited or address.is_limited
+        return ready
+
+    def _enter(self, member: TimeMember) -> None:
+        address = member.address
+        if address.enter(self._window):
+            address.active = []
+            self._active.append(address)
+        if member.enter(self._window):
+            address.active.append(member)
+
+    # -- when a window ends ---------------------------------------------------------------------------
+
+    def _roll(self, now: float) -> None:
+        """Divide the next window by what was used in this one."""
+        active, self._active = self._active, []
+        for use in self._limited:
+            if use.window == self._window:
+                use.debt_s = max(0.0, use.used_s - use.part_s)
+            use.is_limited = False
+        was_limited, self._limited = bool(self._limited), []
+        self._window += 1
+        if self._clock_s > 0.0:
+            self._speed += (min(1.0, self._used_s / self._clock_s) - self._speed) / _SPEED_WINDOWS
+        if was_limited or self._clock_s > BUSY_PART * WINDOW_S:
+            self._divide(active, now)
+        for address in active:
+            address.active = []
+            self._forget(address)
+        self._begin, self._end = now, now + WINDOW_S
+        self._used_s = self._clock_s = 0.0
+
+    def _divide(self, active: list[_Address], now: float) -> None:
+        whole = BUSY_PART * WINDOW_S * max(self._speed, _SPEED_MIN)
+        part = _fair_part(active, whole)
+        hungry: list[tuple[_Use, float]] = []
+        for address in active:
+            is_over = address.is_hungry(part)
+            if is_over:
+                hungry.append((address, part))
+            own = address.own_s = _fair_part(address.active, part if is_over else whole)
+            over = [member for member in address.active if member.is_hungry(own)]
+            hungry += [(member, own) for member in over]
+            if len(over) < len(address.active) and not (is_over and len(active) > 1):
+                self._served = now
+        if now - self._served <= QUIET_S:
+            for use, size in hungry:
+                use.limit(size)
+                self._limited.append(use)
+
+
+def _fair_part(uses: Iterable[_Use], whole: float) -> float:
+    """The greatest part that nobody has more than, if ``whole`` is divided by max-min fairness."""
+    hungry = list(uses)
+    left = whole
+    while hungry:
+        part = left / len(hungry)
+        still = [use for use in hungry if use.is_hungry(part)]
+        if len(still) == len(hungry):
+            return part
+        left -= sum(use.used_s for use in hungry if not use.is_hungry(part))
+        hungry = still
+    return math.inf

@@ -1,0 +1,160 @@
+"""The rules of ``penstock.time_shares``, in a simulated loop that is never idle while somebody wants it."""
+
+from __future__ import annotations
+
+import pytest
+
+from penstock.time_shares import BUSY_PART, QUIET_S, WINDOW_S, TimeMember, TimeShares
+
+SLICE_S = 0.0005
+
+
+class Loop:
+    """Runs members that always want more (in turn), and others that want a little now and then (at once)."""
+
+    def __init__(self) -> None:
+        self.shares = TimeShares()
+        self.now = 0.0
+        self.speed = 1.0
+        self.used: dict[TimeMember, float] = {}
+        #: The longest that one waited, of those that want little.
+        self.waited_s = 0.0
+
+    def join(self, address: str) -> TimeMember:
+        member = self.shares.join(address)
+        self.used[member] = 0.0
+        return member
+
+    def compute(self, member: TimeMember, seconds: float) -> None:
+        self.now += seconds / self.speed
+        self.used[member] += seconds
+        self.shares.used(member, seconds, seconds / self.speed, self.now)
+
+    def run(
+        self,
+        seconds: float,
+        greedy: list[TimeMember],
+        modest: list[TimeMember] | None = None,
+        every: float = 0.01,
+    ) -> None:
+        """``modest`` need a fifth of a millisecond ``every`` so often."""
+        end, due = self.now + seconds, self.now
+        for member in self.used:
+            self.used[member] = 0.0
+        while self.now < end:
+            if modest and self.now >= due:
+                due = self.now + every
+                for one in modest:
+                    self.waited_s = max(self.waited_s, self.shares.ready_at(one, self.now) - self.now)
+                    self.compute(one, SLICE_S / 2.5)
+            ready = [member for member in greedy if self.shares.ready_at(member, self.now) <= self.now]
+            for member in ready:
+                self.compute(member, SLICE_S)
+            if not ready:
+                self.now += SLICE_S / 5  # idle
+
+    def part(self, member: TimeMember, seconds: float) -> float:
+        return self.used[member] / seconds
+
+
+def test_a_lone_client_uses_all_of_the_loop() -> None:
+    loop = Loop()
+    one = loop.join("a")
+    loop.run(5.0, [one])
+    assert loop.part(one, 5.0) == pytest.approx(1.0, abs=0.01)
+
+
+def test_equals_use_all_of_the_loop_together() -> None:
+    loop = Loop()
+    many = [loop.join(address) for address in ("a", "a", "b", "c")]
+    loop.run(5.0, many)
+    assert sum(loop.used.values()) == pytest.approx(5.0, abs=0.05)
+
+
+@pytest.mark.parametrize("address", ["a", "b"])
+def test_beside_a_modest_client_the_greedy_leave_a_part_of_the_loop_idle(address: str) -> None:
+    loop = Loop()
+    greedy = [loop.join("a") for _ in range(8)]
+    modest = loop.join(address)
+    loop.run(1.0, greedy, [modest])
+    loop.waited_s = 0.0
+    loop.run(5.0, greedy, [modest])
+    assert sum(loop.used.values()) / 5.0 < BUSY_PART + 0.1
+    assert sum(loop.used.values()) / 5.0 > BUSY_PART - 0.2
+    assert loop.waited_s <= 0, "the modest one never waits"
+
+
+def test_who_is_limited_gets_its_part_evenly() -> None:
+    loop = Loop()
+    greedy = [loop.join("a") for _ in range(4)]
+    modest = loop.join("a")
+    loop.run(1.0, greedy, [modest])
+    loop.run(5.0, greedy, [modest])
+    parts = [loop.part(member, 5.0) for member in greedy]
+    assert min(parts) > 0.8 * max(parts)
+
+
+def test_parts_are_divided_between_addresses_first() -> None:
+    """A hundred connections of one address get no more than one of another."""
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(100)]
+    lone, modest = loop.join("b"), loop.join("c")
+    loop.run(2.0, [*crowd, lone], [modest])
+    loop.run(4.0, [*crowd, lone], [modest])
+    assert loop.part(lone, 4.0) > 0.7 * sum(loop.part(member, 4.0) for member in crowd)
+
+
+def test_what_is_used_beyond_a_part_counts_in_the_next_window() -> None:
+    """One long piece of work doesn't get more than many short ones."""
+    loop = Loop()
+    long, short, modest = loop.join("a"), loop.join("a"), loop.join("a")
+    end, used = 10.0, [0.0, 0.0]
+    while loop.now < end:
+        loop.compute(modest, SLICE_S / 5)
+        for at, (member, seconds) in enumerate(((long, 0.06), (short, SLICE_S))):
+            if loop.shares.ready_at(member, loop.now) <= loop.now:
+                loop.compute(member, seconds)
+                used[at] += seconds * (loop.now > 2.0)
+        loop.now += SLICE_S / 5
+    assert used[0] < 2.0 * used[1]
+
+
+def test_limits_end_when_nobody_profits_by_them() -> None:
+    loop = Loop()
+    greedy, modest = loop.join("a"), loop.join("a")
+    loop.run(2.0, [greedy], [modest])
+    assert loop.part(greedy, 2.0) < BUSY_PART + 0.15
+    loop.run(QUIET_S + 2 * WINDOW_S, [greedy])
+    loop.run(2.0, [greedy])
+    assert loop.part(greedy, 2.0) == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_loop_that_shares_its_processor_divides_what_it_gets() -> None:
+    """It's busy all the time with a fifth of a processor: the greedy are limited to a part of that."""
+    loop = Loop()
+    loop.speed = 0.2
+    greedy = [loop.join("a") for _ in range(3)]
+    modest = loop.join("a")
+    loop.run(2.0, greedy, [modest], every=0.05)
+    loop.run(5.0, greedy, [modest], every=0.05)
+    assert sum(loop.used.values()) / 5.0 < (BUSY_PART + 0.15) * loop.speed
+
+
+def test_a_client_that_pauses_is_served_at_once_when_it_comes_again() -> None:
+    loop = Loop()
+    greedy, modest = loop.join("a"), loop.join("b")
+    loop.run(1.0, [greedy], [modest], every=0.3)
+    loop.waited_s = 0.0
+    loop.run(5.0, [greedy], [modest], every=0.3)
+    assert loop.waited_s <= 0
+    assert loop.part(greedy, 5.0) < BUSY_PART + 0.15
+
+
+def test_nothing_is_left_of_those_who_are_gone() -> None:
+    loop = Loop()
+    for number in range(1000):
+        member = loop.join(f"a{number}")
+        loop.compute(member, SLICE_S)
+        loop.shares.leave(member)
+    loop.run(1.0, [loop.join("z")])
+    assert len(loop.shares._addresses) == 1
