@@ -126,28 +126,27 @@ def metered(
     processor_time: Callable[[], float],
 ) -> Generator[Any, Any, T]:
     """Run ``work``, and let others go first where it lets them if ``member`` used more than its share."""
-    error: BaseException | None = None
-    while True:
+
+    def step(go_on: Callable[[Any], Any], value: Any) -> Any:
         began, begin = clock(), processor_time()
         try:
-            if error is None:
-                waits = work.send(None)
-            else:
-                thrown, error = error, None
-                try:
-                    waits = work.throw(thrown)
-                finally:
-                    del thrown
-        except StopIteration as end:
-            result: T = end.value
-            return result
+            return go_on(value)
         finally:
             now = clock()
             shares.used(member, processor_time() - begin, now - began, now)
-        try:
-            yield waits
-            if waits is None:  # a checkpoint: it could go on at once
-                while (ready := shares.ready_at(member, clock())) > (now := clock()):
-                    yield from asyncio.sleep(ready - now).__await__()
-        except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
-            error = raised
+
+    try:
+        waits = step(work.send, None)
+        while True:
+            try:
+                yield waits
+                if waits is None:  # a checkpoint: it could go on at once
+                    while (ready := shares.ready_at(member, clock())) > (now := clock()):
+                        yield from asyncio.sleep(ready - now).__await__()
+            except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
+                waits = step(work.throw, raised)
+            else:
+                waits = step(work.send, None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
