@@ -51,6 +51,7 @@ class Ledger:
         self._codecs = codecs
         self.topic = topic
         self._stop = threading.Event()
+        self._abandoned = False
         #: (writer, number) -> (partition, offset), as acknowledged.
         self.acked: dict[tuple[int, int], tuple[int, int]] = {}
         self.failed: dict[str, int] = defaultdict(int)
@@ -101,13 +102,17 @@ class Ledger:
                 time.sleep(size / _PACE_BYTES_PER_S)
             elif number % 50 == 0:
                 time.sleep(0.002)
+        if self._abandoned:
+            producer.purge()
         producer.flush(HANG_S)
 
     def start(self) -> None:
         for thread in self._threads:
             thread.start()
 
-    def stop(self) -> None:
+    def stop(self, *, abandon: bool = False) -> None:
+        """Wait until everything is acknowledged; or ``abandon`` what isn't, where no broker is left to take it."""
+        self._abandoned = abandon
         self._stop.set()
         for thread in self._threads:
             thread.join(HANG_S)

@@ -120,7 +120,7 @@ def test_a_removed_wal_beside_a_failing_store_is_said_to_be_a_loss_and_the_next_
         (broker.data_dir / "wal/penstock.wal").unlink()
         assert broker.wait(HANG_S) == RESTART_HELPS
     finally:
-        ledger.stop()
+        ledger.stop(abandon=True)
     assert (
         "not all of it could be uploaded, the rest is only in the wal that has ended: bytes=" in broker.output
     )
