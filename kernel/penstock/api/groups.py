@@ -87,6 +87,7 @@ from penstock.wire.messages.offset_fetch import (
     OffsetFetchResponseTopics,
 )
 from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupResponse
+from penstock.work.pieces import pieces
 
 # Versions at which a rule changed.
 _JOIN_MEMBER_ID_REQUIRED_VERSION: Final = 4
@@ -102,6 +103,7 @@ _TOPIC_IDS_VERSION: Final = 10
 _FIND_BATCH_VERSION: Final = 4
 #: Others get their turn after so many keys of one request.
 _SLICE_KEYS: Final = 500
+_SLICE_OFFSETS: Final = 2_000
 
 _KEY_TYPE_GROUP: Final = 0
 _KEY_TYPE_TRANSACTION: Final = 1
@@ -416,22 +418,20 @@ async def _fetched_group(
     error, offsets = await _groups(context).fetch_offsets(group_id, partitions)
     if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
-    return OffsetFetchResponseGroup(
-        group_id=group_id,
-        topics=[
-            OffsetFetchResponseTopics(
-                topic_id=asked.topic_id,
-                name=asked.name,
-                partitions=[
-                    _fetched(index, None, ErrorCode.UNKNOWN_TOPIC_ID)
-                    if name is None
-                    else _fetched(index, offsets[name, index])
-                    for index in asked.partition_indexes
-                ],
-            )
-            for asked, name in zip(topics, names, strict=True)
-        ],
-    )
+    described: list[OffsetFetchResponseTopics] = []
+    for asked, name in zip(topics, names, strict=True):
+        topic_of = OffsetFetchResponseTopics(topic_id=asked.topic_id, name=asked.name, partitions=[])
+        for some in pieces(asked.partition_indexes, _SLICE_OFFSETS):
+            topic_of.partitions += [
+                _fetched(index, None, ErrorCode.UNKNOWN_TOPIC_ID)
+                if name is None
+                else _fetched(index, offsets[name, index])
+                for index in some
+            ]
+            if len(some) == _SLICE_OFFSETS:
+                await anyio.lowlevel.checkpoint()
+        described.append(topic_of)
+    return OffsetFetchResponseGroup(group_id=group_id, topics=described)
 
 
 async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchResponseGroup:
