@@ -248,6 +248,13 @@ def test_a_broker_that_runs_is_fenced_when_another_node_takes_its_wal_over(
     assert outcome != [True], "it acknowledged what nobody will ever read"
     assert first.wait(HANG_S) == 2
     check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+    code, output = run_serve(first.data_dir)  # as a supervisor would
+    assert code == 2, output
+    assert "node 2 took this WAL over" in output
+    check(read_all(second.bootstrap_servers), ledger, idempotent=True)
+    assert second.terminate() == 0
+    first.start()
+    check(read_all(first.bootstrap_servers), ledger, idempotent=True)
 
 
 def test_the_lost_wal_of_another_node_is_given_up_by_name(serve: ServeFactory, tmp_path: Path) -> None:

@@ -164,6 +164,7 @@ class Image:
         if node.wal_in_use and not owners.is_own(node, command):
             _give_up(node)
         node.epoch, node.incarnation = index, command.incarnation
+        node.wal_taken = ""
         if self._rules > 1:
             for other in owners.taken_over(self._data.nodes, command):
                 self._take_over(other, node)
@@ -187,6 +188,7 @@ class Image:
         for stream in self._data.streams.values():
             if stream.node_id == old.node_id and owners.holder_of(self._data.nodes, stream) is old:
                 self._change_stream(stream).node_id = new.node_id
+        old.wal_taken = old.wal
         old.wal = old.wal_location = ""
         old.wal_in_use = False
         old.wal_end = 0

@@ -6,7 +6,8 @@ owner can only be
 
 - the holder itself,
 - anybody, after the holder closed it: ``ReleaseWal``, everything was uploaded,
-- the node that took the holder's WAL over, which recovers it before it opens anything (``RegisterNode``),
+- the node that took the holder's WAL over, which recovers it before it opens anything (``RegisterNode``); the old
+  holder doesn't take it back by being started as it was,
 - anybody, after what that WAL holds was given up by name (``RegisterNode``).
 
 That is the rule for streams (``OpenStreams``), and it holds for any number of nodes. As long as a cluster has one
@@ -81,6 +82,8 @@ def check_registration(nodes: Nodes, command: c.RegisterNode, version: int) -> N
             f"found_at={command.place}"
         )
     if version > 1:
+        if own is not None and own.wal_taken:
+            _check_not_taken(own.wal_taken, taken_over(nodes, command), command)
         _check_alone(nodes, command.node_id, command.wal, command.place, lost)
 
 
@@ -99,6 +102,17 @@ def check_use(nodes: Nodes, command: c.UseWal, version: int) -> None:
         )
     if version > 1:
         _check_alone(nodes, command.node_id, command.wal, command.location)
+
+
+def _check_not_taken(taken: str, holders: Collection[NodeState], command: c.RegisterNode) -> None:
+    """A node whose WAL was taken over, started again as it was, doesn't take it back: that would fence the taker."""
+    for holder in holders:
+        if holder.wal == taken:
+            raise ConfigError(
+                f"node {holder.node_id} took this WAL over, so this node doesn't start with it, and nothing was "
+                f"changed; use node {holder.node_id}, or stop it cleanly, which leaves everything to others: "
+                f"node_id={command.node_id} holder={holder.node_id} wal={taken} at={command.place}"
+            )
 
 
 def _check_alone(nodes: Nodes, node_id: int, found: str, found_at: str, lost: Collection[str] = ()) -> None:

@@ -35,6 +35,8 @@ class NodeState(msgspec.Struct):
     wal_since: int = 0
     #: That WAL had an entry, or was trimmed, up to this position at least; 0: nothing is known.
     wal_end: int = 0
+    #: Identity of the WAL that another node took over from it; empty since it started again with another one.
+    wal_taken: str = ""
 
     @property
     def wal_name(self) -> str:

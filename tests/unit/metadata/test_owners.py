@@ -122,9 +122,20 @@ def test_a_node_that_found_the_wal_of_another_takes_it_over_and_fences_that_node
     assert isinstance(log.refused(RegisterNode(1, "c", "")), ConfigError)
     log.ok(UseWal(2, second, "w1", "/there"))
     log.ok(OpenStreams(2, second, [1, 2]))
-    third = log.ok(RegisterNode(1, "c", "w1"))  # and back
+    third = log.ok(RegisterNode(3, "c", "w1"))  # and on
     assert third == log.image.nodes[2].epoch
-    assert log.image.streams[1].node_id == 1
+    assert log.image.streams[1].node_id == 3
+
+
+def test_a_node_whose_wal_was_taken_over_does_not_take_it_back_by_being_started_as_it_was(log: Log) -> None:
+    log.start(1, "w1", found="")
+    second = log.start(2, "w1")
+    refused = log.refused(RegisterNode(1, "c", "w1"))
+    assert isinstance(refused, ConfigError)
+    assert "node 2 took this WAL over" in str(refused)
+    assert log.image.nodes[2].epoch == second, "nobody was fenced"
+    log.ok(ReleaseWal(2, second))
+    log.start(1, "w1")
 
 
 def test_streams_that_had_nothing_in_the_wal_stay_whose_they_are(log: Log) -> None:
