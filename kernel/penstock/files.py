@@ -36,9 +36,7 @@ def make_directories(path: str | os.PathLike[str], access: Access) -> list[Path]
     """Make the directory and those above it that are missing; which these were, from the top. Raises OSError."""
     missing: list[Path] = []
     directory = Path(path)
-    while not directory.is_dir():
-        if directory.exists():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(directory))
+    while not _is_directory(directory):
         missing.append(directory)
         directory = directory.parent
     made: list[Path] = []
@@ -53,6 +51,17 @@ def make_directories(path: str | os.PathLike[str], access: Access) -> list[Path]
         directory.chmod(access.directory_mode | inherited)
         made.append(directory)
     return made
+
+
+def _is_directory(path: Path) -> bool:
+    """Whether it is there, by one look: between two, another thread may make it. Raises NotADirectoryError."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    if not stat.S_ISDIR(mode):
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
+    return True
 
 
 def create_file(path: str | os.PathLike[str], flags: int, access: Access) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -76,3 +78,28 @@ def test_neither_links_nor_anything_but_files_are_opened(tmp_path: Path) -> None
     it.unlink()
     with pytest.raises(FileNotFoundError):
         open_own(it, os.O_RDWR)
+
+
+def test_two_threads_that_make_the_same_directory_both_find_it_made(tmp_path: Path) -> None:
+    rounds, threads = 200, 4
+    barrier = threading.Barrier(threads)
+
+    def make(_: int) -> None:
+        try:
+            for number in range(rounds):
+                barrier.wait()
+                make_directories(tmp_path / str(number) / "inner", ACCESSES["owner"])
+        except BaseException:
+            barrier.abort()  # the others end, too
+            raise
+
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(make, range(threads)))
+    assert all((tmp_path / str(number) / "inner").is_dir() for number in range(rounds))
+
+
+def test_a_file_in_the_place_of_a_directory_is_told(tmp_path: Path) -> None:
+    (tmp_path / "taken").touch()
+    for path in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(NotADirectoryError):
+            make_directories(path, ACCESSES["owner"])
