@@ -379,8 +379,14 @@ class RequestContext:
     version: int
     #: Charges that the response holds; the server releases them when the bytes have left.
     charges: list[Charge] = field(default_factory=list)
+
     #: What the part of a handler that doesn't wait leaves to the part that does.
     state: Any = None
+
+    def release_charges(self) -> None:
+        """Give back what was charged so far; what the handler keeps it accounts for itself."""
+        while self.charges:
+            self.charges.pop().release()
 
     def allowed(
         self, operation: Operation, resource: ResourceType, names: Collection[str]

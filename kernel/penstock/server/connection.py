@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final
 import anyio
 
 from penstock.api.context import Client, Endpoint, RequestContext
-from penstock.api.declaration import Api
+from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import ProduceCall
@@ -36,7 +36,7 @@ from penstock.log.preparation import PreparationDueError
 from penstock.server import short_produce
 from penstock.server.admission import admit, admit_produce
 from penstock.server.large_frame import LargeFrame, length_fault
-from penstock.server.long_request import COUNTED_BYTES, admit_and_decode, admit_nowait, encode
+from penstock.server.long_request import COUNTED_BYTES, HeldFrame, admit_and_decode, admit_nowait, encode
 from penstock.server.outbox import Outbox
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.settings import CARRIED_BYTES_SOFT, LARGE_FRAME_BYTES, PEEK_BYTES, SHORT_BYTES
@@ -331,11 +331,11 @@ class Connection(asyncio.BufferedProtocol):
                 self._write_completed()
                 if self.slots or self._closing or self.outbox.is_full or self._rest is not None:
                     return False
-            self._start(bytes(frame), api_key, version)
+            is_kept = self._start(frame, api_key, version, allocation)
         except PenstockError as error:
             self._fault(f"request is malformed: api_key={api_key} version={version}: {error}")
             return False
-        if allocation is not None:
+        if allocation is not None and not is_kept:
             allocation.release()
         return True
 
@@ -366,8 +366,8 @@ class Connection(asyncio.BufferedProtocol):
             waiting = self._waiting = WaitingProduce(server, call, frame if allocation is None else None)
             server.start_soon(self._wait_for_room, waiting)
 
-    def _start(self, frame: bytes, api_key: int, version: int) -> None:
-        """Begin a request of another kind. ``frame`` is its own memory: handlers may keep views of it."""
+    def _start(self, frame: memoryview, api_key: int, version: int, allocation: Allocation | None) -> bool:
+        """Begin a request of another kind; whether it keeps ``frame`` and ``allocation``. Handlers get a copy."""
         header = decode_request_header(frame)
         self.client.client_id = header.client_id
         server = self.server
@@ -379,45 +379,43 @@ class Connection(asyncio.BufferedProtocol):
                 self.slots.append(slot)
                 self.in_flight_bytes += slot.request_bytes
                 self._answer(slot, api_key, api.unsupported(server.api))
-                return
+                return False
             self._fault(f"api or version is not supported: api_key={api_key} version={version}")
-            return
+            return False
         context = RequestContext(api=server.api, client=self.client, version=version)
         slot.charges = context.charges
         if len(frame) >= COUNTED_BYTES and not admit_nowait(server, self._handling, context, len(frame)):
             message = None  # _run_long decodes it
         else:
-            message = decode_request(api_key, version, frame, header.body_pos, lenient=True)
+            message = decode_request(api_key, version, bytes(frame), header.body_pos, lenient=True)
         server.requests_by_api[api_key] += 1
         self.slots.append(slot)
         self.in_flight_bytes += slot.request_bytes
         if message is None:
             self._running = slot
-            server.start_metered(self.time, self._run_long, slot, api, frame, header.body_pos, context)
-            return
+            held = HeldFrame(frame, allocation, header.body_pos)
+            server.start_metered(self.time, self._run_long, slot, api, held, context)
+            return allocation is not None
         try:
             admit(server, self, api, message, slot)
             response = None if api.nowait is None else api.nowait(message, context)
         except Exception as error:  # noqa: BLE001 - logged and answered in _fail
             self._fail(slot, api, message, error)
-            return
+            return False
         if response is not None:
             self._answer(slot, api_key, response)
-            return
+            return False
         self._running = slot
         server.start_metered(self.time, self._run, slot, api, message, context)
+        return False
 
-    async def _run_long(
-        self, slot: Slot, api: Api, frame: bytes, body_pos: int, context: RequestContext
-    ) -> None:
+    async def _run_long(self, slot: Slot, api: Api, frame: HeldFrame, context: RequestContext) -> None:
         message: Message | None = None
-        with anyio.CancelScope() as scope:
+        with frame, anyio.CancelScope() as scope:
             self._scopes.add(scope)
             if not self._lost:
                 try:
-                    message = await admit_and_decode(
-                        self.server, self._handling, context, api.key, frame, body_pos
-                    )
+                    message = await admit_and_decode(self.server, self._handling, context, api.key, frame)
                 except PenstockError as error:
                     self._fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
         self._scopes.discard(scope)
@@ -450,6 +448,8 @@ class Connection(asyncio.BufferedProtocol):
     ) -> None:
         """Run one handler to its end, which may be that the client went away or that the server stops."""
         assert api.handler is not None
+        if api.frame is Frame.GROUP:
+            context.release_charges()  # groups account for what they keep, and may keep it long
         scope = anyio.CancelScope()
         try:
             with scope:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("COUNTED_BYTES", "admit_nowait", "admit_and_decode", "encode")
+__all__ = ("COUNTED_BYTES", "HeldFrame", "admit_and_decode", "admit_nowait", "encode")
 
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -11,6 +11,7 @@ from penstock.api.context import Client, RequestContext
 from penstock.errors import FullError, PenstockError
 from penstock.server.slots import Slot
 from penstock.shares import Member
+from penstock.spi.allocator import Allocation
 from penstock.threads import run_in_thread
 from penstock.wire.registry import Message, decode_request, encode_response
 
@@ -37,14 +38,50 @@ def admit_nowait(server: Server, member: Member, context: RequestContext, size: 
     return True
 
 
+class HeldFrame:
+    """A long request while it waits for its share: in the accounted memory that it was received into, if any.
+
+    Its ``with`` block gives that memory back, whatever comes. A copy outside of the account for each request that
+    waits would add up: 250 of a megabyte each did.
+    """
+
+    __slots__ = ("_allocation", "_frame", "body_pos")
+
+    def __init__(self, frame: memoryview, allocation: Allocation | None, body_pos: int) -> None:
+        self.body_pos = body_pos
+        self._allocation = allocation
+        self._frame: memoryview | bytes | None = frame if allocation is not None else bytes(frame)
+
+    def __len__(self) -> int:
+        return len(self._frame or b"")
+
+    def take(self) -> bytes:
+        """The request in memory of its own, of which handlers may keep views; once."""
+        assert self._frame is not None
+        frame = bytes(self._frame)
+        self._drop()
+        return frame
+
+    def __enter__(self) -> HeldFrame:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._drop()
+
+    def _drop(self) -> None:
+        allocation, self._allocation, self._frame = self._allocation, None, None
+        if allocation is not None:
+            allocation.release()
+
+
 async def admit_and_decode(
-    server: Server, member: Member, context: RequestContext, api_key: int, frame: bytes, body_pos: int
+    server: Server, member: Member, context: RequestContext, api_key: int, frame: HeldFrame
 ) -> Message:
     """Count a request as soon as there is a share for it, then decode it. Raises PenstockError if it's malformed."""
     weight = len(frame) * _DECODED_PARTS
     context.charges.append(await server.handling.charge(weight, member))
     context.charges.append(server.allocator.charge_anyway(weight, "requests"))
-    decode = partial(decode_request, api_key, context.version, frame, body_pos, lenient=True)
+    decode = partial(decode_request, api_key, context.version, frame.take(), frame.body_pos, lenient=True)
     return await run_in_thread(decode, limiter=server.long_requests)
 
 
