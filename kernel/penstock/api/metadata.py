@@ -27,6 +27,7 @@ from penstock.api.errors import error_code_of
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, MetadataFragments, describe_topic
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, is_valid_topic_name, metric_name
 from penstock.errors import AlreadyExistsError, NotFoundError
+from penstock.log.topic_config import INTERNAL_TOPICS
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersion, ApiVersionsRequest, ApiVersionsResponse
@@ -384,7 +385,11 @@ def describe_topic_partitions_nowait(
                 code = ErrorCode.INVALID_TOPIC_EXCEPTION
             response.topics.append(
                 DescribeTopicPartitionsResponseTopic(
-                    error_code=code, name=name, partitions=[], topic_authorized_operations=_TOPIC_OPERATIONS
+                    error_code=code,
+                    name=name,
+                    is_internal=name in INTERNAL_TOPICS,
+                    partitions=[],
+                    topic_authorized_operations=_TOPIC_OPERATIONS,
                 )
             )
             continue
