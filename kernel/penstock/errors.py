@@ -7,8 +7,8 @@ Texts are lowercase, name what, where and what to do, and end in ``key=value`` p
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
-from typing import Self, TypeVar
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Self, TypeVar
 
 __all__ = (
     "AlreadyExistsError",
@@ -23,6 +23,7 @@ __all__ = (
     "InvariantError",
     "NewerVersionError",
     "NotFoundError",
+    "NotNowError",
     "PenstockError",
     "PluginError",
     "UnavailableError",
@@ -81,6 +82,21 @@ class FullError(PenstockError):
     """A bounded resource is at its limit (WAL capacity, memory, disk): make room or wait, then retry."""
 
     retryable = True
+
+
+class NotNowError(PenstockError):
+    """A call can't be done at once, and nothing has changed: await ``wait()``, then call again.
+
+    ``is_work`` tells what is waited for: work that gets done whatever others do, or room that others have to make.
+    What ``wait`` returns is said where the error is raised.
+    """
+
+    retryable = True
+
+    def __init__(self, message: str, wait: Callable[[], Coroutine[Any, Any, Any]], *, is_work: bool) -> None:
+        super().__init__(message)
+        self.wait = wait
+        self.is_work = is_work
 
 
 class FencedError(PenstockError):

@@ -144,8 +144,9 @@ class Partition(Protocol):
         Raises:
             FullError: there is no room now; nothing has changed and ``on_done`` is not called. Wait with
                 ``LogManager.wait_for_room`` and try again.
-            PreparationDueError: the batch takes longer to check, or to recompress for its topic; nothing has changed.
-                Try again with what its ``work`` makes of the records, and ``is_prepared``. (Small batches are
+            NotNowError: the batch takes longer to check, or to recompress for its topic; nothing has changed.
+                Its ``wait`` returns the batch to append instead, with ``is_prepared``, and its memory, None if
+                that is the one it has; or raises BatchError for a batch that can't be. (Small batches are
                 recompressed at once: False is returned then, as their own memory isn't needed any more, and
                 ``on_done`` is called as ever.)
         """

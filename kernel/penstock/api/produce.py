@@ -15,18 +15,17 @@ __all__ = (
 )
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from itertools import islice
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from penstock.api.authorization import Operation, ResourceType, each, the_transactional_id
 from penstock.api.context import ApiContext, AppendResult, Client, Partition
 from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, error_message_of, is_expected
-from penstock.errors import FullError, PenstockError
-from penstock.log.preparation import Preparation, PreparationDueError
-from penstock.spi.allocator import Allocation
+from penstock.errors import FullError, NotNowError, PenstockError
+from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.produce import (
@@ -108,7 +107,7 @@ class ProduceCall:
         self._results: list[PartitionProduceResponse | None] = [None] * count
         self._cursor = 0
         #: What has to be done to the batch at the cursor before it can be handed over.
-        self._due: Preparation | None = None
+        self._due: Callable[[], Coroutine[Any, Any, tuple[memoryview, Allocation | None]]] | None = None
         #: Whether that was done, and where the outcome is if not in the request's own memory.
         self._is_prepared = False
         self._prepared: Allocation | None = None
@@ -122,11 +121,6 @@ class ProduceCall:
     def timeout_ms(self) -> int:
         """How long the client waits for the answer."""
         return self._request.timeout_ms
-
-    @property
-    def is_due(self) -> bool:
-        """Whether what ``wait`` waits for is work on a batch, which gets done, and not room."""
-        return self._due is not None
 
     def rebind(self, request: ProduceRequest) -> None:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
@@ -142,8 +136,7 @@ class ProduceCall:
         """Hand over what isn't handed over yet.
 
         Raises:
-            FullError, PreparationDueError: not all could go now; ``wait``, then call again. What went before
-                is on its way.
+            NotNowError: not all could go now; ``wait``, then call again. What went before is on its way.
         """
         self._due = None
         request = self._request
@@ -167,19 +160,14 @@ class ProduceCall:
         if index == 0:
             self._complete()
 
-    async def wait(self) -> None:
-        """Return when ``advance`` is worth another try: there may be room, or the next batch is prepared.
-
-        Raises ClosedError when the log is closing.
-        """
+    async def _wait_for_preparation(self) -> None:
+        """Return when the batch at the cursor is prepared, or refused. Cancellable."""
         work, self._due = self._due, None
-        if work is None:
-            await self._api.logs.wait_for_room()
-            return
+        assert work is not None
         data = self._next_data()
         self._is_working = True
         try:
-            view, own = await work.run()
+            view, own = await work()
         except BatchError as error:
             if not self._gone:
                 self._drop_prepared()
@@ -271,12 +259,13 @@ class ProduceCall:
                 on_done=self._done_one if len(self._results) == 1 else partial(self._done, index, data.index),
                 is_prepared=self._is_prepared,
             )
-        except (FullError, PreparationDueError) as error:
-            if charge is not allocation and charge is not None:
-                charge.release()
-            if isinstance(error, PreparationDueError):
-                self._due = error.work
-            raise
+        except FullError as error:
+            _release_part(charge, allocation)
+            raise NotNowError(str(error), self._api.logs.wait_for_room, is_work=False) from None
+        except NotNowError as error:
+            _release_part(charge, allocation)
+            self._due = error.wait
+            raise NotNowError(str(error), self._wait_for_preparation, is_work=error.is_work) from None
         except Exception as error:  # noqa: BLE001 - logged and answered
             # Of a bug below it isn't known whether the log took the memory, so it stays accounted for.
             taken = not isinstance(error, PenstockError)
@@ -286,8 +275,8 @@ class ProduceCall:
                 self._prepared = None
             elif charge is allocation:
                 self._allocation = None
-        elif charge is not allocation and charge is not None:
-            charge.release()
+        else:
+            _release_part(charge, allocation)
 
     def _find(self, topic: TopicProduceData, index: int) -> Partition | ErrorCode:
         logs = self._api.logs
@@ -370,6 +359,12 @@ class ProduceCall:
                 TopicProduceResponse(topic_id=topic.topic_id, name=topic.name, partition_responses=partitions)
             )
         self._sink.complete(ProduceResponse(responses=responses))
+
+
+def _release_part(charge: Charge | None, whole: Charge | None) -> None:
+    """Give back one partition's part of a frame, if it is only a part."""
+    if charge is not None and charge is not whole:
+        charge.release()
 
 
 def failed_append(error: Exception, partition: Partition) -> tuple[int, str | None]:

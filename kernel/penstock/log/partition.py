@@ -33,7 +33,7 @@ from penstock.errors import (
 from penstock.log.errors import KafkaError
 from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
-from penstock.log.preparation import Preparation, PreparationDueError, Preparer
+from penstock.log.preparation import Preparation, Preparer
 from penstock.log.producer_snapshots import ProducerSnapshots
 from penstock.log.producer_state import ACCEPT, Duplicate, ProducerInfo, ProducerMemory, ProducerStateTable
 from penstock.spi.allocator import Allocation
@@ -228,7 +228,7 @@ class Partition:
     ) -> bool:
         """Validate, sequence, assign offsets in place, hand to the WAL; see ``penstock.api.context``.
 
-        Returns whether the records, and ``charge``, were taken. Raises FullError, or PreparationDueError, with
+        Returns whether the records, and ``charge``, were taken. Raises FullError, or NotNowError, with
         nothing changed.
         """
         if self._closed:
@@ -259,7 +259,7 @@ class Partition:
             if rules.full and not is_prepared:
                 found = check_records_nowait(records, header, rules, now_ms)
                 if found is None:
-                    raise PreparationDueError(Preparation(self._preparer, records, header, rules, now_ms))
+                    raise Preparation(self._preparer, records, header, rules, now_ms).due()
                 max_timestamp = found
             if max_timestamp != header.max_timestamp or header.attributes & BROKER_BITS:
                 header = amend_batch(records, header, max_timestamp)
@@ -293,7 +293,7 @@ class Partition:
         )
         own = work.recompress_nowait()
         if own is None:
-            raise PreparationDueError(work)
+            raise work.due()
         taken = False
         try:
             taken = self.append(

@@ -3,8 +3,8 @@
 To check the records of a compressed batch it has to be inflated: from 0.2 ms (lz4) to 2 ms (gzip) per megabyte. Where
 the topic's ``compression.type`` is another codec than the producer's, the plain bytes are packed again, which takes
 from 3 ms (lz4) to 40 ms (gzip) per megabyte; a batch is inflated once for both. Small batches are done at once. For
-others ``Partition.append`` raises ``PreparationDueError``, whose ``work`` is done in a thread, and the caller appends
-what it gives. A connection takes no further request meanwhile, so its appends keep their order.
+others ``Partition.append`` raises ``NotNowError``: its ``wait`` does the work in a thread, and the caller appends
+what it returns. A connection takes no further request meanwhile, so its appends keep their order.
 
 Memory: a batch that comes out is the allocator's, like every batch. What it inflates to on the way is charged as
 ``inflate``; where there is no room for it, one batch at a time goes on without, so that all of them end (I8: the
@@ -17,7 +17,6 @@ __all__ = (
     "RECOMPRESS_BYTES_MAX",
     "RECOMPRESS_INFLATED_BYTES_MAX",
     "Preparation",
-    "PreparationDueError",
     "Preparer",
 )
 
@@ -26,7 +25,7 @@ from typing import Final, TypeVar
 
 import anyio
 
-from penstock.errors import FullError, PenstockError
+from penstock.errors import FullError, NotNowError
 from penstock.spi.allocator import Allocation, Allocator
 from penstock.threads import run_in_thread
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD
@@ -59,19 +58,6 @@ _INLINE_ZSTD_LEVEL_MAX: Final = 9
 # also a suspicious one gets (see ``plain_records``) needn't be charged for each of them.
 _FIRST_BYTES: Final = 1024 * 1024
 _RATIOS: Final = (8, 64)
-
-
-class PreparationDueError(PenstockError):
-    """The batch takes longer to check, or to recompress: await ``work.run()``, then append what it gives.
-
-    Nothing was appended, and nothing has changed.
-    """
-
-    retryable = True
-
-    def __init__(self, work: Preparation) -> None:
-        super().__init__("the batch has to be checked or recompressed in a thread first")
-        self.work = work
 
 
 class Preparer:
@@ -193,6 +179,12 @@ class Preparation:
 
     def _is_slow(self) -> bool:
         return self._codec == CODEC_ZSTD and self._level is not None and self._level > _INLINE_ZSTD_LEVEL_MAX
+
+    def due(self) -> NotNowError:
+        """The error of an append that needs this first; its ``wait`` is ``run``."""
+        return NotNowError(
+            "the batch has to be checked or recompressed in a thread first", self.run, is_work=True
+        )
 
     async def run(self) -> tuple[memoryview, Allocation | None]:
         """The batch to append, and its memory; None if that is the original's, which may be written to.

@@ -31,8 +31,7 @@ from penstock.api.errors import error_code_of, is_expected
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import ProduceCall
 from penstock.api.produce_scan import has_too_many_partitions
-from penstock.errors import FullError, InvalidRequestError, PenstockError
-from penstock.log.preparation import PreparationDueError
+from penstock.errors import InvalidRequestError, NotNowError, PenstockError
 from penstock.server import short_produce
 from penstock.server.admission import admit, admit_produce
 from penstock.server.large_frame import LargeFrame, length_fault
@@ -362,8 +361,9 @@ class Connection(asyncio.BufferedProtocol):
             return
         try:
             call.advance()
-        except (FullError, PreparationDueError):
-            waiting = self._waiting = WaitingProduce(server, call, frame if allocation is None else None)
+        except NotNowError as not_now:
+            own_frame = frame if allocation is None else None
+            waiting = self._waiting = WaitingProduce(server, call, own_frame, is_work=not_now.is_work)
             server.start_soon(self._wait_for_room, waiting)
 
     def _start(self, frame: memoryview, api_key: int, version: int, allocation: Allocation | None) -> bool:

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 from penstock.api.context import AppendResult
 from penstock.api.produce import failed_append, response_of_one
 from penstock.api.produce_response import CORRELATION_POS, pack_correlation_into, pack_offsets_into
-from penstock.errors import FullError, PenstockError
+from penstock.errors import FullError, NotNowError, PenstockError
 from penstock.log.partition import AppendOutcome
-from penstock.log.preparation import PreparationDueError
 from penstock.server.produce_heads import ProduceHead
 from penstock.server.slots import Slot
 from penstock.wire.api_keys import ApiKey
@@ -87,7 +86,7 @@ def start(connection: Connection, frame: memoryview, version: int, correlation_i
         partition.append(
             records, produce_version=version, now_ms=api.now_ms(), charge=None, on_done=slot.done
         )
-    except (FullError, PreparationDueError):
+    except (FullError, NotNowError):
         connection.slots.pop()
         connection.in_flight_bytes -= size
         return False

@@ -1,16 +1,16 @@
-"""A Produce that can't go on yet: it waits for room in the log, for memory, or until a batch is prepared."""
+"""A Produce that can't go on now: it waits for what its error says, or for memory, and goes on from there."""
 
 from __future__ import annotations
 
 __all__ = ("WaitingProduce",)
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, Final
 
 import anyio
 
 from penstock.api.produce import ProduceCall
-from penstock.errors import FullError, PenstockError
-from penstock.log.preparation import PreparationDueError
+from penstock.errors import FullError, NotNowError, PenstockError
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
@@ -19,8 +19,8 @@ from penstock.wire.registry import decode_request, decode_request_header
 if TYPE_CHECKING:
     from penstock.server.server import Server
 
-#: A Produce whose batch is checked or recompressed waits for that at least so long, however short its own time is.
-_PREPARATION_WAIT_MS_MIN: Final = 5_000
+#: A Produce waits for work on a batch of its own at least so long, however short its own time is.
+_WORK_WAIT_MS_MIN: Final = 5_000
 
 
 class WaitingProduce:
@@ -30,11 +30,13 @@ class WaitingProduce:
     copy, and from memory of the log's once there is some. None if the call has its memory already.
     """
 
-    __slots__ = ("_call", "_carried", "_dropped", "_server")
+    __slots__ = ("_call", "_carried", "_dropped", "_is_work", "_server")
 
-    def __init__(self, server: Server, call: ProduceCall, frame: memoryview | None) -> None:
+    def __init__(self, server: Server, call: ProduceCall, frame: memoryview | None, *, is_work: bool) -> None:
         self._server = server
         self._call = call
+        #: Whether it waits for work on a batch first, and not for room.
+        self._is_work = is_work
         #: The copy that the records are views of, outside of the allocator.
         self._carried: bytearray | None = None
         self._dropped = False
@@ -52,7 +54,7 @@ class WaitingProduce:
         """Wait and try again, to the end. Whoever drops this cancels what is in ``scopes``."""
         server, call = self._server, self._call
         server.waiting_for_room += 1
-        wait_ms_min = _PREPARATION_WAIT_MS_MIN if call.is_due else 0
+        wait_ms_min = _WORK_WAIT_MS_MIN if self._is_work else 0
         wait_ms = min(max(call.timeout_ms, wait_ms_min), server.api.settings.produce_wait_ms_max)
         scope = anyio.move_on_after(wait_ms / 1000)
         try:
@@ -63,8 +65,8 @@ class WaitingProduce:
                 if self._carried is not None:
                     # Waiting for memory and allocating are one step: who only waits finds it taken by others.
                     self._adopt(await server.allocator.allocate(len(self._carried), "append"))
-                while not self._advanced():
-                    await self._wait()
+                while (not_now := self._advance()) is not None:
+                    await self._wait(*not_now)
             if scope.cancelled_caught and not self._dropped:
                 call.give_up(FullError(f"no room for the records in time: waited_ms={wait_ms}"))
         except PenstockError as error:  # the log is closing
@@ -75,16 +77,16 @@ class WaitingProduce:
             scopes.discard(scope)
         self._drop_carried()
 
-    async def _wait(self) -> None:
+    async def _wait(self, wait: Callable[[], Coroutine[Any, Any, None]], is_work: bool) -> None:
         """Wait for what the call waits for, and count it as that."""
-        server, call = self._server, self._call
-        if not call.is_due:
-            await call.wait()
+        server = self._server
+        if not is_work:
+            await wait()
             return
         server.waiting_for_room -= 1
         server.preparing += 1
         try:
-            await call.wait()
+            await wait()
         finally:
             server.preparing -= 1
             server.waiting_for_room += 1
@@ -99,15 +101,14 @@ class WaitingProduce:
         self._call.adopt(_decode(view), allocation)
         self._drop_carried()
 
-    def _advanced(self) -> bool:
-        """Try again; True when there is nothing left to try."""
-        if self._dropped:
-            return True
-        try:
-            self._call.advance()
-        except (FullError, PreparationDueError):
-            return False
-        return True
+    def _advance(self) -> tuple[Callable[[], Coroutine[Any, Any, None]], bool] | None:
+        """Try again; None when there is nothing left to try, else what to wait for, and whether that is work."""
+        if not self._dropped:
+            try:
+                self._call.advance()
+            except NotNowError as not_now:
+                return not_now.wait, not_now.is_work
+        return None
 
     def drop(self) -> None:
         """The connection is lost: what isn't handed over never will be."""

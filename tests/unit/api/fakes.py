@@ -23,7 +23,7 @@ from penstock.api.context import (
 from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
 from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
-from penstock.log.preparation import Preparation, PreparationDueError, Preparer
+from penstock.log.preparation import Preparation, Preparer
 from penstock.log.producer_state import ProducerInfo
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation, AllocatorStatistics
@@ -223,7 +223,7 @@ class FakePartition:
         if self.codec is not None and header.codec != self.codec:
             assert self.preparer is not None
             work = Preparation(self.preparer, records, header, rules, now_ms, self.codec)
-            raise PreparationDueError(work)
+            raise work.due()
         if self._logs.room <= 0:
             raise FullError("no room")
         self._logs.room -= 1

@@ -12,9 +12,9 @@ from tests.unit.stream.harness import World
 from tests.unit.wire.batches import GOOD, with_body, with_header
 from tests.unit.wire.test_validation import MALFORMED
 
+from penstock.errors import NotNowError
 from penstock.log.errors import KafkaError
 from penstock.log.partition import Partition
-from penstock.log.preparation import PreparationDueError
 from penstock.stream.entry import untimed
 from penstock.wire.compression import CODEC_NAMES, compress
 from penstock.wire.error_codes import ErrorCode
@@ -70,7 +70,7 @@ async def test_a_large_one_is_refused_from_a_thread_and_leaves_no_charge(world: 
     lying = with_body(good + b"\x00", 1, codec, base_timestamp=NOW_MS)
     async with open_logs(world) as logs:
         partition = await logs.create(max_message_bytes="2000000")
-        with pytest.raises(PreparationDueError):
+        with pytest.raises(NotNowError):
             append(partition, lying)
         (outcome,) = await append_any(partition, lying)
         assert outcome.error_code == ErrorCode.INVALID_RECORD
@@ -209,13 +209,13 @@ async def test_without_room_a_check_goes_on_one_at_a_time(world: World) -> None:
         hog = allocator.charge_nowait(world.limit - allocator.statistics().used_bytes, "test")
         works = []
         for frame in frames:
-            with pytest.raises(PreparationDueError) as due:
+            with pytest.raises(NotNowError) as due:
                 append(partition, frame.view, charge=frame)
-            works.append(due.value.work)
+            works.append(due.value.wait)
         with anyio.fail_after(HANG_S):
             async with anyio.create_task_group() as tasks:
                 for work in works:
-                    tasks.start_soon(work.run)
+                    tasks.start_soon(work)
         hog.release()
         for frame in frames:
             assert codes(append(partition, frame.view, charge=frame, is_prepared=True)) == [0]

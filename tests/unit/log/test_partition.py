@@ -15,13 +15,12 @@ from hypothesis import strategies as st
 from tests.unit.stream.harness import World
 
 from penstock.bus import EventBus
-from penstock.errors import FullError, InvalidRequestError
+from penstock.errors import FullError, InvalidRequestError, NotNowError
 from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import AppendOutcome, Partition
-from penstock.log.preparation import PreparationDueError
 from penstock.plugins import observer_hooks
 from penstock.spi.allocator import Allocation
 from penstock.stream.entry import retention_time_ms, untimed
@@ -143,9 +142,9 @@ async def append_any(partition: Partition, data: bytearray) -> list[AppendOutcom
     """Append as a connection does: what is due is done first."""
     try:
         return append(partition, data)
-    except PreparationDueError as due:
+    except NotNowError as due:
         try:
-            view, own = await due.work.run()
+            view, own = await due.wait()
         except BatchError as error:
             return [AppendOutcome(error.error_code, str(error), error.record_errors)]
         outcomes = append(partition, view, charge=own, is_prepared=True)

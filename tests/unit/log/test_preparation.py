@@ -14,10 +14,10 @@ from tests.unit.api.fakes import FakeAllocator
 from tests.unit.log.test_partition import NOW_MS, append, append_any, codes, open_logs, read
 from tests.unit.stream.harness import World
 
-from penstock.errors import FullError
+from penstock.errors import FullError, NotNowError
 from penstock.log.partition import Partition
 from penstock.log.partition_config import PartitionConfig
-from penstock.log.preparation import RECOMPRESS_BYTES_MAX, Preparation, PreparationDueError, Preparer
+from penstock.log.preparation import RECOMPRESS_BYTES_MAX, Preparation, Preparer
 from penstock.log.topic_config import effective_values
 from penstock.spi.allocator import Allocation
 from penstock.wire.compression import CODEC_GZIP, CODEC_LZ4, CODEC_NAMES, CODEC_NONE, CODEC_ZSTD, compress
@@ -161,9 +161,9 @@ async def test_records_that_do_not_inflate_are_refused(world: World, source: int
         try:
             assert codes(append(partition, data)) == [ErrorCode.INVALID_RECORD]
             assert size < RECOMPRESS_BYTES_MAX
-        except PreparationDueError as due:
+        except NotNowError as due:
             with pytest.raises(Exception, match="can't be inflated") as caught:
-                await due.work.run()
+                await due.wait()
             assert getattr(caught.value, "error_code", None) == ErrorCode.INVALID_RECORD
         assert partition.stream.next_offset == 0
         assert used(partition, "append") == used(partition, "inflate") == 0
@@ -173,20 +173,20 @@ async def test_the_limit_of_a_message_holds_for_what_came_and_for_what_is_stored
     async with open_logs(world) as logs:
         partition = await logs.create(compression_type="uncompressed", max_message_bytes="1000")
         assert codes(append(partition, batch(LINE * 4, CODEC_GZIP))) == [0]
-        with pytest.raises(PreparationDueError) as due:
+        with pytest.raises(NotNowError) as due:
             append(partition, batch(LINE * 100, CODEC_GZIP))
         with pytest.raises(Exception, match="inflates beyond") as caught:
-            await due.value.work.run()
+            await due.value.wait()
         assert getattr(caught.value, "error_code", None) == ErrorCode.MESSAGE_TOO_LARGE
 
         await logs.manager.alter_configs("events", {"compression.type": "gzip", "max.message.bytes": "1000"})
         assert codes(append(partition, batch(LINE * 100))) == [ErrorCode.MESSAGE_TOO_LARGE], "as it came"
         value = noise(1000 - HEADER_BYTES - 20)
         assert len(batch(value)) <= 1000
-        with pytest.raises(PreparationDueError) as due:
+        with pytest.raises(NotNowError) as due:
             append(partition, batch(value))
         with pytest.raises(Exception, match="over the topic's") as caught:
-            await due.value.work.run()
+            await due.value.wait()
         assert getattr(caught.value, "error_code", None) == ErrorCode.MESSAGE_TOO_LARGE
         assert partition.stream.next_offset == 1
 
@@ -197,10 +197,10 @@ async def test_a_bomb_takes_no_more_than_its_bound(world: World) -> None:
     assert len(bomb) < 4096
     async with open_logs(world) as logs:
         partition = await logs.create(compression_type="gzip")
-        with pytest.raises(PreparationDueError) as due:
+        with pytest.raises(NotNowError) as due:
             append(partition, bomb)
         with pytest.raises(Exception, match=f"max_bytes={world.limit // 4}") as caught:
-            await due.value.work.run()
+            await due.value.wait()
         assert getattr(caught.value, "error_code", None) == ErrorCode.MESSAGE_TOO_LARGE
         assert partition._engine.allocator.statistics().peak_bytes <= world.limit // 2
         assert used(partition, "inflate") == 0
@@ -251,10 +251,10 @@ async def test_without_room_the_result_lies_where_the_original_was(world: World)
         frame.view[:] = data
         left = world.limit - allocator.statistics().used_bytes
         hog = allocator.charge_nowait(left, "test")
-        with pytest.raises(PreparationDueError) as due:
+        with pytest.raises(NotNowError) as due:
             append(partition, frame.view, charge=frame)
         with anyio.fail_after(HANG_S):
-            view, own = await due.value.work.run()
+            view, own = await due.value.wait()
         assert own is None
         assert len(view) < len(data)
         assert read_header(view).codec == CODEC_GZIP
@@ -318,7 +318,7 @@ async def test_levels_that_take_long_are_never_done_at_once(world: World) -> Non
         await logs.manager.alter_configs(
             "events", {"compression.type": "zstd", "compression.zstd.level": "19"}
         )
-        with pytest.raises(PreparationDueError):
+        with pytest.raises(NotNowError):
             append(partition, batch())
         assert codes(await append_any(partition, batch())) == [0]
 
