@@ -1,20 +1,33 @@
-"""Keys and values of `__consumer_offsets`, byte for byte as Kafka writes them.
+"""Keys and values of `__consumer_offsets`, byte for byte as Kafka writes them, in the coordinator's words.
 
-    key version 0, 1   int16 version, string group, string topic, int32 partition      (OffsetCommitKey)
-    key version 2      int16 version, string group                                     (GroupMetadataKey)
+    key version 0, 1   a committed offset      OffsetCommitKey, OffsetCommitValue
+    key version 2      a group                 GroupMetadataKey, GroupMetadataValue
 
-A null value is a tombstone. Values start with an int16 version: offset commits are written as version 3
-(version 1 when OffsetCommit v2-4 asked for a retention time), group metadata as version 3. All versions up to
-4 (flexible: compact strings and tagged fields) are read.
+Keys and values begin with an int16, their version; a null value is a tombstone. Offset commits are written as
+version 3 (version 1 when OffsetCommit v2-4 asked for a retention time), group metadata as version 3. All versions
+up to 4 are read. The codecs are generated from the schemas (``penstock.wire.messages``); this module says which
+version is written, and what is damage.
 """
 
 from __future__ import annotations
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import msgspec
 
 from penstock.coordinator.group_types import CommittedOffset, GroupMetadata, MemberMetadata
 from penstock.errors import CorruptError, NewerVersionError
+from penstock.wire import DecodeError
+from penstock.wire.messages import group_metadata_value, offset_commit_value
+from penstock.wire.messages.group_metadata_key import GroupMetadataKey
+from penstock.wire.messages.group_metadata_value import GroupMetadataValue
+from penstock.wire.messages.group_metadata_value import MemberMetadata as MemberValue
+from penstock.wire.messages.offset_commit_key import OffsetCommitKey
+from penstock.wire.messages.offset_commit_value import OffsetCommitValue
+from penstock.wire.registry import decode_data, encode_data
 
 __all__ = (
     "GROUP_KEY_VERSION",
@@ -31,19 +44,19 @@ __all__ = (
     "encode_offset_value",
 )
 
-_INT16 = struct.Struct(">h")
-_INT32 = struct.Struct(">i")
-_INT64 = struct.Struct(">q")
-
 #: The name of the log, for messages.
-OFFSETS_LOG = "__consumer_offsets"
-_OFFSET_KEY_VERSION = 1
-GROUP_KEY_VERSION = 2
-_OFFSET_VALUE_VERSION = 3
-_OFFSET_VALUE_VERSION_EXPIRING = 1
-_GROUP_VALUE_VERSION = 3
-_VALUE_VERSION_FLEXIBLE = 4
-_VARINT_SHIFT_MAX = 28
+OFFSETS_LOG: Final = "__consumer_offsets"
+_OFFSET_KEY_VERSION: Final = 1
+GROUP_KEY_VERSION: Final = 2
+_OFFSET_VALUE_VERSION: Final = 3
+#: The only one that has a place for an expiry time; it has none for the leader epoch.
+_OFFSET_VALUE_VERSION_EXPIRING: Final = 1
+_GROUP_VALUE_VERSION: Final = 3
+_NO_EXPIRY: Final = -1
+
+_unpack_version = struct.Struct(">h").unpack_from
+
+_M = TypeVar("_M", bound=msgspec.Struct)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,122 +82,14 @@ class UnknownKey:
     version: int
 
 
-def _string(text: str) -> bytes:
-    body = text.encode()
-    return _INT16.pack(len(body)) + body
-
-
-def _nullable_string(text: str | None) -> bytes:
-    return _INT16.pack(-1) if text is None else _string(text)
-
-
-def _bytes(body: bytes) -> bytes:
-    return _INT32.pack(len(body)) + body
-
-
-class _Reader:
-    """Reads the fields of one value in order; anything that doesn't fit is `CorruptError`."""
-
-    __slots__ = ("_buffer", "_position", "_what", "flexible")
-
-    def __init__(self, buffer: bytes, what: str) -> None:
-        self._buffer = buffer
-        self._position = 0
-        self._what = what
-        self.flexible = False
-
-    def fail(self, why: str) -> CorruptError:
-        return CorruptError(f"{self._what} in __consumer_offsets is malformed, {why}: at={self._position}")
-
-    def value_version(self) -> int:
-        """The version that a value begins with. Raises NewerVersionError for one above those that are read."""
-        version = self.int16()
-        if version > _VALUE_VERSION_FLEXIBLE:
-            raise NewerVersionError.of(
-                self._what, f"log={OFFSETS_LOG}", version=version, known=_VALUE_VERSION_FLEXIBLE
-            )
-        if version < 0:
-            raise self.fail(f"no version={version}")
-        return version
-
-    def _take(self, size: int) -> bytes:
-        end = self._position + size
-        if size < 0 or end > len(self._buffer):
-            raise self.fail(f"a field of size={size} doesn't fit")
-        body = self._buffer[self._position : end]
-        self._position = end
-        return body
-
-    def int16(self) -> int:
-        value: int = _INT16.unpack(self._take(2))[0]
-        return value
-
-    def int32(self) -> int:
-        value: int = _INT32.unpack(self._take(4))[0]
-        return value
-
-    def int64(self) -> int:
-        value: int = _INT64.unpack(self._take(8))[0]
-        return value
-
-    def _varint(self) -> int:
-        value = shift = 0
-        while True:
-            byte = self._take(1)[0]
-            value |= (byte & 0x7F) << shift
-            if byte < 0x80:
-                return value
-            shift += 7
-            if shift > _VARINT_SHIFT_MAX:
-                raise self.fail("a varint is too long")
-
-    def nullable_string(self) -> str | None:
-        size = self._varint() - 1 if self.flexible else self.int16()
-        if size == -1:
-            return None
-        try:
-            return self._take(size).decode()
-        except UnicodeDecodeError as error:
-            raise self.fail("a string isn't utf-8") from error
-
-    def string(self) -> str:
-        value = self.nullable_string()
-        if value is None:
-            raise self.fail("a string is null")
-        return value
-
-    def bytes_(self) -> bytes:
-        size = self._varint() - 1 if self.flexible else self.int32()
-        return b"" if size == -1 else self._take(size)
-
-    def array_size(self) -> int:
-        size = self._varint() - 1 if self.flexible else self.int32()
-        if not 0 <= size <= len(self._buffer) - self._position:
-            raise self.fail(f"an array of size={size} doesn't fit")
-        return size
-
-    def tags(self) -> None:
-        """Skip tagged fields (KIP-482); there are none before the flexible version."""
-        if self.flexible:
-            for _ in range(self._varint()):
-                self._varint()
-                self._take(self._varint())
-
-    def end(self) -> None:
-        if self._position != len(self._buffer):
-            raise self.fail(f"bytes are left over, size={len(self._buffer)}")
-
-
 def encode_offset_key(group_id: str, topic: str, partition: int) -> bytes:
     """OffsetCommitKey version 1."""
-    return b"".join(
-        (_INT16.pack(_OFFSET_KEY_VERSION), _string(group_id), _string(topic), _INT32.pack(partition))
-    )
+    return encode_data(_OFFSET_KEY_VERSION, OffsetCommitKey(group=group_id, topic=topic, partition=partition))
 
 
 def encode_group_key(group_id: str) -> bytes:
     """GroupMetadataKey version 2."""
-    return _INT16.pack(GROUP_KEY_VERSION) + _string(group_id)
+    return encode_data(GROUP_KEY_VERSION, GroupMetadataKey(group=group_id))
 
 
 def decode_key(key: bytes) -> OffsetKey | GroupKey | UnknownKey:
@@ -193,39 +98,27 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey | UnknownKey:
     Raises:
         CorruptError: the key isn't well-formed.
     """
-    reader = _Reader(key, "a key")
-    version = reader.int16()
-    decoded: OffsetKey | GroupKey
-    if version in (0, _OFFSET_KEY_VERSION):
-        decoded = OffsetKey(reader.string(), reader.string(), reader.int32())
-    elif version == GROUP_KEY_VERSION:
-        decoded = GroupKey(reader.string())
-    else:
-        return UnknownKey(version)
-    reader.end()
-    return decoded
+    version = _version(key, "a key")
+    if version == _OFFSET_KEY_VERSION or version == 0:
+        offset = _decode(OffsetCommitKey, key, "a key")
+        return OffsetKey(offset.group, offset.topic, offset.partition)
+    if version == GROUP_KEY_VERSION:
+        return GroupKey(_decode(GroupMetadataKey, key, "a key").group)
+    return UnknownKey(version)
 
 
 def encode_offset_value(committed: CommittedOffset) -> bytes:
     """OffsetCommitValue version 3, or version 1 when an expiry time was asked for (as Kafka does)."""
-    if committed.expire_timestamp_ms is not None:
-        return b"".join(
-            (
-                _INT16.pack(_OFFSET_VALUE_VERSION_EXPIRING),
-                _INT64.pack(committed.offset),
-                _string(committed.metadata),
-                _INT64.pack(committed.commit_timestamp_ms),
-                _INT64.pack(committed.expire_timestamp_ms),
-            )
-        )
-    return b"".join(
-        (
-            _INT16.pack(_OFFSET_VALUE_VERSION),
-            _INT64.pack(committed.offset),
-            _INT32.pack(committed.leader_epoch),
-            _string(committed.metadata),
-            _INT64.pack(committed.commit_timestamp_ms),
-        )
+    expire_ms = committed.expire_timestamp_ms
+    return encode_data(
+        _OFFSET_VALUE_VERSION if expire_ms is None else _OFFSET_VALUE_VERSION_EXPIRING,
+        OffsetCommitValue(
+            offset=committed.offset,
+            leader_epoch=committed.leader_epoch,
+            metadata=committed.metadata,
+            commit_timestamp=committed.commit_timestamp_ms,
+            expire_timestamp=_NO_EXPIRY if expire_ms is None else expire_ms,
+        ),
     )
 
 
@@ -236,48 +129,43 @@ def decode_offset_value(value: bytes) -> CommittedOffset:
         CorruptError: the value isn't well-formed.
         NewerVersionError: a newer version wrote it.
     """
-    reader = _Reader(value, "an offset commit")
-    version = reader.value_version()
-    reader.flexible = version >= _VALUE_VERSION_FLEXIBLE
-    offset = reader.int64()
-    leader_epoch = reader.int32() if version >= _OFFSET_VALUE_VERSION else -1
-    metadata = reader.string()
-    commit_timestamp_ms = reader.int64()
-    expire_timestamp_ms = reader.int64() if version == _OFFSET_VALUE_VERSION_EXPIRING else -1
-    reader.tags()
-    reader.end()
+    what = "an offset commit"
+    _check_known(_version(value, what), offset_commit_value.DECODERS, what)
+    read = _decode(OffsetCommitValue, value, what)
     return CommittedOffset(
-        offset,
-        leader_epoch,
-        metadata,
-        commit_timestamp_ms,
-        None if expire_timestamp_ms == -1 else expire_timestamp_ms,
+        read.offset,
+        read.leader_epoch,
+        read.metadata,
+        read.commit_timestamp,
+        None if read.expire_timestamp == _NO_EXPIRY else read.expire_timestamp,
     )
 
 
 def encode_group_value(metadata: GroupMetadata) -> bytes:
     """GroupMetadataValue version 3."""
-    parts = [
-        _INT16.pack(_GROUP_VALUE_VERSION),
-        _string(metadata.protocol_type),
-        _INT32.pack(metadata.generation_id),
-        _nullable_string(metadata.protocol_name),
-        _nullable_string(metadata.leader),
-        _INT64.pack(metadata.state_timestamp_ms),
-        _INT32.pack(len(metadata.members)),
-    ]
-    for member in metadata.members:
-        parts += (
-            _string(member.member_id),
-            _nullable_string(member.group_instance_id),
-            _string(member.client_id),
-            _string(member.client_host),
-            _INT32.pack(member.rebalance_timeout_ms),
-            _INT32.pack(member.session_timeout_ms),
-            _bytes(member.subscription),
-            _bytes(member.assignment),
-        )
-    return b"".join(parts)
+    return encode_data(
+        _GROUP_VALUE_VERSION,
+        GroupMetadataValue(
+            protocol_type=metadata.protocol_type,
+            generation=metadata.generation_id,
+            protocol=metadata.protocol_name,
+            leader=metadata.leader,
+            current_state_timestamp=metadata.state_timestamp_ms,
+            members=[
+                MemberValue(
+                    member_id=member.member_id,
+                    group_instance_id=member.group_instance_id,
+                    client_id=member.client_id,
+                    client_host=member.client_host,
+                    rebalance_timeout=member.rebalance_timeout_ms,
+                    session_timeout=member.session_timeout_ms,
+                    subscription=member.subscription,
+                    assignment=member.assignment,
+                )
+                for member in metadata.members
+            ],
+        ),
+    )
 
 
 def decode_group_value(value: bytes) -> GroupMetadata:
@@ -287,46 +175,57 @@ def decode_group_value(value: bytes) -> GroupMetadata:
         CorruptError: the value isn't well-formed.
         NewerVersionError: a newer version wrote it.
     """
-    reader = _Reader(value, "group metadata")
-    version = reader.value_version()
-    reader.flexible = version >= _VALUE_VERSION_FLEXIBLE
-    protocol_type = reader.string()
-    generation_id = reader.int32()
-    protocol_name = reader.nullable_string()
-    leader = reader.nullable_string()
-    state_timestamp_ms = reader.int64() if version >= 2 else -1
-    members = tuple(_decode_member(reader, version) for _ in range(reader.array_size()))
-    reader.tags()
-    reader.end()
+    what = "group metadata"
+    version = _version(value, what)
+    _check_known(version, group_metadata_value.DECODERS, what)
+    read = _decode(GroupMetadataValue, value, what)
     return GroupMetadata(
-        protocol_type=protocol_type,
-        generation_id=generation_id,
-        protocol_name=protocol_name,
-        leader=leader,
-        state_timestamp_ms=state_timestamp_ms,
-        members=members,
+        protocol_type=read.protocol_type,
+        generation_id=read.generation,
+        protocol_name=read.protocol,
+        leader=read.leader,
+        state_timestamp_ms=read.current_state_timestamp,
+        members=tuple(_member(member, version) for member in read.members),
     )
 
 
-def _decode_member(reader: _Reader, version: int) -> MemberMetadata:
-    member_id = reader.string()
-    group_instance_id = reader.nullable_string() if version >= _GROUP_VALUE_VERSION else None
-    client_id = reader.string()
-    client_host = reader.string()
-    rebalance_timeout_ms = reader.int32() if version >= 1 else -1
-    session_timeout_ms = reader.int32()
-    if rebalance_timeout_ms < 0:
-        rebalance_timeout_ms = session_timeout_ms
-    subscription = reader.bytes_()
-    assignment = reader.bytes_()
-    reader.tags()
+def _member(read: MemberValue, version: int) -> MemberMetadata:
+    # version 0 has no rebalance timeout: the session timeout stands in for it, as in JoinGroup v0 (KIP-62)
+    has_rebalance_timeout = version >= 1 and read.rebalance_timeout >= 0
     return MemberMetadata(
-        member_id=member_id,
-        group_instance_id=group_instance_id,
-        client_id=client_id,
-        client_host=client_host,
-        rebalance_timeout_ms=rebalance_timeout_ms,
-        session_timeout_ms=session_timeout_ms,
-        subscription=subscription,
-        assignment=assignment,
+        member_id=read.member_id,
+        group_instance_id=read.group_instance_id,
+        client_id=read.client_id,
+        client_host=read.client_host,
+        rebalance_timeout_ms=read.rebalance_timeout if has_rebalance_timeout else read.session_timeout,
+        session_timeout_ms=read.session_timeout,
+        # views of the record, which isn't kept
+        subscription=bytes(read.subscription),
+        assignment=bytes(read.assignment),
     )
+
+
+def _version(data: bytes, what: str) -> int:
+    """The version that ``data`` begins with."""
+    try:
+        version: int = _unpack_version(data)[0]
+    except struct.error as error:
+        raise CorruptError(
+            f"{what} in {OFFSETS_LOG} is malformed, it ends before its version: size={len(data)}"
+        ) from error
+    return version
+
+
+def _check_known(version: int, decoders: dict[int, Callable[..., Any]], what: str) -> None:
+    known = max(decoders)
+    if version > known:
+        raise NewerVersionError.of(what, f"log={OFFSETS_LOG}", version=version, known=known)
+    if version < 0:
+        raise CorruptError(f"{what} in {OFFSETS_LOG} is malformed, no version={version}")
+
+
+def _decode(message_type: type[_M], data: bytes, what: str) -> _M:
+    try:
+        return decode_data(message_type, data)[1]
+    except DecodeError as error:
+        raise CorruptError(f"{what} in {OFFSETS_LOG} is malformed, {error}") from error

@@ -1,36 +1,21 @@
-"""Reads the topics out of the metadata that consumers send with JoinGroup (ConsumerProtocolSubscription).
-
-    int16 version, array of strings (topics), nullable bytes (user data), and fields of later versions
-
-The layout of the first fields is the same in all versions (0 to 3), so later ones are read as well.
-"""
+"""Reads the topics out of the metadata that consumers send with JoinGroup (ConsumerProtocolSubscription)."""
 
 from __future__ import annotations
 
-import struct
+from penstock.wire import DecodeError
+from penstock.wire.messages.consumer_protocol_subscription import ConsumerProtocolSubscription
+from penstock.wire.registry import decode_data
 
 __all__ = ("subscribed_topics",)
 
-_HEADER = struct.Struct(">hi")
-_INT16 = struct.Struct(">h")
-
 
 def subscribed_topics(metadata: bytes) -> frozenset[str] | None:
-    """The subscribed topics, or None if `metadata` isn't a consumer subscription."""
+    """The subscribed topics, or None if `metadata` isn't a consumer subscription.
+
+    Other clients wrote it: versions later than the known ones are read as the last of these, as Kafka does.
+    """
     try:
-        version, count = _HEADER.unpack_from(metadata)
-        if version < 0 or not 0 <= count <= len(metadata):
-            return None
-        position = _HEADER.size
-        topics = set()
-        for _ in range(count):
-            (size,) = _INT16.unpack_from(metadata, position)
-            position += _INT16.size
-            name = bytes(metadata[position : position + size])
-            if size < 0 or len(name) != size:
-                return None
-            topics.add(name.decode())
-            position += size
-    except (struct.error, UnicodeDecodeError):
+        _, subscription = decode_data(ConsumerProtocolSubscription, metadata, lenient=True)
+    except DecodeError:
         return None
-    return frozenset(topics)
+    return frozenset(subscription.topics)
