@@ -37,10 +37,12 @@ from penstock_metadata_object import penstock_register_metadata_log
 from penstock_object_store_fsspec import Settings as StoreSettings
 from penstock_object_store_fsspec import penstock_register_object_store
 
-from penstock.api.context import ApiContext, ApiSettings, Endpoint, NewTopic
+from penstock.api.client import Endpoint
+from penstock.api.context import ApiContext, ApiSettings
 from penstock.api.dispatch import apis
 from penstock.bus import EventBus
 from penstock.log.manager import LogManager, LogSettings
+from penstock.log.topic import NewTopic
 from penstock.metadata.service import MetadataService
 from penstock.server import Server
 from penstock.server.connection import Connection

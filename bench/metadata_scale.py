@@ -39,6 +39,7 @@ from penstock.bus import EventBus
 from penstock.config import load_config
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition
+from penstock.log.topic import NewTopic
 from penstock.metadata.commands import CommitUpload, PrepareObjects, UploadedObject, UploadedRange
 from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
@@ -113,20 +114,13 @@ def report_line(result: Blocked) -> str:
     return f"{result.name:<40}{result.block_ms:>9.1f} ms{result.cpu_ms:>9.1f} ms{result.took_ms:>10.0f} ms{verdict}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Topic:
-    name: str
-    partition_count: int
-    configs: dict[str, str]
-
-
 # -- the image -----------------------------------------------------------------------------------------------
 
 
 async def make_topics(logs: LogManager, count: int, partitions: int) -> None:
     """``count`` topics with ``partitions`` partitions each."""
     for number in range(count):
-        (made,) = await logs.create_topics([_Topic(f"scale-{number:04d}", partitions, {})])
+        (made,) = await logs.create_topics([NewTopic(f"scale-{number:04d}", partitions, {})])
         if isinstance(made, Exception):
             raise made
 
@@ -348,7 +342,7 @@ class Bench:
 
     async def create(self) -> None:
         async def make() -> None:
-            (made,) = await self._logs.create_topics([_Topic("made", 1000, {})])
+            (made,) = await self._logs.create_topics([NewTopic("made", 1000, {})])
             if isinstance(made, Exception):
                 raise made
 

@@ -21,9 +21,9 @@ import anyio
 import msgspec
 
 from penstock import Broker
-from penstock.api.context import NewTopic
 from penstock.config import load_config
 from penstock.log.partition import Partition
+from penstock.log.topic import NewTopic
 from penstock.server.connection import Connection
 from penstock.wire import ApiKey, _native, encode_request
 from penstock.wire.compression import CODEC_NAMES

@@ -23,14 +23,16 @@ import pytest
 from penstock_metadata_object import _format
 from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore, SimulatedWal
-from tests.unit.log.test_partition import NOW_MS, NewTopic
+from tests.unit.log.test_partition import NOW_MS
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 
 from penstock.errors import FullError, PenstockError, UnavailableError
 from penstock.log import producer_snapshots as snapshots_module
+from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.log.manager import LogManager, LogSettings
-from penstock.log.partition import AppendOutcome, Partition
+from penstock.log.partition import Partition
+from penstock.log.topic import NewTopic
 from penstock.metadata import service as service_module
 from penstock.metadata.commands import decode_entry
 from penstock.metadata.image import Image

@@ -24,13 +24,14 @@ import anyio
 
 from penstock.api.authorization import Operation, ResourceType, each, the_cluster
 from penstock.api.broker_configs import broker_entry, broker_synonyms, check_broker_change
-from penstock.api.context import RequestContext, Topic
+from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
 from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
+from penstock.log.topic import Topic
 from penstock.log.topic_config import (
     TOPIC_CONFIGS,
     TopicConfig,

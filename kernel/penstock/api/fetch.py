@@ -9,7 +9,6 @@ from __future__ import annotations
 
 __all__ = ("APIS", "fetch_nowait", "handle_fetch")
 
-import random
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Final
@@ -17,11 +16,12 @@ from typing import Final
 import anyio
 
 from penstock.api.authorization import Operation, ResourceType, each
-from penstock.api.context import Partition, ReadResult, RequestContext
+from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected
-from penstock.api.fetch_session import CachedPartition, FetchSessions, Plan, SessionError
+from penstock.api.fetch_session import CachedPartition, Plan, SessionError
 from penstock.errors import FullError, PenstockError
+from penstock.log.partition import Partition, ReadResult
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import (
@@ -303,13 +303,8 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
     api = context.api
     if request.isolation_level not in _ISOLATION_LEVELS:
         return _refused(request, by_id=by_id)
-    if api.fetch_sessions is None:
-        api.fetch_sessions = FetchSessions(
-            api.settings.fetch_sessions_max, random.Random(), api.session_memory
-        )
-    sessions: FetchSessions = api.fetch_sessions
     try:
-        plan = sessions.begin(
+        plan = api.fetch_sessions.begin(
             request.session_id if with_session else 0,
             request.session_epoch if with_session else -1,
             request.topics,
@@ -364,8 +359,8 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
         response = fetch_nowait(request, context)
         if response is not None:
             return response
-    fetch: _Fetch = context.state
-    context.state = None
+    fetch, context.state = context.state, None
+    assert isinstance(fetch, _Fetch)
     await _wait(fetch, context)
     return await _deliver(fetch, context)
 

@@ -28,7 +28,7 @@ from typing import Final
 import anyio
 
 from penstock.api.authorization import Operation, ResourceType, each, the_group
-from penstock.api.context import RequestContext, Topic
+from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame, one_code
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
@@ -40,6 +40,7 @@ from penstock.coordinator.group_types import (
     SyncRequest,
     TopicPartition,
 )
+from penstock.log.topic import Topic
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_groups import (
@@ -111,7 +112,8 @@ _NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
 
 
 def _groups(context: RequestContext) -> GroupService:
-    service: GroupService = context.api.groups
+    service = context.api.groups
+    assert service is not None, "a broker has a group coordinator"
     return service
 
 

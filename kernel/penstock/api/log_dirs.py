@@ -10,8 +10,9 @@ from typing import Final
 import anyio
 
 from penstock.api.authorization import Operation, the_cluster
-from penstock.api.context import LogManager, RequestContext
+from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
+from penstock.log.manager import LogManager
 from penstock.threads import run_in_thread
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_log_dirs import (

@@ -21,12 +21,13 @@ from typing import Final
 import anyio
 
 from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, ResourceType, each
-from penstock.api.context import EVERYTHING, ApiContext, NewTopic, RequestContext, Topic
+from penstock.api.context import EVERYTHING, ApiContext, RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of
-from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, MetadataFragments, describe_topic
+from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, describe_topic
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, is_valid_topic_name, metric_name
 from penstock.errors import AlreadyExistsError, NotFoundError
+from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import INTERNAL_TOPICS
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -106,11 +107,7 @@ async def handle_metadata(
     response = _without_topics(request, context)
     operations = _operations(request)
     if _is_large(topics):
-        api = context.api
-        if api.metadata_fragments is None:
-            api.metadata_fragments = MetadataFragments()
-        fragments: MetadataFragments = api.metadata_fragments
-        return await fragments.respond(response, topics, context, operations)
+        return await context.api.metadata_fragments.respond(response, topics, context, operations)
     response.topics = [_described(topic, context, operations) for topic in topics]
     return response
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 __all__ = ("PARTITIONS_INLINE_MAX", "MetadataFragments", "describe_topic")
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from penstock.api.context import RequestContext, Topic
+from penstock.log.topic import Topic
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.metadata import (
@@ -19,6 +19,9 @@ from penstock.wire.messages.metadata import (
 )
 from penstock.wire.registry import encode_body, is_flexible
 from penstock.wire.splice import ArraySplice, EncodedBody
+
+if TYPE_CHECKING:
+    from penstock.api.context import RequestContext  # which keeps the fragments
 
 #: A response with more partitions is put together in pieces: one partition takes 3 µs to describe and encode.
 PARTITIONS_INLINE_MAX = 50

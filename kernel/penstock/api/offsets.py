@@ -10,12 +10,13 @@ from typing import Final
 import anyio
 
 from penstock.api.authorization import Operation, ResourceType, each
-from penstock.api.context import Partition, RequestContext
+from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api
 from penstock.api.errors import error_code_of, is_expected
 from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
+from penstock.log.partition import Partition
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_records import (

@@ -15,16 +15,18 @@ __all__ = (
 )
 
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from itertools import islice
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from penstock.api.authorization import Operation, ResourceType, each, the_transactional_id
-from penstock.api.context import ApiContext, AppendResult, Client, Partition
+from penstock.api.context import ApiContext, Client
 from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, error_message_of, is_expected
 from penstock.errors import FullError, NotNowError, PenstockError
+from penstock.log.append_outcome import AppendOutcome
+from penstock.log.partition import Partition
 from penstock.spi.allocator import Allocation, Charge
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -52,7 +54,7 @@ class ProduceSink(Protocol):
     def complete(self, response: ProduceResponse | None) -> None:
         """The response to send; None when there is none to send (acks=0)."""
 
-    def complete_one(self, topic: TopicProduceData, index: int, result: AppendResult) -> None:
+    def complete_one(self, topic: TopicProduceData, index: int, result: AppendOutcome) -> None:
         """The request had one partition, and its records are durable: the case to be quick in."""
 
 
@@ -107,7 +109,7 @@ class ProduceCall:
         self._results: list[PartitionProduceResponse | None] = [None] * count
         self._cursor = 0
         #: What has to be done to the batch at the cursor before it can be handed over.
-        self._due: Callable[[], Coroutine[Any, Any, tuple[memoryview, Allocation | None]]] | None = None
+        self._due: Callable[[], Awaitable[tuple[memoryview, Allocation | None]]] | None = None
         #: Whether that was done, and where the outcome is if not in the request's own memory.
         self._is_prepared = False
         self._prepared: Allocation | None = None
@@ -309,7 +311,7 @@ class ProduceCall:
         response.record_errors = _record_errors(record_errors)
         self._fill(index, response)
 
-    def _done_one(self, result: AppendResult) -> None:
+    def _done_one(self, result: AppendOutcome) -> None:
         topic = self._request.topic_data[0] if len(self._request.topic_data) == 1 else None
         if result.error_code or topic is None or not self._request.acks:
             data = next(data for topic in self._request.topic_data for data in topic.partition_data)
@@ -318,7 +320,7 @@ class ProduceCall:
             self._remaining = 0
             self._sink.complete_one(topic, topic.partition_data[0].index, result)
 
-    def _done(self, index: int, partition_index: int, result: AppendResult) -> None:
+    def _done(self, index: int, partition_index: int, result: AppendOutcome) -> None:
         response = PartitionProduceResponse(
             index=partition_index,
             error_code=result.error_code,
@@ -374,7 +376,7 @@ def failed_append(error: Exception, partition: Partition) -> tuple[int, str | No
     return error_code_of(error), error_message_of(error)
 
 
-def response_of_one(topic: str, topic_id: bytes, index: int, outcome: AppendResult) -> ProduceResponse:
+def response_of_one(topic: str, topic_id: bytes, index: int, outcome: AppendOutcome) -> ProduceResponse:
     """The answer to a request of one partition."""
     response = PartitionProduceResponse(
         index=index,

@@ -10,13 +10,14 @@ from typing import Final
 
 from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.configs import config_entry
-from penstock.api.context import NewTopic, RequestContext, Topic
+from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api
 from penstock.api.errors import TIMED_OUT, controller_code_of, error_message_of, is_expected, quoted
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, topic_name_fault
 from penstock.errors import InvalidRequestError, PenstockError, again
 from penstock.log.errors import KafkaError
+from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode

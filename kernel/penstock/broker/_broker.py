@@ -43,6 +43,7 @@ from penstock.files import ACCESSES
 from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
+from penstock.log.topic import NewTopic
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.server.server import Server
@@ -391,7 +392,7 @@ async def _offsets_log(logs: LogManager, tree: Tree) -> KeyedLog:
     if topic is None:
         (made,) = await logs.create_topics(
             [
-                _InternalTopic(
+                NewTopic(
                     OFFSETS_TOPIC,
                     tree.groups.offsets_partitions,
                     {"cleanup.policy": "compact", "compression.type": "producer"},
@@ -403,13 +404,6 @@ async def _offsets_log(logs: LogManager, tree: Tree) -> KeyedLog:
             raise again(made)
         topic = made
     return KeyedLog(OFFSETS_TOPIC, topic.partition_count, logs.partition, now_ms)
-
-
-@dataclass(frozen=True, slots=True)
-class _InternalTopic:
-    name: str
-    partition_count: int
-    configs: Mapping[str, str]
 
 
 def _check_store(selection: Selection, store: ObjectStore) -> None:

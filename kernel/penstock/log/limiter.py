@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("BytesLimiter",)
 
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 import anyio
 
@@ -76,7 +76,7 @@ class BytesLimiter:
         """Whether somebody waits, or more is held than there is."""
         return self.shares.is_short
 
-    def join(self, address: str, owner: Any) -> Member:
+    def join(self, address: str, owner: object) -> Member:
         """A member of ``address``; ``leave`` ends it."""
         return self.shares.join(address, owner, self.clock())
 

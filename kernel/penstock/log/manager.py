@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("LogManager", "LogSettings", "Topic")
+__all__ = ("LogManager", "LogSettings")
 
 import logging
 import os
@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapp
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -35,8 +35,9 @@ from penstock.log.partition_bound import PartitionBound
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparer
 from penstock.log.producer_state import ProducerMemory
+from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_changes import TopicChanges
-from penstock.log.topic_config import INTERNAL_TOPICS, effective_value, effective_values
+from penstock.log.topic_config import effective_value, effective_values
 from penstock.metadata.commands import (
     AddPartitions,
     AllocateProducerIds,
@@ -84,52 +85,11 @@ class LogSettings:
     partitions_max: int = 2**31 - 1
 
 
-class NewTopic(Protocol):
-    """A topic to create; name and configs are validated already."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def partition_count(self) -> int: ...
-    @property
-    def configs(self) -> Mapping[str, str]: ...
-
-
-class Topic:
-    """A topic as the API sees it; a live view of metadata."""
-
-    __slots__ = ("_state", "partitions", "version")
-
-    def __init__(self, state: TopicState) -> None:
-        self._state = state
-        #: Those that this broker leads, by index.
-        self.partitions: dict[int, Partition] = {}
-        #: Grows when these change, or whether one of them is available.
-        self.version = 0
-
-    @property
-    def name(self) -> str:
-        return self._state.name
-
-    @property
-    def id(self) -> bytes:
-        return self._state.topic_id
-
-    @property
-    def partition_count(self) -> int:
-        return self._state.partition_count
-
-    @property
-    def configs(self) -> Mapping[str, str]:
-        return self._state.configs
-
-    @property
-    def internal(self) -> bool:
-        return self._state.internal or self._state.name in INTERNAL_TOPICS
-
-
 class LogManager:
-    """Use ``async with LogManager.open(engine, ...)``; conforms to ``penstock.api.context.LogManager``."""
+    """All topics and partitions of this broker. Use ``async with LogManager.open(engine, ...)``.
+
+    All calls come from the event loop's thread.
+    """
 
     def __init__(
         self,
@@ -169,6 +129,7 @@ class LogManager:
             stopped="the broker stopped in the middle of a change of its topics",
         )
         self._changes = TopicChanges()
+        #: The account of what responses hold on their way to clients.
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
 
     @classmethod

@@ -8,7 +8,7 @@ gives the state back.
 
 from __future__ import annotations
 
-__all__ = ("AppendOutcome", "Partition", "ReadResult")
+__all__ = ("Partition", "ReadResult")
 
 import logging
 from collections.abc import Callable, Sequence
@@ -23,13 +23,12 @@ from penstock.checksum import COMBINE_BYTES_MIN
 from penstock.errors import (
     ClosedError,
     CorruptError,
-    FencedError,
     FullError,
-    InvalidRequestError,
     NewerVersionError,
     NotFoundError,
     PenstockError,
 )
+from penstock.log.append_outcome import AppendOutcome, append_error_code, doubtful_error_code
 from penstock.log.errors import KafkaError
 from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
@@ -59,24 +58,15 @@ from penstock.wire.validation import BROKER_BITS, amend_batch, check_batch, chec
 logger = logging.getLogger("penstock.log")
 
 
-class AppendOutcome(msgspec.Struct, frozen=True, eq=False):
-    """How an append ended; ``error_code`` 0 means durable."""
-
-    error_code: int = 0
-    error_message: str | None = None
-    record_errors: Sequence[tuple[int, str | None]] = ()
-    base_offset: int = -1
-    log_append_time_ms: int = -1
-    log_start_offset: int = -1
-
-
 class ReadResult:
-    """Whole batches, as stored."""
+    """Whole batches, as stored: what leaves for the socket unchanged."""
 
     __slots__ = ("records", "size_bytes")
 
     def __init__(self, records: Sequence[memoryview], size_bytes: int) -> None:
+        #: Pieces that follow each other; nobody writes to their memory while they are referenced.
         self.records = records
+        #: The sum of their sizes.
         self.size_bytes = size_bytes
 
 
@@ -89,26 +79,6 @@ _NO_EPOCH = -1
 class _Search(Protocol):
     def __call__(self, *, inflated_bytes_max: int) -> tuple[int, int] | None:
         """(offset, timestamp) of a record."""
-
-
-def append_error_code(error: Exception) -> int:
-    """What a producer is told when its append failed: retriable unless it never will work here."""
-    if isinstance(error, (FencedError, ClosedError)):
-        return ErrorCode.NOT_LEADER_OR_FOLLOWER
-    if isinstance(error, InvalidRequestError):  # an entry that the WAL never takes, whatever the topic allows
-        return ErrorCode.MESSAGE_TOO_LARGE
-    return ErrorCode.KAFKA_STORAGE_ERROR
-
-
-def doubtful_error_code(error: Exception) -> int:
-    """What a producer is told of an append that the WAL took, and then failed.
-
-    It may be on the medium, and come back at the next recovery. So the code is one after which idempotent clients
-    send the very same batch again, which is then recognised; after "not stored", librdkafka may batch its records
-    in another way, and they would be stored twice.
-    """
-    code = append_error_code(error)
-    return code if code == ErrorCode.MESSAGE_TOO_LARGE else ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND
 
 
 class _Produce(msgspec.Struct, frozen=True, eq=False):
@@ -167,7 +137,8 @@ class Partition:
         self._appended_bytes = 0
         #: The damage that was reported last.
         self._damage = ""
-        #: Why nothing can be written or read here, or None. Set when the producers' state can't be rebuilt.
+        #: Why nothing can be written or read here, or None: its data, or what it knows of its producers, are damaged.
+        #: Only DeleteRecords works then.
         self.unavailable: str | None = None
         #: Called when that changes.
         self.on_availability: Callable[[], None] | None = None
@@ -226,10 +197,24 @@ class Partition:
         on_done: Callable[[AppendOutcome], None],
         is_prepared: bool = False,
     ) -> bool:
-        """Validate, sequence, assign offsets in place, hand to the WAL; see ``penstock.api.context``.
+        """Validate, sequence, assign offsets in place, hand to the WAL. The call fixes the order.
 
-        Returns whether the records, and ``charge``, were taken. Raises FullError, or NotNowError, with
-        nothing changed.
+        Returns whether the records were taken. When True and ``charge`` is given, the partition owns the
+        memory from now on and releases ``charge`` some day; when False nothing was appended (a validation
+        error, a duplicate) and ``charge`` stays the caller's. Without ``charge`` the records are in a scratch
+        buffer: the partition copies what it keeps before it returns, whatever it returns.
+
+        ``on_done`` is called exactly once, before the return or later from the event loop: with success only
+        when the records are durable. It must not raise.
+
+        Raises:
+            FullError: there is no room now; nothing has changed and ``on_done`` is not called. Wait with
+                ``LogManager.wait_for_room`` and try again.
+            NotNowError: the batch takes longer to check, or to recompress for its topic; nothing has changed.
+                Its ``wait`` returns the batch to append instead, with ``is_prepared``, and its memory, None if
+                that is the one it has; or raises BatchError for a batch that can't be. (Small batches are
+                recompressed at once: False is returned then, as their own memory isn't needed any more, and
+                ``on_done`` is called as ever.)
         """
         if self._closed:
             on_done(AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker"))
@@ -434,7 +419,15 @@ class Partition:
     def read_nowait(
         self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
     ) -> ReadResult | None:
-        """What memory has from the batch that holds ``offset`` on; None if it is cold. Raises KafkaError."""
+        """What the log cache has from ``offset`` on, below the high watermark (or last stable offset).
+
+        The batch that contains ``offset`` comes whole. Batches past ``bytes_max`` are left out, but for the
+        first one when ``at_least_one``. At the end: an empty result. None: not in the log cache, use ``read``.
+
+        Raises:
+            KafkaError: OFFSET_OUT_OF_RANGE; NOT_LEADER_OR_FOLLOWER if the partition is closed,
+                KAFKA_STORAGE_ERROR if it is unavailable.
+        """
         self._check_offset(offset)
         if offset == self.stream.confirmed_offset:
             return _NOTHING
@@ -444,7 +437,7 @@ class Partition:
     async def read(
         self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
     ) -> ReadResult:
-        """The same from wherever the data are. Raises KafkaError (also for damaged data), UnavailableError."""
+        """``read_nowait`` from wherever the data are. Raises KafkaError, also for damaged data; UnavailableError."""
         self._check_offset(offset)
         try:
             entries = await self._reads.read(self.stream, offset, bytes_max)
@@ -466,11 +459,11 @@ class Partition:
             logger.error("can't read topic=%s partition=%d: %s", self.topic, self.index, error)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
-        """Call ``listener()`` whenever the high watermark moved, and once when the partition closes."""
+        """Call ``listener()`` each time the high watermark moves, and once when the partition closes."""
         self._listeners.append(listener)
 
     def remove_listener(self, listener: Callable[[], None]) -> None:
-        """Stop calling it; an unknown one is ignored."""
+        """Stop calling it; an unknown one is ignored. May be called from within a listener."""
         if listener in self._listeners:
             self._listeners.remove(listener)
 

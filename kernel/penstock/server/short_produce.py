@@ -11,11 +11,10 @@ __all__ = ("ShortProduce", "start")
 
 from typing import TYPE_CHECKING, Final
 
-from penstock.api.context import AppendResult
 from penstock.api.produce import failed_append, response_of_one
 from penstock.api.produce_response import CORRELATION_POS, pack_correlation_into, pack_offsets_into
 from penstock.errors import FullError, NotNowError, PenstockError
-from penstock.log.partition import AppendOutcome
+from penstock.log.append_outcome import AppendOutcome
 from penstock.server.produce_heads import ProduceHead
 from penstock.server.slots import Slot
 from penstock.wire.api_keys import ApiKey
@@ -33,7 +32,7 @@ class ShortProduce(Slot, kw_only=True, eq=False):
     connection: Connection
     head: ProduceHead
 
-    def done(self, outcome: AppendResult) -> None:
+    def done(self, outcome: AppendOutcome) -> None:
         """How the append ended. Comes from within the log's callbacks, so it doesn't raise."""
         connection, head = self.connection, self.head
         if self.buffers is not None:

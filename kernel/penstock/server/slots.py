@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from penstock.api.context import AppendResult, Client
+from penstock.api.context import Client
 from penstock.api.produce import ProduceCall
 from penstock.errors import PenstockError
+from penstock.log.append_outcome import AppendOutcome
 from penstock.spi.allocator import Charge
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceResponse, TopicProduceData
@@ -76,7 +77,7 @@ class ProduceSlot(Slot, eq=False, kw_only=True):
         self.call = None
         self.connection.slot_completed(self)
 
-    def complete_one(self, topic: TopicProduceData, index: int, result: AppendResult) -> None:
+    def complete_one(self, topic: TopicProduceData, index: int, result: AppendOutcome) -> None:
         """One partition, and it went well."""
         connection = self.connection
         try:

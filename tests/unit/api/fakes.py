@@ -1,11 +1,10 @@
-"""An in-memory log manager and partition that follow ``penstock.api.context``, and the rest a handler needs."""
+"""A log manager, topics and partitions in memory, in place of the log layer's, and the rest a handler needs."""
 
 from __future__ import annotations
 
 import mmap
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any
 
@@ -17,14 +16,17 @@ from penstock.api.context import (
     Client,
     DataPlace,
     Endpoint,
-    NewTopic,
     RequestContext,
 )
 from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFoundError
+from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
+from penstock.log.manager import LogManager
+from penstock.log.partition import Partition, ReadResult
 from penstock.log.preparation import Preparation, Preparer
 from penstock.log.producer_state import ProducerInfo
+from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation, AllocatorStatistics
 from penstock.wire.error_codes import ErrorCode
@@ -34,26 +36,6 @@ from penstock.wire.record_builder import build_batch
 from penstock.wire.records import iter_records, read_header
 from penstock.wire.registry import Message
 from penstock.wire.validation import BatchRules, check_batch
-
-
-@dataclass(slots=True)
-class Result:
-    """An AppendResult."""
-
-    error_code: int = 0
-    error_message: str | None = None
-    record_errors: Sequence[tuple[int, str | None]] = ()
-    base_offset: int = -1
-    log_append_time_ms: int = -1
-    log_start_offset: int = -1
-
-
-@dataclass(slots=True)
-class Read:
-    """A ReadResult."""
-
-    records: Sequence[memoryview]
-    size_bytes: int
 
 
 class FakeAllocation:
@@ -162,28 +144,29 @@ class FakeAllocator:
         )
 
 
-class FakePartition:
+class FakePartition(Partition):
     """Whole batches in a list. Durable at once, or when the test says ``commit``."""
+
+    leader_epoch = 3
+    log_start_offset = 0
+    high_watermark = 0
 
     def __init__(self, logs: FakeLogs, topic: str, topic_id: bytes, index: int) -> None:
         self._logs = logs
         self.topic = topic
         self.topic_id = topic_id
         self.index = index
-        self.leader_epoch = 3
-        self.log_start_offset = 0
-        self.high_watermark = 0
         self.next_offset = 0
         #: (base offset, next offset, bytes)
         self.batches: list[tuple[int, int, bytes]] = []
         self.charges: list[Allocation] = []
-        self.pending: deque[tuple[Callable[[Result], None], Result, int]] = deque()
+        self.pending: deque[tuple[Callable[[AppendOutcome], None], AppendOutcome, int]] = deque()
         self.listeners: list[Callable[[], None]] = []
         self.cold = False
         self.unavailable: str | None = None
         self.cold_reads = 0
         self.fail_with: Exception | None = None
-        self.producers: list[ProducerInfo] = []
+        self.active: list[ProducerInfo] = []
         #: The codec that batches are recompressed to, never at once.
         self.codec: int | None = None
         self.preparer: Preparer | None = None
@@ -196,8 +179,8 @@ class FakePartition:
     def size_bytes(self) -> int:
         return sum(len(batch) for _, _, batch in self.batches)
 
-    def active_producers(self, now_ms: int) -> Sequence[ProducerInfo]:
-        return self.producers
+    def active_producers(self, now_ms: int) -> list[ProducerInfo]:
+        return self.active
 
     def append(
         self,
@@ -206,7 +189,7 @@ class FakePartition:
         produce_version: int,
         now_ms: int,
         charge: Allocation | None,
-        on_done: Callable[[Result], None],
+        on_done: Callable[[AppendOutcome], None],
         is_prepared: bool = False,
     ) -> bool:
         assert not records.readonly
@@ -218,7 +201,7 @@ class FakePartition:
                 read_header(records) if is_prepared else check_batch(records, rules, produce_version, now_ms)
             )
         except BatchError as error:
-            on_done(Result(error.error_code, str(error), error.record_errors))
+            on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
             return False
         if self.codec is not None and header.codec != self.codec:
             assert self.preparer is not None
@@ -233,7 +216,7 @@ class FakePartition:
         self.batches.append((base, self.next_offset, bytes(records)))
         if charge is not None:
             self.charges.append(charge)
-        self.pending.append((on_done, Result(base_offset=base, log_start_offset=0), self.next_offset))
+        self.pending.append((on_done, AppendOutcome(base_offset=base, log_start_offset=0), self.next_offset))
         if self._logs.durable_at_once:
             self.commit()
         return True
@@ -260,11 +243,13 @@ class FakePartition:
 
     def read_nowait(
         self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
-    ) -> Read | None:
+    ) -> ReadResult | None:
         self._check(offset)
         return None if self.cold else self._read(offset, bytes_max, at_least_one)
 
-    async def read(self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool) -> Read:
+    async def read(
+        self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
+    ) -> ReadResult:
         self._check(offset)
         self.cold_reads += 1
         await anyio.lowlevel.checkpoint()
@@ -276,7 +261,7 @@ class FakePartition:
         if not self.log_start_offset <= offset <= self.high_watermark:
             raise KafkaError(ErrorCode.OFFSET_OUT_OF_RANGE)
 
-    def _read(self, offset: int, bytes_max: int, at_least_one: bool) -> Read:
+    def _read(self, offset: int, bytes_max: int, at_least_one: bool) -> ReadResult:
         pieces: list[memoryview] = []
         size = 0
         for _, end, batch in self.batches:
@@ -286,7 +271,7 @@ class FakePartition:
                 break
             pieces.append(memoryview(batch))
             size += len(batch)
-        return Read(pieces, size)
+        return ReadResult(pieces, size)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         self.listeners.append(listener)
@@ -326,30 +311,39 @@ class FakePartition:
         return (self.leader_epoch, self.high_watermark) if epoch >= self.leader_epoch else (-1, -1)
 
 
-@dataclass(slots=True)
-class FakeTopic:
-    """A Topic."""
+class FakeTopic(Topic):
+    """What a topic is, without metadata."""
 
-    name: str
-    id: bytes
-    partition_count: int
-    configs: dict[str, str] = field(default_factory=dict)
-    internal: bool = False
-    version: int = 0
+    name = ""
+    id = b""
+    partition_count = 0
+    configs: dict[str, str] = {}  # noqa: RUF012 - each has its own
+    internal = False
+
+    def __init__(
+        self, name: str, topic_id: bytes, partition_count: int, configs: dict[str, str], internal: bool
+    ) -> None:
+        self.name = name
+        self.id = topic_id
+        self.partition_count = partition_count
+        self.configs = configs
+        self.internal = internal
+        self.version = 0
 
 
-class FakeLogs:
-    """A LogManager in memory."""
+class FakeLogs(LogManager):
+    """Topics in memory."""
+
+    cluster_id = "fake-cluster"
 
     def __init__(self) -> None:
-        self.cluster_id = "fake-cluster"
         self.node_id = 7
         self.fetch_memory = BytesLimiter(1 << 30, credit=1 << 30, credit_max=1 << 30, clock=lambda: 100.0)
         self.durable_at_once = True
         #: Appends that are let in before FullError.
         self.room = 1 << 60
         self._room_event = anyio.Event()
-        self._topics: dict[str, FakeTopic] = {}
+        self._by_name: dict[str, FakeTopic] = {}
         self._partitions: dict[tuple[str, int], FakePartition] = {}
         self._next_producer_id = 1000
         self.broker_defaults: dict[str, str] = {}
@@ -361,9 +355,9 @@ class FakeLogs:
     def add(self, name: str, partitions: int = 1, *, internal: bool = False, **configs: str) -> FakeTopic:
         """Make a topic, at once."""
         topic = FakeTopic(
-            name, (len(self._topics) + 1).to_bytes(16, "big"), partitions, dict(configs), internal
+            name, (len(self._by_name) + 1).to_bytes(16, "big"), partitions, dict(configs), internal
         )
-        self._topics[name] = topic
+        self._by_name[name] = topic
         for index in range(partitions):
             self._partitions[name, index] = FakePartition(self, name, topic.id, index)
         return topic
@@ -382,50 +376,52 @@ class FakeLogs:
         del self._partitions[name, index]
 
     def topics(self) -> Mapping[str, FakeTopic]:
-        return self._topics
+        return self._by_name
 
     def topic_by_id(self, topic_id: bytes) -> FakeTopic | None:
-        return next((topic for topic in self._topics.values() if topic.id == topic_id), None)
+        return next((topic for topic in self._by_name.values() if topic.id == topic_id), None)
 
     def partition(self, name: str, index: int) -> FakePartition | None:
         return self._partitions.get((name, index))
 
-    async def create_topics(self, topics: Sequence[NewTopic]) -> Sequence[FakeTopic | Exception]:
+    async def create_topics(
+        self, topics: Sequence[NewTopic], *, internal: bool = False
+    ) -> Sequence[FakeTopic | Exception]:
         await anyio.lowlevel.checkpoint()
         results: list[FakeTopic | Exception] = []
         for new in topics:
             if self.fail_with is not None:
                 results.append(self.fail_with)
-            elif new.name in self._topics:
+            elif new.name in self._by_name:
                 results.append(AlreadyExistsError(f"topic exists: name={new.name}"))
             else:
                 topic = self.add(new.name, new.partition_count)
-                topic.configs.update(new.configs)
+                topic.configs = dict(new.configs)
                 results.append(topic)
         return results
 
     async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
         results: list[Exception | None] = []
         for name in names:
-            topic = self._topics.pop(name, None)
+            topic = self._by_name.pop(name, None)
             results.append(None if topic else NotFoundError("gone"))
             for key in [key for key in self._partitions if key[0] == name]:
                 del self._partitions[key]
         return results
 
     async def create_partitions(self, name: str, count: int) -> None:
-        topic = self._topics[name]
+        topic = self._by_name[name]
         for index in range(topic.partition_count, count):
             self._partitions[name, index] = FakePartition(self, name, topic.id, index)
         topic.partition_count = count
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
-        self._topics[name].configs = dict(configs)
+        self._by_name[name].configs = dict(configs)
 
     async def change_configs(
         self, name: str, change: Callable[[Mapping[str, str]], Mapping[str, str]]
     ) -> None:
-        await self.alter_configs(name, change(self._topics[name].configs))
+        await self.alter_configs(name, change(self._by_name[name].configs))
 
     def is_changing(self, name: str) -> bool:
         return name in self.changing
@@ -438,7 +434,7 @@ class FakeLogs:
         return effective_value(key, {}, self.broker_defaults)
 
     def config_value(self, name: str, key: str) -> str:
-        return effective_value(key, self._topics[name].configs, self.broker_defaults)
+        return effective_value(key, self._by_name[name].configs, self.broker_defaults)
 
     async def wait_for_room(self) -> None:
         await self._room_event.wait()

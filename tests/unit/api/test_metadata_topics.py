@@ -78,7 +78,7 @@ async def test_what_was_kept_is_given_up_when_the_topic_changes(
     logs._partitions["other", 0].unavailable = "damaged"
     logs.topics()["other"].version += 1
     assert await in_pieces(request, context) == await in_one_go(request, context) != changed
-    del logs._topics["other"]
+    del logs._by_name["other"]
     assert await in_pieces(request, context) == await in_one_go(request, context) != changed
 
 
@@ -88,6 +88,6 @@ async def test_only_what_may_be_asked_for_again_is_kept(logs: FakeLogs, context:
         await in_pieces(MetadataRequest(topics=None if version else []), context)
     fragments: MetadataFragments = context.api.metadata_fragments
     assert [version for version, _ in fragments._kinds] == [10, 11, 12, 13]
-    del logs._topics["many"]
+    del logs._by_name["many"]
     await in_pieces(MetadataRequest(topics=None), context)
     assert len(fragments._kinds[13, -(2**31)].encoded) == 2

@@ -24,7 +24,7 @@ def describe(logs: FakeLogs, **asked: list[int]) -> DescribeProducersResponse:
 
 
 def test_states_are_those_of_the_partition(logs: FakeLogs) -> None:
-    logs.at("t", 1).producers = [ProducerInfo(1001, 2, 41, 9_000), ProducerInfo(1002, 0, -1, 8_000)]
+    logs.at("t", 1).active = [ProducerInfo(1001, 2, 41, 9_000), ProducerInfo(1002, 0, -1, 8_000)]
     response = describe(logs, t=[0, 1])
     empty, full = response.topics[0].partitions
     assert (empty.error_code, empty.active_producers) == (0, [])

@@ -11,7 +11,7 @@ import anyio
 import pytest
 from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore
-from tests.unit.log.test_partition import NOW_MS, Logs, NewTopic, append, batch, codes, open_logs, read
+from tests.unit.log.test_partition import NOW_MS, Logs, append, batch, codes, open_logs, read
 from tests.unit.stream.harness import World
 
 from penstock.errors import AlreadyExistsError, ClosedError, UnavailableError
@@ -21,6 +21,7 @@ from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
 from penstock.log.producer_state import ProducerStateTable
+from penstock.log.topic import NewTopic
 from penstock.spi.events import PartitionOpened, UploadCommitted
 from penstock.spi.plugin import Buffer
 from penstock.stream.events import BlockUploaded

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -16,11 +16,13 @@ from tests.unit.stream.harness import World
 
 from penstock.bus import EventBus
 from penstock.errors import FullError, InvalidRequestError, NotNowError
+from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
-from penstock.log.partition import AppendOutcome, Partition
+from penstock.log.partition import Partition
+from penstock.log.topic import NewTopic
 from penstock.plugins import observer_hooks
 from penstock.spi.allocator import Allocation
 from penstock.stream.entry import retention_time_ms, untimed
@@ -43,13 +45,6 @@ NOW_MS = 2_000_000
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-@dataclass
-class NewTopic:
-    name: str
-    partition_count: int = 1
-    configs: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
