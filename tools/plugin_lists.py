@@ -12,10 +12,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 PROJECT = ROOT / "pyproject.toml"
-#: The entry in front of the plugins, where a list has one, stays; each run of lines like these is written anew.
+#: The entries in front of the plugins, where a list has any, stay; each run of lines like these is written anew.
 _RUNS = (
     (re.compile(r'(?:    "\$MYPY_CONFIG_FILE_DIR/plugins/\w+",\n)+'), "$MYPY_CONFIG_FILE_DIR/plugins/{}"),
-    (re.compile(r'(?:    "penstock_(?!conformance")\w+",\n)+'), "penstock_{}"),
+    (re.compile(r'(?:    "penstock_(?!conformance"|tools")\w+",\n)+'), "penstock_{}"),
 )
 
 

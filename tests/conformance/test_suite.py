@@ -18,10 +18,10 @@ from tests.patience import HANG_S
 import penstock_conformance
 import penstock_conformance.reference
 import penstock_conformance.test_partitioner as clauses_of_partitioner
-from penstock.cli import main
 from penstock_conformance import KINDS
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance.mutants import MUTANTS
+from penstock_tools.cli import main
 
 _FOLDER = Path(inspect.getfile(penstock_conformance)).parent
 

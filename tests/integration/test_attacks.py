@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.integration.conftest import ServeFactory
 
-from penstock.bench.attacks import ATTACKS, GoodClient, attacking
-from penstock.bench.floor import create_topic
+from penstock_tools.bench.attacks import ATTACKS, GoodClient, attacking
+from penstock_tools.bench.floor import create_topic
 
 #: More than fit into the memory of a broker that gives its bytes away.
 ROUNDS = 25

@@ -16,15 +16,15 @@ from confluent_kafka.admin import AdminClient
 from tests.integration.conftest import ServeProcess, free_port
 from tests.patience import HANG_S
 
-from penstock.bench.cold_reads import measure_cold_reads
-from penstock.bench.floor import compare
-from penstock.bench.results import Sample
-from penstock.bench.run import Run
-from penstock.bench.server import BrokerProcess
-from penstock.bench.start import measure_starts
-from penstock.bench.workload import Driver, KeyDistributor, Workload
-from penstock.cli import main
 from penstock.errors import ConfigError, UnavailableError
+from penstock_tools.bench.cold_reads import measure_cold_reads
+from penstock_tools.bench.floor import compare
+from penstock_tools.bench.results import Sample
+from penstock_tools.bench.run import Run
+from penstock_tools.bench.server import BrokerProcess
+from penstock_tools.bench.start import measure_starts
+from penstock_tools.bench.workload import Driver, KeyDistributor, Workload
+from penstock_tools.cli import main
 
 SMOKE = Path(__file__).parents[2] / "bench" / "workloads" / "smoke.yaml"
 SMALL = ["--set", "wal.capacity=64MiB", "--set", "groups.initial_rebalance_delay=100ms"]
@@ -158,7 +158,7 @@ def test_topic_config_that_the_broker_refuses_is_told(broker: ServeProcess) -> N
 
 
 def test_nobody_listens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("penstock.bench.run.REACH_S", 1.0)
+    monkeypatch.setattr("penstock_tools.bench.run.REACH_S", 1.0)
     with pytest.raises(UnavailableError, match="can't reach a broker"):
         Run(workload(), f"127.0.0.1:{free_port()}").run({})
 

@@ -17,7 +17,6 @@ from tests.integration.ledger import SILENT
 from tests.integration.test_faults import damage
 from tests.patience import HANG_S
 
-from penstock.client import ClientSettings, Cluster
 from penstock.coordinator.group_log import partition_for
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -31,6 +30,7 @@ from penstock.wire.messages.offset_for_leader_epoch import (
 )
 from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from penstock.wire.records import build_batch
+from penstock_tools.client import ClientSettings, Cluster
 
 RECORDS = 60
 OFFSETS_PARTITIONS = 4

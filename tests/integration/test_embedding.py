@@ -433,7 +433,7 @@ def test_pytest_plugin_costs_other_test_runs_nothing(tmp_path: Path) -> None:
         import sys
 
         def test_nothing_is_imported():
-            assert "penstock.testing.pytest_plugin" in sys.modules
+            assert "penstock_tools.testing.pytest_plugin" in sys.modules
             assert not {"penstock.broker", "pydantic", "anyio", "fsspec"} & ({*sys.modules} - before)
 
         before = {name for name in sys.modules if name.startswith("anyio")}

@@ -1,6 +1,6 @@
 """I8: a broker with a memory limit takes in many times that much, and its resident size stays under it.
 
-The whole run of the issue (20 GiB) is ``python bench/memory.py``; these are short ones of the same kind.
+The whole run of the issue (20 GiB) is ``python tools/bench/memory.py``; these are short ones of the same kind.
 """
 
 from __future__ import annotations

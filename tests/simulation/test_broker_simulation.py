@@ -41,9 +41,9 @@ from penstock.stream import uploader as uploader_module
 from penstock.stream.engine import StreamEngine
 from penstock.stream.entry import decode_header
 from penstock.stream.object_format import object_key
-from penstock.tools.verify import Report, check_tiling
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import build_batch, iter_records
+from penstock_tools.inspection.verify import Report, check_tiling
 
 pytestmark = pytest.mark.anyio
 

@@ -43,7 +43,13 @@ def test_every_list_of_plugins_names_those_that_are_there() -> None:
     """mypy and import-linter know no patterns; ``python tools/plugin_lists.py`` writes their lists."""
     check = [sys.executable, str(REPOSITORY / "tools" / "plugin_lists.py"), "--check"]
     assert subprocess.run(check).returncode == 0, "run: python tools/plugin_lists.py"
-    assert [f"penstock_{name}" for name in PLUGINS] == PROJECT["tool"]["importlinter"]["root_packages"][2:]
+    roots = PROJECT["tool"]["importlinter"]["root_packages"]
+    assert roots == [
+        "penstock",
+        "penstock_tools",
+        "penstock_conformance",
+        *(f"penstock_{n}" for n in PLUGINS),
+    ]
     spi_only = CONTRACTS["Plugins import the SPI and the WAL building blocks, nothing else of the kernel"]
     assert spi_only["source_modules"] == [f"penstock_{name}" for name in PLUGINS]
     assert [path for path in PROJECT["tool"]["mypy"]["mypy_path"] if "/plugins/" in path] == [
@@ -60,7 +66,9 @@ def test_plugins_may_not_import_any_room_of_the_kernel_but_theirs() -> None:
         for path in (REPOSITORY / "kernel" / "penstock").iterdir()
         if not path.name.startswith(("_", ".")) and (path.suffix == ".py" or (path / "__init__.py").is_file())
     }
-    assert {f"penstock.{room}" for room in rooms - allowed} <= set(spi_only["forbidden_modules"])
+    assert {f"penstock.{room}" for room in rooms - allowed} | {"penstock_tools"} <= set(
+        spi_only["forbidden_modules"]
+    )
 
 
 def test_import_rules_hold() -> None:
@@ -144,7 +152,7 @@ def test_image_is_built_from_what_the_build_context_lets_through(tmp_path: Path)
         elif source.exists():
             shutil.copy(source, context / name)
     with zipfile.ZipFile(build_wheel(context, tmp_path)) as archive:
-        assert "penstock/cli/serve.py" in archive.namelist()
+        assert "penstock_tools/cli/serve.py" in archive.namelist()
 
 
 @pytest.mark.parametrize("editable", [False, True])
@@ -177,7 +185,16 @@ def test_wheel_holds_only_penstock(tmp_path: Path) -> None:
         names = archive.namelist()
     tops = {name.partition("/")[0] for name in names}
     version = PROJECT["project"]["version"]
-    packages = {"penstock", "penstock_conformance", *(f"penstock_{name}" for name in PLUGINS)}
+    packages = {
+        "penstock",
+        "penstock_tools",
+        "penstock_conformance",
+        *(f"penstock_{name}" for name in PLUGINS),
+    }
     assert tops == packages | {f"penstock-{version}.dist-info"}
     assert not [name for name in names if "/tests/" in name or name.endswith((".pyc", ".md"))]
-    assert {"penstock/py.typed", *(f"penstock_{name}/py.typed" for name in PLUGINS)} <= set(names)
+    assert {
+        "penstock/py.typed",
+        "penstock_tools/py.typed",
+        *(f"penstock_{name}/py.typed" for name in PLUGINS),
+    } <= set(names)

@@ -92,7 +92,7 @@ def penstock_words(line: str) -> Iterator[list[str]]:
 
 def check_command(words: list[str]) -> None:
     """Raises UsageError for a command, option or number of arguments that there isn't; runs nothing."""
-    from penstock.cli._app import app
+    from penstock_tools.cli._app import app
 
     command: Any = get_command(app)
     context = None
@@ -249,7 +249,7 @@ def test_guide_to_testing_shows_programs_that_run(
 
 
 def test_guide_to_testing_names_every_option_of_the_fixture() -> None:
-    source = (REPOSITORY / "kernel" / "penstock" / "testing" / "pytest_plugin.py").read_text()
+    source = (REPOSITORY / "tools" / "penstock_tools" / "testing" / "pytest_plugin.py").read_text()
     options = set(re.findall(r'"(penstock_broker_\w+)"', source))
     assert options
     assert set(re.findall(r"^\| `(penstock_broker_\w+)`", GUIDE, re.MULTILINE)) == options

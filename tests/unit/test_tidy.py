@@ -17,13 +17,13 @@ GENERATED = "kernel/penstock/wire/messages/"
 #: Where asyncio itself may be: sockets, signals, wake-ups from writer threads, fsspec's loop, the broker's start.
 ASYNCIO_RIM = (
     "conformance/",
-    "kernel/penstock/bench/attacks.py",  # thousands of hostile connections
-    "kernel/penstock/bench/floor.py",  # the bare server that Penstock is measured against
+    "tools/penstock_tools/bench/attacks.py",  # thousands of hostile connections
+    "tools/penstock_tools/bench/floor.py",  # the bare server that Penstock is measured against
     "kernel/penstock/broker",
-    "kernel/penstock/cli/",
-    "kernel/penstock/client",
+    "tools/penstock_tools/cli/",
+    "tools/penstock_tools/client/",
     "kernel/penstock/server/",
-    "kernel/penstock/testing/",
+    "tools/penstock_tools/testing/",
     "kernel/penstock/wal/writer_thread.py",
     "plugins/allocator_sequential/",  # memory is given back from finalizers, on any thread
     "plugins/object_store_fsspec/",
@@ -189,7 +189,7 @@ def _forgets(node: ast.AST, name: str, parents: dict[ast.AST, ast.AST]) -> bool:
 
 
 #: Short-lived processes, and what takes errors over on purpose.
-_KEEPS_ERRORS = ("kernel/penstock/cli/", "kernel/penstock/bench/", "kernel/penstock/tools/", "conformance/")
+_KEEPS_ERRORS = ("tools/penstock_tools/", "conformance/")
 
 
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith(_KEEPS_ERRORS)])

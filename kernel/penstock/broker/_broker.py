@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import anyio
 
@@ -35,7 +35,6 @@ from penstock.broker._settings import (
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
 from penstock.bus import EventBus
-from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
 from penstock.errors import CapabilityError, InvariantError, PenstockError, again
@@ -52,6 +51,9 @@ from penstock.spi.kinds import ALLOCATOR, BLOCK_CACHE, LOG_CACHE, METADATA_LOG, 
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.stream.engine import StreamEngine
+
+if TYPE_CHECKING:
+    from penstock.client import Producer, ProducerSettings
 
 logger = logging.getLogger("penstock.broker")
 
@@ -184,6 +186,8 @@ class Broker:
         It goes the way of every client, over the listener, so what it is told is as durable; the partitioner is the
         one that the configuration selects. Leaving it flushes. Raises InvalidRequestError for bad settings.
         """
+        from penstock.client import ClientSettings, Cluster, Producer
+
         parts = self._running
         cluster_settings = ClientSettings(bootstrap_servers=self.bootstrap_servers)
         async with (

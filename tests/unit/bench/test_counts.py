@@ -1,4 +1,4 @@
-"""The steps of the hot paths are counted, and don't grow unsaid (bench/counts.py)."""
+"""The steps of the hot paths are counted, and don't grow unsaid (tools/bench/counts.py)."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from types import ModuleType
 import pytest
 
 ROOT = Path(__file__).parents[3]
-PROGRAM = ROOT / "bench/counts.py"
-AGREED = ROOT / "bench/counts.txt"
+PROGRAM = ROOT / "tools/bench/counts.py"
+AGREED = ROOT / "tools/bench/counts.txt"
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench.histogram import RELATIVE_ERROR, VALUE_MAX, Histogram, quantile_ticks
+from penstock_tools.bench.histogram import RELATIVE_ERROR, VALUE_MAX, Histogram, quantile_ticks
 
 VALUES = st.lists(
     st.one_of(st.integers(0, 300), st.integers(0, 10**6), st.integers(0, VALUE_MAX)), min_size=1, max_size=200

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from penstock.bench.cold_reads import ColdReads
-from penstock.bench.cold_reads import report as report_cold_reads
-from penstock.bench.server import machine_facts
-from penstock.bench.start import BUDGET_MS, Start, median_start
-from penstock.bench.start import report as report_starts
+from penstock_tools.bench.cold_reads import ColdReads
+from penstock_tools.bench.cold_reads import report as report_cold_reads
+from penstock_tools.bench.server import machine_facts
+from penstock_tools.bench.start import BUDGET_MS, Start, median_start
+from penstock_tools.bench.start import report as report_starts
 
 
 def reads(reading_p99_ms: list[float]) -> ColdReads:

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench._svg import Line, chart, linear_axis, log_axis, quantile_axis, short, time_axis
-from penstock.bench.histogram import Histogram
-from penstock.bench.page import page
-from penstock.bench.results import Sample, result_of
-from penstock.bench.workload import Workload
+from penstock_tools.bench._svg import Line, chart, linear_axis, log_axis, quantile_axis, short, time_axis
+from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.page import page
+from penstock_tools.bench.results import Sample, result_of
+from penstock_tools.bench.workload import Workload
 
 
 def result(label: str | None = "one", **facts: Any) -> dict[str, Any]:

@@ -7,9 +7,9 @@ import io
 import pytest
 from rich.console import Console
 
-from penstock.bench.histogram import Histogram
-from penstock.bench.progress import Progress
-from penstock.bench.results import Sample
+from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.progress import Progress
+from penstock_tools.bench.results import Sample
 
 
 def sample(phase: str, time_s: float, error_rate: float = 0.0) -> Sample:

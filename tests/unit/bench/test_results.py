@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from penstock.bench.budgets import of_floor
-from penstock.bench.histogram import RELATIVE_ERROR, Histogram
-from penstock.bench.results import Sample, account, load_result, result_of, summary
-from penstock.bench.workload import Workload
 from penstock.errors import ConfigError
+from penstock_tools.bench.budgets import of_floor
+from penstock_tools.bench.histogram import RELATIVE_ERROR, Histogram
+from penstock_tools.bench.results import Sample, account, load_result, result_of, summary
+from penstock_tools.bench.workload import Workload
 
 WORKLOAD = Workload(name="try", useRandomizedPayloads=True, randomizedPayloadPoolSize=1)
 

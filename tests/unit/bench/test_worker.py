@@ -5,8 +5,8 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
-from penstock.bench._worker import keys, payloads
-from penstock.bench.workload import HEADER_BYTES
+from penstock_tools.bench._worker import keys, payloads
+from penstock_tools.bench.workload import HEADER_BYTES
 
 
 def test_random_part_of_a_value_includes_its_header() -> None:

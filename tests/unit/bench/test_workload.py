@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from penstock.bench.workload import Driver, KeyDistributor, load_driver, load_workload
 from penstock.errors import ConfigError
+from penstock_tools.bench.workload import Driver, KeyDistributor, load_driver, load_workload
 
-SHIPPED = sorted((Path(__file__).parents[3] / "bench" / "workloads").glob("*.yaml"))
+SHIPPED = sorted((Path(__file__).parents[3] / "tools/bench/workloads").glob("*.yaml"))
 
 GOOD = """
 name: try

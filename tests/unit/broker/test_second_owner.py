@@ -13,8 +13,8 @@ from penstock.errors import ConfigError, CorruptError
 from penstock.log.manager import LogManager
 from penstock.metadata import commands
 from penstock.plugins import PluginRegistry
-from penstock.tools.places import open_places
-from penstock.tools.verify import Problem, verify
+from penstock_tools.inspection.places import open_places
+from penstock_tools.inspection.verify import Problem, verify
 
 pytestmark = pytest.mark.anyio
 

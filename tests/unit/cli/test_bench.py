@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from penstock.bench.cold_reads import ColdReads
-from penstock.bench.results import result_of
-from penstock.bench.start import Start
-from penstock.bench.workload import Workload
-from penstock.cli import main
+from penstock_tools.bench.cold_reads import ColdReads
+from penstock_tools.bench.results import result_of
+from penstock_tools.bench.start import Start
+from penstock_tools.bench.workload import Workload
+from penstock_tools.cli import main
 
-SMOKE = Path(__file__).parents[3] / "bench" / "workloads" / "smoke.yaml"
+SMOKE = Path(__file__).parents[3] / "tools/bench/workloads" / "smoke.yaml"
 
 
 def run_file(tmp_path: Path, label: str) -> str:
@@ -110,9 +110,11 @@ def canned_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
         reading_p99_ms=[4.0, 9.0, 12.0],
         read_megabytes_per_s=80.0,
     )
-    monkeypatch.setattr("penstock.bench.floor.compare", lambda *_: rows)
-    monkeypatch.setattr("penstock.bench.start.measure_starts", lambda *_: {"cold": [start], "warm": [start]})
-    monkeypatch.setattr("penstock.bench.cold_reads.measure_cold_reads", lambda *_, **__: cold)
+    monkeypatch.setattr("penstock_tools.bench.floor.compare", lambda *_: rows)
+    monkeypatch.setattr(
+        "penstock_tools.bench.start.measure_starts", lambda *_: {"cold": [start], "warm": [start]}
+    )
+    monkeypatch.setattr("penstock_tools.bench.cold_reads.measure_cold_reads", lambda *_, **__: cold)
 
 
 def test_budgets_are_all_judged(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

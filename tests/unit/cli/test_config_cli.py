@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli import main
 from penstock.config import load_config
 from penstock.config._check import redact
+from penstock_tools.cli import main
 
 
 def test_check_of_the_defaults_passes(capsys: pytest.CaptureFixture[str]) -> None:

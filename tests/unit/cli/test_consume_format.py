@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.cli._format import (
+from penstock.errors import InvalidRequestError
+from penstock.wire.records import Record
+from penstock_tools.cli._format import (
     OffsetSpec,
     compile_format,
     json_record,
@@ -18,8 +20,6 @@ from penstock.cli._format import (
     parse_topic_partitions,
     table_lines,
 )
-from penstock.errors import InvalidRequestError
-from penstock.wire.records import Record
 
 RECORD = Record(7, 1_700_000_000_000, memoryview(b"key"), memoryview(b"a\xffb"), [("h", b"x"), ("n", None)])
 NULLS = Record(8, -1, None, None, [])

@@ -8,12 +8,12 @@ from typing import Any, cast
 import anyio
 import pytest
 
-from penstock.cli import main
-from penstock.cli._format import OffsetSpec
-from penstock.cli.group import Progress, Step, _plan, _target
-from penstock.client.admin import EARLIEST, LATEST, Admin, CommittedOffset, ListedOffset
-from penstock.client.cluster import PartitionInfo, TopicInfo
 from penstock.errors import InvalidRequestError, NotFoundError
+from penstock_tools.cli import main
+from penstock_tools.cli._format import OffsetSpec
+from penstock_tools.cli.group import Progress, Step, _plan, _target
+from penstock_tools.client.admin import EARLIEST, LATEST, Admin, CommittedOffset, ListedOffset
+from penstock_tools.client.cluster import PartitionInfo, TopicInfo
 
 
 class FakeAdmin:

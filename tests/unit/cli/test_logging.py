@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli._logging import JsonFormatter, _LogFile, set_up_logging
 from penstock.config import load_config
 from penstock.errors import ConfigError
+from penstock_tools.cli._logging import JsonFormatter, _LogFile, set_up_logging
 
 
 def record(message: str, *arguments: object, **fields: object) -> logging.LogRecord:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 import penstock
-from penstock.cli import main
 from penstock.errors import FullError, InvariantError, NotFoundError
 from penstock.wire._native import status
+from penstock_tools.cli import main
 
 VERSION_LINES = f"penstock {penstock.__version__}\nrecords are checked in {status()}\n"
 
@@ -148,8 +148,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_help_lists_the_commands_without_importing_them() -> None:
     program = (
-        "import sys; from penstock.cli import main; main(['--help']); "
-        "heavy = {'penstock.broker', 'penstock.cli.plugins', 'penstock.cli.config', 'pydantic'} & set(sys.modules); "
+        "import sys; from penstock_tools.cli import main; main(['--help']); "
+        "heavy = {'penstock.broker', 'penstock_tools.cli.plugins', 'penstock_tools.cli.config', 'pydantic'}; "
+        "heavy &= set(sys.modules); "
         "sys.exit(f'imported: {heavy}' if heavy else 0)"
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
@@ -158,7 +159,7 @@ def test_help_lists_the_commands_without_importing_them() -> None:
 
 
 def test_every_command_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) -> None:
-    from penstock.cli import _app
+    from penstock_tools.cli import _app
 
     names = _app._Commands(name="penstock").list_commands(None)
     assert {"plugins", "config"} <= set(names)
@@ -194,7 +195,7 @@ def test_error_ends_in_one_sentence_and_its_code(
     def fail(arguments: object) -> int:
         raise error
 
-    monkeypatch.setattr("penstock.cli._app.run", fail)
+    monkeypatch.setattr("penstock_tools.cli._app.run", fail)
     assert main([]) == code
     err = capsys.readouterr().err
     assert err.count("\n") == (0 if code == 130 else 1)
@@ -213,6 +214,6 @@ def test_bug_keeps_its_traceback(error: Exception, monkeypatch: pytest.MonkeyPat
     def fail(arguments: object) -> int:
         raise error
 
-    monkeypatch.setattr("penstock.cli._app.run", fail)
+    monkeypatch.setattr("penstock_tools.cli._app.run", fail)
     with pytest.raises(type(error)):
         main([])

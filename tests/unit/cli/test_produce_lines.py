@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.patience import HANG_S
 
-from penstock.cli import main
-from penstock.cli._client import read_lines
-from penstock.cli._format import parse_key_delimiter
-from penstock.cli.produce import Lines
 from penstock.errors import InvalidRequestError
+from penstock_tools.cli import main
+from penstock_tools.cli._client import read_lines
+from penstock_tools.cli._format import parse_key_delimiter
+from penstock_tools.cli.produce import Lines
 
 
 async def collect(fd: int) -> list[bytes]:
@@ -136,9 +136,9 @@ def test_wrong_options_are_one_sentence_and_exit_code_2(
 def test_help_imports_neither_broker_nor_client() -> None:
     code = (
         "import sys\n"
-        "from penstock.cli import main\n"
+        "from penstock_tools.cli import main\n"
         "assert main(['produce', '--help']) == 0\n"
-        "print([name for name in sys.modules if name.startswith(('penstock.broker', 'penstock.client', "
+        "print([name for name in sys.modules if name.startswith(('penstock.broker', 'penstock_tools.client', "
         "'penstock.wire'))], file=sys.stderr)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=HANG_S)

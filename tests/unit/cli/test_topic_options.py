@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.cli import main
-from penstock.cli._format import parse_topic_configs
+from penstock_tools.cli import main
+from penstock_tools.cli._format import parse_topic_configs
 
 
 @pytest.mark.parametrize(

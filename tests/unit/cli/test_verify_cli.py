@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.cli import main
+from penstock_tools.cli import main
 
 
 def test_a_directory_that_is_not_there_is_broken_and_is_not_made(

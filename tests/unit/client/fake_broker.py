@@ -9,7 +9,6 @@ from typing import Any
 import anyio
 import anyio.abc
 
-from penstock.client._scope import task_group
 from penstock.wire import (
     ApiKey,
     ErrorCode,
@@ -36,6 +35,7 @@ from penstock.wire.messages.produce import (
     TopicProduceResponse,
 )
 from penstock.wire.records import assign_offsets, iter_records, read_header
+from penstock_tools.client._scope import task_group
 
 #: What a handler may return instead of a response.
 HANG_UP = "hang up"

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.client._batches import Batch, PartitionQueue, SendRefusal, refusal_of
 from penstock.wire import ErrorCode
+from penstock_tools.client._batches import Batch, PartitionQueue, SendRefusal, refusal_of
 
 
 def queue(batch_bytes_max: int = 1 << 16, producer_id: int = 7) -> PartitionQueue:

@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 from tests.unit.client.fake_broker import FakeBroker
 
-from penstock.client import Admin, ClientSettings, Cluster
-from penstock.client.cluster import parse_bootstrap_servers
 from penstock.errors import InvalidRequestError, NotFoundError, UnavailableError
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages.create_topics import CreatableTopicResult, CreateTopicsResponse
 from penstock.wire.messages.metadata import MetadataRequest, MetadataResponse
+from penstock_tools.client import Admin, ClientSettings, Cluster
+from penstock_tools.client.cluster import parse_bootstrap_servers
 
 pytestmark = pytest.mark.anyio
 

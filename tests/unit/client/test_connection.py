@@ -8,12 +8,12 @@ import pytest
 from tests.patience import HANG_S
 from tests.unit.client.fake_broker import HANG_UP, SILENCE, FakeBroker
 
-from penstock.client._scope import task_group
-from penstock.client.connection import Connection, choose_version
 from penstock.errors import ClosedError, InvalidRequestError, UnavailableError
 from penstock.wire import ApiKey, VersionRange
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
+from penstock_tools.client._scope import task_group
+from penstock_tools.client.connection import Connection, choose_version
 
 pytestmark = pytest.mark.anyio
 

@@ -8,11 +8,11 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.unit.client.fake_broker import FakeBroker
 
-from penstock.client import ClientSettings, Cluster, Consumer
 from penstock.errors import CorruptError, InvalidRequestError, NotFoundError
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages.fetch import FetchRequest, FetchResponse
 from penstock.wire.record_builder import build_batch, build_marker
+from penstock_tools.client import ClientSettings, Cluster, Consumer
 
 pytestmark = pytest.mark.anyio
 

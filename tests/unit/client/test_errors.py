@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.client.errors import check, error_of, is_retriable
 from penstock.errors import (
     AlreadyExistsError,
     FencedError,
@@ -14,6 +13,7 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.wire import ErrorCode
+from penstock_tools.client.errors import check, error_of, is_retriable
 
 
 @pytest.mark.parametrize(

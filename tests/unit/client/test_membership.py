@@ -11,8 +11,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.client.fake_broker import FakeBroker
 
-from penstock.client import ClientSettings, Cluster, Membership, MembershipSettings
-from penstock.client.membership import range_assignment
 from penstock.errors import FencedError, InvalidRequestError
 from penstock.wire import ApiKey, ErrorCode, decode_data, encode_data
 from penstock.wire.messages.consumer_protocol_assignment import ConsumerProtocolAssignment
@@ -28,6 +26,8 @@ from penstock.wire.messages.offset_commit import (
     OffsetCommitResponseTopic,
 )
 from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupResponse
+from penstock_tools.client import ClientSettings, Cluster, Membership, MembershipSettings
+from penstock_tools.client.membership import range_assignment
 
 TOPICS = st.dictionaries(st.sampled_from("abc"), st.integers(0, 9), max_size=3)
 SUBSCRIPTIONS = st.dictionaries(

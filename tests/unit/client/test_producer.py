@@ -13,11 +13,11 @@ import pytest
 from tests.patience import HANG_S
 from tests.unit.client.fake_broker import SILENCE, FakeBroker
 
-from penstock.client import ClientSettings, Cluster, Producer, ProducerSettings
 from penstock.errors import ClosedError, InvalidRequestError, NotFoundError, UnavailableError
 from penstock.spi.partitioner import PartitionerCapabilities, PartitionLoad
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.records import read_header
+from penstock_tools.client import ClientSettings, Cluster, Producer, ProducerSettings
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.anyio
 
 
 def _load() -> ModuleType:
-    path = Path(__file__).parents[3] / "bench/counts.py"
+    path = Path(__file__).parents[3] / "tools/bench/counts.py"
     spec = importlib.util.spec_from_file_location("bench_counts_rig", path)
     assert spec is not None
     assert spec.loader is not None

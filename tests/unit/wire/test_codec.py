@@ -59,7 +59,7 @@ def encoded(encode: object, message: object) -> bytes:
 
 
 def _generator() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("generate_wire", ROOT / "tools/generate_wire.py")
+    spec = importlib.util.spec_from_file_location("generate_wire", ROOT / "tools/wire/generate_wire.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -76,7 +76,7 @@ def test_checked_in_modules_are_what_the_schemas_generate() -> None:
     files: dict[str, str] = generator.render()
     assert {path.name for path in generator.MESSAGES_DIR.glob("*.py")} == set(files)
     stale = [name for name, text in files.items() if (generator.MESSAGES_DIR / name).read_text() != text]
-    assert not stale, "run tools/generate_wire.py generate"
+    assert not stale, "run tools/wire/generate_wire.py generate"
 
 
 def test_produce_v9_literal() -> None:

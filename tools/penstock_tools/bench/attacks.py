@@ -1,0 +1,638 @@
+"""Attacks on a broker, each one function, and how a good client fares beside them.
+
+    python tools/bench/attacks.py                                  # the table
+    python tools/bench/attacks.py --only announced,never_read --seconds 5 --rounds 3 --json out.json
+    python -m penstock_tools.bench.attacks run NAME PORT           # one attack, until killed, on this machine only
+    python -m penstock_tools.bench.attacks control PART            # use a part of a processor, until killed
+    python -m penstock_tools.bench.attacks good PORT BYTES SECONDS # the good client; its latencies as JSON
+
+A good client produces a batch and fetches it again, one request at a time, beside a control and beside an attack in
+turn, round by round, so that a noisy machine disturbs both. Good client and attackers run in processes of their own,
+attackers at the lowest priority. The control is a process at that priority too, which uses as much processor time as
+the attackers did and never touches the broker. What counts is the ratio.
+
+A further attack is an ``async def name(port)`` with ``@attack``; it goes on until it's cancelled, and its docstring
+says what it does. Attackers whose connection is closed come again at once.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ATTACKS", "Attack", "GoodClient", "Peer", "attack", "attacking", "compare", "main")
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from penstock.wire import ApiKey, encode_request
+from penstock.wire.messages import (
+    api_versions,
+    describe_configs,
+    fetch,
+    find_coordinator,
+    list_offsets,
+    metadata,
+    offset_fetch,
+    produce,
+)
+from penstock.wire.registry import Message, decode_response
+from penstock_tools.bench.floor import TOPIC, create_topic, produce_frame
+from penstock_tools.bench.server import BrokerProcess
+
+Attack: TypeAlias = Callable[[int], Awaitable[None]]
+MIB: Final = 2**20
+ATTACKS: dict[str, Attack] = {}
+_HOST: Final = "127.0.0.1"
+_READY: Final = "ready"
+
+
+def attack(function: Attack) -> Attack:
+    """Have it in the table."""
+    ATTACKS[function.__name__] = function
+    return function
+
+
+# -- what attackers have in common -----------------------------------------------------------------------------
+
+
+class Peer:
+    """One hostile connection; ``receive_bytes`` is its socket's buffer, small for those that don't read."""
+
+    def __init__(self, port: int, receive_bytes: int = 0) -> None:
+        self._port = port
+        self._receive_bytes = receive_bytes
+        self._socket: socket.socket | None = None
+
+    async def __aenter__(self) -> Peer:
+        sock = self._socket = socket.socket()
+        if self._receive_bytes:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
+        sock.setblocking(False)
+        await asyncio.get_running_loop().sock_connect(sock, (_HOST, self._port))
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._socket is not None
+        self._socket.close()
+
+    async def send(self, data: bytes | bytearray) -> None:
+        """All of it."""
+        assert self._socket is not None
+        await asyncio.get_running_loop().sock_sendall(self._socket, data)
+
+    async def receive(self) -> bytes:
+        """Some bytes. Raises ConnectionError at the end."""
+        assert self._socket is not None
+        data = await asyncio.get_running_loop().sock_recv(self._socket, MIB)
+        if not data:
+            raise ConnectionResetError("closed by the broker")
+        return data
+
+    async def frame(self) -> bytes:
+        """One response, without its length."""
+        data = bytearray()
+        while len(data) < 4 or len(data) < 4 + int.from_bytes(data[:4], "big"):
+            data += await self.receive()
+        return bytes(data[4:])
+
+    async def hold(self) -> None:
+        """Do nothing until the broker closes the connection; never read."""
+        assert self._socket is not None
+        poll = struct.Struct("=BBHIQQQ")
+        while True:
+            await asyncio.sleep(0.2)
+            info = self._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, poll.size)
+            if poll.unpack(info)[0] != 1:  # TCP_ESTABLISHED
+                raise ConnectionResetError("closed by the broker")
+
+
+async def crowd(
+    count: int, port: int, conduct: Callable[[Peer], Awaitable[None]], receive_bytes: int = 0
+) -> None:
+    """``count`` connections that do what ``conduct`` does, and come again when they are closed."""
+
+    async def one() -> None:
+        while True:
+            with contextlib.suppress(OSError):
+                async with Peer(port, receive_bytes) as peer:
+                    await conduct(peer)
+            await asyncio.sleep(0.05)
+
+    async with asyncio.TaskGroup() as tasks:
+        for _ in range(count):
+            tasks.create_task(one())
+
+
+def request(key: ApiKey, version: int, message: Message) -> bytes:
+    """Its bytes."""
+    return b"".join(encode_request(key, version, 1, "bad", message))
+
+
+def fetch_request(
+    max_bytes: int, partitions: int = 1, wait_ms: int = 0, min_bytes: int = 1, offset: int = 0
+) -> bytes:
+    """A Fetch from the oldest offset of the topic's first partition, and of others that aren't there."""
+    return request(
+        ApiKey.FETCH,
+        11,
+        fetch.FetchRequest(
+            max_wait_ms=wait_ms,
+            min_bytes=min_bytes,
+            max_bytes=max_bytes,
+            topics=[
+                fetch.FetchTopic(
+                    topic=TOPIC,
+                    partitions=[
+                        fetch.FetchPartition(
+                            partition=index, fetch_offset=offset, partition_max_bytes=max_bytes
+                        )
+                        for index in range(partitions)
+                    ],
+                )
+            ],
+        ),
+    )
+
+
+async def flood(count: int, port: int, data: bytes, pipelined: int) -> None:
+    """``count`` connections that ask the same, ``pipelined`` requests at a time, and read the answers."""
+
+    async def conduct(peer: Peer) -> None:
+        batch = data * pipelined
+        while True:
+            await peer.send(batch)
+            answers, buffer = 0, bytearray()
+            while answers < pipelined:
+                buffer += await peer.receive()
+                pos = 0
+                while len(buffer) - pos >= 4:
+                    end = pos + 4 + int.from_bytes(buffer[pos : pos + 4], "big")
+                    if end > len(buffer):
+                        break
+                    answers, pos = answers + 1, end
+                del buffer[:pos]
+
+    await crowd(count, port, conduct)
+
+
+# -- attacks ---------------------------------------------------------------------------------------------------
+
+#: The start of a Produce of 90 MiB: its length, key, version and correlation id.
+_ANNOUNCEMENT: Final = struct.pack(">ihhih", 90 * MIB, ApiKey.PRODUCE, 9, 1, -1)
+
+
+@attack
+async def announced(port: int) -> None:
+    """5 connections announce 90 MiB and send a byte a second"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(_ANNOUNCEMENT)
+        while True:
+            await asyncio.sleep(1)
+            await peer.send(b"x")
+
+    await crowd(5, port, conduct)
+
+
+@attack
+async def half_sent(port: int) -> None:
+    """200 connections send 2 MiB of 90, stop, and come again when they are closed"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(_ANNOUNCEMENT)
+        await peer.send(bytes(2 * MIB))
+        await peer.hold()
+
+    await crowd(200, port, conduct)
+
+
+@attack
+async def slow_movers(port: int) -> None:
+    """200 connections send requests of 90 MiB at 20 KiB/s each"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(_ANNOUNCEMENT)
+        while True:
+            await asyncio.sleep(0.5)
+            await peer.send(bytes(10 * 1024))
+
+    await crowd(200, port, conduct)
+
+
+@attack
+async def small_halves(port: int) -> None:
+    """2,000 connections send 31 KiB of a small request and stop"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(struct.pack(">ihhih", 32_000, ApiKey.PRODUCE, 9, 1, -1) + bytes(31_000))
+        await peer.hold()
+
+    await crowd(2000, port, conduct)
+
+
+@attack
+async def never_read(port: int) -> None:
+    """60 consumers ask for 50 MiB again and again and never read"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(fetch_request(50 * MIB) * 50)
+        await peer.hold()
+
+    await crowd(60, port, conduct, receive_bytes=4096)
+
+
+@attack
+async def never_read_metadata(port: int) -> None:
+    """100 clients ask for all metadata and never read"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(request(ApiKey.METADATA, 9, metadata.MetadataRequest(topics=None)) * 2000)
+        await peer.hold()
+
+    await crowd(100, port, conduct, receive_bytes=4096)
+
+
+@attack
+async def parked(port: int) -> None:
+    """2,000 fetches of 200 partitions wait for data that never come"""
+
+    async def conduct(peer: Peer) -> None:
+        end = 2**40
+        await peer.send(fetch_request(MIB, 200, wait_ms=300_000, min_bytes=MIB, offset=end))
+        await peer.frame()
+        await peer.hold()
+
+    await crowd(2000, port, conduct)
+
+
+@attack
+async def cheap_requests(port: int) -> None:
+    """8 connections pipeline ApiVersions by the thousand"""
+    await flood(8, port, request(ApiKey.API_VERSIONS, 3, api_versions.ApiVersionsRequest()), 2000)
+
+
+@attack
+async def small_produces(port: int) -> None:
+    """4 connections pipeline small Produces with acks=0"""
+    small = request(
+        ApiKey.PRODUCE,
+        9,
+        produce.ProduceRequest(
+            acks=0,
+            timeout_ms=1000,
+            topic_data=[
+                produce.TopicProduceData(
+                    name=TOPIC,
+                    partition_data=[produce.PartitionProduceData(index=0, records=produce_frame(1024)[1])],
+                )
+            ],
+        ),
+    )
+
+    async def conduct(peer: Peer) -> None:
+        while True:
+            await peer.send(small * 100)
+            await asyncio.sleep(0)
+
+    await crowd(4, port, conduct)
+
+
+@attack
+async def metadata_of_all(port: int) -> None:
+    """4 connections ask for all metadata in a loop"""
+    await flood(4, port, request(ApiKey.METADATA, 9, metadata.MetadataRequest(topics=None)), 50)
+
+
+@attack
+async def long_metadata(port: int) -> None:
+    """2 connections ask for 20,000 topics that aren't there, in a loop"""
+    topics = [metadata.MetadataRequestTopic(name=f"no-such-topic-{number}") for number in range(20_000)]
+    ask = metadata.MetadataRequest(topics=topics, allow_auto_topic_creation=False)
+    await flood(2, port, request(ApiKey.METADATA, 9, ask), 1)
+
+
+@attack
+async def long_offsets(port: int) -> None:
+    """2 connections ask for the committed offsets of 100,000 partitions, in a loop"""
+    topics = [offset_fetch.OffsetFetchRequestTopics(name=TOPIC, partition_indexes=list(range(100_000)))]
+    body = offset_fetch.OffsetFetchRequest(
+        groups=[offset_fetch.OffsetFetchRequestGroup(group_id="g", topics=topics)]
+    )
+    await flood(2, port, request(ApiKey.OFFSET_FETCH, 8, body), 1)
+
+
+@attack
+async def long_coordinators(port: int) -> None:
+    """2 connections look for the coordinators of 50,000 groups, in a loop"""
+    keys = [f"group-{number}" for number in range(50_000)]
+    ask = find_coordinator.FindCoordinatorRequest(key_type=0, coordinator_keys=keys)
+    await flood(2, port, request(ApiKey.FIND_COORDINATOR, 4, ask), 1)
+
+
+@attack
+async def long_configs(port: int) -> None:
+    """2 connections ask for the configs of 20,000 topics, in a loop"""
+    resources = [
+        describe_configs.DescribeConfigsResource(
+            resource_type=2, resource_name=f"t{number}", configuration_keys=None
+        )
+        for number in range(20_000)
+    ]
+    ask = describe_configs.DescribeConfigsRequest(resources=resources)
+    await flood(2, port, request(ApiKey.DESCRIBE_CONFIGS, 4, ask), 1)
+
+
+@attack
+async def long_list_offsets(port: int) -> None:
+    """2 connections ask for the offsets of 40,000 partitions, in a loop"""
+    partitions = [
+        list_offsets.ListOffsetsPartition(partition_index=number, timestamp=-1) for number in range(40_000)
+    ]
+    ask = list_offsets.ListOffsetsRequest(
+        replica_id=-1, topics=[list_offsets.ListOffsetsTopic(name=TOPIC, partitions=partitions)]
+    )
+    await flood(2, port, request(ApiKey.LIST_OFFSETS, 5, ask), 1)
+
+
+@attack
+async def long_fetch(port: int) -> None:
+    """2 connections fetch from 30,000 partitions that aren't there, in a loop"""
+    await flood(2, port, fetch_request(MIB, 30_000), 1)
+
+
+@attack
+async def connects(port: int) -> None:
+    """50 clients connect and leave, again and again"""
+
+    async def conduct(peer: Peer) -> None:
+        return
+
+    await crowd(50, port, conduct)
+
+
+@attack
+async def silent(port: int) -> None:
+    """3,000 connections never send a byte"""
+    await crowd(3000, port, Peer.hold)
+
+
+# -- the good client -------------------------------------------------------------------------------------------
+
+
+class GoodClient:
+    """Produces a batch and fetches it, one request at a time, with a connection for each."""
+
+    def __init__(self, port: int, batch_bytes: int, timeout_s: float = 60.0) -> None:
+        self._frame = produce_frame(batch_bytes)[0]
+        self._sockets = [socket.create_connection((_HOST, port), timeout_s) for _ in range(2)]
+        for sock in self._sockets:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._max_bytes = 2 * batch_bytes
+
+    def close(self) -> None:
+        """End."""
+        for sock in self._sockets:
+            sock.close()
+
+    def once(self) -> tuple[float, float]:
+        """(seconds to produce, seconds to fetch what was produced)."""
+        producer, consumer = self._sockets
+        begin = time.perf_counter()
+        answer: Any = self._ask(producer, self._frame, ApiKey.PRODUCE, 9)
+        produced = time.perf_counter()
+        result = answer.responses[0].partition_responses[0]
+        assert result.error_code == 0, f"refused: error_code={result.error_code} {result.error_message}"
+        data = fetch_request(self._max_bytes, wait_ms=500, offset=result.base_offset)
+        got: Any = self._ask(consumer, data, ApiKey.FETCH, 11)
+        assert got.responses[0].partitions[0].records, "nothing was fetched"
+        return produced - begin, time.perf_counter() - produced
+
+    @staticmethod
+    def _ask(sock: socket.socket, data: bytes, key: ApiKey, version: int) -> Message:
+        sock.sendall(data)
+        size = int.from_bytes(_exactly(sock, 4), "big")
+        return decode_response(key, version, _exactly(sock, size))[1]
+
+    def run(self, seconds: float) -> tuple[list[float], list[float]]:
+        """Latencies of as many as fit, and of one at least."""
+        end = time.perf_counter() + seconds
+        pairs = [self.once()]
+        while time.perf_counter() < end:
+            pairs.append(self.once())
+            time.sleep(0.001)
+        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+
+
+def _exactly(sock: socket.socket, size: int) -> bytes:
+    data = bytearray(size)
+    view = memoryview(data)
+    while view:
+        got = sock.recv_into(view)
+        if not got:
+            raise ConnectionResetError("the broker closed the good client's connection")
+        view = view[got:]
+    return bytes(data)
+
+
+# -- comparing -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Seconds: the median over rounds of a round's percentile."""
+
+    name: str
+    what: str
+    produce_p50: tuple[float, float]
+    produce_p99: tuple[float, float]
+    fetch_p50: tuple[float, float]
+    fetch_p99: tuple[float, float]
+    produced: tuple[int, int]
+    resident_bytes: int
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "penstock_tools.bench.attacks", *map(str, arguments)]
+
+
+@contextlib.contextmanager
+def attacking(name: str, port: int) -> Iterator[int]:
+    """The attack, in a process of its own; its id."""
+    with _beside("run", name, port) as pid:
+        yield pid
+
+
+@contextlib.contextmanager
+def _beside(*arguments: object) -> Iterator[int]:
+    process = subprocess.Popen(_command(*arguments), stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline().strip() == _READY, f"it didn't begin: arguments={arguments}"
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert process.stdout is not None
+        process.stdout.close()
+
+
+def _good(port: int, batch_bytes: int, seconds: float) -> tuple[list[float], list[float]]:
+    """The good client's latencies, in a process of its own."""
+    command = _command("good", port, batch_bytes, seconds)
+    produces, fetches = json.loads(subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout)
+    return produces, fetches
+
+
+def _run_good(port: int, batch_bytes: int, seconds: float) -> None:
+    client = GoodClient(port, batch_bytes)
+    client.run(min(1.0, seconds / 4))
+    _say(json.dumps(client.run(seconds)))
+    client.close()
+
+
+def _processor_s(pid: int) -> float:
+    """Processor time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _run_control(part: float) -> None:
+    """Use this part of a processor, in pieces of a few milliseconds."""
+    _say(_READY)
+    begin, used = time.perf_counter(), time.process_time
+    while True:
+        while used() < part * (time.perf_counter() - begin):
+            sum(range(2_000))
+        time.sleep(0.002)
+
+
+def compare(broker: BrokerProcess, name: str, *, rounds: int, seconds: float, batch_bytes: int) -> Row:
+    """The good client beside the attack, and beside a control that uses as much of the processors, in turn."""
+    port = int(broker.bootstrap_servers.rpartition(":")[2])
+    figures: list[list[list[float]]] = [[[], [], [], []], [[], [], [], []]]
+    counts = [0, 0]
+    resident = 0
+    part = 0.0
+    for _ in range(rounds):
+        for beside in (1, 0):
+            with attacking(name, port) if beside else _beside("control", part) as pid:
+                time.sleep(1)
+                began, used = time.perf_counter(), _processor_s(pid)
+                produces, fetches = _good(port, batch_bytes, seconds)
+                if beside:
+                    part = (_processor_s(pid) - used) / (time.perf_counter() - began)
+                usage = broker.usage()
+                resident = max(resident, usage.resident_bytes if usage is not None else 0)
+            counts[beside] += len(produces)
+            for at, latencies in enumerate((produces, fetches)):
+                latencies.sort()
+                figures[beside][2 * at].append(latencies[len(latencies) // 2])
+                figures[beside][2 * at + 1].append(
+                    latencies[min(len(latencies) - 1, len(latencies) * 99 // 100)]
+                )
+        time.sleep(0.5)
+    alone, other = ([statistics.median(values) for values in side] for side in figures)
+    pairs = list(zip(alone, other, strict=True))
+    return Row(
+        name=name,
+        what=(ATTACKS[name].__doc__ or "").strip(),
+        produce_p50=pairs[0],
+        produce_p99=pairs[1],
+        fetch_p50=pairs[2],
+        fetch_p99=pairs[3],
+        produced=(counts[0], counts[1]),
+        resident_bytes=resident,
+    )
+
+
+def _line(row: Row) -> str:
+    def cell(pair: tuple[float, float]) -> str:
+        return f"{pair[0] * 1e3:.1f} / {pair[1] * 1e3:.1f} ({pair[1] / pair[0]:.1f}x)"
+
+    cells = [cell(pair) for pair in (row.produce_p50, row.produce_p99, row.fetch_p50, row.fetch_p99)]
+    return f"| `{row.name}` | {row.what} | {' | '.join(cells)} | {row.resident_bytes // MIB} |"
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+async def _run(name: str, port: int) -> None:
+    asyncio.get_running_loop().call_soon(lambda: _say(_READY))
+    await ATTACKS[name](port)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line of ``tools/bench/attacks.py``."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="attacks, separated by commas")
+    parser.add_argument("--seconds", type=float, default=4.0)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--batch", type=int, default=100 * 1024, help="bytes of the good client's batches")
+    parser.add_argument("--memory", default="256MiB", help="memory.limit of the broker")
+    parser.add_argument("--topics", type=int, default=200, help="topics in its metadata")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args(arguments)
+    names = options.only.split(",") if options.only else list(ATTACKS)
+    rows: list[Row] = []
+    _say("| attack | what it does | produce p50, ms | p99 | fetch p50, ms | p99 | resident, MiB |")
+    _say("|---|---|---|---|---|---|---|")
+    for name in names:
+        with (
+            tempfile.TemporaryDirectory() as directory,
+            BrokerProcess(Path(directory), [f"memory.limit={options.memory}"]) as broker,
+        ):
+            port = int(broker.bootstrap_servers.rpartition(":")[2])
+            _prepare(port, options.topics, options.batch)
+            row = compare(
+                broker, name, rounds=options.rounds, seconds=options.seconds, batch_bytes=options.batch
+            )
+            rows.append(row)
+            _say(_line(row))
+    if options.json is not None:
+        options.json.write_text(json.dumps([asdict(row) for row in rows], indent=2))
+    return 0
+
+
+def _prepare(port: int, topics: int, batch_bytes: int) -> None:
+    """Make the topics, and have something to fetch."""
+    create_topic(port)
+    names = [metadata.MetadataRequestTopic(name=f"other-{number}") for number in range(topics)]
+    ask = metadata.MetadataRequest(topics=names, allow_auto_topic_creation=True)
+    with socket.create_connection((_HOST, port)) as sock:
+        sock.sendall(request(ApiKey.METADATA, 9, ask))
+        _exactly(sock, int.from_bytes(_exactly(sock, 4), "big"))
+    client = GoodClient(port, batch_bytes)
+    for _ in range(300):
+        with contextlib.suppress(AssertionError):
+            client.once()
+    client.close()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["run"]:
+        os.nice(19)  # as if it came from another machine: the broker isn't to wait for the processor
+        asyncio.run(_run(sys.argv[2], int(sys.argv[3])))
+    elif sys.argv[1:2] == ["control"]:
+        os.nice(19)
+        _run_control(float(sys.argv[2]))
+    elif sys.argv[1:2] == ["good"]:
+        _run_good(int(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4]))
+    else:
+        sys.exit(main())

@@ -1,0 +1,178 @@
+"""What a consumer that catches up on old data does to the latency of producing.
+
+    penstock bench cold-reads
+    python tools/bench/cold_reads.py --rounds 5 --seconds 4 --bytes 1GiB
+
+One broker gets ``--bytes`` of old data, which should be more than its memory. Then a producer sends at a modest pace,
+and windows without and with a reader of the old data take turns; the reader begins again when it reaches the end. In
+one run both kinds of window meet the same disk and the same noise. The reader only fetches, at ``--read-rate``: a
+client that looks into records fills a processor, and what is asked is what reads do to the broker.
+
+What counts is the median over the windows of each window's p99; the spread of the quiet windows is what is called
+noise.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ColdReads", "measure_cold_reads", "report")
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from penstock.errors import UnavailableError
+from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.run import create_topics
+from penstock_tools.bench.server import BrokerProcess
+from penstock_tools.bench.workers import Crew
+from penstock_tools.bench.workload import Driver
+
+_OLD_TOPIC, _NEW_TOPIC, _PARTITIONS = "old", "new", 4
+_MESSAGE_BYTES = 1024
+_FILL_STALLED_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class ColdReads:
+    """Milliseconds, a value for each window, and how fast the reader read."""
+
+    quiet_p50_ms: list[float]
+    quiet_p99_ms: list[float]
+    reading_p50_ms: list[float]
+    reading_p99_ms: list[float]
+    read_megabytes_per_s: float
+
+    @property
+    def ratio(self) -> float:
+        """Median p99 with the reader over that without."""
+        return median(self.reading_p99_ms) / median(self.quiet_p99_ms)
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the median window with the reader is no worse than the worst window without."""
+        return median(self.reading_p99_ms) <= max(self.quiet_p99_ms)
+
+
+def median(values: Sequence[float]) -> float:
+    """The one in the middle."""
+    return sorted(values)[len(values) // 2]
+
+
+def measure_cold_reads(
+    directory: Path,
+    *,
+    old_bytes: int,
+    seconds: float,
+    rounds: int,
+    rate: float,
+    read_bytes_per_s: float = 0,
+    sets: Sequence[str] = (),
+) -> ColdReads:
+    """Run it against a broker of its own; ``read_bytes_per_s`` 0 reads as fast as it goes.
+
+    Raises UnavailableError when the broker or a client fails.
+    """
+    with BrokerProcess(directory, sets) as broker:
+        place = broker.bootstrap_servers
+        create_topics(place, Driver(), [_OLD_TOPIC, _NEW_TOPIC], _PARTITIONS)
+        _fill(place, old_bytes)
+        with Crew() as crew:
+            reader = {"index": 0, "topic": _OLD_TOPIC, "config": {"bootstrap.servers": place}}
+            load = {"partitions": _PARTITIONS, "bytesPerSecond": read_bytes_per_s}
+            crew.hire("fetcher", [reader], load, 1)
+            _wait_reading(crew)
+            crew.order("fetcher", "pause")
+            crew.hire("producer", [_producer(place, _NEW_TOPIC)], _load(), 1)
+            crew.order("producer", "start", rate=rate)
+            return _windows(crew, seconds, rounds)
+
+
+def _producer(place: str, topic: str) -> dict[str, Any]:
+    config = {
+        "bootstrap.servers": place,
+        "acks": "all",
+        "linger.ms": "0",
+        "queue.buffering.max.kbytes": "32768",
+    }
+    return {"index": 0, "topic": topic, "config": config}
+
+
+def _load() -> dict[str, Any]:
+    payload = {"size": _MESSAGE_BYTES, "file": None, "random_ratio": 0.5, "pool": 100, "seed": 0}
+    return {"payload": payload, "keys": "NO_KEY"}
+
+
+def _fill(place: str, size: int) -> None:
+    """Have ``size`` bytes in the old topic."""
+    with Crew() as crew:
+        crew.hire("producer", [_producer(place, _OLD_TOPIC)], _load(), 1)
+        crew.order("producer", "start", rate=0)
+        moved_at, sent = time.monotonic(), 0
+        while (now := crew.counters().sent_bytes) < size:
+            if now > sent:
+                moved_at, sent = time.monotonic(), now
+            elif time.monotonic() - moved_at > _FILL_STALLED_S:
+                raise UnavailableError(f"the broker took nothing for {_FILL_STALLED_S:.0f} s: stored={sent}")
+            time.sleep(0.1)
+        crew.order("producer", "end")
+
+
+def _wait_reading(crew: Crew) -> None:
+    deadline = time.monotonic() + 60
+    while not (now := crew.counters()).received:
+        if now.failures or time.monotonic() > deadline:
+            raise UnavailableError(f"the reader got nothing: failures={now.failures}")
+        time.sleep(0.1)
+
+
+def _windows(crew: Crew, seconds: float, rounds: int) -> ColdReads:
+    """Quiet and reading windows in turn, after one that only warms up."""
+    found: dict[str, list[Histogram]] = {"pause": [], "start": []}
+    time.sleep(min(1.0, seconds / 2))
+    read = 0
+    for _ in range(rounds):
+        for order, histograms in found.items():
+            crew.order("fetcher", order, rate=0)
+            time.sleep(min(0.3, seconds / 4))  # what the reader still had in flight isn't this window's
+            before = crew.counters().received_bytes
+            time.sleep(seconds)
+            now = crew.counters()
+            histograms.append(now.histograms["publish"])
+            if order == "start":
+                read += now.received_bytes - before
+                if now.received_bytes == before:
+                    raise UnavailableError(
+                        f"the reader got nothing in a whole window: failures={now.failures}"
+                    )
+            if not histograms[-1].count:
+                raise UnavailableError(f"nothing was acknowledged in a whole window: failures={now.failures}")
+
+    def quantiles(order: str, q: float) -> list[float]:
+        return [round(histogram.quantile(q) / 1000, 3) for histogram in found[order]]
+
+    return ColdReads(
+        quiet_p50_ms=quantiles("pause", 0.5),
+        quiet_p99_ms=quantiles("pause", 0.99),
+        reading_p50_ms=quantiles("start", 0.5),
+        reading_p99_ms=quantiles("start", 0.99),
+        read_megabytes_per_s=round(read / (rounds * seconds) / 1e6, 1),
+    )
+
+
+def report(found: ColdReads) -> str:
+    """Both kinds of window, and the verdict on the budget."""
+    verdict = "met" if found.within_noise else "MISSED"
+    lines = [f"{'produce latency':<24}{'p50':>12}{'p99':>12}{'p99 of the windows':>36}"]
+    for label, p50, p99 in (
+        ("without reader", found.quiet_p50_ms, found.quiet_p99_ms),
+        ("with catch-up reader", found.reading_p50_ms, found.reading_p99_ms),
+    ):
+        windows = " ".join(f"{value:.2f}" for value in p99)
+        lines.append(f"{label:<24}{median(p50):>9.2f} ms{median(p99):>9.2f} ms{windows:>36}")
+    lines.append(
+        f"p99 with / without: {found.ratio:.2f}, reader at {found.read_megabytes_per_s:,.0f} MB/s; "
+        f"budget (no effect beyond noise): {verdict}"
+    )
+    return "\n".join(lines)

@@ -1,0 +1,159 @@
+"""Hold a plugin against the contract of its kind."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from penstock.errors import ConfigError, PluginError
+from penstock_tools.cli._app import PluginsDirOption, Setup
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ("app",)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+_WORDS = {
+    "pass": ("pass", "green"),
+    "fail": ("FAIL", "bold red"),
+    "unclaimed": ("not claimed", "dim"),
+    "unclaimed_passes": ("not claimed, but passes", "yellow"),
+    "not_applicable": ("not applicable", "dim"),
+}
+
+
+@app.callback()
+def _group() -> None:
+    """Keep ``run`` a subcommand though it is the only one."""
+
+
+@app.command("run")
+def run_suite(
+    context: typer.Context,
+    kind: Annotated[str, typer.Argument(help="Kind of the plugin: wal, object_store, log_cache...")],
+    plugin: Annotated[str, typer.Option("--plugin", metavar="NAME", help="Name of the plugin.")],
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="One setting of the plugin; {dir} stands for the clause's own directory. May be repeated.",
+        ),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
+    level: Annotated[
+        list[int] | None,
+        typer.Option(min=1, max=3, help="Only this level: 1 semantics, 2 races, 3 crashes. May be repeated."),
+    ] = None,
+    select: Annotated[
+        str, typer.Option("-k", metavar="EXPRESSION", help="Only clauses whose name fits, as in pytest.")
+    ] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="So many times the races and crashes.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    deadline: Annotated[
+        float, typer.Option(min=0.1, metavar="SECONDS", help="Per clause; thrice for races and crashes.")
+    ] = 20.0,
+    object_store: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Plugin that serves as object store instead of the suite's own."),
+    ] = "",
+    allocator: Annotated[
+        str, typer.Option(metavar="NAME", help="Plugin that serves as allocator instead of the suite's own.")
+    ] = "",
+    verbose: Annotated[bool, typer.Option("-v", help="Show the rule of each clause.")] = False,
+    plugins_dir: PluginsDirOption = None,
+    modules: Annotated[
+        list[str] | None,
+        typer.Option("-p", metavar="MODULE", help="Load a plugin by name or module; may be repeated."),
+    ] = None,
+) -> None:
+    """Put a plugin through every clause of its kind's contract. Exit code 0: nothing failed; 1: something did."""
+    from rich.console import Console
+
+    suite = _suite()
+    if kind not in suite.KINDS:
+        raise PluginError(f"no clauses for this kind, choose from {', '.join(suite.KINDS)}: kind={kind}")
+    setup = Setup.of(context, plugins_dirs=plugins_dir, modules=modules)
+    target = suite.Target(
+        kind=kind,
+        plugin=plugin,
+        settings=_settings(sets or []),
+        plugins_dirs=tuple(str(directory.resolve()) for directory in setup.plugins_dirs),
+        modules=setup.modules,
+        object_store=object_store,
+        allocator=allocator,
+        levels=tuple(sorted(set(level or (1, 2, 3)))),
+        rounds=rounds,
+        seed=seed,
+        deadline_s=deadline,
+    )
+    console = Console(highlight=False)
+    console.print(f"{kind} {plugin}: levels {', '.join(map(str, target.levels))}, seed {seed}")
+    outcome = suite.run(
+        target, select=select, report_path=report, on_clause=lambda result: _show(console, result, verbose)
+    )
+    _summarize(console, outcome, report)
+    if not outcome.passed:
+        raise typer.Exit(1)
+
+
+def _suite() -> ModuleType:
+    try:
+        importlib.import_module("pytest")
+        return importlib.import_module("penstock_conformance")
+    except ModuleNotFoundError as error:
+        raise PluginError(
+            f"the conformance suite needs a module that isn't installed, pip install 'penstock[conformance]': "
+            f"module={error.name}"
+        ) from error
+
+
+def _settings(sets: list[str]) -> dict[str, str]:
+    settings = {}
+    for item in sets:
+        key, separator, value = item.partition("=")
+        if not separator or not key.strip():
+            raise ConfigError(f"--set takes key=value, a setting of the plugin under test: got={item!r}")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+def _show(console: Any, result: Any, verbose: bool) -> None:
+    """One line per clause as it ends; more only for a failure, or where somebody asked."""
+    from rich.markup import escape
+
+    word, style = _WORDS[result.outcome]
+    duration = f"{result.duration_ms / 1000:.1f} s" if result.duration_ms >= 100 else ""
+    name = result.name.replace("_", " ")
+    console.print(f"  {result.level}  {name}  [{style}]{word}[/]  [dim]{duration}[/]", soft_wrap=True)
+    if verbose or result.outcome == "fail":
+        console.print(f"       [dim]rule:[/] {escape(result.rule)}", soft_wrap=True)
+    if result.detail and (verbose or result.outcome in ("fail", "unclaimed_passes")):
+        console.print(f"       {escape(result.detail)}", soft_wrap=True)
+
+
+def _summarize(console: Any, outcome: Any, report: Path | None) -> None:
+    from rich.table import Table
+
+    info = outcome.info
+    table = Table(show_header=True, title=f"{info.kind} {info.name} {info.version}, SPI {info.spi_version}")
+    table.add_column("level")
+    for word, _ in _WORDS.values():
+        table.add_column(word, justify="right")
+    for level in outcome.target.levels:
+        counts = [
+            sum(result.level == level and result.outcome == kind for result in outcome.clauses)
+            for kind in _WORDS
+        ]
+        table.add_row(str(level), *map(str, counts))
+    console.print(table)
+    claimed = [name for name, value in (outcome.capabilities or {}).items() if value is True]
+    console.print(f"claimed: {', '.join(claimed) or 'nothing optional'}; from {info.origin}", soft_wrap=True)
+    console.print(f"{'conforms' if outcome.passed else 'does not conform'}, {outcome.duration_s:.1f} s")
+    if report is not None:
+        console.print(f"report: {report}", soft_wrap=True)

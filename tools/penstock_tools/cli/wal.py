@@ -1,0 +1,118 @@
+"""Look into a write-ahead log without disturbing its owner."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import anyio
+import typer
+
+from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
+
+if TYPE_CHECKING:
+    from penstock.metadata.image import Image
+
+__all__ = ("app",)
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
+
+
+@app.callback()
+def _group() -> None:
+    """Look into a write-ahead log without disturbing its owner."""
+
+
+@app.command("inspect")
+def inspect_wal(
+    context: typer.Context,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
+    limit: Annotated[int, typer.Option("--limit", min=0, help="Show at most this many entries.")] = 20,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Show whose log it is, where it begins and ends, and its entries by stream; exit code 1 on damage."""
+    setup = Setup.of(context, config, sets, plugins_dir, plugin)
+    found = anyio.run(_inspect, setup, limit)
+    if as_json:
+        typer.echo(json.dumps(found, indent=2))
+    else:
+        for name, value in found["facts"].items():
+            typer.echo(f"{name:<20} {value}")
+        typer.echo(f"{'entries':<20} {found['entry_count']} ({found['payload_bytes']} bytes)")
+        for entry in found["entries"]:
+            typer.echo(
+                f"  at {entry['position']}: {entry['stream']} [{entry['base_offset']}, {entry['next_offset']}) "
+                f"{entry['size']} bytes{'' if entry['live'] else ' (uploaded or gone)'}"
+            )
+        if found["entry_count"] > len(found["entries"]):
+            typer.echo(f"  ... {found['entry_count'] - len(found['entries'])} more, see --limit")
+        typer.echo(f"end of the log: {found['end']}")
+    if found["damage"]:
+        raise typer.Exit(1)
+
+
+def _recorded(image: Image, node_id: int) -> str:
+    """What metadata says of the node's WAL."""
+    node = image.nodes.get(node_id)
+    if node is None or not (node.wal or node.wal_in_use):
+        return f"no WAL of node {node_id} in metadata"
+    state = "in use, or not stopped cleanly" if node.wal_in_use else "stopped cleanly, nothing in it"
+    return f"{node.wal_name} at {node.wal_location or 'an unknown place'}, {state}"
+
+
+async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
+    from penstock.errors import CorruptError, InvalidRequestError
+    from penstock.metadata.service import load_image
+    from penstock.stream.entry import HEADER, decode_header
+    from penstock.stream.marks import Evidence
+    from penstock_tools.inspection.places import open_places
+    from penstock_tools.inspection.verify import stream_name
+
+    async with open_places(setup.load_config(), setup.registry()) as places:
+        if places.read_wal is None or places.describe_wal is None:
+            raise InvalidRequestError(f"this WAL plugin can't be read from outside: plugin={places.wal_name}")
+        image = await load_image(places.metadata_log)
+        entries: list[dict[str, Any]] = []
+        evidence = Evidence()
+        count = size = 0
+        damage = ""
+        try:
+            async for entry in places.read_wal():
+                if evidence.hear(entry) is not None:
+                    continue
+                count += 1
+                size += len(entry.data)
+                if len(entries) >= limit:
+                    continue
+                header = decode_header(entry.data, entry.position)
+                stream = image.streams.get(header.stream_id)
+                entries.append(
+                    {
+                        "position": entry.position,
+                        "stream": stream_name(image, stream)
+                        if stream
+                        else f"deleted stream={header.stream_id}",
+                        "base_offset": header.base_offset,
+                        "next_offset": header.next_offset,
+                        "size": len(entry.data) - HEADER.size,
+                        "live": stream is not None and header.next_offset > max(stream.end, stream.start),
+                    }
+                )
+        except CorruptError as error:
+            damage = str(error)
+        return {
+            "facts": {
+                "plugin": places.wal_name,
+                **await places.describe_wal(),
+                "recorded": _recorded(image, places.node_id),
+                "metadata index": f"{image.index}, and the WAL was written with {evidence.index or 'unknown'}",
+            },
+            "entry_count": count,
+            "payload_bytes": size,
+            "entries": entries,
+            "damage": damage,
+            "end": f"DAMAGED: {damage}" if damage else "clean",
+        }
