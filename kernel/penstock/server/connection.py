@@ -40,19 +40,14 @@ from penstock.server.outbox import Outbox
 from penstock.server.responses import count_response, encode_in_turn
 from penstock.server.settings import CARRIED_BYTES_SOFT, LARGE_FRAME_BYTES, PEEK_BYTES, SHORT_BYTES
 from penstock.server.slots import ProduceHeader, ProduceSlot, Slot
-from penstock.server.turns import SLICE_REQUESTS, SLICE_S
+from penstock.server.turns import SLICE_REQUESTS
 from penstock.server.waiting import WaitingProduce
 from penstock.shares import PACE_MIN, Member, address_of
 from penstock.spi.allocator import Allocation, Charge
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
-from penstock.wire.registry import (
-    Message,
-    decode_request,
-    decode_request_header,
-    encode_response,
-)
+from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
 
 if TYPE_CHECKING:
     from penstock.server.server import Server
@@ -274,7 +269,7 @@ class Connection(asyncio.BufferedProtocol):
         pos = 0
         size_max = self.server.settings.request_bytes_max
         turn_requests = SLICE_REQUESTS
-        turn_end, clock = now + SLICE_S, self.server.time
+        turn_end, clock = now + self.server.turns.slice_s, self.server.time
         while end - pos >= _PREFIX_BYTES:
             (size,) = _unpack_prefix(view, pos)
             if not _HEADER_BYTES_MIN <= size <= size_max:
@@ -623,6 +618,11 @@ class Connection(asyncio.BufferedProtocol):
         self._greedy = self._turn_due
         if self._finishing and self._quiet():
             self.close()
+
+    @property
+    def awaits_log(self) -> bool:
+        """Whether it waits for nothing but acknowledgements of the log."""
+        return bool(self.slots) and self._running is None
 
     def rest(self, delay_ms: int) -> None:
         """Handle nothing more of this client for so long."""

@@ -263,7 +263,9 @@ class Server(AsyncContextManagerMixin):
         function: Callable[..., Coroutine[Any, Any, None]],
         args: tuple[Any, ...],
     ) -> None:
-        await metered(function(*args), member, self.loop_time, self.time, self.processor_time)
+        await metered(
+            function(*args), member, self.loop_time, self.time, self.processor_time, self.turns.defers
+        )
 
     async def _guarded(
         self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
@@ -294,6 +296,7 @@ class Server(AsyncContextManagerMixin):
             if sent >= _WRITE_BYTES_MIN:
                 taken = sent * _WRITE_S_PER_BYTE
                 self.loop_time.used(connection.time, taken, taken, self.time())
+        self.turns.answered()
 
     def _call_soon(self, function: Callable[[], None]) -> None:
         assert self._loop is not None

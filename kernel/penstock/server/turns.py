@@ -1,19 +1,25 @@
 """Turns on the event loop: the requests of one connection are handled in slices, between which others are served.
 
 A connection handles what it received in the call that received it, as long as that is little. The rest waits here.
-Connections that wait get their turns one after the other, for ``SLICE_S`` in each iteration of the loop; so whoever
-asks for little is served after one slice, however many others ask for much. Who used more than its share of the
-loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions.
+Connections that wait get their turns one after the other, for one slice in each second iteration of the loop; so
+whoever asks for little is served after one slice, however many others ask for much. Who used more than its share of
+the loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions.
+
+Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
+interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
+last slice, so that it gets on beside others who always have something in flight.
 """
 
 from __future__ import annotations
 
-__all__ = ("SLICE_REQUESTS", "SLICE_S", "Turns", "metered")
+__all__ = ("DEFER_S", "SLICE_REQUESTS", "SLICE_S", "SLICE_SHORT_S", "Turns", "metered")
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
 from heapq import heappop, heappush
+from itertools import islice
 from types import coroutine
 from typing import Any, Final, Protocol, TypeVar
 
@@ -23,6 +29,13 @@ T = TypeVar("T")
 
 #: Seconds that one connection, and all that wait together, may take before others get their turn.
 SLICE_S: Final = 0.0005
+#: The same while others are served beside them: half of it is what these wait for, and each slice has its costs.
+SLICE_SHORT_S: Final = 0.0002
+#: How long who is limited waits after its last slice for others' requests to be answered.
+DEFER_S: Final = 0.001
+#: Others are those who asked for little in this time. So many of them are looked at, the latest first.
+_OTHERS_S: Final = 0.1
+_OTHERS_LOOK_MAX: Final = 32
 #: Requests of one connection in one slice.
 SLICE_REQUESTS: Final = 64
 
@@ -32,6 +45,10 @@ class _Waits(Protocol):
 
     def turn(self) -> None:
         """Go on for one slice. Doesn't raise."""
+
+    @property
+    def awaits_log(self) -> bool:
+        """Whether what it asked for is in the log's hands."""
 
 
 class Turns:
@@ -58,35 +75,77 @@ class Turns:
         #: Those that may not go on yet, by the time when they may.
         self._limited: list[tuple[float, int, _Waits]] = []
         self._number = 0
+        #: Those that may, and let others go first.
+        self._deferred: list[_Waits] = []
+        #: Who else has asked, and when; kept while somebody waits here.
+        self._others: dict[_Waits, float] = {}
+        self._last_slice = 0.0
         self._is_scheduled = False
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
+        #: How long a connection may take in its turn.
+        self.slice_s = SLICE_S
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._limited)
+        return len(self._waiting) + len(self._limited) + len(self._deferred)
 
     def hold_back(self, connection: _Waits, now: float, *, is_greedy: bool) -> bool:
         """Whether what ``connection`` has just received has to wait for a turn."""
         member = connection.time
         if member.is_limited or member.address.is_limited:
-            return self._shares.ready_at(member, now) > now
-        return is_greedy and len(self) > 0
+            if self._shares.ready_at(member, now) > now:
+                return True
+            if member.is_limited:
+                return self.defers(now)
+        elif not (self._waiting or self._limited or self._deferred):
+            return False
+        elif is_greedy:
+            return True
+        self._others.pop(connection, None)  # to the end
+        self._others[connection] = now
+        return False
 
     def add(self, connection: _Waits) -> None:
         """It gets a turn after those that wait already."""
         self._waiting.append(connection)
         self._schedule()
 
+    def defers(self, now: float) -> bool:
+        """Whether who is limited lets others go first now."""
+        return bool(self._others) and now < self._last_slice + DEFER_S and self._others_wait(now)
+
+    def _others_wait(self, now: float) -> bool:
+        others = self._others
+        while others and now - others[next(iter(others))] > _OTHERS_S:
+            del others[next(iter(others))]
+        return any(other.awaits_log for other in islice(reversed(others), _OTHERS_LOOK_MAX))
+
+    def answered(self) -> None:
+        """Some requests were: see whether who let them go first can go on."""
+        if self._deferred and not self._is_scheduled:
+            self._is_scheduled = True
+            self._call_soon(self._run)
+
     def _schedule(self) -> None:
         if self._waiting:
             if not self._is_scheduled:
                 self._is_scheduled = True
-                self._call_soon(self._run)
-        elif self._limited:
-            at = self._limited[0][0]
-            if self._wakes_at is None or at < self._wakes_at:
-                self._wakes_at = at
-                self._call_at(at, self._wake)
+                self._call_soon(self._let_others_first)
+            return
+        at = self._limited[0][0] if self._limited else math.inf
+        if self._deferred:
+            at = min(at, self._last_slice + DEFER_S)
+        if at < (math.inf if self._wakes_at is None else self._wakes_at):
+            self._wakes_at = at
+            self._call_at(at, self._wake)
+
+    def _let_others_first(self) -> None:
+        """Run the next slice one iteration later.
+
+        What came in during the last slice has asked for callbacks by now (a group of the WAL to hand over, answers to
+        send). Without this they would run behind the next slice, at each step of a request.
+        """
+        self._call_soon(self._run)
 
     def _wake(self) -> None:
         self._wakes_at = None
@@ -98,9 +157,14 @@ class Turns:
         waiting, limited, shares = self._waiting, self._limited, self._shares
         now = self._clock()
         used = self._processor_time()
-        end = used + SLICE_S
+        end = used + self.slice_s
         while limited and limited[0][0] <= now:
             waiting.append(heappop(limited)[2])
+        defers = self.defers(now)
+        if not defers and self._deferred:
+            waiting.extend(self._deferred)
+            self._deferred.clear()
+        self.slice_s = SLICE_SHORT_S if self._others else SLICE_S
         for _ in range(len(waiting)):
             connection = waiting.popleft()
             ready = shares.ready_at(connection.time, now)
@@ -108,12 +172,18 @@ class Turns:
                 self._number += 1
                 heappush(limited, (ready, self._number, connection))
                 continue
+            if defers and connection.time.is_limited:
+                self._deferred.append(connection)
+                continue
             connection.turn()
             began, now = now, self._clock()
             begin, used = used, self._processor_time()
             shares.used(connection.time, used - begin, now - began, now)
+            self._last_slice = now
             if used >= end:
                 break
+        if not len(self):
+            self._others.clear()
         self._schedule()
 
 
@@ -124,8 +194,12 @@ def metered(
     shares: TimeShares,
     clock: Callable[[], float],
     processor_time: Callable[[], float],
+    defers: Callable[[float], bool] = lambda _now: False,
 ) -> Generator[Any, Any, T]:
-    """Run ``work``, and let others go first where it lets them if ``member`` used more than its share."""
+    """Run ``work``, and let others go first where it lets them if ``member`` used more than its share.
+
+    ``defers(now)``: who is limited waits a little, others' requests are about to be answered.
+    """
 
     def step(go_on: Callable[[Any], Any], value: Any) -> Any:
         began, begin = clock(), processor_time()
@@ -143,6 +217,8 @@ def metered(
                 if waits is None:  # a checkpoint: it could go on at once
                     while (ready := shares.ready_at(member, clock())) > (now := clock()):
                         yield from asyncio.sleep(ready - now).__await__()
+                    if member.is_limited and defers(now):
+                        yield from asyncio.sleep(DEFER_S).__await__()
             except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
                 waits = step(work.throw, raised)
             else:

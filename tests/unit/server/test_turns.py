@@ -8,7 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from penstock.server.turns import SLICE_S, Turns, metered
+from penstock.server.turns import DEFER_S, SLICE_S, SLICE_SHORT_S, Turns, metered
 from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 
 
@@ -20,6 +20,7 @@ class Work:
         self._name = name
         self._slices = slices
         self.time = loop.shares.join(name)
+        self.awaits_log = False
 
     def turn(self) -> None:
         self._loop.now += SLICE_S
@@ -46,14 +47,20 @@ class Loop:
             self.shares,
         )
 
-    def iterate(self) -> None:
-        calls, self._next[:] = list(self._next), []
-        for call in calls:
-            call()
+    def iterate(self, times: int = 1) -> None:
+        for _ in range(times):
+            calls, self._next[:] = list(self._next), []
+            for call in calls:
+                call()
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        self._next.append(call)
 
     def idle(self) -> None:
         """Go to the next thing that is due."""
-        self.now, call = self._later.pop(0)
+        at, call = first = min(self._later, key=lambda item: item[0])
+        self._later.remove(first)
+        self.now = max(self.now, at)
         call()
 
     def limit(self, greedy: TimeMember) -> None:
@@ -65,25 +72,34 @@ class Loop:
             self.shares.used(greedy, WINDOW_S, WINDOW_S, self.now)
 
 
-def test_connections_take_turns_and_all_of_them_together_one_slice_per_iteration() -> None:
+def test_connections_take_turns_and_all_of_them_together_one_slice_in_each_second_iteration() -> None:
     loop = Loop()
     for name, slices in (("a", 3), ("b", 1), ("c", 2)):
         loop.turns.add(Work(loop, name, slices))
     for count in range(1, 7):
-        loop.iterate()
+        loop.iterate(2)
         assert len(loop.history) == count
     assert loop.history == ["a", "b", "c", "a", "c", "a"]
-    loop.iterate()
+    loop.iterate(2)
     assert len(loop.history) == 6
     assert len(loop.turns) == 0
 
 
-def test_one_alone_gets_one_slice_per_iteration_too() -> None:
+def test_one_alone_gets_one_slice_in_each_second_iteration_too() -> None:
     loop = Loop()
     loop.turns.add(Work(loop, "a", 50))
-    for _ in range(10):
-        loop.iterate()
+    loop.iterate(20)
     assert loop.history == ["a"] * 10
+
+
+def test_what_was_asked_for_during_a_slice_is_done_before_the_next_one() -> None:
+    loop = Loop()
+    loop.turns.add(Work(loop, "a", 3))
+    loop.iterate(2)
+    # what the loop received during the slice has to go two steps further
+    loop.call_soon(lambda: loop.history.append("received"))
+    loop.iterate(2)
+    assert loop.history == ["a", "received", "a"]
 
 
 def test_who_used_its_part_waits_until_it_may_go_on_and_others_go_first() -> None:
@@ -92,16 +108,79 @@ def test_who_used_its_part_waits_until_it_may_go_on_and_others_go_first() -> Non
     loop.limit(greedy.time)
     loop.turns.add(greedy)
     loop.turns.add(Work(loop, "b", 2))
-    for _ in range(4):
-        loop.iterate()
+    loop.iterate(6)
     assert loop.history == ["b", "b"]
     assert len(loop.turns) == 1
     for _ in range(20):
         loop.idle()
-        loop.iterate()
+        loop.iterate(2)
         if not len(loop.turns):
             break
     assert loop.history == ["b", "b", "a", "a"]
+
+
+def limited(loop: Loop, slices: int) -> tuple[Work, Work]:
+    """Somebody who is limited and has just had a slice, and somebody who isn't and waits for the log."""
+    greedy, modest = Work(loop, "greedy", slices), Work(loop, "modest", 1)
+    loop.limit(greedy.time)
+    loop.turns.add(greedy)
+    loop.iterate(2)
+    while not loop.history:
+        loop.idle()
+    loop.now += WINDOW_S / 2  # now it has some slices left
+    loop.iterate(2)
+    assert loop.history == ["greedy", "greedy"]
+    loop.history.clear()
+    assert greedy.time.is_limited
+    assert not loop.turns.hold_back(modest, loop.now, is_greedy=False)
+    modest.awaits_log = True
+    return greedy, modest
+
+
+def test_who_is_limited_lets_others_go_first_until_they_are_answered() -> None:
+    loop = Loop()
+    _, modest = limited(loop, 4)
+    loop.iterate(4)
+    assert loop.history == []
+    assert len(loop.turns) == 1
+    loop.turns.answered()
+    loop.iterate(2)
+    assert loop.history == [], "not all of them were"
+    modest.awaits_log = False
+    loop.turns.answered()
+    loop.iterate()
+    assert loop.history == ["greedy"]
+
+
+def test_who_is_limited_lets_others_go_first_for_a_bounded_time() -> None:
+    loop = Loop()
+    greedy, _ = limited(loop, 4)
+    last = loop.now
+    loop.iterate(4)
+    assert loop.turns.hold_back(greedy, loop.now, is_greedy=False), "nor does it go on with what it sends now"
+    loop.idle()
+    assert loop.history == ["greedy"]
+    assert loop.now == pytest.approx(last + DEFER_S + SLICE_S)
+
+
+def test_who_is_not_limited_lets_nobody_go_first() -> None:
+    loop = Loop()
+    modest = Work(loop, "modest", 1)
+    modest.awaits_log = True
+    loop.turns.add(Work(loop, "greedy", 3))
+    assert not loop.turns.hold_back(modest, loop.now, is_greedy=False)
+    loop.iterate(6)
+    assert loop.history == ["greedy"] * 3
+
+
+def test_slices_are_short_while_others_are_served_beside_them() -> None:
+    loop = Loop()
+    loop.turns.add(Work(loop, "greedy", 400))
+    assert not loop.turns.hold_back(Work(loop, "modest", 1), loop.now, is_greedy=False)
+    loop.iterate(2)
+    assert loop.turns.slice_s == SLICE_SHORT_S
+    loop.iterate(700)
+    assert loop.turns.slice_s == SLICE_S
 
 
 @pytest.mark.anyio
