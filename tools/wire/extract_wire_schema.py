@@ -18,29 +18,17 @@ from typing import Any
 
 SCHEMA_DIR = Path(__file__).resolve().parents[2] / "kernel/penstock/wire/schema"
 
-# The APIs of Kafka 4.2's broker listener that a broker without KRaft or Kafka Streams groups can answer.
+# The APIs that a handler answers or the client sends; whoever adds one adds its name, and runs both programs.
 API_NAMES = """
 produce fetch list_offsets metadata offset_commit offset_fetch find_coordinator join_group heartbeat
-leave_group sync_group describe_groups list_groups sasl_handshake api_versions create_topics
-delete_topics delete_records init_producer_id offset_for_leader_epoch add_partitions_to_txn
-add_offsets_to_txn end_txn write_txn_markers txn_offset_commit describe_acls create_acls delete_acls
-describe_configs alter_configs alter_replica_log_dirs describe_log_dirs sasl_authenticate
-create_partitions create_delegation_token renew_delegation_token expire_delegation_token
-describe_delegation_token delete_groups elect_leaders incremental_alter_configs
-alter_partition_reassignments list_partition_reassignments offset_delete describe_client_quotas
-alter_client_quotas describe_user_scram_credentials alter_user_scram_credentials describe_quorum
-update_features describe_cluster describe_producers describe_transactions list_transactions
-consumer_group_heartbeat consumer_group_describe get_telemetry_subscriptions push_telemetry
-list_config_resources describe_topic_partitions share_group_heartbeat share_group_describe
-share_fetch share_acknowledge describe_share_group_offsets alter_share_group_offsets
-delete_share_group_offsets
+leave_group sync_group describe_groups list_groups api_versions create_topics delete_topics
+delete_records init_producer_id offset_for_leader_epoch describe_acls create_acls delete_acls
+describe_configs alter_configs describe_log_dirs create_partitions delete_groups elect_leaders
+incremental_alter_configs alter_partition_reassignments list_partition_reassignments offset_delete
+describe_client_quotas describe_cluster describe_producers consumer_group_heartbeat
+list_config_resources describe_topic_partitions
 """
-DATA_NAMES = (
-    "request_header",
-    "response_header",
-    "consumer_protocol_subscription",
-    "consumer_protocol_assignment",
-)
+DATA_NAMES = ("consumer_protocol_subscription", "consumer_protocol_assignment")
 
 IMPLICIT_DEFAULT: dict[str, Any] = {"bool": False, "float64": 0.0, "string": "", "bytes": "", "records": ""}
 VARIABLE = ("string", "bytes", "records")
@@ -160,9 +148,6 @@ def _extract_message(classes: dict[int, Any], role: str) -> dict[str, Any]:
     result["versions"] = f"{low}-{high}"
     result["flexible"] = format_range(flexible, high) if flexible else "none"
     result["fields"] = _merge_struct(structs.pop(name), low, high)
-    for item in result["fields"]:
-        if name == "RequestHeader" and item["name"] == "client_id":
-            item["flexible"] = "none"  # stays an int16 string in header v2, as Kafka's schema says
     if structs:
         result["structs"] = {key: _merge_struct(value, low, high) for key, value in structs.items()}
     return result

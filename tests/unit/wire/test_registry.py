@@ -28,18 +28,15 @@ from penstock.wire.messages._index import INDEX
 from penstock.wire.messages.api_versions import ApiVersionsRequest, ApiVersionsResponse
 from penstock.wire.messages.consumer_protocol_subscription import ConsumerProtocolSubscription
 from penstock.wire.messages.heartbeat import HeartbeatRequest, HeartbeatResponse
-from penstock.wire.messages.sasl_handshake import SaslHandshakeRequest
+from penstock.wire.messages.offset_delete import OffsetDeleteRequest
 
 # Key -> versions of Kafka 4.2's broker listener, for the APIs this broker may advertise.
 ADVERTISABLE = {
     0: (3, 13), 1: (4, 18), 2: (1, 11), 3: (0, 13), 8: (2, 10), 9: (1, 10), 10: (0, 6), 11: (0, 9), 12: (0, 4),
-    13: (0, 5), 14: (0, 5), 15: (0, 6), 16: (0, 5), 17: (0, 1), 18: (0, 4), 19: (2, 7), 20: (1, 6), 21: (0, 2),
-    22: (0, 5), 23: (2, 4), 24: (0, 5), 25: (0, 4), 26: (0, 5), 27: (1, 2), 28: (0, 5), 29: (1, 3), 30: (1, 3),
-    31: (1, 3), 32: (1, 4), 33: (0, 2), 34: (1, 2), 35: (1, 4), 36: (0, 2), 37: (0, 3), 38: (1, 3), 39: (1, 2),
-    40: (1, 2), 41: (1, 3), 42: (0, 2), 43: (0, 2), 44: (0, 1), 45: (0, 1), 46: (0, 0), 47: (0, 0), 48: (0, 1),
-    49: (0, 1), 50: (0, 0), 51: (0, 0), 55: (0, 2), 57: (0, 2), 60: (0, 2), 61: (0, 0), 65: (0, 0), 66: (0, 2),
-    68: (0, 1), 69: (0, 1), 71: (0, 0), 72: (0, 0), 74: (0, 1), 75: (0, 0), 76: (1, 1), 77: (1, 1), 78: (1, 2),
-    79: (1, 2), 90: (0, 1), 91: (0, 0), 92: (0, 0),
+    13: (0, 5), 14: (0, 5), 15: (0, 6), 16: (0, 5), 18: (0, 4), 19: (2, 7), 20: (1, 6), 21: (0, 2), 22: (0, 5),
+    23: (2, 4), 29: (1, 3), 30: (1, 3), 31: (1, 3), 32: (1, 4), 33: (0, 2), 35: (1, 4), 37: (0, 3), 42: (0, 2),
+    43: (0, 2), 44: (0, 1), 45: (0, 1), 46: (0, 0), 47: (0, 0), 48: (0, 1), 60: (0, 2), 61: (0, 0), 68: (0, 1),
+    74: (0, 1), 75: (0, 0),
 }  # fmt: skip
 
 
@@ -120,10 +117,10 @@ def test_api_versions_response_header_is_always_v0() -> None:
     assert decode_response(18, 3, frame[4:]) == (1, ApiVersionsResponse())
 
 
-def test_sasl_handshake_is_never_flexible() -> None:
-    assert not any(is_flexible(ApiKey.SASL_HANDSHAKE, version) for version in range(-1, 10))
-    frame = b"".join(encode_request(17, 1, 1, None, SaslHandshakeRequest(mechanism="PLAIN")))
-    assert frame[4:] == bytes.fromhex("0011 0001 00000001 ffff 0005") + b"PLAIN"
+def test_offset_delete_is_never_flexible() -> None:
+    assert not any(is_flexible(ApiKey.OFFSET_DELETE, version) for version in range(-1, 10))
+    frame = b"".join(encode_request(47, 0, 1, None, OffsetDeleteRequest(group_id="PLAIN", topics=[])))
+    assert frame[4:] == bytes.fromhex("002f 0000 00000001 ffff 0005") + b"PLAIN" + bytes(4)
 
 
 @pytest.mark.parametrize(("api_key", "version"), [(0, 2), (0, 14), (3, -1), (4, 0), (-1, 0), (9999, 0)])
