@@ -216,7 +216,7 @@ class Simulation:
                 engine.engine,
                 settings,
                 node_id=NODE,
-                node_epoch=engine.metadata.image.nodes[NODE].epoch,
+                node_epoch=engine.metadata.image.nodes.require(NODE).epoch,
                 now_ms=lambda: self.world.now_ms,
                 bus=engine.bus,
             ) as logs:
@@ -577,20 +577,20 @@ class Simulation:
 
     def _check_topics(self, life: Life) -> None:
         image = life.engine.metadata.image
-        assert self.deleted.isdisjoint(image.topics)
-        assert set(self.created) - self.doomed <= set(image.topics)
+        assert self.deleted.isdisjoint(image.topics.ids())
+        assert set(self.created) - self.doomed <= set(image.topics.ids())
         live = life.logs.topics()
-        for topic in image.topics.values():
+        for topic in image.topics.all():
             if topic.name in NAMES:
                 assert sorted(live[topic.name].partitions) == list(range(topic.partition_count))
                 assert live[topic.name].id == topic.topic_id
-        assert set(live) == set(image.topic_ids)
+        assert set(live) == set(image.topics.names())
 
     async def _check_objects(self, life: Life, *, exactly: bool) -> None:
         """I6: what metadata says is there is there; ``exactly``: after the deadlines, nothing else is."""
         objects = life.engine.metadata.image.objects
         found = {key for key in self.store.objects if key.startswith("objects/")}
-        committed = {object_key(held.object_id) for held in objects.values() if held.state == "committed"}
+        committed = {object_key(held.object_id) for held in objects.all() if held.state == "committed"}
         assert committed <= found
         if exactly:
             assert found == committed

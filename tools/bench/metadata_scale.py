@@ -40,7 +40,7 @@ from penstock.config import load_config
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition
 from penstock.log.topic import NewTopic
-from penstock.metadata.commands import CommitUpload, PrepareObjects, UploadedObject, UploadedRange
+from penstock.metadata.commands.objects import CommitUpload, PrepareObjects, UploadedObject, UploadedRange
 from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
 from penstock.spi.kinds import METADATA_LOG
@@ -147,7 +147,7 @@ async def commit_ranges(broker: Broker, rounds: int) -> None:
             await parts.metadata.submit(CommitUpload(parts.logs.node_id, parts.node_epoch, [uploaded]))
     for topic in parts.logs.topics().values():
         for partition in topic.partitions.values():
-            state = parts.metadata.image.streams[partition.stream.stream_id]
+            state = parts.metadata.image.streams.require(partition.stream.stream_id)
             partition.stream.next_offset = partition.stream.confirmed_offset = max(state.start, state.end)
 
 
@@ -430,7 +430,7 @@ async def measure_start(broker: Broker, watch: Watch) -> None:
             parts.engine, logs._settings, node_id=logs.node_id, node_epoch=parts.node_epoch,
             now_ms=lambda: NOW_MS, bus=EventBus(), tasks=logs._tasks,
         )  # fmt: skip
-        states = list(parts.metadata.image.topics.values())
+        states = list(parts.metadata.image.topics.all())
         await other._open_partitions([(state, 0) for state in states])
 
     try:

@@ -17,7 +17,7 @@ import anyio
 
 from penstock.broker._wal import identify_wal, wal_spec
 from penstock.errors import ConfigError, CorruptError, NotFoundError
-from penstock.metadata.commands import SkipLost
+from penstock.metadata.commands.cluster import SkipLost
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService, follow
 from penstock.plugins import Selection
@@ -116,7 +116,7 @@ class MetadataCheck:
         One without any entry is left to recovery, which knows how far it was trimmed.
         """
         identity = await identify_wal(self._selection, self._services)
-        for node in image.nodes.values():
+        for node in image.nodes.all():
             if node.wal_in_use and identity and node.wal == identity and 0 < evidence.end < node.wal_end:
                 raise rolled_back(node, evidence.end, node.wal_location, ", and nothing was changed")
 
@@ -141,7 +141,7 @@ class MetadataCheck:
                 )
 
     async def _look(self, image: Image, evidence: Evidence) -> Loss | None:
-        object_id = await self._probe(image.next_object_id)
+        object_id = await self._probe(image.objects.next_id)
         if evidence.index <= image.index and not object_id:
             return None
         return Loss(max(evidence.index, image.index), object_id)

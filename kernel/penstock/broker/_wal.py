@@ -18,8 +18,7 @@ import platform
 from typing import Any
 
 from penstock.errors import PluginError
-from penstock.metadata.commands import ReleaseWal, UseWal
-from penstock.metadata.image import Image
+from penstock.metadata.commands.nodes import ReleaseWal, UseWal
 from penstock.metadata.service import MetadataService
 from penstock.plugins import Selection
 from penstock.spi.kinds import WAL
@@ -55,13 +54,13 @@ async def register_node(
     found = await identify_wal(selection, services)
     unnamed = wal_spec(selection).identify is None
     told = f" ({selection.names['wal']} tells no identity)" if unnamed else ""
-    before = {node.node_id: node.wal for node in metadata.image.nodes.values() if node.wal_in_use}
-    known_lost = _lost_wals(metadata.image)
+    before = {node.node_id: node.wal for node in metadata.image.nodes.with_wal_in_use()}
+    known_lost = metadata.image.nodes.given_up_wals()
     lost_wals = (accepted or "").split()
     epoch = await metadata.register(
         node_id, wal=found, unnamed=unnamed, place=_here(str(services.data_dir)) + told, lost_wals=lost_wals
     )
-    given_up = _lost_wals(metadata.image) - known_lost
+    given_up = metadata.image.nodes.given_up_wals() - known_lost
     for lost in sorted(given_up):
         logger.error(
             "ACKNOWLEDGED RECORDS WERE GIVEN UP, as broker.accept_lost_wal demands: what only that WAL holds is lost "
@@ -86,10 +85,6 @@ async def register_node(
     return epoch
 
 
-def _lost_wals(image: Image) -> set[str]:
-    return {wal for node in image.nodes.values() for wal in node.lost_wals}
-
-
 async def use_wal(metadata: MetadataService, selection: Selection, services: Services, location: str) -> str:
     """Record the WAL, which is open now; its identity. Nothing may be appended before this returns."""
     identity = await identify_wal(selection, services)
@@ -103,7 +98,7 @@ async def use_wal(metadata: MetadataService, selection: Selection, services: Ser
 
 async def release_wal(metadata: MetadataService, node_id: int, node_epoch: int) -> None:
     """Record that the WAL holds nothing any more. Nothing may be appended after the call."""
-    if metadata.image.nodes[node_id].wal_in_use:
+    if metadata.image.nodes.require(node_id).wal_in_use:
         await metadata.submit(ReleaseWal(node_id, node_epoch))
 
 

@@ -38,15 +38,10 @@ from penstock.log.producer_state import ProducerMemory
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_changes import TopicChanges
 from penstock.log.topic_config import effective_value, effective_values
-from penstock.metadata.commands import (
-    AddPartitions,
-    AllocateProducerIds,
-    Command,
-    CreateTopic,
-    DeleteTopic,
-    SetTopicConfigs,
-)
-from penstock.metadata.rows import TopicState
+from penstock.metadata.commands import Command
+from penstock.metadata.commands.producer_ids import AllocateProducerIds
+from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
+from penstock.metadata.topics import TopicState
 from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
@@ -160,7 +155,7 @@ class LogManager:
                 bus=bus,
                 tasks=tasks,
             )
-            states = list(manager._metadata.image.topics.values())
+            states = list(manager._metadata.image.topics.all())
             await manager._open_partitions([(state, 0) for state in states])
             bus.subscribe(BlockUploaded, manager.upload_committed)
             interval_s = settings.retention_interval_ms / 1000
@@ -412,8 +407,7 @@ class LogManager:
         )
 
     def _partition_count(self) -> int:
-        topics = self._metadata.image.topics.values()
-        return sum(topic.partition_count for topic in topics if not topic.internal)
+        return self._metadata.image.topics.client_partitions()
 
     async def create_partitions(self, name: str, count: int) -> None:
         """Grow a topic to ``count`` partitions. Raises NotFoundError, InvalidRequestError."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from penstock.log.partition import Partition
 from penstock.log.topic_config import INTERNAL_TOPICS
-from penstock.metadata.rows import TopicState
+from penstock.metadata.topics import TopicState
 
 
 @dataclass(frozen=True, slots=True)

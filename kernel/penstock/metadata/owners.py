@@ -14,20 +14,34 @@ That is the rule for streams (``OpenStreams``), and it holds for any number of n
 broker, there is a stricter one at the door, so that a mistaken start is refused before it fences anybody: no node
 registers, or begins to use a WAL, while any other node's is in use.
 
-Everything here only reads; the fold (:mod:`penstock.metadata.image`) changes.
+Everything here only reads; the commands of nodes and streams change.
 """
 
 from __future__ import annotations
 
-__all__ = ("check_registration", "check_use", "given_up", "holder_of", "is_own", "taken_over", "wals_in_use")
+__all__ = ("FoundWal", "check_registration", "check_use", "holder_of", "is_own", "taken_over")
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
 
 from penstock.errors import ConfigError
-from penstock.metadata import commands as c
-from penstock.metadata.rows import NodeState, StreamState
+from penstock.metadata.nodes import Nodes, NodeState
+from penstock.metadata.streams import StreamState
 
-Nodes = Mapping[int, NodeState]
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FoundWal:
+    """What a node that registers says of the WAL at hand, and of those that it gives up."""
+
+    node_id: int
+    #: Its identity; empty: there is none, or its plugin doesn't tell.
+    wal: str
+    #: Where it is, for people.
+    place: str
+    #: Its plugin tells no identity.
+    unnamed: bool
+    #: The WALs whose records are given up, if they are in use and aren't this one.
+    given_up: Collection[str]
 
 
 def holder_of(nodes: Nodes, stream: StreamState) -> NodeState | None:
@@ -38,86 +52,76 @@ def holder_of(nodes: Nodes, stream: StreamState) -> NodeState | None:
     return owner
 
 
-def wals_in_use(nodes: Nodes, but: int) -> Iterator[NodeState]:
-    """The nodes other than ``but`` whose WAL may hold what isn't uploaded."""
-    return (node for node in nodes.values() if node.node_id != but and node.wal_in_use)
-
-
-def given_up(command: c.RegisterNode) -> Collection[str]:
-    """The WALs whose records the registration gives up, if they are in use and aren't the one that was found."""
-    return {*command.lost_wals, command.lost_wal} - {""}
-
-
-def is_own(node: NodeState, command: c.RegisterNode) -> bool:
+def is_own(node: NodeState, found: FoundWal) -> bool:
     """Whether the node found the WAL that it has in use, as far as can be told."""
     if node.wal_unknown:
         return True
-    return command.wal == node.wal if node.wal else command.unnamed
+    return found.wal == node.wal if node.wal else found.unnamed
 
 
-def taken_over(nodes: Nodes, command: c.RegisterNode) -> list[NodeState]:
+def taken_over(nodes: Nodes, found: FoundWal) -> list[NodeState]:
     """The other nodes whose WAL, in use, is the one that was found."""
-    if not command.wal:
+    if not found.wal:
         return []
-    return [node for node in wals_in_use(nodes, command.node_id) if node.wal == command.wal]
+    return [node for node in nodes.with_wal_in_use(but=found.node_id) if node.wal == found.wal]
 
 
-def check_registration(nodes: Nodes, command: c.RegisterNode, version: int) -> None:
+def check_registration(nodes: Nodes, found: FoundWal, version: int) -> None:
     """Raise ConfigError if the node may not start with the WAL that it found (I1, I3)."""
-    own = nodes.get(command.node_id)
-    lost = given_up(command)
-    for node in nodes.values():
-        if command.wal and command.wal in node.lost_wals and (version > 1 or node is own):
+    own = nodes.get(found.node_id)
+    lost = found.given_up
+    for node in nodes.all():
+        if found.wal and found.wal in node.lost_wals and (version > 1 or node is own):
             raise ConfigError(
                 f"the records of this WAL were given up and their offsets may have been given again, point "
-                f"broker.data_dir or wal.path to another place: node_id={command.node_id} wal={command.wal} "
-                f"at={command.place}"
+                f"broker.data_dir or wal.path to another place: node_id={found.node_id} wal={found.wal} "
+                f"at={found.place}"
             )
-    if own is not None and own.wal_in_use and not is_own(own, command) and own.wal_name not in lost:
+    if own is not None and own.wal_in_use and not is_own(own, found) and own.wal_name not in lost:
         raise ConfigError(
             f"acknowledged records of this node may be in another WAL only, nothing was changed; point "
             f"broker.data_dir or wal.path back to that WAL, or stop the broker that uses it, or give up what "
             f"only it holds with broker.accept_lost_wal={own.wal_name}: node_id={own.node_id} "
-            f"recorded={own.wal_name} recorded_at={own.wal_location} found={command.wal or 'none'} "
-            f"found_at={command.place}"
+            f"recorded={own.wal_name} recorded_at={own.wal_location} found={found.wal or 'none'} "
+            f"found_at={found.place}"
         )
     if version > 1:
         if own is not None and own.wal_taken:
-            _check_not_taken(own.wal_taken, taken_over(nodes, command), command)
-        _check_alone(nodes, command.node_id, command.wal, command.place, lost)
+            _check_not_taken(own.wal_taken, taken_over(nodes, found), found)
+        _check_alone(nodes, found.node_id, found.wal, found.place, lost)
 
 
-def check_use(nodes: Nodes, command: c.UseWal, version: int) -> None:
+def check_use(nodes: Nodes, node_id: int, wal: str, location: str, version: int) -> None:
     """Raise ConfigError if this isn't the WAL that the node registered with, or another node uses one meanwhile."""
-    node = nodes[command.node_id]
-    recorded = node if node.wal_in_use and not node.wal_unknown and node.wal != command.wal else None
-    if version > 1 and command.wal:
+    node = nodes.require(node_id)
+    recorded = node if node.wal_in_use and not node.wal_unknown and node.wal != wal else None
+    if version > 1 and wal:
         # another node made it, or took it, since this one looked
-        recorded = next((n for n in wals_in_use(nodes, node.node_id) if n.wal == command.wal), recorded)
+        recorded = next((n for n in nodes.with_wal_in_use(but=node_id) if n.wal == wal), recorded)
     if recorded is not None:
         raise ConfigError(
             f"the WAL was exchanged while the broker started, start it again: node_id={node.node_id} "
-            f"recorded={recorded.wal_name} of node {recorded.node_id} found={command.wal or 'none'} "
-            f"found_at={command.location}"
+            f"recorded={recorded.wal_name} of node {recorded.node_id} found={wal or 'none'} "
+            f"found_at={location}"
         )
     if version > 1:
-        _check_alone(nodes, command.node_id, command.wal, command.location)
+        _check_alone(nodes, node_id, wal, location)
 
 
-def _check_not_taken(taken: str, holders: Collection[NodeState], command: c.RegisterNode) -> None:
+def _check_not_taken(taken: str, holders: Collection[NodeState], found: FoundWal) -> None:
     """A node whose WAL was taken over, started again as it was, doesn't take it back: that would fence the taker."""
     for holder in holders:
         if holder.wal == taken:
             raise ConfigError(
                 f"node {holder.node_id} took this WAL over, so this node doesn't start with it, and nothing was "
                 f"changed; use node {holder.node_id}, or stop it cleanly, which leaves everything to others: "
-                f"node_id={command.node_id} holder={holder.node_id} wal={taken} at={command.place}"
+                f"node_id={found.node_id} holder={holder.node_id} wal={taken} at={found.place}"
             )
 
 
 def _check_alone(nodes: Nodes, node_id: int, found: str, found_at: str, lost: Collection[str] = ()) -> None:
     """The rule of a cluster of one broker: nobody else's WAL is in use, but for the one that was found."""
-    for holder in wals_in_use(nodes, node_id):
+    for holder in nodes.with_wal_in_use(but=node_id):
         if holder.wal_name in lost or (found and holder.wal == found):
             continue
         take_over = "take its WAL over by pointing wal.path to it, " if holder.wal else ""

@@ -32,15 +32,11 @@ from penstock.errors import (
     again,
     kept,
 )
-from penstock.metadata.commands import (
-    Command,
-    Entry,
-    FormatCluster,
-    RegisterNode,
-    decode_entry,
-    encode_entry,
-    new_entry,
-)
+from penstock.metadata import commands as c
+from penstock.metadata import owners
+from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
+from penstock.metadata.commands.cluster import FormatCluster
+from penstock.metadata.commands.nodes import RegisterNode
 from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
@@ -53,7 +49,7 @@ logger = logging.getLogger("penstock.metadata")
 SNAPSHOT_ENTRIES = 1000
 #: Commands in one entry at most; the entry's size is bounded as well.
 BATCH_COMMANDS_MAX = 500
-#: What the commands of one entry change in the image (``Image.weight``), unless it is one command: an entry is
+#: What the commands of one entry change in the image (``Command.weight``), unless it is one command: an entry is
 #: folded in one go, some milliseconds.
 BATCH_WEIGHT_MAX = 2000
 #: Others get their turn each time that so much of a snapshot was encoded.
@@ -190,7 +186,8 @@ class MetadataService:
         """
         self._registered = None
         command = RegisterNode(node_id, self._writer, wal, place, lost_wals=list(lost_wals), unnamed=unnamed)
-        self.image.check_wal(command)  # the fold does too; this way a refused start writes nothing
+        # the fold does too; this way a refused start writes nothing
+        owners.check_registration(self.image.nodes, command.found(), c.ENTRY_VERSION)
         epoch = await self.submit(command)
         assert isinstance(epoch, int)
         self._registered = (node_id, epoch)
@@ -299,7 +296,7 @@ class MetadataService:
         """As many waiting commands as fit into one entry; a single one that doesn't is refused by the log."""
         count = weight = 0
         for submission in self._pending:
-            weight += self.image.weight(submission.command)
+            weight += submission.command.weight(self.image)
             if count and (weight > BATCH_WEIGHT_MAX or count == BATCH_COMMANDS_MAX):
                 break
             count += 1
@@ -323,7 +320,7 @@ class MetadataService:
             index = self.image.index + 1
             try:
                 await self._log.append(index, data)
-                return self.image.fold(index, entry)
+                return list(self.image.fold(index, entry).results)
             except ConflictError:
                 logger.info("metadata index %d is taken by another writer, catching up", index)
             except UnavailableError as error:
@@ -346,7 +343,7 @@ class MetadataService:
         A list, since they must not get lost when reading on fails.
         """
         async for read in self._log.read(self.image.index + 1):
-            results = self.image.fold(read.index, decode_entry(read.index, read.data))
+            results = list(self.image.fold(read.index, decode_entry(read.index, read.data)).results)
             if read.data == own:
                 landed.append(results)
 
@@ -355,12 +352,7 @@ class MetadataService:
         if self._registered is None:
             return
         node_id, epoch = self._registered
-        node = self.image.nodes[node_id]
-        if node.epoch != epoch:
-            raise FencedError(
-                f"another process registered as this node, or with its WAL, and took over, this one must stop: "
-                f"node_id={node_id} epoch={epoch} current={node.epoch}"
-            )
+        self.image.nodes.check_epoch(node_id, epoch)
 
     def _maybe_snapshot(self) -> None:
         if self._snapshot_pending or self.image.index - self._snapshot_index < SNAPSHOT_ENTRIES:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 __all__ = ("Cut", "decode_snapshot")
 
-from collections import Counter
 from collections.abc import Iterator
-from copy import copy
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from penstock.errors import CorruptError, NewerVersionError
-from penstock.metadata.commands import refuse_newer
 from penstock.metadata.ranges import Ranges
-from penstock.metadata.rows import IMAGE_VERSION, ImageData
+from penstock.metadata.state import State
+from penstock.metadata.stored import IMAGE_VERSION, ImageData, upgrade
+from penstock.metadata.table import RowCut
+from penstock.metadata.versions import refuse_newer
 
 #: What a snapshot encodes in one go: a millisecond or so on the event loop.
 CUT_ROWS = 500
-#: The parts of it that a cut encodes piece by piece; what is in them changes in place.
-_TABLES = ("topics", "streams", "objects")
+#: The tables that a cut encodes piece by piece; there are too many of their rows for one go.
+_TABLES: Final = ("topics", "streams", "objects")
 
 
 def _to_stored(value: Any) -> bytes:
@@ -52,49 +52,55 @@ class Cut:
     pieces aren't wanted any more: until then, folding pays for the copies.
     """
 
-    def __init__(self, data: ImageData, cuts: list[Cut]) -> None:
-        self.index = data.index
-        self._cuts = cuts
-        #: Rows that aren't encoded yet, by their table in the image.
-        self._rows: dict[str, dict[Any, Any]] = {name: dict(getattr(data, name)) for name in _TABLES}
+    def __init__(self, image: State) -> None:
+        self.index = image.index
+        self._image = image
+        small = ImageData(
+            index=image.index,
+            cluster_id=image.cluster_id,
+            next_stream_id=image.streams.next_id,
+            next_object_id=image.objects.next_id,
+            next_producer_id=image.producer_ids.next_id,
+            nodes={node.node_id: node for node in image.nodes.all()},
+        )
         self._fields = [
-            (_encoder.encode(name), None if name in _TABLES else self._encode(data, name))
+            (_encoder.encode(name), None if name in _TABLES else _encoder.encode(getattr(small, name)))
             for name in ImageData.__struct_fields__
         ]
-        cuts.append(self)
-
-    @staticmethod
-    def _encode(data: ImageData, name: str) -> bytes:
-        return _encoder.encode(getattr(data, name))
+        self._topics = image.topics.cut()
+        self._streams = image.streams.cut()
+        self._objects = image.objects.cut()
 
     def __enter__(self) -> Cut:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._cuts.remove(self)
-
-    def before(self, table: str, key: Any, row: Any) -> None:
-        """``row`` of the image is about to change."""
-        rows = self._rows[table]
-        if rows.get(key) is row:
-            rows[key] = copy(row)
+        self._image.topics.uncut(self._topics)
+        self._image.streams.uncut(self._streams)
+        self._image.objects.uncut(self._objects)
 
     def pieces(self) -> Iterator[bytes]:
         """The snapshot, in pieces that each take about a millisecond; entries may be folded between them."""
+        tables: dict[str, RowCut[Any, Any]] = {
+            "topics": self._topics,
+            "streams": self._streams,
+            "objects": self._objects,
+        }
         yield _map_header(len(self._fields))
         for name, (key, value) in zip(ImageData.__struct_fields__, self._fields, strict=True):
             yield key
             if value is not None:
                 yield value
             else:
-                yield from self._table(self._rows[name])
+                yield from _table(tables[name].rows)
 
-    def _table(self, rows: dict[Any, Any]) -> Iterator[bytes]:
-        keys = list(rows)
-        yield _map_header(len(keys))
-        for first in range(0, len(keys), CUT_ROWS):
-            some = {key: rows.pop(key) for key in keys[first : first + CUT_ROWS]}
-            yield _encoder.encode(some)[len(_map_header(len(some))) :]
+
+def _table(rows: dict[Any, Any]) -> Iterator[bytes]:
+    keys = list(rows)
+    yield _map_header(len(keys))
+    for first in range(0, len(keys), CUT_ROWS):
+        some = {key: rows.pop(key) for key in keys[first : first + CUT_ROWS]}
+        yield _encoder.encode(some)[len(_map_header(len(some))) :]
 
 
 def decode_snapshot(data: bytes) -> ImageData:
@@ -111,16 +117,5 @@ def decode_snapshot(data: bytes) -> ImageData:
         raise NewerVersionError.of(
             "a metadata snapshot", f"index={image.index}", version=image.version, known=IMAGE_VERSION
         )
-    if image.version < 2:
-        live = Counter(
-            object_id for stream in image.streams.values() for object_id in stream.ranges.object_ids
-        )
-        for object_id, held in image.objects.items():
-            held.live_ranges = live[object_id]
-    if image.version < 3:
-        owners = {stream.node_id for stream in image.streams.values()}
-        for node in image.nodes.values():
-            # what wasn't recorded may hold something
-            node.wal_in_use = node.wal_in_use or (not node.wal and node.node_id in owners)
-    image.version = IMAGE_VERSION
+    upgrade(image)
     return image

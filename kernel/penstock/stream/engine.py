@@ -27,7 +27,8 @@ from anyio.abc import TaskGroup
 from penstock.bus import EventBus
 from penstock.checksum import checksum, combine
 from penstock.errors import ClosedError, FencedError, FullError, UnavailableError, again, kept
-from penstock.metadata.commands import Command, OpenStreams, TrimStreams
+from penstock.metadata.commands import Command
+from penstock.metadata.commands.streams import OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCache

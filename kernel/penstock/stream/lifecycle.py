@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable
 
 from penstock.bus import EventBus
-from penstock.metadata.commands import AbandonObjects, ForgetObjects
+from penstock.metadata.commands.objects import AbandonObjects, ForgetObjects
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.spi.block_cache import BlockCache
@@ -28,7 +28,7 @@ def due_objects(image: Image, now_ms: int, delete_delay_ms: int) -> tuple[list[i
     """(prepared objects past their deadline, destroyed ones past the delay that readers are given)."""
     expired = []
     deletable = []
-    for held in image.objects.values():
+    for held in image.objects.all():
         if held.state == "prepared" and held.at_ms <= now_ms:
             expired.append(held.object_id)
         elif held.state == "destroyed" and held.at_ms + delete_delay_ms <= now_ms:

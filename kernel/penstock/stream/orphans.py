@@ -71,7 +71,7 @@ def object_id_of(key: str) -> int | None:
 
 def is_orphan(image: Image, object_id: int) -> bool:
     """Whether metadata forgot the id; once true, it is true for every later image as well."""
-    return object_id < image.next_object_id and object_id not in image.objects
+    return image.objects.is_forgotten(object_id)
 
 
 class _Sweep:
@@ -174,7 +174,7 @@ class OrphanSweeper:
 
     def _settled_below(self, now_ms: int) -> int:
         """Every id below this was given out at least the grace time ago, in this process's sight."""
-        next_object_id = self._metadata.image.next_object_id
+        next_object_id = self._metadata.image.objects.next_id
         if not self._grace_ms:
             return next_object_id
         if self._noted is None:
@@ -198,7 +198,7 @@ class OrphanSweeper:
                 object_id = object_id_of(info.key)
                 if object_id is None:
                     continue
-                if object_id >= self._metadata.image.next_object_id:
+                if object_id >= self._metadata.image.objects.next_id:
                     sweep.unknown += 1
                     sweep.unknown_id = max(sweep.unknown_id, object_id)
                 elif is_orphan(self._metadata.image, object_id) and self._is_old(sweep, object_id, info):
@@ -244,7 +244,7 @@ class OrphanSweeper:
             sweep.deleted_bytes,
         )
         # known by now if another node prepared it while we listed
-        if not self._warned and sweep.unknown_id >= self._metadata.image.next_object_id:
+        if not self._warned and sweep.unknown_id >= self._metadata.image.objects.next_id:
             self._warned = True
             logger.warning(
                 "the object store has %d objects with ids that metadata never gave out; they are left alone, find "
@@ -252,5 +252,5 @@ class OrphanSweeper:
                 "greatest=%s next_id=%d",
                 sweep.unknown,
                 object_key(sweep.unknown_id),
-                self._metadata.image.next_object_id,
+                self._metadata.image.objects.next_id,
             )

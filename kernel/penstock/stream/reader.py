@@ -19,7 +19,7 @@ from anyio.abc import TaskGroup
 
 from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError, again, kept
 from penstock.metadata.image import Image
-from penstock.metadata.rows import StreamState
+from penstock.metadata.streams import StreamState
 from penstock.spi.block_cache import BlockCache, BlockRef
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.object_store import ObjectStore

@@ -15,7 +15,7 @@ import anyio
 
 from penstock.errors import CorruptError, NotFoundError
 from penstock.metadata.image import Image
-from penstock.metadata.rows import StreamState
+from penstock.metadata.streams import StreamState
 from penstock.spi.log_cache import LogCache, StreamEntry
 from penstock.stream.entry import retention_time_ms
 from penstock.stream.open_stream import Stream

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 from penstock.errors import ConfigError, CorruptError, InvariantError
 from penstock.metadata.image import Image
-from penstock.metadata.rows import NodeState
+from penstock.metadata.nodes import NodeState
 from penstock.spi.log_cache import StreamEntry
 from penstock.spi.wal import WalEntry, WriteAheadLog
 from penstock.stream.entry import HEADER, WalHeader, decode_header
@@ -74,7 +74,7 @@ class WalReplay:
     def check_end(self) -> None:
         """After the pass: raise CorruptError if metadata know that the WAL went further."""
         end = max(self.end_position, self._wal.statistics().trimmed_position)
-        for node in self._image.nodes.values():
+        for node in self._image.nodes.all():
             if node.epoch == self._node_epoch and end < node.wal_end:
                 raise rolled_back(node, end, self._wal.location)
 

@@ -20,7 +20,7 @@ import anyio
 
 from penstock.bus import EventBus
 from penstock.errors import ClosedError, InvariantError, NotFoundError, PenstockError
-from penstock.metadata.commands import (
+from penstock.metadata.commands.objects import (
     AbandonObjects,
     CommitUpload,
     PrepareObjects,

@@ -79,7 +79,7 @@ async def refusal(place: Place, kind: type[Exception], **more: object) -> str:
 
 
 def retention(broker: Broker) -> str:
-    topic = broker._running.metadata.image.topic_by_name("topic")
+    topic = broker._running.metadata.image.topics.named("topic")
     assert topic is not None
     return topic.configs["retention.ms"]
 
@@ -112,7 +112,7 @@ async def test_a_loss_that_is_accepted_gives_nothing_again(
 ) -> None:
     await run(killed=True)
     async with place.broker() as broker:
-        before = broker._running.metadata.image._data
+        before = broker._running.metadata.image
         await broker.logs.alter_configs("topic", {"retention.ms": "7"})
     for path in snapshots(place):
         path.unlink()
@@ -125,8 +125,8 @@ async def test_a_loss_that_is_accepted_gives_nothing_again(
             assert end_offset(broker) == 3
             image = broker._running.metadata.image
             assert broker._running.node_epoch > index
-            assert image._data.next_stream_id > before.next_stream_id
-            assert image._data.next_producer_id > before.next_producer_id
+            assert image.streams.next_id > before.streams.next_id
+            assert image.producer_ids.next_id > before.producer_ids.next_id
     assert "METADATA ENTRIES WERE GIVEN UP" in caplog.text
     assert await problems(place) == []
     caplog.clear()
@@ -176,7 +176,7 @@ async def test_objects_under_ids_that_were_never_given_out_are_a_loss(
     assert object_key(next_id + 1) in said
     (name,) = re.findall(r"accept_lost_metadata=(\d+\+\d+):", said)
     async with place.broker(broker__accept_lost_metadata=name) as broker:
-        assert broker._running.metadata.image.next_object_id == next_id + 41
+        assert broker._running.metadata.image.objects.next_id == next_id + 41
     async with place.broker():
         pass
 
@@ -186,7 +186,7 @@ async def _next_object_id(place: Place) -> int:
     running = []
     async with place.broker() as broker:
         running.append(broker._running.metadata)
-    return running[0].image.next_object_id
+    return running[0].image.objects.next_id
 
 
 @pytest.mark.parametrize("killed", [True, False])

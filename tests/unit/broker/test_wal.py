@@ -18,7 +18,7 @@ from penstock.broker import Broker, _broker
 from penstock.broker._wal import release_wal
 from penstock.errors import ConfigError, PluginError, UnavailableError
 from penstock.log.manager import LogManager
-from penstock.metadata.rows import NodeState
+from penstock.metadata.nodes import NodeState
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginRegistry
 from penstock.stream.entry import decode_header
@@ -95,7 +95,7 @@ def place(tmp_path: Path) -> Place:
 
 
 def node(broker: Broker) -> NodeState:
-    return broker._running.metadata.image.nodes[1]
+    return broker._running.metadata.image.nodes.require(1)
 
 
 def end_offset(broker: Broker) -> int:
@@ -111,10 +111,10 @@ async def test_the_wal_is_recorded_before_the_broker_takes_anything_and_left_aft
 
     async def watched(metadata: MetadataService, node_id: int, node_epoch: int) -> None:
         assert place.entries() == [], "something isn't uploaded and trimmed"
-        assert metadata.image.nodes[node_id].wal_in_use
+        assert metadata.image.nodes.require(node_id).wal_in_use
         await release_wal(metadata, node_id, node_epoch)
-        assert not metadata.image.nodes[node_id].wal_in_use
-        seen.append(metadata.image.nodes[node_id].wal)
+        assert not metadata.image.nodes.require(node_id).wal_in_use
+        seen.append(metadata.image.nodes.require(node_id).wal)
 
     monkeypatch.setattr(_broker, "release_wal", watched)
     async with place.broker() as broker:
@@ -198,7 +198,7 @@ async def test_a_wal_without_identity_is_its_nodes_alone_until_that_stops_cleanl
     async with place.broker(**other) as broker:
         pass
     async with place.broker(broker__node_id=2, **other) as broker:  # node 1 stopped cleanly
-        assert broker._running.metadata.image.nodes[2].wal_in_use
+        assert broker._running.metadata.image.nodes.require(2).wal_in_use
     await stop_without_record(place, monkeypatch, **other)
     with pytest.raises(ConfigError, match=r"recorded=unnamed-1-\d+ .* found=none"):
         await place.broker().__aenter__()

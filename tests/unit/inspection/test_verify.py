@@ -9,7 +9,8 @@ import pytest
 from tests.unit.stream.harness import Engine, World
 from tests.unit.wire.batches import GOOD, with_body
 
-from penstock.metadata.commands import PrepareObjects, ReleaseWal, UseWal
+from penstock.metadata.commands.nodes import ReleaseWal, UseWal
+from penstock.metadata.commands.objects import PrepareObjects
 from penstock.metadata.ranges import Ranges
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.wal import WalEntry
@@ -137,7 +138,7 @@ async def test_an_object_of_another_size_is_found_even_in_a_quick_run(world: Wor
 async def test_an_orphan_is_found_but_not_an_object_that_is_being_uploaded(world: World) -> None:
     async with world.open() as e:
         await filled(e)
-        epoch = e.metadata.image.nodes[1].epoch
+        epoch = e.metadata.image.nodes.require(1).epoch
         (object_id,) = await e.metadata.submit(PrepareObjects(1, epoch, 1, world.now_ms + 1000))
         await e.store.put(object_key(object_id), [b"half"])
         assert (await check(world, e)).problems == []
@@ -152,7 +153,7 @@ async def test_what_becomes_of_an_orphan_is_said(world: World) -> None:
         await filled(e)
         await e.engine.trim_streams([(e.stream.stream_id, e.stream.confirmed_offset)])
         await e.engine._lifecycle.sweep()
-        (forgotten,) = {1} - set(e.metadata.image.objects)
+        (forgotten,) = {1} - set(e.metadata.image.objects.ids())
         await e.store.put(object_key(forgotten), [b"late"])
         await e.store.put("objects/theirs", [b"foreign"])
         messages = {p.place: p.message for p in (await check(world, e)).problems}
@@ -183,7 +184,7 @@ async def test_another_wal_than_the_recorded_one_is_found_unless_that_one_was_le
 
     async with world.open() as e:
         await filled(e)
-        epoch = e.metadata.image.nodes[1].epoch
+        epoch = e.metadata.image.nodes.require(1).epoch
         await e.metadata.submit(UseWal(1, epoch, "w1", "/there"))
         report = await check(world, e, identify_wal=identify)
         assert [(problem.invariant, problem.place) for problem in report.problems] == [("I1", "WAL")]
@@ -232,7 +233,7 @@ Break = Callable[[Ranges], None]
 async def test_ranges_that_dont_tile_are_found(world: World, break_ranges: Break) -> None:
     async with world.open() as e:
         await filled(e)
-        break_ranges(e.metadata.image.streams[e.stream.stream_id].ranges)
+        break_ranges(e.metadata.image.streams.require(e.stream.stream_id).ranges)
         report = Report()
         check_tiling(e.metadata.image, report)
         assert "I2" in {problem.invariant for problem in report.problems}
@@ -241,7 +242,7 @@ async def test_ranges_that_dont_tile_are_found(world: World, break_ranges: Break
 async def test_an_object_that_counts_other_ranges_than_there_are_is_found(world: World) -> None:
     async with world.open() as e:
         await filled(e)
-        for held in e.metadata.image.objects.values():
+        for held in e.metadata.image.objects.all():
             held.live_ranges += 1
         report = Report()
         check_tiling(e.metadata.image, report)

@@ -14,7 +14,8 @@ from tests.unit.stream.harness import World
 from penstock.errors import UnavailableError
 from penstock.log import manager as manager_module
 from penstock.log.partition import Partition
-from penstock.metadata.commands import Command, TrimStreams
+from penstock.metadata.commands import Command
+from penstock.metadata.commands.streams import TrimStreams
 from penstock.spi.events import PartitionClosed
 from penstock.stream import engine as engine_module
 from penstock.stream.events import BlockUploaded

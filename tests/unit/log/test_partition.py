@@ -89,7 +89,7 @@ async def open_logs(
             e.engine,
             settings,
             node_id=1,
-            node_epoch=e.metadata.image.nodes[1].epoch,
+            node_epoch=e.metadata.image.nodes.require(1).epoch,
             now_ms=lambda: world.now_ms,
             bus=bus,
         ) as manager:

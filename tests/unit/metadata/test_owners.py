@@ -13,22 +13,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from penstock.errors import ConfigError, ConflictError, FencedError, PenstockError
 from penstock.metadata import owners
-from penstock.metadata.commands import (
-    Command,
-    CommitUpload,
-    CreateTopic,
-    Entry,
-    FormatCluster,
-    OpenStreams,
-    PrepareObjects,
-    RegisterNode,
-    ReleaseWal,
-    TrimStreams,
-    UploadedObject,
-    UploadedRange,
-    UseWal,
-    new_entry,
-)
+from penstock.metadata.commands import Command, Entry, new_entry
+from penstock.metadata.commands.cluster import FormatCluster
+from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, UseWal
+from penstock.metadata.commands.objects import CommitUpload, PrepareObjects, UploadedObject, UploadedRange
+from penstock.metadata.commands.streams import OpenStreams, TrimStreams
+from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.image import Image
 
 TOPIC_ID = b"t" * 16
@@ -45,7 +35,7 @@ class Log:
         entry = new_entry([command], "writer", NOW_MS)
         if version:
             entry = Entry(entry.commands, entry.writer, entry.now_ms, version)
-        (result,) = self.image.fold(self.image.index + 1, entry)
+        (result,) = self.image.fold(self.image.index + 1, entry).results
         return result
 
     def ok(self, command: Command, version: int = 0) -> Any:
@@ -67,7 +57,7 @@ class Log:
         command = RegisterNode(node_id, "x", found, f"place-{node_id}", unnamed=not wal)
         epoch: int = self.ok(command, version)
         self.ok(UseWal(node_id, epoch, wal, f"/wal of {node_id}"), version)
-        self.ok(OpenStreams(node_id, epoch, list(self.image.streams)), version)
+        self.ok(OpenStreams(node_id, epoch, list(self.image.streams.ids())), version)
         return epoch
 
 
@@ -100,7 +90,7 @@ def test_after_a_clean_stop_another_node_takes_everything(log: Log) -> None:
     epoch = log.start(1, "w1", found="")
     log.ok(ReleaseWal(1, epoch))
     second = log.start(2, "w2", found="")
-    assert {stream.node_id for stream in log.image.streams.values()} == {2}
+    assert {stream.node_id for stream in log.image.streams.all()} == {2}
     assert isinstance(log.refused(RegisterNode(1, "c", "w1")), ConfigError)
     log.ok(ReleaseWal(2, second))
     log.start(1, "w1")
@@ -108,9 +98,11 @@ def test_after_a_clean_stop_another_node_takes_everything(log: Log) -> None:
 
 def test_a_node_that_found_the_wal_of_another_takes_it_over_and_fences_that_node(log: Log) -> None:
     epoch = log.start(1, "w1", found="")
-    opened = log.image.streams[1].epoch
+    opened = log.image.streams.require(1).epoch
     second = log.ok(RegisterNode(2, "b", "w1", "/there"))
-    assert (log.image.streams[1].node_id, log.image.streams[1].epoch) == (2, opened), "it can be recovered"
+    assert (log.image.streams.require(1).node_id, log.image.streams.require(1).epoch) == (2, opened), (
+        "it can be recovered"
+    )
     for command in (
         UseWal(1, epoch, "w1", "/here"),
         OpenStreams(1, epoch, [1]),
@@ -123,8 +115,8 @@ def test_a_node_that_found_the_wal_of_another_takes_it_over_and_fences_that_node
     log.ok(UseWal(2, second, "w1", "/there"))
     log.ok(OpenStreams(2, second, [1, 2]))
     third = log.ok(RegisterNode(3, "c", "w1"))  # and on
-    assert third == log.image.nodes[2].epoch
-    assert log.image.streams[1].node_id == 3
+    assert third == log.image.nodes.require(2).epoch
+    assert log.image.streams.require(1).node_id == 3
 
 
 def test_a_node_whose_wal_was_taken_over_does_not_take_it_back_by_being_started_as_it_was(log: Log) -> None:
@@ -133,7 +125,7 @@ def test_a_node_whose_wal_was_taken_over_does_not_take_it_back_by_being_started_
     refused = log.refused(RegisterNode(1, "c", "w1"))
     assert isinstance(refused, ConfigError)
     assert "node 2 took this WAL over" in str(refused)
-    assert log.image.nodes[2].epoch == second, "nobody was fenced"
+    assert log.image.nodes.require(2).epoch == second, "nobody was fenced"
     log.ok(ReleaseWal(2, second))
     log.start(1, "w1")
 
@@ -144,16 +136,16 @@ def test_streams_that_had_nothing_in_the_wal_stay_whose_they_are(log: Log) -> No
     epoch = log.ok(RegisterNode(1, "b", "w1"))
     log.ok(UseWal(1, epoch, "w1", "/here"))
     log.ok(OpenStreams(1, epoch, [1]))
-    assert owners.holder_of(log.image.nodes, log.image.streams[2]) is None
+    assert owners.holder_of(log.image.nodes, log.image.streams.require(2)) is None
     log.ok(RegisterNode(2, "b", "w1"))
-    assert [stream.node_id for stream in log.image.streams.values()] == [2, 1]
+    assert [stream.node_id for stream in log.image.streams.all()] == [2, 1]
 
 
 def test_the_wal_of_another_node_is_given_up_by_name_and_never_taken_again_by_anybody(log: Log) -> None:
     epoch = log.start(1, "w1", found="")
     log.refused(RegisterNode(2, "b", "", lost_wals=["w2"]))
     second = log.ok(RegisterNode(2, "b", "", lost_wals=["w0", "w1"]))
-    assert log.image.nodes[1].lost_wals == ["w1"]
+    assert log.image.nodes.require(1).lost_wals == ["w1"]
     assert isinstance(log.refused(ReleaseWal(1, epoch)), FencedError)
     for node_id in (1, 2, 3):
         assert "given up" in str(log.refused(RegisterNode(node_id, "c", "w1", lost_wals=["w1"])))
@@ -164,8 +156,8 @@ def test_the_wal_of_another_node_is_given_up_by_name_and_never_taken_again_by_an
 def test_a_wal_that_is_found_isnt_given_up(log: Log) -> None:
     log.start(1, "w1", found="")
     log.ok(RegisterNode(2, "b", "w1", lost_wals=["w1"]))
-    assert log.image.nodes[1].lost_wals == []
-    assert log.image.nodes[2].wal == "w1"
+    assert log.image.nodes.require(1).lost_wals == []
+    assert log.image.nodes.require(2).wal == "w1"
 
 
 def test_of_two_nodes_that_registered_one_uses_its_wal(log: Log) -> None:
@@ -191,12 +183,12 @@ def test_a_wal_without_identity_counts_and_has_a_name_that_no_later_life_has(log
 def test_a_stream_that_is_opened_without_a_recorded_wal_may_have_something_somewhere(log: Log) -> None:
     epoch = log.ok(RegisterNode(1, "a"))
     log.ok(OpenStreams(1, epoch, []))
-    assert not log.image.nodes[1].wal_in_use
+    assert not log.image.nodes.require(1).wal_in_use
     log.ok(OpenStreams(1, epoch, [1]))
     assert "recorded_at=unknown" in str(log.refused(RegisterNode(2, "b", "")))
-    assert owners.holder_of(log.image.nodes, log.image.streams[1]) is log.image.nodes[1]
+    assert owners.holder_of(log.image.nodes, log.image.streams.require(1)) is log.image.nodes.require(1)
     log.ok(UseWal(1, epoch, "w1", "there"))
-    assert owners.holder_of(log.image.nodes, log.image.streams[1]) is log.image.nodes[1]
+    assert owners.holder_of(log.image.nodes, log.image.streams.require(1)) is log.image.nodes.require(1)
 
 
 def test_only_the_owner_trims_and_commits(log: Log) -> None:
@@ -217,11 +209,11 @@ def test_entries_of_version_1_fold_by_the_rules_of_their_time(log: Log) -> None:
     (object_id,) = log.ok(PrepareObjects(1, first, 1, NOW_MS), version=1)
     late = CommitUpload(1, first, [UploadedObject(object_id, 1, [UploadedRange(1, 0, 1, 1, 0)])])
     log.ok(late, version=1)
-    assert log.image.streams[1].node_id == 2
+    assert log.image.streams.require(1).node_id == 2
     # the rules of today see both WALs: neither node starts alone until the other's is named
     assert "the WAL of node 1 only" in str(log.refused(RegisterNode(2, "c", "w2")))
     assert "the WAL of node 2 only" in str(log.refused(RegisterNode(1, "c", "w1")))
-    assert second == log.image.nodes[2].epoch
+    assert second == log.image.nodes.require(2).epoch
     log.ok(RegisterNode(2, "c", "w2", lost_wals=["w1"]))
 
 
@@ -229,22 +221,24 @@ def test_a_node_that_was_renamed_under_version_1_keeps_its_wal(log: Log) -> None
     log.start(1, "w1", found="", version=1)
     log.start(2, "w1", version=1)
     epoch = log.start(2, "w1")
-    assert [node.wal_in_use for node in log.image.nodes.values()] == [False, True]
+    assert [node.wal_in_use for node in log.image.nodes.all()] == [False, True]
     log.ok(ReleaseWal(2, epoch))
     log.start(3, "w3", found="")
 
 
 def test_a_snapshot_of_version_2_says_that_unrecorded_wals_may_hold_something(log: Log) -> None:
     log.start(1, "w1", found="")
-    log.ok(ReleaseWal(1, log.image.nodes[1].epoch))
+    log.ok(ReleaseWal(1, log.image.nodes.require(1).epoch))
     stored = msgspec.msgpack.decode(log.image.to_snapshot(), strict=False)
     stored["version"] = 2
     for node in stored["nodes"].values():
         del node["wal_since"]
-    assert not Image.from_snapshot(msgspec.msgpack.encode(stored)).nodes[1].wal_in_use, "it stopped cleanly"
+    assert not Image.from_snapshot(msgspec.msgpack.encode(stored)).nodes.require(1).wal_in_use, (
+        "it stopped cleanly"
+    )
     stored["nodes"][1].update(wal="", wal_location="")
     image = Image.from_snapshot(msgspec.msgpack.encode(stored))
-    assert image.nodes[1].wal_unknown
+    assert image.nodes.require(1).wal_unknown
     assert Image.from_snapshot(image.to_snapshot()).to_snapshot() == image.to_snapshot()
 
 
@@ -323,7 +317,7 @@ class Histories(RuleBasedStateMachine):
             return
         process.epoch, process.state = result, "registered"
         self.processes.append(process)
-        for node in self.log.image.nodes.values():
+        for node in self.log.image.nodes.all():
             for gone in node.lost_wals:
                 if not self.wals[gone].lost:
                     self.wals[gone].lost = True
@@ -353,7 +347,7 @@ class Histories(RuleBasedStateMachine):
     def recover(self, data: st.DataObject) -> None:
         process = data.draw(st.sampled_from(self.live("using")))
         for stream, epoch, offset, _ in process.wal.records:
-            state = self.log.image.streams[stream]
+            state = self.log.image.streams.require(stream)
             assert epoch == state.epoch or offset < state.end, "recovery finds what another owner passed over"
         self.upload(process)
         if process.state == "using":
@@ -372,7 +366,7 @@ class Histories(RuleBasedStateMachine):
             process.state = "ended"
             return
         for stream in result:
-            state = self.log.image.streams[stream]
+            state = self.log.image.streams.require(stream)
             process.open[stream] = (state.epoch, max(state.start, state.end))
 
     @precondition(lambda self: any(process.open for process in self.live("recovered")))
@@ -398,7 +392,7 @@ class Histories(RuleBasedStateMachine):
     def upload(self, process: Process) -> None:
         for record in list(process.wal.records):
             stream, _, offset, value = record
-            if offset >= self.log.image.streams[stream].end:
+            if offset >= self.log.image.streams.require(stream).end:
                 prepared = self.tell(process, PrepareObjects(process.node_id, process.epoch, 1, NOW_MS))
                 if isinstance(prepared, Exception):
                     assert isinstance(prepared, FencedError)
@@ -431,7 +425,7 @@ class Histories(RuleBasedStateMachine):
         held: dict[tuple[int, int], int] = {}
         for wal in self.wals.values():
             for stream, epoch, offset, value in () if wal.lost else wal.records:
-                state = self.log.image.streams[stream]
+                state = self.log.image.streams.require(stream)
                 if offset >= state.end:
                     assert (stream, offset) not in held
                     held[stream, offset] = value
@@ -455,7 +449,7 @@ TestHistoriesInACluster.settings = HISTORIES
 
 def test_an_entry_says_how_far_its_writers_wal_got_and_no_other_wal_is_measured_by_it(log: Log) -> None:
     def ends() -> list[int]:
-        return [node.wal_end for node in log.image.nodes.values()]
+        return [node.wal_end for node in log.image.nodes.all()]
 
     def say(writer: str, wal_end: int) -> None:
         log.image.fold(log.image.index + 1, new_entry([], writer, NOW_MS, wal_end))
@@ -474,7 +468,7 @@ def test_an_entry_says_how_far_its_writers_wal_got_and_no_other_wal_is_measured_
     assert ends() == [9], "after a crash it's the same WAL, and a fenced owner says nothing"
     epoch = log.ok(RegisterNode(2, "third", "a", "there"))
     assert ends() == [0, 9], "who takes the WAL over takes that too"
-    assert Image.from_snapshot(log.image.to_snapshot()).nodes[2].wal_end == 9
+    assert Image.from_snapshot(log.image.to_snapshot()).nodes.require(2).wal_end == 9
     log.ok(UseWal(2, epoch, "a", "/a"))
     log.ok(ReleaseWal(2, epoch))
     epoch = log.ok(RegisterNode(2, "fourth", "", "there"))

@@ -22,15 +22,12 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.metadata import service as service_module
-from penstock.metadata.commands import (
-    AllocateProducerIds,
-    CreateTopic,
-    RegisterNode,
-    UseWal,
-    decode_entry,
-)
-from penstock.metadata.rows import TopicState
+from penstock.metadata.commands import decode_entry
+from penstock.metadata.commands.nodes import RegisterNode, UseWal
+from penstock.metadata.commands.producer_ids import AllocateProducerIds
+from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.service import MetadataService, load_image
+from penstock.metadata.topics import TopicState
 from penstock.spi.metadata_log import (
     MetadataEntry,
     MetadataLogCapabilities,
@@ -192,7 +189,7 @@ async def test_after_a_conflict_the_newer_image_decides(log: FakeLog) -> None:
         await one.submit(topic("c"))
         await two.submit(topic("d"))
         await one.submit(topic("e"))
-        assert set(one.image.topic_ids) == {"a", "b", "c", "d", "e"}
+        assert set(one.image.topics.names()) == {"a", "b", "c", "d", "e"}
 
 
 async def test_a_log_that_is_unavailable_is_tried_until_it_works(log: FakeLog) -> None:
@@ -264,7 +261,7 @@ async def test_a_cancelled_submit_still_takes_effect(log: FakeLog) -> None:
             tasks.cancel_scope.cancel()
         log.gate.set()
         await service.submit(topic("b"))
-        assert set(service.image.topic_ids) == {"a", "b"}
+        assert set(service.image.topics.names()) == {"a", "b"}
 
 
 async def test_snapshots_bound_replay_and_give_the_same_image(
@@ -303,7 +300,7 @@ async def test_commands_go_on_while_a_snapshot_is_written(
         first, *_, last = log.snapshots
         assert (first.index, first.data) == (5, expected)
         assert (last.index, last.data) == (16, service.image.to_snapshot())
-        assert not service.image._cuts
+        assert not service.image.streams.is_cut
 
 
 async def test_what_is_folded_in_one_go_is_bounded(log: FakeLog, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -358,7 +355,7 @@ async def test_a_newer_life_of_the_node_fences_the_older_one(log: FakeLog) -> No
         await old_life()
     assert [type(error) for error in leaves(caught.value)] == [FencedError]
     assert [type(result) for result in results] == [FencedError]
-    assert (await load_image(log)).topic_by_name("a") is None
+    assert (await load_image(log)).topics.named("a") is None
 
 
 async def test_a_life_with_another_wal_is_refused_also_if_the_first_one_recorded_its_own_a_moment_ago(

@@ -22,9 +22,9 @@ from penstock_object_store_fsspec import penstock_register_object_store
 
 from penstock.bus import EventBus
 from penstock.errors import ClosedError, FullError, UnavailableError
-from penstock.metadata.commands import CreateTopic
-from penstock.metadata.rows import TopicState
+from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.service import MetadataService
+from penstock.metadata.topics import TopicState
 from penstock.spi.allocator import Allocator
 from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
 from penstock.spi.log_cache import LogCache
@@ -269,7 +269,7 @@ class Engine:
     streams: list[Stream] = field(default_factory=list)
 
     async def open_topic(self) -> None:
-        topic = self.metadata.image.topic_by_name("t")
+        topic = self.metadata.image.topics.named("t")
         if topic is None:
             topic = await self.metadata.submit(CreateTopic("t", b"t" * 16, 1))
         assert isinstance(topic, TopicState)

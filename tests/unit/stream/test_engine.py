@@ -21,7 +21,8 @@ from penstock.errors import (
     NewerVersionError,
     UnavailableError,
 )
-from penstock.metadata.commands import DeleteTopic, RegisterNode
+from penstock.metadata.commands.nodes import RegisterNode
+from penstock.metadata.commands.topics import DeleteTopic
 from penstock.spi.wal import WalEntry
 from penstock.stream import reads as reads_module
 
@@ -90,7 +91,7 @@ async def test_the_wal_is_trimmed_only_after_the_commit(world: World) -> None:
         e.store.gate.set()
         await e.engine.flush()
         assert world.wal.left == []
-        assert e.metadata.image.streams[e.stream.stream_id].end == 1
+        assert e.metadata.image.streams.require(e.stream.stream_id).end == 1
 
 
 async def test_uploads_that_fail_are_tried_until_they_work_and_lose_nothing(world: World) -> None:
@@ -106,7 +107,7 @@ async def test_uploads_that_fail_are_tried_until_they_work_and_lose_nothing(worl
         with anyio.fail_after(HANG_S):
             await e.engine.flush()
         # objects of failed attempts are given up, and deleted by the next sweep
-        states = [held.state for held in e.metadata.image.objects.values()]
+        states = [held.state for held in e.metadata.image.objects.all()]
         assert states.count("committed") == 1
         assert "prepared" not in states
 
@@ -119,7 +120,7 @@ async def test_blocks_are_committed_in_log_order_even_if_put_out_of_order(world:
         with anyio.fail_after(HANG_S):
             await e.engine.flush()
         assert len(world.uploads) >= 5
-        ranges = e.metadata.image.streams[e.stream.stream_id].ranges
+        ranges = e.metadata.image.streams.require(e.stream.stream_id).ranges
         assert ranges[0].start == 0
         assert all(a.end == b.start for a, b in pairwise(ranges))
 
@@ -132,7 +133,7 @@ async def test_a_large_stream_gets_an_object_of_its_own(world: World) -> None:
         e.append(b"x" * 2000, stream=0)
         e.append(b"y", stream=1)
         await e.engine.flush()
-        states = [e.metadata.image.streams[stream.stream_id] for stream in e.streams[:2]]
+        states = [e.metadata.image.streams.require(stream.stream_id) for stream in e.streams[:2]]
         large, small = ({r.object_id for r in state.ranges} for state in states)
         assert len(large) == len(small) == 1
         assert large != small
@@ -239,10 +240,10 @@ async def test_trimmed_data_go_away_and_the_rest_stays(world: World) -> None:
 
 async def test_uncommitted_objects_past_their_deadline_are_deleted(world: World) -> None:
     """I6."""
-    from penstock.metadata.commands import PrepareObjects
+    from penstock.metadata.commands.objects import PrepareObjects
 
     async with world.open() as e:
-        epoch = e.metadata.image.nodes[1].epoch
+        epoch = e.metadata.image.nodes.require(1).epoch
         (object_id,) = await e.metadata.submit(PrepareObjects(1, epoch, 1, world.now_ms + 10))
         from penstock.stream.object_format import object_key
 
@@ -253,7 +254,7 @@ async def test_uncommitted_objects_past_their_deadline_are_deleted(world: World)
         await e.engine._lifecycle.sweep()
         await e.engine._lifecycle.sweep()
         assert await e.store.keys() == []
-        assert e.metadata.image.objects == {}
+        assert not e.metadata.image.objects
 
 
 async def test_an_upload_that_misses_its_deadline_is_put_again(world: World) -> None:

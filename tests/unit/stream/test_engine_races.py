@@ -12,7 +12,7 @@ from tests.unit.stream.harness import SETTINGS, FakeWal, World
 from tests.unit.stream.test_engine import leaves
 
 from penstock.errors import ClosedError, CorruptError, FullError
-from penstock.metadata.commands import TrimStreams
+from penstock.metadata.commands.streams import TrimStreams
 
 pytestmark = pytest.mark.anyio
 
@@ -173,7 +173,7 @@ async def test_a_read_of_what_was_just_trimmed_is_not_taken_for_damage(world: Wo
             e.append(b"%d" % i)
             await e.engine.flush()
         e.log_cache.evict(2**30)
-        epoch = e.metadata.image.nodes[1].epoch
+        epoch = e.metadata.image.nodes.require(1).epoch
         await e.metadata.submit(TrimStreams(1, epoch, [(e.stream.stream_id, 2)]))
         assert e.stream.start_offset == 0
         assert await e.engine.reads.read(e.stream, 0, 1000) == []
@@ -190,7 +190,7 @@ async def test_an_upload_that_lands_after_its_object_was_forgotten_leaves_no_orp
         world.now_ms += 120_000
         await e.engine._lifecycle.sweep()
         await e.engine._lifecycle.sweep()
-        assert e.metadata.image.objects == {}, "given up, deleted and forgotten while the put was on its way"
+        assert not e.metadata.image.objects, "given up, deleted and forgotten while the put was on its way"
         e.store.gate.set()
         with anyio.fail_after(HANG_S):
             await e.engine.flush()

@@ -14,9 +14,9 @@ from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 from tests.unit.stream.test_engine import leaves
 
 from penstock.errors import CorruptError, UnavailableError
-from penstock.metadata.commands import ForgetObjects, PrepareObjects
+from penstock.metadata.commands.objects import ForgetObjects, PrepareObjects
 from penstock.metadata.image import Image
-from penstock.metadata.rows import ObjectState
+from penstock.metadata.objects import ObjectState
 from penstock.stream import lifecycle as lifecycle_module
 from penstock.stream.lifecycle import due_objects
 
@@ -34,7 +34,7 @@ def world(tmp_path: Path) -> World:
 
 
 async def prepare(e: Engine, count: int, deadline_ms: int) -> list[int]:
-    command = PrepareObjects(NODE, e.metadata.image.nodes[NODE].epoch, count, deadline_ms)
+    command = PrepareObjects(NODE, e.metadata.image.nodes.require(NODE).epoch, count, deadline_ms)
     object_ids = await e.metadata.submit(command)
     assert isinstance(object_ids, list)
     return object_ids
@@ -51,7 +51,7 @@ def test_what_is_due_depends_on_state_and_time_only() -> None:
     for object_id, (state, at_ms) in enumerate(
         [("prepared", 100), ("prepared", 101), ("committed", 0), ("destroyed", 90), ("destroyed", 91)]
     ):
-        image.objects[object_id] = ObjectState(object_id, state, 0, at_ms)  # type: ignore[arg-type]
+        image.objects.put(object_id, ObjectState(object_id, state, 0, at_ms))  # type: ignore[arg-type]
     assert due_objects(image, 100, 10) == ([0], [3])
     assert due_objects(image, 0, 0) == ([], [])
 
@@ -93,7 +93,7 @@ async def test_a_deletion_that_fails_half_way_is_done_again(
             assert len(e.metadata.image.objects) == 1
         assert e.store._inner.delete == delete
         assert await e.engine._lifecycle.sweep() == 1
-        assert (await e.store.keys(), e.metadata.image.objects) == ([], {})
+        assert (await e.store.keys(), list(e.metadata.image.objects.all())) == ([], [])
         assert [event.object_ids for event in world.destroyed] == [(1,)]
 
 
@@ -102,10 +102,10 @@ async def test_many_objects_are_deleted_in_batches(world: World, monkeypatch: py
     async with world.open() as e:
         await prepare(e, 8, world.now_ms)
         await e.engine._lifecycle.sweep()
-        assert {held.state for held in e.metadata.image.objects.values()} == {"destroyed"}
+        assert {held.state for held in e.metadata.image.objects.all()} == {"destroyed"}
         assert await e.engine._lifecycle.sweep() == 8
         assert [len(event.object_ids) for event in world.destroyed] == [3, 3, 2]
-        assert e.metadata.image.objects == {}
+        assert not e.metadata.image.objects
 
 
 async def test_ids_of_forgotten_objects_never_come_back(world: World) -> None:

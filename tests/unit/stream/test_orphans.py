@@ -16,8 +16,8 @@ from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 from tests.unit.stream.test_engine import leaves
 
 from penstock.errors import CorruptError, UnavailableError
-from penstock.metadata.commands import CommitUpload, PrepareObjects, UploadedObject
-from penstock.metadata.rows import ObjectState
+from penstock.metadata.commands.objects import CommitUpload, PrepareObjects, UploadedObject
+from penstock.metadata.objects import ObjectState
 from penstock.spi.object_store import ObjectInfo
 from penstock.stream import orphans as orphans_module
 from penstock.stream.object_format import object_key
@@ -78,7 +78,7 @@ def sweeper(e: Engine, world: World, store: TimedStore) -> OrphanSweeper:
 
 
 async def prepare(e: Engine, count: int, deadline_ms: int) -> list[int]:
-    epoch = e.metadata.image.nodes[NODE].epoch
+    epoch = e.metadata.image.nodes.require(NODE).epoch
     object_ids = await e.metadata.submit(PrepareObjects(NODE, epoch, count, deadline_ms))
     assert isinstance(object_ids, list)
     return object_ids
@@ -89,7 +89,7 @@ async def forgotten(e: Engine, world: World, count: int) -> list[int]:
     object_ids = await prepare(e, count, world.now_ms)
     for _ in range(2):
         await e.engine._lifecycle.sweep()
-    assert not set(object_ids) & set(e.metadata.image.objects)
+    assert not set(object_ids) & set(e.metadata.image.objects.ids())
     world.destroyed.clear()
     return object_ids
 
@@ -163,7 +163,7 @@ async def test_what_metadata_knows_stays(world: World) -> None:
             await e.engine.flush()
         await e.engine.trim_streams([(e.stream.stream_id, 1)])
         await plant(e, *await prepare(e, 1, world.now_ms + HOUR_MS))
-        assert {h.state for h in e.metadata.image.objects.values()} == {"prepared", "committed", "destroyed"}
+        assert {h.state for h in e.metadata.image.objects.all()} == {"prepared", "committed", "destroyed"}
         before = await e.store.keys()
         assert len(before) == 3
         assert await sweeper(e, world, TimedStore(e, world)).sweep() == 0
@@ -174,7 +174,7 @@ async def test_an_id_that_was_never_given_out_is_left_alone_and_said_once(
     world: World, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with world.open() as e:
-        strange = [e.metadata.image.next_object_id, 10**6]
+        strange = [e.metadata.image.objects.next_id, 10**6]
         await plant(e, *strange)
         orphans = sweeper(e, world, TimedStore(e, world))
         for _ in range(3):
@@ -192,7 +192,7 @@ async def test_an_id_that_is_given_out_during_the_sweep_is_not_strange(
 ) -> None:
     """Another node's put may be seen before the image has its id."""
     async with world.open() as e:
-        await plant(e, e.metadata.image.next_object_id)
+        await plant(e, e.metadata.image.objects.next_id)
         store = TimedStore(e, world)
         store.after_list = lambda: prepare(e, 1, world.now_ms + HOUR_MS)
         assert await sweeper(e, world, store).sweep() == 0
@@ -205,7 +205,7 @@ async def test_a_commit_that_races_with_the_sweep_keeps_its_object(world: World)
         (object_id,) = await prepare(e, 1, world.now_ms + HOUR_MS)
         (orphan,) = await forgotten(e, world, 1)
         await plant(e, object_id, orphan)
-        epoch = e.metadata.image.nodes[NODE].epoch
+        epoch = e.metadata.image.nodes.require(NODE).epoch
 
         async def commit() -> None:
             await e.metadata.submit(CommitUpload(NODE, epoch, [UploadedObject(object_id, 4, [])]))
@@ -224,12 +224,12 @@ async def test_the_image_is_asked_again_right_before_a_deletion(world: World) ->
         store = TimedStore(e, world)
 
         async def know() -> None:
-            e.metadata.image.objects[two] = ObjectState(two, "committed", 4, 0)
+            e.metadata.image.objects.put(two, ObjectState(two, "committed", 4, 0))
 
         store.after_list = know
         assert await sweeper(e, world, store).sweep() == 1
         assert await e.store.keys() == [object_key(two)]
-        del e.metadata.image.objects[two]
+        e.metadata.image.objects.drop(two)
 
 
 async def test_foreign_keys_stay(world: World) -> None:

@@ -183,9 +183,9 @@ async def test_an_object_that_lacks_what_metadata_says_is_damage(world: World) -
     async with world.open() as e:
         await cold(e, count=2)
         await cold(e, count=2)
-        keys = sorted(object_key(held.object_id) for held in e.metadata.image.objects.values())
+        keys = sorted(object_key(held.object_id) for held in e.metadata.image.objects.all())
         assert len(keys) == 2
-        state = e.metadata.image.streams[e.stream.stream_id]
+        state = e.metadata.image.streams.require(e.stream.stream_id)
         state.ranges[1] = type(state.ranges[1])(2, 4, state.ranges[0].object_id, 1, 0)
         with pytest.raises(CorruptError, match="doesn't hold"):
             await e.engine.reads.read(e.stream, 2, 1000)

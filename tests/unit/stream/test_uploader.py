@@ -16,9 +16,9 @@ from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, World
 
 from penstock.errors import UnavailableError
-from penstock.metadata.commands import UploadedObject, UploadedRange
+from penstock.metadata.commands.objects import UploadedObject, UploadedRange
 from penstock.metadata.image import Image
-from penstock.metadata.rows import StreamState
+from penstock.metadata.streams import StreamState
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream import uploader as uploader_module
 from penstock.stream.uploader import _first_part, live_offsets, plan_objects, split_parts
@@ -54,7 +54,7 @@ def image(**streams: tuple[int, int]) -> Image:
     found = Image()
     for name, (start, end) in streams.items():
         stream_id = int(name[1:])
-        found.streams[stream_id] = StreamState(stream_id, b"", 0, start=start, end=end)
+        found.streams.put(stream_id, StreamState(stream_id, b"", 0, start=start, end=end))
     return found
 
 
@@ -146,7 +146,7 @@ async def test_a_large_object_is_put_in_parts_and_a_failed_attempt_is_aborted(
         assert all(len(part) >= 400 for part in attempts[1].parts[:-1])
         e.log_cache.evict(2**30)
         assert await e.read_all() == payloads
-        states = [held.state for held in e.metadata.image.objects.values()]
+        states = [held.state for held in e.metadata.image.objects.all()]
         assert sorted(states) == ["committed", "destroyed"], "the first attempt's object is given up"
 
 
@@ -157,7 +157,7 @@ async def test_puts_run_in_parallel_and_commits_in_order(world: World) -> None:
         for i in range(6):
             e.append(bytes([i]) * 60)
         await anyio.wait_all_tasks_blocked()
-        prepared = [held.state for held in e.metadata.image.objects.values()]
+        prepared = [held.state for held in e.metadata.image.objects.all()]
         assert prepared == ["prepared"] * SETTINGS.upload.parallel_max
         assert len(world.wal.left) == 6
         e.store.gate.set()

@@ -92,14 +92,14 @@ async def _list(setup: Setup, topic: str | None) -> list[ListedObject]:
 
     async with open_places(setup.load_config(), setup.registry()) as places:
         image = await _load_image(places)
-    if topic is not None and image.topic_by_name(topic) is None:
+    if topic is not None and image.topics.named(topic) is None:
         raise NotFoundError(f"metadata knows no topic of this name: topic={topic}")
     live: Counter[int] = Counter()
     holders: defaultdict[int, set[str]] = defaultdict(set)
-    for stream in image.streams.values():
+    for stream in image.streams.all():
         for found in stream.ranges:
             live[found.object_id] += found.size
-            holders[found.object_id].add(image.topics[stream.topic_id].name)
+            holders[found.object_id].add(image.topics.require(stream.topic_id).name)
     return [
         ListedObject(
             object_id=held.object_id,
@@ -109,7 +109,7 @@ async def _list(setup: Setup, topic: str | None) -> list[ListedObject]:
             live_bytes=live[held.object_id],
             topics=sorted(holders[held.object_id]),
         )
-        for held in sorted(image.objects.values(), key=lambda held: held.object_id)
+        for held in sorted(image.objects.all(), key=lambda held: held.object_id)
         if topic is None or topic in holders[held.object_id]
     ]
 
@@ -165,7 +165,7 @@ async def _inspect(setup: Setup, object_name: str, with_entries: bool) -> dict[s
 
     async with open_places(setup.load_config(), setup.registry()) as places:
         image = await _load_image(places)
-        by_key = {object_key(object_id): object_id for object_id in image.objects}
+        by_key = {object_key(object_id): object_id for object_id in image.objects.ids()}
         object_id = int(object_name) if object_name.isdecimal() else by_key.get(object_name)
         if object_id is None:
             raise InvalidRequestError(f"metadata knows no object of this key: key={object_name}")
@@ -187,5 +187,7 @@ async def _inspect(setup: Setup, object_name: str, with_entries: bool) -> dict[s
                     for e in decode_block(data, row.stream_id)
                 ]
             blocks.append(block)
-        state = image.objects[object_id].state if object_id in image.objects else "unknown to metadata"
+        state = (
+            image.objects.require(object_id).state if object_id in image.objects else "unknown to metadata"
+        )
         return {"object_id": object_id, "key": key, "state": state, "size": size, "blocks": blocks}

@@ -21,9 +21,10 @@ from crc32c import crc32c
 
 from penstock.errors import CorruptError, NotFoundError, PenstockError
 from penstock.metadata.image import Image
+from penstock.metadata.objects import ObjectState
 from penstock.metadata.owners import holder_of
-from penstock.metadata.rows import ObjectState, StreamState
 from penstock.metadata.service import follow, load_image
+from penstock.metadata.streams import StreamState
 from penstock.spi.object_store import ObjectInfo
 from penstock.stream.entry import HEADER, decode_header
 from penstock.stream.marks import Evidence
@@ -96,7 +97,7 @@ async def verify(places: Places, *, now_ms: int, delete_delay_ms: int, quick: bo
             "there is no metadata log, so nothing here can be proven; is this the right place, and is it all there?",
         )
     holders = check_tiling(image, report)
-    for held in sorted(image.objects.values(), key=lambda o: o.object_id):
+    for held in sorted(image.objects.all(), key=lambda o: o.object_id):
         if held.state == "committed":
             await _check_object(places, image, held, holders[held.object_id], report, quick=quick)
     await _check_orphans(places, image, report, now_ms, delete_delay_ms)
@@ -107,8 +108,8 @@ async def verify(places: Places, *, now_ms: int, delete_delay_ms: int, quick: bo
 
 def check_tiling(image: Image, report: Report) -> dict[int, list[int]]:
     """I2 for every stream, and that objects and ranges fit together; returns the streams of each object."""
-    holders: dict[int, list[int]] = {object_id: [] for object_id in image.objects}
-    for stream in image.streams.values():
+    holders: dict[int, list[int]] = {object_id: [] for object_id in image.objects.ids()}
+    for stream in image.streams.all():
         report.streams += 1
         place = stream_name(image, stream)
         position = None
@@ -135,7 +136,7 @@ def check_tiling(image: Image, report: Report) -> dict[int, list[int]]:
         if not stream.ranges and stream.start < stream.end:
             report.problem("I2", place, f"no range covers [{stream.start},{stream.end})")
     for object_id, stream_ids in holders.items():
-        counted = image.objects[object_id].live_ranges
+        counted = image.objects.require(object_id).live_ranges
         if counted != len(stream_ids):
             report.problem(
                 "I6",
@@ -270,9 +271,9 @@ async def _check_orphans(
     found = [info async for info in places.object_store.list("objects/")]
     # an object that appeared after metadata was read was prepared after it too; one that a live broker deleted
     # since it was listed may be forgotten by now
-    known = {object_key(object_id) for object_id in image.objects}
+    known = {object_key(object_id) for object_id in image.objects.ids()}
     await follow(places.metadata_log, image)
-    known.update(object_key(object_id) for object_id in image.objects)
+    known.update(object_key(object_id) for object_id in image.objects.ids())
     for info in found:
         if info.key not in known:
             report.problem(
@@ -280,7 +281,7 @@ async def _check_orphans(
                 info.key,
                 f"orphan: metadata doesn't know the object; {_orphan_fate(image, info)}: size={info.size}",
             )
-    for held in image.objects.values():
+    for held in image.objects.all():
         overdue_ms = now_ms - held.at_ms - OVERDUE_GRACE_MS
         if held.state == "prepared" and overdue_ms > 0:
             report.notes.append(
@@ -314,11 +315,11 @@ async def _check_wal_identity(places: Places, image: Image, report: Report) -> N
             report.problem("I11", "WAL", str(error))
             return
     await follow(places.metadata_log, image)  # a live broker may have started since
-    for node in image.nodes.values():
+    for node in image.nodes.all():
         if not node.wal_in_use or (node.wal and node.wal == report.wal_identity):
             continue
         if node.node_id != places.node_id:
-            held = sum(holder_of(image.nodes, stream) is node for stream in image.streams.values())
+            held = sum(holder_of(image.nodes, stream) is node for stream in image.streams.all())
             report.problem(
                 "I1",
                 f"WAL of node {node.node_id}",
@@ -333,7 +334,7 @@ async def _check_wal_identity(places: Places, image: Image, report: Report) -> N
                 f"acknowledged records may be in another WAL only: node_id={node.node_id} recorded={node.wal} "
                 f"recorded_at={node.wal_location} found={report.wal_identity or 'none'}",
             )
-    for node in image.nodes.values():
+    for node in image.nodes.all():
         for lost in node.lost_wals:
             report.notes.append(f"what only the WAL {lost} held was given up (broker.accept_lost_wal)")
 
@@ -401,7 +402,7 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
 def _recorded_end(image: Image, report: Report) -> int:
     """How far the WAL got, as metadata know; 0 if they don't."""
     return max(
-        (n.wal_end for n in image.nodes.values() if n.wal_in_use and n.wal and n.wal == report.wal_identity),
+        (n.wal_end for n in image.nodes.all() if n.wal_in_use and n.wal and n.wal == report.wal_identity),
         default=0,
     )
 

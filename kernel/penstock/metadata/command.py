@@ -1,0 +1,34 @@
+"""What a metadata command is; the commands are in :mod:`penstock.metadata.commands`."""
+
+from __future__ import annotations
+
+__all__ = ("RETIRED_TAGS", "Command")
+
+from typing import Any, Final
+
+import msgspec
+
+from penstock.metadata.state import Moment, State
+
+#: Tags of commands that are gone. Entries with them may be in a log that somebody keeps, so none is given again.
+RETIRED_TAGS: Final[frozenset[str]] = frozenset()
+
+
+class Command(msgspec.Struct, frozen=True, omit_defaults=True):
+    """Base of all: a fact to be decided on by its fold, and how that is stored.
+
+    A command is a frozen ``msgspec.Struct`` with a ``tag`` of its own, in a module of ``penstock.metadata.commands``.
+    Fields may be added with defaults; a field, or a tag, never changes its meaning (version N reads N-1).
+    """
+
+    def fold(self, image: State, at: Moment) -> Any:
+        """Check everything, then change ``image`` and tell ``at`` what changed; the result for who sent it.
+
+        Depends on nothing but the command, the image and the moment (I7), and awaits nothing. Raises a PenstockError,
+        with nothing changed, if the command is refused.
+        """
+        raise NotImplementedError
+
+    def weight(self, image: State) -> int:
+        """About how many rows of the image the command changes: 2,000 are folded in a millisecond or two."""
+        return 1
