@@ -172,6 +172,9 @@ class Simulation:
         clean = False
         for number in range(LIVES):
             last = number == LIVES - 1
+            while number and self.random.random() < 0.3:
+                await self._start_that_dies()
+                clean = False
             with suppress(BrokerCrashError):
                 clean = await self._live(number, crash=not last and self.random.random() < 0.7, clean=clean)
                 continue
@@ -201,6 +204,23 @@ class Simulation:
         assert allocator is not None
         assert allocator.statistics().used_by_purpose.get("append", 0) == 0, "nothing is charged for ever"
         return True
+
+    async def _start_that_dies(self) -> None:
+        """It ends anywhere: while it reads the WAL, uploads, commits, opens partitions."""
+        turns = self.random.randrange(20, 300)
+        self.note(f"start dies after {turns} turns")
+        self.store.fault_rate = 0.0
+        self.wal.automatic = False
+
+        async def end(scope: anyio.CancelScope) -> None:
+            await self._turns(turns)
+            scope.cancel()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(end, tasks.cancel_scope)
+            async with self._open():
+                tasks.cancel_scope.cancel()
+        self.wal.crash()
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[Life]:

@@ -49,8 +49,8 @@ from penstock.server.connection import Connection
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.stream.engine import EngineSettings, StreamEngine
+from penstock.stream.object_puts import UploadSettings
 from penstock.stream.reader import ReaderSettings
-from penstock.stream.uploader import UploadSettings
 from penstock.wal.group_commit import GroupCommit
 from penstock.wire import ApiKey, _native, encode_request
 from penstock.wire.messages import fetch, produce

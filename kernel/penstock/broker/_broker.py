@@ -22,7 +22,7 @@ from penstock.api.context import ApiContext, DataPlace
 from penstock.api.dispatch import apis
 from penstock.broker._metadata import MetadataCheck, give_up_entries
 from penstock.broker._outage import WatchedStore
-from penstock.broker._process import capacity_of, now_ms, one_error, own_directory, switch_interval
+from penstock.broker._process import capacity_of, now_ms, own_directory, switch_interval
 from penstock.broker._settings import (
     api_settings,
     engine_settings,
@@ -51,6 +51,7 @@ from penstock.spi.kinds import ALLOCATOR, BLOCK_CACHE, LOG_CACHE, METADATA_LOG, 
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.stream.engine import StreamEngine
+from penstock.work.one_error import one_error
 
 if TYPE_CHECKING:
     from penstock.client import Producer, ProducerSettings

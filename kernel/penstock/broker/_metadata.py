@@ -29,7 +29,7 @@ from penstock.stream.marks import Evidence, hear
 from penstock.stream.object_format import object_key
 from penstock.stream.orphans import PREFIX as OBJECTS_PREFIX
 from penstock.stream.orphans import object_id_of
-from penstock.stream.recovery import rolled_back
+from penstock.stream.replay import rolled_back
 
 logger = logging.getLogger("penstock.broker")
 

@@ -1,8 +1,8 @@
-"""What a broker asks of its process: the data directory, the interpreter, and errors without wrapping."""
+"""What a broker asks of its process: the data directory and the interpreter."""
 
 from __future__ import annotations
 
-__all__ = ("capacity_of", "now_ms", "one_error", "own_directory", "switch_interval")
+__all__ = ("capacity_of", "now_ms", "own_directory", "switch_interval")
 
 import errno
 import fcntl
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from penstock.errors import ClosedError, ConfigError, PenstockError, UnavailableError
+from penstock.errors import ConfigError, UnavailableError
 from penstock.files import Access, create_file, make_directories, open_own
 
 logger = logging.getLogger("penstock.broker")
@@ -125,31 +125,3 @@ def switch_interval() -> Iterator[None]:
         yield
     finally:
         sys.setswitchinterval(before)
-
-
-@contextmanager
-def one_error() -> Iterator[None]:
-    """Task groups wrap errors in groups; a group that is about one thing is raised as that one error."""
-    leaf: BaseException | None = None
-    try:
-        yield
-    except BaseExceptionGroup as group:
-        leaves = list(_leaves(group))
-        if len(leaves) > 1 and not all(isinstance(one, PenstockError) for one in leaves):
-            raise
-        # that something was closed is what follows from the error, not the error
-        leaf = next((one for one in leaves if not isinstance(one, ClosedError)), leaves[0])
-        del leaves
-    if leaf is not None:
-        try:
-            raise leaf from leaf.__cause__  # out here, or the group would be its context, which has it
-        finally:
-            del leaf
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for inner in error.exceptions:
-            yield from _leaves(inner)
-    else:
-        yield error

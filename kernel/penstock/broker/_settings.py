@@ -19,8 +19,8 @@ from penstock.coordinator.group_types import GroupSettings
 from penstock.log.manager import LogSettings
 from penstock.server.settings import ListenerSettings, ServerSettings
 from penstock.stream.engine import EngineSettings
+from penstock.stream.object_puts import UploadSettings
 from penstock.stream.reader import ReaderSettings
-from penstock.stream.uploader import UploadSettings
 
 MIB = 2**20
 #: Kafka's ``fetch.max.bytes``; less where the memory is small.

@@ -14,7 +14,6 @@ from __future__ import annotations
 __all__ = ("EngineSettings", "EngineStatistics", "StreamEngine")
 
 import logging
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -32,21 +31,22 @@ from penstock.metadata.commands.streams import OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCache
-from penstock.spi.events import RecoveryFinished
-from penstock.spi.log_cache import LogCache, StreamEntry
+from penstock.spi.events import RecoveryFinished, UploadCommitted
+from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge
 from penstock.spi.wal import WalAppend, WriteAheadLog
-from penstock.stream.entry import ENTRY_VERSION, HEADER, pack_header
+from penstock.stream.entry import ENTRY_VERSION, pack_header
 from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.marks import MetadataMarks
+from penstock.stream.object_puts import UploadSettings
 from penstock.stream.open_stream import Stream
 from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
 from penstock.stream.reader import ColdReader, ReaderSettings, ReaderStatistics
 from penstock.stream.reads import StreamReads
-from penstock.stream.recovery import WalReplay
-from penstock.stream.uploader import Uploader, UploaderStatistics, UploadSettings
+from penstock.stream.recovery import ENTRY_OVERHEAD_BYTES, recover_wal
+from penstock.stream.uploader import Uploader, UploaderStatistics
 from penstock.work.finish import Finisher
 from penstock.work.periodic import PeriodicJob
 from penstock.work.pieces import pieces
@@ -54,8 +54,6 @@ from penstock.work.room import Room
 
 logger = logging.getLogger("penstock.stream")
 
-#: What an entry costs beside its payload: Python objects, index entries, headers when uploaded (I8).
-ENTRY_OVERHEAD_BYTES = 640
 #: What an append costs beside its payload until it is durable: the request, its response, what waits for the WAL.
 #: Measured with requests of 1 KiB; it counts against the bytes in flight.
 IN_FLIGHT_OVERHEAD_BYTES = 3072
@@ -193,6 +191,7 @@ class StreamEngine:
         self._appended_bytes = 0
         self._append_failures = 0
         self._tasks = tasks
+        self._bus = bus
         #: WAL position after the newest entry that is in the log cache, or of a deleted stream.
         self._stored_end = 0
         #: Up to where the WAL was trimmed when last there was nothing left to upload.
@@ -218,17 +217,15 @@ class StreamEngine:
             now_ms=now_ms,
             told=metadata.witnessed,
         )
-        self._uploader = Uploader(
+        self._uploader = Uploader[LogCacheBlock](
             metadata,
             store,
-            wal,
-            self._marks.trim,
-            log_cache,
             settings.upload,
             node_id=node_id,
             node_epoch=node_epoch,
             now_ms=now_ms,
-            bus=bus,
+            let_go=self._let_go,
+            committed=self._upload_committed,
         )
         self._reader = ColdReader(metadata.image, store, block_cache, settings.reader, tasks)
         #: Everything that reads streams.
@@ -257,7 +254,6 @@ class StreamEngine:
         self._wal_job = PeriodicJob(
             "look at the WAL", lambda: self._look_at_wal(None), WAL_LOOK_S, logger=logger
         )
-        bus.subscribe(BlockUploaded, self._upload_committed)
         allocator.add_pressure_listener(self._relieve)
 
     @classmethod
@@ -297,8 +293,9 @@ class StreamEngine:
                 tasks=tasks,
                 bus=bus,
             )
+            bus.publish(await engine._recover(store, now_ms))
+            # before anybody else may wait for memory: what is pending must become evictable
             tasks.start_soon(engine._uploader.run)
-            bus.publish(await engine._recover())
             tasks.start_soon(engine._lifecycle.run)
             tasks.start_soon(engine._orphans.run)
             tasks.start_soon(engine._upload_job.run)
@@ -543,9 +540,20 @@ class StreamEngine:
         await self.flush()
         return self._finish()
 
-    def _upload_committed(self, _: BlockUploaded) -> None:
+    async def _let_go(self, block: LogCacheBlock) -> None:
+        """The block is committed: trim the WAL (I4: only now), then the log cache may evict it."""
+        await self._uploader.retry("WAL trim", lambda: self._trim_uploaded(block.wal_end))
+        self._log_cache.mark_uploaded(block)
+
+    async def _trim_uploaded(self, position: int) -> None:
+        # a WAL that has ended needs no room; whoever opens it next passes over what is committed
+        if self._wal.statistics().state != "failed":
+            await self._marks.trim(position)
+
+    def _upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
         self._wal_full = False
         self._made_progress()
+        self._bus.publish(BlockUploaded(event=event, block=block))
 
     def _relieve(self, bytes_wanted: int) -> None:
         """Memory is short: evict what may go; if that isn't enough, get data that may not on its way."""
@@ -573,36 +581,26 @@ class StreamEngine:
 
     # -- recovery --------------------------------------------------------------------------------------------
 
-    async def _recover(self) -> RecoveryFinished:
+    async def _recover(self, store: ObjectStore, now_ms: Callable[[], int]) -> RecoveryFinished:
         """Upload what only the WAL holds, and trim it."""
-        started = time.perf_counter()
-        replay = WalReplay(self._wal, self.metadata.image, self._node_epoch)
-        async for entry in replay.run():
-            size = HEADER.size + len(entry.data) + ENTRY_OVERHEAD_BYTES
-            entry.charge = await self.allocator.charge(size, "append")
-            self._log_cache.put(entry)
-            if self._log_cache.active_bytes >= self._settings.upload_bytes:
-                self._freeze()
-        replay.check_end()
-        entries, size_bytes = replay.entries, replay.recovered_bytes
-        if entries:
-            logger.info("uploading what only the WAL holds: entries=%d bytes=%d", entries, size_bytes)
-        await self.flush()
-        self._uploader.may_trim = True
+        recovered = await recover_wal(
+            self._wal,
+            node_id=self._node_id,
+            node_epoch=self._node_epoch,
+            metadata=self.metadata,
+            store=store,
+            allocator=self.allocator,
+            marks=self._marks,
+            block_bytes=self._settings.upload_bytes,
+            settings=self._settings.upload,
+            now_ms=now_ms,
+        )
         # from here on no command is told to have succeeded before the WAL says how far metadata got
         self.metadata.set_witness(self._marks.mark, self._marks.durable_end)
         self._marks.mark(self.metadata.image.index)
-        await self._marks.renew()
-        if replay.end_position:
-            await self._marks.trim(replay.end_position)
-        duration_ms = (time.perf_counter() - started) * 1000
-        if entries:
-            logger.info(
-                "recovered %d entries, %d bytes from the WAL in %.0f ms", entries, size_bytes, duration_ms
-            )
         return RecoveryFinished(
-            entries=entries,
-            recovered_bytes=size_bytes,
-            skipped_entries=replay.skipped_entries,
-            duration_ms=duration_ms,
+            entries=recovered.entries,
+            recovered_bytes=recovered.payload_bytes,
+            skipped_entries=recovered.skipped_entries,
+            duration_ms=recovered.duration_ms,
         )

@@ -132,6 +132,9 @@ class MetadataMarks:
 
     def mark(self, index: int) -> None:
         """The metadata log has the entry ``index``: say so in the WAL as soon as may be."""
+        if index <= self._marked:
+            self._told(index)
+            return
         self._wanted = max(self._wanted, index)
         if not self._flying:
             self._append()

@@ -1,130 +1,199 @@
-"""What a WAL holds that isn't in objects yet: its entries are replayed against what metadata says is committed."""
+"""Recovery: what only a WAL holds is uploaded and committed, then the WAL is trimmed.
+
+    open WAL -> every entry, judged by metadata (``replay``) -> blocks -> objects, committed in log order
+             -> a mark of how far metadata got, at the WAL's end -> trim up to there
+
+It is a function of the WAL, the image and the store, and of nothing that serves clients: it reads no cache and fills
+none. So the WAL may be this broker's own, as it is at every start; another node's that was taken over; or one that is
+read beside a broker that serves.
+
+It may be ended anywhere, and begun again with the WAL opened again: what was committed is passed over then, what was
+put and not committed is given up by metadata at its deadline, and nothing is trimmed before everything is committed.
+"""
 
 from __future__ import annotations
 
-__all__ = ("WalReplay", "rolled_back")
+__all__ = ("Recovered", "recover_wal")
 
-from collections.abc import AsyncIterator
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from penstock.errors import ConfigError, CorruptError, InvariantError
-from penstock.metadata.image import Image
-from penstock.metadata.nodes import NodeState
+import anyio
+
+from penstock.errors import FullError
+from penstock.metadata.service import MetadataService
+from penstock.spi.allocator import Allocator
 from penstock.spi.log_cache import StreamEntry
-from penstock.spi.wal import WalEntry, WriteAheadLog
-from penstock.stream.entry import HEADER, WalHeader, decode_header
-from penstock.stream.marks import Evidence, Mark
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.wal import WriteAheadLog
+from penstock.stream.entry import HEADER
+from penstock.stream.marks import MetadataMarks
+from penstock.stream.object_puts import UploadSettings
+from penstock.stream.replay import Replay
+from penstock.stream.uploader import Uploader
+from penstock.work.one_error import one_error
+
+logger = logging.getLogger("penstock.stream")
+
+#: What an entry costs beside its payload: Python objects, headers when uploaded (I8).
+ENTRY_OVERHEAD_BYTES = 640
 
 
-def rolled_back(node: NodeState, end: int, location: str, remark: str = "") -> CorruptError:
-    """The WAL ends at ``end``, before what metadata know of it."""
-    return CorruptError(
-        f"the WAL ends before the position that metadata recorded, so acknowledged records are missing{remark}; is "
-        "it an older copy, or was it cut off? put back the WAL that was used last; or if it is lost, move this one "
-        "away and give up what only the lost one held with "
-        f"broker.accept_lost_wal={node.wal_name}: node_id={node.node_id} "
-        f"wal={location} end={end} recorded_end={node.wal_end}"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recovered:
+    """What a recovery found in a WAL, all of it uploaded now."""
+
+    #: Entries that only the WAL held, and their payload.
+    entries: int
+    payload_bytes: int
+    #: Entries that were committed already, or of streams that don't exist any more.
+    skipped_entries: int
+    #: Position after the last entry, up to which the WAL is trimmed; 0 if there was none.
+    end_position: int
+    duration_ms: float
+
+
+class _Block:
+    """Entries on their way from the WAL to objects."""
+
+    __slots__ = ("charged_bytes", "size_bytes", "streams")
+
+    def __init__(self) -> None:
+        self.streams: dict[int, list[StreamEntry]] = {}
+        self.size_bytes = 0
+        self.charged_bytes = 0
+
+    def add(self, entry: StreamEntry) -> None:
+        assert entry.charge is not None, "whoever adds it has charged it"
+        self.streams.setdefault(entry.stream_id, []).append(entry)
+        self.size_bytes += len(entry.data)
+        self.charged_bytes += entry.charge.size
+
+    def release(self) -> None:
+        """The memory is the allocator's again."""
+        for entries in self.streams.values():
+            for entry in entries:
+                if entry.charge is not None:
+                    entry.charge.release()
+                    entry.charge = None
+
+
+async def recover_wal(
+    wal: WriteAheadLog,
+    *,
+    node_id: int,
+    node_epoch: int,
+    metadata: MetadataService,
+    store: ObjectStore,
+    allocator: Allocator,
+    marks: MetadataMarks,
+    block_bytes: int,
+    settings: UploadSettings,
+    now_ms: Callable[[], int],
+) -> Recovered:
+    """Upload what only ``wal`` holds, commit it as the node ``node_id`` in its life ``node_epoch``, trim the WAL.
+
+    The WAL was opened as that life, so whoever wrote it before is fenced, and nobody has read it yet. ``marks``
+    writes to it: the newest mark stays in the WAL, durable, after everything else is trimmed.
+
+    Memory: as many blocks as are put at a time and one that is filled, each of ``block_bytes`` of payload and
+    overhead and at most one entry more, whatever the WAL's size; all of it charged as ``append``. Where the allocator
+    has less than that, blocks are smaller.
+
+    Raises what :meth:`Replay.take` and ``WriteAheadLog.recover`` raise of a WAL that isn't whole, FencedError if a
+    newer life of the node took over. A store or a metadata log that fails is waited for. Cancelled, or after an
+    error, nothing is trimmed and everything charged is given back.
+    """
+    started = time.perf_counter()
+    blocks: set[_Block] = set()
+
+    async def let_go(block: _Block) -> None:
+        blocks.discard(block)
+        block.release()
+
+    uploader = Uploader[_Block](
+        metadata, store, settings, node_id=node_id, node_epoch=node_epoch, now_ms=now_ms, let_go=let_go
     )
-
-
-class WalReplay:
-    """One pass over a WAL. What is committed, or of no living stream, is skipped; a hole is an error."""
-
-    def __init__(self, wal: WriteAheadLog, image: Image, node_epoch: int) -> None:
-        self._wal = wal
-        self._image = image
-        self._node_epoch = node_epoch
-        self._evidence = Evidence()
-        #: Where the next entry of a stream must begin, of streams that had one.
-        self._ends: dict[int, int] = {}
-        self.entries = 0
-        self.recovered_bytes = 0
-        self.skipped_entries = 0
-        #: WAL position after the last entry, 0 if there was none.
-        self.end_position = 0
-
-    async def run(self) -> AsyncIterator[StreamEntry]:
-        """The entries that must be uploaded, in order; none of them is charged.
-
-        Raises CorruptError if acknowledged records (I10) or metadata entries are missing, or records belong to
-        another WAL's history; ConfigError if the WAL is another cluster's, InvariantError if it repeats itself, and
-        what ``WriteAheadLog.recover`` raises.
-        """
-        async for recovered in self._wal.recover():
-            self.end_position = recovered.next_position
-            if self._hear(recovered) is not None:
-                continue
-            header = decode_header(recovered.data, recovered.position)
-            if not self._is_needed(header, recovered):
-                self.skipped_entries += 1
-                continue
-            payload = recovered.data[HEADER.size :]
-            self._ends[header.stream_id] = header.next_offset
-            self.entries += 1
-            self.recovered_bytes += len(payload)
-            yield StreamEntry(
-                header.stream_id,
-                header.base_offset,
-                header.next_offset,
-                header.time_ms,
-                payload,
-                None,
-                recovered.next_position,
-            )
-
-    def check_end(self) -> None:
-        """After the pass: raise CorruptError if metadata know that the WAL went further."""
-        end = max(self.end_position, self._wal.statistics().trimmed_position)
-        for node in self._image.nodes.all():
-            if node.epoch == self._node_epoch and end < node.wal_end:
-                raise rolled_back(node, end, self._wal.location)
-
-    def _hear(self, recovered: WalEntry) -> Mark | None:
-        """The mark of metadata in the entry, if there is one.
-
-        What was there before this broker registered is below its epoch. Where a WAL can be read from outside, this
-        was found before that.
-        """
-        mark = self._evidence.hear(recovered)
-        if mark is not None and mark.cluster_id != self._image.cluster_id:
-            raise ConfigError(
-                f"the WAL is of another cluster, point wal.path to a place of this one's own, or object_store.url to "
-                f"that cluster's store: wal={self._wal.location} wal_cluster={mark.cluster_id} "
-                f"cluster={self._image.cluster_id}"
-            )
-        if self._evidence.index >= self._node_epoch:
-            raise CorruptError(
-                f"the newest metadata entries are lost, the WAL was written with more than there were when this "
-                f"broker registered; restore the metadata log as a whole from a copy that isn't older than the WAL: "
-                f"wal={self._wal.location} reached={self._evidence.index} found={self._node_epoch - 1}"
-            )
-        return mark
-
-    def _is_needed(self, header: WalHeader, recovered: WalEntry) -> bool:
-        state = self._image.streams.get(header.stream_id)
-        if state is None:
-            return False  # deleted
-        committed = max(state.start, state.end)
-        if header.epoch != state.epoch:
-            # what was recovered when the older ownership ended is below the offset at which the present one began
-            if header.next_offset > state.opened_at:
-                raise CorruptError(
-                    f"the WAL holds records that were passed over when their stream was opened with another "
-                    f"WAL; nothing was changed, keep {self._wal.location} and start one broker per WAL: "
-                    f"stream={header.stream_id} range=[{header.base_offset},{header.next_offset}) "
-                    f"epoch={header.epoch} current={state.epoch} position={recovered.position}"
+    replay = Replay(metadata.image, node_id, node_epoch, wal.location)
+    try:
+        with one_error():
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(uploader.run)
+                await _upload_entries(
+                    wal, replay, uploader, blocks, allocator, block_bytes, settings.parallel_max
                 )
-            return False  # written under an older ownership, and recovered when that ended
-        expected = self._ends.get(header.stream_id, committed)
-        if header.next_offset <= expected:
-            return False
-        if header.base_offset > expected:
-            raise CorruptError(
-                f"acknowledged records are missing from the WAL, nothing was changed; restore the WAL at "
-                f"{self._wal.location}: stream={header.stream_id} missing=[{expected},{header.base_offset}) "
-                f"position={recovered.position}"
-            )
-        if header.stream_id in self._ends and header.base_offset < expected:
-            raise InvariantError(
-                f"the WAL returned overlapping entries: stream={header.stream_id} position={recovered.position}"
-            )
-        return True
+                tasks.cancel_scope.cancel()
+    finally:
+        for block in blocks:
+            block.release()
+    # nothing that was committed on the way may be undone by a metadata log that lost its newest entries
+    marks.mark(metadata.image.index)
+    await marks.renew()
+    if replay.end_position:
+        await marks.trim(replay.end_position)
+    recovered = Recovered(
+        entries=replay.entries,
+        payload_bytes=replay.payload_bytes,
+        skipped_entries=replay.skipped_entries,
+        end_position=replay.end_position,
+        duration_ms=(time.perf_counter() - started) * 1000,
+    )
+    if recovered.entries:
+        logger.info(
+            "recovered %d entries, %d bytes from the WAL in %.0f ms",
+            recovered.entries,
+            recovered.payload_bytes,
+            recovered.duration_ms,
+        )
+    return recovered
+
+
+async def _upload_entries(
+    wal: WriteAheadLog,
+    replay: Replay,
+    uploader: Uploader[_Block],
+    blocks: set[_Block],
+    allocator: Allocator,
+    block_bytes: int,
+    parallel_max: int,
+) -> None:
+    """Read the WAL to its end, and return when all that had to be uploaded is committed.
+
+    ``blocks`` are those that hold memory.
+    """
+    block = _Block()
+    blocks.add(block)
+
+    async def submit() -> None:
+        nonlocal block
+        uploader.submit(block)
+        block = _Block()
+        blocks.add(block)
+        # with as many on their way as are put at a time, the next one is filled meanwhile, and no more
+        await uploader.wait_pending(parallel_max)
+
+    async for recovered in wal.recover():
+        entry = replay.take(recovered)
+        if entry is None:
+            continue
+        size = HEADER.size + len(entry.data) + ENTRY_OVERHEAD_BYTES
+        try:
+            entry.charge = allocator.charge_nowait(size, "append")
+        except FullError:
+            # what this recovery holds itself comes back by being uploaded, the rest when others give it back
+            if block.streams:
+                await submit()
+            entry.charge = await allocator.charge(size, "append")
+        block.add(entry)
+        if block.charged_bytes >= block_bytes:
+            await submit()
+    replay.check_end(wal.statistics().trimmed_position)
+    if replay.entries:
+        logger.info(
+            "uploading what only the WAL holds: entries=%d bytes=%d", replay.entries, replay.payload_bytes
+        )
+    if block.streams:
+        await submit()
+    await uploader.wait_idle()

@@ -1,5 +1,6 @@
 """How work is waited for, repeated and cut up: each of these mechanisms has one module here.
 
 Waiting for room (``room``), finishing in spite of cancellation (``finish``), retry with back-off (``retry``),
-periodic jobs (``periodic``), pieces of n (``pieces``). None of them knows what the work is.
+periodic jobs (``periodic``), pieces of n (``pieces``), the one error behind a group (``one_error``). None of them
+knows what the work is.
 """

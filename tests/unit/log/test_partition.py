@@ -378,8 +378,11 @@ async def test_leader_epochs_tell_where_each_ended(world: World) -> None:
         assert partition.end_offset_for_epoch(0) == (0, 2)
         assert partition.end_offset_for_epoch(1) == (1, 3)
         assert partition.end_offset_for_epoch(2) == (-1, -1)
-        result = await partition.read(0, 10**6, read_committed=False, at_least_one=True)
-        assert [read_header(piece).leader_epoch for piece in result.records] == [0, 1]
+        epochs: list[int] = []
+        for offset in (0, 2):  # what was recovered is in an object, what came after it in the log cache
+            result = await partition.read(offset, 10**6, read_committed=False, at_least_one=True)
+            epochs += [read_header(piece).leader_epoch for piece in result.records]
+        assert epochs == [0, 1]
 
 
 async def test_retention_by_size_and_by_time_drops_the_oldest_only(world: World) -> None:

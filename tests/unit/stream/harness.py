@@ -36,9 +36,9 @@ from penstock.stream.engine import EngineSettings, StreamEngine
 from penstock.stream.entry import decode_header
 from penstock.stream.events import BlockUploaded
 from penstock.stream.marks import MARK_STREAM
+from penstock.stream.object_puts import UploadSettings
 from penstock.stream.open_stream import Stream
 from penstock.stream.reader import ReaderSettings
-from penstock.stream.uploader import UploadSettings
 
 NODE = 1
 

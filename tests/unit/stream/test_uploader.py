@@ -21,7 +21,7 @@ from penstock.metadata.image import Image
 from penstock.metadata.streams import StreamState
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream import uploader as uploader_module
-from penstock.stream.uploader import _first_part, live_offsets, plan_objects, split_parts
+from penstock.stream.upload_plan import first_part, live_offsets, plan_objects, split_parts
 
 pytestmark = pytest.mark.anyio
 
@@ -94,9 +94,9 @@ def test_a_commit_takes_as_many_objects_as_fit_and_at_least_one() -> None:
         return UploadedObject(object_id, 1, [UploadedRange(i, 0, 1, 1, 0) for i in range(ranges)])
 
     objects = [uploaded(1, 2), uploaded(2, 1), uploaded(3, 1)]
-    assert [o.object_id for o in _first_part(objects, 3)] == [1, 2]
-    assert [o.object_id for o in _first_part(objects, 1)] == [1]
-    assert [o.object_id for o in _first_part(objects, 100)] == [1, 2, 3]
+    assert [o.object_id for o in first_part(objects, 3)] == [1, 2]
+    assert [o.object_id for o in first_part(objects, 1)] == [1]
+    assert [o.object_id for o in first_part(objects, 100)] == [1, 2, 3]
 
 
 class Parts:

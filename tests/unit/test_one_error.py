@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.broker._process import one_error
 from penstock.errors import ClosedError, FencedError
+from penstock.work.one_error import one_error
 
 
 def test_the_cause_is_raised_and_not_what_followed_from_it() -> None:
