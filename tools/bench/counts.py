@@ -157,7 +157,9 @@ class Rig:
         self.wal = wal
         self.server = server
         self.wire = Wire()
-        self.connection = Connection(server, Endpoint(node_id=1, host="localhost", port=1))
+        self.connection = Connection(
+            server.core, server.connections, Endpoint(node_id=1, host="localhost", port=1)
+        )
         self.connection.connection_made(self.wire)  # type: ignore[arg-type]
 
     def exchange(self, data: bytes) -> None:
@@ -166,7 +168,7 @@ class Rig:
         buffer[: len(data)] = data
         self.connection.buffer_updated(len(data))
         self.wal.complete()
-        self.server._flush_dirty()
+        self.server.core.flush_dirty()
 
     def answers(self) -> bytes:
         """What was sent since the last time."""
@@ -241,7 +243,7 @@ async def rig() -> AsyncIterator[Rig]:
                         logs=logs, groups=None, settings=ApiSettings(), clock=clock, now_ms=now_ms
                     )
                     async with Server(listeners=[], api=api, apis=apis(), allocator=allocator) as server:
-                        server.gathers = True  # as with uvloop
+                        server.core.gathers = True  # as with uvloop
                         made = Rig(wal, server)
                         with wal.held():
                             yield made

@@ -317,7 +317,7 @@ class Bench:
             async with self._client() as client:
                 first = fetch_frame(chosen, 0, 0, 50)
                 await self._call(f"Fetch of {count:,}, full, session made", client, first)
-                sessions = self._parts.server.api.fetch_sessions
+                sessions = self._parts.server.core.api.fetch_sessions
                 session_id = next(reversed(sessions._sessions))
                 await self._call(
                     f"Fetch of {count:,}, nothing new", client, fetch_frame({}, session_id, 1, 100)

@@ -168,7 +168,7 @@ async def run(rounds: int, only: str) -> None:
                     if only and only not in f"{count}x{size}-{name}":
                         continue
                     wire = Wire()
-                    connection = Connection(server, server.endpoints[0])
+                    connection = Connection(server.core, server.connections, server.endpoints[0])
                     connection.connection_made(wire)  # type: ignore[arg-type]
                     sent = frames(count, size, codec)
                     depth = max(4, min(64, BURST_BYTES // len(sent[0])))

@@ -7,12 +7,9 @@ id are written into a copy, which takes a fifth of the time.
 from __future__ import annotations
 
 __all__ = (
-    "CORRELATION_POS",
     "TEMPLATE_VERSION_MIN",
+    "AnswerTemplate",
     "ResponseTemplates",
-    "pack_correlation_into",
-    "pack_offsets_into",
-    "response_template",
 )
 
 import struct
@@ -27,11 +24,29 @@ TEMPLATE_VERSION_MIN: Final = 5
 _ENTRIES_MAX: Final = 4096
 #: Values that nothing else in such a small message has.
 _MARKS: Final = (0x7A1B_2C3D_4E5F_6071, 0x7B2C_3D4E_5F60_7182, 0x7C3D_4E5F_6071_8293)
-CORRELATION_POS: Final = 4
+#: Where the correlation id is, and where it ends.
+_CORRELATION_POS: Final = 4
+_CORRELATION_END: Final = 8
 
 _OFFSETS: Final = struct.Struct(">qqq")
-pack_offsets_into = _OFFSETS.pack_into
-pack_correlation_into = struct.Struct(">i").pack_into
+
+
+class AnswerTemplate:
+    """The encoded answer for a partition that took its batch, from version ``TEMPLATE_VERSION_MIN`` on.
+
+    ``pack(start, correlation_id, middle, base_offset, log_append_time_ms, log_start_offset, end)`` makes the frame.
+    """
+
+    __slots__ = ("end", "middle", "pack", "start")
+
+    def __init__(self, version: int, topic: str, topic_id: bytes, index: int) -> None:
+        frame = _encode(version, 0, (topic, topic_id), index, _MARKS)
+        pos = frame.rindex(_OFFSETS.pack(*_MARKS))
+        self.start = frame[:_CORRELATION_POS]
+        self.middle = frame[_CORRELATION_END:pos]
+        self.end = frame[pos + _OFFSETS.size :]
+        shape = f">{len(self.start)}si{len(self.middle)}sqqq{len(self.end)}s"
+        self.pack = struct.Struct(shape).pack
 
 
 class ResponseTemplates:
@@ -40,7 +55,7 @@ class ResponseTemplates:
     __slots__ = ("_templates",)
 
     def __init__(self) -> None:
-        self._templates: dict[tuple[int, str, bytes, int], tuple[bytes, int]] = {}
+        self._templates: dict[tuple[int, str, bytes, int], AnswerTemplate] = {}
 
     def encode(
         self,
@@ -49,35 +64,22 @@ class ResponseTemplates:
         topic: tuple[str, bytes],
         index: int,
         offsets: tuple[int, int, int],
-    ) -> bytearray:
+    ) -> bytes:
         """The whole frame. ``topic`` is (name, id), ``offsets`` are base offset, append time and log start offset."""
         key = (version, topic[0], topic[1], index)
         found = self._templates.get(key)
         if found is None:
             if version < TEMPLATE_VERSION_MIN:
-                return bytearray(_encode(version, correlation_id, topic, index, offsets))
+                return _encode(version, correlation_id, topic, index, offsets)
             found = self._learn(key, topic)
-        template, at = found
-        frame = bytearray(template)
-        pack_correlation_into(frame, CORRELATION_POS, correlation_id)
-        pack_offsets_into(frame, at, *offsets)
-        return frame
+        return found.pack(found.start, correlation_id, found.middle, *offsets, found.end)
 
-    def _learn(self, key: tuple[int, str, bytes, int], topic: tuple[str, bytes]) -> tuple[bytes, int]:
-        template, at = response_template(key[0], topic[0], topic[1], key[3])
+    def _learn(self, key: tuple[int, str, bytes, int], topic: tuple[str, bytes]) -> AnswerTemplate:
+        template = AnswerTemplate(key[0], topic[0], topic[1], key[3])
         if len(self._templates) >= _ENTRIES_MAX:
             self._templates.clear()
-        self._templates[key] = (template, at)
-        return template, at
-
-
-def response_template(version: int, topic: str, topic_id: bytes, index: int) -> tuple[bytes, int]:
-    """The encoded answer for a partition that took its batch, and where its three offsets go.
-
-    The correlation id goes to ``CORRELATION_POS``. From version ``TEMPLATE_VERSION_MIN`` on.
-    """
-    template = _encode(version, 0, (topic, topic_id), index, _MARKS)
-    return template, template.rindex(_OFFSETS.pack(*_MARKS))
+        self._templates[key] = template
+        return template
 
 
 def _encode(

@@ -1,68 +1,33 @@
-"""A connection before the gate: what becomes of a request that is let through, refused, or throttled."""
+"""A channel before the gate: a request is let through, refused, or let through and its client throttled."""
 
 from __future__ import annotations
 
-__all__ = ("Admitted", "Admitting", "admit", "admit_produce")
+__all__ = ("admit", "throttled")
 
-from collections.abc import Mapping
-from typing import Protocol
+import msgspec
 
-from penstock.api.client import Client
 from penstock.api.declaration import Api
-from penstock.api.gate import Gate, UnidentifiedError
-from penstock.api.produce import ProduceCall
-from penstock.log.errors import KafkaError
-from penstock.server.slots import ProduceSlot, Slot
-from penstock.wire.api_keys import ApiKey
-from penstock.wire.messages.produce import ProduceRequest
+from penstock.server.channel import Channel
+from penstock.server.slots import Slot
 from penstock.wire.registry import Message
 
-
-class Admitted(Protocol):
-    """A connection, as far as it is admitted."""
-
-    client: Client
-
-    def rest(self, delay_ms: int) -> None:
-        """Handle nothing more of this client for so long."""
+#: What a response has where it can tell a client that it is throttled (KIP-219).
+_THROTTLE_FIELD = "throttle_time_ms"
 
 
-class Admitting(Protocol):
-    """A server, as far as it admits."""
-
-    gate: Gate
-
-    @property
-    def apis(self) -> Mapping[int, Api]:
-        """What is handled, by API key."""
-
-    def handler_failed(
-        self, api_key: int, error: BaseException, *, expected: bool, client: Client | None = None
-    ) -> None:
-        """Log why a request wasn't done."""
-
-
-def admit(server: Admitting, connection: Admitted, api: Api, request: Message, slot: Slot) -> None:
-    """Return when ``request`` may go to its handler; if its client is over its quota, the connection rests then.
+def admit(channel: Channel, api: Api, request: Message, slot: Slot) -> None:
+    """Return when ``request`` may go to its handler; if its client is over its quota, the channel rests then.
 
     Raises:
         KafkaError: the gate refuses it.
     """
-    rest_ms = server.gate.admit(api, request, connection.client, slot.request_bytes)
-    if rest_ms > 0:
-        connection.rest(rest_ms)
+    slot.throttle_ms = channel.core.gate.admit(api, request, channel.client, slot.request_bytes)
+    if slot.throttle_ms > 0:
+        channel.rest(slot.throttle_ms)
 
 
-def admit_produce(
-    server: Admitting, connection: Admitted, slot: ProduceSlot, call: ProduceCall, request: ProduceRequest
-) -> bool:
-    """The same for a Produce; when it is refused, all its partitions are answered with why."""
-    api = server.apis[ApiKey.PRODUCE]
-    try:
-        admit(server, connection, api, request, slot)
-    except KafkaError as error:
-        server.handler_failed(api.key, error, expected=True, client=connection.client)
-        slot.close = isinstance(error, UnidentifiedError)
-        call.give_up(error)
-        return False
-    return True
+def throttled(response: Message, throttle_ms: int) -> Message:
+    """The response that also says for how long its client is throttled, where it has a place for that."""
+    if _THROTTLE_FIELD not in response.__struct_fields__:
+        return response
+    return msgspec.structs.replace(response, **{_THROTTLE_FIELD: throttle_ms})

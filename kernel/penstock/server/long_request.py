@@ -5,18 +5,16 @@ from __future__ import annotations
 __all__ = ("COUNTED_BYTES", "HeldFrame", "admit_and_decode", "admit_nowait", "encode")
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from penstock.api.context import Client, RequestContext
 from penstock.errors import FullError, PenstockError
+from penstock.server.core import ServerCore
 from penstock.server.slots import Slot
 from penstock.shares import Member
 from penstock.spi.allocator import Allocation
 from penstock.threads import run_in_thread
 from penstock.wire.registry import Message, decode_request, encode_response
-
-if TYPE_CHECKING:
-    from penstock.server.server import Server
 
 #: A request is counted from this size on while it's handled, as so many times its size: what lists of short strings
 #: take once they are decoded.
@@ -26,15 +24,15 @@ _DECODED_PARTS: Final = 16
 _LONG_BYTES: Final = 16 * 1024
 
 
-def admit_nowait(server: Server, member: Member, context: RequestContext, size: int) -> bool:
+def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size: int) -> bool:
     """Count a request; False if it's long, or has to wait for its share."""
     if size >= _LONG_BYTES:
         return False
     try:
-        context.charges.append(server.handling.charge_nowait(size * _DECODED_PARTS, member))
+        context.charges.append(core.handling.charge_nowait(size * _DECODED_PARTS, member))
     except FullError:
         return False
-    context.charges.append(server.allocator.charge_anyway(size * _DECODED_PARTS, "requests"))
+    context.charges.append(core.allocator.charge_anyway(size * _DECODED_PARTS, "requests"))
     return True
 
 
@@ -75,22 +73,22 @@ class HeldFrame:
 
 
 async def admit_and_decode(
-    server: Server, member: Member, context: RequestContext, api_key: int, frame: HeldFrame
+    core: ServerCore, member: Member, context: RequestContext, api_key: int, frame: HeldFrame
 ) -> Message:
     """Count a request as soon as there is a share for it, then decode it. Raises PenstockError if it's malformed."""
     weight = len(frame) * _DECODED_PARTS
-    context.charges.append(await server.handling.charge(weight, member))
-    context.charges.append(server.allocator.charge_anyway(weight, "requests"))
+    context.charges.append(await core.handling.charge(weight, member))
+    context.charges.append(core.allocator.charge_anyway(weight, "requests"))
     decode = partial(decode_request, api_key, context.version, frame.take(), frame.body_pos, lenient=True)
-    return await run_in_thread(decode, limiter=server.long_requests)
+    return await run_in_thread(decode, limiter=core.long_requests)
 
 
 async def encode(
-    server: Server, client: Client, slot: Slot, api_key: int, response: Message
+    core: ServerCore, client: Client, slot: Slot, api_key: int, response: Message
 ) -> list[Any] | None:
     """The bytes of the response to a long request, which counts as part of that; None if it can't be encoded."""
     work = partial(encode_response, api_key, slot.version, slot.correlation_id, response)
     try:
-        return await run_in_thread(work, limiter=server.long_requests)
+        return await run_in_thread(work, limiter=core.long_requests)
     except PenstockError:
         return None

@@ -9,37 +9,29 @@ So nothing is read in a second way: equal bytes mean an equal request. Whatever 
 
 from __future__ import annotations
 
-__all__ = ("ProduceHead", "ProduceHeads")
+__all__ = ("FLEXIBLE_VERSION", "HEAD_START", "ProduceHead", "ProduceHeads")
 
 import struct
 from typing import Final
 
 import msgspec
 
-from penstock.api.produce_response import TEMPLATE_VERSION_MIN, response_template
+from penstock.api.produce_response import TEMPLATE_VERSION_MIN, AnswerTemplate
 from penstock.errors import PenstockError
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
-from penstock.wire.record_batch import ATTRIBUTES_POS, HEADER_BYTES, TRANSACTIONAL_BIT
 from penstock.wire.registry import encode_request
 
 #: From these versions on a request has tagged fields (KIP-482), and topics have ids in place of names (KIP-516).
-_FLEXIBLE: Final = 9
+FLEXIBLE_VERSION: Final = 9
 _TOPIC_IDS: Final = 13
 #: Heads kept. Where more are in use, one in ``_REPLACED_PART`` that aren't known takes the place of the oldest.
 _HEADS_MAX: Final = 4096
 _REPLACED_PART: Final = 16
 
 #: A head begins with the client id; before it are API key, version and correlation id.
-_START: Final = 8
-#: Behind the records: the tagged fields of partition, topic and request, of which there are none.
-_NO_TAGS: Final = b"\0\0\0"
-#: Where a batch has the byte with the transactional bit.
-_ATTRIBUTES_LOW_POS: Final = ATTRIBUTES_POS + 1
+HEAD_START: Final = 8
 _TOPIC_ID_BYTES: Final = 16
-#: Lengths of records that take a varint of two bytes: the usual ones.
-_SHORT_MIN: Final = 0x80
-_SHORT_MAX: Final = 0x3FFF
 
 _unpack_int16 = struct.Struct(">h").unpack_from
 _unpack_int32 = struct.Struct(">i").unpack_from
@@ -49,7 +41,6 @@ class ProduceHead(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     """A request of one batch for one partition, but for correlation id and records; and its answer's bytes.
 
     It takes the bytes of a frame up to ``end``. ``topic`` is empty where the request has the topic's id.
-    ``offsets_pos`` is where base offset, append time and log start offset go in ``answer``.
     """
 
     end: int
@@ -57,58 +48,32 @@ class ProduceHead(msgspec.Struct, frozen=True, eq=False, kw_only=True):
     topic: str
     topic_id: bytes
     index: int
-    answer: bytes
-    offsets_pos: int
+    answer: AnswerTemplate
 
 
 class ProduceHeads:
     """The heads that connections of a server have sent, by version and bytes. Bounded."""
 
-    __slots__ = ("_heads", "_unknown")
+    __slots__ = ("_unknown", "known")
 
     def __init__(self) -> None:
-        self._heads: dict[tuple[int, bytes], ProduceHead] = {}
+        #: By version and the bytes from ``HEAD_START`` to ``ProduceHead.end``.
+        self.known: dict[tuple[int, bytes], ProduceHead] = {}
         self._unknown = 0
 
     def __len__(self) -> int:
-        return len(self._heads)
+        return len(self.known)
 
-    def find(self, frame: memoryview, version: int, end: int) -> tuple[ProduceHead, memoryview] | None:
-        """The head of ``frame`` and the records behind it; None if it isn't known, or something is unusual.
-
-        ``end`` is where the last one ended, most likely that of this one too.
-        """
-        head = self._heads.get((version, bytes(frame[_START:end])))
-        if head is None:
-            end = _head_end(frame, version)
-            head = self._heads.get((version, bytes(frame[_START:end])))
-            if head is None:
-                return None
-        size = len(frame)
-        if version < _FLEXIBLE:
-            start = stop = end + 4
-            if start <= size and _unpack_int32(frame, end)[0] == size - start:
-                stop = size
-        else:
-            start = end + 2
-            stop = size - 3
-            length = stop - start + 1  # as the codec writes it
-            if (
-                not _SHORT_MIN <= length <= _SHORT_MAX
-                or frame[end] != length & 0x7F | 0x80
-                or frame[end + 1] != length >> 7
-                or bytes(frame[stop:]) != _NO_TAGS
-            ):
-                return None
-        if stop - start < HEADER_BYTES or frame[start + _ATTRIBUTES_LOW_POS] & TRANSACTIONAL_BIT:
-            return None
-        return head, frame[start:stop]
+    def find(self, frame: memoryview, version: int) -> ProduceHead | None:
+        """The head of ``frame``, if it is known; for who doesn't know where it ends."""
+        end = _head_end(frame, version)
+        return self.known.get((version, bytes(frame[HEAD_START:end])))
 
     def learn(self, frame: memoryview, client_id: str | None, version: int, request: ProduceRequest) -> None:
         """Keep the head of ``request``, which was decoded from ``frame``, if it is a usual one."""
         if version < TEMPLATE_VERSION_MIN or not _is_usual(request):
             return
-        if len(self._heads) >= _HEADS_MAX:
+        if len(self.known) >= _HEADS_MAX:
             self._unknown += 1
             if self._unknown % _REPLACED_PART:
                 return
@@ -119,30 +84,28 @@ class ProduceHeads:
             return
         if b"".join(written)[4:] != frame:
             return
-        if len(self._heads) >= _HEADS_MAX:
-            del self._heads[next(iter(self._heads))]
+        if len(self.known) >= _HEADS_MAX:
+            del self.known[next(iter(self.known))]
         topic = request.topic_data[0]
         topic_id, index = bytes(topic.topic_id), topic.partition_data[0].index
-        answer, offsets_pos = response_template(version, topic.name, topic_id, index)
         end = _head_end(frame, version)
-        self._heads[version, bytes(frame[_START:end])] = ProduceHead(
+        self.known[version, bytes(frame[HEAD_START:end])] = ProduceHead(
             end=end,
             client_id=client_id,
             topic=topic.name,
             topic_id=topic_id,
             index=index,
-            answer=answer,
-            offsets_pos=offsets_pos,
+            answer=AnswerTemplate(version, topic.name, topic_id, index),
         )
 
 
 def _head_end(frame: memoryview, version: int) -> int:
     """Where the head ends in a frame that the codec wrote; in any other, somewhere."""
     size: int
-    (size,) = _unpack_int16(frame, _START)
-    pos = _START + 2 + max(size, 0)  # behind the client id
+    (size,) = _unpack_int16(frame, HEAD_START)
+    pos = HEAD_START + 2 + max(size, 0)  # behind the client id
     try:
-        if version < _FLEXIBLE:  # transactional id, acks, time-out, topics, length of the name
+        if version < FLEXIBLE_VERSION:  # transactional id, acks, time-out, topics, length of the name
             (size,) = _unpack_int16(frame, pos + 2 + 2 + 4 + 4)
             return pos + 14 + max(size, 0) + 4 + 4  # name, partitions, index
         pos += 1 + 1 + 2 + 4 + 1  # tags, transactional id, acks, time-out, topics

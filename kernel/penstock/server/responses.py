@@ -9,18 +9,16 @@ from __future__ import annotations
 
 __all__ = ("count_response", "encode_in_turn")
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from penstock.api.context import Client
 from penstock.errors import FullError, PenstockError
 from penstock.log.limiter import BytesLimiter
+from penstock.server.core import ServerCore
 from penstock.server.slots import Slot
 from penstock.shares import Member
 from penstock.spi.allocator import Charge
 from penstock.wire.registry import Message, encode_response
-
-if TYPE_CHECKING:
-    from penstock.server.server import Server
 
 #: Responses up to this size aren't counted; a client has one of them at a time.
 _SMALL_BYTES: Final = 16 * 1024
@@ -56,7 +54,7 @@ class _Charges:
 
 
 async def encode_in_turn(
-    server: Server, client: Client, slot: Slot, api_key: int, response: Message
+    core: ServerCore, client: Client, slot: Slot, api_key: int, response: Message
 ) -> list[Any] | None:
     """The bytes of ``response``; a large one waits until its client may hold as much. Cancellable.
 
@@ -71,22 +69,22 @@ async def encode_in_turn(
     size = sum(map(len, buffers))
     if size <= _SMALL_BYTES:
         return buffers
-    memory = server.api.logs.fetch_memory
+    memory = core.api.logs.fetch_memory
     try:
         place = memory.charge_nowait(size, client.outgoing)
     except FullError:
         del buffers  # what waits is the values, which share what they say with the state that they are of
         place = await memory.charge(size, client.outgoing)
         buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
-    slot.charges.append(_Charges(size, place, server.allocator.charge_anyway(size, "responses")))
+    slot.charges.append(_Charges(size, place, core.allocator.charge_anyway(size, "responses")))
     return buffers
 
 
-def count_response(server: Server, client: Client, slot: Slot) -> None:
+def count_response(core: ServerCore, client: Client, slot: Slot) -> None:
     """Count a large response that didn't wait: that of a handler that answers at once."""
     if not slot.buffers or slot.charges is None or slot.charges:
         return
     size = sum(map(len, slot.buffers))
     if size > _SMALL_BYTES:
-        taken = _Taken(server.api.logs.fetch_memory, client.outgoing, size)
-        slot.charges.append(_Charges(size, taken, server.allocator.charge_anyway(size, "responses")))
+        taken = _Taken(core.api.logs.fetch_memory, client.outgoing, size)
+        slot.charges.append(_Charges(size, taken, core.allocator.charge_anyway(size, "responses")))

@@ -5,19 +5,17 @@ from __future__ import annotations
 __all__ = ("WaitingProduce",)
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import anyio
 
 from penstock.api.produce import ProduceCall
 from penstock.errors import FullError, NotNowError, PenstockError
+from penstock.server.core import ServerCore
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest
 from penstock.wire.registry import decode_request, decode_request_header
-
-if TYPE_CHECKING:
-    from penstock.server.server import Server
 
 #: A Produce waits for work on a batch of its own at least so long, however short its own time is.
 _WORK_WAIT_MS_MIN: Final = 5_000
@@ -30,10 +28,12 @@ class WaitingProduce:
     copy, and from memory of the log's once there is some. None if the call has its memory already.
     """
 
-    __slots__ = ("_call", "_carried", "_dropped", "_is_work", "_server")
+    __slots__ = ("_call", "_carried", "_dropped", "_is_work", "_core")
 
-    def __init__(self, server: Server, call: ProduceCall, frame: memoryview | None, *, is_work: bool) -> None:
-        self._server = server
+    def __init__(
+        self, core: ServerCore, call: ProduceCall, frame: memoryview | None, *, is_work: bool
+    ) -> None:
+        self._core = core
         self._call = call
         #: Whether it waits for work on a batch first, and not for room.
         self._is_work = is_work
@@ -42,7 +42,7 @@ class WaitingProduce:
         self._dropped = False
         if frame is not None:
             self._carried = bytearray(frame)
-            server.carried_bytes += len(self._carried)
+            core.carried_bytes += len(self._carried)
             call.rebind(_decode(memoryview(self._carried)))
 
     @property
@@ -52,10 +52,10 @@ class WaitingProduce:
 
     async def run(self, scopes: set[anyio.CancelScope]) -> None:
         """Wait and try again, to the end. Whoever drops this cancels what is in ``scopes``."""
-        server, call = self._server, self._call
-        server.waiting_for_room += 1
+        core, call = self._core, self._call
+        core.waiting_for_room += 1
         wait_ms_min = _WORK_WAIT_MS_MIN if self._is_work else 0
-        wait_ms = min(max(call.timeout_ms, wait_ms_min), server.api.settings.produce_wait_ms_max)
+        wait_ms = min(max(call.timeout_ms, wait_ms_min), core.api.settings.produce_wait_ms_max)
         scope = anyio.move_on_after(wait_ms / 1000)
         try:
             with scope:
@@ -64,7 +64,7 @@ class WaitingProduce:
                     return  # before this task began
                 if self._carried is not None:
                     # Waiting for memory and allocating are one step: who only waits finds it taken by others.
-                    self._adopt(await server.allocator.allocate(len(self._carried), "append"))
+                    self._adopt(await core.allocator.allocate(len(self._carried), "append"))
                 while (not_now := self._advance()) is not None:
                     await self._wait(*not_now)
             if scope.cancelled_caught and not self._dropped:
@@ -73,23 +73,23 @@ class WaitingProduce:
             if not self._dropped:
                 call.give_up(error)
         finally:
-            server.waiting_for_room -= 1
+            core.waiting_for_room -= 1
             scopes.discard(scope)
         self._drop_carried()
 
     async def _wait(self, wait: Callable[[], Coroutine[Any, Any, None]], is_work: bool) -> None:
         """Wait for what the call waits for, and count it as that."""
-        server = self._server
+        core = self._core
         if not is_work:
             await wait()
             return
-        server.waiting_for_room -= 1
-        server.preparing += 1
+        core.waiting_for_room -= 1
+        core.preparing += 1
         try:
             await wait()
         finally:
-            server.preparing -= 1
-            server.waiting_for_room += 1
+            core.preparing -= 1
+            core.waiting_for_room += 1
 
     def _adopt(self, allocation: Allocation) -> None:
         """Move the copy into memory of the log's."""
@@ -119,7 +119,7 @@ class WaitingProduce:
     def _drop_carried(self) -> None:
         carried, self._carried = self._carried, None
         if carried is not None:
-            self._server.carried_bytes -= len(carried)
+            self._core.carried_bytes -= len(carried)
 
 
 def _decode(frame: memoryview) -> ProduceRequest:

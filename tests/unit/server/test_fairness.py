@@ -40,11 +40,11 @@ def announcement(size: int) -> bytes:
 
 async def crowd(harness: Harness, count: int, data: bytes) -> list[Client]:
     """Clients that sent ``data`` and stopped."""
-    before = harness.server.received_bytes
+    before = harness.server.core.received_bytes
     clients = [await harness.connect() for _ in range(count)]
     for client in clients:
         await client.send_raw(data)
-    await until(lambda: harness.server.received_bytes == before + count * len(data))
+    await until(lambda: harness.server.core.received_bytes == before + count * len(data))
     return clients
 
 
@@ -87,10 +87,13 @@ async def test_who_has_sent_what_the_broker_did_not_come_to_is_not_stuck(logs: F
     async with serving(logs, clock=clock, receive_bytes_max=MIB) as harness, await harness.connect() as good:
         frame = good.frame(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 100_000)))
         await good.send_raw(frame[:10_000])
-        await until(lambda: harness.server.received_bytes == 10_000)
+        await until(lambda: harness.server.core.received_bytes == 10_000)
         clock.now_s += 5
         good.send_now(frame[10_000:])  # the loop doesn't know of it yet
-        assert next(harness.server._close_stuck(harness.server.incoming, None), "nobody") == "nobody"
+        assert (
+            next(harness.server.connections.close_stuck(harness.server.core.incoming, None), "nobody")
+            == "nobody"
+        )
         assert offsets(await good.receive()) == [(0, 0)]
 
 
@@ -102,7 +105,7 @@ async def test_who_stops_is_left_in_peace_while_nobody_needs_its_memory(logs: Fa
         async with await harness.connect() as good:
             await good.call(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 200_000)))
         await until(lambda: harness.server.statistics().connections == 5)
-        harness.server.sweep()
+        harness.server.connections.sweep()
         assert harness.server.statistics().connections == 5
         await leave(slow)
 
@@ -116,9 +119,9 @@ async def test_a_slow_request_that_moves_is_never_too_late(logs: FakeLogs) -> No
         frame = slow.frame(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 50_000)))
         for at in range(0, len(frame), 5000):
             await slow.send_raw(frame[at : at + 5000])
-            await until(lambda at=at: harness.server.received_bytes == min(len(frame), at + 5000))
+            await until(lambda at=at: harness.server.core.received_bytes == min(len(frame), at + 5000))
             clock.now_s += 0.9
-            harness.server.sweep()
+            harness.server.connections.sweep()
         assert offsets(await slow.receive()) == [(0, 0)]
 
 
@@ -128,7 +131,7 @@ async def test_halves_of_small_requests_count_and_give_way_too(logs: FakeLogs) -
         bad = await crowd(harness, 100, announcement(31_000) + bytes(30_000))
         assert harness.server.statistics().receive_bytes >= 100 * 30_000
         clock.now_s += 2
-        harness.server.relieve()
+        harness.server.connections.relieve()
         assert harness.server.statistics().receive_bytes <= 2 * MIB
         assert harness.server.statistics().connections_closed_for_others >= 30
         await leave(bad)
@@ -139,10 +142,10 @@ async def test_thousands_of_requests_of_one_client_leave_turns_to_others(logs: F
         many = 5000
         cheap = bad.frame(ApiKey.API_VERSIONS, 0, ApiVersionsRequest(), answered=False)
         await bad.send_raw(cheap * many)
-        await until(lambda: harness.server.requests_by_api[ApiKey.API_VERSIONS] > 0)
+        await until(lambda: harness.server.core.requests_by_api[ApiKey.API_VERSIONS] > 0)
         await good.call(ApiKey.PRODUCE, 9, produce(make_batch()))
-        assert harness.server.requests_by_api[ApiKey.API_VERSIONS] < many
-        await until(lambda: harness.server.requests_by_api[ApiKey.API_VERSIONS] == many)
+        assert harness.server.core.requests_by_api[ApiKey.API_VERSIONS] < many
+        await until(lambda: harness.server.core.requests_by_api[ApiKey.API_VERSIONS] == many)
         assert harness.server.statistics().handler_errors == 0
 
 
@@ -158,7 +161,7 @@ async def test_a_long_request_is_answered_like_a_short_one(logs: FakeLogs) -> No
         assert len(response.responses[0].partitions) == 5000
         assert [topic.name for topic in (await client.receive()).topics] == ["t"]
         assert harness.allocator.used == 0
-        assert harness.server.handling.used == 0
+        assert harness.server.core.handling.used == 0
 
 
 async def test_a_long_request_that_is_malformed_ends_the_connection_with_nothing_held(logs: FakeLogs) -> None:
@@ -170,7 +173,7 @@ async def test_a_long_request_that_is_malformed_ends_the_connection_with_nothing
         assert await client.ends()
         await until(lambda: harness.server.statistics().connections == 0)
         assert harness.server.statistics().connections_closed_for_fault == 1
-        assert (harness.allocator.used, harness.server.handling.used) == (0, 0)
+        assert (harness.allocator.used, harness.server.core.handling.used) == (0, 0)
 
 
 async def test_long_requests_wait_for_their_share_and_short_ones_dont(logs: FakeLogs) -> None:
@@ -184,12 +187,12 @@ async def test_long_requests_wait_for_their_share_and_short_ones_dont(logs: Fake
         bad = [await harness.connect() for _ in range(6)]
         for client in bad:
             await client.send(ApiKey.FETCH, 11, parked)
-        await until(lambda: harness.server.handling.waiting > 0)
+        await until(lambda: harness.server.core.handling.waiting > 0)
         await other.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
         await other.call(ApiKey.PRODUCE, 9, produce(make_batch(), partition=1))
-        assert harness.server.handling.used <= 2 * MIB
+        assert harness.server.core.handling.used <= 2 * MIB
         await leave(bad)
-        await until(lambda: harness.server.handling.used == 0)
+        await until(lambda: harness.server.core.handling.used == 0)
 
 
 async def test_one_address_leaves_connections_for_others(logs: FakeLogs) -> None:

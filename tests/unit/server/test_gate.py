@@ -250,7 +250,7 @@ async def test_who_asks_before_authenticating_is_closed(logs: FakeLogs, key: Api
     gate = Gate(authenticates=True)
     async with serving(logs, gate=gate) as harness, await harness.connect() as client:
         await client.call(ApiKey.API_VERSIONS, 3, software())
-        (connection,) = harness.server._connections
+        (connection,) = harness.server.connections
         connection.client.principal = None
         await client.call(ApiKey.API_VERSIONS, 3, software())
         request = MetadataRequest(topics=[]) if key == ApiKey.METADATA else produce(make_batch())
@@ -275,12 +275,12 @@ async def test_who_is_throttled_is_answered_and_then_not_read_until_it_has_reste
     quotas = Throttling(7_000)
     async with serving(logs, gate=Gate(quotas=quotas)) as harness, await harness.connect() as client:
         timers = Timers()
-        harness.server.call_later = timers  # type: ignore[method-assign, assignment]
+        harness.server.core.call_later = timers  # type: ignore[method-assign, assignment]
         request = software() if key == ApiKey.API_VERSIONS else produce(make_batch())
         await client.call(key, 3, request)
         assert timers.delays_s == [7.0]
         await client.send(ApiKey.API_VERSIONS, 3, software())
-        await until(lambda: harness.server.carried_bytes > 0)
+        await until(lambda: harness.server.core.carried_bytes > 0)
         assert len(quotas.counted) == 1
         timers.fire()
         await client.receive()

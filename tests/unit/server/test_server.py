@@ -466,9 +466,9 @@ async def test_client_that_takes_nothing_gives_way_to_those_who_wait(logs: FakeL
     async with serving(logs, clock=clock) as harness, await harness.connect() as client:
         await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
         await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
-        harness.server.sweep()
+        harness.server.connections.sweep()
         clock.now_s += 60
-        harness.server.sweep()
+        harness.server.connections.sweep()
         assert harness.server.statistics().connections == 1, "nobody waits"
         logs.fetch_memory.shares.limit = 20_000_000
         async with await harness.connect() as other:
@@ -488,10 +488,10 @@ async def test_client_that_never_reads_is_cut_off(logs: FakeLogs) -> None:
             await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
             await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
             clock.now_s += 59
-            harness.server.sweep()
+            harness.server.connections.sweep()
             assert harness.server.statistics().connections == 1
             clock.now_s += 2
-            harness.server.sweep()
+            harness.server.connections.sweep()
             await until(lambda: harness.server.statistics().connections == 0)
             assert logs.fetch_memory.used == 0
 
@@ -577,7 +577,7 @@ async def test_request_of_a_million_empty_partitions_is_not_even_decoded() -> No
         await client.send_raw(body)
         assert await client.ends()
         assert harness.server.statistics().connections_closed_for_fault == 1
-        assert harness.server.requests_by_api[PRODUCE] == 0
+        assert harness.server.core.requests_by_api[PRODUCE] == 0
         assert harness.allocator.used == 0
 
 
@@ -642,7 +642,7 @@ async def test_a_thousand_idle_and_half_open_connections_hold_almost_nothing() -
         assert harness.server.statistics().connections == 1000
         assert harness.allocator.used == 0
         clock.now_s += 31
-        harness.server.sweep()
+        harness.server.connections.sweep()
         await until(lambda: harness.server.statistics().connections == 0)
         assert harness.server.statistics().connections_closed_for_timeout == 1000
         for client in clients:
@@ -656,14 +656,14 @@ async def test_slow_large_frame_may_take_its_time_but_not_stop(logs: FakeLogs) -
         for client in (slow, stopped):
             frame = client.frame(PRODUCE, 9, produce(make_batch(1, b"x" * 1_000_000)))
             await client.send_raw(frame[:500_000])
-        await until(lambda: harness.server.received_bytes == 1_000_000)
+        await until(lambda: harness.server.core.received_bytes == 1_000_000)
         clock.now_s += 50
-        harness.server.sweep()
+        harness.server.connections.sweep()
         assert harness.server.statistics().connections == 2
         await slow.send_raw(frame[500_000:])
         assert offsets(await slow.receive()) == [(0, 0)]
         clock.now_s += 20
-        harness.server.sweep()
+        harness.server.connections.sweep()
         assert await stopped.ends()
         await until(lambda: harness.server.statistics().connections == 1)
         for client in (slow, stopped):
@@ -681,10 +681,10 @@ async def test_idle_connection_is_closed_but_not_one_that_waits_for_its_answer(l
         await parked.send(FETCH, 11, fetch(max_wait_ms=300_000))
         await until(lambda: logs.at("t").listeners)
         clock.now_s += 59
-        harness.server.sweep()
+        harness.server.connections.sweep()
         assert harness.server.statistics().connections == 2
         clock.now_s += 2
-        harness.server.sweep()
+        harness.server.connections.sweep()
         assert await idle.ends()
         logs.at("t").write(1)
         assert (await parked.receive()).responses
@@ -774,7 +774,7 @@ async def test_port_in_use_is_one_sentence() -> None:
             listeners=[ListenerSettings(port=port)],
             api=harness.api,
             apis={},
-            allocator=harness.server.allocator,
+            allocator=harness.server.core.allocator,
         )
         with pytest.raises(UnavailableError, match=f"can't listen.*port={port}"):
             async with other:

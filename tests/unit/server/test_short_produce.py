@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from penstock.errors import FullError
-from penstock.server import produce_heads, short_produce
+from penstock.server import produce_heads
 from penstock.server.produce_heads import ProduceHeads
+from penstock.server.short_produce import ShortProduces
 from penstock.wire import ApiKey, encode_request
 from penstock.wire.messages.produce import PartitionProduceData, ProduceRequest, TopicProduceData
 from penstock.wire.records import build_batch
@@ -128,18 +129,18 @@ async def outcome(requests: list[Sent], seed: int, *, short: bool) -> tuple[byte
     random = Random(seed)
     async with counts.rig() as made:
         if not short:
-            made.server.produce_heads = NoHeads()
-        topic = made.server.api.logs.topics()[counts.TOPIC]
+            made.server.core.produce_heads = NoHeads()
+        topic = made.server.core.api.logs.topics()[counts.TOPIC]
         topic_id = topic.id
         went = 0
-        real = short_produce.start
+        real = ShortProduces.take
 
         def counting(*args: Any) -> bool:
             nonlocal went
             went += (gone := real(*args))
             return gone
 
-        setattr(short_produce, "start", counting)  # noqa: B010 - mypy has it as a function
+        setattr(ShortProduces, "take", counting)  # noqa: B010 - mypy has it as a function
         try:
             data, answers = b"", b""
             for number, sent in enumerate(requests):
@@ -153,9 +154,9 @@ async def outcome(requests: list[Sent], seed: int, *, short: bool) -> tuple[byte
             answers += made.answers()
             made.exchange(counts.fetch_frame(0))
             answers = answers.replace(topic_id, b"T" * 16)  # a topic's id is drawn
-            return answers, made.answers(), made.server.requests_by_api[0], went
+            return answers, made.answers(), made.server.core.requests_by_api[0], went
         finally:
-            short_produce.start = real
+            setattr(ShortProduces, "take", real)  # noqa: B010
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -174,7 +175,7 @@ async def test_where_there_is_no_room_nothing_has_changed() -> None:
     async with counts.rig() as made:
         for number in range(2):
             made.exchange(frame(Sent(), number, b""))
-        partition = made.server.api.logs.partition(counts.TOPIC, 0)
+        partition = made.server.core.api.logs.partition(counts.TOPIC, 0)
         before = partition.high_watermark
 
         def full(*_: object, **__: object) -> None:
@@ -182,13 +183,16 @@ async def test_where_there_is_no_room_nothing_has_changed() -> None:
 
         partition.append = full
         view = memoryview(bytearray(frame(Sent(), 2, b"")))[4:]
-        handled = made.server.requests_by_api[0]
-        assert not short_produce.start(made.connection, view, 9, 2)
-        assert not made.connection.slots
-        assert made.connection.in_flight_bytes == 0
-        assert made.server.requests_by_api[0] == handled
+        handled = made.server.core.requests_by_api[0]
+        channel = made.connection.channel
+        short = ShortProduces(channel)
+        short.now_ms = counts.NOW_MS
+        assert not short.take(view, ApiKey.PRODUCE, 9, 2)
+        assert not channel.pipeline.slots
+        assert channel.pipeline.bytes == short.taken == 0
+        assert made.server.core.requests_by_api[0] == handled
         del partition.append
-        assert short_produce.start(made.connection, view, 9, 2)
+        assert short.take(view, ApiKey.PRODUCE, 9, 2)
         made.wal.complete()
         assert partition.high_watermark == before + 1
 
@@ -198,8 +202,10 @@ async def test_a_closed_gate_leaves_every_request_to_the_long_way() -> None:
         for number in range(2):
             made.exchange(frame(Sent(), number, b""))
         view = memoryview(bytearray(frame(Sent(), 2, b"")))[4:]
-        made.server.gate = type("Closed", (), {"is_open": False})()
-        assert not short_produce.start(made.connection, view, 9, 2)
+        channel = made.connection.channel
+        assert ShortProduces(channel).take(view, ApiKey.PRODUCE, 9, 2)
+        made.server.core.gate = type("Closed", (), {"is_open": False})()
+        assert not ShortProduces(channel).take(view, ApiKey.PRODUCE, 9, 3)
 
 
 def test_a_head_is_learned_only_from_what_the_codec_would_write() -> None:

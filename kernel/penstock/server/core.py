@@ -1,0 +1,241 @@
+"""What all connections of a server share: settings, accounts, counters, the gate, and the loop that they run on."""
+
+from __future__ import annotations
+
+__all__ = ("ServerCore",)
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any, Final, Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from penstock.api.context import ApiContext, Client
+from penstock.api.declaration import Api
+from penstock.api.gate import Gate
+from penstock.api.produce_response import ResponseTemplates
+from penstock.log.limiter import BytesLimiter
+from penstock.server.produce_heads import ProduceHeads
+from penstock.server.settings import SCRATCH_BYTES, ServerSettings
+from penstock.server.turns import Turns, metered
+from penstock.spi.allocator import Allocator
+from penstock.time_shares import TimeMember, TimeShares
+
+_log = logging.getLogger("penstock.server")
+
+#: What a client may hold of a large request before it has sent anything: up to so many bytes get memory at once that
+#: was used before, which is the quicker way. Grows with what it sends.
+_RECEIVE_CREDIT: Final = 16 * 1024
+_RECEIVE_CREDIT_MAX: Final = 16 * 1024 * 1024
+#: What long requests take once they are decoded, of all clients, as a part of what they may take before.
+_HANDLING_PART: Final = 2
+#: A write of so many bytes counts as time of the loop, by estimate: the system copies a gigabyte a second.
+_WRITE_BYTES_MIN: Final = 64 * 1024
+_WRITE_S_PER_BYTE: Final = 1e-9
+#: At most so many lines about bad input per this many seconds.
+_FAULT_LINES_MAX: Final = 5
+_FAULT_WINDOW_S: Final = 10.0
+
+
+class Flushable(Protocol):
+    """Has answers to write."""
+
+    time: TimeMember
+
+    def flush(self) -> None:
+        """Write what is complete."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+
+class ServerCore:
+    """One for all connections of a server; ``open`` binds it to the loop and to the task group of its scope."""
+
+    def __init__(
+        self,
+        *,
+        api: ApiContext,
+        apis: Mapping[int, Api],
+        allocator: Allocator,
+        settings: ServerSettings,
+        gate: Gate,
+    ) -> None:
+        self.settings = settings
+        self.api = api
+        self.apis = apis
+        #: What every request passes before its handler.
+        self.gate = gate
+        self.allocator = allocator
+        #: The receive buffer that all connections share, within one ``get_buffer`` and ``buffer_updated`` each.
+        self.scratch = memoryview(bytearray(SCRATCH_BYTES))
+        self.templates = ResponseTemplates()
+        self.produce_heads = ProduceHeads()
+        #: Whether a transport writes many buffers without joining them.
+        self.gathers = False
+        self.received_bytes = 0
+        self.sent_bytes = 0
+        self.carried_bytes = 0
+        self.waiting_for_room = 0
+        self.preparing = 0
+        self.waiting_for_memory = 0
+        self.faults = 0
+        self.handler_errors = 0
+        self.requests_by_api: Counter[int] = Counter()
+        self.time: Callable[[], float] = api.clock
+        #: What connections hold of requests, and of responses on their way.
+        receive_max = settings.receive_bytes_max
+        self.incoming = BytesLimiter(
+            receive_max,
+            credit=_RECEIVE_CREDIT,
+            credit_max=min(_RECEIVE_CREDIT_MAX, max(_RECEIVE_CREDIT, receive_max // 8)),
+            passes_elder=True,
+            clock=self.time,
+        )
+        self.outgoing = api.logs.fetch_memory
+        self.outgoing.clock = self.time
+        #: What requests take while they are handled.
+        handling_max = receive_max // _HANDLING_PART
+        self.handling = BytesLimiter(
+            handling_max, credit=handling_max, credit_max=handling_max, clock=self.time
+        )
+        #: Long requests are decoded, and their responses encoded, in this many threads.
+        self.long_requests = anyio.CapacityLimiter(1)
+        #: Who used how much of the loop's time.
+        self.loop_time = TimeShares()
+        self.processor_time: Callable[[], float] = time.thread_time
+        self.turns = Turns(self.call_soon, self._call_at, self.time, self.processor_time, self.loop_time)
+        self._dirty: list[Flushable] = []
+        self._fault_window = _Window(_FAULT_LINES_MAX, _FAULT_WINDOW_S)
+        self._tasks: TaskGroup | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def open(self, loop: asyncio.AbstractEventLoop, tasks: TaskGroup) -> None:
+        """From now on tasks and timers can be started."""
+        self._loop = loop
+        self._tasks = tasks
+
+    # -- tasks and timers -------------------------------------------------------------------------------
+
+    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run ``function`` in the server's scope."""
+        assert self._tasks is not None
+        self._tasks.start_soon(self._guarded, function, args)
+
+    def start_metered(
+        self, member: TimeMember, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """Run ``function`` in the server's scope; ``member`` pays for the time of the loop that it takes."""
+        assert self._tasks is not None
+        self._tasks.start_soon(self._guarded, self._metered, (member, function, args))
+
+    async def _metered(
+        self,
+        member: TimeMember,
+        function: Callable[..., Coroutine[Any, Any, None]],
+        args: tuple[Any, ...],
+    ) -> None:
+        await metered(
+            function(*args), member, self.loop_time, self.time, self.processor_time, self.turns.defers
+        )
+
+    async def _guarded(
+        self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
+    ) -> None:
+        """One connection's bug ends that connection's task, not the server."""
+        try:
+            await function(*args)
+        except Exception as error:  # noqa: BLE001 - logged as a bug
+            self.handler_failed(-1, error, expected=False)
+
+    def call_soon(self, function: Callable[[], None]) -> None:
+        """Call ``function`` in the next turn of the loop."""
+        assert self._loop is not None
+        self._loop.call_soon(function)
+
+    def call_later(self, delay_s: float, function: Callable[[], None]) -> asyncio.TimerHandle:
+        """Call ``function`` after a while, unless the handle is cancelled."""
+        assert self._loop is not None
+        return self._loop.call_later(delay_s, function)
+
+    def _call_at(self, when: float, function: Callable[[], None]) -> None:
+        self.call_later(max(0.0, when - self.time()), function)
+
+    # -- answers ----------------------------------------------------------------------------------------
+
+    def flush_soon(self, channel: Flushable) -> None:
+        """Flush it in the next turn of the loop, when all callbacks of this turn have run."""
+        if not self._dirty:
+            self.call_soon(self.flush_dirty)
+        self._dirty.append(channel)
+
+    def flush_dirty(self) -> None:
+        """Flush those who asked for it."""
+        dirty, self._dirty = self._dirty, []
+        for channel in dirty:
+            sent = self.sent_bytes
+            try:
+                channel.flush()
+            except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their answers
+                self.handler_failed(-1, error, expected=False)
+                channel.abort()
+            sent = self.sent_bytes - sent
+            if sent >= _WRITE_BYTES_MIN:
+                taken = sent * _WRITE_S_PER_BYTE
+                self.loop_time.used(channel.time, taken, taken, self.time())
+        self.turns.answered()
+
+    # -- what goes wrong --------------------------------------------------------------------------------
+
+    def connection_faulted(self, client: Client, reason: str) -> None:
+        """A client sent what none should, and its connection will be closed."""
+        self.faults += 1
+        self.warn(f"connection closed: {reason} peer={client.host}:{client.port}")
+
+    def handler_failed(
+        self, api_key: int, error: BaseException, *, expected: bool, client: Client | None = None
+    ) -> None:
+        """A handler raised. An operating error gets a line, a bug its traceback."""
+        if expected:
+            peer = "" if client is None else f" peer={client.host}:{client.port}"
+            self.warn(f"request failed: api_key={api_key}{peer} error={type(error).__name__}: {error}")
+            return
+        self.handler_errors += 1
+        _log.error("request failed, this is a bug: api_key=%s", api_key, exc_info=error)
+
+    def warn(self, line: str) -> None:
+        """Log what a client can make happen often: a few lines per while, and how many there were."""
+        skipped = self._fault_window.admit(self.time())
+        if skipped is None:
+            _log.debug("%s", line)
+        else:
+            _log.warning("%s%s", line, f" (and {skipped} more not shown)" if skipped else "")
+
+
+class _Window:
+    """Admits so many events per window of time, and counts the others."""
+
+    __slots__ = ("_admitted", "_limit", "_since", "_skipped", "_window_s")
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._since = float("-inf")
+        self._admitted = 0
+        self._skipped = 0
+
+    def admit(self, now: float) -> int | None:
+        """None when this one is over the limit; else how many were, since the last one admitted."""
+        if now - self._since >= self._window_s:
+            self._since = now
+            self._admitted = 0
+        if self._admitted >= self._limit:
+            self._skipped += 1
+            return None
+        self._admitted += 1
+        skipped, self._skipped = self._skipped, 0
+        return skipped

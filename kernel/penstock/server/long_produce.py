@@ -1,0 +1,135 @@
+"""Produce requests of any shape: decoded, let through by the gate, and handed to the log as far as it takes them."""
+
+from __future__ import annotations
+
+__all__ = ("ProduceHeader", "start")
+
+from typing import Final
+
+from penstock.api.context import Client
+from penstock.api.gate import UnidentifiedError
+from penstock.api.produce import ProduceCall, response_of_one
+from penstock.api.produce_scan import has_too_many_partitions
+from penstock.errors import InvalidRequestError, NotNowError, PenstockError
+from penstock.log.append_outcome import AppendOutcome
+from penstock.log.errors import KafkaError
+from penstock.server.admission import admit
+from penstock.server.channel import Channel
+from penstock.server.slots import Slot
+from penstock.server.waiting import WaitingProduce
+from penstock.spi.allocator import Allocation
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.produce import ProduceRequest, ProduceResponse, TopicProduceData
+from penstock.wire.registry import RequestHeader, decode_request, decode_request_header, encode_response
+
+_PRODUCE: Final = int(ApiKey.PRODUCE)
+
+
+class ProduceHeader:
+    """The header of a connection's Produces: always the same but for the correlation id, so decoded once."""
+
+    __slots__ = ("_header", "_tail")
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._header: RequestHeader | None = None
+
+    def body_pos(self, frame: memoryview, version: int, client: Client) -> int:
+        """Where the body of ``frame`` begins; notes the client's id."""
+        tail, header = self._tail, self._header
+        if header is None or version != header.api_version or frame[8 : 8 + len(tail)] != tail:
+            header = self._header = decode_request_header(frame)
+            client.client_id = header.client_id
+            self._tail = bytes(frame[8 : header.body_pos])
+        return header.body_pos
+
+
+class _ProduceSlot(Slot, eq=False, kw_only=True):
+    """The slot of a Produce: completes itself from the log's callback."""
+
+    channel: Channel
+    call: ProduceCall | None = None
+
+    def complete(self, response: ProduceResponse | None) -> None:
+        """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
+        if response is None:
+            self.buffers = []
+            self.close = self.call is not None and self.call.failed
+        else:
+            response.throttle_time_ms = self.throttle_ms
+            try:
+                self.buffers = encode_response(ApiKey.PRODUCE, self.version, self.correlation_id, response)
+            except PenstockError as error:
+                self.channel.answer_failed(self, error)
+        self.call = None
+        self.channel.slot_completed(self)
+
+    def complete_one(self, topic: TopicProduceData, index: int, result: AppendOutcome) -> None:
+        """One partition, and it went well."""
+        if self.throttle_ms:
+            self.complete(response_of_one(topic.name, topic.topic_id, index, result))
+            return
+        channel = self.channel
+        try:
+            frame = channel.core.templates.encode(
+                self.version,
+                self.correlation_id,
+                (topic.name, topic.topic_id),
+                index,
+                (result.base_offset, result.log_append_time_ms, result.log_start_offset),
+            )
+            self.buffers = [frame]
+        except PenstockError as error:
+            channel.answer_failed(self, error)
+        self.call = None
+        channel.slot_completed(self)
+
+
+def start(
+    channel: Channel,
+    header: ProduceHeader,
+    frame: memoryview,
+    version: int,
+    correlation_id: int,
+    allocation: Allocation | None,
+) -> None:
+    """Begin a Produce, which keeps ``allocation``; the frame is a view of it, or of memory that is needed for others.
+
+    Raises PenstockError, with nothing changed, when it's malformed.
+    """
+    core = channel.core
+    body_pos = header.body_pos(frame, version, channel.client)
+    if allocation is not None:
+        maximum = core.settings.produce_partitions_max
+        if has_too_many_partitions(frame, body_pos, version, maximum):
+            raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
+    request = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
+    assert isinstance(request, ProduceRequest)
+    if allocation is None:
+        core.produce_heads.learn(frame, channel.client.client_id, version, request)
+    core.requests_by_api[_PRODUCE] += 1
+    slot = _ProduceSlot(version, correlation_id, len(frame), channel=channel)
+    channel.pipeline.take(slot)
+    call = ProduceCall(request, version, core.api, channel.client, allocation, slot)
+    slot.call = call
+    if not core.gate.is_open and not _admit(channel, slot, call, request):
+        return
+    try:
+        call.advance()
+    except NotNowError as not_now:
+        own_frame = frame if allocation is None else None
+        channel.wait_not_now(WaitingProduce(core, call, own_frame, is_work=not_now.is_work))
+
+
+def _admit(channel: Channel, slot: _ProduceSlot, call: ProduceCall, request: ProduceRequest) -> bool:
+    """Let a Produce through the gate; when it is refused, all its partitions are answered with why."""
+    core = channel.core
+    api = core.apis[_PRODUCE]
+    try:
+        admit(channel, api, request, slot)
+    except KafkaError as error:
+        core.handler_failed(api.key, error, expected=True, client=channel.client)
+        slot.close = isinstance(error, UnidentifiedError)
+        call.give_up(error)
+        return False
+    return True

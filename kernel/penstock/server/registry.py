@@ -1,0 +1,280 @@
+"""The connections of a server, as many as may be: who gets in, who gives way to others, who is closed in time."""
+
+from __future__ import annotations
+
+__all__ = ("Connections", "Peer")
+
+import asyncio
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from typing import Final, Protocol
+
+import anyio
+
+from penstock.api.client import Client
+from penstock.log.limiter import BytesLimiter
+from penstock.server.core import ServerCore
+from penstock.server.outbox import Outbox
+from penstock.shares import Member
+
+#: How long a closed connection may take to send its last bytes.
+_LINGER_S: Final = 10.0
+#: How often it's looked for clients that don't move while others wait.
+_RELIEF_S: Final = 0.25
+#: With too many connections, one gives its place to a new one if it has sent no request for so long after it was
+#: opened, or was idle for so long. At most so many are looked at.
+_SILENT_S: Final = 2.0
+_IDLE_S: Final = 10.0
+_LOOK_MAX: Final = 64
+#: Clients that are closed at a time because they hold many times what others wait for.
+_HOARDERS_MAX: Final = 4
+_NOBODY: Final = object()
+
+
+class Peer(Protocol):
+    """One connection, as far as the set of all looks at it."""
+
+    @property
+    def address(self) -> str:
+        """Where it comes from."""
+
+    @property
+    def opened(self) -> float:
+        """When it was opened."""
+
+    @property
+    def last_active(self) -> float:
+        """When bytes came last."""
+
+    @property
+    def closing_since(self) -> float | None:
+        """When it began to close, None if it doesn't."""
+
+    @property
+    def unanswered(self) -> int:
+        """Requests that aren't answered."""
+
+    @property
+    def waits_for_us(self) -> bool:
+        """Whether it is our turn: a quiet client is no idle client then."""
+
+    @property
+    def client(self) -> Client:
+        """Who it is."""
+
+    @property
+    def outbox(self) -> Outbox:
+        """What is on its way to it."""
+
+    def frame_is_late(self, now: float, grace_s: float) -> bool:
+        """Whether an unfinished frame has stopped."""
+
+    def probe(self, now: float) -> None:
+        """Look how much the client has taken."""
+
+    def lose_place(self) -> None:
+        """Close now, and give back at once what others need."""
+
+    def drain(self) -> None:
+        """Take no more requests; answer those in flight, then close."""
+
+    def close(self) -> None:
+        """Close when the bytes written so far have left."""
+
+    def abort(self) -> None:
+        """Close now."""
+
+
+class Connections:
+    """All open connections. From ``open`` to ``drain``, timers call ``relieve`` and ``sweep``."""
+
+    def __init__(self, core: ServerCore) -> None:
+        self._core = core
+        self._open: dict[Peer, None] = {}
+        #: Connections that have sent no request yet, the oldest first.
+        self._silent: dict[Peer, None] = {}
+        self.total = 0
+        self.rejected = 0
+        self.timeouts = 0
+        #: Closed because others needed what they held.
+        self.outcompeted = 0
+        self._is_draining = False
+        self._all_closed = anyio.Event()
+        self._sweep_timer: asyncio.TimerHandle | None = None
+        self._relief_timer: asyncio.TimerHandle | None = None
+        for limiter in (core.incoming, core.outgoing):
+            limiter.on_shortage = partial(self.close_stuck, limiter)
+            limiter.on_waiting = self.relieve_soon
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __iter__(self) -> Iterator[Peer]:
+        return iter(tuple(self._open))
+
+    def open(self) -> None:
+        """Begin to look after time limits."""
+        self._schedule_sweep()
+
+    async def drain(self, timeout_ms: int) -> None:
+        """Take no further connection, answer what is in flight within ``timeout_ms``, and close all."""
+        self._is_draining = True
+        for timer in (self._sweep_timer, self._relief_timer):
+            if timer is not None:
+                timer.cancel()
+        for connection in self:
+            connection.drain()
+        with anyio.move_on_after(timeout_ms / 1000):
+            await self._wait_closed()
+        for connection in self:
+            connection.abort()
+        with anyio.move_on_after(1):
+            await self._wait_closed()
+
+    async def _wait_closed(self) -> None:
+        if self._open:
+            await self._all_closed.wait()
+
+    # -- who gets in --------------------------------------------------------------------------------------
+
+    def opened(self, connection: Peer) -> bool:
+        """Count it; False when there are too many."""
+        self.total += 1
+        settings = self._core.settings
+        address = connection.address
+        reason = None
+        if self._is_draining:
+            reason = "the broker stops"
+        elif len(self._open) >= settings.connections_max and not self._displace(None):
+            reason = f"too many: connections_max={settings.connections_max}"
+        elif self._core.incoming.shares.members_of(
+            address
+        ) > settings.connections_per_address_max and not self._displace(address):
+            maximum = settings.connections_per_address_max
+            reason = f"too many of one address: connections_per_address_max={maximum} address={address}"
+        self._open[connection] = None
+        self._silent[connection] = None
+        if reason is not None:
+            self.rejected += 1
+            self._core.warn(f"connection refused, {reason}")
+        return reason is None
+
+    def asked(self, connection: Peer) -> None:
+        """It has sent its first request."""
+        self._silent.pop(connection, None)
+
+    def closed(self, connection: Peer) -> None:
+        """It is gone."""
+        self._silent.pop(connection, None)
+        self._open.pop(connection, None)
+        if self._is_draining and not self._open:
+            self._all_closed.set()
+
+    def _displace(self, address: str | None) -> bool:
+        """Make room for a new connection (of ``address``): close one that has asked nothing yet, or is idle."""
+        now = self._core.time()
+        found: Peer | None = None
+        for connection in islice(self._silent, _LOOK_MAX):
+            if now - connection.opened > _SILENT_S and address in {None, connection.address}:
+                found = connection
+                break
+        if found is None:
+            found = self._longest_idle(now, address)
+        if found is None:
+            return False
+        self.outcompeted += 1
+        found.lose_place()
+        self.closed(found)
+        return True
+
+    def _longest_idle(self, now: float, address: str | None) -> Peer | None:
+        """Of those looked at this time the one that has been idle longest, if that's long; others next time."""
+        found: Peer | None = None
+        for connection in tuple(islice(self._open, _LOOK_MAX)):
+            self._open[connection] = self._open.pop(connection)
+            if connection.waits_for_us or address not in {None, connection.address}:
+                continue
+            if now - connection.last_active > _IDLE_S and (
+                found is None or connection.last_active < found.last_active
+            ):
+                found = connection
+        return found
+
+    # -- shortage -----------------------------------------------------------------------------------------
+
+    def close_stuck(self, limiter: BytesLimiter, spare: Member | None) -> Iterator[None]:
+        """Close who holds what others need and doesn't move, one at each step; but not ``spare``."""
+        core = self._core
+        now = core.time()
+        for member in limiter.shares.holders:
+            member.owner.probe(now)
+        victims = [m for m in limiter.shares.victims(now, spare=spare) if not m.owner.outbox.is_our_turn()]
+        if spare is None:
+            victims += [m for m in limiter.shares.hoarders()[:_HOARDERS_MAX] if m not in victims]
+        for member in victims:
+            self.outcompeted += 1
+            client = member.owner.client
+            what = "request that doesn't come" if limiter is core.incoming else "response that nobody takes"
+            core.warn(
+                f"connection closed, others need what it holds of a {what}: "
+                f"peer={client.host}:{client.port} bytes={member.held}"
+            )
+            member.owner.lose_place()
+            yield
+
+    def relieve_soon(self) -> None:
+        """Somebody waits for a share: look again and again who doesn't move, for as long as it's so."""
+        if self._relief_timer is None and not self._is_draining:
+            self._relief_timer = self._core.call_later(_RELIEF_S, self._relieve_and_schedule)
+
+    def _relieve_and_schedule(self) -> None:
+        self._relief_timer = None
+        if not self._is_draining:
+            self.relieve()
+
+    def relieve(self) -> None:
+        """While somebody waits for a share, close who holds some and doesn't move."""
+        limiters = (self._core.incoming, self._core.outgoing)
+        for limiter in limiters:
+            limiter.serve()
+            stuck = self.close_stuck(limiter, None)
+            while limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
+                limiter.serve()
+        if any(limiter.is_short for limiter in limiters):
+            self.relieve_soon()
+
+    # -- time limits --------------------------------------------------------------------------------------
+
+    def _schedule_sweep(self) -> None:
+        settings = self._core.settings
+        shortest_ms = min(
+            settings.idle_timeout_ms, settings.half_open_timeout_ms, settings.stalled_write_timeout_ms
+        )
+        self._sweep_timer = self._core.call_later(min(shortest_ms / 4000, 5.0), self._sweep_and_schedule)
+
+    def _sweep_and_schedule(self) -> None:
+        self.sweep()
+        self._schedule_sweep()
+
+    def sweep(self) -> None:
+        """Close connections that are idle, half open, or don't take their responses."""
+        settings = self._core.settings
+        now = self._core.time()
+        idle = now - settings.idle_timeout_ms / 1000
+        grace_s = settings.half_open_timeout_ms / 1000
+        stalled_s = settings.stalled_write_timeout_ms / 1000
+        self.relieve()
+        for connection in self:
+            connection.probe(now)
+            if connection.closing_since is not None:
+                if connection.closing_since < now - _LINGER_S:
+                    connection.abort()
+            elif connection.outbox.stalled_for(now) > stalled_s:
+                self.timeouts += 1
+                connection.abort()
+            elif connection.waits_for_us:
+                continue
+            elif connection.last_active < idle or connection.frame_is_late(now, grace_s):
+                self.timeouts += 1
+                connection.close()

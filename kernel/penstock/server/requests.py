@@ -1,0 +1,180 @@
+"""Requests of all kinds but Produce: from the frame through the gate to the handler, and back as an answer.
+
+Most are answered at once, by their API's ``nowait``. What has to wait runs in a task of the server's scope, alone in
+its pipeline, and ends with its client if the API says so. A long request is decoded in that task, when there is room.
+"""
+
+from __future__ import annotations
+
+__all__ = ("start",)
+
+from typing import Any
+
+import anyio
+
+from penstock.api.context import RequestContext
+from penstock.api.declaration import Api, Frame
+from penstock.api.errors import error_code_of, is_expected
+from penstock.api.gate import UnidentifiedError
+from penstock.errors import PenstockError
+from penstock.server.admission import admit, throttled
+from penstock.server.channel import Channel
+from penstock.server.long_request import COUNTED_BYTES, HeldFrame, admit_and_decode, admit_nowait, encode
+from penstock.server.responses import count_response, encode_in_turn
+from penstock.server.slots import Slot
+from penstock.spi.allocator import Allocation
+from penstock.wire.registry import Message, decode_request, decode_request_header, encode_response
+
+
+def start(
+    channel: Channel, frame: memoryview, api_key: int, version: int, allocation: Allocation | None
+) -> bool:
+    """Begin a request; whether it keeps ``frame`` and ``allocation``. Handlers get a copy.
+
+    Raises PenstockError, with nothing changed, when it's malformed.
+    """
+    header = decode_request_header(frame)
+    channel.client.client_id = header.client_id
+    core = channel.core
+    api = core.apis.get(api_key)
+    slot = Slot(version, header.correlation_id, len(frame))
+    if api is None or not api.low <= version <= api.high:
+        if api is not None and api.unsupported is not None:
+            slot.version = 0
+            channel.pipeline.take(slot)
+            _answer(channel, slot, api_key, api.unsupported(core.api))
+        else:
+            channel.fault(f"api or version is not supported: api_key={api_key} version={version}")
+        return False
+    context = RequestContext(api=core.api, client=channel.client, version=version)
+    slot.charges = context.charges
+    message: Message | None = None
+    if len(frame) < COUNTED_BYTES or admit_nowait(core, channel.handling, context, len(frame)):
+        message = decode_request(api_key, version, bytes(frame), header.body_pos, lenient=True)
+    core.requests_by_api[api_key] += 1
+    channel.pipeline.take(slot)
+    if message is None:
+        channel.run_alone(slot)
+        held = HeldFrame(frame, allocation, header.body_pos)
+        core.start_metered(channel.time, _run_long, channel, slot, api, held, context)
+        return allocation is not None
+    try:
+        admit(channel, api, message, slot)
+        response = None if api.nowait is None else api.nowait(message, context)
+    except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+        _fail(channel, slot, api, message, error)
+        return False
+    if response is not None:
+        _answer(channel, slot, api_key, response)
+    else:
+        channel.run_alone(slot)
+        core.start_metered(channel.time, _run, channel, slot, api, message, context)
+    return False
+
+
+async def _run_long(
+    channel: Channel, slot: Slot, api: Api, frame: HeldFrame, context: RequestContext
+) -> None:
+    message: Message | None = None
+    with frame, anyio.CancelScope() as scope:
+        channel.scopes.add(scope)
+        if not channel.is_lost:
+            try:
+                message = await admit_and_decode(channel.core, channel.handling, context, api.key, frame)
+            except PenstockError as error:
+                channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
+    channel.scopes.discard(scope)
+    if message is None or channel.is_lost:
+        channel.ran()
+        slot.release_charges()
+        return
+    try:
+        admit(channel, api, message, slot)
+        response = None if api.nowait is None else api.nowait(message, context)
+    except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+        channel.ran()
+        _fail(channel, slot, api, message, error)
+        return
+    if response is not None:
+        await _answer_in_turn(channel, slot, api.key, response, is_long=True)
+    else:
+        await _run(channel, slot, api, message, context, is_long=True)
+
+
+async def _run(
+    channel: Channel,
+    slot: Slot,
+    api: Api,
+    message: Message,
+    context: RequestContext,
+    *,
+    is_long: bool = False,
+) -> None:
+    """Run one handler to its end, which may be that the client went away or that the server stops."""
+    assert api.handler is not None
+    if api.frame is Frame.GROUP:
+        context.release_charges()  # groups account for what they keep, and may keep it long
+    scope = anyio.CancelScope()
+    try:
+        with scope:
+            if api.cancellable:
+                channel.scopes.add(scope)
+                if channel.is_lost:
+                    scope.cancel()
+            try:
+                response = await api.handler(message, context)
+            except Exception as error:  # noqa: BLE001 - logged and answered in _fail
+                channel.ran()
+                _fail(channel, slot, api, message, error)
+                return
+            channel.scopes.add(scope)  # who is gone doesn't wait to be answered
+            await _answer_in_turn(channel, slot, api.key, response, is_long=is_long)
+    finally:
+        channel.scopes.discard(scope)
+        if channel.running is slot:  # cancelled: there is nobody left to answer
+            channel.ran()
+            slot.release_charges()
+
+
+async def _answer_in_turn(
+    channel: Channel, slot: Slot, api_key: int, response: Message, *, is_long: bool
+) -> None:
+    buffers: list[Any] | None = None
+    if slot.throttle_ms:
+        response = throttled(response, slot.throttle_ms)
+    if not channel.is_lost:
+        make = encode if is_long else encode_in_turn
+        buffers = await make(channel.core, channel.client, slot, api_key, response)
+    channel.ran()
+    _answer(channel, slot, api_key, response, buffers)
+
+
+def _answer(
+    channel: Channel, slot: Slot, api_key: int, response: Message, buffers: list[Any] | None = None
+) -> None:
+    if channel.is_lost:
+        slot.release_charges()
+        return
+    if slot.throttle_ms:
+        response = throttled(response, slot.throttle_ms)
+    try:
+        slot.buffers = buffers or encode_response(api_key, slot.version, slot.correlation_id, response)
+    except PenstockError as error:
+        channel.answer_failed(slot, error)
+    count_response(channel.core, channel.client, slot)
+    channel.slot_completed(slot)
+
+
+def _fail(channel: Channel, slot: Slot, api: Api, message: Message, error: Exception) -> None:
+    """A handler raised: say so in the log if it is a bug, and to the client where the API has a place for it."""
+    channel.core.handler_failed(api.key, error, expected=is_expected(error), client=channel.client)
+    slot.release_charges()
+    response = None
+    if not isinstance(error, UnidentifiedError):
+        response = api.failure_response(message, slot.version, error_code_of(error))
+    if response is None:
+        slot.buffers = []
+        slot.close = True
+        channel.slot_completed(slot)
+    else:
+        _answer(channel, slot, api.key, response)
