@@ -6,7 +6,7 @@ __all__ = ()
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -235,8 +235,8 @@ class ForgetsWhenCancelled(FileWal):
         return made
 
 
-class _Forgettable(WalAppend):
-    forget = staticmethod(lambda: None)
+class _Forgettable(WalAppend, eq=False):
+    forget: Callable[[], None] = lambda: None
 
     async def wait_durable(self) -> None:
         try:

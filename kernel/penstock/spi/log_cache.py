@@ -20,12 +20,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Protocol
 
+import msgspec
+
 from penstock.spi.allocator import Charge
 from penstock.spi.plugin import PluginSpec, S
 from penstock.spi.statistics import counter, gauge
 
 
-class StreamEntry:
+class StreamEntry(msgspec.Struct, eq=False):  # made for each append, so without a step of Python
     """A run of records [base_offset, next_offset) of one stream and its payload.
 
     ``time_ms`` is the largest timestamp in it, for lookups and retention; negative where no record has one, and to
@@ -33,37 +35,15 @@ class StreamEntry:
     ``checksum`` is the CRC-32C of the payload if it is known.
     """
 
-    __slots__ = (
-        "base_offset",
-        "charge",
-        "checksum",
-        "data",
-        "next_offset",
-        "stream_id",
-        "time_ms",
-        "wal_position",
-    )
-
-    def __init__(
-        self,
-        stream_id: int,
-        base_offset: int,
-        next_offset: int,
-        time_ms: int,
-        data: memoryview,
-        charge: Charge | None = None,
-        wal_position: int = 0,
-        checksum: int | None = None,
-    ) -> None:
-        self.stream_id = stream_id
-        self.base_offset = base_offset
-        self.next_offset = next_offset
-        self.time_ms = time_ms
-        self.data = data
-        self.charge = charge
-        #: Position after this entry in the WAL (its ``next_position``).
-        self.wal_position = wal_position
-        self.checksum = checksum
+    stream_id: int
+    base_offset: int
+    next_offset: int
+    time_ms: int
+    data: memoryview
+    charge: Charge | None = None
+    #: Position after this entry in the WAL (its ``next_position``).
+    wal_position: int = 0
+    checksum: int | None = None
 
     def __repr__(self) -> str:
         return f"StreamEntry(stream={self.stream_id}, [{self.base_offset}, {self.next_offset}), {len(self.data)} B)"

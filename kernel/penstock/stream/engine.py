@@ -14,13 +14,15 @@ from __future__ import annotations
 __all__ = ("EngineSettings", "EngineStatistics", "StreamEngine")
 
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import repeat, starmap
+from operator import attrgetter, itemgetter
+from typing import Annotated, TypeAlias
 
 import anyio
-import msgspec
 from anyio.abc import TaskGroup
 
 from penstock.bus import EventBus
@@ -36,7 +38,6 @@ from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge
 from penstock.spi.wal import WalAppend, WriteAheadLog
-from penstock.stream.entry import ENTRY_VERSION, pack_header
 from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.marks import MetadataMarks
@@ -112,50 +113,10 @@ class _WithOverhead:
             charge.release()
 
 
-class _Pending(msgspec.Struct, frozen=True, eq=False):
-    """An append that waits for the WAL."""
-
-    _engine: StreamEngine
-    _stream: Stream
-    _entry: StreamEntry
-    _generation: int
-    _on_done: Callable[[Exception | None], None]
-
-    def complete(self, append: WalAppend) -> None:
-        stream, entry, engine = self._stream, self._entry, self._engine
-        engine._in_flight_bytes -= len(entry.data) + IN_FLIGHT_OVERHEAD_BYTES
-        if append.error is None:
-            assert self._generation == stream._generation, "the WAL completes in order"
-            stream.confirmed_offset = entry.next_offset
-            # The WAL works: whoever waits tries again, and if it is full still, what came since is uploaded.
-            engine._wal_full = False
-            engine._stored_end = entry.wal_position
-            if engine._closing or entry.stream_id not in engine._streams:
-                # the stream was deleted while the append was on its way; or the engine ended and recovery finds it
-                if entry.charge is not None:
-                    entry.charge.release()
-            else:
-                engine._uncharged_entries += 1
-                if engine._uncharged_entries >= OVERHEAD_ENTRIES:
-                    engine._charge_overhead(entry)
-                cache = engine._log_cache
-                cache.put(entry)
-                if cache.active_bytes >= engine._settings.upload_bytes:
-                    engine._freeze()
-        else:
-            engine._append_failures += 1
-            engine._look_at_wal(append.error)
-            if self._generation == stream._generation:
-                # later appends of this stream fail too: offsets start again after the last durable one
-                stream._generation += 1
-                stream.next_offset = stream.confirmed_offset
-                if stream.on_reset is not None:
-                    stream.on_reset(stream.confirmed_offset)
-            if entry.charge is not None:
-                entry.charge.release()
-        self._on_done(append.error)
-        if engine._room.waiters:
-            engine._made_progress()
+#: An append that waits for the WAL: its stream, the stream's generation then, and who wants to know how it ends.
+_Flying: TypeAlias = tuple[Stream, StreamEntry, int, Callable[[Exception | None], None]]
+_entry_of = itemgetter(1)
+_data_of = attrgetter("data")
 
 
 class StreamEngine:
@@ -186,10 +147,16 @@ class StreamEngine:
         self._node_id = node_id
         self._node_epoch = node_epoch
         self._streams: dict[int, Stream] = {}
+        self._upload_bytes = settings.upload_bytes
+        self._in_flight_bytes_max = settings.in_flight_bytes_max
+        #: In the order of the WAL; and their payload, with what each costs beside it.
+        self._flying: deque[_Flying] = deque()
         self._in_flight_bytes = 0
-        self._appended_entries = 0
-        self._appended_bytes = 0
+        #: Appends that the WAL answered, and their payload.
+        self._ended_entries = 0
+        self._ended_bytes = 0
         self._append_failures = 0
+        self._complete = self._completed  # one object, by which the WAL knows that appends belong together
         self._tasks = tasks
         self._bus = bus
         #: WAL position after the newest entry that is in the log cache, or of a deleted stream.
@@ -337,7 +304,9 @@ class StreamEngine:
     def forget_streams(self, stream_ids: Sequence[int]) -> None:
         """The streams were deleted: drop what memory holds of them."""
         for stream_id in stream_ids:
-            self._streams.pop(stream_id, None)
+            stream = self._streams.pop(stream_id, None)
+            if stream is not None:
+                stream.is_forgotten = True
             self._log_cache.drop_stream(stream_id)
 
     async def trim_streams(self, starts: Sequence[tuple[int, int]]) -> None:
@@ -376,14 +345,14 @@ class StreamEngine:
         its CRC-32C, if that is known.
         Raises FullError (nothing changed: wait for room, try again), ClosedError, FencedError.
         """
-        if self._in_flight_bytes >= self._settings.in_flight_bytes_max:
+        if self._in_flight_bytes >= self._in_flight_bytes_max:
             raise FullError(f"too many bytes wait for the WAL: in_flight={self._in_flight_bytes}")
         if self._drained:
             raise ClosedError("the broker is stopping")
         base = stream.next_offset
         end = base + count
-        stream_id, size = stream.stream_id, len(data)
-        header = pack_header(ENTRY_VERSION, stream_id, stream.epoch, base, end, time_ms)
+        size = len(data)
+        header = stream.pack_header(base, end, time_ms)
         entry_checksum = None
         if data_checksum is not None:
             entry_checksum = combine(checksum(header), data_checksum, size)
@@ -400,12 +369,85 @@ class StreamEngine:
             self._look_at_wal(error)
             self._die(UnavailableError(f"the wal takes nothing any more, restart the broker: cause={error}"))
             raise
-        entry = StreamEntry(stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum)
+        entry = StreamEntry(
+            stream.stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum
+        )
         stream.next_offset = end
         self._in_flight_bytes += size + IN_FLIGHT_OVERHEAD_BYTES
-        self._appended_entries += 1
-        self._appended_bytes += size
-        append.set_callback(_Pending(self, stream, entry, stream._generation, on_done).complete)
+        self._flying.append((stream, entry, stream.generation, on_done))
+        append.set_run_callback(self._complete)
+
+    def _completed(self, appends: Sequence[WalAppend], error: Exception | None) -> None:
+        """The WAL is done with ``appends``, the oldest in flight, which all end alike.
+
+        For each of them, in this order: the log cache takes the entry, readers may have it (the high watermark
+        moves), who appended it is told. What doesn't differ from one to the other is done once for all of them.
+        """
+        count = len(appends)
+        # all at once: who is told may append, and an append may complete at once
+        run = list(starmap(self._flying.popleft, repeat((), count)))
+        entries = list(map(_entry_of, run))
+        newest = entries[-1]
+        assert newest.wal_position == appends[-1].next_position, "the WAL completes in order"
+        size = sum(map(len, map(_data_of, entries)))
+        self._in_flight_bytes -= size + count * IN_FLIGHT_OVERHEAD_BYTES
+        self._ended_entries += count
+        self._ended_bytes += size
+        first_error = self._store(run) if error is None else self._fail(run, error)
+        if self._room.waiters:
+            self._made_progress()
+        if first_error is not None:
+            raise again(first_error)
+
+    def _store(self, run: Sequence[_Flying]) -> Exception | None:
+        """The entries are durable. The first error that was raised by who was told."""
+        # The WAL works: whoever waits tries again, and if it is full still, what came since is uploaded.
+        self._wal_full = False
+        self._stored_end = run[-1][1].wal_position
+        self._uncharged_entries += len(run)
+        cache, is_closing = self._log_cache, self._closing
+        put = cache.put
+        newest: StreamEntry | None = None
+        first_error: Exception | None = None
+        for stream, entry, _, on_done in run:
+            if stream.is_forgotten or is_closing:
+                # it was deleted while the append was on its way; or the engine ended, and recovery finds the entry
+                self._uncharged_entries -= 1
+                if entry.charge is not None:
+                    entry.charge.release()
+            else:
+                put(entry)
+                newest = entry
+            stream.confirmed_offset = entry.next_offset
+            try:
+                on_done(None)
+            except Exception as raised:  # noqa: BLE001 - the others are told before it is raised
+                first_error = first_error or kept(raised)
+        if newest is not None and self._uncharged_entries >= OVERHEAD_ENTRIES:
+            self._charge_overhead(newest)
+        if cache.active_bytes >= self._upload_bytes:
+            self._freeze()
+        return first_error
+
+    def _fail(self, run: Sequence[_Flying], error: Exception) -> Exception | None:
+        """The entries will never be acknowledged. The first error that was raised by who was told."""
+        self._append_failures += len(run)
+        self._look_at_wal(error)
+        first_error: Exception | None = None
+        for stream, entry, generation, on_done in run:
+            if generation == stream.generation:
+                # later appends of this stream fail too: offsets start again after the last durable one
+                stream.generation += 1
+                stream.next_offset = stream.confirmed_offset
+                if stream.on_reset is not None:
+                    stream.on_reset(stream.confirmed_offset)
+            if entry.charge is not None:
+                entry.charge.release()
+            try:
+                on_done(again(error))
+            except Exception as raised:  # noqa: BLE001 - the others are told before it is raised
+                first_error = first_error or kept(raised)
+        return first_error
 
     async def wait_for_room(self, size: int) -> None:
         """Return when an append of ``size`` bytes that got FullError is worth another try.
@@ -417,7 +459,7 @@ class StreamEngine:
             (await self.allocator.charge(size, "append")).release()
         if self._closing:
             raise ClosedError("the broker is stopping")
-        if self._wal_full or self._in_flight_bytes >= self._settings.in_flight_bytes_max:
+        if self._wal_full or self._in_flight_bytes >= self._in_flight_bytes_max:
             await self._room.wait()
             if self._closing:
                 raise ClosedError("the broker is stopping")
@@ -568,11 +610,12 @@ class StreamEngine:
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the state."""
+        flying_bytes = self._in_flight_bytes - len(self._flying) * IN_FLIGHT_OVERHEAD_BYTES
         return EngineStatistics(
             open_streams=len(self._streams),
             in_flight_bytes=self._in_flight_bytes,
-            appended_entries=self._appended_entries,
-            appended_bytes=self._appended_bytes,
+            appended_entries=self._ended_entries + len(self._flying),
+            appended_bytes=self._ended_bytes + flying_bytes,
             append_failures=self._append_failures,
             uploader=self._uploader.statistics(),
             reader=self._reader.statistics(),

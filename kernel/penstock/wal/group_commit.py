@@ -17,49 +17,60 @@ __all__ = ("Group", "GroupCommit")
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 
 from penstock.direct_io import LARGE_BYTES
 from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError, again, kept
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalStatistics
+from penstock.spi.wal import WalAppend, WalStatistics, complete_all
 from penstock.wal.framing import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES
 
 _UNBOUNDED = 2**63 - 1
+_NOTHING = -1
+_append_of, _payload_of, _checksum_of = map(itemgetter, range(3))
 _GROUP_LIMIT = 2**32 - 2**20  # the length field of a group header is 32 bits wide
 
 
 class Group:
     """Appends that are written together. The layout is :mod:`penstock.wal.framing`'s."""
 
-    __slots__ = (
-        "appends",
-        "checksums",
-        "done",
-        "end_position",
-        "error",
-        "length",
-        "payload_bytes",
-        "payloads",
-        "position",
-        "sequence",
-    )
+    __slots__ = ("done", "end_position", "entries", "error", "filler_bytes", "length", "position", "sequence")
 
     def __init__(self, sequence: int, position: int) -> None:
         self.sequence = sequence
         self.position = position
         #: Bytes with framing, without padding; 0 until the group is closed.
         self.length = 0
-        self.payload_bytes = 0
+        #: Bytes in front of large entries, with their headers.
+        self.filler_bytes = 0
         #: Where the next group starts: position + length, aligned up; set when the group is closed.
         self.end_position = position
-        self.appends: list[WalAppend] = []
-        self.payloads: list[Sequence[Buffer]] = []
-        #: CRC-32C of each payload, where the caller knew it.
-        self.checksums: list[int | None] = []
+        #: Each append, its payload, and the payload's CRC-32C where the caller knew it; empty once completed.
+        self.entries: list[tuple[WalAppend, Sequence[Buffer], int | None]] = []
         #: Durable, or answered.
         self.done = False
         #: Why it can't be made durable.
         self.error: PenstockError | None = None
+
+    @property
+    def appends(self) -> list[WalAppend]:
+        """In the order of their positions."""
+        return list(map(_append_of, self.entries))  # no step of Python for each
+
+    @property
+    def payloads(self) -> list[Sequence[Buffer]]:
+        """One for each append."""
+        return list(map(_payload_of, self.entries))
+
+    @property
+    def checksums(self) -> list[int | None]:
+        """One for each append."""
+        return list(map(_checksum_of, self.entries))
+
+    def payload_bytes(self, tail: int) -> int:
+        """Bytes of its payloads, if its last entry ends at ``tail``."""
+        framing = GROUP_HEADER_BYTES + len(self.entries) * ENTRY_HEADER_BYTES + self.filler_bytes
+        return tail - self.position - framing
 
 
 class GroupCommit:
@@ -93,6 +104,8 @@ class GroupCommit:
         self._capacity_bytes = capacity_bytes
         self._filler_bytes = filler_bytes
         self._large_bytes = LARGE_BYTES if filler_bytes is not None else sys.maxsize
+        #: Entries below this size are neither large nor too large.
+        self._small_end = min(self._large_bytes, entry_bytes_max + 1)
         self._error = ""
         self._refusal: PenstockError | None = InvalidRequestError(
             "recover the wal to its end before appending"
@@ -100,6 +113,10 @@ class GroupCommit:
         self._paused = False
         self._state = "open"
         self._open: Group | None = None
+        #: The entries of the open group, and the position up to which it takes small ones: all that most appends
+        #: have to know. -1: it takes none, since there is no such group, or appends are refused.
+        self._open_entries: list[tuple[WalAppend, Sequence[Buffer], int | None]] = []
+        self._open_end = _NOTHING
         self._ready: deque[Group] = deque()
         self._flying: deque[Group] = deque()
         self._flying_entries = 0
@@ -134,11 +151,20 @@ class GroupCommit:
 
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """Lay out one entry; see ``WriteAheadLog.append`` for the contract and every Raises."""
+        size = sum(map(len, data))
+        position = self._tail
+        end = position + ENTRY_HEADER_BYTES + size
+        if end > self._open_end or not 0 < size < self._small_end:
+            return self._append_elsewhere(data, checksum, size)
+        append = WalAppend(position, end)
+        self._open_entries.append((append, data, checksum))
+        self._tail = end
+        return append
+
+    def _append_elsewhere(self, data: Sequence[Buffer], checksum: int | None, size: int) -> WalAppend:
+        """``append`` for whatever isn't a small entry for the open group."""
         if self._refusal is not None:
             raise again(self._refusal)
-        size = 0
-        for part in data:
-            size += part.nbytes if type(part) is memoryview else len(part)
         if not 0 < size <= self._entry_bytes_max:
             raise self._bad_size(size)
         group = self._open
@@ -158,14 +184,14 @@ class GroupCommit:
             if group is not None:
                 self._ready.append(self._close_open_group())
             group = self._open = Group(self._sequence, group_position)
+            self._open_entries = group.entries
             self._sequence += 1
+            self._set_open_end()
         elif end > self._limit:
             raise self._full(size)
         append = WalAppend(position, end)
-        group.appends.append(append)
-        group.payloads.append(data)
-        group.checksums.append(checksum)
-        group.payload_bytes += size
+        group.entries.append((append, data, checksum))
+        group.filler_bytes += position - max(self._tail, group.position + GROUP_HEADER_BYTES)
         self._tail = end
         return append
 
@@ -178,7 +204,7 @@ class GroupCommit:
         else:
             return None
         self._flying.append(group)
-        self._flying_entries += len(group.appends)
+        self._flying_entries += len(group.entries)
         return group
 
     def finish(self, group: Group) -> None:
@@ -191,7 +217,7 @@ class GroupCommit:
         first_error: Exception | None = None
         while self._flying and self._flying[0].done:
             finished = self._flying.popleft()
-            self._flying_entries -= len(finished.appends)
+            self._flying_entries -= len(finished.entries)
             self._account(finished)
             first_error = _complete(finished, None) or first_error
         if self._flying and (error := self._flying[0].error) is not None:
@@ -210,18 +236,21 @@ class GroupCommit:
         if self._state == "open":
             self._refusal = error
             self._paused = True
+            self._set_open_end()
 
     def resume(self) -> None:
         """End :meth:`pause`."""
         if self._paused and self._state == "open":
             self._refusal = None
             self._paused = False
+            self._set_open_end()
 
     def close(self) -> None:
         """Refuse appends from now on; what was appended may still finish."""
         if self._state == "open":
             self._state = "closed"
             self._refusal = ClosedError("the wal is closed")
+            self._set_open_end()
 
     def fail(
         self,
@@ -244,6 +273,7 @@ class GroupCommit:
             self._refusal = refusal or ClosedError(
                 f"the wal {state}, restart the broker to recover: cause={error}"
             )
+            self._set_open_end()
         if group is not None:
             if group.done:
                 return
@@ -274,7 +304,7 @@ class GroupCommit:
     @property
     def open_entries(self) -> int:
         """Entries in the group that ``take(partial=True)`` would close; 0 if there is none."""
-        return len(self._open.appends) if self._open is not None else 0
+        return len(self._open.entries) if self._open is not None else 0
 
     @property
     def open_bytes(self) -> int:
@@ -305,8 +335,11 @@ class GroupCommit:
     def statistics(self, *, last_group_us: int = 0) -> WalStatistics:
         """A snapshot."""
         groups = [*self._flying, *self._ready, *([self._open] if self._open else [])]
-        pending_entries = sum(len(group.appends) for group in groups)
-        pending_payload = sum(group.payload_bytes for group in groups)
+        pending_entries = sum(len(group.entries) for group in groups)
+        pending_payload = sum(
+            group.payload_bytes(group.position + group.length if group.length else self._tail)
+            for group in groups
+        )
         return WalStatistics(
             appended_entries=self._done_entries + pending_entries,
             appended_payload_bytes=self._done_payload_bytes + pending_payload,
@@ -337,6 +370,7 @@ class GroupCommit:
         group.length = self._tail - group.position
         group.end_position = -(-self._tail // self._alignment) * self._alignment
         self._open = None
+        self._set_open_end()
         return group
 
     def _answer_all(self, error: PenstockError) -> Exception | None:
@@ -346,6 +380,7 @@ class GroupCommit:
         self._flying_entries = 0
         self._ready.clear()
         self._open = None
+        self._set_open_end()
         first_error: Exception | None = None
         for group in groups:
             group.done = True
@@ -355,12 +390,19 @@ class GroupCommit:
     def _account(self, group: Group) -> None:
         self._confirmed = group.end_position
         self._done_groups += 1
-        self._done_entries += len(group.appends)
-        self._done_payload_bytes += group.payload_bytes
+        self._done_entries += len(group.entries)
+        self._done_payload_bytes += group.payload_bytes(group.position + group.length)
         self._written_bytes += group.end_position - group.position
 
     def _set_limit(self) -> None:
         self._limit = self._start + self._capacity_bytes if self._capacity_bytes else _UNBOUNDED
+        self._set_open_end()
+
+    def _set_open_end(self) -> None:
+        """To be called when the open group, the limit or the refusal changes."""
+        self._open_end = _NOTHING
+        if self._open is not None and self._refusal is None:
+            self._open_end = min(self._open.position + self._group_bytes_max, self._limit)
 
     def _bad_size(self, size: int) -> InvalidRequestError:
         if size == 0:
@@ -378,11 +420,10 @@ class GroupCommit:
 
 def _complete(group: Group, error: PenstockError | None) -> Exception | None:
     """Complete all appends of ``group``; the first error that a callback raised."""
-    first_error: Exception | None = None
-    for append in group.appends:
-        try:
-            append.complete(error if error is None else again(error))
-        except Exception as raised:  # noqa: BLE001 - the other appends are answered before it is raised
-            first_error = first_error or kept(raised)
-    group.payloads.clear()
-    return first_error
+    appends = group.appends
+    group.entries.clear()  # whoever keeps the group doesn't keep payloads
+    try:
+        complete_all(appends, error)
+    except Exception as raised:  # noqa: BLE001 - raised when everybody is answered
+        return kept(raised)
+    return None

@@ -139,7 +139,6 @@ class FifoLogCache:
         self._blocks: deque[_Block] = deque()
         self._frozen_bytes = 0
         self._uploaded_bytes = 0
-        self._entries = 0
         self._hits = 0
         self._misses = 0
         self._evicting = False
@@ -150,11 +149,11 @@ class FifoLogCache:
         return LogCacheCapabilities()
 
     def put(self, entry: StreamEntry) -> None:
-        if self._closed:
-            raise ClosedError("log cache is closed")
         stream_id = entry.stream_id
         stream = self._streams.get(stream_id)
         if stream is None:
+            if self._closed:  # which left no stream
+                raise ClosedError("log cache is closed")
             stream = self._streams[stream_id] = _Stream()
         elif entry.base_offset != stream.next_offset:
             raise InvariantError(
@@ -171,13 +170,11 @@ class FifoLogCache:
                 stream.tail = len(stream.entries)
         stream.active.append(entry)
         stream.entries.append(entry)
-        stream.total += size
-        stream.ends.append(stream.total)
+        stream.total = total = stream.total + size
+        stream.ends.append(total)
         stream.next_offset = entry.next_offset
         self.active_bytes += size
-        if entry.wal_position > block.wal_end:
-            block.wal_end = entry.wal_position
-        self._entries += 1
+        block.wal_end = entry.wal_position  # the greatest: entries come in the order of the WAL
 
     def get(
         self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
@@ -249,7 +246,7 @@ class FifoLogCache:
             active_bytes=self.active_bytes,
             frozen_bytes=self._frozen_bytes,
             uploaded_bytes=self._uploaded_bytes,
-            entries=self._entries,
+            entries=sum(sum(map(len, block.streams.values())) for block in (self._active, *self._blocks)),
             hits=self._hits,
             misses=self._misses,
         )
@@ -300,7 +297,6 @@ class FifoLogCache:
             self._uploaded_bytes -= size
             if not block.streams:
                 self._blocks.remove(block)
-        self._entries -= len(entries)
         del entries  # the last reference, unless somebody reads
         _release(charges)
 
@@ -318,7 +314,6 @@ class FifoLogCache:
                 stream.remove(entries)
                 if not stream.entries:
                     del self._streams[stream_id]
-            self._entries -= len(entries)
             charges += _take_charges(entries)
         block.streams = {}
         return charges

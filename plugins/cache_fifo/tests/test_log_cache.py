@@ -136,8 +136,8 @@ def test_a_stream_goes_on_after_its_newest_block_was_evicted() -> None:
 
 
 def test_an_evicted_newest_block_is_not_kept_alive_by_its_stream() -> None:
-    class Watched(StreamEntry):
-        __slots__ = ("__weakref__",)
+    class Watched(StreamEntry, eq=False, weakref=True):
+        pass
 
     cache = make()
     cache.put(entry(7, 0, 10))
@@ -261,9 +261,7 @@ def test_the_entries_are_gone_before_their_charge_is_released() -> None:
 
     exported: list[int] = []
 
-    class Watched(StreamEntry):
-        __slots__ = ()
-
+    class Watched(StreamEntry, eq=False):
         def __del__(self) -> None:
             exported.append(1)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -326,3 +327,89 @@ def test_boundaries_cut_at_whole_groups_and_stay_few() -> None:
     assert boundaries.trim(100) == Cursor(200, 20, 20)
     assert boundaries.trim(997) == Cursor(1000, 100, 100)
     assert boundaries.start == Cursor(1000, 100, 100)
+
+
+# -- runs of appends -------------------------------------------------------------------------------------------
+
+Told = list[tuple[str, list[int], Exception | None]]
+
+
+def told_by(told: Told, name: str) -> Callable[[Sequence[WalAppend], Exception | None], None]:
+    return lambda appends, error: told.append((name, [append.position for append in appends], error))
+
+
+@given(st.lists(st.sampled_from("abs"), min_size=1, max_size=12), st.booleans())
+def test_appends_with_one_run_callback_are_told_together_and_all_in_the_order_of_positions(
+    kinds: list[str], fails: bool
+) -> None:
+    commit, told = started(), Told()
+    callbacks = {name: told_by(told, name) for name in "ab"}
+    expected: list[tuple[str, list[int]]] = []
+    for kind in kinds:
+        append = commit.append([b"x"])
+        if kind == "s":
+            append.set_callback(lambda append: told.append(("s", [append.position], append.error)))
+        else:
+            append.set_run_callback(callbacks[kind])
+        if kind != "s" and expected and expected[-1][0] == kind:
+            expected[-1][1].append(append.position)
+        else:
+            expected.append((kind, [append.position]))
+    group = commit.take()
+    assert group is not None
+    if fails:
+        commit.fail(UnavailableError("disk gone"))
+    else:
+        commit.finish(group)
+    assert [(name, positions) for name, positions, _ in told] == expected
+    assert all(isinstance(error, UnavailableError) if fails else error is None for _, _, error in told)
+
+
+def test_a_run_callback_that_raises_keeps_no_other_append_waiting() -> None:
+    commit = started()
+
+    def bug(appends: Sequence[WalAppend], error: Exception | None) -> None:
+        raise ZeroDivisionError
+
+    commit.append([b"x"]).set_run_callback(bug)
+    second = commit.append([b"y"])
+    group = commit.take()
+    assert group is not None
+    with pytest.raises(ZeroDivisionError):
+        commit.finish(group)
+    assert second.done
+    assert commit.idle
+
+
+def test_a_wal_that_completes_appends_one_by_one_tells_runs_of_one() -> None:
+    told = Told()
+    late, early = WalAppend(0, 10), WalAppend(10, 20)
+    early.set_run_callback(told_by(told, "a"))
+    late.complete()
+    late.set_run_callback(told_by(told, "a"))  # it is done already: at once
+    early.complete()
+    assert told == [("a", [0], None), ("a", [10], None)]
+
+
+def test_an_entry_goes_into_the_open_group_up_to_its_bound_and_not_while_appends_are_refused() -> None:
+    """What most appends look at says the same as all that it stands for."""
+    commit = started(group=FRAME + 100 + ENTRY_HEADER_BYTES + 100, capacity=FRAME * 3 + 400)
+    commit.append([bytes(100)])
+    commit.append([bytes(100)])  # fills it exactly
+    assert commit.take(partial=False) is None
+    commit.append([bytes(1)])
+    assert (commit.take(partial=False) is not None, commit.open_entries) == (True, 1)
+    commit.pause(FullError("no space"))
+    with pytest.raises(FullError, match="no space"):
+        commit.append([bytes(1)])
+    commit.resume()
+    commit.append([bytes(1)])
+    assert commit.open_entries == 2
+    with suppress(FullError):
+        while True:
+            commit.append([bytes(1)])
+    with pytest.raises(FullError, match="trim it"):
+        commit.append([bytes(1)])
+    commit.close()
+    with pytest.raises(ClosedError):
+        commit.append([bytes(1)])
