@@ -49,6 +49,7 @@ class Connection(asyncio.BufferedProtocol):
         "_connections",
         "_core",
         "_header",
+        "_in_turn",
         "_is_greedy",
         "_is_paused",
         "_reader",
@@ -74,8 +75,8 @@ class Connection(asyncio.BufferedProtocol):
         self._header = ProduceHeader()
         #: A frame wasn't taken, and the transport doesn't read.
         self._is_paused = False
-        #: It asked for more than fits into one turn of the loop.
-        self._is_greedy = False
+        #: It asked for more than fits into one turn of the loop; it has such a turn just now.
+        self._is_greedy = self._in_turn = False
         #: What ``_count`` told last of bytes outside of the allocator.
         self._carried = 0
         self.last_active = self.opened = core.time()
@@ -157,8 +158,7 @@ class Connection(asyncio.BufferedProtocol):
         self._read(core.scratch, end, now)
         if reader.partial or channel.incoming.held or channel.waiting is not None:
             self._count()
-        later = core.time()
-        core.loop_time.used(channel.time, core.processor_time() - begin, later - now, later)
+        core.turns.used(channel.time, now, begin)
 
     # -- frames ---------------------------------------------------------------------------------------
 
@@ -373,10 +373,18 @@ class Connection(asyncio.BufferedProtocol):
         large = reader.large
         if large is not None and large.is_whole and not self._take_large(large):
             return
+        if not reader.is_stuck:
+            return
+        core = self._core
+        now, begin = core.time(), core.processor_time()
+        if not self._in_turn and core.turns.hold_back(self, now, is_greedy=True):
+            self._wait_for_turn()
+            return
         backlog = reader.take_backlog()
-        if backlog:
-            self._read(memoryview(backlog), len(backlog), self._core.time())
-            self._count()
+        self._read(memoryview(backlog), len(backlog), now)
+        if not self._in_turn:
+            core.turns.used(self.time, now, begin)
+        self._count()
 
     def _wait_for_turn(self) -> None:
         """Others first: go on in the next turn of this connection."""
@@ -388,11 +396,14 @@ class Connection(asyncio.BufferedProtocol):
         """Go on with what was kept back for this turn."""
         pipeline = self.channel.pipeline
         pipeline.end(Wait.TURN)
+        self._in_turn = True
         try:
             self.channel.go_on()
         except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their turns
             self._core.handler_failed(-1, error, expected=False)
             self.abort()
+        finally:
+            self._in_turn = False
         # what it receives next waits too, if this wasn't all
         self._is_greedy = pipeline.is_waiting(Wait.TURN)
 

@@ -33,8 +33,9 @@ _RECEIVE_CREDIT: Final = 16 * 1024
 _RECEIVE_CREDIT_MAX: Final = 16 * 1024 * 1024
 #: What long requests take once they are decoded, of all clients, as a part of what they may take before.
 _HANDLING_PART: Final = 2
-#: A write of so many bytes counts as time of the loop, by estimate: the system copies a gigabyte a second.
-_WRITE_BYTES_MIN: Final = 64 * 1024
+#: A write of so many bytes counts as time of the loop, by estimate: a call and a copy, a gigabyte a second.
+_WRITE_BYTES_MIN: Final = 4 * 1024
+_WRITE_S: Final = 2e-5
 _WRITE_S_PER_BYTE: Final = 1e-9
 #: At most so many lines about bad input per this many seconds.
 _FAULT_LINES_MAX: Final = 5
@@ -131,6 +132,7 @@ class ServerCore:
     ) -> None:
         """Run ``function`` in the server's scope; ``member`` pays for the time of the loop that it takes."""
         assert self._tasks is not None
+        self.turns.end_slice()
         self._tasks.start_soon(self._guarded, self._metered, (member, function, args))
 
     async def _metered(
@@ -139,9 +141,7 @@ class ServerCore:
         function: Callable[..., Coroutine[Any, Any, None]],
         args: tuple[Any, ...],
     ) -> None:
-        await metered(
-            function(*args), member, self.loop_time, self.time, self.processor_time, self.turns.defers
-        )
+        await metered(function(*args), member, self.turns)
 
     async def _guarded(
         self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
@@ -185,7 +185,7 @@ class ServerCore:
                 channel.abort()
             sent = self.sent_bytes - sent
             if sent >= _WRITE_BYTES_MIN:
-                taken = sent * _WRITE_S_PER_BYTE
+                taken = _WRITE_S + sent * _WRITE_S_PER_BYTE
                 self.loop_time.used(channel.time, taken, taken, self.time())
         self.turns.answered()
 

@@ -3,7 +3,8 @@
 A connection handles what it received in the call that received it, as long as that is little. The rest waits here.
 Connections that wait get their turns one after the other, for one slice in each second iteration of the loop; so
 whoever asks for little is served after one slice, however many others ask for much. Who used more than its share of
-the loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions.
+the loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions,
+each of which is a slice.
 
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
@@ -68,8 +69,8 @@ class Turns:
     ) -> None:
         self._call_soon = call_soon
         self._call_at = call_at
-        self._clock = clock
-        self._processor_time = processor_time
+        self.clock = clock
+        self.processor_time = processor_time
         self._shares = shares
         self._waiting: deque[_Waits] = deque()
         #: Those that may not go on yet, by the time when they may.
@@ -77,9 +78,12 @@ class Turns:
         self._number = 0
         #: Those that may, and let others go first.
         self._deferred: list[_Waits] = []
-        #: Who else has asked, and when; kept while somebody waits here.
+        #: Who else asked lately, and when.
         self._others: dict[_Waits, float] = {}
+        #: Until then somebody waits here, or did a moment ago.
+        self._contended_until = 0.0
         self._last_slice = 0.0
+        self._slice_ended = False
         self._is_scheduled = False
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
@@ -97,13 +101,31 @@ class Turns:
                 return True
             if member.is_limited:
                 return self.defers(now)
-        elif not (self._waiting or self._limited or self._deferred):
-            return False
-        elif is_greedy:
+        elif is_greedy and len(self) > 0:
             return True
+        elif now > self._contended_until:
+            return False
         self._others.pop(connection, None)  # to the end
         self._others[connection] = now
         return False
+
+    def makes_wait(self, member: TimeMember) -> bool:
+        """Whether a handler's next portion has to wait for a turn."""
+        return len(self) > 0 or member.is_limited or member.address.is_limited
+
+    def used(self, member: TimeMember, began: float, begin: float) -> None:
+        """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time."""
+        now = self.clock()
+        self._shares.used(member, self.processor_time() - begin, now - began, now)
+
+    def used_slice(self, member: TimeMember, began: float, begin: float) -> None:
+        """The same, for a handler, whose portions are slices."""
+        self.used(member, began, begin)
+        self._last_slice = self.clock()
+
+    def end_slice(self) -> None:
+        """A handler begins, or goes on, in the next iteration: its portion is this slice."""
+        self._slice_ended = True
 
     def add(self, connection: _Waits) -> None:
         """It gets a turn after those that wait already."""
@@ -155,8 +177,8 @@ class Turns:
     def _run(self) -> None:
         self._is_scheduled = False
         waiting, limited, shares = self._waiting, self._limited, self._shares
-        now = self._clock()
-        used = self._processor_time()
+        now = self.clock()
+        used = self.processor_time()
         end = used + self.slice_s
         while limited and limited[0][0] <= now:
             waiting.append(heappop(limited)[2])
@@ -165,6 +187,7 @@ class Turns:
             waiting.extend(self._deferred)
             self._deferred.clear()
         self.slice_s = SLICE_SHORT_S if self._others else SLICE_S
+        self._slice_ended = False
         for _ in range(len(waiting)):
             connection = waiting.popleft()
             ready = shares.ready_at(connection.time, now)
@@ -172,53 +195,61 @@ class Turns:
                 self._number += 1
                 heappush(limited, (ready, self._number, connection))
                 continue
-            if defers and connection.time.is_limited:
+            if defers and (connection.time.is_limited or connection.time.address.is_limited):
                 self._deferred.append(connection)
                 continue
             connection.turn()
-            began, now = now, self._clock()
-            begin, used = used, self._processor_time()
+            began, now = now, self.clock()
+            begin, used = used, self.processor_time()
             shares.used(connection.time, used - begin, now - began, now)
             self._last_slice = now
-            if used >= end:
+            if used >= end or self._slice_ended:
                 break
-        if not len(self):
-            self._others.clear()
+        self._contended_until = now + _OTHERS_S
         self._schedule()
 
 
-@coroutine
-def metered(
-    work: Coroutine[Any, Any, T],
-    member: TimeMember,
-    shares: TimeShares,
-    clock: Callable[[], float],
-    processor_time: Callable[[], float],
-    defers: Callable[[float], bool] = lambda _now: False,
-) -> Generator[Any, Any, T]:
-    """Run ``work``, and let others go first where it lets them if ``member`` used more than its share.
+class _Portion:
+    """The next portion of a handler's work, while it waits for its turn."""
 
-    ``defers(now)``: who is limited waits a little, others' requests are about to be answered.
-    """
+    __slots__ = ("_go_on", "_turns", "time")
+
+    awaits_log = False
+
+    def __init__(self, member: TimeMember, turns: Turns) -> None:
+        self.time = member
+        self._turns = turns
+        self._go_on: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def turn(self) -> None:
+        if not self._go_on.done():  # not cancelled
+            self._go_on.set_result(None)
+            self._turns.end_slice()
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return self._go_on.__await__()
+
+
+@coroutine
+def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> Generator[Any, Any, T]:
+    """Run ``work`` at the cost of ``member``; where it lets others go first, it waits for a turn if somebody does."""
 
     def step(go_on: Callable[[Any], Any], value: Any) -> Any:
-        began, begin = clock(), processor_time()
+        began, begin = turns.clock(), turns.processor_time()
         try:
             return go_on(value)
         finally:
-            now = clock()
-            shares.used(member, processor_time() - begin, now - began, now)
+            turns.used_slice(member, began, begin)
 
     try:
         waits = step(work.send, None)
         while True:
             try:
                 yield waits
-                if waits is None:  # a checkpoint: it could go on at once
-                    while (ready := shares.ready_at(member, clock())) > (now := clock()):
-                        yield from asyncio.sleep(ready - now).__await__()
-                    if member.is_limited and defers(now):
-                        yield from asyncio.sleep(DEFER_S).__await__()
+                if waits is None and turns.makes_wait(member):  # a checkpoint: it could go on at once
+                    portion = _Portion(member, turns)
+                    turns.add(portion)
+                    yield from portion.__await__()
             except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
                 waits = step(work.throw, raised)
             else:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from typing import Any
 
 import pytest
 from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
 from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
 
+from penstock.api.declaration import Api
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
+from penstock.wire.messages.list_groups import ListGroupsRequest, ListGroupsResponse
 from penstock.wire.messages.metadata import MetadataRequest
 
 pytestmark = pytest.mark.anyio
@@ -147,6 +151,33 @@ async def test_thousands_of_requests_of_one_client_leave_turns_to_others(logs: F
         assert harness.server.core.requests_by_api[ApiKey.API_VERSIONS] < many
         await until(lambda: harness.server.core.requests_by_api[ApiKey.API_VERSIONS] == many)
         assert harness.server.statistics().handler_errors == 0
+
+
+async def test_requests_behind_one_that_a_handler_answers_wait_for_turns_too(logs: FakeLogs) -> None:
+    running = handled = most = 0
+
+    async def handle(_request: Any, _context: Any) -> ListGroupsResponse:
+        nonlocal running, handled, most
+        running, handled = running + 1, handled + 1
+        if 100 < handled < 300:  # all of them have begun, and none has finished
+            most = max(most, running)
+        asyncio.get_running_loop().call_soon(ended)
+        return ListGroupsResponse(groups=[])
+
+    def ended() -> None:
+        nonlocal running
+        running -= 1
+
+    api = Api(key=ApiKey.LIST_GROUPS, needs=(), handler=handle)
+    async with serving(logs, handlers=[api]) as harness:
+        clients = [await harness.connect() for _ in range(20)]
+        other = await harness.connect()
+        for client in clients:
+            client.send_now(client.frame(ApiKey.LIST_GROUPS, 4, ListGroupsRequest()) * 20)
+        other.send_now(other.frame(ApiKey.API_VERSIONS, 0, ApiVersionsRequest(), answered=False) * 5000)
+        await until(lambda: handled == 400)
+        assert 0 < most <= 2, "one in a slice"
+        await leave([*clients, other])
 
 
 async def test_a_long_request_is_answered_like_a_short_one(logs: FakeLogs) -> None:

@@ -188,23 +188,23 @@ def test_slices_are_short_while_others_are_served_beside_them() -> None:
 async def test_a_metered_handler_pays_for_its_time_returns_its_result_and_is_cancelled_where_it_waits() -> (
     None
 ):
-    shares, now = TimeShares(), [0.0]
-    member = shares.join("a")
+    loop = Loop()
+    member = loop.shares.join("a")
 
     async def work(fails: bool) -> str:
-        now[0] += 0.01
+        loop.now += 0.01
         await anyio.lowlevel.checkpoint()
-        now[0] += 0.02
+        loop.now += 0.02
         if fails:
             raise ValueError("a fault of its own")
         return "done"
 
-    assert await metered(work(False), member, shares, lambda: now[0], lambda: now[0]) == "done"
+    assert await metered(work(False), member, loop.turns) == "done"
     assert member.used_s == pytest.approx(0.03)
     with pytest.raises(ValueError, match="a fault of its own"):
-        await metered(work(True), member, shares, lambda: now[0], lambda: now[0])
+        await metered(work(True), member, loop.turns)
 
-    ended = []
+    ended: list[bool] = []
 
     async def waits() -> None:
         try:
@@ -213,7 +213,7 @@ async def test_a_metered_handler_pays_for_its_time_returns_its_result_and_is_can
             ended.append(True)
 
     async def run() -> None:
-        await metered(waits(), member, shares, lambda: now[0], lambda: now[0])
+        await metered(waits(), member, loop.turns)
 
     with anyio.CancelScope() as scope:
         async with anyio.create_task_group() as tasks:
@@ -221,3 +221,33 @@ async def test_a_metered_handler_pays_for_its_time_returns_its_result_and_is_can
             await anyio.lowlevel.checkpoint()
             scope.cancel()
     assert ended
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_portions_of_handlers_take_turns_one_in_a_slice() -> None:
+    loop = Loop()
+    finished = []
+
+    async def work(name: str) -> None:
+        for _ in range(3):
+            loop.history.append(name)
+            await anyio.lowlevel.checkpoint()
+        finished.append(name)
+
+    async def run(name: str) -> None:
+        await metered(work(name), loop.shares.join(name), loop.turns)
+
+    async with anyio.create_task_group() as tasks:
+        for name in "abc":
+            tasks.start_soon(run, name)
+        waiting = Work(loop, "connection", 3)
+        loop.turns.add(waiting)
+        while len(finished) < 3:
+            before = len(loop.history)
+            loop.iterate(2)
+            await anyio.wait_all_tasks_blocked()
+            assert len(loop.history) <= max(4, before + 1), (
+                "the first portions come at once, the others in slices"
+            )
+    assert sorted(loop.history) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["connection"] * 3
