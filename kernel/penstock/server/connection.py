@@ -373,7 +373,7 @@ class Connection(asyncio.BufferedProtocol):
         large = reader.large
         if large is not None and large.is_whole and not self._take_large(large):
             return
-        if not reader.is_stuck:
+        if not reader.backlog:
             return
         core = self._core
         now, begin = core.time(), core.processor_time()

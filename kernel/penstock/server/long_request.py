@@ -13,7 +13,6 @@ from penstock.server.core import ServerCore
 from penstock.server.slots import Slot
 from penstock.shares import Member
 from penstock.spi.allocator import Allocation
-from penstock.threads import run_in_thread
 from penstock.wire.registry import Message, decode_request, encode_response
 
 #: A request is counted from this size on while it's handled, as so many times its size: what lists of short strings
@@ -80,7 +79,7 @@ async def admit_and_decode(
     context.charges.append(await core.handling.charge(weight, member))
     context.charges.append(core.allocator.charge_anyway(weight, "requests"))
     decode = partial(decode_request, api_key, context.version, frame.take(), frame.body_pos, lenient=True)
-    return await run_in_thread(decode, limiter=core.long_requests)
+    return await core.turns.run_in_thread(decode, core.long_requests)
 
 
 async def encode(
@@ -89,6 +88,6 @@ async def encode(
     """The bytes of the response to a long request, which counts as part of that; None if it can't be encoded."""
     work = partial(encode_response, api_key, slot.version, slot.correlation_id, response)
     try:
-        return await run_in_thread(work, limiter=core.long_requests)
+        return await core.turns.run_in_thread(work, core.long_requests)
     except PenstockError:
         return None

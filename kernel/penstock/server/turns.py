@@ -19,11 +19,15 @@ import asyncio
 import math
 from collections import deque
 from collections.abc import Callable, Coroutine, Generator
+from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import islice
 from types import coroutine
 from typing import Any, Final, Protocol, TypeVar
 
+from anyio import CapacityLimiter
+
+from penstock.threads import run_in_thread
 from penstock.time_shares import TimeMember, TimeShares
 
 T = TypeVar("T")
@@ -39,6 +43,10 @@ _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
 #: Requests of one connection in one slice.
 SLICE_REQUESTS: Final = 64
+
+
+#: Who pays for what the current task does.
+_payer: ContextVar[TimeMember | None] = ContextVar("_payer", default=None)
 
 
 class _Waits(Protocol):
@@ -84,6 +92,8 @@ class Turns:
         self._contended_until = 0.0
         self._last_slice = 0.0
         self._slice_ended = False
+        #: Threads that work for somebody who is limited.
+        self._threads = 0
         self._is_scheduled = False
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
@@ -127,6 +137,43 @@ class Turns:
         """A handler begins, or goes on, in the next iteration: its portion is this slice."""
         self._slice_ended = True
 
+    async def run_in_thread(self, work: Callable[[], T], limiter: CapacityLimiter) -> T:
+        """``work()`` in a thread, at the cost of whom this task is metered for.
+
+        A thread needs the interpreter as the loop does. So for who is limited its work is a slice: it waits for its
+        turn, and others who are limited get none meanwhile.
+        """
+        member = _payer.get()
+        if member is None:
+            return await run_in_thread(work, limiter=limiter)
+        spent_s = 0.0
+
+        def timed() -> T:
+            nonlocal spent_s
+            begin = self.processor_time()
+            try:
+                return work()
+            finally:
+                spent_s = self.processor_time() - begin
+
+        async with limiter:
+            if self.makes_wait(member):
+                await self._wait(member)
+            is_slice = member.is_limited or member.address.is_limited
+            self._threads += is_slice
+            try:
+                return await run_in_thread(timed)
+            finally:
+                self._threads -= is_slice
+                self._last_slice = now = self.clock()
+                self._shares.used(member, spent_s, spent_s, now)
+                self.answered()
+
+    def _wait(self, member: TimeMember) -> _Portion:
+        portion = _Portion(member, self)
+        self.add(portion)
+        return portion
+
     def add(self, connection: _Waits) -> None:
         """It gets a turn after those that wait already."""
         self._waiting.append(connection)
@@ -134,6 +181,8 @@ class Turns:
 
     def defers(self, now: float) -> bool:
         """Whether who is limited lets others go first now."""
+        if self._threads:
+            return True
         return bool(self._others) and now < self._last_slice + DEFER_S and self._others_wait(now)
 
     def _others_wait(self, now: float) -> bool:
@@ -143,7 +192,7 @@ class Turns:
         return any(other.awaits_log for other in islice(reversed(others), _OTHERS_LOOK_MAX))
 
     def answered(self) -> None:
-        """Some requests were: see whether who let them go first can go on."""
+        """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
         if self._deferred and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
@@ -155,7 +204,7 @@ class Turns:
                 self._call_soon(self._let_others_first)
             return
         at = self._limited[0][0] if self._limited else math.inf
-        if self._deferred:
+        if self._deferred and not self._threads:
             at = min(at, self._last_slice + DEFER_S)
         if at < (math.inf if self._wakes_at is None else self._wakes_at):
             self._wakes_at = at
@@ -241,15 +290,14 @@ def metered(work: Coroutine[Any, Any, T], member: TimeMember, turns: Turns) -> G
         finally:
             turns.used_slice(member, began, begin)
 
+    _payer.set(member)
     try:
         waits = step(work.send, None)
         while True:
             try:
                 yield waits
                 if waits is None and turns.makes_wait(member):  # a checkpoint: it could go on at once
-                    portion = _Portion(member, turns)
-                    turns.add(portion)
-                    yield from portion.__await__()
+                    yield from turns._wait(member).__await__()
             except BaseException as raised:  # noqa: BLE001 - it is raised where work waits
                 waits = step(work.throw, raised)
             else:
