@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -32,15 +32,27 @@ class WriterThread:
     With one thread each job has ended before the next begins; with several (``threads``) they overlap, and results
     come in the order in which jobs end.
 
+    ``idle()`` runs in a thread that had no further job for ``idle_after_s`` since its last one.
+
     Leaving it lets the threads finish the jobs that were submitted, joins them, and delivers the results. If a
     job hangs on the medium longer than ``join_timeout_s``, leaving raises UnavailableError; its thread is then
     left behind as a daemon, because nothing can interrupt a blocked system call.
     """
 
-    def __init__(self, name: str, *, threads: int = 1, join_timeout_s: float = 30.0) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        threads: int = 1,
+        join_timeout_s: float = 30.0,
+        idle: Callable[[], None] = lambda: None,
+        idle_after_s: float | None = None,
+    ) -> None:
         self._name = name
         self._threads_count = threads
         self._join_timeout_s = join_timeout_s
+        self.idle = idle
+        self._idle_after_s = idle_after_s
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._results: deque[Callable[[], None]] = deque()
         self._wake_up_pending = False
@@ -125,10 +137,17 @@ class WriterThread:
                 assert self._loop.is_closed()
 
     def _run(self) -> None:
+        worked = False
         while True:
-            job = self._jobs.get()
+            try:
+                job = self._jobs.get(timeout=self._idle_after_s if worked else None)
+            except Empty:
+                worked = False
+                self.idle()
+                continue
             if job is None:
                 return
+            worked = True
             work, done = job
             result: Any = None
             error: Exception | None = None

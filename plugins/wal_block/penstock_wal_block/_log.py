@@ -6,6 +6,7 @@ __all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Flight", "Owner")
 
 import errno
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -79,6 +80,7 @@ class BlockLog:
         self._lock = ExitStack()
         self._holds_lock = False
         self._groups_since_check = 0
+        self._wrote_s = 0.0
         #: Groups being written under the lock.
         self._writing = 0
         #: Begun, and not yet counted; oldest first.
@@ -298,6 +300,7 @@ class BlockLog:
         finally:
             with self._mutex:
                 self._writing -= 1
+                self._wrote_s = time.monotonic()
         with self._mutex:
             flight.is_durable = True
             flights = self._flights
@@ -315,9 +318,7 @@ class BlockLog:
             if not self._holds_lock:
                 self._lock.enter_context(self._device.data_lock())
                 self._holds_lock = True
-                self._groups_since_check = (
-                    _GROUPS_PER_CHECK  # nobody writes under this lock before a check succeeded
-                )
+                self.look_before_next()  # nobody writes under this lock before a check succeeded
             if self._device.shareable or self._groups_since_check >= _GROUPS_PER_CHECK:
                 self._check_owner()
                 self._check_place()
@@ -331,6 +332,16 @@ class BlockLog:
             if not self._writing:
                 self._holds_lock = False
                 self._lock.close()
+
+    def look_before_next(self) -> None:
+        """No group follows at once: who begins the next one looks first whether the log is still its own."""
+        self._groups_since_check = _GROUPS_PER_CHECK
+
+    def rest_after(self, seconds: float) -> None:
+        """The same, if nothing was written for so long."""
+        with self._mutex:
+            if time.monotonic() - self._wrote_s >= seconds:
+                self.rest()
 
     def look(self) -> None:
         """While nothing is written: raise FencedError, or UnavailableError if the file was removed or replaced."""

@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import anyio
@@ -54,6 +55,9 @@ _SPACE_RETRY_S = (0.05, 1.0)
 _RECOVERY_BATCH_BYTES = 4 * 2**20
 #: Larger pieces are hardly written faster.
 _BUFFER_BYTES_MIN = 2**20
+#: An owner lets go of the lock on its data when nothing was written for so long. Taking it for each of many lone
+#: groups costs five system calls each, and each of them lets go of the interpreter.
+_REST_AFTER_S = 0.01
 #: So often an owner that writes nothing looks whether its file is still there.
 _LOOK_S = 1.0
 
@@ -90,6 +94,7 @@ class BlockWal:
         self._recovered = False
         self._last_group_us = 0
         self._closing = threading.Event()
+        thread.idle = partial(log.rest_after, _REST_AFTER_S * 0.9)  # a timeout may come a little early
         self._drained: anyio.Event | None = None
         self._next_look: asyncio.TimerHandle | None = None
 
@@ -244,8 +249,10 @@ class BlockWal:
             error = kept(raised)
             if self._failed is None:
                 self._failed = again(error)
-        if self._failed is not None or not self._thread.has_more:
+        if self._failed is not None:
             self._log.rest()
+        elif not self._thread.has_more:
+            self._log.look_before_next()
         return group, (time.perf_counter_ns() - started) // 1000, error
 
     def _put(self, flight: Flight) -> None:
@@ -389,7 +396,9 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
         )
     device: FileDevice | None = None
     try:
-        async with WriterThread("penstock-wal", threads=settings.groups_in_flight_max) as thread:
+        async with WriterThread(
+            "penstock-wal", threads=settings.groups_in_flight_max, idle_after_s=_REST_AFTER_S
+        ) as thread:
             device = await thread.run(lambda: _open_device(path, settings, services.access))
             wal = await _open_block_wal(device, thread, settings, services)
             wal.look_later()

@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as futures_wait
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,7 @@ from penstock.errors import (
 )
 from penstock.spi import Buffer, Services
 from penstock.spi.wal import WalAppend
-from penstock.wal import GroupCommit, WriterThread
+from penstock.wal import GroupCommit
 
 pytestmark = pytest.mark.anyio
 
@@ -230,11 +230,42 @@ def test_an_owner_whose_last_job_was_a_trim_for_nothing_holds_no_lock(tmp_path: 
         pool.submit(open_log, tmp_path, 2).result(HANG_S)
 
 
-async def test_an_owner_that_fails_on_a_payload_holds_no_lock(
+async def test_an_owner_keeps_the_lock_over_lone_groups_and_lets_go_of_it_when_it_is_idle(
     open_wal: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    locks: list[str] = []
+    locked, rest_after = FileDevice.data_lock, BlockLog.rest_after
+    is_idle = threading.Event()
+
+    @contextmanager
+    def data_lock(device: FileDevice) -> Iterator[None]:
+        with locked(device):
+            locks.append("taken")
+            yield
+        locks.append("let go")
+
+    def when_idle(log: BlockLog, seconds: float) -> None:
+        if is_idle.is_set():
+            rest_after(log, seconds)
+
+    monkeypatch.setattr(BlockLog, "rest_after", when_idle)
+    monkeypatch.setattr(BlockWal, "look_later", lambda wal: None)
+    async with open_wal(1) as wal:
+        monkeypatch.setattr(FileDevice, "data_lock", data_lock)
+        for _ in range(10):
+            await wal.append([b"x"]).wait_durable()
+        assert locks == ["taken"]
+        is_idle.set()
+        await wal.append([b"x"]).wait_durable()
+        async with open_wal(2, recover=False) as taken:
+            assert await recovered(taken) == [b"x"] * 11
+        assert locks[:2] == ["taken", "let go"]
+
+
+async def test_an_owner_that_fails_on_a_payload_holds_no_lock(
+    open_wal: Opener,
+) -> None:
     """A bug of whoever appended: the groups behind it aren't written, and the log can be taken over."""
-    monkeypatch.setattr(WriterThread, "has_more", True)
     gone = memoryview(bytearray(100))
     async with open_wal(1, group_bytes_max=4096) as wal:
         first, second, third = wal.append([bytes(4000)]), wal.append([gone, bytes(3900)]), wal.append([b"x"])

@@ -9,6 +9,7 @@ import pytest
 from tests.patience import HANG_S
 
 from penstock.errors import ClosedError
+from penstock.threads import run_in_thread
 from penstock.wal import WriterThread
 
 pytestmark = pytest.mark.anyio
@@ -114,3 +115,12 @@ async def test_a_raising_callback_keeps_no_other_result_waiting() -> None:
         gate.set()
         assert await thread.run(lambda: "still served") == "still served"
     assert isinstance(loop_errors[0], ZeroDivisionError)
+
+
+async def test_a_thread_without_a_further_job_says_once_that_it_is_idle() -> None:
+    idle = threading.Semaphore(0)
+    async with WriterThread("test", idle=idle.release, idle_after_s=0.001) as thread:
+        for _ in range(3):
+            assert await thread.run(lambda: 1) == 1
+            assert await run_in_thread(idle.acquire, True, HANG_S)
+    assert not idle.acquire(blocking=False)
