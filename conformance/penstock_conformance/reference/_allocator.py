@@ -84,7 +84,7 @@ class PlainAllocator:
         self._used: Counter[str] = Counter()
         self._peak = 0
         self._waiters: deque[_Waiter] = deque()
-        self._listeners: list[Callable[[int], None]] = []
+        self._listeners: list[Callable[[int], int | None]] = []
         self._pins: set[weakref.ref[mmap.mmap]] = set()
         self._serving = False
         self._closed = False
@@ -118,7 +118,7 @@ class PlainAllocator:
         self._peak = max(self._peak, self._used.total())
         return _Grant(self, size, purpose, None)
 
-    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
         self._listeners.append(listener)
 
     def statistics(self) -> AllocatorStatistics:

@@ -126,11 +126,12 @@ class Allocator(Protocol):
         anybody else is granted anything.
         """
 
-    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
         """Have ``listener(bytes_wanted)`` called, synchronously, when a request finds no room.
 
         The listener frees what it can (caches evict) before it returns; the request is then tried again
-        before it fails or waits.
+        before it fails or waits. A listener may say how many bytes it let go of: as long as it did, it's asked again,
+        also if there is no room yet (memory that is cut into many pieces comes free as a whole).
         """
 
     def statistics(self) -> AllocatorStatistics:

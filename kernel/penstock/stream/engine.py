@@ -597,8 +597,8 @@ class StreamEngine:
         self._made_progress()
         self._bus.publish(BlockUploaded(event=event, block=block))
 
-    def _relieve(self, bytes_wanted: int) -> None:
-        """Memory is short: evict what may go; if that isn't enough, get data that may not on its way."""
+    def _relieve(self, bytes_wanted: int) -> int:
+        """Memory is short: evict what may go; if that isn't enough, get data that may not on its way. Bytes freed."""
         freed = self._log_cache.evict(bytes_wanted)
         if freed < bytes_wanted:
             freed += self._block_cache.evict(bytes_wanted - freed)
@@ -607,6 +607,7 @@ class StreamEngine:
             or self._log_cache.active_bytes > self._settings.upload_bytes // 4
         ):
             self._freeze()
+        return freed
 
     def statistics(self) -> EngineStatistics:
         """A snapshot of the state."""

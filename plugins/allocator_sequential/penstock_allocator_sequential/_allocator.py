@@ -33,8 +33,9 @@ from penstock_allocator_sequential._mapping import (
 _NO_VIEW = memoryview(b"")
 #: Pinned mappings looked at per request that needs a mapping, to bound its cost.
 _PINNED_CHECKS = 8
-#: Rounds of pressure for one request; each must have freed something for the next to start.
-_PRESSURE_ROUNDS = 8
+#: Rounds of pressure for one request; each must have freed something for the next to start. A cache lets go of some
+#: hundred entries a round, and a chunk comes free with its last one.
+_PRESSURE_ROUNDS = 64
 #: A chunk takes at most this part of the limit, so that a few purposes can't use it up with open chunks.
 _CHUNK_LIMIT_PART = 32
 #: Idle memory takes at most this part of the limit.
@@ -61,8 +62,8 @@ class SequentialAllocatorSettings(Settings):
     )
 
 
-class _Allocation(msgspec.Struct, eq=False):  # made for each small request, so without a step of Python
-    """Memory cut from a chunk."""
+class _Allocation(msgspec.Struct, eq=False, gc=False):
+    """Memory cut from a chunk. One for each small request: made without a step of Python, and not the collector's."""
 
     view: memoryview
     size: int
@@ -164,6 +165,8 @@ class _Watch(weakref.ref[mmap.mmap]):
 
 
 _Grant: TypeAlias = _Allocation | _Charge
+#: Called with whether a new chunk must be a whole one.
+_TryGrant: TypeAlias = Callable[[bool], _Grant | None]
 
 
 class _Waiter:
@@ -171,7 +174,7 @@ class _Waiter:
 
     __slots__ = ("answer", "event", "size", "try_grant")
 
-    def __init__(self, size: int, try_grant: Callable[[], _Grant | None]) -> None:
+    def __init__(self, size: int, try_grant: _TryGrant) -> None:
         self.size = size
         self.try_grant = try_grant
         self.event = anyio.Event()
@@ -212,7 +215,7 @@ class SequentialAllocator:
         self._watches: set[_Watch] = set()
         self._unpinned: deque[_Watch] = deque()
         self._waiters: deque[_Waiter] = deque()
-        self._listeners: list[Callable[[int], None]] = []
+        self._listeners: list[Callable[[int], int | None]] = []
         self._serving = False
         self._pressing = False
         self._closed = False
@@ -235,7 +238,7 @@ class SequentialAllocator:
                 return _Allocation(chunk.base[start:end], size, chunk, self)
         self._check(size, purpose, 1)
         self._no_overtaking(size, purpose)
-        grant = self._granted(lambda: self._try_allocate(size, purpose), size)
+        grant = self._granted(lambda whole: self._try_allocate(size, purpose, whole), size)
         if grant is None:
             raise self._full(size, purpose)
         assert isinstance(grant, _Allocation)
@@ -245,7 +248,7 @@ class SequentialAllocator:
         """See the contract. Without contention this is no more than a check for cancellation."""
         await checkpoint_if_cancelled()
         self._check(size, purpose, 1)
-        grant = await self._wait(lambda: self._try_allocate(size, purpose), size)
+        grant = await self._wait(lambda whole: self._try_allocate(size, purpose, whole), size)
         assert isinstance(grant, _Allocation)
         return grant
 
@@ -258,7 +261,7 @@ class SequentialAllocator:
         if self._waiters:
             self._no_overtaking(size, purpose)
         grant = self._try_charge(size, purpose, own) or self._granted(
-            lambda: self._try_charge(size, purpose, own), size
+            lambda _: self._try_charge(size, purpose, own), size
         )
         if grant is None:
             raise self._full(size, purpose)
@@ -272,20 +275,20 @@ class SequentialAllocator:
         """
         await checkpoint_if_cancelled()
         self._check(size, purpose, 0)
-        grant = await self._wait(lambda: self._try_charge(size, purpose, own), size)
+        grant = await self._wait(lambda _: self._try_charge(size, purpose, own), size)
         assert isinstance(grant, _Charge)
         return grant
 
     def charge_anyway(self, size: int, purpose: str) -> _Charge:
         self._check(size, purpose, 0)
-        grant = self._granted(lambda: self._try_charge(size, purpose), size)
+        grant = self._granted(lambda _: self._try_charge(size, purpose), size)
         if grant is None:
             self._take(size, purpose)
             grant = _Charge(size, purpose, self)
         assert isinstance(grant, _Charge)
         return grant
 
-    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
         self._listeners.append(listener)
 
     def statistics(self) -> AllocatorStatistics:
@@ -336,7 +339,7 @@ class SequentialAllocator:
 
     # Waiting
 
-    async def _wait(self, try_grant: Callable[[], _Grant | None], size: int) -> _Grant:
+    async def _wait(self, try_grant: _TryGrant, size: int) -> _Grant:
         waiter = _Waiter(size, try_grant)
         self._waiters.append(waiter)
         self._serve()
@@ -376,30 +379,36 @@ class SequentialAllocator:
         finally:
             self._serving = False
 
-    def _granted(self, try_grant: Callable[[], _Grant | None], size: int) -> _Grant | None:
-        """``try_grant`` again and again for as long as the pressure listeners make progress."""
-        grant = try_grant()
+    def _granted(self, try_grant: _TryGrant, size: int) -> _Grant | None:
+        """``try_grant`` again and again for as long as the pressure listeners make progress.
+
+        Whole chunks first: near the limit they are the ones that come free, and are used again. Smaller ones would
+        be made anew, each page with a fault.
+        """
+        grant = try_grant(True)
         for _ in range(_PRESSURE_ROUNDS):
             if grant is not None or self._pressing or not self._listeners:
                 break
             before = self._total - self._idle.bytes
-            self._press(size)
-            grant = try_grant()
-            if self._total - self._idle.bytes >= before:
+            freed = self._press(size)
+            grant = try_grant(True)
+            if not freed and self._total - self._idle.bytes >= before:
                 break
-        return grant
+        return grant or try_grant(False)
 
-    def _press(self, size: int) -> None:
-        """Ask the listeners, one after the other, for what is missing."""
+    def _press(self, size: int) -> int:
+        """Ask the listeners, one after the other, for what is missing; what they say they let go of."""
         self._pressing = True
+        freed = 0
         try:
             for listener in self._listeners:
                 wanted = min(size, self._limit) - (self._limit - (self._total - self._idle.bytes))
                 if wanted <= 0 and size <= self._limit:
                     wanted = size  # whole chunks count: free bytes there are, but not in one piece
-                listener(max(wanted, 1))
+                freed += listener(max(wanted, 1)) or 0
         finally:
             self._pressing = False
+        return freed
 
     # Cutting and accounting
 
@@ -415,14 +424,14 @@ class SequentialAllocator:
         if self._waiters:
             self._serve()
 
-    def _try_allocate(self, size: int, purpose: str) -> _Allocation | None:
+    def _try_allocate(self, size: int, purpose: str, whole: bool) -> _Allocation | None:
         if size > self._small_max:
             return self._allocate_alone(size, purpose)
         chunk = self._open.get(purpose)
         if chunk is None or chunk.used + size > chunk.size:
             if chunk is not None:
                 self._shut(chunk)
-            chunk = self._open_chunk(size, purpose)
+            chunk = self._open_chunk(size, purpose, whole)
             if chunk is None:
                 return None
         start = chunk.used
@@ -431,11 +440,11 @@ class SequentialAllocator:
         assert chunk.base is not None
         return _Allocation(chunk.base[start : chunk.used], size, chunk, self)
 
-    def _open_chunk(self, size: int, purpose: str) -> Chunk | None:
-        """A new chunk for ``purpose``; near the limit a smaller one that still holds ``size``."""
+    def _open_chunk(self, size: int, purpose: str, whole: bool) -> Chunk | None:
+        """A new chunk for ``purpose``; unless it must be a ``whole`` one, a smaller one that still holds ``size``."""
         chunk_bytes = self._chunk_bytes
         mapping = self._obtain(chunk_bytes, purpose)
-        while mapping is None and chunk_bytes >= 2 * max(size, mmap.PAGESIZE):
+        while not whole and mapping is None and chunk_bytes >= 2 * max(size, mmap.PAGESIZE):
             chunk_bytes = round_to_pages(chunk_bytes // 2)
             mapping = self._obtain(chunk_bytes, purpose)
         if mapping is None:

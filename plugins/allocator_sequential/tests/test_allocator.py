@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from anyio.lowlevel import checkpoint
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from penstock_allocator_sequential import penstock_register_allocator
+from penstock_allocator_sequential import _allocator, penstock_register_allocator
 from penstock_allocator_sequential._allocator import (
     SequentialAllocator,
     SequentialAllocatorSettings,
@@ -256,6 +257,31 @@ def test_pressure_that_frees_nothing_ends_in_full() -> None:
     with pytest.raises(FullError):
         allocator.charge_nowait(10, "append")
     assert asked == [10]
+
+
+def test_who_lets_go_of_parts_of_a_chunk_is_asked_until_the_chunk_is_free_and_no_memory_is_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fresh memory costs a page fault per page, so what is evicted is used again, chunk by chunk."""
+    allocator = make(limit=4 * MIB, chunk=64 * KIB)
+    cached: deque[Allocation] = deque()
+
+    def evict(wanted: int) -> int:
+        freed = 0
+        while cached and freed < wanted:
+            freed += cached[0].size
+            cached.popleft().release()
+        return freed
+
+    allocator.add_pressure_listener(evict)
+    for _ in range(4096):
+        cached.append(allocator.allocate_nowait(KIB, "append"))
+    made: list[int] = []
+    monkeypatch.setattr(_allocator, "map_memory", made.append)  # what it gives is no memory
+    for _ in range(8192):
+        cached.append(allocator.allocate_nowait(KIB, "append"))
+    assert not made
+    assert allocator.statistics().peak_bytes <= 4 * MIB
 
 
 async def test_waiters_are_served_in_order_and_not_overtaken() -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import weakref
 from pathlib import Path
+from random import Random
 
 import pytest
 from hypothesis import given
@@ -136,7 +138,7 @@ def test_a_stream_goes_on_after_its_newest_block_was_evicted() -> None:
 
 
 def test_an_evicted_newest_block_is_not_kept_alive_by_its_stream() -> None:
-    class Watched(StreamEntry, eq=False, weakref=True):
+    class Watched(StreamEntry, weakref=True, gc=True, eq=False):
         pass
 
     cache = make()
@@ -150,6 +152,48 @@ def test_an_evicted_newest_block_is_not_kept_alive_by_its_stream() -> None:
     assert gone() is not None
     cache.evict(1)
     assert gone() is None
+
+
+@pytest.mark.parametrize("streams", [1, 3, 100])
+def test_a_block_of_many_entries_is_evicted_in_portions_oldest_first(streams: int) -> None:
+    """All of it at once would hold the event loop up."""
+    random, cache = Random(streams), make()
+    ends = dict.fromkeys(range(streams), 0)
+    charges: list[CountingCharge] = []
+    position = 0
+    for _ in range(3000):
+        stream = random.randrange(streams)
+        position += random.randrange(1, 200)
+        charges.append(CountingCharge(10))
+        cache.put(
+            StreamEntry(
+                stream, ends[stream], ends[stream] + 1, 0, memoryview(bytes(10)), charges[-1], position
+            )
+        )
+        ends[stream] += 1
+    block = frozen(cache)
+    cache.put(StreamEntry(0, ends[0], ends[0] + 1, 0, memoryview(bytes(10)), None, position + 1))
+    assert cache.evict(1) == 0
+    cache.mark_uploaded(block)
+    freed = rounds = 0
+    while one := cache.evict(1):
+        freed += one
+        rounds += 1
+        released = [charge.releases for charge in charges]
+        assert released == [1] * (freed // 10) + [0] * (3000 - freed // 10), "in WAL order, and each once"
+        assert cache.statistics().uploaded_bytes == block.size_bytes == 30_000 - freed
+        for stream, end in ends.items():
+            found = ranges(cache.get(stream, 0, end, 10**9))
+            left = sum(map(len, [block.streams.get(stream, ())]))
+            assert found[-left:] == [(n, n + 1) for n in range(end - left, end)] if left else found == []
+    assert freed == 30_000
+    assert rounds >= 4
+    assert ranges(cache.get(0, 0, ends[0] + 1, 10**9)) == [(ends[0], ends[0] + 1)]
+
+
+def test_entries_are_not_the_garbage_collectors() -> None:
+    """A pass over all that a cache holds would take a quarter of a second."""
+    assert not gc.is_tracked(entry(1, 0, 1, charge=CountingCharge(1)))
 
 
 def test_remembered_positions_outlive_evictions() -> None:

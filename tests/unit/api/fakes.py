@@ -135,7 +135,7 @@ class FakeAllocator:
         for _, event in self._waiters:
             event.set()
 
-    def add_pressure_listener(self, listener: Callable[[int], None]) -> None:
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
         raise NotImplementedError
 
     def statistics(self) -> AllocatorStatistics:
