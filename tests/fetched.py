@@ -30,10 +30,11 @@ from pathlib import Path
 
 import pytest
 from tests.keeper import MARK
+from tests.patience import HANG_S
 
 ONLINE = os.environ.get("TESTS_ONLINE") != "0"
 #: A registry that answers slowly, and a compiler beside other work.
-_MAKE_S = 600
+_MAKE_S = 2 * HANG_S
 
 
 def cache_dir() -> Path:

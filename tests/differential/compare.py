@@ -8,6 +8,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final
@@ -24,23 +25,30 @@ from tests.differential.odd_requests import (
     topic_id_of,
 )
 from tests.differential.side import Side
+from tests.patience import HANG_S
 
-from penstock.wire import ApiKey
+from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages import (
+    consumer_group_heartbeat,
     create_topics,
+    delete_groups,
     delete_topics,
     describe_cluster,
+    describe_groups,
     find_coordinator,
     heartbeat,
     init_producer_id,
     join_group,
+    leave_group,
+    list_groups,
     metadata,
     offset_commit,
     produce,
     sync_group,
 )
 
-_READY_S: Final = 60.0
+#: Topics of the brokers' own, made before anything is compared: which request makes one is Kafka's affair.
+_INTERNAL: Final = ("__consumer_offsets", "__transaction_state")
 #: Fields that name an item of a list.
 _NAMES: Final = (
     "name",
@@ -126,25 +134,25 @@ def grouped(found: Iterable[Difference]) -> str:
 
 @dataclass(slots=True)
 class Report:
-    """What was compared, by (API, version), and which meant differences were met."""
+    """What was compared, by (API, version), and which meant differences were met, by (comparison, difference)."""
 
     requests: Counter[tuple[str, int]] = field(default_factory=Counter)
     meant: Counter[tuple[str, int]] = field(default_factory=Counter)
     unexpected: list[Difference] = field(default_factory=list)
-    met: Counter[Meant] = field(default_factory=Counter)
+    met: Counter[tuple[str, Meant]] = field(default_factory=Counter)
 
-    def add(self, api: str, version: int, request: str, kafka: Any, penstock: Any) -> None:
-        """Enter one pair of answers."""
+    def add(self, where: str, api: str, version: int, request: str, kafka: Any, penstock: Any) -> None:
+        """Enter one pair of answers, which was got in the comparison ``where``."""
         self.requests[api, version] += 1
         found = [Difference(api, version, request, *each) for each in differences(kafka, penstock)]
         unexpected = False
         for each in found:
-            reason = next((meant for meant in MEANT if meant.covers(each)), None)
+            reason = next((meant for meant in MEANT if where in meant.where and meant.covers(each)), None)
             if reason is None:
                 unexpected = True
                 self.unexpected.append(each)
             else:
-                self.met[reason] += 1
+                self.met[where, reason] += 1
         if found and not unexpected:
             self.meant[api, version] += 1
 
@@ -166,7 +174,10 @@ class Report:
             total = [a + b for a, b in zip(total, row, strict=True)]
         lines.append(f"{'all':<32}{'':>9}{total[0]:>10}{total[1]:>8}{total[2]:>8}{total[3]:>12}")
         lines += ["", "Differences that are meant:"]
-        lines += [f"{count:>6}  {meant.name}: {meant.reason}" for meant, count in self.met.most_common()]
+        met: Counter[Meant] = Counter()
+        for (_, meant), count in self.met.items():
+            met[meant] += count
+        lines += [f"{count:>6}  {meant.name}: {meant.reason}" for meant, count in met.most_common()]
         return "\n".join(lines)
 
 
@@ -177,11 +188,24 @@ class Pair:
         self.kafka = kafka
         self.penstock = penstock
         self.report = report
-        self._live = 0
+        self._where = ""
+        self._names = 0
 
     @property
     def sides(self) -> tuple[Side, Side]:
         return self.kafka, self.penstock
+
+    @contextmanager
+    def comparing(self, where: str) -> Iterator[None]:
+        """One comparison: it fails at what isn't meant, and where a difference that is meant isn't there any more."""
+        self._where = where
+        self.renew()
+        before = len(self.report.unexpected)
+        yield
+        unexpected = self.report.unexpected[before:]
+        assert not unexpected, f"{len(unexpected)} unexpected differences:\n{grouped(unexpected)}"
+        absent = [meant.name for meant in MEANT if where in meant.where and not self.report.met[where, meant]]
+        assert absent == [], f"differences that are meant and aren't there any more: {absent}"
 
     def compare(self, api_key: int, version: int, request: OddRequest, *, label: str = "") -> tuple[Any, Any]:
         """Ask both at once; what differs is in the report. Returns both answers as shown."""
@@ -190,26 +214,45 @@ class Pair:
             return None, None
         for side in self.sides:
             side.send(api_key, version, request)
-        kafka, penstock = (side.shown(side.receive()) for side in self.sides)
-        self.report.add(api, version, label or request.label, kafka, penstock)
+        answers = [side.receive() for side in self.sides]
+        kafka, penstock = (side.shown(answer) for side, answer in zip(self.sides, answers, strict=True))
+        self.report.add(self._where, api, version, label or request.label, kafka, penstock)
+        if api_key == ApiKey.CONSUMER_GROUP_HEARTBEAT:
+            for side, answer in zip(self.sides, answers, strict=True):
+                leave_as_consumer(side, version, request.message, answer)
         return kafka, penstock
 
     # -- the world ------------------------------------------------------------------------------------------
 
     def set_up(self) -> None:
-        """Make what sane requests ask for."""
+        """Make what is there for good."""
         for side in self.sides:
             cluster = side.ask_message(ApiKey.DESCRIBE_CLUSTER, 0, describe_cluster.DescribeClusterRequest())
             side.learn("<cluster>", cluster.cluster_id)
-            for name, partitions in ((TOPIC, 2), (VICTIM, 1)):
-                create_topic(side, name, partitions)
             for api_key, message in (
                 (ApiKey.FIND_COORDINATOR, find_coordinator.FindCoordinatorRequest(key=GROUP, key_type=0)),
                 (ApiKey.INIT_PRODUCER_ID, init_producer_id.InitProducerIdRequest(transactional_id=None)),
             ):
                 wait_until(partial(_code_of, side, api_key, 3, message))
+            for name in _INTERNAL:
+                topic = metadata.MetadataRequestTopic(name=name)
+                request = metadata.MetadataRequest(topics=[topic], allow_auto_topic_creation=True)
+                wait_until(partial(_code_of_topic, side, request))
+                side.learn_topic(name)
+
+    def renew(self) -> None:
+        """Make what sane requests ask for, and remove everything else, whatever requests left behind.
+
+        Names are new each time: a broker cleans up after a deleted topic in its own time. Kafka also creates topics
+        that Metadata asked for in its own time, but in the order of requests: once VICTIM is there, so are those.
+        """
+        self._name_anew(TOPIC, VICTIM, GROUP)
+        for side in self.sides:
+            create_topic(side, TOPIC, 2)
+            create_topic(side, VICTIM, 1)
+            remove_other_topics(side, {side.values[TOPIC], side.values[VICTIM]})
+            remove_all_groups(side)
             commit(side, GROUP)
-            side.learn_topic("__consumer_offsets")
         self.renew_live_group()
 
     def prepare(self, api_key: int) -> None:
@@ -224,29 +267,32 @@ class Pair:
     def renew_victim(self) -> None:
         """The victim as it was: three records, nothing deleted."""
         for side in self.sides:
-            victims = delete_topics.DeleteTopicState(name=VICTIM)
-            request = delete_topics.DeleteTopicsRequest(topics=[victims], topic_names=[], timeout_ms=5000)
-            side.ask_message(ApiKey.DELETE_TOPICS, 6, request)
+            delete_topic(side, VICTIM)
+        self._name_anew(VICTIM)
+        for side in self.sides:
             create_topic(side, VICTIM, 1)
 
     def renew_live_group(self) -> None:
         """A group that no request met yet, with MEMBER in it."""
-        self._live += 1
+        self._name_anew(LIVE_GROUP)
         for side in self.sides:
-            group = f"{LIVE_GROUP}-{self._live}"
-            side.learn(LIVE_GROUP, group)
-            side.learn(MEMBER, join_alone(side, group))
+            side.learn(MEMBER, join_alone(side, LIVE_GROUP))
+
+    def _name_anew(self, *symbols: str) -> None:
+        """Have them stand for names that are used for the first time."""
+        for symbol in symbols:
+            self._names += 1
+            for side in self.sides:
+                side.learn(symbol, f"{symbol}-{self._names}")
 
     def _is_live(self, side: Side) -> bool:
-        request = heartbeat.HeartbeatRequest(
-            group_id=side.values[LIVE_GROUP], generation_id=1, member_id=side.values[MEMBER]
-        )
+        request = heartbeat.HeartbeatRequest(group_id=LIVE_GROUP, generation_id=1, member_id=MEMBER)
         return bool(side.ask_message(ApiKey.HEARTBEAT, 3, request).error_code == 0)
 
 
 def wait_until(error_code: Callable[[], int]) -> None:
     """Ask again until it isn't an error: Kafka's controller answers before its broker knows."""
-    deadline = time.monotonic() + _READY_S
+    deadline = time.monotonic() + HANG_S
     while code := error_code():
         assert time.monotonic() < deadline, f"the broker doesn't get there: error_code={code}"
         time.sleep(0.005)
@@ -277,6 +323,61 @@ def create_topic(side: Side, name: str, partitions: int, **configs: str) -> None
         allow_auto_topic_creation=False,
     )
     wait_until(lambda: side.ask_message(ApiKey.METADATA, 12, request).topics[0].error_code)
+
+
+def delete_topic(side: Side, *names: str) -> None:
+    """Delete topics, if they are there, and wait until nobody is told of them any more."""
+    states = [delete_topics.DeleteTopicState(name=name) for name in names]
+    request = delete_topics.DeleteTopicsRequest(topics=states, topic_names=[], timeout_ms=10_000)
+    answer = side.ask_message(ApiKey.DELETE_TOPICS, 6, request)
+    assert {each.error_code for each in answer.responses} <= {0, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION}, answer
+    gone = {side.values.get(name, name) for name in names}
+    wait_until(lambda: len(gone.intersection(_topic_names(side))))
+
+
+def remove_other_topics(side: Side, kept: set[str]) -> None:
+    """Delete all topics but these and the brokers' own."""
+    names = _topic_names(side)
+    assert kept <= names, (side.name, names)
+    others = names - kept.union(_INTERNAL)
+    if others:
+        delete_topic(side, *others)
+
+
+def remove_all_groups(side: Side) -> None:
+    """Make the members of all groups leave, and delete the groups."""
+    listed = list_groups.ListGroupsRequest(states_filter=[], types_filter=[])
+    names = [each.group_id for each in side.ask_message(ApiKey.LIST_GROUPS, 5, listed).groups]
+    described = describe_groups.DescribeGroupsRequest(groups=names)
+    for group in side.ask_message(ApiKey.DESCRIBE_GROUPS, 5, described).groups:
+        left = leave_group.LeaveGroupRequest(
+            group_id=group.group_id,
+            members=[leave_group.MemberIdentity(member_id=each.member_id) for each in group.members],
+        )
+        if group.members:
+            side.ask_message(ApiKey.LEAVE_GROUP, 4, left)
+    side.ask_message(ApiKey.DELETE_GROUPS, 2, delete_groups.DeleteGroupsRequest(groups_names=names))
+    left_over = side.ask_message(ApiKey.LIST_GROUPS, 5, listed).groups
+    assert left_over == [], (side.name, left_over)
+
+
+def leave_as_consumer(side: Side, version: int, joined: Any, answer: Any) -> None:
+    """Leave the group again that ConsumerGroupHeartbeat made one a member of (KIP-848)."""
+    if getattr(answer, "member_epoch", 0) > 0:
+        request = consumer_group_heartbeat.ConsumerGroupHeartbeatRequest(
+            group_id=joined.group_id, member_id=answer.member_id or joined.member_id, member_epoch=-1
+        )
+        assert side.ask_message(ApiKey.CONSUMER_GROUP_HEARTBEAT, version, request).error_code == 0
+
+
+def _topic_names(side: Side) -> set[str]:
+    request = metadata.MetadataRequest(topics=None, allow_auto_topic_creation=False)
+    return {topic.name for topic in side.ask_message(ApiKey.METADATA, 12, request).topics}
+
+
+def _code_of_topic(side: Side, request: metadata.MetadataRequest) -> int:
+    (topic,) = side.ask_message(ApiKey.METADATA, 9, request).topics
+    return int(topic.error_code)
 
 
 def _code_of(side: Side, api_key: int, version: int, message: Any) -> int:

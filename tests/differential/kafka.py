@@ -12,14 +12,13 @@ from typing import Final
 
 from tests.fetched import java, maven_jars
 from tests.integration.conftest import free_port
+from tests.patience import HANG_S
 
 #: What Penstock is compared with. Its Java tools come with it.
 KAFKA_VERSION: Final = "4.2.1"
 _LOG4J_VERSION: Final = (
     "2.25.4"  # Kafka's own choice; without a binding it says nothing, not even that it is ready
 )
-_READY_S: Final = 90
-_STOP_S: Final = 30
 
 _LOGGING: Final = """<Configuration status="WARN"><Appenders><Console name="out" target="SYSTEM_OUT">
 <PatternLayout pattern="[%d] %p %m (%c)%n"/></Console></Appenders>
@@ -84,7 +83,7 @@ class ApacheKafka:
         settings.write_text(_SETTINGS.format(port=self.port, controller=free_port(), data=data))
         cluster_id = base64.urlsafe_b64encode(b"penstock-testing").decode().rstrip("=")
         storage = self.command("kafka.tools.StorageTool", "format", "-t", cluster_id, "-c", str(settings))
-        done = subprocess.run(storage, capture_output=True, text=True, timeout=_READY_S)
+        done = subprocess.run(storage, capture_output=True, text=True, timeout=HANG_S)
         assert done.returncode == 0, done.stdout + done.stderr
         ready = threading.Event()
         process = self._process = subprocess.Popen(
@@ -107,7 +106,7 @@ class ApacheKafka:
         self._reader = threading.Thread(target=read, daemon=True)
         self._reader.start()
         try:
-            assert ready.wait(_READY_S), f"Apache Kafka is not ready in {_READY_S} s:\n{self.output}"
+            assert ready.wait(HANG_S), f"Apache Kafka is not ready in {HANG_S} s:\n{self.output}"
             assert process.poll() is None, f"Apache Kafka ended at once:\n{self.output}"
         except BaseException:
             self._stop()
@@ -123,10 +122,10 @@ class ApacheKafka:
         assert self._reader is not None
         try:
             process.terminate()
-            process.wait(_STOP_S)
+            process.wait(HANG_S)
         except BaseException:  # noqa: BLE001 - too slow, or we are interrupted again
             process.kill()
-            process.wait(_STOP_S)
-        self._reader.join(_STOP_S)
+            process.wait(HANG_S)
+        self._reader.join(HANG_S)
         if process.stdout is not None:
             process.stdout.close()

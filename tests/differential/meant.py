@@ -20,8 +20,9 @@ class Meant:
 
     name: str
     reason: str
-    #: Patterns that must match the whole name of the API, the request's label and the path of the field.
-    api: str = ".*"
+    #: The comparisons, by API or scenario, that it is looked for in; it has to be in each of them.
+    where: tuple[str, ...]
+    #: Patterns that must match the whole of the request's label and of the path of the field.
     request: str = ".*"
     path: str = ".*"
     kafka: Any = ANY
@@ -30,8 +31,7 @@ class Meant:
     def covers(self, found: Difference) -> bool:
         """Whether a difference is of this kind."""
         return (
-            re.fullmatch(self.api, found.api) is not None
-            and re.fullmatch(self.path, found.path) is not None
+            re.fullmatch(self.path, found.path) is not None
             and re.fullmatch(self.request, found.request, re.DOTALL) is not None
             and (self.kafka is ANY or found.kafka == self.kafka)
             and (self.penstock is ANY or found.penstock == self.penstock)
@@ -60,36 +60,37 @@ MEANT: Final = (
     Meant(
         name="fewer APIs",
         reason="an API that Penstock doesn't have isn't advertised",
-        api="api_versions",
+        where=("api_versions",),
         path=r"api_keys\[\d+\]",
         penstock=None,
     ),
     Meant(
         name="no features",
         reason="features say which of Kafka's own formats and protocols a cluster has agreed on; there is none here",
-        api="api_versions",
+        where=("api_versions",),
         path=r"(supported|finalized)_features.*",
     ),
     Meant(
         name="no transactions",
         reason="a producer with a transactional id is refused, before it relies on what isn't there",
-        api="produce|init_producer_id",
+        where=("produce", "init_producer_id"),
         request="transactional_id is 'odd'",
     ),
     Meant(
         name="no new group protocol",
         reason="KIP-848 isn't there yet; a client that asks all the same gets one answer that it gives up on",
-        api="consumer_group_heartbeat",
+        where=("consumer_group_heartbeat",),
     ),
     Meant(
         name="no cluster-wide configs",
         reason="Kafka's storage tool sets min.insync.replicas as a default of the cluster; here it is the default",
+        where=("describe_configs", "create_topics", "synonyms of topic configs"),
         path=r".*configs\[min.insync.replicas\].(config_source|synonyms)",
     ),
     Meant(
         name="no dynamic broker configs",
         reason="settings are read at start, so all are read-only",
-        api="describe_configs",
+        where=("broker configs",),
         path=r".*configs\[.*\].read_only",
         penstock=True,
     ),
@@ -97,49 +98,49 @@ MEANT: Final = (
     Meant(
         name="the greatest timestamp of what is there",
         reason="Kafka goes on to name a record that DeleteRecords has deleted, until its whole segment is",
-        api="list_offsets",
+        where=("offsets by time",),
         request="(from [67] on|written again): offset at -3",
     ),
     Meant(
         name="topics are there when they are answered",
         reason="Kafka answers UNKNOWN_TOPIC_OR_PARTITION while it creates a topic that Metadata asked for",
-        api="metadata",
+        where=("metadata",),
         path=r"topics\[.*\](\.error_code|\.partitions\[0\])",
     ),
     Meant(
         name="unknown ACL words",
         reason="Kafka closes the connection at a code of ACLs that it doesn't know; here it is refused like others",
-        api="(describe|create|delete)_acls",
+        where=("describe_acls", "create_acls", "delete_acls"),
         kafka=_CLOSED,
     ),
     Meant(
         name="fetch sessions with impossible ids",
         reason="Kafka fails on ids outside of its cache's ranges; here such a session just isn't there",
-        api="fetch",
+        where=("fetch",),
         request="session_id is -?214748364[78]",
     ),
     Meant(
         name="an empty topic name is illegal everywhere",
         reason="Kafka answers UNKNOWN_SERVER_ERROR to DescribeTopicPartitions of it",
-        api="describe_topic_partitions",
+        where=("describe_topic_partitions",),
         request="topics.name is ''",
     ),
     Meant(
         name="unknown operations",
         reason="Kafka answers UNKNOWN_SERVER_ERROR to an operation that it doesn't know, here it is INVALID_REQUEST",
-        api="incremental_alter_configs",
+        where=("incremental_alter_configs",),
         request="resources.configs.config_operation is 4",
     ),
     Meant(
         name="each partition and group once",
         reason="a short request mustn't make a response of any length",
-        api="describe_producers|describe_groups",
+        where=("describe_producers", "describe_groups"),
         request=".* holds all twice",
     ),
     Meant(
         name="an id only for what is made",
         reason="Kafka draws an id that nothing will have when it only validates",
-        api="create_topics",
+        where=("create_topics",),
         path=r"topics\[.*\].topic_id",
         kafka="<id>",
         penstock="00000000000000000000000000000000",
@@ -147,46 +148,40 @@ MEANT: Final = (
     Meant(
         name="values as they are understood",
         reason="configs are stored without the blanks around them",
-        api="create_topics",
+        where=("create_topics",),
         request="topics.configs.value is ' 1 '",
         path=r".*\.value",
     ),
     Meant(
         name="partitions are bounded",
         reason="topics.partitions_max holds for CreatePartitions as for CreateTopics",
-        api="create_partitions",
+        where=("create_partitions",),
         request=r"topics.count is (10001|2147483647)",
     ),
     Meant(
         name="bytes behind the last batch",
         reason="Kafka ignores what is too short to be a batch; here records that aren't whole batches are refused",
-        api="produce",
+        where=("produce",),
         request=r"topic_data.partition_data.records is b'.*\(77\)",
     ),
     # -- what is kept to the coordinator
     Meant(
         name="internal topics are fixed",
         reason="nobody grows __consumer_offsets, changes its configs or deletes it: groups live in it",
-        api="alter_configs|incremental_alter_configs|create_partitions",
+        where=("alter_configs", "incremental_alter_configs", "create_partitions"),
         request=".*'__(consumer_offsets|transaction_state)'",
     ),
     Meant(
         name="what is in internal topics",
         reason="the coordinators write other records, and so many as they need",
+        where=("describe_log_dirs", "fetch", "list_offsets", "offset_for_leader_epoch"),
         path=r".*(records|high_watermark|last_stable_offset|offset|partition_size)",
         request=".*(__consumer_offsets|__transaction_state|topics is null).*",
     ),
     Meant(
-        name="groups that come and go by the clock",
-        reason="members that don't come back are dropped when their session ends, not at the same moment; and a "
-        "group that only waits for a member to come back with its id is listed by Kafka as Empty",
-        api="list_groups",
-        path=r"groups\[joined-\d+\].*",
-    ),
-    Meant(
         name="groups without members and offsets",
         reason="such a group is gone at once, in Kafka at the next look at what has expired",
-        api="offset_delete",
+        where=("offset_delete",),
         path="error_code|topics.*",
         request="(?!nothing|group_id is '').*",
     ),

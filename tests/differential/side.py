@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import msgspec
 from tests.differential.odd_requests import OddRequest, topic_id_of, with_values
+from tests.patience import HANG_S
 
 from penstock.wire import ApiKey, decode_response, encode_request
 from penstock.wire.messages.api_versions import ApiVersionsRequest
@@ -21,7 +22,6 @@ CLOSED: Final = "the connection is closed"
 NOTHING: Final = "there is no answer"
 LATE: Final = "there was no answer in time"
 
-_ANSWER_S: Final = 20.0
 _MS_PER_HOUR: Final = 3_600_000
 #: Ids that a test made up have fewer different bytes than those that a broker drew.
 _SET_BYTES: Final = 2
@@ -91,7 +91,7 @@ class Side:
         frame = request.edit(b"".join(map(bytes, pieces))[4:])
         is_silent = api_key == ApiKey.PRODUCE and getattr(message, "acks", 1) == 0
         if self._socket is None:
-            self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=_ANSWER_S)
+            self._socket = socket.create_connection(("127.0.0.1", self.port), timeout=HANG_S)
         try:
             self._socket.sendall(len(frame).to_bytes(4, "big") + frame)
             if is_silent:  # whether it was the end of the connection is seen by what comes next

@@ -12,13 +12,13 @@ from tests.differential.kafka import ApacheKafka, kafka_jars
 from tests.differential.test_answers import SETTINGS
 from tests.integration.conftest import ServeProcess
 from tests.integration.kafka_clients import serving
+from tests.patience import HANG_S
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = pytest.mark.slow
 
 REASSIGN = "org.apache.kafka.tools.reassign.ReassignPartitionsCommand"
 CONFIGS = "kafka.admin.ConfigCommand"
 TOPICS = "org.apache.kafka.tools.TopicCommand"
-TOOL_S = 120
 
 Tool = Callable[..., str]
 
@@ -37,7 +37,7 @@ def tool(penstock: ServeProcess, tmp_path_factory: pytest.TempPathFactory) -> To
     def run(main: str, *arguments: str) -> str:
         command = programs.command(main, "--bootstrap-server", penstock.bootstrap_servers, *arguments)
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=TOOL_S
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=HANG_S
         )
         assert done.returncode == 0, done.stdout
         return done.stdout

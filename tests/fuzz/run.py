@@ -135,7 +135,7 @@ class Fuzzer:
 
     def send(self, case: Case) -> Finding | None:
         """Send one case; what is wrong, if anything is."""
-        self._closed_at = len(self.broker.output)
+        self._closed_at = len(self.broker.output_so_far)
         with contextlib.ExitStack() as stack:
             connections = [
                 _Connection(number, stack.enter_context(_connect(self.broker)), frames)
@@ -198,13 +198,13 @@ class Fuzzer:
     def _watch(self, case: Case) -> Finding | None:
         """What the broker printed since the last time."""
         if not self.broker.running:
-            return Finding("the broker ended", case, self.broker.output[-4000:])
-        new = self.broker.output[self._seen :]
+            return Finding("the broker ended", case, self.broker.output_so_far[-4000:])
+        new = self.broker.output_so_far[self._seen :]
         if not _BUG.search(new):
             self._seen += len(new)
             return None
         time.sleep(0.3)  # let the traceback be printed whole
-        new = self.broker.output[self._seen :]
+        new = self.broker.output_so_far[self._seen :]
         self._seen += len(new)
         found = _BUG.search(new)
         assert found is not None
@@ -380,11 +380,9 @@ class GoodClient(threading.Thread):
 
 def statistics(broker: ServeProcess) -> dict[str, Any]:
     """What the broker says of itself, with the descriptors that the system counts."""
-    seen = len(broker.output)
+    seen = len(broker.output_so_far)
     broker.signal(signal.SIGUSR1)
-    broker.wait_for_output('"resident_bytes"', after=seen)
-    time.sleep(0.1)
-    line = next(line for line in broker.output[seen:].splitlines() if '"resident_bytes"' in line)
+    line = broker.wait_for_output('"resident_bytes"', after=seen)
     numbers: dict[str, Any] = json.loads(line[line.index("{") :])
     numbers["descriptors"] = len(list(Path(f"/proc/{broker.pid}/fd").iterdir()))
     return numbers

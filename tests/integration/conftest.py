@@ -25,8 +25,9 @@ class ServeProcess:
         self.port = free_port()
         self.sets = sets
         self.arguments = arguments
-        #: Everything that all runs printed, stdout and stderr.
-        self.output = ""
+        self._output = ""
+        #: How much was printed before the run that is going on, or the last one.
+        self.printed_before = 0
         self._printed = threading.Condition()
         self._process: subprocess.Popen[str] | None = None
         self._reader: threading.Thread | None = None
@@ -40,11 +41,26 @@ class ServeProcess:
         assert self._process is not None
         return self._process.pid
 
+    @property
+    def output(self) -> str:
+        """Everything that all runs printed, stdout and stderr; only while none is running.
+
+        What a broker prints comes later than what it answers, so with one that runs it is a matter of luck what is
+        there: ``wait_for_output`` waits.
+        """
+        assert self._process is None, "the broker hasn't ended: use wait_for_output"
+        return self._output
+
+    @property
+    def output_so_far(self) -> str:
+        """What has come of the output, for messages and for marks from which on something has to be printed."""
+        return self._output
+
     def start(self) -> None:
         """Start, and return when it accepts clients. Fails with what it printed when it doesn't."""
         ready = self.launch()
-        assert ready.wait(READY_S), f"not ready in {READY_S} s:\n{self.output}"
-        assert self.running, f"ended at once:\n{self.output}"
+        assert ready.wait(READY_S), f"not ready in {READY_S} s:\n{self._output}"
+        assert self.running, f"ended at once:\n{self._output}"
 
     def launch(self) -> threading.Event:
         """Start, and return at once; the event is set when it accepts clients, or ended."""
@@ -56,6 +72,7 @@ class ServeProcess:
             *self.sets,
         ):
             command += ["--set", setting]
+        self.printed_before = len(self._output)
         process = self._process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -69,7 +86,7 @@ class ServeProcess:
             assert process.stdout is not None
             for line in process.stdout:
                 with self._printed:
-                    self.output += line
+                    self._output += line
                     self._printed.notify_all()
                 if "is ready in" in line:
                     ready.set()
@@ -115,15 +132,17 @@ class ServeProcess:
         """Whether the process is there."""
         return self._process is not None and self._process.poll() is None
 
-    def wait_for_output(self, *texts: str, after: int = 0, timeout_s: float = HANG_S) -> None:
-        """Return when one of ``texts`` was printed, behind the first ``after`` characters of ``output``.
+    def wait_for_output(self, *texts: str, after: int = 0, timeout_s: float = HANG_S) -> str:
+        """Wait until one of ``texts`` was printed, behind the first ``after`` characters; the line that has it."""
 
-        What a broker prints reaches this process later than what it answers: never assert on ``output``
-        of a broker that runs.
-        """
+        def line() -> str | None:
+            lines = self._output[after:].splitlines()
+            return next((each for each in lines if any(text in each for text in texts)), None)
+
         with self._printed:
-            found = self._printed.wait_for(lambda: any(t in self.output[after:] for t in texts), timeout_s)
-        assert found, f"never printed any of {texts}:\n{self.output[after:]}"
+            found = self._printed.wait_for(line, timeout_s)
+        assert found, f"never printed any of {texts}:\n{self._output[after:]}"
+        return found
 
     def resident_bytes(self) -> int:
         """What the process holds in memory now."""

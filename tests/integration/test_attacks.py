@@ -28,4 +28,5 @@ def test_a_good_client_is_served_beside(name: str, serve: ServeFactory) -> None:
             client.close()
         assert broker.running
         assert broker.resident_bytes() < LIMIT * 1.1
+    broker.terminate()
     assert "this is a bug" not in broker.output

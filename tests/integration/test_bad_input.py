@@ -160,10 +160,11 @@ def target(serve: ServeFactory) -> Iterator[ServeProcess]:
     broker = serve()
     create_topic(broker.bootstrap_servers, TOPIC)
     yield broker
-    assert broker.running, broker.output
+    assert broker.running, broker.output_so_far
+    prove_service(broker)
+    assert broker.terminate() == 0, broker.output_so_far
     assert "this is a bug" not in broker.output, broker.output
     assert broker.output.count("\n") < 400, "bad input floods the log"
-    prove_service(broker)
 
 
 def prove_service(broker: ServeProcess) -> None:

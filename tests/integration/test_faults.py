@@ -137,9 +137,8 @@ def test_disk_full_at_start(tmpfs: Callable[[int], Path], serve: ServeFactory) -
     broker.launch()
     broker.wait_for_output("no space left")
     assert broker.terminate() == 0
-    before = len(broker.output)
     ready = broker.launch()
-    broker.wait_for_output("no space left", after=before)
+    broker.wait_for_output("no space left", after=broker.printed_before)
     filler.unlink()
     assert ready.wait(HANG_S)
     create_topic(broker.bootstrap_servers)

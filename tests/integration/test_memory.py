@@ -58,8 +58,7 @@ def test_resident_memory_stays_under_the_limit(run: str, tmp_path: Path) -> None
 def test_statistics_say_what_memory_is_for(broker: ServeProcess) -> None:
     """SIGUSR1 logs one line of JSON: the limit, what is used, by purpose, and what the process holds."""
     broker.signal(signal.SIGUSR1)
-    broker.wait_for_output("memory_used_bytes")
-    (line,) = [line for line in broker.output.splitlines() if "penstock.statistics: " in line]
+    line = broker.wait_for_output("penstock.statistics: ")
     statistics = json.loads(line.partition("penstock.statistics: ")[2])
     assert sum(statistics["memory"].values()) == statistics["memory_used_bytes"]
     assert statistics["memory_used_bytes"] <= statistics["memory_limit_bytes"]

@@ -75,7 +75,7 @@ def test_orphans_are_swept_and_nothing_else_is(serve: ServeFactory) -> None:
     assert kept <= objects()
     assert all(path.exists() for path in others)
     young = planted(forgotten, age_s=0)
-    printed = len(broker.output)
+    printed = len(broker.output_so_far)
     produce(broker, "kept")
     assert broker.terminate() == 0
     assert young.exists()

@@ -124,8 +124,9 @@ def test_stops_under_load(serve: ServeFactory, number: signal.Signals) -> None:
         ledger.stop()
         consumer.close()
     assert len(ledger.acked) > 100
-    assert "recovered" not in broker.output, "a clean stop leaves nothing to recover"
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
+    assert broker.terminate() == 0
+    assert "recovered" not in broker.output, "a clean stop leaves nothing to recover"
 
 
 def test_second_signal_changes_nothing(broker: ServeProcess) -> None:

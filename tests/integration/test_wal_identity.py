@@ -40,7 +40,8 @@ def written(broker: ServeProcess) -> Ledger:
 
 def identity(broker: ServeProcess) -> str:
     """What the banner said last."""
-    return str(re.findall(r"wal identity (\S+)", broker.output)[-1])
+    line = broker.wait_for_output("wal identity ", after=broker.printed_before)
+    return line.partition("wal identity ")[2].strip()
 
 
 def refused(data_dir: Path, *sets: str, recorded: str, recorded_at: Path, found: str = "none") -> None:
@@ -133,6 +134,7 @@ def test_second_broker_with_another_data_directory_is_refused(serve: ServeFactor
         ledger.stop()
     assert not (second / "wal").exists(), "it made a WAL"
     finish(first, ledger)
+    assert first.terminate() == 0
     assert "FencedError" not in first.output
     assert "took over" not in first.output
 
@@ -155,6 +157,7 @@ def test_a_second_node_id_takes_nothing_from_a_broker_that_runs(serve: ServeFact
         ledger.stop()
     assert media(second) == {}, "it made a WAL"
     finish(first, ledger)
+    assert first.terminate() == 0
     assert "FencedError" not in first.output
     assert "took over" not in first.output
 
@@ -415,9 +418,8 @@ def test_a_lost_wal_is_given_up_by_name_only(serve: ServeFactory) -> None:
     assert second != first
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
     broker.kill()
-    told = len(broker.output)
     broker.start()  # with the key still there: it isn't needed
-    broker.wait_for_output("broker.accept_lost_wal isn't needed", after=told)
+    broker.wait_for_output("broker.accept_lost_wal isn't needed", after=broker.printed_before)
     code, output = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
     assert code == 0, output
     assert f"identity {second}" in output

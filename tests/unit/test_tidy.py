@@ -231,3 +231,82 @@ def test_work_runs_in_threads_through_the_one_door(name: str) -> None:
     """``penstock.threads.run_in_thread``: with anyio's, each error is a reference cycle."""
     allowed = ("kernel/penstock/threads.py", *_KEEPS_ERRORS)
     assert name.startswith(allowed)
+
+
+TESTS = [name for name in PYTHON if re.match(r"tests/|plugins/\w+/tests/", name)]
+#: Seconds from which on a wait that is written as a number can only be a deadline, and so somebody's guess.
+GUESSED_S = 5
+_WAITS = re.compile(
+    r"(fail_after|move_on_after|wait|wait_for|wait_for_output|result|flush|poll|communicate|sleep|settimeout|timeout|alarm)"
+)
+_DEADLINES = re.compile(r"(.*_)?(timeout|deadline|patience)(_s)?", re.IGNORECASE)
+_SECONDS = re.compile(r"(.*_)?(timeout|deadline|[A-Z_]+(?<!_PER)_S)", re.IGNORECASE)
+#: Where such a number is no deadline of a test's.
+_NO_DEADLINES = {
+    "tests/patience.py": "the one number",
+    "tests/run.py": "how long a process that is left behind may take to go",
+    "tests/unit/coordinator/test_records.py": "fields of a record",
+    "tests/unit/wire/test_codec.py": "fields of a message",
+    "tests/unit/test_tidy.py": "from where on a number is one",
+}
+
+
+def _number(node: ast.expr | None) -> float:
+    """What it comes to, 0 when it isn't written in numbers alone."""
+    if node is None or not all(
+        isinstance(one, ast.Constant | ast.BinOp | ast.operator | ast.UnaryOp | ast.unaryop)
+        for one in ast.walk(node)
+    ):
+        return 0
+    value = eval(compile(ast.Expression(node), "", "eval"))
+    return value if isinstance(value, int | float) else 0
+
+
+def _deadlines(tree: ast.Module) -> Iterator[tuple[int, str]]:
+    """Each wait with a number of seconds: arguments of what waits, defaults and constants."""
+    for node in ast.walk(tree):
+        found: list[tuple[str, ast.expr | None]] = []
+        if isinstance(node, ast.Call):
+            found += [(word.arg, word.value) for word in node.keywords if word.arg is not None]
+            if _WAITS.fullmatch(ast.unparse(node.func).rpartition(".")[2]):
+                found += [("timeout", argument) for argument in node.args[:1]]
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found += [
+                ("timeout", node.value) for target in targets if _SECONDS.fullmatch(ast.unparse(target))
+            ]
+        elif isinstance(node, ast.arguments):
+            with_default = [*node.posonlyargs, *node.args][-len(node.defaults) :] if node.defaults else []
+            pairs = [*zip(with_default, node.defaults, strict=True)]
+            pairs += [
+                (name, value) for name, value in zip(node.kwonlyargs, node.kw_defaults, strict=True) if value
+            ]
+            found += [(name.arg, value) for name, value in pairs]
+        for name, value in found:
+            if _DEADLINES.fullmatch(name) and _number(value) >= GUESSED_S and value is not None:
+                yield value.lineno, ast.unparse(value)
+
+
+@pytest.mark.parametrize("name", TESTS)
+def test_deadlines_of_tests_are_the_one_that_only_what_hangs_reaches(name: str) -> None:
+    """``tests.patience.HANG_S``: any other was measured on somebody's idle machine."""
+    found = [f"{name}:{line}: {text} s" for line, text in _deadlines(_tree(name))]
+    assert bool(found) is (name in _NO_DEADLINES), found
+
+
+def test_a_guessed_deadline_is_found_wherever_it_stands() -> None:
+    guesses = """
+anyio.fail_after(10)
+process.wait(30)
+future.result(timeout=2 * 60)
+ready.wait_for_output("ready", timeout_s=20.0)
+pytest.mark.timeout(600)
+READY_S: Final = 60
+deadline = 90
+def read(timeout_s: float = 7, *, deadline_s=8): ...
+"""
+    assert [text for _, text in sorted(_deadlines(ast.parse(guesses)))] == [
+        "10", "30", "2 * 60", "20.0", "600", "60", "90", "7", "8",
+    ]  # fmt: skip
+    fine = "anyio.fail_after(HANG_S)\nanyio.move_on_after(0.05)\nPACE_PER_S = 400\nconsumer.poll(1)\n"
+    assert list(_deadlines(ast.parse(fine))) == []

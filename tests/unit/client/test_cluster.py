@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.patience import HANG_S
 from tests.unit.client.fake_broker import FakeBroker
 
 from penstock.errors import InvalidRequestError, NotFoundError, UnavailableError
@@ -83,7 +84,7 @@ async def test_a_lost_connection_is_opened_again_on_use() -> None:
 
 
 async def test_an_address_that_was_never_reached_is_not_retried() -> None:
-    unreachable = ClientSettings(bootstrap_servers="127.0.0.1:1", retry_timeout_s=60)
+    unreachable = ClientSettings(bootstrap_servers="127.0.0.1:1", retry_timeout_s=HANG_S)
     async with Cluster.open(unreachable) as cluster:
         with pytest.raises(UnavailableError, match="no broker listens there"):
             await cluster.topics()

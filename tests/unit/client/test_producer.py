@@ -42,13 +42,13 @@ class Turns:
 async def producing(
     broker: FakeBroker, partitioner: Turns | None = None, **settings: Any
 ) -> AsyncIterator[Producer]:
-    request_timeout_s = settings.pop("request_timeout_s", 5.0)
+    request_timeout_s = settings.pop("request_timeout_s", HANG_S)
     async with broker.serving():
         client = ClientSettings(
             bootstrap_servers=broker.address,
             retry_backoff_s=0.001,
             retry_backoff_max_s=0.002,
-            retry_timeout_s=5,
+            retry_timeout_s=HANG_S,
             request_timeout_s=request_timeout_s,
         )
         made = ProducerSettings(**{"linger_ms": 0.0, **settings})
