@@ -40,8 +40,9 @@ def written(broker: ServeProcess) -> Ledger:
 
 def identity(broker: ServeProcess) -> str:
     """What the banner said last."""
-    line = broker.wait_for_output("wal identity ", after=broker.printed_before)
-    return line.partition("wal identity ")[2].strip()
+    if broker.running:
+        broker.wait_for_output("wal identity ", after=broker.printed_before)
+    return str(re.findall(r"wal identity (\S+)", broker.output_so_far)[-1])
 
 
 def refused(data_dir: Path, *sets: str, recorded: str, recorded_at: Path, found: str = "none") -> None:
