@@ -251,8 +251,13 @@ class _Entry:
         return partition.high_watermark, partition.last_stable_offset, partition.log_start_offset
 
     def data(self, committed: bool, offsets: tuple[int, int, int]) -> PartitionData:
-        # Without transactions nothing is ever aborted; Kafka sends null to those who read uncommitted.
+        # Kafka sends null to those who read uncommitted
         aborted: list[AbortedTransaction] | None = [] if committed or self.error in _NOT_FOUND else None
+        if committed and self.result is not None and self.result.aborted:
+            aborted = [
+                AbortedTransaction(producer_id=one.producer_id, first_offset=one.first_offset)
+                for one in self.result.aborted
+            ]
         high_watermark, last_stable_offset, log_start_offset = offsets
         data = PartitionData(
             partition_index=self.cached.partition,

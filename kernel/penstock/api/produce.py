@@ -26,8 +26,10 @@ from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, error_message_of, is_expected
 from penstock.errors import FullError, NotNowError, PenstockError
 from penstock.log.append_outcome import AppendOutcome
+from penstock.log.frame_memory import SharedFrame, release_part
 from penstock.log.partition import Partition
-from penstock.spi.allocator import Allocation, Charge
+from penstock.log.unsupported import NO_TRANSACTIONS
+from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.produce import (
@@ -44,8 +46,6 @@ from penstock.wire.record_batch import BatchError
 _log = logging.getLogger("penstock.api")
 
 _TOPIC_IDS_VERSION: Final = 13
-_ATTRIBUTES_LOW_POS: Final = 22
-_TRANSACTIONAL_BIT: Final = 1 << 4
 
 
 class ProduceSink(Protocol):
@@ -66,7 +66,7 @@ class ProduceCall:
     answer can be told).
 
     ``allocation``, if given, holds the frame that the request's records view. The call owns it: it goes to the
-    partitions that take records, and back to the allocator if none does.
+    partitions that take records, and back to the allocator if none does (``penstock.log.frame_memory`` has the rule).
     """
 
     __slots__ = (
@@ -117,7 +117,7 @@ class ProduceCall:
         self._gone = False
         self.failed = False
         if count > 1 and allocation is not None:
-            self._allocation = _Frame(allocation)
+            self._allocation = SharedFrame(allocation)
 
     @property
     def timeout_ms(self) -> int:
@@ -132,7 +132,7 @@ class ProduceCall:
         """Go on with the same request in ``allocation``, which the call owns from now on."""
         assert self._allocation is None, "the call has its memory"
         self._request = _distinct(request)
-        self._allocation = _Frame(allocation) if len(self._results) > 1 else allocation
+        self._allocation = SharedFrame(allocation) if len(self._results) > 1 else allocation
 
     def advance(self) -> None:
         """Hand over what isn't handed over yet.
@@ -230,7 +230,7 @@ class ProduceCall:
             code = ErrorCode.INVALID_REQUIRED_ACKS
             return code, f"acks must be -1, 0 or 1: acks={request.acks}"
         if request.transactional_id is not None:
-            return ErrorCode.INVALID_TXN_STATE, "this broker has no transactions"
+            return ErrorCode.INVALID_TXN_STATE, NO_TRANSACTIONS
         return None
 
     def _append(self, index: int, topic: TopicProduceData, data: PartitionProduceData) -> None:
@@ -239,8 +239,6 @@ class ProduceCall:
             records = data.records
             if not isinstance(records, memoryview):
                 self._refuse(index, data, ErrorCode.INVALID_RECORD, "the partition has no records")
-            elif len(records) > _ATTRIBUTES_LOW_POS and records[_ATTRIBUTES_LOW_POS] & _TRANSACTIONAL_BIT:
-                self._refuse(index, data, ErrorCode.INVALID_TXN_STATE, "this broker has no transactions")
             else:
                 self._append_to(found, index, data, records)
         else:
@@ -250,7 +248,7 @@ class ProduceCall:
         self, partition: Partition, index: int, data: PartitionProduceData, records: memoryview
     ) -> None:
         allocation = self._allocation if self._prepared is None else self._prepared
-        charge = allocation.share(len(records)) if type(allocation) is _Frame else allocation
+        charge = allocation.share(len(records)) if type(allocation) is SharedFrame else allocation
         taken = False
         try:
             taken = partition.append(
@@ -262,10 +260,10 @@ class ProduceCall:
                 is_prepared=self._is_prepared,
             )
         except FullError as error:
-            _release_part(charge, allocation)
+            release_part(charge, allocation)
             raise NotNowError(str(error), self._api.logs.wait_for_room, is_work=False) from None
         except NotNowError as error:
-            _release_part(charge, allocation)
+            release_part(charge, allocation)
             self._due = error.wait
             raise NotNowError(str(error), self._wait_for_preparation, is_work=error.is_work) from None
         except Exception as error:  # noqa: BLE001 - logged and answered
@@ -278,7 +276,7 @@ class ProduceCall:
             elif charge is allocation:
                 self._allocation = None
         else:
-            _release_part(charge, allocation)
+            release_part(charge, allocation)
 
     def _find(self, topic: TopicProduceData, index: int) -> Partition | ErrorCode:
         logs = self._api.logs
@@ -363,12 +361,6 @@ class ProduceCall:
         self._sink.complete(ProduceResponse(responses=responses))
 
 
-def _release_part(charge: Charge | None, whole: Charge | None) -> None:
-    """Give back one partition's part of a frame, if it is only a part."""
-    if charge is not None and charge is not whole:
-        charge.release()
-
-
 def failed_append(error: Exception, partition: Partition) -> tuple[int, str | None]:
     """Code and message for an append that raised what doesn't end by waiting; logged where it is a bug."""
     if not isinstance(error, PenstockError) or not is_expected(error):
@@ -416,54 +408,6 @@ def _distinct(request: ProduceRequest) -> ProduceRequest:
         topic.partition_data = list(partitions[key].values())
     request.topic_data = list(found.values())
     return request
-
-
-class _Frame:
-    """A frame whose memory several partitions share; goes back when the last of them lets go."""
-
-    __slots__ = ("_allocation", "_shares")
-
-    def __init__(self, allocation: Allocation) -> None:
-        self._allocation = allocation
-        self._shares = 1
-
-    @property
-    def size(self) -> int:
-        return self._allocation.size
-
-    @property
-    def view(self) -> memoryview:
-        return self._allocation.view
-
-    def share(self, size: int) -> _Share:
-        self._shares += 1
-        return _Share(self, size)
-
-    def release(self) -> None:
-        self._shares -= 1
-        if self._shares == 0:
-            self._allocation.release()
-
-
-class _Share:
-    """One partition's part of a frame; ``size`` is that of its records."""
-
-    __slots__ = ("_frame", "size")
-
-    def __init__(self, frame: _Frame, size: int) -> None:
-        self._frame: _Frame | None = frame
-        self.size = size
-
-    @property
-    def view(self) -> memoryview:
-        assert self._frame is not None
-        return self._frame.view
-
-    def release(self) -> None:
-        frame = self._frame
-        assert frame is not None, "released twice"
-        self._frame = None
-        frame.release()
 
 
 APIS: Final = (

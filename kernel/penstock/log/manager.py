@@ -34,7 +34,7 @@ from penstock.log.partition import Partition
 from penstock.log.partition_bound import PartitionBound
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparer
-from penstock.log.producer_state import ProducerMemory
+from penstock.log.producer_book import ProducerMemory
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_changes import TopicChanges
 from penstock.log.topic_config import effective_value, effective_values

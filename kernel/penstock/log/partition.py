@@ -11,13 +11,13 @@ from __future__ import annotations
 __all__ = ("Partition", "ReadResult")
 
 import logging
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
 from operator import attrgetter
 from typing import Protocol
 
 import anyio
-import msgspec
 
 from penstock.checksum import COMBINE_BYTES_MIN
 from penstock.errors import (
@@ -33,15 +33,22 @@ from penstock.log.errors import KafkaError
 from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparation, Preparer
+from penstock.log.producer_book import (
+    AbortedTransaction,
+    Duplicate,
+    Producer,
+    ProducerBook,
+    ProducerInfo,
+    ProducerMemory,
+)
 from penstock.log.producer_snapshots import ProducerSnapshots
-from penstock.log.producer_state import ACCEPT, Duplicate, ProducerInfo, ProducerMemory, ProducerStateTable
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import StreamEngine
 from penstock.stream.entry import untimed
 from penstock.stream.open_stream import Stream
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.record_batch import PREFIX_BYTES, TRANSACTIONAL_BIT, pack_start_into
+from penstock.wire.record_batch import PREFIX_BYTES, pack_start_into
 from penstock.wire.records import (
     HEADER_BYTES,
     BatchError,
@@ -61,17 +68,25 @@ logger = logging.getLogger("penstock.log")
 class ReadResult:
     """Whole batches, as stored: what leaves for the socket unchanged."""
 
-    __slots__ = ("records", "size_bytes")
+    __slots__ = ("aborted", "records", "size_bytes")
 
-    def __init__(self, records: Sequence[memoryview], size_bytes: int) -> None:
+    def __init__(
+        self,
+        records: Sequence[memoryview],
+        size_bytes: int,
+        aborted: Sequence[AbortedTransaction] = (),
+    ) -> None:
         #: Pieces that follow each other; nobody writes to their memory while they are referenced.
         self.records = records
         #: The sum of their sizes.
         self.size_bytes = size_bytes
+        #: Which of the records a reader of committed data leaves out (KIP-98).
+        self.aborted = aborted
 
 
 _NOTHING = ReadResult((), 0)
 _data_of = attrgetter("data")
+_base_offset_of = attrgetter("base_offset")
 #: "No epoch" in OffsetForLeaderEpoch (KIP-320).
 _NO_EPOCH = -1
 
@@ -81,23 +96,18 @@ class _Search(Protocol):
         """(offset, timestamp) of a record."""
 
 
-class _Produce(msgspec.Struct, frozen=True, eq=False):
-    """A produce that waits for durability."""
+class _Append(AppendOutcome, frozen=True, eq=False, kw_only=True):
+    """An append on its way, and at once its outcome if it becomes durable: one object for both."""
 
     _partition: Partition
-    _base_offset: int
-    _log_append_time_ms: int
     _on_done: Callable[[AppendOutcome], None]
 
     def done(self, error: Exception | None) -> None:
-        partition = self._partition
+        """The WAL is done with it."""
         if error is None:
-            outcome = AppendOutcome(
-                0, None, (), self._base_offset, self._log_append_time_ms, partition.stream.start_offset
-            )
-            self._on_done(outcome)
-            if partition._listeners or partition._duplicates:
-                partition._advanced()
+            self._on_done(self)
+            if self._partition._is_watched:
+                self._partition._advanced()
         else:
             self._on_done(AppendOutcome(doubtful_error_code(error), str(error)))
 
@@ -124,12 +134,14 @@ class Partition:
         self.config = config
         self.stream = stream
         self.state_stream = state_stream
-        self.producers = ProducerStateTable(memory=producer_memory)
+        self.producers = ProducerBook(memory=producer_memory)
         stream.on_reset = self._reset
         self._engine = engine
         self._reads = engine.reads
         self._preparer = preparer
         self._closed = False
+        #: Whether somebody may wait for the high watermark: a listener or a duplicate.
+        self._is_watched = False
         self._listeners: list[Callable[[], None]] = []
         #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
@@ -137,9 +149,9 @@ class Partition:
         self._appended_bytes = 0
         #: The damage that was reported last.
         self._damage = ""
-        #: Why nothing can be written or read here, or None: its data, or what it knows of its producers, are damaged.
-        #: Only DeleteRecords works then.
-        self.unavailable: str | None = None
+        self._unavailable: str | None = None
+        #: Neither closed nor unavailable.
+        self._is_open = True
         #: Called when that changes.
         self.on_availability: Callable[[], None] | None = None
         self._snapshots = ProducerSnapshots(engine, stream, state_stream, self.producers)
@@ -161,6 +173,19 @@ class Partition:
         return self._closed
 
     @property
+    def unavailable(self) -> str | None:
+        """Why nothing can be written or read here, or None: its data, or its state of producers, are damaged.
+
+        Only DeleteRecords works then.
+        """
+        return self._unavailable
+
+    @unavailable.setter
+    def unavailable(self, reason: str | None) -> None:
+        self._unavailable = reason
+        self._is_open = reason is None and not self._closed
+
+    @property
     def has_records(self) -> bool:
         """Whether the log or the producers' state holds anything."""
         log, state = self.stream, self.state_stream
@@ -173,8 +198,8 @@ class Partition:
 
     @property
     def last_stable_offset(self) -> int:
-        """Where readers of committed data stop: the high watermark, since there are no transactions yet."""
-        return self.stream.confirmed_offset
+        """Where readers of committed data stop: as the book of producers has it."""
+        return self.producers.last_stable_offset(self.stream.confirmed_offset)
 
     @property
     def size_bytes(self) -> int:
@@ -216,28 +241,22 @@ class Partition:
                 recompressed at once: False is returned then, as their own memory isn't needed any more, and
                 ``on_done`` is called as ever.)
         """
-        if self._closed:
-            on_done(AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker"))
-            return False
-        if self.unavailable is not None:
-            on_done(AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable))
+        if not self._is_open:
+            on_done(self._refusal())
             return False
         config = self.config
         rules = config.rules
         try:
-            if is_prepared:
-                header = read_header(records)
-            else:
-                header = check_batch(records, rules, produce_version, now_ms)
-            verdict = self.producers.check(header, now_ms) if header.producer_id >= 0 else ACCEPT
-            if header.attributes & TRANSACTIONAL_BIT:
-                text = "transactions aren't supported by this broker yet"
-                on_done(AppendOutcome(ErrorCode.INVALID_TXN_STATE, text))
-                return False
-            if verdict is not ACCEPT:
-                assert isinstance(verdict, Duplicate)
-                self._answer_duplicate(verdict, on_done)
-                return False
+            header = (
+                read_header(records) if is_prepared else check_batch(records, rules, produce_version, now_ms)
+            )
+            producer = None
+            if header.producer_id >= 0:
+                admitted = self.producers.admit(header, now_ms)
+                if isinstance(admitted, Duplicate):
+                    self._answer_duplicate(admitted, on_done)
+                    return False
+                producer = admitted
             if config.codec is not None and header.codec != config.codec:
                 return self._append_recompressed(records, header, now_ms, on_done)
             max_timestamp = header.max_timestamp
@@ -253,13 +272,19 @@ class Partition:
             return False
         append_time_ms = now_ms if rules.is_log_append_time else -1
         try:
-            self._append_valid(records, header, append_time_ms, now_ms, charge, on_done)
+            self._append_valid(records, header, producer, append_time_ms, now_ms, charge, on_done)
         except FullError:
             raise
         except PenstockError as error:
             on_done(AppendOutcome(append_error_code(error), str(error)))
             return False
         return True
+
+    def _refusal(self) -> AppendOutcome:
+        """What is told while nothing is served."""
+        if self._closed:
+            return AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
+        return AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)
 
     def _append_recompressed(
         self,
@@ -293,11 +318,13 @@ class Partition:
         self,
         records: memoryview,
         header: BatchHeader,
+        producer: Producer | None,
         append_time_ms: int,
         now_ms: int,
         charge: Allocation | None,
         on_done: Callable[[AppendOutcome], None],
     ) -> None:
+        """Hand over a batch that was checked, and admitted for ``producer``. Raises as ``StreamEngine.append``."""
         stream = self.stream
         own = charge
         data = records
@@ -323,7 +350,13 @@ class Partition:
                 time_ms,
                 data,
                 own,
-                _Produce(self, base_offset, append_time_ms, on_done).done,
+                _Append(
+                    base_offset=base_offset,
+                    log_append_time_ms=append_time_ms,
+                    log_start_offset=stream.start_offset,
+                    _partition=self,
+                    _on_done=on_done,
+                ).done,
                 whole_checksum(data) if size >= COMBINE_BYTES_MIN else None,
             )
         except PenstockError:
@@ -335,8 +368,8 @@ class Partition:
                 assign_offsets(data, 0, -1)
             raise
         self._appended_bytes += size
-        if header.producer_id >= 0:
-            self.producers.record(header, base_offset, now_ms, log_append_time_ms=append_time_ms)
+        if producer is not None:
+            self.producers.appended(producer, header, base_offset, now_ms, append_time_ms)
 
     def _answer_duplicate(self, verdict: Duplicate, on_done: Callable[[AppendOutcome], None]) -> None:
         outcome = AppendOutcome(
@@ -346,6 +379,7 @@ class Partition:
             on_done(outcome)
         else:  # its first copy is still on the way: both are answered by the same outcome
             self._duplicates.append((verdict.last_offset, outcome, on_done))
+            self._is_watched = True
 
     def _advanced(self) -> None:
         """The high watermark moved."""
@@ -357,10 +391,11 @@ class Partition:
                 on_done(outcome)
         for listener in tuple(self._listeners):
             listener()
+        self._is_watched = bool(self._listeners or self._duplicates)
 
     def _reset(self, next_offset: int) -> None:
         """Appends from ``next_offset`` on failed: forget their sequences, and whoever waits for them."""
-        self.producers.rollback_from(next_offset)
+        self.producers.failed_from(next_offset)
         due = [waiting for waiting in self._duplicates if waiting[0] >= next_offset]
         self._duplicates = [waiting for waiting in self._duplicates if waiting[0] < next_offset]
         for _, _, on_done in due:
@@ -389,7 +424,7 @@ class Partition:
                 raise ClosedError(f"the partition is closed: topic={self.topic} partition={self.index}")
             self._check_available()
             try:
-                self._append_valid(memoryview(batch), header, -1, header.max_timestamp, None, on_done)
+                self._append_valid(memoryview(batch), header, None, -1, header.max_timestamp, None, on_done)
                 break
             except FullError:
                 await self._engine.wait_for_room(len(batch))
@@ -429,16 +464,23 @@ class Partition:
                 KAFKA_STORAGE_ERROR if it is unavailable.
         """
         self._check_offset(offset)
-        if offset == self.stream.confirmed_offset:
+        end = self.last_stable_offset if read_committed else self.stream.confirmed_offset
+        if offset >= end:
             return _NOTHING
         entries = self._reads.read_cached(self.stream, offset, bytes_max)
-        return None if entries is None else _result(entries, bytes_max, at_least_one)
+        if entries is None:
+            return None
+        return self._result(entries, end, bytes_max, read_committed, at_least_one)
 
     async def read(
         self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
     ) -> ReadResult:
         """``read_nowait`` from wherever the data are. Raises KafkaError, also for damaged data; UnavailableError."""
         self._check_offset(offset)
+        end = self.last_stable_offset if read_committed else self.stream.confirmed_offset
+        if offset >= end:
+            await anyio.lowlevel.checkpoint()
+            return _NOTHING
         try:
             entries = await self._reads.read(self.stream, offset, bytes_max)
         except (CorruptError, NotFoundError) as error:
@@ -450,7 +492,29 @@ class Partition:
             raise KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, str(error)) from error
         if not entries:
             self._check_offset(offset)
-        return _result(entries, bytes_max, at_least_one)
+        return self._result(entries, end, bytes_max, read_committed, at_least_one)
+
+    def _result(
+        self,
+        entries: Sequence[StreamEntry],
+        end_offset: int,
+        bytes_max: int,
+        read_committed: bool,
+        at_least_one: bool,
+    ) -> ReadResult:
+        """What a reader gets of ``entries``: those below ``end_offset``, in whole batches."""
+        if not entries or (not at_least_one and len(entries[0].data) > bytes_max):
+            return _NOTHING
+        if entries[-1].base_offset >= end_offset:
+            entries = entries[: bisect_left(entries, end_offset, key=_base_offset_of)]
+            if not entries:
+                return _NOTHING
+        # a step of Python for each would be most of a fetch of small batches
+        records = list(map(_data_of, entries))
+        aborted: Sequence[AbortedTransaction] = ()
+        if read_committed:
+            aborted = self.producers.aborted(entries[0].base_offset, entries[-1].next_offset)
+        return ReadResult(records, sum(map(len, records)), aborted)
 
     def _report_damage(self, error: PenstockError) -> None:
         """Readers come back for it again and again: each damage is told once."""
@@ -461,6 +525,7 @@ class Partition:
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call ``listener()`` each time the high watermark moves, and once when the partition closes."""
         self._listeners.append(listener)
+        self._is_watched = True
 
     def remove_listener(self, listener: Callable[[], None]) -> None:
         """Stop calling it; an unknown one is ignored. May be called from within a listener."""
@@ -597,17 +662,9 @@ class Partition:
     def close(self) -> None:
         """Nothing is appended or read any more; parked fetches are woken. Appends on their way still end."""
         self._closed = True
+        self._is_open = False
         self._snapshots.close()
         self.producers.release()
         for listener in tuple(self._listeners):
             listener()
         self._listeners.clear()
-
-
-def _result(entries: Sequence[StreamEntry], bytes_max: int, at_least_one: bool) -> ReadResult:
-    if not entries or (not at_least_one and len(entries[0].data) > bytes_max):
-        return _NOTHING
-    records = list(
-        map(_data_of, entries)
-    )  # a step of Python for each would be most of a fetch of small batches
-    return ReadResult(records, sum(map(len, records)))

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import anyio
 
 from penstock.errors import CorruptError, FullError, PenstockError, again
-from penstock.log.producer_state import ProducerStateTable
+from penstock.log.producer_book import ProducerBook
 from penstock.stream.engine import StreamEngine
 from penstock.stream.open_stream import Stream
 from penstock.wire.records import read_header
@@ -45,7 +45,7 @@ class ProducerSnapshots:
         "replay_offset",
     )
 
-    def __init__(self, engine: StreamEngine, log: Stream, state: Stream, table: ProducerStateTable) -> None:
+    def __init__(self, engine: StreamEngine, log: Stream, state: Stream, table: ProducerBook) -> None:
         self._engine = engine
         self._log = log
         self._state = state

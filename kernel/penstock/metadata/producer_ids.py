@@ -6,7 +6,7 @@ __all__ = ("ProducerIds",)
 
 
 class ProducerIds:
-    """Which ids were given out; of the producers themselves partitions know (:mod:`penstock.log.producer_state`)."""
+    """Which ids were given out; of the producers themselves partitions know (:mod:`penstock.log.producer_book`)."""
 
     def __init__(self, next_id: int) -> None:
         #: Every id below this was given out, or passed over.

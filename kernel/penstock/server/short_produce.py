@@ -19,12 +19,10 @@ from penstock.server.channel import Channel
 from penstock.server.produce_heads import FLEXIBLE_VERSION, HEAD_START, ProduceHead
 from penstock.server.slots import Slot
 from penstock.wire.api_keys import ApiKey
-from penstock.wire.record_batch import ATTRIBUTES_POS, HEADER_BYTES, TRANSACTIONAL_BIT
+from penstock.wire.record_batch import HEADER_BYTES
 from penstock.wire.registry import encode_response
 
 _PRODUCE: Final = int(ApiKey.PRODUCE)
-#: Where a batch has the byte with the transactional bit.
-_ATTRIBUTES_LOW_POS: Final = ATTRIBUTES_POS + 1
 #: Behind the records: the tagged fields of partition, topic and request, of which there are none.
 _NO_TAGS: Final = b"\0\0\0"
 #: Lengths of records that take a varint of two bytes: the usual ones. Its first byte has the lowest 7 bits, its
@@ -135,8 +133,6 @@ class ShortProduces:
             start, stop = head.end + 4, size
             if stop - start < HEADER_BYTES or _unpack_length(frame, head.end)[0] != stop - start:
                 return False
-        if frame[start + _ATTRIBUTES_LOW_POS] & TRANSACTIONAL_BIT:
-            return False
         partition = self._partition(head.topic or self._topic_of(head), head.index)
         if partition is None:
             return False

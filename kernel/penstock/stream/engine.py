@@ -272,7 +272,8 @@ class StreamEngine:
                 yield engine
             finally:
                 metadata.set_witness(None)
-                engine._closing = engine._drained = True
+                engine._closing = True
+                engine._take_nothing_more()
                 engine._room.wake()
                 tasks.cancel_scope.cancel()
 
@@ -346,9 +347,9 @@ class StreamEngine:
         Raises FullError (nothing changed: wait for room, try again), ClosedError, FencedError.
         """
         if self._in_flight_bytes >= self._in_flight_bytes_max:
+            if self._drained:
+                raise ClosedError("the broker is stopping")
             raise FullError(f"too many bytes wait for the WAL: in_flight={self._in_flight_bytes}")
-        if self._drained:
-            raise ClosedError("the broker is stopping")
         base = stream.next_offset
         end = base + count
         size = len(data)
@@ -459,7 +460,7 @@ class StreamEngine:
             (await self.allocator.charge(size, "append")).release()
         if self._closing:
             raise ClosedError("the broker is stopping")
-        if self._wal_full or self._in_flight_bytes >= self._in_flight_bytes_max:
+        if self._wal_full or (self._in_flight_bytes >= self._in_flight_bytes_max and not self._drained):
             await self._room.wait()
             if self._closing:
                 raise ClosedError("the broker is stopping")
@@ -565,8 +566,12 @@ class StreamEngine:
             or self._trimmed_end < self._stored_end
         ):
             return False
-        self._drained = True
+        self._take_nothing_more()
         return True
+
+    def _take_nothing_more(self) -> None:
+        self._drained = True
+        self._in_flight_bytes_max = 0  # all that an append looks at
 
     def unuploaded_bytes(self) -> int:
         """Payload that is durable in the WAL only."""

@@ -21,6 +21,7 @@ from penstock.errors import ClosedError, FullError, InvalidRequestError, Invaria
 from penstock.spi import Services, Settings, Size
 from penstock.spi.allocator import Allocation, AllocatorCapabilities, AllocatorStatistics, Reservation
 from penstock_allocator_sequential._mapping import (
+    NO_VIEW,
     Chunk,
     IdlePool,
     class_bytes,
@@ -30,7 +31,6 @@ from penstock_allocator_sequential._mapping import (
     round_to_pages,
 )
 
-_NO_VIEW = memoryview(b"")
 #: Pinned mappings looked at per request that needs a mapping, to bound its cost.
 _PINNED_CHECKS = 8
 #: Rounds of pressure for one request; each must have freed something for the next to start. A cache lets go of some
@@ -75,7 +75,7 @@ class _Allocation(msgspec.Struct, eq=False, gc=False):
         if chunk is None:
             raise InvariantError(f"allocation was released twice: size={self.size}")
         self._chunk = None
-        self.view = _NO_VIEW
+        self.view = NO_VIEW
         chunk.live -= 1
         if not chunk.live:
             self._owner._emptied(chunk)
@@ -152,7 +152,7 @@ class _Reservation:
         if owner is None or mapping is None:
             raise InvariantError(f"reservation was released twice: size={self.size} purpose={self._purpose}")
         self._owner = self._mapping = None
-        self.view = _NO_VIEW
+        self.view = NO_VIEW
         owner._unreserve(mapping, self.accounted, self._purpose)
 
 
@@ -234,7 +234,6 @@ class SequentialAllocator:
             if end <= chunk.size:
                 chunk.used = end
                 chunk.live += 1
-                assert chunk.base is not None
                 return _Allocation(chunk.base[start:end], size, chunk, self)
         self._check(size, purpose, 1)
         self._no_overtaking(size, purpose)
@@ -437,7 +436,6 @@ class SequentialAllocator:
         start = chunk.used
         chunk.used = start + size
         chunk.live += 1
-        assert chunk.base is not None
         return _Allocation(chunk.base[start : chunk.used], size, chunk, self)
 
     def _open_chunk(self, size: int, purpose: str, whole: bool) -> Chunk | None:
@@ -545,7 +543,7 @@ class SequentialAllocator:
 
     def _recycle(self, chunk: Chunk) -> None:
         assert not chunk.live
-        chunk.base = None
+        chunk.base = NO_VIEW
         self._by_purpose[chunk.purpose] -= chunk.size
         if is_exported(chunk.mapping, chunk.size):
             self._pinned_bytes += chunk.size

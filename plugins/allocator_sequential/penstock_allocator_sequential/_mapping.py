@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 __all__ = (
+    "NO_VIEW",
     "Chunk",
     "IdlePool",
     "class_bytes",
@@ -18,6 +19,7 @@ from contextlib import suppress
 from penstock.errors import FullError
 
 _PAGE_BYTES = mmap.PAGESIZE
+NO_VIEW = memoryview(b"")
 
 
 class Chunk:
@@ -32,7 +34,7 @@ class Chunk:
         self.mapping = mapping
         self.size = size
         self.purpose = purpose
-        self.base = base
+        self.base = NO_VIEW if base is None else base
         self.open = base is not None
         self.used = 0
         self.live = 0

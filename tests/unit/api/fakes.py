@@ -25,7 +25,7 @@ from penstock.log.limiter import BytesLimiter
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition, ReadResult
 from penstock.log.preparation import Preparation, Preparer
-from penstock.log.producer_state import ProducerInfo
+from penstock.log.producer_book import ProducerInfo
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation, AllocatorStatistics
@@ -150,6 +150,7 @@ class FakePartition(Partition):
     leader_epoch = 3
     log_start_offset = 0
     high_watermark = 0
+    unavailable: str | None = None
 
     def __init__(self, logs: FakeLogs, topic: str, topic_id: bytes, index: int) -> None:
         self._logs = logs
@@ -163,7 +164,6 @@ class FakePartition(Partition):
         self.pending: deque[tuple[Callable[[AppendOutcome], None], AppendOutcome, int]] = deque()
         self.listeners: list[Callable[[], None]] = []
         self.cold = False
-        self.unavailable: str | None = None
         self.cold_reads = 0
         self.fail_with: Exception | None = None
         self.active: list[ProducerInfo] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from tests.unit.api.fakes import FakeLogs, make_context
 
 from penstock.api.producers import describe_producers_nowait
-from penstock.log.producer_state import ProducerInfo
+from penstock.log.producer_book import ProducerInfo
 from penstock.wire import ApiKey, ErrorCode, encode_response
 from penstock.wire.messages.describe_producers import (
     DescribeProducersRequest,

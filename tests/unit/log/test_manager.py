@@ -20,7 +20,7 @@ from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
-from penstock.log.producer_state import ProducerStateTable
+from penstock.log.producer_book import ProducerBook
 from penstock.log.topic import NewTopic
 from penstock.spi.events import PartitionOpened, UploadCommitted
 from penstock.spi.plugin import Buffer
@@ -251,13 +251,13 @@ async def test_a_start_reads_a_bounded_part_of_a_log_without_idempotent_producer
         assert partition.state_stream.confirmed_offset == 1, "a few bytes more are worth no snapshot"
     world.wal.crash()
     replayed: list[int] = []
-    replay = ProducerStateTable.replay
+    replay = ProducerBook.replay
 
-    def count(self: ProducerStateTable, header: Any, now_ms: int) -> None:
+    def count(self: ProducerBook, header: Any, now_ms: int) -> None:
         replayed.append(header.base_offset)
         replay(self, header, now_ms)
 
-    monkeypatch.setattr(ProducerStateTable, "replay", count)
+    monkeypatch.setattr(ProducerBook, "replay", count)
     async with open_logs(world):
         assert replayed == [10] * records_at_last
 

@@ -21,7 +21,8 @@ from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
 from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager, LogSettings
-from penstock.log.partition import Partition
+from penstock.log.partition import Partition, ReadResult
+from penstock.log.producer_book import AbortedTransaction, ProducerBook
 from penstock.log.topic import NewTopic
 from penstock.plugins import observer_hooks
 from penstock.spi.allocator import Allocation
@@ -32,6 +33,7 @@ from penstock.wire.records import (
     ATTRIBUTES_POS,
     CRC_POS,
     HEADER_BYTES,
+    TRANSACTIONAL_BIT,
     BatchError,
     build_batch,
     iter_records,
@@ -522,3 +524,55 @@ async def test_a_keyed_log_gives_back_every_record_from_its_start(world: World) 
         assert [record async for record in log.read_all(0)] == [(b"k1", b"v1"), (b"k2", None), (b"k3", b"v3")]
         await log.trim(0, 1)
         assert [record async for record in log.read_all(0)] == [(b"k2", None), (b"k3", b"v3")]
+
+
+class _Settled(ProducerBook):
+    """As if a transaction were open from offset 3 on, and another one had been aborted."""
+
+    def last_stable_offset(self, high_watermark: int) -> int:
+        return min(high_watermark, 3)
+
+    def aborted(self, start_offset: int, end_offset: int) -> Sequence[AbortedTransaction]:
+        return [AbortedTransaction(7, start_offset), AbortedTransaction(8, end_offset)]
+
+
+@pytest.mark.parametrize("cold", [False, True])
+async def test_readers_of_committed_data_stop_where_the_book_says_and_are_told_what_was_aborted(
+    world: World, cold: bool
+) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        for value in (b"a", b"b", b"c", b"d"):
+            append(partition, batch(value))
+        partition.producers = _Settled()
+        assert (partition.last_stable_offset, partition.high_watermark) == (3, 4)
+
+        async def look(offset: int, *, committed: bool) -> ReadResult:
+            if cold:
+                return await partition.read(offset, 10**6, read_committed=committed, at_least_one=True)
+            found = partition.read_nowait(offset, 10**6, read_committed=committed, at_least_one=True)
+            assert found is not None
+            return found
+
+        found = await look(1, committed=True)
+        assert [read_header(records).base_offset for records in found.records] == [1, 2]
+        assert found.aborted == [(7, 1), (8, 3)]
+        assert (await look(3, committed=True)).records == ()
+        found = await look(1, committed=False)
+        assert ([read_header(records).base_offset for records in found.records], found.aborted) == (
+            [1, 2, 3],
+            (),
+        )
+
+
+async def test_a_transactional_batch_is_refused_and_its_memory_stays_the_callers(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        data = batch(b"a", producer=(7, 0, 0))
+        struct.pack_into(">h", data, ATTRIBUTES_POS, TRANSACTIONAL_BIT)
+        struct.pack_into(">I", data, CRC_POS, crc32c(data[ATTRIBUTES_POS:]))
+        outcomes: list[AppendOutcome] = []
+        taken = partition.append(
+            memoryview(data), produce_version=9, now_ms=NOW_MS, charge=None, on_done=outcomes.append
+        )
+        assert (taken, codes(outcomes), partition.high_watermark) == (False, [ErrorCode.INVALID_TXN_STATE], 0)

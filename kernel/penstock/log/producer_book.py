@@ -1,39 +1,43 @@
-"""What one partition remembers of its idempotent producers (KIP-98): pure, no clock, no I/O.
+"""The book of one partition's producers (KIP-98): pure, no clock, no I/O. What happens goes in, decisions come out.
 
-Per producer id: the epoch, the next sequence and the last five batches. A batch that comes again gets
-the offset it already has; a batch out of order is refused. The owner of the partition calls, in log
-order and without awaiting in between:
+Per producer id it has the epoch, the next sequence and the last five batches. Its owner, the partition, tells it in
+log order, without awaiting in between:
 
-    match table.check(header, now_ms):
-        case Duplicate(): answer with its offset, but only once that offset is durable
-        case _: give out the offset, then table.record(header, base_offset, now_ms)
+    admit(header, now)        a batch came. Out: the Producer that it may be appended for; a Duplicate, to be answered
+                              with the offset that it has, once that is durable; or an error with Kafka's code
+    appended(producer, ...)   it was appended, at this offset. Before it is durable: batches in flight count
+    failed_from(offset)       appends from there on failed, so their sequences are given back: the producer must
+                              come again with the first one that failed; those in flight behind it get
+                              OUT_OF_ORDER_SEQUENCE_NUMBER instead of overtaking it
+    trimmed_to(offset)        the log starts there now; what was said of readers below isn't asked for any more
+    expire(now)               time has passed: who wrote nothing for a day is forgotten
+    replay(header, now)       what the log has at a start, after restore(snapshot)
+    snapshot(end_offset)      out: what to write into the state stream. What isn't durable is left out, since a
+                              duplicate must never be confirmed by a batch that a crash has erased
 
-``record`` comes before durability, so that batches in flight count. When an append fails,
-``rollback_from`` takes back what was recorded from that offset on: the producer must then come again
-with the first sequence that failed, and those in flight behind it get OUT_OF_ORDER_SEQUENCE_NUMBER
-instead of overtaking it. ``snapshot(end_offset)`` leaves out what isn't durable, since a duplicate must
-never be confirmed by a batch that a crash has erased.
-
-Transactions (open ones, aborted ones, fencing by the coordinator) are kept elsewhere; of markers only
-the epoch counts here.
+Transactions: there are none yet, and ``admit`` is the one place that refuses their batches. Readers ask the book
+nevertheless how far what they may see is settled: ``last_stable_offset`` and ``aborted`` are where open
+transactions and aborted ranges of offsets will be looked up, and ``admit`` and ``appended`` where they begin. Of
+markers only the epoch counts so far.
 """
 
 from __future__ import annotations
 
 __all__ = (
-    "ACCEPT",
     "PRODUCERS_MAX",
+    "PRODUCER_BYTES",
     "PRODUCER_EXPIRATION_MS",
     "WINDOW_BATCHES",
-    "Accept",
+    "AbortedTransaction",
     "Duplicate",
-    "PRODUCER_BYTES",
+    "Producer",
+    "ProducerBook",
     "ProducerInfo",
     "ProducerMemory",
-    "ProducerStateTable",
     "SequenceError",
 )
 
+from collections.abc import Sequence
 from itertools import islice
 from struct import Struct
 from typing import Final, NamedTuple
@@ -43,8 +47,9 @@ from crc32c import crc32c
 
 from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
+from penstock.log.unsupported import NO_TRANSACTIONS
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.records import CONTROL_BIT, BatchError, BatchHeader
+from penstock.wire.records import CONTROL_BIT, TRANSACTIONAL_BIT, BatchError, BatchHeader
 
 #: How many batches per producer are recognised when they come again; clients keep at most as many in flight.
 WINDOW_BATCHES: Final = 5
@@ -61,6 +66,7 @@ _FORGET_PART: Final = 8
 _SEQUENCE_MASK: Final = 0x7FFFFFFF  # after 2**31 - 1 comes 0
 _REFUSE_ALL: Final = -1  # as next sequence: nothing fits until a new epoch
 _NONE: Final = -1
+_FROM_FIRST_BATCH: Final = -2  # as first offset: that of the batch which is about to be appended
 
 _SNAPSHOT_VERSION: Final = 1
 _SNAPSHOT_HEAD: Final = Struct(">4sHqII")  # magic, version, end offset, producers, CRC-32C of the rest
@@ -71,10 +77,6 @@ _SNAPSHOT_BATCH: Final = Struct(">iiqqq")  # first and last sequence, base and l
 
 class SequenceError(BatchError):
     """A batch doesn't follow the producer's last one (45) or comes from an old epoch (47): refuse it."""
-
-
-class Accept(msgspec.Struct, frozen=True):
-    """The batch is new and in order (or comes without producer id): append it."""
 
 
 class Duplicate(msgspec.Struct, frozen=True):
@@ -97,7 +99,11 @@ class ProducerInfo(NamedTuple):
     last_write_ms: int
 
 
-ACCEPT: Final = Accept()
+class AbortedTransaction(NamedTuple):
+    """Records of this producer, from ``first_offset`` to its next marker, aren't for readers of committed data."""
+
+    producer_id: int
+    first_offset: int
 
 
 class _Batch(msgspec.Struct, frozen=True, gc=False):
@@ -108,7 +114,9 @@ class _Batch(msgspec.Struct, frozen=True, gc=False):
     log_append_time_ms: int
 
 
-class _Producer:
+class Producer:
+    """One producer, as the book has it; nobody else looks into it."""
+
     __slots__ = ("batches", "epoch", "evicted_offset", "first_offset", "last_write_ms", "next_sequence")
 
     def __init__(self, epoch: int, first_offset: int) -> None:
@@ -121,12 +129,6 @@ class _Producer:
         self.evicted_offset = _NONE
         #: Where this entry began: what isn't durable from here on never existed after a crash.
         self.first_offset = first_offset
-
-    def start_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-        self.next_sequence = 0
-        self.batches.clear()
-        self.evicted_offset = _NONE
 
     @property
     def last_sequence(self) -> int:
@@ -152,9 +154,9 @@ class ProducerMemory:
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._tables: set[ProducerStateTable] = set()
+        self._tables: set[ProducerBook] = set()
 
-    def add(self, table: ProducerStateTable, count: int) -> None:
+    def add(self, table: ProducerBook, count: int) -> None:
         """Producers are about to be added to ``table``."""
         size = count * PRODUCER_BYTES
         while self._tables and not self._ledger.has_room(size):
@@ -164,27 +166,27 @@ class ProducerMemory:
             largest.forget_oldest(-(-len(largest) // _FORGET_PART))
         self.restore(table, count)
 
-    def restore(self, table: ProducerStateTable, count: int) -> None:
+    def restore(self, table: ProducerBook, count: int) -> None:
         """A start found producers in a snapshot: they are there, whatever the bound is."""
         if count:
             self._tables.add(table)
             self._ledger.add(count * PRODUCER_BYTES)
 
-    def remove(self, table: ProducerStateTable, count: int) -> None:
+    def remove(self, table: ProducerBook, count: int) -> None:
         """Producers of ``table`` are gone."""
         if count:
             self._ledger.add(-count * PRODUCER_BYTES)
         if not len(table):
             self._tables.discard(table)
 
-    def leave(self, table: ProducerStateTable) -> None:
+    def leave(self, table: ProducerBook) -> None:
         """``table`` is no longer on the account."""
         self._ledger.add(-len(table) * PRODUCER_BYTES)
         self._tables.discard(table)
 
 
-class ProducerStateTable:
-    """The producers of one partition. Not safe for threads; every method is synchronous.
+class ProducerBook:
+    """The producers of one partition; see the module's docstring. Not safe for threads; every method is synchronous.
 
     ``expiration_ms`` is ``producer.id.expiration.ms``; ``producers_max`` bounds the memory (about
     1 KB each).
@@ -202,7 +204,7 @@ class ProducerStateTable:
         self.expiration_ms = expiration_ms
         self.producers_max = producers_max
         #: In the order of their last write, so that the oldest come first.
-        self._producers: dict[int, _Producer] = {}
+        self._producers: dict[int, Producer] = {}
         #: Shared with the other partitions of the broker; None: this table is bounded by itself only.
         self._memory = memory
 
@@ -225,24 +227,38 @@ class ProducerStateTable:
             if now_ms - producer.last_write_ms <= self.expiration_ms
         )
 
-    def check(self, header: BatchHeader, now_ms: int) -> Accept | Duplicate:
-        """Decide about one data batch of a client; changes nothing.
+    def admit(self, header: BatchHeader, now_ms: int) -> Producer | Duplicate:
+        """Decide about one data batch of a client that has a producer id; changes nothing.
 
-        A producer that isn't known (new, expired, forgotten) may start at any sequence.
+        What comes back is for ``appended``. A producer that isn't known (new, expired, forgotten) may start at any
+        sequence.
 
         Raises:
+            BatchError: INVALID_TXN_STATE for a transactional batch.
             SequenceError: INVALID_PRODUCER_EPOCH for an older epoch, OUT_OF_ORDER_SEQUENCE_NUMBER for
                 a gap, a step back, or a new epoch that doesn't start at 0.
         """
-        if header.producer_id < 0:
-            return ACCEPT
         producer = self._producers.get(header.producer_id)
+        if (
+            producer is not None
+            and producer.next_sequence == header.base_sequence
+            and producer.epoch == header.producer_epoch
+            and now_ms - producer.last_write_ms <= self.expiration_ms
+            and not header.attributes & TRANSACTIONAL_BIT
+        ):
+            return producer
+        return self._admit_unusual(header, producer, now_ms)
+
+    def _admit_unusual(
+        self, header: BatchHeader, producer: Producer | None, now_ms: int
+    ) -> Producer | Duplicate:
+        """``admit`` for a batch that isn't the one that ``producer`` is known to send next."""
+        if header.attributes & TRANSACTIONAL_BIT:
+            raise BatchError(NO_TRANSACTIONS, ErrorCode.INVALID_TXN_STATE)
         if producer is None or now_ms - producer.last_write_ms > self.expiration_ms:
-            return ACCEPT
+            return Producer(header.producer_epoch, _FROM_FIRST_BATCH)
         first = header.base_sequence
         if header.producer_epoch == producer.epoch:
-            if first == producer.next_sequence:
-                return ACCEPT
             last = header.last_sequence
             for batch in producer.batches:
                 if batch.first_sequence == first and batch.last_sequence == last:
@@ -254,7 +270,7 @@ class ProducerStateTable:
                 ErrorCode.INVALID_PRODUCER_EPOCH,
             )
         elif first == 0:
-            return ACCEPT
+            return Producer(header.producer_epoch, producer.first_offset)
         expected = producer.next_sequence if header.producer_epoch == producer.epoch else 0
         raise SequenceError(
             f"batch out of sequence producer_id={header.producer_id} producer_epoch={header.producer_epoch} "
@@ -262,39 +278,50 @@ class ProducerStateTable:
             ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
         )
 
-    def record(
-        self, header: BatchHeader, base_offset: int, now_ms: int, *, log_append_time_ms: int = -1
+    def appended(
+        self,
+        producer: Producer,
+        header: BatchHeader,
+        base_offset: int,
+        now_ms: int,
+        log_append_time_ms: int = -1,
     ) -> None:
-        """Remember a batch that ``check`` accepted, at the offset it was given, before it is durable.
+        """Remember a batch that was admitted for ``producer``, at the offset it was given, before it is durable.
 
-        ``header`` may still have its old base offset. Nothing happens without producer id.
+        ``header`` may still have its old base offset.
         """
-        producer_id = header.producer_id
-        if producer_id < 0:
-            return
-        producers = self._producers
-        producer = producers.pop(producer_id, None)
-        if producer is None:
-            if len(producers) >= self.producers_max:
-                self.forget_oldest(1)
-            if self._memory is not None:
-                self._memory.add(self, 1)
-            producer = _Producer(header.producer_epoch, base_offset)
-        elif now_ms - producer.last_write_ms > self.expiration_ms:
-            producer = _Producer(header.producer_epoch, base_offset)
-        elif header.producer_epoch != producer.epoch:
-            producer.start_epoch(header.producer_epoch)
+        producers, producer_id = self._producers, header.producer_id
+        known = producers.pop(producer_id, None)  # it goes to the end: in the order of their last writes
+        if known is not producer:
+            self._begin(producer, known, base_offset)
         producers[producer_id] = producer
         producer.last_write_ms = now_ms
-        if header.attributes & CONTROL_BIT:
-            return
         first, delta = header.base_sequence, header.last_offset_delta
-        last = first + delta & _SEQUENCE_MASK if first >= 0 else _NONE
+        last = first + delta & _SEQUENCE_MASK
         batches = producer.batches
         if len(batches) == WINDOW_BATCHES:  # the window moves on
             producer.evicted_offset = batches.pop(0).base_offset
         batches.append(_Batch(first, last, base_offset, base_offset + delta, log_append_time_ms))
         producer.next_sequence = last + 1 & _SEQUENCE_MASK
+
+    def _begin(self, producer: Producer, known: Producer | None, base_offset: int) -> None:
+        """``producer`` takes the place of the ``known`` one, which isn't in the book any more: make room for it."""
+        if producer.first_offset == _FROM_FIRST_BATCH:
+            producer.first_offset = base_offset
+        if known is None:
+            if len(self._producers) >= self.producers_max:
+                self.forget_oldest(1)
+            if self._memory is not None:
+                self._memory.add(self, 1)
+
+    def marked(self, header: BatchHeader, base_offset: int, now_ms: int) -> None:
+        """A marker that ends a transaction was appended; its epoch fences those before it (KIP-360, KIP-890)."""
+        producer = self._writer_of(header, now_ms)
+        known = self._producers.pop(header.producer_id, None)
+        if known is not producer:
+            self._begin(producer, known, base_offset)
+        self._producers[header.producer_id] = producer
+        producer.last_write_ms = now_ms
 
     def replay(self, header: BatchHeader, now_ms: int) -> None:
         """Record a stored batch, in log order, without checks: what is in the log was accepted once.
@@ -302,13 +329,45 @@ class ProducerStateTable:
         A batch that is already in the state (the log may overlap the snapshot) changes nothing. ``now_ms``
         stands for the time of the write; the time of the replay is a safe choice: it only delays expiry.
         """
+        if header.producer_id < 0:
+            return
         producer = self._producers.get(header.producer_id)
         if producer is not None and any(b.base_offset >= header.base_offset for b in producer.batches):
             return
+        if header.attributes & CONTROL_BIT:
+            self.marked(header, header.base_offset, now_ms)
+            return
         append_time = header.max_timestamp if header.timestamp_type == "LogAppendTime" else -1
-        self.record(header, header.base_offset, now_ms, log_append_time_ms=append_time)
+        self.appended(self._writer_of(header, now_ms), header, header.base_offset, now_ms, append_time)
 
-    def rollback_from(self, offset: int) -> int:
+    def _writer_of(self, header: BatchHeader, now_ms: int) -> Producer:
+        """The producer in the epoch of ``header``, whatever came before."""
+        producer = self._producers.get(header.producer_id)
+        if producer is None or now_ms - producer.last_write_ms > self.expiration_ms:
+            return Producer(header.producer_epoch, _FROM_FIRST_BATCH)
+        if producer.epoch != header.producer_epoch:
+            return Producer(header.producer_epoch, producer.first_offset)
+        return producer
+
+    # --- what readers ask ---
+
+    def last_stable_offset(self, high_watermark: int) -> int:
+        """Where readers of committed data stop: at the first open transaction, of which there are none."""
+        return high_watermark
+
+    def aborted(self, start_offset: int, end_offset: int) -> Sequence[AbortedTransaction]:
+        """The aborted transactions with records in these offsets, of which there are none."""
+        return ()
+
+    def trimmed_to(self, offset: int) -> None:
+        """Records below ``offset`` are gone, and with them the aborted transactions there, of which there are none.
+
+        Producers stay: what they wrote last decides on what comes next, wherever the log starts.
+        """
+
+    # --- what doesn't last ---
+
+    def failed_from(self, offset: int) -> int:
         """Take back all batches from ``offset`` on, since their append failed; return how many.
 
         Each producer hit must come again with the first sequence that failed; until then all others get
@@ -344,7 +403,7 @@ class ProducerStateTable:
             self._memory.leave(self)
             self._memory = None
 
-    def _replace(self, producers: dict[int, _Producer]) -> None:
+    def _replace(self, producers: dict[int, Producer]) -> None:
         before, self._producers = len(self._producers), producers
         if self._memory is not None:
             self._memory.remove(self, before)
@@ -353,7 +412,7 @@ class ProducerStateTable:
     def expire(self, now_ms: int) -> int:
         """Drop the producers whose last write is older than ``expiration_ms``; return how many.
 
-        Only frees memory: ``check`` ignores them anyway.
+        Only frees memory: ``admit`` ignores them anyway.
         """
         expired = []
         for producer_id, producer in self._producers.items():
@@ -421,15 +480,15 @@ def _checksum(end_offset: int, count: int, body: bytes | bytearray | memoryview)
     return crc32c(body, crc32c(b"%d %d" % (end_offset, count)))
 
 
-def _read_entries(data: bytes, count: int) -> dict[int, _Producer]:
-    producers: dict[int, _Producer] = {}
+def _read_entries(data: bytes, count: int) -> dict[int, Producer]:
+    producers: dict[int, Producer] = {}
     pos = _SNAPSHOT_HEAD.size
     for _ in range(count):
         producer_id, epoch, next_sequence, last_write_ms, evicted, size = _SNAPSHOT_ENTRY.unpack_from(
             data, pos
         )
         pos += _SNAPSHOT_ENTRY.size
-        producer = _Producer(epoch, _NONE)
+        producer = Producer(epoch, _NONE)
         producer.next_sequence = next_sequence
         producer.last_write_ms = last_write_ms
         producer.evicted_offset = evicted

@@ -10,13 +10,12 @@ from hypothesis import strategies as st
 
 from penstock.account import Ledger
 from penstock.errors import CorruptError, NewerVersionError
-from penstock.log.producer_state import (
-    ACCEPT,
+from penstock.log.producer_book import (
     PRODUCER_BYTES,
-    Accept,
     Duplicate,
+    Producer,
+    ProducerBook,
     ProducerMemory,
-    ProducerStateTable,
     SequenceError,
 )
 from penstock.wire.error_codes import ErrorCode
@@ -24,12 +23,14 @@ from penstock.wire.records import (
     CONTROL_BIT,
     TIMESTAMP_TYPE_BIT,
     TRANSACTIONAL_BIT,
+    BatchError,
     BatchHeader,
     build_batch,
     read_header,
 )
 
 SEQUENCE_MAX = 2**31 - 1
+EXPIRATION_MS = 100
 
 
 def batch(
@@ -63,29 +64,30 @@ def batch(
 class Log:
     """A partition log that gives out offsets and keeps what was appended."""
 
-    table: ProducerStateTable = field(default_factory=ProducerStateTable)
+    table: ProducerBook = field(default_factory=ProducerBook)
     end: int = 0
     stored: list[tuple[int, BatchHeader]] = field(default_factory=list)
 
     def append(self, header: BatchHeader, now_ms: int = 0) -> int:
         """The base offset in the answer; raises SequenceError."""
-        verdict = self.table.check(header, now_ms)
+        verdict = None if header.producer_id < 0 else self.table.admit(header, now_ms)
         if isinstance(verdict, Duplicate):
             return verdict.base_offset
         offset = self.end
-        self.table.record(header, offset, now_ms)
+        if verdict is not None:
+            self.table.appended(verdict, header, offset, now_ms)
         self.stored.append((offset, header))
         self.end += header.last_offset_delta + 1
         return offset
 
     def fail_from(self, offset: int) -> None:
-        self.table.rollback_from(offset)
+        self.table.failed_from(offset)
         self.stored = [(at, header) for at, header in self.stored if at < offset]
         self.end = offset
 
     def code(self, header: BatchHeader, now_ms: int = 0) -> int:
         with pytest.raises(SequenceError) as caught:
-            self.table.check(header, now_ms)
+            self.table.admit(header, now_ms)
         return caught.value.error_code
 
 
@@ -103,7 +105,7 @@ def test_batch_without_producer_id_is_always_accepted_and_not_remembered(log: Lo
 def test_any_of_the_last_five_batches_comes_back_with_its_first_offset(log: Log) -> None:
     offsets = [log.append(batch(i * 3, 3)) for i in range(5)]
     assert [log.append(batch(i * 3, 3)) for i in range(5)] == offsets == [0, 3, 6, 9, 12]
-    assert log.table.check(batch(6, 3), 0) == Duplicate(6, 8, -1)
+    assert log.table.admit(batch(6, 3), 0) == Duplicate(6, 8, -1)
 
 
 def test_sixth_last_batch_is_out_of_order(log: Log) -> None:
@@ -121,7 +123,7 @@ def test_same_first_sequence_with_another_count_is_no_duplicate(log: Log) -> Non
 def test_a_gap_is_refused_and_names_the_expected_sequence(log: Log) -> None:
     log.append(batch(0, 2))
     with pytest.raises(SequenceError, match=r"base_sequence=3 expected=2$"):
-        log.table.check(batch(3), 0)
+        log.table.admit(batch(3), 0)
 
 
 def test_unknown_producer_may_start_anywhere(log: Log) -> None:
@@ -154,26 +156,28 @@ def test_new_epoch_starts_at_zero_and_forgets_the_window(log: Log) -> None:
 
 def test_marker_with_a_newer_epoch_fences_and_restarts_sequences(log: Log) -> None:
     log.append(batch(0, 5))
-    log.table.record(batch(-1, epoch=1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
+    log.table.marked(batch(-1, epoch=1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
     assert log.code(batch(5)) == ErrorCode.INVALID_PRODUCER_EPOCH
     assert log.code(batch(5, epoch=1)) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
-    assert log.table.check(batch(0, epoch=1), 0) is ACCEPT
+    assert isinstance(log.table.admit(batch(0, epoch=1), 0), Producer)
 
 
 def test_marker_of_the_same_epoch_keeps_the_sequence(log: Log) -> None:
     log.append(batch(0, 5))
-    log.table.record(batch(-1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
-    assert log.table.check(batch(5), 0) is ACCEPT
+    log.table.marked(batch(-1, attributes=CONTROL_BIT | TRANSACTIONAL_BIT), 5, 0)
+    assert isinstance(log.table.admit(batch(5), 0), Producer)
     assert log.append(batch(0, 5)) == 0
 
 
 def test_duplicate_tells_its_log_append_time(log: Log) -> None:
-    log.table.record(batch(0), 0, 50, log_append_time_ms=50)
-    assert log.table.check(batch(0), 60) == Duplicate(0, 0, 50)
+    admitted = log.table.admit(batch(0), 50)
+    assert isinstance(admitted, Producer)
+    log.table.appended(admitted, batch(0), 0, 50, log_append_time_ms=50)
+    assert log.table.admit(batch(0), 60) == Duplicate(0, 0, 50)
 
 
 def test_producer_expires_after_its_last_write() -> None:
-    log = Log(ProducerStateTable(expiration_ms=100))
+    log = Log(ProducerBook(expiration_ms=100))
     log.append(batch(0), now_ms=10)
     assert log.code(batch(5), now_ms=110) == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER
     assert log.append(batch(5), now_ms=111) == 1
@@ -181,7 +185,7 @@ def test_producer_expires_after_its_last_write() -> None:
 
 
 def test_expire_drops_only_old_producers() -> None:
-    log = Log(ProducerStateTable(expiration_ms=100))
+    log = Log(ProducerBook(expiration_ms=100))
     for pid, now_ms in ((1, 0), (2, 0), (3, 50)):
         log.append(batch(0, pid=pid), now_ms)
     log.append(batch(1, pid=1), 60)
@@ -190,7 +194,7 @@ def test_expire_drops_only_old_producers() -> None:
 
 
 def test_past_the_limit_the_longest_idle_producer_goes() -> None:
-    log = Log(ProducerStateTable(producers_max=2))
+    log = Log(ProducerBook(producers_max=2))
     for pid, sequence in ((1, 0), (2, 0), (1, 1), (3, 0)):
         log.append(batch(sequence, pid=pid))
     assert [pid in log.table for pid in (1, 2, 3)] == [True, False, True]
@@ -200,7 +204,32 @@ def test_forget(log: Log) -> None:
     log.append(batch(0))
     log.table.forget(7)
     log.table.forget(7)
-    assert log.table.check(batch(9), 0) is ACCEPT
+    assert isinstance(log.table.admit(batch(9), 0), Producer)
+
+
+# --- transactions, which there are none of ---
+
+
+@pytest.mark.parametrize("sequence", [0, 1, 2, 5])
+def test_a_transactional_batch_is_refused_whoever_sends_it_and_changes_nothing(
+    log: Log, sequence: int
+) -> None:
+    log.append(batch(0))
+    log.append(batch(1))
+    before = log.table.snapshot(log.end)
+    for pid in (7, 8):
+        with pytest.raises(BatchError, match="no transactions") as caught:
+            log.table.admit(batch(sequence, pid=pid, attributes=TRANSACTIONAL_BIT), 0)
+        assert caught.value.error_code == ErrorCode.INVALID_TXN_STATE
+    assert log.table.snapshot(log.end) == before
+    assert log.append(batch(2)) == 2
+
+
+def test_without_transactions_all_that_is_durable_is_settled(log: Log) -> None:
+    log.append(batch(0, 5))
+    assert (log.table.last_stable_offset(3), log.table.aborted(0, 5)) == (3, ())
+    log.table.trimmed_to(5)
+    assert log.append(batch(0, 5)) == 0, "where the log starts changes nothing for its producers"
 
 
 # --- failed appends ---
@@ -244,10 +273,10 @@ def test_rollback_hits_all_producers_and_counts(log: Log) -> None:
     for i in range(2):
         log.append(batch(i, pid=1))
         log.append(batch(i, pid=2))
-    assert log.table.rollback_from(1) == 3
-    assert log.table.check(batch(1, pid=1), 0) is ACCEPT
-    assert log.table.check(batch(0, pid=2), 0) is ACCEPT
-    assert log.table.rollback_from(1) == 0
+    assert log.table.failed_from(1) == 3
+    assert isinstance(log.table.admit(batch(1, pid=1), 0), Producer)
+    assert isinstance(log.table.admit(batch(0, pid=2), 0), Producer)
+    assert log.table.failed_from(1) == 0
 
 
 def test_failed_new_epoch_still_fences_the_old_one(log: Log) -> None:
@@ -265,10 +294,10 @@ def test_snapshot_leaves_out_what_is_not_durable(log: Log) -> None:
     log.append(batch(0))
     log.append(batch(1))
     log.append(batch(0, pid=8))
-    restored = ProducerStateTable()
+    restored = ProducerBook()
     assert restored.restore(log.table.snapshot(1)) == 1
-    assert restored.check(batch(0), 0) == Duplicate(0, 0, -1)
-    assert restored.check(batch(1), 0) is ACCEPT
+    assert restored.admit(batch(0), 0) == Duplicate(0, 0, -1)
+    assert isinstance(restored.admit(batch(1), 0), Producer)
     assert 8 not in restored
 
 
@@ -283,9 +312,23 @@ def test_replay_of_an_overlap_changes_nothing(log: Log) -> None:
 
 
 def test_replay_keeps_the_log_append_time() -> None:
-    table = ProducerStateTable()
+    table = ProducerBook()
     table.replay(batch(0, base_offset=3, attributes=TIMESTAMP_TYPE_BIT, max_timestamp=77), 0)
-    assert table.check(batch(0), 0) == Duplicate(3, 3, 77)
+    assert table.admit(batch(0), 0) == Duplicate(3, 3, 77)
+
+
+def test_a_restored_producer_that_begins_a_new_epoch_fences_the_old_one_after_a_crash() -> None:
+    """Its entry is older than the batch: what isn't durable may be left out of a snapshot, the producer may not."""
+    log = Log()
+    log.append(batch(0))
+    restored = Log(ProducerBook(), end=1)
+    restored.table.restore(log.table.snapshot(1))
+    restored.append(batch(0, epoch=1))
+    after_crash = ProducerBook()
+    after_crash.restore(restored.table.snapshot(1))  # the new epoch's batch was lost
+    with pytest.raises(SequenceError) as caught:
+        after_crash.admit(batch(1), 0)
+    assert caught.value.error_code == ErrorCode.INVALID_PRODUCER_EPOCH
 
 
 def test_damaged_snapshot_is_refused_and_changes_nothing(log: Log) -> None:
@@ -309,7 +352,7 @@ def test_damaged_snapshot_is_refused_and_changes_nothing(log: Log) -> None:
 Step = tuple[str, int, int, int, int]
 steps = st.lists(
     st.tuples(
-        st.sampled_from(["next", "next", "next", "retry", "any", "epoch", "fail"]),
+        st.sampled_from(["next", "next", "next", "retry", "any", "epoch", "fail", "idle"]),
         st.integers(1, 2),  # producer
         st.integers(1, 3),  # count
         st.integers(-3, 8),  # how far off
@@ -329,10 +372,19 @@ class Model:
     )  # pid: epoch, sequence after a failure
     #: pid: how many older batches its failed ones pushed out of the window.
     pushed_out: dict[int, int] = field(default_factory=dict)
+    #: pid: when it wrote last, and the offset of its first batch since it expired.
+    written_ms: dict[int, int] = field(default_factory=dict)
+    began: dict[int, int] = field(default_factory=dict)
 
-    def verdict(self, header: BatchHeader) -> int | str:
+    def has_expired(self, pid: int, now_ms: int) -> bool:
+        return now_ms - self.written_ms.get(pid, now_ms) > EXPIRATION_MS
+
+    def verdict(self, header: BatchHeader, now_ms: int) -> int | str:
         """A base offset, "accept", or an error code."""
-        mine = [(at, h) for at, h in self.history if h.producer_id == header.producer_id]
+        if self.has_expired(header.producer_id, now_ms):
+            return "accept"
+        began = self.began.get(header.producer_id, 0)
+        mine = [(at, h) for at, h in self.history if h.producer_id == header.producer_id and at >= began]
         wait = self.waits_for.get(header.producer_id)
         epoch = max([h.producer_epoch for _, h in mine[-1:]] + ([wait[0]] if wait else []), default=None)
         if epoch is None:
@@ -373,9 +425,14 @@ def _next_header(log: Log, step: Step, heads: dict[int, tuple[int, int]]) -> Bat
 @example([("next", 1, 1, 0, 0), ("epoch", 1, 1, 0, 0), ("fail", 1, 2, 0, 0), ("next", 1, 1, 0, 0)])
 @settings(max_examples=300, deadline=None)
 def test_behaves_like_the_whole_history(script: list[Step]) -> None:
-    log, model, heads = Log(), Model(), dict[int, tuple[int, int]]()
-    durable = 0
+    log, model, heads = Log(ProducerBook(expiration_ms=EXPIRATION_MS)), Model(), dict[int, tuple[int, int]]()
+    durable = now_ms = 0
     for step in script:
+        if step[0] == "idle":  # what was in flight is durable long before a producer expires
+            now_ms += EXPIRATION_MS * step[2] // 2 + 1
+            durable = len(log.stored)
+            log.table.expire(now_ms - step[3] % 2 * EXPIRATION_MS)  # which only frees memory
+            continue
         if step[0] == "fail":
             keep = max(durable, len(log.stored) - step[2])  # at most three fail: fewer than the window
             if keep < len(log.stored):
@@ -387,20 +444,25 @@ def test_behaves_like_the_whole_history(script: list[Step]) -> None:
                     gone = sum((h.producer_id, h.producer_epoch) == (pid, epoch) for h in failed)
                     model.pushed_out[pid] = model.pushed_out.get(pid, 0) + gone
                     model.waits_for[pid] = heads[pid] = (epoch, first.base_sequence)
+                    model.began[pid] = min(model.began.get(pid, 0), log.stored[keep][0])
                 log.fail_from(log.stored[keep][0])
                 model.history = list(log.stored)
             durable = len(log.stored)
             continue
         header = _next_header(log, step, heads)
-        expected = model.verdict(header)
+        expected = model.verdict(header, now_ms)
         try:
             before = log.end
-            offset = log.append(header)
+            offset = log.append(header, now_ms)
             got: int | str = "accept" if log.end > before else offset
         except SequenceError as error:
             got = error.error_code
         assert got == expected, (step, header)
         if got == "accept":
+            if model.has_expired(header.producer_id, now_ms):
+                model.began[header.producer_id] = offset
+                model.pushed_out.pop(header.producer_id, None)
+            model.written_ms[header.producer_id] = now_ms
             model.history = list(log.stored)
             model.waits_for.pop(header.producer_id, None)
             same_epoch = heads.get(header.producer_id, (0, 0))[0] == header.producer_epoch
@@ -423,7 +485,7 @@ def test_snapshot_and_replay_give_back_the_state(script: list[Step], percent: in
         heads[header.producer_id] = (header.producer_epoch, (header.last_sequence + 1) % 2**31)
     cut = len(log.stored) * percent // 100
     end = log.stored[cut][0] if cut < len(log.stored) else log.end
-    restored = ProducerStateTable()
+    restored = ProducerBook()
     start = restored.restore(log.table.snapshot(end))
     for offset, header in log.stored:
         if offset >= start:
@@ -441,19 +503,20 @@ def test_snapshot_and_replay_give_back_the_state(script: list[Step], percent: in
         assert _outcome(restored, probe) == _outcome(log.table, probe)
 
 
-def _sorted_like(table: ProducerStateTable, other: ProducerStateTable, end: int) -> bytes:
+def _sorted_like(table: ProducerBook, other: ProducerBook, end: int) -> bytes:
     """The table's snapshot, taken over a round trip, so that both were restored once."""
-    again = ProducerStateTable()
+    again = ProducerBook()
     again.restore(table.snapshot(end))
     assert len(again) == len(other)
     return again.snapshot(end)
 
 
-def _outcome(table: ProducerStateTable, header: BatchHeader) -> object:
+def _outcome(table: ProducerBook, header: BatchHeader) -> object:
     try:
-        return table.check(header, 0)
+        admitted = table.admit(header, 0)
     except SequenceError as error:
         return error.error_code
+    return "accept" if isinstance(admitted, Producer) else admitted
 
 
 @given(st.lists(st.integers(0, 4), max_size=30), st.integers(1, 4))
@@ -479,7 +542,7 @@ def test_retries_of_a_pipelining_producer_never_append_twice(lost: list[int], co
 
 
 def test_active_producers_are_listed_with_what_they_wrote_last() -> None:
-    log = Log(ProducerStateTable(expiration_ms=1000))
+    log = Log(ProducerBook(expiration_ms=1000))
     log.append(batch(0, 3, pid=9), now_ms=100)
     log.append(batch(0, 2, pid=7, epoch=4), now_ms=200)
     log.append(batch(2, 1, pid=7, epoch=4), now_ms=900)
@@ -490,7 +553,7 @@ def test_active_producers_are_listed_with_what_they_wrote_last() -> None:
 def test_a_producer_whose_only_batch_failed_has_no_last_sequence() -> None:
     log = Log()
     log.append(batch(0, 3))
-    log.table.rollback_from(0)
+    log.table.failed_from(0)
     assert [info.last_sequence for info in log.table.active(0)] == [-1]
 
 
@@ -503,11 +566,11 @@ def test_the_last_sequence_wraps_with_the_sequences() -> None:
 
 
 def test_a_snapshot_of_a_newer_version_is_named_and_never_damaged() -> None:
-    snapshot = ProducerStateTable().snapshot(7)
+    snapshot = ProducerBook().snapshot(7)
     with pytest.raises(
         NewerVersionError, match="newer penstock, upgrade this one: end_offset=7 version=2 known=1"
     ):
-        ProducerStateTable().restore(snapshot[:4] + b"\0\2" + snapshot[6:])
+        ProducerBook().restore(snapshot[:4] + b"\0\2" + snapshot[6:])
 
 
 def memory_for(producers: int) -> tuple[Ledger, ProducerMemory]:
@@ -515,17 +578,18 @@ def memory_for(producers: int) -> tuple[Ledger, ProducerMemory]:
     return ledger, ProducerMemory(ledger)
 
 
-def write(table: ProducerStateTable, producer_id: int, offset: int, now_ms: int = 0) -> None:
+def write(table: ProducerBook, producer_id: int, offset: int, now_ms: int = 0) -> None:
     batch = build_batch([(None, b"v", (), 0)], producer_id=producer_id, producer_epoch=0, base_sequence=0)
     header = read_header(memoryview(batch))
-    assert isinstance(table.check(header, now_ms), Accept)
-    table.record(header, offset, now_ms)
+    admitted = table.admit(header, now_ms)
+    assert isinstance(admitted, Producer)
+    table.appended(admitted, header, offset, now_ms)
 
 
 def test_at_the_bound_the_partition_with_most_producers_forgets_its_oldest() -> None:
     """One client that makes ids up takes nothing from the producers of other partitions."""
     ledger, memory = memory_for(100)
-    victim, attacked = ProducerStateTable(memory=memory), ProducerStateTable(memory=memory)
+    victim, attacked = ProducerBook(memory=memory), ProducerBook(memory=memory)
     for producer_id in range(5):
         write(victim, producer_id, producer_id)
     for producer_id in range(1000, 6000):
@@ -539,14 +603,14 @@ def test_at_the_bound_the_partition_with_most_producers_forgets_its_oldest() -> 
 
 def test_snapshots_with_more_producers_than_fit_are_loaded_and_then_shrink() -> None:
     ledger, memory = memory_for(1000)
-    before = ProducerStateTable(memory=memory)
+    before = ProducerBook(memory=memory)
     for producer_id in range(500):
         write(before, producer_id, producer_id)
     data = before.snapshot(500)
     before.release()
     assert ledger.used_bytes == 0
     ledger, memory = memory_for(50)
-    after = ProducerStateTable(memory=memory)
+    after = ProducerBook(memory=memory)
     after.restore(data)
     assert (len(after), ledger.used_bytes) == (500, 500 * PRODUCER_BYTES)
     write(after, 999, 500)
@@ -557,7 +621,7 @@ def test_snapshots_with_more_producers_than_fit_are_loaded_and_then_shrink() -> 
 @given(st.lists(st.tuples(st.integers(0, 1), st.sampled_from("wwwfexcrs"), st.integers(0, 30)), max_size=80))
 def test_the_memory_of_producers_is_counted_exactly(steps: list[tuple[int, str, int]]) -> None:
     ledger, memory = memory_for(20)
-    tables = [ProducerStateTable(memory=memory, producers_max=12, expiration_ms=20) for _ in range(2)]
+    tables = [ProducerBook(memory=memory, producers_max=12, expiration_ms=20) for _ in range(2)]
     for number, (which, step, value) in enumerate(steps):
         table = tables[which]
         if step == "w":
@@ -568,7 +632,7 @@ def test_the_memory_of_producers_is_counted_exactly(steps: list[tuple[int, str, 
         elif step == "e":
             table.expire(number)
         elif step == "x":
-            table.rollback_from(number - value)
+            table.failed_from(number - value)
         elif step == "c":
             table.clear()
         elif step == "s":
