@@ -166,6 +166,25 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+RFCS = [name for name in FILES if re.fullmatch(r"docs/rfcs/\d{4}-.*\.md", name)]
+
+
+@pytest.mark.parametrize("name", RFCS)
+def test_an_rfc_has_the_parts_of_the_template_and_a_row_in_the_index(name: str) -> None:
+    text = (REPOSITORY / name).read_text()
+    number = Path(name).name[:4]
+    assert re.match(rf"# RFC {number if number != '0000' else 'NNNN'}: [a-z]", text)
+    parts = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    wanted = ["Motivation", "Alternatives", "Choice", "Impact"]
+    assert [part for part in parts if part in wanted] == wanted
+    assert f"]({Path(name).name})" in (REPOSITORY / "docs/rfcs/README.md").read_text(), "add its row"
+
+
+def test_numbers_of_rfcs_are_unique() -> None:
+    numbers = [Path(name).name[:4] for name in RFCS]
+    assert len(set(numbers)) == len(numbers)
+
+
 def test_test_folders_are_no_packages() -> None:
     """With --import-mode=importlib, and no __init__.py, test files need no unique names."""
     assert [name for name in FILES if re.search(r"(^|/)tests/(.*/)?__init__\.py$", name)] == []
