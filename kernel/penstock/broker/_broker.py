@@ -25,12 +25,13 @@ from penstock.broker._outage import WatchedStore
 from penstock.broker._process import capacity_of, now_ms, own_directory, switch_interval
 from penstock.broker._settings import (
     api_settings,
+    budget,
+    check_opened,
     engine_settings,
     group_settings,
     listener_settings,
     log_settings,
     server_settings,
-    session_bytes_max,
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
@@ -280,6 +281,8 @@ class Broker:
         self._store = object_store
         plugins.set(OBJECT_STORE, object_store)
         metadata_log = await plugins.open_through(METADATA_LOG)
+        entry_bytes_max = metadata_log.capabilities.entry_bytes_max
+        check_opened(self.config, {"metadata_log.entry": ("an entry of the metadata log", entry_bytes_max)})
         check = MetadataCheck(
             metadata_log, object_store, selection, plugins.services, tree.broker.accept_lost_metadata
         )
@@ -297,11 +300,21 @@ class Broker:
         node_epoch = await register_node(metadata, selection, plugins.services, tree.broker.accept_lost_wal)
         plugins.tell(epoch=node_epoch)
         wal = await plugins.open_through(WAL)
+        allocator = plugins[ALLOCATOR]
+        memory = allocator.statistics()
+        check_opened(
+            self.config,
+            {
+                "allocator.limit": ("the allocator", memory.limit_bytes),
+                "wal.memory": ("the WAL's memory", memory.used_bytes),
+                "wal.entry": ("an entry of the WAL", wal.capabilities.entry_bytes_max),
+            },
+        )
         wal_identity = await use_wal(metadata, selection, plugins.services, wal.location)
         await plugins.open_rest()
 
-        allocator = plugins[ALLOCATOR]
-        limit = allocator.statistics().limit_bytes
+        divided = budget(tree, memory.limit_bytes, wal.statistics().capacity_bytes)
+        divided.check(memory.used_bytes)
         engine = await stack.enter_async_context(
             StreamEngine.open(
                 metadata=metadata,
@@ -310,7 +323,7 @@ class Broker:
                 log_cache=plugins[LOG_CACHE],
                 block_cache=plugins[BLOCK_CACHE],
                 allocator=allocator,
-                settings=engine_settings(tree, limit, wal.statistics().capacity_bytes),
+                settings=engine_settings(tree, divided),
                 node_id=node_id,
                 node_epoch=node_epoch,
                 now_ms=now_ms,
@@ -320,7 +333,7 @@ class Broker:
         logs = await stack.enter_async_context(
             LogManager.open(
                 engine,
-                log_settings(tree, limit),
+                log_settings(tree, divided),
                 node_id=node_id,
                 node_epoch=node_epoch,
                 now_ms=now_ms,
@@ -329,7 +342,7 @@ class Broker:
         )
         stack.push_async_callback(self._drain, logs, metadata, node_epoch)
         groups = await stack.enter_async_context(
-            GroupService(await _offsets_log(logs, tree), group_settings(tree, limit), allocator=allocator)
+            GroupService(await _offsets_log(logs, tree), group_settings(tree, divided), allocator=allocator)
         )
         bus.subscribe(
             TopicsDeleted, lambda event: event.work.append(partial(groups.on_topics_deleted, event.names))
@@ -337,8 +350,8 @@ class Broker:
         api = ApiContext(
             logs=logs,
             groups=groups,
-            settings=api_settings(tree, limit),
-            session_memory=Ledger("sessions", session_bytes_max(limit), allocator),
+            settings=api_settings(tree, divided),
+            session_memory=Ledger("sessions", divided.sessions, allocator),
             clock=time.monotonic,
             now_ms=now_ms,
             data_place=DataPlace(
@@ -352,7 +365,7 @@ class Broker:
                 api=api,
                 apis=apis(),
                 allocator=allocator,
-                settings=server_settings(tree, limit),
+                settings=server_settings(tree, divided),
             )
         )
         return _Parts(

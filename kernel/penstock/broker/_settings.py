@@ -4,39 +4,60 @@ from __future__ import annotations
 
 __all__ = (
     "api_settings",
+    "budget",
+    "check_opened",
     "engine_settings",
     "group_settings",
     "listener_settings",
     "log_settings",
     "server_settings",
-    "session_bytes_max",
 )
 
+from collections.abc import Mapping
 
 from penstock.api.context import ApiSettings
-from penstock.config import Tree, split_address
+from penstock.config import Config, Tree, check_limits, split_address
 from penstock.coordinator.group_types import GroupSettings
+from penstock.limits import PART_BYTES, Budget, Limit, written
 from penstock.log.manager import LogSettings
 from penstock.server.settings import ListenerSettings, ServerSettings
 from penstock.stream.engine import EngineSettings
 from penstock.stream.object_puts import UploadSettings
 from penstock.stream.reader import ReaderSettings
 
-MIB = 2**20
-#: Kafka's ``fetch.max.bytes``; less where the memory is small.
-FETCH_BYTES_MAX = 55 * MIB
 
-
-def engine_settings(tree: Tree, limit: int, wal_capacity: int) -> EngineSettings:
+def budget(tree: Tree, allocator: int, wal: int) -> Budget:
+    """How memory and WAL are divided; ``allocator`` and ``wal`` are their sizes once they are open."""
     stream = tree.stream
-    upload_bytes = stream.upload_bytes or max(MIB, min(64 * MIB, limit // 6))
-    if wal_capacity:
-        # two blocks on their way and one filling must fit, or the WAL is full before it is trimmed
-        upload_bytes = min(upload_bytes, max(MIB // 4, wal_capacity // 4))
+    return Budget.of(
+        allocator=allocator,
+        wal=wal,
+        upload=stream.upload_bytes,
+        append_in_flight=stream.append_in_flight_bytes_max,
+        fetch_in_flight=stream.fetch_in_flight_bytes_max,
+        groups=tree.groups.memory_max,
+    )
+
+
+def check_opened(config: Config, opened: Mapping[str, tuple[str, int]]) -> None:
+    """What opened plugins tell of their sizes must fit the settings, too: not all know it before.
+
+    ``opened`` has them by the names of ``penstock.limits``: what each is, for people, and its bytes. Raises
+    ConfigError.
+    """
+    limits = {
+        name: Limit(value, what, written(value, "size"), "as opened")
+        for name, (what, value) in opened.items()
+    }
+    check_limits(config.limits() | limits)
+
+
+def engine_settings(tree: Tree, budget: Budget) -> EngineSettings:
+    stream = tree.stream
     return EngineSettings(
-        upload_bytes=upload_bytes,
+        upload_bytes=budget.upload,
         upload_interval_ms=stream.upload_interval,
-        in_flight_bytes_max=stream.append_in_flight_bytes_max or max(MIB, limit // 8),
+        in_flight_bytes_max=budget.append_in_flight,
         lifecycle_interval_ms=max(100, min(stream.delete_delay, 10_000)),
         delete_delay_ms=stream.delete_delay,
         orphan_sweep_interval_ms=stream.orphan_sweep_interval,
@@ -45,7 +66,7 @@ def engine_settings(tree: Tree, limit: int, wal_capacity: int) -> EngineSettings
             block_bytes=stream.block_bytes,
             object_split_bytes=stream.object_split_bytes,
             multipart_bytes=stream.multipart_bytes,
-            part_bytes=16 * MIB,
+            part_bytes=PART_BYTES,
             prepare_deadline_ms=stream.prepare_deadline,
         ),
         reader=ReaderSettings(),
@@ -53,7 +74,7 @@ def engine_settings(tree: Tree, limit: int, wal_capacity: int) -> EngineSettings
     )
 
 
-def log_settings(tree: Tree, limit: int) -> LogSettings:
+def log_settings(tree: Tree, budget: Budget) -> LogSettings:
     topics = tree.topics
     return LogSettings(
         topic_defaults={
@@ -65,18 +86,13 @@ def log_settings(tree: Tree, limit: int) -> LogSettings:
         },
         retention_interval_ms=tree.stream.retention_interval,
         partitions_max=topics.partitions_max,
-        producers_bytes_max=max(MIB, limit // 8),
+        producers_bytes_max=budget.producers,
         validate_full=topics.validate_records == "full",
-        fetch_in_flight_bytes_max=_fetch_in_flight_bytes_max(tree, limit),
+        fetch_in_flight_bytes_max=budget.fetch_in_flight,
     )
 
 
-def _fetch_in_flight_bytes_max(tree: Tree, limit: int) -> int:
-    """Bytes of fetch responses on their way."""
-    return tree.stream.fetch_in_flight_bytes_max or max(4 * MIB, limit // 4)
-
-
-def group_settings(tree: Tree, limit: int) -> GroupSettings:
+def group_settings(tree: Tree, budget: Budget) -> GroupSettings:
     groups = tree.groups
     return GroupSettings(
         initial_rebalance_delay_ms=groups.initial_rebalance_delay,
@@ -84,15 +100,14 @@ def group_settings(tree: Tree, limit: int) -> GroupSettings:
         max_session_timeout_ms=groups.session_timeout_max,
         group_size_max=groups.members_max,
         member_bytes_max=groups.member_bytes_max,
-        memory_bytes_max=groups.memory_max or max(MIB, limit // 8),
+        memory_bytes_max=budget.groups,
         offsets_retention_ms=groups.offsets_retention,
     )
 
 
-def api_settings(tree: Tree, limit: int) -> ApiSettings:
+def api_settings(tree: Tree, budget: Budget) -> ApiSettings:
     return ApiSettings(
-        # several slow readers at once must leave room for others
-        fetch_bytes_max=min(FETCH_BYTES_MAX, max(MIB, _fetch_in_flight_bytes_max(tree, limit) // 8)),
+        fetch_bytes_max=budget.fetch,
         auto_create_topics=tree.topics.auto_create,
         partitions_default=tree.topics.partitions,
         partitions_per_topic_max=tree.topics.partitions_max,
@@ -137,14 +152,13 @@ def _connections_per_address_max(tree: Tree) -> int:
     return listener.connections_per_address_max or max(1, listener.connections_max // 2)
 
 
-def server_settings(tree: Tree, limit: int) -> ServerSettings:
+def server_settings(tree: Tree, budget: Budget) -> ServerSettings:
     listener = tree.listener
     return ServerSettings(
         request_bytes_max=listener.request_bytes_max,
         connections_max=listener.connections_max,
         connections_per_address_max=_connections_per_address_max(tree),
-        # what requests hold before they are handled leaves as much to those that were
-        receive_bytes_max=limit // 2,
+        receive_bytes_max=budget.receive,
         idle_timeout_ms=listener.idle_timeout,
         pipeline_requests_max=listener.pipeline_depth,
     )
@@ -162,8 +176,3 @@ def listener_settings(tree: Tree) -> ListenerSettings:
         advertised_host=advertised_host,
         advertised_port=advertised_port or None,
     )
-
-
-def session_bytes_max(limit: int) -> int:
-    """Memory of fetch sessions; without room, clients are served without a session."""
-    return max(MIB, limit // 8)

@@ -15,6 +15,7 @@ from penstock.config._explain import (
     key_rows,
     reference_markdown,
 )
+from penstock.config._limits import check_limits
 from penstock.config._load import Config, known_keys, load_config, split_address, unknown_variables
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
 
@@ -29,6 +30,7 @@ __all__ = (
     "PluginChoice",
     "SettingsModels",
     "Tree",
+    "check_limits",
     "explain",
     "init_template",
     "key_rows",

@@ -18,11 +18,14 @@ from penstock.config._check import (
     unknown_key,
     validate,
 )
+from penstock.config._limits import check_limits, plugin_limits, settings_limits
 from penstock.config._toml import parse_toml, parse_value
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
 from penstock.errors import ConfigError
+from penstock.limits import Limit
 from penstock.spi.kinds import ALLOCATOR
-from penstock.units import format_size, parse_size
+from penstock.spi.plugin import PluginSizes
+from penstock.spi.settings import Settings
 
 _PREFIX = "PENSTOCK__"
 #: Variables that Penstock reads and that are no configuration keys.
@@ -61,6 +64,20 @@ class Config:
         if path == (ALLOCATOR.name, "limit") and path not in self.origins:
             return Origin("derived", "memory.limit - memory.reserve")
         return origin_of_table(path, self.origins)
+
+    def limits(
+        self, sizes: Mapping[str, PluginSizes] | None = None, settings: Mapping[str, Settings] | None = None
+    ) -> dict[str, Limit]:
+        """The settings that must fit each other (``penstock.limits``), by name.
+
+        ``sizes`` and checked ``settings`` of plugins, by kind, add what these tell.
+        """
+        limits = settings_limits(self.tree, self._place_of)
+        return limits | plugin_limits(sizes or {}, settings or {}, self._place_of)
+
+    def _place_of(self, key: str) -> str | None:
+        origin = self.origin(key)
+        return None if origin == DEFAULT else origin.place
 
     def _choice(self, kind: str) -> PluginChoice:
         assert kind in self.tree.kinds, f"no such plugin kind: {kind}"
@@ -258,50 +275,4 @@ def _check_combinations(config: Config) -> None:
             except ValueError as error:
                 problem = "must be host:port, like 127.0.0.1:9092 or [::1]:9092"
                 raise refusal(("listener", name), problem, address, origins) from error
-    available = tree.memory.limit - tree.memory.reserve
-    _at_most(config, "groups.session_timeout_min", "groups.session_timeout_max")
-    _at_most(config, "topics.partitions", "topics.partitions_max")
-    _at_most(config, "topics.message_bytes_max", "listener.request_bytes_max")
-    if available < 16 * 2**20:
-        raise _conflict(config, "memory.reserve", "memory.limit", "must leave at least 16MiB of")
-    for name in ("upload_bytes", "append_in_flight_bytes_max", "fetch_in_flight_bytes_max"):
-        if getattr(tree.stream, name) > available:
-            raise _conflict(
-                config,
-                f"stream.{name}",
-                "memory.limit",
-                f"must fit into the allocator, {format_size(available)} of",
-            )
-    limit = config.plugin_settings(ALLOCATOR.name)["limit"]
-    try:
-        too_much = parse_size(limit) > tree.memory.limit
-    except ValueError:
-        too_much = False  # the allocator's own model says it better
-    if too_much:
-        raise refusal(
-            (ALLOCATOR.name, "limit"),
-            f"must be at most memory.limit, {format_size(tree.memory.limit)}",
-            limit,
-            origins,
-        )
-
-
-def _value(config: Config, key: str) -> Any:
-    section, _, name = key.partition(".")
-    return getattr(getattr(config.tree, section), name)
-
-
-def _at_most(config: Config, low: str, high: str) -> None:
-    if _value(config, low) > _value(config, high):
-        raise _conflict(config, low, high, "must be at most")
-
-
-def _conflict(config: Config, key: str, other: str, relation: str) -> ConfigError:
-    """Two keys that can't be together; the sentence starts at the one that somebody set."""
-    place = config.origin(key)
-    if place == DEFAULT:
-        place = config.origin(other)
-    return ConfigError(
-        f"{place.place}: {key} {relation} {other}: {key}={_value(config, key)} ({config.origin(key).place}) "
-        f"{other}={_value(config, other)} ({config.origin(other).place})"
-    )
+    check_limits(config.limits())

@@ -222,7 +222,8 @@ class Stream(Settings):
     upload_bytes: Size = Field(
         default=0,
         ge=0,
-        description="The log cache freezes a block at this size; 0 is a quarter of the allocator.",
+        description="The log cache freezes a block at this size, and at a quarter of the WAL at the latest; 0 is a "
+        "sixth of the allocator, at most 64MiB.",
     )
     upload_interval: Duration = Field(
         default=60 * SECOND, ge=1, description="A block is frozen at this age at the latest."

@@ -19,7 +19,7 @@ import pluggy
 
 from penstock import hookspecs
 from penstock.bus import EventBus
-from penstock.config import Config, nearest
+from penstock.config import Config, check_limits, nearest
 from penstock.errors import PluginError, kept
 from penstock.plugins._checks import (
     capabilities_of,
@@ -310,7 +310,7 @@ class PluginRegistry:
         return PluginError(f"no plugin of this kind has this name, {advice}: kind={kind} name={name}")
 
     def select_all(self, config: Config) -> Selection:
-        """What ``config`` selects: every kind's plugin, its settings checked, and the combination checked.
+        """What ``config`` selects: every kind's plugin, its settings checked, and that all of it fits together.
 
         Also loads what ``plugins.load`` names. Raises PluginError, CapabilityError or ConfigError.
         """
@@ -318,6 +318,8 @@ class PluginRegistry:
         specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in KINDS}
         settings = {kind: self.validate_plugin_settings(config, kind) for kind in KINDS}
         check_combination(specs.values(), specs[OBJECT_STORE.name].capabilities)
+        sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items() if spec.sizes is not None}
+        check_limits(config.limits(sizes, settings))
         return Selection(specs=specs, settings=settings)
 
     def settings_model(self, kind: str, name: str) -> type[Settings]:

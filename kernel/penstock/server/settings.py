@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Final
 
+from penstock.limits import GROUP_REQUEST_BYTES_MAX
 from penstock.spi.statistics import counter, gauge
 
 #: A frame of at least this size gets memory of its own and is received straight into it.
@@ -57,7 +58,7 @@ class ServerSettings:
     #: Largest frame of any other API: decoded, these may take a hundred times their size.
     control_request_bytes_max: int = 1024 * 1024
     #: The same for what carries the metadata of a whole group (JoinGroup, SyncGroup, OffsetCommit).
-    group_request_bytes_max: int = 4 * 1024 * 1024
+    group_request_bytes_max: int = GROUP_REQUEST_BYTES_MAX
     #: Connections beyond this are refused unless an idle one can go (``max.connections``).
     connections_max: int = 10_000
     #: The same of one address (``max.connections.per.ip``).

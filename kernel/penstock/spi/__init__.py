@@ -9,7 +9,17 @@ refuses a plugin that was written for a version it doesn't speak.
 
 from __future__ import annotations
 
-from penstock.spi.plugin import SPI_VERSION, Buffer, PluginSpec, Services
+from penstock.spi.plugin import SPI_VERSION, Buffer, PluginSizes, PluginSpec, Services, SettingSize
 from penstock.spi.settings import Duration, Settings, Size
 
-__all__ = ("SPI_VERSION", "Buffer", "Duration", "PluginSpec", "Services", "Settings", "Size")
+__all__ = (
+    "SPI_VERSION",
+    "Buffer",
+    "Duration",
+    "PluginSizes",
+    "PluginSpec",
+    "Services",
+    "SettingSize",
+    "Settings",
+    "Size",
+)

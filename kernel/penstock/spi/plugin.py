@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("SPI_VERSION", "Buffer", "PluginSpec", "Services")
+__all__ = ("SPI_VERSION", "Buffer", "PluginSizes", "PluginSpec", "SettingSize", "Services")
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
 
 from penstock.files import ACCESSES, Access
 from penstock.spi.settings import Settings
@@ -52,6 +53,28 @@ class Services:
     clock: Callable[[], float]
 
 
+class SettingSize(NamedTuple):
+    """Bytes that follow from a plugin's settings, and which setting to change for others."""
+
+    size: int
+    #: The setting that decides, of those that have a part in it. It is ``ratio`` times the size: 4 for ``capacity``
+    #: where an entry takes a quarter of it, 1/2**20 for a number of buffers of 1 MiB each.
+    setting: str
+    ratio: Fraction = Fraction(1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PluginSizes:
+    """What of a plugin must fit the rest of a broker, once it is open with its settings; None where nothing must."""
+
+    #: The largest entry of a log.
+    entry: SettingSize | None = None
+    #: What a cache holds.
+    capacity: SettingSize | None = None
+    #: What it charges to the allocator as long as it is open.
+    memory: SettingSize | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSpec(Generic[S, T]):
     """The registration of one plugin; each kind has a subclass (``penstock.spi.kinds`` lists them).
@@ -72,6 +95,9 @@ class PluginSpec(Generic[S, T]):
     requires: frozenset[str] = field(default=frozenset())
     version: str = ""
     spi_version: int = SPI_VERSION
+    #: Tells before anything is opened what must fit other settings, so that ``penstock config check`` refuses what
+    #: doesn't (``penstock.limits``).
+    sizes: Callable[[S], PluginSizes] | None = None
 
     def fault(self) -> str:
         """What of the spec doesn't fit together, one sentence without the plugin's name; empty if all does."""

@@ -24,6 +24,7 @@ from struct import Struct
 from typing import NamedTuple
 
 from penstock.errors import CorruptError, NewerVersionError
+from penstock.limits import STREAM_HEADER_BYTES
 
 ENTRY_VERSION = 1
 #: Added to the time of an append; timestamps from here to -1 don't occur.
@@ -38,6 +39,7 @@ HEADER = Struct(
     "q"  # next offset
     "q"  # time, ms: see above
 )
+assert HEADER.size == STREAM_HEADER_BYTES
 
 
 #: ``encode_header`` without its call; takes the version first.

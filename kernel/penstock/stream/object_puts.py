@@ -11,6 +11,7 @@ from functools import partial
 import anyio
 
 from penstock.errors import PenstockError
+from penstock.limits import COMMIT_RANGES_MAX, UPLOADS_PARALLEL
 from penstock.metadata.commands.objects import AbandonObjects, PrepareObjects, UploadedObject
 from penstock.metadata.service import MetadataService
 from penstock.spi.log_cache import StreamEntry
@@ -35,8 +36,8 @@ class UploadSettings:
     prepare_deadline_ms: int
     #: Ranges that one metadata commit has at most (and streams that share an object): it is folded in one go, in
     #: some milliseconds, and fits into an entry.
-    commit_ranges_max: int = 2500
-    parallel_max: int = 2
+    commit_ranges_max: int = COMMIT_RANGES_MAX
+    parallel_max: int = UPLOADS_PARALLEL
 
 
 class ObjectPuts:

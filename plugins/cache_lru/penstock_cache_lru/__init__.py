@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("LruBlockCacheSettings", "penstock_register_block_cache")
 
 from penstock.hookspecs import hookimpl
+from penstock.spi import PluginSizes, SettingSize
 from penstock.spi.block_cache import BlockCacheCapabilities, BlockCacheSpec
 from penstock_cache_lru._cache import LruBlockCacheSettings, open_block_cache
 
@@ -18,4 +19,5 @@ def penstock_register_block_cache() -> BlockCacheSpec[LruBlockCacheSettings]:
         settings=LruBlockCacheSettings,
         capabilities=BlockCacheCapabilities(readahead=True),
         open=open_block_cache,
+        sizes=lambda settings: PluginSizes(capacity=SettingSize(settings.limit, "limit")),
     )

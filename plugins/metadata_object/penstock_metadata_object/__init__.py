@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("Settings", "penstock_register_metadata_log")
 
 from penstock.hookspecs import hookimpl
+from penstock.spi import PluginSizes, SettingSize
 from penstock.spi.metadata_log import MetadataLogCapabilities, MetadataLogSpec
 from penstock_metadata_object._log import open_log
 from penstock_metadata_object._settings import Settings
@@ -19,5 +20,6 @@ def penstock_register_metadata_log() -> MetadataLogSpec[Settings]:
         settings=Settings,
         capabilities=MetadataLogCapabilities(),
         open=open_log,
+        sizes=lambda settings: PluginSizes(entry=SettingSize(settings.entry_bytes_max, "entry_bytes_max")),
         requires=frozenset({"put_if_absent"}),
     )

@@ -36,9 +36,10 @@ from penstock.spi import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.wal import DecodedGroup, Group, GroupCommit, WriterThread
 from penstock_wal_block._device import FileDevice
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
+from penstock_wal_block._format import BLOCK_BYTES
 from penstock_wal_block._log import NO_SPACE, BlockLog, Flight, Owner
 from penstock_wal_block._settings import Settings
+from penstock_wal_block._sizes import LogSizes
 
 _logger = logging.getLogger("penstock.wal.block")
 
@@ -53,8 +54,6 @@ CAPABILITIES = WalCapabilities(
 _CLOSE_TIMEOUT_S = 30.0
 _SPACE_RETRY_S = (0.05, 1.0)
 _RECOVERY_BATCH_BYTES = 4 * 2**20
-#: Larger pieces are hardly written faster.
-_BUFFER_BYTES_MIN = 2**20
 #: An owner lets go of the lock on its data when nothing was written for so long. Taking it for each of many lone
 #: groups costs five system calls each, and each of them lets go of the interpreter.
 _REST_AFTER_S = 0.01
@@ -71,6 +70,7 @@ class BlockWal:
         thread: WriterThread,
         commit: GroupCommit,
         settings: Settings,
+        sizes: LogSizes,
         capabilities: WalCapabilities,
         location: str,
     ) -> None:
@@ -87,7 +87,7 @@ class BlockWal:
         self._order = threading.Lock()
         #: Recovery looks so far behind a hole for a group that proves a loss: the first one that began when the
         #: missing one was confirmed. So groups in flight must not span more.
-        self._span_bytes_max = max(settings.group_bytes_max, settings.entry_bytes_max)
+        self._span_bytes_max = sizes.span
         self._stalled = 0
         self._landed: anyio.Event | None = None
         self._recovery_started = False
@@ -383,24 +383,17 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
     path = services.data_dir / settings.path
     if len(services.cluster_id.encode()) > 128:
         raise ConfigError(f"the cluster id is longer than 128 bytes: cluster_id={services.cluster_id!r}")
-    ring_bytes = (settings.capacity - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
-    entry_bytes_max = min(settings.entry_bytes_max, ring_bytes // 4)
-    group_bytes_max = min(settings.group_bytes_max, ring_bytes // 4) // BLOCK_BYTES * BLOCK_BYTES
-    settings = settings.model_copy(
-        update={"entry_bytes_max": entry_bytes_max, "group_bytes_max": group_bytes_max}
-    )
+    sizes = LogSizes.of(settings)
     charge = None
     if services.allocator is not None:
-        charge = await services.allocator.charge(
-            settings.groups_in_flight_max * _buffer_bytes(settings), "wal"
-        )
+        charge = await services.allocator.charge(sizes.buffers, "wal")
     device: FileDevice | None = None
     try:
         async with WriterThread(
             "penstock-wal", threads=settings.groups_in_flight_max, idle_after_s=_REST_AFTER_S
         ) as thread:
-            device = await thread.run(lambda: _open_device(path, settings, services.access))
-            wal = await _open_block_wal(device, thread, settings, services)
+            device = await thread.run(lambda: _open_device(path, settings, sizes.buffer, services.access))
+            wal = await _open_block_wal(device, thread, settings, sizes, services)
             wal.look_later()
             try:
                 yield wal
@@ -413,20 +406,14 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
             device.close()
 
 
-def _buffer_bytes(settings: Settings) -> int:
-    """Of the bounce buffer of each thread."""
-    share = settings.group_bytes_max // settings.groups_in_flight_max // BLOCK_BYTES * BLOCK_BYTES
-    return min(settings.group_bytes_max, max(share, _BUFFER_BYTES_MIN))
-
-
-def _open_device(path: Path, settings: Settings, access: Access) -> FileDevice:
+def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Access) -> FileDevice:
     try:
         return FileDevice(
             path,
             capacity_bytes=settings.capacity // BLOCK_BYTES * BLOCK_BYTES,
             io=settings.io,
             sync=settings.sync,
-            buffer_bytes=_buffer_bytes(settings),
+            buffer_bytes=buffer_bytes,
             writers=settings.groups_in_flight_max,
             access=access,
         )
@@ -435,7 +422,7 @@ def _open_device(path: Path, settings: Settings, access: Access) -> FileDevice:
 
 
 async def _open_block_wal(
-    device: FileDevice, thread: WriterThread, settings: Settings, services: Services
+    device: FileDevice, thread: WriterThread, settings: Settings, sizes: LogSizes, services: Services
 ) -> BlockWal:
     path = services.data_dir / settings.path
     owner = Owner(
@@ -445,20 +432,19 @@ async def _open_block_wal(
         incarnation=os.urandom(16),
         log_id=int.from_bytes(os.urandom(8), "big"),
     )
-    window_bytes = max(settings.group_bytes_max, settings.entry_bytes_max) + 4 * BLOCK_BYTES
     try:
-        log = await thread.run(lambda: BlockLog(device, owner, location=str(path), window_bytes=window_bytes))
+        log = await thread.run(lambda: BlockLog(device, owner, location=str(path), window_bytes=sizes.window))
     except OSError as error:
         raise _open_error(path, error) from error
     commit = GroupCommit(
         alignment=BLOCK_BYTES,
-        group_bytes_max=settings.group_bytes_max,
-        entry_bytes_max=settings.entry_bytes_max,
+        group_bytes_max=sizes.group,
+        entry_bytes_max=sizes.entry,
         capacity_bytes=log.ring_bytes,
         filler_bytes=filler_bytes if device.direct else None,
     )
-    capabilities = replace(CAPABILITIES, entry_bytes_max=settings.entry_bytes_max)
-    return BlockWal(log, thread, commit, settings, capabilities, str(path))
+    capabilities = replace(CAPABILITIES, entry_bytes_max=sizes.entry)
+    return BlockWal(log, thread, commit, settings, sizes, capabilities, str(path))
 
 
 def _open_error(path: Path, error: OSError) -> UnavailableError:
