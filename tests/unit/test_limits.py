@@ -33,7 +33,7 @@ def known_limits(config: Config) -> dict[str, Limit]:
     """All limits of a configuration with the default plugins, without refusing any."""
     specs = {kind: REGISTRY.select(kind, config.plugin_name(kind)) for kind in config.tree.kinds}
     settings = {kind: REGISTRY.validate_plugin_settings(config, kind) for kind in specs}
-    sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items() if spec.sizes is not None}
+    sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items()}
     return config.limits(sizes, settings)
 
 

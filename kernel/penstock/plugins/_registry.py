@@ -318,7 +318,7 @@ class PluginRegistry:
         specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in KINDS}
         settings = {kind: self.validate_plugin_settings(config, kind) for kind in KINDS}
         check_combination(specs.values(), specs[OBJECT_STORE.name].capabilities)
-        sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items() if spec.sizes is not None}
+        sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items()}
         check_limits(config.limits(sizes, settings))
         return Selection(specs=specs, settings=settings)
 

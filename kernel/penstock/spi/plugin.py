@@ -75,6 +75,11 @@ class PluginSizes:
     memory: SettingSize | None = None
 
 
+def _no_sizes(settings: Settings) -> PluginSizes:
+    """Nothing of the plugin must fit anything, or it tells once it is open."""
+    return PluginSizes()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSpec(Generic[S, T]):
     """The registration of one plugin; each kind has a subclass (``penstock.spi.kinds`` lists them).
@@ -97,7 +102,7 @@ class PluginSpec(Generic[S, T]):
     spi_version: int = SPI_VERSION
     #: Tells before anything is opened what must fit other settings, so that ``penstock config check`` refuses what
     #: doesn't (``penstock.limits``).
-    sizes: Callable[[S], PluginSizes] | None = None
+    sizes: Callable[[S], PluginSizes] = _no_sizes
 
     def fault(self) -> str:
         """What of the spec doesn't fit together, one sentence without the plugin's name; empty if all does."""
