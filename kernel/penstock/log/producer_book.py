@@ -19,6 +19,30 @@ Transactions: there are none yet, and ``admit`` is the one place that refuses th
 nevertheless how far what they may see is settled: ``last_stable_offset`` and ``aborted`` are where open
 transactions and aborted ranges of offsets will be looked up, and ``admit`` and ``appended`` where they begin. Of
 markers only the epoch counts so far.
+
+A snapshot is a header, then an entry and its batches for each producer, all integers big-endian::
+
+    header, 22 bytes
+        0   4  magic "PSPS"
+        4   2  version, 1
+        6   8  end offset: the snapshot says what batches below it said
+       14   4  producers
+       18   4  CRC-32C of the end offset and the producers in decimal, a space between, and all that follows
+
+    producer, 31 bytes
+        0   8  producer id
+        8   2  epoch
+       10   4  next sequence; -1 refuses everything until a new epoch
+       14   8  time of the last write, ms
+       22   8  base offset of the last batch that fell out of the window, or -1
+       30   1  batches in the window
+
+    batch, 32 bytes
+        0   4  first sequence
+        4   4  last sequence
+        8   8  base offset
+       16   8  last offset
+       24   8  append time, ms; -1 for CreateTime
 """
 
 from __future__ import annotations

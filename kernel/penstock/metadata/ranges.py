@@ -3,6 +3,17 @@
 A cluster has millions of them and a broker holds them all. As objects they would take 130 to 250 bytes each, their
 decoding and freeing would hold up the event loop for tenths of seconds, and so would every look of the garbage
 collector. As numbers in one array a stream's ranges are copied, written and dropped in one go.
+
+In a snapshot they are bytes, of each range in order of offsets::
+
+    range, 40 bytes
+        0   8  start offset
+        8   8  end offset
+       16   8  object id
+       24   8  size of the payload
+       32   8  greatest timestamp, ms
+
+Unlike everywhere else, integers are little-endian: on most machines that is how they lie in memory.
 """
 
 from __future__ import annotations

@@ -1,6 +1,15 @@
-"""What the engine writes into a WAL entry: a fixed header, then the payload.
+"""What the engine writes into a WAL entry: a fixed header, then the payload::
 
-The WAL frames and checksums entries; nothing is checksummed twice here.
+    header, 41 bytes
+        0   1  version, 1
+        1   8  stream id; 0 is a mark (``penstock.stream.marks``)
+        9   8  epoch of the stream: the metadata index at which it was opened
+       17   8  base offset
+       25   8  next offset
+       33   8  time, ms
+
+The payload in a partition's log stream is one record batch, in its state stream a snapshot of its producers. Integers
+are big-endian and signed, but for the version. The WAL frames and checksums entries; nothing is checksummed here.
 
 The time of an entry is its greatest timestamp. Records without any have the time of their append instead, as a number
 below every timestamp: the greatest time of some entries is then still a timestamp if there is one, the time of

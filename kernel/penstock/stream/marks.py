@@ -9,6 +9,17 @@ way, the next one waits, and stands for all indexes until then. Without metadata
 one is never trimmed: a mark that is about to go is written again first. Only a WAL that has no room at all is trimmed
 first.
 
+A mark is an entry as others (``penstock.stream.entry``)::
+
+    header, 41 bytes
+        0   1  version, 1
+        1   8  stream id, 0
+        9   8  epoch of the node
+       17   8  0
+       25   8  index of the metadata entry
+       33   8  time, ms
+    then the name of the cluster, UTF-8
+
 The other way round, each entry of the metadata log says where the newest durable mark ended, so that a WAL that was
 rolled back, or cut off, is noticed as well.
 """

@@ -1,11 +1,41 @@
-"""The bytes of an object (version 1): data blocks, one index block, a footer. Big-endian; every byte checksummed.
+"""The bytes of an object (version 1): data blocks, one index block, a footer. Big-endian; every byte checksummed::
 
-    object      = data-block* index-block footer
-    data-block  = header (magic, entry count, length of the entries, CRC-32C of all but itself) entry*
-    entry       = base offset, next offset, timestamp, length; payload
-    filler      = the same with base and next offset -1, and zeros
-    index-block = one row per data block, in (stream, offset) order
-    footer      = where the index is, its CRC-32C, the object's id, magic, CRC-32C of the footer
+    +------------+------------+-----+-------------+--------+
+    | data block | data block | ... | index block | footer |
+    +------------+------------+-----+-------------+--------+
+    data block  = block header, then entries and fillers
+    entry       = entry header, then the payload
+    filler      = entry header with -1 for both offsets, then zeros: it makes a large payload lie where it is
+                  written without a copy
+    index block = an index row for each data block, in (stream, offset) order
+
+    block header, 20 bytes
+        0   4  magic "PSB1"
+        4   4  entries, without fillers
+        8   8  length of all that follows this header
+       16   4  CRC-32C of the bytes before and of all that follows
+
+    entry header, 28 bytes
+        0   8  base offset
+        8   8  next offset
+       16   8  greatest timestamp, ms (``penstock.stream.entry`` says what stands there without one)
+       24   4  length of the payload
+
+    index row, 48 bytes
+        0   8  stream id
+        8   8  base offset of the block's first entry
+       16   8  next offset of its last one
+       24   8  greatest timestamp of its entries, ms; -1 if none has one
+       32   8  position of the block in the object
+       40   8  size of the block with its header
+
+    footer, 40 bytes
+        0   8  position of the index block
+        8   8  size of the index block
+       16   4  CRC-32C of the index block
+       20   8  object id
+       28   8  magic "PSOBJ001"
+       36   4  CRC-32C of the bytes before
 
 A data block holds entries of one stream. An object with blocks of one stream is called a stream object, one
 with several a stream set object; the format is the same.

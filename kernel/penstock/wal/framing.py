@@ -2,17 +2,38 @@
 
 A group is what one write (one object, one fdatasync) makes durable::
 
-    group header (72)  magic "PSWG", version, flags, log id, sequence, position, owner epoch, confirmed position,
-                       length, entry count, digest of the previous group, digest of the entries, CRC-32C of the header
-    entry header (24)  magic "PSWE", payload length, position, CRC-32C of the payload, chained CRC-32C of the header
-    payload
-    entry header ...
+    +--------------+--------------+---------+--------------+-------+--------------+---------+-----+
+    | group header | entry header | payload | entry header | zeros | entry header | payload | ... |
+    +--------------+--------------+---------+--------------+-------+--------------+---------+-----+
+                     an entry                 a filler               an entry
 
-Between two entries there may be a filler, so that a large payload comes to lie where it can be written without a
-copy: an entry header with the magic "PSWF", and zeros.
+    group header, 72 bytes
+        0   4  magic "PSWG"
+        4   2  version, 1
+        6   2  flags, 0
+        8   8  log id
+       16   8  sequence: the group before has one less
+       24   8  position of this header in the log
+       32   8  epoch of the owner that wrote it
+       40   8  confirmed position: below it everything was durable when the group was begun
+       48   4  length: from the start of this header to the end of the last payload
+       52   4  entries, fillers included
+       56   4  digest of the group before, 0 for the first
+       60   4  digest of the entries: the chained CRC-32C of the last one
+       64   4  reserved, 0
+       68   4  CRC-32C of the bytes before: the digest of this group
 
-All integers are big-endian. Later versions keep magic, version, log id, position, and the header's size and
-checksum, so that a reader that is too old for a group can tell it from the end of the log.
+    entry header, 24 bytes
+        0   4  magic: "PSWE", or "PSWF" for a filler
+        4   4  length of the payload, or of the zeros
+        8   8  position of this header in the log
+       16   4  CRC-32C of the payload
+       20   4  chained CRC-32C: of the bytes before, begun with that of the entry before (first: the digest at 56)
+
+A filler makes a large payload lie where it can be written without a copy. All integers are big-endian. Later versions
+keep magic, version, log id, position, and the header's size and checksum, so that a reader that is too old for a
+group can tell it from the end of the log.
+
 Three things make stale bytes visible without a clock or a clean medium:
 
 * every header carries its absolute position, so bytes of an earlier lap of a ring never fit;
@@ -53,10 +74,8 @@ _GROUP_MAGIC = b"PSWG"
 _ENTRY_MAGIC = 0x50535745  # "PSWE"
 _FILLER_MAGIC = 0x50535746  # "PSWF"
 
-# magic, version, flags, log id, sequence, position, owner epoch, confirmed position, length, entry count,
-# previous digest, entries digest, reserved; the CRC-32C of all that follows it
+# Both without the checksum that ends them; the fields are in the picture at the top.
 _GROUP = struct.Struct(">4sHHQQQQQIIIII")
-# magic, payload length, position, CRC-32C of the payload; the chained CRC-32C of these 20 bytes follows
 _ENTRY = struct.Struct(">IIQI")
 _CRC = struct.Struct(">I")
 

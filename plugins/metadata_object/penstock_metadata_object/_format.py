@@ -1,7 +1,19 @@
-"""Bytes and keys of entries and snapshots: pure functions.
+"""Bytes and keys of entries and snapshots: pure functions. Both are one header and the payload::
 
-Both are one header and the payload. All numbers are big-endian. The checksum covers the rest of the header and
-the payload. A reader refuses versions above its own; version N reads N-1.
+    header, 40 bytes
+        0   4  magic: "PSML" for an entry, "PSMS" for a snapshot
+        4   2  version, 1
+        6   2  flags, 0
+        8   8  index of the entry, or of the last one that the snapshot has
+       16   4  length of the payload
+       20  16  nonce of the writer
+       36   4  CRC-32C of the bytes before and of the payload
+
+    key of an entry      PREFIXlog/INDEX                        INDEX and FLOOR: 20 decimal digits
+    key of a snapshot    PREFIXsnapshot/INDEX.FLOOR.NONCE       NONCE: 32 hexadecimal digits
+
+All integers are big-endian. Only the kernel knows what is in the payloads (``penstock.metadata``). A reader refuses
+versions above its own; version N reads N-1.
 """
 
 from __future__ import annotations
@@ -32,7 +44,6 @@ SNAPSHOT_MAGIC = b"PSMS"
 NONCE_BYTES = 16
 _VERSION = 1
 
-# magic, version, flags (0), index, payload length, writer's nonce, CRC-32C of all before and the payload
 _HEADER = struct.Struct(">4sHHQI16sI")
 HEADER_BYTES = _HEADER.size
 _CRC_AT = HEADER_BYTES - 4

@@ -1,4 +1,33 @@
-"""The header of the log: pure bytes.
+"""The header of the log: pure bytes::
+
+    offset in the file   0        4096     8192
+                         +--------+--------+------------------------------------------------+
+                         | slot 0 | slot 1 | ring: position p of the log is at              |
+                         |        |        | 8192 + p % ring bytes, and groups go on at the |
+                         +--------+--------+ ring's start where they reach its end ---------+
+
+    slot, 260 bytes, then zeros
+        0   8  magic "PSTKWALB"
+        8   2  version, 1
+       10   2  flags: 1 sealed, 2 ended cleanly at the confirmed position
+       12   8  sequence of the header
+       20   8  log id
+       28   8  node id of the owner
+       36   8  epoch of the owner
+       44  16  incarnation of the owner
+       60   8  ring bytes
+       68   8  trim position
+       76   8  start: position of the group where recovery begins,
+       84   8  its sequence,
+       92   4  and the digest of the group before it
+       96   8  confirmed position
+      104   8  window bytes
+      112   8  settled position
+      120   8  settled epoch
+      128 128  cluster id, UTF-8, then zeros
+      256   4  CRC-32C of the bytes before
+
+Groups are those of ``penstock.wal.framing``, each from a multiple of 4 KiB on. Integers are big-endian.
 
 The file or device starts with two slots of 4 KiB. A header is written to slot ``sequence % 2``, so that a torn write
 leaves the one before it intact; the valid one with the highest sequence counts. Later versions keep magic and
@@ -34,9 +63,7 @@ _MAGIC = b"PSTKWALB"
 _VERSION = 1
 _SEALED, _CLEAN = 1, 2
 
-# magic, version, flags, header sequence, log id, node id, owner epoch, owner incarnation, ring bytes, trim position,
-# start position, start sequence, start digest, confirmed position, window bytes, settled position, settled epoch,
-# cluster id; CRC-32C of all that
+# The fields are in the picture at the top; the checksum follows.
 _FIXED = struct.Struct(">8sHHQQqq16sQQQQIQQQq128s")
 _CRC = struct.Struct(">I")
 _VERSION_FIELD = struct.Struct(">H")
