@@ -17,7 +17,7 @@ from tests.integration.ledger import SILENT
 from tests.integration.test_faults import damage
 from tests.patience import HANG_S
 
-from penstock.coordinator.group_log import partition_for
+from penstock.coordinator.placement import partition_for
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic

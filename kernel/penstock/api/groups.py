@@ -535,7 +535,8 @@ def _coordinator(key: str, key_type: int, context: RequestContext) -> Coordinato
     # There are no transactions yet. Clients ask on and on after an error here that isn't one of a few, so a
     # transactional producer is sent to InitProducerId, whose UNSUPPORTED_VERSION says what is the matter.
     if key_type == _KEY_TYPE_GROUP and not _groups(context).coordinates(key):
-        error, message = ErrorCode.COORDINATOR_NOT_AVAILABLE, "the group's state is damaged"
+        error = ErrorCode.COORDINATOR_NOT_AVAILABLE
+        message = "the group's state is damaged, or its partition has no leader"
         return Coordinator(key=key, node_id=-1, host="", port=-1, error_code=error, error_message=message)
     if key_type in {_KEY_TYPE_GROUP, _KEY_TYPE_TRANSACTION}:
         endpoint = context.client.advertised

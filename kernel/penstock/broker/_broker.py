@@ -20,6 +20,7 @@ import anyio
 from penstock.account import Ledger
 from penstock.api.context import ApiContext, DataPlace
 from penstock.api.dispatch import apis
+from penstock.broker._groups import follow_logs, offsets_log
 from penstock.broker._metadata import MetadataCheck, give_up_entries
 from penstock.broker._outage import WatchedStore
 from penstock.broker._process import capacity_of, now_ms, own_directory, switch_interval
@@ -38,12 +39,9 @@ from penstock.broker._wal import register_node, release_wal, use_wal
 from penstock.bus import EventBus
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
-from penstock.errors import CapabilityError, InvariantError, PenstockError, again
+from penstock.errors import CapabilityError, InvariantError, PenstockError
 from penstock.files import ACCESSES
-from penstock.log.events import TopicsDeleted
-from penstock.log.keyed_log import KeyedLog
 from penstock.log.manager import LogManager
-from penstock.log.topic import NewTopic
 from penstock.metadata.service import MetadataService
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.server.server import Server
@@ -58,8 +56,6 @@ if TYPE_CHECKING:
     from penstock.client import Producer, ProducerSettings
 
 logger = logging.getLogger("penstock.broker")
-
-OFFSETS_TOPIC = "__consumer_offsets"
 
 
 @dataclass(slots=True, kw_only=True)
@@ -342,11 +338,9 @@ class Broker:
         )
         stack.push_async_callback(self._drain, logs, metadata, node_epoch)
         groups = await stack.enter_async_context(
-            GroupService(await _offsets_log(logs, tree), group_settings(tree, divided), allocator=allocator)
+            GroupService(await offsets_log(logs, tree), group_settings(tree, divided), allocator=allocator)
         )
-        bus.subscribe(
-            TopicsDeleted, lambda event: event.work.append(partial(groups.on_topics_deleted, event.names))
-        )
+        follow_logs(groups, logs, bus)
         api = ApiContext(
             logs=logs,
             groups=groups,
@@ -402,26 +396,6 @@ class Broker:
     def stop_reason(self, reason: str) -> None:
         """Say why the broker is about to stop; observers are told."""
         self._stop_reason = reason
-
-
-async def _offsets_log(logs: LogManager, tree: Tree) -> KeyedLog:
-    """The log behind the group coordinator; its topic is made at the first start."""
-    topic = logs.topics().get(OFFSETS_TOPIC)
-    if topic is None:
-        (made,) = await logs.create_topics(
-            [
-                NewTopic(
-                    OFFSETS_TOPIC,
-                    tree.groups.offsets_partitions,
-                    {"cleanup.policy": "compact", "compression.type": "producer"},
-                )
-            ],
-            internal=True,
-        )
-        if isinstance(made, Exception):
-            raise again(made)
-        topic = made
-    return KeyedLog(OFFSETS_TOPIC, topic.partition_count, logs.partition, now_ms)
 
 
 def _check_store(selection: Selection, store: ObjectStore) -> None:

@@ -21,6 +21,8 @@ from penstock.wire.error_codes import ErrorCode
 __all__ = ("OffsetBook",)
 
 _STRING_BYTES_MAX = 32_767
+#: So many characters fit, whatever they are.
+_SHORT_CHARACTERS = _STRING_BYTES_MAX // 4
 #: What an offset takes beside its strings: two objects, a place in a dictionary (measured: 330).
 _OFFSET_BYTES = 400
 
@@ -76,7 +78,9 @@ class OffsetBook:
         for partition, asked in offsets.items():
             metadata = asked.metadata
             # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
-            if len(metadata) > metadata_max or len(metadata.encode()) > _STRING_BYTES_MAX:
+            if len(metadata) > metadata_max or (
+                len(metadata) > _SHORT_CHARACTERS and len(metadata.encode()) > _STRING_BYTES_MAX
+            ):
                 refused[partition] = ErrorCode.OFFSET_METADATA_TOO_LARGE
             else:
                 accepted[partition] = CommittedOffset(
@@ -99,18 +103,20 @@ class OffsetBook:
         """How much more memory the book takes with these offsets in it; negative for less."""
         growth = 0
         for partition, asked in offsets.items():
-            growth += _offset_bytes(partition, asked.metadata)
             held = self._committed.get(partition)
-            if held is not None:
-                growth -= _offset_bytes(partition, held.metadata)
+            if held is None:
+                growth += _offset_bytes(partition, asked.metadata)
+            else:
+                growth += len(asked.metadata) - len(held.metadata)
         return growth
 
     def _put(self, partition: TopicPartition, committed: CommittedOffset) -> None:
         before = self._committed.get(partition)
-        if before is not None:
-            self.size_bytes -= _offset_bytes(partition, before.metadata)
+        if before is None:
+            self.size_bytes += _offset_bytes(partition, committed.metadata)
+        else:
+            self.size_bytes += len(committed.metadata) - len(before.metadata)
         self._committed[partition] = committed
-        self.size_bytes += _offset_bytes(partition, committed.metadata)
 
     def _drop(self, partition: TopicPartition) -> None:
         before = self._committed.pop(partition, None)

@@ -1,7 +1,7 @@
 """The vocabulary of the classic group protocol: what goes into the group machine and what comes out of it.
 
 Everything here is a value. The machine (`penstock.coordinator.group_machine`) takes requests and a time and
-returns results and outputs; the service (`penstock.coordinator.group_service`) does what the outputs say.
+returns results and outputs; the coordinator (`penstock.coordinator.group_coordinator`) does what the outputs say.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
+from penstock.coordinator.state_log import StateLogSettings
 from penstock.wire.error_codes import ErrorCode
 
 __all__ = (
@@ -78,11 +79,21 @@ class GroupSettings:
     checkpoint_bytes: int = 8 * 1024 * 1024
     """The same in bytes."""
     append_bytes_max: int = 512 * 1024
-    """One append to the group log carries at most so many bytes of records (and always at least one record)."""
+    """One append to the group log carries at most so many bytes of records (and always at least one set of them)."""
     pending_writes_max: int = 10_000
     """Writes that may wait for one partition of the group log; above it requests are refused as retriable."""
     load_concurrency: int = 8
-    """Partitions of the group log that are read at the same time at start."""
+    """Partitions of the group log that are loaded at the same time."""
+
+    @property
+    def log(self) -> StateLogSettings:
+        """The bounds of one partition of the group log."""
+        return StateLogSettings(
+            checkpoint_records=self.checkpoint_records,
+            checkpoint_bytes=self.checkpoint_bytes,
+            append_bytes_max=self.append_bytes_max,
+            pending_writes_max=self.pending_writes_max,
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,8 +189,7 @@ class LeaveResult:
     error: ErrorCode
 
 
-@dataclass(frozen=True, slots=True)
-class OffsetAndMetadata:
+class OffsetAndMetadata(NamedTuple):
     """What a client commits for one partition."""
 
     offset: int

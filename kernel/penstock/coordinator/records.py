@@ -21,13 +21,13 @@ import msgspec
 from penstock.coordinator.group_types import CommittedOffset, GroupMetadata, MemberMetadata
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.wire import DecodeError
-from penstock.wire.messages import group_metadata_value, offset_commit_value
+from penstock.wire.messages import group_metadata_value, offset_commit_key, offset_commit_value
 from penstock.wire.messages.group_metadata_key import GroupMetadataKey
 from penstock.wire.messages.group_metadata_value import GroupMetadataValue
 from penstock.wire.messages.group_metadata_value import MemberMetadata as MemberValue
 from penstock.wire.messages.offset_commit_key import OffsetCommitKey
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
-from penstock.wire.registry import decode_data, encode_data
+from penstock.wire.registry import data_encoder, decode_data, encode_data
 
 __all__ = (
     "GROUP_KEY_VERSION",
@@ -55,6 +55,10 @@ _GROUP_VALUE_VERSION: Final = 3
 _NO_EXPIRY: Final = -1
 
 _unpack_version = struct.Struct(">h").unpack_from
+# of commits there are thousands a second
+_encode_offset_key = data_encoder(_OFFSET_KEY_VERSION, offset_commit_key.ENCODERS)
+_encode_offset_value = data_encoder(_OFFSET_VALUE_VERSION, offset_commit_value.ENCODERS)
+_encode_offset_value_expiring = data_encoder(_OFFSET_VALUE_VERSION_EXPIRING, offset_commit_value.ENCODERS)
 
 _M = TypeVar("_M", bound=msgspec.Struct)
 
@@ -84,7 +88,7 @@ class UnknownKey:
 
 def encode_offset_key(group_id: str, topic: str, partition: int) -> bytes:
     """OffsetCommitKey version 1."""
-    return encode_data(_OFFSET_KEY_VERSION, OffsetCommitKey(group=group_id, topic=topic, partition=partition))
+    return _encode_offset_key(OffsetCommitKey(group=group_id, topic=topic, partition=partition))
 
 
 def encode_group_key(group_id: str) -> bytes:
@@ -110,16 +114,14 @@ def decode_key(key: bytes) -> OffsetKey | GroupKey | UnknownKey:
 def encode_offset_value(committed: CommittedOffset) -> bytes:
     """OffsetCommitValue version 3, or version 1 when an expiry time was asked for (as Kafka does)."""
     expire_ms = committed.expire_timestamp_ms
-    return encode_data(
-        _OFFSET_VALUE_VERSION if expire_ms is None else _OFFSET_VALUE_VERSION_EXPIRING,
-        OffsetCommitValue(
-            offset=committed.offset,
-            leader_epoch=committed.leader_epoch,
-            metadata=committed.metadata,
-            commit_timestamp=committed.commit_timestamp_ms,
-            expire_timestamp=_NO_EXPIRY if expire_ms is None else expire_ms,
-        ),
+    value = OffsetCommitValue(
+        offset=committed.offset,
+        leader_epoch=committed.leader_epoch,
+        metadata=committed.metadata,
+        commit_timestamp=committed.commit_timestamp_ms,
+        expire_timestamp=_NO_EXPIRY if expire_ms is None else expire_ms,
     )
+    return _encode_offset_value(value) if expire_ms is None else _encode_offset_value_expiring(value)
 
 
 def decode_offset_value(value: bytes) -> CommittedOffset:

@@ -1,14 +1,20 @@
-"""A heap of timers that are mostly moved before they fire, such as session timeouts."""
+"""Timers that are mostly moved before they fire, such as session timeouts: a heap, and a task that waits."""
 
 from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
-__all__ = ("TimerHeap",)
+import anyio
+
+from penstock.coordinator.waiting import Clock
+
+__all__ = ("TimerHeap", "Timers")
 
 _Key = TypeVar("_Key", bound=Hashable)
+#: Timers that are held before those without use are looked for.
+_HELD_MIN: Final = 1_000
 
 
 class TimerHeap(Generic[_Key]):
@@ -67,3 +73,53 @@ class TimerHeap(Generic[_Key]):
                 del self._earliest[key]
                 due.append(key)
         return due
+
+
+class Timers(Generic[_Key]):
+    """A heap of timers and the task, `run`, that calls ``fire(key, now_ms)`` for those that are due.
+
+    What is held is bounded by twice what ``is_needed``: of members that left long before their session would end,
+    the timers are forgotten.
+    """
+
+    __slots__ = ("_clock", "_fire", "_heap", "_held_max", "_is_needed", "_moved", "_sleeps_until_ms")
+
+    def __init__(
+        self, clock: Clock, fire: Callable[[_Key, int], None], is_needed: Callable[[_Key], bool]
+    ) -> None:
+        self._clock = clock
+        self._fire = fire
+        self._is_needed = is_needed
+        self._heap: TimerHeap[_Key] = TimerHeap()
+        self._held_max = _HELD_MIN
+        self._moved = anyio.Event()
+        self._sleeps_until_ms: int | None = None
+
+    @property
+    def held(self) -> int:
+        """Timers in memory, of use or not."""
+        return self._heap.held
+
+    def schedule(self, key: _Key, at_ms: int) -> None:
+        """Fire `key` at `at_ms`, unless it is fired earlier anyway."""
+        self._heap.schedule(key, at_ms)
+        if self._heap.held > self._held_max:
+            self.prune()
+        if self._sleeps_until_ms is None or at_ms < self._sleeps_until_ms:
+            self._moved.set()
+
+    def prune(self) -> None:
+        """Forget the timers that nobody needs."""
+        self._heap.prune(self._is_needed)
+        self._held_max = max(_HELD_MIN, 2 * self._heap.held)
+
+    async def run(self) -> None:
+        """Fire what is due, until it's cancelled."""
+        while True:
+            now_ms = self._clock.now_ms()
+            for key in self._heap.pop_due(now_ms):
+                self._fire(key, now_ms)
+            self._moved = anyio.Event()
+            self._sleeps_until_ms = next_at_ms = self._heap.next_at_ms
+            delay_ms = None if next_at_ms is None else max(next_at_ms - self._clock.now_ms(), 0)
+            await self._clock.wait(self._moved, delay_ms)

@@ -1,10 +1,11 @@
-"""A compacted internal topic as the group coordinator needs it: keyed records in, all of them back at start."""
+"""Internal topics as coordinators need them: keyed records in, all of them back, in numbered partitions."""
 
 from __future__ import annotations
 
-__all__ = ("KeyedLog",)
+__all__ = ("KeyedLog", "Record", "RecordLog")
 
 from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Protocol, TypeAlias
 
 from penstock.errors import ClosedError
 from penstock.log.errors import KafkaError
@@ -14,9 +15,49 @@ from penstock.wire.records import build_batch, iter_records, read_header
 
 READ_BYTES = 2**20
 
+#: (key, value) of a record; a null value is a tombstone.
+Record: TypeAlias = tuple[bytes, bytes | None]
+
+
+class RecordLog(Protocol):
+    """Keyed records in numbered partitions, each written by one owner at a time: what a state log is made of."""
+
+    @property
+    def partition_count(self) -> int:
+        """How many partitions there are; constant, since it decides where a key lives."""
+        ...
+
+    async def append(self, partition: int, records: Sequence[Record]) -> int:
+        """Append records in order, all or none, and return the offset of the first once all are durable.
+
+        Offsets are dense: the record after the last one gets the returned offset plus ``len(records)``.
+        An owner never has two appends of one partition in flight. A cancelled append may or may not land.
+
+        Raises:
+            PenstockError: nothing is acknowledged; FencedError and ClosedError mean that another owner has
+                the partition, anything else that it may work later.
+        """
+        ...
+
+    def read_all(self, partition: int) -> AsyncIterator[Record]:
+        """Every record from the start of the partition to its end, in order. Only used before any append.
+
+        Raises:
+            PenstockError: the partition can't be read completely; ClosedError: this broker doesn't lead it.
+        """
+        ...
+
+    async def trim(self, partition: int, offset: int) -> None:
+        """Everything before ``offset`` may go; durable eventually, and repeating it is harmless.
+
+        Raises:
+            PenstockError: it didn't work this time; the next trim covers it.
+        """
+        ...
+
 
 class KeyedLog:
-    """``__consumer_offsets``, as :class:`penstock.coordinator.group_log.GroupLog` describes it."""
+    """An internal topic as a :class:`RecordLog`; a set of records is one record batch."""
 
     def __init__(
         self,
@@ -32,19 +73,19 @@ class KeyedLog:
 
     def _partition(self, index: int) -> Partition:
         partition = self._partition_of(self._topic, index)
-        if partition is None:
+        if partition is None or partition.is_closed:
             raise ClosedError(
                 f"this broker doesn't lead the partition: topic={self._topic} partition={index}"
             )
         return partition
 
-    async def append(self, partition: int, records: Sequence[tuple[bytes, bytes | None]]) -> int:
+    async def append(self, partition: int, records: Sequence[Record]) -> int:
         """Append the records as one batch; returns the first one's offset once they are durable."""
         now_ms = self._now_ms()
         batch = build_batch([(key, value, (), now_ms) for key, value in records])
         return await self._partition(partition).append_batch(batch)
 
-    async def read_all(self, partition: int) -> AsyncIterator[tuple[bytes, bytes | None]]:
+    async def read_all(self, partition: int) -> AsyncIterator[Record]:
         """Every record from the log start to the end, in order. Damage takes the partition offline."""
         log = self._partition(partition)
         offset = log.log_start_offset
@@ -56,14 +97,19 @@ class KeyedLog:
                 if error.error_code == ErrorCode.CORRUPT_MESSAGE:
                     # nothing may be added by an owner that doesn't know the rest
                     await log.take_offline(error, offset)
+                if log.is_closed:
+                    raise self._closed(partition) from error
                 raise
             if not result.records:
-                raise ClosedError(f"the topic was deleted: topic={self._topic} partition={partition}")
+                raise self._closed(partition)
             for batch in result.records:
                 for record in iter_records(batch):
                     if record.offset >= log.log_start_offset and record.key is not None:
                         yield bytes(record.key), None if record.value is None else bytes(record.value)
                 offset = read_header(batch).next_offset
+
+    def _closed(self, index: int) -> ClosedError:
+        return ClosedError(f"the partition was closed: topic={self._topic} partition={index}")
 
     async def trim(self, partition: int, offset: int) -> None:
         """Everything before ``offset`` may go."""

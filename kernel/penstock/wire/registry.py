@@ -10,6 +10,7 @@ __all__ = (
     "Message",
     "RequestHeader",
     "VersionRange",
+    "data_encoder",
     "decode_data",
     "decode_request",
     "decode_request_header",
@@ -25,7 +26,7 @@ __all__ = (
 
 import struct
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
@@ -286,6 +287,21 @@ def encode_data(version: int, msg: Message) -> bytes:
     out = Writer(bytearray(_pack_int16(version)))
     _run_encoder(encode, out, msg, version)
     return bytes(out.data)
+
+
+def data_encoder(version: int, encoders: Mapping[int, _Encode]) -> Callable[[Any], bytes]:
+    """:func:`encode_data` of one version of one data message, found once; ``encoders`` are those of its module.
+
+    What the version can't carry raises whatever the codec meets: its caller has checked that.
+    """
+    encode, prefix = encoders[version], _pack_int16(version)
+
+    def encoded(msg: Any) -> bytes:
+        out = Writer(bytearray(prefix))
+        encode(msg, out)
+        return bytes(out.data)
+
+    return encoded
 
 
 def _decode_all(decode: _Decode, buf: Buffer, pos: int) -> Any:

@@ -1,15 +1,18 @@
-"""What the coordinator's tests share: the async backend, a clock to turn by hand, a group log in memory."""
+"""What the coordinator's tests share: the async backend, a clock to turn by hand, a log in memory, services."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from typing import Self
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from penstock.coordinator.group_log import LogRecord
+from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_table import Entry
 from penstock.errors import PenstockError
+from penstock.log.keyed_log import Record
 
 
 async def settle() -> None:
@@ -50,10 +53,10 @@ class FakeClock:
 
 
 class MemoryLog:
-    """A `GroupLog` that keeps records in lists, fails on demand and can be held up."""
+    """A `RecordLog` that keeps records in lists, fails on demand and can be held up."""
 
     def __init__(self, partition_count: int = 3) -> None:
-        self.records: list[list[tuple[int, LogRecord]]] = [[] for _ in range(partition_count)]
+        self.records: list[list[tuple[int, Record]]] = [[] for _ in range(partition_count)]
         self.ends = [0] * partition_count
         self.starts = [0] * partition_count
         self.error: PenstockError | None = None
@@ -66,7 +69,7 @@ class MemoryLog:
     def partition_count(self) -> int:
         return len(self.records)
 
-    async def append(self, partition: int, records: Sequence[LogRecord]) -> int:
+    async def append(self, partition: int, records: Sequence[Record]) -> int:
         assert partition not in self._appending, "one append at a time"
         assert records
         self._appending.add(partition)
@@ -84,7 +87,7 @@ class MemoryLog:
         self.ends[partition] += len(records)
         return base
 
-    async def read_all(self, partition: int) -> AsyncIterator[LogRecord]:
+    async def read_all(self, partition: int) -> AsyncIterator[Record]:
         await anyio.lowlevel.checkpoint()
         if self.error is not None:
             raise self.error
@@ -109,6 +112,30 @@ class MemoryLog:
                 else:
                     values[key] = value
         return values
+
+
+class LedService(GroupService):
+    """A service whose broker leads all partitions; they are loaded when it's entered, or the error is raised."""
+
+    async def __aenter__(self) -> Self:
+        await super().__aenter__()
+        try:
+            for partition in range(self._coordinators.partition_count):
+                self.lead(partition)
+            await self.wait_loaded()
+        except BaseException:
+            await super().__aexit__(None, None, None)
+            raise
+        return self
+
+
+def entries(service: GroupService) -> dict[str, Entry]:
+    """The groups of all partitions."""
+    return {
+        name: entry
+        for coordinator in service._coordinators.active()
+        for name, entry in coordinator.entries.items()
+    }
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import anyio
 import anyio.lowlevel
 import msgspec
 import pytest
+from tests.unit.coordinator.conftest import LedService
 from tests.wire_requests import API_REQUESTS, encode
 
 from penstock.api.context import Client, Endpoint, RequestContext
@@ -231,7 +232,7 @@ class Wire:
 @pytest.fixture
 def wire(log: Any, clock: Clock) -> Wire:
     """The service isn't started: `async with wire.service` does that in the test's own task."""
-    return Wire(GroupService(log, GroupSettings(), clock), clock)
+    return Wire(LedService(log, GroupSettings(), clock), clock)
 
 
 @pytest.mark.parametrize("version", versions(ApiKey.JOIN_GROUP))

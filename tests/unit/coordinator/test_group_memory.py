@@ -12,7 +12,7 @@ import anyio
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tests.unit.coordinator.conftest import FakeClock, MemoryLog, settle
+from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, entries, settle
 from tests.unit.coordinator.test_group_service import REQUEST, SETTINGS, Calls, stable
 
 from penstock.coordinator.group_service import GroupService
@@ -43,7 +43,7 @@ def opened(log: MemoryLog, clock: FakeClock, allocator: PlainAllocator) -> Open:
 
     @asynccontextmanager
     async def open_service(settings: GroupSettings = SMALL) -> AsyncIterator[GroupService]:
-        async with GroupService(log, settings, clock, lambda: str(next(ids)), allocator) as service:
+        async with LedService(log, settings, clock, lambda: str(next(ids)), allocator) as service:
             yield service
 
     return open_service
@@ -194,12 +194,12 @@ def test_any_history_is_counted_exactly_and_ends_at_nothing(steps: list[tuple[st
 async def _live(steps: list[tuple[str, int, int]]) -> None:
     log, clock, allocator = MemoryLog(), FakeClock(), PlainAllocator(64 * KIB * KIB)
     ids = itertools.count(1)
-    async with GroupService(log, SETTINGS, clock, lambda: str(next(ids)), allocator) as service:
+    async with LedService(log, SETTINGS, clock, lambda: str(next(ids)), allocator) as service:
         async with anyio.create_task_group() as tasks:
             calls = Calls(tasks)
             for number, (step, which, size) in enumerate(steps):
                 group_id = f"g{which}"
-                entry = service._entries.get(group_id)
+                entry = entries(service).get(group_id)
                 members = list(entry.group.members) if entry is not None else []
                 generation = entry.group.generation_id if entry is not None else 0
                 log.error = None
@@ -237,10 +237,10 @@ async def _live(steps: list[tuple[str, int, int]]) -> None:
             service.drain()
             await settle()
             expected = sum(
-                entry.group.size_bytes + len(entry.value or b"") for entry in service._entries.values()
+                entry.group.size_bytes + len(entry.value or b"") for entry in entries(service).values()
             )
             assert used(service) == expected
-            for entry in service._entries.values():
+            for entry in entries(service).values():
                 assert entry.group._members.size_bytes == sum(
                     one.size_bytes for one in entry.group.members.values()
                 )
@@ -249,9 +249,9 @@ async def _live(steps: list[tuple[str, int, int]]) -> None:
                     fresh.restore(*item)
                 assert entry.group.offsets.size_bytes == fresh.size_bytes
             await clock.advance(SETTINGS.max_session_timeout_ms)
-            await service.delete_groups(list(service._entries))
+            await service.delete_groups(list(entries(service)))
             await settle()
-            assert {name: entry.group.state for name, entry in service._entries.items()} == {}
+            assert {name: entry.group.state for name, entry in entries(service).items()} == {}
             assert used(service) == 0
             assert charged(allocator) == 0
             tasks.cancel_scope.cancel()

@@ -13,8 +13,8 @@ import anyio
 import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
+from tests.unit.coordinator.conftest import LedService
 
-from penstock.coordinator.group_log import partition_for
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import (
     CommittedOffset,
@@ -28,6 +28,7 @@ from penstock.coordinator.group_types import (
     SyncResult,
     TopicPartition,
 )
+from penstock.coordinator.placement import partition_for
 from penstock.coordinator.records import encode_group_key
 from penstock.coordinator.timers import TimerHeap
 from penstock.coordinator.waiting import SystemClock
@@ -68,7 +69,7 @@ def opened(log: Log, clock: Clock) -> Open:
 
     @asynccontextmanager
     async def open_service(settings: GroupSettings = SETTINGS) -> AsyncIterator[GroupService]:
-        async with GroupService(log, settings, clock, lambda: str(next(ids))) as service:
+        async with LedService(log, settings, clock, lambda: str(next(ids))) as service:
             yield service
 
     return open_service
@@ -639,7 +640,7 @@ async def test_a_cancelled_scope_answers_too(log: Log, clock: Clock) -> None:
 
     async with anyio.create_task_group() as outside:
         with anyio.CancelScope() as scope:
-            async with GroupService(log, SETTINGS, clock) as service:
+            async with LedService(log, SETTINGS, clock) as service:
                 outside.start_soon(join, service)
                 await settle()
                 scope.cancel()

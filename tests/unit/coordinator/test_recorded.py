@@ -8,10 +8,9 @@ from pathlib import Path
 
 import anyio
 import pytest
-from tests.unit.coordinator.conftest import FakeClock, MemoryLog, settle
+from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
 from tests.unit.coordinator.test_group_service import REQUEST, SETTINGS, Calls, stable
 
-from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import CommittedOffset, LeaveMember, OffsetAndMetadata
 
 pytestmark = pytest.mark.anyio
@@ -25,7 +24,7 @@ async def history(log: MemoryLog, clock: FakeClock) -> None:
     """Members, static members, offsets of every kind, deletions and checkpoints, in a fixed order."""
     ids = itertools.count(1)
     settings = replace(SETTINGS, checkpoint_records=12, append_bytes_max=400)
-    async with GroupService(log, settings, clock, lambda: str(next(ids))) as service:
+    async with LedService(log, settings, clock, lambda: str(next(ids))) as service:
         await settle()
         member = await stable(service, clock)
         static = await stable(service, clock, "static", group_instance_id="instance \u00e4")
@@ -79,7 +78,7 @@ def recorded() -> MemoryLog:
 
 
 async def test_what_was_recorded_is_read_as_the_state_that_it_was(clock: FakeClock) -> None:
-    async with GroupService(recorded(), SETTINGS, clock) as service:
+    async with LedService(recorded(), SETTINGS, clock) as service:
         await settle()
         described = {
             one.group_id: one

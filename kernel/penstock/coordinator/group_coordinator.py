@@ -1,0 +1,484 @@
+"""The group coordinator of one partition of `__consumer_offsets`: group machines, and what they don't have.
+
+It owns the parked requests of its groups and what the log says of them. State is write-through: a commit is visible
+and acknowledged, and an assignment is handed out, only once the log has it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Final, TypeAlias
+
+import anyio
+import anyio.lowlevel
+
+from penstock.account import Ledger
+from penstock.coordinator.group_member import GROUP_BYTES, member_bytes
+from penstock.coordinator.group_offsets import OffsetBook
+from penstock.coordinator.group_table import Entry, GroupTable, offset_record
+from penstock.coordinator.group_types import (
+    CommittedOffset,
+    Complete,
+    GroupSettings,
+    JoinRequest,
+    JoinResult,
+    LeaveMember,
+    LeaveResult,
+    OffsetAndMetadata,
+    Output,
+    PersistGroup,
+    SetTimer,
+    SyncRequest,
+    SyncResult,
+    TimerKey,
+    TopicPartition,
+)
+from penstock.coordinator.records import encode_group_key, encode_group_value, encode_offset_key
+from penstock.coordinator.state_log import StateLog, cut
+from penstock.coordinator.timers import Timers
+from penstock.coordinator.waiting import Clock, Waiter
+from penstock.log.keyed_log import Record
+from penstock.wire.error_codes import ErrorCode
+
+__all__ = ("GroupCoordinator", "GroupSurroundings", "Timer")
+
+_LOGGER = logging.getLogger("penstock.coordinator")
+#: Groups, or records of them, that are worked on before others get their turn: some milliseconds.
+_SLICE_GROUPS: Final = 100
+
+_Offsets: TypeAlias = Mapping[TopicPartition, CommittedOffset]
+
+#: A timer of a group; None: time to look for offsets that have expired.
+Timer: TypeAlias = "tuple[GroupCoordinator, Entry, TimerKey] | None"
+
+
+@dataclass(frozen=True, slots=True)
+class GroupSurroundings:
+    """What the coordinators of all partitions share."""
+
+    settings: GroupSettings
+    clock: Clock
+    #: For member ids; never the same twice.
+    new_id: Callable[[], str]
+    #: Of groups, members, offsets and parked requests.
+    memory: Ledger
+    timers: Timers[Timer]
+
+
+class GroupCoordinator:
+    """The groups of one partition. A :class:`penstock.coordinator.coordinators.Coordinator`.
+
+    No method raises for what a client did: errors are part of the results.
+    """
+
+    def __init__(self, log: StateLog, surroundings: GroupSurroundings) -> None:
+        self._log = log
+        self._settings = surroundings.settings
+        self._clock = surroundings.clock
+        self._new_id = surroundings.new_id
+        self._memory = surroundings.memory
+        self._timers = surroundings.timers
+        self._table = GroupTable(log.partition, self._settings, self._memory)
+        #: What parked requests have of ``memory``.
+        self._parked_bytes = 0
+        self._is_closed = False
+
+    # -- loading and unloading ----------------------------------------------------------------------------
+
+    def apply(self, key: bytes, value: bytes | None) -> None:
+        """Replay one record of the log."""
+        self._table.apply(key, value)
+
+    def live(self) -> Iterator[Record]:
+        """The records that give the groups as they are durable."""
+        return self._table.live()
+
+    async def start(self) -> None:
+        """All records are replayed: sessions begin anew, so members have time to find the coordinator.
+
+        Raises:
+            CorruptError: a record isn't well-formed.
+            NewerVersionError: a newer version wrote it.
+        """
+        now_ms = self._clock.now_ms()
+        for number, built in enumerate(self._table.build(now_ms), 1):
+            if built is not None:
+                entry, metadata = built
+                self._carry_out(entry, entry.group.restore(metadata, now_ms))
+            if number % _SLICE_GROUPS == 0:
+                await anyio.lowlevel.checkpoint()
+
+    async def close(self) -> None:
+        """Answer everybody who waits with NOT_COORDINATOR, and forget all groups and their timers."""
+        self._is_closed = True
+        self._park(-self._parked_bytes)
+        self._table.drop_raw()
+        for number, entry in enumerate(list(self._table.entries.values()), 1):
+            self._carry_out(entry, entry.group.close(ErrorCode.NOT_COORDINATOR))
+            self._table.drop(entry)
+            if number % _SLICE_GROUPS == 0:
+                await anyio.lowlevel.checkpoint()
+        self._timers.prune()
+
+    def answer_parked(self) -> None:
+        """Answer parked requests with NOT_COORDINATOR; their members stay."""
+        for entry in list(self._table.entries.values()):
+            self._carry_out(entry, entry.group.answer_parked(ErrorCode.NOT_COORDINATOR))
+
+    # -- look-ups -----------------------------------------------------------------------------------------
+
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """group id -> group, with what is known of it; a live view."""
+        return self._table.entries
+
+    def deletion_of(self, group_id: str) -> anyio.Event | None:
+        """Set once the group is deleted or that failed; None if it isn't being deleted."""
+        entry = self._table.entries.get(group_id)
+        return None if entry is None else entry.deletion
+
+    # -- members ------------------------------------------------------------------------------------------
+
+    async def join(self, group_id: str, request: JoinRequest) -> JoinResult:
+        """JoinGroup: parked until the join phase ends. A caller that goes away leaves its member behind
+        until the session expires, as in Kafka.
+        """
+        request_bytes = request.protocols_bytes
+        if request_bytes > self._settings.member_bytes_max:
+            return JoinResult(member_id=request.member_id, error=ErrorCode.GROUP_MAX_SIZE_REACHED)
+        entry = self._table.entries.get(group_id)
+        if entry is None and request.member_id:
+            return JoinResult(member_id=request.member_id, error=ErrorCode.UNKNOWN_MEMBER_ID)
+        if not self._has_room_to_join(entry, request):
+            return JoinResult(member_id=request.member_id, error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
+        if entry is None:
+            entry = self._create(group_id)
+        waiter = Waiter[JoinResult]()
+        prefix = request.client_id if request.group_instance_id is None else request.group_instance_id
+        new_member_id = f"{prefix}-{self._new_id()}"
+        with self._parked(request_bytes):
+            self._carry_out(entry, entry.group.join(request, waiter, new_member_id, self._clock.now_ms()))
+            return await waiter.wait()
+
+    def _has_room_to_join(self, entry: Entry | None, request: JoinRequest) -> bool:
+        """Whether a member with this request may be remembered; one that takes no more than before always may."""
+        member = None if entry is None else entry.group.members.get(request.member_id)
+        growth = member_bytes(request.member_id, request)
+        if member is not None:
+            growth -= member.size_bytes - len(member.assignment)
+        elif entry is None:
+            growth += GROUP_BYTES
+        return growth <= 0 or self._memory.has_room(growth + request.protocols_bytes)
+
+    @contextmanager
+    def _parked(self, size: int) -> Iterator[None]:
+        """Account for a request that may wait: its frame stays as long."""
+        self._park(size)
+        try:
+            yield
+        finally:
+            if not self._is_closed:  # else it's given back already, with all the others
+                self._park(-size)
+
+    def _park(self, size: int) -> None:
+        self._memory.add(size)
+        self._parked_bytes += size
+
+    async def sync(self, group_id: str, request: SyncRequest) -> SyncResult:
+        """SyncGroup: parked until the leader's assignment is durable."""
+        entry = self._table.entries.get(group_id)
+        if entry is None:
+            return SyncResult(error=ErrorCode.UNKNOWN_MEMBER_ID)
+        size = request.assignments_bytes
+        # twice: as the request, and as what the members get
+        if size and not self._memory.has_room(2 * size):
+            return SyncResult(error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
+        waiter = Waiter[SyncResult]()
+        with self._parked(size):
+            self._carry_out(entry, entry.group.sync(request, waiter, self._clock.now_ms()))
+            return await waiter.wait()
+
+    def heartbeat(
+        self, group_id: str, member_id: str, generation_id: int, group_instance_id: str | None
+    ) -> ErrorCode:
+        """Heartbeat."""
+        entry = self._table.entries.get(group_id)
+        if entry is None:
+            return ErrorCode.UNKNOWN_MEMBER_ID
+        now_ms = self._clock.now_ms()
+        error, outputs = entry.group.heartbeat(member_id, generation_id, group_instance_id, now_ms)
+        self._carry_out(entry, outputs)
+        return error
+
+    async def leave(self, group_id: str, members: Sequence[LeaveMember]) -> list[LeaveResult]:
+        """LeaveGroup: one result per member.
+
+        When the last member leaves, this returns once the empty group is durable: a member that was told it has
+        left must not hold up the group for a session timeout after a crash.
+        """
+        entry = self._table.entries.get(group_id)
+        if entry is None:
+            unknown = ErrorCode.UNKNOWN_MEMBER_ID
+            return [LeaveResult(o.member_id, o.group_instance_id, unknown) for o in members]
+        results, outputs = entry.group.leave(members, self._clock.now_ms())
+        if any(isinstance(output, PersistGroup) for output in outputs):
+            written = anyio.Event()  # or not, after an error: the member is gone all the same, here and now
+            self._carry_out(entry, outputs, written.set)
+            await written.wait()
+        else:
+            self._carry_out(entry, outputs)
+        return results
+
+    # -- offsets ------------------------------------------------------------------------------------------
+
+    async def commit_offsets(
+        self,
+        group_id: str,
+        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        *,
+        member_id: str,
+        generation_id: int,
+        group_instance_id: str | None,
+        retention_ms: int | None,
+    ) -> dict[TopicPartition, ErrorCode]:
+        """OffsetCommit: one error per partition, returned once the accepted offsets are durable.
+
+        A group that doesn't exist is created by a simple consumer (generation -1); for a generation of a
+        group that doesn't exist the error is GROUP_ID_NOT_FOUND (ILLEGAL_GENERATION before version 9).
+        """
+        entry = self._table.entries.get(group_id)
+        if entry is None and generation_id >= 0:
+            return dict.fromkeys(offsets, ErrorCode.GROUP_ID_NOT_FOUND)
+        growth = GROUP_BYTES if entry is None else 0
+        growth += (
+            OffsetBook().growth_bytes(offsets) if entry is None else entry.group.offsets.growth_bytes(offsets)
+        )
+        if growth > 0 and not self._memory.has_room(growth):
+            return dict.fromkeys(offsets, ErrorCode.COORDINATOR_NOT_AVAILABLE)
+        if entry is None:
+            entry = self._create(group_id)
+        plan, outputs = entry.group.plan_commit(
+            member_id, generation_id, group_instance_id, offsets, retention_ms, self._clock.now_ms()
+        )
+        self._carry_out(entry, outputs)
+        if plan.error is not ErrorCode.NONE:
+            return dict.fromkeys(offsets, plan.error)
+        result = dict(plan.refused)
+        result.update(await self._write_offsets(entry, plan.accepted))
+        return result
+
+    async def _write_offsets(
+        self, entry: Entry, accepted: Mapping[TopicPartition, CommittedOffset]
+    ) -> dict[TopicPartition, ErrorCode]:
+        """Make offsets durable, also if the caller goes away. Each counts by itself, so many go in several sets."""
+        group = entry.group
+        errors: dict[TopicPartition, ErrorCode] = {}
+        waiters: list[Waiter[ErrorCode]] = []
+        left = iter(accepted.items())
+        records = [offset_record(group.group_id, *item) for item in accepted.items()]
+        for some in cut(records, self._settings.append_bytes_max):
+            offsets, waiter = dict(islice(left, len(some))), Waiter[ErrorCode]()
+
+            def settle(
+                error: ErrorCode, offsets: _Offsets = offsets, waiter: Waiter[ErrorCode] = waiter
+            ) -> None:
+                group.settle_commit(offsets, durable=error is ErrorCode.NONE)
+                self._table.account(entry)
+                self._table.drop_if_disposable(entry)
+                errors.update(dict.fromkeys(offsets, error))
+                waiter.answer(error)
+
+            waiters.append(waiter)
+            self._log.submit(some, settle)
+        for waiter in waiters:
+            await waiter.wait()
+        return errors
+
+    def fetch_offsets(
+        self, group_id: str, partitions: Iterable[TopicPartition] | None
+    ) -> dict[TopicPartition, CommittedOffset | None]:
+        """OffsetFetch: the asked partitions, None for those without an offset; or all that have one.
+
+        An unknown group has no offsets, which is no error.
+        """
+        entry = self._table.entries.get(group_id)
+        if partitions is None:
+            return {} if entry is None else dict(entry.group.offsets.items())
+        if entry is None:
+            return dict.fromkeys(partitions)
+        return {partition: entry.group.offsets.get(partition) for partition in partitions}
+
+    async def delete_offsets(
+        self, group_id: str, partitions: Collection[TopicPartition]
+    ) -> tuple[ErrorCode, dict[TopicPartition, ErrorCode]]:
+        """OffsetDelete: an error for the whole request, or one per partition."""
+        entry = self._table.entries.get(group_id)
+        if entry is None:
+            return ErrorCode.GROUP_ID_NOT_FOUND, {}
+        group = entry.group
+        error = group.delete_offsets_error()
+        if error is not ErrorCode.NONE:
+            return error, {}
+        result = {
+            one: ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if group.is_subscribed_to(one[0]) else ErrorCode.NONE
+            for one in partitions
+        }
+        known = set(group.offsets.known())
+        gone = [one for one, refused in result.items() if refused is ErrorCode.NONE and one in known]
+        if gone:
+            result.update(await self._tombstone_offsets(entry, gone))
+        return ErrorCode.NONE, result
+
+    async def forget_topics(self, topics: Collection[str]) -> int:
+        """The topics are gone: so are their offsets. How many groups couldn't be told, for now."""
+        failed = 0
+
+        async def forget(entry: Entry, gone: Sequence[TopicPartition]) -> None:
+            nonlocal failed
+            errors = await self._tombstone_offsets(entry, gone)
+            failed += any(error is not ErrorCode.NONE for error in errors.values())
+
+        async with anyio.create_task_group() as tasks:
+            for entry in list(self._table.entries.values()):
+                gone = entry.group.offsets.of_topics(topics)
+                if gone:
+                    tasks.start_soon(forget, entry, gone)
+        return failed
+
+    async def expire_offsets(self) -> None:
+        """Remove what has outlived its retention, and groups that have nothing left (KIP-211)."""
+        for entry in list(self._table.entries.values()):
+            group = entry.group
+            if entry.deletion is not None:
+                continue
+            gone = group.expired_offsets(self._clock.now_ms())
+            if gone:
+                errors = await self._tombstone_offsets(entry, gone)
+                failed = sum(error is not ErrorCode.NONE for error in errors.values())
+                _LOGGER.info(
+                    "offsets expired: group_id=%r offsets=%d failed=%d", group.group_id, len(gone), failed
+                )
+            is_current = self._table.entries.get(group.group_id) is entry
+            if group.is_abandoned and entry.deletion is None and is_current:
+                await self._tombstone_group(entry)
+
+    async def _tombstone_offsets(
+        self, entry: Entry, gone: Sequence[TopicPartition]
+    ) -> dict[TopicPartition, ErrorCode]:
+        """Remove offsets; each counts by itself, so many go in several sets, in order."""
+        errors: dict[TopicPartition, ErrorCode] = {}
+        left = iter(gone)
+        records = ((encode_offset_key(entry.group.group_id, *one), None) for one in gone)
+        for some in cut(records, self._settings.append_bytes_max):
+            offsets = list(islice(left, len(some)))
+            errors.update(dict.fromkeys(offsets, await self._remove(entry, offsets, some)))
+        return errors
+
+    async def _remove(
+        self, entry: Entry, offsets: Sequence[TopicPartition], tombstones: Sequence[Record]
+    ) -> ErrorCode:
+        """Append one set of tombstones; ``offsets`` are gone with it, and the group if its own is among them."""
+        group = entry.group
+        waiter = Waiter[ErrorCode]()
+
+        def settle(error: ErrorCode) -> None:
+            if error is ErrorCode.NONE:
+                group.offsets.remove(offsets)
+                if len(tombstones) > len(offsets):
+                    self._table.drop(entry)
+                    self._carry_out(entry, group.close(ErrorCode.COORDINATOR_NOT_AVAILABLE))
+                else:
+                    self._table.drop_if_disposable(entry)
+                    self._table.account(entry)
+            waiter.answer(error)
+
+        self._log.submit(tombstones, settle)
+        return await waiter.wait()
+
+    # -- deletion -----------------------------------------------------------------------------------------
+
+    async def delete_group(self, group_id: str) -> ErrorCode:
+        """DeleteGroups, of one; a deleted group's offsets are gone with it."""
+        entry = self._table.entries.get(group_id)
+        if entry is None:
+            return ErrorCode.GROUP_ID_NOT_FOUND
+        error = entry.group.delete_error()
+        if error is not ErrorCode.NONE:
+            return error
+        return await self._tombstone_group(entry)
+
+    async def _tombstone_group(self, entry: Entry) -> ErrorCode:
+        """Delete an empty group; requests that arrive meanwhile wait for the outcome.
+
+        Its own tombstone comes last, after those of all offsets: a group that is half deleted can be deleted again.
+        """
+        group = entry.group
+        known = group.offsets.known()
+        left = iter(known)
+        records: list[Record] = [(encode_offset_key(group.group_id, *one), None) for one in known]
+        records.append((encode_group_key(group.group_id), None))
+        entry.deletion = deletion = anyio.Event()
+        try:
+            for some in cut(records, self._settings.append_bytes_max):
+                error = await self._remove(entry, list(islice(left, len(some))), some)
+                if error is not ErrorCode.NONE:
+                    return error
+            return ErrorCode.NONE
+        finally:
+            entry.deletion = None
+            deletion.set()
+
+    # -- inside -------------------------------------------------------------------------------------------
+
+    def fire(self, entry: Entry, key: TimerKey, now_ms: int) -> None:
+        """A timer of a group wakes up; one that was moved is set again."""
+        deadline_ms = entry.group.deadline(key)
+        if deadline_ms is None:
+            return
+        if deadline_ms > now_ms:
+            self._timers.schedule((self, entry, key), deadline_ms)
+        else:
+            self._carry_out(entry, entry.group.timer_fired(key, now_ms))
+
+    def needs(self, entry: Entry, key: TimerKey) -> bool:
+        """Whether a timer of a group is of use."""
+        is_current = self._table.entries.get(entry.group.group_id) is entry
+        return is_current and entry.group.deadline(key) is not None
+
+    def _create(self, group_id: str) -> Entry:
+        return self._table.create(group_id, self._clock.now_ms())
+
+    def _carry_out(
+        self,
+        entry: Entry,
+        outputs: Iterable[Output],
+        persisted: Callable[[], None] | None = None,
+    ) -> None:
+        """Do what the machine says; `persisted` is called when the group is written, or couldn't be."""
+        for output in outputs:
+            if isinstance(output, SetTimer):
+                self._timers.schedule((self, entry, output.key), output.at_ms)
+            elif isinstance(output, Complete):
+                assert isinstance(output.waiter, Waiter), "waiters come from here"
+                output.waiter.answer(output.result)
+            else:
+                self._persist(entry, output, persisted)
+        self._table.drop_if_disposable(entry)
+        self._table.account(entry)
+
+    def _persist(self, entry: Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:
+        value = encode_group_value(output.metadata)
+
+        def done(error: ErrorCode) -> None:
+            if error is ErrorCode.NONE:
+                entry.value = value
+            now_ms = self._clock.now_ms()
+            self._carry_out(entry, entry.group.persisted(output.token, error, now_ms))
+            if persisted is not None:
+                persisted()
+
+        self._log.submit([(encode_group_key(entry.group.group_id), value)], done)

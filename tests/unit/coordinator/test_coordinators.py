@@ -1,0 +1,382 @@
+"""Coordinators follow the leadership of partitions: loaded in the background, some at a time, and unloaded."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
+from typing import TypeAlias
+
+import anyio
+import pytest
+from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
+from tests.unit.coordinator.test_group_service import DAMAGED, OFFSET, REQUEST, SETTINGS, TP, Calls, stable
+
+from penstock.coordinator import coordinators as module
+from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_types import GroupSettings, LeaveMember, OffsetAndMetadata, SyncRequest
+from penstock.coordinator.placement import partition_for
+from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError, UnavailableError
+from penstock.log.keyed_log import Record
+from penstock.wire.error_codes import ErrorCode
+from penstock_conformance.reference import PlainAllocator
+
+pytestmark = pytest.mark.anyio
+
+LOADING = ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
+ELSEWHERE = ErrorCode.NOT_COORDINATOR
+UNAVAILABLE = ErrorCode.COORDINATOR_NOT_AVAILABLE
+#: A group of each partition.
+GROUPS = {partition_for(name, 3): name for name in ("a", "b", "c")}
+Open: TypeAlias = Callable[..., AbstractAsyncContextManager[GroupService]]
+
+
+class GatedLog(MemoryLog):
+    """Reading waits for a gate of its partition, and fails as told."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gates: dict[int, anyio.Event] = {}
+        self.read_errors: dict[int, PenstockError] = {}
+        self.reading: set[int] = set()
+
+    async def read_all(self, partition: int) -> AsyncIterator[Record]:
+        self.reading.add(partition)
+        try:
+            if partition in self.gates:
+                await self.gates[partition].wait()
+            if partition in self.read_errors:
+                raise self.read_errors[partition]
+            async for record in super().read_all(partition):
+                yield record
+        finally:
+            self.reading.discard(partition)
+
+
+@pytest.fixture
+def log() -> GatedLog:
+    return GatedLog()
+
+
+@pytest.fixture
+def allocator() -> PlainAllocator:
+    return PlainAllocator(64 * 2**20)
+
+
+@pytest.fixture
+def opened(log: GatedLog, clock: FakeClock, allocator: PlainAllocator) -> Open:
+    ids = itertools.count(1)
+
+    @asynccontextmanager
+    async def open_service(settings: GroupSettings = SETTINGS) -> AsyncIterator[GroupService]:
+        async with GroupService(log, settings, clock, lambda: str(next(ids)), allocator) as service:
+            yield service
+
+    return open_service
+
+
+async def filled(log: MemoryLog, clock: FakeClock) -> None:
+    """An offset for one group of each partition."""
+    async with LedService(log, SETTINGS, clock) as service:
+        for name in GROUPS.values():
+            assert await service.commit_offsets(name, {TP: OFFSET}) == {TP: ErrorCode.NONE}
+
+
+async def answers(service: GroupService, group_id: str) -> set[ErrorCode]:
+    """What every request about a group is answered with, where that is one error."""
+    (described,) = await service.describe([group_id])
+    return {
+        (await service.join(group_id, REQUEST)).error,
+        (await service.sync(group_id, SyncRequest(member_id="m", generation_id=1))).error,
+        (await service.leave(group_id, [LeaveMember("m")]))[0],
+        *(await service.commit_offsets(group_id, {TP: OFFSET})).values(),
+        (await service.fetch_offsets(group_id))[0],
+        (await service.delete_offsets(group_id, [TP]))[0],
+        *(await service.delete_groups([group_id])).values(),
+        described.error,
+    }
+
+
+# -- leading --------------------------------------------------------------------------------------------------
+
+
+async def test_groups_of_a_partition_that_is_not_led_are_coordinated_elsewhere(opened: Open) -> None:
+    async with opened() as service:
+        assert await answers(service, "g") == {ELSEWHERE}
+        assert await service.heartbeat("g", "m", 1) is ELSEWHERE
+        assert not service.coordinates("g")
+        assert await service.list_groups() == (ErrorCode.NONE, [])
+        service.resign(0)  # harmless
+
+
+async def test_a_partition_that_is_loading_says_so_and_others_work(
+    opened: Open, log: GatedLog, clock: FakeClock
+) -> None:
+    await filled(log, clock)
+    log.gates[0] = anyio.Event()
+    async with opened() as service:
+        service.lead(0)
+        service.lead(1)
+        await settle()
+        assert await answers(service, GROUPS[0]) == {LOADING}
+        assert await service.heartbeat(GROUPS[0], "m", 1) is ErrorCode.NONE, "as in Kafka: no need to rejoin"
+        assert service.coordinates(GROUPS[0])
+        assert await service.list_groups() == (LOADING, []), "a list would be taken for all there is"
+        assert (await service.fetch_offsets(GROUPS[1], [TP]))[1][TP] is not None
+        assert (await service.fetch_offsets(GROUPS[2], [TP]))[0] is ELSEWHERE
+        statistics = service.statistics()
+        assert (statistics.loading_partitions, statistics.active_partitions) == (1, 1)
+        log.gates[0].set()
+        await service.wait_loaded()
+        assert (await service.fetch_offsets(GROUPS[0], [TP]))[1][TP] is not None
+        assert {one.group_id for one in (await service.list_groups())[1]} == {GROUPS[0], GROUPS[1]}
+        service.lead(0)  # once more changes nothing
+        assert service.statistics().active_partitions == 2
+
+
+async def test_loads_in_parallel_are_bounded(opened: Open, log: GatedLog) -> None:
+    log.gates = {partition: anyio.Event() for partition in range(3)}
+    async with opened(replace(SETTINGS, load_concurrency=2)) as service:
+        for partition in range(3):
+            service.lead(partition)
+        await settle()
+        assert len(log.reading) == 2
+        for gate in log.gates.values():
+            gate.set()
+        await service.wait_loaded()
+        assert service.statistics().active_partitions == 3
+
+
+async def test_offsets_of_topics_that_are_deleted_during_a_load_go_after_it(
+    opened: Open, log: GatedLog, clock: FakeClock
+) -> None:
+    await filled(log, clock)
+    log.gates[0] = anyio.Event()
+    async with opened() as service, anyio.create_task_group() as tasks:
+        service.lead(0)
+        calls = Calls(tasks)
+        calls.start("deleted", service.on_topics_deleted(["t"]))
+        await settle()
+        assert calls.results == {}
+        log.gates[0].set()
+        await settle()
+        assert "deleted" in calls.results
+        assert await service.fetch_offsets(GROUPS[0]) == (ErrorCode.NONE, {})
+
+
+# -- loads that fail ------------------------------------------------------------------------------------------
+
+
+async def test_a_log_that_cannot_be_read_now_is_tried_again(
+    opened: Open, log: GatedLog, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await filled(log, clock)
+    monkeypatch.setattr(module, "_RETRY_PAUSES_S", (0.0,))
+    log.read_errors[0] = UnavailableError("not now")
+    async with opened() as service:
+        service.lead(0)
+        with pytest.raises(UnavailableError, match="not now"):
+            await service.wait_loaded()
+        assert (await service.fetch_offsets(GROUPS[0]))[0] is LOADING
+        with pytest.raises(UnavailableError, match="not now"):
+            await service.on_topics_deleted(["t"])
+        del log.read_errors[0]
+        while (await service.fetch_offsets(GROUPS[0]))[0] is LOADING:
+            await settle()
+        await service.wait_loaded()
+        assert set((await service.fetch_offsets(GROUPS[0]))[1]) == {TP}
+
+
+@pytest.mark.parametrize("error", [ClosedError("closed"), FencedError("another owner")])
+async def test_a_partition_that_closes_during_its_load_is_coordinated_elsewhere(
+    opened: Open, log: GatedLog, error: PenstockError
+) -> None:
+    log.read_errors[0] = error
+    async with opened() as service:
+        service.lead(0)
+        await settle()
+        assert await answers(service, GROUPS[0]) == {ELSEWHERE}
+        del log.read_errors[0]
+        service.lead(0)
+        await service.wait_loaded()
+        assert service.statistics().active_partitions == 1
+
+
+async def test_a_damaged_partition_is_loaded_anew_when_it_is_led_again(
+    opened: Open, log: GatedLog, clock: FakeClock, allocator: PlainAllocator
+) -> None:
+    await filled(log, clock)
+    log.ends[0] += 1
+    log.records[0].append((log.ends[0], DAMAGED))
+    async with opened() as service:
+        service.lead(0)
+        await service.wait_loaded()
+        assert await answers(service, GROUPS[0]) == {UNAVAILABLE}
+        assert not service.coordinates(GROUPS[0])
+        assert service.statistics().damaged_partitions == 1
+        assert allocator.statistics().used_bytes == 0, "what was loaded before the damage is given back"
+        log.records[0].pop()  # mended
+        service.lead(0)
+        await service.wait_loaded()
+        assert set((await service.fetch_offsets(GROUPS[0]))[1]) == {TP}
+        service.resign(0)
+        assert service.statistics().damaged_partitions == 0
+
+
+async def test_a_newer_version_ends_a_broker_that_runs(opened: Open, log: GatedLog) -> None:
+    """A partition may come later: its records are of no older broker."""
+    await log.append(0, [(b"\x00\x09later", b"\x00\x07value")])
+
+    async def live() -> None:
+        async with opened() as service:
+            service.lead(1)
+            await service.wait_loaded()
+            service.lead(0)
+            await anyio.sleep_forever()
+
+    with pytest.raises(NewerVersionError, match="version=9 known=2"):
+        await live()
+
+
+# -- resigning ------------------------------------------------------------------------------------------------
+
+
+async def park(service: GroupService, calls: Calls, clock: FakeClock, group_id: str) -> None:
+    """A commit that waits for the log, and a JoinGroup that waits for others."""
+    calls.start("join", service.join(group_id, REQUEST))
+    calls.start("commit", service.commit_offsets(group_id + "-", {TP: OFFSET}))
+    await settle()
+
+
+async def test_resigning_answers_who_waits_and_gives_all_memory_back(
+    opened: Open, log: GatedLog, clock: FakeClock, allocator: PlainAllocator
+) -> None:
+    async with opened() as service, anyio.create_task_group() as tasks:
+        for partition in range(3):
+            service.lead(partition)
+        await service.wait_loaded()
+        calls = Calls(tasks)
+        other, group_id = GROUPS[1], GROUPS[0]
+        member = await stable(service, clock, other)
+        kept = service.statistics().memory.used_bytes
+        await stable(service, clock, group_id)
+        calls.start("join", service.join(group_id, replace(REQUEST, protocols=(("range", b"other"),))))
+        await settle()
+        assert service.statistics().parked_requests == 1
+        service.resign(0)
+        assert await answers(service, group_id) == {ELSEWHERE}, "from this moment on"
+        await settle()
+        assert calls.results["join"].error is ELSEWHERE
+        assert service.statistics().memory.used_bytes == kept
+        assert service._timers.held <= 2, (
+            "its timers are forgotten, that of the other group and the check stay"
+        )
+        assert await service.heartbeat(other, member, 1) is ErrorCode.NONE
+        await clock.advance(SETTINGS.max_session_timeout_ms)
+        assert service.statistics().active_partitions == 2
+    assert allocator.statistics().used_bytes == 0
+
+
+async def test_what_is_being_appended_ends_before_the_partition_is_loaded_again(
+    opened: Open, log: GatedLog, clock: FakeClock
+) -> None:
+    """Else the new coordinator would not know of it, and something older could come after something newer."""
+    group_id = GROUPS[0]
+    async with opened() as service, anyio.create_task_group() as tasks:
+        service.lead(0)
+        await service.wait_loaded()
+        calls = Calls(tasks)
+        log.gate = anyio.Event()
+        calls.start("first", service.commit_offsets(group_id, {TP: OffsetAndMetadata(1)}))
+        await settle()
+        calls.start("second", service.commit_offsets(group_id, {TP: OffsetAndMetadata(2)}))
+        await settle()
+        service.resign(0)
+        service.lead(0)
+        service.resign(0)
+        service.lead(0)
+        await settle()
+        assert calls.results == {"second": {TP: ELSEWHERE}}
+        assert (await service.fetch_offsets(group_id))[0] is LOADING
+        log.gate.set()
+        await service.wait_loaded()
+        await settle()
+        assert calls.results["first"] == {TP: ErrorCode.NONE}
+        _, offsets = await service.fetch_offsets(group_id, [TP])
+        committed = offsets[TP]
+        assert committed is not None
+        assert committed.offset == 1
+
+
+async def test_resigning_ends_a_load(opened: Open, log: GatedLog, allocator: PlainAllocator) -> None:
+    log.gates[0] = anyio.Event()
+    async with opened() as service:
+        service.lead(0)
+        await settle()
+        service.resign(0)
+        assert await answers(service, GROUPS[0]) == {ELSEWHERE}
+        await settle()
+        assert log.reading == set()
+        assert service.statistics().loading_partitions == 0
+        assert allocator.statistics().used_bytes == 0
+
+
+async def test_members_and_offsets_move_with_the_partition(log: GatedLog, clock: FakeClock) -> None:
+    """Two brokers, one log: the second leads what the first resigns."""
+    group_id = GROUPS[0]
+    async with LedService(log, SETTINGS, clock) as first, GroupService(log, SETTINGS, clock) as second:
+        member = await stable(first, clock, group_id)
+        await first.commit_offsets(group_id, {TP: OFFSET}, member_id=member, generation_id=1)
+        first.resign(0)
+        await settle()
+        second.lead(0)
+        await second.wait_loaded()
+        assert await first.heartbeat(group_id, member, 1) is ELSEWHERE
+        assert await second.heartbeat(group_id, member, 1) is ErrorCode.NONE
+        assert set((await second.fetch_offsets(group_id))[1]) == {TP}
+
+
+async def test_counters_go_on_when_partitions_go(opened: Open, clock: FakeClock) -> None:
+    async with opened() as service:
+        service.lead(0)
+        await service.wait_loaded()
+        await service.commit_offsets(GROUPS[0], {TP: OFFSET})
+        assert service.statistics().appends == 1
+        service.resign(0)
+        await settle()
+        assert service.statistics().appends == 1
+
+
+# -- sets that are cut ----------------------------------------------------------------------------------------
+
+
+async def test_a_group_that_is_half_deleted_is_there_and_can_be_deleted_again(
+    log: GatedLog, clock: FakeClock
+) -> None:
+    """Its offsets go in several sets, its own tombstone last; memory says what the log says at each step."""
+    offsets = {("t", number): OFFSET for number in range(20)}
+
+    class Failing(GatedLog):
+        """The third append from now on fails."""
+
+        left = -1
+
+        async def append(self, partition: int, records: Sequence[Record]) -> int:
+            self.left -= 1
+            if self.left == 0:
+                raise UnavailableError("no")
+            return await super().append(partition, records)
+
+    failing = Failing()
+    settings = replace(SETTINGS, append_bytes_max=80)
+    async with LedService(failing, settings, clock) as service:
+        await service.commit_offsets("g", offsets)
+        failing.left = 3
+        assert await service.delete_groups(["g"]) == {"g": UNAVAILABLE}
+        left = set((await service.fetch_offsets("g"))[1])
+        assert 0 < len(left) < 20
+    async with LedService(failing, settings, clock) as service:
+        assert set((await service.fetch_offsets("g"))[1]) == left
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
+        assert failing.live() == {}

@@ -1,0 +1,311 @@
+"""The keyed state log by itself, with a user that isn't groups: it carries any state, over crashes at any point."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator, Sequence
+
+import anyio
+import anyio.lowlevel
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tests.unit.coordinator.conftest import MemoryLog, settle
+
+from penstock.account import Ledger
+from penstock.coordinator.state_log import StateLog, StateLogCounters, StateLogSettings, cut
+from penstock.errors import ClosedError, CorruptError, FencedError, UnavailableError
+from penstock.log.errors import KafkaError
+from penstock.log.keyed_log import Record
+from penstock.wire.error_codes import ErrorCode
+
+pytestmark = pytest.mark.anyio
+
+
+class Counts:
+    """How often each transactional id has committed: what a coordinator of something else than groups might keep."""
+
+    def __init__(self) -> None:
+        self.of: dict[str, int] = {}
+
+    def apply(self, key: bytes, value: bytes | None) -> None:
+        if value is None:
+            self.of.pop(key.decode(), None)
+        elif len(value) != 4:
+            raise CorruptError(f"a count is malformed: key={key!r}")
+        else:
+            self.of[key.decode()] = struct.unpack(">i", value)[0]
+
+    def live(self) -> Iterator[Record]:
+        for name, count in self.of.items():
+            yield name.encode(), struct.pack(">i", count)
+
+
+class Life:
+    """One coordinator's time with a partition: a loaded log and what is acknowledged."""
+
+    def __init__(self, log: MemoryLog, **changes: int) -> None:
+        self.memory = Ledger("counts", 1_000_000)
+        self.counters = StateLogCounters()
+        bounds = StateLogSettings(**{"checkpoint_records": 6, "append_bytes_max": 40, **changes})
+        self.log = StateLog(0, log, bounds, self.memory, self.counters)
+        self.counts = Counts()
+        self.answers: list[ErrorCode] = []
+
+    def write(self, records: Sequence[Record]) -> None:
+        def done(error: ErrorCode) -> None:
+            if error is ErrorCode.NONE:
+                for record in records:
+                    self.counts.apply(*record)
+            self.answers.append(error)
+
+        self.log.submit(records, done)
+
+
+class CrashingLog(MemoryLog):
+    """An append that is cancelled lands nevertheless, if told so: nobody knows which it is."""
+
+    lands = False
+
+    async def append(self, partition: int, records: Sequence[Record]) -> int:
+        try:
+            return await super().append(partition, records)
+        except anyio.get_cancelled_exc_class():
+            if self.lands:
+                base = self.ends[partition]
+                self.records[partition] += [(base + index, one) for index, one in enumerate(records)]
+                self.ends[partition] += len(records)
+            raise
+
+
+def record(name: str, count: int | None) -> Record:
+    return name.encode(), None if count is None else struct.pack(">i", count)
+
+
+async def loaded(log: MemoryLog) -> dict[str, int]:
+    """What a fresh coordinator finds."""
+    life = Life(log)
+    await life.log.load(life.counts)
+    return life.counts.of
+
+
+# -- a set is whole -------------------------------------------------------------------------------------------
+
+
+async def test_a_set_of_records_is_one_append_however_large_it_is(log: MemoryLog) -> None:
+    life = Life(log, append_bytes_max=10, checkpoint_records=1_000)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        life.write([record(f"transaction-{number}", number) for number in range(50)])
+        life.write([record("x", 1)])
+        await settle()
+        assert log.batches[:2] == [50, 1]
+        assert life.answers == [ErrorCode.NONE] * 2
+        life.log.close()
+    assert await loaded(log) == life.counts.of
+
+
+async def test_small_sets_that_wait_are_appended_together_up_to_the_bound(log: MemoryLog) -> None:
+    life = Life(log, append_bytes_max=40, checkpoint_records=1_000)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        log.gate = anyio.Event()
+        tasks.start_soon(life.log.run)
+        for number in range(9):
+            life.write([record("abcd", number)])  # 8 bytes
+        await settle()
+        log.gate.set()
+        await settle()
+        assert log.batches == [5, 4]
+        assert life.memory.used_bytes == 0
+        life.log.close()
+
+
+def test_cutting_keeps_the_order_and_takes_one_record_at_least() -> None:
+    records = [record("a" * size, 1) for size in (1, 1, 100, 1)]
+    assert [len(some) for some in cut(iter(records), 20)] == [2, 1, 1]
+    assert [one for some in cut(iter(records), 20) for one in some] == records
+    assert list(cut(iter(()), 20)) == []
+
+
+# -- what is told ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (UnavailableError("no"), ErrorCode.COORDINATOR_NOT_AVAILABLE),
+        (KafkaError(ErrorCode.KAFKA_STORAGE_ERROR, "damaged"), ErrorCode.COORDINATOR_NOT_AVAILABLE),
+        (KafkaError(ErrorCode.NOT_LEADER_OR_FOLLOWER, "closed"), ErrorCode.NOT_COORDINATOR),
+        (FencedError("another owner"), ErrorCode.NOT_COORDINATOR),
+        (ClosedError("closed"), ErrorCode.NOT_COORDINATOR),
+    ],
+)
+async def test_a_set_that_is_not_appended_is_answered_by_who_may_come_again(
+    log: MemoryLog, error: Exception, told: ErrorCode
+) -> None:
+    life = Life(log)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        log.error = error  # type: ignore[assignment]
+        life.write([record("a", 1)])
+        await settle()
+        assert life.answers == [told]
+        assert life.counts.of == {}
+        assert life.counters.failures == 1
+        life.log.close()
+
+
+async def test_closing_answers_what_waits_and_lets_the_running_append_end(log: MemoryLog) -> None:
+    life = Life(log)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        log.gate = anyio.Event()
+        tasks.start_soon(life.log.run)
+        life.write([record("a", 1)])
+        await settle()
+        life.write([record("a", 2)])
+        life.log.close()
+        life.write([record("a", 3)])
+        assert life.answers == [ErrorCode.NOT_COORDINATOR] * 2
+        log.gate.set()
+    assert life.answers[2:] == [ErrorCode.NONE]
+    assert await loaded(log) == {"a": 1}
+    assert life.memory.used_bytes == 0
+
+
+async def test_a_closed_checkpoint_trims_nothing_that_it_has_not_written_again(log: MemoryLog) -> None:
+    life = Life(log, checkpoint_records=20, append_bytes_max=20)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        life.write([record(f"n{number:02}", number) for number in range(19)])
+        await settle()
+        log.gate = anyio.Event()
+        life.write([record("last", 1)])
+        await settle()
+        gate, log.gate = log.gate, anyio.Event()  # the checkpoint's first portion waits for the second gate
+        gate.set()
+        await settle()
+        life.log.close()
+        log.gate.set()
+    assert log.starts == [0, 0, 0]
+    assert await loaded(log) == {**{f"n{number:02}": number for number in range(19)}, "last": 1}
+
+
+async def test_a_record_that_is_not_understood_fails_the_load(log: MemoryLog) -> None:
+    await log.append(0, [record("a", 1), (b"b", b"123")])
+    life = Life(log)
+    with pytest.raises(CorruptError, match="a count is malformed"):
+        await life.log.load(life.counts)
+
+
+async def test_a_long_load_lets_others_have_their_turn(log: MemoryLog) -> None:
+    await log.append(0, [record(f"n{number}", number) for number in range(5_000)])
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(others)
+        await loaded(log)
+        tasks.cancel_scope.cancel()
+    assert turns >= 5
+
+
+# -- any history ----------------------------------------------------------------------------------------------
+
+NAMES = st.sampled_from(["a", "b", "c", "transactional-id"])
+SETS = st.lists(st.tuples(NAMES, st.none() | st.integers(0, 9)), min_size=1, max_size=6)
+STEPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("write"), SETS),
+        st.tuples(st.just("turns"), st.integers(0, 12)),
+        st.tuples(st.just("fail"), st.booleans()),
+        st.tuples(st.just("crash"), st.booleans()),
+        st.tuples(st.just("resign"), st.just(0)),
+    ),
+    max_size=40,
+)
+
+
+@settings(deadline=None, derandomize=True, max_examples=150)
+@given(STEPS)
+def test_reloads_give_the_acknowledged_writes_after_any_history(steps: list[tuple[str, object]]) -> None:
+    """Writes, checkpoints, failures, crashes at any point: each set is whole, and what was acknowledged is there.
+
+    What wasn't acknowledged may be there as well, as a whole, if it was on its way when the coordinator died.
+    """
+    anyio.run(_history, steps)
+
+
+async def _history(steps: list[tuple[str, object]]) -> None:
+    log = CrashingLog(1)
+    todo = iter(steps)
+    going = True
+    expected: dict[str, int] = {}
+    doubtful: list[list[Record]] = []
+    while going:
+        going = False
+        life = Life(log)
+        await life.log.load(life.counts)
+        assert life.counts.of in _possible(expected, doubtful)
+        assert life.counts.of == _compacted(log)
+        submitted: list[list[Record]] = []
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(life.log.run)
+            for step, argument in todo:
+                if step == "write":
+                    assert isinstance(argument, list)
+                    submitted.append([record(name, count) for name, count in argument])
+                    life.write(submitted[-1])
+                elif step == "turns":
+                    assert isinstance(argument, int)
+                    for _ in range(argument):
+                        await anyio.lowlevel.checkpoint()
+                elif step == "fail":
+                    log.error = UnavailableError("no") if argument else None
+                elif step == "resign":
+                    life.log.close()
+                    going = True
+                    break
+                else:
+                    log.lands = bool(argument)
+                    tasks.cancel_scope.cancel()
+                    going = True
+                    break
+            else:
+                life.log.close()
+        log.error = None
+        life.log.close()
+        # what is told is told in order; only the one that was cancelled may be durable and not told
+        assert len(life.answers) == len(submitted)
+        expected = dict(life.counts.of)
+        doubtful = [
+            one for one, answer in zip(submitted, life.answers, strict=True) if answer != ErrorCode.NONE
+        ]
+        assert life.memory.used_bytes == 0
+    assert await loaded(log) in _possible(expected, doubtful)
+
+
+def _compacted(log: MemoryLog) -> dict[str, int]:
+    return {key.decode(): struct.unpack(">i", value)[0] for key, value in log.live().items()}
+
+
+def _possible(expected: dict[str, int], doubtful: list[list[Record]]) -> list[dict[str, int]]:
+    """The acknowledged state, alone or with one append of doubtful sets, which follow each other, on top."""
+    states = [expected]
+    for start in range(len(doubtful)):
+        counts = Counts()
+        counts.of = dict(expected)
+        for some in doubtful[start:]:
+            for one in some:
+                counts.apply(*one)
+            states.append(dict(counts.of))
+    return states
