@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from queue import Empty, SimpleQueue
+from queue import Empty
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
 
@@ -20,6 +20,7 @@ import anyio
 
 from penstock.errors import ClosedError, UnavailableError, again, kept
 from penstock.threads import run_in_thread
+from penstock.wal.job_queue import JobQueue
 
 R = TypeVar("R")
 
@@ -53,7 +54,7 @@ class WriterThread:
         self._join_timeout_s = join_timeout_s
         self.idle = idle
         self._idle_after_s = idle_after_s
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: JobQueue[_Job | None] = JobQueue()
         self._results: deque[Callable[[], None]] = deque()
         self._wake_up_pending = False
         self._open = False
@@ -140,7 +141,7 @@ class WriterThread:
         worked = False
         while True:
             try:
-                job = self._jobs.get(timeout=self._idle_after_s if worked else None)
+                job = self._jobs.get(self._idle_after_s if worked else None)
             except Empty:
                 worked = False
                 self.idle()
