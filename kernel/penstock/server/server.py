@@ -8,7 +8,6 @@ import asyncio
 import errno
 import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from types import MappingProxyType
@@ -75,8 +74,9 @@ class Server(AsyncContextManagerMixin):
     async def __asynccontextmanager__(self) -> AsyncIterator[Server]:
         loop = asyncio.get_running_loop()
         core = self.core
-        # uvloop gathers buffers into one writev; asyncio does so from 3.12 on.
-        core.gathers = sys.version_info >= (3, 12) or type(loop).__module__.startswith("uvloop")
+        # uvloop gathers buffers into one writev. So does asyncio from 3.12 on, but in 3.12.1 and 3.13.0 it doesn't
+        # tell then that the socket is full, and a client that never reads would be sent everything it asks for.
+        core.gathers = type(loop).__module__.startswith("uvloop")
         core.api.api_versions = advertised(core.apis)
         sockets: list[asyncio.Server] = []
         failure: Exception | None = None
