@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator
 from pathlib import Path
 
+import hypothesis.configuration
 import hypothesis.database
 import pytest
 from tests.fetched import cache_dir
@@ -25,6 +26,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         # A shell that starts a job in the background has it ignored, and so would our children.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    hypothesis.configuration.set_hypothesis_home_dir(cache_dir() / "hypothesis")  # not in the checkout
     hypothesis.settings.register_profile(
         "busy",
         deadline=None,

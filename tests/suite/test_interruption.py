@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis.configuration import storage_directory
 from tests import keeper
+from tests.fetched import cache_dir
 from tests.patience import HANG_S
 
 REPOSITORY = Path(__file__).parents[2]
@@ -108,6 +110,10 @@ def test_an_interrupted_run_leaves_nothing(
     backing = Path("/sys/block").glob("loop*/loop/backing_file")
     assert not [path for path in backing if path.read_text().startswith(str(temporary))]
     assert files(repository) == before
+
+
+def test_what_hypothesis_remembers_is_not_in_the_checkout() -> None:
+    assert storage_directory("constants").path.is_relative_to(cache_dir())
 
 
 def test_a_run_that_leaves_a_process_fails_and_names_it(temporary: Path) -> None:
