@@ -5,8 +5,8 @@ Each ``plugins/NAME/penstock_NAME`` goes into the wheel and gets the entry point
 
 The other hook compiles the one native file where a C compiler and Python's headers are, or silently leaves it out.
 With it the wheel is one for the platform (limited API: for CPython 3.11 and later), without it one for any. Penstock
-does the same either way (kernel/penstock/wire/_native.py). ``PENSTOCK_NATIVE=off`` leaves it out, ``require`` lets
-the build fail where it can't be had; ``CC`` names another compiler than ``cc``.
+does the same either way (kernel/penstock/wire/native_code.py). ``PENSTOCK_NATIVE=off`` leaves it out, ``require``
+lets the build fail where it can't be had; ``CC`` names another compiler than ``cc``.
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 __all__ = ("Broker", "SyncBroker", "__version__")
+
+from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 

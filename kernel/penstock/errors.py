@@ -6,10 +6,6 @@ Texts are lowercase, name what, where and what to do, and end in ``key=value`` p
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Coroutine, Iterator
-from typing import Any, Self, TypeVar
-
 __all__ = (
     "AlreadyExistsError",
     "CapabilityError",
@@ -31,6 +27,10 @@ __all__ = (
     "clear_frames",
     "kept",
 )
+
+import traceback
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, Self, TypeVar
 
 _E = TypeVar("_E", bound=BaseException)
 

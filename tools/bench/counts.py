@@ -52,7 +52,7 @@ from penstock.stream.engine import EngineSettings, StreamEngine
 from penstock.stream.object_puts import UploadSettings
 from penstock.stream.reader import ReaderSettings
 from penstock.wal.group_commit import GroupCommit
-from penstock.wire import ApiKey, _native, encode_request
+from penstock.wire import ApiKey, encode_request, native_code
 from penstock.wire.messages import fetch, produce
 from penstock.wire.records import build_batch
 
@@ -547,7 +547,7 @@ def main() -> int:
     if not known:
         print(f"there are no figures for Python {version} in {AGREED.name}: nothing is compared")
         return 0
-    if _native.walk is None:
+    if native_code.walk is None:
         del found["validation"]  # in Python it takes a hundred times as long, and nobody counts that
     faults = grown(found, known)
     for fault in faults:

@@ -6,6 +6,23 @@ from here by the other programs of this folder.
 
 from __future__ import annotations
 
+__all__ = (
+    "CASES",
+    "RECORD_BYTES",
+    "TOPIC",
+    "VERSION",
+    "Load",
+    "Result",
+    "compare",
+    "create_topic",
+    "floor_process",
+    "measure",
+    "penstock_process",
+    "produce_frame",
+    "produce_response",
+    "serve_floor",
+)
+
 import sys
 
 from penstock_tools.bench.floor import (
@@ -25,23 +42,6 @@ from penstock_tools.bench.floor import (
     serve_floor,
 )
 from penstock_tools.cli import main
-
-__all__ = (
-    "CASES",
-    "RECORD_BYTES",
-    "TOPIC",
-    "VERSION",
-    "Load",
-    "Result",
-    "compare",
-    "create_topic",
-    "floor_process",
-    "measure",
-    "penstock_process",
-    "produce_frame",
-    "produce_response",
-    "serve_floor",
-)
 
 if __name__ == "__main__":
     sys.exit(main(["bench", "floor", *sys.argv[1:]]))

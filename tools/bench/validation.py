@@ -25,7 +25,7 @@ from penstock.config import load_config
 from penstock.log.partition import Partition
 from penstock.log.topic import NewTopic
 from penstock.server.connection import Connection
-from penstock.wire import ApiKey, _native, encode_request
+from penstock.wire import ApiKey, encode_request, native_code
 from penstock.wire.compression import CODEC_NAMES
 from penstock.wire.messages import produce
 from penstock.wire.records import build_batch
@@ -146,7 +146,7 @@ async def burst(connection: Connection, wire: Wire, requests: list[bytes], answe
 
 async def run(rounds: int, only: str) -> None:
     """All cases."""
-    native = _native.walk
+    native = native_code.walk
     ways = [way for way in WAYS if way != "native" or native is not None]
     with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
         overrides = {
@@ -180,7 +180,7 @@ async def run(rounds: int, only: str) -> None:
                         for way in order.sample(ways, len(ways)):
                             rules = msgspec.structs.replace(config.rules, full=way != "header")
                             partition.config = replace(config, rules=rules)
-                            _native.walk = native if way == "native" else None
+                            native_code.walk = native if way == "native" else None
                             cost = await burst(connection, wire, requests, answer_bytes)
                             if number >= 3:
                                 took[way].append(cost)
@@ -191,7 +191,7 @@ async def run(rounds: int, only: str) -> None:
                         ratios.append(f"{way} {statistics.median(a / b for a, b in pairs):.2f}")
                     print(f"{count:>5} x {size:4} {name:8}{medians}   {', '.join(ratios)}", flush=True)
                     connection.connection_lost(None)
-    _native.walk = native
+    native_code.walk = native
 
 
 def main() -> None:

@@ -9,6 +9,8 @@ Each is a reference implementation with one thing wrong. ``MUTANTS`` names them 
 
 from __future__ import annotations
 
+__all__ = ("MUTANTS", "Mutant")
+
 from pathlib import Path
 
 from pydantic import Field
@@ -43,8 +45,6 @@ from penstock_conformance.reference import (
     identify_wal,
     open_wal,
 )
-
-__all__ = ("MUTANTS", "Mutant")
 
 _MODULES = (_allocator, _block_cache, _log_cache, _metadata_log, _object_store, _partitioner, _wal)
 

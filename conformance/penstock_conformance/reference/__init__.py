@@ -7,6 +7,25 @@ They are written to be read, not to be fast. As plugins they are called ``refere
 
 from __future__ import annotations
 
+__all__ = (
+    "STORE_CAPABILITIES",
+    "WAL_CAPABILITIES",
+    "AllocatorSettings",
+    "BlockCacheSettings",
+    "DirectoryStore",
+    "FileWal",
+    "NoSettings",
+    "PlainAllocator",
+    "PlainBlockCache",
+    "PlainLogCache",
+    "PlainMetadataLog",
+    "PlainPartitioner",
+    "WalSettings",
+    "closing",
+    "identify_wal",
+    "open_wal",
+)
+
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -29,25 +48,6 @@ from penstock_conformance.reference._metadata_log import PlainMetadataLog
 from penstock_conformance.reference._object_store import STORE_CAPABILITIES, DirectoryStore
 from penstock_conformance.reference._partitioner import PlainPartitioner
 from penstock_conformance.reference._wal import WAL_CAPABILITIES, FileWal, identify_wal, open_wal
-
-__all__ = (
-    "STORE_CAPABILITIES",
-    "WAL_CAPABILITIES",
-    "AllocatorSettings",
-    "BlockCacheSettings",
-    "DirectoryStore",
-    "FileWal",
-    "NoSettings",
-    "PlainAllocator",
-    "PlainBlockCache",
-    "PlainLogCache",
-    "PlainMetadataLog",
-    "PlainPartitioner",
-    "WalSettings",
-    "closing",
-    "identify_wal",
-    "open_wal",
-)
 
 T = TypeVar("T")
 

@@ -6,19 +6,6 @@ typed settings. The environment is handed in by whoever builds the broker.
 
 from __future__ import annotations
 
-from penstock.config._check import DEFAULT, Origin, Origins, nearest, validate
-from penstock.config._explain import (
-    ExplainedKey,
-    SettingsModels,
-    explain,
-    init_template,
-    key_rows,
-    reference_markdown,
-)
-from penstock.config._limits import check_limits
-from penstock.config._load import Config, known_keys, load_config, split_address, unknown_variables
-from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree
-
 __all__ = (
     "DEFAULT",
     "DEFAULT_PLUGINS",
@@ -42,3 +29,16 @@ __all__ = (
     "unknown_variables",
     "validate",
 )
+
+from penstock.config._check import DEFAULT, Origin, Origins, nearest, validate
+from penstock.config._explain import (
+    ExplainedKey,
+    SettingsModels,
+    explain,
+    init_template,
+    key_rows,
+    reference_markdown,
+)
+from penstock.config._limits import check_limits
+from penstock.config._load import Config, known_keys, load_config, split_address, unknown_variables
+from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree

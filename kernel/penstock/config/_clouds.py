@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("CLOUDS", "Cloud")
+
 from dataclasses import dataclass
 from typing import Final
 
@@ -79,5 +81,3 @@ options.anon = false
 {_PATIENCE}""",
     ),
 }
-
-__all__ = ("CLOUDS", "Cloud")

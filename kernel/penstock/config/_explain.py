@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
+__all__ = (
+    "ExplainedKey",
+    "Origin",
+    "Origins",
+    "SettingsModels",
+    "explain",
+    "format_value",
+    "init_template",
+    "key_rows",
+    "reference_markdown",
+)
+
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -249,16 +261,3 @@ def reference_markdown() -> str:
         f"| `[{kind}]` | `{name}` | {KINDS[kind].meaning} |\n" for kind, name in DEFAULT_PLUGINS.items()
     )
     return "".join(parts)
-
-
-__all__ = (
-    "ExplainedKey",
-    "Origin",
-    "Origins",
-    "SettingsModels",
-    "explain",
-    "format_value",
-    "init_template",
-    "key_rows",
-    "reference_markdown",
-)

@@ -9,19 +9,6 @@ point (empty: all of them).
 
 from __future__ import annotations
 
-from penstock.plugins._checks import check_combination, validate_settings
-from penstock.plugins._discovery import ENTRY_POINT_GROUP, missing_dependency
-from penstock.plugins._opening import PluginOpener
-from penstock.plugins._registry import (
-    LOAD_VARIABLE,
-    OBSERVER,
-    TRACE_VARIABLE,
-    PluginInfo,
-    PluginRegistry,
-    Selection,
-    observer_hooks,
-)
-
 __all__ = (
     "ENTRY_POINT_GROUP",
     "LOAD_VARIABLE",
@@ -35,4 +22,17 @@ __all__ = (
     "missing_dependency",
     "observer_hooks",
     "validate_settings",
+)
+
+from penstock.plugins._checks import check_combination, validate_settings
+from penstock.plugins._discovery import ENTRY_POINT_GROUP, missing_dependency
+from penstock.plugins._opening import PluginOpener
+from penstock.plugins._registry import (
+    LOAD_VARIABLE,
+    OBSERVER,
+    TRACE_VARIABLE,
+    PluginInfo,
+    PluginRegistry,
+    Selection,
+    observer_hooks,
 )

@@ -38,7 +38,7 @@ TRACE_VARIABLE = "PENSTOCK_TRACE_HOOKS"
 OBSERVER = "observer"
 
 _OBSERVE = "penstock_on_"
-_logger = logging.getLogger("penstock.plugins")
+logger = logging.getLogger("penstock.plugins")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,7 +128,7 @@ class PluginRegistry:
             if name in self._loaded:
                 continue
             if self._limit is not None and name not in self._limit and not ignore_limit:
-                _logger.info("%s leaves out plugin %s", LOAD_VARIABLE, name)
+                logger.info("%s leaves out plugin %s", LOAD_VARIABLE, name)
             elif name in self._entry_points:
                 self._load_entry_point(name)
             else:
@@ -351,7 +351,7 @@ class PluginRegistry:
             try:
                 call(event=event)
             except Exception:  # an observer is a stranger: whatever it raises stays its own affair
-                _logger.exception("plugin %s failed in %s and was passed over", plugin_name, hook_name)
+                logger.exception("plugin %s failed in %s and was passed over", plugin_name, hook_name)
 
     def observe(self, bus: EventBus) -> None:
         """Tell observers of everything on ``bus`` that there is a hook for."""
@@ -372,18 +372,18 @@ class PluginRegistry:
 
     def _trace(self) -> None:
         """Log each hook call; with no logging set up, to stderr, since somebody asked to see them."""
-        if not logging.getLogger().handlers and not _logger.handlers:
-            _logger.addHandler(logging.StreamHandler())
-        _logger.setLevel(logging.INFO)
+        if not logging.getLogger().handlers and not logger.handlers:
+            logger.addHandler(logging.StreamHandler())
+        logger.setLevel(logging.INFO)
 
         def before(hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             plugins = ", ".join(method.plugin_name for method in methods)
             arguments = ", ".join(f"{name}={value!r}" for name, value in kwargs.items())
-            _logger.info("hook %s(%s) -> %s", hook_name, arguments, plugins or "nobody")
+            logger.info("hook %s(%s) -> %s", hook_name, arguments, plugins or "nobody")
 
         def after(outcome: Any, hook_name: str, methods: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
             if outcome.exception is not None:
-                _logger.info("hook %s raised %r", hook_name, outcome.exception)
+                logger.info("hook %s raised %r", hook_name, outcome.exception)
 
         self._manager.add_hookcall_monitoring(before, after)
 

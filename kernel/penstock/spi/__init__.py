@@ -9,9 +9,6 @@ refuses a plugin that was written for a version it doesn't speak.
 
 from __future__ import annotations
 
-from penstock.spi.plugin import SPI_VERSION, Buffer, PluginSizes, PluginSpec, Services, SettingSize
-from penstock.spi.settings import Duration, Settings, Size
-
 __all__ = (
     "SPI_VERSION",
     "Buffer",
@@ -23,3 +20,6 @@ __all__ = (
     "Settings",
     "Size",
 )
+
+from penstock.spi.plugin import SPI_VERSION, Buffer, PluginSizes, PluginSpec, Services, SettingSize
+from penstock.spi.settings import Duration, Settings, Size

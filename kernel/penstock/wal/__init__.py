@@ -19,22 +19,6 @@ medium is lost or a newer owner shows up, and ``release`` when trimmed. For reco
 
 from __future__ import annotations
 
-from penstock.wal.boundaries import Boundaries
-from penstock.wal.framing import (
-    ENTRY_HEADER_BYTES,
-    GROUP_HEADER_BYTES,
-    Cursor,
-    DamageError,
-    DecodedGroup,
-    GroupHeader,
-    decode_group,
-    encode_group,
-    parse_group_header,
-)
-from penstock.wal.group_commit import Group, GroupCommit
-from penstock.wal.scan import LogScan, Reader
-from penstock.wal.writer_thread import WriterThread
-
 __all__ = (
     "ENTRY_HEADER_BYTES",
     "GROUP_HEADER_BYTES",
@@ -52,3 +36,19 @@ __all__ = (
     "encode_group",
     "parse_group_header",
 )
+
+from penstock.wal.boundaries import Boundaries
+from penstock.wal.framing import (
+    ENTRY_HEADER_BYTES,
+    GROUP_HEADER_BYTES,
+    Cursor,
+    DamageError,
+    DecodedGroup,
+    GroupHeader,
+    decode_group,
+    encode_group,
+    parse_group_header,
+)
+from penstock.wal.group_commit import Group, GroupCommit
+from penstock.wal.scan import LogScan, Reader
+from penstock.wal.writer_thread import WriterThread

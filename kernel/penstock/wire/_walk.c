@@ -8,7 +8,7 @@
  * and a record ends within the buffer; a length is compared with the bytes that are left, never added to a pointer
  * first; numbers are unsigned while they are put together, so nothing overflows; nothing is allocated but the answer.
  *
- * Raise INTERFACE, here and in _native.py, with every change of what a caller can see.
+ * Raise INTERFACE, here and in native_code.py, with every change of what a caller can see.
  */
 
 #define Py_LIMITED_API 0x030B0000 /* one file for CPython 3.11 and all that come after it */

@@ -1,6 +1,6 @@
 """The records of one batch as bytes: inflated, and walked from front to back. Pure.
 
-``walk`` says whether records are in order. Native code does it where it was built (``penstock.wire._native``);
+``walk`` says whether records are in order. Native code does it where it was built (``penstock.wire.native_code``);
 ``scan`` here is the reference, the fallback, and alone says what is wrong.
 
 The walks in Python read varints in line, one and two bytes long, since a function call per number would double their
@@ -24,7 +24,7 @@ __all__ = (
 from collections.abc import Iterator
 from typing import Final, NoReturn
 
-from penstock.wire import _native
+from penstock.wire import native_code
 from penstock.wire.compression import (
     CODEC_NONE,
     Buffer,
@@ -127,7 +127,7 @@ def walk(data: Buffer, start: int, count: int) -> tuple[int, int, bool]:
     Raises:
         BatchError: INVALID_RECORD.
     """
-    native = _native.walk
+    native = native_code.walk
     if native is not None:
         facts = native(data, start, count)
         if facts is not None:

@@ -29,7 +29,7 @@ import msgspec
 
 from penstock.checksum import HOLD_BYTES_MAX, checksum, held_checksum
 from penstock.errors import InvalidRequestError
-from penstock.wire import _native
+from penstock.wire import native_code
 from penstock.wire.compression import CODEC_NONE, CODEC_ZSTD, Buffer
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import (
@@ -249,7 +249,7 @@ def check_records_nowait(
     Raises:
         BatchError: as check_records; and as plain_records.
     """
-    native = _native.walk
+    native = native_code.walk
     data: Buffer
     if header.attributes & CODEC_MASK == CODEC_NONE:
         data, start = records, HEADER_BYTES

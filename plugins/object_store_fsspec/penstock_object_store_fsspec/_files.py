@@ -38,7 +38,7 @@ from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
 from penstock_object_store_fsspec._direct import DIRECT_READ_BYTES_MIN, FileWriter, read_direct
 
-_logger = logging.getLogger("penstock.store")
+logger = logging.getLogger("penstock.store")
 
 _TEMPORARY = ".penstock-tmp"
 #: Linux reads at most 0x7ffff000 bytes a call.
@@ -98,7 +98,7 @@ class FileTree:
             if made:
                 self._sync_ancestors()
             elif mode := excess_mode(self.root, self._access):
-                _logger.warning(
+                logger.warning(
                     "others can see the objects here, and read those that were made so; take that from them "
                     "(chmod -R go-rwx), or set broker.data_access if they may: path=%s mode=%s",
                     self.root,
@@ -130,7 +130,7 @@ class FileTree:
             if os.path.isdir(self._temporary) and os.path.exists(self._lock_path(self._owner)):
                 return  # another thread was faster
             self._check_root()
-            _logger.warning(
+            logger.warning(
                 "the directory for temporary files vanished, making it again: path=%s", self._temporary
             )
             self._make_temporary()

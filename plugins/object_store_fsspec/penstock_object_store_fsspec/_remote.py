@@ -38,7 +38,7 @@ from penstock_object_store_fsspec._backend import Health, body_size, check_range
 from penstock_object_store_fsspec._options import find_filesystem
 from penstock_object_store_fsspec._settings import Settings
 
-_logger = logging.getLogger("penstock.store")
+logger = logging.getLogger("penstock.store")
 
 T = TypeVar("T")
 
@@ -103,7 +103,7 @@ async def _tell_who_is_waited_for(backend: RemoteBackend) -> None:
     while True:
         await anyio.sleep(wait_s)
         waited_s += wait_s
-        _logger.warning(
+        logger.warning(
             "the object store doesn't answer yet, is its endpoint right, and is it running? location=%s endpoint=%s "
             "waited_s=%d last_error=%r",
             backend.location,

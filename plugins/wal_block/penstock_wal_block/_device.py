@@ -25,7 +25,7 @@ from penstock.spi import Buffer
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header
 from penstock_wal_block._place import check_place, find_header, real_path
 
-_logger = logging.getLogger("penstock.wal.block")
+logger = logging.getLogger("penstock.wal.block")
 
 #: A file is written with zeros this far ahead of small groups: a write that extends a file costs twice as much.
 _GROWTH_BYTES = 2**20
@@ -167,7 +167,7 @@ class FileDevice:
                 return fd
         fd = open_own(path, os.O_RDWR, block_device=True)
         if not stat.S_ISBLK(os.fstat(fd).st_mode) and (mode := excess_mode(fd, access)):
-            _logger.warning(
+            logger.warning(
                 "records in the wal can be read by others, take that from them (chmod go-rwx), or set "
                 "broker.data_access if they may: path=%s mode=%s",
                 path,

@@ -41,7 +41,7 @@ from penstock_wal_block._log import NO_SPACE, BlockLog, Flight, Owner
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import LogSizes
 
-_logger = logging.getLogger("penstock.wal.block")
+logger = logging.getLogger("penstock.wal.block")
 
 CAPABILITIES = WalCapabilities(
     durability_domain="host",
@@ -297,7 +297,7 @@ class BlockWal:
                 self._fail(error)
                 return
             if error is not None:
-                _logger.debug("the wal's place can't be looked at: path=%s error=%s", self._location, error)
+                logger.debug("the wal's place can't be looked at: path=%s error=%s", self._location, error)
             self.look_later()
 
         if self._commit.state == "open":
@@ -307,7 +307,7 @@ class BlockWal:
         self._stalled += 1
         if self._stalled > 1:
             return
-        _logger.warning(
+        logger.warning(
             "the wal waits for disk space, appends are refused: path=%s error=%s", self._location, error
         )
         self._commit.pause(
@@ -334,7 +334,7 @@ class BlockWal:
         """Answer everything with ``error``; with ``group``, what was appended before it by its own end."""
         is_first = self._commit.state in ("open", "closed")
         if is_first:
-            _logger.error("the wal stops: %s", error)
+            logger.error("the wal stops: %s", error)
         elif group is None:
             return
         if isinstance(error, FencedError):
@@ -371,7 +371,7 @@ class BlockWal:
             await self._thread.run(self._log.close)
         except (OSError, PenstockError) as error:
             # Everything acknowledged is durable; only the next start takes a little longer.
-            _logger.warning("the wal's end wasn't marked: path=%s error=%s", self._location, error)
+            logger.warning("the wal's end wasn't marked: path=%s error=%s", self._location, error)
 
 
 @asynccontextmanager

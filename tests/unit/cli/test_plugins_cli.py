@@ -12,7 +12,7 @@ import pytest
 
 import penstock
 from penstock.errors import FullError, InvariantError, NotFoundError
-from penstock.wire._native import status
+from penstock.wire.native_code import status
 from penstock_tools.cli import main
 
 VERSION_LINES = f"penstock {penstock.__version__}\nrecords are checked in {status()}\n"

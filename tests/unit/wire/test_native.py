@@ -18,7 +18,7 @@ from tests.unit.wire.batches import NOW
 from tests.unit.wire.walk_mutants import compare, mutants, varint
 
 from penstock.errors import ConfigError
-from penstock.wire import _native
+from penstock.wire import native_code
 from penstock.wire.record_batch import HEADER_BYTES
 from penstock.wire.records import build_batch
 
@@ -70,38 +70,38 @@ def broken() -> ModuleType:
 
 
 def test_what_is_there_is_used_unless_it_is_switched_off() -> None:
-    good = module_of(_native.INTERFACE)
+    good = module_of(native_code.INTERFACE)
     for mode in ("auto", "require"):
-        assert _native.choose(mode, lambda: good) == (good.walk, "")
-    walk, reason = _native.choose("off", lambda: good)
+        assert native_code.choose(mode, lambda: good) == (good.walk, "")
+    walk, reason = native_code.choose("off", lambda: good)
     assert walk is None
     assert "PENSTOCK_NATIVE=off" in reason
 
 
 def test_without_it_python_is_used_and_require_refuses_to_start(caplog: pytest.LogCaptureFixture) -> None:
     for load, why in ((missing, "wasn't built"), (broken, "undefined symbol")):
-        walk, reason = _native.choose("auto", load)
+        walk, reason = native_code.choose("auto", load)
         assert walk is None
         assert why in reason
         with pytest.raises(ConfigError, match=why):
-            _native.choose("require", load)
+            native_code.choose("require", load)
     assert not caplog.records, "a machine without a compiler is no fault"
 
 
 def test_a_stale_module_is_never_used(caplog: pytest.LogCaptureFixture) -> None:
     """An editable install keeps the file that was built when the source changes."""
-    stale = module_of(_native.INTERFACE + 1)
-    walk, reason = _native.choose("auto", lambda: stale)
+    stale = module_of(native_code.INTERFACE + 1)
+    walk, reason = native_code.choose("auto", lambda: stale)
     assert walk is None
-    assert f"interface={_native.INTERFACE + 1}" in reason
+    assert f"interface={native_code.INTERFACE + 1}" in reason
     assert ["install penstock again" in record.getMessage() for record in caplog.records] == [True]
     with pytest.raises(ConfigError, match="interface"):
-        _native.choose("require", lambda: stale)
+        native_code.choose("require", lambda: stale)
 
 
 def test_an_unknown_mode_is_one_sentence() -> None:
     with pytest.raises(ConfigError, match=r"^PENSTOCK_NATIVE must be auto, off or require: value=yes$"):
-        _native.choose("yes", missing)
+        native_code.choose("yes", missing)
 
 
 def test_the_commands_say_which_code_runs_and_refuse_an_unknown_mode_in_one_sentence() -> None:

@@ -13,7 +13,7 @@ from random import Random
 
 from tests.unit.wire.batches import NOW
 
-from penstock.wire._native import Walk
+from penstock.wire.native_code import Walk
 from penstock.wire.record_batch import HEADER_BYTES, BatchError
 from penstock.wire.record_walk import scan
 from penstock.wire.records import build_batch

@@ -138,7 +138,7 @@ app = typer.Typer(
 
 def _show_version(wanted: bool) -> None:
     if wanted:
-        from penstock.wire._native import status
+        from penstock.wire.native_code import status
 
         typer.echo(f"penstock {penstock.__version__}\nrecords are checked in {status()}")
         raise typer.Exit

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import importlib.util
 import json
 import os
@@ -23,8 +25,6 @@ from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption
 
 if TYPE_CHECKING:
     from penstock_tools.bench.workload import Workload
-
-__all__ = ("app",)
 
 _DEFAULT = "run"
 

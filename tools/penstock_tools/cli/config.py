@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import dataclasses
 import json
 from pathlib import Path
@@ -18,8 +20,6 @@ if TYPE_CHECKING:
     from penstock.config import Config
     from penstock.plugins import Selection
     from penstock.spi.object_store import ObjectInfo
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -43,7 +43,7 @@ def check(
     """
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()
-    from penstock.wire._native import status
+    from penstock.wire.native_code import status
     from penstock_tools.cli._logging import check_log_file
 
     check_log_file(loaded)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import importlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,8 +15,6 @@ from penstock_tools.cli._app import PluginsDirOption, Setup
 
 if TYPE_CHECKING:
     from types import ModuleType
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 from typing import TYPE_CHECKING, Annotated, Final
 
 import anyio
@@ -21,8 +23,6 @@ from penstock_tools.cli._format import (
 if TYPE_CHECKING:
     from penstock_tools.client import Cluster, Fetched
     from penstock_tools.client.admin import TopicPartition
-
-__all__ = ("app",)
 
 app = typer.Typer(add_completion=False)
 

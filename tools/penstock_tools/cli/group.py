@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import dataclasses
 import sys
 from typing import TYPE_CHECKING, Annotated
@@ -27,8 +29,6 @@ from penstock_tools.cli._format import (
 
 if TYPE_CHECKING:
     from penstock_tools.client.admin import Admin, GroupInfo, GroupListing, TopicPartition
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 

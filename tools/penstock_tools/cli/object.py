@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -17,8 +19,6 @@ from penstock_tools.cli._format import count_text, print_table
 if TYPE_CHECKING:
     from penstock.metadata.image import Image
     from penstock_tools.inspection.places import Places
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import dataclasses
 import json
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +16,6 @@ from penstock_tools.cli._app import PluginOption, PluginsDirOption, Setup
 if TYPE_CHECKING:
     from penstock.plugins import PluginInfo, PluginRegistry
     from penstock.spi import Settings
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 

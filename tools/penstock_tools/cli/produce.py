@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import dataclasses
 import os
 import signal
@@ -29,8 +31,6 @@ from penstock_tools.cli._format import count_text, parse_key_delimiter, parse_pa
 
 if TYPE_CHECKING:
     from penstock_tools.client import Cluster, Producer, ProducerSettings
-
-__all__ = ("app",)
 
 app = typer.Typer(add_completion=False)
 

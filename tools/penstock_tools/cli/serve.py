@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import json
 import logging
 import signal
@@ -19,8 +21,6 @@ from penstock_tools.cli._logging import set_up_logging
 
 if TYPE_CHECKING:
     from penstock.broker import Broker, Collector
-
-__all__ = ("app",)
 
 app = typer.Typer(add_completion=False)
 
@@ -131,7 +131,7 @@ def _bound_malloc() -> None:
 
 def _print_banner(broker: Broker, start_ms: float) -> None:
     import penstock
-    from penstock.wire._native import status
+    from penstock.wire.native_code import status
 
     tree = broker.config.tree
     lines = [

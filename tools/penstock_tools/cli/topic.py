@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import base64
 import dataclasses
 import sys
@@ -24,8 +26,6 @@ from penstock_tools.cli._format import count_text, parse_topic_configs, print_ta
 if TYPE_CHECKING:
     from penstock_tools.client.admin import Admin, ConfigEntry, ListedOffset, TopicPartition
     from penstock_tools.client.cluster import TopicInfo
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import dataclasses
 import json
 import time
@@ -14,8 +16,6 @@ from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption
 
 if TYPE_CHECKING:
     from penstock_tools.inspection.verify import Report
-
-__all__ = ("app",)
 
 app = typer.Typer(add_completion=False)
 

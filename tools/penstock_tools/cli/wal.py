@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("app",)
+
 import json
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,8 +14,6 @@ from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption
 
 if TYPE_CHECKING:
     from penstock.metadata.image import Image
-
-__all__ = ("app",)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
