@@ -41,6 +41,7 @@ from penstock.stream import uploader as uploader_module
 from penstock.stream.engine import StreamEngine
 from penstock.stream.entry import decode_header
 from penstock.stream.object_format import object_key
+from penstock.stream.pacer import Pacer
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.records import build_batch, iter_records
 from penstock_tools.inspection.verify import Report, check_tiling
@@ -72,6 +73,7 @@ def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anyio.to_thread, "run_sync", inline)
     monkeypatch.setattr(service_module, "_BACKOFF_S", (0,))
     monkeypatch.setattr(uploader_module, "_BACKOFF_S", (0,))
+    monkeypatch.setattr(Pacer, "pause_s", lambda *_: 0.0)
     monkeypatch.setattr(service_module, "SNAPSHOT_ENTRIES", 25)
     monkeypatch.setattr(snapshots_module, "SNAPSHOT_BYTES", 1500)
 

@@ -43,6 +43,9 @@ class ObjectStoreCapabilities:
     #: A hint, no promise: large buffers are written from where they are, without a copy, if their address and their
     #: position in the object agree (``penstock.direct_io``). The engine then lays objects out so.
     direct_io: bool = False
+    #: A hint, no promise: parts of any size cost no more than their bytes. Uploads then go in small parts, spread
+    #: over time, beside the log; elsewhere a part costs a request.
+    small_parts: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -193,6 +193,7 @@ class StreamEngine:
             now_ms=now_ms,
             let_go=self._let_go,
             committed=self._upload_committed,
+            intake=self._intake,
         )
         self._reader = ColdReader(metadata.image, store, block_cache, settings.reader, tasks)
         #: Everything that reads streams.
@@ -362,6 +363,7 @@ class StreamEngine:
         except FullError:
             self._wal_full = True
             self._freeze()
+            self._uploader.hurry()
             raise
         except FencedError as error:
             self._die(kept(error))
@@ -597,6 +599,10 @@ class StreamEngine:
         if self._wal.statistics().state != "failed":
             await self._marks.trim(position)
 
+    def _intake(self) -> tuple[int, float]:
+        """For the pace of uploads: bytes that came in so far, and what presses: blocks that wait for their turn."""
+        return self._ended_bytes, max(0, self._uploader.pending_blocks - 1)
+
     def _upload_committed(self, event: UploadCommitted, block: LogCacheBlock) -> None:
         self._wal_full = False
         self._made_progress()
@@ -612,6 +618,8 @@ class StreamEngine:
             or self._log_cache.active_bytes > self._settings.upload_bytes // 4
         ):
             self._freeze()
+        if freed < bytes_wanted:
+            self._uploader.hurry()
         return freed
 
     def statistics(self) -> EngineStatistics:

@@ -169,16 +169,34 @@ class ObjectWriter:
         self._parts: list[Buffer] = []
         self._rows: list[IndexRow] = []
         self._size = 0
+        self._taken = 0
 
     def add(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
         """Add the entries of one stream, cut into data blocks of about ``block_bytes``."""
+        for _ in self.add_blocks(stream_id, entries):
+            pass
+
+    def add_blocks(self, stream_id: int, entries: Sequence[StreamEntry]) -> Iterator[tuple[int, int]]:
+        """The same, block by block: (payload bytes, greatest time) of each when it is added."""
         first = 0
         size = 0
         for i, entry in enumerate(entries):
             size += len(entry.data)
             if size >= self._block_bytes or i == len(entries) - 1:
                 self._add_block(stream_id, entries[first : i + 1])
+                yield size, self._rows[-1].time_ms
                 first, size = i + 1, 0
+
+    @property
+    def waiting_bytes(self) -> int:
+        """What was added and not taken."""
+        return self._size - self._taken
+
+    def take(self) -> list[Buffer]:
+        """What was added since the last call, to be written behind that; ``finish`` gives the rest."""
+        parts, self._parts = self._parts, []
+        self._taken = self._size
+        return parts
 
     def _add_block(self, stream_id: int, entries: Sequence[StreamEntry]) -> None:
         parts: list[Buffer] = []
@@ -210,7 +228,7 @@ class ObjectWriter:
         self._size += size
 
     def finish(self) -> tuple[list[Buffer], int]:
-        """The whole object as buffers, and its size in bytes. Nothing can be added afterwards."""
+        """The object, or what wasn't taken of it, as buffers, and the object's size. Nothing can be added then."""
         index = b"".join(INDEX_ROW.pack(*row) for row in self._rows)
         footer = FOOTER.pack(self._size, len(index), checksum(index), self.object_id, FOOTER_MAGIC, 0)
         footer = footer[:-4] + checksum(footer[:-4]).to_bytes(4, "big")

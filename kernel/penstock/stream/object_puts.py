@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ("ObjectPuts", "UploadSettings")
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -15,14 +16,17 @@ from penstock.limits import COMMIT_RANGES_MAX, UPLOADS_PARALLEL
 from penstock.metadata.commands.objects import AbandonObjects, PrepareObjects, UploadedObject
 from penstock.metadata.service import MetadataService
 from penstock.spi.log_cache import StreamEntry
-from penstock.spi.object_store import ObjectStore
+from penstock.spi.object_store import MultipartUpload, ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock.stream.object_format import object_key
-from penstock.stream.upload_plan import UploadBlock, build_object, live_offsets, plan_objects, split_parts
+from penstock.stream.upload_plan import UploadBlock, live_offsets, object_pieces, plan_objects
 from penstock.threads import run_in_thread
 
 #: An object of at most so many entries is built on the event loop: a thread would take longer to wake up.
 INLINE_ENTRIES_MAX = 64
+#: Where parts cost nothing but their bytes, one has so many: it is on the disk in a millisecond, so a sync of the WAL
+#: waits for no longer than that, and large enough to be worth a thread's while.
+PIECE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,13 +56,16 @@ class ObjectPuts:
         node_id: int,
         node_epoch: int,
         now_ms: Callable[[], int],
+        pace: Callable[[int], Awaitable[None]],
     ) -> None:
+        """``pace(size)`` is awaited before so many bytes are put: it says how fast."""
         self._metadata = metadata
         self._store = store
         self._settings = settings
         self._node_id = node_id
         self._node_epoch = node_epoch
         self._now_ms = now_ms
+        self._pace = pace
 
     async def put(self, block: UploadBlock) -> list[UploadedObject]:
         """Put what of the block is still wanted; none of it is part of a stream before it is committed.
@@ -94,37 +101,46 @@ class ObjectPuts:
     async def _put_object(
         self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
     ) -> UploadedObject:
-        # checksums and parts of large objects take milliseconds: not on the event loop
-        large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
-        build = partial(self._build, object_id, streams)
-        parts, uploaded = await run_in_thread(build) if large else build()
-        key = object_key(object_id)
-        if len(parts) == 1:
-            await self._store.put(key, parts[0])
-        else:
-            await self._put_multipart(key, parts)
-        return uploaded
-
-    def _build(
-        self, object_id: int, streams: list[tuple[int, Sequence[StreamEntry]]]
-    ) -> tuple[list[list[Buffer]], UploadedObject]:
-        """The object's bytes, in parts if it is to be put so."""
         settings, can = self._settings, self._store.capabilities
-        body, uploaded = build_object(object_id, streams, settings.block_bytes, direct_io=can.direct_io)
-        if can.multipart and uploaded.size > settings.multipart_bytes:
-            return split_parts(body, settings.part_bytes), uploaded
-        return [body], uploaded
-
-    async def _put_multipart(self, key: str, parts: list[list[Buffer]]) -> None:
+        # what is put whole, and what parts have if it isn't
+        whole_bytes = part_bytes = PIECE_BYTES
+        if not can.multipart:
+            whole_bytes = sys.maxsize
+        elif not can.small_parts:
+            whole_bytes, part_bytes = settings.multipart_bytes, settings.part_bytes
+        pieces = object_pieces(object_id, streams, settings.block_bytes, part_bytes, direct_io=can.direct_io)
+        # checksums of many entries take milliseconds: not on the event loop
+        large = sum(len(entries) for _, entries in streams) > INLINE_ENTRIES_MAX
+        key = object_key(object_id)
+        parts: list[list[Buffer]] = []
+        size = 0
+        uploaded: UploadedObject | None = None
+        while uploaded is None and size <= whole_bytes:
+            piece, uploaded = await run_in_thread(next, pieces) if large else next(pieces)
+            parts.append(piece)
+            size += sum(map(len, piece))
+        if uploaded is not None and size <= whole_bytes:
+            await self._pace(size)
+            await self._store.put(key, [buffer for part in parts for buffer in part])
+            return uploaded
         upload = await self._store.create_multipart(key)
         try:
             for part in parts:
-                await upload.write_part(part)
+                await self._put_part(upload, part)
+            parts.clear()
+            while uploaded is None:
+                piece, uploaded = await run_in_thread(next, pieces) if large else next(pieces)
+                await self._put_part(upload, piece)
             await upload.complete()
         except BaseException:
             with anyio.CancelScope(shield=True), anyio.move_on_after(5):
                 await upload.abort()
             raise
+        return uploaded
+
+    async def _put_part(self, upload: MultipartUpload, part: Sequence[Buffer]) -> None:
+        await self._pace(sum(map(len, part)))
+        await upload.write_part(part)
 
     async def discard(self, objects: Sequence[UploadedObject]) -> None:
         """Delete objects that metadata refused: it may have forgotten them before they were put (I6)."""

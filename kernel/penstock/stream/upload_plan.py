@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("UploadBlock", "build_object", "first_part", "live_offsets", "plan_objects", "split_parts")
+__all__ = ("UploadBlock", "first_part", "live_offsets", "object_pieces", "plan_objects")
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 from penstock.metadata.commands.objects import UploadedObject, UploadedRange
@@ -59,42 +59,33 @@ def plan_objects(
     return own + [list(some) for some in pieces(shared, streams_max)]
 
 
-def build_object(
+def object_pieces(
     object_id: int,
-    streams: list[tuple[int, Sequence[StreamEntry]]],
+    streams: Sequence[tuple[int, Sequence[StreamEntry]]],
     block_bytes: int,
+    piece_bytes: int,
     *,
     direct_io: bool = False,
-) -> tuple[list[Buffer], UploadedObject]:
-    """The bytes of an object with these streams, without copying a payload, and what metadata says of it."""
+) -> Iterator[tuple[list[Buffer], UploadedObject | None]]:
+    """The bytes of an object with these streams, in pieces, without copying a payload.
+
+    A piece is built when it is asked for: it takes some microseconds an entry. Each has at least ``piece_bytes``, but
+    for the last one, which comes with what metadata says of the object.
+    """
     writer = ObjectWriter(object_id, block_bytes, direct_io=direct_io)
     ranges = []
     for stream_id, entries in streams:
-        writer.add(stream_id, entries)
+        size, time_ms = 0, entries[0].time_ms
+        for block_size, block_time_ms in writer.add_blocks(stream_id, entries):
+            size += block_size
+            time_ms = max(time_ms, block_time_ms)
+            if writer.waiting_bytes >= piece_bytes:
+                yield writer.take(), None
         ranges.append(
-            UploadedRange(
-                stream_id,
-                entries[0].base_offset,
-                entries[-1].next_offset,
-                sum(len(entry.data) for entry in entries),
-                max(entry.time_ms for entry in entries),
-            )
+            UploadedRange(stream_id, entries[0].base_offset, entries[-1].next_offset, size, time_ms)
         )
     body, size = writer.finish()
-    return body, UploadedObject(object_id, size, ranges)
-
-
-def split_parts(body: Sequence[Buffer], part_bytes: int) -> list[list[Buffer]]:
-    """``body`` in parts of at least ``part_bytes``, but for the last."""
-    parts: list[list[Buffer]] = [[]]
-    size = 0
-    for buffer in body:
-        if size >= part_bytes:
-            parts.append([])
-            size = 0
-        parts[-1].append(buffer)
-        size += len(buffer)
-    return parts
+    yield body, UploadedObject(object_id, size, ranges)
 
 
 def first_part(objects: list[UploadedObject], ranges_max: int) -> list[UploadedObject]:

@@ -26,6 +26,7 @@ from penstock.spi.events import UploadCommitted
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge, text
 from penstock.stream.object_puts import ObjectPuts, UploadSettings
+from penstock.stream.pacer import PRESSURE_MAX, Pacer
 from penstock.stream.upload_plan import UploadBlock, first_part
 from penstock.work.retry import retry
 from penstock.work.room import Room
@@ -49,6 +50,10 @@ class UploaderStatistics:
     objects: Annotated[int, counter("objects", "Objects that were committed.")]
     failures: Annotated[int, counter("attempts", "Attempts that failed and were repeated.")]
     last_error: Annotated[str, text("Why the last of them failed.")]
+    pace_bytes: Annotated[
+        int,
+        gauge("bytes", "Bytes a second that uploads keep to while nobody waits for them."),
+    ]
 
 
 class _Upload(Generic[B]):
@@ -68,6 +73,9 @@ class Uploader(Generic[B]):
 
     ``let_go(block)`` is awaited when a block is committed, before the next one is: nothing is needed of it any more
     (I4: only now may the WAL forget it). ``committed(event, block)`` is called after that.
+
+    ``intake()`` says how many bytes have come in so far, and how much presses (see :class:`Pacer`): uploads go little
+    faster than that, unless somebody waits for them. None: they go as fast as they can.
     """
 
     def __init__(
@@ -81,6 +89,8 @@ class Uploader(Generic[B]):
         now_ms: Callable[[], int],
         let_go: Callable[[B], Awaitable[None]],
         committed: Callable[[UploadCommitted, B], None] = lambda event, block: None,
+        intake: Callable[[], tuple[int, float]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metadata = metadata
         self._settings = settings
@@ -89,8 +99,20 @@ class Uploader(Generic[B]):
         self._let_go = let_go
         self._told = committed
         self._puts = ObjectPuts(
-            metadata, store, settings, node_id=node_id, node_epoch=node_epoch, now_ms=now_ms
+            metadata,
+            store,
+            settings,
+            node_id=node_id,
+            node_epoch=node_epoch,
+            now_ms=now_ms,
+            pace=self._pace,
         )
+        self._intake = intake
+        self._clock = clock
+        self._pacer = Pacer(clock())
+        self._waiting = 0
+        self._hurried = False
+        self._hurry = Room()
         self._queue: deque[_Upload[B]] = deque()  # submitted, not committed, in log order
         self._fresh: deque[_Upload[B]] = deque()  # not yet being put
         self._news = anyio.Event()  # for the putting task
@@ -122,10 +144,32 @@ class Uploader(Generic[B]):
 
     async def wait_pending(self, blocks_max: int) -> None:
         """Return when at most so many blocks are pending. Raises ClosedError if that won't happen."""
-        while len(self._queue) > blocks_max:
-            if self._ended:
-                raise ClosedError("uploads ended before everything was committed; the WAL holds the rest")
-            await self._progress.wait()
+        self._waiting += 1
+        self._hurry.wake()
+        try:
+            while len(self._queue) > blocks_max:
+                if self._ended:
+                    raise ClosedError("uploads ended before everything was committed; the WAL holds the rest")
+                await self._progress.wait()
+        finally:
+            self._waiting -= 1
+
+    def hurry(self) -> None:
+        """Something can't go on before what is pending is committed: put it as fast as may be."""
+        if self._queue:
+            self._hurried = True
+            self._hurry.wake()
+
+    async def _pace(self, size: int) -> None:
+        if self._intake is None:
+            return
+        taken_bytes, pressure = self._intake()
+        if self._waiting or self._hurried:
+            pressure = PRESSURE_MAX
+        pause_s = self._pacer.pause_s(size, self._clock(), taken_bytes, pressure)
+        if pause_s > 0:
+            with anyio.move_on_after(pause_s):
+                await self._hurry.wait()
 
     def statistics(self) -> UploaderStatistics:
         """A snapshot of the state."""
@@ -137,6 +181,7 @@ class Uploader(Generic[B]):
             objects=self._objects,
             failures=self._failures,
             last_error=self._last_error,
+            pace_bytes=round(self._pacer.rate),
         )
 
     async def run(self) -> None:
@@ -190,6 +235,7 @@ class Uploader(Generic[B]):
         removed = self._queue.popleft()
         if removed is not upload:
             raise InvariantError("uploads are committed in log order")
+        self._hurried = self._hurried and bool(self._queue)
         self._committed_blocks += 1
         self._committed_bytes += upload.block.size_bytes
         self._objects += len(committed)

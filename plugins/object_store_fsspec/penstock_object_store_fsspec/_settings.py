@@ -20,6 +20,7 @@ LOCAL_CAPABILITIES = ObjectStoreCapabilities(
     durable=True,
     durability_domain="host",
     direct_io=True,
+    small_parts=True,
 )
 MEMORY_CAPABILITIES = ObjectStoreCapabilities(
     put_if_absent=True, compare_and_swap=True, multipart=True, durable=False, durability_domain="process"

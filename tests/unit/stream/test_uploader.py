@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import sys
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,15 +14,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.patience import HANG_S
-from tests.unit.stream.harness import SETTINGS, World
+from tests.unit.stream.harness import SETTINGS, Engine, FakeWal, World
 
-from penstock.errors import UnavailableError
+from penstock.errors import FullError, UnavailableError
 from penstock.metadata.commands.objects import UploadedObject, UploadedRange
 from penstock.metadata.image import Image
 from penstock.metadata.streams import StreamState
 from penstock.spi.log_cache import StreamEntry
+from penstock.stream import object_puts as object_puts_module
 from penstock.stream import uploader as uploader_module
-from penstock.stream.upload_plan import first_part, live_offsets, plan_objects, split_parts
+from penstock.stream.pacer import PRESSURE_MAX, Pacer
+from penstock.stream.upload_plan import first_part, live_offsets, object_pieces, plan_objects
 
 pytestmark = pytest.mark.anyio
 
@@ -168,11 +171,110 @@ async def test_puts_run_in_parallel_and_commits_in_order(world: World) -> None:
 
 
 @settings(suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
-@given(st.lists(st.binary(min_size=1, max_size=50), min_size=1), st.integers(1, 200))
-def test_parts_are_the_body_and_large_enough(body: list[bytes], part_bytes: int) -> None:
+@given(
+    st.lists(st.lists(st.binary(min_size=1, max_size=50), min_size=1, max_size=8), min_size=1, max_size=4),
+    st.integers(1, 200),
+    st.integers(1, 400),
+    st.booleans(),
+)
+def test_parts_are_the_body_and_large_enough(
+    payloads: list[list[bytes]], block_bytes: int, part_bytes: int, direct_io: bool
+) -> None:
     """S3 refuses parts that are too small, but for the last."""
-    parts = split_parts(body, part_bytes)
-    assert [buffer for part in parts for buffer in part] == body
-    assert all(sum(map(len, part)) >= part_bytes for part in parts[:-1])
-    assert all(sum(map(len, part[:-1])) < part_bytes for part in parts)
-    assert parts[-1]
+    streams = [
+        (stream_id, [StreamEntry(stream_id, i, i + 1, i, memoryview(data)) for i, data in enumerate(some)])
+        for stream_id, some in enumerate(payloads, 1)
+    ]
+    ((body, uploaded),) = object_pieces(7, streams, block_bytes, sys.maxsize, direct_io=direct_io)
+    parts = list(object_pieces(7, streams, block_bytes, part_bytes, direct_io=direct_io))
+    assert b"".join(b for part, _ in parts for b in part) == b"".join(body)
+    assert [said for _, said in parts] == [None] * (len(parts) - 1) + [uploaded]
+    assert all(sum(map(len, part)) >= part_bytes for part, _ in parts[:-1])
+    assert parts[-1][0]
+    assert uploaded is not None
+    assert uploaded.size == sum(map(len, body))
+    assert [(r.stream_id, r.size, r.time_ms) for r in uploaded.ranges] == [
+        (stream_id, sum(map(len, some)), len(some) - 1) for stream_id, some in enumerate(payloads, 1)
+    ]
+
+
+class NoHaste:
+    """A pacer that has everything wait for an hour, unless something presses."""
+
+    rate = 1.0
+
+    def __init__(self, *_: float) -> None:
+        pass
+
+    def pause_s(self, size: int, now_s: float, taken_bytes: int, pressure: float) -> float:
+        return 0.0 if pressure >= PRESSURE_MAX else 3600.0
+
+
+async def _flush(e: Engine) -> None:
+    await e.engine.flush()
+
+
+async def _meet_a_full_wal(e: Engine) -> None:
+    wal = e.engine._wal
+    assert isinstance(wal, FakeWal)
+    wal.full = True
+    with pytest.raises(FullError):
+        e.append(b"x")
+    await e.engine.wait_for_room(0)
+
+
+async def _want_memory(e: Engine) -> None:
+    (await e.allocator.charge(e.allocator.statistics().limit_bytes - 2000, "test")).release()
+
+
+@pytest.mark.parametrize("somebody", [_flush, _meet_a_full_wal, _want_memory])
+async def test_uploads_keep_to_the_pace_until_somebody_waits_for_them(
+    world: World, monkeypatch: pytest.MonkeyPatch, somebody: Callable[[Engine], Awaitable[None]]
+) -> None:
+    monkeypatch.setattr(uploader_module, "Pacer", NoHaste)
+    world.settings = dataclasses.replace(SETTINGS, upload_bytes=2000)
+    async with world.open() as e:
+        for _ in range(3):
+            e.append(bytes(1000))
+        await anyio.wait_all_tasks_blocked()
+        assert (e.engine.statistics().uploader.pending_blocks, e.store.object_puts) == (1, 0)
+        with anyio.fail_after(HANG_S):
+            await somebody(e)
+            while not world.uploads:
+                await anyio.wait_all_tasks_blocked()
+        assert e.store.object_puts >= 1
+
+
+async def test_where_parts_cost_nothing_an_object_is_put_in_small_ones_each_in_its_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(object_puts_module, "PIECE_BYTES", 500)
+    paced: list[int] = []
+
+    def pause_s(pacer: Pacer, size: int, *args: float) -> float:
+        paced.append(size)
+        return 0.0
+
+    monkeypatch.setattr(Pacer, "pause_s", pause_s)
+    async with world.open() as e:
+        uploads: list[Parts] = []
+
+        async def create_multipart(key: str) -> Parts:
+            uploads.append(Parts(e.store._inner, key, fail_part=-1))
+            return uploads[-1]
+
+        monkeypatch.setattr(e.store, "create_multipart", create_multipart)
+        capabilities = dataclasses.replace(e.store.capabilities, multipart=True, small_parts=True)
+        monkeypatch.setattr(e.store, "capabilities", capabilities, raising=False)
+        payloads = [(i, bytes([i]) * 300) for i in range(6)]
+        for _, payload in payloads:
+            e.append(payload)
+        with anyio.fail_after(HANG_S):
+            await e.engine.flush()
+        (upload,) = uploads
+        sizes = [len(part) for part in upload.parts]
+        assert len(sizes) >= 3
+        assert all(500 <= size < 900 for size in sizes[:-1])
+        assert paced == sizes
+        e.log_cache.evict(2**30)
+        assert await e.read_all() == payloads
