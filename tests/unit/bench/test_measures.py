@@ -9,6 +9,8 @@ from penstock_tools.bench.cold_reads import report as report_cold_reads
 from penstock_tools.bench.server import machine_facts
 from penstock_tools.bench.start import BUDGET_MS, Start, median_start
 from penstock_tools.bench.start import report as report_starts
+from penstock_tools.bench.uploads import Uploads
+from penstock_tools.bench.uploads import report as report_uploads
 
 
 def reads(reading_p99_ms: list[float]) -> ColdReads:
@@ -31,6 +33,21 @@ def test_ratio_is_between_the_medians() -> None:
     assert "p99 with / without: 2.00" in report_cold_reads(reads([6.0, 1.0, 9.0]))
     assert report_cold_reads(reads([6.0, 1.0, 9.0])).endswith("MISSED")
     assert report_cold_reads(reads([3.0, 1.0, 9.0])).endswith("met")
+
+
+def test_uploads_are_judged_by_the_medians_of_their_windows() -> None:
+    found = Uploads(
+        without_p50_ms=[1.0] * 3,
+        without_p99_ms=[2.0, 5.0, 3.0],
+        without_max_ms=[9.0] * 3,
+        with_p50_ms=[1.0] * 3,
+        with_p99_ms=[3.9, 3.0, 90.0],
+        with_max_ms=[99.0] * 3,
+        objects=7,
+    )
+    assert found.ratio == 1.3
+    assert found.is_met
+    assert report_uploads(found).endswith("1.30, 7 objects; aim (at most 1.3): met")
 
 
 def test_budget_counts_from_broker_to_ack_without_the_import() -> None:

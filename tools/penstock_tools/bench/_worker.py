@@ -107,6 +107,9 @@ class ProducingClient(threading.Thread):
         rate_ns = self.rate / 1e9
         delays = self.histograms["publishDelay"]
         while not self.ending:
+            if not self.wanted.is_set():
+                self._rest()
+                started, done, rate_ns = time.monotonic_ns(), 0, self.rate / 1e9
             now = time.monotonic_ns()
             due = int((now - started) * rate_ns) + 1 - done
             if due > 0:
@@ -118,6 +121,11 @@ class ProducingClient(threading.Thread):
                 self._producer.poll(0)
             else:
                 self._producer.poll(0.001)
+
+    def _rest(self) -> None:
+        """Send nothing until wanted again."""
+        while not (self.wanted.is_set() or self.ending):
+            self._producer.poll(0.05)
 
     def _send(self, count: int) -> None:
         produce, topic, pack, clock = self._producer.produce, self._topic, _HEADER.pack, time.monotonic_ns

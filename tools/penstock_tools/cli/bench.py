@@ -267,6 +267,37 @@ def cold_reads(
         _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
 
 
+@app.command("uploads")
+def uploads(
+    context: typer.Context,
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 6.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
+    rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 20_000.0,
+    upload_bytes: Annotated[
+        str, typer.Option("--upload-bytes", metavar="SIZE", help="Size of a block that is uploaded.")
+    ] = "64MiB",
+    directory: _WorkDir = None,
+    json_path: _JsonPath = None,
+    sets: SetOption = None,
+) -> None:
+    """Measure what uploads do to the latency of producing: two brokers take turns, one of which uploads nothing."""
+    _need_extra()
+    from penstock_tools.bench.uploads import measure_uploads, report
+
+    settings = _sets(context, sets)
+    with _scratch("uploads", directory) as folder:
+        found = measure_uploads(
+            folder,
+            seconds=seconds,
+            rounds=rounds,
+            rate=rate,
+            upload_bytes=_bytes(upload_bytes),
+            sets=settings,
+        )
+        typer.echo(report(found))
+        _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
+
+
 @app.command("budgets")
 def budgets(
     context: typer.Context,
