@@ -23,9 +23,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from penstock.coordinator.group_member import GROUP_BYTES, Member, PendingIds, Replacement, Roster
+from penstock.coordinator import group_refusals as refusals
+from penstock.coordinator.group_member import GROUP_BYTES, Member, Replacement
 from penstock.coordinator.group_offsets import OffsetBook
-from penstock.coordinator.group_protocols import selected_protocol, shares_a_protocol, subscription_of
+from penstock.coordinator.group_protocols import selected_protocol, subscription_of
+from penstock.coordinator.group_refusals import CONSUMER_PROTOCOL_TYPE
+from penstock.coordinator.group_roster import PendingIds, Roster
 from penstock.coordinator.group_types import (
     CommitPlan,
     CommittedOffset,
@@ -52,9 +55,8 @@ from penstock.coordinator.group_types import (
 )
 from penstock.wire.error_codes import ErrorCode
 
-__all__ = ("CONSUMER_PROTOCOL_TYPE", "Group")
+__all__ = ("Group",)
 
-CONSUMER_PROTOCOL_TYPE = "consumer"
 _JOIN_TIMER: TimerKey = (TimerKind.JOIN, "")
 _SYNC_TIMER: TimerKey = (TimerKind.SYNC, "")
 _REBALANCING = (GroupState.EMPTY, GroupState.COMPLETING_REBALANCE, GroupState.STABLE)
@@ -75,7 +77,6 @@ class Group:
         self._settings = settings
         self._previous_state = GroupState.EMPTY
         self._members = Roster()
-        self._static: dict[str, str] = {}
         self._pending_joins = PendingIds()
         self._pending_syncs: set[str] = set()
         self._topics: frozenset[str] | None = frozenset()
@@ -92,7 +93,7 @@ class Group:
     # -- what it looks like -------------------------------------------------------------------------------
 
     @property
-    def members(self) -> Mapping[str, Member]:
+    def members(self) -> Roster:
         """member id -> member, in the order of joining."""
         return self._members
 
@@ -125,9 +126,7 @@ class Group:
     @property
     def parked_requests(self) -> int:
         """How many JoinGroup and SyncGroup requests wait for an answer."""
-        return sum(
-            (one.join_waiter is not None) + (one.sync_waiter is not None) for one in self._members.values()
-        )
+        return self._members.parked_requests
 
     def deadline(self, key: TimerKey) -> int | None:
         """When this timer is due, in ms; None if it isn't running."""
@@ -158,7 +157,7 @@ class Group:
 
     def join(self, request: JoinRequest, waiter: object, new_member_id: str, now_ms: int) -> list[Output]:
         """JoinGroup. `new_member_id` is used if the member needs one; it must be unique."""
-        error = self._join_error(request)
+        error = refusals.join_error(self, request, self._settings)
         if error is not ErrorCode.NONE:
             member_id = "" if error is ErrorCode.GROUP_MAX_SIZE_REACHED else request.member_id
             if error is ErrorCode.GROUP_MAX_SIZE_REACHED and request.member_id in self._members:
@@ -166,7 +165,7 @@ class Group:
             self._outputs.append(Complete(waiter, JoinResult(member_id=member_id, error=error)))
         elif request.member_id:
             self._join_existing(request, waiter, now_ms)
-        elif request.group_instance_id is not None and request.group_instance_id in self._static:
+        elif request.group_instance_id is not None and request.group_instance_id in self._members.static:
             self._replace_static(request, waiter, new_member_id, now_ms)
         elif request.group_instance_id is None and request.require_known_member_id:
             # KIP-394: without a confirmed id, retries of a lost JoinGroup would pile up as ghost members.
@@ -180,7 +179,7 @@ class Group:
 
     def sync(self, request: SyncRequest, waiter: object, now_ms: int) -> list[Output]:
         """SyncGroup. The leader's assignment becomes visible once it is durable."""
-        error = self._sync_error(request)
+        error = refusals.sync_error(self, request)
         if error is not ErrorCode.NONE:
             self._outputs.append(Complete(waiter, SyncResult(error=error)))
             return self._take_outputs()
@@ -204,11 +203,7 @@ class Group:
         self, member_id: str, generation_id: int, group_instance_id: str | None, now_ms: int
     ) -> tuple[ErrorCode, list[Output]]:
         """Heartbeat: extends the session and tells the member whether it must rejoin."""
-        if self.state is GroupState.DEAD:
-            return ErrorCode.COORDINATOR_NOT_AVAILABLE, []
-        error = self._member_error(member_id, group_instance_id)
-        if error is ErrorCode.NONE and generation_id != self.generation_id:
-            error = ErrorCode.ILLEGAL_GENERATION
+        error = refusals.heartbeat_error(self, member_id, generation_id, group_instance_id)
         if error is not ErrorCode.NONE:
             return error, []
         self._renew_session(self._members[member_id], now_ms)
@@ -226,16 +221,16 @@ class Group:
             member_id = one.member_id
             if self.state is GroupState.DEAD:
                 error = ErrorCode.COORDINATOR_NOT_AVAILABLE
-            elif not member_id and one.group_instance_id in self._static:
+            elif not member_id and one.group_instance_id in self._members.static:
                 # An administrator names the instance only.
-                member_id = self._static[one.group_instance_id]
+                member_id = self._members.static[one.group_instance_id]
                 leaving[member_id] = self._members[member_id]
             elif member_id in leaving:
                 error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice: it is gone already
             elif member_id in self._pending_joins and one.group_instance_id is None:
                 pending.append(member_id)
             else:
-                error = self._member_error(member_id, one.group_instance_id)
+                error = self._members.error_of(member_id, one.group_instance_id)
                 if error is ErrorCode.NONE:
                     leaving[member_id] = self._members[member_id]
             results.append(LeaveResult(one.member_id, one.group_instance_id, error))
@@ -290,7 +285,6 @@ class Group:
         """The group ends here: everything parked is answered with `error`, the state is Dead."""
         outputs = self.answer_parked(error)
         self._members.clear()
-        self._static.clear()
         self._pending_joins.clear()
         self._pending_syncs.clear()
         self._deadlines.clear()
@@ -309,7 +303,7 @@ class Group:
         self.state_timestamp_ms = metadata.state_timestamp_ms if metadata.state_timestamp_ms >= 0 else now_ms
         for persisted in metadata.members:
             member = Member.restored(persisted, metadata.protocol_type, metadata.protocol_name or "")
-            self._insert(member)
+            self._members[member.member_id] = member
             self._renew_session(member, now_ms)
         if self._members:
             self.state = GroupState.STABLE
@@ -331,7 +325,7 @@ class Group:
         now_ms: int,
     ) -> tuple[CommitPlan, list[Output]]:
         """OffsetCommit: decide. What the plan accepts is pending until `settle_commit`."""
-        error = self._commit_error(member_id, generation_id, group_instance_id)
+        error = refusals.commit_error(self, member_id, generation_id, group_instance_id)
         if error is not ErrorCode.NONE:
             return CommitPlan(error, {}, {}), []
         if member_id in self._members:
@@ -346,17 +340,11 @@ class Group:
 
     def delete_error(self) -> ErrorCode:
         """Whether DeleteGroups may delete the group."""
-        if self.state is GroupState.DEAD:
-            return ErrorCode.GROUP_ID_NOT_FOUND
-        return ErrorCode.NONE if self.state is GroupState.EMPTY else ErrorCode.NON_EMPTY_GROUP
+        return refusals.delete_error(self)
 
     def delete_offsets_error(self) -> ErrorCode:
         """Whether OffsetDelete may look at single topics; subscribed ones are refused one by one."""
-        if self.state is GroupState.DEAD:
-            return ErrorCode.GROUP_ID_NOT_FOUND
-        if self.state is GroupState.EMPTY or self.protocol_type == CONSUMER_PROTOCOL_TYPE:
-            return ErrorCode.NONE
-        return ErrorCode.NON_EMPTY_GROUP
+        return refusals.delete_offsets_error(self)
 
     def expired_offsets(self, now_ms: int) -> list[TopicPartition]:
         """The offsets whose retention is over (KIP-211)."""
@@ -373,86 +361,6 @@ class Group:
             return self.offsets.expired(now_ms, retention_ms, empty_since_ms=None, keep_topics=self._topics)
         return []
 
-    # -- checks -------------------------------------------------------------------------------------------
-
-    def _member_error(self, member_id: str, group_instance_id: str | None) -> ErrorCode:
-        if group_instance_id is not None:
-            holder = self._static.get(group_instance_id)
-            if holder is None:
-                return ErrorCode.UNKNOWN_MEMBER_ID
-            if holder != member_id:
-                return ErrorCode.FENCED_INSTANCE_ID
-        return ErrorCode.NONE if member_id in self._members else ErrorCode.UNKNOWN_MEMBER_ID
-
-    def _join_error(self, request: JoinRequest) -> ErrorCode:
-        settings = self._settings
-        if (
-            not settings.min_session_timeout_ms
-            <= request.session_timeout_ms
-            <= settings.max_session_timeout_ms
-        ):
-            return ErrorCode.INVALID_SESSION_TIMEOUT
-        if self.state is GroupState.DEAD:
-            return ErrorCode.COORDINATOR_NOT_AVAILABLE
-        if not self._accepts(request.member_id):
-            return ErrorCode.GROUP_MAX_SIZE_REACHED
-        if not self._supports_protocols(request):
-            return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
-        return ErrorCode.NONE
-
-    def _accepts(self, member_id: str) -> bool:
-        limit = self._settings.group_size_max
-        member = self._members.get(member_id)
-        if self.state is GroupState.EMPTY:
-            return True
-        if self.state is GroupState.PREPARING_REBALANCE:
-            awaiting = sum(one.join_waiter is not None for one in self._members.values())
-            return (member is not None and member.join_waiter is not None) or awaiting < limit
-        return member is not None or len(self._members) < limit
-
-    def _supports_protocols(self, request: JoinRequest) -> bool:
-        if self.state is GroupState.EMPTY:
-            return bool(request.protocol_type and request.protocols)
-        if request.protocol_type != self.protocol_type:
-            return False
-        return shares_a_protocol(self._members.values(), request)
-
-    def _sync_error(self, request: SyncRequest) -> ErrorCode:
-        if self.state is GroupState.DEAD:
-            return ErrorCode.COORDINATOR_NOT_AVAILABLE
-        error = self._member_error(request.member_id, request.group_instance_id)
-        if error is not ErrorCode.NONE:
-            return error
-        if request.generation_id != self.generation_id:
-            return ErrorCode.ILLEGAL_GENERATION
-        for said, ours in (
-            (request.protocol_type, self.protocol_type),
-            (request.protocol_name, self.protocol_name),
-        ):
-            if said is not None and ours is not None and said != ours:
-                return ErrorCode.INCONSISTENT_GROUP_PROTOCOL
-        if self.state is GroupState.PREPARING_REBALANCE:
-            return ErrorCode.REBALANCE_IN_PROGRESS
-        return ErrorCode.NONE
-
-    def _commit_error(self, member_id: str, generation_id: int, group_instance_id: str | None) -> ErrorCode:
-        if self.state is GroupState.DEAD:
-            return ErrorCode.COORDINATOR_NOT_AVAILABLE
-        if generation_id < 0 and self.state is GroupState.EMPTY:
-            # A consumer that assigns partitions itself, or an administrator.
-            return ErrorCode.NONE
-        if generation_id < 0 and not member_id and group_instance_id is None:
-            return ErrorCode.UNKNOWN_MEMBER_ID
-        error = self._member_error(member_id, group_instance_id)
-        if error is not ErrorCode.NONE:
-            return error
-        if generation_id != self.generation_id:
-            return ErrorCode.ILLEGAL_GENERATION
-        if self.state is GroupState.COMPLETING_REBALANCE:
-            # The member knows the new generation but not yet its assignment.
-            return ErrorCode.REBALANCE_IN_PROGRESS
-        return ErrorCode.NONE
-
     # -- joining ------------------------------------------------------------------------------------------
 
     def _join_existing(self, request: JoinRequest, waiter: object, now_ms: int) -> None:
@@ -460,7 +368,7 @@ class Group:
         if member_id in self._pending_joins and request.group_instance_id is None:
             self._add_member(member_id, request, waiter, now_ms)
             return
-        error = self._member_error(member_id, request.group_instance_id)
+        error = self._members.error_of(member_id, request.group_instance_id)
         if error is not ErrorCode.NONE:
             self._outputs.append(Complete(waiter, JoinResult(member_id=member_id, error=error)))
             return
@@ -485,7 +393,7 @@ class Group:
             self._joined_during_delay = True
         if not self._members:
             self.protocol_type = request.protocol_type
-        self._insert(member)
+        self._members[member_id] = member
         if self.leader_id is None:
             self.leader_id = member_id
         self._pending_joins.discard(member_id)
@@ -495,11 +403,6 @@ class Group:
         timeout_ms = self._settings.new_member_join_timeout_ms
         self._set_timer((TimerKind.SESSION, member_id), now_ms + timeout_ms)
         self._rebalance_or_complete(now_ms)
-
-    def _insert(self, member: Member) -> None:
-        self._members[member.member_id] = member
-        if member.group_instance_id is not None:
-            self._static[member.group_instance_id] = member.member_id
 
     def _park_join(self, member: Member, waiter: object) -> None:
         # A second JoinGroup of the same member: the first one's connection is most likely gone.
@@ -530,7 +433,7 @@ class Group:
         """A known instance came back without its member id: give it a new one and fence the old one."""
         assert request.group_instance_id is not None
         leader_before = self.leader_id or ""
-        old = self._members[self._static[request.group_instance_id]]
+        old = self._members[self._members.static[request.group_instance_id]]
         new = old.successor(new_member_id, request)
         self._answer_join(old, JoinResult(member_id=old.member_id, error=ErrorCode.FENCED_INSTANCE_ID))
         self._answer_sync(old, SyncResult(error=ErrorCode.FENCED_INSTANCE_ID))
@@ -547,8 +450,6 @@ class Group:
 
     def _swap(self, old: Member, new: Member) -> None:
         self._members = self._members.replaced(old, new)
-        assert new.group_instance_id is not None
-        self._static[new.group_instance_id] = new.member_id
         self._cancel_timer((TimerKind.SESSION, old.member_id))
         if old.member_id in self._pending_syncs:
             self._pending_syncs.discard(old.member_id)
@@ -606,13 +507,13 @@ class Group:
         if is_initial:
             # KIP-134: give the other members of a starting application time to arrive.
             self._initial_delay_ms = self._settings.initial_rebalance_delay_ms
-            self._initial_remaining_ms = max(self._rebalance_timeout_ms() - self._initial_delay_ms, 0)
+            self._initial_remaining_ms = max(self._members.rebalance_timeout_ms - self._initial_delay_ms, 0)
             self._joined_during_delay = False
             self._set_timer(_JOIN_TIMER, now_ms + self._initial_delay_ms)
         elif self._all_joined():
             self._complete_join(now_ms)
         else:
-            self._set_timer(_JOIN_TIMER, now_ms + self._rebalance_timeout_ms())
+            self._set_timer(_JOIN_TIMER, now_ms + self._members.rebalance_timeout_ms)
 
     def _extend_initial_delay(self, now_ms: int) -> None:
         self._joined_during_delay = False
@@ -630,10 +531,7 @@ class Group:
             self._complete_join(now_ms)
 
     def _all_joined(self) -> bool:
-        return not self._pending_joins and all(one.join_waiter is not None for one in self._members.values())
-
-    def _rebalance_timeout_ms(self) -> int:
-        return max((one.rebalance_timeout_ms for one in self._members.values()), default=0)
+        return not self._pending_joins and self._members.joined == len(self._members)
 
     def _complete_join(self, now_ms: int) -> None:
         """The join phase ends: whoever hasn't rejoined is out, unless it is a static member."""
@@ -642,10 +540,12 @@ class Group:
         late = [one for one in self._members.values() if one.join_waiter is None and not one.is_static]
         for member in late:
             self._remove(member)
-        if self._members and not self._elect_joined_leader():
+        leader_id = self._members.joined_leader(self.leader_id)
+        if self._members and leader_id is None:
             # Only absent static members are left: wait until one comes back or their sessions expire.
-            self._set_timer(_JOIN_TIMER, now_ms + self._rebalance_timeout_ms())
+            self._set_timer(_JOIN_TIMER, now_ms + self._members.rebalance_timeout_ms)
             return
+        self.leader_id = leader_id
         self.generation_id += 1
         self._pending_syncs.clear()
         if not self._members:
@@ -662,17 +562,7 @@ class Group:
             member.is_new = False
             self._renew_session(member, now_ms)
             self._pending_syncs.add(member.member_id)
-        self._set_timer(_SYNC_TIMER, now_ms + self._rebalance_timeout_ms())
-
-    def _elect_joined_leader(self) -> bool:
-        leader = self._members.get(self.leader_id or "")
-        if leader is not None and leader.join_waiter is not None:
-            return True
-        for member in self._members.values():
-            if member.join_waiter is not None:
-                self.leader_id = member.member_id
-                return True
-        return False
+        self._set_timer(_SYNC_TIMER, now_ms + self._members.rebalance_timeout_ms)
 
     def _subscribed(self) -> frozenset[str] | None:
         if self._members and self.protocol_type != CONSUMER_PROTOCOL_TYPE:
@@ -744,8 +634,6 @@ class Group:
         self._answer_join(member, JoinResult(member_id="", error=ErrorCode.UNKNOWN_MEMBER_ID))
         self._answer_sync(member, SyncResult(error=ErrorCode.UNKNOWN_MEMBER_ID))
         del self._members[member.member_id]
-        if member.group_instance_id is not None:
-            del self._static[member.group_instance_id]
         self._pending_syncs.discard(member.member_id)
         self._cancel_timer((TimerKind.SESSION, member.member_id))
         if self.leader_id == member.member_id:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 
 from penstock.coordinator.group_types import JoinRequest, MemberDescription, MemberMetadata
 
-__all__ = ("GROUP_BYTES", "Member", "PendingIds", "Replacement", "Roster", "member_bytes")
+__all__ = ("GROUP_BYTES", "PENDING_BYTES", "Member", "Replacement", "member_bytes")
 
 #: What a group takes beside its strings, members and offsets (measured: 2.7 KB).
 GROUP_BYTES = 3_072
@@ -156,67 +156,3 @@ class Replacement:
         self.old = old
         self.new = new
         self.leader_before = leader_before
-
-
-class Roster(dict[str, Member]):
-    """member id -> member, in the order of joining; knows what they take together."""
-
-    def __init__(self, members: Mapping[str, Member] | None = None) -> None:
-        super().__init__(members or {})
-        self.size_bytes = sum(member.size_bytes for member in self.values())
-
-    def __setitem__(self, member_id: str, member: Member) -> None:
-        assert member_id not in self, f"a member joins once: member_id={member_id!r}"
-        super().__setitem__(member_id, member)
-        self.size_bytes += member.size_bytes
-
-    def __delitem__(self, member_id: str) -> None:
-        self.size_bytes -= self[member_id].size_bytes
-        super().__delitem__(member_id)
-
-    def clear(self) -> None:
-        """Nobody is a member any more."""
-        super().clear()
-        self.size_bytes = 0
-
-    def replaced(self, old: Member, new: Member) -> Roster:
-        """With ``new`` in the place of ``old``."""
-        return Roster(
-            {
-                (new.member_id if one is old else name): (new if one is old else one)
-                for name, one in self.items()
-            }
-        )
-
-    def renew(self, member: Member, request: JoinRequest) -> None:
-        """The member says something else with a new JoinGroup."""
-        self.size_bytes -= member.size_bytes
-        member.update(request)
-        self.size_bytes += member.size_bytes
-
-    def assign(self, member: Member, assignment: bytes) -> None:
-        """The member gets an assignment, or with an empty one none."""
-        self.size_bytes += len(assignment) - len(member.assignment)
-        member.assign(assignment)
-
-
-class PendingIds(set[str]):
-    """Member ids that were given out and didn't come back yet (KIP-394); knows what they take together."""
-
-    size_bytes = 0
-
-    def add(self, member_id: str) -> None:
-        """Give one out; each is new."""
-        super().add(member_id)
-        self.size_bytes += PENDING_BYTES + len(member_id)
-
-    def discard(self, member_id: object) -> None:
-        """It came back, or never will."""
-        if isinstance(member_id, str) and member_id in self:
-            super().discard(member_id)
-            self.size_bytes -= PENDING_BYTES + len(member_id)
-
-    def clear(self) -> None:
-        """All are void."""
-        super().clear()
-        self.size_bytes = 0

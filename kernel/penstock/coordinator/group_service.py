@@ -91,7 +91,7 @@ class GroupService:
         self._writes = Ledger(
             "groups", max(_WRITES_BYTES_MIN, self._settings.memory_bytes_max // 4), allocator
         )
-        self._timers: Timers[Timer] = Timers(self._clock, self._fire, _is_needed)
+        self._timers: Timers[GroupCoordinator | None, Timer] = Timers(self._clock, self._fire, _is_needed)
         surroundings = GroupSurroundings(self._settings, self._clock, new_id, self._memory, self._timers)
         self._coordinators: Coordinators[GroupCoordinator] = Coordinators(
             log,
@@ -115,7 +115,7 @@ class GroupService:
         await self._task_group.__aenter__()
         self._coordinators.begin(self._task_group)
         self._not_ready = ErrorCode.NONE
-        self._timers.schedule(None, self._clock.now_ms() + self._settings.offsets_retention_check_interval_ms)
+        self._schedule_check(self._clock.now_ms())
         self._task_group.start_soon(self._timers.run)
         return self
 
@@ -401,25 +401,24 @@ class GroupService:
         found = self._find(group_id)
         return isinstance(found, GroupCoordinator) or found is ErrorCode.COORDINATOR_LOAD_IN_PROGRESS
 
-    def _fire(self, timer: Timer, now_ms: int) -> None:
-        if timer is None:
-            assert self._task_group is not None, "timers run inside the scope"
-            self._task_group.start_soon(self._expire_offsets)
-            self._timers.schedule(None, now_ms + self._settings.offsets_retention_check_interval_ms)
-        else:
-            coordinator, entry, key = timer
-            coordinator.fire(entry, key, now_ms)
+    def _schedule_check(self, now_ms: int) -> None:
+        self._timers.schedule(None, None, now_ms + self._settings.offsets_retention_check_interval_ms)
+
+    def _fire(self, coordinator: GroupCoordinator | None, timer: Timer, now_ms: int) -> None:
+        if coordinator is not None and timer is not None:
+            coordinator.fire(*timer, now_ms)
+            return
+        assert self._task_group is not None, "timers run inside the scope"
+        self._task_group.start_soon(self._expire_offsets)
+        self._schedule_check(now_ms)
 
     async def _expire_offsets(self) -> None:
         for coordinator in self._coordinators.active():
             await coordinator.expire_offsets()
 
 
-def _is_needed(timer: Timer) -> bool:
-    if timer is None:
-        return True
-    coordinator, entry, key = timer
-    return coordinator.needs(entry, key)
+def _is_needed(coordinator: GroupCoordinator | None, timer: Timer) -> bool:
+    return coordinator is None or timer is None or coordinator.needs(*timer)
 
 
 def _is_too_long(request: JoinRequest) -> bool:

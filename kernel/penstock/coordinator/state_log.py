@@ -31,7 +31,7 @@ from penstock.wire.error_codes import ErrorCode
 __all__ = ("State", "StateLog", "StateLogCounters", "StateLogSettings", "cut")
 
 _LOGGER = logging.getLogger("penstock.coordinator")
-#: Records that are applied at a load before others get their turn: some milliseconds.
+#: Records that are applied at a load before others get their turn: about a millisecond.
 _SLICE_RECORDS: Final = 500
 
 

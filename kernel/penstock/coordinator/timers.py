@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Final, Generic, TypeVar
 
 import anyio
@@ -12,9 +13,10 @@ from penstock.coordinator.waiting import Clock
 
 __all__ = ("TimerHeap", "Timers")
 
+_Owner = TypeVar("_Owner", bound=Hashable)
 _Key = TypeVar("_Key", bound=Hashable)
-#: Timers that are held before those without use are looked for.
-_HELD_MIN: Final = 1_000
+#: Timers that an owner has before those without use are looked for.
+_HELD_MIN: Final = 250
 
 
 class TimerHeap(Generic[_Key]):
@@ -25,9 +27,11 @@ class TimerHeap(Generic[_Key]):
     has no use for any more stays until its time comes, or until ``prune``.
     """
 
-    __slots__ = ("_earliest", "_heap", "_sequence")
+    __slots__ = ("_earliest", "_heap", "_sequence", "held_max")
 
     def __init__(self) -> None:
+        #: Entries above which those without use should be looked for.
+        self.held_max = _HELD_MIN
         self._heap: list[tuple[int, int, _Key]] = []
         self._earliest: dict[_Key, int] = {}
         self._sequence = 0
@@ -63,6 +67,7 @@ class TimerHeap(Generic[_Key]):
         ]
         heapq.heapify(self._heap)
         self._earliest = {key: at_ms for at_ms, _, key in self._heap}
+        self.held_max = max(_HELD_MIN, 2 * len(self._heap))
 
     def pop_due(self, now_ms: int) -> list[_Key]:
         """The keys that wake up now, in the order of their times."""
@@ -75,51 +80,59 @@ class TimerHeap(Generic[_Key]):
         return due
 
 
-class Timers(Generic[_Key]):
-    """A heap of timers and the task, `run`, that calls ``fire(key, now_ms)`` for those that are due.
+class Timers(Generic[_Owner, _Key]):
+    """Timers by owner, and the task, `run`, that calls ``fire(owner, key, now_ms)`` for those that are due.
 
     What is held is bounded by twice what ``is_needed``: of members that left long before their session would end,
-    the timers are forgotten.
+    the timers are forgotten. All timers of an owner are forgotten at once, however many they are.
     """
 
-    __slots__ = ("_clock", "_fire", "_heap", "_held_max", "_is_needed", "_moved", "_sleeps_until_ms")
+    __slots__ = ("_clock", "_fire", "_heaps", "_is_needed", "_moved", "_sleeps_until_ms")
 
     def __init__(
-        self, clock: Clock, fire: Callable[[_Key, int], None], is_needed: Callable[[_Key], bool]
+        self,
+        clock: Clock,
+        fire: Callable[[_Owner, _Key, int], None],
+        is_needed: Callable[[_Owner, _Key], bool],
     ) -> None:
         self._clock = clock
         self._fire = fire
         self._is_needed = is_needed
-        self._heap: TimerHeap[_Key] = TimerHeap()
-        self._held_max = _HELD_MIN
+        self._heaps: dict[_Owner, TimerHeap[_Key]] = {}
         self._moved = anyio.Event()
         self._sleeps_until_ms: int | None = None
 
     @property
     def held(self) -> int:
         """Timers in memory, of use or not."""
-        return self._heap.held
+        return sum(heap.held for heap in self._heaps.values())
 
-    def schedule(self, key: _Key, at_ms: int) -> None:
-        """Fire `key` at `at_ms`, unless it is fired earlier anyway."""
-        self._heap.schedule(key, at_ms)
-        if self._heap.held > self._held_max:
-            self.prune()
+    def schedule(self, owner: _Owner, key: _Key, at_ms: int) -> None:
+        """Fire `key` of `owner` at `at_ms`, unless it is fired earlier anyway."""
+        heap = self._heaps.get(owner)
+        if heap is None:
+            heap = self._heaps[owner] = TimerHeap()
+        heap.schedule(key, at_ms)
+        if heap.held > heap.held_max:
+            heap.prune(partial(self._is_needed, owner))
         if self._sleeps_until_ms is None or at_ms < self._sleeps_until_ms:
             self._moved.set()
 
-    def prune(self) -> None:
-        """Forget the timers that nobody needs."""
-        self._heap.prune(self._is_needed)
-        self._held_max = max(_HELD_MIN, 2 * self._heap.held)
+    def forget(self, owner: _Owner) -> None:
+        """Fire nothing of `owner` any more."""
+        self._heaps.pop(owner, None)
 
     async def run(self) -> None:
         """Fire what is due, until it's cancelled."""
         while True:
             now_ms = self._clock.now_ms()
-            for key in self._heap.pop_due(now_ms):
-                self._fire(key, now_ms)
+            for owner, heap in list(self._heaps.items()):
+                for key in heap.pop_due(now_ms):
+                    self._fire(owner, key, now_ms)
             self._moved = anyio.Event()
-            self._sleeps_until_ms = next_at_ms = self._heap.next_at_ms
-            delay_ms = None if next_at_ms is None else max(next_at_ms - self._clock.now_ms(), 0)
+            times = [heap.next_at_ms for heap in self._heaps.values()]
+            self._sleeps_until_ms = min((at for at in times if at is not None), default=None)
+            delay_ms = None
+            if self._sleeps_until_ms is not None:
+                delay_ms = max(self._sleeps_until_ms - self._clock.now_ms(), 0)
             await self._clock.wait(self._moved, delay_ms)

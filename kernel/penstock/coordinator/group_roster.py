@@ -1,0 +1,121 @@
+"""Who is in a classic group: its members by id and by instance, and the ids that were given out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from penstock.coordinator.group_member import PENDING_BYTES, Member
+from penstock.coordinator.group_types import JoinRequest
+from penstock.wire.error_codes import ErrorCode
+
+__all__ = ("PendingIds", "Roster")
+
+
+class Roster(dict[str, Member]):
+    """member id -> member, in the order of joining; knows what they take together, and who has which instance id."""
+
+    def __init__(self, members: Mapping[str, Member] | None = None) -> None:
+        super().__init__(members or {})
+        self.size_bytes = sum(member.size_bytes for member in self.values())
+        #: group instance id -> member id, of the static members (KIP-345).
+        self.static = {
+            member.group_instance_id: name
+            for name, member in self.items()
+            if member.group_instance_id is not None
+        }
+
+    def __setitem__(self, member_id: str, member: Member) -> None:
+        assert member_id not in self, f"a member joins once: member_id={member_id!r}"
+        super().__setitem__(member_id, member)
+        self.size_bytes += member.size_bytes
+        if member.group_instance_id is not None:
+            self.static[member.group_instance_id] = member_id
+
+    def __delitem__(self, member_id: str) -> None:
+        member = self[member_id]
+        self.size_bytes -= member.size_bytes
+        if member.group_instance_id is not None:
+            del self.static[member.group_instance_id]
+        super().__delitem__(member_id)
+
+    def clear(self) -> None:
+        """Nobody is a member any more."""
+        super().clear()
+        self.static.clear()
+        self.size_bytes = 0
+
+    def replaced(self, old: Member, new: Member) -> Roster:
+        """With ``new`` in the place of ``old``."""
+        return Roster(
+            {
+                (new.member_id if one is old else name): (new if one is old else one)
+                for name, one in self.items()
+            }
+        )
+
+    def renew(self, member: Member, request: JoinRequest) -> None:
+        """The member says something else with a new JoinGroup."""
+        self.size_bytes -= member.size_bytes
+        member.update(request)
+        self.size_bytes += member.size_bytes
+
+    def assign(self, member: Member, assignment: bytes) -> None:
+        """The member gets an assignment, or with an empty one none."""
+        self.size_bytes += len(assignment) - len(member.assignment)
+        member.assign(assignment)
+
+    # -- who is there -------------------------------------------------------------------------------------
+
+    def error_of(self, member_id: str, group_instance_id: str | None) -> ErrorCode:
+        """Whether somebody may speak for this member: NONE, UNKNOWN_MEMBER_ID, or FENCED_INSTANCE_ID (KIP-345)."""
+        if group_instance_id is not None:
+            holder = self.static.get(group_instance_id)
+            if holder is None:
+                return ErrorCode.UNKNOWN_MEMBER_ID
+            if holder != member_id:
+                return ErrorCode.FENCED_INSTANCE_ID
+        return ErrorCode.NONE if member_id in self else ErrorCode.UNKNOWN_MEMBER_ID
+
+    @property
+    def joined(self) -> int:
+        """How many wait for the join phase to end."""
+        return sum(member.join_waiter is not None for member in self.values())
+
+    @property
+    def parked_requests(self) -> int:
+        """How many JoinGroup and SyncGroup requests wait for an answer."""
+        return self.joined + sum(member.sync_waiter is not None for member in self.values())
+
+    @property
+    def rebalance_timeout_ms(self) -> int:
+        """How long a join phase lasts: as long as the most patient member wants."""
+        return max((member.rebalance_timeout_ms for member in self.values()), default=0)
+
+    def joined_leader(self, leader_id: str | None) -> str | None:
+        """Who leads once the join phase ends: the leader if it has rejoined, else the first member that has."""
+        leader = self.get(leader_id or "")
+        if leader is not None and leader.join_waiter is not None:
+            return leader.member_id
+        return next((name for name, member in self.items() if member.join_waiter is not None), None)
+
+
+class PendingIds(set[str]):
+    """Member ids that were given out and didn't come back yet (KIP-394); knows what they take together."""
+
+    size_bytes = 0
+
+    def add(self, member_id: str) -> None:
+        """Give one out; each is new."""
+        super().add(member_id)
+        self.size_bytes += PENDING_BYTES + len(member_id)
+
+    def discard(self, member_id: object) -> None:
+        """It came back, or never will."""
+        if isinstance(member_id, str) and member_id in self:
+            super().discard(member_id)
+            self.size_bytes -= PENDING_BYTES + len(member_id)
+
+    def clear(self) -> None:
+        """All are void."""
+        super().clear()
+        self.size_bytes = 0
