@@ -430,8 +430,9 @@ async def measure_start(broker: Broker, watch: Watch) -> None:
             parts.engine, logs._settings, node_id=logs.node_id, node_epoch=parts.node_epoch,
             now_ms=lambda: NOW_MS, bus=EventBus(), tasks=logs._tasks,
         )  # fmt: skip
-        states = list(parts.metadata.image.topics.all())
-        await other._open_partitions([(state, 0) for state in states])
+        topics = list(parts.metadata.image.topics.all())
+        await parts.engine.open_streams([s for t in topics for s in t.log_streams + t.state_streams])
+        await other._served.reconcile([topic.topic_id for topic in topics])
 
     try:
         await watch.measure("start: open all streams and partitions", reopen)

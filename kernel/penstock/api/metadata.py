@@ -201,7 +201,7 @@ def _without_topics(request: MetadataRequest, context: RequestContext) -> Metada
             )
         ],
         cluster_id=logs.cluster_id,
-        controller_id=logs.node_id,
+        controller_id=logs.controller_id,
         topics=[],
     )
     if request.include_cluster_authorized_operations:
@@ -324,7 +324,7 @@ def describe_cluster_nowait(
     response = DescribeClusterResponse(
         endpoint_type=_ENDPOINT_BROKERS,
         cluster_id=logs.cluster_id,
-        controller_id=logs.node_id,
+        controller_id=logs.controller_id,
         brokers=[
             DescribeClusterBroker(
                 broker_id=advertised.node_id, host=advertised.host, port=advertised.port, rack=advertised.rack

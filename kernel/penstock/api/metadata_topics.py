@@ -40,11 +40,12 @@ def describe_topic(
     node_id = logs.node_id
     nodes = [node_id]
     name = topic.name
+    leaders = topic.leaders
     partitions: list[MetadataResponsePartition] = []
     for index in range(topic.partition_count) if indexes is None else indexes:
         partition = logs.partition(name, index)
-        if partition is None or partition.unavailable is not None:
-            # as Kafka shows a partition whose only replica is on a failed disk
+        if leaders[index] != node_id or partition is None or partition.unavailable is not None:
+            # as Kafka shows a partition whose only replica is on a failed disk, or on a broker that has no address
             partitions.append(
                 MetadataResponsePartition(
                     error_code=ErrorCode.LEADER_NOT_AVAILABLE,

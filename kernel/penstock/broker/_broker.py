@@ -288,6 +288,7 @@ class Broker:
                 now_ms=now_ms,
                 cluster_id=tree.broker.cluster_id or "",
                 before_writing=check,
+                bus=bus,
             )
         )
         if check.loss is not None:

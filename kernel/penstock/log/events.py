@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("TopicsDeleted",)
+__all__ = ("AvailabilityChanged", "TopicsDeleted")
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -15,3 +15,12 @@ class TopicsDeleted:
     names: Sequence[str]
     #: Subscribers add what is to be done, one after the other, before the answer. An error of it is the answer.
     work: list[Callable[[], Awaitable[None]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AvailabilityChanged:
+    """A partition that this broker leads serves nobody from now on, as its data are damaged; or it is back."""
+
+    topic_id: bytes
+    partition: int
+    available: bool

@@ -8,9 +8,8 @@ import logging
 import os
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TypeVar
 
 import anyio
@@ -28,13 +27,13 @@ from penstock.errors import (
     kept,
 )
 from penstock.log.errors import KafkaError
-from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.partition_bound import PartitionBound
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparer
 from penstock.log.producer_book import ProducerMemory
+from penstock.log.served_topics import ServedTopics
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_changes import TopicChanges
 from penstock.log.topic_config import effective_value, effective_values
@@ -42,7 +41,6 @@ from penstock.metadata.commands import Command
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
 from penstock.metadata.topics import TopicState
-from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
 from penstock.work.finish import Finisher
@@ -55,9 +53,7 @@ T = TypeVar("T")
 
 #: Producer ids reserved with one metadata entry.
 PRODUCER_ID_BLOCK = 1000
-#: Partitions whose producers' state is read at the same time when they are opened.
-LOADS_PARALLEL = 16
-#: Partitions that are worked on before others get their turn: retention, snapshots of producers, opening.
+#: Partitions that are worked on before others get their turn: retention, snapshots of producers.
 SLICE_PARTITIONS = 100
 #: Changes of topics that wait for the metadata log at most: each holds a task, and those who asked may be gone.
 CHANGES_MAX = 1000
@@ -81,7 +77,7 @@ class LogSettings:
 
 
 class LogManager:
-    """All topics and partitions of this broker. Use ``async with LogManager.open(engine, ...)``.
+    """All topics and partitions of this broker, and their changes. Use ``async with LogManager.open(engine, ...)``.
 
     All calls come from the event loop's thread.
     """
@@ -109,11 +105,19 @@ class LogManager:
         self._now_ms = now_ms
         self._bus = bus
         self._tasks = tasks
-        self._topics: dict[str, Topic] = {}
-        self._by_id: dict[bytes, Topic] = {}
-        self._by_stream: dict[int, Partition] = {}
-        #: Partitions that observers were told are open.
-        self._announced: set[Partition] = set()
+        self._served = ServedTopics(
+            engine,
+            node_id=node_id,
+            config_of=self._config,
+            preparer=self._preparer,
+            producer_memory=self._producer_memory,
+            now_ms=now_ms,
+            bus=bus,
+            tasks=tasks,
+        )
+        self._topics = self._served.topics
+        self._by_id = self._served.by_id
+        self._by_stream = self._served.by_stream
         self._producer_ids = iter(range(0))
         self._producer_ids_lock = anyio.Lock(fast_acquire=True)
         self._ended = False
@@ -141,6 +145,7 @@ class LogManager:
     ) -> AsyncIterator[LogManager]:
         """Open every partition. Leaving ends the work on them; :meth:`drain` first, for a clean stop.
 
+        From then on, what metadata say of topics is followed (:mod:`penstock.log.served_topics`), whoever wrote it.
         Published on ``bus``: TopicCreated, TopicDeleted, TopicsDeleted, PartitionOpened, PartitionClosed,
         UploadCommitted.
         Raises CorruptError, UnavailableError, FencedError.
@@ -155,8 +160,7 @@ class LogManager:
                 bus=bus,
                 tasks=tasks,
             )
-            states = list(manager._metadata.image.topics.all())
-            await manager._open_partitions([(state, 0) for state in states])
+            await manager._served.open()
             bus.subscribe(BlockUploaded, manager.upload_committed)
             interval_s = settings.retention_interval_ms / 1000
             tasks.start_soon(PeriodicJob("retention", manager.clean, interval_s, logger=logger).run)
@@ -164,6 +168,7 @@ class LogManager:
                 yield manager
             finally:
                 manager._ended = True
+                manager._served.end()
                 tasks.cancel_scope.cancel()
 
     async def drain(self) -> bool:
@@ -171,10 +176,11 @@ class LogManager:
 
         Returns whether all that was durable in the WAL only is uploaded, and the WAL trimmed.
         """
+        self._served.end()
         for topic in self._topics.values():
             for partition in topic.partitions.values():
                 partition.snapshot_producers(self._now_ms())
-                self._close(partition)
+                self._served.close(partition)
         return await self._engine.drain()
 
     def unuploaded_bytes(self) -> int:
@@ -225,6 +231,11 @@ class LogManager:
     # -- look-ups --------------------------------------------------------------------------------------------
 
     @property
+    def controller_id(self) -> int:
+        """The node that decides for the cluster; -1: none does."""
+        return self._metadata.image.controller
+
+    @property
     def cluster_id(self) -> str:
         """The cluster's name."""
         return self._metadata.image.cluster_id
@@ -266,17 +277,31 @@ class LogManager:
         if state.internal:
             # its owner trims it; client limits don't apply
             values = {**values, "retention.ms": "-1", "retention.bytes": "-1"}
-        return PartitionConfig.parse(values, validate_full=self._settings.validate_full)
+        full = self._settings.validate_full
+        try:
+            return PartitionConfig.parse(values, validate_full=full)
+        except (KeyError, ValueError) as error:  # another writer doesn't check them
+            logger.error("configs of %s make no sense, its defaults are in force: %s", state.name, error)
+            return PartitionConfig.parse(
+                effective_values({}, self._settings.topic_defaults), validate_full=full
+            )
 
     # -- changes ---------------------------------------------------------------------------------------------
 
     def is_changing(self, name: str) -> bool:
-        """Whether a topic of that name is being created, grown, configured or deleted."""
-        return name in self._changes
+        """Whether a topic of that name is being created, grown, configured or deleted, here or by another writer."""
+        if name in self._changes:
+            return True
+        return name not in self._topics and self._metadata.image.topics.named(name) is not None
 
     async def wait_changed(self, names: Collection[str]) -> None:
         """Return when none of the topics is being changed. That may take as long as the store does."""
         await self._changes.wait(names)
+        states = [self._metadata.image.topics.named(name) for name in names if name not in self._topics]
+        for state in states:
+            if state is not None:
+                with suppress(PenstockError):  # whoever made it is told
+                    await self._served.settled([state.topic_id])
 
     async def _change(self, names: Collection[str], change: Callable[[], Awaitable[T]]) -> T:
         """Do ``change`` when no other one holds any of ``names``. Cancelled before that, it isn't done at all."""
@@ -343,8 +368,7 @@ class LogManager:
         if not commands:
             return []
         results = await self._metadata.submit_many(commands)
-        created = [result for result in results if isinstance(result, TopicState)]
-        await self._open_partitions([(state, 0) for state in created])
+        await self._served.settled([result.topic_id for result in results if isinstance(result, TopicState)])
         answers: list[Topic | Exception] = []
         for result in results:
             if not isinstance(result, TopicState):
@@ -352,14 +376,6 @@ class LogManager:
                 continue
             topic = self._by_id.get(result.topic_id)
             answers.append(topic or NotFoundError(f"the topic was deleted at once: topic={result.name}"))
-            self._bus.publish(
-                TopicCreated(
-                    name=result.name,
-                    topic_id=str(uuid.UUID(bytes=result.topic_id)),
-                    partition_count=result.partition_count,
-                    configs=dict(result.configs),
-                ),
-            )
         return answers
 
     async def delete_topics(self, names: Sequence[str]) -> Sequence[Exception | None]:
@@ -367,44 +383,23 @@ class LogManager:
         return await self._change(set(names), lambda: self._delete_topics(names))
 
     async def _delete_topics(self, names: Sequence[str]) -> list[Exception | None]:
-        results: list[Exception | None] = [None] * len(names)
-        deleted: list[Topic] = []
-        for i, name in enumerate(names):
-            topic = self._topics.get(name)
-            if topic is None:
-                results[i] = NotFoundError(f"there is no such topic: topic={name}")
-                continue
-            try:
-                stream_ids = await self._metadata.submit(DeleteTopic(topic.id))
-            except PenstockError as error:
-                results[i] = kept(error)
-                continue
-            await self._forget(topic, stream_ids)
-            deleted.append(topic)
-        if deleted:
-            event = TopicsDeleted(names=[topic.name for topic in deleted])
-            self._bus.publish(event)
-            for work in event.work:
-                await work()
+        results: list[Exception | None] = [
+            None if name in self._topics else NotFoundError(f"there is no such topic: topic={name}")
+            for name in names
+        ]
+        topic_ids = [self._topics[name].id for name in names if name in self._topics]
+        try:
+            answers = iter(
+                await self._metadata.submit_many([DeleteTopic(topic_id) for topic_id in topic_ids])
+            )
+        except PenstockError as error:
+            return [result or kept(error) for result in results]
+        for i, result in enumerate(results):
+            if result is None:
+                answer = next(answers)
+                results[i] = answer if isinstance(answer, Exception) else None
+        await self._served.settled(topic_ids)
         return results
-
-    async def _forget(self, topic: Topic, stream_ids: list[int]) -> None:
-        if self._by_id.pop(topic.id, None) is None:
-            return  # somebody else deleted it at the same time
-        if self._topics.get(topic.name) is topic:
-            del self._topics[topic.name]
-        for stream_id in stream_ids:
-            self._by_stream.pop(stream_id, None)
-        for partitions in pieces(list(topic.partitions.values()), SLICE_PARTITIONS):
-            for partition in partitions:
-                self._close(partition)
-            await anyio.lowlevel.checkpoint()
-        for some in pieces(stream_ids, SLICE_PARTITIONS):
-            self._engine.forget_streams(some)
-            await anyio.lowlevel.checkpoint()
-        self._bus.publish(
-            TopicDeleted(name=topic.name, topic_id=str(uuid.UUID(bytes=topic.id))),
-        )
 
     def _partition_count(self) -> int:
         return self._metadata.image.topics.client_partitions()
@@ -416,14 +411,13 @@ class LogManager:
 
     async def _create_partitions(self, name: str, count: int) -> None:
         topic = self._require(name)
-        before = topic.partition_count
-        added = max(0, count - before)
+        added = max(0, count - topic.partition_count)
         self._bound.reserve(added)
         try:
-            state = await self._metadata.submit(AddPartitions(topic.id, count))
+            await self._metadata.submit(AddPartitions(topic.id, count))
         finally:
             self._bound.release(added)
-        await self._open_partitions([(state, before)])
+        await self._served.settled([topic.id])
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:
         """Replace all overrides of a topic. Raises NotFoundError."""
@@ -445,10 +439,8 @@ class LogManager:
         configs = dict(change(topic.configs))
         if configs == topic.configs:
             return
-        state = await self._metadata.submit(SetTopicConfigs(topic.id, configs))
-        config = self._config(state)
-        for partition in topic.partitions.values():
-            partition.config = config
+        await self._metadata.submit(SetTopicConfigs(topic.id, configs))
+        await self._served.settled([topic.id])
 
     def _require(self, name: str) -> Topic:
         topic = self._topics.get(name)
@@ -474,109 +466,6 @@ class LogManager:
                 self._producer_ids = iter(range(first, first + PRODUCER_ID_BLOCK))
                 producer_id = next(self._producer_ids)
         return producer_id, 0
-
-    # -- partitions ------------------------------------------------------------------------------------------
-
-    async def _open_partitions(self, topics: Sequence[tuple[TopicState, int]]) -> None:
-        """Open the partitions from the given index on, of all topics, with few metadata entries."""
-        wanted = [(state, index) for state, first in topics for index in range(first, state.partition_count)]
-        stream_ids = [
-            stream_id
-            for state, index in wanted
-            for stream_id in (state.log_streams[index], state.state_streams[index])
-        ]
-        if not stream_ids:
-            return
-        streams = {stream.stream_id: stream for stream in await self._engine.open_streams(stream_ids)}
-        made = []
-        configs = {state.topic_id: self._config(state) for state, _ in topics}
-        for number, (state, index) in enumerate(wanted, 1):
-            if number % SLICE_PARTITIONS == 0:
-                await anyio.lowlevel.checkpoint()
-            log = streams.get(state.log_streams[index])
-            state_stream = streams.get(state.state_streams[index])
-            if log is not None and state_stream is not None:  # else deleted in the meantime
-                partition = Partition(
-                    state.name,
-                    state.topic_id,
-                    index,
-                    engine=self._engine,
-                    stream=log,
-                    state_stream=state_stream,
-                    config=configs[state.topic_id],
-                    preparer=self._preparer,
-                    producer_memory=self._producer_memory,
-                )
-                made.append((state, partition))
-        await self._load([partition for _, partition in made if partition.has_records])
-        added = 0
-        for topic_id, group in groupby(made, key=lambda one: one[0].topic_id):
-            if added >= SLICE_PARTITIONS:
-                added = 0
-                await anyio.lowlevel.checkpoint()
-            if topic_id not in self._metadata.image.topics:
-                continue
-            config = None
-            for state, partition in group:  # in one go: a topic is there with all its partitions
-                config = config or self._config(state)  # it may have changed meanwhile
-                partition.config = config
-                self._add_partition(state, partition)
-                added += 1
-
-    async def _load(self, partitions: Sequence[Partition]) -> None:
-        """Several at a time: each may take requests to the object store."""
-        now_ms = self._now_ms()
-        limiter = anyio.CapacityLimiter(LOADS_PARALLEL)
-
-        async def load(partition: Partition) -> None:
-            async with limiter:
-                await partition.load(now_ms)
-
-        async with anyio.create_task_group() as tasks:
-            for partition in partitions:
-                tasks.start_soon(load, partition)
-
-    def _add_partition(self, state: TopicState, partition: Partition) -> None:
-        index, log, state_stream = partition.index, partition.stream, partition.state_stream
-        topic = self._by_id.get(state.topic_id)
-        if topic is None:
-            topic = self._by_id[state.topic_id] = self._topics[state.name] = Topic(state)
-        topic.partitions[index] = partition
-        topic.version += 1
-        self._by_stream[log.stream_id] = self._by_stream[state_stream.stream_id] = partition
-        partition.on_availability = lambda: self._availability_changed(topic, partition)
-        if partition.unavailable is None:
-            self._opened(partition)
-
-    def _availability_changed(self, topic: Topic, partition: Partition) -> None:
-        topic.version += 1
-        if partition.unavailable is None:
-            self._opened(partition)
-
-    def _opened(self, partition: Partition) -> None:
-        if partition in self._announced:
-            return
-        self._announced.add(partition)
-        self._bus.publish(
-            PartitionOpened(
-                topic=partition.topic,
-                partition=partition.index,
-                leader_epoch=partition.leader_epoch,
-                start_offset=partition.log_start_offset,
-                end_offset=partition.high_watermark,
-            ),
-        )
-
-    def _close(self, partition: Partition) -> None:
-        partition.close()
-        if partition not in self._announced:
-            return  # damaged since the start: observers were never told that it is open
-        self._announced.discard(partition)
-        self._bus.publish(
-            PartitionClosed(
-                topic=partition.topic, partition=partition.index, end_offset=partition.high_watermark
-            ),
-        )
 
     # -- retention -------------------------------------------------------------------------------------------
 

@@ -19,6 +19,7 @@ from typing import Protocol
 
 import anyio
 
+from penstock.bus import EventBus
 from penstock.checksum import COMBINE_BYTES_MIN
 from penstock.errors import (
     ClosedError,
@@ -30,6 +31,7 @@ from penstock.errors import (
 )
 from penstock.log.append_outcome import AppendOutcome, append_error_code, doubtful_error_code
 from penstock.log.errors import KafkaError
+from penstock.log.events import AvailabilityChanged
 from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparation, Preparer
@@ -126,6 +128,7 @@ class Partition:
         state_stream: Stream,
         config: PartitionConfig,
         preparer: Preparer,
+        bus: EventBus,
         producer_memory: ProducerMemory | None = None,
     ) -> None:
         self.topic = topic
@@ -152,8 +155,7 @@ class Partition:
         self._unavailable: str | None = None
         #: Neither closed nor unavailable.
         self._is_open = True
-        #: Called when that changes.
-        self.on_availability: Callable[[], None] | None = None
+        self._bus = bus
         self._snapshots = ProducerSnapshots(engine, stream, state_stream, self.producers)
         self._mender = Mender(self, engine, self._snapshots)
 
@@ -628,8 +630,9 @@ class Partition:
     def set_unavailable(self, reason: str | None) -> None:
         """Serve nothing, for this reason; None: serve again."""
         self.unavailable = reason
-        if self.on_availability is not None:
-            self.on_availability()
+        self._bus.publish(
+            AvailabilityChanged(topic_id=self.topic_id, partition=self.index, available=reason is None)
+        )
 
     def snapshot_producers(self, now_ms: int) -> None:
         """Append a snapshot of the producers' state to the state stream, if anything changed since the last."""

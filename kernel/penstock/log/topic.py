@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("NewTopic", "Topic")
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.log.partition import Partition
@@ -25,14 +25,16 @@ class NewTopic:
 class Topic:
     """A topic: a live view of metadata, and the partitions that this broker leads."""
 
-    __slots__ = ("_state", "partitions", "version")
+    __slots__ = ("_state", "applied", "partitions", "version")
 
     def __init__(self, state: TopicState) -> None:
         self._state = state
         #: Those that this broker leads, by index.
         self.partitions: dict[int, Partition] = {}
-        #: Grows whenever this broker leads another partition of it, or another one becomes (un)available.
+        #: Grows whenever a partition gets another leader, or is opened, closed, or becomes (un)available here.
         self.version = 0
+        #: The configs that its partitions have here; None: none yet.
+        self.applied: Mapping[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -48,6 +50,11 @@ class Topic:
     def partition_count(self) -> int:
         """How many partitions it has, led by this broker or not."""
         return self._state.partition_count
+
+    @property
+    def leaders(self) -> Sequence[int]:
+        """The id of the node that leads each partition; -1: none does."""
+        return self._state.leaders
 
     @property
     def configs(self) -> Mapping[str, str]:

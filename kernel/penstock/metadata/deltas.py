@@ -9,8 +9,10 @@ from __future__ import annotations
 
 __all__ = (
     "ClusterNamed",
+    "ControllerChanged",
     "Delta",
     "IdsGiven",
+    "LeadersChanged",
     "NodesChanged",
     "ObjectsChanged",
     "ObjectsRemoved",
@@ -23,7 +25,7 @@ __all__ = (
     "TopicRemoved",
 )
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -41,6 +43,10 @@ class NodesChanged(Delta, frozen=True):
     """Nodes registered, or use another WAL, or none any more, or were fenced."""
 
     node_ids: Sequence[int]
+
+
+class ControllerChanged(Delta, frozen=True):
+    """Another node decides for the cluster."""
 
 
 class TopicAdded(Delta, frozen=True):
@@ -68,6 +74,12 @@ class TopicRemoved(Delta, frozen=True):
     topic_id: bytes
     name: str
     stream_ids: Sequence[int]
+
+
+class LeadersChanged(Delta, frozen=True):
+    """Partitions, by topic id, have another leader, or none, or the same in a new epoch."""
+
+    partitions: Mapping[bytes, Sequence[int]]
 
 
 class StreamsAdded(Delta, frozen=True):

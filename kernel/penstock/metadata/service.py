@@ -1,7 +1,9 @@
 """The metadata service: owns the metadata log, keeps the image current, and writes commands.
 
-One task writes: it takes the commands that wait, makes one entry of them, appends it at the next index, folds it, and
-answers. On a conflict it catches up first; the fold then decides on the commands against the newer image.
+One task writes: it takes the commands that wait, makes one entry of them, appends it at the next index, and answers.
+On a conflict it catches up first; the fold then decides on the commands against the newer image. Another one follows
+what other writers append. Both go through the tailer (:mod:`penstock.metadata.tailer`), which tells of every change
+on the event bus.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Annotated, Any
 import anyio
 from anyio.abc import TaskGroup
 
+from penstock.bus import EventBus
 from penstock.errors import (
     AlreadyExistsError,
     ClosedError,
@@ -39,6 +42,7 @@ from penstock.metadata.commands.cluster import FormatCluster
 from penstock.metadata.commands.nodes import RegisterNode
 from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
+from penstock.metadata.tailer import Tailer
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
 from penstock.spi.statistics import gauge
 from penstock.work.retry import Backoff
@@ -105,7 +109,9 @@ class _Submission:
 class MetadataService:
     """Use ``async with MetadataService.open(log, ...)``; all calls from the event loop."""
 
-    def __init__(self, log: MetadataLog, image: Image, now_ms: Callable[[], int], tasks: TaskGroup) -> None:
+    def __init__(
+        self, log: MetadataLog, image: Image, now_ms: Callable[[], int], tasks: TaskGroup, bus: EventBus
+    ) -> None:
         self._log = log
         self._tasks = tasks
         self._now_ms = now_ms
@@ -121,8 +127,12 @@ class MetadataService:
         self._witness: Callable[[int], None] | None = None
         self._wal_end: Callable[[], int] = _unknown
         #: Entries that are in the log, and whose results wait until the witness knows: (index, batch, results).
-        self._unwitnessed: deque[tuple[int, list[_Submission], list[Any]]] = deque()
+        self._unwitnessed: deque[tuple[int, list[_Submission], Sequence[Any]]] = deque()
+        self._tailer = Tailer(log, image, bus, self._assert_not_deposed)
+        #: Asked freely, changed by nobody else.
         self.image = image
+        #: Where the deltas of every entry are published (``penstock.metadata.deltas``), after the whole entry.
+        self.bus = bus
 
     @classmethod
     @asynccontextmanager
@@ -133,11 +143,13 @@ class MetadataService:
         now_ms: Callable[[], int],
         cluster_id: str = "",
         before_writing: Callable[[Image], Awaitable[None]] | None = None,
+        bus: EventBus | None = None,
     ) -> AsyncIterator[MetadataService]:
         """Read the log, format it if it is new (with ``cluster_id``, or a fresh one), and start writing.
 
         ``before_writing`` is awaited with the image that was read, before anything is written; it may refuse by
-        raising, and may bring the image up to date with :func:`follow`.
+        raising, and may bring the image up to date with :func:`follow`. From then on, what changes is published on
+        ``bus``, or on one of its own.
         Raises CorruptError, UnavailableError of the log; InvalidRequestError if the log belongs to a cluster
         of another name than ``cluster_id``.
         """
@@ -145,8 +157,9 @@ class MetadataService:
         if before_writing is not None:
             await before_writing(image)
         async with anyio.create_task_group() as tasks:
-            service = cls(log, image, now_ms, tasks)
+            service = cls(log, image, now_ms, tasks, bus or EventBus())
             tasks.start_soon(service._write_forever)
+            tasks.start_soon(service._tailer.run)
             try:
                 await service._format(cluster_id)
                 yield service
@@ -182,7 +195,8 @@ class MetadataService:
         ``wal`` is the identity of the WAL that the node found in ``place``, unless it is ``unnamed``; if it is
         another node's, that is taken over, and that node fenced. Raises ConfigError, and fences nobody, if records
         may be in another one only, of whatever node, unless that is one of ``lost_wals``, which gives them up.
-        When a later life registers, this service ends with FencedError at the next entry that it wants to write.
+        When a later life registers, this service ends with FencedError: when it hears of that, or at the next entry
+        that it wants to write.
         """
         self._registered = None
         command = RegisterNode(node_id, self._writer, wal, place, lost_wals=list(lost_wals), unnamed=unnamed)
@@ -311,18 +325,18 @@ class MetadataService:
             self._pending.popleft()
         return batch, data, entry
 
-    async def _append(self, entry: Entry, data: bytes) -> list[Any]:
-        """Append at the next index until it is in the log, and fold it."""
+    async def _append(self, entry: Entry, data: bytes) -> Sequence[Any]:
+        """Append at the next index until it is in the log, and apply it; one result per command."""
         backoff = Backoff(_BACKOFF_S, told_every=30)
-        landed: list[list[Any]] = []
-        while True:
+        tailer = self._tailer
+        tailer.expect(data)
+        while tailer.landed is None:
             self._assert_not_deposed()
-            index = self.image.index + 1
             try:
-                await self._log.append(index, data)
-                return list(self.image.fold(index, entry).results)
+                await tailer.append(entry, data)
+                continue
             except ConflictError:
-                logger.info("metadata index %d is taken by another writer, catching up", index)
+                logger.info("metadata index %d is taken by another writer, catching up", self.image.index + 1)
             except UnavailableError as error:
                 pause_s = backoff.failed()
                 level = logging.WARNING if backoff.is_news else logging.DEBUG
@@ -331,21 +345,10 @@ class MetadataService:
                 )
                 await anyio.sleep(pause_s)
             try:
-                await self._catch_up(data, landed)
+                await tailer.catch_up()
             except UnavailableError as error:
                 logger.debug("metadata log can't be read yet: %s", error)
-            if landed:
-                return landed[0]
-
-    async def _catch_up(self, own: bytes, landed: list[list[Any]]) -> None:
-        """Fold what the log holds past the image; the results of our ``own`` entry go to ``landed``.
-
-        A list, since they must not get lost when reading on fails.
-        """
-        async for read in self._log.read(self.image.index + 1):
-            results = list(self.image.fold(read.index, decode_entry(read.index, read.data)).results)
-            if read.data == own:
-                landed.append(results)
+        return tailer.landed
 
     def _assert_not_deposed(self) -> None:
         """I9: raise FencedError once a later life of this node is in the image."""

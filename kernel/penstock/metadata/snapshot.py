@@ -58,6 +58,7 @@ class Cut:
         small = ImageData(
             index=image.index,
             cluster_id=image.cluster_id,
+            controller=image.controller,
             next_stream_id=image.streams.next_id,
             next_object_id=image.objects.next_id,
             next_producer_id=image.producer_ids.next_id,

@@ -21,6 +21,8 @@ class State:
         self.index = data.index
         #: The cluster's name; empty before the log was formatted.
         self.cluster_id = data.cluster_id
+        #: The node that decides for the cluster: the one that registered last; -1 before the first did.
+        self.controller = data.controller
         self.nodes = Nodes(data.nodes)
         self.topics = Topics(data.topics)
         self.streams = Streams(data.streams, data.next_stream_id)

@@ -5,6 +5,7 @@ MessagePack, a map with these fields in this order; rows are maps too, and a str
 
 - 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use.
 - 3: nodes say since when, and for every WAL, also one that tells no identity.
+- 4: topics say who leads their partitions, and the cluster who its controller is.
 
 Older ones are read as well.
 """
@@ -20,9 +21,9 @@ import msgspec
 from penstock.metadata.nodes import NodeState
 from penstock.metadata.objects import ObjectState
 from penstock.metadata.streams import StreamState
-from penstock.metadata.topics import TopicState
+from penstock.metadata.topics import NO_LEADER, TopicState
 
-IMAGE_VERSION = 3
+IMAGE_VERSION = 4
 
 
 class ImageData(msgspec.Struct):
@@ -31,6 +32,7 @@ class ImageData(msgspec.Struct):
     version: int = IMAGE_VERSION
     index: int = 0
     cluster_id: str = ""
+    controller: int = -1
     next_stream_id: int = 1
     next_object_id: int = 1
     next_producer_id: int = 1
@@ -53,4 +55,29 @@ def upgrade(data: ImageData) -> None:
         for node in data.nodes.values():
             # what wasn't recorded may hold something
             node.wal_in_use = node.wal_in_use or (not node.wal and node.node_id in owners)
+    if data.version < 4:
+        _find_leaders(data)
     data.version = IMAGE_VERSION
+
+
+def _find_leaders(data: ImageData) -> None:
+    """What the entries before this version say of leaders and controller, as the fold would have it now (I7)."""
+    last_epoch = max((node.epoch for node in data.nodes.values()), default=0)
+    for topic in data.topics.values():
+        topic.leaders = [_leader_of(data, stream_id, last_epoch) for stream_id in topic.log_streams]
+    if data.nodes:
+        # a node that lost its WAL to a registration has the same epoch
+        last = max(
+            data.nodes.values(),
+            key=lambda node: (node.epoch, not node.wal_taken, node.wal_in_use, node.node_id),
+        )
+        data.controller = last.node_id
+
+
+def _leader_of(data: ImageData, stream_id: int, last_epoch: int) -> int:
+    """The owner of the log, if it opened it after the last registration of any node, and didn't stop since."""
+    stream = data.streams[stream_id]
+    node = data.nodes.get(stream.node_id)
+    if node is None or not node.wal_in_use or stream.epoch <= last_epoch or stream.epoch < node.wal_since:
+        return NO_LEADER
+    return node.node_id

@@ -80,8 +80,8 @@ class Streams(Table[int, StreamState]):
                 f"owner={stream.node_id} node_id={node_id}"
             )
 
-    def open(self, stream_id: int, node_id: int, epoch: int) -> None:
-        """The node owns the stream from now on, and is its next leader."""
+    def open(self, stream_id: int, node_id: int, epoch: int) -> StreamState:
+        """The node owns the stream from now on, and begins a leader epoch."""
         stream = self.change(stream_id)
         stream.epoch = epoch
         stream.node_id = node_id
@@ -91,6 +91,7 @@ class Streams(Table[int, StreamState]):
             stream.leader_epochs[-1] = (leader_epoch, first)  # the last leader wrote nothing
         else:
             stream.leader_epochs.append((leader_epoch, first))
+        return stream
 
     def trim(self, stream_id: int, start: int) -> array[int]:
         """Move the start forward; returns the object of each range that is gone."""

@@ -1,14 +1,18 @@
-"""Topics and which streams their partitions are."""
+"""Topics, which streams their partitions are, and who leads them."""
 
 from __future__ import annotations
 
-__all__ = ("TopicState", "Topics")
+__all__ = ("NO_LEADER", "TopicState", "Topics")
 
-from collections.abc import KeysView
+from collections.abc import Collection, KeysView, Sequence
+from typing import Final
 
 import msgspec
 
 from penstock.metadata.table import Table
+
+#: Instead of a node's id.
+NO_LEADER: Final = -1
 
 
 class TopicState(msgspec.Struct):
@@ -20,6 +24,8 @@ class TopicState(msgspec.Struct):
     internal: bool
     log_streams: list[int]
     state_streams: list[int]
+    #: The node that leads partition ``i``; -1: none does. Its leader epoch is that of the log stream.
+    leaders: list[int] = msgspec.field(default_factory=list)
 
     @property
     def partition_count(self) -> int:
@@ -29,7 +35,10 @@ class TopicState(msgspec.Struct):
     def __copy__(self) -> TopicState:
         """One that doesn't change when this one does."""
         return msgspec.structs.replace(
-            self, log_streams=self.log_streams.copy(), state_streams=self.state_streams.copy()
+            self,
+            log_streams=self.log_streams.copy(),
+            state_streams=self.state_streams.copy(),
+            leaders=self.leaders.copy(),
         )
 
 
@@ -66,3 +75,20 @@ class Topics(Table[bytes, TopicState]):
         topic = super().drop(key)
         del self._by_name[topic.name]
         return topic
+
+    def lead(self, topic_id: bytes, partitions: Sequence[int], node_id: int) -> None:
+        """The node leads these partitions from now on."""
+        leaders = self.change(topic_id).leaders
+        for partition in partitions:
+            leaders[partition] = node_id
+
+    def unlead(self, node_ids: Collection[int]) -> dict[bytes, list[int]]:
+        """These nodes lead nothing any more; the partitions that they led, by topic id."""
+        lost = {}
+        for topic_id, topic in self._rows.items():
+            led = [index for index, node_id in enumerate(topic.leaders) if node_id in node_ids]
+            if led:
+                lost[topic_id] = led
+        for topic_id, led in lost.items():
+            self.lead(topic_id, led, NO_LEADER)
+        return lost

@@ -281,27 +281,37 @@ class StreamEngine:
     # -- streams ---------------------------------------------------------------------------------------------
 
     async def open_streams(self, stream_ids: Sequence[int]) -> list[Stream]:
-        """Become the owner of these streams, with few metadata entries; deleted ones are left out."""
+        """Become the owner of these streams, with few metadata entries, and open them; deleted ones are left out."""
+        await self.own_streams(stream_ids)
+        for stream_id in stream_ids:
+            self._streams.pop(stream_id, None)
+        return [s for s in map(self.attach_stream, stream_ids) if s is not None]
+
+    async def own_streams(self, stream_ids: Sequence[int]) -> None:
+        """Become the owner of these streams, with few metadata entries; deleted ones are passed over."""
         commands: list[Command] = [
             OpenStreams(self._node_id, self._node_epoch, list(some))
             for some in pieces(stream_ids, STREAMS_PER_COMMAND)
         ]
-        results = await self.metadata.submit_many(commands)
-        for result in results:
+        for result in await self.metadata.submit_many(commands):
             if isinstance(result, Exception):
                 raise again(result)
-        opened = []
-        for result in results:
-            for stream_id in result:
-                state = self.metadata.image.streams.get(stream_id)
-                if state is None:
-                    continue  # deleted in the meantime
-                end = max(state.start, state.end)
-                stream = Stream(stream_id, state.epoch, state.leader_epoch, state.start, end)
-                self._streams[stream_id] = stream
-                opened.append(stream)
-            await anyio.lowlevel.checkpoint()
-        return opened
+
+    def attach_stream(self, stream_id: int) -> Stream | None:
+        """The stream, opened if it isn't; None if it was deleted. This node must own it, as metadata say."""
+        state = self.metadata.image.streams.get(stream_id)
+        if state is None:
+            return None
+        stream = self._streams.get(stream_id)
+        if stream is None:
+            end = max(state.start, state.end)
+            stream = Stream(stream_id, state.epoch, state.leader_epoch, state.start, end)
+            self._streams[stream_id] = stream
+        return stream
+
+    def is_open(self, stream_id: int) -> bool:
+        """Whether the stream was opened in this life, and not deleted since."""
+        return stream_id in self._streams
 
     def forget_streams(self, stream_ids: Sequence[int]) -> None:
         """The streams were deleted: drop what memory holds of them."""

@@ -329,12 +329,19 @@ class FakeTopic(Topic):
         self.configs = configs
         self.internal = internal
         self.version = 0
+        #: Nodes that lead its partitions, where it isn't the broker.
+        self.led_elsewhere: dict[int, int] = {}
+
+    @property
+    def leaders(self) -> list[int]:
+        return [self.led_elsewhere.get(index, 7) for index in range(self.partition_count)]
 
 
 class FakeLogs(LogManager):
     """Topics in memory."""
 
     cluster_id = "fake-cluster"
+    controller_id = 7
 
     def __init__(self) -> None:
         self.node_id = 7

@@ -9,8 +9,9 @@ from penstock.api import metadata as metadata_module
 from penstock.api import metadata_topics
 from penstock.api.context import RequestContext
 from penstock.api.metadata import handle_metadata, metadata_nowait
-from penstock.api.metadata_topics import MetadataFragments
+from penstock.api.metadata_topics import MetadataFragments, describe_topic
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopic, MetadataResponse
 from penstock.wire.registry import decode_response, encode_response
 
@@ -91,3 +92,17 @@ async def test_only_what_may_be_asked_for_again_is_kept(logs: FakeLogs, context:
     del logs._by_name["many"]
     await in_pieces(MetadataRequest(topics=None), context)
     assert len(fragments._kinds[13, -(2**31)].encoded) == 2
+
+
+@pytest.mark.parametrize("elsewhere", [-1, 8])
+async def test_a_partition_that_another_node_leads_has_no_leader_that_a_client_could_reach(
+    logs: FakeLogs, elsewhere: int
+) -> None:
+    """Metadata say who leads, and of another node no address is known; what is still open here shows nothing."""
+    topic = logs.add("led", partitions=2)
+    topic.led_elsewhere[1] = elsewhere
+    described = describe_topic(topic, make_context(logs, 12), 0)
+    assert [(p.leader_id, p.error_code) for p in described.partitions] == [
+        (7, 0),
+        (-1, ErrorCode.LEADER_NOT_AVAILABLE),
+    ]

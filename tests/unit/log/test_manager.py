@@ -219,7 +219,7 @@ async def test_topics_may_come_and_go_while_retention_runs(world: World) -> None
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(logs.manager.clean)
             await anyio.lowlevel.checkpoint()
-            await logs.manager._forget(logs.manager.topics()["t1"], [])
+            await logs.manager._served.forget(logs.manager.topics()["t1"].id, [])
 
 
 async def test_a_drain_writes_one_snapshot_per_partition(world: World) -> None:

@@ -13,6 +13,7 @@ from tests.unit.stream.harness import World
 
 from penstock.errors import UnavailableError
 from penstock.log import manager as manager_module
+from penstock.log import served_topics as served_module
 from penstock.log.partition import Partition
 from penstock.metadata.commands import Command
 from penstock.metadata.commands.streams import TrimStreams
@@ -37,6 +38,7 @@ def world(tmp_path: Path) -> World:
 @pytest.fixture(params=[1, 3, 1000])
 def sliced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(manager_module, "SLICE_PARTITIONS", request.param)
+    monkeypatch.setattr(served_module, "SLICE_PARTITIONS", request.param)
     monkeypatch.setattr(engine_module, "STREAMS_PER_COMMAND", request.param)
     monkeypatch.setattr(manager_module, "STREAMS_PER_COMMAND", request.param)
     return int(request.param)

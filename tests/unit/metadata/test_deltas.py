@@ -27,6 +27,7 @@ class Picture:
         self.image = image
         self.rows: dict[tuple[str, Any], bytes] = {}
         self.cluster_id = ""
+        self.controller = -1
         self.next_ids = {"stream": 1, "object": 1, "producer": 1}
 
     def follow(self, deltas: Any) -> None:
@@ -36,6 +37,10 @@ class Picture:
                     self.cluster_id = self.image.cluster_id
                 case d.NodesChanged():
                     self._look("nodes", delta.node_ids)
+                case d.ControllerChanged():
+                    self.controller = self.image.controller
+                case d.LeadersChanged():
+                    self._look("topics", delta.partitions)
                 case d.TopicAdded() | d.TopicGrown() | d.TopicConfigured() | d.TopicRemoved():
                     self._look("topics", [delta.topic_id])
                 case d.StreamsAdded():
@@ -63,6 +68,7 @@ class Picture:
         for table in ("nodes", "topics", "streams", "objects"):
             picture._look(table, list(getattr(self.image, table).ids()))
         picture.cluster_id = self.image.cluster_id
+        picture.controller = self.image.controller
         picture.next_ids = {
             "stream": self.image.streams.next_id,
             "object": self.image.objects.next_id,
@@ -106,7 +112,8 @@ def test_whole_cut_or_followed_commands_give_one_picture(
         picture.follow(image.fold(index, entry).deltas)
         whole = picture.whole()
         assert picture.rows == whole.rows
-        assert (picture.cluster_id, picture.next_ids) == (whole.cluster_id, whole.next_ids)
+        assert (picture.cluster_id, picture.controller) == (whole.cluster_id, whole.controller)
+        assert picture.next_ids == whole.next_ids
     start = min(cut, len(entries) - 1)
     later = Image.from_snapshot(snapshots[start])
     followed = Picture(later).whole()
@@ -123,4 +130,8 @@ def test_a_refused_command_tells_nothing() -> None:
     ]
     refused = image.fold(2, new_entry([FormatCluster("other"), RegisterNode(1, "a", lost_wal="")], "w", 1))
     assert isinstance(refused.results[0], Exception)
-    assert [type(delta) for delta in refused.deltas] == [d.NodesChanged]
+    assert {type(delta) for delta in refused.deltas} == {
+        d.NodesChanged,
+        d.LeadersChanged,
+        d.ControllerChanged,
+    }

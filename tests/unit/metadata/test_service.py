@@ -22,10 +22,12 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.metadata import service as service_module
+from penstock.metadata import tailer as tailer_module
 from penstock.metadata.commands import decode_entry
 from penstock.metadata.commands.nodes import RegisterNode, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
+from penstock.metadata.deltas import TopicAdded
 from penstock.metadata.service import MetadataService, load_image
 from penstock.metadata.topics import TopicState
 from penstock.spi.metadata_log import (
@@ -60,6 +62,9 @@ class FakeLog:
         self.snapshots: list[MetadataSnapshot] = []
         self.faults: list[str] = []
         self.read_faults: list[str] = []
+        self.news = anyio.Event()
+        #: As a log that looks for entries of other brokers.
+        self.tells_news = False
         self.gate = anyio.Event()
         self.gate.set()
         self.attempts = 0
@@ -81,6 +86,8 @@ class FakeLog:
         if index != len(self.entries) + 1:
             raise ConflictError(f"taken: index={index}")
         self.entries.append(data)
+        self.news.set()
+        self.news = anyio.Event()
         if fault == "lost reply":
             raise UnavailableError("the fake log's reply is lost")
 
@@ -92,7 +99,9 @@ class FakeLog:
             yield MetadataEntry(index, self.entries[index - 1])
 
     async def wait_for_news(self, after_index: int) -> None:
-        raise NotImplementedError
+        await anyio.lowlevel.checkpoint()
+        while len(self.entries) <= after_index or not self.tells_news:
+            await self.news.wait()
 
     async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
         await anyio.lowlevel.checkpoint()
@@ -417,3 +426,88 @@ async def test_a_log_that_cant_be_formatted_doesnt_open(log: FakeLog) -> None:
         async with open_service(log):
             pass
     assert [type(error) for error in leaves(caught.value)] == [CorruptError]
+
+
+async def test_entries_of_other_writers_are_followed_and_told_of(log: FakeLog) -> None:
+    """Without a command of one's own: each delta once, in order, after the whole entry."""
+    log.tells_news = True
+    async with open_service(log) as one, open_service(log) as other:
+        told: list[str] = []
+
+        def added(delta: TopicAdded) -> None:
+            told.append(one.image.topics.require(delta.topic_id).name)
+            assert len(one.image.topics) == len(log_topics(log))
+
+        one.bus.subscribe(TopicAdded, added)
+        await other.submit_many([topic("a"), topic("b")])
+        await one.submit(topic("c"))
+        await other.submit(topic("d"))
+        with anyio.fail_after(HANG_S):
+            while one.image.index < len(log.entries):
+                await anyio.lowlevel.checkpoint()
+        assert told == ["a", "b", "c", "d"]
+        assert one.image.to_snapshot() == other.image.to_snapshot()
+
+
+def log_topics(log: FakeLog) -> list[str]:
+    return [
+        command.name
+        for index, data in enumerate(log.entries, 1)
+        for command in decode_entry(index, data).commands
+        if isinstance(command, CreateTopic)
+    ]
+
+
+async def test_who_is_fenced_ends_when_it_hears_of_that(log: FakeLog) -> None:
+    """I9: it writes nothing, and doesn't wait until it wants to."""
+    log.tells_news = True
+
+    async def old_life() -> None:
+        async with open_service(log) as old:
+            await old.register(NODE)
+            async with open_service(log) as new:
+                await new.register(NODE)
+                await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(HANG_S):
+        await old_life()
+    assert [type(error) for error in leaves(caught.value)] == [FencedError]
+    assert len(log.entries) == 3, "both registered, and nothing else was written"
+
+
+@pytest.mark.parametrize("fault", ["", "lost reply", "unavailable"])
+async def test_an_entry_that_the_follower_finds_first_is_the_writers_own(log: FakeLog, fault: str) -> None:
+    """It is applied once, and its writer is answered, whoever reads it."""
+    log.tells_news = True
+    async with open_service(log) as one, open_service(log) as other:
+        results: list[Any] = []
+
+        async def create(service: MetadataService, name: str) -> None:
+            results.append(await service.submit(topic(name)))
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(20):
+                log.faults.append(fault)
+                tasks.start_soon(create, one, f"one{number}")
+                tasks.start_soon(create, other, f"other{number}")
+                await anyio.lowlevel.checkpoint()
+        assert len(results) == 40
+        assert all(isinstance(result, TopicState) for result in results)
+        with anyio.fail_after(HANG_S):
+            while one.image.index != other.image.index:
+                await anyio.lowlevel.checkpoint()
+        assert len(one.image.topics) == 40
+        assert one.image.to_snapshot() == other.image.to_snapshot()
+
+
+async def test_a_log_that_cant_be_followed_for_now_is_followed_later(
+    log: FakeLog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tailer_module, "_PAUSES_S", (0,))
+    log.tells_news = True
+    async with open_service(log) as one, open_service(log) as other:
+        log.read_faults = ["unavailable", "unavailable"]
+        await other.submit(topic("a"))
+        with anyio.fail_after(HANG_S):
+            while "a" not in one.image.topics.names():
+                await anyio.lowlevel.checkpoint()

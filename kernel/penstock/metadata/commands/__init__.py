@@ -10,6 +10,7 @@ of the rules which decided on the entry when it was written, and decide ever aft
 
 - 1: a node that started took every stream over, whoever had it.
 - 2: nobody takes over what another node's WAL may hold (:mod:`penstock.metadata.owners`).
+- 3: the same; what is beside it, the snapshot, says who leads (:mod:`penstock.metadata.stored`).
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from penstock.errors import CorruptError, NewerVersionError
 from penstock.metadata.command import RETIRED_TAGS, Command
 from penstock.metadata.versions import refuse_newer
 
-ENTRY_VERSION = 2
+ENTRY_VERSION = 3
 
 
 def _found() -> Iterator[type[Command]]:

@@ -8,7 +8,7 @@ import msgspec
 
 from penstock.metadata import owners
 from penstock.metadata.command import Command
-from penstock.metadata.deltas import NodesChanged, StreamsChanged
+from penstock.metadata.deltas import ControllerChanged, LeadersChanged, NodesChanged, StreamsChanged
 from penstock.metadata.nodes import NodeState
 from penstock.metadata.state import Moment, State
 
@@ -18,7 +18,7 @@ class RegisterNode(Command, tag="node", frozen=True):
 
     Refused, so that nobody is fenced, if acknowledged records may be in a WAL that this broker didn't find: the one
     recorded for the node, or (version 2) for any other. If it found another node's, that node is fenced, and its WAL
-    and streams are this node's from now on.
+    and streams are this node's from now on. It leads nothing yet, and is the controller.
     """
 
     node_id: int
@@ -70,6 +70,11 @@ class RegisterNode(Command, tag="node", frozen=True):
                     other.epoch = at.index
                     changed.append(other.node_id)
         at.tell(NodesChanged(changed))
+        # in version 1 whoever started took everything over; since then nobody else leads who isn't among them
+        at.tell(LeadersChanged(image.topics.unlead(changed if at.rules > 1 else nodes.ids())))
+        if image.controller != self.node_id:
+            image.controller = self.node_id
+            at.tell(ControllerChanged())
         return at.index
 
     @staticmethod
@@ -116,7 +121,7 @@ class UseWal(Command, tag="wal+", frozen=True):
 class ReleaseWal(Command, tag="wal-", frozen=True):
     """A clean stop: all that the node's WAL held is uploaded and trimmed, and nothing is appended any more.
 
-    This closes the node's streams: whoever comes may open them.
+    This closes the node's streams: whoever comes may open them, and until then its partitions have no leader.
     """
 
     node_id: int
@@ -127,3 +132,4 @@ class ReleaseWal(Command, tag="wal-", frozen=True):
         image.nodes.check_epoch(self.node_id, self.node_epoch)
         image.nodes.require(self.node_id).wal_in_use = False
         at.tell(NodesChanged([self.node_id]))
+        at.tell(LeadersChanged(image.topics.unlead([self.node_id])))

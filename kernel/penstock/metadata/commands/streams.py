@@ -9,12 +9,14 @@ from array import array
 from penstock.errors import ConflictError
 from penstock.metadata import owners
 from penstock.metadata.command import Command
-from penstock.metadata.deltas import NodesChanged, ObjectsChanged, StreamsChanged
+from penstock.metadata.deltas import LeadersChanged, NodesChanged, ObjectsChanged, StreamsChanged
 from penstock.metadata.state import Moment, State
 
 
 class OpenStreams(Command, tag="open", frozen=True):
     """The node owns these streams from now on; their epoch becomes the index of this entry.
+
+    Of the partitions whose logs are among them, it is the leader.
 
     Refused (version 2) if another node owns one of them whose WAL may hold its records.
     """
@@ -42,9 +44,16 @@ class OpenStreams(Command, tag="open", frozen=True):
             node.wal = node.wal_location = ""
             node.wal_in_use, node.wal_since = True, at.index
             at.tell(NodesChanged([self.node_id]))
+        led: dict[bytes, list[int]] = {}
         for stream_id in opened:
-            streams.open(stream_id, self.node_id, at.index)
+            stream = streams.open(stream_id, self.node_id, at.index)
+            topic = image.topics.require(stream.topic_id)
+            if topic.log_streams[stream.partition] == stream_id:
+                led.setdefault(stream.topic_id, []).append(stream.partition)
+        for topic_id, partitions in led.items():
+            image.topics.lead(topic_id, partitions, self.node_id)
         at.tell(StreamsChanged(opened))
+        at.tell(LeadersChanged(led))
         return opened
 
     def weight(self, image: State) -> int:

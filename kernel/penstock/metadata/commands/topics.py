@@ -21,7 +21,7 @@ from penstock.metadata.deltas import (
     TopicRemoved,
 )
 from penstock.metadata.state import Moment, State
-from penstock.metadata.topics import TopicState
+from penstock.metadata.topics import NO_LEADER, TopicState
 
 
 def _grow(image: State, at: Moment, topic: TopicState, partition_count: int) -> None:
@@ -29,6 +29,7 @@ def _grow(image: State, at: Moment, topic: TopicState, partition_count: int) -> 
     for partition in range(topic.partition_count, partition_count):
         for streams in (topic.log_streams, topic.state_streams):
             streams.append(image.streams.add(topic.topic_id, partition))
+        topic.leaders.append(NO_LEADER)
     at.tell(StreamsAdded(first, image.streams.next_id))
     at.tell(IdsGiven("stream", image.streams.next_id))
 

@@ -1,0 +1,106 @@
+"""The one place where entries become the image: each is applied once, in order, whoever wrote it."""
+
+from __future__ import annotations
+
+__all__ = ("Tailer",)
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import anyio
+
+from penstock.bus import EventBus
+from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError
+from penstock.metadata.commands import Entry, decode_entry
+from penstock.metadata.image import Image
+from penstock.spi.metadata_log import MetadataLog
+from penstock.work.retry import Backoff, doubling
+
+logger = logging.getLogger("penstock.metadata")
+
+#: Pauses while the log can't be read, or can't say whether there is news.
+_PAUSES_S = doubling(0.1, 10.0)
+
+
+class Tailer:
+    """Applies entries to ``image``, and publishes what they changed on ``bus``.
+
+    A writer hands its own entries over with :meth:`append`; what others append comes with :meth:`run`, the task that
+    follows them, and with :meth:`catch_up`. These may overlap: whoever has the next entry first, applies it.
+    """
+
+    def __init__(self, log: MetadataLog, image: Image, bus: EventBus, check: Callable[[], None]) -> None:
+        """``check`` is called after others' entries; it may end the task by raising, as who is fenced must stop."""
+        self.image = image
+        self._log = log
+        self._bus = bus
+        self._check = check
+        #: The entry that is being written.
+        self._own = b""
+        #: Its results, one per command, once it was found in the log.
+        self.landed: Sequence[Any] | None = None
+        #: Set when an append ends, if one is under way.
+        self._append_ended: anyio.Event | None = None
+
+    def apply(self, index: int, entry: Entry) -> Sequence[Any]:
+        """Fold the next entry and tell what changed; one result per command."""
+        folded = self.image.fold(index, entry)
+        for delta in folded.deltas:
+            self._bus.publish(delta)
+        return folded.results
+
+    def expect(self, data: bytes) -> None:
+        """An entry with these bytes is about to be written: :attr:`landed` are its results, once it is found."""
+        self._own, self.landed = data, None
+
+    async def append(self, entry: Entry, data: bytes) -> None:
+        """Append the entry that is expected at the next index, and apply it.
+
+        Raises the log's ConflictError if another writer was there first, UnavailableError if the entry may be there:
+        :meth:`catch_up` finds it.
+        """
+        index = self.image.index + 1
+        ended = self._append_ended = anyio.Event()
+        try:
+            await self._log.append(index, data)
+            if self.image.index < index:
+                self.landed = self.apply(index, entry)
+        finally:
+            self._append_ended = None
+            ended.set()
+
+    async def catch_up(self) -> None:
+        """Apply what the log holds past the image. Raises UnavailableError, CorruptError, NewerVersionError."""
+        async for read in self._log.read(self.image.index + 1):
+            if read.index == self.image.index + 1:  # else it was applied while we read
+                results = self.apply(read.index, decode_entry(read.index, read.data))
+                if read.data == self._own:
+                    self.landed = results
+
+    async def run(self) -> None:
+        """Follow other writers until cancelled; ends when the log is closed.
+
+        Raises what ``check`` raises, and NewerVersionError: what can't be read can't be followed.
+        """
+        backoff = Backoff(_PAUSES_S, told_every=30)
+        while True:
+            index = self.image.index
+            try:
+                await self._log.wait_for_news(index)
+                while self._append_ended is not None:
+                    await self._append_ended.wait()  # most news is our own
+                if self.image.index == index:
+                    await self.catch_up()
+                    self._check()
+            except ClosedError:
+                return
+            except (FencedError, NewerVersionError):
+                raise
+            except PenstockError as error:
+                pause_s = backoff.failed()
+                level = logging.WARNING if backoff.is_news else logging.DEBUG
+                logger.log(level, "metadata log at %s can't be followed: %s", self._log.location, error)
+                await anyio.sleep(pause_s)
+            else:
+                backoff.succeeded()
