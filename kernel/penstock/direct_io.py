@@ -10,9 +10,8 @@ Any layout is written correctly; one that agrees is written without a copy.
 
 from __future__ import annotations
 
-__all__ = ("BLOCK_BYTES", "LARGE_BYTES", "DirectGather", "filler_bytes", "write_vectors")
+__all__ = ("BLOCK_BYTES", "LARGE_BYTES", "BounceBuffers", "DirectGather", "filler_bytes", "write_vectors")
 
-import contextlib
 import ctypes
 import errno
 import mmap
@@ -52,22 +51,69 @@ def _address(buffer: Buffer) -> int | None:
         return None
 
 
+class BounceBuffers:
+    """Bounce buffers of one size for gathers that come and go. Some are kept: fresh memory costs a fault per page.
+
+    May be used by several threads at once.
+    """
+
+    __slots__ = ("_kept", "_kept_max", "size")
+
+    def __init__(self, size: int, kept_max: int) -> None:
+        assert size > 0, "there is room to gather in"
+        assert size % BLOCK_BYTES == 0, "a bounce buffer is whole blocks"
+        self.size = size
+        self._kept_max = kept_max
+        self._kept: list[mmap.mmap] = []
+
+    def take(self) -> mmap.mmap:
+        """A buffer, its contents undefined."""
+        try:
+            return self._kept.pop()
+        except IndexError:
+            return mmap.mmap(-1, self.size)
+
+    def give(self, memory: mmap.mmap) -> None:
+        """Keep a buffer for the next one, unless somebody sees it still (an error on its way)."""
+        try:
+            memory.resize(self.size)  # changes nothing, and is refused while a view is alive
+        except BufferError:
+            return
+        if len(self._kept) < self._kept_max:
+            self._kept.append(memory)
+        else:
+            memory.close()
+
+
 class DirectGather:
     """Turns buffers, one behind the other from an aligned position, into vectors fit for O_DIRECT.
 
-    ``write(vectors)`` is called with whole blocks at aligned addresses when the bounce buffer of ``bounce_bytes`` is
-    full, when ``write_bytes`` have come together (0: never), and by :meth:`flush`. It must write all of them behind
-    the ones before, and not keep them. Not for use by several threads at once.
+    ``write(vectors)`` is called with whole blocks at aligned addresses when the bounce buffer (of so many bytes, or
+    one of ``bounce``) is full, when ``write_bytes`` have come together (0: never), and by :meth:`flush`. It must
+    write all of them behind the ones before, and not keep them. Not for use by several threads at once.
     """
 
-    __slots__ = ("_bounce", "_from", "_memory", "_pending", "_used", "_vectors", "_write", "_write_bytes")
+    __slots__ = (
+        "_bounce",
+        "_buffers",
+        "_from",
+        "_memory",
+        "_pending",
+        "_used",
+        "_vectors",
+        "_write",
+        "_write_bytes",
+    )
 
     def __init__(
-        self, bounce_bytes: int, write: Callable[[Sequence[memoryview]], None], *, write_bytes: int = 0
+        self,
+        bounce: int | BounceBuffers,
+        write: Callable[[Sequence[memoryview]], None],
+        *,
+        write_bytes: int = 0,
     ) -> None:
-        assert bounce_bytes > 0, "there is room to gather in"
-        assert bounce_bytes % BLOCK_BYTES == 0, "the bounce buffer is whole blocks"
-        self._memory = mmap.mmap(-1, bounce_bytes)
+        self._buffers = BounceBuffers(bounce, 0) if isinstance(bounce, int) else bounce
+        self._memory = self._buffers.take()
         self._bounce = memoryview(self._memory)
         self._write = write
         self._write_bytes = write_bytes or sys.maxsize
@@ -119,8 +165,7 @@ class DirectGather:
         """Give the bounce buffer back: at once, or when an error on its way lets go of what wasn't written."""
         self.reset()
         self._bounce.release()
-        with contextlib.suppress(BufferError):
-            self._memory.close()
+        self._buffers.give(self._memory)
 
     def _add_in_place(self, view: memoryview, size: int) -> None:
         head = -self._used % BLOCK_BYTES

@@ -15,7 +15,7 @@ import mmap
 import os
 from collections.abc import Iterable, Sequence
 
-from penstock.direct_io import BLOCK_BYTES, DirectGather, write_vectors
+from penstock.direct_io import BLOCK_BYTES, BounceBuffers, DirectGather, write_vectors
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import body_size
 
@@ -37,10 +37,12 @@ _VECTORS_MAX = 1024
 class FileWriter:
     """Appends to ``fd``, a new file. Not for use by several threads at once; ``finish`` before syncing."""
 
-    __slots__ = ("_fd", "_gather", "_position")
+    __slots__ = ("_buffers", "_fd", "_gather", "_position")
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, buffers: BounceBuffers | None = None) -> None:
+        """``buffers`` are of :data:`BUFFER_BYTES`; None: one of its own."""
         self._fd = fd
+        self._buffers = buffers or BounceBuffers(BUFFER_BYTES, 0)
         self._gather: DirectGather | None = None
         self._position = 0
 
@@ -75,7 +77,7 @@ class FileWriter:
     def _go_direct(self) -> bool:
         if self._position % BLOCK_BYTES or not _set_direct(self._fd, on=True):
             return False
-        self._gather = DirectGather(BUFFER_BYTES, self._write_direct, write_bytes=BUFFER_BYTES)
+        self._gather = DirectGather(self._buffers, self._write_direct, write_bytes=BUFFER_BYTES)
         return True
 
     def _write_direct(self, vectors: Sequence[memoryview]) -> None:

@@ -24,6 +24,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from penstock.direct_io import BounceBuffers
 from penstock.errors import (
     AlreadyExistsError,
     ConfigError,
@@ -36,11 +37,13 @@ from penstock.files import ACCESSES, Access, create_file, excess_mode, make_dire
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
-from penstock_object_store_fsspec._direct import DIRECT_READ_BYTES_MIN, FileWriter, read_direct
+from penstock_object_store_fsspec._direct import BUFFER_BYTES, DIRECT_READ_BYTES_MIN, FileWriter, read_direct
 
 logger = logging.getLogger("penstock.store")
 
 _TEMPORARY = ".penstock-tmp"
+#: As many uploads as usually are under way.
+_BUFFERS_KEPT = 2
 #: Linux reads at most 0x7ffff000 bytes a call.
 _READ_BYTES_MAX = 2**30
 _OURS = re.compile(r"[0-9a-f]{16}\.(lock|\d+)")
@@ -81,6 +84,7 @@ class FileTree:
         #: The directories that weren't there before, from the top; the last one is the root.
         self._made: list[Path] = []
         self._numbers = itertools.count(1)
+        self._buffers = BounceBuffers(BUFFER_BYTES, _BUFFERS_KEPT)
         #: Directories whose own names are known to be durable.
         self._anchored: set[str] = set()
 
@@ -332,7 +336,7 @@ class FileTree:
                 self._restore_temporary()
                 path = self._temporary_path()
                 fd = create_file(path, os.O_WRONLY, self._access)
-        return PartialFile(key, path, fd, FileWriter(fd))
+        return PartialFile(key, path, fd, FileWriter(fd, self._buffers))
 
     def write(self, partial: PartialFile, body: Sequence[Buffer]) -> None:
         with self._translated("write", partial.key):

@@ -54,6 +54,30 @@ def test_any_sequence_of_writes_gives_their_concatenation(tmp_path: Path, writes
     assert path.read_bytes() == expected
 
 
+def test_objects_that_are_put_one_after_the_other_use_one_buffer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fresh memory costs a page fault per page."""
+    tree = FileTree(str(tmp_path / "store"))
+    tree.open()
+    made: list[int] = []
+    fresh = mmap.mmap
+
+    def count(fd: int, size: int) -> mmap.mmap:
+        made.append(size)
+        return fresh(fd, size)
+
+    monkeypatch.setattr("penstock.direct_io.mmap.mmap", count)
+    try:
+        for number in range(5):
+            body = [bytes([number]) * 1000] * 2000
+            tree.put("a", body)
+            assert tree.get("a", 0, None) == b"".join(body)
+    finally:
+        tree.close()
+    assert made.count(BUFFER_BYTES) == 1
+
+
 def test_a_file_system_without_direct_writes_is_written_as_usual(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
