@@ -12,6 +12,7 @@ from typing import Final
 from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
+from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_acls import AclCreationResult, CreateAclsRequest, CreateAclsResponse
@@ -26,26 +27,26 @@ def describe_acls_nowait(request: DescribeAclsRequest, context: RequestContext) 
     return DescribeAclsResponse(error_code=ErrorCode.SECURITY_DISABLED, error_message=_TEXT, resources=[])
 
 
-def create_acls_nowait(request: CreateAclsRequest, context: RequestContext) -> CreateAclsResponse:
+def _create_acls(request: CreateAclsRequest, context: RequestContext) -> Steps[CreateAclsResponse]:
     """SECURITY_DISABLED for each."""
-    return CreateAclsResponse(
-        results=[
-            AclCreationResult(error_code=ErrorCode.SECURITY_DISABLED, error_message=_TEXT)
-            for _ in request.creations
-        ]
-    )
+    results: list[AclCreationResult] = []
+    for _ in request.creations:
+        yield
+        results.append(AclCreationResult(error_code=ErrorCode.SECURITY_DISABLED, error_message=_TEXT))
+    return CreateAclsResponse(results=results)
 
 
-def delete_acls_nowait(request: DeleteAclsRequest, context: RequestContext) -> DeleteAclsResponse:
+def _delete_acls(request: DeleteAclsRequest, context: RequestContext) -> Steps[DeleteAclsResponse]:
     """SECURITY_DISABLED for each."""
-    return DeleteAclsResponse(
-        filter_results=[
+    results: list[DeleteAclsFilterResult] = []
+    for _ in request.filters:
+        yield
+        results.append(
             DeleteAclsFilterResult(
                 error_code=ErrorCode.SECURITY_DISABLED, error_message=_TEXT, matching_acls=[]
             )
-            for _ in request.filters
-        ]
-    )
+        )
+    return DeleteAclsResponse(filter_results=results)
 
 
 def _each_creation(request: CreateAclsRequest, _version: int, error_code: int) -> CreateAclsResponse:
@@ -56,6 +57,9 @@ def _each_filter(request: DeleteAclsRequest, _version: int, error_code: int) -> 
     results = [DeleteAclsFilterResult(error_code=error_code, matching_acls=[]) for _ in request.filters]
     return DeleteAclsResponse(filter_results=results)
 
+
+create_acls_nowait: Final = first_portion(_create_acls)
+delete_acls_nowait: Final = first_portion(_delete_acls)
 
 _NOTE: Final = "SECURITY_DISABLED: there is no authorizer"
 
@@ -71,6 +75,7 @@ APIS: Final = (
         key=ApiKey.CREATE_ACLS,
         needs=(the_cluster(Operation.ALTER),),
         nowait=create_acls_nowait,
+        handler=other_portions,
         failure=_each_creation,
         note=_NOTE,
     ),
@@ -78,6 +83,7 @@ APIS: Final = (
         key=ApiKey.DELETE_ACLS,
         needs=(the_cluster(Operation.ALTER),),
         nowait=delete_acls_nowait,
+        handler=other_portions,
         failure=_each_filter,
         note=_NOTE,
     ),

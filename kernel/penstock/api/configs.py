@@ -29,6 +29,7 @@ from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.api.names import topic_name_fault
+from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
 from penstock.log.topic import Topic
@@ -63,10 +64,14 @@ from penstock.wire.messages.list_config_resources import (
     ListConfigResourcesRequest,
     ListConfigResourcesResponse,
 )
-from penstock.work.pieces import pieces
+from penstock.work.pieces import in_portions, pieces
 
 #: Resources that are described before others get their turn.
-_SLICE_RESOURCES: Final = 100
+_SLICE_RESOURCES: Final = 10
+#: Resources whose configs are changed in one go, if that takes no waiting.
+_CHANGES: Final = 20
+#: Resources that are counted in one go.
+_NAMES: Final = 1_000
 # org.apache.kafka.common.config.ConfigResource.Type
 _TOPIC: Final = 2
 _BROKER: Final = 4
@@ -159,9 +164,9 @@ async def handle_describe_configs(
     return DescribeConfigsResponse(results=results)
 
 
-def list_config_resources_nowait(
+def _list_config_resources(
     request: ListConfigResourcesRequest, context: RequestContext
-) -> ListConfigResourcesResponse:
+) -> Steps[ListConfigResourcesResponse]:
     """ListConfigResources (KIP-1142): topics and the broker, which has loggers; no client metrics, no groups."""
     wanted = frozenset(request.resource_types) or _RESOURCE_TYPES
     if context.version < _ANY_RESOURCE_VERSION:
@@ -171,7 +176,9 @@ def list_config_resources_nowait(
     logs = context.api.logs
     found: list[ConfigResource] = []
     if _TOPIC in wanted:
-        found += [ConfigResource(resource_name=name, resource_type=_TOPIC) for name in sorted(logs.topics())]
+        for name in sorted(logs.topics()):
+            yield
+            found.append(ConfigResource(resource_name=name, resource_type=_TOPIC))
     if _BROKER in wanted:
         found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER))
     if _BROKER_LOGGER in wanted:
@@ -235,8 +242,10 @@ async def handle_incremental_alter_configs(
     """IncrementalAlterConfigs (KIP-339): SET, DELETE, and APPEND and SUBTRACT on lists; a resource all or nothing."""
     responses: list[AlterConfigsResourceResponse] = []
     deadline = Deadline()
-    times = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
-    for resource in request.resources:
+    times = Counter(
+        [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
+    )
+    async for resource in in_portions(request.resources, _CHANGES):
         response = AlterConfigsResourceResponse(
             error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
         )
@@ -310,8 +319,10 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
     """AlterConfigs, the older way: what is not named goes back to its default."""
     responses: list[AlteredResource] = []
     deadline = Deadline()
-    times = Counter((resource.resource_type, resource.resource_name) for resource in request.resources)
-    for resource in request.resources:
+    times = Counter(
+        [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
+    )
+    async for resource in in_portions(request.resources, _CHANGES):
         response = AlteredResource(
             error_message=None, resource_type=resource.resource_type, resource_name=resource.resource_name
         )
@@ -391,6 +402,8 @@ def _unsupported(kind: int) -> KafkaError:
     )
 
 
+list_config_resources_nowait: Final = first_portion(_list_config_resources)
+
 APIS: Final = (
     Api(
         key=ApiKey.DESCRIBE_CONFIGS,
@@ -423,6 +436,7 @@ APIS: Final = (
         key=ApiKey.LIST_CONFIG_RESOURCES,
         needs=(the_cluster(Operation.DESCRIBE_CONFIGS),),
         nowait=list_config_resources_nowait,
+        handler=other_portions,
         failure=one_code(ListConfigResourcesResponse),
         note="topics and the broker",
     ),

@@ -139,6 +139,8 @@ class RequestContext:
 
     #: What the part of a handler that doesn't wait leaves to the part that does.
     state: object = None
+    #: Its answer is a long one: it is encoded in a thread.
+    is_long: bool = False
 
     def release_charges(self) -> None:
         """Give back what was charged so far; what the handler keeps it accounts for itself."""

@@ -20,6 +20,7 @@ from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.fetch_session import CachedPartition, Plan, SessionError
+from penstock.api.portions import Steps, at_once, by_portions
 from penstock.errors import FullError, PenstockError
 from penstock.log.partition import Partition, ReadResult
 from penstock.wire.api_keys import ApiKey
@@ -42,8 +43,9 @@ _ISOLATION_LEVELS: Final = frozenset({0, 1})
 #: Cold reads of one fetch stop after so many bytes: better an early answer than a full one.
 _COLD_BYTES: Final = 4 * 1024 * 1024
 _NO_EPOCH: Final = -1
-#: A fetch of more partitions looks at so many at a time, then others get their turn.
+#: A fetch of more partitions looks at a portion of them at a time, then others get their turn.
 SLICE_PARTITIONS = 500
+_PORTION_PARTITIONS: Final = 200
 
 
 class _Fetch:
@@ -91,7 +93,7 @@ class _Fetch:
         found = _Collected()
         for number, cached in enumerate(self.plan, 1):
             self._look(cached, found, watch)
-            if number % SLICE_PARTITIONS == 0:
+            if number % min(SLICE_PARTITIONS, _PORTION_PARTITIONS) == 0:
                 await anyio.lowlevel.checkpoint()
         return found
 
@@ -198,7 +200,7 @@ class _Fetch:
         topics: dict[bytes | str, FetchableTopicResponse] = {}
         for number, entry in enumerate(found.entries.values(), 1):
             self._mention(entry, topics)
-            if number % SLICE_PARTITIONS == 0:
+            if number % min(SLICE_PARTITIONS, _PORTION_PARTITIONS) == 0:
                 await anyio.lowlevel.checkpoint()
         return self._response(topics)
 
@@ -277,15 +279,18 @@ class _Entry:
 class _Collected:
     """What there is to say, in order, and what it adds up to. Quiet partitions aren't in it."""
 
-    __slots__ = ("entries", "must_answer", "size_bytes")
+    __slots__ = ("_cold", "entries", "must_answer", "size_bytes")
 
     def __init__(self) -> None:
         self.entries: dict[CachedPartition, _Entry] = {}
+        self._cold: dict[CachedPartition, _Entry] = {}
         self.size_bytes = 0
         self.must_answer = False
 
     def add(self, entry: _Entry) -> None:
         self.entries[entry.cached] = entry
+        if entry.cold:
+            self._cold[entry.cached] = entry
         self.size_bytes += entry.size_bytes
         if entry.error or entry.diverging is not None:
             self.must_answer = True
@@ -293,30 +298,25 @@ class _Collected:
     def drop(self, cached: CachedPartition) -> None:
         entry = self.entries.pop(cached, None)
         if entry is not None:
+            self._cold.pop(cached, None)
             self.size_bytes -= entry.size_bytes
 
     @property
     def cold(self) -> list[_Entry]:
         """Those that memory hasn't."""
-        return [entry for entry in self.entries.values() if entry.cold]
+        return list(self._cold.values())
 
 
 def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchResponse | None:
     """The response, if there is nothing to wait for; else None, and ``handle_fetch`` goes on from there."""
     by_id = context.version >= _TOPIC_IDS_VERSION
-    with_session = context.version >= _SESSIONS_VERSION
     api = context.api
     if request.isolation_level not in _ISOLATION_LEVELS:
         return _refused(request, by_id=by_id)
+    if _asked_partitions(request) > SLICE_PARTITIONS:
+        return None
     try:
-        plan = api.fetch_sessions.begin(
-            request.session_id if with_session else 0,
-            request.session_epoch if with_session else -1,
-            request.topics,
-            request.forgotten_topics_data,
-            by_id=by_id,
-            now_s=api.clock(),
-        )
+        plan = at_once(_begin(request, context))
     except SessionError as error:
         return FetchResponse(error_code=error.error_code)
     fetch = _Fetch(request, context, plan)
@@ -337,6 +337,25 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
             return fetch.respond(found)
     context.state = fetch
     return None
+
+
+def _begin(request: FetchRequest, context: RequestContext) -> Steps[Plan]:
+    """Fold the request into its session."""
+    with_session = context.version >= _SESSIONS_VERSION
+    return context.api.fetch_sessions.begin_in_steps(
+        request.session_id if with_session else 0,
+        request.session_epoch if with_session else -1,
+        request.topics,
+        request.forgotten_topics_data,
+        by_id=context.version >= _TOPIC_IDS_VERSION,
+        now_s=context.api.clock(),
+    )
+
+
+def _asked_partitions(request: FetchRequest) -> int:
+    """How many the request names; a topic without any takes as long as one."""
+    asked = sum([len(topic.partitions) or 1 for topic in request.topics])
+    return asked + sum([len(topic.partitions) or 1 for topic in request.forgotten_topics_data])
 
 
 def _refused(request: FetchRequest, *, by_id: bool) -> FetchResponse:
@@ -360,10 +379,14 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
 
     Cancelled when the client goes away.
     """
+    if context.state is None and request.isolation_level not in _ISOLATION_LEVELS:
+        return _refused(request, by_id=context.version >= _TOPIC_IDS_VERSION)
     if context.state is None:
-        response = fetch_nowait(request, context)
-        if response is not None:
-            return response
+        try:
+            plan = await by_portions(_begin(request, context), 1)
+        except SessionError as error:
+            return FetchResponse(error_code=error.error_code)
+        context.state = _Fetch(request, context, plan)
     fetch, context.state = context.state, None
     assert isinstance(fetch, _Fetch)
     await _wait(fetch, context)

@@ -10,12 +10,13 @@ __all__ = ("CachedPartition", "FetchSessions", "Plan", "SessionError")
 
 import random
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Final, TypeAlias
 
 from penstock.account import Ledger
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import FetchPartition, FetchTopic, ForgottenTopic
+from penstock.work.pieces import pieces
 
 #: Topic id from Fetch v13 on, topic name before.
 TopicKey: TypeAlias = bytes | str
@@ -71,6 +72,8 @@ class CachedPartition:
 
 
 _Key: TypeAlias = tuple[TopicKey, int]
+#: Partitions that are folded in at a time.
+_STEP_PARTITIONS: Final = 200
 
 
 class _Session:
@@ -153,11 +156,30 @@ class FetchSessions:
         now_s: float,
     ) -> Plan:
         """Fold a request into its session. Raises SessionError."""
+        steps = self.begin_in_steps(session_id, epoch, topics, forgotten, by_id=by_id, now_s=now_s)
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                plan: Plan = end.value
+                return plan
+
+    def begin_in_steps(
+        self,
+        session_id: int,
+        epoch: int,
+        topics: Iterable[FetchTopic],
+        forgotten: Iterable[ForgottenTopic],
+        *,
+        by_id: bool,
+        now_s: float,
+    ) -> Generator[None, None, Plan]:
+        """The same in steps of some hundred partitions, between which other requests may come."""
         if epoch in {_EPOCH_INITIAL, _EPOCH_FINAL}:
             if session_id != _SESSIONLESS:
                 self._remove(session_id)
             partitions: OrderedDict[_Key, CachedPartition] = OrderedDict()
-            size = _SESSION_BYTES + _merge(partitions, topics, by_id)
+            size = _SESSION_BYTES + (yield from _merge(partitions, topics, by_id))
             session = None
             if epoch == _EPOCH_INITIAL and partitions:
                 session = self._create(by_id, partitions, size, now_s)
@@ -169,21 +191,26 @@ class FetchSessions:
             raise SessionError(ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR)
         if session.epoch != epoch:
             raise SessionError(ErrorCode.INVALID_FETCH_SESSION_EPOCH)
+        # now: who comes with the same epoch while this one is folded in is refused
+        session.epoch = 1 if epoch == _EPOCH_MAX else epoch + 1
+        session.used_s = now_s
+        self._sessions.move_to_end(session_id)
         growth = 0
         for topic in forgotten:
             key: TopicKey = topic.topic_id if by_id else topic.topic
-            for index in topic.partitions:
-                if session.partitions.pop((key, index), None) is not None:
-                    growth -= _PARTITION_BYTES + len(key)
-        growth += _merge(session.partitions, topics, by_id)
+            for some in pieces(topic.partitions, _STEP_PARTITIONS):
+                for index in some:
+                    if session.partitions.pop((key, index), None) is not None:
+                        growth -= _PARTITION_BYTES + len(key)
+                yield
+        growth += yield from _merge(session.partitions, topics, by_id)
+        if self._sessions.get(session_id) is not session:  # it lost its place meanwhile
+            raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
         if growth > 0 and not self._memory.has_room(growth):
             self._remove(session_id)
             raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
         self._memory.add(growth)
         session.size_bytes += growth
-        session.epoch = 1 if epoch == _EPOCH_MAX else epoch + 1
-        session.used_s = now_s
-        self._sessions.move_to_end(session_id)
         return Plan(session.partitions, session, incremental=True)
 
     def _create(
@@ -211,16 +238,27 @@ class FetchSessions:
             self._memory.add(-session.size_bytes)
 
 
-def _merge(partitions: OrderedDict[_Key, CachedPartition], topics: Iterable[FetchTopic], by_id: bool) -> int:
+def _merge(
+    partitions: OrderedDict[_Key, CachedPartition], topics: Iterable[FetchTopic], by_id: bool
+) -> Generator[None, None, int]:
     """Add what is asked to ``partitions``; the bytes that they grew by."""
-    growth = 0
+    growth = done = 0
     for topic in topics:
         key: TopicKey = bytes(topic.topic_id) if by_id else topic.topic
-        for asked in topic.partitions:
-            known = partitions.get((key, asked.partition))
-            if known is None:
-                partitions[key, asked.partition] = CachedPartition(key, asked)
-                growth += _PARTITION_BYTES + len(key)
-            else:
-                known.update(asked)
+        for some in pieces(topic.partitions, _STEP_PARTITIONS):
+            for asked in some:
+                known = partitions.get((key, asked.partition))
+                if known is None:
+                    partitions[key, asked.partition] = CachedPartition(key, asked)
+                    growth += _PARTITION_BYTES + len(key)
+                else:
+                    known.update(asked)
+            done += len(some)
+            if done >= _STEP_PARTITIONS:
+                done = 0
+                yield
+        done += 1
+        if done >= _STEP_PARTITIONS:
+            done = 0
+            yield
     return growth

@@ -88,7 +88,7 @@ from penstock.wire.messages.offset_fetch import (
     OffsetFetchResponseTopics,
 )
 from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupResponse
-from penstock.work.pieces import pieces
+from penstock.work.pieces import in_portions
 
 # Versions at which a rule changed.
 _JOIN_MEMBER_ID_REQUIRED_VERSION: Final = 4
@@ -103,8 +103,8 @@ _FETCH_GROUPS_VERSION: Final = 8
 _TOPIC_IDS_VERSION: Final = 10
 _FIND_BATCH_VERSION: Final = 4
 #: Others get their turn after so many keys of one request.
-_SLICE_KEYS: Final = 500
-_SLICE_OFFSETS: Final = 2_000
+_SLICE_KEYS: Final = 100
+_SLICE_OFFSETS: Final = 500
 
 _KEY_TYPE_GROUP: Final = 0
 _KEY_TYPE_TRANSACTION: Final = 1
@@ -214,7 +214,7 @@ async def handle_describe_groups(
 ) -> DescribeGroupsResponse:
     """DescribeGroups v0-6; an unknown group is an error from v6 on, and Dead before."""
     descriptions = await _groups(context).describe(list(dict.fromkeys(request.groups)))
-    groups = [_described(one, context.version) for one in descriptions]
+    groups = [_described(one, context.version) async for one in in_portions(descriptions)]
     if request.include_authorized_operations:
         for group in groups:
             if group.error_code == ErrorCode.NONE:
@@ -284,14 +284,14 @@ async def handle_delete_groups(request: DeleteGroupsRequest, context: RequestCon
 async def handle_offset_commit(request: OffsetCommitRequest, context: RequestContext) -> OffsetCommitResponse:
     """OffsetCommit v2-10; offsets are durable when it is answered."""
     by_id = context.version >= _TOPIC_IDS_VERSION
-    found = [_find(one.topic_id if by_id else one.name, context) for one in request.topics]
+    found = [_find(one.topic_id if by_id else one.name, context) async for one in in_portions(request.topics)]
     offsets = {
         (topic.name, one.partition_index): OffsetAndMetadata(
             one.committed_offset, one.committed_leader_epoch, one.committed_metadata or ""
         )
-        for asked, topic in zip(request.topics, found, strict=True)
+        async for asked, topic in in_portions(zip(request.topics, found, strict=True))
         if topic is not None
-        for one in asked.partitions
+        async for one in in_portions(asked.partitions)
         if 0 <= one.partition_index < topic.partition_count
     }
     errors: Mapping[TopicPartition, ErrorCode] = {}
@@ -306,8 +306,8 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
         )
     return OffsetCommitResponse(
         topics=[
-            _committed(asked, topic, errors, context.version)
-            for asked, topic in zip(request.topics, found, strict=True)
+            await _committed(asked, topic, errors, context.version)
+            async for asked, topic in in_portions(zip(request.topics, found, strict=True))
             if asked.partitions
         ]
     )
@@ -329,14 +329,14 @@ def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int
     )
 
 
-def _committed(
+async def _committed(
     asked: OffsetCommitRequestTopic,
     topic: Topic | None,
     errors: Mapping[TopicPartition, ErrorCode],
     version: int,
 ) -> OffsetCommitResponseTopic:
     partitions = []
-    for one in asked.partitions:
+    async for one in in_portions(asked.partitions):
         if topic is None:
             error = _unknown_topic(version)
         else:
@@ -408,30 +408,27 @@ async def _fetched_group(
         return await _fetched_all(group_id, context)
     by_id = context.version >= _TOPIC_IDS_VERSION
     names: list[str | None] = []
-    for asked in topics:
+    async for asked in in_portions(topics):
         topic = _find(asked.topic_id, context) if by_id else None
         names.append(asked.name if not by_id else topic.name if topic is not None else None)
     partitions = [
         (name, index)
-        for asked, name in zip(topics, names, strict=True)
+        async for asked, name in in_portions(zip(topics, names, strict=True))
         if name is not None
-        for index in asked.partition_indexes
+        async for index in in_portions(asked.partition_indexes, _SLICE_OFFSETS)
     ]
     error, offsets = await _groups(context).fetch_offsets(group_id, partitions)
     if error is not ErrorCode.NONE:
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     described: list[OffsetFetchResponseTopics] = []
-    for asked, name in zip(topics, names, strict=True):
+    async for asked, name in in_portions(zip(topics, names, strict=True)):
         topic_of = OffsetFetchResponseTopics(topic_id=asked.topic_id, name=asked.name, partitions=[])
-        for some in pieces(asked.partition_indexes, _SLICE_OFFSETS):
-            topic_of.partitions += [
+        async for index in in_portions(asked.partition_indexes):
+            topic_of.partitions.append(
                 _fetched(index, None, ErrorCode.UNKNOWN_TOPIC_ID)
                 if name is None
                 else _fetched(index, offsets[name, index])
-                for index in some
-            ]
-            if len(some) == _SLICE_OFFSETS:
-                await anyio.lowlevel.checkpoint()
+            )
         described.append(topic_of)
     return OffsetFetchResponseGroup(group_id=group_id, topics=described)
 
@@ -442,7 +439,7 @@ async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchRes
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     by_id = context.version >= _TOPIC_IDS_VERSION
     topics: dict[str, OffsetFetchResponseTopics] = {}
-    for (name, index), committed in sorted(offsets.items()):
+    async for (name, index), committed in in_portions(sorted(offsets.items())):
         if name not in topics:
             topic = _find(name, context) if by_id else None
             if by_id and topic is None:
@@ -479,12 +476,12 @@ def _single(one: OffsetFetchResponsePartitions) -> OffsetFetchResponsePartition:
 
 async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestContext) -> OffsetDeleteResponse:
     """OffsetDelete v0 (KIP-496)."""
-    found = [_find(one.name, context) for one in request.topics]
+    found = [_find(one.name, context) async for one in in_portions(request.topics)]
     partitions = [
         (asked.name, one.partition_index)
-        for asked, topic in zip(request.topics, found, strict=True)
+        async for asked, topic in in_portions(zip(request.topics, found, strict=True))
         if topic is not None
-        for one in asked.partitions
+        async for one in in_portions(asked.partitions, _SLICE_OFFSETS)
         if 0 <= one.partition_index < topic.partition_count
     ]
     error, errors = await _groups(context).delete_offsets(request.group_id, partitions)
@@ -501,10 +498,10 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
                             (asked.name, one.partition_index), ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
                         ),
                     )
-                    for one in asked.partitions
+                    async for one in in_portions(asked.partitions)
                 ],
             )
-            for asked in request.topics
+            async for asked in in_portions(request.topics)
             if asked.partitions
         ]
     )

@@ -7,8 +7,6 @@ __all__ = ("APIS", "handle_describe_log_dirs")
 from collections.abc import Iterator
 from typing import Final
 
-import anyio
-
 from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
@@ -23,10 +21,9 @@ from penstock.wire.messages.describe_log_dirs import (
     DescribeLogDirsResult,
     DescribeLogDirsTopic,
 )
+from penstock.work.pieces import in_portions
 
 _UNKNOWN: Final = -1
-#: Partitions that are looked at in one go: each costs a walk over its ranges.
-_PARTITIONS_PER_TURN: Final = 100
 
 
 async def handle_describe_log_dirs(
@@ -39,17 +36,18 @@ async def handle_describe_log_dirs(
     """
     api = context.api
     topics: dict[str, DescribeLogDirsTopic] = {}
-    looked_at = 0
-    for name, index in _wanted(request.topics, api.logs):
+    context.is_long = True
+    seen: set[tuple[str, int]] = set()
+    async for name, index in in_portions(_wanted(request.topics, api.logs)):
+        if (name, index) in seen:
+            continue
+        seen.add((name, index))
         partition = api.logs.partition(name, index)
         if partition is None:
             continue
         topics.setdefault(name, DescribeLogDirsTopic(name=name, partitions=[])).partitions.append(
             DescribeLogDirsPartition(partition_index=index, partition_size=partition.size_bytes)
         )
-        looked_at += 1
-        if looked_at % _PARTITIONS_PER_TURN == 0:
-            await anyio.lowlevel.checkpoint()
     capacity = await run_in_thread(api.data_place.capacity)
     total, usable = (_UNKNOWN, _UNKNOWN) if capacity is None else capacity
     return DescribeLogDirsResponse(
@@ -71,10 +69,7 @@ def _wanted(asked: list[DescribableLogDirTopic] | None, logs: LogManager) -> Ite
             for index in range(topic.partition_count if topic is not None else 0):
                 yield name, index
     else:
-        for name, index in dict.fromkeys(
-            (topic.topic, index) for topic in asked for index in topic.partitions
-        ):
-            yield name, index
+        yield from ((topic.topic, index) for topic in asked for index in topic.partitions)
 
 
 APIS: Final = (

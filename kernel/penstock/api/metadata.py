@@ -26,6 +26,7 @@ from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, describe_topic
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, is_valid_topic_name, metric_name
+from penstock.api.portions import Steps, at_once, by_portions, first_portion, other_portions
 from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import INTERNAL_TOPICS
@@ -53,6 +54,7 @@ from penstock.wire.messages.metadata import (
     MetadataResponseTopic,
 )
 from penstock.wire.splice import EncodedBody
+from penstock.work.pieces import PORTION
 
 #: "Not asked for" in the fields of authorized operations.
 UNKNOWN_OPERATIONS: Final = -(2**31)
@@ -76,12 +78,14 @@ _SOFTWARE: Final = re.compile(r"[a-zA-Z0-9](?:[a-zA-Z0-9\-.]*[a-zA-Z0-9])?")
 
 def metadata_nowait(request: MetadataRequest, context: RequestContext) -> MetadataResponse | None:
     """The response, unless topics have to be created or waited for first, or it is a large one."""
-    code = _fault(request, context)
+    if len(request.topics or ()) > PORTION:
+        return None
+    code = at_once(_fault(request, context))
     if code:
         return _refused(request, code)
-    if _missing(request, context):
+    if at_once(_missing(request, context)):
         return None
-    topics = _wanted(request, context, {})
+    topics = at_once(_wanted(request, context, {}))
     if _is_large(topics):
         return None
     response = _without_topics(request, context)
@@ -98,12 +102,15 @@ async def handle_metadata(
     LEADER_NOT_AVAILABLE: all clients ask again, and none gives up after a few times, as franz-go does on
     UNKNOWN_TOPIC_OR_PARTITION.
     """
+    code = await by_portions(_fault(request, context))
+    if code:
+        return _refused(request, code)
     failed: dict[str, int] = {}
-    if _missing(request, context):
+    if missing := await by_portions(_missing(request, context)):
         with anyio.move_on_after(CREATION_WAIT_S):
-            await context.api.logs.wait_changed(_missing(request, context))
-            failed = await _create(_to_create(request, context), context)
-    topics = _wanted(request, context, failed)
+            await context.api.logs.wait_changed(missing)
+            failed = await _create(await by_portions(_to_create(request, context)), context)
+    topics = await by_portions(_wanted(request, context, failed))
     response = _without_topics(request, context)
     operations = _operations(request)
     if _is_large(topics):
@@ -137,18 +144,24 @@ def _code_of_failure(error: Exception) -> int:
     return error_code_of(error)
 
 
-def _missing(request: MetadataRequest, context: RequestContext) -> list[str]:
+def _missing(request: MetadataRequest, context: RequestContext) -> Steps[list[str]]:
     """The topics that aren't there, but are being created or have to be."""
     logs = context.api.logs
-    names = [name for name in _unknown(request, context) if logs.is_changing(name)]
-    return list(dict.fromkeys(names + _to_create(request, context)))
+    names: dict[str, None] = {}
+    for name in (yield from _unknown(request, context)):
+        yield
+        if logs.is_changing(name):
+            names[name] = None
+    names.update(dict.fromkeys((yield from _to_create(request, context))))
+    return list(names)
 
 
-def _fault(request: MetadataRequest, context: RequestContext) -> int:
+def _fault(request: MetadataRequest, context: RequestContext) -> Steps[int]:
     """What is wrong with the request as a whole, in Kafka's eyes."""
     if context.version < _ID_FIELD_VERSION:
         return ErrorCode.NONE
     for topic in request.topics or ():
+        yield
         if context.version < _BY_ID_VERSION and (topic.name is None or bytes(topic.topic_id) != _ZERO_ID):
             return (
                 ErrorCode.INVALID_REQUEST
@@ -166,14 +179,14 @@ def _refused(request: MetadataRequest, code: int) -> MetadataResponse:
     return MetadataResponse(error_code=code, brokers=[], cluster_id=None, controller_id=-1, topics=topics)
 
 
-def _to_create(request: MetadataRequest, context: RequestContext) -> list[str]:
+def _to_create(request: MetadataRequest, context: RequestContext) -> Steps[list[str]]:
     if not (request.allow_auto_topic_creation and context.api.settings.auto_create_topics):
         return []
-    names = [
-        name
-        for name in _unknown(request, context)
-        if is_valid_topic_name(name) and name not in RESERVED_TOPICS
-    ]
+    names: list[str] = []
+    for name in (yield from _unknown(request, context)):
+        yield
+        if is_valid_topic_name(name) and name not in RESERVED_TOPICS:
+            names.append(name)
     return _creatable(names, context) if names and context.api.authorizer is not None else names
 
 
@@ -184,11 +197,14 @@ def _creatable(names: list[str], context: RequestContext) -> list[str]:
     return list(context.allowed(Operation.CREATE, ResourceType.TOPIC, names))
 
 
-def _unknown(request: MetadataRequest, context: RequestContext) -> list[str]:
+def _unknown(request: MetadataRequest, context: RequestContext) -> Steps[list[str]]:
     known = context.api.logs.topics()
-    asked = dict.fromkeys(topic.name for topic in request.topics or ())
-    names = [name for name in asked if name and name not in known]
-    return list(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, names)) if names else names
+    names: dict[str, None] = {}
+    for topic in request.topics or ():
+        yield
+        if topic.name and topic.name not in known:
+            names[topic.name] = None
+    return list(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, list(names))) if names else []
 
 
 def _without_topics(request: MetadataRequest, context: RequestContext) -> MetadataResponse:
@@ -217,14 +233,15 @@ def _operations(request: MetadataRequest) -> int:
 
 def _wanted(
     request: MetadataRequest, context: RequestContext, failed: dict[str, int]
-) -> list[Topic | MetadataResponseTopic]:
+) -> Steps[list[Topic | MetadataResponseTopic]]:
     """The topics that were asked for, each once; one that isn't there is described already, with its error."""
     if request.topics is None or (context.version < _ALL_BY_NULL_VERSION and not request.topics):
         topics = context.api.logs.topics()
         names = context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, sorted(topics))
-        return [topics[name] for name in names]
+        return list(map(topics.__getitem__, names))
     found: dict[str | bytes, Topic | MetadataResponseTopic] = {}
     for asked in request.topics:
+        yield
         key = _key(asked)
         if key not in found:
             found[key] = _asked_topic(asked, context, failed)
@@ -243,7 +260,7 @@ def _hide(
     names = [topic.name for topic in found.values() if topic.name is not None]
     shown = frozenset(context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, names))
     creates = request.allow_auto_topic_creation and context.api.settings.auto_create_topics
-    absent = _unknown(request, context) if creates else []
+    absent = at_once(_unknown(request, context)) if creates else []
     refused = set(absent).difference(_creatable(absent, context)) if absent else frozenset[str]()
     code = DENIED[ResourceType.TOPIC]
     for key, topic in found.items():
@@ -265,7 +282,9 @@ def _is_large(topics: Sequence[Topic | MetadataResponseTopic]) -> bool:
     partitions = 0
     for topic in topics:
         partitions += 1 if isinstance(topic, MetadataResponseTopic) else topic.partition_count
-    return partitions > PARTITIONS_INLINE_MAX
+        if partitions > PARTITIONS_INLINE_MAX:
+            return True
+    return False
 
 
 def _described(
@@ -338,9 +357,9 @@ def describe_cluster_nowait(
     return response
 
 
-def describe_topic_partitions_nowait(
+def _describe_topic_partitions(
     request: DescribeTopicPartitionsRequest, context: RequestContext
-) -> DescribeTopicPartitionsResponse:
+) -> Steps[DescribeTopicPartitionsResponse]:
     """DescribeTopicPartitions (KIP-966): topics in the order of their names, in pages.
 
     A cursor that can't be one of ours is INVALID_REQUEST, which the response has room for only beside topics.
@@ -368,6 +387,7 @@ def describe_topic_partitions_nowait(
         names = names[at:]
     response = DescribeTopicPartitionsResponse(topics=[])
     for name in names:
+        yield
         topic = logs.topics().get(name)
         if name in denied:
             response.topics.append(
@@ -467,6 +487,8 @@ def unsupported_api_versions(api: ApiContext) -> ApiVersionsResponse:
     )
 
 
+describe_topic_partitions_nowait: Final = first_portion(_describe_topic_partitions)
+
 APIS: Final = (
     Api(
         key=ApiKey.METADATA,
@@ -499,6 +521,7 @@ APIS: Final = (
         key=ApiKey.DESCRIBE_TOPIC_PARTITIONS,
         needs=(each(Operation.DESCRIBE, ResourceType.TOPIC),),
         nowait=describe_topic_partitions_nowait,
+        handler=other_portions,
         note="pages with cursors, in the order of names",
     ),
 )

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 #: A response with more partitions is put together in pieces: one partition takes 3 µs to describe and encode.
 PARTITIONS_INLINE_MAX = 50
 #: After so many partitions, or a fifth as many topics, others get their turn.
-_PIECE_PARTITIONS = 250
+_PIECE_PARTITIONS = 100
 _TOPIC_COST: Final = 5
 #: Versions (and options) whose encoded topics are kept.
 _KINDS_MAX: Final = 4
@@ -156,7 +156,7 @@ class MetadataFragments:
                 work = 0
                 await anyio.lowlevel.checkpoint()
         self._forget_deleted(kind, context)
-        return EncodedBody(list(kind.splice(response).join(len(elements), elements)))
+        return EncodedBody([b"".join(kind.splice(response).join(len(elements), elements))])
 
     def _kind(self, version: int, operations: int) -> _Kind:
         kind = self._kinds.pop((version, operations), None) or _Kind(version, operations)

@@ -7,8 +7,6 @@ __all__ = ("APIS", "handle_delete_records", "handle_list_offsets", "handle_offse
 from collections import Counter
 from typing import Final
 
-import anyio
-
 from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
@@ -39,6 +37,7 @@ from penstock.wire.messages.offset_for_leader_epoch import (
     OffsetForLeaderEpochResponse,
     OffsetForLeaderTopicResult,
 )
+from penstock.work.pieces import in_portions
 
 _LATEST: Final = -1
 _EARLIEST: Final = -2
@@ -58,24 +57,21 @@ _SINCE_VERSION: Final = {
 _READ_COMMITTED: Final = 1
 _ISOLATION_LEVELS: Final = frozenset({0, 1})
 _HIGH_WATERMARK: Final = -1
-#: After so many partitions others get their turn.
-_SLICE_PARTITIONS: Final = 200
+#: Partitions whose records are deleted in one go, if that takes no waiting: each has a scope for its deadline.
+_DELETIONS: Final = 20
 
 
 async def handle_list_offsets(request: ListOffsetsRequest, context: RequestContext) -> ListOffsetsResponse:
     """ListOffsets: one result per partition that was asked, with an error of its own."""
     topics: dict[str, ListOffsetsTopicResponse] = {}
     committed = request.isolation_level == _READ_COMMITTED
-    number = 0
-    times = Counter(
-        (topic.name, asked.partition_index) for topic in request.topics for asked in topic.partitions
-    )
+    times: Counter[tuple[str, int]] = Counter()
+    async for topic in in_portions(request.topics):
+        async for asked in in_portions(topic.partitions):
+            times[topic.name, asked.partition_index] += 1
     seen: set[tuple[str, int]] = set()
-    for topic in request.topics:
-        for asked in topic.partitions:
-            number += 1
-            if number % _SLICE_PARTITIONS == 0:
-                await anyio.lowlevel.checkpoint()
+    async for topic in in_portions(request.topics):
+        async for asked in in_portions(topic.partitions):
             key = (topic.name, asked.partition_index)
             if key in seen:
                 continue
@@ -138,9 +134,9 @@ async def handle_offset_for_leader_epoch(
 ) -> OffsetForLeaderEpochResponse:
     """OffsetForLeaderEpoch (KIP-320): where an epoch ended, (-1, -1) for one we never had."""
     topics: list[OffsetForLeaderTopicResult] = []
-    for topic in request.topics:
+    async for topic in in_portions(request.topics):
         results: list[EpochEndOffset] = []
-        for asked in topic.partitions:
+        async for asked in in_portions(topic.partitions):
             result = EpochEndOffset(partition=asked.partition)
             try:
                 partition = _find_available(topic.topic, asked.partition, context)
@@ -165,13 +161,13 @@ async def handle_delete_records(
     deadline = Deadline(request.timeout_ms)
     # A partition that is named twice is dealt with once, by what was said last.
     wanted: dict[str, dict[int, DeleteRecordsPartition]] = {}
-    for topic in request.topics:
-        for asked in topic.partitions:
+    async for topic in in_portions(request.topics):
+        async for asked in in_portions(topic.partitions):
             wanted.setdefault(topic.name, {})[asked.partition_index] = asked
     topics: list[DeleteRecordsTopicResult] = []
-    for name, partitions in wanted.items():
+    async for name, partitions in in_portions(wanted.items(), _DELETIONS):
         results: list[DeleteRecordsPartitionResult] = []
-        for asked in partitions.values():
+        async for asked in in_portions(partitions.values(), _DELETIONS):
             result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
             try:
                 result.low_watermark = await deadline.of(_delete_records(name, asked, context))

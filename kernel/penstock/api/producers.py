@@ -10,6 +10,7 @@ from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api
 from penstock.api.names import is_valid_topic_name
+from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_producers import (
@@ -25,20 +26,24 @@ _NO_COORDINATOR: Final = -1
 _NO_TRANSACTION: Final = -1
 
 
-def describe_producers_nowait(
+def _describe_producers(
     request: DescribeProducersRequest, context: RequestContext
-) -> DescribeProducersResponse:
+) -> Steps[DescribeProducersResponse]:
     """DescribeProducers (KIP-664): the producers of each partition that may still send a duplicate."""
     # Each partition once, however often it is asked for: a short request must not make a response of any length.
     wanted: dict[str, dict[int, None]] = {}
     for topic in request.topics:
+        yield
         wanted.setdefault(topic.name, {}).update(dict.fromkeys(topic.partition_indexes))
-    return DescribeProducersResponse(
-        topics=[
-            TopicResponse(name=name, partitions=[_partition(name, index, context) for index in indexes])
-            for name, indexes in wanted.items()
-        ]
-    )
+    topics: list[TopicResponse] = []
+    for name, indexes in wanted.items():
+        yield
+        partitions: list[PartitionResponse] = []
+        for index in indexes:
+            yield
+            partitions.append(_partition(name, index, context))
+        topics.append(TopicResponse(name=name, partitions=partitions))
+    return DescribeProducersResponse(topics=topics)
 
 
 def _partition(name: str, index: int, context: RequestContext) -> PartitionResponse:
@@ -74,11 +79,14 @@ def _partition(name: str, index: int, context: RequestContext) -> PartitionRespo
     return response
 
 
+describe_producers_nowait: Final = first_portion(_describe_producers)
+
 APIS: Final = (
     Api(
         key=ApiKey.DESCRIBE_PRODUCERS,
         needs=(each(Operation.READ, ResourceType.TOPIC),),
         nowait=describe_producers_nowait,
+        handler=other_portions,
         note="idempotent producers with their last sequence; the last timestamp is the broker's clock at their last "
         "batch",
     ),

@@ -19,6 +19,7 @@ from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import TIMED_OUT
+from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.log.errors import KafkaError
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -45,7 +46,7 @@ _PREFERRED: Final = 0
 _UNCLEAN: Final = 1
 
 
-def elect_leaders_nowait(request: ElectLeadersRequest, context: RequestContext) -> ElectLeadersResponse:
+def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Steps[ElectLeadersResponse]:
     """ElectLeaders (KIP-183, KIP-460): ELECTION_NOT_NEEDED for each partition that is led.
 
     If all partitions are asked for (null), all topics are answered, with those partitions that have no leader.
@@ -58,15 +59,21 @@ def elect_leaders_nowait(request: ElectLeadersRequest, context: RequestContext) 
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:
         for name in sorted(logs.topics()):
-            found = [
-                _elect(name, index, request.election_type, context)
-                for index in range(logs.topics()[name].partition_count)
-            ]
-            found = [result for result in found if result.error_code != ErrorCode.ELECTION_NOT_NEEDED]
+            topic = logs.topics().get(name)
+            found = []
+            for index in range(topic.partition_count if topic is not None else 0):
+                yield
+                result = _elect(name, index, request.election_type, context)
+                if result.error_code != ErrorCode.ELECTION_NOT_NEEDED:
+                    found.append(result)
             results.append(ReplicaElectionResult(topic=name, partition_result=found))
     else:
         for asked in request.topic_partitions:
-            found = [_elect(asked.topic, index, request.election_type, context) for index in asked.partitions]
+            yield
+            found = []
+            for index in asked.partitions:
+                yield
+                found.append(_elect(asked.topic, index, request.election_type, context))
             results.append(ReplicaElectionResult(topic=asked.topic, partition_result=found))
     return ElectLeadersResponse(replica_election_results=results)
 
@@ -115,15 +122,17 @@ def list_partition_reassignments_nowait(
     return ListPartitionReassignmentsResponse(error_message=None, topics=[])
 
 
-def alter_partition_reassignments_nowait(
+def _alter_partition_reassignments(
     request: AlterPartitionReassignmentsRequest, context: RequestContext
-) -> AlterPartitionReassignmentsResponse:
+) -> Steps[AlterPartitionReassignmentsResponse]:
     """AlterPartitionReassignments (KIP-455): to where the partition is already, which changes nothing."""
     is_late = request.timeout_ms <= 0
     responses: list[ReassignableTopicResponse] = []
     for topic in request.topics:
+        yield
         partitions: list[ReassignablePartitionResponse] = []
         for asked in topic.partitions:
+            yield
             response = ReassignablePartitionResponse(
                 partition_index=asked.partition_index, error_message=None
             )
@@ -167,11 +176,15 @@ def _check_exists(name: str, index: int, context: RequestContext) -> None:
         raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, "the topic has no such partition")
 
 
+elect_leaders_nowait: Final = first_portion(_elect_leaders)
+alter_partition_reassignments_nowait: Final = first_portion(_alter_partition_reassignments)
+
 APIS: Final = (
     Api(
         key=ApiKey.ELECT_LEADERS,
         needs=(the_cluster(Operation.ALTER),),
         nowait=elect_leaders_nowait,
+        handler=other_portions,
         failure=one_code(ElectLeadersResponse, since=1),
         note="ELECTION_NOT_NEEDED: the one replica leads, unless the partition is damaged",
     ),
@@ -179,6 +192,7 @@ APIS: Final = (
         key=ApiKey.ALTER_PARTITION_REASSIGNMENTS,
         needs=(the_cluster(Operation.ALTER),),
         nowait=alter_partition_reassignments_nowait,
+        handler=other_portions,
         failure=one_code(AlterPartitionReassignmentsResponse),
         note="to the one broker is accepted and changes nothing, anything else is INVALID_REPLICA_ASSIGNMENT, a "
         "cancellation NO_REASSIGNMENT_IN_PROGRESS",

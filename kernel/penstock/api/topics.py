@@ -40,19 +40,25 @@ from penstock.wire.messages.delete_topics import (
     DeleteTopicsResponse,
     DeleteTopicState,
 )
+from penstock.work.pieces import in_portions
 
 _DEFAULT: Final = -1
 _BY_ID_VERSION: Final = 6
 _ZERO_ID: Final = bytes(16)
+#: Topics that are counted, looked at, grown or described with their configs in one go, if that takes no waiting.
+_NAMES: Final = 500
+_CHECKS: Final = 50
+_GROWTHS: Final = 20
+_DESCRIPTIONS: Final = 10
 
 
 async def handle_create_topics(request: CreateTopicsRequest, context: RequestContext) -> CreateTopicsResponse:
     """CreateTopics: each topic for itself, those that are valid in one go."""
-    times = Counter(topic.name for topic in request.topics)
+    times = Counter([topic.name async for topic in in_portions(request.topics, _NAMES)])
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
     taken = by_metric_name(context.api.logs.topics())
-    for asked in request.topics:
+    async for asked in in_portions(request.topics, _CHECKS):
         if asked.name in results:
             continue
         result = results[asked.name] = CreatableTopicResult(name=asked.name, error_message=None, configs=[])
@@ -67,7 +73,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             result.error_code = error.error_code
             result.error_message = str(error)
     if request.validate_only:
-        for new in valid:
+        async for new in in_portions(valid, _DESCRIPTIONS):
             _describe(results[new.name], new, _ZERO_ID)
     elif valid:
         created: Sequence[Topic | Exception]
@@ -75,7 +81,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             created = await Deadline(request.timeout_ms).of(context.api.logs.create_topics(valid))
         except KafkaError as error:
             created = [error] * len(valid)
-        for new, outcome in zip(valid, created, strict=True):
+        async for new, outcome in in_portions(zip(valid, created, strict=True), _DESCRIPTIONS):
             result = results[new.name]
             if isinstance(outcome, Exception):
                 if not is_expected(outcome):
@@ -179,16 +185,17 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     if context.version >= _BY_ID_VERSION:
         asked = request.topics
     else:
-        asked = [DeleteTopicState(name=name) for name in request.topic_names]
+        asked = [DeleteTopicState(name=name) async for name in in_portions(request.topic_names)]
     # one that is being created will be there, and one that is being deleted won't
     deadline = Deadline(request.timeout_ms)
     try:
-        await deadline.of(logs.wait_changed([state.name for state in asked if state.name is not None]))
+        names_asked = [one.name async for one in in_portions(asked, _NAMES) if one.name is not None]
+        await deadline.of(logs.wait_changed(names_asked))
     except KafkaError as error:
         return DeleteTopicsResponse(responses=[_not_deleted(state, error) for state in asked])
     results: list[DeletableTopicResult] = []
     found: list[tuple[str, DeletableTopicResult]] = []
-    for state in asked:
+    async for state in in_portions(asked):
         result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
         results.append(result)
         try:
@@ -197,11 +204,11 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
-    times = Counter(name for name, _ in found)
+    times = Counter([name async for name, _ in in_portions(found, _NAMES)])
     names: dict[str, DeletableTopicResult] = {}
     twice: set[str] = set()
     dropped: set[int] = set()
-    for name, result in found:
+    async for name, result in in_portions(found):
         if times[name] > 1:  # whoever asks so has made a mistake: nothing of it is deleted, as in Kafka
             result.error_code = ErrorCode.INVALID_REQUEST
             result.error_message = f"topic is in the request twice: name={name}"
@@ -211,20 +218,23 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
             continue
         names[name] = result
         result.name = name
-        result.topic_id = logs.topics()[name].id
+        topic = logs.topics().get(name)
+        if topic is not None:  # else somebody deleted it meanwhile, which the outcome says
+            result.topic_id = topic.id
     if names:
         outcomes: Sequence[Exception | None]
         try:
             outcomes = await deadline.of(logs.delete_topics(list(names)))
         except KafkaError as error:
             outcomes = [error] * len(names)
-        for result, outcome in zip(names.values(), outcomes, strict=True):
+        async for result, outcome in in_portions(zip(names.values(), outcomes, strict=True), _NAMES):
             if outcome is not None:
                 if not is_expected(outcome):
                     raise again(outcome)  # a bug to be shown, and no answer for a client
                 result.error_code = controller_code_of(outcome)
                 result.error_message = error_message_of(outcome)
-    return DeleteTopicsResponse(responses=[result for result in results if id(result) not in dropped])
+    responses = [one async for one in in_portions(results, _NAMES) if id(one) not in dropped]
+    return DeleteTopicsResponse(responses=responses)
 
 
 def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicResult:
@@ -266,9 +276,9 @@ async def handle_create_partitions(
 ) -> CreatePartitionsResponse:
     """CreatePartitions: one result per topic, always."""
     deadline = Deadline(request.timeout_ms)
-    times = Counter(topic.name for topic in request.topics)
+    times = Counter([topic.name async for topic in in_portions(request.topics, _NAMES)])
     results: dict[str, CreatePartitionsTopicResult] = {}
-    for asked in request.topics:
+    async for asked in in_portions(request.topics, _GROWTHS):
         if asked.name in results:
             continue
         result = results[asked.name] = CreatePartitionsTopicResult(name=asked.name)

@@ -19,8 +19,9 @@ from penstock.wire.registry import Message, decode_request, encode_response
 #: take once they are decoded.
 COUNTED_BYTES: Final = 2 * 1024
 _DECODED_PARTS: Final = 16
-#: A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile.
-_LONG_BYTES: Final = 16 * 1024
+#: A request of this size is decoded, and its response encoded, in a thread: others get their turns meanwhile. Two
+#: thousand empty elements fit into less, which take some milliseconds.
+_LONG_BYTES: Final = 4 * 1024
 
 
 def admit_nowait(core: ServerCore, member: Member, context: RequestContext, size: int) -> bool:

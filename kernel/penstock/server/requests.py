@@ -128,7 +128,8 @@ async def _run(
                 _fail(channel, slot, api, message, error)
                 return
             channel.scopes.add(scope)  # who is gone doesn't wait to be answered
-            await _answer_in_turn(channel, slot, api.key, response, is_long=is_long)
+            in_thread = context.is_long
+            await _answer_in_turn(channel, slot, api.key, response, is_long=is_long, in_thread=in_thread)
     finally:
         channel.scopes.discard(scope)
         if channel.running is slot:  # cancelled: there is nobody left to answer
@@ -137,14 +138,23 @@ async def _run(
 
 
 async def _answer_in_turn(
-    channel: Channel, slot: Slot, api_key: int, response: Message, *, is_long: bool
+    channel: Channel,
+    slot: Slot,
+    api_key: int,
+    response: Message,
+    *,
+    is_long: bool,
+    in_thread: bool = False,
 ) -> None:
     buffers: list[Any] | None = None
     if slot.throttle_ms:
         response = throttled(response, slot.throttle_ms)
     if not channel.is_lost:
-        make = encode if is_long else encode_in_turn
-        buffers = await make(channel.core, channel.client, slot, api_key, response)
+        core, client = channel.core, channel.client
+        if is_long or (in_thread and slot.charges):
+            buffers = await encode(core, client, slot, api_key, response)
+        else:
+            buffers = await encode_in_turn(core, client, slot, api_key, response, in_thread=in_thread)
     channel.ran()
     _answer(channel, slot, api_key, response, buffers)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 __all__ = ("count_response", "encode_in_turn")
 
+from functools import partial
 from typing import Any, Final
 
 from penstock.api.context import Client
@@ -54,16 +55,18 @@ class _Charges:
 
 
 async def encode_in_turn(
-    core: ServerCore, client: Client, slot: Slot, api_key: int, response: Message
+    core: ServerCore, client: Client, slot: Slot, api_key: int, response: Message, *, in_thread: bool = False
 ) -> list[Any] | None:
     """The bytes of ``response``; a large one waits until its client may hold as much. Cancellable.
 
-    None if it can't be encoded, or has its charges: the caller goes on as with a small one.
+    One that takes long is encoded ``in_thread``. None if it can't be encoded, or has its charges: the caller goes on
+    as with a small one.
     """
     if slot.charges is None or slot.charges:
         return None
+    work = partial(encode_response, api_key, slot.version, slot.correlation_id, response)
     try:
-        buffers: list[Any] = encode_response(api_key, slot.version, slot.correlation_id, response)
+        buffers: list[Any] = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
     except PenstockError:
         return None
     size = sum(map(len, buffers))
@@ -75,7 +78,7 @@ async def encode_in_turn(
     except FullError:
         del buffers  # what waits is the values, which share what they say with the state that they are of
         place = await memory.charge(size, client.outgoing)
-        buffers = encode_response(api_key, slot.version, slot.correlation_id, response)
+        buffers = await core.turns.run_in_thread(work, core.long_requests) if in_thread else work()
     slot.charges.append(_Charges(size, place, core.allocator.charge_anyway(size, "responses")))
     return buffers
 

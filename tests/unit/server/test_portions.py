@@ -1,0 +1,219 @@
+"""However much a request asks for, the loop computes for it in portions, and serves others in between.
+
+Counted exactly, in bytecodes of everything that one callback of the loop runs: decoding, the gate, the handler and
+encoding, for a request with thousands of elements in each of its arrays, of each API.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import pytest
+from tests.patience import HANG_S
+from tests.unit.api.fakes import FakeLogs, FakeTopic
+from tests.unit.coordinator.conftest import FakeClock, MemoryLog
+from tests.unit.server.harness import serving
+from tests.wire_requests import API_REQUESTS, Field, Request, encode_frame, minimal
+
+from penstock.api.dispatch import apis
+from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_types import GroupSettings
+from penstock.threads import run_in_thread
+from penstock.wire.api_keys import ApiKey
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(
+        sys.version_info >= (3, 12), reason="settrace tells of all bytecodes up to Python 3.11"
+    ),
+]
+
+#: Of one callback: two milliseconds, about.
+STEPS_MAX: Final = 50_000
+ELEMENTS: Final = 2_500
+#: What the coordinator does with members and groups isn't in portions yet.
+NOT_YET: Final = {ApiKey.JOIN_GROUP, ApiKey.LEAVE_GROUP, ApiKey.DELETE_GROUPS}
+TABLE: Final = apis()
+
+
+@pytest.fixture(params=[("asyncio", {"use_uvloop": False})], ids=["asyncio"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    param: tuple[str, dict[str, bool]] = request.param
+    return param
+
+
+class Logs(FakeLogs):
+    """Many topics, found by id at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add("t", 500)
+        self.ids: dict[bytes, FakeTopic] = {}
+        for number in range(ELEMENTS):
+            topic = self.add(f"known-{number}")
+            self.ids[topic.id] = topic
+
+    def topic_by_id(self, topic_id: bytes) -> FakeTopic | None:
+        return self.ids.get(topic_id)
+
+
+class Meter:
+    """The most bytecodes that one callback of the loop took, and of which callback."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self.where = ""
+        self._steps = 0
+        self._by_function: dict[str, int] = {}
+
+    @contextmanager
+    def measuring(self) -> Iterator[None]:
+        run = asyncio.Handle._run
+
+        def counted(handle: asyncio.Handle) -> None:
+            self._steps = 0
+            self._by_function = {}
+            sys.settrace(self._enter)
+            try:
+                run(handle)
+            finally:
+                sys.settrace(None)
+                if self._steps > self.most:
+                    self.most = self._steps
+                    top = sorted(self._by_function.items(), key=lambda item: -item[1])[:4]
+                    self.where = ", ".join(f"{name}: {steps}" for name, steps in top)
+
+        asyncio.Handle._run = counted  # type: ignore[method-assign,assignment]
+        try:
+            yield
+        finally:
+            asyncio.Handle._run = run  # type: ignore[method-assign]
+
+    def _enter(self, frame: FrameType, event: str, arg: Any) -> Callable[..., Any] | None:
+        code = frame.f_code
+        if "/tests/" in code.co_filename:
+            return None  # fakes
+        frame.f_trace_opcodes = True
+        frame.f_trace_lines = False
+        name = code.co_qualname
+
+        def step(frame: FrameType, event: str, arg: Any) -> Callable[..., Any]:
+            if event == "opcode":
+                self._steps += 1
+                self._by_function[name] = self._by_function.get(name, 0) + 1
+            return step
+
+        return step
+
+
+# -- requests with many elements ---------------------------------------------------------------------------------
+
+
+def arrays(request: Request, version: int) -> Iterator[tuple[str, ...]]:
+    """The paths of all arrays, in one another once."""
+    for item in request.at(version):
+        if item.is_array:
+            yield (item.name,)
+            if item.type in request.structs:
+                yield from ((item.name, one.name) for one in request.at(version, item.type) if one.is_array)
+
+
+def scalar(item: Field, number: int, prefix: str) -> Any:
+    name = item.name.lower()
+    if item.type == "string":
+        return f"{prefix}-{number}"
+    if item.type == "uuid":
+        return (number + 2).to_bytes(16, "big")
+    if item.type.startswith("int") and any(word in name for word in ("partition", "index")):
+        return number
+    return None
+
+
+def element(request: Request, version: int, item: Field, number: int, prefix: str) -> Any:
+    """One of many: its strings, ids and numbers are its own."""
+    if item.type not in request.structs:
+        value = scalar(item, number, prefix)
+        return number % 100 if value is None else value
+    made = minimal(request, version, item.type)
+    for one in request.at(version, item.type):
+        own = None if one.is_array else scalar(one, number, prefix)
+        if own is not None and not (one.type == "string" and version in one.nullable):
+            made[one.name] = own
+    return made
+
+
+def filled(request: Request, version: int, path: Sequence[str], prefix: str, count: int) -> dict[str, Any]:
+    """A request whose array at ``path`` has many elements; what is around it is about the topic or the group."""
+    value = minimal(request, version)
+    for item in request.at(version):
+        if item.name in {"group_id", "member_id"} and item.type == "string":
+            value[item.name] = "g"
+        elif item.name == "timeout_ms":
+            value[item.name] = 1000
+        elif item.name == path[0]:
+            value[item.name] = [element(request, version, item, n, prefix) for n in range(count)]
+            if len(path) > 1:
+                outer = element(request, version, item, 0, "known")
+                for one in request.at(version, item.type):
+                    if one.name in {"name", "topic"} and one.type == "string":
+                        outer[one.name] = "t"
+                    elif one.name == path[1]:
+                        outer[one.name] = [element(request, version, one, n, prefix) for n in range(count)]
+                value[item.name] = [outer]
+    return value
+
+
+def cases() -> Iterator[tuple[ApiKey, tuple[str, ...], str]]:
+    for key, api in TABLE.items():
+        if key == ApiKey.PRODUCE or key in NOT_YET:
+            continue  # what a Produce asks for are records, in as many bytes
+        for path in arrays(API_REQUESTS[key], api.high):
+            yield ApiKey(key), path, "known"
+            if key in {ApiKey.METADATA, ApiKey.CREATE_TOPICS}:
+                yield ApiKey(key), path, "absent"
+        yield ApiKey(key), (), "all"
+
+
+def exchange(port: int, frame: bytes) -> None:
+    """Send it and read the answer, or the end of the connection."""
+    with socket.create_connection(("127.0.0.1", port), HANG_S) as sock:
+        sock.sendall(frame)
+        missing = 4
+        size = b""
+        while missing:
+            got = sock.recv(missing)
+            if not got:
+                return
+            size += got
+            missing -= len(got)
+        missing = int.from_bytes(size, "big")
+        while missing and (got := sock.recv(min(missing, 1 << 20))):
+            missing -= len(got)
+
+
+@pytest.mark.parametrize(
+    ("key", "path", "prefix"),
+    [pytest.param(*case, id="-".join((case[0].name.lower(), *case[1], case[2]))) for case in cases()],
+)
+async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[str, ...], prefix: str) -> None:
+    api = TABLE[key]
+    request, version = API_REQUESTS[key], api.high
+    value = filled(request, version, path, prefix, ELEMENTS) if path else minimal(request, version)
+    frame = encode_frame(request, version, 1, value)
+    assert len(frame) < 2**20
+    meter = Meter()
+    async with (
+        serving(Logs()) as harness,
+        GroupService(MemoryLog(), GroupSettings(), FakeClock(), lambda: "member") as groups,
+    ):
+        harness.api.groups = groups
+        port = harness.server.endpoints[0].port
+        with meter.measuring():
+            await run_in_thread(exchange, port, frame)
+    assert meter.most <= STEPS_MAX, meter.where
