@@ -11,6 +11,7 @@ import pytest
 from confluent_kafka import Consumer
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import SILENT, TOPIC, Ledger, check, create_topic, read_all
+from tests.integration.test_faults import acks_go_on
 from tests.patience import HANG_S
 
 from penstock.wire import ApiKey, encode_request
@@ -134,7 +135,7 @@ def test_second_signal_changes_nothing(broker: ServeProcess) -> None:
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
     ledger.start()
-    time.sleep(0.5)
+    acks_go_on(ledger)
     for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
         if broker.running:
             broker.signal(number)
