@@ -158,6 +158,7 @@ class ProducerSnapshots:
                 self._saved_bytes = max(self._saved_bytes, saved_bytes)
             on_done(error)
 
+        self._table.trimmed_to(self._log.start_offset)
         data = memoryview(self._table.snapshot(end))
         self._engine.append(self._state, 1, -1, data, None, written)
 

@@ -331,6 +331,40 @@ def test_a_restored_producer_that_begins_a_new_epoch_fences_the_old_one_after_a_
     assert caught.value.error_code == ErrorCode.INVALID_PRODUCER_EPOCH
 
 
+#: Written by the code of November 23, of what ``test_a_snapshot_is_written_and_read_as_it_was`` does.
+RECORDED_AT_17 = (
+    "505350530001000000000000001100000003da4550a700000000000000080002000000020000000000000067ffffffffffffffff017ffffffe"
+    "000000010000000000000003000000000000000600000000000000320000000000000007000100000002000000000000006cffffffffffffff"
+    "ff01000000000000000100000000000000080000000000000009ffffffffffffffff000000000000000900000000000c0000000000000074"
+    "000000000000000b050000000700000007000000000000000c000000000000000cffffffffffffffff0000000800000008000000000000000d"
+    "000000000000000dffffffffffffffff0000000900000009000000000000000e000000000000000effffffffffffffff0000000a0000000a00"
+    "0000000000000f000000000000000fffffffffffffffff0000000b0000000b00000000000000100000000000000010ffffffffffffffff"
+)
+RECORDED_AT_12 = (
+    "505350530001000000000000000c00000003104a4e8400000000000000080002000000020000000000000067ffffffffffffffff017ffffffe"
+    "000000010000000000000003000000000000000600000000000000320000000000000007000100000002000000000000006cffffffffffffff"
+    "ff01000000000000000100000000000000080000000000000009ffffffffffffffff00000000000000090000000000070000000000000074"
+    "000000000000000b00"
+)
+
+
+def test_a_snapshot_is_written_and_read_as_it_was() -> None:
+    book, offset = ProducerBook(), 0
+    wrote = [(7, 0, 0, 3, -1), (8, 2, SEQUENCE_MAX - 1, 4, 50), (7, 0, 3, 1, -1), (7, 1, 0, 2, -1)]
+    for pid, epoch, sequence, count, append_time_ms in [*wrote, *((9, 0, 5 + i, 1, -1) for i in range(7))]:
+        header = batch(sequence, count, pid=pid, epoch=epoch)
+        admitted = book.admit(header, 100 + offset)
+        assert isinstance(admitted, Producer)
+        book.appended(admitted, header, offset, 100 + offset, append_time_ms)
+        offset += count
+    for end, recorded in ((17, RECORDED_AT_17), (12, RECORDED_AT_12)):
+        assert book.snapshot(end).hex() == recorded
+        restored = ProducerBook()
+        assert restored.restore(bytes.fromhex(recorded)) == end
+        assert restored.snapshot(end).hex() == recorded
+    assert restored.admit(batch(SEQUENCE_MAX - 1, 4, pid=8, epoch=2), 200) == Duplicate(3, 6, 50)
+
+
 def test_damaged_snapshot_is_refused_and_changes_nothing(log: Log) -> None:
     log.append(batch(0))
     log.append(batch(1))
