@@ -1,4 +1,4 @@
-"""What child processes do: one function per job; they and their parent tell each other JSON lines.
+"""The jobs of child processes, a function each; children and parent exchange JSON lines.
 
 A line is written with one ``os.write``, directly after what it tells of, so a SIGKILL can't take back an answer that
 the parent has seen.

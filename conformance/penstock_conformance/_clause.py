@@ -1,4 +1,4 @@
-"""What marks a test as a clause of a contract."""
+"""Marks a test as a clause of a contract."""
 
 from __future__ import annotations
 

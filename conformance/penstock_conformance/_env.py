@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 
 class Env:
-    """What a clause gets. Each has a data directory of its own, empty at the start."""
+    """The environment of one clause: the plugin under test, and a data directory that is empty at the start."""
 
     def __init__(self, target: Target, data_dir: Path, name: str = "") -> None:
         self.target = target
@@ -69,7 +69,7 @@ class Env:
             yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened
 
     async def identify(self, *, epoch: int = 0) -> str | None:
-        """What a WAL's ``identify`` says of this data directory. Breaks the clause if the plugin has none."""
+        """The identity of the WAL in this data directory. Breaks the clause if its plugin tells none."""
         spec = self._registry.select(self.target.kind, self.target.plugin)
         assert isinstance(spec, WalSpec)
         assert spec.identify is not None, "the plugin has no identify"
@@ -78,7 +78,7 @@ class Env:
             return await spec.identify(self.target.checked_settings(spec, self.data_dir), services)
 
     def elsewhere(self) -> Env:
-        """The same plugin with a data directory of its own."""
+        """An environment with the same plugin and another data directory."""
         data_dir = self.data_dir / "elsewhere"
         data_dir.mkdir()
         return Env(self.target, data_dir, self.name)

@@ -1,4 +1,4 @@
-"""What came out, as JSON and as a table."""
+"""The report of a run, as JSON and as a table."""
 
 from __future__ import annotations
 

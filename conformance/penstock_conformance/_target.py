@@ -1,4 +1,4 @@
-"""What is put through the suite, in a form that child processes get too."""
+"""The plugin under test and its settings, in a form that child processes get too."""
 
 from __future__ import annotations
 
@@ -74,6 +74,6 @@ class Target:
         return validate_settings(spec, values, origins)
 
     def info(self, registry: PluginRegistry) -> PluginInfo:
-        """What the plugin under test says of itself. Raises PluginError."""
+        """Name, version and capabilities of the plugin under test. Raises PluginError."""
         spec = registry.select(self.kind, self.plugin)
         return next(info for info in registry.infos() if (info.kind, info.name) == (spec.kind, spec.name))

@@ -30,7 +30,7 @@ class LedgerStatistics:
 
 
 class Ledger:
-    """What one kind of state takes, by estimate. Without ``allocator`` it only counts.
+    """The account of one kind of state, in estimated bytes: charged to ``allocator``, or only counted without one.
 
     ``used_bytes`` may be over the limit, after a start with a smaller one than before: state that is there stays,
     and no more is made until enough is gone.

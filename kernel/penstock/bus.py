@@ -1,4 +1,4 @@
-"""What happened in one room, told to others that it doesn't know.
+"""The event bus: a room of the kernel announces what happened to rooms that it doesn't know.
 
 A room publishes events, frozen dataclasses, on the bus that it was given; who wants to hear of one subscribes to its
 class. That is for moments of the life cycle, some per second at most; what happens per record is a plain call.

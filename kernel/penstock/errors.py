@@ -136,9 +136,9 @@ class InvariantError(PenstockError):
 
 
 def kept(error: _E) -> _E:
-    """The same error without its frames, fit to be stored, shared, or handed to another task.
+    """``error`` itself with its frames removed, fit to be stored, shared, or handed to another task.
 
-    Where it came from stays as text if it is a bug, and not an error that Penstock raises on purpose.
+    Of a bug, an error that Penstock doesn't raise on purpose, the traceback is kept as text.
     """
     if not isinstance(error, PenstockError) and error.__traceback__ is not None:
         error.add_note("".join(traceback.format_tb(error.__traceback__)))

@@ -99,16 +99,16 @@ class Member:
 
     @property
     def address(self) -> str:
-        """Where it comes from."""
+        """The name of the address that the member belongs to."""
         return self._address.name
 
     @property
     def last_moved(self) -> float:
-        """When it moved something last, or couldn't any more."""
+        """The time at which the member moved bytes last, or from which on it could (``rested``)."""
         return self._last
 
     def moved(self, size: int, now: float) -> None:
-        """It sent or took ``size`` bytes just now."""
+        """Count ``size`` bytes that the peer sent or took just now: its pace is measured by them."""
         self._moved += size
         self._last = now
         elapsed = now - self._since
@@ -118,13 +118,13 @@ class Member:
             self._moved = 0
 
     def rested(self, now: float) -> None:
-        """It couldn't move until now, so its time begins now."""
+        """Begin to measure the pace anew: until now the member waited for us, and couldn't move."""
         self._since = self._last = now
         self._moved = 0
         self._slow = False
 
     def is_stuck(self, now: float) -> bool:
-        """Whether it loses its place if somebody needs it."""
+        """Whether the member holds bytes and doesn't move them (rule 5), so that it may lose its place."""
         if self.busy or self.wants or not self.held:
             return False
         if now - self._last >= GRACE_S:
@@ -169,7 +169,7 @@ class Shares:
         return Member(found, owner, self._credit, now)
 
     def leave(self, member: Member) -> None:
-        """It gives back everything and is gone."""
+        """Remove a member: what it holds is free, what it waited for is withdrawn."""
         self.withdraw(member)
         self.give(member, member.held)
         address = member._address
@@ -259,7 +259,7 @@ class Shares:
         self._reckon(member)
 
     def allowance(self, member: Member) -> int:
-        """How much is sensible to give ``member`` at once: its credit, and less where little is free."""
+        """Bytes that are sensible to give ``member`` at once: its credit, and less where little is free."""
         return min(member.credit, max(0, self.limit - self.used) // _ADDRESS_PARTS)
 
     # -- waiting --------------------------------------------------------------------------------------
@@ -337,17 +337,17 @@ class Shares:
 
     @property
     def holders(self) -> tuple[Member, ...]:
-        """Those who hold something."""
+        """All members that hold bytes, in the order in which they began to."""
         return tuple(self._holders)
 
     def victims(self, now: float, *, spare: Member | None = None) -> list[Member]:
-        """Those who are stuck, but ``spare``: first who holds most, of the address that holds most."""
+        """Members that are stuck (rule 5), without ``spare``; the greatest holder of the greatest address first."""
         stuck = [member for member in self._holders if member is not spare and member.is_stuck(now)]
         stuck.sort(key=lambda member: (-member._address.held, -member.held))
         return stuck
 
     def hoarders(self) -> list[Member]:
-        """Those who hold many times what somebody needs who waits, beyond what they have earned; the greatest first.
+        """Members that hold, beyond their credit, many times what a waiter needs; the greatest first (rule 5).
 
         They may be waiting for more, or moving. Without that whoever came first would keep what it got.
         """
@@ -366,12 +366,12 @@ class Shares:
 
 
 def _need(member: Member) -> int:
-    """Bytes that it would hold with what it waits for."""
+    """Bytes that the member would hold with what it waits for."""
     return member.held + member.wants
 
 
 def address_of(host: str) -> str:
-    """What counts as one address: an IPv4 address, or the network of 64 bits that an IPv6 address is in."""
+    """The address that a peer at ``host`` counts for: an IPv4 address, or the /64 network of an IPv6 address."""
     if ":" not in host:
         return host
     address = IPv6Address(host.partition("%")[0])

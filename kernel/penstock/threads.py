@@ -21,7 +21,7 @@ _Arguments = TypeVarTuple("_Arguments")
 
 
 class _Raised:
-    """What the work raised, on its way to the caller as a value."""
+    """An error of the work, on its way to the caller as a value."""
 
     __slots__ = ("error",)
 

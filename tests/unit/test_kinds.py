@@ -152,7 +152,7 @@ async def test_each_plugin_gets_the_services_that_were_opened_before_it() -> Non
         await opener.open_through(OBJECT_STORE)
         opener.set(OBJECT_STORE, cast(ObjectStore, "a wrapper"))
         await opener.open_through(METADATA_LOG)
-        opener.tell(epoch=7)
+        opener.set_services(epoch=7)
         await opener.open_rest()
     assert SERVICES == ("allocator", "object_store")
     assert opened.services["allocator"].allocator is None

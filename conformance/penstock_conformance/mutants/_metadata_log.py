@@ -27,7 +27,7 @@ class OverwritesAnIndex(PlainMetadataLog):
 
 @mutant(KIND, "overwrites_among_tasks", "one_task_wins_each_index")
 class OverwritesAmongTasks(OverwritesAnIndex):
-    """The same, seen from one process."""
+    """Overwrites an entry that another task of this process appended."""
 
 
 @mutant(KIND, "trusts_its_memory", "second_writer_meets_the_first")

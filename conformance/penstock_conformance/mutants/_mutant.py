@@ -1,4 +1,4 @@
-"""How a mutant says what is wrong with it, and which clauses must notice."""
+"""The registration of mutants: what is wrong with each, and which clauses must notice."""
 
 from __future__ import annotations
 

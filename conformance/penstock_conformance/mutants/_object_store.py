@@ -228,7 +228,7 @@ class AcceptsBadRanges(DirectoryStore):
 
 @mutant(KIND, "writes_in_place_between_processes", "readers_of_other_processes_see_old_or_new", level=2)
 class WritesInPlaceBetweenProcesses(WritesInPlace):
-    """The same, seen from another process."""
+    """Writes objects in place: another process reads half of one."""
 
 
 @mutant(KIND, "insists_on_deleting", "deleted_objects_are_gone")

@@ -146,7 +146,7 @@ class PlainAllocator:
         return grant
 
     async def take(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
-        """The same, as soon as it's its turn."""
+        """``take_nowait`` that waits for its turn and for room."""
         await checkpoint_if_cancelled()
         self._check(size, mapped)
         waiter = _Waiter(size, purpose, mapped, own)

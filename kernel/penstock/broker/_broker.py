@@ -128,7 +128,7 @@ class Broker:
 
     @property
     def places(self) -> Mapping[str, str]:
-        """Where the data are, for people: first what was acknowledged last."""
+        """The places of the data by kind of plugin, for people: first that of the newest records, the WAL."""
         plugins = self._running.plugins
         kinds = (WAL, *(kind for kind in plugins.opened if kind is not WAL and kind.has_place))
         return {kind.name: plugins[kind].location for kind in kinds}
@@ -293,9 +293,9 @@ class Broker:
         )
         if check.loss is not None:
             await give_up_entries(metadata, object_store, check.loss)
-        plugins.tell(cluster_id=metadata.image.cluster_id)
+        plugins.set_services(cluster_id=metadata.image.cluster_id)
         node_epoch = await register_node(metadata, selection, plugins.services, tree.broker.accept_lost_wal)
-        plugins.tell(epoch=node_epoch)
+        plugins.set_services(epoch=node_epoch)
         wal = await plugins.open_through(WAL)
         allocator = plugins[ALLOCATOR]
         memory = allocator.statistics()
@@ -400,7 +400,7 @@ class Broker:
 
 
 def _check_store(selection: Selection, store: ObjectStore) -> None:
-    """What the plugins need must hold for the store as opened: a probe may have taken a claim back."""
+    """Raise CapabilityError if the opened store lacks what a plugin needs: a probe may have taken a claim back."""
     for kind, spec in selection.specs.items():
         for capability in sorted(spec.requires):
             if not getattr(store.capabilities, capability, False):

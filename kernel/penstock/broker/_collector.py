@@ -39,7 +39,7 @@ _FULL_PART: Final = 0.01
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectorStatistics:
-    """What the garbage collector did since the start."""
+    """The work of the garbage collector since the start."""
 
     full_passes: Annotated[int, counter("passes", "Passes over all objects.")]
     full_ms_last: Annotated[float, gauge("ms", "How long the last full pass took.")]

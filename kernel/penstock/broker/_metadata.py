@@ -49,7 +49,7 @@ class Loss:
 
     @property
     def name(self) -> str:
-        """What ``broker.accept_lost_metadata`` must say; no later loss has this name."""
+        """The value of ``broker.accept_lost_metadata`` that gives this loss up, and no later one."""
         return f"{self.reached}+{self.object_id}" if self.object_id else str(self.reached)
 
 
@@ -76,7 +76,7 @@ class MetadataCheck:
 
         Brings the image up to date. Raises UnavailableError of log, store and WAL.
         """
-        evidence = await self._hear()
+        evidence = await self._read_wal()
         if not image.index:
             await self._check_new(evidence)
             return
@@ -87,12 +87,12 @@ class MetadataCheck:
                 f"cluster={image.cluster_id} metadata_log={self._log.location} data_dir={self._services.data_dir}"
             )
         await self._check_wal_end(image, evidence)
-        loss = await self._look(image, evidence)
+        loss = await self._find_loss(image, evidence)
         if loss is not None:
             await follow(
                 self._log, image
             )  # whoever has the WAL now may have written since the image was read
-            loss = await self._look(image, evidence)
+            loss = await self._find_loss(image, evidence)
         if loss is not None and loss.name != self._accepted:
             raise self._refusal(image, evidence, loss)
         if loss is None and self._accepted:
@@ -102,7 +102,7 @@ class MetadataCheck:
             )
         self.loss = loss
 
-    async def _hear(self) -> Evidence:
+    async def _read_wal(self) -> Evidence:
         read = wal_spec(self._selection).read
         return (
             Evidence()
@@ -111,9 +111,10 @@ class MetadataCheck:
         )
 
     async def _check_wal_end(self, image: Image, evidence: Evidence) -> None:
-        """The WAL was looked at after the image was read, so it goes as far as that says.
+        """Refuse a WAL that ends before the newest mark which metadata say is durable in it: it was rolled back.
 
-        One without any entry is left to recovery, which knows how far it was trimmed.
+        The WAL was read after the image, so it can't be behind. One without any entry is left to recovery, which
+        knows how far it was trimmed.
         """
         identity = await identify_wal(self._selection, self._services)
         for node in image.nodes.all():
@@ -121,7 +122,7 @@ class MetadataCheck:
                 raise rolled_back(node, evidence.end, node.wal_location, ", and nothing was changed")
 
     async def _check_new(self, evidence: Evidence) -> None:
-        """A log that begins anew gives ids out from the first one on, over whatever is there."""
+        """Refuse to begin a metadata log where a WAL or objects are: ids from the first on would overwrite them."""
         identity = await identify_wal(self._selection, self._services)
         if identity or evidence.records or evidence.index:
             raise ConfigError(
@@ -140,7 +141,7 @@ class MetadataCheck:
                     f"metadata_log={self._log.location}"
                 )
 
-    async def _look(self, image: Image, evidence: Evidence) -> Loss | None:
+    async def _find_loss(self, image: Image, evidence: Evidence) -> Loss | None:
         object_id = await self._probe(image.objects.next_id)
         if evidence.index <= image.index and not object_id:
             return None

@@ -91,7 +91,7 @@ class WatchedStore:
 
     @property
     def outage(self) -> str:
-        """What is wrong now, and where; empty while it works."""
+        """The present fault of the store, and where it was met; empty while the store works."""
         if self._since is None:
             return ""
         return (
@@ -171,51 +171,51 @@ class WatchedStore:
 
     @property
     def capabilities(self) -> ObjectStoreCapabilities:
-        """See the contract."""
+        """See ``ObjectStore.capabilities``."""
         return self._store.capabilities
 
     @property
     def location(self) -> str:
-        """See the contract."""
+        """See ``ObjectStore.location``."""
         return self._store.location
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
-        """See the contract."""
+        """See ``ObjectStore.get``."""
         with self._call("get", WRITE_S):
             return await self._store.get(key, start, end)
 
     async def head(self, key: str) -> ObjectInfo:
-        """See the contract."""
+        """See ``ObjectStore.head``."""
         with self._call("head", ANSWER_S):
             return await self._store.head(key)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        """See the contract."""
+        """See ``ObjectStore.put``."""
         with self._call("put", WRITE_S):
             return await self._store.put(key, body)
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        """See the contract."""
+        """See ``ObjectStore.put_if_absent``."""
         with self._call("put_if_absent", ANSWER_S):
             return await self._store.put_if_absent(key, body)
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
-        """See the contract."""
+        """See ``ObjectStore.compare_and_swap``."""
         with self._call("compare_and_swap", ANSWER_S):
             return await self._store.compare_and_swap(key, body, token)
 
     async def create_multipart(self, key: str) -> MultipartUpload:
-        """See the contract."""
+        """See ``ObjectStore.create_multipart``."""
         with self._call("create_multipart", ANSWER_S):
             return _WatchedUpload(self, await self._store.create_multipart(key))
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """See the contract."""
+        """See ``ObjectStore.delete``."""
         with self._call("delete", WRITE_S):
             await self._store.delete(keys)
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        """See the contract."""
+        """See ``ObjectStore.list``."""
         listing = aiter(self._store.list(prefix, start_after))
         try:
             while True:
@@ -230,7 +230,7 @@ class WatchedStore:
                 await close()
 
     def statistics(self) -> ObjectStoreStatistics:
-        """Those of the plugin, with what the calls tell of an outage."""
+        """The plugin's statistics, with the outage that the calls have met."""
         told = self._store.statistics()
         return dataclasses.replace(
             told,

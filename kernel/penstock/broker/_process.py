@@ -1,4 +1,4 @@
-"""What a broker asks of its process: the data directory and the interpreter."""
+"""The process around a broker: its lock on the data directory, and the interpreter's switch interval."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a running broker says of itself."""
+"""The statistics of a running broker."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from penstock.spi.statistics import gauge, parts, text
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrokerStatistics:
-    """What every part says of itself; ``memory`` is bytes by purpose."""
+    """A snapshot of the statistics of all parts; ``memory`` is bytes by purpose."""
 
     memory_limit_bytes: Annotated[int, gauge("bytes", "Memory that payload may take.")]
     memory_used_bytes: Annotated[int, gauge("bytes", "Memory that payload takes.")]

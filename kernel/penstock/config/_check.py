@@ -29,7 +29,7 @@ _VALUE_LENGTH_MAX = 120
 
 
 class Origin(NamedTuple):
-    """Where a value came from."""
+    """The place that a value came from."""
 
     #: ``default``, ``file``, ``environment``, ``set``, ``program``, ``derived`` or ``several``.
     layer: str
@@ -201,7 +201,7 @@ def is_secret(field: FieldInfo) -> bool:
 
 
 def _metadata(field: FieldInfo) -> list[Any]:
-    """What is annotated to a field's type, also in ``Size | None``, where pydantic leaves it in the union."""
+    """The annotations of a field's type, also those of ``Size | None``, which pydantic leaves in the union."""
     inner = [item for item in get_args(field.annotation) if get_origin(item) is Annotated]
     return [*field.metadata, *(extra for item in inner for extra in get_args(item)[1:])]
 
@@ -234,7 +234,7 @@ _FORMATTERS: dict[str, Callable[[int], str]] = {
 
 
 def expectation(field: FieldInfo) -> str:
-    """What a value of ``field`` is, for people: ``an integer, at least 1``."""
+    """The values that ``field`` takes, for people: ``an integer, at least 1``."""
     written = field_format(field)
     words = _FORMAT_WORDS[written] if written in _FORMAT_WORDS else _type_words(field.annotation)
     bounds = " and ".join(_bounds(field))
@@ -272,7 +272,7 @@ def _bounds(field: FieldInfo) -> Iterable[str]:
 
 
 def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origins) -> Any:
-    """What pydantic is to see: text of the environment as the key's type, TOML values only if of that type.
+    """The value for pydantic: text from the environment as the key's type, a TOML value only if it is of that type.
 
     Pydantic alone would take ``true`` for an integer and ``"12"`` from a file for 12.
     """

@@ -1,4 +1,4 @@
-"""What `penstock config init --cloud NAME` writes for each cloud: the keys that differ from the default, and why."""
+"""Templates of `penstock config init --cloud NAME`: the keys that differ from the default, and why."""
 
 from __future__ import annotations
 

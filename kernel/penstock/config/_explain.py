@@ -56,7 +56,7 @@ class ExplainedKey:
 
 
 class SettingsModels(Protocol):
-    """What ``explain`` asks of the plugin registry."""
+    """The part of the plugin registry that ``explain`` needs."""
 
     def settings_model(self, kind: str, name: str) -> type[Settings]:
         """The config model of a plugin. Raises PluginError if there is no such plugin."""

@@ -39,7 +39,7 @@ _ZERO_IS_DERIVED = "groups.memory_max"
 
 
 def settings_limits(tree: Tree, place_of: PlaceOf) -> dict[str, Limit]:
-    """What is known without plugins: the kernel's keys, and the allocator's limit, which every allocator has."""
+    """The limits that are known without plugins: the kernel's keys, and the limit that every allocator has."""
     limits: dict[str, Limit] = {}
     for key, unit in _KEYS.items():
         section, _, name = key.partition(".")
@@ -70,7 +70,7 @@ def _allocator_limit(tree: Tree, place_of: PlaceOf) -> Limit | None:
 def plugin_limits(
     sizes: Mapping[str, PluginSizes], settings: Mapping[str, Any], place_of: PlaceOf
 ) -> dict[str, Limit]:
-    """What plugins tell of their settings: ``wal.entry``, ``wal.memory``, ``block_cache.capacity`` and so on."""
+    """The limits that follow from plugins' settings: ``wal.entry``, ``wal.memory``, ``block_cache.capacity``..."""
     return {
         f"{kind}.{name}": _plugin_limit(kind, size, settings[kind], place_of)
         for kind, told in sizes.items()

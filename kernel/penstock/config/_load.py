@@ -59,7 +59,7 @@ class Config:
         return settings
 
     def origin(self, key: str) -> Origin:
-        """Where the value of a dotted key came from; for a table, all places that its keys came from."""
+        """The place that the value of a dotted key came from; for a table, the places of all its keys."""
         path = tuple(key.split("."))
         if path == (ALLOCATOR.name, "limit") and path not in self.origins:
             return Origin("derived", "memory.limit - memory.reserve")

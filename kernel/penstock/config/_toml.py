@@ -1,4 +1,4 @@
-"""Where each key of a TOML file stands. ``tomllib`` reads the values; this finds the lines."""
+"""The line of each key of a TOML file. ``tomllib`` reads the values."""
 
 from __future__ import annotations
 

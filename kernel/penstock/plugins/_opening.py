@@ -37,15 +37,15 @@ class PluginOpener:
         """The kinds that are open, in the order of the table."""
         return [kind for kind in KINDS.values() if kind.name in self._opened]
 
-    def tell(self, **facts: Any) -> None:
+    def set_services(self, **changed: Any) -> None:
         """Change ``services`` for the plugins that are still to be opened."""
-        self.services = dataclasses.replace(self.services, **facts)
+        self.services = dataclasses.replace(self.services, **changed)
 
     def set(self, kind: Kind[T], opened: T) -> None:
         """Have ``opened``, perhaps a wrapper of what was opened, stand for the kind from now on."""
         self._opened[kind.name] = opened
         if kind.name in SERVICES:
-            self.tell(**{kind.name: opened})
+            self.set_services(**{kind.name: opened})
 
     def context(self, kind: Kind[T]) -> AbstractAsyncContextManager[T]:
         """The plugin, to be opened and closed by the caller."""

@@ -310,7 +310,7 @@ class PluginRegistry:
         return PluginError(f"no plugin of this kind has this name, {advice}: kind={kind} name={name}")
 
     def select_all(self, config: Config) -> Selection:
-        """What ``config`` selects: every kind's plugin, its settings checked, and that all of it fits together.
+        """Select a plugin of each kind as ``config`` says; check their settings, and that all of it fits together.
 
         Also loads what ``plugins.load`` names. Raises PluginError, CapabilityError or ConfigError.
         """

@@ -1,4 +1,4 @@
-"""What observers are told: one frozen class per life-cycle event."""
+"""The events that observers are called with: one frozen class per life-cycle event."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every plugin declares, and what the kernel hands to it when it is opened."""
+"""The registration of a plugin (its spec), and the services that the kernel hands to it when it is opened."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
-    """What the kernel hands to ``open`` of a plugin; ``penstock.spi.kinds`` says in which order that happens.
+    """The services that a plugin gets when it is opened; ``penstock.spi.kinds`` has the order of openings.
 
     ``node_id``/``epoch`` identify the owner: epochs come from the metadata log and strictly grow, and a
     higher epoch of the same ``node_id`` is a newer owner. ``cluster_id`` names the cluster.
@@ -65,7 +65,7 @@ class SettingSize(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PluginSizes:
-    """What of a plugin must fit the rest of a broker, once it is open with its settings; None where nothing must."""
+    """Sizes of a plugin, once it is open, that must fit the rest of a broker; None: nothing must, or no bound."""
 
     #: The largest entry of a log.
     entry: SettingSize | None = None
@@ -105,5 +105,5 @@ class PluginSpec(Generic[S, T]):
     sizes: Callable[[S], PluginSizes] = _no_sizes
 
     def fault(self) -> str:
-        """What of the spec doesn't fit together, one sentence without the plugin's name; empty if all does."""
+        """The contradiction within the spec, one sentence without the plugin's name; empty if there is none."""
         return ""

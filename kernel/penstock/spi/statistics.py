@@ -1,4 +1,4 @@
-"""What a figure in statistics is, said at the field itself, so that whoever exports figures needs no list of its own.
+"""Units, kinds and meanings of figures in statistics, at the fields themselves: exporters need no list of their own.
 
 Statistics are frozen dataclasses. Each field is one of:
 
@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """What one field says. ``unit`` is a plural word, ``ms``, ``s``, ``us``, or empty where there is none."""
+    """The meaning of one field. ``unit`` is a plural word, ``ms``, ``s``, ``us``, or empty where there is none."""
 
     #: A counter only grows, from 0 at the start; a gauge is how it is now.
     kind: Literal["counter", "gauge", "text", "parts"]
@@ -32,29 +32,29 @@ class Measure:
 
 
 def counter(unit: str, help: str, *, by: str = "") -> Measure:  # noqa: A002 # the field's word
-    """Something that only grows, from 0 at the start."""
+    """The measure of a figure that only grows, from 0 at the start."""
     return Measure("counter", unit, help, by)
 
 
 def gauge(unit: str, help: str, *, by: str = "") -> Measure:  # noqa: A002 # the field's word
-    """How it is now."""
+    """The measure of a figure that goes up and down; its value is that of the moment."""
     return Measure("gauge", unit, help, by)
 
 
 def text(help: str) -> Measure:  # noqa: A002 # the field's word
-    """Words for people, which no exporter can count."""
+    """The measure of a text for people, which no exporter can count."""
     return Measure("text", "", help)
 
 
 def parts(help: str) -> Measure:  # noqa: A002 # the field's word
-    """Statistics by name, each a dataclass of its own."""
+    """The measure of a mapping from names to statistics, each a dataclass of its own."""
     return Measure("parts", "", help)
 
 
 def measures(statistics: type[Any]) -> Mapping[str, Measure | type[Any]]:
-    """What each field of a dataclass of statistics is: a measure, or the dataclass of a part.
+    """The measure of each field of a dataclass of statistics; for a part, its dataclass.
 
-    Raises TypeError for a field that doesn't say it.
+    Raises TypeError for a field without one.
     """
     hints = get_type_hints(statistics, include_extras=True)
     found: dict[str, Measure | type[Any]] = {}

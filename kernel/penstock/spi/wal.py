@@ -82,7 +82,7 @@ class WalAppend(msgspec.Struct, eq=False):  # made for each append, so without a
             self._callback = callback
 
     def set_run_callback(self, callback: Callable[[Sequence[WalAppend], Exception | None], None]) -> None:
-        """In place of ``set_callback``, for who has many appends: completed together, they are told together.
+        """Have one call of ``callback`` for a whole run of appends that complete together; replaces ``set_callback``.
 
         ``callback(appends, error)`` gets appends that follow each other, have this very callback and complete at
         once; at least this one. ``done`` isn't set on them: nobody else may wait for such an append.
@@ -128,14 +128,14 @@ def complete_all(appends: Sequence[WalAppend], error: Exception | None = None) -
     All are completed, even if a callback raises; then the first error is raised.
     """
     first_error: Exception | None = None
-    for callback, some in groupby(appends, _run_callback_of):  # no step of Python for each append of a run
+    for callback, run in groupby(appends, _run_callback_of):  # no step of Python for each append of a run
         if callback is not None:
             try:
-                callback(tuple(some), error)
+                callback(tuple(run), error)
             except Exception as raised:  # noqa: BLE001 - the other appends are answered before it is raised
                 first_error = first_error or kept(raised)
             continue
-        for append in some:
+        for append in run:
             try:
                 append.complete(error if error is None else again(error))
             except Exception as raised:  # noqa: BLE001 - the other appends are answered before it is raised

@@ -1,4 +1,4 @@
-"""What every write-ahead log shares, so that a new one is about a hundred lines.
+"""The building blocks of write-ahead logs, so that a new one is about a hundred lines.
 
 The parts, from pure to rim:
 

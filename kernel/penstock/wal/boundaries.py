@@ -1,4 +1,4 @@
-"""Where a log may be cut: remembers group boundaries for trim, thinned out to a bounded number."""
+"""Group boundaries at which a log may be cut when it is trimmed, thinned out to a bounded number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How groups of WAL entries look on any medium: pure bytes, no I/O.
+"""The format of groups of WAL entries, the same on any medium: pure bytes, no I/O.
 
 A group is what one write (one object, one fdatasync) makes durable::
 
@@ -107,7 +107,7 @@ class Cursor(NamedTuple):
 
 
 class GroupHeader(NamedTuple):
-    """What a group says about itself."""
+    """The header of a group, decoded."""
 
     log_id: int
     sequence: int

@@ -1,4 +1,4 @@
-"""What the generated codecs stand on: error classes, varints, tags, arrays and the segment writer.
+"""The runtime of the generated codecs: error classes, varints, tags, arrays and the segment writer.
 
 Every helper here is called with lengths a stranger wrote, so each checks its length against the bytes that
 are left before it allocates anything.

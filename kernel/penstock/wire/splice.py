@@ -19,7 +19,7 @@ class EncodedBody(msgspec.Struct):
 
 
 class ArraySplice:
-    """Where an array is in encoded bytes.
+    """The place of an array in encoded bytes, so that its elements can be exchanged without encoding the rest again.
 
     Made from two encodings that differ in nothing but the array: without an element (``empty``), and with one.
     The first byte that differs is then the last one of the array's count, whatever comes before and after it.

@@ -1,4 +1,4 @@
-"""What a broker checks of a batch that a producer sent, as Kafka 4's log validator does. Pure.
+"""Validation of a batch that a producer sent, as in Kafka 4's log validator. Pure.
 
 A header says of its records how many there are, how far their offsets go and which timestamp is the greatest.
 None of it is believed: with ``BatchRules.full`` each record is looked at, what the header says wrongly of timestamps
@@ -69,7 +69,7 @@ BROKER_BITS: Final = ~(CODEC_MASK | TRANSACTIONAL_BIT)
 
 
 class BatchRules(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """What a topic asks of batches: its configs, as numbers. Times in milliseconds.
+    """The demands of a topic on batches: its configs, as numbers. Times in milliseconds.
 
     ``before_max_ms`` and ``after_max_ms`` bound CreateTime (message.timestamp.before.max.ms, after.max.ms);
     ``keys_required`` is for compacted topics. Without ``full`` only the header is looked at: a careless or lying
@@ -93,9 +93,9 @@ def validate_produce_batch(
     now_ms: int,
     inflated_bytes_max: int = INFLATED_BYTES_MAX,
 ) -> BatchHeader:
-    """All of it at once, however long it takes: check what a client sent for one partition; return its header.
+    """Check the batch that a client sent for one partition, in one go however long it takes; return its header.
 
-    What the header says wrongly is put right in place, and the returned header is the new one.
+    A wrong timestamp or attribute in the header is put right in place, and the returned header is the new one.
 
     Raises:
         BatchError: the batch is refused; nothing was changed.
@@ -352,7 +352,7 @@ def amend_batch(records: memoryview, header: BatchHeader, max_timestamp: int) ->
 
 
 def amended_header(header: BatchHeader, max_timestamp: int) -> BatchHeader:
-    """What the header should say; the same object if it does."""
+    """The header with the right attributes and greatest timestamp; ``header`` itself if it has them."""
     attributes = header.attributes & ~BROKER_BITS
     if max_timestamp == header.max_timestamp and attributes == header.attributes:
         return header

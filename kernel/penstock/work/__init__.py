@@ -1,4 +1,4 @@
-"""How work is waited for, repeated and cut up: each of these mechanisms has one module here.
+"""Waiting for room, retry, periodic jobs and the like: each mechanism has one module here.
 
 Waiting for room (``room``), finishing in spite of cancellation (``finish``), retry with back-off (``retry``),
 periodic jobs (``periodic``), pieces of n (``pieces``), the one error behind a group (``one_error``). None of them

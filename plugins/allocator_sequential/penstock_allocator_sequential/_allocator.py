@@ -124,7 +124,7 @@ class _Reservation:
         self._granted(owner.charge_nowait(more, self._purpose, own=self.accounted), size)
 
     async def grant(self, size: int) -> None:
-        """See the contract. Without contention this is no more than a check for cancellation."""
+        """See ``Reservation.grant``. Without contention this is no more than a check for cancellation."""
         owner, more = self._asked(size)
         charge = await owner.charge(more, self._purpose, own=self.accounted)
         if self._owner is None:  # released meanwhile
@@ -244,7 +244,7 @@ class SequentialAllocator:
         return grant
 
     async def allocate(self, size: int, purpose: str) -> Allocation:
-        """See the contract. Without contention this is no more than a check for cancellation."""
+        """See ``Allocator.allocate``. Without contention this is no more than a check for cancellation."""
         await checkpoint_if_cancelled()
         self._check(size, purpose, 1)
         grant = await self._wait(lambda whole: self._try_allocate(size, purpose, whole), size)
@@ -268,7 +268,7 @@ class SequentialAllocator:
         return grant
 
     async def charge(self, size: int, purpose: str, *, own: int = 0) -> _Charge:
-        """See the contract. Without contention this is no more than a check for cancellation.
+        """See ``Allocator.charge``. Without contention this is no more than a check for cancellation.
 
         ``own`` bytes are the requester's already: with no others in use it is alone.
         """

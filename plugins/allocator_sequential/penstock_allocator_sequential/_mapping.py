@@ -65,7 +65,7 @@ def map_memory(size: int) -> mmap.mmap:
 
 
 def map_sparsely(size: int) -> mmap.mmap:
-    """The same, where a page takes memory once it's written, and not its neighbours with it."""
+    """``map_memory`` without huge pages: a page takes memory when it is written, without its neighbours."""
     mapping = map_memory(size)
     # a huge page would take 2 MiB for the first byte; where the kernel has none there is nothing to advise against
     with suppress(OSError):

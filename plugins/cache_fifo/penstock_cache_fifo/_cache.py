@@ -213,7 +213,7 @@ class FifoLogCache:
         return block
 
     def mark_uploaded(self, block: LogCacheBlock) -> None:
-        """See the contract. Raises InvariantError for a block that isn't frozen here, or is marked already."""
+        """See ``LogCache.mark_uploaded``. Raises InvariantError unless the block is frozen here and unmarked."""
         if self._closed:
             return
         if not isinstance(block, _Block) or block.uploaded or block not in self._blocks:
@@ -240,7 +240,7 @@ class FifoLogCache:
             self._evicting = False
 
     def drop_stream(self, stream_id: int) -> None:
-        """See the contract. A block that is frozen but not uploaded keeps its entries: an upload may read them."""
+        """See ``LogCache.drop_stream``. A frozen block keeps its entries until it is uploaded."""
         if self._streams.pop(stream_id, None) is None:
             return
         for block in (self._active, *self._blocks):

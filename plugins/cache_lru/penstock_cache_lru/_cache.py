@@ -139,7 +139,7 @@ class LruBlockCache:
     async def get(
         self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
     ) -> Sequence[Buffer]:
-        """See the contract. A read of cached blocks is no more than a check for cancellation."""
+        """See ``BlockCache.get``. A read of cached blocks is no more than a check for cancellation."""
         await checkpoint_if_cancelled()
         found = self._claim(blocks, load, prefetch)
         if found is None:

@@ -1,4 +1,4 @@
-"""How far to read ahead for whom: pure, with the time passed in."""
+"""Readahead of each sequential reader: pure, with the time passed in."""
 
 from __future__ import annotations
 

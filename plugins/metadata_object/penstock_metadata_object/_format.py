@@ -118,7 +118,7 @@ class SnapshotKey:
 
 
 def parse_snapshot_key(prefix: str, key: str) -> SnapshotKey:
-    """What the key of a snapshot tells. Raises CorruptError for a name that no snapshot has."""
+    """The index, floor and nonce in the key of a snapshot. Raises CorruptError for a name that no snapshot has."""
     match = _SNAPSHOT_NAME.fullmatch(key.removeprefix(f"{prefix}snapshot/"))
     if match is None:
         raise CorruptError(f"an object among the metadata snapshots is none, remove it: key={key!r}")

@@ -97,7 +97,7 @@ class ObjectMetadataLog:
         self._news.set()
 
     def statistics(self) -> MetadataLogStatistics:
-        """See the contract."""
+        """See ``MetadataLog.statistics``."""
         return MetadataLogStatistics(
             appends=self._appends,
             conflicts=self._conflicts,
@@ -108,7 +108,7 @@ class ObjectMetadataLog:
     # --- append ----------------------------------------------------------------------------------------
 
     async def append(self, index: int, data: bytes) -> None:
-        """See the contract."""
+        """See ``MetadataLog.append``."""
         self._check_open()
         if len(data) > self._settings.entry_bytes_max:
             raise InvalidRequestError(
@@ -174,7 +174,7 @@ class ObjectMetadataLog:
     # --- read ------------------------------------------------------------------------------------------
 
     async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
-        """See the contract. Windows of entries are read concurrently and given out in order."""
+        """See ``MetadataLog.read``. Windows of entries are read concurrently and given out in order."""
         self._check_open()
         if start_index < 1:
             raise InvalidRequestError(f"metadata indexes start at 1: start_index={start_index}")
@@ -244,7 +244,7 @@ class ObjectMetadataLog:
     # --- news ------------------------------------------------------------------------------------------
 
     async def wait_for_news(self, after_index: int) -> None:
-        """See the contract.
+        """See ``MetadataLog.wait_for_news``.
 
         Without ``follow`` this costs no request: only appends and reads of this process wake it. With it, the
         next key is looked up, soon after news and ever more seldom when there is none.
@@ -292,7 +292,7 @@ class ObjectMetadataLog:
     # --- snapshots -------------------------------------------------------------------------------------
 
     async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
-        """See the contract. If a newer snapshot is there already, nothing is written."""
+        """See ``MetadataLog.write_snapshot``. If a newer snapshot is there already, nothing is written."""
         self._check_open()
         index = snapshot.index
         if index < 1 or (index > self._last_index and not await self._exists(index)):
@@ -300,6 +300,6 @@ class ObjectMetadataLog:
         await self._snapshots.write(snapshot, secrets.token_bytes(NONCE_BYTES))
 
     async def read_snapshot(self) -> MetadataSnapshot | None:
-        """See the contract."""
+        """See ``MetadataLog.read_snapshot``."""
         self._check_open()
         return await self._snapshots.read()

@@ -120,7 +120,7 @@ class FileTree:
             ) from error
 
     def _make_temporary(self) -> None:
-        """Its place may hold somebody else's link to a directory of others. Raises ConfigError, OSError."""
+        """Make the directory for temporary files. Raises ConfigError if a symbolic link is in its place, OSError."""
         make_directories(self._temporary, self._access)
         if not stat.S_ISDIR(os.lstat(self._temporary).st_mode):
             raise ConfigError(
@@ -129,7 +129,10 @@ class FileTree:
             )
 
     def _restore_temporary(self) -> None:
-        """Somebody removed it, and our lock. Raises UnavailableError where the root itself is gone, OSError."""
+        """Make the directory for temporary files, and our lock in it, again: somebody removed it.
+
+        Raises UnavailableError where the root itself is gone, OSError.
+        """
         with self._mending:
             if os.path.isdir(self._temporary) and os.path.exists(self._lock_path(self._owner)):
                 return  # another thread was faster

@@ -1,4 +1,4 @@
-"""What may stand in ``options``: a mistyped name is refused before anything is connected.
+"""The names allowed in ``options``: a mistyped name is refused before anything is connected.
 
 The file systems of fsspec take any keyword and ignore those that they don't know, so a typing mistake in
 ``endpoint_url`` would send a broker to another store.

@@ -160,7 +160,7 @@ def _choose_backend(extra: str) -> tuple[type[RemoteBackend], Callable[[dict[str
 
 
 class RemoteBackend:
-    """What GCS and Azure have in common; S3 overrides most requests."""
+    """The backend of stores over the network: GCS and Azure as they are, S3 with most requests its own."""
 
     def __init__(
         self,

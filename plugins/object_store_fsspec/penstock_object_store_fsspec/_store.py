@@ -60,7 +60,7 @@ class FsspecObjectStore:
             self._backend.health.worked()
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
-        """See the contract."""
+        """See ``ObjectStore.get``."""
         check_key(key)
         if start < 0 or (end is not None and end < start):
             raise InvalidRequestError(f"not a range: key={key!r} start={start} end={end}")
@@ -70,13 +70,13 @@ class FsspecObjectStore:
         return data
 
     async def head(self, key: str) -> ObjectInfo:
-        """See the contract."""
+        """See ``ObjectStore.head``."""
         check_key(key)
         with self._counted("gets"):
             return await self._backend.head(key)
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        """See the contract."""
+        """See ``ObjectStore.put``."""
         check_key(key)
         with self._counted("puts"):
             token = await self._backend.put(key, body)
@@ -84,7 +84,7 @@ class FsspecObjectStore:
         return token
 
     async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        """See the contract."""
+        """See ``ObjectStore.put_if_absent``."""
         self._require("put_if_absent")
         check_key(key)
         with self._counted("puts"):
@@ -93,7 +93,7 @@ class FsspecObjectStore:
         return token
 
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
-        """See the contract."""
+        """See ``ObjectStore.compare_and_swap``."""
         self._require("compare_and_swap")
         check_key(key)
         with self._counted("puts"):
@@ -102,21 +102,21 @@ class FsspecObjectStore:
         return new_token
 
     async def create_multipart(self, key: str) -> MultipartUpload:
-        """See the contract."""
+        """See ``ObjectStore.create_multipart``."""
         self._require("multipart")
         check_key(key)
         with self._counted("puts"):
             return _CountedUpload(self, await self._backend.create_multipart(key))
 
     async def delete(self, keys: Sequence[str]) -> None:
-        """See the contract."""
+        """See ``ObjectStore.delete``."""
         for key in keys:
             check_key(key)
         with self._counted("deletes", len(keys)):
             await self._backend.delete(keys)
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        """See the contract."""
+        """See ``ObjectStore.list``."""
         check_prefix(prefix)
         check_prefix(start_after)
         with self._counted("lists"):
@@ -126,7 +126,7 @@ class FsspecObjectStore:
                     yield info
 
     def statistics(self) -> ObjectStoreStatistics:
-        """See the contract."""
+        """See ``ObjectStore.statistics``."""
         return ObjectStoreStatistics(
             **self._counts,
             bytes_read=self._bytes_read,

@@ -46,7 +46,7 @@ _FLOCK = struct.Struct("@hhqqi4x")  # struct flock: l_type, l_whence, l_start, l
 
 
 class Device(Protocol):
-    """What the log needs of its medium. Everything blocks; what fails on the medium is an OSError."""
+    """The medium, as the log needs it. All calls block; a failure of the medium is an OSError."""
 
     @property
     def capacity_bytes(self) -> int:
@@ -386,7 +386,7 @@ class FileDevice:
 
 
 class _Lane:
-    """What one thread writes with."""
+    """The descriptor and the bounce buffer of one writer thread."""
 
     def __init__(self, fd: int, flags: int, buffer_bytes: int) -> None:
         """``buffer_bytes`` 0: through the page cache."""

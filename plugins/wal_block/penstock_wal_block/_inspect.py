@@ -45,7 +45,7 @@ class InspectedGroup:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspection:
-    """What a log says about itself; ``groups`` reads it as it is iterated."""
+    """The facts about a log, read from outside; ``groups`` reads it as it is iterated."""
 
     path: str
     #: Slot 0 and 1; None where the slot is blank or torn. The one with the higher sequence counts.

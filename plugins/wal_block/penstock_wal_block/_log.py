@@ -338,13 +338,13 @@ class BlockLog:
         self._groups_since_check = _GROUPS_PER_CHECK
 
     def rest_after(self, seconds: float) -> None:
-        """The same, if nothing was written for so long."""
+        """Let go of the data lock if nothing was written for so long."""
         with self._mutex:
             if time.monotonic() - self._wrote_s >= seconds:
                 self.rest()
 
     def look(self) -> None:
-        """While nothing is written: raise FencedError, or UnavailableError if the file was removed or replaced."""
+        """Check an idle log: raises FencedError, or UnavailableError if the file was removed or replaced."""
         with self._mutex:
             self.rest()  # who wrote before us left the lock to whoever comes next
             self._check_owner()

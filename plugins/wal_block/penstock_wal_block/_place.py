@@ -1,4 +1,4 @@
-"""What is at ``wal.path``: a log, nothing yet, or something of somebody else's, which is left as it is."""
+"""Tells what is at ``wal.path``: a log, nothing yet, or something of somebody else's, which is left as it is."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _ZFS_UBERBLOCKS = range(0x20000, 0x40000, 1024)
 
 
 def real_path(path: Path) -> Path:
-    """Where the log is: ``path``, or the block device that it links to, as those in /dev/disk do.
+    """The path of the log itself: ``path``, or the block device that it links to, as those in /dev/disk do.
 
     Raises ConfigError for another link: what is behind it may be anything, and belong to anybody.
     """

@@ -1,4 +1,4 @@
-"""What can be set, and what is better left alone."""
+"""The settings of the plugin."""
 
 from __future__ import annotations
 

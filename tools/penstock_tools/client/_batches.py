@@ -1,4 +1,4 @@
-"""What a producer holds back for one partition: batches being filled, waiting, on their way. No I/O, no clock.
+"""The queue of a producer for one partition: batches being filled, waiting, on their way. No I/O, no clock.
 
 One queue in sequence order. A batch is *open* (takes records), *ready* (closed by size, by age or by a
 flush), *sent*, and finally *settled*. Sequences are given when a batch is first sent. When one batch has to be
@@ -79,7 +79,7 @@ class Delivery:
 
     @property
     def partition(self) -> int:
-        """Where it goes."""
+        """The partition that the record was queued for."""
         return self._batch.partition
 
     async def wait(self) -> int:
@@ -99,7 +99,7 @@ class Delivery:
 
 
 class SendRefusal(Enum):
-    """What to do with a batch that the broker refused."""
+    """The ways to go on with a batch that the broker refused."""
 
     SEND_AGAIN = "as it is: it may pass, or was only out of turn"
     NEW_PRODUCER = (

@@ -130,7 +130,7 @@ class ListedOffset:
 
 @dataclass(frozen=True, slots=True)
 class CommittedOffset:
-    """What a group has committed."""
+    """The offset that a group has committed for a partition, with its metadata."""
 
     offset: int
     metadata: str
@@ -453,7 +453,7 @@ class Admin:
     async def committed_offsets(
         self, group: str, partitions: Sequence[TopicPartition] | None = None
     ) -> dict[TopicPartition, CommittedOffset]:
-        """What a group has committed, of ``partitions`` or of all; those without a commit are left out."""
+        """The committed offsets of a group, of ``partitions`` or of all; those without a commit are left out."""
         topics: dict[str, list[int]] = {}
         for topic, partition in partitions or ():
             topics.setdefault(topic, []).append(partition)

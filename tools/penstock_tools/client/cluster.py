@@ -42,7 +42,7 @@ _CREATION_S_MAX = 5.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientSettings:
-    """How to reach a cluster, and how patient to be."""
+    """The addresses of a cluster, and timeouts."""
 
     bootstrap_servers: str = "127.0.0.1:9092"
     client_id: str = "penstock"
@@ -257,7 +257,7 @@ class Cluster:
     # -- topics ----------------------------------------------------------------------------------------------
 
     async def topics(self, names: Sequence[str] | None = None, *, create: bool = False) -> list[TopicInfo]:
-        """What the cluster says of ``names`` now, in their order; of all topics if None, by name.
+        """The metadata of the topics ``names``, asked for now, in their order; of all topics if None, by name.
 
         ``create`` lets the broker create those that are missing, if it is set up so; retries until they are there.
 

@@ -46,7 +46,7 @@ _FINAL_EPOCH: Final = -1  # of a fetch without session (KIP-227)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConsumerSettings:
-    """How to read. ``max_wait_ms`` is how long the broker holds a poll that finds less than ``min_bytes``."""
+    """Settings of a consumer. The broker holds a poll that finds less than ``min_bytes`` for ``max_wait_ms``."""
 
     max_wait_ms: int = 500
     min_bytes: int = 1
@@ -57,7 +57,7 @@ class ConsumerSettings:
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """What one poll found in one partition; may be no record at all.
+    """The records that one poll found in one partition; there may be none.
 
     ``position`` is the offset to go on from, ``high_watermark`` the one after the last readable record.
     """

@@ -44,7 +44,7 @@ _RECORD_OVERHEAD_BYTES: Final = 16
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProducerSettings:
-    """How to produce. ``acks`` is -1 (all), 1 or 0; ``codec`` an id as in ``penstock.wire.compression``."""
+    """Settings of a producer. ``acks`` is -1 (all), 1 or 0; ``codec`` an id as in ``penstock.wire.compression``."""
 
     acks: int = -1
     idempotent: bool = True
@@ -169,7 +169,7 @@ class Producer:
         partition: int | None = None,
         timestamp_ms: int | None = None,
     ) -> Delivery | None:
-        """As :meth:`send`, but None where that would have to wait (for room, or to learn of the topic)."""
+        """Queue a record like :meth:`send`; None where that would wait, for room or for metadata of the topic."""
         if self._closed:
             raise ClosedError("producer is closed")
         info = self._topics.get(topic)

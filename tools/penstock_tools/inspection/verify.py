@@ -58,7 +58,7 @@ class Problem:
 
 @dataclass(slots=True)
 class Report:
-    """What was checked, and what was found."""
+    """The result of a verification: the figures of what was checked, and the faults found."""
 
     metadata_index: int = 0
     topics: int = 0
