@@ -133,6 +133,11 @@ class GroupCoordinator:
     # -- look-ups -----------------------------------------------------------------------------------------
 
     @property
+    def partition(self) -> int:
+        """The partition of the log whose groups these are."""
+        return self._log.partition
+
+    @property
     def entries(self) -> Mapping[str, Entry]:
         """group id -> group, with what is known of it; a live view."""
         return self._table.entries

@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import anyio
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
 from tests.unit.coordinator.test_group_service import DAMAGED, OFFSET, REQUEST, SETTINGS, TP, Calls, stable
 
@@ -54,6 +56,20 @@ class GatedLog(MemoryLog):
             self.reading.discard(partition)
 
 
+class FailingLog(MemoryLog):
+    """After some good appends, one fails."""
+
+    good_appends: int | None = None
+
+    async def append(self, partition: int, records: Sequence[Record]) -> int:
+        if self.good_appends is not None:
+            self.good_appends -= 1
+            if self.good_appends < 0:
+                self.good_appends = None
+                raise UnavailableError("no")
+        return await super().append(partition, records)
+
+
 @pytest.fixture
 def log() -> GatedLog:
     return GatedLog()
@@ -69,8 +85,8 @@ def opened(log: GatedLog, clock: FakeClock, allocator: PlainAllocator) -> Open:
     ids = itertools.count(1)
 
     @asynccontextmanager
-    async def open_service(settings: GroupSettings = SETTINGS) -> AsyncIterator[GroupService]:
-        async with GroupService(log, settings, clock, lambda: str(next(ids)), allocator) as service:
+    async def open_service(bounds: GroupSettings = SETTINGS) -> AsyncIterator[GroupService]:
+        async with GroupService(log, bounds, clock, lambda: str(next(ids)), allocator) as service:
             yield service
 
     return open_service
@@ -349,32 +365,87 @@ async def test_counters_go_on_when_partitions_go(opened: Open, clock: FakeClock)
 # -- sets that are cut ----------------------------------------------------------------------------------------
 
 
-async def test_a_group_that_is_half_deleted_is_there_and_can_be_deleted_again(
-    log: GatedLog, clock: FakeClock
-) -> None:
+async def test_a_group_that_is_half_deleted_is_there_and_can_be_deleted_again(clock: FakeClock) -> None:
     """Its offsets go in several sets, its own tombstone last; memory says what the log says at each step."""
     offsets = {("t", number): OFFSET for number in range(20)}
-
-    class Failing(GatedLog):
-        """The third append from now on fails."""
-
-        left = -1
-
-        async def append(self, partition: int, records: Sequence[Record]) -> int:
-            self.left -= 1
-            if self.left == 0:
-                raise UnavailableError("no")
-            return await super().append(partition, records)
-
-    failing = Failing()
-    settings = replace(SETTINGS, append_bytes_max=80)
-    async with LedService(failing, settings, clock) as service:
+    failing = FailingLog()
+    bounds = replace(SETTINGS, append_bytes_max=80)
+    async with LedService(failing, bounds, clock) as service:
         await service.commit_offsets("g", offsets)
-        failing.left = 3
+        failing.good_appends = 2
         assert await service.delete_groups(["g"]) == {"g": UNAVAILABLE}
         left = set((await service.fetch_offsets("g"))[1])
         assert 0 < len(left) < 20
-    async with LedService(failing, settings, clock) as service:
+    async with LedService(failing, bounds, clock) as service:
         assert set((await service.fetch_offsets("g"))[1]) == left
         assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
         assert failing.live() == {}
+
+
+# -- memory and log -------------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, derandomize=True, max_examples=60)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [
+                    "stable",
+                    "stable",
+                    "commit",
+                    "commit",
+                    "forget",
+                    "topics",
+                    "leave",
+                    "delete",
+                    "fail",
+                    "move",
+                ]
+            ),
+            st.integers(0, 2),
+            st.integers(1, 5),
+        ),
+        min_size=5,
+        max_size=25,
+    )
+)
+def test_memory_says_what_the_log_says_after_any_history(steps: list[tuple[str, int, int]]) -> None:
+    """With sets that are cut, checkpoints, appends that fail in between, and partitions that go and come back."""
+    anyio.run(_history, steps)
+
+
+async def _history(steps: list[tuple[str, int, int]]) -> None:
+    log, clock, ids = FailingLog(), FakeClock(), itertools.count(1)
+    bounds = replace(SETTINGS, append_bytes_max=90, checkpoint_records=12)
+    async with LedService(log, bounds, clock, lambda: str(next(ids))) as service:
+        for step, which, size in steps:
+            group_id = GROUPS[which]
+            (described,) = await service.describe([group_id])
+            members = [one.member_id for one in described.members]
+            offsets = {
+                ("t" if number % 2 else "u", number): OffsetAndMetadata(size) for number in range(size)
+            }
+            if step == "stable" and not members:
+                await stable(service, clock, group_id)
+            elif step == "commit" and not members:
+                await service.commit_offsets(group_id, offsets)
+            elif step == "forget":
+                await service.delete_offsets(group_id, [("u", 0), ("t", 1), ("u", 2)])
+            elif step == "topics" and log.good_appends is None:
+                await service.on_topics_deleted(["u"])
+            elif step == "leave" and members:
+                await service.leave(group_id, [LeaveMember(members[0])])
+            elif step == "delete":
+                await service.delete_groups([group_id])
+            elif step == "fail":
+                log.good_appends = size  # one of those after them fails
+            elif step == "move":
+                service.resign(which)
+                service.lead(which)
+                await service.wait_loaded()
+            await settle()
+            for coordinator in service._coordinators.active():
+                newest = {key: value for _, (key, value) in log.records[coordinator.partition]}
+                said = {key: value for key, value in newest.items() if value is not None}
+                assert dict(coordinator.live()) == said

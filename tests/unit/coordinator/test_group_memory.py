@@ -180,7 +180,9 @@ async def test_timers_of_members_that_left_are_forgotten(opened: Open) -> None:
 @given(
     st.lists(
         st.tuples(
-            st.sampled_from(["join", "again", "sync", "leave", "commit", "forget", "delete", "time", "fail"]),
+            st.sampled_from(
+                ["join", "again", "sync", "leave", "commit", "forget", "delete", "time", "fail", "move"]
+            ),
             st.integers(0, 2),
             st.integers(0, 3_000),
         ),
@@ -232,6 +234,9 @@ async def _live(steps: list[tuple[str, int, int]]) -> None:
                     log.error = UnavailableError("the log fails")
                 elif step == "time":
                     await clock.advance(size * 5)
+                elif step == "move":  # the partition goes, and comes back
+                    service.resign(which)
+                    service.lead(which)
                 await settle()
             log.error = None
             service.drain()
