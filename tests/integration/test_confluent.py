@@ -572,6 +572,10 @@ def test_retention_by_time_and_by_size_acts(serve: ServeFactory) -> None:
 # -- groups ----------------------------------------------------------------------------------------------------
 
 
+#: A member that may be slow to come back, on a busy machine too.
+SESSION_MS = int(DEADLINE_S * 1000)
+
+
 class Group:
     """Consumers of one group, all polled from here."""
 
@@ -693,7 +697,7 @@ def test_a_killed_member_loses_its_partitions_after_the_session_timeout(
 def test_a_static_member_comes_back_without_a_rebalance(shared: ServeProcess, admin: AdminClient) -> None:
     """KIP-345: the same group.instance.id gets the same partitions; the others notice nothing."""
     topic = create(admin, "static", 4)
-    with closing(Group(shared, [topic], session_timeout_ms=45_000)) as group:
+    with closing(Group(shared, [topic], session_timeout_ms=SESSION_MS)) as group:
         group.join(group_instance_id="one")
         second = group.join(group_instance_id="two")
         group.settle([2, 2])

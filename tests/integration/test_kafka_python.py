@@ -296,6 +296,10 @@ def test_delete_records_moves_the_beginning(shared: ServeProcess, admin: Any) ->
 # -- groups ----------------------------------------------------------------------------------------------------
 
 
+#: A member that may be slow to come back, on a busy machine too.
+SESSION_MS = int(DEADLINE_S * 1000)
+
+
 class Group:
     """Consumers of one group, each polled by a thread of its own, as applications do.
 
@@ -420,7 +424,7 @@ def test_a_killed_member_loses_its_partitions_after_the_session_timeout(
 
 def test_a_static_member_comes_back_with_what_it_had(shared: ServeProcess, admin: Any) -> None:
     topic = create(admin, "static", 4)
-    with closing(Group(shared, topic, session_timeout_ms=45_000)) as group:
+    with closing(Group(shared, topic, session_timeout_ms=SESSION_MS)) as group:
         group.join(group_instance_id="one")
         second = group.join(group_instance_id="two")
         group.settle([2, 2])
