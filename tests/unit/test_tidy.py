@@ -110,6 +110,42 @@ def test_no_orphan_tasks() -> None:
     assert found == []
 
 
+#: What sleeps beside the mechanisms of ``penstock.work``.
+_SLEEPERS = {
+    "kernel/penstock/log/reconciler.py": "each topic that failed has pauses of its own; they are those of Backoff",
+    "kernel/penstock/metadata/service.py": "an attempt may be found to have landed in between; Backoff's pauses",
+    "kernel/penstock/metadata/tailer.py": "waits for news between attempts; Backoff's pauses",
+    "kernel/penstock/stream/orphans.py": "between pages of a listing, so that it takes little from others",
+}
+#: Bytes are cut where they are encoded and read; what is cut with ``pieces`` are items.
+_CUTTERS = ("kernel/penstock/work/", "kernel/penstock/wire/", "kernel/penstock/wal/")
+
+
+def test_waiting_retrying_and_repeating_have_one_home_each() -> None:
+    """``penstock.work``: who sleeps in the kernel does it there, or says why not."""
+    found = {
+        name
+        for name in SHIPPED
+        if name.startswith("kernel/") and not name.startswith("kernel/penstock/work/")
+        for _, call in _calls(_tree(name))
+        if call in ("anyio.sleep", "asyncio.sleep", "time.sleep")
+    }
+    assert found == set(_SLEEPERS)
+
+
+def test_items_are_cut_into_pieces_in_one_place() -> None:
+    """``penstock.work.pieces``: no loop over ``range(0, len(items), size)`` elsewhere."""
+    found = [
+        f"{name}:{node.iter.lineno}"
+        for name in SHIPPED
+        if name.startswith("kernel/") and not name.startswith(_CUTTERS)
+        for node in ast.walk(_tree(name))
+        if isinstance(node, ast.For | ast.comprehension)
+        and re.match(r"range\(0, len\(.*\), ", ast.unparse(node.iter))
+    ]
+    assert found == []
+
+
 def test_asyncio_stays_at_the_rim() -> None:
     found = []
     for name in SHIPPED:

@@ -15,6 +15,7 @@ from penstock.metadata.state import State
 from penstock.metadata.stored import IMAGE_VERSION, ImageData, upgrade
 from penstock.metadata.table import RowCut
 from penstock.metadata.versions import refuse_newer
+from penstock.work.pieces import pieces
 
 #: What a snapshot encodes in one go: a millisecond or so on the event loop.
 CUT_ROWS = 500
@@ -99,8 +100,8 @@ class Cut:
 def _table(rows: dict[Any, Any]) -> Iterator[bytes]:
     keys = list(rows)
     yield _map_header(len(keys))
-    for first in range(0, len(keys), CUT_ROWS):
-        some = {key: rows.pop(key) for key in keys[first : first + CUT_ROWS]}
+    for piece in pieces(keys, CUT_ROWS):
+        some = {key: rows.pop(key) for key in piece}
         yield _encoder.encode(some)[len(_map_header(len(some))) :]
 
 
