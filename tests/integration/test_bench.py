@@ -26,7 +26,7 @@ from penstock_tools.bench.start import measure_starts
 from penstock_tools.bench.workload import Driver, KeyDistributor, Workload
 from penstock_tools.cli import main
 
-SMOKE = Path(__file__).parents[2] / "bench" / "workloads" / "smoke.yaml"
+SMOKE = Path(__file__).parents[2] / "tools" / "bench" / "workloads" / "smoke.yaml"
 SMALL = ["--set", "wal.capacity=64MiB", "--set", "groups.initial_rebalance_delay=100ms"]
 
 

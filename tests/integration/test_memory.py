@@ -22,7 +22,7 @@ from penstock.wire.records import build_batch
 
 MIB = 1024 * 1024
 
-BENCH = Path(__file__).parents[2] / "bench" / "memory.py"
+BENCH = Path(__file__).parents[2] / "tools" / "bench" / "memory.py"
 RUNS = {
     # large batches, consumers of all kinds, and a hundred that never take their response
     "large": ["--bytes=1GiB", "--request=200KiB", "--stuck=100"],
