@@ -191,7 +191,7 @@ async def handle_leave_group(request: LeaveGroupRequest, context: RequestContext
     """LeaveGroup v0-5; before v3 the one member's error is that of the response."""
     is_batch = context.version >= _LEAVE_BATCH_VERSION
     members = (
-        [LeaveMember(one.member_id, one.group_instance_id) for one in request.members]
+        [LeaveMember(one.member_id, one.group_instance_id) async for one in in_portions(request.members)]
         if is_batch
         else [LeaveMember(request.member_id)]
     )
@@ -204,7 +204,7 @@ async def handle_leave_group(request: LeaveGroupRequest, context: RequestContext
             MemberResponse(
                 member_id=one.member_id, group_instance_id=one.group_instance_id, error_code=one.error
             )
-            for one in results
+            async for one in in_portions(results)
         ],
     )
 

@@ -43,6 +43,7 @@ from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Clock, Waiter
 from penstock.log.keyed_log import Record
 from penstock.wire.error_codes import ErrorCode
+from penstock.work.pieces import PORTION, pieces
 
 __all__ = ("GroupCoordinator", "GroupSurroundings", "Timer")
 
@@ -226,6 +227,14 @@ class GroupCoordinator:
         When the last member leaves, this returns once the empty group is durable: a member that was told it has
         left must not hold up the group for a session timeout after a crash.
         """
+        results: list[LeaveResult] = []
+        for some in pieces(members, PORTION):
+            if results:
+                await anyio.lowlevel.checkpoint()
+            results += await self._leave(group_id, some)
+        return results
+
+    async def _leave(self, group_id: str, members: Sequence[LeaveMember]) -> list[LeaveResult]:
         entry = self._table.entries.get(group_id)
         if entry is None:
             unknown = ErrorCode.UNKNOWN_MEMBER_ID

@@ -6,6 +6,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from types import TracebackType
 from typing import Annotated, Final, Self
 
@@ -39,10 +40,13 @@ from penstock.log.keyed_log import RecordLog
 from penstock.spi.allocator import Allocator
 from penstock.spi.statistics import counter, gauge
 from penstock.wire.error_codes import ErrorCode
+from penstock.work.pieces import pieces
 
 __all__ = ("GroupService", "GroupStatistics")
 
 _STRING_BYTES_MAX: Final = 32_767
+#: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
+_DELETIONS: Final = 50
 #: Records that may wait for the log, whatever the memory of groups is.
 _WRITES_BYTES_MIN: Final = 2 * 1024 * 1024
 
@@ -358,9 +362,10 @@ class GroupService:
             else:
                 results[group_id] = found
 
-        async with anyio.create_task_group() as tasks:
-            for group_id in dict.fromkeys(group_ids):
-                tasks.start_soon(delete, group_id)
+        for some in pieces(list(dict.fromkeys(group_ids)), _DELETIONS):
+            async with anyio.create_task_group() as tasks:
+                for group_id in some:
+                    tasks.start_soon(delete, group_id)
         return results
 
     # -- inside -------------------------------------------------------------------------------------------
@@ -424,6 +429,9 @@ def _is_needed(coordinator: GroupCoordinator | None, timer: Timer) -> bool:
 def _is_too_long(request: JoinRequest) -> bool:
     """Whether a string of the request doesn't fit into a group metadata record."""
     names = [request.client_id, request.client_host, request.protocol_type, request.group_instance_id or ""]
-    names += [name for name, _ in request.protocols]
+    names += map(itemgetter(0), request.protocols)
     # A member id is made of one of these and a uuid.
-    return any(len(name.encode()) > _STRING_BYTES_MAX - 64 for name in names)
+    bytes_max = _STRING_BYTES_MAX - 64
+    longest = max(map(len, names))
+    # a character has four bytes at most: nearly all names are short enough, whatever they are
+    return longest > bytes_max // 4 and any(len(name.encode()) > bytes_max for name in names)

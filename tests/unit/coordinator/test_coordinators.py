@@ -449,3 +449,27 @@ async def _history(steps: list[tuple[str, int, int]]) -> None:
                 newest = {key: value for _, (key, value) in log.records[coordinator.partition]}
                 said = {key: value for key, value in newest.items() if value is not None}
                 assert dict(coordinator.live()) == said
+
+
+async def test_leaving_with_very_many_members_gives_a_result_for_each(
+    log: GatedLog, clock: FakeClock
+) -> None:
+    async with LedService(log, SETTINGS, clock) as service:
+        member = await stable(service, clock, "g")
+        named = [*(LeaveMember(f"ghost-{number}") for number in range(249)), LeaveMember(member)]
+        error, results = await service.leave("g", named)
+        assert error is ErrorCode.NONE
+        assert [one.member_id for one in results] == [one.member_id for one in named]
+        assert [one.error for one in results] == [ErrorCode.UNKNOWN_MEMBER_ID] * 249 + [ErrorCode.NONE]
+        (described,) = await service.describe(["g"])
+        assert str(described.state) == "Empty"
+
+
+async def test_very_many_groups_are_deleted_with_one_result_each(log: GatedLog, clock: FakeClock) -> None:
+    async with LedService(log, SETTINGS, clock) as service:
+        names = [f"g{number}" for number in range(120)]
+        for name in names:
+            await service.commit_offsets(name, {TP: OFFSET})
+        results = await service.delete_groups([*names, "none", names[0]])
+        assert results == {**dict.fromkeys(names, ErrorCode.NONE), "none": ErrorCode.GROUP_ID_NOT_FOUND}
+        assert log.live() == {}

@@ -17,12 +17,11 @@ from typing import Any, Final
 import pytest
 from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs, FakeTopic
-from tests.unit.coordinator.conftest import FakeClock, MemoryLog
+from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog
 from tests.unit.server.harness import serving
 from tests.wire_requests import API_REQUESTS, Field, Request, encode_frame, minimal
 
 from penstock.api.dispatch import apis
-from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupSettings
 from penstock.threads import run_in_thread
 from penstock.wire.api_keys import ApiKey
@@ -37,8 +36,6 @@ pytestmark = [
 #: Of one callback: two milliseconds, about.
 STEPS_MAX: Final = 50_000
 ELEMENTS: Final = 2_500
-#: What the coordinator does with members and groups isn't in portions yet.
-NOT_YET: Final = {ApiKey.JOIN_GROUP, ApiKey.LEAVE_GROUP, ApiKey.DELETE_GROUPS}
 TABLE: Final = apis()
 
 
@@ -171,7 +168,7 @@ def filled(request: Request, version: int, path: Sequence[str], prefix: str, cou
 
 def cases() -> Iterator[tuple[ApiKey, tuple[str, ...], str]]:
     for key, api in TABLE.items():
-        if key == ApiKey.PRODUCE or key in NOT_YET:
+        if key == ApiKey.PRODUCE:
             continue  # what a Produce asks for are records, in as many bytes
         for path in arrays(API_REQUESTS[key], api.high):
             yield ApiKey(key), path, "known"
@@ -210,7 +207,7 @@ async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[st
     meter = Meter()
     async with (
         serving(Logs()) as harness,
-        GroupService(MemoryLog(), GroupSettings(), FakeClock(), lambda: "member") as groups,
+        LedService(MemoryLog(), GroupSettings(), FakeClock(), lambda: "member") as groups,
     ):
         harness.api.groups = groups
         port = harness.server.endpoints[0].port
