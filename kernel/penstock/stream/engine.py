@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import repeat, starmap
-from operator import attrgetter, itemgetter
+from operator import itemgetter
 from typing import Annotated, TypeAlias
 
 import anyio
@@ -113,10 +113,10 @@ class _WithOverhead:
             charge.release()
 
 
-#: An append that waits for the WAL: its stream, the stream's generation then, and who wants to know how it ends.
-_Flying: TypeAlias = tuple[Stream, StreamEntry, int, Callable[[Exception | None], None]]
-_entry_of = itemgetter(1)
-_data_of = attrgetter("data")
+#: An append that waits for the WAL: its stream, the stream's generation then, who wants to know how it ends, and what
+#: it takes of the bytes in flight.
+_Flying: TypeAlias = tuple[Stream, StreamEntry, int, Callable[[Exception | None], None], int]
+_cost_of = itemgetter(4)
 
 
 class StreamEngine:
@@ -386,8 +386,9 @@ class StreamEngine:
             stream.stream_id, base, end, time_ms, data, charge, append.next_position, data_checksum
         )
         stream.next_offset = end
-        self._in_flight_bytes += size + IN_FLIGHT_OVERHEAD_BYTES
-        self._flying.append((stream, entry, stream.generation, on_done))
+        cost = size + IN_FLIGHT_OVERHEAD_BYTES
+        self._in_flight_bytes += cost
+        self._flying.append((stream, entry, stream.generation, on_done, cost))
         append.set_run_callback(self._complete)
 
     def _completed(self, appends: Sequence[WalAppend], error: Exception | None) -> None:
@@ -397,15 +398,16 @@ class StreamEngine:
         moves), who appended it is told. What doesn't differ from one to the other is done once for all of them.
         """
         count = len(appends)
-        # all at once: who is told may append, and an append may complete at once
-        run = list(starmap(self._flying.popleft, repeat((), count)))
-        entries = list(map(_entry_of, run))
-        newest = entries[-1]
-        assert newest.wal_position == appends[-1].next_position, "the WAL completes in order"
-        size = sum(map(len, map(_data_of, entries)))
-        self._in_flight_bytes -= size + count * IN_FLIGHT_OVERHEAD_BYTES
+        take = self._flying.popleft
+        # all at once: who is told may append, and an append may complete at once. In C if there are many; a lone
+        # request must not pay for that
+        run = (take(),) if count == 1 else tuple(starmap(take, repeat((), count)))
+        newest = run[-1]
+        assert newest[1].wal_position == appends[-1].next_position, "the WAL completes in order"
+        cost = newest[4] if count == 1 else sum(map(_cost_of, run))
+        self._in_flight_bytes -= cost
         self._ended_entries += count
-        self._ended_bytes += size
+        self._ended_bytes += cost - count * IN_FLIGHT_OVERHEAD_BYTES
         first_error = self._store(run) if error is None else self._fail(run, error)
         if self._room.waiters:
             self._made_progress()
@@ -422,7 +424,7 @@ class StreamEngine:
         put = cache.put
         newest: StreamEntry | None = None
         first_error: Exception | None = None
-        for stream, entry, _, on_done in run:
+        for stream, entry, _, on_done, _ in run:
             if stream.is_forgotten or is_closing:
                 # it was deleted while the append was on its way; or the engine ended, and recovery finds the entry
                 self._uncharged_entries -= 1
@@ -447,7 +449,7 @@ class StreamEngine:
         self._append_failures += len(run)
         self._look_at_wal(error)
         first_error: Exception | None = None
-        for stream, entry, generation, on_done in run:
+        for stream, entry, generation, on_done, _ in run:
             if generation == stream.generation:
                 # later appends of this stream fail too: offsets start again after the last durable one
                 stream.generation += 1

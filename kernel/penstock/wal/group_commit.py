@@ -185,8 +185,8 @@ class GroupCommit:
                 self._ready.append(self._close_open_group())
             group = self._open = Group(self._sequence, group_position)
             self._open_entries = group.entries
+            self._open_end = min(group_position + self._group_bytes_max, self._limit)
             self._sequence += 1
-            self._set_open_end()
         elif end > self._limit:
             raise self._full(size)
         append = WalAppend(position, end)
@@ -370,7 +370,7 @@ class GroupCommit:
         group.length = self._tail - group.position
         group.end_position = -(-self._tail // self._alignment) * self._alignment
         self._open = None
-        self._set_open_end()
+        self._open_end = _NOTHING
         return group
 
     def _answer_all(self, error: PenstockError) -> Exception | None:
@@ -420,10 +420,12 @@ class GroupCommit:
 
 def _complete(group: Group, error: PenstockError | None) -> Exception | None:
     """Complete all appends of ``group``; the first error that a callback raised."""
-    appends = group.appends
-    group.entries.clear()  # whoever keeps the group doesn't keep payloads
+    entries, group.entries = group.entries, []  # whoever keeps the group doesn't keep payloads
     try:
-        complete_all(appends, error)
+        if len(entries) == 1:
+            entries[0][0].complete(error if error is None else again(error))
+        else:
+            complete_all(list(map(_append_of, entries)), error)
     except Exception as raised:  # noqa: BLE001 - raised when everybody is answered
         return kept(raised)
     return None
