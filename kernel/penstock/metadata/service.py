@@ -44,7 +44,7 @@ from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
 from penstock.metadata.tailer import Tailer
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
-from penstock.spi.statistics import gauge
+from penstock.spi.statistics import counter, gauge
 from penstock.work.retry import Backoff
 
 logger = logging.getLogger("penstock.metadata")
@@ -71,6 +71,7 @@ class MetadataStatistics:
     streams: Annotated[int, gauge("streams", "Streams.")]
     objects: Annotated[int, gauge("objects", "Objects, prepared and destroyed ones too.")]
     snapshot_index: Annotated[int, gauge("", "Index of the newest snapshot.")]
+    followed_entries: Annotated[int, counter("entries", "Entries that other writers appended.")] = 0
 
 
 async def load_image(log: MetadataLog) -> Image:
@@ -260,6 +261,7 @@ class MetadataService:
             streams=len(self.image.streams),
             objects=len(self.image.objects),
             snapshot_index=self._snapshot_index,
+            followed_entries=self._tailer.followed_entries,
         )
 
     def _close(self) -> None:

@@ -40,6 +40,8 @@ class Tailer:
         self._own = b""
         #: Its results, one per command, once it was found in the log.
         self.landed: Sequence[Any] | None = None
+        #: Entries that other writers appended since this was made.
+        self.followed_entries = 0
         #: Set when an append ends, if one is under way.
         self._append_ended: anyio.Event | None = None
 
@@ -77,6 +79,8 @@ class Tailer:
                 results = self.apply(read.index, decode_entry(read.index, read.data))
                 if read.data == self._own:
                     self.landed = results
+                else:
+                    self.followed_entries += 1
 
     async def run(self) -> None:
         """Follow other writers until cancelled; ends when the log is closed.

@@ -17,9 +17,11 @@ from tests.unit.stream.harness import World
 from penstock.errors import AlreadyExistsError, ClosedError, UnavailableError
 from penstock.log import manager as manager_module
 from penstock.log import producer_snapshots as snapshots_module
+from penstock.log import reconciler as reconciler_module
 from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
+from penstock.log.partition import Partition
 from penstock.log.producer_book import ProducerBook
 from penstock.log.topic import NewTopic
 from penstock.spi.events import PartitionOpened, UploadCommitted
@@ -411,3 +413,58 @@ async def test_changes_that_wait_for_a_hanging_metadata_log_are_bounded(
         await anyio.wait_all_tasks_blocked()
         await logs.manager.create_topics([NewTopic("d", 1)])
         assert set(logs.manager.topics()) == {"a", "b", "d", "t"}
+
+
+async def test_a_topic_whose_opening_failed_is_opened_later(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who asked is told; what metadata say comes about all the same, without another request or a restart."""
+    monkeypatch.setattr(reconciler_module, "_PAUSES_S", (0,))
+    async with open_logs(world) as logs:
+        engine = logs.manager._engine
+        own_streams = engine.own_streams
+
+        async def fails_once(stream_ids: Any) -> None:
+            monkeypatch.setattr(engine, "own_streams", own_streams)
+            raise UnavailableError("not now")
+
+        monkeypatch.setattr(engine, "own_streams", fails_once)
+        with pytest.raises(UnavailableError, match="not now"):
+            await logs.manager.create_topics([NewTopic("events", 2)])
+        assert logs.manager.is_changing("events") or "events" in logs.manager.topics()
+        with anyio.fail_after(HANG_S):
+            while "events" not in logs.manager.topics():
+                await anyio.lowlevel.checkpoint()
+        assert codes(append(logs.partition(index=1), batch(b"a"))) == [0]
+        assert not logs.manager.is_changing("events")
+
+
+async def test_one_partition_that_cant_be_loaded_holds_up_its_topic_only(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A start fails then, as it does for a store that doesn't answer."""
+    async with open_logs(world) as logs:
+        for name in ("one", "two"):
+            append(await logs.create(name), batch(b"a"))
+        await logs.manager._engine.flush()
+    load = Partition.load
+
+    async def fails(partition: Partition, now_ms: int) -> None:
+        if partition.topic == "one":
+            raise UnavailableError("the store is away")
+        await load(partition, now_ms)
+
+    monkeypatch.setattr(Partition, "load", fails)
+    with pytest.raises(ExceptionGroup) as caught:
+        async with open_logs(world):
+            pass
+    assert "the store is away" in str(leaf(caught.value))
+    monkeypatch.setattr(Partition, "load", load)
+    async with open_logs(world) as logs:
+        assert await read(logs.partition("one")) == [(0, b"a")]
+
+
+def leaf(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        (error,) = error.exceptions
+    return error

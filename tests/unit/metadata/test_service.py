@@ -18,12 +18,13 @@ from penstock.errors import (
     CorruptError,
     FencedError,
     InvalidRequestError,
+    NewerVersionError,
     PenstockError,
     UnavailableError,
 )
 from penstock.metadata import service as service_module
 from penstock.metadata import tailer as tailer_module
-from penstock.metadata.commands import decode_entry
+from penstock.metadata.commands import ENTRY_VERSION, Entry, decode_entry, encode_entry
 from penstock.metadata.commands.nodes import RegisterNode, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
@@ -446,6 +447,8 @@ async def test_entries_of_other_writers_are_followed_and_told_of(log: FakeLog) -
             while one.image.index < len(log.entries):
                 await anyio.lowlevel.checkpoint()
         assert told == ["a", "b", "c", "d"]
+        assert one.statistics().followed_entries == 2
+        assert other.statistics().followed_entries == 1, "the first entry of all was read at the start"
         assert one.image.to_snapshot() == other.image.to_snapshot()
 
 
@@ -511,3 +514,18 @@ async def test_a_log_that_cant_be_followed_for_now_is_followed_later(
         with anyio.fail_after(HANG_S):
             while "a" not in one.image.topics.names():
                 await anyio.lowlevel.checkpoint()
+
+
+async def test_who_meets_an_entry_of_a_newer_version_ends(log: FakeLog) -> None:
+    """Another writer was upgraded: what can't be read can't be followed, and nothing is written after it."""
+    log.tells_news = True
+
+    async def run() -> None:
+        async with open_service(log) as service:
+            newer = Entry([topic("a")], "newer", 1, version=ENTRY_VERSION + 1)
+            await log.append(service.image.index + 1, encode_entry(newer))
+            await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(HANG_S):
+        await run()
+    assert [type(error) for error in leaves(caught.value)] == [NewerVersionError]
