@@ -80,22 +80,27 @@ class Streams(Table[int, StreamState]):
                 f"owner={stream.node_id} node_id={node_id}"
             )
 
-    def open(self, stream_id: int, node_id: int, epoch: int) -> StreamState:
+    def open(self, stream: StreamState, node_id: int, epoch: int) -> None:
         """The node owns the stream from now on, and begins a leader epoch."""
-        stream = self.change(stream_id)
+        if self._cuts:
+            self.change(stream.stream_id)
         stream.epoch = epoch
         stream.node_id = node_id
         first = max(stream.start, stream.end)
-        leader_epoch = stream.leader_epoch + 1
-        if stream.leader_epochs and stream.leader_epochs[-1][1] == first:
-            stream.leader_epochs[-1] = (leader_epoch, first)  # the last leader wrote nothing
+        epochs = stream.leader_epochs
+        if not epochs:
+            epochs.append((0, first))
+            return
+        last, began = epochs[-1]
+        if began == first:
+            epochs[-1] = (last + 1, first)  # the last leader wrote nothing
         else:
-            stream.leader_epochs.append((leader_epoch, first))
-        return stream
+            epochs.append((last + 1, first))
 
-    def trim(self, stream_id: int, start: int) -> array[int]:
+    def trim(self, stream: StreamState, start: int) -> array[int]:
         """Move the start forward; returns the object of each range that is gone."""
-        stream = self.change(stream_id)
+        if self._cuts:
+            self.change(stream.stream_id)
         stream.start = start
         epochs = stream.leader_epochs
         while len(epochs) > 1 and epochs[1][1] <= start:

@@ -67,7 +67,6 @@ class CommitUpload(Command, tag="commit", frozen=True):
         self._check(image, at.rules)
         streams, watched = image.streams, image.streams.is_cut
         find = streams.get
-        changed: dict[int, None] = {}
         for uploaded in self.objects:
             object_id = uploaded.object_id
             held = image.objects.change(object_id)
@@ -83,10 +82,9 @@ class CommitUpload(Command, tag="commit", frozen=True):
                 if end > stream.start:
                     stream.ranges.add(r.start, end, object_id, r.size, r.time_ms)
                     held.live_ranges += 1
-                changed[stream_id] = None
             held.state = "committed" if held.live_ranges else "destroyed"
             held.at_ms = at.now_ms
-        at.tell(StreamsChanged(list(changed)))
+        at.tell(StreamsChanged([r.stream_id for uploaded in self.objects for r in uploaded.ranges]))
         at.tell(ObjectsChanged([uploaded.object_id for uploaded in self.objects]))
 
     def _check(self, image: State, rules: int) -> None:

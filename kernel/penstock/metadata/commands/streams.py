@@ -29,14 +29,14 @@ class OpenStreams(Command, tag="open", frozen=True):
         """Those of the streams that are there."""
         nodes, streams = image.nodes, image.streams
         nodes.check_epoch(self.node_id, self.node_epoch)
-        opened = [stream_id for stream_id in self.stream_ids if stream_id in streams]
+        opened = [stream for stream in map(streams.get, self.stream_ids) if stream is not None]
         if at.rules > 1:
-            for stream_id in opened:
-                holder = owners.holder_of(nodes, streams.require(stream_id))
+            for stream in opened:
+                holder = owners.holder_of(nodes, stream)
                 if holder is not None and holder.node_id != self.node_id:
                     raise ConflictError(
                         f"records of the stream may be in the WAL of its owner only, which must close it first: "
-                        f"stream={stream_id} owner={holder.node_id} node_id={self.node_id}"
+                        f"stream={stream.stream_id} owner={holder.node_id} node_id={self.node_id}"
                     )
         node = nodes.require(self.node_id)
         if opened and not node.wal_in_use:
@@ -45,16 +45,22 @@ class OpenStreams(Command, tag="open", frozen=True):
             node.wal_in_use, node.wal_since = True, at.index
             at.tell(NodesChanged([self.node_id]))
         led: dict[bytes, list[int]] = {}
-        for stream_id in opened:
-            stream = streams.open(stream_id, self.node_id, at.index)
-            topic = image.topics.require(stream.topic_id)
-            if topic.log_streams[stream.partition] == stream_id:
-                led.setdefault(stream.topic_id, []).append(stream.partition)
+        topic_id, logs, partitions = b"", [], []
+        for stream in opened:
+            streams.open(stream, self.node_id, at.index)
+            if stream.topic_id != topic_id:
+                topic_id = stream.topic_id
+                logs = image.topics.require(topic_id).log_streams
+                partitions = led.setdefault(topic_id, [])
+            if logs[stream.partition] == stream.stream_id:
+                partitions.append(stream.partition)
+        led = {topic_id: partitions for topic_id, partitions in led.items() if partitions}
         for topic_id, partitions in led.items():
             image.topics.lead(topic_id, partitions, self.node_id)
-        at.tell(StreamsChanged(opened))
+        stream_ids = [stream.stream_id for stream in opened]
+        at.tell(StreamsChanged(stream_ids))
         at.tell(LeadersChanged(led))
-        return opened
+        return stream_ids
 
     def weight(self, image: State) -> int:
         """Each stream changes."""
@@ -83,7 +89,7 @@ class TrimStreams(Command, tag="trim", frozen=True):
             stream = streams.get(stream_id)
             if stream is None or start <= stream.start:
                 continue
-            dropped.extend(streams.trim(stream_id, start))
+            dropped.extend(streams.trim(stream, start))
             trimmed.append(stream_id)
         at.tell(StreamsChanged(trimmed))
         if dropped:
