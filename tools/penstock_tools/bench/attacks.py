@@ -22,6 +22,7 @@ __all__ = ("ATTACKS", "Attack", "GoodClient", "Peer", "attack", "attacking", "co
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -41,13 +42,17 @@ from penstock.wire import ApiKey, encode_request
 from penstock.wire.messages import (
     api_versions,
     describe_configs,
+    describe_groups,
     fetch,
     find_coordinator,
+    join_group,
     list_offsets,
     metadata,
+    offset_commit,
     offset_fetch,
     produce,
 )
+from penstock.wire.records import build_batch
 from penstock.wire.registry import Message, decode_response
 from penstock_tools.bench.floor import TOPIC, create_topic, produce_frame
 from penstock_tools.bench.server import BrokerProcess
@@ -387,6 +392,122 @@ async def connects(port: int) -> None:
 async def silent(port: int) -> None:
     """3,000 connections never send a byte"""
     await crowd(3000, port, Peer.hold)
+
+
+# -- attacks on what the broker remembers ------------------------------------------------------------------------
+
+
+def _join(group: str, size: int, version: int = 3) -> bytes:
+    return request(
+        ApiKey.JOIN_GROUP,
+        version,
+        join_group.JoinGroupRequest(
+            group_id=group,
+            session_timeout_ms=1_800_000,
+            rebalance_timeout_ms=60_000,
+            protocol_type="consumer",
+            protocols=[join_group.JoinGroupRequestProtocol(name="range", metadata=memoryview(bytes(size)))],
+        ),
+    )
+
+
+async def ask(count: int, port: int, asked: Callable[[int, int], bytes]) -> None:
+    """``count`` connections that ask what ``asked(connection, turn)`` says, one request at a time."""
+    numbers = itertools.count()
+
+    async def conduct(peer: Peer) -> None:
+        number = next(numbers)
+        for turn in itertools.count():
+            await peer.send(asked(number, turn))
+            await peer.frame()
+
+    await crowd(count, port, conduct)
+
+
+@attack
+async def large_members(port: int) -> None:
+    """250 members join groups with a megabyte of metadata each"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(_join(f"g{id(peer) % 40}", 1_000_000))
+        await peer.frame()
+        await peer.hold()
+
+    await crowd(250, port, conduct)
+
+
+@attack
+async def member_ids(port: int) -> None:
+    """20 clients ask for member ids of ever new groups, and never come back"""
+    await ask(20, port, lambda number, turn: _join(f"g{number}-{turn}" * 200, 10, version=4))
+
+
+@attack
+async def long_commits(port: int) -> None:
+    """20 clients commit offsets with 4,000 characters of metadata, each for a new group"""
+
+    def asked(number: int, turn: int) -> bytes:
+        partition = offset_commit.OffsetCommitRequestPartition(
+            partition_index=0, committed_offset=1, committed_metadata="m" * 4_000
+        )
+        topic = offset_commit.OffsetCommitRequestTopic(name=TOPIC, partitions=[partition])
+        body = offset_commit.OffsetCommitRequest(
+            group_id=f"c{number}-{turn}", generation_id_or_member_epoch=-1, member_id="", topics=[topic]
+        )
+        return request(ApiKey.OFFSET_COMMIT, 8, body)
+
+    await ask(20, port, asked)
+
+
+@attack
+async def large_sessions(port: int) -> None:
+    """6 clients begin fetch sessions of 8,000 partitions, again and again"""
+    asked = [
+        fetch.FetchPartition(partition=one, fetch_offset=0, partition_max_bytes=100) for one in range(2_000)
+    ]
+    topics = [fetch.FetchTopic(topic=f"none{one}", partitions=asked) for one in range(4)]
+    body = fetch.FetchRequest(
+        max_wait_ms=0, min_bytes=0, max_bytes=1000, session_id=0, session_epoch=0, topics=topics
+    )
+    await flood(6, port, request(ApiKey.FETCH, 11, body), 1)
+
+
+@attack
+async def made_up_producers(port: int) -> None:
+    """10 clients produce a record each with ever new producer ids"""
+
+    def asked(number: int, turn: int) -> bytes:
+        batch = build_batch(
+            [(None, b"v", (), 0)], producer_id=number * 10**6 + turn, producer_epoch=0, base_sequence=0
+        )
+        partition = produce.PartitionProduceData(index=0, records=bytes(batch))
+        body = produce.ProduceRequest(
+            acks=-1,
+            timeout_ms=1000,
+            topic_data=[produce.TopicProduceData(name=TOPIC, partition_data=[partition])],
+        )
+        return request(ApiKey.PRODUCE, 9, body)
+
+    await ask(10, port, asked)
+
+
+@attack
+async def unread_groups(port: int) -> None:
+    """60 clients describe a group of megabytes again and again, and never read"""
+
+    async def member(peer: Peer) -> None:
+        await peer.send(_join("large", 700_000))
+        await peer.frame()
+        await peer.hold()
+
+    async def reader(peer: Peer) -> None:
+        body = describe_groups.DescribeGroupsRequest(groups=["large"] * 1_000)
+        await peer.send(request(ApiKey.DESCRIBE_GROUPS, 1, body) * 3)
+        await peer.hold()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(crowd(8, port, member))
+        tasks.create_task(crowd(60, port, reader, receive_bytes=4096))
 
 
 # -- the good client -------------------------------------------------------------------------------------------
