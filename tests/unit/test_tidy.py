@@ -202,6 +202,83 @@ def test_links_between_documents_lead_somewhere() -> None:
     assert broken == []
 
 
+def _logger_calls(tree: ast.Module) -> Iterator[ast.stmt]:
+    """Statements at the top of a module that make a logger."""
+    for node in tree.body:
+        value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+        if isinstance(value, ast.Call) and ast.unparse(value.func).endswith("getLogger"):
+            yield node
+
+
+def test_loggers_have_one_spelling() -> None:
+    """``logger = logging.getLogger("penstock.ROOM")``; a plugin's begins with ``penstock.``, too."""
+    found = []
+    for name in SHIPPED:
+        if name.startswith(("kernel/", "plugins/")):
+            is_kernel = name.startswith("kernel/")
+            room = name.removeprefix("kernel/penstock/").partition("/")[0] if is_kernel else r"\w+"
+            wanted = rf"logger = logging\.getLogger\('penstock\.{room}(\.\w+)*'\)"
+            made = [ast.unparse(node) for node in _logger_calls(_tree(name))]
+            found += [f"{name}: {line}" for line in made if not re.fullmatch(wanted, line)]
+    assert found == []
+
+
+#: What pytest, or an interpreter with ``-m``, reads: nobody imports from it.
+_NOT_IMPORTED = re.compile(r"test_\w+\.py|conftest\.py|pytest_plugin\.py|__main__\.py")
+
+
+def test_modules_say_first_what_they_offer() -> None:
+    """``__all__`` is right after the docstring and ``from __future__``; only underscore modules do without."""
+    found = []
+    for name in SHIPPED:
+        body = [
+            node
+            for node in _tree(name).body
+            if not isinstance(node, ast.Expr)
+            and not (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        ]
+        places = [
+            place
+            for place, node in enumerate(body)
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        ]
+        file = Path(name).name
+        may_lack = (
+            not body or _NOT_IMPORTED.fullmatch(file) or (file.startswith("_") and file != "__init__.py")
+        )
+        if places[:1] != [0] and (places or not may_lack):
+            found.append(name)
+    assert found == []
+
+
+def _imported(tree: ast.Module) -> Iterator[str]:
+    """Dotted names of what a module imports of ours."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("penstock"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("penstock"):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+#: Mutants break the suite's reference implementations from inside.
+_BREAKS_IN = ("conformance/penstock_conformance/mutants/",)
+
+
+def test_underscore_modules_are_imported_by_their_package_and_its_parent_only() -> None:
+    found = []
+    for name in SHIPPED:
+        parts = name.split("/")
+        root = next(place for place, part in enumerate(parts) if part.startswith("penstock"))
+        package = parts[root:-1]
+        for imported in [] if name.startswith(_BREAKS_IN) else _imported(_tree(name)):
+            path = imported.split(".")
+            private = next((at for at, part in enumerate(path) if re.match(r"_[a-z]", part)), None)
+            owner = path[:private]
+            if private is not None and package[: len(owner)] != owner and package != owner[:-1]:
+                found.append(f"{name}: {imported}")
+    assert found == []
+
+
 RFCS = [name for name in FILES if re.fullmatch(r"docs/rfcs/\d{4}-.*\.md", name)]
 
 

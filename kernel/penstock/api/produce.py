@@ -43,7 +43,7 @@ from penstock.wire.messages.produce import (
 )
 from penstock.wire.record_batch import BatchError
 
-_log = logging.getLogger("penstock.api")
+logger = logging.getLogger("penstock.api")
 
 _TOPIC_IDS_VERSION: Final = 13
 
@@ -364,7 +364,7 @@ class ProduceCall:
 def failed_append(error: Exception, partition: Partition) -> tuple[int, str | None]:
     """Code and message for an append that raised what doesn't end by waiting; logged where it is a bug."""
     if not isinstance(error, PenstockError) or not is_expected(error):
-        _log.error("append failed: topic=%s partition=%s", partition.topic, partition.index, exc_info=error)
+        logger.error("append failed: topic=%s partition=%s", partition.topic, partition.index, exc_info=error)
     return error_code_of(error), error_message_of(error)
 
 

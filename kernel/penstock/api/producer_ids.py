@@ -17,7 +17,7 @@ from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest, InitProducerIdResponse
 
-_log = logging.getLogger("penstock.api")
+logger = logging.getLogger("penstock.api")
 
 
 async def handle_init_producer_id(
@@ -51,7 +51,7 @@ def _tell_once(transactional_id: str, context: RequestContext) -> None:
     if context.api.told_of_transactions:
         return
     context.api.told_of_transactions = True
-    _log.warning(
+    logger.warning(
         "a producer with a transactional id was refused, there are no transactions here yet; unset transactional.id, "
         "an idempotent producer writes nothing twice either (this is logged once): transactional_id=%s client_id=%s",
         quoted(transactional_id),

@@ -17,6 +17,8 @@ record of a newer version ends the whole broker: nothing older may take its plac
 
 from __future__ import annotations
 
+__all__ = ("Coordinator", "Coordinators", "Phase")
+
 import enum
 import logging
 from collections.abc import Callable, Iterator
@@ -32,9 +34,7 @@ from penstock.log.keyed_log import RecordLog
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.retry import doubling, retry
 
-__all__ = ("Coordinator", "Coordinators", "Phase")
-
-_LOGGER = logging.getLogger("penstock.coordinator")
+logger = logging.getLogger("penstock.coordinator")
 _RETRY_PAUSES_S: Final = doubling(0.1, 10.0)
 
 
@@ -235,12 +235,12 @@ class Coordinators(Generic[C]):
                 f"loading the coordinator of partition {term.partition}",
                 lambda: self._load_once(term.partition),
                 _RETRY_PAUSES_S,
-                logger=_LOGGER,
+                logger=logger,
                 on_failure=put_off,
             )
         except (ClosedError, FencedError) as error:
             term.phase = Phase.UNLOADING
-            _LOGGER.info("no coordinator is loaded: partition=%d error=%s", term.partition, error)
+            logger.info("no coordinator is loaded: partition=%d error=%s", term.partition, error)
             return
         except NewerVersionError as error:
             term.phase = Phase.FAILED
@@ -261,7 +261,7 @@ class Coordinators(Generic[C]):
             await coordinator.close()
 
     def _tell_of_damage(self, partition: int, error: PenstockError) -> None:
-        _LOGGER.error(
+        logger.error(
             "%s have no coordinator, their partition of the log is damaged; mend it, or give up its damaged "
             "records, and start again: partition=%d of %d error=%s",
             self._what,

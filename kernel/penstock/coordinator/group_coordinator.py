@@ -6,6 +6,8 @@ and acknowledged, and an assignment is handed out, only once the log has it.
 
 from __future__ import annotations
 
+__all__ = ("GroupCoordinator", "GroupSurroundings", "Timer")
+
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,9 +47,7 @@ from penstock.log.keyed_log import Record
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import PORTION, pieces
 
-__all__ = ("GroupCoordinator", "GroupSurroundings", "Timer")
-
-_LOGGER = logging.getLogger("penstock.coordinator")
+logger = logging.getLogger("penstock.coordinator")
 #: Groups, or records of them, that are worked on before others get their turn: about a millisecond, since several
 #: partitions load at a time.
 _SLICE_GROUPS: Final = 20
@@ -374,7 +374,7 @@ class GroupCoordinator:
             if gone:
                 errors = await self._tombstone_offsets(entry, gone)
                 failed = sum(error is not ErrorCode.NONE for error in errors.values())
-                _LOGGER.info(
+                logger.info(
                     "offsets expired: group_id=%r offsets=%d failed=%d", group.group_id, len(gone), failed
                 )
             is_current = self._table.entries.get(group.group_id) is entry

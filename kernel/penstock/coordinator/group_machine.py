@@ -21,6 +21,8 @@ KIP-814 (skip assignment), KIP-211 (offset retention).
 
 from __future__ import annotations
 
+__all__ = ("Group",)
+
 from collections.abc import Iterable, Mapping, Sequence
 
 from penstock.coordinator import group_refusals as refusals
@@ -54,8 +56,6 @@ from penstock.coordinator.group_types import (
     TopicPartition,
 )
 from penstock.wire.error_codes import ErrorCode
-
-__all__ = ("Group",)
 
 _JOIN_TIMER: TimerKey = (TimerKind.JOIN, "")
 _SYNC_TIMER: TimerKey = (TimerKind.SYNC, "")

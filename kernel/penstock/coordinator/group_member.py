@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+__all__ = ("GROUP_BYTES", "PENDING_BYTES", "Member", "Replacement", "member_bytes")
+
 from collections.abc import Collection
 
 from penstock.coordinator.group_types import JoinRequest, MemberDescription, MemberMetadata
-
-__all__ = ("GROUP_BYTES", "PENDING_BYTES", "Member", "Replacement", "member_bytes")
 
 #: What a group takes beside its strings, members and offsets (measured: 2.7 KB).
 GROUP_BYTES = 3_072

@@ -7,6 +7,8 @@ the record of a newer one.
 
 from __future__ import annotations
 
+__all__ = ("OffsetBook",)
+
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
@@ -17,8 +19,6 @@ from penstock.coordinator.group_types import (
     TopicPartition,
 )
 from penstock.wire.error_codes import ErrorCode
-
-__all__ = ("OffsetBook",)
 
 _STRING_BYTES_MAX = 32_767
 #: So many characters fit, whatever they are.

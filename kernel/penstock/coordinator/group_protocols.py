@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+__all__ = ("selected_protocol", "shares_a_protocol", "subscription_of")
+
 from collections import Counter
 from collections.abc import Collection
 
 from penstock.coordinator.group_member import Member
 from penstock.coordinator.group_types import JoinRequest
 from penstock.coordinator.subscription import subscribed_topics
-
-__all__ = ("selected_protocol", "shares_a_protocol", "subscription_of")
 
 
 def shares_a_protocol(members: Collection[Member], request: JoinRequest) -> bool:

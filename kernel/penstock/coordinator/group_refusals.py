@@ -5,13 +5,6 @@ Pure functions of a group's state and a request; `penstock.coordinator.group_mac
 
 from __future__ import annotations
 
-from typing import Final, Protocol
-
-from penstock.coordinator.group_protocols import shares_a_protocol
-from penstock.coordinator.group_roster import Roster
-from penstock.coordinator.group_types import GroupSettings, GroupState, JoinRequest, SyncRequest
-from penstock.wire.error_codes import ErrorCode
-
 __all__ = (
     "CONSUMER_PROTOCOL_TYPE",
     "commit_error",
@@ -21,6 +14,13 @@ __all__ = (
     "join_error",
     "sync_error",
 )
+
+from typing import Final, Protocol
+
+from penstock.coordinator.group_protocols import shares_a_protocol
+from penstock.coordinator.group_roster import Roster
+from penstock.coordinator.group_types import GroupSettings, GroupState, JoinRequest, SyncRequest
+from penstock.wire.error_codes import ErrorCode
 
 CONSUMER_PROTOCOL_TYPE: Final = "consumer"
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+__all__ = ("PendingIds", "Roster")
+
 from collections.abc import Mapping
 
 from penstock.coordinator.group_member import PENDING_BYTES, Member
 from penstock.coordinator.group_types import JoinRequest
 from penstock.wire.error_codes import ErrorCode
-
-__all__ = ("PendingIds", "Roster")
 
 
 class Roster(dict[str, Member]):

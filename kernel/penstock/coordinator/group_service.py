@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("GroupService", "GroupStatistics")
+
 import uuid
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -41,8 +43,6 @@ from penstock.spi.allocator import Allocator
 from penstock.spi.statistics import counter, gauge
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import pieces
-
-__all__ = ("GroupService", "GroupStatistics")
 
 _STRING_BYTES_MAX: Final = 32_767
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.

@@ -6,6 +6,8 @@ of each key; `build` makes groups of them, so that only what counts is decoded.
 
 from __future__ import annotations
 
+__all__ = ("Entry", "GroupTable", "offset_record")
+
 from collections.abc import Iterator
 from typing import Final
 
@@ -28,8 +30,6 @@ from penstock.coordinator.records import (
 )
 from penstock.errors import NewerVersionError
 from penstock.log.keyed_log import Record
-
-__all__ = ("Entry", "GroupTable", "offset_record")
 
 #: What a record takes beside its bytes until it is part of a group: two objects, a place in a dictionary.
 _RAW_BYTES: Final = 200

@@ -6,15 +6,6 @@ returns results and outputs; the coordinator (`penstock.coordinator.group_coordi
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from operator import itemgetter
-from typing import NamedTuple, TypeAlias
-
-from penstock.coordinator.state_log import StateLogSettings
-from penstock.wire.error_codes import ErrorCode
-
 __all__ = (
     "CommitPlan",
     "CommittedOffset",
@@ -41,6 +32,15 @@ __all__ = (
     "TimerKind",
     "TopicPartition",
 )
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from operator import itemgetter
+from typing import NamedTuple, TypeAlias
+
+from penstock.coordinator.state_log import StateLogSettings
+from penstock.wire.error_codes import ErrorCode
 
 # of a JoinGroup with thousands of protocols, without a step of Python for each
 _first, _second = itemgetter(0), itemgetter(1)

@@ -11,6 +11,21 @@ version is written, and what is damage.
 
 from __future__ import annotations
 
+__all__ = (
+    "GROUP_KEY_VERSION",
+    "OFFSETS_LOG",
+    "GroupKey",
+    "OffsetKey",
+    "UnknownKey",
+    "decode_group_value",
+    "decode_key",
+    "decode_offset_value",
+    "encode_group_key",
+    "encode_group_value",
+    "encode_offset_key",
+    "encode_offset_value",
+)
+
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,21 +43,6 @@ from penstock.wire.messages.group_metadata_value import MemberMetadata as Member
 from penstock.wire.messages.offset_commit_key import OffsetCommitKey
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
 from penstock.wire.registry import data_encoder, decode_data, encode_data
-
-__all__ = (
-    "GROUP_KEY_VERSION",
-    "OFFSETS_LOG",
-    "GroupKey",
-    "OffsetKey",
-    "UnknownKey",
-    "decode_group_value",
-    "decode_key",
-    "decode_offset_value",
-    "encode_group_key",
-    "encode_group_value",
-    "encode_offset_key",
-    "encode_offset_value",
-)
 
 #: The name of the log, for messages.
 OFFSETS_LOG: Final = "__consumer_offsets"

@@ -13,6 +13,8 @@ consumer groups use it, and so can whatever keeps values by keys.
 
 from __future__ import annotations
 
+__all__ = ("State", "StateLog", "StateLogCounters", "StateLogSettings", "cut")
+
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,9 +30,7 @@ from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import Record, RecordLog
 from penstock.wire.error_codes import ErrorCode
 
-__all__ = ("State", "StateLog", "StateLogCounters", "StateLogSettings", "cut")
-
-_LOGGER = logging.getLogger("penstock.coordinator")
+logger = logging.getLogger("penstock.coordinator")
 #: Records that are applied at a load before others get their turn: about a millisecond.
 _SLICE_RECORDS: Final = 500
 
@@ -226,7 +226,7 @@ class StateLog:
 
     def _failed(self, cause: PenstockError) -> None:
         self._counters.failures += 1
-        _LOGGER.warning(
+        logger.warning(
             "a coordinator's state couldn't be written: partition=%d error=%s", self.partition, cause
         )
 

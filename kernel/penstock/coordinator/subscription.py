@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+__all__ = ("subscribed_topics",)
+
 from penstock.wire import DecodeError
 from penstock.wire.messages.consumer_protocol_subscription import ConsumerProtocolSubscription
 from penstock.wire.registry import decode_data
-
-__all__ = ("subscribed_topics",)
 
 
 def subscribed_topics(metadata: bytes) -> frozenset[str] | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+__all__ = ("TimerHeap", "Timers")
+
 import heapq
 from collections.abc import Callable, Hashable
 from functools import partial
@@ -10,8 +12,6 @@ from typing import Final, Generic, TypeVar
 import anyio
 
 from penstock.coordinator.waiting import Clock
-
-__all__ = ("TimerHeap", "Timers")
 
 _Owner = TypeVar("_Owner", bound=Hashable)
 _Key = TypeVar("_Key", bound=Hashable)

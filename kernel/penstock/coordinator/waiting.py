@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+__all__ = ("Clock", "SystemClock", "Waiter")
+
 import time
 from typing import Generic, Protocol, TypeVar
 
 import anyio
-
-__all__ = ("Clock", "SystemClock", "Waiter")
 
 _T = TypeVar("_T")
 

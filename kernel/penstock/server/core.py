@@ -25,7 +25,7 @@ from penstock.server.turns import Turns, metered
 from penstock.spi.allocator import Allocator
 from penstock.time_shares import TimeMember, TimeShares
 
-_log = logging.getLogger("penstock.server")
+logger = logging.getLogger("penstock.server")
 
 #: What a client may hold of a large request before it has sent anything: up to so many bytes get memory at once that
 #: was used before, which is the quicker way. Grows with what it sends.
@@ -205,15 +205,15 @@ class ServerCore:
             self.warn(f"request failed: api_key={api_key}{peer} error={type(error).__name__}: {error}")
             return
         self.handler_errors += 1
-        _log.error("request failed, this is a bug: api_key=%s", api_key, exc_info=error)
+        logger.error("request failed, this is a bug: api_key=%s", api_key, exc_info=error)
 
     def warn(self, line: str) -> None:
         """Log what a client can make happen often: a few lines per while, and how many there were."""
         skipped = self._fault_window.admit(self.time())
         if skipped is None:
-            _log.debug("%s", line)
+            logger.debug("%s", line)
         else:
-            _log.warning("%s%s", line, f" (and {skipped} more not shown)" if skipped else "")
+            logger.warning("%s%s", line, f" (and {skipped} more not shown)" if skipped else "")
 
 
 class _Window:
