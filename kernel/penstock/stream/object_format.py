@@ -177,14 +177,19 @@ class ObjectWriter:
             pass
 
     def add_blocks(self, stream_id: int, entries: Sequence[StreamEntry]) -> Iterator[tuple[int, int]]:
-        """The same, block by block: (payload bytes, greatest time) of each when it is added."""
+        """The same, block by block: (payload bytes of it, greatest time of all entries so far) when it is added.
+
+        Times of entries without timestamps are below -1; a block's row has -1 for them.
+        """
         first = 0
         size = 0
+        time_ms = entries[0].time_ms
         for i, entry in enumerate(entries):
             size += len(entry.data)
+            time_ms = max(time_ms, entry.time_ms)
             if size >= self._block_bytes or i == len(entries) - 1:
                 self._add_block(stream_id, entries[first : i + 1])
-                yield size, self._rows[-1].time_ms
+                yield size, time_ms
                 first, size = i + 1, 0
 
     @property

@@ -76,9 +76,8 @@ def object_pieces(
     ranges = []
     for stream_id, entries in streams:
         size, time_ms = 0, entries[0].time_ms
-        for block_size, block_time_ms in writer.add_blocks(stream_id, entries):
-            size += block_size
-            time_ms = max(time_ms, block_time_ms)
+        for block_size, newest_ms in writer.add_blocks(stream_id, entries):
+            size, time_ms = size + block_size, newest_ms
             if writer.waiting_bytes >= piece_bytes:
                 yield writer.take(), None
         ranges.append(
