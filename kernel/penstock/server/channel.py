@@ -130,11 +130,17 @@ class Channel:
         self.core.start_soon(self._wait_not_now, waiting)
 
     async def _wait_not_now(self, waiting: WaitingProduce) -> None:
-        await waiting.run(self.scopes)
+        await waiting.run(self.scopes, self.go_on)
         if self.waiting is waiting:
             self.waiting = None
             self.pipeline.end(Wait.NOT_NOW)
             self.go_on()
+
+    def drop_waiting(self) -> None:
+        """Give up a Produce that waits: nobody takes its answer."""
+        waiting, self.waiting = self.waiting, None
+        if waiting is not None:
+            waiting.drop()
 
     # -- answers ----------------------------------------------------------------------------------------
 
@@ -203,9 +209,7 @@ class Channel:
             scope.cancel()
         if self._resting is not None:
             self._resting.cancel()
-        if self.waiting is not None:
-            self.waiting.drop()
-            self.waiting = None
+        self.drop_waiting()
         for slot in lost:
             if slot is not self.running:  # a running handler's charges are released when it ends
                 slot.release_charges()

@@ -117,13 +117,13 @@ class Connection(asyncio.BufferedProtocol):
     def pause_writing(self) -> None:
         channel = self.channel
         channel.pipeline.begin(Wait.PEER)
-        channel.incoming.busy = False
+        self._mark_busy()
         channel.outbox.filled(self._core.time())
 
     def resume_writing(self) -> None:
         channel = self.channel
         channel.pipeline.end(Wait.PEER)
-        channel.incoming.busy = self._is_paused
+        self._mark_busy()
         channel.outbox.emptied()
         channel.go_on()
 
@@ -326,12 +326,19 @@ class Connection(asyncio.BufferedProtocol):
         incoming, member = core.incoming, channel.incoming
         if channel.is_lost:
             return
+        self._mark_busy()
         if size < member.held:
             incoming.give(member, member.held - size)
         elif size > member.held:
             incoming.take(member, size - member.held)
             if incoming.is_short:
                 self._connections.relieve_soon()
+
+    def _mark_busy(self) -> None:
+        """Say whether what it holds waits for us: then it isn't closed for others as one that doesn't move."""
+        channel = self.channel
+        is_ours = self._is_paused or channel.waiting is not None
+        channel.incoming.busy = is_ours and not channel.pipeline.is_waiting(Wait.PEER)
 
     # -- pausing --------------------------------------------------------------------------------------
 
@@ -342,7 +349,6 @@ class Connection(asyncio.BufferedProtocol):
             self._reader.drop()
         elif not self._is_paused:
             self._is_paused = True
-            self.channel.incoming.busy = not pipeline.is_waiting(Wait.PEER)
             if not self._transport.is_closing():
                 self._transport.pause_reading()
         self._count()
@@ -361,7 +367,7 @@ class Connection(asyncio.BufferedProtocol):
             self._take_kept()
             if not self._reader.is_stuck and not pipeline.is_waiting(Wait.MEMORY | Wait.END):
                 self._is_paused = False
-                channel.incoming.busy = False
+                self._mark_busy()
                 channel.incoming.rested(self._core.time())
                 if not self._transport.is_closing():
                     self._transport.resume_reading()
@@ -468,6 +474,7 @@ class Connection(asyncio.BufferedProtocol):
         self.abort()
         self._release_large()
         self._reader.drop()
+        self.channel.drop_waiting()
         self._count()
         self.outbox.release()
 

@@ -50,8 +50,11 @@ class WaitingProduce:
         """Bytes of the copy, as long as there is one."""
         return len(self._carried) if self._carried is not None else 0
 
-    async def run(self, scopes: set[anyio.CancelScope]) -> None:
-        """Wait and try again, to the end. Whoever drops this cancels what is in ``scopes``."""
+    async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
+        """Wait and try again, to the end; ``moved`` is called when the copy is in the log's memory.
+
+        Whoever drops this cancels what is in ``scopes``.
+        """
         core, call = self._core, self._call
         core.waiting_for_room += 1
         wait_ms_min = _WORK_WAIT_MS_MIN if self._is_work else 0
@@ -65,6 +68,7 @@ class WaitingProduce:
                 if self._carried is not None:
                     # Waiting for memory and allocating are one step: who only waits finds it taken by others.
                     self._adopt(await core.allocator.allocate(len(self._carried), "append"))
+                    moved()
                 while (not_now := self._advance()) is not None:
                     await self._wait(*not_now)
             if scope.cancelled_caught and not self._dropped:

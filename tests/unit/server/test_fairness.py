@@ -101,6 +101,40 @@ async def test_who_has_sent_what_the_broker_did_not_come_to_is_not_stuck(logs: F
         assert offsets(await good.receive()) == [(0, 0)]
 
 
+async def test_a_produce_that_waits_for_us_counts_and_is_not_stuck(logs: FakeLogs) -> None:
+    clock = FakeClock()
+    logs.room = 0
+    async with (
+        serving(logs, clock=clock, receive_bytes_max=MIB, memory_bytes=10_000) as harness,
+        await harness.connect() as good,
+    ):
+        core, connections = harness.server.core, harness.server.connections
+        others = harness.allocator.allocate_nowait(5_000, "append")
+        await good.send(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 20_000)))
+        await until(lambda: harness.server.statistics().waiting_for_room == 1)
+        assert core.incoming.used > 20_000
+        clock.now_s += 5
+        assert next(connections.close_stuck(core.incoming, None), "nobody") == "nobody"
+        others.release()
+        await until(lambda: core.incoming.used == 0)
+        assert core.waiting_for_room == 1, "its records are the log's, which has no room"
+        logs.make_room(1)
+        assert offsets(await good.receive()) == [(0, 0)]
+
+
+async def test_who_loses_its_place_gives_back_a_produce_that_waits(logs: FakeLogs) -> None:
+    logs.room = 0
+    async with serving(logs, memory_bytes=10_000) as harness, await harness.connect() as client:
+        harness.allocator.allocate_nowait(5_000, "append")
+        await client.send(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 20_000)))
+        await until(lambda: harness.server.statistics().waiting_for_room == 1)
+        (connection,) = harness.server.connections
+        connection.lose_place()
+        assert harness.server.core.incoming.used == 0
+        assert harness.server.core.carried_bytes == 0
+        await until(lambda: harness.server.statistics().waiting_for_room == 0)
+
+
 async def test_who_stops_is_left_in_peace_while_nobody_needs_its_memory(logs: FakeLogs) -> None:
     clock = FakeClock()
     async with serving(logs, clock=clock, receive_bytes_max=64 * MIB) as harness:
