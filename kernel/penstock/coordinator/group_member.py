@@ -17,13 +17,13 @@ PENDING_BYTES = 1_024
 
 
 def member_bytes(member_id: str, request: JoinRequest) -> int:
-    """What a member with this request takes in memory, without its assignment."""
+    """Memory of a member that joined with this request, in estimated bytes, without its assignment."""
     names = len(member_id) + len(request.client_id) + len(request.group_instance_id or "")
     return MEMBER_BYTES + names + request.protocols_bytes
 
 
 class Member:
-    """What a group knows about one member, with its parked requests (`join_waiter`, `sync_waiter`)."""
+    """One member of a group, with its parked requests (`join_waiter`, `sync_waiter`)."""
 
     __slots__ = (
         "assignment",
@@ -94,7 +94,7 @@ class Member:
         self.assignment = assignment
 
     def successor(self, member_id: str, request: JoinRequest) -> Member:
-        """The same static member under a new id: it keeps the assignment (KIP-345)."""
+        """A member with another id in the place of this static one, with its assignment (KIP-345)."""
         member = Member(member_id, request)
         member.assign(self.assignment)
         return member

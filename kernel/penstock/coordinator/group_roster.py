@@ -105,17 +105,17 @@ class PendingIds(set[str]):
     size_bytes = 0
 
     def add(self, member_id: str) -> None:
-        """Give one out; each is new."""
+        """Note a member id that was given out; each is new."""
         super().add(member_id)
         self.size_bytes += PENDING_BYTES + len(member_id)
 
     def discard(self, member_id: object) -> None:
-        """It came back, or never will."""
+        """Forget a member id: who got it has joined with it, or its time is up."""
         if isinstance(member_id, str) and member_id in self:
             super().discard(member_id)
             self.size_bytes -= PENDING_BYTES + len(member_id)
 
     def clear(self) -> None:
-        """All are void."""
+        """Forget all of them: none is valid any more."""
         super().clear()
         self.size_bytes = 0

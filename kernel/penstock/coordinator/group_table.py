@@ -111,13 +111,13 @@ class GroupTable:
             yield entry, metadata
 
     def _take(self, key: bytes) -> bytes:
-        """What was replayed of ``key``, which it isn't any more."""
+        """Remove and return the value that was replayed for ``key``."""
         value = self._raw.pop(key)
         self._memory.add(-_raw_bytes(key, value))
         return value
 
     def live(self) -> Iterator[Record]:
-        """What a checkpoint holds: exactly what is durable and not deleted."""
+        """The records of a checkpoint: exactly what is durable and not deleted."""
         for entry in list(self.entries.values()):
             group_id = entry.group.group_id
             if entry.value is not None:

@@ -1,4 +1,4 @@
-"""Where a coordinator's key lives: the partition of the internal topic, as Kafka chooses it."""
+"""The partition of the internal topic that a coordinator's key lives in, chosen as in Kafka."""
 
 from __future__ import annotations
 

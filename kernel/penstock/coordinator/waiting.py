@@ -1,4 +1,4 @@
-"""What the group coordinator waits for: the time, and answers."""
+"""The waits of the group coordinator: for a time, and for answers."""
 
 from __future__ import annotations
 

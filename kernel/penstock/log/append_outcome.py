@@ -1,4 +1,4 @@
-"""How an append ended, and which Kafka error tells it."""
+"""The outcome of an append, and the Kafka error for it."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class AppendOutcome(msgspec.Struct, frozen=True, eq=False):
 
 
 def append_error_code(error: Exception) -> int:
-    """What a producer is told when its append failed: retriable unless it never will work here."""
+    """The error code for an append that failed: retriable unless it never will work here."""
     if isinstance(error, (FencedError, ClosedError)):
         return ErrorCode.NOT_LEADER_OR_FOLLOWER
     if isinstance(error, InvalidRequestError):  # an entry that the WAL never takes, whatever the topic allows
@@ -40,11 +40,11 @@ def append_error_code(error: Exception) -> int:
 
 
 def doubtful_error_code(error: Exception) -> int:
-    """What a producer is told of an append that the WAL took, and then failed.
+    """The error code for an append that the WAL took, and then failed.
 
-    It may be on the medium, and come back at the next recovery. So the code is one after which idempotent clients
-    send the very same batch again, which is then recognised; after "not stored", librdkafka may batch its records
-    in another way, and they would be stored twice.
+    The batch may be on the medium, and come back at the next recovery. So the code is one after which idempotent
+    clients send the very same batch again, which is then recognised; after "not stored", librdkafka may batch its
+    records in another way, and they would be stored twice.
     """
     code = append_error_code(error)
     return code if code == ErrorCode.MESSAGE_TOO_LARGE else ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND

@@ -145,7 +145,7 @@ class BytesLimiter:
         return _Held(self, member, size)
 
     async def charge(self, size: int, member: Member) -> _Held:
-        """The same, but waits for room; a cancelled wait gives up its place."""
+        """Account for ``size`` bytes; waits for room, and gives its place up if cancelled."""
         await anyio.lowlevel.checkpoint_if_cancelled()
         if not self.try_take(member, size):
             await self.wait_and_take(member, size)

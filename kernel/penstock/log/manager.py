@@ -201,9 +201,9 @@ class LogManager:
             self._tasks.start_soon(self._snapshot_in_slices, written[SLICE_PARTITIONS:])
 
     async def _snapshot_in_slices(self, written: list[tuple[int, int]]) -> None:
-        for some in pieces(written, SLICE_PARTITIONS):
+        for chunk in pieces(written, SLICE_PARTITIONS):
             await anyio.lowlevel.checkpoint()
-            self._snapshot_written(some)
+            self._snapshot_written(chunk)
 
     def _snapshot_written(self, written: Sequence[tuple[int, int]]) -> None:
         """(stream id, base offset of its last entry) of streams that were uploaded."""
@@ -479,9 +479,9 @@ class LogManager:
         starts: list[tuple[int, int]] = []
         moved = 0
         errors: list[PenstockError] = []
-        for some in pieces(partitions, SLICE_PARTITIONS):
-            starts += await self._expire(some, now_ms, errors)
-            if len(starts) >= STREAMS_PER_COMMAND or some[-1] is partitions[-1]:
+        for chunk in pieces(partitions, SLICE_PARTITIONS):
+            starts += await self._expire(chunk, now_ms, errors)
+            if len(starts) >= STREAMS_PER_COMMAND or chunk[-1] is partitions[-1]:
                 moved += await self._trim(starts, errors)
                 starts = []
             await anyio.lowlevel.checkpoint()

@@ -1,4 +1,4 @@
-"""What damage does to a partition: out of service while what it must know can't be read, back once it can."""
+"""Damage and mending of a partition: out of service while what it must know can't be read, back once it can."""
 
 from __future__ import annotations
 

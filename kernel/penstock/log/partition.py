@@ -283,7 +283,7 @@ class Partition:
         return True
 
     def _refusal(self) -> AppendOutcome:
-        """What is told while nothing is served."""
+        """The outcome of appends while the partition isn't served."""
         if self._closed:
             return AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         return AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)

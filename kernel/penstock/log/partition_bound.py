@@ -1,4 +1,4 @@
-"""How many partitions there may be: of all topics together, whichever way they come."""
+"""The bound on the partitions of all topics together, whichever way they come."""
 
 from __future__ import annotations
 
@@ -30,6 +30,6 @@ class PartitionBound:
         self._reserved += partitions
 
     def release(self, partitions: int) -> None:
-        """They are made now, and counted, or never will be."""
+        """Give a reservation back: the partitions are made and counted now, or never will be."""
         self._reserved -= partitions
         assert self._reserved >= 0, "what is released was reserved"

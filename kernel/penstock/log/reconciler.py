@@ -1,4 +1,4 @@
-"""What is marked is made to be what metadata say of it: once for many marks, and again until it works."""
+"""Makes what is marked be as metadata say: in one pass for many marks, and again until it works."""
 
 from __future__ import annotations
 

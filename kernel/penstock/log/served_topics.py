@@ -279,7 +279,10 @@ class ServedTopics:
             self._opened(partition)
 
     def _take_out(self, topic: Topic, partition: Partition) -> None:
-        """Its streams stay open in the engine: what was appended to them goes where it was promised to go."""
+        """Serve a partition no longer, since another node leads it.
+
+        Its streams stay open in the engine, so appends on their way are still uploaded and answered.
+        """
         logger.warning("%s-%d is led by another node, closing it", partition.topic, partition.index)
         del topic.partitions[partition.index]
         topic.version += 1

@@ -38,17 +38,17 @@ class Topic:
 
     @property
     def name(self) -> str:
-        """Its name; after its deletion another topic may have the same."""
+        """The topic's name; after its deletion another topic may have it."""
         return self._state.name
 
     @property
     def id(self) -> bytes:
-        """Its id, 16 bytes; no other topic ever has it."""
+        """The topic's id, 16 bytes; no other topic ever has it."""
         return self._state.topic_id
 
     @property
     def partition_count(self) -> int:
-        """How many partitions it has, led by this broker or not."""
+        """The number of its partitions, led by this broker or not."""
         return self._state.partition_count
 
     @property
@@ -58,7 +58,7 @@ class Topic:
 
     @property
     def configs(self) -> Mapping[str, str]:
-        """What differs from the defaults, by Kafka's names."""
+        """The topic's own configs, by Kafka's names; for others the defaults hold."""
         return self._state.configs
 
     @property

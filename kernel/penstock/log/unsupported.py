@@ -1,4 +1,4 @@
-"""What clients may ask for and this broker doesn't have: what they are told of it, in one place.
+"""Refusals of what clients may ask for and this broker doesn't have, all in one place.
 
 Transactions: their batches are refused by the book of producers (``ProducerBook.admit``), a Produce with a
 transactional id by its handler, and the id itself by InitProducerId.

@@ -1,4 +1,4 @@
-"""What a metadata command is; the commands are in :mod:`penstock.metadata.commands`."""
+"""The base of metadata commands; the commands are in :mod:`penstock.metadata.commands`."""
 
 from __future__ import annotations
 

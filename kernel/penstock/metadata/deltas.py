@@ -1,4 +1,4 @@
-"""What an entry changed in the image, by id.
+"""Deltas: the changes of an entry in the image, by id.
 
 Folding an entry gives these, in order; the image is already as it is after the whole entry when somebody sees them.
 So a delta doesn't carry what the image can be asked for, and what it names may be gone again. Whoever keeps a picture

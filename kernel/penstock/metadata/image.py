@@ -26,7 +26,7 @@ from penstock.metadata.stored import ImageData
 
 
 class Folded(msgspec.Struct, frozen=True):
-    """What became of an entry."""
+    """The outcome of folding an entry."""
 
     index: int
     #: One per command: its value, or the error that refused it.

@@ -81,7 +81,7 @@ class Nodes(Table[int, NodeState]):
 
     @staticmethod
     def give_up(node: NodeState) -> None:
-        """What only the node's WAL holds is lost, and that WAL is never taken again."""
+        """Record the node's WAL as lost, with what only it holds: it is never taken again."""
         node.lost_wals = [*node.lost_wals, node.wal_name]
         node.wal = node.wal_location = ""
         node.wal_in_use = False

@@ -121,7 +121,7 @@ class Ranges(MutableSequence[StreamRange]):
         self._numbers.frombytes(_pack(start, end, object_id, size, time_ms))
 
     def copy(self) -> Ranges:
-        """The same ranges, which stay as they are now."""
+        """A copy, which later changes don't touch."""
         return self[:]
 
     @property
@@ -142,7 +142,7 @@ class Ranges(MutableSequence[StreamRange]):
         return bisect_right(range(len(self)), offset, key=lambda i: numbers[i * _FIELDS + _END])
 
     def since(self, time_ms: int) -> list[StreamRange]:
-        """Those whose greatest timestamp is ``time_ms`` or later, as they are now."""
+        """The ranges whose greatest timestamp is ``time_ms`` or later, as they are now."""
         return [self[i] for i, found in enumerate(self._numbers[_TIME_MS::_FIELDS]) if found >= time_ms]
 
     def drop(self, offset: int) -> array[int]:
@@ -165,7 +165,7 @@ class Ranges(MutableSequence[StreamRange]):
 
     @classmethod
     def of(cls, stored: Any) -> Ranges:
-        """What :meth:`to_bytes` gave, or a list of lists (version 1). Raises ValueError, TypeError."""
+        """Ranges from what :meth:`to_bytes` gave, or a list of lists (version 1). Raises ValueError, TypeError."""
         ranges = cls()
         if isinstance(stored, bytes):
             if len(stored) % (_FIELDS * 8):

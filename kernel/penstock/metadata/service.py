@@ -309,7 +309,7 @@ class MetadataService:
             self._maybe_snapshot()
 
     def _next_batch(self) -> tuple[list[_Submission], bytes, Entry]:
-        """As many waiting commands as fit into one entry; a single one that doesn't is refused by the log."""
+        """Take as many waiting commands as fit into one entry; a single one that doesn't is refused by the log."""
         count = weight = 0
         for submission in self._pending:
             weight += submission.command.weight(self.image)

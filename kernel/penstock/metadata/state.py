@@ -1,4 +1,4 @@
-"""What the image is made of: a table per domain, and the moment at which a command changes them."""
+"""The parts of the image: a table per domain, and the moment at which a command changes them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a snapshot of the image holds.
+"""The form in which a snapshot stores the image.
 
 MessagePack, a map with these fields in this order; rows are maps too, and a stream's ranges are bytes
 (:mod:`penstock.metadata.ranges`). ``version`` stays where it is in all that come. Versions:
@@ -27,7 +27,7 @@ IMAGE_VERSION = 4
 
 
 class ImageData(msgspec.Struct):
-    """What a snapshot holds."""
+    """The content of a snapshot."""
 
     version: int = IMAGE_VERSION
     index: int = 0

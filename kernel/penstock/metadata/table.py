@@ -30,7 +30,7 @@ class RowCut(Generic[K, R]):
 
 
 class Table(Generic[K, R]):
-    """What may be asked of all tables. :meth:`put`, :meth:`drop` and :meth:`change` are the fold's.
+    """Rows by key, and the queries of all tables. :meth:`put`, :meth:`drop` and :meth:`change` are the fold's.
 
     Rows change in place: who keeps one sees it as it is now, or as it was when it was dropped.
     """

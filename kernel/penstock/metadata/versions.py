@@ -1,4 +1,4 @@
-"""What was written by a newer Penstock is told from what is damaged."""
+"""Tells what a newer Penstock wrote from what is damaged."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from penstock.errors import NewerVersionError
 
 
 class _Versioned(msgspec.Struct):
-    """What every version of an entry and of a snapshot has, whatever else changes."""
+    """The field that every version of an entry and of a snapshot has, whatever else changes."""
 
     version: int = 0
 

@@ -203,7 +203,7 @@ class Connection(asyncio.BufferedProtocol):
         correlation_id: int,
         allocation: Allocation | None = None,
     ) -> bool:
-        """As ``penstock.server.frames.Take``, for all but short Produces; ``allocation`` goes with the frame."""
+        """Take a frame that isn't a short Produce (``penstock.server.frames.Take``); ``allocation`` goes with it."""
         channel = self.channel
         pipeline = channel.pipeline
         if pipeline.waits:

@@ -1,4 +1,4 @@
-"""What all connections of a server share: settings, accounts, counters, the gate, and the loop that they run on."""
+"""The state that a server's connections share: settings, accounts, counters, the gate, the loop."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class FrameReader:
         self.expects_large = False
 
     def buffer(self, scratch: memoryview) -> memoryview:
-        """Where the next bytes are to be received."""
+        """The memory that the next bytes are to be received into."""
         if self.large is not None:
             return self.large.room
         partial = self.partial
@@ -166,7 +166,7 @@ class FrameReader:
         self.backlog = bytearray(rest)
 
     def take_backlog(self) -> bytearray:
-        """What is to be read again; it is the caller's then."""
+        """Hand over the bytes that are to be read again; they are the caller's then."""
         backlog, self.backlog = self.backlog, bytearray()
         return backlog
 
@@ -196,7 +196,7 @@ class FrameReader:
 
     @property
     def begun_bytes(self) -> int:
-        """How much there is of a frame that isn't whole."""
+        """Bytes that are there of a frame that isn't whole."""
         return len(self.partial) if self.large is None else self.large.pos
 
     def drop(self) -> None:

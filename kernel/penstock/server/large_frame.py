@@ -41,13 +41,13 @@ class LargeFrame:
 
     @property
     def memory(self) -> Allocation:
-        """Where it is; whoever takes the frame releases it."""
+        """The memory of the frame; whoever takes the frame releases it."""
         assert self._memory is not None
         return self._memory
 
     @property
     def room(self) -> memoryview:
-        """Where the next bytes go."""
+        """The memory that the next bytes are to be received into."""
         return self.memory.view[self.pos : self.granted]
 
     @property
@@ -56,7 +56,7 @@ class LargeFrame:
         return self.pos == self.size
 
     def next_grant(self) -> int:
-        """How many bytes should be granted in all."""
+        """Bytes of the frame, from its start, for which there should be memory next."""
         if self._at_once:
             return self.size
         ahead = min(max(self.pos, _AHEAD_BYTES_MIN), _AHEAD_BYTES_MAX)
@@ -76,7 +76,7 @@ class LargeFrame:
         return True
 
     async def wait_for_grant(self, allocator: Allocator, limiter: BytesLimiter, member: Member) -> None:
-        """The same, as soon as it's its turn; a cancelled wait leaves nothing behind."""
+        """``try_grant``, but wait for a share and for memory in turn; a cancelled wait leaves nothing behind."""
         upto = self.next_grant()
         more = upto - self.granted
         await limiter.wait_and_take(member, more)
@@ -103,7 +103,7 @@ class LargeFrame:
         self._granted(upto)
 
     async def grant(self, allocator: Allocator, upto: int) -> None:
-        """The same, but waits."""
+        """Get memory for the first ``upto`` bytes; waits in the allocator's queue."""
         if self._reservation is not None:
             await self._reservation.grant(upto)
         elif upto == self.size:

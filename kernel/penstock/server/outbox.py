@@ -1,4 +1,4 @@
-"""What leaves a connection, and what is on its account until it has left."""
+"""Bytes on their way out of a connection, and the memory that is on its account until they have left."""
 
 from __future__ import annotations
 

@@ -84,11 +84,11 @@ class Pipeline:
         self.bytes = 0
 
     def begin(self, wait: Wait) -> None:
-        """Something has to be waited for."""
+        """Wait for ``wait`` from now on."""
         self.waits |= wait
 
     def end(self, wait: Wait) -> None:
-        """It hasn't any more. To be told again does no harm."""
+        """Wait for ``wait`` no longer; harmless if it wasn't waited for."""
         self.waits &= ~wait
 
     def is_waiting(self, waits: int) -> bool:

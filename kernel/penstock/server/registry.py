@@ -161,11 +161,11 @@ class Connections:
         return reason is None
 
     def asked(self, connection: Peer) -> None:
-        """It has sent its first request."""
+        """Note that a connection has sent a request: it isn't one of the silent, who lose their places first."""
         self._silent.pop(connection, None)
 
     def closed(self, connection: Peer) -> None:
-        """It is gone."""
+        """Remove a connection that has ended."""
         self._silent.pop(connection, None)
         self._open.pop(connection, None)
         if self._is_draining and not self._open:

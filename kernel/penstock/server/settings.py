@@ -1,4 +1,4 @@
-"""What the server is told, and what it tells: limits, listeners and statistics."""
+"""Settings of the server (limits, listeners), and its statistics."""
 
 from __future__ import annotations
 

@@ -37,13 +37,13 @@ _unpack_varint = struct.Struct("<H").unpack_from
 
 
 class ShortProduce(Slot, kw_only=True, eq=False):
-    """Its slot, which completes itself from the log's callback."""
+    """The slot of a Produce that went the short way; the log's callback completes it."""
 
     channel: Channel
     head: ProduceHead
 
     def done(self, outcome: AppendOutcome) -> None:
-        """How the append ended. Comes from within the log's callbacks, so it doesn't raise."""
+        """Answer with the outcome of the append. Called from within the log's callbacks, so it doesn't raise."""
         channel = self.channel
         if self.buffers is not None:
             return  # a bug already answered
@@ -111,7 +111,7 @@ class ShortProduces:
         self.taken = 0
 
     def take(self, frame: memoryview, api_key: int, version: int, correlation_id: int) -> bool:
-        """As ``penstock.server.frames.Take``: hand the batch in ``frame`` to its partition, if it's for this way."""
+        """Take a frame (``penstock.server.frames.Take``): hand its batch to the partition if the way is short."""
         if self._pipeline.waits or api_key != _PRODUCE or not self._is_open:
             return False
         head = self._known.get((version, bytes(frame[HEAD_START : self._head_end])))

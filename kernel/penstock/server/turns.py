@@ -129,7 +129,7 @@ class Turns:
         self._shares.used(member, self.processor_time() - begin, now - began, now)
 
     def used_slice(self, member: TimeMember, began: float, begin: float) -> None:
-        """The same, for a handler, whose portions are slices."""
+        """Count a handler's portion like ``used``, and as the loop's newest slice."""
         self.used(member, began, begin)
         self._last_slice = self.clock()
 
@@ -175,7 +175,7 @@ class Turns:
         return portion
 
     def add(self, connection: _Waits) -> None:
-        """It gets a turn after those that wait already."""
+        """Give ``connection`` a turn after those that wait already."""
         self._waiting.append(connection)
         self._schedule()
 

@@ -290,8 +290,8 @@ class StreamEngine:
     async def own_streams(self, stream_ids: Sequence[int]) -> None:
         """Become the owner of these streams, with few metadata entries; deleted ones are passed over."""
         commands: list[Command] = [
-            OpenStreams(self._node_id, self._node_epoch, list(some))
-            for some in pieces(stream_ids, STREAMS_PER_COMMAND)
+            OpenStreams(self._node_id, self._node_epoch, list(chunk))
+            for chunk in pieces(stream_ids, STREAMS_PER_COMMAND)
         ]
         for result in await self.metadata.submit_many(commands):
             if isinstance(result, Exception):
@@ -331,9 +331,9 @@ class StreamEngine:
         await self._finisher.finish(lambda: self._trim(starts))
 
     async def _trim(self, starts: Sequence[tuple[int, int]]) -> None:
-        for some in pieces(starts, STREAMS_PER_COMMAND):
-            await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(some)))
-            for stream_id, start in some:
+        for chunk in pieces(starts, STREAMS_PER_COMMAND):
+            await self.metadata.submit(TrimStreams(self._node_id, self._node_epoch, list(chunk)))
+            for stream_id, start in chunk:
                 stream = self._streams.get(stream_id)
                 if stream is not None:
                     stream.start_offset = max(stream.start_offset, start)
@@ -509,7 +509,7 @@ class StreamEngine:
         raise again(self._fatal)
 
     async def _upload_the_rest(self) -> None:
-        """What was acknowledged is in memory still; nobody knows whether a WAL that failed gives it back."""
+        """Upload what was acknowledged from memory: nobody knows whether a WAL that failed gives it back."""
         self._freeze()
         logger.error(
             "the wal has ended, and the broker ends when what it acknowledged is uploaded: bytes=%d wal=%s",

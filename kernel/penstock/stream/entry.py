@@ -1,4 +1,4 @@
-"""What the engine writes into a WAL entry: a fixed header, then the payload::
+"""The format of the engine's WAL entries: a fixed header, then the payload::
 
     header, 41 bytes
         0   1  version, 1
@@ -71,7 +71,7 @@ def untimed(append_ms: int) -> int:
 
 
 def retention_time_ms(time_ms: int) -> int:
-    """What retention goes by: the greatest timestamp, or the time of the newest append, or -1 if neither is known."""
+    """The time that retention goes by: the greatest timestamp, else that of the newest append, else -1 (unknown)."""
     if time_ms >= 0:
         return time_ms
     return max(-1, time_ms - _UNTIMED_BASE) if time_ms < _UNTIMED_BASE // 2 else -1

@@ -1,4 +1,4 @@
-"""What the stream engine tells other rooms; what observers are told too is in :mod:`penstock.spi.events`."""
+"""Events of the stream engine for other rooms; those that observers get as well are in :mod:`penstock.spi.events`."""
 
 from __future__ import annotations
 

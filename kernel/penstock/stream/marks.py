@@ -1,4 +1,4 @@
-"""How far the metadata log got, kept in the WAL: so that the loss of its newest entries is noticed.
+"""Marks: the newest index of the metadata log, kept in the WAL, so that the loss of newest entries is noticed.
 
 A log that lost its newest entries looks like one that never had them. So whoever writes metadata leaves a *mark* in
 the WAL after each entry, a small entry that says which index was reached, before anybody is told that a command
@@ -74,7 +74,7 @@ def decode_mark(header: WalHeader, data: memoryview, position: int) -> Mark:
 
 @dataclass(slots=True)
 class Evidence:
-    """What a WAL says of the metadata log that it was written with."""
+    """The evidence in a WAL about the metadata log that it was written with."""
 
     #: That log had an entry of this index at least; 0: nothing is said.
     index: int = 0
@@ -99,7 +99,7 @@ class Evidence:
 
 
 async def hear(entries: AsyncIterator[WalEntry]) -> Evidence:
-    """What a WAL says that is read from outside. Where it can't be read, recovery says what is wrong with it."""
+    """Read a WAL from outside and collect its evidence. Where it can't be read, recovery says what is wrong."""
     evidence = Evidence()
     try:
         async for entry in entries:
@@ -138,7 +138,7 @@ class MetadataMarks:
         self._landed = anyio.Event()
 
     def durable_end(self) -> int:
-        """Where the newest durable mark ends in the WAL: it never ends before that any more; 0 without one."""
+        """The WAL position where the newest durable mark ends: the WAL never ends before it; 0 without a mark."""
         return self._end
 
     def mark(self, index: int) -> None:

@@ -1,4 +1,4 @@
-"""How fast uploads go: little more than data come in, so that they leave disk and processor to appends (pure).
+"""The pace of uploads: little more than data come in, so that they leave disk and processor to appends (pure).
 
     intake, smoothed over seconds  ->  rate  ->  when the next piece of an upload may begin
 

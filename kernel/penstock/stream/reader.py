@@ -322,7 +322,7 @@ def _select(
 
 
 def _compact(entries: list[StreamEntry]) -> list[StreamEntry]:
-    """The same in memory of their own: a slow reader must not keep whole blocks for the sake of a small part (I8)."""
+    """Copy entries into memory of their own: a slow reader must not keep whole blocks for a small part (I8)."""
     whole = memoryview(b"".join([entry.data for entry in entries]))
     compact = []
     position = 0

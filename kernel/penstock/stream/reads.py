@@ -66,7 +66,7 @@ class StreamReads:
         return greatest if state is None else max(greatest, await self._cold.max_time(state, offset))
 
     def ranges(self, stream: Stream) -> Iterator[tuple[int, int, int]]:
-        """What retention may drop, oldest first: (end offset, payload bytes, time).
+        """The ranges that retention may drop, oldest first: (end offset, payload bytes, time).
 
         The time is the greatest timestamp; where no record has one, that of the newest append; -1 if not known.
         Committed ranges first, then what only memory and the WAL hold, entry by entry. Take what you need at

@@ -43,7 +43,7 @@ ENTRY_OVERHEAD_BYTES = 640
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recovered:
-    """What a recovery found in a WAL, all of it uploaded now."""
+    """The result of a recovery: all that the WAL held is uploaded."""
 
     #: Entries that only the WAL held, and their payload.
     entries: int

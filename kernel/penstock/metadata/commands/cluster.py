@@ -1,4 +1,4 @@
-"""What concerns the cluster as a whole."""
+"""Commands about the cluster as a whole."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class RegisterNode(Command, tag="node", frozen=True):
     unnamed: bool = False
 
     def found(self) -> owners.FoundWal:
-        """What the rules of owners ask for."""
+        """The command's fields about WALs, for the rules of owners."""
         return owners.FoundWal(
             node_id=self.node_id,
             wal=self.wal,

@@ -124,7 +124,7 @@ class AbandonObjects(Command, tag="abandon", frozen=True):
     object_ids: list[int]
 
     def fold(self, image: State, at: Moment) -> list[int]:
-        """Those that were prepared still."""
+        """Destroy the objects that are still only prepared; returns their ids."""
         abandoned = []
         for object_id in self.object_ids:
             held = image.objects.get(object_id)

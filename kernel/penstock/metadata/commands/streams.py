@@ -26,7 +26,7 @@ class OpenStreams(Command, tag="open", frozen=True):
     stream_ids: list[int]
 
     def fold(self, image: State, at: Moment) -> list[int]:
-        """Those of the streams that are there."""
+        """Open the streams that exist; returns their ids."""
         nodes, streams = image.nodes, image.streams
         nodes.check_epoch(self.node_id, self.node_epoch)
         opened = [stream for stream in map(streams.get, self.stream_ids) if stream is not None]
@@ -75,7 +75,7 @@ class TrimStreams(Command, tag="trim", frozen=True):
     starts: list[tuple[int, int]]
 
     def fold(self, image: State, at: Moment) -> list[int]:
-        """Those of the streams whose start moved."""
+        """Move starts; returns the ids of the streams whose start moved."""
         streams = image.streams
         image.nodes.check_epoch(self.node_id, self.node_epoch)
         if at.rules > 1:
