@@ -94,6 +94,8 @@ class Turns:
         self._slice_ended = False
         #: Threads that work for somebody who is limited.
         self._threads = 0
+        #: Who has a thread at work, or is about to.
+        self._at_work: set[TimeMember] = set()
         self._is_scheduled = False
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
@@ -120,7 +122,12 @@ class Turns:
         return False
 
     def makes_wait(self, member: TimeMember) -> bool:
-        """Whether a handler's next portion has to wait for a turn."""
+        """Whether a handler's next portion has to wait for a turn.
+
+        Not while its own thread begins: that is its slice, and others who are limited wait until it ends.
+        """
+        if member in self._at_work:
+            return False
         return len(self) > 0 or member.is_limited or member.address.is_limited
 
     def used(self, member: TimeMember, began: float, begin: float) -> None:
@@ -161,10 +168,12 @@ class Turns:
                 await self._wait(member)
             is_slice = member.is_limited or member.address.is_limited
             self._threads += is_slice
+            self._at_work.add(member)
             try:
                 return await run_in_thread(timed)
             finally:
                 self._threads -= is_slice
+                self._at_work.discard(member)
                 self._last_slice = now = self.clock()
                 self._shares.used(member, spent_s, spent_s, now)
                 self.answered()

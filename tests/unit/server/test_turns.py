@@ -7,6 +7,7 @@ from collections.abc import Callable
 import anyio
 import anyio.lowlevel
 import pytest
+from tests.patience import HANG_S
 
 from penstock.server.turns import DEFER_S, SLICE_S, SLICE_SHORT_S, Turns, metered
 from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
@@ -251,3 +252,25 @@ async def test_portions_of_handlers_take_turns_one_in_a_slice() -> None:
                 "the first portions come at once, the others in slices"
             )
     assert sorted(loop.history) == ["a"] * 3 + ["b"] * 3 + ["c"] * 3 + ["connection"] * 3
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_the_thread_of_who_is_limited_does_not_wait_for_itself_to_end() -> None:
+    loop = Loop()
+    member = loop.shares.join("limited")
+    done = []
+
+    async def run() -> None:
+        member.limit(1.0)
+        done.append(
+            await metered(loop.turns.run_in_thread(lambda: 1, anyio.CapacityLimiter(1)), member, loop.turns)
+        )
+
+    with anyio.fail_after(HANG_S):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            while not done:
+                loop.iterate(1)
+                await anyio.lowlevel.checkpoint()
+    assert done == [1]
