@@ -12,10 +12,12 @@ __all__ = (
     "CLUSTER_NAME",
     "DENIED",
     "OPERATIONS",
+    "NOBODY",
     "Authorizer",
     "Need",
     "Operation",
     "ResourceType",
+    "denied",
     "each",
     "operation_bits",
     "the_cluster",
@@ -23,7 +25,7 @@ __all__ = (
     "the_transactional_id",
 )
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Final, Protocol
@@ -96,7 +98,7 @@ class Need:
     ``name_of`` gives the name of the one resource that a whole request is about, or None if this request needs
     no such permission: then the gate asks, before the handler is called. Without ``name_of`` a request lists
     resources, of which some may be permitted and some not: the handler asks, for all of them together
-    (``RequestContext.allowed``), and leaves out or refuses the others one by one.
+    (``RequestContext.allowed`` or ``denied``), and leaves out or refuses the others one by one.
     """
 
     operation: Operation
@@ -144,3 +146,25 @@ class Authorizer(Protocol):
         self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
     ) -> Collection[str]:
         """Those of ``names`` on which ``client.principal`` may do ``operation``."""
+
+
+#: No names: everybody may do everything.
+NOBODY: Final[frozenset[str]] = frozenset()
+
+
+def denied(
+    authorizer: Authorizer | None,
+    client: Client,
+    operation: Operation,
+    resource: ResourceType,
+    names: Iterable[str],
+) -> frozenset[str]:
+    """Those of ``names`` on which the client may not do ``operation``; they aren't looked at if nobody decides."""
+    if authorizer is None:
+        return NOBODY
+    asked = list(dict.fromkeys(names))
+    return (
+        frozenset(asked).difference(authorizer.allowed(client, operation, resource, asked))
+        if asked
+        else NOBODY
+    )

@@ -16,13 +16,13 @@ __all__ = (
 )
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 
 import anyio
 
-from penstock.api.authorization import Operation, ResourceType, each, the_cluster
+from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, ResourceType, each, the_cluster
 from penstock.api.broker_configs import broker_entry, broker_synonyms, check_broker_change
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
@@ -78,6 +78,8 @@ _BROKER: Final = 4
 _BROKER_LOGGER: Final = 8
 _CLIENT_METRICS: Final = 16
 _GROUP: Final = 32
+#: What is asked of the authorizer for each of them; all others are the cluster's.
+_AUTHORIZED_AS: Final = {_TOPIC: ResourceType.TOPIC, _GROUP: ResourceType.GROUP}
 _RESOURCE_TYPES: Final = frozenset({_TOPIC, _BROKER, _BROKER_LOGGER, _CLIENT_METRICS, _GROUP})
 
 #: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
@@ -120,6 +122,7 @@ def describe_configs_nowait(
 ) -> DescribeConfigsResponse:
     """DescribeConfigs: all keys when none are named, with where their values come from."""
     results: list[DescribeConfigsResult] = []
+    denied = _denied(Operation.DESCRIBE_CONFIGS, request.resources, context)
     seen: set[tuple[int, str]] = set()
     for resource in request.resources:
         if not resource.configuration_keys:
@@ -135,6 +138,7 @@ def describe_configs_nowait(
             configs=[],
         )
         try:
+            _check_permitted(resource, denied)
             if resource.resource_type == _TOPIC:
                 result.configs = _describe_topic(resource, request, context)
             elif resource.resource_type == _BROKER:
@@ -184,6 +188,39 @@ def _list_config_resources(
     if _BROKER_LOGGER in wanted:
         found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER_LOGGER))
     return ListConfigResourcesResponse(config_resources=found)
+
+
+class _Resource(Protocol):
+    """What has configs, as the requests name it."""
+
+    resource_type: int
+    resource_name: str
+
+
+def _denied(
+    operation: Operation, resources: Sequence[_Resource], context: RequestContext
+) -> frozenset[tuple[ResourceType, str]]:
+    """What of ``resources`` the client may not do ``operation`` on."""
+    if context.api.authorizer is None:
+        return frozenset()
+    names: dict[ResourceType, list[str]] = {}
+    for resource in resources:
+        kind, name = _authorized_as(resource)
+        names.setdefault(kind, []).append(name)
+    return frozenset(
+        (kind, name) for kind, asked in names.items() for name in context.denied(operation, kind, asked)
+    )
+
+
+def _authorized_as(resource: _Resource) -> tuple[ResourceType, str]:
+    kind = _AUTHORIZED_AS.get(resource.resource_type, ResourceType.CLUSTER)
+    return kind, CLUSTER_NAME if kind is ResourceType.CLUSTER else resource.resource_name
+
+
+def _check_permitted(resource: _Resource, denied: Collection[tuple[ResourceType, str]]) -> None:
+    kind, name = _authorized_as(resource)
+    if (kind, name) in denied:
+        raise KafkaError(DENIED[kind], f"not permitted: resource={quoted(name)}")
 
 
 def _asked_for(resource: DescribeConfigsResource, names: Iterable[str]) -> list[str]:
@@ -241,6 +278,7 @@ async def handle_incremental_alter_configs(
 ) -> IncrementalAlterConfigsResponse:
     """IncrementalAlterConfigs (KIP-339): SET, DELETE, and APPEND and SUBTRACT on lists; a resource all or nothing."""
     responses: list[AlterConfigsResourceResponse] = []
+    denied = _denied(Operation.ALTER_CONFIGS, request.resources, context)
     deadline = Deadline()
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
@@ -251,6 +289,7 @@ async def handle_incremental_alter_configs(
         )
         responses.append(response)
         try:
+            _check_permitted(resource, denied)
             _check_resource(resource.resource_type, resource.resource_name, times, context)
             if resource.resource_type == _BROKER:
                 check_broker_change(resource.resource_name, resource.configs, context.api.logs.node_id)
@@ -318,6 +357,7 @@ def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, t
 async def handle_alter_configs(request: AlterConfigsRequest, context: RequestContext) -> AlterConfigsResponse:
     """AlterConfigs, the older way: what is not named goes back to its default."""
     responses: list[AlteredResource] = []
+    denied = _denied(Operation.ALTER_CONFIGS, request.resources, context)
     deadline = Deadline()
     times = Counter(
         [(one.resource_type, one.resource_name) async for one in in_portions(request.resources, _NAMES)]
@@ -328,6 +368,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
         )
         responses.append(response)
         try:
+            _check_permitted(resource, denied)
             _check_resource(resource.resource_type, resource.resource_name, times, context)
             _check_values(resource.configs)
             if resource.resource_type == _BROKER:

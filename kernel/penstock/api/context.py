@@ -17,12 +17,12 @@ __all__ = (
 )
 
 import random
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.account import Ledger
-from penstock.api.authorization import OPERATIONS, Authorizer, Operation, ResourceType, operation_bits
+from penstock.api.authorization import OPERATIONS, Authorizer, Operation, ResourceType, denied, operation_bits
 from penstock.api.client import Client, Endpoint
 from penstock.api.fetch_session import FetchSessions
 from penstock.api.metadata_topics import MetadataFragments
@@ -158,6 +158,16 @@ class RequestContext:
         if authorizer is None:
             return names
         return authorizer.allowed(self.client, operation, resource, names)
+
+    def denied(self, operation: Operation, resource: ResourceType, names: Iterable[str]) -> frozenset[str]:
+        """Those of ``names`` on which the client may not do ``operation``: what is left out or refused, as with
+        ``allowed``. Without an authorizer ``names`` isn't even gone through.
+        """
+        return denied(self.api.authorizer, self.client, operation, resource, names)
+
+    def may(self, operation: Operation, resource: ResourceType, name: str) -> bool:
+        """Whether the client may do ``operation`` on one resource."""
+        return not self.denied(operation, resource, (name,))
 
     def authorized_operations(self, resource: ResourceType, name: str) -> int:
         """What the client may do with a resource, as a bit field (KIP-430)."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ("APIS", "fetch_nowait", "handle_fetch")
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Final
 
@@ -53,6 +53,7 @@ class _Fetch:
 
     __slots__ = (
         "_context",
+        "_denied",
         "_enough",
         "_is_follower",
         "_reads_zstd",
@@ -66,6 +67,8 @@ class _Fetch:
         self.request = request
         self.plan = plan
         self._context = context
+        #: The topics that the client may not read.
+        self._denied = context.denied(Operation.READ, ResourceType.TOPIC, self._topic_names())
         self._reads_zstd = context.version >= _ZSTD_VERSION
         self._is_follower = request.replica_id >= 0 or request.replica_state.replica_id >= 0
         settings = context.api.settings
@@ -159,6 +162,15 @@ class _Fetch:
         """How much of one partition may go into the response."""
         return max(0, min(cached.partition_max_bytes, self.budget - taken_bytes))
 
+    def _topic_names(self) -> Iterator[str]:
+        for cached in self.plan:
+            if isinstance(cached.topic, str):
+                yield cached.topic
+            else:
+                topic = self._context.api.logs.topic_by_id(cached.topic)
+                if topic is not None:
+                    yield topic.name
+
     def _find(self, cached: CachedPartition) -> tuple[Partition | None, int]:
         logs = self._context.api.logs
         name = cached.topic
@@ -168,6 +180,8 @@ class _Fetch:
             if topic is None:
                 return None, self._code_of_lost_topic(cached)
             name = cached.known_as = topic.name
+        if name in self._denied:
+            return None, ErrorCode.TOPIC_AUTHORIZATION_FAILED
         return logs.partition(name, cached.partition), unknown
 
     def _code_of_lost_topic(self, cached: CachedPartition) -> int:

@@ -22,12 +22,12 @@ __all__ = (
     "handle_sync_group",
 )
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
 import anyio
 
-from penstock.api.authorization import Operation, ResourceType, each, the_group
+from penstock.api.authorization import CLUSTER_NAME, DENIED, NOBODY, Operation, ResourceType, each, the_group
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame, one_code
 from penstock.coordinator.group_service import GroupService
@@ -108,6 +108,10 @@ _SLICE_OFFSETS: Final = 500
 
 _KEY_TYPE_GROUP: Final = 0
 _KEY_TYPE_TRANSACTION: Final = 1
+_KEY_KINDS: Final = {
+    _KEY_TYPE_GROUP: ResourceType.GROUP,
+    _KEY_TYPE_TRANSACTION: ResourceType.TRANSACTIONAL_ID,
+}
 _NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
 
 
@@ -213,8 +217,15 @@ async def handle_describe_groups(
     request: DescribeGroupsRequest, context: RequestContext
 ) -> DescribeGroupsResponse:
     """DescribeGroups v0-6; an unknown group is an error from v6 on, and Dead before."""
-    descriptions = await _groups(context).describe(list(dict.fromkeys(request.groups)))
+    asked = dict.fromkeys(request.groups)
+    denied = context.denied(Operation.DESCRIBE, ResourceType.GROUP, asked)
+    descriptions = await _groups(context).describe([name for name in asked if name not in denied])
     groups = [_described(one, context.version) async for one in in_portions(descriptions)]
+    groups += [
+        DescribedGroup(group_id=name, error_code=DENIED[ResourceType.GROUP])
+        for name in asked
+        if name in denied
+    ]
     if request.include_authorized_operations:
         for group in groups:
             if group.error_code == ErrorCode.NONE:
@@ -257,6 +268,9 @@ def _described(group: GroupDescription, version: int) -> DescribedGroup:
 async def handle_list_groups(request: ListGroupsRequest, context: RequestContext) -> ListGroupsResponse:
     """ListGroups v0-5, with the filters of v4 (states) and v5 (types)."""
     error, listings = await _groups(context).list_groups(request.states_filter, request.types_filter)
+    if not context.may(Operation.DESCRIBE, ResourceType.CLUSTER, CLUSTER_NAME):
+        hidden = context.denied(Operation.DESCRIBE, ResourceType.GROUP, (one.group_id for one in listings))
+        listings = [one for one in listings if one.group_id not in hidden]
     return ListGroupsResponse(
         error_code=error,
         groups=[
@@ -273,7 +287,10 @@ async def handle_list_groups(request: ListGroupsRequest, context: RequestContext
 
 async def handle_delete_groups(request: DeleteGroupsRequest, context: RequestContext) -> DeleteGroupsResponse:
     """DeleteGroups v0-2."""
-    results = await _groups(context).delete_groups(request.groups_names)
+    denied = context.denied(Operation.DELETE, ResourceType.GROUP, request.groups_names)
+    permitted = [name for name in request.groups_names if name not in denied]
+    results = dict(await _groups(context).delete_groups(permitted))
+    results |= dict.fromkeys(sorted(denied), DENIED[ResourceType.GROUP])
     return DeleteGroupsResponse(
         results=[
             DeletableGroupResult(group_id=group_id, error_code=error) for group_id, error in results.items()
@@ -285,12 +302,13 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
     """OffsetCommit v2-10; offsets are durable when it is answered."""
     by_id = context.version >= _TOPIC_IDS_VERSION
     found = [_find(one.topic_id if by_id else one.name, context) async for one in in_portions(request.topics)]
+    denied = context.denied(Operation.READ, ResourceType.TOPIC, _names(request.topics, found))
     offsets = {
         (topic.name, one.partition_index): OffsetAndMetadata(
             one.committed_offset, one.committed_leader_epoch, one.committed_metadata or ""
         )
         async for asked, topic in in_portions(zip(request.topics, found, strict=True))
-        if topic is not None
+        if topic is not None and topic.name not in denied
         async for one in in_portions(asked.partitions)
         if 0 <= one.partition_index < topic.partition_count
     }
@@ -306,7 +324,7 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
         )
     return OffsetCommitResponse(
         topics=[
-            await _committed(asked, topic, errors, context.version)
+            await _committed(asked, topic, errors, denied, context.version)
             async for asked, topic in in_portions(zip(request.topics, found, strict=True))
             if asked.partitions
         ]
@@ -333,11 +351,14 @@ async def _committed(
     asked: OffsetCommitRequestTopic,
     topic: Topic | None,
     errors: Mapping[TopicPartition, ErrorCode],
+    denied: Collection[str],
     version: int,
 ) -> OffsetCommitResponseTopic:
     partitions = []
     async for one in in_portions(asked.partitions):
-        if topic is None:
+        if (asked.name if topic is None else topic.name) in denied:
+            error = DENIED[ResourceType.TOPIC]
+        elif topic is None:
             error = _unknown_topic(version)
         else:
             key = (topic.name, one.partition_index)
@@ -404,6 +425,8 @@ def _all_offsets_once(groups: Sequence[OffsetFetchRequestGroup]) -> Iterator[Off
 async def _fetched_group(
     group_id: str, topics: Sequence[OffsetFetchRequestTopics] | None, context: RequestContext
 ) -> OffsetFetchResponseGroup:
+    if not context.may(Operation.DESCRIBE, ResourceType.GROUP, group_id):
+        return OffsetFetchResponseGroup(group_id=group_id, error_code=DENIED[ResourceType.GROUP])
     if topics is None:
         return await _fetched_all(group_id, context)
     by_id = context.version >= _TOPIC_IDS_VERSION
@@ -411,10 +434,13 @@ async def _fetched_group(
     async for asked in in_portions(topics):
         topic = _find(asked.topic_id, context) if by_id else None
         names.append(asked.name if not by_id else topic.name if topic is not None else None)
+    denied = context.denied(
+        Operation.DESCRIBE, ResourceType.TOPIC, (name for name in names if name is not None)
+    )
     partitions = [
         (name, index)
         async for asked, name in in_portions(zip(topics, names, strict=True))
-        if name is not None
+        if name is not None and name not in denied
         async for index in in_portions(asked.partition_indexes, _SLICE_OFFSETS)
     ]
     error, offsets = await _groups(context).fetch_offsets(group_id, partitions)
@@ -424,11 +450,13 @@ async def _fetched_group(
     async for asked, name in in_portions(zip(topics, names, strict=True)):
         topic_of = OffsetFetchResponseTopics(topic_id=asked.topic_id, name=asked.name, partitions=[])
         async for index in in_portions(asked.partition_indexes):
-            topic_of.partitions.append(
-                _fetched(index, None, ErrorCode.UNKNOWN_TOPIC_ID)
-                if name is None
-                else _fetched(index, offsets[name, index])
-            )
+            if name is None:
+                one = _fetched(index, None, ErrorCode.UNKNOWN_TOPIC_ID)
+            elif name in denied:
+                one = _fetched(index, None, DENIED[ResourceType.TOPIC])
+            else:
+                one = _fetched(index, offsets[name, index])
+            topic_of.partitions.append(one)
         described.append(topic_of)
     return OffsetFetchResponseGroup(group_id=group_id, topics=described)
 
@@ -439,7 +467,10 @@ async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchRes
         return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
     by_id = context.version >= _TOPIC_IDS_VERSION
     topics: dict[str, OffsetFetchResponseTopics] = {}
+    hidden = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, (name for name, _ in offsets))
     async for (name, index), committed in in_portions(sorted(offsets.items())):
+        if name in hidden:
+            continue
         if name not in topics:
             topic = _find(name, context) if by_id else None
             if by_id and topic is None:
@@ -477,10 +508,11 @@ def _single(one: OffsetFetchResponsePartitions) -> OffsetFetchResponsePartition:
 async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestContext) -> OffsetDeleteResponse:
     """OffsetDelete v0 (KIP-496)."""
     found = [_find(one.name, context) async for one in in_portions(request.topics)]
+    denied = context.denied(Operation.READ, ResourceType.TOPIC, (one.name for one in request.topics))
     partitions = [
         (asked.name, one.partition_index)
         async for asked, topic in in_portions(zip(request.topics, found, strict=True))
-        if topic is not None
+        if topic is not None and topic.name not in denied
         async for one in in_portions(asked.partitions, _SLICE_OFFSETS)
         if 0 <= one.partition_index < topic.partition_count
     ]
@@ -494,7 +526,9 @@ async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestCon
                 partitions=[
                     OffsetDeleteResponsePartition(
                         partition_index=one.partition_index,
-                        error_code=errors.get(
+                        error_code=DENIED[ResourceType.TOPIC]
+                        if asked.name in denied
+                        else errors.get(
                             (asked.name, one.partition_index), ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
                         ),
                     )
@@ -511,14 +545,18 @@ async def handle_find_coordinator(
     request: FindCoordinatorRequest, context: RequestContext
 ) -> FindCoordinatorResponse:
     """FindCoordinator v0-6: this broker coordinates all groups."""
-    if context.version >= _FIND_BATCH_VERSION:
+    is_batch = context.version >= _FIND_BATCH_VERSION
+    kind = _KEY_KINDS.get(request.key_type)
+    keys = request.coordinator_keys if is_batch else [request.key]
+    denied = NOBODY if kind is None else context.denied(Operation.DESCRIBE, kind, keys)
+    if is_batch:
         coordinators: list[Coordinator] = []
         for key in request.coordinator_keys:
-            coordinators.append(_coordinator(key, request.key_type, context))
+            coordinators.append(_coordinator(key, request.key_type, denied, context))
             if len(coordinators) % _SLICE_KEYS == 0:
                 await anyio.lowlevel.checkpoint()
         return FindCoordinatorResponse(coordinators=coordinators)
-    one = _coordinator(request.key, request.key_type, context)
+    one = _coordinator(request.key, request.key_type, denied, context)
     return FindCoordinatorResponse(
         error_code=one.error_code,
         error_message=one.error_message,
@@ -528,7 +566,10 @@ async def handle_find_coordinator(
     )
 
 
-def _coordinator(key: str, key_type: int, context: RequestContext) -> Coordinator:
+def _coordinator(key: str, key_type: int, denied: Collection[str], context: RequestContext) -> Coordinator:
+    if key in denied:
+        error, message = DENIED[_KEY_KINDS[key_type]], "not permitted"
+        return Coordinator(key=key, node_id=-1, host="", port=-1, error_code=error, error_message=message)
     # There are no transactions yet. Clients ask on and on after an error here that isn't one of a few, so a
     # transactional producer is sent to InitProducerId, whose UNSUPPORTED_VERSION says what is the matter.
     if key_type == _KEY_TYPE_GROUP and not _groups(context).coordinates(key):
@@ -550,6 +591,14 @@ def _find(topic: str | bytes, context: RequestContext) -> Topic | None:
     if isinstance(topic, str):
         return context.api.logs.topics().get(topic)
     return context.api.logs.topic_by_id(topic)
+
+
+def _names(asked: Sequence[OffsetCommitRequestTopic], found: Sequence[Topic | None]) -> Iterator[str]:
+    """The names of topics, where they are known."""
+    for one, topic in zip(asked, found, strict=True):
+        name = one.name if topic is None else topic.name
+        if name:
+            yield name
 
 
 def _unknown_topic(version: int) -> ErrorCode:

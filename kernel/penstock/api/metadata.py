@@ -54,10 +54,12 @@ from penstock.wire.messages.metadata import (
     MetadataResponseTopic,
 )
 from penstock.wire.splice import EncodedBody
-from penstock.work.pieces import PORTION
+from penstock.work.pieces import PORTION, pieces
 
 #: "Not asked for" in the fields of authorized operations.
 UNKNOWN_OPERATIONS: Final = -(2**31)
+#: Topics that are described before others get their turn.
+_SLICE_TOPICS: Final = 100
 #: What anybody may do with a topic.
 _TOPIC_OPERATIONS: Final = EVERYTHING[ResourceType.TOPIC]
 
@@ -113,9 +115,14 @@ async def handle_metadata(
     topics = await by_portions(_wanted(request, context, failed))
     response = _without_topics(request, context)
     operations = _operations(request)
-    if _is_large(topics):
+    # encoded topics are kept for everybody, so not where what is said of them depends on who asks
+    is_same_for_all = operations == UNKNOWN_OPERATIONS or context.api.authorizer is None
+    if is_same_for_all and _is_large(topics):
         return await context.api.metadata_fragments.respond(response, topics, context, operations)
-    response.topics = [_described(topic, context, operations) for topic in topics]
+    for some in pieces(topics, _SLICE_TOPICS):
+        response.topics += [_described(topic, context, operations) for topic in some]
+        if len(some) == _SLICE_TOPICS:
+            await anyio.lowlevel.checkpoint()
     return response
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 __all__ = ("APIS", "handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Final
 
-from penstock.api.authorization import Operation, ResourceType, each
+from penstock.api.authorization import DENIED, Operation, ResourceType, each
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api
@@ -70,6 +71,7 @@ async def handle_list_offsets(request: ListOffsetsRequest, context: RequestConte
         async for asked in in_portions(topic.partitions):
             times[topic.name, asked.partition_index] += 1
     seen: set[tuple[str, int]] = set()
+    denied = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, (topic.name for topic in request.topics))
     async for topic in in_portions(request.topics):
         async for asked in in_portions(topic.partitions):
             key = (topic.name, asked.partition_index)
@@ -78,6 +80,7 @@ async def handle_list_offsets(request: ListOffsetsRequest, context: RequestConte
             seen.add(key)
             result = ListOffsetsPartitionResponse(partition_index=asked.partition_index)
             try:
+                _check_permitted(topic.name, denied)
                 if times[key] > 1:
                     raise KafkaError(ErrorCode.INVALID_REQUEST, "the partition is in the request twice")
                 if request.isolation_level not in _ISOLATION_LEVELS:
@@ -134,11 +137,13 @@ async def handle_offset_for_leader_epoch(
 ) -> OffsetForLeaderEpochResponse:
     """OffsetForLeaderEpoch (KIP-320): where an epoch ended, (-1, -1) for one we never had."""
     topics: list[OffsetForLeaderTopicResult] = []
+    denied = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, (topic.topic for topic in request.topics))
     async for topic in in_portions(request.topics):
         results: list[EpochEndOffset] = []
         async for asked in in_portions(topic.partitions):
             result = EpochEndOffset(partition=asked.partition)
             try:
+                _check_permitted(topic.topic, denied)
                 partition = _find_available(topic.topic, asked.partition, context)
                 _fence(asked.current_leader_epoch, partition)
                 result.leader_epoch, result.end_offset = partition.end_offset_for_epoch(asked.leader_epoch)
@@ -164,12 +169,14 @@ async def handle_delete_records(
     async for topic in in_portions(request.topics):
         async for asked in in_portions(topic.partitions):
             wanted.setdefault(topic.name, {})[asked.partition_index] = asked
+    denied = context.denied(Operation.DELETE, ResourceType.TOPIC, wanted)
     topics: list[DeleteRecordsTopicResult] = []
     async for name, partitions in in_portions(wanted.items(), _DELETIONS):
         results: list[DeleteRecordsPartitionResult] = []
         async for asked in in_portions(partitions.values(), _DELETIONS):
             result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
             try:
+                _check_permitted(name, denied)
                 result.low_watermark = await deadline.of(_delete_records(name, asked, context))
             except PenstockError as error:
                 if not is_expected(error):
@@ -204,6 +211,12 @@ async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: Re
     if offset <= partition.log_start_offset and partition.unavailable is None:
         return partition.log_start_offset
     return await partition.delete_records(offset)
+
+
+def _check_permitted(topic: str, denied: Collection[str]) -> None:
+    """Before anything is looked up: who may not ask doesn't learn whether there is such a topic."""
+    if topic in denied:
+        raise KafkaError(DENIED[ResourceType.TOPIC])
 
 
 def _find(topic: str, index: int, context: RequestContext) -> Partition:

@@ -15,12 +15,12 @@ __all__ = (
 )
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
 from typing import Final, Protocol
 
-from penstock.api.authorization import Operation, ResourceType, each, the_transactional_id
+from penstock.api.authorization import Operation, ResourceType, denied, each, the_transactional_id
 from penstock.api.context import ApiContext, Client
 from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, error_message_of, is_expected
@@ -74,6 +74,7 @@ class ProduceCall:
         "_api",
         "_client",
         "_cursor",
+        "_denied",
         "_due",
         "_gone",
         "_is_prepared",
@@ -108,6 +109,10 @@ class ProduceCall:
         self._remaining = count
         self._results: list[PartitionProduceResponse | None] = [None] * count
         self._cursor = 0
+        #: The topics that the client may not write to.
+        self._denied = denied(
+            api.authorizer, client, Operation.WRITE, ResourceType.TOPIC, self._topic_names()
+        )
         #: What has to be done to the batch at the cursor before it can be handed over.
         self._due: Callable[[], Awaitable[tuple[memoryview, Allocation | None]]] | None = None
         #: Whether that was done, and where the outcome is if not in the request's own memory.
@@ -278,6 +283,15 @@ class ProduceCall:
         else:
             release_part(charge, allocation)
 
+    def _topic_names(self) -> Iterator[str]:
+        for topic in self._request.topic_data:
+            if self.version < _TOPIC_IDS_VERSION:
+                yield topic.name
+            else:
+                known = self._api.logs.topic_by_id(topic.topic_id)
+                if known is not None:
+                    yield known.name
+
     def _find(self, topic: TopicProduceData, index: int) -> Partition | ErrorCode:
         logs = self._api.logs
         if self.version >= _TOPIC_IDS_VERSION:
@@ -286,6 +300,8 @@ class ProduceCall:
                 return ErrorCode.UNKNOWN_TOPIC_ID
             topic.name = known.name
         name = topic.name
+        if name in self._denied:
+            return ErrorCode.TOPIC_AUTHORIZATION_FAILED
         partition = logs.partition(name, index)
         if partition is None:
             return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION

@@ -7,7 +7,14 @@ __all__ = ("APIS", "handle_init_producer_id")
 import logging
 from typing import Final
 
-from penstock.api.authorization import Operation, ResourceType, each, the_transactional_id
+from penstock.api.authorization import (
+    CLUSTER_NAME,
+    DENIED,
+    Operation,
+    ResourceType,
+    each,
+    the_transactional_id,
+)
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
@@ -34,6 +41,9 @@ async def handle_init_producer_id(
         _tell_once(request.transactional_id, context)
         code = ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
         return InitProducerIdResponse(error_code=code, producer_epoch=-1)
+    if not _may_write_idempotently(context):
+        code = DENIED[ResourceType.CLUSTER]
+        return InitProducerIdResponse(error_code=code, producer_epoch=-1)
     try:
         producer_id, epoch = await Deadline().of(context.api.logs.next_producer_id())
     except PenstockError as error:
@@ -45,6 +55,13 @@ async def handle_init_producer_id(
             raise
         return InitProducerIdResponse(error_code=int(failure), producer_epoch=-1)
     return InitProducerIdResponse(producer_id=producer_id, producer_epoch=epoch)
+
+
+def _may_write_idempotently(context: RequestContext) -> bool:
+    """KIP-679: by a permission of its own, or as whoever may write to some topic."""
+    if context.may(Operation.IDEMPOTENT_WRITE, ResourceType.CLUSTER, CLUSTER_NAME):
+        return True
+    return bool(context.allowed(Operation.WRITE, ResourceType.TOPIC, list(context.api.logs.topics())))
 
 
 def _tell_once(transactional_id: str, context: RequestContext) -> None:

@@ -6,7 +6,7 @@ __all__ = ("APIS", "describe_producers_nowait")
 
 from typing import Final
 
-from penstock.api.authorization import Operation, ResourceType, each
+from penstock.api.authorization import DENIED, Operation, ResourceType, each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api
 from penstock.api.names import is_valid_topic_name
@@ -35,15 +35,22 @@ def _describe_producers(
     for topic in request.topics:
         yield
         wanted.setdefault(topic.name, {}).update(dict.fromkeys(topic.partition_indexes))
+    denied = context.denied(Operation.READ, ResourceType.TOPIC, wanted)
     topics: list[TopicResponse] = []
     for name, indexes in wanted.items():
         yield
         partitions: list[PartitionResponse] = []
         for index in indexes:
             yield
-            partitions.append(_partition(name, index, context))
+            partitions.append(_refused(index) if name in denied else _partition(name, index, context))
         topics.append(TopicResponse(name=name, partitions=partitions))
     return DescribeProducersResponse(topics=topics)
+
+
+def _refused(index: int) -> PartitionResponse:
+    return PartitionResponse(
+        partition_index=index, error_code=DENIED[ResourceType.TOPIC], error_message=None, active_producers=[]
+    )
 
 
 def _partition(name: str, index: int, context: RequestContext) -> PartitionResponse:

@@ -5,10 +5,10 @@ from __future__ import annotations
 __all__ = ("APIS", "handle_create_partitions", "handle_create_topics", "handle_delete_topics")
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final
 
-from penstock.api.authorization import Operation, ResourceType, each
+from penstock.api.authorization import CLUSTER_NAME, DENIED, NOBODY, Operation, ResourceType, each
 from penstock.api.configs import config_entry
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
@@ -58,6 +58,10 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
     taken = by_metric_name(context.api.logs.topics())
+    denied = NOBODY
+    if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):
+        denied = context.denied(Operation.CREATE, ResourceType.TOPIC, times)
+    hidden = context.denied(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC, times)
     async for asked in in_portions(request.topics, _CHECKS):
         if asked.name in results:
             continue
@@ -67,6 +71,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
                 )
+            _check_permitted(asked.name, denied)
             _check_time(request.timeout_ms)
             valid.append(_new_topic(asked, taken, context))
         except KafkaError as error:
@@ -74,7 +79,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             result.error_message = str(error)
     if request.validate_only:
         async for new in in_portions(valid, _DESCRIPTIONS):
-            _describe(results[new.name], new, _ZERO_ID)
+            _describe(results[new.name], new, _ZERO_ID, hidden)
     elif valid:
         created: Sequence[Topic | Exception]
         try:
@@ -89,7 +94,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
                 result.error_code = controller_code_of(outcome)
                 result.error_message = error_message_of(outcome)
             else:
-                _describe(result, new, outcome.id)
+                _describe(result, new, outcome.id, hidden)
     return CreateTopicsResponse(topics=list(results.values()))
 
 
@@ -164,8 +169,16 @@ def _check_replicas(broker_ids: list[int], node_id: int) -> None:
         )
 
 
-def _describe(result: CreatableTopicResult, new: NewTopic, topic_id: bytes) -> None:
+def _check_permitted(name: str, denied: Collection[str]) -> None:
+    if name in denied:
+        raise KafkaError(DENIED[ResourceType.TOPIC], f"not permitted: topic={quoted(name)}")
+
+
+def _describe(result: CreatableTopicResult, new: NewTopic, topic_id: bytes, hidden: Collection[str]) -> None:
     result.topic_id = topic_id
+    if new.name in hidden:  # KIP-525
+        result.topic_config_error_code = DENIED[ResourceType.TOPIC]
+        return
     result.num_partitions = new.partition_count
     result.replication_factor = 1
     configs: list[CreatableTopicConfigs] = []
@@ -188,9 +201,16 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         asked = [DeleteTopicState(name=name) async for name in in_portions(request.topic_names)]
     # one that is being created will be there, and one that is being deleted won't
     deadline = Deadline(request.timeout_ms)
+    names_asked = list(_names_asked(asked, context))
+    denied = context.denied(Operation.DELETE, ResourceType.TOPIC, names_asked)
+    hidden = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, names_asked)
     try:
-        names_asked = [one.name async for one in in_portions(asked, _NAMES) if one.name is not None]
-        await deadline.of(logs.wait_changed(names_asked))
+        awaited = [
+            one.name
+            async for one in in_portions(asked, _NAMES)
+            if one.name is not None and one.name not in denied
+        ]
+        await deadline.of(logs.wait_changed(awaited))
     except KafkaError as error:
         return DeleteTopicsResponse(responses=[_not_deleted(state, error) for state in asked])
     results: list[DeletableTopicResult] = []
@@ -200,7 +220,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         results.append(result)
         try:
             _check_time(request.timeout_ms)
-            found.append((_name_to_delete(state, context), result))
+            found.append((_name_to_delete(state, result, context, denied, hidden), result))
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
@@ -243,7 +263,24 @@ def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicRe
     )
 
 
-def _name_to_delete(state: DeleteTopicState, context: RequestContext) -> str:
+def _names_asked(asked: Sequence[DeleteTopicState], context: RequestContext) -> Iterator[str]:
+    for state in asked:
+        if state.name is not None:
+            yield state.name
+        else:
+            topic = context.api.logs.topic_by_id(bytes(state.topic_id))
+            if topic is not None:
+                yield topic.name
+
+
+def _name_to_delete(
+    state: DeleteTopicState,
+    result: DeletableTopicResult,
+    context: RequestContext,
+    denied: Collection[str],
+    hidden: Collection[str],
+) -> str:
+    """The topic's name; whoever may describe a topic and not delete it is told its name, as in Kafka."""
     logs = context.api.logs
     if state.name is None:
         if bytes(state.topic_id) == _ZERO_ID:
@@ -253,11 +290,16 @@ def _name_to_delete(state: DeleteTopicState, context: RequestContext) -> str:
         topic = logs.topic_by_id(bytes(state.topic_id))
         if topic is None:
             raise KafkaError(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id")
+        if topic.name in denied and topic.name not in hidden:
+            result.name = topic.name
+        if topic.name in denied or topic.name in hidden:
+            raise KafkaError(DENIED[ResourceType.TOPIC], "not permitted: the topic of this id")
     else:
         if state.topic_id != _ZERO_ID:
             raise KafkaError(
                 ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id, not by both"
             )
+        _check_permitted(state.name, denied)
         known = logs.topics().get(state.name)
         if known is None:
             raise KafkaError(
@@ -277,6 +319,7 @@ async def handle_create_partitions(
     """CreatePartitions: one result per topic, always."""
     deadline = Deadline(request.timeout_ms)
     times = Counter([topic.name async for topic in in_portions(request.topics, _NAMES)])
+    denied = context.denied(Operation.ALTER, ResourceType.TOPIC, times)
     results: dict[str, CreatePartitionsTopicResult] = {}
     async for asked in in_portions(request.topics, _GROWTHS):
         if asked.name in results:
@@ -287,6 +330,7 @@ async def handle_create_partitions(
                 raise KafkaError(
                     ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
                 )
+            _check_permitted(asked.name, denied)
             _check_time(request.timeout_ms)
             await deadline.of(context.api.logs.wait_changed([asked.name]))
             _check_growth(asked, context)
