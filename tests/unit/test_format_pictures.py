@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 from types import ModuleType
 
+import msgspec
 import pytest
 from penstock_metadata_object import _format as metadata_object
 from penstock_wal_block import _format as wal_block
 from penstock_wal_block._format import Header
 
+from penstock.coordinator import records
+from penstock.coordinator.group_types import CommittedOffset, GroupMetadata, MemberMetadata
 from penstock.log import producer_book
-from penstock.metadata import ranges
+from penstock.metadata import commands, ranges, stored
+from penstock.metadata.commands import encode_entry, new_entry
+from penstock.metadata.commands.nodes import ReleaseWal
 from penstock.stream import entry, marks, object_format
 from penstock.wal import Cursor, GroupCommit, encode_group, framing
 
@@ -84,6 +90,76 @@ def parsed(document: str | None, heading: str, data: bytes) -> dict[str, bytes]:
         re.split(r"[,:(;]", text)[0].strip(): data[offset : offset + size]
         for offset, size, text in picture(document, heading)
     }
+
+
+def written(formats: str, values: Sequence[int | str | bytes | None]) -> bytes:
+    """``values`` as a row of a picture says: ``int16 version, string group``."""
+    data = b""
+    for kind, value in zip(re.findall(r"(int\d+|string|bytes) ", formats), values, strict=True):
+        if isinstance(value, int):
+            data += value.to_bytes(int(kind[3:]) // 8, "big", signed=True)
+        elif value is None:
+            data += b"\xff\xff"
+        else:
+            text = value.encode() if isinstance(value, str) else value
+            data += len(text).to_bytes(2 if kind == "string" else 4, "big") + text
+    return data
+
+
+def record_row(name: str) -> str:
+    """The row of a record of ``__consumer_offsets``, which may go on in the next line."""
+    assert records.__doc__ is not None
+    found = re.search(rf"^    {name}: +((?:.*\n {{20}})*.*)$", records.__doc__, re.MULTILINE)
+    assert found is not None
+    return found[1]
+
+
+def test_records_of_groups_are_what_their_picture_says() -> None:
+    key, group = records.encode_offset_key("g", "t", 5), records.encode_group_key("g")
+    assert key == written(record_row("offset key"), (1, "g", "t", 5))
+    assert group == written(record_row("group key"), (2, "g"))
+    committed = CommittedOffset(6, 7, "m", 8, None)
+    assert records.encode_offset_value(committed) == written(record_row("offset value"), (3, 6, 7, "m", 8))
+    expiring = records.encode_offset_value(CommittedOffset(6, 7, "m", 8, 9))
+    assert expiring == written(record_row("expiring"), (1, 6, "m", 8, 9))
+    member = MemberMetadata(
+        member_id="id",
+        group_instance_id=None,
+        client_id="client",
+        client_host="host",
+        rebalance_timeout_ms=10,
+        session_timeout_ms=11,
+        subscription=b"subscription",
+        assignment=b"assignment",
+    )
+    metadata = GroupMetadata(
+        protocol_type="consumer",
+        generation_id=12,
+        protocol_name="range",
+        leader="id",
+        state_timestamp_ms=13,
+        members=(member,),
+    )
+    value = written(record_row("group value"), (3, "consumer", 12, "range", "id", 13, 1))
+    value += written(
+        record_row("member"), ("id", None, "client", "host", 10, 11, b"subscription", b"assignment")
+    )
+    assert records.encode_group_value(metadata) == value
+
+
+def map_keys(document: str | None) -> list[str]:
+    """The keys in the picture of a MessagePack map."""
+    assert document is not None
+    return re.findall(r'"(\w+)"', "".join(re.findall(r'^    (".*)$', document, re.MULTILINE)))
+
+
+def test_maps_of_metadata_have_the_keys_of_their_pictures() -> None:
+    fields = set(stored.ImageData.__struct_fields__)
+    assert set(map_keys(stored.__doc__)) - {"ranges"} == fields
+    entry = msgspec.msgpack.decode(encode_entry(new_entry([ReleaseWal(1, 2)], "w", 3, 4)))
+    assert list(entry) == ["commands", "writer", "now_ms", "version", "wal_end"]
+    assert set(map_keys(commands.__doc__)) == {*entry, "type"}
+    assert entry["commands"] == [{"type": "wal-", "node_id": 1, "node_epoch": 2}]
 
 
 def number(data: bytes) -> int:

@@ -25,7 +25,7 @@ from penstock.spi.kinds import WAL
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
-from penstock.stream.marks import Evidence, hear
+from penstock.stream.marks import Evidence, collect_evidence
 from penstock.stream.object_format import object_key
 from penstock.stream.orphans import PREFIX as OBJECTS_PREFIX
 from penstock.stream.orphans import object_id_of
@@ -107,7 +107,7 @@ class MetadataCheck:
         return (
             Evidence()
             if read is None
-            else await hear(read(self._selection.settings[WAL.name], self._services))
+            else await collect_evidence(read(self._selection.settings[WAL.name], self._services))
         )
 
     async def _check_wal_end(self, image: Image, evidence: Evidence) -> None:

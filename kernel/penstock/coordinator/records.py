@@ -3,10 +3,21 @@
     key version 0, 1   a committed offset      OffsetCommitKey, OffsetCommitValue
     key version 2      a group                 GroupMetadataKey, GroupMetadataValue
 
-Keys and values begin with an int16, their version; a null value is a tombstone. Offset commits are written as
-version 3 (version 1 when OffsetCommit v2-4 asked for a retention time), group metadata as version 3. All versions
-up to 4 are read. The codecs are generated from the schemas (``penstock.wire.messages``); this module says which
-version is written, and what is damage.
+As they are written::
+
+    offset key:     int16 1, string group, string topic, int32 partition
+    offset value:   int16 3, int64 offset, int32 leader epoch, string metadata, int64 commit time
+    expiring:       int16 1, int64 offset, string metadata, int64 commit time, int64 expiry time
+    group key:      int16 2, string group
+    group value:    int16 3, string protocol type, int32 generation, string protocol, string leader,
+                    int64 time of the state, int32 members, then each member
+    member:         string id, string instance id, string client id, string host, int32 rebalance timeout,
+                    int32 session timeout, bytes subscription, bytes assignment
+
+A string is an int16 length (-1: null) and UTF-8, bytes have an int32 length; integers are big-endian, times in ms.
+The first int16 of keys and values is their version; a null value is a tombstone. The expiring value is for
+OffsetCommit v2-4 that asked for a retention time. All versions up to 4 are read. The codecs are generated from the
+schemas (``penstock.wire.messages``); this module says which version is written, and what is damage.
 """
 
 from __future__ import annotations

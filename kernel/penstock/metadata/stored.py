@@ -1,7 +1,19 @@
 """The form in which a snapshot stores the image.
 
-MessagePack, a map with these fields in this order; rows are maps too, and a stream's ranges are bytes
-(:mod:`penstock.metadata.ranges`). ``version`` stays where it is in all that come. Versions:
+MessagePack, one map::
+
+    "version"           4
+    "index"             of the last entry that is folded into it
+    "cluster_id"        name of the cluster
+    "controller"        id of the node, -1: none
+    "next_stream_id"    and "next_object_id", "next_producer_id": ids below were given out
+    "nodes"             map: node id -> map of the fields of NodeState
+    "topics"            map: topic id, 16 bytes -> map of the fields of TopicState
+    "streams"           map: stream id -> map of the fields of StreamState; its "ranges" are bytes,
+                        40 for each range (penstock.metadata.ranges)
+    "objects"           map: object id -> map of the fields of ObjectState
+
+All keys are there, in this order. ``version`` stays where it is in all that come. Versions:
 
 - 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use.
 - 3: nodes say since when, and for every WAL, also one that tells no identity.

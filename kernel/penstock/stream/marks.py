@@ -26,7 +26,7 @@ rolled back, or cut off, is noticed as well.
 
 from __future__ import annotations
 
-__all__ = ("MARK_STREAM", "Mark", "MetadataMarks", "Evidence", "encode_mark", "hear")
+__all__ = ("MARK_STREAM", "Mark", "MetadataMarks", "Evidence", "collect_evidence", "encode_mark")
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -85,7 +85,7 @@ class Evidence:
     #: Position after the last entry; 0: there is none, or it isn't known which is the last.
     end: int = 0
 
-    def hear(self, entry: WalEntry) -> Mark | None:
+    def add(self, entry: WalEntry) -> Mark | None:
         """Take an entry into account; the mark, if it is one. Raises CorruptError."""
         self.end = entry.next_position
         header = decode_header(entry.data, entry.position)
@@ -98,12 +98,12 @@ class Evidence:
         return mark
 
 
-async def hear(entries: AsyncIterator[WalEntry]) -> Evidence:
+async def collect_evidence(entries: AsyncIterator[WalEntry]) -> Evidence:
     """Read a WAL from outside and collect its evidence. Where it can't be read, recovery says what is wrong."""
     evidence = Evidence()
     try:
         async for entry in entries:
-            evidence.hear(entry)
+            evidence.add(entry)
     except NotFoundError:
         pass
     except (CorruptError, UnavailableError) as error:

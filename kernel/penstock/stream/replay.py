@@ -88,7 +88,7 @@ class Replay:
         What was there before this broker registered is below its epoch. Where a WAL can be read from outside, this
         was found before that.
         """
-        mark = self._evidence.hear(recovered)
+        mark = self._evidence.add(recovered)
         if mark is not None and mark.cluster_id != self._image.cluster_id:
             raise ConfigError(
                 f"the WAL is of another cluster, point wal.path to a place of this one's own, or object_store.url to "

@@ -13,7 +13,7 @@ from penstock.errors import ClosedError, ConfigError, CorruptError, NotFoundErro
 from penstock.metadata.commands.objects import AbandonObjects
 from penstock.metadata.commands.topics import DeleteTopic
 from penstock.spi.wal import WalEntry
-from penstock.stream.marks import Evidence, Mark, MetadataMarks, encode_mark, hear
+from penstock.stream.marks import Evidence, Mark, MetadataMarks, collect_evidence, encode_mark
 
 pytestmark = pytest.mark.anyio
 
@@ -32,7 +32,7 @@ def marked(wal: FakeWal) -> list[int]:
     """The indexes of marks that recovery would return, in order."""
     evidence = Evidence()
     left = [entry for entry in wal.durable if entry.next_position > wal.trimmed]
-    return [mark.index for entry in left if (mark := evidence.hear(entry)) is not None]
+    return [mark.index for entry in left if (mark := evidence.add(entry)) is not None]
 
 
 def marks(wal: FakeWal) -> tuple[MetadataMarks, list[int]]:
@@ -45,10 +45,10 @@ def test_a_mark_is_these_bytes() -> None:
     assert header.hex() == "01" + f"{0:016x}" + f"{2:016x}" + f"{0:016x}" + f"{7:016x}" + f"{5:016x}"
     assert name == b"cluster"
     evidence = Evidence()
-    assert evidence.hear(WalEntry(0, 1, memoryview(header + name))) == Mark(7, "cluster")
+    assert evidence.add(WalEntry(0, 1, memoryview(header + name))) == Mark(7, "cluster")
     assert evidence == Evidence(7, "cluster", 0, 1)
     with pytest.raises(CorruptError, match="position=9"):
-        evidence.hear(WalEntry(9, 10, memoryview(header + b"\xff")))
+        evidence.add(WalEntry(9, 10, memoryview(header + b"\xff")))
 
 
 async def test_nothing_is_told_before_the_mark_is_durable_and_one_stands_for_all_that_wait() -> None:
@@ -122,8 +122,8 @@ async def test_where_a_wal_cant_be_read_what_was_read_counts() -> None:
             raise NotFoundError("there is no wal")
         yield WalEntry(0, 1, memoryview(b""))
 
-    assert await hear(broken()) == Evidence(7, "c", 0)
-    assert await hear(missing(there=False)) == Evidence()
+    assert await collect_evidence(broken()) == Evidence(7, "c", 0)
+    assert await collect_evidence(missing(there=False)) == Evidence()
 
 
 # -- in the engine ------------------------------------------------------------------------------------------

@@ -81,7 +81,7 @@ async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:
         damage = ""
         try:
             async for entry in places.read_wal():
-                if evidence.hear(entry) is not None:
+                if evidence.add(entry) is not None:
                     continue
                 count += 1
                 size += len(entry.data)

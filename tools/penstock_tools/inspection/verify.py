@@ -355,7 +355,7 @@ async def _check_wal(places: Places, image: Image, report: Report) -> None:
     recorded_end = _recorded_end(image, report)  # before the WAL is read: a live one goes on
     try:
         async for entry in places.read_wal():
-            if evidence.hear(entry) is not None:
+            if evidence.add(entry) is not None:
                 continue
             report.wal_entries += 1
             header = decode_header(entry.data, entry.position)

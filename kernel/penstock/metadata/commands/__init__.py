@@ -4,8 +4,15 @@ A command is a class (:mod:`penstock.metadata.command`) in a module of this pack
 whatever is there, is known. Ids and epochs are assigned by the fold, from the image and the entry's index, never by a
 clock. Times that a command needs are carried in its entry.
 
-An entry is MessagePack: a map with ``commands`` (maps with the tag in ``type``), ``writer``, ``now_ms``, ``version``
-and ``wal_end``; what has its default is left out. ``version`` stays where it is in all versions that come. It is that
+An entry is MessagePack, one map::
+
+    "commands"    array of maps: "type", the tag of the command, then its fields
+    "writer"      who wrote the entry
+    "now_ms"      wall clock of the writer
+    "version"     3; left out it is 1
+    "wal_end"     end of the newest durable mark in the writer's WAL; left out it is 0
+
+What has its default is left out, in commands too. ``version`` stays where it is in all versions that come. It is that
 of the rules which decided on the entry when it was written, and decide ever after:
 
 - 1: a node that started took every stream over, whoever had it.
