@@ -116,7 +116,7 @@ class TimeShares:
         return TimeMember(found)
 
     def leave(self, member: TimeMember) -> None:
-        """It is gone. What its address used in this window stays used."""
+        """Remove a member. What its address used in this window stays used."""
         member.address.members -= 1
         self._forget(member.address)
 

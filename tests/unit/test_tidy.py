@@ -279,6 +279,23 @@ def test_underscore_modules_are_imported_by_their_package_and_its_parent_only() 
     assert found == []
 
 
+#: A docstring that begins so has its subject in the code, or in the docstring above.
+_NO_SUBJECT = re.compile(r"(The same\b|It('s)? |Its |They |Those |See the contract)")
+
+
+def test_docstrings_begin_with_a_subject() -> None:
+    found = []
+    for name in SHIPPED:
+        if name.startswith("conformance/penstock_conformance/test_"):
+            continue  # clauses quote the contract
+        for node in ast.walk(_tree(name)):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node) or ""
+                if _NO_SUBJECT.match(text):
+                    found.append(f"{name}: {text.splitlines()[0]}")
+    assert found == []
+
+
 RFCS = [name for name in FILES if re.fullmatch(r"docs/rfcs/\d{4}-.*\.md", name)]
 
 

@@ -1,4 +1,4 @@
-"""What may be asked of an authorizer: operations on resources, and what a request needs (KIP-11, KIP-133).
+"""The terms of authorization: operations on resources, and what a request needs (KIP-11, KIP-133).
 
 The numbers are those of ``org.apache.kafka.common.acl.AclOperation`` and ``...resource.ResourceType``, which stand
 in the requests of the ACL APIs and, as bits, in the fields of authorized operations (KIP-430).
@@ -35,7 +35,7 @@ from penstock.wire.error_codes import ErrorCode
 
 
 class Operation(IntEnum):
-    """What somebody wants to do with a resource."""
+    """An operation on a resource, as Kafka numbers them."""
 
     READ = 3
     WRITE = 4
@@ -145,7 +145,7 @@ class Authorizer(Protocol):
     def allowed(
         self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
     ) -> Collection[str]:
-        """Those of ``names`` on which ``client.principal`` may do ``operation``."""
+        """The names on which ``client.principal`` may do ``operation``."""
 
 
 #: No names: everybody may do everything.
@@ -159,7 +159,7 @@ def denied(
     resource: ResourceType,
     names: Iterable[str],
 ) -> frozenset[str]:
-    """Those of ``names`` on which the client may not do ``operation``; they aren't looked at if nobody decides."""
+    """The names on which the client may not do ``operation``; they aren't looked at if nobody decides."""
     if authorizer is None:
         return NOBODY
     asked = list(dict.fromkeys(names))

@@ -114,7 +114,7 @@ _THROTTLES: Final = frozenset(
 
 
 def broker_synonyms(topic_config: str, effective: str | None) -> list[DescribeConfigsSynonym]:
-    """Where a topic config comes from if the topic doesn't say: the broker's setting, then Kafka's default."""
+    """The sources of a topic config that the topic doesn't set: the broker's setting, then Kafka's default."""
     name = SYNONYMS.get(topic_config)
     if name is None:
         return []

@@ -155,11 +155,11 @@ def describe_configs_nowait(
 async def handle_describe_configs(
     request: DescribeConfigsRequest, context: RequestContext
 ) -> DescribeConfigsResponse:
-    """The same; between some resources and the next, others get their turn."""
+    """Describe configs in portions of resources, between which others get their turn."""
     results: list[DescribeConfigsResult] = []
-    for some in pieces(request.resources, _SLICE_RESOURCES):
+    for chunk in pieces(request.resources, _SLICE_RESOURCES):
         part = DescribeConfigsRequest(
-            resources=list(some),
+            resources=list(chunk),
             include_synonyms=request.include_synonyms,
             include_documentation=request.include_documentation,
         )

@@ -1,4 +1,4 @@
-"""What comes with each request, and what all requests of a broker share.
+"""The context of handlers: of one request, and of all requests of a broker.
 
 Topics and partitions are the log layer's own: :mod:`penstock.log.manager`, ``topic``, ``partition``.
 """
@@ -62,7 +62,7 @@ class Signal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ApiSettings:
-    """What the handlers are told by the broker's configuration; the defaults are Kafka's."""
+    """Settings of the handlers, from the broker's configuration; the defaults are Kafka's."""
 
     auto_create_topics: bool = True
     partitions_default: int = 1
@@ -86,7 +86,7 @@ def _unknown_capacity() -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataPlace:
-    """Where the data are, as DescribeLogDirs tells it."""
+    """The place of the data, as DescribeLogDirs describes it."""
 
     #: For people, and for tools that group by it.
     location: str = ""
@@ -96,7 +96,7 @@ class DataPlace:
 
 @dataclass(slots=True, kw_only=True)
 class ApiContext:
-    """What all requests of a broker share."""
+    """The state that all requests of a broker share."""
 
     logs: LogManager
     #: None only where nobody asks for groups.
@@ -129,7 +129,7 @@ class ApiContext:
 
 @dataclass(slots=True, kw_only=True)
 class RequestContext:
-    """What comes with one request."""
+    """The context of one request."""
 
     api: ApiContext
     client: Client
@@ -150,7 +150,7 @@ class RequestContext:
     def allowed(
         self, operation: Operation, resource: ResourceType, names: Collection[str]
     ) -> Collection[str]:
-        """Those of ``names`` on which the client may do ``operation``: what a handler asks of the resources that
+        """The names on which the client may do ``operation``: what a handler asks of the resources that
         a request lists, for all of them together. It leaves the others out, or answers them with
         ``authorization.DENIED``, as Kafka does in that API.
         """
@@ -160,7 +160,7 @@ class RequestContext:
         return authorizer.allowed(self.client, operation, resource, names)
 
     def denied(self, operation: Operation, resource: ResourceType, names: Iterable[str]) -> frozenset[str]:
-        """Those of ``names`` on which the client may not do ``operation``: what is left out or refused, as with
+        """The names on which the client may not do ``operation``: what is left out or refused, as with
         ``allowed``. Without an authorizer ``names`` isn't even gone through.
         """
         return denied(self.api.authorizer, self.client, operation, resource, names)

@@ -1,4 +1,4 @@
-"""How long a request waits for what only the metadata log can give: the store may hang, or be full."""
+"""Deadlines of requests that wait for the metadata log: the store may hang, or be full."""
 
 from __future__ import annotations
 

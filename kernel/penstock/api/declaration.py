@@ -30,7 +30,7 @@ CODEC: Final = -1
 
 
 class Frame(Enum):
-    """How long a request may be: decoded, most take many times their size."""
+    """The bound on a request's length: decoded, most take many times their size."""
 
     #: ``ServerSettings.control_request_bytes_max``
     CONTROL = "control"
@@ -93,7 +93,7 @@ class Api:
 
     @property
     def name(self) -> str:
-        """Its name in Kafka's documentation: ``OffsetForLeaderEpoch``."""
+        """The API's name in Kafka's documentation: ``OffsetForLeaderEpoch``."""
         return "".join(part.capitalize() for part in self.key.name.split("_"))
 
     @property

@@ -66,7 +66,7 @@ def controller_code_of(error: BaseException) -> int:
 
 
 def error_message_of(error: BaseException) -> str:
-    """What the client may read: the text of our own errors, and nothing of a bug's."""
+    """The error text for the client: that of our own errors, and nothing of a bug's."""
     return str(error) if isinstance(error, PenstockError) else ErrorCode.UNKNOWN_SERVER_ERROR.message
 
 

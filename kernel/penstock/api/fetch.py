@@ -88,25 +88,28 @@ class _Fetch:
         """Look at all partitions, reading what the log cache has, within the limits."""
         found = _Collected()
         for cached in self.plan:
-            self._look(cached, found)
+            self._collect(cached, found)
         return found
 
     async def collect_fairly(self, watch: _Watch | None = None) -> _Collected:
-        """The same; in between others get their turn if there are many. Each partition is watched from then on."""
+        """Collect like ``collect``, with turns for others in between if there are many partitions.
+
+        Each partition is watched by ``watch`` from then on.
+        """
         found = _Collected()
         for number, cached in enumerate(self.plan, 1):
-            self._look(cached, found, watch)
+            self._collect(cached, found, watch)
             if number % min(SLICE_PARTITIONS, _PORTION_PARTITIONS) == 0:
                 await anyio.lowlevel.checkpoint()
         return found
 
-    def look_again(self, told: Iterable[CachedPartition], found: _Collected) -> None:
-        """Look at partitions of which there is news."""
-        for cached in told:
+    def collect_again(self, changed: Iterable[CachedPartition], found: _Collected) -> None:
+        """Collect anew what has changed: partitions that were notified."""
+        for cached in changed:
             found.drop(cached)
-            self._look(cached, found)
+            self._collect(cached, found)
 
-    def _look(self, cached: CachedPartition, found: _Collected, watch: _Watch | None = None) -> None:
+    def _collect(self, cached: CachedPartition, found: _Collected, watch: _Watch | None = None) -> None:
         partition, error = self._find(cached)
         if partition is None:
             found.add(_Entry(cached, None, error))
@@ -159,7 +162,7 @@ class _Fetch:
         return self._context.api.logs.config_value(partition.topic, "compression.type") == "zstd"
 
     def limit(self, cached: CachedPartition, taken_bytes: int) -> int:
-        """How much of one partition may go into the response."""
+        """Bytes of one partition that may go into the response."""
         return max(0, min(cached.partition_max_bytes, self.budget - taken_bytes))
 
     def _topic_names(self) -> Iterator[str]:
@@ -185,7 +188,10 @@ class _Fetch:
         return logs.partition(name, cached.partition), unknown
 
     def _code_of_lost_topic(self, cached: CachedPartition) -> int:
-        """As Kafka's sessions have it (KIP-516): the id was never known, its topic is gone, or it is another now."""
+        """The error of a topic id without a topic, as in Kafka's sessions (KIP-516).
+
+        The id was never known, its topic is gone, or another topic has the name now.
+        """
         if cached.known_as is None:
             return ErrorCode.UNKNOWN_TOPIC_ID
         if cached.known_as in self._context.api.logs.topics():
@@ -206,14 +212,14 @@ class _Fetch:
         """The response with what was found; notes in the session what the client is told."""
         topics: dict[bytes | str, FetchableTopicResponse] = {}
         for entry in found.entries.values():
-            self._mention(entry, topics)
+            self._add_to_response(entry, topics)
         return self._response(topics)
 
     async def respond_fairly(self, found: _Collected) -> FetchResponse:
-        """The same; in between others get their turn if there is much to say."""
+        """Build the response like ``respond``, and let others have turns in between if it is long."""
         topics: dict[bytes | str, FetchableTopicResponse] = {}
         for number, entry in enumerate(found.entries.values(), 1):
-            self._mention(entry, topics)
+            self._add_to_response(entry, topics)
             if number % min(SLICE_PARTITIONS, _PORTION_PARTITIONS) == 0:
                 await anyio.lowlevel.checkpoint()
         return self._response(topics)
@@ -221,7 +227,7 @@ class _Fetch:
     def _response(self, topics: dict[bytes | str, FetchableTopicResponse]) -> FetchResponse:
         return FetchResponse(session_id=self.plan.session_id, responses=list(topics.values()))
 
-    def _mention(self, entry: _Entry, topics: dict[bytes | str, FetchableTopicResponse]) -> None:
+    def _add_to_response(self, entry: _Entry, topics: dict[bytes | str, FetchableTopicResponse]) -> None:
         cached = entry.cached
         offsets = entry.offsets()
         if not self.plan.wanted(
@@ -243,7 +249,7 @@ class _Fetch:
 
 
 class _Entry:
-    """What was found out about one partition."""
+    """The outcome of a fetch for one partition."""
 
     __slots__ = ("cached", "cold", "diverging", "error", "partition", "result")
 
@@ -291,7 +297,7 @@ class _Entry:
 
 
 class _Collected:
-    """What there is to say, in order, and what it adds up to. Quiet partitions aren't in it."""
+    """The outcomes for partitions, in order, and their sum in bytes. Quiet partitions aren't in it."""
 
     __slots__ = ("_cold", "entries", "must_answer", "size_bytes")
 
@@ -317,7 +323,7 @@ class _Collected:
 
     @property
     def cold(self) -> list[_Entry]:
-        """Those that memory hasn't."""
+        """The outcomes whose records aren't in memory and are to be read from the store."""
         return list(self._cold.values())
 
 
@@ -367,7 +373,7 @@ def _begin(request: FetchRequest, context: RequestContext) -> Steps[Plan]:
 
 
 def _asked_partitions(request: FetchRequest) -> int:
-    """How many the request names; a topic without any takes as long as one."""
+    """The number of partitions that the request names; a topic without any takes as long as one."""
     asked = sum([len(topic.partitions) or 1 for topic in request.topics])
     return asked + sum([len(topic.partitions) or 1 for topic in request.forgotten_topics_data])
 
@@ -408,7 +414,7 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
 
 
 async def _wait(fetch: _Fetch, context: RequestContext) -> None:
-    """Until there is enough, or something to say, or the time is up."""
+    """Wait until there are enough bytes, or an error to answer, or the time is up."""
     settings = context.api.settings
     wait_s = min(fetch.request.max_wait_ms, settings.fetch_wait_ms_max) / 1000
     left_s = wait_s - (context.api.clock() - fetch.started_s)
@@ -419,47 +425,47 @@ async def _wait(fetch: _Fetch, context: RequestContext) -> None:
         found = await fetch.collect_fairly(watch)
         with anyio.move_on_after(max(0.0, left_s)):
             while not found.cold and not fetch.is_due(found):
-                fetch.look_again(await watch.wait(), found)
+                fetch.collect_again(await watch.wait(), found)
     finally:
         draining.remove_listener(watch.wake)
         watch.end()
 
 
 class _Watch:
-    """Listens to partitions; tells which have news, again and again."""
+    """Listens to partitions, and collects those that have changed, until ``end``."""
 
-    __slots__ = ("_event", "_listeners", "_told", "wake")
+    __slots__ = ("_event", "_listeners", "_notified", "wake")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
-        self._told: dict[CachedPartition, None] = {}
+        self._notified: dict[CachedPartition, None] = {}
         self._listeners: list[tuple[Partition, Callable[[], None]]] = []
         self.wake: Callable[[], None] = self._wake  # one object, to be found again by remove_listener
 
     def add(self, cached: CachedPartition, partition: Partition) -> None:
-        """Listen to it."""
-        listener = partial(self._tell, cached)
+        """Listen to a partition."""
+        listener = partial(self._notify, cached)
         self._listeners.append((partition, listener))
         partition.add_listener(listener)
 
     def end(self) -> None:
-        """Listen no longer."""
+        """Stop listening."""
         for partition, listener in self._listeners:
             partition.remove_listener(listener)
 
     def _wake(self) -> None:
         self._event.set()
 
-    def _tell(self, cached: CachedPartition) -> None:
-        self._told[cached] = None
+    def _notify(self, cached: CachedPartition) -> None:
+        self._notified[cached] = None
         self._event.set()
 
     async def wait(self) -> Iterable[CachedPartition]:
-        """The partitions with news, as soon as there are any (none: the broker drains)."""
+        """Return the partitions that changed, as soon as there are any (none: the broker drains)."""
         await self._event.wait()
         self._event = anyio.Event()
-        told, self._told = self._told, {}
-        return told
+        changed, self._notified = self._notified, {}
+        return changed
 
 
 async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
@@ -518,7 +524,7 @@ def _is_quiet(cached: CachedPartition, partition: Partition) -> bool:
 
 
 def _divergence(cached: CachedPartition, partition: Partition) -> EpochEndOffset | None:
-    """Where the client's log and ours part, if they do (KIP-595, Fetch v12)."""
+    """The point where the client's log and ours part, if they do (KIP-595, Fetch v12)."""
     if cached.last_fetched_epoch <= _NO_EPOCH:
         return None
     epoch, end_offset = partition.end_offset_for_epoch(cached.last_fetched_epoch)

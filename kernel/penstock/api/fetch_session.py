@@ -92,7 +92,7 @@ class _Session:
 
 
 class Plan:
-    """What one request fetches, in order, and how to answer it."""
+    """The partitions that one request fetches, in order, and the kind of its response."""
 
     __slots__ = ("_partitions", "_session", "incremental", "session_id")
 
@@ -174,7 +174,7 @@ class FetchSessions:
         by_id: bool,
         now_s: float,
     ) -> Generator[None, None, Plan]:
-        """The same in steps of some hundred partitions, between which other requests may come."""
+        """``begin`` in steps of some hundred partitions, between which other requests may come."""
         if epoch in {_EPOCH_INITIAL, _EPOCH_FINAL}:
             if session_id != _SESSIONLESS:
                 self._remove(session_id)

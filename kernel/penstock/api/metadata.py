@@ -164,7 +164,7 @@ def _missing(request: MetadataRequest, context: RequestContext) -> Steps[list[st
 
 
 def _fault(request: MetadataRequest, context: RequestContext) -> Steps[int]:
-    """What is wrong with the request as a whole, in Kafka's eyes."""
+    """The fault of the request as a whole, for which Kafka answers an error; None if there is none."""
     if context.version < _ID_FIELD_VERSION:
         return ErrorCode.NONE
     for topic in request.topics or ():
@@ -198,7 +198,7 @@ def _to_create(request: MetadataRequest, context: RequestContext) -> Steps[list[
 
 
 def _creatable(names: list[str], context: RequestContext) -> list[str]:
-    """Those of the names that the client may create: all by the cluster's permission, else by their own."""
+    """The names that the client may create: all by the cluster's permission, else by their own."""
     if context.allowed(Operation.CREATE, ResourceType.CLUSTER, (CLUSTER_NAME,)):
         return names
     return list(context.allowed(Operation.CREATE, ResourceType.TOPIC, names))
@@ -280,7 +280,7 @@ def _hide(
 
 
 def _key(asked: MetadataRequestTopic) -> str | bytes:
-    """What a topic is asked for by: its id if there is one, as in Kafka, else its name."""
+    """The key by which a topic is requested: its id if there is one, as in Kafka, else its name."""
     topic_id = bytes(asked.topic_id)
     return asked.name if asked.name is not None and topic_id == _ZERO_ID else topic_id
 

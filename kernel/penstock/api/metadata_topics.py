@@ -77,7 +77,7 @@ def describe_topic(
 
 
 class _Kind:
-    """How topics are encoded in one version, and those that were."""
+    """The encoding of topics in one version, and a cache of encoded ones."""
 
     __slots__ = ("_flexible", "_operations", "_topics", "_version", "encoded")
 
@@ -90,7 +90,7 @@ class _Kind:
         self.encoded: dict[bytes, tuple[tuple[int, int], bytes]] = {}
 
     def splice(self, response: MetadataResponse) -> ArraySplice:
-        """Where the topics are in a response, which has none so far."""
+        """The place of the topics in a response, which has none so far."""
         empty = encode_body(ApiKey.METADATA, self._version, response)
         response.topics = [MetadataResponseTopic(name="", partitions=[])]
         one = encode_body(ApiKey.METADATA, self._version, response)

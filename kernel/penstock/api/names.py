@@ -32,12 +32,12 @@ def metric_name(name: str) -> str:
 
 
 def by_metric_name(names: Iterable[str]) -> dict[str, str]:
-    """Those of the names that have a dot or an underscore, by the name that metrics would have."""
+    """The names that have a dot or an underscore, by the name that metrics would have."""
     return {metric_name(name): name for name in names if "." in name or "_" in name}
 
 
 def topic_name_fault(name: str) -> str | None:
-    """What is wrong with a topic name, as a sentence for the client; None when it is fine."""
+    """The fault of a topic name, as a sentence for the client; None if it has none."""
     if not name:
         return "topic name is empty"
     if name in {".", ".."}:

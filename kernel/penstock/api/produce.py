@@ -49,7 +49,7 @@ _TOPIC_IDS_VERSION: Final = 13
 
 
 class ProduceSink(Protocol):
-    """Where the outcome of a Produce goes. One of the two is called, once; it must not raise."""
+    """The receiver of a Produce's outcome. One of the two methods is called, once; it must not raise."""
 
     def complete(self, response: ProduceResponse | None) -> None:
         """The response to send; None when there is none to send (acks=0)."""
@@ -126,7 +126,7 @@ class ProduceCall:
 
     @property
     def timeout_ms(self) -> int:
-        """How long the client waits for the answer."""
+        """Milliseconds that the client waits for the answer."""
         return self._request.timeout_ms
 
     def rebind(self, request: ProduceRequest) -> None:

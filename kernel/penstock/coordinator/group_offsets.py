@@ -140,7 +140,7 @@ class OffsetBook:
         return list(dict.fromkeys(self._committed) | dict.fromkeys(self._pending))
 
     def of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
-        """Those of `known` that belong to these topics."""
+        """The offsets of `known` that belong to these topics."""
         return [partition for partition in self.known() if partition[0] in topics]
 
     def expired(

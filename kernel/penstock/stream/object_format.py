@@ -177,7 +177,7 @@ class ObjectWriter:
             pass
 
     def add_blocks(self, stream_id: int, entries: Sequence[StreamEntry]) -> Iterator[tuple[int, int]]:
-        """The same, block by block: (payload bytes of it, greatest time of all entries so far) when it is added.
+        """``add``, block by block: (payload bytes of it, greatest time of all entries so far) when it is added.
 
         Times of entries without timestamps are below -1; a block's row has -1 for them.
         """

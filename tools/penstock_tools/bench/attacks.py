@@ -142,7 +142,7 @@ async def crowd(
 
 
 def request(key: ApiKey, version: int, message: Message) -> bytes:
-    """Its bytes."""
+    """The bytes of the request."""
     return b"".join(encode_request(key, version, 1, "bad", message))
 
 

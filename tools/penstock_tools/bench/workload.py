@@ -89,7 +89,7 @@ class Workload:
         return int(self.consumerBacklogSizeGB * 2**30)
 
     def lasting(self, seconds: float) -> Workload:
-        """The same with another test duration, and with a warm-up of at most a quarter of it."""
+        """A copy with another test duration, and with a warm-up of at most a quarter of it."""
         warmup = min(self.warmupDurationMinutes, seconds / 60 / 4)
         return replace(self, testDurationMinutes=seconds / 60, warmupDurationMinutes=warmup)
 
