@@ -315,6 +315,36 @@ def test_numbers_of_rfcs_are_unique() -> None:
     assert len(set(numbers)) == len(numbers)
 
 
+#: What happened before is told as it was.
+_HISTORY = ("CHANGELOG.md", "docs/rfcs/")
+
+
+def test_paths_and_modules_that_documents_name_are_there() -> None:
+    missing = []
+    packages = {
+        "penstock": "kernel/penstock",
+        "penstock_tools": "tools/penstock_tools",
+        "penstock_conformance": "conformance/penstock_conformance",
+    }
+    for name in FILES:
+        if not name.endswith(".md") or name.startswith(_HISTORY):
+            continue
+        text = (REPOSITORY / name).read_text()
+        for path in re.findall(r"`((?:kernel|plugins|conformance|tools|tests|docs)/[\w./-]+)`", text):
+            if "NAME" not in path and not (REPOSITORY / path).exists():
+                missing.append(f"{name}: {path}")
+        for root, rest in re.findall(r"`(penstock(?:_tools|_conformance)?)((?:\.[a-z_]+)+)`", text):
+            place = REPOSITORY / packages[root]
+            for part in rest[1:].split("."):
+                if not (place / part).is_dir() and not (place / f"{part}.py").is_file():
+                    module = place.with_suffix(".py") if not place.is_dir() else place / "__init__.py"
+                    if not re.search(rf"\b{part}\b", module.read_text()):
+                        missing.append(f"{name}: {root}{rest}")
+                    break
+                place = place / part
+    assert missing == []
+
+
 def test_test_folders_are_no_packages() -> None:
     """With --import-mode=importlib, and no __init__.py, test files need no unique names."""
     assert [name for name in FILES if re.search(r"(^|/)tests/(.*/)?__init__\.py$", name)] == []
