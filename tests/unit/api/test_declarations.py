@@ -74,7 +74,9 @@ NEEDS = {
 
 
 def test_every_api_needs_what_kafka_wants_for_it() -> None:
-    assert {api.name: ", ".join(map(str, api.needs)) for api in apis().values()} == NEEDS
+    assert {api.name: ", ".join(map(str, api.needs)) for api in apis().values()} == NEEDS, (
+        "a new api gets its line of Kafka's table in NEEDS"
+    )
 
 
 def test_an_operation_that_an_api_needs_exists_on_that_resource() -> None:

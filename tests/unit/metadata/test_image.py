@@ -21,7 +21,7 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.metadata import snapshot as snapshot_module
-from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
+from penstock.metadata.commands import ENTRY_VERSION, Command, Entry, decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
 from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, UseWal
 from penstock.metadata.commands.objects import (
@@ -441,13 +441,14 @@ def test_snapshots_of_version_1_are_read(log: Log) -> None:
 
 
 def test_entries_of_a_newer_format_are_refused_in_one_sentence() -> None:
-    newer = encode_entry(Entry([FormatCluster("c")], "w", 1, version=4))
-    with pytest.raises(
-        NewerVersionError, match="newer penstock, upgrade this one: index=7 version=4 known=3"
-    ):
+    newer = encode_entry(Entry([FormatCluster("c")], "w", 1, version=ENTRY_VERSION + 1))
+    versions = f"version={ENTRY_VERSION + 1} known={ENTRY_VERSION}"
+    with pytest.raises(NewerVersionError, match=f"newer penstock, upgrade this one: index=7 {versions}"):
         decode_entry(7, newer)
-    unknown = msgspec.msgpack.encode({"version": 4, "commands": [{"type": "what comes later"}]})
-    with pytest.raises(NewerVersionError, match="version=4 known=3"):
+    unknown = msgspec.msgpack.encode(
+        {"version": ENTRY_VERSION + 1, "commands": [{"type": "what comes later"}]}
+    )
+    with pytest.raises(NewerVersionError, match=versions):
         decode_entry(7, unknown)
     with pytest.raises(CorruptError, match="can't be read"):
         decode_entry(7, msgspec.msgpack.encode({"commands": [{"type": "nobody knows"}]}))
