@@ -198,8 +198,8 @@ class FetchSessions:
         growth = 0
         for topic in forgotten:
             key: TopicKey = topic.topic_id if by_id else topic.topic
-            for some in pieces(topic.partitions, _STEP_PARTITIONS):
-                for index in some:
+            for chunk in pieces(topic.partitions, _STEP_PARTITIONS):
+                for index in chunk:
                     if session.partitions.pop((key, index), None) is not None:
                         growth -= _PARTITION_BYTES + len(key)
                 yield
@@ -245,15 +245,15 @@ def _merge(
     growth = done = 0
     for topic in topics:
         key: TopicKey = bytes(topic.topic_id) if by_id else topic.topic
-        for some in pieces(topic.partitions, _STEP_PARTITIONS):
-            for asked in some:
+        for chunk in pieces(topic.partitions, _STEP_PARTITIONS):
+            for asked in chunk:
                 known = partitions.get((key, asked.partition))
                 if known is None:
                     partitions[key, asked.partition] = CachedPartition(key, asked)
                     growth += _PARTITION_BYTES + len(key)
                 else:
                     known.update(asked)
-            done += len(some)
+            done += len(chunk)
             if done >= _STEP_PARTITIONS:
                 done = 0
                 yield

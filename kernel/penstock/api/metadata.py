@@ -119,9 +119,9 @@ async def handle_metadata(
     is_same_for_all = operations == UNKNOWN_OPERATIONS or context.api.authorizer is None
     if is_same_for_all and _is_large(topics):
         return await context.api.metadata_fragments.respond(response, topics, context, operations)
-    for some in pieces(topics, _SLICE_TOPICS):
-        response.topics += [_described(topic, context, operations) for topic in some]
-        if len(some) == _SLICE_TOPICS:
+    for chunk in pieces(topics, _SLICE_TOPICS):
+        response.topics += [_described(topic, context, operations) for topic in chunk]
+        if len(chunk) == _SLICE_TOPICS:
             await anyio.lowlevel.checkpoint()
     return response
 

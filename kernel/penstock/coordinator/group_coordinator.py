@@ -228,10 +228,10 @@ class GroupCoordinator:
         left must not hold up the group for a session timeout after a crash.
         """
         results: list[LeaveResult] = []
-        for some in pieces(members, PORTION):
+        for chunk in pieces(members, PORTION):
             if results:
                 await anyio.lowlevel.checkpoint()
-            results += await self._leave(group_id, some)
+            results += await self._leave(group_id, chunk)
         return results
 
     async def _leave(self, group_id: str, members: Sequence[LeaveMember]) -> list[LeaveResult]:
@@ -295,8 +295,8 @@ class GroupCoordinator:
         waiters: list[Waiter[ErrorCode]] = []
         left = iter(accepted.items())
         records = [offset_record(group.group_id, *item) for item in accepted.items()]
-        for some in cut(records, self._settings.append_bytes_max):
-            offsets, waiter = dict(islice(left, len(some))), Waiter[ErrorCode]()
+        for chunk in cut(records, self._settings.append_bytes_max):
+            offsets, waiter = dict(islice(left, len(chunk))), Waiter[ErrorCode]()
 
             def settle(
                 error: ErrorCode, offsets: _Offsets = offsets, waiter: Waiter[ErrorCode] = waiter
@@ -308,7 +308,7 @@ class GroupCoordinator:
                 waiter.answer(error)
 
             waiters.append(waiter)
-            self._log.submit(some, settle)
+            self._log.submit(chunk, settle)
         for waiter in waiters:
             await waiter.wait()
         return errors
@@ -388,9 +388,9 @@ class GroupCoordinator:
         errors: dict[TopicPartition, ErrorCode] = {}
         left = iter(gone)
         records = ((encode_offset_key(entry.group.group_id, *one), None) for one in gone)
-        for some in cut(records, self._settings.append_bytes_max):
-            offsets = list(islice(left, len(some)))
-            errors.update(dict.fromkeys(offsets, await self._remove(entry, offsets, some)))
+        for chunk in cut(records, self._settings.append_bytes_max):
+            offsets = list(islice(left, len(chunk)))
+            errors.update(dict.fromkeys(offsets, await self._remove(entry, offsets, chunk)))
         return errors
 
     async def _remove(
@@ -438,8 +438,8 @@ class GroupCoordinator:
         records.append((encode_group_key(group.group_id), None))
         entry.deletion = deletion = anyio.Event()
         try:
-            for some in cut(records, self._settings.append_bytes_max):
-                error = await self._remove(entry, list(islice(left, len(some))), some)
+            for chunk in cut(records, self._settings.append_bytes_max):
+                error = await self._remove(entry, list(islice(left, len(chunk))), chunk)
                 if error is not ErrorCode.NONE:
                     return error
             return ErrorCode.NONE

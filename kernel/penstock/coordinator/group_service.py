@@ -362,9 +362,9 @@ class GroupService:
             else:
                 results[group_id] = found
 
-        for some in pieces(list(dict.fromkeys(group_ids)), _DELETIONS):
+        for chunk in pieces(list(dict.fromkeys(group_ids)), _DELETIONS):
             async with anyio.create_task_group() as tasks:
-                for group_id in some:
+                for group_id in chunk:
                     tasks.start_soon(delete, group_id)
         return results
 

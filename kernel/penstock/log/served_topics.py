@@ -360,8 +360,8 @@ class ServedTopics:
                 for partition in partitions:
                     self.close(partition)
                 await anyio.lowlevel.checkpoint()
-        for some in pieces(stream_ids, SLICE_PARTITIONS):
-            self._engine.forget_streams(some)
+        for chunk in pieces(stream_ids, SLICE_PARTITIONS):
+            self._engine.forget_streams(chunk)
             await anyio.lowlevel.checkpoint()
         if topic is not None:
             self._bus.publish(TopicDeleted(name=topic.name, topic_id=str(uuid.UUID(bytes=topic_id))))

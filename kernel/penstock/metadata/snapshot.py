@@ -101,8 +101,8 @@ def _table(rows: dict[Any, Any]) -> Iterator[bytes]:
     keys = list(rows)
     yield _map_header(len(keys))
     for piece in pieces(keys, CUT_ROWS):
-        some = {key: rows.pop(key) for key in piece}
-        yield _encoder.encode(some)[len(_map_header(len(some))) :]
+        chunk = {key: rows.pop(key) for key in piece}
+        yield _encoder.encode(chunk)[len(_map_header(len(chunk))) :]
 
 
 def decode_snapshot(data: bytes) -> ImageData:

@@ -90,13 +90,13 @@ class StreamReads:
     def _uncommitted(self, stream: Stream, state: StreamState) -> Iterator[StreamEntry]:
         committed = offset = max(state.end, state.start)
         # some at a time: of the many that there may be, retention mostly looks at the first
-        while some := self._log_cache.get(
+        while entries := self._log_cache.get(
             stream.stream_id, offset, stream.confirmed_offset, UNCOMMITTED_READ_BYTES
         ):
-            for entry in some:
+            for entry in entries:
                 if entry.next_offset > committed:
                     yield entry
-            offset = some[-1].next_offset
+            offset = entries[-1].next_offset
 
     async def find_damage(self, stream: Stream, offset: int) -> tuple[int, int]:
         """The first damaged block from ``offset`` on, as offsets [start, end).

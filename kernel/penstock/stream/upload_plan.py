@@ -56,7 +56,7 @@ def plan_objects(
             own.append([(stream_id, entries)])
         else:
             shared.append((stream_id, entries))
-    return own + [list(some) for some in pieces(shared, streams_max)]
+    return own + [list(chunk) for chunk in pieces(shared, streams_max)]
 
 
 def object_pieces(
