@@ -153,6 +153,16 @@ def map_keys(document: str | None) -> list[str]:
     return re.findall(r'"(\w+)"', "".join(re.findall(r'^    (".*)$', document, re.MULTILINE)))
 
 
+def test_pictures_of_metadata_tell_the_versions_that_are_written() -> None:
+    for document, version in (
+        (stored.__doc__, stored.IMAGE_VERSION),
+        (commands.__doc__, commands.ENTRY_VERSION),
+    ):
+        assert document is not None
+        assert re.findall(r'^    "version" +(\d+)', document, re.MULTILINE) == [str(version)]
+        assert re.findall(r"^- (\d+):", document, re.MULTILINE)[-1] == str(version), "what is new in it"
+
+
 def test_maps_of_metadata_have_the_keys_of_their_pictures() -> None:
     fields = set(stored.ImageData.__struct_fields__)
     assert set(map_keys(stored.__doc__)) - {"ranges"} == fields
