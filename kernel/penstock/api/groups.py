@@ -219,11 +219,12 @@ async def handle_describe_groups(
     """DescribeGroups v0-6; an unknown group is an error from v6 on, and Dead before."""
     asked = dict.fromkeys(request.groups)
     denied = context.denied(Operation.DESCRIBE, ResourceType.GROUP, asked)
-    descriptions = await _groups(context).describe([name for name in asked if name not in denied])
+    permitted = [name async for name in in_portions(asked) if name not in denied]
+    descriptions = await _groups(context).describe(permitted)
     groups = [_described(one, context.version) async for one in in_portions(descriptions)]
     groups += [
         DescribedGroup(group_id=name, error_code=DENIED[ResourceType.GROUP])
-        for name in asked
+        async for name in in_portions(asked)
         if name in denied
     ]
     if request.include_authorized_operations:
@@ -288,12 +289,13 @@ async def handle_list_groups(request: ListGroupsRequest, context: RequestContext
 async def handle_delete_groups(request: DeleteGroupsRequest, context: RequestContext) -> DeleteGroupsResponse:
     """DeleteGroups v0-2."""
     denied = context.denied(Operation.DELETE, ResourceType.GROUP, request.groups_names)
-    permitted = [name for name in request.groups_names if name not in denied]
+    permitted = [name async for name in in_portions(request.groups_names) if name not in denied]
     results = dict(await _groups(context).delete_groups(permitted))
     results |= dict.fromkeys(sorted(denied), DENIED[ResourceType.GROUP])
     return DeleteGroupsResponse(
         results=[
-            DeletableGroupResult(group_id=group_id, error_code=error) for group_id, error in results.items()
+            DeletableGroupResult(group_id=group_id, error_code=error)
+            async for group_id, error in in_portions(results.items())
         ]
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("APIS", "handle_create_partitions", "handle_create_topics", "handle_delete_topics")
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 from penstock.api.authorization import CLUSTER_NAME, DENIED, NOBODY, Operation, ResourceType, each
@@ -201,7 +201,9 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         asked = [DeleteTopicState(name=name) async for name in in_portions(request.topic_names)]
     # one that is being created will be there, and one that is being deleted won't
     deadline = Deadline(request.timeout_ms)
-    names_asked = list(_names_asked(asked, context))
+    names_asked = [
+        name async for one in in_portions(asked) if (name := _name_asked(one, context)) is not None
+    ]
     denied = context.denied(Operation.DELETE, ResourceType.TOPIC, names_asked)
     hidden = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, names_asked)
     try:
@@ -263,14 +265,12 @@ def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicRe
     )
 
 
-def _names_asked(asked: Sequence[DeleteTopicState], context: RequestContext) -> Iterator[str]:
-    for state in asked:
-        if state.name is not None:
-            yield state.name
-        else:
-            topic = context.api.logs.topic_by_id(bytes(state.topic_id))
-            if topic is not None:
-                yield topic.name
+def _name_asked(state: DeleteTopicState, context: RequestContext) -> str | None:
+    """The topic's name, given or found by id; None if the id is no topic's."""
+    if state.name is not None:
+        return state.name
+    topic = context.api.logs.topic_by_id(bytes(state.topic_id))
+    return None if topic is None else topic.name
 
 
 def _name_to_delete(
