@@ -27,10 +27,10 @@ from penstock.api.broker_configs import broker_entry, broker_synonyms, check_bro
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
-from penstock.api.errors import error_code_of, is_expected, quoted
-from penstock.api.names import topic_name_fault
+from penstock.api.errors import OPERATING_ERRORS, error_code_of, quoted
+from penstock.api.lookup import existing_topic
+from penstock.api.names import is_valid_topic_name
 from penstock.api.portions import Steps, first_portion, other_portions
-from penstock.errors import PenstockError
 from penstock.log.errors import KafkaError
 from penstock.log.topic import Topic
 from penstock.log.topic_config import (
@@ -297,9 +297,7 @@ async def handle_incremental_alter_configs(
             topic = _topic(resource.resource_name, context)
             change = partial(_changed, resource.configs, context.api.logs.config_value, topic)
             await deadline.of(_store(topic, change, request.validate_only, context))
-        except PenstockError as error:
-            if not is_expected(error):
-                raise
+        except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
     return IncrementalAlterConfigsResponse(responses=responses)
@@ -378,9 +376,7 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
             topic = _topic(resource.resource_name, context)
             configs = validate_topic_configs({change.name: change.value for change in resource.configs})
             await deadline.of(_store(topic, partial(_replaced, configs), request.validate_only, context))
-        except PenstockError as error:
-            if not is_expected(error):
-                raise
+        except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
     return AlterConfigsResponse(responses=responses)
@@ -428,12 +424,9 @@ async def _store(
 
 
 def _topic(name: str, context: RequestContext) -> Topic:
-    topic = context.api.logs.topics().get(name)
-    if topic is None:
-        if topic_name_fault(name) is not None:
-            raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic name is invalid: name={quoted(name)}")
-        raise KafkaError(ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"there is no such topic: name={quoted(name)}")
-    return topic
+    if name not in context.api.logs.topics() and not is_valid_topic_name(name):
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic name is invalid: name={quoted(name)}")
+    return existing_topic(name, context)
 
 
 def _unsupported(kind: int) -> KafkaError:

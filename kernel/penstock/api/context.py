@@ -142,6 +142,13 @@ class RequestContext:
     #: Its answer is a long one: it is encoded in a thread.
     is_long: bool = False
 
+    @property
+    def groups(self) -> GroupService:
+        """The group coordinator, in the handlers of its APIs."""
+        service = self.api.groups
+        assert service is not None, "a broker has a group coordinator"
+        return service
+
     def release_charges(self) -> None:
         """Give back what was charged so far; what the handler keeps it accounts for itself."""
         while self.charges:

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("TIMED_OUT", "controller_code_of", "error_code_of", "error_message_of", "is_expected", "quoted")
+__all__ = (
+    "OPERATING_ERRORS",
+    "TIMED_OUT",
+    "controller_code_of",
+    "error_code_of",
+    "error_message_of",
+    "is_expected",
+    "quoted",
+)
 
 from typing import Final
 
@@ -36,6 +44,13 @@ _TABLE: Final[tuple[tuple[type[PenstockError], ErrorCode], ...]] = (
     (InvalidRequestError, ErrorCode.INVALID_REQUEST),
     (NewerVersionError, ErrorCode.KAFKA_STORAGE_ERROR),
     (CorruptError, ErrorCode.UNKNOWN_SERVER_ERROR),
+)
+
+#: Errors with a code of their own, which handlers answer. Any other is a bug to be shown, and no answer for a client.
+OPERATING_ERRORS: Final[tuple[type[Exception], ...]] = (
+    KafkaError,
+    BatchError,
+    *(kind for kind, _ in _TABLE if kind is not CorruptError),
 )
 
 #: Said where a request allowed no time at all (``timeout_ms`` of 0 or less): as in Kafka, nothing is done then.
@@ -72,9 +87,7 @@ def error_message_of(error: BaseException) -> str:
 
 def is_expected(error: BaseException) -> bool:
     """Whether ``error`` is an operating error with a code of its own, so that no traceback is due."""
-    return isinstance(error, KafkaError | BatchError) or any(
-        isinstance(error, kind) for kind, _ in _TABLE[:-1]
-    )
+    return isinstance(error, OPERATING_ERRORS)
 
 
 def quoted(text: str) -> str:

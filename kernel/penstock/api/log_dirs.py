@@ -10,6 +10,7 @@ from typing import Final
 from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
+from penstock.api.lookup import partitions_by_topic
 from penstock.log.manager import LogManager
 from penstock.threads import run_in_thread
 from penstock.wire.api_keys import ApiKey
@@ -64,10 +65,7 @@ async def handle_describe_log_dirs(
 
 def _wanted(asked: list[DescribableLogDirTopic] | None, logs: LogManager) -> Iterator[tuple[str, int]]:
     if asked is None:
-        for name in sorted(logs.topics()):
-            topic = logs.topics().get(name)
-            for index in range(topic.partition_count if topic is not None else 0):
-                yield name, index
+        yield from ((name, index) for name, indexes in partitions_by_topic(logs) for index in indexes)
     else:
         yield from ((topic.topic, index) for topic in asked for index in topic.partitions)
 

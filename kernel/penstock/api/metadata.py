@@ -24,8 +24,15 @@ from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, Resource
 from penstock.api.context import EVERYTHING, ApiContext, RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of
+from penstock.api.lookup import find_topic
 from penstock.api.metadata_topics import PARTITIONS_INLINE_MAX, describe_topic
-from penstock.api.names import RESERVED_TOPICS, by_metric_name, is_valid_topic_name, metric_name
+from penstock.api.names import (
+    RESERVED_TOPICS,
+    absent_topic_code,
+    by_metric_name,
+    is_valid_topic_name,
+    metric_name,
+)
 from penstock.api.portions import Steps, at_once, by_portions, first_portion, other_portions
 from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.log.topic import NewTopic, Topic
@@ -118,7 +125,9 @@ async def handle_metadata(
     # encoded topics are kept for everybody, so not where what is said of them depends on who asks
     is_same_for_all = operations == UNKNOWN_OPERATIONS or context.api.authorizer is None
     if is_same_for_all and _is_large(topics):
-        return await context.api.metadata_fragments.respond(response, topics, context, operations)
+        return await context.api.metadata_fragments.respond(
+            response, topics, context.api.logs, context.version, operations
+        )
     for chunk in pieces(topics, _SLICE_TOPICS):
         response.topics += [_described(topic, context, operations) for topic in chunk]
         if len(chunk) == _SLICE_TOPICS:
@@ -301,7 +310,7 @@ def _described(
         return topic
     if operations != UNKNOWN_OPERATIONS:
         operations = context.authorized_operations(ResourceType.TOPIC, topic.name)
-    return describe_topic(topic, context, operations)
+    return describe_topic(topic, context.api.logs, operations)
 
 
 def _asked_topic(
@@ -309,16 +318,13 @@ def _asked_topic(
 ) -> Topic | MetadataResponseTopic:
     logs = context.api.logs
     name = _key(asked)
-    if isinstance(name, bytes):
-        topic = logs.topic_by_id(name)
-        if topic is None:
-            return MetadataResponseTopic(
-                error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=asked.topic_id, partitions=[]
-            )
-        return topic
-    topic = logs.topics().get(name)
+    topic = find_topic(name, context)
     if topic is not None:
         return topic
+    if isinstance(name, bytes):
+        return MetadataResponseTopic(
+            error_code=ErrorCode.UNKNOWN_TOPIC_ID, name=None, topic_id=asked.topic_id, partitions=[]
+        )
     if not is_valid_topic_name(name):
         code = int(ErrorCode.INVALID_TOPIC_EXCEPTION)
     else:
@@ -404,12 +410,9 @@ def _describe_topic_partitions(
             )
             continue
         if topic is None:
-            code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-            if not is_valid_topic_name(name):
-                code = ErrorCode.INVALID_TOPIC_EXCEPTION
             response.topics.append(
                 DescribeTopicPartitionsResponseTopic(
-                    error_code=code,
+                    error_code=absent_topic_code(name),
                     name=name,
                     is_internal=name in INTERNAL_TOPICS,
                     partitions=[],
@@ -422,7 +425,7 @@ def _describe_topic_partitions(
             break
         indexes = range(topic.partition_count)[first_partition : first_partition + left]
         operations = context.authorized_operations(ResourceType.TOPIC, name)
-        page = describe_topic(topic, context, operations, indexes).partitions
+        page = describe_topic(topic, logs, operations, indexes).partitions
         response.topics.append(
             DescribeTopicPartitionsResponseTopic(
                 name=name,

@@ -5,10 +5,11 @@ from __future__ import annotations
 __all__ = ("PARTITIONS_INLINE_MAX", "MetadataFragments", "describe_topic")
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import anyio
 
+from penstock.log.manager import LogManager
 from penstock.log.topic import Topic
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -20,9 +21,6 @@ from penstock.wire.messages.metadata import (
 from penstock.wire.registry import encode_body, is_flexible
 from penstock.wire.splice import ArraySplice, EncodedBody
 
-if TYPE_CHECKING:
-    from penstock.api.context import RequestContext  # which keeps the fragments
-
 #: A response with more partitions is put together in pieces: one partition takes 3 µs to describe and encode.
 PARTITIONS_INLINE_MAX = 50
 #: After so many partitions, or a fifth as many topics, others get their turn.
@@ -33,10 +31,9 @@ _KINDS_MAX: Final = 4
 
 
 def describe_topic(
-    topic: Topic, context: RequestContext, operations: int, indexes: range | None = None
+    topic: Topic, logs: LogManager, operations: int, indexes: range | None = None
 ) -> MetadataResponseTopic:
     """The topic with all its partitions, or those in ``indexes``."""
-    logs = context.api.logs
     node_id = logs.node_id
     nodes = [node_id]
     name = topic.name
@@ -102,14 +99,14 @@ class _Kind:
         response = MetadataResponse(brokers=[], topics=[topic])
         return self._topics.elements(encode_body(ApiKey.METADATA, self._version, response), 1)
 
-    async def topic(self, topic: Topic, context: RequestContext) -> bytes:
+    async def topic(self, topic: Topic, logs: LogManager) -> bytes:
         """The bytes of a topic, encoded in pieces unless it is known as it is now."""
         count = topic.partition_count
         stamp = (topic.version, count)
         known = self.encoded.get(topic.id)
         if known is not None and known[0] == stamp:
             return known[1]
-        described = describe_topic(topic, context, self._operations, range(0))
+        described = describe_topic(topic, logs, self._operations, range(0))
         empty = self.encode(described)
         described.partitions = [MetadataResponsePartition(replica_nodes=[], isr_nodes=[])]
         splice = ArraySplice(empty, self.encode(described), flexible=self._flexible)
@@ -118,7 +115,7 @@ class _Kind:
             if first:
                 await anyio.lowlevel.checkpoint()
             indexes = range(first, min(first + _PIECE_PARTITIONS, count))
-            piece = self.encode(describe_topic(topic, context, self._operations, indexes))
+            piece = self.encode(describe_topic(topic, logs, self._operations, indexes))
             pieces.append(splice.elements(piece, len(indexes)))
         data = b"".join(splice.join(count, pieces))
         if (topic.version, topic.partition_count) == stamp:
@@ -136,11 +133,12 @@ class MetadataFragments:
         self,
         response: MetadataResponse,
         topics: Sequence[Topic | MetadataResponseTopic],
-        context: RequestContext,
+        logs: LogManager,
+        version: int,
         operations: int,
     ) -> EncodedBody:
         """``response``, which has no topics so far, with these: as they are, or described already (errors)."""
-        kind = self._kind(context.version, operations)
+        kind = self._kind(version, operations)
         elements = []
         work = 0
         for topic in topics:
@@ -148,14 +146,14 @@ class MetadataFragments:
                 data, cost = kind.encode(topic), _TOPIC_COST
             else:
                 new = topic.id not in kind.encoded
-                data = await kind.topic(topic, context)
+                data = await kind.topic(topic, logs)
                 cost = _TOPIC_COST + topic.partition_count * new
             elements.append(data)
             work += cost
             if work >= _PIECE_PARTITIONS:
                 work = 0
                 await anyio.lowlevel.checkpoint()
-        self._forget_deleted(kind, context)
+        self._forget_deleted(kind, logs)
         return EncodedBody([b"".join(kind.splice(response).join(len(elements), elements))])
 
     def _kind(self, version: int, operations: int) -> _Kind:
@@ -166,8 +164,7 @@ class MetadataFragments:
         return kind
 
     @staticmethod
-    def _forget_deleted(kind: _Kind, context: RequestContext) -> None:
-        logs = context.api.logs
+    def _forget_deleted(kind: _Kind, logs: LogManager) -> None:
         if len(kind.encoded) > len(logs.topics()):
             for topic_id in [topic_id for topic_id in kind.encoded if logs.topic_by_id(topic_id) is None]:
                 del kind.encoded[topic_id]

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = (
     "RESERVED_TOPICS",
     "TOPIC_NAME_SIZE_MAX",
+    "absent_topic_code",
     "by_metric_name",
     "is_valid_topic_name",
     "metric_name",
@@ -15,6 +16,8 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
+from penstock.wire.error_codes import ErrorCode
+
 TOPIC_NAME_SIZE_MAX: Final = 249
 #: The log of Kafka's controllers, which is no topic that clients see: none may be created with its name.
 RESERVED_TOPICS: Final = frozenset({"__cluster_metadata"})
@@ -24,6 +27,13 @@ _LEGAL = re.compile(r"[a-zA-Z0-9._-]+")
 def is_valid_topic_name(name: str) -> bool:
     """Whether a topic may have this name."""
     return topic_name_fault(name) is None
+
+
+def absent_topic_code(name: str) -> ErrorCode:
+    """The code for a name that no topic has: another one where none could have it."""
+    if is_valid_topic_name(name):
+        return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    return ErrorCode.INVALID_TOPIC_EXCEPTION
 
 
 def metric_name(name: str) -> str:

@@ -5,15 +5,14 @@ from __future__ import annotations
 __all__ = ("APIS", "handle_delete_records", "handle_list_offsets", "handle_offset_for_leader_epoch")
 
 from collections import Counter
-from collections.abc import Collection
 from typing import Final
 
-from penstock.api.authorization import DENIED, Operation, ResourceType, each
+from penstock.api.authorization import Operation, ResourceType, each
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api
-from penstock.api.errors import error_code_of, is_expected
-from penstock.errors import PenstockError
+from penstock.api.errors import OPERATING_ERRORS, error_code_of
+from penstock.api.lookup import check_topic_permitted
 from penstock.log.errors import KafkaError
 from penstock.log.partition import Partition
 from penstock.wire.api_keys import ApiKey
@@ -80,15 +79,13 @@ async def handle_list_offsets(request: ListOffsetsRequest, context: RequestConte
             seen.add(key)
             result = ListOffsetsPartitionResponse(partition_index=asked.partition_index)
             try:
-                _check_permitted(topic.name, denied)
+                check_topic_permitted(topic.name, denied)
                 if times[key] > 1:
                     raise KafkaError(ErrorCode.INVALID_REQUEST, "the partition is in the request twice")
                 if request.isolation_level not in _ISOLATION_LEVELS:
                     raise KafkaError(ErrorCode.UNKNOWN_SERVER_ERROR, "the isolation level is unknown")
                 await _list_offset(topic.name, asked, result, context, committed)
-            except PenstockError as error:
-                if not is_expected(error):
-                    raise
+            except OPERATING_ERRORS as error:
                 result.error_code = error_code_of(error)
             if topic.name not in topics:
                 topics[topic.name] = ListOffsetsTopicResponse(name=topic.name, partitions=[])
@@ -143,13 +140,11 @@ async def handle_offset_for_leader_epoch(
         async for asked in in_portions(topic.partitions):
             result = EpochEndOffset(partition=asked.partition)
             try:
-                _check_permitted(topic.topic, denied)
+                check_topic_permitted(topic.topic, denied)
                 partition = _find_available(topic.topic, asked.partition, context)
                 _fence(asked.current_leader_epoch, partition)
                 result.leader_epoch, result.end_offset = partition.end_offset_for_epoch(asked.leader_epoch)
-            except PenstockError as error:
-                if not is_expected(error):
-                    raise
+            except OPERATING_ERRORS as error:
                 result.error_code = error_code_of(error)
             results.append(result)
         topics.append(OffsetForLeaderTopicResult(topic=topic.topic, partitions=results))
@@ -176,11 +171,9 @@ async def handle_delete_records(
         async for asked in in_portions(partitions.values(), _DELETIONS):
             result = DeleteRecordsPartitionResult(partition_index=asked.partition_index, low_watermark=-1)
             try:
-                _check_permitted(name, denied)
+                check_topic_permitted(name, denied)
                 result.low_watermark = await deadline.of(_delete_records(name, asked, context))
-            except PenstockError as error:
-                if not is_expected(error):
-                    raise
+            except OPERATING_ERRORS as error:
                 result.error_code = error_code_of(error)
             results.append(result)
         topics.append(DeleteRecordsTopicResult(name=name, partitions=results))
@@ -211,12 +204,6 @@ async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: Re
     if offset <= partition.log_start_offset and partition.unavailable is None:
         return partition.log_start_offset
     return await partition.delete_records(offset)
-
-
-def _check_permitted(topic: str, denied: Collection[str]) -> None:
-    """Before anything is looked up: who may not ask doesn't learn whether there is such a topic."""
-    if topic in denied:
-        raise KafkaError(DENIED[ResourceType.TOPIC])
 
 
 def _find(topic: str, index: int, context: RequestContext) -> Partition:

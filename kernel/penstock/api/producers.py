@@ -9,7 +9,7 @@ from typing import Final
 from penstock.api.authorization import DENIED, Operation, ResourceType, each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api
-from penstock.api.names import is_valid_topic_name
+from penstock.api.names import absent_topic_code
 from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -63,9 +63,7 @@ def _partition(name: str, index: int, context: RequestContext) -> PartitionRespo
             response.error_code = ErrorCode.NOT_LEADER_OR_FOLLOWER
             response.error_message = "the partition is not open on this broker"
         else:
-            response.error_code = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-            if not is_valid_topic_name(name):
-                response.error_code = ErrorCode.INVALID_TOPIC_EXCEPTION
+            response.error_code = absent_topic_code(name)
             response.error_message = "there is no such partition"
         return response
     if partition.unavailable is not None:

@@ -19,6 +19,7 @@ from penstock.api.authorization import Operation, the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import TIMED_OUT
+from penstock.api.lookup import partitions_by_topic
 from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.log.errors import KafkaError
 from penstock.wire.api_keys import ApiKey
@@ -51,17 +52,15 @@ def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Ste
 
     If all partitions are asked for (null), all topics are answered, with those partitions that have no leader.
     """
-    logs = context.api.logs
     if request.election_type not in {_PREFERRED, _UNCLEAN}:
         return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
     if request.timeout_ms <= 0:
         return _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:
-        for name in sorted(logs.topics()):
-            topic = logs.topics().get(name)
+        for name, indexes in partitions_by_topic(context.api.logs):
             found = []
-            for index in range(topic.partition_count if topic is not None else 0):
+            for index in indexes:
                 yield
                 result = _elect(name, index, request.election_type, context)
                 if result.error_code != ErrorCode.ELECTION_NOT_NEEDED:

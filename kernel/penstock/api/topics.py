@@ -13,9 +13,17 @@ from penstock.api.configs import config_entry
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api
-from penstock.api.errors import TIMED_OUT, controller_code_of, error_message_of, is_expected, quoted
+from penstock.api.errors import (
+    OPERATING_ERRORS,
+    TIMED_OUT,
+    controller_code_of,
+    error_message_of,
+    is_expected,
+    quoted,
+)
+from penstock.api.lookup import check_topic_permitted, existing_topic, find_topic
 from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, topic_name_fault
-from penstock.errors import InvalidRequestError, PenstockError, again
+from penstock.errors import InvalidRequestError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
@@ -67,11 +75,8 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             continue
         result = results[asked.name] = CreatableTopicResult(name=asked.name, error_message=None, configs=[])
         try:
-            if times[asked.name] > 1:
-                raise KafkaError(
-                    ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
-                )
-            _check_permitted(asked.name, denied)
+            _check_once(asked.name, times)
+            check_topic_permitted(asked.name, denied)
             _check_time(request.timeout_ms)
             valid.append(_new_topic(asked, taken, context))
         except KafkaError as error:
@@ -89,13 +94,22 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
         async for new, outcome in in_portions(zip(valid, created, strict=True), _DESCRIPTIONS):
             result = results[new.name]
             if isinstance(outcome, Exception):
-                if not is_expected(outcome):
-                    raise again(outcome)  # a bug to be shown, and no answer for a client
-                result.error_code = controller_code_of(outcome)
-                result.error_message = error_message_of(outcome)
+                _refuse(result, outcome)
             else:
                 _describe(result, new, outcome.id, hidden)
     return CreateTopicsResponse(topics=list(results.values()))
+
+
+def _refuse(result: CreatableTopicResult | DeletableTopicResult, outcome: Exception) -> None:
+    if not is_expected(outcome):
+        raise again(outcome)  # a bug to be shown, and no answer for a client
+    result.error_code = controller_code_of(outcome)
+    result.error_message = error_message_of(outcome)
+
+
+def _check_once(name: str, times: Counter[str]) -> None:
+    if times[name] > 1:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(name)}")
 
 
 def _check_time(timeout_ms: int) -> None:
@@ -167,11 +181,6 @@ def _check_replicas(broker_ids: list[int], node_id: int) -> None:
             ErrorCode.INVALID_REPLICA_ASSIGNMENT,
             f"each partition has one replica, on the one broker there is: node_id={node_id}",
         )
-
-
-def _check_permitted(name: str, denied: Collection[str]) -> None:
-    if name in denied:
-        raise KafkaError(DENIED[ResourceType.TOPIC], f"not permitted: topic={quoted(name)}")
 
 
 def _describe(result: CreatableTopicResult, new: NewTopic, topic_id: bytes, hidden: Collection[str]) -> None:
@@ -251,10 +260,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
             outcomes = [error] * len(names)
         async for result, outcome in in_portions(zip(names.values(), outcomes, strict=True), _NAMES):
             if outcome is not None:
-                if not is_expected(outcome):
-                    raise again(outcome)  # a bug to be shown, and no answer for a client
-                result.error_code = controller_code_of(outcome)
-                result.error_message = error_message_of(outcome)
+                _refuse(result, outcome)
     responses = [one async for one in in_portions(results, _NAMES) if id(one) not in dropped]
     return DeleteTopicsResponse(responses=responses)
 
@@ -269,7 +275,7 @@ def _name_asked(state: DeleteTopicState, context: RequestContext) -> str | None:
     """The topic's name, given or found by id; None if the id is no topic's."""
     if state.name is not None:
         return state.name
-    topic = context.api.logs.topic_by_id(bytes(state.topic_id))
+    topic = find_topic(state.topic_id, context)
     return None if topic is None else topic.name
 
 
@@ -281,13 +287,12 @@ def _name_to_delete(
     hidden: Collection[str],
 ) -> str:
     """The topic's name; whoever may describe a topic and not delete it is told its name, as in Kafka."""
-    logs = context.api.logs
     if state.name is None:
         if bytes(state.topic_id) == _ZERO_ID:
             raise KafkaError(
                 ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id, not by neither"
             )
-        topic = logs.topic_by_id(bytes(state.topic_id))
+        topic = find_topic(state.topic_id, context)
         if topic is None:
             raise KafkaError(ErrorCode.UNKNOWN_TOPIC_ID, "there is no topic with this id")
         if topic.name in denied and topic.name not in hidden:
@@ -299,13 +304,8 @@ def _name_to_delete(
             raise KafkaError(
                 ErrorCode.INVALID_REQUEST, "a topic is named by its name or by its id, not by both"
             )
-        _check_permitted(state.name, denied)
-        known = logs.topics().get(state.name)
-        if known is None:
-            raise KafkaError(
-                ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"there is no such topic: name={quoted(state.name)}"
-            )
-        topic = known
+        check_topic_permitted(state.name, denied)
+        topic = existing_topic(state.name, context)
     if topic.internal:
         raise KafkaError(
             ErrorCode.TOPIC_AUTHORIZATION_FAILED, f"internal topics can't be deleted: name={topic.name}"
@@ -326,19 +326,14 @@ async def handle_create_partitions(
             continue
         result = results[asked.name] = CreatePartitionsTopicResult(name=asked.name)
         try:
-            if times[asked.name] > 1:
-                raise KafkaError(
-                    ErrorCode.INVALID_REQUEST, f"topic is in the request twice: name={quoted(asked.name)}"
-                )
-            _check_permitted(asked.name, denied)
+            _check_once(asked.name, times)
+            check_topic_permitted(asked.name, denied)
             _check_time(request.timeout_ms)
             await deadline.of(context.api.logs.wait_changed([asked.name]))
             _check_growth(asked, context)
             if not request.validate_only:
                 await deadline.of(_grow(asked, context))
-        except PenstockError as error:
-            if not is_expected(error):
-                raise  # a bug to be shown, and no answer for a client
+        except OPERATING_ERRORS as error:
             result.error_code = controller_code_of(error)
             result.error_message = str(error)
     return CreatePartitionsResponse(results=list(results.values()))
@@ -352,11 +347,7 @@ async def _grow(asked: CreatePartitionsTopic, context: RequestContext) -> None:
 
 
 def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None:
-    topic = context.api.logs.topics().get(asked.name)
-    if topic is None:
-        raise KafkaError(
-            ErrorCode.UNKNOWN_TOPIC_OR_PARTITION, f"there is no such topic: name={quoted(asked.name)}"
-        )
+    topic = existing_topic(asked.name, context)
     if topic.internal:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"internal topics don't grow: name={topic.name}")
     maximum = context.api.settings.partitions_per_topic_max

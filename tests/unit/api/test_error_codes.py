@@ -12,7 +12,11 @@ from types import ModuleType
 import aiokafka.errors
 import pytest
 
+from penstock.api.errors import OPERATING_ERRORS, error_code_of
+from penstock.errors import CorruptError, InvariantError, PenstockError
+from penstock.log.errors import KafkaError
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.records import BatchError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # kafka-python uses what newer Pythons will drop
@@ -107,3 +111,11 @@ def test_the_table_agrees_with_the_clients_that_are_installed(client: str, modul
             assert retriable.get(int(ErrorCode[code])), f"{client} doesn't retry {code}"
         elif word == "final":
             assert not retriable.get(int(ErrorCode[code])), f"{client} retries {code}"
+
+
+def test_an_operating_error_is_one_with_a_code_of_its_own_and_any_other_is_a_bug() -> None:
+    for kind in OPERATING_ERRORS:
+        assert kind in {KafkaError, BatchError} or error_code_of(kind("x")) != ErrorCode.UNKNOWN_SERVER_ERROR
+    for bug in (CorruptError("x"), InvariantError("x"), PenstockError("x"), ValueError("x")):
+        assert not isinstance(bug, OPERATING_ERRORS)
+        assert error_code_of(bug) == ErrorCode.UNKNOWN_SERVER_ERROR

@@ -101,7 +101,7 @@ async def test_a_partition_that_another_node_leads_has_no_leader_that_a_client_c
     """Metadata say who leads, and of another node no address is known; what is still open here shows nothing."""
     topic = logs.add("led", partitions=2)
     topic.led_elsewhere[1] = elsewhere
-    described = describe_topic(topic, make_context(logs, 12), 0)
+    described = describe_topic(topic, make_context(logs, 12).api.logs, 0)
     assert [(p.leader_id, p.error_code) for p in described.partitions] == [
         (7, 0),
         (-1, ErrorCode.LEADER_NOT_AVAILABLE),

@@ -14,7 +14,7 @@ from tests.unit.coordinator.conftest import LedService
 from tests.wire_requests import API_REQUESTS, encode
 
 from penstock.api.context import Client, Endpoint, RequestContext
-from penstock.api.groups import APIS
+from penstock.api.dispatch import apis
 from penstock.coordinator.group_service import GroupService
 from penstock.coordinator.group_types import GroupSettings
 from penstock.log.limiter import BytesLimiter
@@ -67,7 +67,7 @@ from penstock.wire.registry import (
 pytestmark = pytest.mark.anyio
 
 _T = TypeVar("_T", bound=msgspec.Struct)
-HANDLERS: dict[int, Any] = {api.key: api.handler for api in APIS}
+HANDLERS: dict[int, Any] = {key: api.handler for key, api in apis().items()}
 TOPIC_ID = b"0123456789abcdef"
 SUBSCRIPTION = b"\0\0\0\0\0\x01\0\x01t\xff\xff\xff\xff"
 

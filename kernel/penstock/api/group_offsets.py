@@ -1,0 +1,312 @@
+"""OffsetCommit v2-10, OffsetFetch v1-10, OffsetDelete v0: the offsets that consumer groups have committed.
+
+They are kept by the topic's name, so what a request gives by topic id (v10, KIP-848) is resolved first.
+"""
+
+from __future__ import annotations
+
+__all__ = ("APIS", "handle_offset_commit", "handle_offset_delete", "handle_offset_fetch")
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Final
+
+from penstock.api.authorization import DENIED, Operation, ResourceType, each, the_group
+from penstock.api.context import RequestContext
+from penstock.api.declaration import Api, Frame, one_code
+from penstock.api.lookup import AskedTopic, find_topic, resolve_topics
+from penstock.coordinator.group_types import CommittedOffset, OffsetAndMetadata, TopicPartition
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.offset_commit import (
+    OffsetCommitRequest,
+    OffsetCommitRequestTopic,
+    OffsetCommitResponse,
+    OffsetCommitResponsePartition,
+    OffsetCommitResponseTopic,
+)
+from penstock.wire.messages.offset_delete import (
+    OffsetDeleteRequest,
+    OffsetDeleteResponse,
+    OffsetDeleteResponsePartition,
+    OffsetDeleteResponseTopic,
+)
+from penstock.wire.messages.offset_fetch import (
+    OffsetFetchRequest,
+    OffsetFetchRequestGroup,
+    OffsetFetchRequestTopics,
+    OffsetFetchResponse,
+    OffsetFetchResponseGroup,
+    OffsetFetchResponsePartition,
+    OffsetFetchResponsePartitions,
+    OffsetFetchResponseTopic,
+    OffsetFetchResponseTopics,
+)
+from penstock.work.pieces import in_portions
+
+# Versions at which a rule changed.
+_COMMIT_GROUP_NOT_FOUND_VERSION: Final = 9
+_FETCH_GROUP_ERROR_VERSION: Final = 2
+_FETCH_GROUPS_VERSION: Final = 8
+_TOPIC_IDS_VERSION: Final = 10
+#: Partitions of a request that are gathered in one go.
+_SLICE_OFFSETS: Final = 500
+#: Errors of topics whose offsets are told: they are kept by name, also of a topic that is gone.
+_HAS_OFFSETS: Final = frozenset({ErrorCode.NONE, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION})
+_NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
+
+
+async def handle_offset_commit(request: OffsetCommitRequest, context: RequestContext) -> OffsetCommitResponse:
+    """OffsetCommit v2-10; offsets are durable when it is answered."""
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    # an empty name is no topic's, and here the authorizer isn't asked of it
+    keys = (one.topic_id if by_id else one.name or None for one in request.topics)
+    found = await resolve_topics(keys, Operation.READ, context)
+    offsets = {
+        (known.topic.name, one.partition_index): OffsetAndMetadata(
+            one.committed_offset, one.committed_leader_epoch, one.committed_metadata or ""
+        )
+        async for asked, known in in_portions(zip(request.topics, found, strict=True))
+        if known.topic is not None and known.error is ErrorCode.NONE
+        async for one in in_portions(asked.partitions)
+        if 0 <= one.partition_index < known.topic.partition_count
+    }
+    errors: Mapping[TopicPartition, ErrorCode] = {}
+    if offsets or not request.topics:
+        errors = await context.groups.commit_offsets(
+            request.group_id,
+            offsets,
+            member_id=request.member_id,
+            generation_id=request.generation_id_or_member_epoch,
+            group_instance_id=request.group_instance_id,
+            retention_ms=request.retention_time_ms,
+        )
+    return OffsetCommitResponse(
+        topics=[
+            await _committed(asked, known, errors, context.version)
+            async for asked, known in in_portions(zip(request.topics, found, strict=True))
+            if asked.partitions
+        ]
+    )
+
+
+def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int) -> OffsetCommitResponse:
+    return OffsetCommitResponse(
+        topics=[
+            OffsetCommitResponseTopic(
+                topic_id=topic.topic_id,
+                name=topic.name,
+                partitions=[
+                    OffsetCommitResponsePartition(partition_index=one.partition_index, error_code=error_code)
+                    for one in topic.partitions
+                ],
+            )
+            for topic in request.topics
+        ]
+    )
+
+
+async def _committed(
+    asked: OffsetCommitRequestTopic,
+    known: AskedTopic,
+    errors: Mapping[TopicPartition, ErrorCode],
+    version: int,
+) -> OffsetCommitResponseTopic:
+    partitions = []
+    async for one in in_portions(asked.partitions):
+        error = _partition_error(known, one.partition_index, errors)
+        if error is ErrorCode.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
+            error = ErrorCode.ILLEGAL_GENERATION
+        partitions.append(
+            OffsetCommitResponsePartition(partition_index=one.partition_index, error_code=error)
+        )
+    return OffsetCommitResponseTopic(topic_id=asked.topic_id, name=asked.name, partitions=partitions)
+
+
+def _partition_error(known: AskedTopic, index: int, errors: Mapping[TopicPartition, ErrorCode]) -> ErrorCode:
+    """The topic's error, else that of the partition; what isn't among ``errors`` isn't there."""
+    if known.name is None or known.error is not ErrorCode.NONE:
+        return known.error
+    return errors.get((known.name, index), ErrorCode.UNKNOWN_TOPIC_OR_PARTITION)
+
+
+async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestContext) -> OffsetFetchResponse:
+    """OffsetFetch v1-10: one group before v8, many since; topics null means all that have an offset.
+
+    What has no offset is -1 without an error, also in a group that doesn't exist.
+    """
+    if context.version >= _FETCH_GROUPS_VERSION:
+        groups = [
+            await _fetched_group(one.group_id, one.topics, context)
+            for one in _all_offsets_once(request.groups)
+        ]
+        return OffsetFetchResponse(groups=groups)
+    topics = (
+        None
+        if request.topics is None
+        else [
+            OffsetFetchRequestTopics(name=one.name, partition_indexes=one.partition_indexes)
+            for one in request.topics
+        ]
+    )
+    group = await _fetched_group(request.group_id, topics, context)
+    error = group.error_code if context.version < _FETCH_GROUP_ERROR_VERSION else 0
+    if error:  # v1 has no error of the group: every partition carries it
+        return OffsetFetchResponse(
+            topics=[
+                OffsetFetchResponseTopic(
+                    name=one.name,
+                    partitions=[_single(_fetched(index, None, error)) for index in one.partition_indexes],
+                )
+                for one in topics or ()
+            ]
+        )
+    return OffsetFetchResponse(
+        error_code=group.error_code,
+        topics=[
+            OffsetFetchResponseTopic(name=one.name, partitions=[_single(each) for each in one.partitions])
+            for one in group.topics
+        ],
+    )
+
+
+def _all_offsets_once(groups: Sequence[OffsetFetchRequestGroup]) -> Iterator[OffsetFetchRequestGroup]:
+    """Whoever asks for all offsets of a group a thousand times in one request gets them once."""
+    seen: set[str] = set()
+    for one in groups:
+        if one.topics is None:
+            if one.group_id in seen:
+                continue
+            seen.add(one.group_id)
+        yield one
+
+
+async def _fetched_group(
+    group_id: str, topics: Sequence[OffsetFetchRequestTopics] | None, context: RequestContext
+) -> OffsetFetchResponseGroup:
+    if not context.may(Operation.DESCRIBE, ResourceType.GROUP, group_id):
+        return OffsetFetchResponseGroup(group_id=group_id, error_code=DENIED[ResourceType.GROUP])
+    if topics is None:
+        return await _fetched_all(group_id, context)
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    keys = (one.topic_id if by_id else one.name for one in topics)
+    found = await resolve_topics(keys, Operation.DESCRIBE, context)
+    partitions = [
+        (known.name, index)
+        async for asked, known in in_portions(zip(topics, found, strict=True))
+        if known.name is not None and known.error in _HAS_OFFSETS
+        async for index in in_portions(asked.partition_indexes, _SLICE_OFFSETS)
+    ]
+    error, offsets = await context.groups.fetch_offsets(group_id, partitions)
+    if error is not ErrorCode.NONE:
+        return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
+    described: list[OffsetFetchResponseTopics] = []
+    async for asked, known in in_portions(zip(topics, found, strict=True)):
+        topic_of = OffsetFetchResponseTopics(topic_id=asked.topic_id, name=asked.name, partitions=[])
+        async for index in in_portions(asked.partition_indexes):
+            if known.name is not None and known.error in _HAS_OFFSETS:
+                one = _fetched(index, offsets[known.name, index])
+            else:
+                one = _fetched(index, None, known.error)
+            topic_of.partitions.append(one)
+        described.append(topic_of)
+    return OffsetFetchResponseGroup(group_id=group_id, topics=described)
+
+
+async def _fetched_all(group_id: str, context: RequestContext) -> OffsetFetchResponseGroup:
+    error, offsets = await context.groups.fetch_offsets(group_id)
+    if error is not ErrorCode.NONE:
+        return OffsetFetchResponseGroup(group_id=group_id, error_code=error)
+    by_id = context.version >= _TOPIC_IDS_VERSION
+    topics: dict[str, OffsetFetchResponseTopics] = {}
+    hidden = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, (name for name, _ in offsets))
+    async for (name, index), committed in in_portions(sorted(offsets.items())):
+        if name in hidden:
+            continue
+        if name not in topics:
+            topic = find_topic(name, context) if by_id else None
+            if by_id and topic is None:
+                continue  # a topic that is gone has no id to answer with
+            topics[name] = OffsetFetchResponseTopics(name=name, partitions=[])
+            if topic is not None:
+                topics[name].topic_id = topic.id
+        topics[name].partitions.append(_fetched(index, committed))
+    return OffsetFetchResponseGroup(group_id=group_id, topics=list(topics.values()))
+
+
+def _fetched(
+    index: int, committed: CommittedOffset | None, error: int = ErrorCode.NONE
+) -> OffsetFetchResponsePartitions:
+    committed = committed or _NO_OFFSET
+    return OffsetFetchResponsePartitions(
+        partition_index=index,
+        committed_offset=committed.offset,
+        committed_leader_epoch=committed.leader_epoch,
+        metadata=committed.metadata,
+        error_code=error,
+    )
+
+
+def _single(one: OffsetFetchResponsePartitions) -> OffsetFetchResponsePartition:
+    return OffsetFetchResponsePartition(
+        partition_index=one.partition_index,
+        committed_offset=one.committed_offset,
+        committed_leader_epoch=one.committed_leader_epoch,
+        metadata=one.metadata,
+        error_code=one.error_code,
+    )
+
+
+async def handle_offset_delete(request: OffsetDeleteRequest, context: RequestContext) -> OffsetDeleteResponse:
+    """OffsetDelete v0 (KIP-496)."""
+    found = await resolve_topics((one.name for one in request.topics), Operation.READ, context)
+    partitions = [
+        (known.topic.name, one.partition_index)
+        async for asked, known in in_portions(zip(request.topics, found, strict=True))
+        if known.topic is not None and known.error is ErrorCode.NONE
+        async for one in in_portions(asked.partitions, _SLICE_OFFSETS)
+        if 0 <= one.partition_index < known.topic.partition_count
+    ]
+    error, errors = await context.groups.delete_offsets(request.group_id, partitions)
+    if error is not ErrorCode.NONE:
+        return OffsetDeleteResponse(error_code=error)
+    return OffsetDeleteResponse(
+        topics=[
+            OffsetDeleteResponseTopic(
+                name=asked.name,
+                partitions=[
+                    OffsetDeleteResponsePartition(
+                        partition_index=one.partition_index,
+                        error_code=_partition_error(known, one.partition_index, errors),
+                    )
+                    async for one in in_portions(asked.partitions)
+                ],
+            )
+            async for asked, known in in_portions(zip(request.topics, found, strict=True))
+            if asked.partitions
+        ]
+    )
+
+
+APIS: Final = (
+    Api(
+        key=ApiKey.OFFSET_COMMIT,
+        needs=(the_group(Operation.READ), each(Operation.READ, ResourceType.TOPIC)),
+        handler=handle_offset_commit,
+        frame=Frame.GROUP,
+        failure=_each_partition,
+    ),
+    Api(
+        key=ApiKey.OFFSET_FETCH,
+        needs=(each(Operation.DESCRIBE, ResourceType.GROUP), each(Operation.DESCRIBE, ResourceType.TOPIC)),
+        handler=handle_offset_fetch,
+        failure=one_code(
+            OffsetFetchResponse, since=_FETCH_GROUP_ERROR_VERSION, until=_FETCH_GROUPS_VERSION - 1
+        ),
+    ),
+    Api(
+        key=ApiKey.OFFSET_DELETE,
+        needs=(the_group(Operation.DELETE), each(Operation.READ, ResourceType.TOPIC)),
+        handler=handle_offset_delete,
+        failure=one_code(OffsetDeleteResponse),
+    ),
+)
