@@ -10,11 +10,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
+import anyio
 import pytest
+from tests.patience import HANG_S
 
 import penstock
 from penstock.broker import Broker
+from penstock.broker._statistics import _plain
+from penstock.errors import UnavailableError
+from penstock.log.manager import LogManager
 from penstock.spi.statistics import Measure, counter, figures, gauge, measures, text
+from penstock.work.periodic import PeriodicJob
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -101,3 +107,65 @@ async def test_a_running_broker_tells_every_figure_with_its_meaning(tmp_path: Pa
         assert found == value or isinstance(value, Mapping | tuple), path
     assert told["wal", "appended_entries"][0] == counter("entries", "Entries that were appended.")
     assert told["engine", "uploader", "failures"][0].kind == "counter"
+
+
+def _broker(tmp_path: Path, **settings: str) -> Broker:
+    overrides = {"broker.data_dir": str(tmp_path / "data"), "listener.bind": "127.0.0.1:0"}
+    return Broker(overrides=overrides | settings)
+
+
+@pytest.mark.anyio
+async def test_every_periodic_job_of_a_running_broker_is_told_in_its_statistics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[PeriodicJob] = []
+
+    async def run(job: PeriodicJob) -> None:
+        started.append(job)
+        await anyio.sleep_forever()
+
+    monkeypatch.setattr(PeriodicJob, "run", run)
+    async with _broker(tmp_path) as broker:
+        await anyio.wait_all_tasks_blocked()
+        for number, job in enumerate(started):
+            job._failures = 1000 + number  # so that each is known again
+        told = {
+            value: "/".join(path[:-1])
+            for path, _, value in figures(broker.statistics())
+            if path[-1] == "failures" and value >= 1000
+        }
+    untold = [job.name for number, job in enumerate(started) if 1000 + number not in told]
+    assert not untold, "jobs that no room tells of"
+    assert set(told.values()) >= {
+        "engine/jobs/upload",
+        "logs/jobs/retention",
+        "jobs/look_at_the_object_store",
+    }
+
+
+@pytest.mark.anyio
+async def test_a_retention_that_fails_is_told_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failed = anyio.Event()
+
+    async def clean(manager: LogManager) -> int:
+        failed.set()
+        raise UnavailableError("the store is away")
+
+    monkeypatch.setattr(LogManager, "clean", clean)
+    async with _broker(tmp_path, **{"stream.retention_interval": "1ms"}) as broker:
+        with anyio.fail_after(HANG_S):
+            await failed.wait()
+        await anyio.lowlevel.checkpoint()
+        retention = broker.statistics().as_dict()["logs"]["jobs"]["retention"]
+    assert retention["failures"] >= 1
+    assert retention["last_error"] == "the store is away"
+
+
+def test_statistics_of_a_plugin_that_say_no_measures_are_told_to_people_nevertheless() -> None:
+    @dataclasses.dataclass
+    class Silent:
+        count: int
+
+    assert _plain(Silent(3)) == {"count": 3}

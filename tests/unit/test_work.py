@@ -12,7 +12,7 @@ from tests.patience import HANG_S
 
 from penstock.errors import ClosedError, InvariantError, UnavailableError
 from penstock.work.finish import Finisher
-from penstock.work.periodic import PeriodicJob
+from penstock.work.periodic import Jobs, PeriodicJob
 from penstock.work.pieces import pieces
 from penstock.work.retry import Backoff, doubling, retry
 from penstock.work.room import Room
@@ -224,6 +224,41 @@ async def test_a_paused_job_runs_once_it_is_resumed() -> None:
             job.resume()
     assert job.statistics().runs == 2
     assert not job.statistics().paused
+
+
+async def test_a_job_tells_when_it_runs_next() -> None:
+    clock = VirtualClock(25)
+    told: list[float] = []
+    job = PeriodicJob(
+        "the job",
+        lambda: told.append(job.statistics().next_s),
+        10,
+        logger=logger,
+        clock=clock,
+        sleep=clock.sleep,
+    )
+    assert job.statistics().next_s == 0, "nobody runs it yet"
+    await _run(clock, job)
+    assert told == [0, 0], "it is under way"
+    assert job.statistics().next_s == 10
+    clock.now += 4
+    assert job.statistics().next_s == 6
+
+
+async def test_the_jobs_of_a_room_are_run_and_told_together() -> None:
+    clock = VirtualClock(25)
+    jobs = Jobs(_job(clock, []), PeriodicJob("Look at it", lambda: None, 10, logger=logger))
+    with pytest.raises(ExceptionGroup):
+        async with anyio.create_task_group() as tasks:
+            jobs.start(tasks)
+    told = jobs.statistics().by_name
+    assert {name: job.runs for name, job in told.items()} == {"the_job": 2, "look_at_it": 0}
+
+
+def test_two_jobs_of_a_room_with_one_name_are_refused() -> None:
+    job = PeriodicJob("upload", lambda: None, 10, logger=logger)
+    with pytest.raises(InvariantError, match="two jobs of a room have one name"):
+        Jobs(job, job)
 
 
 # -- room ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,6 +51,7 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.stream.engine import StreamEngine
 from penstock.work.one_error import one_error
+from penstock.work.periodic import Jobs
 
 if TYPE_CHECKING:
     from penstock.client import Producer, ProducerSettings
@@ -70,7 +71,19 @@ class _Parts:
     logs: LogManager
     groups: GroupService
     server: Server
+    #: The broker's own.
+    jobs: Jobs
     node_epoch: int
+
+    def statistics(self) -> dict[str, Any]:
+        """What every room and plugin says of itself: a room is told under the name of its field here."""
+        rooms = {field.name: getattr(self, field.name) for field in fields(self)}
+        plugins = {kind.name: self.plugins[kind] for kind in self.plugins.opened if kind.statistics}
+        return {
+            name: part.statistics()
+            for name, part in (rooms | plugins).items()
+            if callable(getattr(part, "statistics", None))
+        }
 
 
 class Broker:
@@ -162,17 +175,7 @@ class Broker:
             memory=dict(memory.used_by_purpose),
             resident_bytes=resident_bytes(),
             tasks=len(anyio.get_running_tasks()),
-            parts={
-                "server": parts.server.statistics(),
-                "engine": parts.engine.statistics(),
-                **{
-                    kind.name: parts.plugins[kind].statistics()
-                    for kind in parts.plugins.opened
-                    if kind.statistics
-                },
-                "metadata": parts.metadata.statistics(),
-                "groups": parts.groups.statistics(),
-            },
+            parts=parts.statistics(),
             fetch_in_flight_bytes=parts.logs.fetch_memory.used,
             unavailable_partitions=parts.logs.unavailable_partitions(),
         )
@@ -372,6 +375,7 @@ class Broker:
             logs=logs,
             groups=groups,
             server=server,
+            jobs=object_store.jobs,
             node_epoch=node_epoch,
         )
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Annotated, Final
 
 from penstock.spi.statistics import counter, gauge
-from penstock.work.periodic import PeriodicJob
+from penstock.work.periodic import JobStatistics, PeriodicJob
 
 logger = logging.getLogger("penstock.broker")
 
@@ -45,6 +45,7 @@ class CollectorStatistics:
     full_ms_last: Annotated[float, gauge("ms", "How long the last full pass took.")]
     full_ms_max: Annotated[float, gauge("ms", "How long the longest took.")]
     collected: Annotated[int, counter("objects", "Objects that only the collector could free.")]
+    job: JobStatistics
 
 
 class Collector:
@@ -70,6 +71,7 @@ class Collector:
         self._collected = 0
         self._full_at = clock()
         self._base_bytes = unaccounted_bytes()
+        self._job = PeriodicJob("garbage collection", self.tick, _TICK_S, logger=logger)
 
     def start(self) -> None:
         """Leave what is there now, a start's objects, out of all passes, and set the young generations' sizes."""
@@ -80,7 +82,7 @@ class Collector:
 
     async def run(self) -> None:
         """Tick once a second."""
-        await PeriodicJob("garbage collection", self.tick, _TICK_S, logger=logger).run()
+        await self._job.run()
 
     def tick(self) -> None:
         """Do the pass that is due. Young passes are bounded; a full one stops everything for its time."""
@@ -115,4 +117,5 @@ class Collector:
             full_ms_last=round(self._full_s * 1000, 1),
             full_ms_max=round(self._full_s_max * 1000, 1),
             collected=self._collected,
+            job=self._job.statistics(),
         )

@@ -26,7 +26,7 @@ from penstock.spi.object_store import (
     ObjectStoreStatistics,
 )
 from penstock.spi.plugin import Buffer
-from penstock.work.periodic import PeriodicJob
+from penstock.work.periodic import Jobs, PeriodicJob
 
 logger = logging.getLogger("penstock.broker")
 
@@ -65,6 +65,9 @@ class WatchedStore:
         self._others_work = False
         #: A start gives up after an outage of so long; None once it's complete.
         self._start_timeout_s: float | None = None
+        self.jobs = Jobs(
+            PeriodicJob("look at the object store", self.look, LOOK_S, puts_off=False, logger=logger)
+        )
 
     @classmethod
     @asynccontextmanager
@@ -78,8 +81,7 @@ class WatchedStore:
         watched = cls(store, clock)
         watched._start_timeout_s = start_timeout_s
         async with anyio.create_task_group() as tasks:
-            job = PeriodicJob("look at the object store", watched.look, LOOK_S, puts_off=False, logger=logger)
-            tasks.start_soon(job.run)
+            watched.jobs.start(tasks)
             try:
                 yield watched
             finally:

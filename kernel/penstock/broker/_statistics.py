@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from penstock.spi.statistics import gauge, parts, text
+from penstock.spi.statistics import Measure, gauge, measures, parts, text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +54,23 @@ def resident_bytes() -> int:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        plain: dict[str, Any] = {}
+        several = _fields_of_parts(type(value))
+        for field in dataclasses.fields(value):
+            told = _plain(getattr(value, field.name))
+            plain.update(told if field.name in several else {field.name: told})
+        return plain
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_plain(item) for item in value]
     return value
+
+
+def _fields_of_parts(statistics: type[Any]) -> set[str]:
+    """The fields that are parts by name: these names stand in place of the field's, as in ``figures``."""
+    try:
+        said = measures(statistics)
+    except TypeError:
+        return set()  # a plugin's, that doesn't say what its fields are; people can read it nevertheless
+    return {name for name, what in said.items() if isinstance(what, Measure) and what.kind == "parts"}

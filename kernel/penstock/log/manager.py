@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("LogManager", "LogSettings")
+__all__ = ("LogManager", "LogSettings", "LogStatistics")
 
 import logging
 import os
@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import anyio
 from anyio.abc import TaskGroup
@@ -41,10 +41,11 @@ from penstock.metadata.commands import Command
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
 from penstock.metadata.topics import TopicState
+from penstock.spi.statistics import gauge
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
 from penstock.work.finish import Finisher
-from penstock.work.periodic import PeriodicJob
+from penstock.work.periodic import Jobs, JobsStatistics, PeriodicJob
 from penstock.work.pieces import pieces
 
 logger = logging.getLogger("penstock.log")
@@ -74,6 +75,16 @@ class LogSettings:
     producers_bytes_max: int = 64 * 2**20
     #: Of all topics together, but for internal ones.
     partitions_max: int = 2**31 - 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LogStatistics:
+    """A snapshot."""
+
+    topics: Annotated[int, gauge("topics", "Topics that this broker knows.")]
+    partitions: Annotated[int, gauge("partitions", "Their partitions that this broker leads.")]
+    pending_changes: Annotated[int, gauge("changes", "Changes of topics that are under way.")]
+    jobs: JobsStatistics
 
 
 class LogManager:
@@ -128,6 +139,8 @@ class LogManager:
             stopped="the broker stopped in the middle of a change of its topics",
         )
         self._changes = TopicChanges()
+        interval_s = settings.retention_interval_ms / 1000
+        self._jobs = Jobs(PeriodicJob("retention", self.clean, interval_s, logger=logger))
         #: The account of what responses hold on their way to clients.
         self.fetch_memory = BytesLimiter(settings.fetch_in_flight_bytes_max)
 
@@ -162,14 +175,22 @@ class LogManager:
             )
             await manager._served.open()
             bus.subscribe(BlockUploaded, manager.upload_committed)
-            interval_s = settings.retention_interval_ms / 1000
-            tasks.start_soon(PeriodicJob("retention", manager.clean, interval_s, logger=logger).run)
+            manager._jobs.start(tasks)
             try:
                 yield manager
             finally:
                 manager._ended = True
                 manager._served.end()
                 tasks.cancel_scope.cancel()
+
+    def statistics(self) -> LogStatistics:
+        """A snapshot of the state."""
+        return LogStatistics(
+            topics=len(self._topics),
+            partitions=sum(len(topic.partitions) for topic in self._topics.values()),
+            pending_changes=self._finisher.waiting,
+            jobs=self._jobs.statistics(),
+        )
 
     async def drain(self) -> bool:
         """Close all partitions and upload everything; nothing is appended afterwards.

@@ -49,7 +49,7 @@ from penstock.stream.reads import StreamReads
 from penstock.stream.recovery import ENTRY_OVERHEAD_BYTES, recover_wal
 from penstock.stream.uploader import Uploader, UploaderStatistics
 from penstock.work.finish import Finisher
-from penstock.work.periodic import PeriodicJob
+from penstock.work.periodic import Jobs, JobsStatistics, PeriodicJob
 from penstock.work.pieces import pieces
 from penstock.work.room import Room
 
@@ -97,6 +97,7 @@ class EngineStatistics:
     uploader: UploaderStatistics
     reader: ReaderStatistics
     orphans: OrphanStatistics
+    jobs: JobsStatistics
 
 
 class _WithOverhead:
@@ -215,12 +216,12 @@ class StreamEngine:
             grace_ms=settings.orphan_grace_ms,
             bus=bus,
         )
-        self._upload_job = PeriodicJob(
-            "upload", self._freeze, settings.upload_interval_ms / 1000, logger=logger
-        )
-        # its contract has no call that tells, so a WAL to which nothing is appended is asked
-        self._wal_job = PeriodicJob(
-            "look at the WAL", lambda: self._look_at_wal(None), WAL_LOOK_S, logger=logger
+        self._jobs = Jobs(
+            self._lifecycle.job,
+            self._orphans.job,
+            PeriodicJob("upload", self._freeze, settings.upload_interval_ms / 1000, logger=logger),
+            # its contract has no call that tells, so a WAL to which nothing is appended is asked
+            PeriodicJob("look at the WAL", lambda: self._look_at_wal(None), WAL_LOOK_S, logger=logger),
         )
         allocator.add_pressure_listener(self._relieve)
 
@@ -264,10 +265,7 @@ class StreamEngine:
             bus.publish(await engine._recover(store, now_ms))
             # before anybody else may wait for memory: what is pending must become evictable
             tasks.start_soon(engine._uploader.run)
-            tasks.start_soon(engine._lifecycle.run)
-            tasks.start_soon(engine._orphans.run)
-            tasks.start_soon(engine._upload_job.run)
-            tasks.start_soon(engine._wal_job.run)
+            engine._jobs.start(tasks)
             tasks.start_soon(engine._end_when_wal_ended)
             try:
                 yield engine
@@ -646,6 +644,7 @@ class StreamEngine:
             uploader=self._uploader.statistics(),
             reader=self._reader.statistics(),
             orphans=self._orphans.statistics(),
+            jobs=self._jobs.statistics(),
         )
 
     # -- recovery --------------------------------------------------------------------------------------------

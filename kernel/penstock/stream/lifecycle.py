@@ -37,7 +37,7 @@ def due_objects(image: Image, now_ms: int, delete_delay_ms: int) -> tuple[list[i
 
 
 class ObjectLifecycle:
-    """Runs :meth:`sweep` on an interval for as long as its task lives."""
+    """Deletes what is due: :attr:`job` does :meth:`sweep` on an interval."""
 
     def __init__(
         self,
@@ -54,14 +54,15 @@ class ObjectLifecycle:
         self._store = store
         self._block_cache = block_cache
         self._now_ms = now_ms
-        self._interval_ms = interval_ms
         self._delete_delay_ms = delete_delay_ms
         self._bus = bus
-
-    async def run(self) -> None:
-        """Sweep for ever; failures are logged and tried again at the next turn."""
-        sweep = lambda: self.sweep()  # noqa: E731, PLW0108 # whatever it is at the time
-        await PeriodicJob("object deletion", sweep, self._interval_ms / 1000, logger=logger).run()
+        #: Sweeps; what fails is tried again at the next turn.
+        self.job = PeriodicJob(
+            "object deletion",
+            lambda: self.sweep(),  # noqa: PLW0108 # whatever it is at the time
+            interval_ms / 1000,
+            logger=logger,
+        )
 
     async def sweep(self) -> int:
         """Delete what is due; the number of objects deleted. Raises UnavailableError."""

@@ -102,7 +102,7 @@ class _Sweep:
 
 
 class OrphanSweeper:
-    """Runs :meth:`sweep` on an interval for as long as its task lives."""
+    """Deletes what is due: :attr:`job` does :meth:`sweep` on an interval."""
 
     def __init__(
         self,
@@ -125,7 +125,8 @@ class OrphanSweeper:
         self._settled = 0
         self._warned = False
         self._sweeps = 0
-        self._job = PeriodicJob(
+        #: Sweeps; one that failed goes on after a pause.
+        self.job = PeriodicJob(
             "orphan sweep",
             lambda: self.sweep(),  # noqa: PLW0108 # whatever it is at the time
             interval_ms / 1000,
@@ -137,10 +138,6 @@ class OrphanSweeper:
         self._deleted = 0
         self._deleted_bytes = 0
         self._unknown = 0
-
-    async def run(self) -> None:
-        """Sweep for ever; failures are logged, and the sweep goes on after a pause."""
-        await self._job.run()
 
     async def sweep(self) -> int:
         """Delete orphans older than the grace time; how many. Goes on where a failed one was.
@@ -165,7 +162,7 @@ class OrphanSweeper:
         """A snapshot of the state."""
         return OrphanStatistics(
             sweeps=self._sweeps,
-            failures=self._job.statistics().failures,
+            failures=self.job.statistics().failures,
             listed_objects=self._listed,
             deleted_objects=self._deleted,
             deleted_bytes=self._deleted_bytes,

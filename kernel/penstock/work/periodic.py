@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ("JobStatistics", "PeriodicJob")
+__all__ = ("JobStatistics", "Jobs", "JobsStatistics", "PeriodicJob")
 
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Annotated
 
 import anyio
+from anyio.abc import TaskGroup
 
-from penstock.errors import PenstockError
-from penstock.spi.statistics import counter, gauge, text
+from penstock.errors import InvariantError, PenstockError
+from penstock.spi.statistics import counter, gauge, parts, text
 from penstock.work.retry import Backoff
 
 
@@ -26,7 +27,15 @@ class JobStatistics:
     failures: Annotated[int, counter("runs", "Runs that failed, and were put off.")]
     last_ms: Annotated[float, gauge("ms", "How long the last run took.")]
     last_error: Annotated[str, text("Why the last run failed; empty if it didn't.")]
+    next_s: Annotated[float, gauge("s", "Time until the next run; 0 while one is under way or due.")]
     paused: Annotated[bool, gauge("", "Whether it waits to be resumed.")]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobsStatistics:
+    """A snapshot of the periodic jobs of a room."""
+
+    by_name: Annotated[Mapping[str, JobStatistics], parts("What every job says of itself.")]
 
 
 class PeriodicJob:
@@ -67,12 +76,15 @@ class PeriodicJob:
         self._runs = 0
         self._failures = 0
         self._last_s = 0.0
+        #: When the next run begins; None while none is waited for.
+        self._due_at: float | None = None
         self._last_error = ""
 
     async def run(self) -> None:
         """Repeat the work until it is cancelled, or ends with an error that can't be retried."""
         pause_s = self._interval.failed() if self._first_s is None else self._first_s
         while True:
+            self._due_at = self._clock() + pause_s
             await self._sleep(pause_s)
             if self._resumed is not None:
                 await self._resumed.wait()
@@ -80,6 +92,7 @@ class PeriodicJob:
 
     async def _run_once(self) -> float:
         """Do the work; the pause before the next time."""
+        self._due_at = None
         started = self._clock()
         try:
             doing = self._work()
@@ -118,5 +131,24 @@ class PeriodicJob:
             failures=self._failures,
             last_ms=self._last_s * 1000,
             last_error=self._last_error,
+            next_s=0.0 if self._due_at is None else max(0.0, self._due_at - self._clock()),
             paused=self._resumed is not None,
         )
+
+
+class Jobs:
+    """The periodic jobs of a room: run by its tasks, told in its statistics. So none is run that nobody tells of."""
+
+    def __init__(self, *jobs: PeriodicJob) -> None:
+        self._jobs = {job.name.replace(" ", "_").lower(): job for job in jobs}
+        if len(self._jobs) < len(jobs):
+            raise InvariantError(f"two jobs of a room have one name: names={[job.name for job in jobs]}")
+
+    def start(self, tasks: TaskGroup) -> None:
+        """Run all of them in ``tasks``, until these are cancelled."""
+        for job in self._jobs.values():
+            tasks.start_soon(job.run)
+
+    def statistics(self) -> JobsStatistics:
+        """A snapshot of each, by its name with underscores."""
+        return JobsStatistics(by_name={name: job.statistics() for name, job in self._jobs.items()})
