@@ -175,4 +175,5 @@ def listener_settings(tree: Tree) -> ListenerSettings:
         port=port,
         advertised_host=advertised_host,
         advertised_port=advertised_port or None,
+        rack=tree.broker.rack,
     )

@@ -126,7 +126,13 @@ class Server(AsyncContextManagerMixin):
         port = listener.advertised_port or server.sockets[0].getsockname()[1]
         if host in {"", "0.0.0.0", "::"}:  # noqa: S104 - compared, not bound
             host = "localhost"
-        endpoint = Endpoint(node_id=self.core.api.logs.node_id, host=host, port=port, listener=listener.name)
+        endpoint = Endpoint(
+            node_id=self.core.api.logs.node_id,
+            host=host,
+            port=port,
+            rack=listener.rack,
+            listener=listener.name,
+        )
         self.endpoints += (endpoint,)
         await server.start_serving()
         for bound in server.sockets:

@@ -45,6 +45,8 @@ class ListenerSettings:
     port: int = 9092
     advertised_host: str | None = None
     advertised_port: int | None = None
+    #: Rack or zone that clients are told.
+    rack: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
