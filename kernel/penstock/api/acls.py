@@ -9,10 +9,11 @@ __all__ = ("APIS", "create_acls_nowait", "delete_acls_nowait", "describe_acls_no
 
 from typing import Final
 
-from penstock.api.authorization import Operation, the_cluster
+from penstock.api.authorization import the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.portions import Steps, first_portion, other_portions
+from penstock.spi.authorizer import Operation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_acls import AclCreationResult, CreateAclsRequest, CreateAclsResponse

@@ -1,7 +1,6 @@
-"""The terms of authorization: operations on resources, and what a request needs (KIP-11, KIP-133).
+"""What Kafka APIs need of an authorizer, and how the kernel asks it.
 
-The numbers are those of ``org.apache.kafka.common.acl.AclOperation`` and ``...resource.ResourceType``, which stand
-in the requests of the ACL APIs and, as bits, in the fields of authorized operations (KIP-430).
+The terms, operations on resources, are those of the contract: :mod:`penstock.spi.authorizer`.
 
 There is no authorizer yet: everybody may do everything, and nobody is asked.
 """
@@ -9,14 +8,10 @@ There is no authorizer yet: everybody may do everything, and nobody is asked.
 from __future__ import annotations
 
 __all__ = (
-    "CLUSTER_NAME",
     "DENIED",
-    "OPERATIONS",
     "NOBODY",
-    "Authorizer",
     "Need",
-    "Operation",
-    "ResourceType",
+    "deciding",
     "denied",
     "each",
     "operation_bits",
@@ -28,38 +23,11 @@ __all__ = (
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from penstock.api.client import Client
+from penstock.spi.authorizer import CLUSTER_NAME, Authorizer, Operation, ResourceType
 from penstock.wire.error_codes import ErrorCode
-
-
-class Operation(IntEnum):
-    """An operation on a resource, as Kafka numbers them."""
-
-    READ = 3
-    WRITE = 4
-    CREATE = 5
-    DELETE = 6
-    ALTER = 7
-    DESCRIBE = 8
-    CLUSTER_ACTION = 9
-    DESCRIBE_CONFIGS = 10
-    ALTER_CONFIGS = 11
-    IDEMPOTENT_WRITE = 12
-
-
-class ResourceType(IntEnum):
-    """The kinds of things that permissions are about."""
-
-    TOPIC = 2
-    GROUP = 3
-    CLUSTER = 4
-    TRANSACTIONAL_ID = 5
-
-
-#: The one resource of type CLUSTER.
-CLUSTER_NAME: Final = "kafka-cluster"
 
 #: The error code that says that an operation on a resource of a type isn't permitted.
 DENIED: Final[Mapping[ResourceType, ErrorCode]] = {
@@ -67,22 +35,6 @@ DENIED: Final[Mapping[ResourceType, ErrorCode]] = {
     ResourceType.GROUP: ErrorCode.GROUP_AUTHORIZATION_FAILED,
     ResourceType.CLUSTER: ErrorCode.CLUSTER_AUTHORIZATION_FAILED,
     ResourceType.TRANSACTIONAL_ID: ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED,
-}
-
-#: All operations that there are on a resource of a type, as Kafka's ``AclEntry.supportedOperations`` has them.
-OPERATIONS: Final[Mapping[ResourceType, frozenset[Operation]]] = {
-    ResourceType.TOPIC: frozenset(Operation) - {Operation.CLUSTER_ACTION, Operation.IDEMPOTENT_WRITE},
-    ResourceType.GROUP: frozenset(
-        {
-            Operation.READ,
-            Operation.DELETE,
-            Operation.DESCRIBE,
-            Operation.DESCRIBE_CONFIGS,
-            Operation.ALTER_CONFIGS,
-        }
-    ),
-    ResourceType.CLUSTER: frozenset(Operation) - {Operation.READ, Operation.WRITE, Operation.DELETE},
-    ResourceType.TRANSACTIONAL_ID: frozenset({Operation.WRITE, Operation.DESCRIBE}),
 }
 
 
@@ -139,17 +91,13 @@ def each(operation: Operation, resource: ResourceType) -> Need:
     return Need(operation, resource)
 
 
-class Authorizer(Protocol):
-    """Decides who may do what. Called on the event loop, and often: answers come from memory, without I/O."""
-
-    def allowed(
-        self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
-    ) -> Collection[str]:
-        """The names on which ``client.principal`` may do ``operation``."""
-
-
 #: No names: everybody may do everything.
 NOBODY: Final[frozenset[str]] = frozenset()
+
+
+def deciding(authorizer: Authorizer | None) -> Authorizer | None:
+    """The authorizer, if it has anything to decide; None if there is none, or if it permits everything."""
+    return None if authorizer is None or authorizer.permits_all else authorizer
 
 
 def denied(
@@ -164,7 +112,7 @@ def denied(
         return NOBODY
     asked = list(dict.fromkeys(names))
     return (
-        frozenset(asked).difference(authorizer.allowed(client, operation, resource, asked))
+        frozenset(asked).difference(authorizer.allowed(client.requester, operation, resource, asked))
         if asked
         else NOBODY
     )

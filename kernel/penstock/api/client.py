@@ -6,27 +6,12 @@ handlers, fair shares, log lines.
 
 from __future__ import annotations
 
-__all__ = ("ANONYMOUS", "Client", "Endpoint", "Principal")
+__all__ = ("Client", "Endpoint")
 
 from dataclasses import dataclass
-from typing import Final
 
 from penstock.shares import Member
-
-
-@dataclass(frozen=True, slots=True)
-class Principal:
-    """Whoever permissions are given to, in Kafka's form: ``User:alice``."""
-
-    kind: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.name}"
-
-
-#: The principal of a connection that doesn't authenticate, as Kafka calls it.
-ANONYMOUS: Final = Principal("User", "ANONYMOUS")
+from penstock.spi.authorizer import ANONYMOUS, Principal, Requester
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,3 +43,9 @@ class Client:
     #: KIP-511, from ApiVersions v3+.
     software_name: str = "unknown"
     software_version: str = "unknown"
+
+    @property
+    def requester(self) -> Requester:
+        """This client as an authorizer sees it: a value, made for a question. It has to have a principal."""
+        assert self.principal is not None
+        return Requester(principal=self.principal, host=self.host, listener=self.advertised.listener)

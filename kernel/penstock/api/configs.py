@@ -22,7 +22,7 @@ from typing import Final, Protocol
 
 import anyio
 
-from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, ResourceType, each, the_cluster
+from penstock.api.authorization import DENIED, each, the_cluster
 from penstock.api.broker_configs import broker_entry, broker_synonyms, check_broker_change
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
@@ -40,6 +40,7 @@ from penstock.log.topic_config import (
     validate_topic_config,
     validate_topic_configs,
 )
+from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_configs import AlterableConfig as LegacyConfig

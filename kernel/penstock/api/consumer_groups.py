@@ -11,9 +11,10 @@ __all__ = ("APIS", "consumer_group_heartbeat_nowait")
 
 from typing import Final
 
-from penstock.api.authorization import Operation, ResourceType, each, the_group
+from penstock.api.authorization import each, the_group
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.consumer_group_heartbeat import (

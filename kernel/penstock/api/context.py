@@ -22,13 +22,14 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from penstock.account import Ledger
-from penstock.api.authorization import OPERATIONS, Authorizer, Operation, ResourceType, denied, operation_bits
+from penstock.api.authorization import deciding, denied, operation_bits
 from penstock.api.client import Client, Endpoint
 from penstock.api.fetch_session import FetchSessions
 from penstock.api.metadata_topics import MetadataFragments
 from penstock.coordinator.group_service import GroupService
 from penstock.log.manager import LogManager
 from penstock.spi.allocator import Charge
+from penstock.spi.authorizer import OPERATIONS, Authorizer, Operation, ResourceType
 
 #: All operations on a resource of a type, as a bit field.
 EVERYTHING: Final[Mapping[ResourceType, int]] = {
@@ -111,7 +112,8 @@ class ApiContext:
     #: What ApiVersions advertises: (api key, lowest, highest version); the dispatcher fills it in.
     api_versions: Sequence[tuple[int, int, int]] = ()
     data_place: DataPlace = field(default_factory=DataPlace)
-    #: Who decides what clients may do; None: everybody may do everything, and nobody is asked.
+    #: Who decides what clients may do, for the gate and for handlers; None: everybody may do everything, and nobody
+    #: is asked. One that permits everything is given up at once.
     authorizer: Authorizer | None = None
     #: What fetch sessions may take; None: as many as there may be.
     session_memory: Ledger | None = None
@@ -122,6 +124,7 @@ class ApiContext:
     metadata_fragments: MetadataFragments = field(default_factory=MetadataFragments)
 
     def __post_init__(self) -> None:
+        self.authorizer = deciding(self.authorizer)
         self.fetch_sessions = FetchSessions(
             self.settings.fetch_sessions_max, random.Random(), self.session_memory
         )
@@ -164,7 +167,7 @@ class RequestContext:
         authorizer = self.api.authorizer
         if authorizer is None:
             return names
-        return authorizer.allowed(self.client, operation, resource, names)
+        return authorizer.allowed(self.client.requester, operation, resource, names)
 
     def denied(self, operation: Operation, resource: ResourceType, names: Iterable[str]) -> frozenset[str]:
         """The names on which the client may not do ``operation``: what is left out or refused, as with
@@ -181,10 +184,7 @@ class RequestContext:
         authorizer = self.api.authorizer
         if authorizer is None:
             return EVERYTHING[resource]
+        requester = self.client.requester
         return operation_bits(
-            {
-                each
-                for each in OPERATIONS[resource]
-                if authorizer.allowed(self.client, each, resource, (name,))
-            }
+            {each for each in OPERATIONS[resource] if authorizer.allowed(requester, each, resource, (name,))}
         )

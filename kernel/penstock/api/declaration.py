@@ -72,6 +72,10 @@ class Api:
     note: str = ""
 
     def __post_init__(self) -> None:
+        if self.before_identity and self.needs:
+            raise ValueError(
+                f"an api that is served before clients authenticate can't need permissions: api_key={self.key}"
+            )
         versions = supported_versions(self.key)
         if versions is None:
             raise ValueError(f"api has no codec, generate one: api_key={self.key}")

@@ -15,7 +15,7 @@ from typing import Final
 
 import anyio
 
-from penstock.api.authorization import Operation, ResourceType, each
+from penstock.api.authorization import each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected
@@ -23,6 +23,7 @@ from penstock.api.fetch_session import CachedPartition, Plan, SessionError
 from penstock.api.portions import Steps, at_once, by_portions
 from penstock.errors import FullError, PenstockError
 from penstock.log.partition import Partition, ReadResult
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import (

@@ -7,9 +7,10 @@ __all__ = ("APIS", "handle_find_coordinator")
 from collections.abc import Collection
 from typing import Final
 
-from penstock.api.authorization import DENIED, NOBODY, Operation, ResourceType, each
+from penstock.api.authorization import DENIED, NOBODY, each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.find_coordinator import (

@@ -4,7 +4,7 @@ Every request passes it, Produce too. Whoever isn't let through is answered with
 the shape that the API's declaration has for a failure.
 
 Today everybody passes: no listener authenticates, there is no authorizer and there are no quotas. ``is_open`` says
-so, which spares the hot path a call.
+so, which spares the hot path a call. An authorizer that permits everything is as none.
 """
 
 from __future__ import annotations
@@ -13,10 +13,11 @@ __all__ = ("Gate", "Quotas", "UnidentifiedError")
 
 from typing import Any, Protocol
 
-from penstock.api.authorization import DENIED, Authorizer
+from penstock.api.authorization import DENIED, deciding
 from penstock.api.client import Client
 from penstock.api.declaration import Api
 from penstock.log.errors import KafkaError
+from penstock.spi.authorizer import Authorizer
 from penstock.wire.error_codes import ErrorCode
 
 
@@ -48,10 +49,10 @@ class Gate:
         quotas: Quotas | None = None,
         authenticates: bool = False,
     ) -> None:
-        self._authorizer = authorizer
+        self._authorizer = deciding(authorizer)
         self._quotas = quotas
         #: ``admit`` would let every request of every client through at once, so there is no need to ask it.
-        self.is_open = authorizer is None and quotas is None and not authenticates
+        self.is_open = self._authorizer is None and quotas is None and not authenticates
 
     def admit(self, api: Api, request: Any, client: Client, request_bytes: int) -> int:
         """Let ``request`` through to its handler; returns how long the connection is to rest afterwards, in ms.
@@ -70,9 +71,12 @@ class Gate:
 
     @staticmethod
     def _authorize(authorizer: Authorizer, api: Api, request: Any, client: Client) -> None:
+        if not api.needs:
+            return
+        requester = client.requester
         for need in api.needs:
             name = None if need.name_of is None else need.name_of(request)
-            if name is not None and not authorizer.allowed(client, need.operation, need.resource, (name,)):
+            if name is not None and not authorizer.allowed(requester, need.operation, need.resource, (name,)):
                 raise KafkaError(
                     DENIED[need.resource],
                     f"not permitted: principal={client.principal} needs={need} api_key={int(api.key)}",

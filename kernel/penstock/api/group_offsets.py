@@ -10,11 +10,12 @@ __all__ = ("APIS", "handle_offset_commit", "handle_offset_delete", "handle_offse
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
-from penstock.api.authorization import DENIED, Operation, ResourceType, each, the_group
+from penstock.api.authorization import DENIED, each, the_group
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame, one_code
 from penstock.api.lookup import AskedTopic, find_topic, resolve_topics
 from penstock.coordinator.group_types import CommittedOffset, OffsetAndMetadata, TopicPartition
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.offset_commit import (

@@ -18,7 +18,7 @@ __all__ = (
 
 from typing import Final
 
-from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, ResourceType, each, the_group
+from penstock.api.authorization import DENIED, each, the_group
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame, one_code
 from penstock.coordinator.group_types import (
@@ -27,6 +27,7 @@ from penstock.coordinator.group_types import (
     LeaveMember,
     SyncRequest,
 )
+from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_groups import (

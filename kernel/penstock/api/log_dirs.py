@@ -7,11 +7,12 @@ __all__ = ("APIS", "handle_describe_log_dirs")
 from collections.abc import Iterator
 from typing import Final
 
-from penstock.api.authorization import Operation, the_cluster
+from penstock.api.authorization import the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.lookup import partitions_by_topic
 from penstock.log.manager import LogManager
+from penstock.spi.authorizer import Operation
 from penstock.threads import run_in_thread
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.describe_log_dirs import (

@@ -14,12 +14,13 @@ __all__ = (
 from collections.abc import Collection, Iterable, Iterator
 from typing import NamedTuple, TypeAlias
 
-from penstock.api.authorization import DENIED, Operation, ResourceType
+from penstock.api.authorization import DENIED
 from penstock.api.context import RequestContext
 from penstock.api.errors import quoted
 from penstock.log.errors import KafkaError
 from penstock.log.manager import LogManager
 from penstock.log.topic import Topic
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import in_portions
 

@@ -20,7 +20,7 @@ from typing import Final
 
 import anyio
 
-from penstock.api.authorization import CLUSTER_NAME, DENIED, Operation, ResourceType, each
+from penstock.api.authorization import DENIED, each
 from penstock.api.context import EVERYTHING, ApiContext, RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of
@@ -37,6 +37,7 @@ from penstock.api.portions import Steps, at_once, by_portions, first_portion, ot
 from penstock.errors import AlreadyExistsError, NotFoundError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import INTERNAL_TOPICS
+from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersion, ApiVersionsRequest, ApiVersionsResponse

@@ -7,7 +7,7 @@ __all__ = ("APIS", "handle_delete_records", "handle_list_offsets", "handle_offse
 from collections import Counter
 from typing import Final
 
-from penstock.api.authorization import Operation, ResourceType, each
+from penstock.api.authorization import each
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api
@@ -15,6 +15,7 @@ from penstock.api.errors import OPERATING_ERRORS, error_code_of
 from penstock.api.lookup import check_topic_permitted
 from penstock.log.errors import KafkaError
 from penstock.log.partition import Partition
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.delete_records import (

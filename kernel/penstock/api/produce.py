@@ -20,7 +20,7 @@ from functools import partial
 from itertools import islice
 from typing import Final, Protocol
 
-from penstock.api.authorization import Operation, ResourceType, denied, each, the_transactional_id
+from penstock.api.authorization import denied, each, the_transactional_id
 from penstock.api.context import ApiContext, Client
 from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, error_message_of, is_expected
@@ -30,6 +30,7 @@ from penstock.log.frame_memory import SharedFrame, release_part
 from penstock.log.partition import Partition
 from penstock.log.unsupported import NO_TRANSACTIONS
 from penstock.spi.allocator import Allocation
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.produce import (

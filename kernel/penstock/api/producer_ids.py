@@ -7,19 +7,13 @@ __all__ = ("APIS", "handle_init_producer_id")
 import logging
 from typing import Final
 
-from penstock.api.authorization import (
-    CLUSTER_NAME,
-    DENIED,
-    Operation,
-    ResourceType,
-    each,
-    the_transactional_id,
-)
+from penstock.api.authorization import DENIED, each, the_transactional_id
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.errors import ClosedError, FencedError, PenstockError
+from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest, InitProducerIdResponse

@@ -6,11 +6,12 @@ __all__ = ("APIS", "describe_producers_nowait")
 
 from typing import Final
 
-from penstock.api.authorization import DENIED, Operation, ResourceType, each
+from penstock.api.authorization import DENIED, each
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api
 from penstock.api.names import absent_topic_code
 from penstock.api.portions import Steps, first_portion, other_portions
+from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_producers import (

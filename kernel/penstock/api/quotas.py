@@ -7,11 +7,12 @@ __all__ = ("APIS", "describe_client_quotas_nowait")
 from collections.abc import Sequence
 from typing import Final
 
-from penstock.api.authorization import Operation, the_cluster
+from penstock.api.authorization import the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import quoted
 from penstock.log.errors import KafkaError
+from penstock.spi.authorizer import Operation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.describe_client_quotas import (

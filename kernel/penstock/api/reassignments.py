@@ -15,13 +15,14 @@ __all__ = (
 
 from typing import Final
 
-from penstock.api.authorization import Operation, the_cluster
+from penstock.api.authorization import the_cluster
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import TIMED_OUT
 from penstock.api.lookup import partitions_by_topic
 from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.log.errors import KafkaError
+from penstock.spi.authorizer import Operation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_partition_reassignments import (

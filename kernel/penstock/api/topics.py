@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
-from penstock.api.authorization import CLUSTER_NAME, DENIED, NOBODY, Operation, ResourceType, each
+from penstock.api.authorization import DENIED, NOBODY, each
 from penstock.api.configs import config_entry
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
@@ -27,6 +27,7 @@ from penstock.errors import InvalidRequestError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
+from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.create_partitions import (

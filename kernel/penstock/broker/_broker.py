@@ -352,6 +352,7 @@ class Broker:
             session_memory=Ledger("sessions", divided.sessions, allocator),
             clock=time.monotonic,
             now_ms=now_ms,
+            authorizer=None,  # the one place where gate and handlers get theirs from; no plugin decides yet
             data_place=DataPlace(
                 location=object_store.location, capacity=partial(capacity_of, object_store.location)
             ),

@@ -29,6 +29,7 @@ from penstock.log.producer_book import ProducerInfo
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_config import effective_value
 from penstock.spi.allocator import Allocation, AllocatorStatistics
+from penstock.spi.authorizer import Authorizer
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages._index import INDEX
 from penstock.wire.record_batch import BatchError, assign_offsets
@@ -466,7 +467,13 @@ class FakeClock:
 ENDPOINT = Endpoint(node_id=7, host="broker.example", port=9092)
 
 
-def make_api(logs: FakeLogs, clock: Callable[[], float] | None = None, **settings: Any) -> ApiContext:
+def make_api(
+    logs: FakeLogs,
+    clock: Callable[[], float] | None = None,
+    *,
+    authorizer: Authorizer | None = None,
+    **settings: Any,
+) -> ApiContext:
     """An ApiContext around ``logs``."""
     return ApiContext(
         logs=logs,
@@ -474,6 +481,7 @@ def make_api(logs: FakeLogs, clock: Callable[[], float] | None = None, **setting
         settings=ApiSettings(**settings),
         clock=clock or FakeClock(),
         now_ms=lambda: 10_000,
+        authorizer=authorizer,
         data_place=DataPlace(location="memory://", capacity=lambda: (1000, 400)),
     )
 

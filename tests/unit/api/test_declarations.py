@@ -10,18 +10,11 @@ import pytest
 from tests.unit.api.fakes import any_request
 
 import penstock.api
-from penstock.api.authorization import (
-    CLUSTER_NAME,
-    OPERATIONS,
-    Operation,
-    ResourceType,
-    operation_bits,
-    the_cluster,
-    the_transactional_id,
-)
+from penstock.api.authorization import operation_bits, the_cluster, the_transactional_id
 from penstock.api.context import EVERYTHING
 from penstock.api.declaration import Api, Frame, one_code
 from penstock.api.dispatch import advertised, apis
+from penstock.spi.authorizer import CLUSTER_NAME, OPERATIONS, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.heartbeat import HeartbeatResponse
 from penstock.wire.messages.init_producer_id import InitProducerIdRequest
@@ -74,9 +67,10 @@ NEEDS = {
 
 
 def test_every_api_needs_what_kafka_wants_for_it() -> None:
-    assert {api.name: ", ".join(map(str, api.needs)) for api in apis().values()} == NEEDS, (
-        "a new api gets its line of Kafka's table in NEEDS"
-    )
+    declared = {api.name: ", ".join(map(str, api.needs)) for api in apis().values()}
+    rows = [f'"{name}": "{needs}",' for name, needs in declared.items() if name not in NEEDS]
+    assert not rows, f"add a row to NEEDS, if Kafka's table says the same: {' '.join(rows)}"
+    assert declared == NEEDS
 
 
 def test_an_operation_that_an_api_needs_exists_on_that_resource() -> None:
@@ -104,6 +98,11 @@ def test_what_carries_the_metadata_of_a_group_may_be_longer() -> None:
 def test_who_waits_for_others_is_given_up_with_its_client() -> None:
     waiting = {api.key for api in apis().values() if api.cancellable}
     assert waiting == {ApiKey.FETCH, ApiKey.JOIN_GROUP, ApiKey.SYNC_GROUP}
+
+
+def test_what_is_served_before_clients_authenticate_needs_no_permission() -> None:
+    with pytest.raises(ValueError, match="before clients authenticate can't need permissions"):
+        Api(key=ApiKey.HEARTBEAT, needs=(the_cluster(Operation.ALTER),), before_identity=True)
 
 
 def test_a_client_that_has_not_authenticated_asks_for_versions_only() -> None:

@@ -7,8 +7,7 @@ from collections.abc import Collection
 import pytest
 from tests.unit.api.fakes import FakeLogs, make_context
 
-from penstock.api.authorization import Operation, ResourceType
-from penstock.api.context import Client, RequestContext
+from penstock.api.context import RequestContext
 from penstock.api.lookup import (
     check_topic_permitted,
     existing_topic,
@@ -17,6 +16,7 @@ from penstock.api.lookup import (
     resolve_topics,
 )
 from penstock.log.errors import KafkaError
+from penstock.spi.authorizer import Operation, Requester, ResourceType
 from penstock.wire.error_codes import ErrorCode
 
 pytestmark = pytest.mark.anyio
@@ -26,12 +26,14 @@ NO_ID = bytes(16)
 class Denying:
     """Permits what isn't on its list, and remembers what it was asked."""
 
+    permits_all = False
+
     def __init__(self, *denied: str) -> None:
         self.denied = denied
         self.asked: list[tuple[Operation, ResourceType, tuple[str, ...]]] = []
 
     def allowed(
-        self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
+        self, requester: Requester, operation: Operation, resource: ResourceType, names: Collection[str]
     ) -> Collection[str]:
         self.asked.append((operation, resource, tuple(names)))
         return [name for name in names if name not in self.denied]

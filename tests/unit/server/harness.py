@@ -19,6 +19,7 @@ from penstock.api.declaration import Api
 from penstock.api.dispatch import apis
 from penstock.api.gate import Gate
 from penstock.server import ListenerSettings, Server, ServerSettings
+from penstock.spi.authorizer import Authorizer
 from penstock.wire.messages.produce import (
     PartitionProduceData,
     ProduceRequest,
@@ -54,6 +55,7 @@ async def serving(
     api_settings: dict[str, Any] | None = None,
     clock: Any = None,
     gate: Gate | None = None,
+    authorizer: Authorizer | None = None,
     **settings: Any,
 ) -> AsyncIterator[Harness]:
     """A server with the topic ``t`` of two partitions. Fails when it isn't left in time."""
@@ -61,7 +63,7 @@ async def serving(
         logs = FakeLogs()
         logs.add("t", 2)
     with anyio.fail_after(DEADLINE_S):
-        api = make_api(logs, clock, **(api_settings or {}))
+        api = make_api(logs, clock, authorizer=authorizer, **(api_settings or {}))
         allocator = FakeAllocator(memory_bytes)
         table = apis()
         for handler in handlers:

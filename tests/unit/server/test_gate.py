@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
-from tests.unit.api.fakes import FakeLogs, make_batch, make_context
+from tests.unit.api.fakes import FakeLogs, make_api, make_batch, make_context
 from tests.unit.server.harness import offsets, produce, serving, until
 
-from penstock.api.authorization import CLUSTER_NAME, Operation, ResourceType
-from penstock.api.client import ANONYMOUS, Client, Principal
+from penstock.api.client import Client
 from penstock.api.context import EVERYTHING
 from penstock.api.declaration import Api
 from penstock.api.dispatch import apis
@@ -20,6 +19,7 @@ from penstock.api.metadata import describe_topic_partitions_nowait, handle_metad
 from penstock.log.errors import KafkaError
 from penstock.server.large_frame import length_fault
 from penstock.server.settings import ServerSettings
+from penstock.spi.authorizer import ANONYMOUS, CLUSTER_NAME, Operation, Principal, Requester, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.api_versions import ApiVersionsRequest
@@ -52,15 +52,23 @@ def logs() -> FakeLogs:
 class Denying:
     """An authorizer that permits what isn't on its list, and remembers what it was asked."""
 
+    permits_all = False
+
     def __init__(self, *denied: str) -> None:
         self.denied = denied
         self.asked: list[tuple[str, Operation, ResourceType, tuple[str, ...]]] = []
 
     def allowed(
-        self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
+        self, requester: Requester, operation: Operation, resource: ResourceType, names: Collection[str]
     ) -> Collection[str]:
-        self.asked.append((str(client.principal), operation, resource, tuple(names)))
+        self.asked.append((str(requester.principal), operation, resource, tuple(names)))
         return [name for name in names if name not in self.denied]
+
+
+class PermittingAll(Denying):
+    """An authorizer that says so."""
+
+    permits_all = True
 
 
 class Throttling:
@@ -95,6 +103,24 @@ def test_everybody_is_let_through_without_being_asked_where_nobody_decides() -> 
 )
 def test_the_hot_path_asks_as_soon_as_somebody_decides(facts: dict[str, Any]) -> None:
     assert not Gate(**facts).is_open
+
+
+def test_an_authorizer_that_permits_everything_is_not_asked_and_leaves_the_gate_open() -> None:
+    authorizer = PermittingAll("g")
+    gate = Gate(authorizer=authorizer)
+    assert gate.is_open
+    assert admit(gate, ApiKey.HEARTBEAT, HeartbeatRequest(group_id="g")) == 0
+    api = make_api(FakeLogs(), authorizer=authorizer)
+    assert api.authorizer is None, "handlers have their short ways too"
+    assert authorizer.asked == []
+    assert not Gate(authorizer=authorizer, quotas=Throttling()).is_open
+
+
+def test_an_authorizer_is_told_who_asks_from_where_and_of_nothing_else() -> None:
+    client = make_context(FakeLogs(), 0).client
+    assert client.requester == Requester(principal=ANONYMOUS, host="127.0.0.1", listener="PLAINTEXT")
+    assert {client.requester: "kept"}[client.requester] == "kept", "can be the key of a cache"
+    assert [each.name for each in fields(Requester)] == ["principal", "host", "listener"]
 
 
 def test_a_connection_without_authentication_is_kafkas_anonymous_user() -> None:
@@ -202,9 +228,9 @@ class DenyingCreation(Denying):
     """Whoever may see everything and create nothing."""
 
     def allowed(
-        self, client: Client, operation: Operation, resource: ResourceType, names: Collection[str]
+        self, requester: Requester, operation: Operation, resource: ResourceType, names: Collection[str]
     ) -> Collection[str]:
-        super().allowed(client, operation, resource, names)
+        super().allowed(requester, operation, resource, names)
         return () if operation == Operation.CREATE else names
 
 
@@ -219,6 +245,26 @@ async def test_metadata_creates_no_topic_for_a_client_that_may_not(logs: FakeLog
 
 
 # -- the server -----------------------------------------------------------------------------------------------
+
+
+async def test_gate_and_handlers_go_by_the_authorizer_of_the_brokers_context(logs: FakeLogs) -> None:
+    authorizer = Denying("t", "tx")
+    async with serving(logs, authorizer=authorizer) as harness, await harness.connect() as client:
+        assert not harness.server.core.gate.is_open
+        for request in (transactional("tx", make_batch()), produce(make_batch())):
+            response = await client.call(ApiKey.PRODUCE, 9, request)
+            assert response.responses[0].partition_responses[0].error_code
+        assert logs.at("t").high_watermark == 0
+        assert [names for _, _, _, names in authorizer.asked if names != ("t",)] == [("tx",)]
+        assert ("User:ANONYMOUS", Operation.WRITE, ResourceType.TOPIC, ("t",)) in authorizer.asked
+
+
+async def test_produce_keeps_its_short_way_with_an_authorizer_that_permits_everything(logs: FakeLogs) -> None:
+    authorizer = PermittingAll("t")
+    async with serving(logs, authorizer=authorizer) as harness, await harness.connect() as client:
+        assert harness.server.core.gate.is_open
+        assert offsets(await client.call(ApiKey.PRODUCE, 9, produce(make_batch()))) == [(0, 0)]
+        assert authorizer.asked == []
 
 
 async def test_a_request_that_is_refused_is_answered_in_the_shape_of_its_api() -> None:
