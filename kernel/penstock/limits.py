@@ -62,6 +62,7 @@ ENTRY_BYTES_MIN: Final = COMMIT_RANGES_MAX * 68 + 512
 _WAL_PART: Final = 4
 _GROUPS_PART_MAX: Final = 4
 _STATE_PART: Final = 8
+_CARRIED_PART: Final = 16
 _APPEND_PART: Final = 8
 _FETCH_PART: Final = 4
 _RECEIVE_PART: Final = 2
@@ -314,6 +315,8 @@ class Budget:
     fetch: int
     #: Requests that aren't whole or not handled yet, of all connections.
     receive: int
+    #: Those of them that are carried between reads, beyond the first MiB.
+    carried: int
     #: State that clients make the broker remember.
     groups: int
     producers: int
@@ -335,6 +338,7 @@ class Budget:
         if wal:
             upload = min(upload, max(_BLOCK_BYTES_MIN, wal // _WAL_BLOCKS))
         fetch_in_flight = fetch_in_flight or max(4 * MIB, allocator // _FETCH_PART)
+        groups_bytes = groups or max(MIB, allocator // _STATE_PART)
         return cls(
             allocator=allocator,
             wal=wal,
@@ -345,7 +349,9 @@ class Budget:
             fetch=min(FETCH_BYTES_MAX, max(MIB, fetch_in_flight // _FETCHES)),
             # what requests hold before they are handled leaves as much to those that were
             receive=allocator // _RECEIVE_PART,
-            groups=groups or max(MIB, allocator // _STATE_PART),
+            # not at the cost of the quarter that only payload takes
+            carried=max(0, min(allocator // _CARRIED_PART, allocator // _GROUPS_PART_MAX - groups_bytes)),
+            groups=groups_bytes,
             producers=max(MIB, allocator // _STATE_PART),
             # without room for a session, clients are served without one
             sessions=max(MIB, allocator // _STATE_PART),
@@ -365,6 +371,6 @@ class Budget:
         assert 2 * self.receive <= self.allocator, (
             "requests on their way in leave as much to those that are handled"
         )
-        state = self.groups + self.producers + self.sessions
+        state = self.groups + self.producers + self.sessions + self.carried
         assert state + wal_memory <= self.allocator * 3 // 4, "state and the WAL leave a quarter to payload"
         assert self.upload <= 10_000 * PART_BYTES, "an object has as many parts as S3 takes"

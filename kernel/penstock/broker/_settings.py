@@ -159,6 +159,7 @@ def server_settings(tree: Tree, budget: Budget) -> ServerSettings:
         connections_max=listener.connections_max,
         connections_per_address_max=_connections_per_address_max(tree),
         receive_bytes_max=budget.receive,
+        carried_bytes_max=budget.carried,
         idle_timeout_ms=listener.idle_timeout,
         pipeline_requests_max=listener.pipeline_depth,
     )

@@ -28,7 +28,7 @@ from penstock.server.long_produce import ProduceHeader
 from penstock.server.outbox import Outbox
 from penstock.server.pipeline import Phase, Wait
 from penstock.server.registry import Connections
-from penstock.server.settings import CARRIED_BYTES_SOFT, SHORT_BYTES
+from penstock.server.settings import SHORT_BYTES
 from penstock.server.short_produce import ShortProduces
 from penstock.server.turns import SLICE_REQUESTS
 from penstock.shares import PACE_MIN
@@ -77,7 +77,7 @@ class Connection(asyncio.BufferedProtocol):
         self._is_paused = False
         #: It asked for more than fits into one turn of the loop; it has such a turn just now.
         self._is_greedy = self._in_turn = False
-        #: What ``_count`` told last of bytes outside of the allocator.
+        #: What ``_count`` told last of bytes that are carried.
         self._carried = 0
         self.last_active = self.opened = core.time()
         #: It has sent a whole request.
@@ -129,10 +129,12 @@ class Connection(asyncio.BufferedProtocol):
 
     def get_buffer(self, sizehint: int) -> memoryview:
         core, reader = self._core, self._reader
-        if reader.large is not None or reader.partial or reader.expects_large:
+        if reader.large is not None:
             return reader.buffer(core.scratch)
-        if core.carried_bytes > CARRIED_BYTES_SOFT or core.incoming.is_short:
-            return core.scratch[:SHORT_BYTES]
+        if core.carried.is_high or core.incoming.is_short:
+            return reader.buffer(core.scratch)[:SHORT_BYTES]
+        if reader.partial or reader.expects_large:
+            return reader.buffer(core.scratch)
         return core.scratch
 
     def buffer_updated(self, nbytes: int) -> None:
@@ -316,14 +318,16 @@ class Connection(asyncio.BufferedProtocol):
     def _count(self) -> None:
         """Tell the accounts how many bytes are held of requests that aren't handled yet."""
         core, channel, reader = self._core, self.channel, self._reader
-        carried = reader.carried_bytes
-        if carried != self._carried:
-            core.carried_bytes += carried - self._carried
-            self._carried = carried
-        size = reader.held_bytes
-        if channel.waiting is not None:
-            size += channel.waiting.carried_bytes
         incoming, member = core.incoming, channel.incoming
+        carried, size = reader.carried_bytes, reader.held_bytes
+        if channel.waiting is not None:
+            carried += channel.waiting.carried_bytes
+            size += channel.waiting.carried_bytes
+        if carried != self._carried:
+            self._carried = carried
+            core.carried.set(member, carried)
+            if core.carried.is_high and carried:
+                self._connections.carried_much()
         if channel.is_lost:
             return
         self._mark_busy()

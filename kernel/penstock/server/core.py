@@ -19,6 +19,7 @@ from penstock.api.declaration import Api
 from penstock.api.gate import Gate
 from penstock.api.produce_response import ResponseTemplates
 from penstock.log.limiter import BytesLimiter
+from penstock.server.carried import Carried
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.settings import SCRATCH_BYTES, ServerSettings
 from penstock.server.turns import Turns, metered
@@ -80,7 +81,8 @@ class ServerCore:
         self.gathers = False
         self.received_bytes = 0
         self.sent_bytes = 0
-        self.carried_bytes = 0
+        #: What connections carry between reads, outside of the memory that the allocator hands out.
+        self.carried = Carried(settings.carried_bytes_max, allocator)
         self.waiting_for_room = 0
         self.preparing = 0
         self.waiting_for_memory = 0
@@ -119,6 +121,11 @@ class ServerCore:
         """From now on tasks and timers can be started."""
         self._loop = loop
         self._tasks = tasks
+
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes that connections carry between reads."""
+        return self.carried.bytes
 
     # -- tasks and timers -------------------------------------------------------------------------------
 

@@ -100,6 +100,7 @@ class Connections:
         #: Closed because others needed what they held.
         self.outcompeted = 0
         self._is_draining = False
+        self._sheds_soon = False
         self._all_closed = anyio.Event()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._relief_timer: asyncio.TimerHandle | None = None
@@ -235,14 +236,42 @@ class Connections:
 
     def relieve(self) -> None:
         """While somebody waits for a share, close who holds some and doesn't move."""
-        limiters = (self._core.incoming, self._core.outgoing)
+        core = self._core
+        limiters = (core.incoming, core.outgoing)
+        self._shed_carried()
         for limiter in limiters:
             limiter.serve()
             stuck = self.close_stuck(limiter, None)
             while limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
                 limiter.serve()
-        if any(limiter.is_short for limiter in limiters):
+        if core.carried.is_high or any(limiter.is_short for limiter in limiters):
             self.relieve_soon()
+
+    def carried_much(self) -> None:
+        """A connection has just begun to carry more, and all together carry much: see that some give way.
+
+        If it's too much that is done in the next turn of the loop: now the connection is in the midst of its bytes.
+        """
+        self.relieve_soon()
+        if self._core.carried.is_over and not self._sheds_soon:
+            self._sheds_soon = True
+            self._core.call_soon(self._shed_carried)
+
+    def _shed_carried(self) -> None:
+        """Close who carries bytes and is to lose its place for that."""
+        self._sheds_soon = False
+        core = self._core
+        now = core.time()
+        for member in core.carried.victims(now):
+            if not core.carried.is_over and member.owner.outbox.is_our_turn():
+                continue
+            self.outcompeted += 1
+            client = member.owner.client
+            core.warn(
+                "connection closed, too much is carried of requests that aren't whole or wait: "
+                f"peer={client.host}:{client.port} bytes={member.held} carried={core.carried.bytes}"
+            )
+            member.owner.lose_place()
 
     # -- time limits --------------------------------------------------------------------------------------
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 __all__ = (
-    "CARRIED_BYTES_SOFT",
     "LARGE_FRAME_BYTES",
     "PEEK_BYTES",
     "SCRATCH_BYTES",
@@ -27,9 +26,7 @@ SCRATCH_BYTES: Final = 256 * 1024
 #: After a large frame only so much is received blindly: the next frame is probably large too, and what is
 #: received into the scratch buffer has to be copied.
 PEEK_BYTES: Final = 512
-#: When connections that wait carry this much unparsed input, outside of the allocator, others receive small
-#: pieces only: with thousands of connections what each carries would add up (I8).
-CARRIED_BYTES_SOFT: Final = 8 * 1024 * 1024
+#: When connections carry much between reads, they receive pieces of this size only (``penstock.server.carried``).
 SHORT_BYTES: Final = 4 * 1024
 
 # An unfinished small frame is carried over in the scratch buffer, in front of what comes next.
@@ -77,6 +74,8 @@ class ServerSettings:
     pipeline_bytes_max: int = 64 * 1024 * 1024
     #: Bytes of requests that aren't whole, or not handled yet, of all connections (``penstock.shares``).
     receive_bytes_max: int = 256 * 1024 * 1024
+    #: Bytes that all connections carry between reads, at most, and a MiB (``penstock.server.carried``).
+    carried_bytes_max: int = 16 * 1024 * 1024
     #: How long a large frame may wait for memory before its connection is closed.
     memory_wait_ms_max: int = 60_000
     #: How long requests in flight may take once the server stops.

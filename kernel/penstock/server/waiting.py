@@ -42,7 +42,6 @@ class WaitingProduce:
         self._dropped = False
         if frame is not None:
             self._carried = bytearray(frame)
-            core.carried_bytes += len(self._carried)
             call.rebind(_decode(memoryview(self._carried)))
 
     @property
@@ -121,9 +120,7 @@ class WaitingProduce:
         self._drop_carried()
 
     def _drop_carried(self) -> None:
-        carried, self._carried = self._carried, None
-        if carried is not None:
-            self._core.carried_bytes -= len(carried)
+        self._carried = None
 
 
 def _decode(frame: memoryview) -> ProduceRequest:
