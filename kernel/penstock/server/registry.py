@@ -16,7 +16,7 @@ from penstock.api.client import Client
 from penstock.log.limiter import BytesLimiter
 from penstock.server.core import ServerCore
 from penstock.server.outbox import Outbox
-from penstock.shares import Member
+from penstock.shares import GRACE_S, Member
 
 #: How long a closed connection may take to send its last bytes.
 _LINGER_S: Final = 10.0
@@ -127,11 +127,26 @@ class Connections:
         for connection in self:
             connection.drain()
         with anyio.move_on_after(timeout_ms / 1000):
+            self._abort_unread_soon()
             await self._wait_closed()
+        if self._relief_timer is not None:
+            self._relief_timer.cancel()
         for connection in self:
             connection.abort()
         with anyio.move_on_after(1):
             await self._wait_closed()
+
+    def _abort_unread_soon(self) -> None:
+        """Look again and again who doesn't take its last answers: the stop doesn't wait for that."""
+        self._relief_timer = self._core.call_later(_RELIEF_S, self._abort_unread)
+
+    def _abort_unread(self) -> None:
+        now = self._core.time()
+        for connection in self:
+            connection.probe(now)
+            if connection.outbox.stalled_for(now) >= GRACE_S:
+                connection.abort()
+        self._abort_unread_soon()
 
     async def _wait_closed(self) -> None:
         if self._open:

@@ -827,6 +827,23 @@ async def test_draining_has_a_deadline(logs: FakeLogs) -> None:
     await client.__aexit__(None, None, None)
 
 
+async def test_a_stop_does_not_wait_for_who_does_not_take_its_answer(logs: FakeLogs) -> None:
+    for _ in range(20):
+        logs.at("t").write(1, value=b"x" * 1_000_000)
+    clock = FakeClock()
+    async with serving(logs, clock=clock, drain_timeout_ms=3_600_000) as harness:
+        client = await harness.connect()
+        await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
+        await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
+
+        def pass_time() -> None:
+            clock.now_s += 2
+
+        harness.api.draining.add_listener(pass_time)
+    assert harness.server.statistics().connections == 0
+    await client.__aexit__(None, None, None)
+
+
 async def test_half_closed_connection_gets_its_answers(logs: FakeLogs) -> None:
     logs.durable_at_once = False
     async with serving(logs) as harness, await harness.connect() as client:
