@@ -25,7 +25,8 @@ from penstock.spi.wal import WalSpec
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
-from penstock_conformance.reference import DirectoryStore, PlainAllocator
+from penstock_conformance.reference._allocator import PlainAllocator
+from penstock_conformance.reference._object_store import DirectoryStore
 
 T = TypeVar("T")
 

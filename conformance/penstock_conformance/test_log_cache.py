@@ -9,7 +9,7 @@ from typing import Any
 from penstock.errors import InvariantError
 from penstock.spi.log_cache import StreamEntry
 from penstock_conformance._env import Env, raises
-from penstock_conformance.reference import PlainAllocator
+from penstock_conformance.reference._allocator import PlainAllocator
 
 KIND = "log_cache"
 

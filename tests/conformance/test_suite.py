@@ -37,7 +37,9 @@ from penstock.errors import InvalidRequestError
 from penstock.hookspecs import hookimpl
 from penstock.spi.object_store import ObjectStoreCapabilities, ObjectStoreSpec
 from penstock.spi.partitioner import PartitionerCapabilities, PartitionerSpec
-from penstock_conformance.reference import DirectoryStore, NoSettings, PlainPartitioner
+from penstock_conformance.reference._object_store import DirectoryStore
+from penstock_conformance.reference._partitioner import PlainPartitioner
+from penstock_conformance.reference._plugin import NoSettings
 
 class Modest(DirectoryStore):
     capabilities = ObjectStoreCapabilities(compare_and_swap=False, durable=False)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.account import STEP_BYTES, Ledger
-from penstock_conformance.reference import PlainAllocator
+from penstock_conformance.reference._allocator import PlainAllocator
 
 MIB = 1024 * 1024
 

@@ -44,6 +44,15 @@ def test_every_kind_has_clauses(kind: Kind[Any]) -> None:
 
 
 @pytest.mark.parametrize("kind", ROWS)
+@pytest.mark.parametrize("package", ["reference", "mutants"])
+def test_every_kind_has_a_module_of_the_suite_that_registers_it(package: str, kind: Kind[Any]) -> None:
+    module = importlib.import_module(f"penstock_conformance.{package}._{kind.name}")
+    found = getattr(importlib.import_module(f"penstock_conformance.{package}"), kind.hook)
+    assert found is getattr(module, kind.hook)
+    assert found.__module__ == module.__name__
+
+
+@pytest.mark.parametrize("kind", ROWS)
 def test_the_default_of_every_kind_is_in_the_tree(kind: Kind[Any]) -> None:
     registry = PluginRegistry()
     assert isinstance(registry.select(kind.name, kind.default), kind.spec)

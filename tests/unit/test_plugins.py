@@ -30,30 +30,24 @@ from penstock.spi.events import (
     TopicDeleted,
     UploadCommitted,
 )
+from penstock.spi.kinds import KINDS
 from penstock.spi.object_store import ObjectStoreCapabilities, ObjectStoreSpec
 
-#: The class of spec that each registering hook returns, and capabilities to give it.
-SPECS = {
-    "object_store": ("object_store", "ObjectStoreSpec", "ObjectStoreCapabilities()"),
-    "wal": ("wal", "WalSpec", "WalCapabilities(durability_domain='host')"),
-    "log_cache": ("log_cache", "LogCacheSpec", "LogCacheCapabilities()"),
-    "block_cache": ("block_cache", "BlockCacheSpec", "BlockCacheCapabilities()"),
-    "allocator": ("allocator", "AllocatorSpec", "AllocatorCapabilities()"),
-    "partitioner": ("partitioner", "PartitionerSpec", "PartitionerCapabilities()"),
-    "metadata_log": ("metadata_log", "MetadataLogSpec", "MetadataLogCapabilities()"),
-}
+#: Capabilities of kinds that can't do without saying any.
+CAPABILITIES = {"wal": "durability_domain='host'"}
 
 Write = Callable[..., str]
 
 
 def provider(kind: str, name: str, extra: str = "") -> str:
     """The source of a plugin of ``kind``."""
-    module, spec, capabilities = SPECS[kind]
+    spec = KINDS[kind].spec
+    capabilities = f"{spec.__name__.removesuffix('Spec')}Capabilities({CAPABILITIES.get(kind, '')})"
     return f'''
 """A plugin made by a test."""
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings
-from penstock.spi.{module} import *
+from {spec.__module__} import *
 
 class MySettings(Settings):
     """Nothing to set but this."""
@@ -61,7 +55,7 @@ class MySettings(Settings):
 
 @hookimpl
 def penstock_register_{kind}():
-    return {spec}(name="{name}", summary="made by a test", settings=MySettings, capabilities={capabilities},
+    return {spec.__name__}(name="{name}", summary="made by a test", settings=MySettings, capabilities={capabilities},
                   open=lambda settings, services: None, version="7", {extra})
 '''
 

@@ -7,10 +7,19 @@ __all__ = ()
 import mmap
 import weakref
 
-from penstock.spi.allocator import AllocatorCapabilities
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import PlainAllocator
-from penstock_conformance.reference._allocator import _Grant, _Reservation, _Waiter
+from pydantic import Field
+
+from penstock.hookspecs import hookimpl
+from penstock.spi.allocator import AllocatorCapabilities, AllocatorSpec
+from penstock_conformance.mutants._mutant import DEFECT, NAME, SUMMARY, make, mutant
+from penstock_conformance.reference._allocator import (
+    AllocatorSettings,
+    PlainAllocator,
+    _Grant,
+    _Reservation,
+    _Waiter,
+)
+from penstock_conformance.reference._plugin import closing
 
 KIND = "allocator"
 
@@ -230,3 +239,21 @@ class _Hasty(_Reservation):
         owner = self._checked(size)
         more, self.granted = size - self.granted, size
         self._absorb(await owner.take(more, self.purpose, own=self.accounted), size)
+
+
+class DefectiveAllocator(AllocatorSettings):
+    """Which mutant it is, and the limit."""
+
+    defect: str = Field(description=DEFECT)
+
+
+@hookimpl
+def penstock_register_allocator() -> AllocatorSpec[DefectiveAllocator]:
+    """Register the broken allocators."""
+    return AllocatorSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=DefectiveAllocator,
+        capabilities=AllocatorCapabilities(),
+        open=closing(lambda settings, _: make("allocator", settings.defect, settings.limit)),
+    )

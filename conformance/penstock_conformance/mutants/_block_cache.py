@@ -6,12 +6,15 @@ __all__ = ()
 
 from collections.abc import Sequence
 
+from pydantic import Field
+
 from penstock.errors import UnavailableError
-from penstock.spi.block_cache import BlockLoader, BlockRef
+from penstock.hookspecs import hookimpl
+from penstock.spi.block_cache import BlockCacheCapabilities, BlockCacheSpec, BlockLoader, BlockRef
 from penstock.spi.plugin import Buffer
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import PlainBlockCache
-from penstock_conformance.reference._block_cache import _Slot
+from penstock_conformance.mutants._mutant import DEFECT, NAME, SUMMARY, make, mutant
+from penstock_conformance.reference._block_cache import BlockCacheSettings, PlainBlockCache, _Slot
+from penstock_conformance.reference._plugin import closing
 
 KIND = "block_cache"
 
@@ -152,3 +155,25 @@ class DropsAwaitedBlocks(PlainBlockCache):
         loading = [block for block, slot in self._slots.items() if not slot.done.is_set()]
         self._settle_failed(loading, [self._slots[block] for block in loading], UnavailableError("no room"))
         return super().evict(bytes_wanted)
+
+
+class DefectiveBlockCache(BlockCacheSettings):
+    """Which mutant it is, and the limit."""
+
+    defect: str = Field(description=DEFECT)
+
+
+@hookimpl
+def penstock_register_block_cache() -> BlockCacheSpec[DefectiveBlockCache]:
+    """Register the broken block caches."""
+    return BlockCacheSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=DefectiveBlockCache,
+        capabilities=BlockCacheCapabilities(readahead=True),
+        open=closing(
+            lambda settings, services: make(
+                "block_cache", settings.defect, settings.limit, services.allocator
+            )
+        ),
+    )

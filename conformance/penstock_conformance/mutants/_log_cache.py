@@ -6,9 +6,11 @@ __all__ = ()
 
 from collections.abc import Sequence
 
-from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import PlainLogCache
+from penstock.hookspecs import hookimpl
+from penstock.spi.log_cache import LogCacheCapabilities, LogCacheSpec, LogCacheStatistics, StreamEntry
+from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
+from penstock_conformance.reference._log_cache import PlainLogCache
+from penstock_conformance.reference._plugin import closing
 
 KIND = "log_cache"
 
@@ -129,3 +131,15 @@ class CountsNothing(PlainLogCache):
 
     def statistics(self) -> LogCacheStatistics:
         return LogCacheStatistics()
+
+
+@hookimpl
+def penstock_register_log_cache() -> LogCacheSpec[Defective]:
+    """Register the broken log caches."""
+    return LogCacheSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=Defective,
+        capabilities=LogCacheCapabilities(),
+        open=closing(lambda settings, _: make("log_cache", settings.defect)),
+    )

@@ -9,10 +9,16 @@ from collections.abc import AsyncIterator
 import anyio
 
 from penstock.errors import ConflictError, CorruptError, InvalidRequestError
-from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import PlainMetadataLog
-from penstock_conformance.reference._metadata_log import _unpack
+from penstock.hookspecs import hookimpl
+from penstock.spi.metadata_log import (
+    MetadataEntry,
+    MetadataLogCapabilities,
+    MetadataLogSpec,
+    MetadataSnapshot,
+)
+from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
+from penstock_conformance.reference._metadata_log import PlainMetadataLog, _unpack
+from penstock_conformance.reference._plugin import closing
 
 KIND = "metadata_log"
 
@@ -204,3 +210,15 @@ class AppendsInTwoSteps(PlainMetadataLog):
     async def _create(self, key: str, body: bytes) -> None:
         await super()._create(key, b"")
         await self._store.put(key, [body])
+
+
+@hookimpl
+def penstock_register_metadata_log() -> MetadataLogSpec[Defective]:
+    """Register the broken metadata logs."""
+    return MetadataLogSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=Defective,
+        capabilities=MetadataLogCapabilities(),
+        open=closing(lambda settings, services: make("metadata_log", settings.defect, services.object_store)),
+    )

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ("MUTANTS", "Mutant", "make", "mutant")
+__all__ = ("DEFECT", "MUTANTS", "NAME", "SUMMARY", "Defective", "Mutant", "make", "mutant")
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+from pydantic import Field
 
 from penstock.errors import ConfigError
+from penstock.spi import Settings
 
 C = TypeVar("C", bound=type)
+
+#: How the plugins that register mutants describe themselves, and the setting that chooses one.
+NAME: Final = "mutant"
+SUMMARY: Final = "deliberately broken, to test the conformance suite"
+DEFECT: Final = "what is wrong with it"
+
+
+class Defective(Settings):
+    """Which mutant it is."""
+
+    defect: str = Field(description=DEFECT)
 
 
 @dataclass(frozen=True, slots=True)

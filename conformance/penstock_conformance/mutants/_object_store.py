@@ -12,10 +12,12 @@ from pathlib import Path
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, NotFoundError
-from penstock.spi.object_store import ObjectInfo, ObjectStoreStatistics
+from penstock.hookspecs import hookimpl
+from penstock.spi.object_store import ObjectInfo, ObjectStoreSpec, ObjectStoreStatistics
 from penstock.spi.plugin import Buffer
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import DirectoryStore
+from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
+from penstock_conformance.reference._object_store import STORE_CAPABILITIES, DirectoryStore
+from penstock_conformance.reference._plugin import closing
 
 KIND = "object_store"
 
@@ -305,3 +307,17 @@ class CountsNothing(DirectoryStore):
 
     def statistics(self) -> ObjectStoreStatistics:
         return ObjectStoreStatistics()
+
+
+@hookimpl
+def penstock_register_object_store() -> ObjectStoreSpec[Defective]:
+    """Register the broken object stores."""
+    return ObjectStoreSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=Defective,
+        capabilities=STORE_CAPABILITIES,
+        open=closing(
+            lambda settings, services: make("object_store", settings.defect, services.data_dir / "objects")
+        ),
+    )

@@ -7,9 +7,11 @@ __all__ = ()
 import random
 from collections.abc import Mapping
 
-from penstock.spi.partitioner import PartitionLoad
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import PlainPartitioner
+from penstock.hookspecs import hookimpl
+from penstock.spi.partitioner import PartitionerCapabilities, PartitionerSpec, PartitionLoad
+from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
+from penstock_conformance.reference._partitioner import PlainPartitioner
+from penstock_conformance.reference._plugin import closing
 
 KIND = "partitioner"
 
@@ -107,3 +109,15 @@ class KnowsOnlyItsOwnTopics(PlainPartitioner):
     def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
         self._sticky.__getitem__(topic)
         super().update_load(topic, loads, now_ms)
+
+
+@hookimpl
+def penstock_register_partitioner() -> PartitionerSpec[Defective]:
+    """Register the broken partitioners."""
+    return PartitionerSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=Defective,
+        capabilities=PartitionerCapabilities(key_affinity=True, adaptive=True),
+        open=closing(lambda settings, _: make("partitioner", settings.defect)),
+    )

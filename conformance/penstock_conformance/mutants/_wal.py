@@ -11,13 +11,23 @@ from contextlib import suppress
 from pathlib import Path
 
 import anyio
+from pydantic import Field
 
 from penstock.errors import ClosedError, CorruptError, FencedError
+from penstock.hookspecs import hookimpl
+from penstock.spi import Services
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalEntry, WalStatistics
-from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference import FileWal
-from penstock_conformance.reference._wal import RECORD_BYTES, Header
+from penstock.spi.wal import WalAppend, WalEntry, WalSpec, WalStatistics
+from penstock_conformance.mutants._mutant import DEFECT, MUTANTS, NAME, SUMMARY, make, mutant
+from penstock_conformance.reference._wal import (
+    RECORD_BYTES,
+    WAL_CAPABILITIES,
+    FileWal,
+    Header,
+    WalSettings,
+    identify_wal,
+    open_wal,
+)
 
 KIND = "wal"
 
@@ -408,3 +418,41 @@ class CountsNothing(FileWal):
 
     def statistics(self) -> WalStatistics:
         return WalStatistics(state=self._state)
+
+
+class DefectiveWal(WalSettings):
+    """Which mutant it is, and the capacity."""
+
+    defect: str = Field(description=DEFECT)
+
+
+def _make_wal(settings: DefectiveWal, path: Path, epoch: int, capacity: int) -> FileWal:
+    made = make("wal", settings.defect, path, epoch, capacity)
+    assert isinstance(made, FileWal)
+    return made
+
+
+def _wal_class(settings: DefectiveWal) -> type[FileWal]:
+    made = MUTANTS["wal", settings.defect].make
+    assert isinstance(made, type)
+    assert issubclass(made, FileWal)
+    return made
+
+
+def _open_wal(settings: DefectiveWal, services: Services) -> object:
+    return open_wal(lambda path, epoch, capacity: _make_wal(settings, path, epoch, capacity))(
+        settings, services
+    )
+
+
+@hookimpl
+def penstock_register_wal() -> WalSpec[DefectiveWal]:
+    """Register the broken WALs."""
+    return WalSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=DefectiveWal,
+        capabilities=WAL_CAPABILITIES,
+        open=_open_wal,  # type: ignore[arg-type] # the reference's class stands for the Protocol
+        identify=identify_wal(_wal_class),
+    )

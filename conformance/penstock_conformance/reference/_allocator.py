@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("PlainAllocator",)
+__all__ = ("AllocatorSettings", "PlainAllocator")
 
 import mmap
 import weakref
@@ -11,9 +11,13 @@ from collections.abc import Callable
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
+from pydantic import Field
 
 from penstock.errors import ClosedError, FullError, InvalidRequestError, InvariantError
-from penstock.spi.allocator import AllocatorCapabilities, AllocatorStatistics
+from penstock.hookspecs import hookimpl
+from penstock.spi import Settings, Size
+from penstock.spi.allocator import AllocatorCapabilities, AllocatorSpec, AllocatorStatistics
+from penstock_conformance.reference._plugin import NAME, SUMMARY, closing
 
 
 class _Grant:
@@ -230,3 +234,21 @@ class PlainAllocator:
     def _settle(self, waiter: _Waiter, answer: _Grant | ClosedError) -> None:
         waiter.answer = answer
         waiter.event.set()
+
+
+class AllocatorSettings(Settings):
+    """Settings of the plain allocator."""
+
+    limit: Size = Field(default=64 * 2**20, ge=1, description="memory for payload")
+
+
+@hookimpl
+def penstock_register_allocator() -> AllocatorSpec[AllocatorSettings]:
+    """Register the plain allocator."""
+    return AllocatorSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=AllocatorSettings,
+        capabilities=AllocatorCapabilities(),
+        open=closing(lambda settings, _: PlainAllocator(settings.limit)),
+    )

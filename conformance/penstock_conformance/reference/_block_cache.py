@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ("PlainBlockCache",)
+__all__ = ("BlockCacheSettings", "PlainBlockCache")
 
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import anyio
+from pydantic import Field
 
 from penstock.errors import ClosedError
+from penstock.hookspecs import hookimpl
+from penstock.spi import Settings, Size
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import (
     BlockCacheCapabilities,
+    BlockCacheSpec,
     BlockCacheStatistics,
     BlockLoader,
     BlockRef,
 )
 from penstock.spi.plugin import Buffer
+from penstock_conformance.reference._plugin import NAME, SUMMARY, closing
 
 
 @dataclass(slots=True, eq=False)
@@ -222,3 +227,21 @@ class PlainBlockCache:
             evicted=self._evicted,
             loading=sum(not slot.done.is_set() for slot in self._slots.values()),
         )
+
+
+class BlockCacheSettings(Settings):
+    """Settings of the plain block cache."""
+
+    limit: Size = Field(default=4 * 2**20, ge=1, description="memory for blocks")
+
+
+@hookimpl
+def penstock_register_block_cache() -> BlockCacheSpec[BlockCacheSettings]:
+    """Register the plain block cache."""
+    return BlockCacheSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=BlockCacheSettings,
+        capabilities=BlockCacheCapabilities(readahead=True),
+        open=closing(lambda settings, services: PlainBlockCache(settings.limit, services.allocator)),
+    )

@@ -7,7 +7,9 @@ __all__ = ("Block", "PlainLogCache")
 from collections.abc import Sequence
 
 from penstock.errors import InvariantError
-from penstock.spi.log_cache import LogCacheCapabilities, LogCacheStatistics, StreamEntry
+from penstock.hookspecs import hookimpl
+from penstock.spi.log_cache import LogCacheCapabilities, LogCacheSpec, LogCacheStatistics, StreamEntry
+from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
 
 
 class Block:
@@ -145,3 +147,15 @@ class PlainLogCache:
             hits=self._hits,
             misses=self._misses,
         )
+
+
+@hookimpl
+def penstock_register_log_cache() -> LogCacheSpec[NoSettings]:
+    """Register the plain log cache."""
+    return LogCacheSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=NoSettings,
+        capabilities=LogCacheCapabilities(),
+        open=closing(lambda *_: PlainLogCache()),
+    )

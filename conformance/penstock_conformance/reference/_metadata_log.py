@@ -19,13 +19,16 @@ from penstock.errors import (
     InvalidRequestError,
     NotFoundError,
 )
+from penstock.hookspecs import hookimpl
 from penstock.spi.metadata_log import (
     MetadataEntry,
     MetadataLogCapabilities,
+    MetadataLogSpec,
     MetadataLogStatistics,
     MetadataSnapshot,
 )
 from penstock.spi.object_store import ObjectStore
+from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
 
 _CAPABILITIES = MetadataLogCapabilities(entry_bytes_max=256 * 1024)
 # CRC-32C of the rest, index, nonce that tells writers apart
@@ -164,3 +167,16 @@ def _unpack(index: int, raw: bytes) -> bytes:
     if _HEAD.unpack_from(raw)[1] != index:
         raise CorruptError(f"a metadata entry says it is another: index={index}")
     return raw[_HEAD.size :]
+
+
+@hookimpl
+def penstock_register_metadata_log() -> MetadataLogSpec[NoSettings]:
+    """Register the plain metadata log."""
+    return MetadataLogSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=NoSettings,
+        capabilities=MetadataLogCapabilities(),
+        open=closing(lambda _, services: PlainMetadataLog(services.object_store)),
+        requires=frozenset({"put_if_absent"}),
+    )

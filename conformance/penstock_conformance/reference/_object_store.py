@@ -16,8 +16,15 @@ from urllib.parse import quote, unquote
 from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
-from penstock.spi.object_store import ObjectInfo, ObjectStoreCapabilities, ObjectStoreStatistics
+from penstock.hookspecs import hookimpl
+from penstock.spi.object_store import (
+    ObjectInfo,
+    ObjectStoreCapabilities,
+    ObjectStoreSpec,
+    ObjectStoreStatistics,
+)
 from penstock.spi.plugin import Buffer
+from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
 
 STORE_CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, compare_and_swap=True, multipart=True)
 
@@ -206,3 +213,15 @@ class _Upload:
     async def abort(self) -> None:
         await checkpoint()
         self._parts.clear()
+
+
+@hookimpl
+def penstock_register_object_store() -> ObjectStoreSpec[NoSettings]:
+    """Register the directory store."""
+    return ObjectStoreSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=NoSettings,
+        capabilities=STORE_CAPABILITIES,
+        open=closing(lambda _, services: DirectoryStore(services.data_dir / "objects")),
+    )

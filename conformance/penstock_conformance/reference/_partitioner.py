@@ -8,7 +8,9 @@ import random
 from collections.abc import Mapping
 
 from penstock.errors import InvalidRequestError
-from penstock.spi.partitioner import PartitionerCapabilities, PartitionLoad
+from penstock.hookspecs import hookimpl
+from penstock.spi.partitioner import PartitionerCapabilities, PartitionerSpec, PartitionLoad
+from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
 
 _STICKY_BYTES = 16384
 _MASK = 0xFFFFFFFF
@@ -66,3 +68,15 @@ class PlainPartitioner:
 
     def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
         self._loads[topic] = dict(loads)
+
+
+@hookimpl
+def penstock_register_partitioner() -> PartitionerSpec[NoSettings]:
+    """Register the plain partitioner."""
+    return PartitionerSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=NoSettings,
+        capabilities=PartitionerCapabilities(key_affinity=True, adaptive=True),
+        open=closing(lambda *_: PlainPartitioner()),
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("WAL_CAPABILITIES", "FileWal", "identify_wal", "open_wal")
+__all__ = ("WAL_CAPABILITIES", "FileWal", "WalSettings", "identify_wal", "open_wal")
 
 import asyncio
 import fcntl
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 from anyio.lowlevel import checkpoint
 from crc32c import crc32c
+from pydantic import Field
 
 from penstock.errors import (
     ClosedError,
@@ -25,8 +26,11 @@ from penstock.errors import (
     InvalidRequestError,
     UnavailableError,
 )
+from penstock.hookspecs import hookimpl
+from penstock.spi import Settings, Size
 from penstock.spi.plugin import Buffer, Services
-from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
+from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics
+from penstock_conformance.reference._plugin import NAME, SUMMARY
 
 WAL_CAPABILITIES = WalCapabilities(
     durability_domain="host", fencing=True, bounded=True, seal=True, identity=True, entry_bytes_max=2**20
@@ -340,3 +344,22 @@ def identify_wal(
 
 def _path(services: Services) -> Path:
     return services.data_dir / "wal" / "log"
+
+
+class WalSettings(Settings):
+    """Settings of the file WAL."""
+
+    capacity: Size = Field(default=2 * 2**20, ge=4096, description="bytes of the log between trims")
+
+
+@hookimpl
+def penstock_register_wal() -> WalSpec[WalSettings]:
+    """Register the file WAL."""
+    return WalSpec(
+        name=NAME,
+        summary=SUMMARY,
+        settings=WalSettings,
+        capabilities=WAL_CAPABILITIES,
+        open=open_wal(FileWal),
+        identify=identify_wal(lambda _: FileWal),
+    )

@@ -31,7 +31,7 @@ OTHER_WAL = """
     from dataclasses import replace
     from penstock.hookspecs import hookimpl
     from penstock.spi.wal import WalSpec
-    from penstock_conformance.reference import WAL_CAPABILITIES, FileWal, WalSettings, open_wal
+    from penstock_conformance.reference._wal import WAL_CAPABILITIES, FileWal, WalSettings, open_wal
 
     async def tell_nothing(settings, services):
         return IDENTITY

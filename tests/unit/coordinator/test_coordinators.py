@@ -22,7 +22,7 @@ from penstock.coordinator.placement import partition_for
 from penstock.errors import ClosedError, FencedError, NewerVersionError, PenstockError, UnavailableError
 from penstock.log.keyed_log import Record
 from penstock.wire.error_codes import ErrorCode
-from penstock_conformance.reference import PlainAllocator
+from penstock_conformance.reference._allocator import PlainAllocator
 
 pytestmark = pytest.mark.anyio
 

@@ -24,7 +24,7 @@ from penstock.coordinator.group_types import (
 )
 from penstock.errors import UnavailableError
 from penstock.wire.error_codes import ErrorCode
-from penstock_conformance.reference import PlainAllocator
+from penstock_conformance.reference._allocator import PlainAllocator
 
 pytestmark = pytest.mark.anyio
 KIB = 1024
