@@ -21,6 +21,7 @@ from penstock.api.produce_response import ResponseTemplates
 from penstock.log.limiter import BytesLimiter
 from penstock.server.carried import Carried
 from penstock.server.produce_heads import ProduceHeads
+from penstock.server.room_turns import RoomTurns
 from penstock.server.settings import SCRATCH_BYTES, ServerSettings
 from penstock.server.turns import Turns, metered
 from penstock.spi.allocator import Allocator
@@ -81,6 +82,8 @@ class ServerCore:
         self.gathers = False
         self.received_bytes = 0
         self.sent_bytes = 0
+        #: Who may try the log again when it had no room.
+        self.room_turns = RoomTurns()
         #: What connections carry between reads, outside of the memory that the allocator hands out.
         self.carried = Carried(settings.carried_bytes_max, allocator)
         self.waiting_for_room = 0

@@ -118,7 +118,16 @@ def start(
         call.advance()
     except NotNowError as not_now:
         own_frame = frame if allocation is None else None
-        channel.wait_not_now(WaitingProduce(core, call, own_frame, is_work=not_now.is_work))
+        channel.wait_not_now(
+            WaitingProduce(
+                core,
+                call,
+                own_frame,
+                is_work=not_now.is_work,
+                address=channel.address,
+                size=len(frame),
+            )
+        )
 
 
 def _admit(channel: Channel, slot: _ProduceSlot, call: ProduceCall, request: ProduceRequest) -> bool:

@@ -28,12 +28,22 @@ class WaitingProduce:
     copy, and from memory of the log's once there is some. None if the call has its memory already.
     """
 
-    __slots__ = ("_call", "_carried", "_dropped", "_is_work", "_core")
+    __slots__ = ("_address", "_call", "_carried", "_core", "_dropped", "_is_work", "_size")
 
     def __init__(
-        self, core: ServerCore, call: ProduceCall, frame: memoryview | None, *, is_work: bool
+        self,
+        core: ServerCore,
+        call: ProduceCall,
+        frame: memoryview | None,
+        *,
+        is_work: bool,
+        address: str,
+        size: int,
     ) -> None:
         self._core = core
+        #: Who waits for room, and with how many bytes.
+        self._address = address
+        self._size = size
         self._call = call
         #: Whether it waits for work on a batch first, and not for room.
         self._is_work = is_work
@@ -84,7 +94,7 @@ class WaitingProduce:
         """Wait for what the call waits for, and count it as that."""
         core = self._core
         if not is_work:
-            await wait()
+            await core.room_turns.wait(self._address, self._size, wait)
             return
         core.waiting_for_room -= 1
         core.preparing += 1
