@@ -32,7 +32,7 @@ from penstock.log.preparation import Preparer
 from penstock.log.producer_book import ProducerMemory
 from penstock.log.reconciler import Reconciler
 from penstock.log.topic import Topic
-from penstock.metadata.deltas import LeadersChanged, TopicAdded, TopicConfigured, TopicGrown, TopicRemoved
+from penstock.metadata.deltas import LeadersChanged, TopicAdded, TopicChanged, TopicGrown, TopicRemoved
 from penstock.metadata.topics import NO_LEADER, TopicState
 from penstock.spi.events import PartitionClosed, PartitionOpened, TopicCreated, TopicDeleted
 from penstock.stream.engine import StreamEngine
@@ -91,7 +91,7 @@ class ServedTopics:
         deltas = self._engine.metadata.bus
         deltas.subscribe(TopicAdded, self._topic_added)
         deltas.subscribe(TopicGrown, lambda delta: self._reconciler.mark((delta.topic_id,)))
-        deltas.subscribe(TopicConfigured, lambda delta: self._reconciler.mark((delta.topic_id,)))
+        deltas.subscribe(TopicChanged, lambda delta: self._reconciler.mark((delta.topic_id,)))
         deltas.subscribe(TopicRemoved, self._topic_removed)
         deltas.subscribe(LeadersChanged, self._leaders_changed)
         self._reconciler.mark(topic_ids)

@@ -19,7 +19,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
 
     A command is a frozen ``msgspec.Struct`` with a ``tag`` of its own, in a module of ``penstock.metadata.commands``.
     Fields may be added with defaults; a field, or a tag, never changes its meaning (version N reads N-1).
-    A release with a new tag or field raises ``ENTRY_VERSION``: an older Penstock can't tell it from damage otherwise.
+    A new tag or field raises ``METADATA_VERSION``: an older Penstock can't tell it from damage otherwise.
     """
 
     def fold(self, image: State, at: Moment) -> Any:

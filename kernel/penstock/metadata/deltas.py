@@ -20,7 +20,7 @@ __all__ = (
     "StreamsChanged",
     "StreamsRemoved",
     "TopicAdded",
-    "TopicConfigured",
+    "TopicChanged",
     "TopicGrown",
     "TopicRemoved",
 )
@@ -62,8 +62,8 @@ class TopicGrown(Delta, frozen=True):
     first: int
 
 
-class TopicConfigured(Delta, frozen=True):
-    """The topic's overrides were replaced."""
+class TopicChanged(Delta, frozen=True):
+    """Fields of the topic changed that have no delta of their own, as its configs have none."""
 
     topic_id: bytes
 

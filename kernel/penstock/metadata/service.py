@@ -35,7 +35,6 @@ from penstock.errors import (
     again,
     kept,
 )
-from penstock.metadata import commands as c
 from penstock.metadata import owners
 from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
@@ -43,6 +42,7 @@ from penstock.metadata.commands.nodes import RegisterNode
 from penstock.metadata.image import Image
 from penstock.metadata.snapshot import Cut
 from penstock.metadata.tailer import Tailer
+from penstock.metadata.versions import METADATA_VERSION
 from penstock.spi.metadata_log import MetadataLog, MetadataSnapshot
 from penstock.spi.statistics import counter, gauge
 from penstock.work.retry import Backoff
@@ -202,7 +202,7 @@ class MetadataService:
         self._registered = None
         command = RegisterNode(node_id, self._writer, wal, place, lost_wals=list(lost_wals), unnamed=unnamed)
         # the fold does too; this way a refused start writes nothing
-        owners.check_registration(self.image.nodes, command.found(), c.ENTRY_VERSION)
+        owners.check_registration(self.image.nodes, command.found(), METADATA_VERSION)
         epoch = await self.submit(command)
         assert isinstance(epoch, int)
         self._registered = (node_id, epoch)

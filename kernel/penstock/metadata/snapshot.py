@@ -9,12 +9,12 @@ from typing import Any, Final
 
 import msgspec
 
-from penstock.errors import CorruptError, NewerVersionError
+from penstock.errors import CorruptError
 from penstock.metadata.ranges import Ranges
 from penstock.metadata.state import State
-from penstock.metadata.stored import IMAGE_VERSION, ImageData, upgrade
+from penstock.metadata.stored import ImageData, upgrade
 from penstock.metadata.table import RowCut
-from penstock.metadata.versions import refuse_newer
+from penstock.metadata.versions import METADATA_VERSION, refuse_newer, version_of
 from penstock.work.pieces import pieces
 
 #: What a snapshot encodes in one go: a millisecond or so on the event loop.
@@ -57,6 +57,7 @@ class Cut:
         self.index = image.index
         self._image = image
         small = ImageData(
+            version=METADATA_VERSION,
             index=image.index,
             cluster_id=image.cluster_id,
             controller=image.controller,
@@ -113,11 +114,8 @@ def decode_snapshot(data: bytes) -> ImageData:
     try:
         image = _decoder.decode(data)
     except msgspec.MsgspecError as error:
-        refuse_newer(data, "a metadata snapshot", f"bytes={len(data)}", known=IMAGE_VERSION)
+        refuse_newer(version_of(data), "a metadata snapshot", f"bytes={len(data)}")
         raise CorruptError(f"metadata snapshot can't be read: reason={error}") from error
-    if image.version > IMAGE_VERSION:
-        raise NewerVersionError.of(
-            "a metadata snapshot", f"index={image.index}", version=image.version, known=IMAGE_VERSION
-        )
+    refuse_newer(image.version, "a metadata snapshot", f"index={image.index}")
     upgrade(image)
     return image

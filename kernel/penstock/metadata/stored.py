@@ -2,7 +2,7 @@
 
 MessagePack, one map::
 
-    "version"           4
+    "version"           that of penstock.metadata.versions
     "index"             of the last entry that is folded into it
     "cluster_id"        name of the cluster
     "controller"        id of the node, -1: none
@@ -13,18 +13,12 @@ MessagePack, one map::
                         40 for each range (penstock.metadata.ranges)
     "objects"           map: object id -> map of the fields of ObjectState
 
-All keys are there, in this order. ``version`` stays where it is in all that come. Versions:
-
-- 2: ranges are bytes, an object's are counted instead of listed, nodes say which WAL they use.
-- 3: nodes say since when, and for every WAL, also one that tells no identity.
-- 4: topics say who leads their partitions, and the cluster who its controller is.
-
-Older ones are read as well.
+All keys are there, in this order. ``version`` stays where it is in all that come; older ones are read as well.
 """
 
 from __future__ import annotations
 
-__all__ = ("IMAGE_VERSION", "ImageData", "upgrade")
+__all__ = ("ImageData", "upgrade")
 
 from collections import Counter
 
@@ -34,14 +28,13 @@ from penstock.metadata.nodes import NodeState
 from penstock.metadata.objects import ObjectState
 from penstock.metadata.streams import StreamState
 from penstock.metadata.topics import NO_LEADER, TopicState
-
-IMAGE_VERSION = 4
+from penstock.metadata.versions import METADATA_VERSION
 
 
 class ImageData(msgspec.Struct):
     """The content of a snapshot."""
 
-    version: int = IMAGE_VERSION
+    version: int = 1
     index: int = 0
     cluster_id: str = ""
     controller: int = -1
@@ -69,7 +62,7 @@ def upgrade(data: ImageData) -> None:
             node.wal_in_use = node.wal_in_use or (not node.wal and node.node_id in owners)
     if data.version < 4:
         _find_leaders(data)
-    data.version = IMAGE_VERSION
+    data.version = METADATA_VERSION
 
 
 def _find_leaders(data: ImageData) -> None:

@@ -11,7 +11,7 @@ from penstock.broker import Broker
 from penstock.config import load_config
 from penstock.errors import ConfigError, CorruptError
 from penstock.log.manager import LogManager
-from penstock.metadata import commands
+from penstock.metadata import commands, service
 from penstock.plugins import PluginRegistry
 from penstock_tools.inspection.places import open_places
 from penstock_tools.inspection.verify import Problem, verify
@@ -40,7 +40,8 @@ async def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Plac
         "object_store__url": f"file://{tmp_path}/data/objects",
     }
     with monkeypatch.context() as patch:
-        patch.setattr(commands, "ENTRY_VERSION", 1)
+        patch.setattr(commands, "METADATA_VERSION", 1)
+        patch.setattr(service, "METADATA_VERSION", 1)
         with monkeypatch.context() as killed:
             killed.setattr(LogManager, "drain", fail)
             async with place.broker() as broker:

@@ -16,6 +16,7 @@ from penstock.metadata.commands.nodes import RegisterNode
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.image import Image
+from penstock.metadata.state import Moment, State
 
 START: list[Command] = [FormatCluster("c"), RegisterNode(1, "a"), CreateTopic("events", TOPIC_ID, 2)]
 
@@ -41,7 +42,7 @@ class Picture:
                     self.controller = self.image.controller
                 case d.LeadersChanged():
                     self._look("topics", delta.partitions)
-                case d.TopicAdded() | d.TopicGrown() | d.TopicConfigured() | d.TopicRemoved():
+                case d.TopicAdded() | d.TopicGrown() | d.TopicChanged() | d.TopicRemoved():
                     self._look("topics", [delta.topic_id])
                 case d.StreamsAdded():
                     self._look("streams", range(delta.first, delta.end))
@@ -135,3 +136,25 @@ def test_a_refused_command_tells_nothing() -> None:
         d.LeadersChanged,
         d.ControllerChanged,
     }
+
+
+class HideTopic(Command, tag="hide", frozen=True):
+    """Changes a field of a topic that no delta is about."""
+
+    topic_id: bytes
+
+    def fold(self, image: State, at: Moment) -> None:
+        image.topics.change(self.topic_id).internal = True
+        at.tell(d.TopicChanged(self.topic_id))
+
+
+def test_a_field_of_a_topic_needs_no_delta_of_its_own() -> None:
+    image = Image()
+    picture = Picture(image)
+    picture.follow(image.fold(1, new_entry(START, "w", 1)).deltas)
+    before = picture.rows["topics", TOPIC_ID]
+    deltas = image.fold(2, new_entry([HideTopic(TOPIC_ID)], "w", 1)).deltas
+    assert deltas == [d.TopicChanged(TOPIC_ID)]
+    picture.follow(deltas)
+    assert picture.rows == picture.whole().rows
+    assert picture.rows["topics", TOPIC_ID] != before

@@ -21,7 +21,7 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.metadata import snapshot as snapshot_module
-from penstock.metadata.commands import ENTRY_VERSION, Command, Entry, decode_entry, encode_entry, new_entry
+from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
 from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, UseWal
 from penstock.metadata.commands.objects import (
@@ -36,6 +36,7 @@ from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.streams import OpenStreams, TrimStreams
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
 from penstock.metadata.image import Image
+from penstock.metadata.versions import METADATA_VERSION
 
 TOPIC_ID = b"t" * 16
 NOW_MS = 1_000_000
@@ -441,12 +442,12 @@ def test_snapshots_of_version_1_are_read(log: Log) -> None:
 
 
 def test_entries_of_a_newer_format_are_refused_in_one_sentence() -> None:
-    newer = encode_entry(Entry([FormatCluster("c")], "w", 1, version=ENTRY_VERSION + 1))
-    versions = f"version={ENTRY_VERSION + 1} known={ENTRY_VERSION}"
+    newer = encode_entry(Entry([FormatCluster("c")], "w", 1, version=METADATA_VERSION + 1))
+    versions = f"version={METADATA_VERSION + 1} known={METADATA_VERSION}"
     with pytest.raises(NewerVersionError, match=f"newer penstock, upgrade this one: index=7 {versions}"):
         decode_entry(7, newer)
     unknown = msgspec.msgpack.encode(
-        {"version": ENTRY_VERSION + 1, "commands": [{"type": "what comes later"}]}
+        {"version": METADATA_VERSION + 1, "commands": [{"type": "what comes later"}]}
     )
     with pytest.raises(NewerVersionError, match=versions):
         decode_entry(7, unknown)

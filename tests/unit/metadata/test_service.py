@@ -24,13 +24,14 @@ from penstock.errors import (
 )
 from penstock.metadata import service as service_module
 from penstock.metadata import tailer as tailer_module
-from penstock.metadata.commands import ENTRY_VERSION, Entry, decode_entry, encode_entry
+from penstock.metadata.commands import Entry, decode_entry, encode_entry
 from penstock.metadata.commands.nodes import RegisterNode, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.deltas import TopicAdded
 from penstock.metadata.service import MetadataService, load_image
 from penstock.metadata.topics import TopicState
+from penstock.metadata.versions import METADATA_VERSION
 from penstock.spi.metadata_log import (
     MetadataEntry,
     MetadataLogCapabilities,
@@ -522,7 +523,7 @@ async def test_who_meets_an_entry_of_a_newer_version_ends(log: FakeLog) -> None:
 
     async def run() -> None:
         async with open_service(log) as service:
-            newer = Entry([topic("a")], "newer", 1, version=ENTRY_VERSION + 1)
+            newer = Entry([topic("a")], "newer", 1, version=METADATA_VERSION + 1)
             await log.append(service.image.index + 1, encode_entry(newer))
             await anyio.sleep_forever()
 

@@ -9,22 +9,17 @@ An entry is MessagePack, one map::
     "commands"    array of maps: "type", the tag of the command, then its fields
     "writer"      who wrote the entry
     "now_ms"      wall clock of the writer
-    "version"     3; left out it is 1
+    "version"     that of penstock.metadata.versions; left out it is 1
     "wal_end"     end of the newest durable mark in the writer's WAL; left out it is 0
 
 What has its default is left out, in commands too. ``version`` stays where it is in all versions that come. It is that
-of the rules which decided on the entry when it was written, and decide ever after:
-
-- 1: a node that started took every stream over, whoever had it.
-- 2: nobody takes over what another node's WAL may hold (:mod:`penstock.metadata.owners`).
-- 3: the same; what is beside it, the snapshot, says who leads (:mod:`penstock.metadata.stored`).
+of the rules which decided on the entry when it was written, and decide ever after.
 """
 
 from __future__ import annotations
 
 __all__ = (
     "COMMANDS",
-    "ENTRY_VERSION",
     "Command",
     "Entry",
     "decode_entry",
@@ -39,11 +34,9 @@ from typing import TYPE_CHECKING, Final, TypeAlias, Union
 
 import msgspec
 
-from penstock.errors import CorruptError, NewerVersionError
+from penstock.errors import CorruptError
 from penstock.metadata.command import RETIRED_TAGS, Command
-from penstock.metadata.versions import refuse_newer
-
-ENTRY_VERSION = 3
+from penstock.metadata.versions import METADATA_VERSION, refuse_newer, version_of
 
 
 def _found() -> Iterator[type[Command]]:
@@ -92,7 +85,7 @@ class Entry(msgspec.Struct, frozen=True, omit_defaults=True):
 
 def new_entry(commands: list[Command], writer: str, now_ms: int, wal_end: int = 0) -> Entry:
     """An entry under the rules of today."""
-    return Entry(commands, writer, now_ms, ENTRY_VERSION, wal_end)
+    return Entry(commands, writer, now_ms, METADATA_VERSION, wal_end)
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -109,12 +102,9 @@ def decode_entry(index: int, data: bytes) -> Entry:
     try:
         entry = _decoder.decode(data)
     except msgspec.MsgspecError as error:
-        refuse_newer(data, "a metadata entry", f"index={index}", known=ENTRY_VERSION)
+        refuse_newer(version_of(data), "a metadata entry", f"index={index}")
         raise CorruptError(
             f"metadata entry can't be read, restore the metadata log from a backup: index={index} reason={error}"
         ) from error
-    if entry.version > ENTRY_VERSION:
-        raise NewerVersionError.of(
-            "a metadata entry", f"index={index}", version=entry.version, known=ENTRY_VERSION
-        )
+    refuse_newer(entry.version, "a metadata entry", f"index={index}")
     return entry

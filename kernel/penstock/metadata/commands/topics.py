@@ -16,7 +16,7 @@ from penstock.metadata.deltas import (
     StreamsAdded,
     StreamsRemoved,
     TopicAdded,
-    TopicConfigured,
+    TopicChanged,
     TopicGrown,
     TopicRemoved,
 )
@@ -119,5 +119,5 @@ class SetTopicConfigs(Command, tag="configs", frozen=True):
         image.topics.require(self.topic_id)
         topic = image.topics.change(self.topic_id)
         topic.configs = dict(self.configs)
-        at.tell(TopicConfigured(self.topic_id))
+        at.tell(TopicChanged(self.topic_id))
         return topic
