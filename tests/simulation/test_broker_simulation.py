@@ -26,12 +26,13 @@ from tests.simulation.world import SimulatedStore, SimulatedWal
 from tests.unit.log.test_partition import NOW_MS
 from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
 
-from penstock.errors import FullError, PenstockError, UnavailableError
+from penstock.errors import ClosedError, FullError, PenstockError, UnavailableError
 from penstock.log import producer_snapshots as snapshots_module
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.log.manager import LogManager, LogSettings
 from penstock.log.partition import Partition
+from penstock.log.producer_book import WINDOW_BATCHES
 from penstock.log.topic import NewTopic
 from penstock.metadata import service as service_module
 from penstock.metadata.commands import decode_entry
@@ -96,8 +97,8 @@ class Sent:
     """What one idempotent producer knows of one partition."""
 
     next: int = 0
-    #: (first sequence, values) whose outcome isn't known yet.
-    unknown: tuple[int, list[bytes]] | None = None
+    #: (first sequence, values) of batches whose outcome isn't known yet, as many as a client has in flight at most.
+    unknown: list[tuple[int, list[bytes]]] = field(default_factory=list)
     #: (first sequence, values, base offset) of the last acknowledged batch.
     last: tuple[int, list[bytes], int] | None = None
 
@@ -110,6 +111,22 @@ class Producer:
     number: int
     sequences: dict[Place, Sent] = field(default_factory=dict)
     count: int = 0
+
+
+@dataclass
+class _Asked:
+    """An append that waits for its outcome."""
+
+    wal: SimulatedWal
+    done: anyio.Event = field(default_factory=anyio.Event)
+    outcomes: list[AppendOutcome] = field(default_factory=list)
+    #: Of the WAL, when the outcome came.
+    wal_state: str = ""
+
+    def answer(self, outcome: AppendOutcome) -> None:
+        self.outcomes.append(outcome)
+        self.wal_state = self.wal.state
+        self.done.set()
 
 
 class BrokerCrashError(Exception):
@@ -188,7 +205,7 @@ class Simulation:
         self.wal.automatic = False
         allocator = None
         try:
-            with _one_crash():
+            with _one_crash(self.wal):
                 async with self._open() as life:
                     allocator = life.engine.allocator
                     recovered = self.world.recovered[-1].entries
@@ -271,6 +288,9 @@ class Simulation:
             if crash:
                 self.note("crash")
                 raise BrokerCrashError
+            if self.wal.state != "open":
+                # clients go on, until the broker has uploaded what it acknowledged
+                await anyio.sleep_forever()
             tasks.cancel_scope.cancel()
 
     async def _quiet_end(self, life: Life) -> None:
@@ -334,9 +354,15 @@ class Simulation:
     # -- what clients do -------------------------------------------------------------------------------------
 
     async def _acknowledge(self) -> None:
-        """The WAL's medium: some pending appends become durable, or all fail."""
+        """The WAL's medium: some pending appends become durable, or all fail; or it ends, and kept some of them."""
         chance = self.random.random()
-        if chance < 0.02 and self.store.fault_rate:
+        if self.wal.state != "open":
+            return
+        if chance < 0.005 and self.store.fault_rate:
+            kept = self.random.randrange(len(self.wal.pending) + 1)
+            self.note(f"wal ends {len(self.wal.pending)} kept={kept}")
+            self.wal.end(kept=kept)
+        elif chance < 0.02 and self.store.fault_rate:
             self.note(f"wal fails {len(self.wal.pending)}")
             self.wal.fail()
         elif self.wal.pending:
@@ -359,36 +385,46 @@ class Simulation:
         place = (partition.topic_id, partition.index)
         sequence = producer.sequences.setdefault(place, Sent())
         last = sequence.last
-        if sequence.unknown is not None:
-            first, values = sequence.unknown
-        elif last is not None and last[2] >= partition.log_start_offset and self.random.random() < 0.15:
+        is_there = last is not None and last[2] >= partition.log_start_offset
+        if last is not None and is_there and not sequence.unknown and self.random.random() < 0.15:
             await self._produce_again(life, producer, partition, last)
             return
-        else:
-            values = []
-            for _ in range(self.random.randrange(1, 4)):
-                producer.count += 1
-                values.append(
-                    b"%d-%d" % (producer.number, producer.count) + b"." * self.random.randrange(150)
-                )
-            first = sequence.next
+        batches = list(sequence.unknown)  # first of all, and as they were
+        in_flight = self.random.choice([1, 1, 2, WINDOW_BATCHES]) if producer.producer_id >= 0 else 1
+        while len(batches) < in_flight:
+            batches.append((sequence.next, self._make_values(producer)))
             if producer.producer_id >= 0:
-                sequence.unknown = (first, values)
+                sequence.next += len(batches[-1][1])
+                sequence.unknown.append(batches[-1])
         written = self._written(partition)
-        written.sent.update(values)
-        outcome = await self._append(life, partition, producer, first, values)
-        if outcome is None or outcome.error_code:
-            return
-        self.note(f"acked {partition.topic}-{partition.index}@{outcome.base_offset}+{len(values)}")
-        for i, value in enumerate(values):
-            assert written.acked.setdefault(outcome.base_offset + i, value) == value, (
-                "an offset is given once"
-            )
-        assert partition.high_watermark >= outcome.base_offset + len(values)
-        if producer.producer_id >= 0:
-            sequence.unknown = None
-            sequence.next = first + len(values)
-            sequence.last = (first, values, outcome.base_offset)
+        asked: list[_Asked] = []
+        for first, values in batches:
+            written.sent.update(values)
+            asked.append(await self._send(life, partition, producer, first, values))
+            await self._turns(self.random.randrange(4))
+        failed = False
+        for (first, values), answer in zip(batches, asked, strict=True):
+            outcome = await self._outcome(answer)
+            if outcome.error_code:
+                failed = True
+                continue
+            assert not failed, "nothing overtakes what failed"
+            self.note(f"acked {partition.topic}-{partition.index}@{outcome.base_offset}+{len(values)}")
+            for i, value in enumerate(values):
+                assert written.acked.setdefault(outcome.base_offset + i, value) == value, (
+                    "an offset is given once"
+                )
+            assert partition.high_watermark >= outcome.base_offset + len(values)
+            if producer.producer_id >= 0:
+                sequence.unknown.remove((first, values))
+                sequence.last = (first, values, outcome.base_offset)
+
+    def _make_values(self, producer: Producer) -> list[bytes]:
+        values = []
+        for _ in range(self.random.randrange(1, 4)):
+            producer.count += 1
+            values.append(b"%d-%d" % (producer.number, producer.count) + b"." * self.random.randrange(150))
+        return values
 
     async def _produce_again(
         self, life: Life, producer: Producer, partition: Partition, last: tuple[int, list[bytes], int]
@@ -396,14 +432,14 @@ class Simulation:
         first, values, base_offset = last
         if producer.producer_id < 0:
             return
-        outcome = await self._append(life, partition, producer, first, values)
-        if outcome is not None and outcome.error_code == 0:
+        outcome = await self._outcome(await self._send(life, partition, producer, first, values))
+        if outcome.error_code == 0:
             assert outcome.base_offset == base_offset, "a duplicate gets the offset that it has"
 
-    async def _append(
+    async def _send(
         self, life: Life, partition: Partition, producer: Producer, first: int, values: list[bytes]
-    ) -> AppendOutcome | None:
-        """Append like the Produce API; None if there was no room in time."""
+    ) -> _Asked:
+        """Append like the Produce API; what is returned waits for the answer."""
         idempotent = producer.producer_id >= 0
         batch = build_batch(
             [(None, value, (), self.world.now_ms) for value in values],
@@ -411,13 +447,7 @@ class Simulation:
             producer_epoch=0 if idempotent else -1,
             base_sequence=first if idempotent else -1,
         )
-        done = anyio.Event()
-        outcomes: list[AppendOutcome] = []
-
-        def on_done(outcome: AppendOutcome) -> None:
-            outcomes.append(outcome)
-            done.set()
-
+        asked = _Asked(self.wal)
         while True:
             try:
                 partition.append(
@@ -425,13 +455,20 @@ class Simulation:
                     produce_version=9,
                     now_ms=self.world.now_ms,
                     charge=None,
-                    on_done=on_done,
+                    on_done=asked.answer,
                 )
                 break
             except FullError:
                 await life.logs.wait_for_room()
-        await done.wait()
-        (outcome,) = outcomes
+        return asked
+
+    async def _outcome(self, asked: _Asked) -> AppendOutcome:
+        await asked.done.wait()
+        (outcome,) = asked.outcomes
+        if outcome.error_code == ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER:
+            assert asked.wal_state == "open", "who hears of a hole sends what is in doubt under a new epoch"
+            self.note("hole")
+            return outcome
         assert outcome.error_code in {
             0,
             ErrorCode.KAFKA_STORAGE_ERROR,
@@ -483,8 +520,12 @@ class Simulation:
                 self._configure,
             ]
         )
-        with suppress(UnavailableError):
+        try:
             await step(life)
+        except UnavailableError:
+            pass
+        except ClosedError:
+            assert self.wal.state != "open"
 
     async def _create(self, life: Life) -> None:
         name = self.random.choice(NAMES)
@@ -654,14 +695,18 @@ class Simulation:
 
 
 class _one_crash:  # noqa: N801 - used like a function
-    """Raises the crash that task groups wrapped, and anything else as it is."""
+    """Raises the crash, or the end of the WAL, that task groups wrapped; and anything else as it is."""
+
+    def __init__(self, wal: SimulatedWal) -> None:
+        self._wal = wal
 
     def __enter__(self) -> None:
         return None
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, BaseExceptionGroup):
-            _, rest = error.split(BrokerCrashError)
+            ends = BrokerCrashError if self._wal.state == "open" else (BrokerCrashError, UnavailableError)
+            _, rest = error.split(ends)
             if rest is None:
                 raise BrokerCrashError from None
 
@@ -694,8 +739,10 @@ async def test_histories_hold_what_they_are_for(tmp_path: Path) -> None:
         uploads += len(simulation.world.uploads)
         orphans += simulation.orphans_deleted
     words = [line.split()[0] for line in trace]
-    for word in ("acked", "created", "grown", "deleted", "trimmed", "crash", "quiet", "wal"):
+    for word in ("acked", "created", "grown", "deleted", "trimmed", "crash", "quiet", "wal", "hole"):
         assert words.count(word) >= 3, word
+    ends = [line for line in trace if line.startswith("wal ends")]
+    assert any(not line.endswith("kept=0") for line in ends), "what failed is on the medium, and comes back"
     assert any(line.startswith("life") and not line.endswith("recovered=0") for line in trace)
     assert faults > 20
     assert uploads > 20

@@ -42,6 +42,7 @@ from penstock.log.producer_book import (
     ProducerBook,
     ProducerInfo,
     ProducerMemory,
+    SequenceError,
 )
 from penstock.log.producer_snapshots import ProducerSnapshots
 from penstock.spi.allocator import Allocation
@@ -269,6 +270,9 @@ class Partition:
                 max_timestamp = found
             if max_timestamp != header.max_timestamp or header.attributes & BROKER_BITS:
                 header = amend_batch(records, header, max_timestamp)
+        except SequenceError as error:
+            on_done(self._sequence_outcome(error))
+            return False
         except BatchError as error:
             on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
             return False
@@ -287,6 +291,21 @@ class Partition:
         if self._closed:
             return AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         return AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)
+
+    def _sequence_outcome(self, error: SequenceError) -> AppendOutcome:
+        """The outcome of a batch that doesn't follow what its producer wrote last.
+
+        Once no append is taken any more, the book isn't the last word: it gave back the sequences of batches that
+        failed with the WAL, and those may come back at the next start. A producer that is told of a hole takes a new
+        epoch or id and sends all of them under that, where nobody recognises them (librdkafka does, for all
+        partitions at once). So it is told to try again, with the batches as they are, and the next start decides.
+        """
+        if self._engine.takes_appends:
+            return AppendOutcome(error.error_code, str(error), error.record_errors)
+        return AppendOutcome(
+            ErrorCode.NOT_LEADER_OR_FOLLOWER,
+            "the broker takes nothing more, its next start knows what is stored",
+        )
 
     def _append_recompressed(
         self,

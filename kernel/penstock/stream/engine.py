@@ -462,6 +462,11 @@ class StreamEngine:
                 first_error = first_error or kept(raised)
         return first_error
 
+    @property
+    def takes_appends(self) -> bool:
+        """False from when the WAL has ended, or everything is drained: then each append is refused, for good."""
+        return self._fatal is None and not self._drained
+
     async def wait_for_room(self, size: int) -> None:
         """Return when an append of ``size`` bytes that got FullError is worth another try.
 

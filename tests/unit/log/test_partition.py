@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import anyio
 import pytest
 from crc32c import crc32c
 from hypothesis import given
@@ -278,6 +279,44 @@ async def test_after_a_failure_the_producer_goes_on_with_what_failed_first(world
         assert codes(append(partition, batch(b"a", producer=(7, 0, 0)))) == [0]
         assert codes(append(partition, batch(b"b", producer=(7, 0, 1)))) == [0]
         assert await read(partition) == [(0, b"a"), (1, b"b")]
+
+
+@pytest.mark.parametrize("state", ["failed", "fenced"])
+@pytest.mark.parametrize("kept", [0, 1, 2])
+async def test_after_a_wal_that_ended_nobody_is_told_of_a_hole_and_nothing_is_stored_twice(
+    world: World, state: str, kept: int
+) -> None:
+    """A producer that hears of a hole takes a new epoch, and the next start may bring back what it sends again."""
+    sent = [batch(value, producer=(7, 0, i)) for i, value in enumerate((b"a", b"b", b"c", b"d"))]
+    with pytest.raises(ExceptionGroup):  # noqa: PT012 - the body is what is ended
+        async with open_logs(world) as logs:
+            partition = await logs.create()
+            world.wal.automatic = False
+            in_doubt = [append(partition, data) for data in sent[:2]]
+            world.wal.end(state, kept)
+            refused = [append(partition, data) for data in (*sent[2:], *reversed(sent))]
+            await anyio.sleep_forever()
+    assert [codes(o) for o in in_doubt] == [[ErrorCode.NOT_ENOUGH_REPLICAS_AFTER_APPEND]] * 2
+    assert [codes(o) for o in refused] == [[ErrorCode.NOT_LEADER_OR_FOLLOWER]] * 6
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        assert partition.high_watermark == kept
+        assert [o.base_offset for data in sent for o in append(partition, data)] == [0, 1, 2, 3]
+        assert partition.high_watermark == 4
+
+
+async def test_a_wal_that_refuses_before_it_has_failed_makes_no_hole(world: World) -> None:
+    """Its thread has ended it, the appends in flight aren't answered yet, and a batch between is refused."""
+    with pytest.raises(ExceptionGroup):  # noqa: PT012 - the body is what is ended
+        async with open_logs(world) as logs:
+            partition = await logs.create()
+            world.wal.automatic = False
+            append(partition, batch(b"a", producer=(7, 0, 0)))
+            world.wal.state = "failed"
+            refused = [append(partition, batch(b"b", producer=(7, 0, sequence))) for sequence in (1, 2)]
+            await anyio.sleep_forever()
+    assert [codes(o) for o in refused] == [[ErrorCode.NOT_LEADER_OR_FOLLOWER]] * 2
 
 
 @pytest.mark.parametrize("flushed", [False, True], ids=["from the wal", "from a snapshot"])

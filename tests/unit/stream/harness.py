@@ -108,9 +108,11 @@ class FakeWal:
         for append, _ in due:
             append.complete(UnavailableError("the fake wal failed"))
 
-    def end(self, state: str = "failed") -> None:
-        """It takes nothing more, for good."""
+    def end(self, state: str = "failed", kept: int = 0) -> None:
+        """It takes nothing more, for good; the oldest ``kept`` pending appends fail, and are on the medium."""
         self.state = state
+        for append, data in self.pending[:kept]:
+            self.durable.append(WalEntry(append.position, append.next_position, memoryview(data)))
         self.fail()
 
     def crash(self) -> None:
