@@ -109,7 +109,7 @@ class Connection(asyncio.BufferedProtocol):
         # A closed socket and a half-closed one look the same. Nobody waits for a parked request or for room, but
         # answers of the log are at hand soon and are written in case somebody reads them.
         pipeline = self.channel.pipeline
-        if pipeline.is_waiting(Wait.ALONE | Wait.NOT_NOW):
+        if self.is_for_itself:
             return False
         pipeline.advance(Phase.FINISHING)
         return not pipeline.is_over(is_stuck=self._reader.is_stuck)
@@ -449,6 +449,11 @@ class Connection(asyncio.BufferedProtocol):
         """A request is being handled or waits for memory: a quiet client is no idle client."""
         pipeline = self.channel.pipeline
         return bool(pipeline.slots) or pipeline.is_waiting(Wait.MEMORY | Wait.QUOTA)
+
+    @property
+    def is_for_itself(self) -> bool:
+        """Whether it waits for a request that is parked, or for room: nobody else needs that done."""
+        return self.channel.pipeline.is_waiting(Wait.ALONE | Wait.NOT_NOW)
 
     @property
     def awaits_log(self) -> bool:

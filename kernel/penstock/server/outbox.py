@@ -14,6 +14,8 @@ from penstock.spi.allocator import Charge
 
 #: Responses up to this size are joined before they are written.
 _JOIN_BYTES_MAX: Final = 16 * 1024
+#: The other end is closed, or closed for sending; where the system can't tell the latter, only the former.
+_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Outbox:
@@ -108,6 +110,15 @@ class Outbox:
             return False
         poll = select.poll()
         poll.register(sock.fileno(), select.POLLOUT if self.is_full else select.POLLIN)
+        return bool(poll.poll(0))
+
+    def has_hung_up(self) -> bool:
+        """Whether the client sends nothing more. Not read from, a socket doesn't tell that by itself."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0:
+            return False
+        poll = select.poll()
+        poll.register(sock.fileno(), _HUNG_UP)
         return bool(poll.poll(0))
 
     def stalled_for(self, now: float) -> float:

@@ -60,6 +60,10 @@ class Peer(Protocol):
         """Whether it is our turn: a quiet client is no idle client then."""
 
     @property
+    def is_for_itself(self) -> bool:
+        """Whether what it waits for is of no use when it's gone."""
+
+    @property
     def client(self) -> Client:
         """Who it is."""
 
@@ -137,14 +141,15 @@ class Connections:
             await self._wait_closed()
 
     def _abort_unread_soon(self) -> None:
-        """Look again and again who doesn't take its last answers: the stop doesn't wait for that."""
+        """Look again and again who doesn't take its last answers, or is gone: the stop doesn't wait for that."""
         self._relief_timer = self._core.call_later(_RELIEF_S, self._abort_unread)
 
     def _abort_unread(self) -> None:
         now = self._core.time()
         for connection in self:
             connection.probe(now)
-            if connection.outbox.stalled_for(now) >= GRACE_S:
+            is_gone = connection.is_for_itself and connection.outbox.has_hung_up()
+            if is_gone or connection.outbox.stalled_for(now) >= GRACE_S:
                 connection.abort()
         self._abort_unread_soon()
 

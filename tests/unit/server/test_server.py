@@ -844,6 +844,23 @@ async def test_a_stop_does_not_wait_for_who_does_not_take_its_answer(logs: FakeL
     await client.__aexit__(None, None, None)
 
 
+async def test_a_stop_does_not_wait_for_the_request_of_a_client_that_is_gone() -> None:
+    async def handler(request: Message, context: RequestContext) -> Message:
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    api = replace(apis()[ApiKey.INIT_PRODUCER_ID], handler=handler, nowait=None)
+    async with serving(handlers=[api], drain_timeout_ms=3_600_000) as harness:
+        async with await harness.connect() as client:
+            request = InitProducerIdRequest(transactional_id=None)
+            behind = client.frame(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+            # what comes behind a request that is handled isn't read, so it isn't noticed that nothing will
+            await client.send_raw(client.frame(ApiKey.INIT_PRODUCER_ID, 3, request) + behind)
+            await until(lambda: harness.server.core.carried_bytes == len(behind))
+        assert harness.server.statistics().connections == 1
+    assert harness.server.statistics().connections == 0
+
+
 async def test_half_closed_connection_gets_its_answers(logs: FakeLogs) -> None:
     logs.durable_at_once = False
     async with serving(logs) as harness, await harness.connect() as client:
