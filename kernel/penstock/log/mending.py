@@ -2,22 +2,39 @@
 
 from __future__ import annotations
 
-__all__ = ("Mender",)
+__all__ = ("Mendable", "Mender")
 
 import logging
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import anyio
 
 from penstock.errors import CorruptError, NotFoundError, PenstockError
 from penstock.log.producer_snapshots import ProducerSnapshots
 from penstock.stream.engine import StreamEngine
+from penstock.stream.open_stream import Stream
 from penstock.wire.records import BatchError
 
-if TYPE_CHECKING:
-    from penstock.log.partition import Partition
-
 logger = logging.getLogger("penstock.log")
+
+
+class Mendable(Protocol):
+    """What a partition is for its mender."""
+
+    topic: str
+    index: int
+    stream: Stream
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is served, or mended, any more."""
+
+    @property
+    def unavailable(self) -> str | None:
+        """Why nothing is served for now; None: it is."""
+
+    def set_unavailable(self, reason: str | None) -> None:
+        """Serve nothing from here on, for this reason; None: serve again."""
 
 
 class Mender:
@@ -25,7 +42,7 @@ class Mender:
 
     __slots__ = ("_engine", "_loaded_ms", "_mending", "_partition", "_snapshots")
 
-    def __init__(self, partition: Partition, engine: StreamEngine, snapshots: ProducerSnapshots) -> None:
+    def __init__(self, partition: Mendable, engine: StreamEngine, snapshots: ProducerSnapshots) -> None:
         self._partition = partition
         self._engine = engine
         self._snapshots = snapshots
