@@ -52,7 +52,7 @@ class EntryPoints(MetadataHookInterface):
         metadata["entry-points"] = {**self.config["entry-points"], "penstock.plugins": plugins}
 
 
-class WheelHook(BuildHookInterface):  # type: ignore[type-arg]
+class WheelHook(BuildHookInterface):  # type: ignore[type-arg] # of the builder's settings, not used here
     """Adds the plugins and the native module to wheels."""
 
     PLUGIN_NAME = "custom"

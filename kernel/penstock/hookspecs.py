@@ -39,37 +39,37 @@ hookimpl = pluggy.HookimplMarker(HOOK_NAMESPACE)
 
 
 @hookspec
-def penstock_register_object_store() -> ObjectStoreSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_object_store() -> ObjectStoreSpec[Any]:
     """Register an object store."""
 
 
 @hookspec
-def penstock_register_wal() -> WalSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_wal() -> WalSpec[Any]:
     """Register a write-ahead log."""
 
 
 @hookspec
-def penstock_register_log_cache() -> LogCacheSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_log_cache() -> LogCacheSpec[Any]:
     """Register a log cache."""
 
 
 @hookspec
-def penstock_register_block_cache() -> BlockCacheSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_block_cache() -> BlockCacheSpec[Any]:
     """Register a block cache."""
 
 
 @hookspec
-def penstock_register_allocator() -> AllocatorSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_allocator() -> AllocatorSpec[Any]:
     """Register an allocator."""
 
 
 @hookspec
-def penstock_register_partitioner() -> PartitionerSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_partitioner() -> PartitionerSpec[Any]:
     """Register a partitioner."""
 
 
 @hookspec
-def penstock_register_metadata_log() -> MetadataLogSpec[Any]:  # type: ignore[empty-body]
+def penstock_register_metadata_log() -> MetadataLogSpec[Any]:
     """Register a metadata log."""
 
 

@@ -28,7 +28,7 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
         Depends on nothing but the command, the image and the moment (I7), and awaits nothing. Raises a PenstockError,
         with nothing changed, if the command is refused.
         """
-        raise NotImplementedError
+        raise NotImplementedError  # each command has its own; msgspec's structs can't be abstract classes
 
     def weight(self, image: State) -> int:
         """About how many rows of the image the command changes: 2,000 are folded in a millisecond or two."""

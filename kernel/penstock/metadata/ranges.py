@@ -111,7 +111,7 @@ class Ranges(MutableSequence[StreamRange]):
             return NotImplemented
         return self._numbers == other._numbers
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None  # type: ignore[assignment] # it changes, like a list
 
     def __repr__(self) -> str:
         return f"Ranges({list(self)!r})"

@@ -87,7 +87,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
-        self._transport = transport  # type: ignore[assignment]
+        self._transport = transport  # type: ignore[assignment] # uvloop's has the methods, not the class
         core = self._core
         self.channel = Channel(core, self._connections, self, self._transport, self._advertised, self._go_on)
         self._short = ShortProduces(self.channel)

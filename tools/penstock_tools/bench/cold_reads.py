@@ -8,8 +8,8 @@ and windows without and with a reader of the old data take turns; the reader beg
 one run both kinds of window meet the same disk and the same noise. The reader only fetches, at ``--read-rate``: a
 client that looks into records fills a processor, and what is asked is what reads do to the broker.
 
-What counts is the median over the windows of each window's p99; the spread of the quiet windows is what is called
-noise.
+What counts is the median over the windows of each window's p50 and p99. Noise is the spread of the quiet windows,
+between their quartiles, not the worst of them: one stall in a quiet window would excuse everything.
 """
 
 from __future__ import annotations
@@ -20,18 +20,20 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median_high, quantiles
 
 from penstock.errors import UnavailableError
 from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.probe import PARTITIONS, probe, probe_load
 from penstock_tools.bench.run import create_topics
 from penstock_tools.bench.server import BrokerProcess
 from penstock_tools.bench.workers import Crew
 from penstock_tools.bench.workload import Driver
 
-_OLD_TOPIC, _NEW_TOPIC, _PARTITIONS = "old", "new", 4
-_MESSAGE_BYTES = 1024
+_OLD_TOPIC, _NEW_TOPIC = "old", "new"
 _FILL_STALLED_S = 60.0
+#: The ratio that is aimed at.
+_RATIO_MAX = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,19 +47,30 @@ class ColdReads:
     read_megabytes_per_s: float
 
     @property
-    def ratio(self) -> float:
-        """Median p99 with the reader over that without."""
-        return median(self.reading_p99_ms) / median(self.quiet_p99_ms)
+    def p50_ratio(self) -> float:
+        """Median p50 with the reader over that without."""
+        return median_high(self.reading_p50_ms) / median_high(self.quiet_p50_ms)
 
     @property
-    def within_noise(self) -> bool:
-        """Whether the median window with the reader is no worse than the worst window without."""
-        return median(self.reading_p99_ms) <= max(self.quiet_p99_ms)
+    def ratio(self) -> float:
+        """Median p99 with the reader over that without."""
+        return median_high(self.reading_p99_ms) / median_high(self.quiet_p99_ms)
+
+    @property
+    def is_met(self) -> bool:
+        """Whether p50 and p99 with the reader are, at the median, what is aimed at or within the noise."""
+        pairs = ((self.quiet_p50_ms, self.reading_p50_ms), (self.quiet_p99_ms, self.reading_p99_ms))
+        return all(median_high(reading) <= _bound(quiet) for quiet, reading in pairs)
 
 
-def median(values: Sequence[float]) -> float:
-    """The one in the middle."""
-    return sorted(values)[len(values) // 2]
+def _bound(quiet: Sequence[float]) -> float:
+    """What a median beside the reader may be: ``_RATIO_MAX`` times the quiet one, or more by the quiet spread."""
+    middle = median_high(quiet)
+    spread = 0.0
+    if len(quiet) > 1:
+        low, _, high = quantiles(quiet, n=4, method="inclusive")
+        spread = high - low
+    return max(_RATIO_MAX * middle, middle + spread)
 
 
 def measure_cold_reads(
@@ -76,38 +89,23 @@ def measure_cold_reads(
     """
     with BrokerProcess(directory, sets) as broker:
         place = broker.bootstrap_servers
-        create_topics(place, Driver(), [_OLD_TOPIC, _NEW_TOPIC], _PARTITIONS)
+        create_topics(place, Driver(), [_OLD_TOPIC, _NEW_TOPIC], PARTITIONS)
         _fill(place, old_bytes)
         with Crew() as crew:
             reader = {"index": 0, "topic": _OLD_TOPIC, "config": {"bootstrap.servers": place}}
-            load = {"partitions": _PARTITIONS, "bytesPerSecond": read_bytes_per_s}
+            load = {"partitions": PARTITIONS, "bytesPerSecond": read_bytes_per_s}
             crew.hire("fetcher", [reader], load, 1)
             _wait_reading(crew)
             crew.order("fetcher", "pause")
-            crew.hire("producer", [_producer(place, _NEW_TOPIC)], _load(), 1)
+            crew.hire("producer", [probe(place, _NEW_TOPIC, linger_ms=0)], probe_load(), 1)
             crew.order("producer", "start", rate=rate)
             return _windows(crew, seconds, rounds)
-
-
-def _producer(place: str, topic: str) -> dict[str, Any]:
-    config = {
-        "bootstrap.servers": place,
-        "acks": "all",
-        "linger.ms": "0",
-        "queue.buffering.max.kbytes": "32768",
-    }
-    return {"index": 0, "topic": topic, "config": config}
-
-
-def _load() -> dict[str, Any]:
-    payload = {"size": _MESSAGE_BYTES, "file": None, "random_ratio": 0.5, "pool": 100, "seed": 0}
-    return {"payload": payload, "keys": "NO_KEY"}
 
 
 def _fill(place: str, size: int) -> None:
     """Have ``size`` bytes in the old topic."""
     with Crew() as crew:
-        crew.hire("producer", [_producer(place, _OLD_TOPIC)], _load(), 1)
+        crew.hire("producer", [probe(place, _OLD_TOPIC, linger_ms=0)], probe_load(), 1)
         crew.order("producer", "start", rate=0)
         moved_at, sent = time.monotonic(), 0
         while (now := crew.counters().sent_bytes) < size:
@@ -149,30 +147,30 @@ def _windows(crew: Crew, seconds: float, rounds: int) -> ColdReads:
             if not histograms[-1].count:
                 raise UnavailableError(f"nothing was acknowledged in a whole window: failures={now.failures}")
 
-    def quantiles(order: str, q: float) -> list[float]:
+    def windows(order: str, q: float) -> list[float]:
         return [round(histogram.quantile(q) / 1000, 3) for histogram in found[order]]
 
     return ColdReads(
-        quiet_p50_ms=quantiles("pause", 0.5),
-        quiet_p99_ms=quantiles("pause", 0.99),
-        reading_p50_ms=quantiles("start", 0.5),
-        reading_p99_ms=quantiles("start", 0.99),
+        quiet_p50_ms=windows("pause", 0.5),
+        quiet_p99_ms=windows("pause", 0.99),
+        reading_p50_ms=windows("start", 0.5),
+        reading_p99_ms=windows("start", 0.99),
         read_megabytes_per_s=round(read / (rounds * seconds) / 1e6, 1),
     )
 
 
 def report(found: ColdReads) -> str:
     """Both kinds of window, and the verdict on the budget."""
-    verdict = "met" if found.within_noise else "MISSED"
+    verdict = "met" if found.is_met else "MISSED"
     lines = [f"{'produce latency':<24}{'p50':>12}{'p99':>12}{'p99 of the windows':>36}"]
     for label, p50, p99 in (
         ("without reader", found.quiet_p50_ms, found.quiet_p99_ms),
         ("with catch-up reader", found.reading_p50_ms, found.reading_p99_ms),
     ):
         windows = " ".join(f"{value:.2f}" for value in p99)
-        lines.append(f"{label:<24}{median(p50):>9.2f} ms{median(p99):>9.2f} ms{windows:>36}")
+        lines.append(f"{label:<24}{median_high(p50):>9.2f} ms{median_high(p99):>9.2f} ms{windows:>36}")
     lines.append(
-        f"p99 with / without: {found.ratio:.2f}, reader at {found.read_megabytes_per_s:,.0f} MB/s; "
-        f"budget (no effect beyond noise): {verdict}"
+        f"with / without: p50 {found.p50_ratio:.2f}, p99 {found.ratio:.2f}, reader at "
+        f"{found.read_megabytes_per_s:,.0f} MB/s; aim (at most {_RATIO_MAX}, or within noise): {verdict}"
     )
     return "\n".join(lines)

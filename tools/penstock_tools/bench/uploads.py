@@ -19,17 +19,17 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import median_high
 
 from penstock.errors import UnavailableError
 from penstock_tools.bench.histogram import Histogram
+from penstock_tools.bench.probe import MESSAGE_BYTES, PARTITIONS, probe, probe_load
 from penstock_tools.bench.run import create_topics
 from penstock_tools.bench.server import BrokerProcess
 from penstock_tools.bench.workers import Crew
 from penstock_tools.bench.workload import Driver
 
-_TOPIC, _PARTITIONS = "records", 4
-_MESSAGE_BYTES = 1024
+_TOPIC = "records"
 #: The ratio that is aimed at.
 _RATIO_MAX = 1.3
 #: Uploads that are under way at the end of a window.
@@ -51,17 +51,12 @@ class Uploads:
     @property
     def ratio(self) -> float:
         """Median p99 with uploads over that without."""
-        return median(self.with_p99_ms) / median(self.without_p99_ms)
+        return median_high(self.with_p99_ms) / median_high(self.without_p99_ms)
 
     @property
     def is_met(self) -> bool:
         """Whether the ratio is what is aimed at, or less."""
         return self.ratio <= _RATIO_MAX
-
-
-def median(values: Sequence[float]) -> float:
-    """The one in the middle."""
-    return sorted(values)[len(values) // 2]
 
 
 def measure_uploads(
@@ -75,7 +70,7 @@ def measure_uploads(
 ) -> Uploads:
     """Run it against two brokers of its own. Raises UnavailableError when a broker or a client fails."""
     # room for all that the broker without uploads gets, and a WAL of the same size for both
-    held = int((seconds + _SETTLE_S) * (rounds + 1) * rate * 2 * _MESSAGE_BYTES)
+    held = int((seconds + _SETTLE_S) * (rounds + 1) * rate * 2 * MESSAGE_BYTES)
     common = [f"wal.capacity={4 * held}", "stream.upload_interval=1h", *sets]
     settings = {
         "without": [*common, f"memory.limit={3 * held + 512 * 2**20}", f"stream.upload_bytes={held}"],
@@ -86,9 +81,11 @@ def measure_uploads(
         crews = {}
         for kind, some in settings.items():
             broker = stack.enter_context(BrokerProcess(directory / kind, some))
-            create_topics(broker.bootstrap_servers, Driver(), [_TOPIC], _PARTITIONS)
+            create_topics(broker.bootstrap_servers, Driver(), [_TOPIC], PARTITIONS)
             crews[kind] = stack.enter_context(Crew())
-            crews[kind].hire("producer", [_producer(broker.bootstrap_servers)], _load(), 1)
+            crews[kind].hire(
+                "producer", [probe(broker.bootstrap_servers, _TOPIC, linger_ms=1)], probe_load(), 1
+            )
         for number in range(rounds + 1):  # the first round warms up
             for kind, crew in crews.items():
                 window = _window(crew, seconds, rate)
@@ -110,21 +107,6 @@ def measure_uploads(
         with_max_ms=quantiles("with", 1.0),
         objects=objects,
     )
-
-
-def _producer(place: str) -> dict[str, Any]:
-    config = {
-        "bootstrap.servers": place,
-        "acks": "all",
-        "linger.ms": "1",
-        "queue.buffering.max.kbytes": "32768",
-    }
-    return {"index": 0, "topic": _TOPIC, "config": config}
-
-
-def _load() -> dict[str, Any]:
-    payload = {"size": _MESSAGE_BYTES, "file": None, "random_ratio": 0.5, "pool": 100, "seed": 0}
-    return {"payload": payload, "keys": "NO_KEY"}
 
 
 def _window(crew: Crew, seconds: float, rate: float) -> Histogram:
@@ -151,7 +133,8 @@ def report(found: Uploads) -> str:
     ):
         windows = " ".join(f"{value:.2f}" for value in p99)
         lines.append(
-            f"{label:<20}{median(p50):>9.2f} ms{median(p99):>9.2f} ms{median(greatest):>9.2f} ms{windows:>36}"
+            f"{label:<20}{median_high(p50):>9.2f} ms{median_high(p99):>9.2f} ms"
+            f"{median_high(greatest):>9.2f} ms{windows:>36}"
         )
     verdict = "met" if found.is_met else "MISSED"
     lines.append(
