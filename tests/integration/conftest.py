@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -161,9 +161,22 @@ def free_port() -> int:
 ServeFactory = Callable[..., ServeProcess]
 
 
+_PASSED = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None]:
+    """Have fixtures know whether the test failed or was interrupted."""
+    yield
+    item.stash[_PASSED] = True
+
+
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[ServeFactory]:
-    """Starts brokers: ``serve(*settings)``. At the end they are stopped, and none may have shown a traceback."""
+def serve(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[ServeFactory]:
+    """Starts brokers: ``serve(*settings)``. At the end they are stopped, and none may have shown a traceback.
+
+    After a failure or an interruption they are killed: what they would drain to may be full or gone.
+    """
     started: list[ServeProcess] = []
 
     def start(*sets: str, data_dir: Path | None = None, arguments: tuple[str, ...] = ()) -> ServeProcess:
@@ -175,7 +188,10 @@ def serve(tmp_path: Path) -> Iterator[ServeFactory]:
     yield start
     for broker in started:
         if broker.running:
-            broker.terminate()
+            if request.node.stash.get(_PASSED, False):
+                broker.terminate()
+            else:
+                broker.kill()
         assert "Traceback" not in broker.output, broker.output
         assert "never awaited" not in broker.output, broker.output
 

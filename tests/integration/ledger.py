@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Self
 
 from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
@@ -55,7 +56,10 @@ class Ledger:
         #: (writer, number) -> (partition, offset), as acknowledged.
         self.acked: dict[tuple[int, int], tuple[int, int]] = {}
         self.failed: dict[str, int] = defaultdict(int)
-        self._threads = [threading.Thread(target=self._write, args=(writer,)) for writer in range(writers)]
+        self._produced = [0] * writers
+        self._threads = [
+            threading.Thread(target=self._write, args=(writer,), daemon=True) for writer in range(writers)
+        ]
 
     def _write(self, writer: int) -> None:
         producer = Producer(
@@ -95,6 +99,7 @@ class Ledger:
                     on_delivery=acknowledged,
                 )
                 number += 1
+                self._produced[writer] = number
             except BufferError:
                 producer.poll(0.05)
             producer.poll(0)
@@ -102,21 +107,45 @@ class Ledger:
                 time.sleep(size / _PACE_BYTES_PER_S)
             elif number % 50 == 0:
                 time.sleep(0.002)
-        if self._abandoned:
-            producer.purge()
-        producer.flush(HANG_S)
+        deadline = time.monotonic() + HANG_S
+        while producer.flush(0.2) and time.monotonic() < deadline:
+            if self._abandoned:
+                producer.purge()
 
-    def start(self) -> None:
+    def __enter__(self) -> Self:
         for thread in self._threads:
             thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """A test that failed or was interrupted may have left no broker that acknowledges the rest."""
+        self.stop(abandon=kind is not None)
+
+    @property
+    def produced(self) -> int:
+        """How many records the producers were given."""
+        return sum(self._produced)
+
+    def ask_to_stop(self) -> None:
+        """Have nothing new produced, and don't wait."""
+        self._stop.set()
 
     def stop(self, *, abandon: bool = False) -> None:
         """Wait until everything is acknowledged; or ``abandon`` what isn't, where no broker is left to take it."""
         self._abandoned = abandon
-        self._stop.set()
+        self.ask_to_stop()
         for thread in self._threads:
             thread.join(HANG_S)
             assert not thread.is_alive(), "a producer hangs"
+
+
+@contextlib.contextmanager
+def at_work(ledgers: Iterable[Ledger]) -> Iterator[None]:
+    """All of them write, until what is in here ends."""
+    with contextlib.ExitStack() as stack:
+        for ledger in ledgers:
+            stack.enter_context(ledger)
+        yield
 
 
 class _Silent:

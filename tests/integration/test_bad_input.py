@@ -172,12 +172,11 @@ def prove_service(broker: ServeProcess) -> None:
     topic = f"real-{random.randrange(2**32)}"
     create_topic(broker.bootstrap_servers, topic)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1, topic=topic)
-    ledger.start()
-    deadline = time.monotonic() + HANG_S
-    while len(ledger.acked) < 100:
-        assert time.monotonic() < deadline, "a real client isn't served any more"
-        time.sleep(0.02)
-    ledger.stop()
+    with ledger:
+        deadline = time.monotonic() + HANG_S
+        while len(ledger.acked) < 100:
+            assert time.monotonic() < deadline, "a real client isn't served any more"
+            time.sleep(0.02)
     check(read_all(broker.bootstrap_servers, topic), ledger, idempotent=True)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from tests.integration.conftest import ServeFactory
-from tests.integration.ledger import Ledger, create_topic
+from tests.integration.ledger import Ledger, at_work, create_topic
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
 from tests.integration.test_faults import acks_go_on
 from tests.loop_device import loop_device
@@ -92,25 +92,25 @@ def test_a_second_broker_takes_the_device_over(serve: ServeFactory, tmp_path: Pa
         brokers = [first]
         ledgers = mixed_ledgers(first)
         try:
-            for ledger in ledgers:
-                ledger.start()
-            acks_go_on(ledgers[0], 50)
-            second = serve(*sets, data_dir=tmp_path / "second")
-            brokers.append(second)
-            assert first.wait(HANG_S) != 0
-            assert "Traceback" not in first.output, first.output
-            create_topic(second.bootstrap_servers, "later")
-            later = Ledger(
-                second.bootstrap_servers, idempotent=True, writers=1, value_bytes=MIXED_BYTES, topic="later"
-            )
-            later.start()
-            acks_go_on(later, 50)
-            later.stop()
-            second.kill()
-            first.start()  # the producers go on where they were
-            acks_go_on(ledgers[0], 50)
-            for ledger in ledgers:
-                ledger.stop()
+            with at_work(ledgers):
+                acks_go_on(ledgers[0], 50)
+                second = serve(*sets, data_dir=tmp_path / "second")
+                brokers.append(second)
+                assert first.wait(HANG_S) != 0
+                assert "Traceback" not in first.output, first.output
+                create_topic(second.bootstrap_servers, "later")
+                later = Ledger(
+                    second.bootstrap_servers,
+                    idempotent=True,
+                    writers=1,
+                    value_bytes=MIXED_BYTES,
+                    topic="later",
+                )
+                with later:
+                    acks_go_on(later, 50)
+                second.kill()
+                first.start()  # the producers go on where they were
+                acks_go_on(ledgers[0], 50)
             check_all(first, [*ledgers, later])
             first.kill()
             first.start()

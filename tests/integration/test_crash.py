@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.conftest import ServeFactory, ServeProcess
-from tests.integration.ledger import Ledger, check, create_topic, read_all
+from tests.integration.ledger import Ledger, at_work, check, create_topic, read_all
 from tests.integration.test_faults import FLAKY, WITH_PLUGINS, Flaky, acks_go_on
 
 #: Batches that lie in one page, in several, and are written from their place: each alone, and small ones gathered.
@@ -19,16 +19,11 @@ MIXED_BYTES = (100, 20 * 1024, 70 * 1024, 300 * 1024, 100, 900 * 1024, 100)
 def run_crashes(broker: ServeProcess, ledgers: list[Ledger], kills: int, seed: int) -> None:
     """Kill and restart ``kills`` times at random moments while the ledgers are written."""
     rng = random.Random(seed)
-    for ledger in ledgers:
-        ledger.start()
-    try:
+    with at_work(ledgers):
         for _ in range(kills):
             time.sleep(rng.uniform(0.05, 0.6))
             broker.kill()
             broker.start()
-    finally:
-        for ledger in ledgers:
-            ledger.stop()
 
 
 def mixed_ledgers(broker: ServeProcess, *, idempotent: bool = True) -> list[Ledger]:
@@ -78,9 +73,7 @@ def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -
     broker = serve(*FLAKY, arguments=WITH_PLUGINS)
     flaky = Flaky(broker)
     ledgers = mixed_ledgers(broker)
-    for ledger in ledgers:
-        ledger.start()
-    try:
+    with at_work(ledgers):
         for mode in ("slow objects/", "stall objects/", "lose objects/"):
             flaky.turn(mode)
             time.sleep(0.7)
@@ -89,10 +82,6 @@ def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -
             broker.start()
         flaky.turn("ok")
         acks_go_on(ledgers[0], 30)
-    finally:
-        flaky.turn("ok")
-        for ledger in ledgers:
-            ledger.stop()
     check_all(broker, ledgers)
     broker.kill()
     broker.start()

@@ -5,8 +5,10 @@ Each row of the table in docs/operations.md ("How it ends") has its test here, o
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,13 +29,13 @@ RESTART_IS_FUTILE = 2
 FAULTY = "wal.plugin=faulty_wal"
 
 
-def writing(broker: ServeProcess) -> Ledger:
-    """Producers at work on a broker of which some records are acknowledged."""
+@contextlib.contextmanager
+def writing(broker: ServeProcess) -> Iterator[Ledger]:
+    """Producers at work on a broker, of which some records are acknowledged."""
     create_topic(broker.bootstrap_servers)
-    ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
-    ledger.start()
-    acks_go_on(ledger)
-    return ledger
+    with Ledger(broker.bootstrap_servers, idempotent=True, writers=2) as ledger:
+        acks_go_on(ledger)
+        yield ledger
 
 
 def all_there(broker: ServeProcess, ledger: Ledger) -> None:
@@ -53,8 +55,7 @@ def test_a_stop_that_was_asked_for_ends_with_0(serve: ServeFactory, number: sign
 
 def test_a_failed_sync_ends_with_1_and_the_next_start_has_everything(serve: ServeFactory) -> None:
     broker = serve(FAULTY, arguments=WITH_PLUGINS)
-    ledger = writing(broker)
-    try:
+    with writing(broker) as ledger:
         control = broker.data_dir / "wal.control"
         control.write_text("sync")
         assert broker.wait(HANG_S) == RESTART_HELPS
@@ -63,8 +64,6 @@ def test_a_failed_sync_ends_with_1_and_the_next_start_has_everything(serve: Serv
         assert "the wal's medium failed, check the disk and restart the broker: path=" in broker.output
         assert "everything acknowledged is uploaded" in broker.output
         all_there(broker, ledger)
-    finally:
-        ledger.stop()
 
 
 @pytest.mark.parametrize("how", ["removed", "moved", "replaced"])
@@ -73,8 +72,7 @@ def test_a_wal_that_is_removed_ends_with_1_and_the_next_start_has_everything(
 ) -> None:
     """What was acknowledged is uploaded from memory, so a new WAL will do: nobody is asked to accept a loss."""
     broker = serve()
-    ledger = writing(broker)
-    try:
+    with writing(broker) as ledger:
         path = broker.data_dir / "wal/penstock.wal"
         match how:
             case "removed":
@@ -94,14 +92,12 @@ def test_a_wal_that_is_removed_ends_with_1_and_the_next_start_has_everything(
             assert path.read_bytes() == b"a user's notes"
             path.unlink()
         all_there(broker, ledger)
-    finally:
-        ledger.stop()
 
 
 def test_a_wal_that_is_removed_under_an_idle_broker_ends_it_too(serve: ServeFactory) -> None:
     broker = serve()
-    ledger = writing(broker)
-    ledger.stop()
+    with writing(broker) as ledger:
+        pass
     (broker.data_dir / "wal/penstock.wal").unlink()
     assert broker.wait(HANG_S) == RESTART_HELPS
     broker.start()
@@ -113,13 +109,11 @@ def test_a_removed_wal_beside_a_failing_store_is_said_to_be_a_loss_and_the_next_
 ) -> None:
     """Nothing else can be done: records are only in memory. It ends in bounded time, and says how much is lost."""
     broker = serve(*FLAKY, "broker.drain_timeout=1s", arguments=WITH_PLUGINS)
-    ledger = writing(broker)
-    try:
+    with writing(broker) as ledger:
         Flaky(broker).turn("fail")
         acks_go_on(ledger)
         (broker.data_dir / "wal/penstock.wal").unlink()
         assert broker.wait(HANG_S) == RESTART_HELPS
-    finally:
         ledger.stop(abandon=True)
     assert (
         "not all of it could be uploaded, the rest is only in the wal that has ended: bytes=" in broker.output

@@ -116,16 +116,13 @@ def test_disk_full(tmpfs: Callable[[int], Path], serve: ServeFactory, tmp_path: 
     broker = serve(*sets, data_dir=data_dir)
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
         filler = fill(disk)
         acks_stop(ledger, timeout_s=HANG_S)
         broker.wait_for_output("no space left for objects" if which == "objects" else "space")
         filler.unlink()
         acks_go_on(ledger, timeout_s=HANG_S)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
@@ -192,8 +189,7 @@ def test_store_down(flaky: Flaky, mode: str) -> None:
     """Acknowledgements go on until the WAL is full, then producers wait, then all goes on by itself."""
     broker = flaky.broker
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=4000)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
         flaky.turn(mode)
         acks_go_on(ledger, 400)
@@ -202,8 +198,6 @@ def test_store_down(flaky: Flaky, mode: str) -> None:
             broker.wait_for_output("upload failed 1 times, trying again", "unavailable, trying again")
         flaky.turn("ok")
         acks_go_on(ledger, timeout_s=HANG_S)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
@@ -211,15 +205,12 @@ def test_store_loses_replies(flaky: Flaky) -> None:
     """Every write takes effect and then fails, metadata's too: nothing is lost, nothing doubled, no orphan stays."""
     broker = flaky.broker
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
-    ledger.start()
-    try:
+    with ledger:
         for prefix in ("metadata/", "objects/", "metadata/"):
             flaky.turn(f"lose {prefix}")
             acks_go_on(ledger, 300)
             flaky.turn("ok")
             acks_go_on(ledger, 50)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
@@ -227,15 +218,12 @@ def test_store_loses_replies(flaky: Flaky) -> None:
 def test_store_slow_and_flapping(flaky: Flaky) -> None:
     """Up and down many times, slow in between."""
     ledger = Ledger(flaky.broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
-    ledger.start()
-    try:
+    with ledger:
         for _ in range(6):
             for mode in ("slow", "fail", "lose", "ok"):
                 flaky.turn(mode)
                 time.sleep(0.08)
         acks_go_on(ledger)
-    finally:
-        ledger.stop()
     finish(flaky.broker, ledger)
 
 
@@ -245,8 +233,7 @@ def test_sigterm_while_the_store_is_down(serve: ServeFactory) -> None:
     flaky = Flaky(broker)
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2, value_bytes=1000)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
         flaky.turn("stall")
         acks_go_on(ledger)
@@ -256,8 +243,6 @@ def test_sigterm_while_the_store_is_down(serve: ServeFactory) -> None:
         flaky.turn("ok")
         broker.start()
         acks_go_on(ledger)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
@@ -267,8 +252,7 @@ def test_sigterm_while_recovery_waits_for_the_store(serve: ServeFactory) -> None
     flaky = Flaky(broker)
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
         flaky.turn("stall_puts objects/")  # a start looks for objects first
         acks_go_on(ledger)
@@ -281,8 +265,6 @@ def test_sigterm_while_recovery_waits_for_the_store(serve: ServeFactory) -> None
         flaky.turn("ok")
         broker.start()
         acks_go_on(ledger)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
@@ -294,16 +276,13 @@ def test_second_broker_on_the_same_directory(serve: ServeFactory) -> None:
     broker = serve(*BUSY)
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
         code, output = run_serve(broker.data_dir)
         assert code == 2, output
         assert one_sentence(output)
         assert str(broker.pid) in output
         acks_go_on(ledger)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
@@ -318,9 +297,8 @@ def written(broker: ServeProcess, *, upload: bool) -> Ledger:
     """Records in the broker: in objects, or in the WAL only."""
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1, value_bytes=500)
-    ledger.start()
-    acks_go_on(ledger)
-    ledger.stop()
+    with ledger:
+        acks_go_on(ledger)
     # one more group commit: what only the log's last group holds can't be told from a torn write if it is damaged
     producer = Producer({"bootstrap.servers": broker.bootstrap_servers, "logger": SILENT})
     producer.produce("after", b"confirms what came before")

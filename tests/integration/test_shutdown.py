@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import signal
 import socket
@@ -112,8 +113,7 @@ def test_stops_under_load(serve: ServeFactory, number: signal.Signals) -> None:
     )
     consumer.subscribe([TOPIC])
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=3)
-    ledger.start()
-    try:
+    with contextlib.closing(consumer), ledger:
         for _ in range(2):
             end = time.monotonic() + rng.uniform(0.3, 1.0)
             while time.monotonic() < end:
@@ -121,9 +121,6 @@ def test_stops_under_load(serve: ServeFactory, number: signal.Signals) -> None:
             broker.signal(number)
             assert broker.wait(HANG_S) == 0, broker.output
             broker.start()
-    finally:
-        ledger.stop()
-        consumer.close()
     assert len(ledger.acked) > 100
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
     assert broker.terminate() == 0
@@ -134,12 +131,11 @@ def test_second_signal_changes_nothing(broker: ServeProcess) -> None:
     """Impatience is noted, and the stop goes on as it was."""
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
-    ledger.start()
-    acks_go_on(ledger)
-    for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
-        if broker.running:
-            broker.signal(number)
-    assert broker.wait(HANG_S) == 0
-    broker.start()
-    ledger.stop()
+    with ledger:
+        acks_go_on(ledger)
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            if broker.running:
+                broker.signal(number)
+        assert broker.wait(HANG_S) == 0
+        broker.start()
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)

@@ -30,11 +30,8 @@ def written(broker: ServeProcess) -> Ledger:
     """Acknowledged records that only the WAL holds; the producers are gone."""
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=2)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
-    finally:
-        ledger.stop()
     return ledger
 
 
@@ -111,10 +108,9 @@ def test_second_broker_with_another_data_directory_is_refused(serve: ServeFactor
     first = serve(*BUSY)
     create_topic(first.bootstrap_servers)
     ledger = Ledger(first.bootstrap_servers, idempotent=True, writers=2)
-    ledger.start()
     second = tmp_path / "second"
     store = f"object_store.url=file://{first.data_dir}/objects"
-    try:
+    with ledger:
         acks_go_on(ledger)
         for _ in range(2):
             ended: list[None] = []
@@ -131,8 +127,6 @@ def test_second_broker_with_another_data_directory_is_refused(serve: ServeFactor
             assert ended, "the second broker wasn't refused as it should be"
             assert first.running
             acks_go_on(ledger, 50)
-    finally:
-        ledger.stop()
     assert not (second / "wal").exists(), "it made a WAL"
     finish(first, ledger)
     assert first.terminate() == 0
@@ -145,17 +139,14 @@ def test_a_second_node_id_takes_nothing_from_a_broker_that_runs(serve: ServeFact
     first = serve(*BUSY)
     create_topic(first.bootstrap_servers)
     ledger = Ledger(first.bootstrap_servers, idempotent=True, writers=2)
-    ledger.start()
     second = tmp_path / "second"
     wal = first.data_dir / "wal" / "penstock.wal"
-    try:
+    with ledger:
         acks_go_on(ledger)
         for _ in range(2):
             refused_to_node_2(second, first.data_dir / "objects", recorded=identity(first), recorded_at=wal)
             assert first.running
             acks_go_on(ledger, 50)
-    finally:
-        ledger.stop()
     assert media(second) == {}, "it made a WAL"
     finish(first, ledger)
     assert first.terminate() == 0
@@ -445,8 +436,7 @@ def test_a_stop_that_could_not_upload_is_not_clean(serve: ServeFactory) -> None:
     flaky = Flaky(broker)
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=True, writers=1)
-    ledger.start()
-    try:
+    with ledger:
         acks_go_on(ledger)
         flaky.turn("stall objects/")
         acks_go_on(ledger)
@@ -461,8 +451,6 @@ def test_a_stop_that_could_not_upload_is_not_clean(serve: ServeFactory) -> None:
         broker.sets = broker.sets[:-1]
         broker.start()
         acks_go_on(ledger)
-    finally:
-        ledger.stop()
     finish(broker, ledger)
 
 
