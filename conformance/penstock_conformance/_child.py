@@ -1,272 +1,117 @@
-"""The jobs of child processes, a function each; children and parent exchange JSON lines.
-
-A line is written with one ``os.write``, directly after what it tells of, so a SIGKILL can't take back an answer that
-the parent has seen.
-"""
+"""Child processes that work on what a clause tests, and are killed."""
 
 from __future__ import annotations
 
+__all__ = ("Child", "killed")
+
 import json
+import multiprocessing
 import os
-import random
-import signal
-import time
-import traceback
-from collections.abc import Awaitable, Callable
-from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any
 
 import anyio
+from anyio.lowlevel import checkpoint
 
-from penstock.errors import (
-    AlreadyExistsError,
-    ClosedError,
-    ConflictError,
-    FencedError,
-    FullError,
-)
-from penstock.spi.metadata_log import MetadataSnapshot
-from penstock.spi.wal import WalAppend
-from penstock_conformance._body import check_body, make_body
 from penstock_conformance._env import Env
-from penstock_conformance._target import Target
+from penstock_conformance._jobs import run_job
 
 
-class _Link:
-    """The way to the parent."""
+class Child:
+    """A child process that does a job of ``penstock_conformance._jobs`` in the data directory of ``env``.
 
-    connection: Connection
-    unread = b""
+    Parent and child tell each other JSON values, one a line.
 
-
-_link = _Link()
-
-
-def tell(value: object) -> None:
-    """Answer the parent."""
-    os.write(_link.connection.fileno(), json.dumps(value).encode() + b"\n")
-
-
-def ask() -> Any:
-    """The parent's next order; None when it is gone. Blocks the process, which does nothing else."""
-    while b"\n" not in _link.unread:
-        piece = os.read(_link.connection.fileno(), 4096)
-        if not piece:
-            return None
-        _link.unread += piece
-    line, _, _link.unread = _link.unread.partition(b"\n")
-    return json.loads(line)
-
-
-class Death:
-    """SIGKILL for this process at its ``after``-th acknowledgement, directly after telling it; 0 leaves it alive.
-
-    A kill from outside hits what takes longest, mostly a sync; this one what is acknowledged and not yet written.
+    It is forked from a server that has imported everything already, so that starting one costs little. An
+    ``async with`` that is left kills what still runs.
     """
 
-    def __init__(self, after: int) -> None:
-        self._left = after
+    def __init__(self, env: Env, job: str, **arguments: Any) -> None:
+        self._order = json.dumps(
+            {
+                "target": env.target.to_json(),
+                "data_dir": str(env.data_dir),
+                "job": job,
+                "arguments": arguments,
+            }
+        )
+        self._unread = b""
 
-    def told(self) -> None:
-        """One more was told."""
-        self._left -= 1
-        if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+    async def __aenter__(self) -> Child:
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["__main__", run_job.__module__])
+        self._connection, theirs = context.Pipe()
+        self._process = context.Process(target=run_job, args=(self._order, theirs), daemon=True)
+        await anyio.to_thread.run_sync(self._process.start)
+        theirs.close()
+        return self
 
+    async def __aexit__(self, *_: object) -> None:
+        with anyio.CancelScope(shield=True):
+            self.kill()
+            await anyio.to_thread.run_sync(self._process.join)
+            self._process.close()
+            self._connection.close()
 
-def spin_until(moment_s: float) -> None:
-    """Start as close to the others as can be."""
-    while time.monotonic() < moment_s:
-        pass
+    async def tell(self, value: object) -> None:
+        """Send a line."""
+        await checkpoint()
+        os.write(self._connection.fileno(), json.dumps(value).encode() + b"\n")
 
+    async def next(self) -> Any:
+        """The next line, or None at the end of the child's output. A line that a SIGKILL cut off is dropped.
 
-async def create_race(env: Env, *, owner: int) -> None:
-    """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won."""
-    async with env.open() as store:
-        tell("ready")
-        while (order := ask()) is not None:
-            body = [make_body(owner, 0, 2000)]
-            spin_until(order["at"])
+        Raises AssertionError with the child's traceback when its job failed.
+        """
+        while b"\n" not in self._unread:
+            await anyio.wait_readable(self._connection.fileno())
             try:
-                await store.put_if_absent(order["key"], body)
-            except AlreadyExistsError:
-                tell(False)
-            else:
-                tell(True)
+                piece = os.read(self._connection.fileno(), 2**16)
+            except ConnectionResetError:
+                piece = b""  # killed with an order of ours unread
+            if not piece:
+                return None
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        value = json.loads(line)
+        if isinstance(value, dict) and "failed" in value:
+            raise AssertionError(f"the child process failed: {value['failed']}")
+        return value
+
+    async def rest(self) -> list[Any]:
+        """All lines to the end of the output."""
+        lines = []
+        while (line := await self.next()) is not None:
+            lines.append(line)
+        return lines
+
+    def kill(self) -> None:
+        """SIGKILL: nothing of the child runs any more when its output ends."""
+        self._process.kill()
+
+    async def finish(self) -> list[Any]:
+        """Wait for the regular end; the lines that came."""
+        lines = await self.rest()
+        await anyio.to_thread.run_sync(self._process.join)
+        assert self._process.exitcode == 0, f"the child process died: exit={self._process.exitcode}"
+        return lines
 
 
-async def count_with_swap(env: Env, *, key: str, times: int) -> None:
-    """Object store: add one to a counter ``times`` times with compare_and_swap."""
-    async with env.open() as store:
-        tell("ready")
-        ask()
-        for _ in range(times):
-            while True:
-                info = await store.head(key)
-                value = int(bytes(await store.get(key)))
-                # A swap between head and get changes the value and the token: the swap below then fails.
-                try:
-                    await store.compare_and_swap(key, [str(value + 1).encode()], info.token)
-                except ConflictError:
-                    continue
-                break
+async def killed(env: Env, job: str, at_an_ack: bool, acks_max: int, **arguments: Any) -> list[Any]:
+    """Run ``job`` in a child process that ends by SIGKILL at a random point; what it told before.
 
-
-async def overwrite(env: Env, *, key: str, owner: int, sizes: list[int]) -> None:
-    """Object store: replace one object again and again until told to stop, or killed; tell what is acknowledged."""
-    async with env.open() as store:
-        tell("ready")
-        for sequence, size in enumerate(sizes):
-            await store.put(key, [make_body(owner, sequence, size)])
-            tell(sequence)
-
-
-async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, die_after: int) -> None:
-    """Object store: writes of all kinds; tell each key and sequence once acknowledged."""
-    rng, death = random.Random(seed), Death(die_after)
-    async with env.open() as store:
-        tell("ready")
-        for sequence in range(1, 1_000_000):
-            key = rng.choice(keys)
-            body = make_body(owner, sequence, rng.choice((100, 5000, 300_000)))
-            if store.capabilities.multipart and rng.random() < 0.3:
-                upload = await store.create_multipart(key)
-                for start in range(0, len(body), 64 * 1024):
-                    await upload.write_part([body[start : start + 64 * 1024]])
-                await upload.complete()
-            else:
-                await store.put(key, [body[:50], body[50:]])
-            tell([key, sequence])
-            death.told()
-
-
-async def append_until_killed(
-    env: Env, *, epoch: int, owner: int, seed: int, trim: bool, die_after: int
-) -> None:
-    """WAL: recover, tell it, then append bursts; tell each sequence from its completion callback."""
-    rng, death = random.Random(seed), Death(die_after)
-
-    def acked(sequence: int) -> Callable[[WalAppend], None]:
-        def callback(append: WalAppend) -> None:
-            tell(["ack" if append.error is None else "error", sequence, append.next_position])
-            death.told()
-
-        return callback
-
-    async with env.open(epoch=epoch) as wal:
-        count = 0
-        async for entry in wal.recover():
-            check_body(entry.data)
-            count += 1
-        tell(["recovered", count])
-        sequence = 0
-        while True:
-            burst: list[WalAppend] = []
-            for _ in range(rng.choice((1, 1, 3, 20))):
-                try:
-                    append = wal.append([make_body(owner, sequence, rng.choice((60, 500, 6000)))])
-                except FullError:
-                    break
-                append.set_callback(acked(sequence))
-                burst.append(append)
-                sequence += 1
-            for append in burst:
-                await append.wait_durable()
-            if burst and trim and rng.random() < 0.1:
-                tell(["trim", burst[0].position])
-                await wal.trim(burst[0].position)
-            elif not burst:
-                used = wal.statistics()
-                tell(["trim", used.confirmed_position])
-                await wal.trim(used.confirmed_position)
-
-
-async def append_until_fenced(env: Env, *, epoch: int, owner: int) -> None:
-    """WAL: append one entry after the other; tell when each was begun and that it was acknowledged; then the end."""
-    async with env.open(epoch=epoch) as wal:
-        async for _ in wal.recover():
-            pass
-        tell(["ready"])
-        for sequence in range(1_000_000):
-            begun = time.monotonic()
-            try:
-                append = wal.append([make_body(owner, sequence, 300)])
-                await append.wait_durable()
-            except (FencedError, ClosedError) as error:
-                tell(["end", type(error).__name__])
-                return
-            tell(["ack", sequence, begun])
-
-
-async def append_race(env: Env, *, owner: int, times: int) -> None:
-    """Metadata log: append ``times`` entries at whatever index is next; tell each index that was won."""
-    async with env.open(node_id=owner) as log:
-        tell("ready")
-        ask()
-        index = 1
-        for sequence in range(times):
-            while True:
-                try:
-                    await log.append(index, make_body(owner, sequence, 200))
-                except ConflictError:
-                    async for entry in log.read(index):
-                        index = entry.index + 1
-                else:
-                    break
-            tell([index, sequence])
-            index += 1
-
-
-async def append_metadata_until_killed(env: Env, *, owner: int, seed: int, die_after: int) -> None:
-    """Metadata log: catch up, append, sometimes write a snapshot; tell what is acknowledged."""
-    rng, death = random.Random(seed), Death(die_after)
-    async with env.open(node_id=owner) as log:
-        snapshot = await log.read_snapshot()
-        index = 1 if snapshot is None else snapshot.index + 1
-        async for entry in log.read(index):
-            index = entry.index + 1
-        tell("ready")
-        while True:
-            await log.append(index, make_body(owner, index, rng.choice((50, 4000))))
-            tell(["entry", index])
-            death.told()
-            if rng.random() < 0.15:
-                await log.write_snapshot(MetadataSnapshot(index, make_body(owner, index, 3000)))
-                tell(["snapshot", index])
-            index += 1
-
-
-JOBS: dict[str, Callable[..., Awaitable[None]]] = {
-    function.__name__: function
-    for function in (
-        create_race,
-        count_with_swap,
-        overwrite,
-        put_until_killed,
-        append_until_killed,
-        append_until_fenced,
-        append_race,
-        append_metadata_until_killed,
-    )
-}
-
-
-def run_job(order_text: str, connection: Connection) -> None:
-    """The whole life of a child process: do the job that ``order_text`` describes."""
-    _link.connection = connection
-    order = json.loads(order_text)
-    env = Env(Target.from_json(order["target"]), Path(order["data_dir"]))
-    job = JOBS[order["job"]]
-
-    async def bounded() -> None:
-        # Longer than any parent waits: only a child whose parent is gone ends by it.
-        with anyio.fail_after(600):
-            await job(env, **order["arguments"])
-
-    try:
-        anyio.run(bounded)
-    except BrokenPipeError:
-        return  # the parent lost interest
-    except Exception:  # noqa: BLE001 # told to the parent, whose clause fails by it
-        tell({"failed": traceback.format_exc()[-4000:]})
+    The kill comes directly after one of its first ``acks_max`` acknowledgements, or from outside a moment later.
+    """
+    acks = env.random.randrange(1, acks_max)
+    pause_s = env.random.random() * 0.005
+    async with Child(env, job, die_after=acks if at_an_ack else 0, **arguments) as child:
+        first = await child.next()
+        assert first is not None, "the child process died before its first word"
+        lines = []
+        if not at_an_ack:
+            for _ in range(acks):
+                lines.append(await child.next())
+            await anyio.sleep(pause_s)
+            child.kill()
+        lines += await child.rest()
+        assert None not in lines, "the child process died too early"
+        return lines

@@ -1,12 +1,9 @@
-"""The surroundings of one clause: a data directory, services, the plugin under test, and child processes."""
+"""The surroundings of one clause: a data directory, services, and the plugin under test."""
 
 from __future__ import annotations
 
-__all__ = ("Child", "Env", "call", "killed", "raises", "together")
+__all__ = ("Env", "call", "raises", "together")
 
-import json
-import multiprocessing
-import os
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -15,7 +12,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
-from anyio.lowlevel import checkpoint
 
 from penstock.spi.allocator import Allocator
 from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, Kind
@@ -127,112 +123,6 @@ class Env:
         services = self._services(1, 1, None, None)
         opened: T = await stack.enter_async_context(spec.open(spec.settings(), services))
         return opened
-
-    def child(self, job: str, **arguments: Any) -> Child:
-        """A child process that does ``job`` (see ``penstock_conformance._child``) on this data directory."""
-        return Child(self, job, arguments)
-
-
-class Child:
-    """A child process; parent and child tell each other JSON values, one a line.
-
-    It is forked from a server that has imported everything already, so that starting one costs little. An
-    ``async with`` that is left kills what still runs.
-    """
-
-    def __init__(self, env: Env, job: str, arguments: Mapping[str, Any]) -> None:
-        self._order = json.dumps(
-            {
-                "target": env.target.to_json(),
-                "data_dir": str(env.data_dir),
-                "job": job,
-                "arguments": dict(arguments),
-            }
-        )
-        self._unread = b""
-
-    async def __aenter__(self) -> Child:
-        # Imported here: the module of the jobs imports this one.
-        from penstock_conformance._child import run_job
-
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", run_job.__module__])
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=run_job, args=(self._order, theirs), daemon=True)
-        await anyio.to_thread.run_sync(self._process.start)
-        theirs.close()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        with anyio.CancelScope(shield=True):
-            self.kill()
-            await anyio.to_thread.run_sync(self._process.join)
-            self._process.close()
-            self._connection.close()
-
-    async def tell(self, value: object) -> None:
-        """Send a line."""
-        await checkpoint()
-        os.write(self._connection.fileno(), json.dumps(value).encode() + b"\n")
-
-    async def next(self) -> Any:
-        """The next line, or None at the end of the child's output. A line that a SIGKILL cut off is dropped.
-
-        Raises AssertionError with the child's traceback when its job failed.
-        """
-        while b"\n" not in self._unread:
-            await anyio.wait_readable(self._connection.fileno())
-            try:
-                piece = os.read(self._connection.fileno(), 2**16)
-            except ConnectionResetError:
-                piece = b""  # killed with an order of ours unread
-            if not piece:
-                return None
-            self._unread += piece
-        line, _, self._unread = self._unread.partition(b"\n")
-        value = json.loads(line)
-        if isinstance(value, dict) and "failed" in value:
-            raise AssertionError(f"the child process failed: {value['failed']}")
-        return value
-
-    async def rest(self) -> list[Any]:
-        """All lines to the end of the output."""
-        lines = []
-        while (line := await self.next()) is not None:
-            lines.append(line)
-        return lines
-
-    def kill(self) -> None:
-        """SIGKILL: nothing of the child runs any more when its output ends."""
-        self._process.kill()
-
-    async def finish(self) -> list[Any]:
-        """Wait for the regular end; the lines that came."""
-        lines = await self.rest()
-        await anyio.to_thread.run_sync(self._process.join)
-        assert self._process.exitcode == 0, f"the child process died: exit={self._process.exitcode}"
-        return lines
-
-
-async def killed(env: Env, job: str, at_an_ack: bool, acks_max: int, **arguments: Any) -> list[Any]:
-    """Run ``job`` in a child process that ends by SIGKILL at a random point; what it told before.
-
-    The kill comes directly after one of its first ``acks_max`` acknowledgements, or from outside a moment later.
-    """
-    acks = env.random.randrange(1, acks_max)
-    pause_s = env.random.random() * 0.005
-    async with env.child(job, die_after=acks if at_an_ack else 0, **arguments) as child:
-        first = await child.next()
-        assert first is not None, "the child process died before its first word"
-        lines = []
-        if not at_an_ack:
-            for _ in range(acks):
-                lines.append(await child.next())
-            await anyio.sleep(pause_s)
-            child.kill()
-        lines += await child.rest()
-        assert None not in lines, "the child process died too early"
-        return lines
 
 
 def call(function: Callable[[int], Awaitable[None]], argument: int) -> Callable[[], Awaitable[None]]:

@@ -18,8 +18,9 @@ from penstock.errors import (
 )
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock_conformance._body import Label, check_body, make_body
+from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause
-from penstock_conformance._env import Env, call, killed, raises, together
+from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._medium import flip_in_files, remove_files_with
 
 KIND = "metadata_log"
@@ -290,7 +291,7 @@ async def test_one_process_wins_each_index(env: Env) -> None:
     times = 10 * env.rounds
     async with AsyncExitStack() as stack:
         children = [
-            await stack.enter_async_context(env.child("append_race", owner=owner, times=times))
+            await stack.enter_async_context(Child(env, "append_race", owner=owner, times=times))
             for owner in range(1, _PROCESSES + 1)
         ]
         for child in children:

@@ -11,8 +11,9 @@ from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock_conformance._body import check_body, make_body
+from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._env import Env, call, killed, raises, together
+from penstock_conformance._env import Env, call, raises, together
 
 KIND = "object_store"
 
@@ -185,7 +186,7 @@ async def test_listing_sees_completed_puts_at_once(env: Env) -> None:
 @clause(claims="durable")
 async def test_objects_outlive_the_opener(env: Env) -> None:
     """Objects outlive the process that wrote them."""
-    async with env.child("overwrite", key="a/b", owner=1, sizes=[100, 3000]) as child:
+    async with Child(env, "overwrite", key="a/b", owner=1, sizes=[100, 3000]) as child:
         await child.finish()
     async with env.open() as store:
         assert check_body(await store.get("a/b")).sequence == 1
@@ -413,7 +414,7 @@ async def test_put_if_absent_has_one_winner_among_processes(env: Env) -> None:
         store = await stack.enter_async_context(env.open())
         _shared(store)
         children = [
-            await stack.enter_async_context(env.child("create_race", owner=owner))
+            await stack.enter_async_context(Child(env, "create_race", owner=owner))
             for owner in range(_PROCESSES)
         ]
         for child in children:
@@ -437,7 +438,7 @@ async def test_swap_loses_no_update_among_processes(env: Env) -> None:
         _shared(store)
         await store.put("count", [b"0"])
         children = [
-            await stack.enter_async_context(env.child("count_with_swap", key="count", times=times))
+            await stack.enter_async_context(Child(env, "count_with_swap", key="count", times=times))
             for _ in range(_PROCESSES)
         ]
         for child in children:
@@ -457,7 +458,7 @@ async def test_readers_of_other_processes_see_old_or_new(env: Env) -> None:
         store = await stack.enter_async_context(env.open())
         _shared(store)
         await store.put("key", [make_body(7, 0, 50)])
-        child = await stack.enter_async_context(env.child("overwrite", key="key", owner=7, sizes=sizes))
+        child = await stack.enter_async_context(Child(env, "overwrite", key="key", owner=7, sizes=sizes))
         assert await child.next() == "ready", "the child process failed to open the store"
         acked, ended = -1, False
 

@@ -23,8 +23,9 @@ from penstock.errors import (
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry
 from penstock_conformance._body import Label, check_body, make_body
+from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._env import Env, killed, raises
+from penstock_conformance._env import Env, raises
 from penstock_conformance._medium import flipped, medium_of, torn, zero_around
 
 KIND = "wal"
@@ -571,7 +572,7 @@ async def test_fenced_process_never_acknowledges_again(env: Env) -> None:
         _surviving(wal)
     epoch = 2
     for _ in range(4 * env.rounds):
-        async with env.child("append_until_fenced", epoch=epoch, owner=epoch) as child:
+        async with Child(env, "append_until_fenced", epoch=epoch, owner=epoch) as child:
             assert await child.next() == ["ready"], "the child process failed to open the log"
             acked: list[tuple[int, float]] = []
             for _ in range(env.random.randrange(1, 30)):

@@ -18,11 +18,13 @@ from typer.core import TyperCommand, TyperGroup
 from typer.main import get_command
 
 import penstock
-import penstock_tools.cli
 
 if TYPE_CHECKING:
     from penstock.config import Config
     from penstock.plugins import PluginRegistry
+
+#: Each public module in here is a command.
+_FOLDER = Path(__file__).parent
 
 #: The options that every command which reads the configuration takes, at the root and after its own name.
 ConfigOption: TypeAlias = Annotated[
@@ -93,7 +95,7 @@ class _Commands(TyperGroup):
     _only_names = False
 
     def list_commands(self, ctx: Any) -> list[str]:
-        modules = pkgutil.iter_modules(penstock_tools.cli.__path__)
+        modules = pkgutil.iter_modules([str(_FOLDER)])
         return sorted(module.name.replace("_", "-") for module in modules if not module.name.startswith("_"))
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
@@ -120,11 +122,8 @@ class _Commands(TyperGroup):
 
 def _first_line(name: str) -> str:
     """The first line of a command's module docstring, without importing the module."""
-    for folder in penstock_tools.cli.__path__:
-        path = Path(folder, f"{name.replace('-', '_')}.py")
-        if path.is_file():
-            return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
-    return ""
+    path = _FOLDER / f"{name.replace('-', '_')}.py"
+    return (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
 
 
 app = typer.Typer(
