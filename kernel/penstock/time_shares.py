@@ -1,23 +1,27 @@
 """Fair shares of the event loop's time: who goes on at once, and who lets others go first.
 
-Pure: the clock is handed in, nothing waits here. A *member* is one connection; members belong to an *address*. The
-time that the loop computes for a member is added to it, window by window (``WINDOW_S``).
+Pure: the clock is handed in, nothing waits here. A *member* is one connection; members belong to an *address*, and
+there to the *kind* of work that they asked for last, a number of the caller's. The time that the loop computes for a
+member is added to it, window by window (``WINDOW_S``).
 
 1. **Who asks for little is served at once.** While the loop isn't busy, and while nobody asks for little, everybody
    goes on as fast as it can: a lone client may use all of the loop.
 2. **Shares are max-min fair.** When a busy window ends, ``BUSY_PART`` of the next one is divided between the
    addresses: who used less than an equal part keeps what it used, the others share the rest equally. The part of an
-   address is divided between its members in the same way. Who used more than its part, or was made to wait, is
-   *limited* to it.
+   address is divided between kinds of work in the same way, and the part of a kind between its members: so a hundred
+   connections that ask for one kind don't push aside the one that asks for another. Who used more than its part, or
+   was made to wait, is *limited* to it.
 3. **A limit is a pace.** A limited member goes on as soon as what it used in this window is no more than its part of
    the time that has passed, so it waits a little often, not long once. What it used beyond its part counts in the
    next window.
-4. **Limits last while somebody profits by them**: somebody who isn't limited was served within ``QUIET_S``.
+4. **What is left is for who asks one thing at a time.** A limited member that doesn't keep requests waiting goes on
+   at once, too, as long as all together use no more than ``SPARE_PART`` of the time that has passed.
+5. **Limits last while somebody profits by them**: somebody who isn't limited was served within ``QUIET_S``.
 """
 
 from __future__ import annotations
 
-__all__ = ("BUSY_PART", "QUIET_S", "WINDOW_S", "TimeMember", "TimeShares")
+__all__ = ("BUSY_PART", "QUIET_S", "SPARE_PART", "WINDOW_S", "TimeMember", "TimeShares")
 
 import math
 from collections.abc import Iterable
@@ -27,6 +31,11 @@ from typing import Final
 WINDOW_S: Final = 0.1
 #: The loop is busy when more than this part of a window was used, and so much is divided.
 BUSY_PART: Final = 0.6
+#: Who is limited and asks one thing at a time uses the loop up to this part of a window. The rest stays idle, so that
+#: threads get the interpreter and what comes in is seen at once.
+SPARE_PART: Final = 0.8
+#: At the start of a window nothing of its time has passed; so much counts as if it had.
+_SPARE_AHEAD_S: Final = WINDOW_S / 20
 #: Limits end when nobody was served but those who are limited, for so long.
 QUIET_S: Final = 1.0
 #: How fast the loop gets on where others use the processors too: a mean of about so many windows, and at least this.
@@ -69,26 +78,54 @@ class _Use:
         return begin + min(1.0, self.used_s / self.part_s) * WINDOW_S if self.is_limited else 0.0
 
 
-class _Address(_Use):
-    __slots__ = ("active", "members", "name", "own_s")
+class _Kind(_Use):
+    """The members of one address that asked for one kind of work."""
 
-    def __init__(self, name: str) -> None:
+    __slots__ = ("active", "address", "own_s")
+
+    def __init__(self, address: _Address) -> None:
         super().__init__()
-        self.name = name
-        self.members = 0
+        self.address = address
         #: What each of its members may use, whatever the others used: newcomers too.
         self.own_s = 0.0
         self.active: list[TimeMember] = []
 
 
-class TimeMember(_Use):
-    """One connection."""
+class _Address(_Use):
+    __slots__ = ("active", "kinds", "members", "name", "own_s")
 
-    __slots__ = ("address",)
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+        self.members = 0
+        self.kinds: dict[int, _Kind] = {}
+        #: What each of its kinds may use.
+        self.own_s = 0.0
+        self.active: list[_Kind] = []
+
+    def kind(self, number: int) -> _Kind:
+        found = self.kinds.get(number)
+        if found is None:
+            found = self.kinds[number] = _Kind(self)
+        return found
+
+
+class TimeMember(_Use):
+    """One connection. Its caller sets ``kind`` to the number of the kind of work that it asks for; there are few."""
+
+    __slots__ = ("among", "kind")
 
     def __init__(self, address: _Address) -> None:
         super().__init__()
-        self.address = address
+        self.kind = 0
+        #: Those that it's counted with in this window: of its address, and of its kind when the window began.
+        self.among: _Kind = address.kind(0)
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it, its kind or its address is limited."""
+        among = self.among
+        return self.is_limited or among.is_limited or among.address.is_limited
 
 
 class TimeShares:
@@ -117,8 +154,9 @@ class TimeShares:
 
     def leave(self, member: TimeMember) -> None:
         """Remove a member. What its address used in this window stays used."""
-        member.address.members -= 1
-        self._forget(member.address)
+        address = member.among.address
+        address.members -= 1
+        self._forget(address)
 
     def _forget(self, address: _Address) -> None:
         if not address.members and address.window != self._window:
@@ -130,34 +168,55 @@ class TimeShares:
             self._roll(now)
         if member.window != self._window:
             self._enter(member)
+        kind = member.among
         member.used_s += processor_s
-        member.address.used_s += processor_s
+        kind.used_s += processor_s
+        kind.address.used_s += processor_s
         self._used_s += processor_s
         self._clock_s += clock_s
 
-    def ready_at(self, member: TimeMember, now: float) -> float:
-        """When ``member`` may go on; not after ``now`` if at once. Notes that it waits, if it has to."""
+    def ready_at(self, member: TimeMember, now: float, *, is_greedy: bool = True) -> float:
+        """When ``member`` may go on; not after ``now`` if at once. Notes that it waits, if it has to.
+
+        One that isn't greedy has asked for one thing, and keeps no others waiting.
+        """
         if now >= self._end:
             self._roll(now)
-        address = member.address
-        if not (member.is_limited or address.is_limited):
+        if not member.may_wait:
             return 0.0
         self._enter(member)
+        kind = member.among
+        address = kind.address
         ready = member.ready_at(self._begin)
-        if address.is_limited and member.used_s > address.own_s:
-            ready = max(ready, address.ready_at(self._begin))
+        if member.used_s > kind.own_s:
+            ready = max(ready, kind.ready_at(self._begin))
+            if kind.used_s > address.own_s:
+                ready = max(ready, address.ready_at(self._begin))
         if ready > now:
             member.waited = True
+            kind.waited = kind.waited or kind.is_limited
             address.waited = address.waited or address.is_limited
+            if not is_greedy and self._is_spare(now):
+                return 0.0
         return ready
 
+    def _is_spare(self, now: float) -> bool:
+        """Whether less is used of this window than may be."""
+        passed = now - self._begin + _SPARE_AHEAD_S
+        return self._used_s < SPARE_PART * max(self._speed, _SPEED_MIN) * passed
+
     def _enter(self, member: TimeMember) -> None:
-        address = member.address
+        if not member.enter(self._window):
+            return
+        address = member.among.address
+        kind = member.among = address.kind(member.kind)
         if address.enter(self._window):
             address.active = []
             self._active.append(address)
-        if member.enter(self._window):
-            address.active.append(member)
+        if kind.enter(self._window):
+            kind.active = []
+            address.active.append(kind)
+        kind.active.append(member)
 
     # -- when a window ends ---------------------------------------------------------------------------
 
@@ -175,6 +234,8 @@ class TimeShares:
         if was_limited or self._clock_s > BUSY_PART * WINDOW_S:
             self._divide(active, now)
         for address in active:
+            for kind in address.active:
+                kind.active = []
             address.active = []
             self._forget(address)
         self._begin, self._end = now, now + WINDOW_S
@@ -188,11 +249,17 @@ class TimeShares:
             is_over = address.is_hungry(part)
             if is_over:
                 hungry.append((address, part))
-            own = address.own_s = _fair_part(address.active, part if is_over else whole)
-            over = [member for member in address.active if member.is_hungry(own)]
-            hungry += [(member, own) for member in over]
-            if len(over) < len(address.active) and not (is_over and len(active) > 1):
-                self._served = now
+            room = part if is_over else whole
+            share = address.own_s = _fair_part(address.active, room)
+            for kind in address.active:
+                is_kind_over = kind.is_hungry(share)
+                if is_kind_over:
+                    hungry.append((kind, share))
+                own = kind.own_s = _fair_part(kind.active, share if is_kind_over else room)
+                over = [member for member in kind.active if member.is_hungry(own)]
+                hungry += [(member, own) for member in over]
+                if len(over) < len(kind.active) and not (is_over and len(active) > 1):
+                    self._served = now
         if now - self._served <= QUIET_S:
             for use, size in hungry:
                 use.limit(size)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.time_shares import BUSY_PART, QUIET_S, WINDOW_S, TimeMember, TimeShares
+from penstock.time_shares import BUSY_PART, QUIET_S, SPARE_PART, WINDOW_S, TimeMember, TimeShares
 
 SLICE_S = 0.0005
 
@@ -37,7 +37,7 @@ class Loop:
         modest: list[TimeMember] | None = None,
         every: float = 0.01,
     ) -> None:
-        """``modest`` need a fifth of a millisecond ``every`` so often."""
+        """``modest`` need a fifth of a millisecond ``every`` so often, and ask one thing at a time."""
         end, due = self.now + seconds, self.now
         for member in self.used:
             self.used[member] = 0.0
@@ -45,7 +45,8 @@ class Loop:
             if modest and self.now >= due:
                 due = self.now + every
                 for one in modest:
-                    self.waited_s = max(self.waited_s, self.shares.ready_at(one, self.now) - self.now)
+                    ready_at = self.shares.ready_at(one, self.now, is_greedy=False)
+                    self.waited_s = max(self.waited_s, ready_at - self.now)
                     self.compute(one, SLICE_S / 2.5)
             ready = [member for member in greedy if self.shares.ready_at(member, self.now) <= self.now]
             for member in ready:
@@ -158,3 +159,78 @@ def test_nothing_is_left_of_those_who_are_gone() -> None:
         loop.shares.leave(member)
     loop.run(1.0, [loop.join("z")])
     assert len(loop.shares._addresses) == 1
+
+
+def test_a_crowd_that_asks_for_one_kind_of_work_doesnt_push_aside_who_asks_for_another() -> None:
+    """Of the same address, though it uses several times what a connection of the crowd gets."""
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(40)]
+    other = loop.join("a")
+    other.kind = 1
+    loop.run(1.0, crowd, [other], every=0.002)
+    loop.waited_s = 0.0
+    loop.run(2.0, crowd, [other], every=0.002)
+    assert loop.waited_s <= 0
+    assert not other.is_limited
+    assert loop.part(other, 2.0) > 4 * BUSY_PART / 41
+    assert sum(loop.used.values()) / 2.0 < BUSY_PART + 0.1
+
+
+def test_a_kind_of_work_that_floods_leaves_the_others_their_part() -> None:
+    """Two connections that flood with one kind get together what forty get that flood with another."""
+    loop = Loop()
+    crowd, few = [loop.join("a") for _ in range(40)], [loop.join("a") for _ in range(2)]
+    for one in few:
+        one.kind = 1
+    modest = loop.join("a")
+    loop.run(2.0, [*crowd, *few], [modest])
+    loop.run(2.0, [*crowd, *few], [modest])
+    parts = [sum(loop.part(member, 2.0) for member in members) for members in (crowd, few)]
+    assert parts[1] == pytest.approx(parts[0], rel=0.3)
+
+
+def test_what_is_left_of_the_loop_is_for_who_asks_one_thing_at_a_time() -> None:
+    """Beside a crowd that keeps requests of the same kind waiting, which leaves each a seventieth."""
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(40)]
+    single, modest = loop.join("a"), loop.join("a")
+    loop.run(1.0, crowd, [single], every=0.002)
+    loop.waited_s = 0.0
+    served_at_once = asked = 0
+    end = loop.now + 2.0
+    while loop.now < end:
+        loop.run(0.002, crowd)
+        loop.compute(modest, SLICE_S / 100)
+        asked += 1
+        if loop.shares.ready_at(single, loop.now, is_greedy=False) <= loop.now:
+            served_at_once += 1
+            loop.compute(single, SLICE_S / 2.5)
+    assert single.is_limited
+    assert served_at_once > 0.95 * asked
+
+
+def test_who_asks_one_thing_at_a_time_waits_when_the_loop_has_nothing_left() -> None:
+    """A crowd of such clients is no way around the limits: a part of the loop stays idle for who asks for little."""
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(40)]
+    modest = loop.join("a")
+    end = 3.0
+    while loop.now < end:
+        loop.compute(modest, SLICE_S / 100)
+        for one in crowd:
+            if loop.shares.ready_at(one, loop.now, is_greedy=False) <= loop.now:
+                loop.compute(one, SLICE_S / 5)
+        loop.now += SLICE_S / 5
+    assert sum(loop.used.values()) / end < SPARE_PART + 0.1
+
+
+def test_a_connection_counts_for_the_kind_of_work_that_it_asked_for_last() -> None:
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(20)]
+    changing, modest = loop.join("a"), loop.join("a")
+    loop.run(1.0, [*crowd, changing], [modest])
+    assert loop.part(changing, 1.0) < 0.1
+    changing.kind = 1
+    loop.run(1.0, [*crowd, changing], [modest])
+    loop.run(2.0, [*crowd, changing], [modest])
+    assert loop.part(changing, 2.0) > 0.2

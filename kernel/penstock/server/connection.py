@@ -36,7 +36,10 @@ from penstock.spi.allocator import Allocation
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 
+#: The kinds of work that each get their part of an address's time: producing, fetching, and everything else.
 _PRODUCE: Final = int(ApiKey.PRODUCE)
+_FETCH: Final = int(ApiKey.FETCH)
+_OTHER: Final = -1
 _END: Final = int(Wait.END)
 
 
@@ -180,6 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         )
         if short.taken:
             core.requests_by_api[_PRODUCE] += short.taken
+            self.time.kind = _PRODUCE
             short.taken = 0
             if not self.has_asked:
                 self._asked()
@@ -216,12 +220,14 @@ class Connection(asyncio.BufferedProtocol):
             if api_key == _PRODUCE:
                 if not pipeline.has_room():
                     return False
+                self.time.kind = _PRODUCE
                 long_produce.start(channel, self._header, frame, version, correlation_id, allocation)
                 return True
             if pipeline.slots:
                 channel.write_completed()
                 if not pipeline.is_first() or pipeline.waits:
                     return False
+            self.time.kind = _FETCH if api_key == _FETCH else _OTHER
             is_kept = requests.start(channel, frame, api_key, version, allocation)
         except PenstockError as error:
             self.channel.fault(f"request is malformed: api_key={api_key} version={version}: {error}")

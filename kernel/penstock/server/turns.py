@@ -108,8 +108,9 @@ class Turns:
     def hold_back(self, connection: _Waits, now: float, *, is_greedy: bool) -> bool:
         """Whether what ``connection`` has just received has to wait for a turn."""
         member = connection.time
-        if member.is_limited or member.address.is_limited:
-            if self._shares.ready_at(member, now) > now:
+        kind = member.among
+        if member.is_limited or kind.is_limited or kind.address.is_limited:
+            if self._shares.ready_at(member, now, is_greedy=is_greedy) > now:
                 return True
             if member.is_limited:
                 return self.defers(now)
@@ -128,7 +129,7 @@ class Turns:
         """
         if member in self._at_work:
             return False
-        return len(self) > 0 or member.is_limited or member.address.is_limited
+        return len(self) > 0 or member.may_wait
 
     def used(self, member: TimeMember, began: float, begin: float) -> None:
         """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time."""
@@ -166,7 +167,7 @@ class Turns:
         async with limiter:
             if self.makes_wait(member):
                 await self._wait(member)
-            is_slice = member.is_limited or member.address.is_limited
+            is_slice = member.may_wait
             self._threads += is_slice
             self._at_work.add(member)
             try:
@@ -253,7 +254,7 @@ class Turns:
                 self._number += 1
                 heappush(limited, (ready, self._number, connection))
                 continue
-            if defers and (connection.time.is_limited or connection.time.address.is_limited):
+            if defers and connection.time.may_wait:
                 self._deferred.append(connection)
                 continue
             connection.turn()

@@ -11,6 +11,7 @@ from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
 from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
 
 from penstock.api.declaration import Api
+from penstock.server.connection import Connection
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
@@ -185,6 +186,32 @@ async def test_thousands_of_requests_of_one_client_leave_turns_to_others(logs: F
         assert harness.server.core.requests_by_api[ApiKey.API_VERSIONS] < many
         await until(lambda: harness.server.core.requests_by_api[ApiKey.API_VERSIONS] == many)
         assert harness.server.statistics().handler_errors == 0
+
+
+async def test_producing_fetching_and_the_rest_have_their_own_parts_of_an_addresss_time(
+    logs: FakeLogs,
+) -> None:
+    """A connection counts among those that asked for the same kind of work last."""
+    asked = FetchTopic(topic="t", partitions=[FetchPartition(partition=0, partition_max_bytes=1)])
+    fetch = FetchRequest(max_wait_ms=0, min_bytes=0, max_bytes=1, topics=[asked])
+    kinds = []
+    async with serving(logs) as harness, await harness.connect() as client:
+        (connection,) = harness.server.connections
+        assert isinstance(connection, Connection)
+        requests = [
+            (ApiKey.PRODUCE, 9, produce(make_batch())),
+            (ApiKey.METADATA, 9, MetadataRequest(topics=[])),
+            (ApiKey.FETCH, 11, fetch),
+            (ApiKey.LIST_GROUPS, 4, ListGroupsRequest()),
+            (ApiKey.PRODUCE, 9, produce(make_batch())),  # the short way: its head is known
+        ]
+        for api_key, version, request in requests:
+            await client.call(api_key, version, request)
+            kinds.append(connection.time.kind)
+    producing, metadata, fetching, groups, short = kinds
+    assert len({producing, metadata, fetching}) == 3
+    assert groups == metadata
+    assert short == producing
 
 
 async def test_requests_behind_one_that_a_handler_answers_wait_for_turns_too(logs: FakeLogs) -> None:
