@@ -140,6 +140,19 @@ class DirectGather:
         else:
             self._copy(memoryview(buffer))
 
+    def whole(self, buffers: Sequence[Buffer], size: int) -> memoryview | None:
+        """``buffers`` (``size`` bytes) and zeros up to the next block, for a caller that writes them itself, at once.
+
+        None where they don't fit the bounce buffer. The short way for what is small: nothing may have been added.
+        """
+        end = -(-size // BLOCK_BYTES) * BLOCK_BYTES
+        bounce = self._bounce
+        if end > len(bounce):
+            return None
+        assert not self._used, "nothing else is gathered"
+        bounce[:end] = b"".join(buffers).ljust(end, b"\0")
+        return bounce[:end]
+
     def pad(self) -> None:
         """Append zeros up to the next block."""
         self.add(bytes(-self._used % BLOCK_BYTES))
@@ -217,6 +230,8 @@ def write_vectors(
     ``on_partial()`` is called when the system wrote only a part, before the rest is tried.
     """
     written = os.pwritev(fd, vectors, position, flags)
+    if written == sum(map(len, vectors)):
+        return
     rest = vectors
     while True:
         rest = _behind(rest, written)

@@ -130,3 +130,18 @@ def test_a_medium_that_takes_nothing_is_full(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "pwritev", lambda *_: 0)
     with (tmp_path / "file").open("w+b", buffering=0) as file, pytest.raises(OSError, match="takes no more"):
         write_vectors(file.fileno(), [memoryview(b"abc")], 0)
+
+
+def test_what_is_small_is_put_together_whole_and_leaves_nothing_behind() -> None:
+    written: list[bytes] = []
+    gather = DirectGather(2 * BLOCK_BYTES, lambda vectors: written.extend(map(bytes, vectors)))
+    gather.add(b"x" * (2 * BLOCK_BYTES))
+    gather.flush()
+    whole = gather.whole([b"head", memoryview(b"payload")], 11)
+    assert whole is not None
+    assert bytes(whole) == b"headpayload".ljust(BLOCK_BYTES, b"\0")
+    assert address(whole) % BLOCK_BYTES == 0
+    assert gather.whole([bytes(2 * BLOCK_BYTES), b"x"], 2 * BLOCK_BYTES + 1) is None
+    gather.add(b"y" * BLOCK_BYTES)
+    gather.flush()
+    assert written == [b"x" * (2 * BLOCK_BYTES), b"y" * BLOCK_BYTES]

@@ -62,9 +62,10 @@ __all__ = (
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import repeat
 from typing import NamedTuple
 
-from penstock.checksum import checksum
+from penstock.checksum import HOLD_BYTES_MAX, checksum, held_checksum
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalEntry
@@ -149,15 +150,16 @@ def encode_group(
     filled. ``checksums[i]`` is the CRC-32C of ``payloads[i]``, where it is known.
     """
     assert appends, "a group holds at least one entry"
+    position, sequence, previous_digest = cursor
     parts: list[Buffer] = [b""]
-    chain = cursor.digest
-    end = cursor.position + GROUP_HEADER_BYTES
+    chain = previous_digest
+    end = position + GROUP_HEADER_BYTES
     count = len(appends)
     pack, pack_crc = _ENTRY.pack, _CRC.pack
-    known = [None] * count if checksums is None else checksums
-    for append, payload, crc in zip(appends, payloads, known, strict=True):
-        if append.position != end:
-            gap = append.position - end
+    for append, payload, crc in zip(appends, payloads, checksums or repeat(None, count), strict=True):
+        start = append.position
+        if start != end:
+            gap = start - end
             assert gap >= ENTRY_HEADER_BYTES, "entries follow each other, or leave room for a filler"
             zeros = bytes(gap - ENTRY_HEADER_BYTES)
             head = pack(_FILLER_MAGIC, len(zeros), end, checksum(zeros))
@@ -168,10 +170,9 @@ def encode_group(
         if crc is None:
             crc = 0
             for part in payload:
-                crc = checksum(part, crc)
-        position = append.position
-        head = pack(_ENTRY_MAGIC, end - position - ENTRY_HEADER_BYTES, position, crc)
-        chain = checksum(head, chain)
+                crc = held_checksum(part, crc, 0) if len(part) <= HOLD_BYTES_MAX else checksum(part, crc)
+        head = pack(_ENTRY_MAGIC, end - start - ENTRY_HEADER_BYTES, start, crc)
+        chain = held_checksum(head, chain, 0)
         parts.append(head + pack_crc(chain))
         parts.extend(payload)
     fixed = _GROUP.pack(
@@ -179,17 +180,17 @@ def encode_group(
         _VERSION,
         0,
         log_id,
-        cursor.sequence,
-        cursor.position,
+        sequence,
+        position,
         epoch,
         confirmed_position,
-        end - cursor.position,
+        end - position,
         count,
-        cursor.digest,
+        previous_digest,
         chain,
         0,
     )
-    digest = checksum(fixed)
+    digest = held_checksum(fixed, 0, 0)
     parts[0] = fixed + _CRC.pack(digest)
     return parts, digest
 

@@ -207,6 +207,22 @@ class GroupCommit:
         self._flying_entries += len(group.entries)
         return group
 
+    def take_beside(self, groups_max: int, span_bytes_max: int) -> Group | None:
+        """The next group to write beside those in flight, or None if they are ``groups_max``, or reach too far.
+
+        Beside others a group with room left is worth a write if it holds half as much as they do together: a second
+        lone request is written at once, and what comes in by hundreds isn't cut to pieces, each of which costs
+        the processor as much as many entries.
+        """
+        flying = self._flying
+        if self._open is None and not self._ready:
+            return None
+        if not flying:
+            return self.take()
+        if len(flying) >= groups_max or self.span_bytes > span_bytes_max:
+            return None
+        return self.take(partial=2 * self.open_entries >= self._flying_entries)
+
     def finish(self, group: Group) -> None:
         """``group`` is durable. Completes it and what follows, as far as no earlier group is unfinished.
 
@@ -215,12 +231,14 @@ class GroupCommit:
         assert not group.done, "a group finishes once"
         group.done = True
         first_error: Exception | None = None
-        while self._flying and self._flying[0].done:
-            finished = self._flying.popleft()
-            self._flying_entries -= len(finished.entries)
-            self._account(finished)
+        flying = self._flying
+        while flying and flying[0].done:
+            finished = flying.popleft()
+            count = len(finished.entries)
+            self._flying_entries -= count
+            self._account(finished, count)
             first_error = _complete(finished, None) or first_error
-        if self._flying and (error := self._flying[0].error) is not None:
+        if flying and (error := flying[0].error) is not None:
             first_error = self._answer_all(error) or first_error
         if first_error is not None:
             raise again(first_error)
@@ -387,12 +405,13 @@ class GroupCommit:
             first_error = _complete(group, error) or first_error
         return first_error
 
-    def _account(self, group: Group) -> None:
-        self._confirmed = group.end_position
+    def _account(self, group: Group, count: int) -> None:
+        end = self._confirmed = group.end_position
         self._done_groups += 1
-        self._done_entries += len(group.entries)
-        self._done_payload_bytes += group.payload_bytes(group.position + group.length)
-        self._written_bytes += group.end_position - group.position
+        self._done_entries += count
+        framing = GROUP_HEADER_BYTES + count * ENTRY_HEADER_BYTES + group.filler_bytes
+        self._done_payload_bytes += group.length - framing
+        self._written_bytes += end - group.position
 
     def _set_limit(self) -> None:
         self._limit = self._start + self._capacity_bytes if self._capacity_bytes else _UNBOUNDED

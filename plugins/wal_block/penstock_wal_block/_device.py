@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Literal, Protocol
 
-from penstock.direct_io import DirectGather, write_vectors
+from penstock.direct_io import LARGE_BYTES, DirectGather, write_vectors
 from penstock.errors import ConfigError, UnavailableError
 from penstock.files import ACCESSES, Access, create_file, excess_mode, make_directories, open_own
 from penstock.spi import Buffer
@@ -31,6 +31,8 @@ logger = logging.getLogger("penstock.wal.block")
 _GROWTH_BYTES = 2**20
 _SMALL_GROUP_BYTES = 2**18
 _IOV_MAX = 1000
+#: A group of so many bytes has no payload that is written from where it is: it is put together in one go.
+_WHOLE_BYTES_MAX = LARGE_BYTES
 #: Groups of pieces smaller than this on average are joined first: 0.06 µs a piece against 0.3 µs one by one.
 _JOIN_PART_BYTES = 4096
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -55,6 +57,10 @@ class Device(Protocol):
     @property
     def in_place(self) -> bool:
         """The log's path still leads to it; what is written to a file that was removed is gone at the end."""
+
+    @property
+    def is_linked(self) -> bool:
+        """The file has a name, whichever: less than :attr:`in_place` says, in half the time."""
 
     def find_header(self, location: str) -> Header | None:
         """The header that counts; None where nothing was ever written. Changes nothing.
@@ -243,6 +249,11 @@ class FileDevice:
             return True  # it can't be told
         return (status.st_dev, status.st_ino) == self._identity
 
+    @property
+    def is_linked(self) -> bool:
+        """See :class:`Device`."""
+        return os.fstat(self._fd).st_nlink > 0
+
     def find_header(self, location: str) -> Header | None:
         """See :class:`Device`."""
         header = find_header(
@@ -397,8 +408,13 @@ class _Lane:
 
     def write(self, offset: int, parts: Sequence[Buffer], length: int, padding: int) -> None:
         """Write ``parts`` (``length`` bytes) and ``padding`` zeros at ``offset``."""
-        if self._gather is not None:
-            self._write_direct(self._gather, offset, parts, length)
+        gather = self._gather
+        if gather is not None:
+            whole = gather.whole(parts, length) if length <= _WHOLE_BYTES_MAX else None
+            if whole is None:
+                self._write_direct(gather, offset, parts, length)
+            elif os.pwritev(self.fd, (whole,), offset, self._flags) != len(whole):
+                write_vectors(self.fd, (whole,), offset, self._flags)  # tells why
             return
         parts = [*parts, bytes(padding)]
         if len(parts) > _IOV_MAX or length < _JOIN_PART_BYTES * len(parts):

@@ -21,9 +21,11 @@ from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, n
 _READ_AHEAD_BYTES = 2**20
 #: The log can be cut at this many places, evenly spread: memory against the precision of a trim.
 _BOUNDARIES_MAX = 4096
-#: A busy owner looks at the header and at its place before every group of this number. Each system call lets go of
-#: the interpreter, and a thread waits long to get it back from a busy event loop.
+#: An owner looks at the header and at its place before every group of this number, and before a group when it looked
+#: last so long ago. Each system call lets go of the interpreter, and a thread waits long to get it back from a busy
+#: event loop; for a lone group it is a tenth of all that the processor does.
 _GROUPS_PER_CHECK = 16
+_CHECK_AFTER_S = 0.01
 #: The errors after which a write succeeds once somebody has made room.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 
@@ -80,6 +82,9 @@ class BlockLog:
         self._lock = ExitStack()
         self._holds_lock = False
         self._groups_since_check = 0
+        self._checked_s = 0.0
+        #: No other group was about to be written when the last one was.
+        self._is_lone = False
         self._wrote_s = 0.0
         #: Groups being written under the lock.
         self._writing = 0
@@ -290,6 +295,7 @@ class BlockLog:
         Several threads may put groups at the same time. After an error the same one may be put again.
         """
         self._enter()
+        is_durable = False
         try:
             self._write_ring(flight.before.position, flight.parts, flight.length)
             self._device.sync()
@@ -297,32 +303,47 @@ class BlockLog:
                 # Locks end at the host: only this second look shows the claim of another one.
                 with self._mutex:
                     self._check_owner()
+            is_durable = True
         finally:
             with self._mutex:
                 self._writing -= 1
                 self._wrote_s = time.monotonic()
-        with self._mutex:
-            flight.is_durable = True
-            flights = self._flights
-            while flights and flights[0].is_durable:
-                first = flights.popleft()
-                self._confirmed = first.after.position
-                self._boundaries.add(first.entries_end, first.after)
+                if is_durable:
+                    self._landed(flight)
+
+    def _landed(self, flight: Flight) -> None:
+        """A group is durable; those that no gap is before any more are confirmed."""
+        flight.is_durable = True
+        flights = self._flights
+        while flights and flights[0].is_durable:
+            first = flights.popleft()
+            self._confirmed = first.after.position
+            self._boundaries.add(first.entries_end, first.after)
 
     def _enter(self) -> None:
         """Hold the data lock as the owner. Who takes the log over writes the header, then waits for the lock.
 
-        A busy owner never lets go of it, but it sees the header soon; then it writes nothing more.
+        An owner that keeps the lock from group to group sees the header soon; then it writes nothing more.
         """
         with self._mutex:
             if not self._holds_lock:
                 self._lock.enter_context(self._device.data_lock())
                 self._holds_lock = True
-                self.look_before_next()  # nobody writes under this lock before a check succeeded
-            if self._device.shareable or self._groups_since_check >= _GROUPS_PER_CHECK:
+                self._groups_since_check = (
+                    _GROUPS_PER_CHECK  # nobody writes under this lock before a check succeeded
+                )
+            if (
+                self._groups_since_check >= _GROUPS_PER_CHECK
+                or time.monotonic() - self._checked_s > _CHECK_AFTER_S
+                or self._device.shareable
+            ):
                 self._check_owner()
-                self._check_place()
+                self._check_place(self._device.in_place)
                 self._groups_since_check = 0
+                self._checked_s = time.monotonic()
+            elif self._is_lone:
+                self._check_place(self._device.is_linked)
+            self._is_lone = False
             self._groups_since_check += 1
             self._writing += 1
 
@@ -334,8 +355,8 @@ class BlockLog:
                 self._lock.close()
 
     def look_before_next(self) -> None:
-        """No group follows at once: who begins the next one looks first whether the log is still its own."""
-        self._groups_since_check = _GROUPS_PER_CHECK
+        """No group follows at once: who puts the next one sees first that the file wasn't removed."""
+        self._is_lone = True
 
     def rest_after(self, seconds: float) -> None:
         """Let go of the data lock if nothing was written for so long."""
@@ -348,11 +369,11 @@ class BlockLog:
         with self._mutex:
             self.rest()  # who wrote before us left the lock to whoever comes next
             self._check_owner()
-            self._check_place()
+            self._check_place(self._device.in_place)
 
-    def _check_place(self) -> None:
+    def _check_place(self, is_there: bool) -> None:
         """Raise UnavailableError if the file was removed or replaced: what is written to it is lost."""
-        if not self._device.in_place:
+        if not is_there:
             raise UnavailableError(
                 "the wal's file was removed or replaced while the broker ran, so nothing more is acknowledged; start "
                 f"it again: path={self._location}"

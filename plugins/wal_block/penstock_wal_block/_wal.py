@@ -196,28 +196,18 @@ class BlockWal:
     # -- writing -------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Hand groups to the threads, a small one beside others if it is worth a write.
-
-        That is when it holds half as much as they do together: a second lone request is written at once, and what
-        comes in by hundreds isn't cut to pieces, each of which costs the processor as much as many entries.
-        """
+        """Hand groups to the threads."""
         self._pump_scheduled = False
         commit = self._commit
         if self._landed is not None:
             if not commit.in_flight:
                 self._landed.set()
             return
-        while commit.in_flight < self._groups_in_flight_max and commit.span_bytes <= self._span_bytes_max:
-            group = commit.take(partial=2 * commit.open_entries >= commit.in_flight_entries)
-            if group is None:
-                break
-            self._submit(group)
+        while (group := commit.take_beside(self._groups_in_flight_max, self._span_bytes_max)) is not None:
+            self._taken.append(group)
+            self._thread.submit(self._write_next, self._written)
         if self._drained is not None and commit.idle:
             self._drained.set()
-
-    def _submit(self, group: Group) -> None:
-        self._taken.append(group)
-        self._thread.submit(self._write_next, self._written)
 
     def _written(self, outcome: tuple[Group, int, Exception | None] | None, bug: Exception | None) -> None:
         try:

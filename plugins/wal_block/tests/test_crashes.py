@@ -70,7 +70,7 @@ class SimulatedDevice:
             image[offset : offset + len(data)] = data
         return image
 
-    in_place = True
+    in_place = is_linked = True
 
     def find_header(self, location: str) -> Header | None:
         size = len(self.medium) if any(self.medium[HEADER_AREA_BYTES:]) else HEADER_AREA_BYTES

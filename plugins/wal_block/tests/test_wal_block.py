@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import wait as futures_wait
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -216,6 +217,71 @@ def test_a_busy_owner_lets_a_newer_one_in(tmp_path: Path) -> None:
             write_for_ever()
         successor = taken.result(HANG_S)
     assert len(list(successor.scan())) > 0
+
+
+def test_an_owner_that_keeps_the_lock_looks_at_the_header_again_after_16_groups_or_10_ms(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each look lets go of the interpreter; that the file is there is seen before each lone group nevertheless."""
+    log = open_log(tmp_path, 1)
+    write = writer_of(log)
+    now = 100.0
+    looks: list[str] = []
+    header, linked = FileDevice.read_header_area, FileDevice.__dict__["is_linked"].fget
+
+    def look_at_header(device: FileDevice) -> bytes:
+        looks.append("header")
+        return header(device)
+
+    def look_at_links(device: FileDevice) -> bool:
+        looks.append("file")
+        return bool(linked(device))
+
+    monkeypatch.setattr("penstock_wal_block._log.time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(FileDevice, "read_header_area", look_at_header)
+    monkeypatch.setattr(FileDevice, "is_linked", property(look_at_links))
+
+    def write_alone(groups: int) -> list[str]:
+        looks.clear()
+        for _ in range(groups):
+            log.look_before_next()
+            write()
+        return looks
+
+    assert write_alone(1) == ["header"]
+    assert write_alone(15) == ["file"] * 15
+    assert write_alone(2) == ["header", "file"]
+    now += 0.011
+    assert write_alone(2) == ["header", "file"]
+    looks.clear()
+    write()
+    assert looks == []
+    (tmp_path / "wal").unlink()
+    with pytest.raises(UnavailableError, match="was removed or replaced"):
+        write_alone(1)
+
+
+async def test_a_small_group_that_the_system_writes_in_part_is_written_whole(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwritev
+    sizes: list[int] = []
+
+    def pwritev(fd: int, buffers: Sequence[Buffer], offset: int, *flags: int) -> int:
+        size = sum(map(len, buffers))
+        sizes.append(size)
+        if len(sizes) == 1:
+            return real(fd, [memoryview(buffers[0])[:4096]], offset, *flags)
+        return real(fd, buffers, offset, *flags)
+
+    data = os.urandom(10_000)
+    async with open_wal() as wal:
+        await wal.append([b"the file grows"]).wait_durable()
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        await wal.append([data]).wait_durable()
+        assert len(sizes) > 1
+    async with open_wal(2, recover=False) as wal:
+        assert await recovered(wal) == [b"the file grows", data]
 
 
 def test_an_owner_whose_last_job_was_a_trim_for_nothing_holds_no_lock(tmp_path: Path) -> None:

@@ -143,6 +143,27 @@ def test_a_raising_callback_keeps_no_other_append_waiting() -> None:
     assert commit.idle
 
 
+def test_a_group_goes_beside_others_as_long_as_they_are_few_and_near_and_it_is_worth_a_write() -> None:
+    commit = started(group=4096)
+    assert commit.take_beside(3, 2**20) is None
+    for _ in range(4):
+        commit.append([b"x"])
+    four = commit.take_beside(3, 2**20)
+    assert four is not None
+    commit.append([b"x"])
+    assert commit.take_beside(3, 2**20) is None, "less than half of what is in flight"
+    commit.append([b"x"])
+    assert commit.take_beside(1, 2**20) is None, "as many as may be"
+    assert commit.take_beside(3, 100) is None, "too far from the oldest"
+    assert commit.take_beside(3, 2**20) is not None
+    commit.append([b"x"])
+    commit.append([bytes(4000)])
+    assert commit.take_beside(3, 2**20) is not None, "a full one goes whatever is in flight"
+    assert commit.take_beside(3, 2**20) is None
+    commit.finish(four)
+    assert commit.take_beside(3, 2**20) is None, "the last one is less than half of what is left"
+
+
 def test_failure_answers_everybody_in_order_and_refuses_the_rest() -> None:
     commit = started(group=FRAME + 10)
     order: list[int] = []
