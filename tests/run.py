@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis.configuration
 import hypothesis.database
 import pytest
+from tests import fork_server
 from tests.fetched import cache_dir
 from tests.keeper import MARK, Keeper, marked, remove_abandoned
 
@@ -73,6 +74,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     """A run that leaves a process behind has failed, although the keeper is going to end it."""
     yield
+    fork_server.close()
     root = os.environ[MARK]
     if session.exitstatus == pytest.ExitCode.INTERRUPTED or hasattr(session.config, "workerinput"):
         return

@@ -1,4 +1,4 @@
-"""Real ``penstock serve`` processes for the tests in here."""
+"""Real ``penstock serve`` processes for the tests in here; ``tests/fork_server.py`` says how they are started."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from tests import fork_server
+from tests.fork_server import Forked
 from tests.patience import HANG_S
 
 READY_S = HANG_S
@@ -29,7 +31,7 @@ class ServeProcess:
         #: How much was printed before the run that is going on, or the last one.
         self.printed_before = 0
         self._printed = threading.Condition()
-        self._process: subprocess.Popen[str] | None = None
+        self._process: subprocess.Popen[str] | Forked | None = None
         self._reader: threading.Thread | None = None
 
     @property
@@ -64,22 +66,16 @@ class ServeProcess:
 
     def launch(self) -> threading.Event:
         """Start, and return at once; the event is set when it accepts clients, or ended."""
-        command = [sys.executable, "-m", "penstock", "serve", *self.arguments]
+        arguments = ["serve", *self.arguments]
         for setting in (
             f"broker.data_dir={self.data_dir}",
             f"listener.bind=127.0.0.1:{self.port}",
             "wal.capacity=64MiB",
             *self.sets,
         ):
-            command += ["--set", setting]
+            arguments += ["--set", setting]
         self.printed_before = len(self._output)
-        process = self._process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"},
-        )
+        process = self._process = _started(arguments, {**os.environ, "PYTHONUNBUFFERED": "1"})
         ready = threading.Event()
 
         def read() -> None:
@@ -147,6 +143,28 @@ class ServeProcess:
     def resident_bytes(self) -> int:
         """What the process holds in memory now."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _started(arguments: list[str], environment: dict[str, str]) -> subprocess.Popen[str] | Forked:
+    if fork_server.same_start(environment):
+        return fork_server.start(arguments, environment)
+    return subprocess.Popen(
+        [sys.executable, "-m", "penstock", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=environment,
+    )
+
+
+def penstock(
+    *arguments: str, text: bytes = b"", merged: bool = False, timeout_s: float = HANG_S
+) -> subprocess.CompletedProcess[str]:
+    """``penstock ARGUMENTS`` to its end, with ``text`` on stdin; ``merged``: stderr goes to stdout."""
+    done = fork_server.run(arguments, text=text, merged=merged, timeout_s=timeout_s)
+    stdout, stderr = (each.decode(errors="surrogateescape") for each in (done.stdout, done.stderr))
+    return subprocess.CompletedProcess(arguments, done.returncode, stdout, stderr)
 
 
 def free_port() -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -15,7 +13,7 @@ from confluent_kafka import ElectionType
 from confluent_kafka import TopicPartition as ConfluentPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import KafkaError
-from tests.integration.conftest import ServeProcess
+from tests.integration.conftest import ServeProcess, penstock
 from tests.integration.kafka_clients import DEADLINE_S, serving, unique
 from tests.integration.test_semantics import Wire, batch_of
 
@@ -84,9 +82,9 @@ def test_topic_describe_shows_sizes(shared: ServeProcess, wire: Wire) -> None:
     assert wire.produce(topic, batch, partition=1).error_code == 0
 
     def describe(*options: str) -> str:
-        command = [sys.executable, "-m", "penstock", "topic", "describe", topic, *options]
-        command += ["-b", shared.bootstrap_servers]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=DEADLINE_S).stdout
+        done = penstock("topic", "describe", topic, *options, "-b", shared.bootstrap_servers)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
 
     document = json.loads(describe("--json"))
     assert [each["size_bytes"] for each in document["partitions"]] == [0, len(batch)]

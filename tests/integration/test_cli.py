@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.integration.conftest import ServeProcess
+from tests.integration.conftest import ServeProcess, penstock
 from tests.patience import HANG_S
 
 TIMEOUT_S = HANG_S
@@ -37,12 +37,11 @@ class Cli:
 
     def run(self, *arguments: str, text: bytes = b"", code: int = 0) -> str:
         """Run to the end; stdout. Fails on another exit code, and on a traceback."""
-        done = subprocess.run(self.command(*arguments), input=text, capture_output=True, timeout=TIMEOUT_S)
-        error = done.stderr.decode()
-        assert done.returncode == code, error
-        assert "Traceback" not in error
-        self.error = error
-        return done.stdout.decode(errors="surrogateescape")
+        done = penstock(*arguments, "--bootstrap-server", self.address, text=text)
+        assert done.returncode == code, done.stderr
+        assert "Traceback" not in done.stderr
+        self.error = done.stderr
+        return done.stdout
 
 
 @pytest.fixture
@@ -79,22 +78,14 @@ def test_objects_are_listed_with_what_is_still_wanted_in_them(cli: Cli, broker: 
     broker.start()
     cli.run("topic", "delete", "dropped")
     command = ["object", "list", "--set", f"broker.data_dir={broker.data_dir}"]
-    shown = subprocess.run(
-        [sys.executable, "-m", "penstock", *command, "--json"],
-        capture_output=True,
-        check=True,
-        timeout=TIMEOUT_S,
-    )
+    shown = penstock(*command, "--json")
+    assert shown.returncode == 0, shown.stderr
     (shared,) = [row for row in json.loads(shown.stdout) if "kept" in row["topics"]]
     assert shared["topics"] == ["kept"]
     assert shared["state"] == "committed"
     assert shared["size_bytes"] > 10_000 > shared["live_bytes"] > 5_000
-    told = subprocess.run(
-        [sys.executable, "-m", "penstock", *command, "--topic", "kept"],
-        capture_output=True,
-        timeout=TIMEOUT_S,
-    )
-    assert b"1 object in use, " in told.stdout
+    told = penstock(*command, "--topic", "kept")
+    assert "1 object in use, " in told.stdout
 
 
 def test_topics_from_creation_to_deletion(cli: Cli) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ from typing import Any
 import anyio
 from confluent_kafka import Consumer, KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
-from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT
 from tests.integration.test_faults import damage
 from tests.patience import HANG_S
@@ -205,9 +203,8 @@ def fails(call: Callable[[], object]) -> bool:
     return False
 
 
-def penstock(*arguments: str) -> str:
-    command = [sys.executable, "-m", "penstock", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_S)
+def output_of(*arguments: str) -> str:
+    done = penstock(*arguments)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
@@ -273,7 +270,7 @@ def test_damaged_objects_make_only_what_needs_them_unavailable(serve: ServeFacto
         said.partition("penstock topic delete-records broken ")[2].partition("--before ")[2].partition(")")[0]
     )
     assert 20 < before < 40
-    told = penstock(
+    told = output_of(
         "topic", "delete-records", "broken", "--partition", "0", "--before", str(before),
         "--bootstrap-server", broker.bootstrap_servers,
     )  # fmt: skip

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all, value_of
 from tests.patience import HANG_S
 
@@ -143,14 +143,22 @@ def test_disk_full_at_start(tmpfs: Callable[[int], Path], serve: ServeFactory) -
     assert "Traceback" not in broker.output
 
 
-def run_serve(data_dir: Path, *sets: str, timeout_s: float = HANG_S) -> tuple[int, str]:
-    """``penstock serve`` that is expected to end by itself: exit code and output."""
-    command = [sys.executable, "-m", "penstock", "serve"]
+def run_serve(data_dir: Path, *sets: str, executed: bool = False) -> tuple[int, str]:
+    """``penstock serve`` that is expected to end by itself: exit code and output; forked if not ``executed``."""
+    command = ["serve"]
     for setting in (f"broker.data_dir={data_dir}", "listener.bind=127.0.0.1:0", "wal.capacity=64MiB", *sets):
         command += ["--set", setting]
-    done = subprocess.run(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=timeout_s, check=False
-    )
+    if executed:
+        done = subprocess.run(
+            [sys.executable, "-m", "penstock", *command],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=HANG_S,
+            check=False,
+        )
+    else:
+        done = penstock(*command, merged=True)
     return done.returncode, done.stdout
 
 
@@ -397,8 +405,7 @@ def test_damaged_object(serve: ServeFactory) -> None:
         consumer.close()
     assert met, "the consumer was never told"
     broker.wait_for_output("checksum")
-    command = [sys.executable, "-m", "penstock", "verify", "--set", f"broker.data_dir={broker.data_dir}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=HANG_S, check=False)
+    done = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "checksum" in done.stdout + done.stderr
     damage(held, position)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.fuzz.run import Fuzzer, GoodClient, load_case, save_case, statistics
-from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.patience import HANG_S
 
 #: What is spent on each seed; ``python -m tests.fuzz --seconds 3600 --seed 7`` takes as long as you like.
@@ -71,8 +69,7 @@ def prove_all_is_given_back(broker: ServeProcess, before: dict[str, Any]) -> Non
 
 def prove_data_are_whole(broker: ServeProcess) -> None:
     """``penstock verify`` finds nothing."""
-    command = [sys.executable, "-m", "penstock", "verify", "--set", f"broker.data_dir={broker.data_dir}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
     assert done.returncode == 0, done.stdout + done.stderr
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 from confluent_kafka import Producer
 from confluent_kafka.admin import AdminClient
-from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT, create_topic
 from tests.integration.test_faults import eventually
 from tests.patience import HANG_S
@@ -80,8 +78,7 @@ def test_orphans_are_swept_and_nothing_else_is(serve: ServeFactory) -> None:
     assert broker.terminate() == 0
     assert young.exists()
     assert "never gave out" not in broker.output[printed:], "said once"
-    command = [sys.executable, "-m", "penstock", "verify", "--set", f"broker.data_dir={broker.data_dir}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
     problems = [line for line in done.stdout.splitlines() if line.startswith("BROKEN")]
     assert len(problems) == 4
     assert all(line.startswith("BROKEN I6") for line in problems)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
-from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all
 from tests.integration.test_faults import (
     BUSY,
@@ -91,15 +89,8 @@ def refused_to_node_2(data_dir: Path, store: Path, *sets: str, recorded: str, re
         assert told in output, f"{told} isn't in: {output}"
 
 
-def penstock(*arguments: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "penstock", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
+def outcome_of(*arguments: str) -> tuple[int, str]:
+    done = penstock(*arguments, merged=True)
     return done.returncode, done.stdout
 
 
@@ -181,7 +172,7 @@ def test_a_second_node_id_takes_nothing_from_a_broker_that_was_killed(
         refused_to_node_2(second, store, *sets, recorded=identity(first), recorded_at=wal)
     assert media(first.data_dir, second) == before
     there = ("--set", f"broker.data_dir={second}", "--set", f"object_store.url=file://{store}")
-    code, output = penstock("verify", *there, "--set", "broker.node_id=2")
+    code, output = outcome_of("verify", *there, "--set", "broker.node_id=2")
     assert code == 1, output
     assert "BROKEN I1 at WAL of node 1: acknowledged records may be in that WAL only" in output
     assert f"recorded={identity(first)} recorded_at={wal}" in output
@@ -214,7 +205,7 @@ def test_another_node_takes_the_wal_of_a_killed_one_over_with_everything_in_it(
     assert code == 2, output
     assert "the WAL of node 2 only" in output
     second.kill()
-    code, output = penstock("verify", *(part for each in sets for part in ("--set", each)))
+    code, output = outcome_of("verify", *(part for each in sets for part in ("--set", each)))
     assert code == 0, output
     second.start()
     check(read_all(second.bootstrap_servers), ledger, idempotent=True)
@@ -277,7 +268,7 @@ def test_the_lost_wal_of_another_node_is_given_up_by_name(serve: ServeFactory, t
     assert code == 2, output
     assert one_sentence(output)
     assert "given up" in output
-    code, output = penstock("verify", "--set", f"broker.data_dir={first.data_dir}")
+    code, output = outcome_of("verify", "--set", f"broker.data_dir={first.data_dir}")
     assert f"what only the WAL {lost} held was given up" in output
 
 
@@ -288,7 +279,7 @@ def test_a_lost_newest_metadata_entry_is_refused_and_seen_by_verify(serve: Serve
     ledger = written(broker)
     entries = broker.data_dir / "objects" / "metadata" / "log"
     snapshots = broker.data_dir / "objects" / "metadata" / "snapshot"
-    code, output = penstock(
+    code, output = outcome_of(
         "topic",
         "alter",
         "ledger",
@@ -308,7 +299,7 @@ def test_a_lost_newest_metadata_entry_is_refused_and_seen_by_verify(serve: Serve
     assert code == 2, output
     assert one_sentence(output)
     assert f"found={index - 1} reached={index}" in output
-    code, output = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
+    code, output = outcome_of("verify", "--set", f"broker.data_dir={broker.data_dir}")
     assert code == 1, output
     assert "BROKEN I7" in output
     assert f"reached={index} found={index - 1}" in output
@@ -317,7 +308,7 @@ def test_a_lost_newest_metadata_entry_is_refused_and_seen_by_verify(serve: Serve
         path.write_bytes(data)
     broker.start()
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
-    code, output = penstock("topic", "describe", "ledger", "--bootstrap-server", broker.bootstrap_servers)
+    code, output = outcome_of("topic", "describe", "ledger", "--bootstrap-server", broker.bootstrap_servers)
     assert re.search(r"retention.ms +7200000 +topic", output)
 
 
@@ -349,7 +340,7 @@ def test_another_wal_path_after_a_kill_is_refused(serve: ServeFactory, tmp_path:
     before = files(broker.data_dir)
     refused(broker.data_dir, "wal.path=other.wal", recorded=identity(broker), recorded_at=wal)
     assert files(broker.data_dir) == before
-    code, output = penstock(
+    code, output = outcome_of(
         "verify", "--set", f"broker.data_dir={broker.data_dir}", "--set", "wal.path=other.wal"
     )
     assert code == 1, output
@@ -412,7 +403,7 @@ def test_a_lost_wal_is_given_up_by_name_only(serve: ServeFactory) -> None:
     broker.kill()
     broker.start()  # with the key still there: it isn't needed
     broker.wait_for_output("broker.accept_lost_wal isn't needed", after=broker.printed_before)
-    code, output = penstock("verify", "--set", f"broker.data_dir={broker.data_dir}")
+    code, output = outcome_of("verify", "--set", f"broker.data_dir={broker.data_dir}")
     assert code == 0, output
     assert f"identity {second}" in output
     assert f"the WAL {first} held was given up" in output
@@ -458,7 +449,7 @@ def test_a_stop_that_could_not_upload_is_not_clean(serve: ServeFactory) -> None:
 def test_inspect_tells_which_wal_is_recorded(serve: ServeFactory, ending: str) -> None:
     broker = serve()
     getattr(broker, ending)()
-    code, output = penstock("wal", "inspect", "--set", f"broker.data_dir={broker.data_dir}")
+    code, output = outcome_of("wal", "inspect", "--set", f"broker.data_dir={broker.data_dir}")
     assert code == 0, output
     assert re.search(rf"identity +{identity(broker)}\n", output)
     state = "in use, or not stopped cleanly" if ending == "kill" else "stopped cleanly, nothing in it"
