@@ -1,10 +1,9 @@
-"""What all tests need of the process that runs them; ``tests/keeper.py`` says how a run ends."""
+"""What all tests need of the process that runs them; ``keeper.py`` and ``interrupted.py`` say how a run ends."""
 
 from __future__ import annotations
 
 import os
 import random
-import signal
 import tempfile
 import time
 from collections.abc import Generator
@@ -15,6 +14,7 @@ import hypothesis.database
 import pytest
 from tests import fork_server
 from tests.fetched import cache_dir
+from tests.interrupted import end_soon_when_interrupted
 from tests.keeper import MARK, Keeper, marked, remove_abandoned
 
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
@@ -24,9 +24,7 @@ _LEFT_S = 10.0
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the process of the run, and each worker's."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        # A shell that starts a job in the background has it ignored, and so would our children.
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    config.add_cleanup(end_soon_when_interrupted())
     hypothesis.configuration.set_hypothesis_home_dir(cache_dir() / "hypothesis")  # not in the checkout
     hypothesis.settings.register_profile(
         "busy",

@@ -111,6 +111,49 @@ def test_an_interrupted_run_leaves_nothing(
     assert files(repository) == before
 
 
+def run_of(part: Path, temporary: Path) -> subprocess.Popen[str]:
+    """A run of tests that aren't the repository's, as one of those that are."""
+    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-c", str(REPOSITORY / "pyproject.toml")]
+    return subprocess.Popen(
+        [*command, f"--confcutdir={REPOSITORY}", "--rootdir", str(REPOSITORY), "-p", "tests.run", str(part)],
+        cwd=REPOSITORY,
+        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(REPOSITORY)},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_an_interrupted_run_that_waits_is_ended_and_tells_for_what(temporary: Path, tmp_path: Path) -> None:
+    part = tmp_path / "test_waits.py"
+    part.write_text(
+        "import pathlib, threading, time\n"
+        "def a_client_that_flushes():\n"
+        "    time.sleep(100_000)\n"
+        "def test_waits():\n"
+        "    thread = threading.Thread(target=a_client_that_flushes)\n"
+        "    thread.start()\n"
+        "    try:\n"
+        f"        pathlib.Path({str(tmp_path / 'begun')!r}).touch()\n"
+        "        time.sleep(100_000)\n"
+        "    finally:\n"
+        "        thread.join()\n"
+    )
+    with run_of(part, temporary) as run:
+        try:
+            eventually((tmp_path / "begun").exists, "the test")
+            run.send_signal(signal.SIGINT)
+            output, _ = run.communicate(timeout=HANG_S)
+        finally:
+            run.kill()
+    assert run.returncode == 2, output
+    assert "interrupted 15 s ago, and still here" in output
+    assert "in a_client_that_flushes" in output
+    assert "in test_waits" in output
+    eventually(lambda: list(temporary.iterdir()) == [], "the keeper's work")
+
+
 def test_what_hypothesis_remembers_is_not_in_the_checkout() -> None:
     assert storage_directory("constants").path.is_relative_to(cache_dir())
 
@@ -123,19 +166,12 @@ def test_a_run_that_leaves_a_process_fails_and_names_it(temporary: Path) -> None
         "def test_leaves():\n"
         "    subprocess.Popen(['sleep', '1234.5'], start_new_session=True)\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-W", "ignore", "-c", str(REPOSITORY / "pyproject.toml")]
-    done = subprocess.run(
-        [*command, f"--confcutdir={REPOSITORY}", "--rootdir", str(REPOSITORY), "-p", "tests.run", str(part)],
-        cwd=REPOSITORY,
-        env={**os.environ, "TMPDIR": str(temporary), "PYTHONPATH": str(REPOSITORY)},
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "FAILED: the tests left processes behind" in done.stdout
-    assert "sleep 1234.5" in done.stdout
-    assert "1 passed" in done.stdout
+    with run_of(part, temporary) as run:
+        output, _ = run.communicate(timeout=HANG_S)
+    assert run.returncode == 1, output
+    assert "FAILED: the tests left processes behind" in output
+    assert "sleep 1234.5" in output
+    assert "1 passed" in output
     assert processes(temporary) == []
     assert [path.name for path in temporary.iterdir() if path.name != "__pycache__"] == [part.name]
 

@@ -423,6 +423,7 @@ _SECONDS = re.compile(r"(.*_)?(timeout|deadline|[A-Z_]+(?<!_PER)_S)", re.IGNOREC
 #: Where such a number is no deadline of a test's.
 _NO_DEADLINES = {
     "tests/patience.py": "the one number",
+    "tests/interrupted.py": "how long an interrupted run may take to end",
     "tests/run.py": "how long a process that is left behind may take to go",
     "tests/unit/coordinator/test_records.py": "fields of a record",
     "tests/unit/wire/test_codec.py": "fields of a message",
