@@ -22,6 +22,7 @@ ASYNCIO_RIM = (
     "tools/penstock_tools/bench/floor.py",  # the bare server that Penstock is measured against
     "kernel/penstock/broker",
     "tools/penstock_tools/cli/",
+    "tools/penstock_tools/probe/",  # leads the connections of client libraries through a relay
     "tools/penstock_tools/client/",
     "kernel/penstock/server/",
     "tools/penstock_tools/testing/",

@@ -34,23 +34,26 @@ class Places:
     node_id: int = 1
 
 
-def _services(config: Config) -> Services:
+def _services(config: Config, *, read_only: bool = True) -> Services:
     """What plugins get from somebody who only looks."""
     return Services(
         node_id=config.tree.broker.node_id,
         epoch=0,
         cluster_id=config.tree.broker.cluster_id or "",
         data_dir=Path(os.path.abspath(os.path.expanduser(config.tree.broker.data_dir))),
-        read_only=True,
+        read_only=read_only,
         clock=time.monotonic,
     )
 
 
 @asynccontextmanager
-async def open_store(config: Config, selection: Selection) -> AsyncIterator[ObjectStore]:
+async def open_store(
+    config: Config, selection: Selection, *, read_only: bool = True
+) -> AsyncIterator[ObjectStore]:
     """Open the object store alone. Raises ConfigError, PluginError, UnavailableError as its plugin does."""
     async with AsyncExitStack() as stack:
-        yield await PluginOpener(stack, selection, _services(config)).open(OBJECT_STORE)
+        services = _services(config, read_only=read_only)
+        yield await PluginOpener(stack, selection, services).open(OBJECT_STORE)
 
 
 @asynccontextmanager
