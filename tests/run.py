@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import random
 import tempfile
 import time
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import hypothesis.configuration
 import hypothesis.database
@@ -20,6 +22,8 @@ from tests.keeper import MARK, Keeper, marked, remove_abandoned
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
 _HELPERS = "from multiprocessing."
 _LEFT_S = 10.0
+#: Files of many tests that take no time.
+_SMALL = ("tests/unit/", "plugins/")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -34,7 +38,8 @@ def pytest_configure(config: pytest.Config) -> None:
     )
     hypothesis.settings.load_profile("busy")
     if hasattr(config.option, "loadscopereorder"):
-        config.option.loadscopereorder = False  # files go out in the order below
+        config.option.loadscopereorder = False  # tests go out in the order below
+        config.pluginmanager.register(_Scheduler())
     if not hasattr(config, "workerinput"):
         remove_abandoned()
         keeper = Keeper()
@@ -54,7 +59,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long go first, so that two workers end together; in a file everything stays as it is.
+    """What takes long goes first, so that all workers end together; in a file everything stays as it is.
 
     But with ``TESTS_ORDER``, a seed: then all tests are shuffled, those of a file among themselves.
     """
@@ -64,8 +69,44 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         files = {item.path: random.Random(f"{order} {item.path}").random() for item in items}
         items.sort(key=lambda item: (files[item.path], place[item]))
         return
-    slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path not in slow, "integration" not in item.path.parts))
+    slow = {_unit(item) for item in items if item.get_closest_marker("slow")}
+    items.sort(
+        key=lambda item: (
+            _unit(item) not in slow,
+            item.nodeid.startswith(_SMALL),
+            _unit(item) == item.nodeid,  # after those that are one for a whole file
+        )
+    )
+
+
+def _unit(item: pytest.Item) -> str:
+    return unit_of(item.config.rootpath, item.nodeid)
+
+
+def unit_of(root: Path, nodeid: str) -> str:
+    """What one worker gets: the file, where tests are small or share something for the module; else the test."""
+    file = nodeid.partition("::")[0]
+    return file if file.startswith(_SMALL) or _shares(root / file) else nodeid
+
+
+@functools.cache
+def _shares(path: Path) -> bool:
+    return 'scope="module"' in path.read_text(encoding="utf-8")
+
+
+class _Scheduler:
+    """Hands out tests for ``--dist loadfile``, the long ones one by one. Only where pytest-xdist is there."""
+
+    def pytest_xdist_make_scheduler(self, config: pytest.Config, log: Any) -> Any:
+        if config.getoption("dist") != "loadfile":
+            return None
+        from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
+
+        class Scheduling(LoadFileScheduling):  # type: ignore[misc]
+            def _split_scope(self, nodeid: str) -> str:
+                return unit_of(config.rootpath, nodeid)
+
+        return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True, trylast=True)

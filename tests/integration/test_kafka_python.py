@@ -82,8 +82,13 @@ def produce(broker: ServeProcess, topic: str, rows: list[Row], **settings: Any) 
 
 
 def consumer_of(broker: ServeProcess, group: str | None = None, **settings: Any) -> Any:
+    """A consumer that looks for its topics often: a member that assigns before it knows them assigns nothing."""
     return KafkaConsumer(
-        bootstrap_servers=broker.bootstrap_servers, group_id=group, auto_offset_reset="earliest", **settings
+        bootstrap_servers=broker.bootstrap_servers,
+        group_id=group,
+        auto_offset_reset="earliest",
+        metadata_max_age_ms=1000,
+        **settings,
     )
 
 
@@ -400,7 +405,7 @@ import sys, warnings
 warnings.simplefilter("ignore")
 from kafka import KafkaConsumer
 consumer = KafkaConsumer(sys.argv[3], bootstrap_servers=sys.argv[1], group_id=sys.argv[2],
-                         session_timeout_ms=6000, heartbeat_interval_ms=500)
+                         session_timeout_ms=6000, heartbeat_interval_ms=500, metadata_max_age_ms=1000)
 while True:
     consumer.poll(timeout_ms=100)
 """
