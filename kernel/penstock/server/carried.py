@@ -10,7 +10,8 @@ wait. They are in Python's memory, not the allocator's, and each connection's ar
    request that is larger than the whole allocator is still alone in it.
 3. Above half of the limit (``is_high``) connections receive small pieces, and who is stuck loses its place.
 4. Above the limit (``is_over``) somebody loses its place in any case: at each step, of the address that carries most,
-   who hasn't moved for longest; those who wait for us come after all others of their address.
+   who hasn't moved for longest; those who wait for us come after all others of their address, and behind
+   them who carries little, at most half of what its connections carry on average: closing it would free nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ FREE_BYTES: Final = 1024 * 1024
 #: Who sheds, sheds so much that it's not to be done again at once.
 _TARGET_NUMERATOR: Final = 7
 _TARGET_DENOMINATOR: Final = 8
+#: Little is at most this part of what the connections of an address carry on average.
+_LITTLE_PART: Final = 2
 
 
 class Carried:
@@ -80,13 +83,15 @@ class Carried:
 
     def _by_address(self) -> list[tuple[int, int, list[tuple[Member, int]]]]:
         """A heap of what each address carries, negated, and who does: who goes first is the last."""
-        found: dict[str, tuple[list[tuple[Member, int]], list[tuple[Member, int]]]] = {}
-        for member, carried in self._members.items():
-            idle, busy = found.setdefault(member.address, ([], []))
-            (busy if member.busy else idle).append((member, carried))
+        found: dict[str, list[tuple[Member, int]]] = {}
+        for member, carried in reversed(self._members.items()):
+            found.setdefault(member.address, []).append((member, carried))
         heap = []
-        for idle, busy in found.values():
-            members = [*reversed(busy), *reversed(idle)]
-            heap.append((-sum(carried for _, carried in members), id(members), members))
+        for members in found.values():
+            whole = sum(carried for _, carried in members)
+            little = whole // (_LITTLE_PART * len(members))
+            # who goes first is the last, of equals who hasn't moved for longest: they are in that order already
+            members.sort(key=lambda one: (one[1] > little, not one[0].busy))
+            heap.append((-whole, id(members), members))
         heapify(heap)
         return heap

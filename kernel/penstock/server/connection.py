@@ -36,10 +36,10 @@ from penstock.spi.allocator import Allocation
 from penstock.time_shares import TimeMember
 from penstock.wire.api_keys import ApiKey
 
-#: The kinds of work that each get their part of an address's time: producing, fetching, and everything else.
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 _FETCH: Final = int(ApiKey.FETCH)
-_OTHER: Final = -1
+#: The kinds of work that each get their part of an address's time. Who hasn't asked for anything does something else.
+_ELSE, _PRODUCING, _FETCHING = range(3)
 _END: Final = int(Wait.END)
 
 
@@ -183,7 +183,7 @@ class Connection(asyncio.BufferedProtocol):
         )
         if short.taken:
             core.requests_by_api[_PRODUCE] += short.taken
-            self.time.kind = _PRODUCE
+            self.time.kind = _PRODUCING
             short.taken = 0
             if not self.has_asked:
                 self._asked()
@@ -220,14 +220,14 @@ class Connection(asyncio.BufferedProtocol):
             if api_key == _PRODUCE:
                 if not pipeline.has_room():
                     return False
-                self.time.kind = _PRODUCE
+                self.time.kind = _PRODUCING
                 long_produce.start(channel, self._header, frame, version, correlation_id, allocation)
                 return True
             if pipeline.slots:
                 channel.write_completed()
                 if not pipeline.is_first() or pipeline.waits:
                     return False
-            self.time.kind = _FETCH if api_key == _FETCH else _OTHER
+            self.time.kind = _FETCHING if api_key == _FETCH else _ELSE
             is_kept = requests.start(channel, frame, api_key, version, allocation)
         except PenstockError as error:
             self.channel.fault(f"request is malformed: api_key={api_key} version={version}: {error}")
@@ -484,9 +484,28 @@ class Connection(asyncio.BufferedProtocol):
 
     # -- the end --------------------------------------------------------------------------------------
 
+    def lose_place_slowly(self) -> bool:
+        """Give back at once what others need, and take nothing more; whether ``abort`` may come later.
+
+        Not if something is on its way to the client, or waits for memory: that would go on.
+        """
+        pipeline = self.channel.pipeline
+        if pipeline.slots or pipeline.is_waiting(Wait.PEER | Wait.MEMORY):
+            self.lose_place()
+            return False
+        pipeline.advance(Phase.CLOSING)
+        if not self._is_paused and not self._transport.is_closing():
+            self._is_paused = True
+            self._transport.pause_reading()
+        self._give_back()
+        return True
+
     def lose_place(self) -> None:
         """Close now, and give back at once what others need."""
         self.abort()
+        self._give_back()
+
+    def _give_back(self) -> None:
         self._release_large()
         self._reader.drop()
         self.channel.drop_waiting()

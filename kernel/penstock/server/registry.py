@@ -29,6 +29,9 @@ _IDLE_S: Final = 10.0
 _LOOK_MAX: Final = 64
 #: Clients that are closed at a time because they hold many times what others wait for.
 _HOARDERS_MAX: Final = 4
+#: Who carried too much is closed at this pace, of all who did: an accept and a close cost as much as a few requests.
+_LEAVING_S: Final = 0.05
+_LEAVING_AT_ONCE: Final = 5
 _NOBODY: Final = object()
 
 
@@ -80,6 +83,9 @@ class Peer(Protocol):
     def lose_place(self) -> None:
         """Close now, and give back at once what others need."""
 
+    def lose_place_slowly(self) -> bool:
+        """Give back at once what others need, and take nothing more; whether ``abort`` may come later."""
+
     def drain(self) -> None:
         """Take no more requests; answer those in flight, then close."""
 
@@ -103,6 +109,9 @@ class Connections:
         self.timeouts = 0
         #: Closed because others needed what they held.
         self.outcompeted = 0
+        #: Connections that have lost their place and are to be closed, in this order.
+        self._leaving: dict[Peer, None] = {}
+        self._leaving_timer: asyncio.TimerHandle | None = None
         self._is_draining = False
         self._sheds_soon = False
         self._all_closed = anyio.Event()
@@ -125,7 +134,7 @@ class Connections:
     async def drain(self, timeout_ms: int) -> None:
         """Take no further connection, answer what is in flight within ``timeout_ms``, and close all."""
         self._is_draining = True
-        for timer in (self._sweep_timer, self._relief_timer):
+        for timer in (self._sweep_timer, self._relief_timer, self._leaving_timer):
             if timer is not None:
                 timer.cancel()
         for connection in self:
@@ -188,12 +197,21 @@ class Connections:
     def closed(self, connection: Peer) -> None:
         """Remove a connection that has ended."""
         self._silent.pop(connection, None)
+        self._leaving.pop(connection, None)
         self._open.pop(connection, None)
         if self._is_draining and not self._open:
             self._all_closed.set()
 
     def _displace(self, address: str | None) -> bool:
-        """Make room for a new connection (of ``address``): close one that has asked nothing yet, or is idle."""
+        """Make room for a new connection (of ``address``): close one that has asked nothing yet, or is idle.
+
+        Or one that has lost its place anyway.
+        """
+        for connection in islice(self._leaving, _LOOK_MAX):
+            if address in {None, connection.address}:
+                connection.abort()
+                self.closed(connection)
+                return True
         now = self._core.time()
         found: Peer | None = None
         for connection in islice(self._silent, _LOOK_MAX):
@@ -291,7 +309,22 @@ class Connections:
                 "connection closed, too much is carried of requests that aren't whole or wait: "
                 f"peer={client.host}:{client.port} bytes={member.held} carried={core.carried.bytes}"
             )
-            member.owner.lose_place()
+            if member.owner.lose_place_slowly():
+                self._leaving[member.owner] = None
+                self._close_leaving_later()
+
+    def _close_leaving_later(self) -> None:
+        """Close those that have lost their place some at a time, as many of them come again at once."""
+        if self._leaving_timer is None and not self._is_draining:
+            self._leaving_timer = self._core.call_later(_LEAVING_S, self._close_leaving)
+
+    def _close_leaving(self) -> None:
+        self._leaving_timer = None
+        for connection in tuple(islice(self._leaving, _LEAVING_AT_ONCE)):
+            del self._leaving[connection]
+            connection.abort()
+        if self._leaving:
+            self._close_leaving_later()
 
     # -- time limits --------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from tests.unit.server.harness import Client, offsets, produce, serving, until
 from tests.unit.server.test_fairness import KIB, MIB, announcement, crowd, leave
 
 from penstock.limits import ALLOCATOR_BYTES_MIN, Budget
+from penstock.server import registry
 from penstock.server.carried import FREE_BYTES, Carried
 from penstock.server.settings import LARGE_FRAME_BYTES, SHORT_BYTES
 from penstock.shares import Member, Shares
@@ -131,6 +132,18 @@ def test_above_the_limit_who_waits_for_us_gives_way_too() -> None:
     assert not crowd.carried.is_over
 
 
+@pytest.mark.parametrize("busy", [False, True])
+def test_above_the_limit_who_carries_little_keeps_its_place_beside_others_of_its_address(busy: bool) -> None:
+    """Though it hasn't moved for longest: it asked for little, and waits for its turn behind those who carry much."""
+    crowd = Crowd()
+    good = crowd.carry("a", 512, busy=busy)
+    bad = [crowd.carry("a", MOST // 200, busy=True) for _ in range(201)]
+    gone = crowd.shed()
+    assert good not in gone
+    assert gone == bad[: len(gone)]
+    assert not crowd.carried.is_over
+
+
 def test_addresses_that_carry_the_same_give_way_in_turn() -> None:
     crowd = Crowd()
     for _ in range(9):
@@ -165,6 +178,46 @@ async def test_connections_that_carry_too_much_together_give_way_though_memory_i
         async with await harness.connect() as good:
             answer = await good.call(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 20_000)))
             assert offsets(answer) == [(0, 0)]
+        await leave(halves)
+
+
+async def test_who_carried_too_much_gives_it_back_at_once_and_is_closed_at_a_pace(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So thousands that come again whenever they are closed don't have the loop accept and close all the time."""
+    at_once = registry._LEAVING_AT_ONCE
+    monkeypatch.setattr(registry, "_LEAVING_AT_ONCE", 0)
+    async with serving(logs, carried_bytes_max=MIB) as harness:
+        halves = await crowd(harness, 150, announcement(31_000) + bytes(30_000))
+        await until(lambda: harness.server.core.carried_bytes <= 2 * MIB)
+        given_way = harness.server.statistics().connections_closed_for_others
+        assert given_way >= 80
+        assert harness.server.statistics().connections == 150
+        before = harness.server.core.received_bytes
+        for client in halves:
+            await client.send_raw(bytes(100))
+        await until(lambda: harness.server.core.received_bytes >= before + (150 - given_way) * 100)
+        assert harness.server.core.received_bytes == before + (150 - given_way) * 100, (
+            "nothing more is received"
+        )
+        monkeypatch.setattr(registry, "_LEAVING_AT_ONCE", at_once)
+        await until(lambda: harness.server.statistics().connections == 150 - given_way)
+        assert harness.server.statistics().connections_closed_for_others == given_way
+        await leave(halves)
+        await until(lambda: not len(harness.server.connections))
+
+
+async def test_who_is_to_be_closed_anyway_gives_its_place_to_a_new_connection(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry, "_LEAVING_AT_ONCE", 0)
+    async with serving(logs, carried_bytes_max=MIB, connections_max=150) as harness:
+        halves = await crowd(harness, 150, announcement(31_000) + bytes(30_000))
+        await until(lambda: harness.server.core.carried_bytes <= 2 * MIB)
+        for _ in range(5):
+            async with await harness.connect() as good:
+                await good.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+        assert harness.server.statistics().connections_rejected == 0
         await leave(halves)
 
 
