@@ -74,9 +74,9 @@ class Env:
             services = self._services(1, epoch, await self._allocator(stack), await self._object_store(stack))
             return await spec.identify(self.target.checked_settings(spec, self.data_dir), services)
 
-    def elsewhere(self) -> Env:
+    def elsewhere(self, name: str = "elsewhere") -> Env:
         """An environment with the same plugin and another data directory."""
-        data_dir = self.data_dir / "elsewhere"
+        data_dir = self.data_dir / name
         data_dir.mkdir()
         return Env(self.target, data_dir, self.name)
 

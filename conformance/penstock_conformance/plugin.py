@@ -199,7 +199,8 @@ def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResul
 
 
 async def _capabilities(surroundings: Env) -> Mapping[str, Any]:
-    async with surroundings.open() as opened:
+    # elsewhere: a clause begins where nothing was, and an epoch has one owner
+    async with surroundings.elsewhere("capabilities").open() as opened:
         capabilities = opened.capabilities
     return {name: getattr(capabilities, name) for name in getattr(capabilities, "__dataclass_fields__", {})}
 

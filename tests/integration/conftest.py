@@ -67,10 +67,11 @@ class ServeProcess:
     def launch(self) -> threading.Event:
         """Start, and return at once; the event is set when it accepts clients, or ended."""
         arguments = ["serve", *self.arguments]
+        own_wal = any(setting.startswith("wal.plugin=") for setting in self.sets)
         for setting in (
             f"broker.data_dir={self.data_dir}",
             f"listener.bind=127.0.0.1:{self.port}",
-            "wal.capacity=64MiB",
+            *(() if own_wal else ("wal.capacity=64MiB",)),
             *self.sets,
         ):
             arguments += ["--set", setting]

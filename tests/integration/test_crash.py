@@ -51,12 +51,17 @@ def check_all(broker: ServeProcess, ledgers: list[Ledger], *, idempotent: bool =
         check(read_all(broker.bootstrap_servers, ledger.topic), ledger, idempotent=idempotent)
 
 
-@pytest.mark.parametrize("io", ["direct", "buffered"])
-def test_large_batches_survive_kills(serve: ServeFactory, io: str) -> None:
+WALS = {
+    "direct": ("wal.io=direct", "wal.capacity=24MiB"),
+    "buffered": ("wal.io=buffered", "wal.capacity=24MiB"),
+    "wal_s3": ("wal.plugin=wal_s3",),
+}
+
+
+@pytest.mark.parametrize("wal", WALS)
+def test_large_batches_survive_kills(serve: ServeFactory, wal: str) -> None:
     """Read from the cache, after another kill, and from objects after a stop that uploaded everything."""
-    broker = serve(
-        "stream.upload_interval=1s", "stream.upload_bytes=8MiB", f"wal.io={io}", "wal.capacity=24MiB"
-    )
+    broker = serve("stream.upload_interval=1s", "stream.upload_bytes=8MiB", *WALS[wal])
     ledgers = mixed_ledgers(broker)
     run_crashes(broker, ledgers, 4, seed=3)
     check_all(broker, ledgers)

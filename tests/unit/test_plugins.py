@@ -233,9 +233,14 @@ def test_same_name_for_two_kinds_is_fine(write: Write) -> None:
 def test_other_spi_version_is_refused(write: Write, version: int, advice: str) -> None:
     module = write("other_module", provider("wal", "other", f"spi_version={version}"))
     with pytest.raises(
-        PluginError, match=f"SPI version {version} and this Penstock speaks {SPI_VERSION}, {advice}"
+        PluginError, match=f"SPI version {version} and this Penstock speaks 1 to {SPI_VERSION}, {advice}"
     ):
         PluginRegistry(modules=[module])
+
+
+def test_plugin_of_the_version_before_is_taken(write: Write) -> None:
+    module = write("older_module", provider("wal", "older", f"spi_version={SPI_VERSION - 1}"))
+    assert PluginRegistry(modules=[module]).select("wal", "older").spi_version == SPI_VERSION - 1
 
 
 def test_unknown_hook_is_refused_with_the_nearest(write: Write) -> None:

@@ -11,7 +11,7 @@ from penstock.config import Origins, nearest, validate
 from penstock.errors import CapabilityError, PluginError
 from penstock.spi.kinds import KINDS, OBJECT_STORE, REGISTER
 from penstock.spi.object_store import ObjectStoreCapabilities
-from penstock.spi.plugin import SPI_VERSION, PluginSpec
+from penstock.spi.plugin import SPI_VERSION, SPI_VERSION_MIN, PluginSpec
 from penstock.spi.settings import Settings
 
 
@@ -22,11 +22,11 @@ def check_spec(spec: object, kind: str, module_name: str, origin: str) -> None:
             f"a plugin's {REGISTER}{kind} must return the spec class of that kind: name={name} from {origin} "
             f"got={type(spec).__name__}"
         )
-    if spec.spi_version != SPI_VERSION:
+    if not SPI_VERSION_MIN <= spec.spi_version <= SPI_VERSION:
         newer = "upgrade Penstock" if spec.spi_version > SPI_VERSION else "upgrade the plugin"
         raise PluginError(
-            f"plugin was written for SPI version {spec.spi_version} and this Penstock speaks {SPI_VERSION}, {newer}: "
-            f"name={name} from {origin}"
+            f"plugin was written for SPI version {spec.spi_version} and this Penstock speaks {SPI_VERSION_MIN} to "
+            f"{SPI_VERSION}, {newer}: name={name} from {origin}"
         )
     if not re.fullmatch(r"[a-z][a-z0-9_]*", spec.name):
         raise PluginError(

@@ -4,13 +4,14 @@ A plugin implements one of the Protocols in here and registers a spec (:mod:`pen
 the hook of its kind (:mod:`penstock.hookspecs`). What crosses the boundary is typed and documented here.
 
 ``SPI_VERSION`` grows by one when a contract changes in a way that an existing plugin notices; the kernel
-refuses a plugin that was written for a version it doesn't speak.
+speaks the versions from ``SPI_VERSION_MIN`` on, and refuses a plugin that was written for another one.
 """
 
 from __future__ import annotations
 
 __all__ = (
     "SPI_VERSION",
+    "SPI_VERSION_MIN",
     "Buffer",
     "Duration",
     "PluginSizes",
@@ -21,5 +22,13 @@ __all__ = (
     "Size",
 )
 
-from penstock.spi.plugin import SPI_VERSION, Buffer, PluginSizes, PluginSpec, Services, SettingSize
+from penstock.spi.plugin import (
+    SPI_VERSION,
+    SPI_VERSION_MIN,
+    Buffer,
+    PluginSizes,
+    PluginSpec,
+    Services,
+    SettingSize,
+)
 from penstock.spi.settings import Duration, Settings, Size

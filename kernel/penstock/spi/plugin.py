@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("SPI_VERSION", "Buffer", "PluginSizes", "PluginSpec", "SettingSize", "Services")
+__all__ = ("SPI_VERSION", "SPI_VERSION_MIN", "Buffer", "PluginSizes", "PluginSpec", "SettingSize", "Services")
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from penstock.spi.allocator import Allocator
     from penstock.spi.object_store import ObjectStore
 
-SPI_VERSION = 1
+SPI_VERSION = 2
+#: The oldest version that this Penstock speaks. A plugin of version 1 is taken as it is: what version 2 adds has
+#: defaults, and what it demands is looked for (RFC 0021).
+SPI_VERSION_MIN = 1
 
 #: Bytes of any kind. A plugin must not keep a writable buffer past the call that it got it in, unless the
 #: contract of that method says so.

@@ -1,7 +1,8 @@
 """Write-ahead log: what makes an append durable before it is acknowledged.
 
 One WAL per broker, shared by all its partitions. Life: ``open`` (fences older owners) -> ``recover`` once, to
-its end -> any number of ``append``/``trim`` -> leave the context (flushes what was appended).
+its end (from then on ``statistics().end_position`` says where the log ends, also of an empty one) -> any number of
+``append``/``trim`` -> leave the context (flushes what was appended).
 
 A *position* is an int64 that strictly grows with append order; an entry covers [position, next_position).
 Positions are opaque to the kernel except for their order.
@@ -58,7 +59,9 @@ class WalCapabilities:
 class WalAppend(msgspec.Struct, eq=False):  # made for each append, so without a step of Python
     """An append whose order is fixed; it completes when durable, or with an error.
 
-    Appends complete in position order: when one is done, every earlier one is. Callbacks run on the event
+    Appends complete in position order: when one is done, every earlier one is. Once one fails, every append
+    that was made after it fails too, up to the moment at which its error was told; those that are made later
+    are judged by themselves. So what a log holds of a caller never has a hole. Callbacks run on the event
     loop, in position order, directly from the completion. The WAL calls :meth:`complete` exactly once, or
     :func:`complete_all` for appends that follow each other.
     """
@@ -93,7 +96,10 @@ class WalAppend(msgspec.Struct, eq=False):  # made for each append, so without a
             self.run_callback = callback
 
     def complete(self, error: Exception | None = None) -> None:
-        """For the WAL: the entry is durable (no error), or never will be acknowledged (error)."""
+        """For the WAL: the entry is durable (no error), or never will be acknowledged (error).
+
+        Raises what the callback raises, when everybody who waits was woken.
+        """
         assert not self.done, "an append completes once"
         self.done = True
         self.error = error
@@ -101,11 +107,13 @@ class WalAppend(msgspec.Struct, eq=False):  # made for each append, so without a
             self.run_callback((self,), error)
             return
         callback = self._callback
-        if callback is not None:
-            self._callback = None
-            callback(self)
-        if self._event is not None:
-            self._event.set()
+        try:
+            if callback is not None:
+                self._callback = None
+                callback(self)
+        finally:  # who waits is woken, whatever the callback does
+            if self._event is not None:
+                self._event.set()
 
     async def wait_durable(self) -> None:
         """Return when the entry is durable. Raises the append's error. Cancelling doesn't take it back."""
@@ -169,6 +177,10 @@ class WalStatistics:
     capacity_bytes: Annotated[int, gauge("bytes", "Bytes that there is room for; 0 is unbounded.")] = 0
     trimmed_position: Annotated[int, gauge("", "Entries below are trimmed.")] = 0
     confirmed_position: Annotated[int, gauge("", "Entries below are durable.")] = 0
+    end_position: Annotated[
+        int,
+        gauge("", "Where the log ends: every later entry is at or above; -1 as long as that isn't known."),
+    ] = -1
     last_group_us: Annotated[int, gauge("us", "How long the last group took on the medium.")] = 0
     state: Annotated[str, text("One word: ``open``, ``fenced``, ``failed``, ``closed``.")] = "open"
     last_error: Annotated[str, text("Why the state is ``fenced`` or ``failed``: one sentence.")] = ""
@@ -226,7 +238,13 @@ class WriteAheadLog(Protocol):
 class WalSpec(PluginSpec[S, WriteAheadLog]):
     """Registration of a WAL.
 
-    ``open`` raises FencedError if a newer owner holds the log, NewerVersionError if a newer version wrote it.
+    ``open`` raises FencedError if a newer owner holds the log, or this epoch was used before; NewerVersionError if a
+    newer version wrote it.
+
+    *Taking over* (capability ``shareable``): the log that ``open`` opens is the one of ``Services.node_id``, whoever
+    opens it and on whatever host, with the same settings. So a survivor opens a dead node's log with that node's id
+    and a newer epoch, beside its own log, recovers it, and trims it. A sealed log can be opened, recovered and
+    trimmed as well; only its appends raise FencedError.
     """
 
     kind: ClassVar[str] = "wal"

@@ -27,7 +27,15 @@ from anyio.abc import TaskGroup
 
 from penstock.bus import EventBus
 from penstock.checksum import checksum, combine
-from penstock.errors import ClosedError, FencedError, FullError, UnavailableError, again, kept
+from penstock.errors import (
+    ClosedError,
+    FencedError,
+    FullError,
+    InvariantError,
+    UnavailableError,
+    again,
+    kept,
+)
 from penstock.metadata.commands import Command
 from penstock.metadata.commands.streams import OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
@@ -414,6 +422,10 @@ class StreamEngine:
 
     def _store(self, run: Sequence[_Flying]) -> Exception | None:
         """The entries are durable. The first error that was raised by who was told."""
+        if self._append_failures:
+            run = self._without_holes(run)
+            if not run:
+                return None
         # The WAL works: whoever waits tries again, and if it is full still, what came since is uploaded.
         self._wal_full = False
         self._stored_end = run[-1][1].wal_position
@@ -441,6 +453,24 @@ class StreamEngine:
         if cache.active_bytes >= self._upload_bytes:
             self._freeze()
         return first_error
+
+    def _without_holes(self, run: Sequence[_Flying]) -> Sequence[_Flying]:
+        """The entries that follow what their streams acknowledged: by its contract, all that a WAL makes durable.
+
+        A WAL that does otherwise ends the broker. Who appended the others is told that they failed.
+        """
+        holed = [flying for flying in run if flying[2] != flying[0].generation]
+        if not holed:
+            return run
+        error = InvariantError(
+            f"the WAL acknowledged an append after one that failed, which was made before that error was told; mend "
+            f"its plugin: wal={self._wal.location} position={holed[0][1].wal_position}"
+        )
+        self._die(error)
+        first_error = self._fail(holed, UnavailableError(str(error)))
+        if first_error is not None:
+            logger.error("who was told that an append failed raised an error", exc_info=first_error)
+        return [flying for flying in run if flying[2] == flying[0].generation]
 
     def _fail(self, run: Sequence[_Flying], error: Exception) -> Exception | None:
         """The entries will never be acknowledged. The first error that was raised by who was told."""

@@ -189,7 +189,8 @@ async def _upload_entries(
         block.add(entry)
         if block.charged_bytes >= block_bytes:
             await submit()
-    replay.check_end(wal.statistics().trimmed_position)
+    statistics = wal.statistics()
+    replay.check_end(max(statistics.trimmed_position, statistics.end_position))
     if replay.entries:
         logger.info(
             "uploading what only the WAL holds: entries=%d bytes=%d", replay.entries, replay.payload_bytes

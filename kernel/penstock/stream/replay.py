@@ -75,9 +75,12 @@ class Replay:
             recovered.next_position,
         )
 
-    def check_end(self, trimmed_position: int) -> None:
-        """After the last entry: raise CorruptError if metadata know that the WAL went further."""
-        end = max(self.end_position, trimmed_position)
+    def check_end(self, wal_end: int) -> None:
+        """After the last entry: raise CorruptError if metadata know that the WAL went further.
+
+        ``wal_end`` is where the WAL says that it ends, or up to where it is trimmed if it says nothing.
+        """
+        end = max(self.end_position, wal_end)
         node = self._image.nodes.get(self._node_id)
         if node is not None and node.epoch == self._node_epoch and end < node.wal_end:
             raise rolled_back(node, end, self._location)

@@ -111,6 +111,7 @@ class GroupCommit:
             "recover the wal to its end before appending"
         )
         self._paused = False
+        self._started = False
         self._state = "open"
         self._open: Group | None = None
         #: The entries of the open group, and the position up to which it takes small ones: all that most appends
@@ -141,6 +142,7 @@ class GroupCommit:
         ``start_position`` is the oldest byte that still takes room (default: nothing does).
         """
         assert position % self._alignment == 0, "groups start aligned"
+        self._started = True
         self._tail = self._confirmed = position
         self._sequence = sequence
         self._trimmed = trimmed
@@ -320,6 +322,11 @@ class GroupCommit:
         return self._flying_entries
 
     @property
+    def has_ready(self) -> bool:
+        """A full group waits to be taken."""
+        return bool(self._ready)
+
+    @property
     def open_entries(self) -> int:
         """Entries in the group that ``take(partial=True)`` would close; 0 if there is none."""
         return len(self._open.entries) if self._open is not None else 0
@@ -369,6 +376,7 @@ class GroupCommit:
             capacity_bytes=self._capacity_bytes,
             trimmed_position=self._trimmed,
             confirmed_position=self._confirmed,
+            end_position=self._tail if self._started else -1,
             last_group_us=last_group_us,
             state=self._state,
             last_error=self._error,

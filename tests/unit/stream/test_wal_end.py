@@ -10,7 +10,8 @@ import pytest
 from tests.patience import HANG_S
 from tests.unit.stream.harness import World
 
-from penstock.errors import ClosedError, FencedError, PenstockError, UnavailableError
+from penstock.errors import ClosedError, FencedError, InvariantError, PenstockError, UnavailableError
+from penstock.spi.wal import WalEntry
 
 pytestmark = pytest.mark.anyio
 
@@ -87,3 +88,27 @@ async def test_a_fenced_owner_uploads_nothing_more(world: World) -> None:
     error = await ended(world, appends=True, state="fenced")
     assert isinstance(error, FencedError)
     assert world.uploads == []
+
+
+async def test_a_wal_that_acknowledges_past_an_untold_error_ends_the_broker_and_all_are_answered(
+    world: World,
+) -> None:
+    """Once an append fails, every append made after it, until the error was told, fails too."""
+    with pytest.raises(ExceptionGroup) as caught:  # noqa: PT012 - the body is what is ended
+        async with world.open() as e:
+            e.append(b"one")
+            world.wal.automatic = False
+            failed, later = e.append(b"two"), e.append(b"three")
+            (first, _), (second, data) = world.wal.pending
+            world.wal.pending, world.wal.automatic = [], True
+            first.complete(UnavailableError("the fake wal lost it"))
+            world.wal.durable.append(WalEntry(second.position, second.next_position, memoryview(data)))
+            second.complete()
+            assert [type(error) for error in failed + later] == [UnavailableError] * 2
+            assert "which was made before that error was told" in str(later[0])
+            await anyio.sleep_forever()
+    leaves: list[BaseException] = [caught.value]
+    while isinstance(leaves[0], BaseExceptionGroup):
+        leaves = list(leaves[0].exceptions)
+    assert [type(leaf) for leaf in leaves] == [InvariantError]
+    assert world.uploads, "what was acknowledged is uploaded first"
