@@ -62,7 +62,7 @@ def test_a_failed_sync_ends_with_1_and_the_next_start_has_everything(serve: Serv
         control.unlink()
         assert one_sentence(broker.output)
         assert "the wal's medium failed, check the disk and restart the broker: path=" in broker.output
-        assert "everything acknowledged is uploaded" in broker.output
+        assert "everything acknowledged is uploaded" in broker.output, broker.output
         all_there(broker, ledger)
 
 
@@ -87,7 +87,7 @@ def test_a_wal_that_is_removed_ends_with_1_and_the_next_start_has_everything(
         assert one_sentence(broker.output)
         told = "the wal's file was removed or replaced while the broker ran, so nothing more is acknowledged"
         assert f"{told}; start it again: path={path}" in broker.output
-        assert "everything acknowledged is uploaded" in broker.output
+        assert "everything acknowledged is uploaded" in broker.output, broker.output
         if how == "replaced":
             assert path.read_bytes() == b"a user's notes"
             path.unlink()

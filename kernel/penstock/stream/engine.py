@@ -550,6 +550,10 @@ class StreamEngine:
             self._wal.location,
         )
         with anyio.move_on_after(self._settings.last_upload_ms / 1000):
+            # what went to the medium before the failure ends by itself, and is acknowledged if it got there
+            while self._in_flight_bytes:
+                await self._room.wait()
+            self._freeze()
             await self._uploader.wait_idle()
         left = self.unuploaded_bytes()
         if left:

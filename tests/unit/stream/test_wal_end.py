@@ -62,6 +62,44 @@ async def test_what_was_acknowledged_is_uploaded_before_the_end(world: World, ap
         assert await e.read_all() == [(0, b"one"), (1, b"two")]
 
 
+async def test_what_is_acknowledged_after_the_end_was_noticed_is_uploaded_too(world: World) -> None:
+    """Several groups are on their way to the medium: one fails, and those before it still get there."""
+    with pytest.raises(ExceptionGroup), anyio.fail_after(HANG_S):  # noqa: PT012 - the body is what is ended
+        async with world.open() as e:
+            e.append(b"one")
+            world.wal.automatic = False
+            errors = e.append(b"two")
+            world.wal.state = "failed"
+            e.store.gate = anyio.Event()
+            with pytest.raises(ClosedError):
+                e.append(b"too late")
+            await anyio.wait_all_tasks_blocked()
+            world.wal.complete()
+            assert errors == [None]
+            e.store.gate.set()
+            await anyio.sleep_forever()
+    world.wal.crash()
+    world.wal.durable.clear()  # as if the disk gave nothing back
+    async with world.open() as e:
+        assert await e.read_all() == [(0, b"one"), (1, b"two")]
+
+
+async def test_a_wal_that_never_answers_holds_up_the_end_for_a_bounded_time(world: World) -> None:
+    """What was acknowledged before is uploaded in the meantime."""
+    world.settings = replace(world.settings, last_upload_ms=2000)
+    with pytest.raises(ExceptionGroup), anyio.fail_after(HANG_S):  # noqa: PT012 - the body is what is ended
+        async with world.open() as e:
+            e.append(b"one")
+            world.wal.automatic = False
+            e.append(b"two")
+            world.wal.state = "failed"
+            await anyio.sleep_forever()
+    world.wal.crash()
+    world.wal.durable.clear()  # as if the disk gave nothing back
+    async with world.open() as e:
+        assert await e.read_all() == [(0, b"one")]
+
+
 async def test_a_wal_that_ends_while_nothing_is_appended_is_noticed(world: World) -> None:
     with pytest.raises(ExceptionGroup), anyio.fail_after(HANG_S):  # noqa: PT012 - the body is what is ended
         async with world.open():
