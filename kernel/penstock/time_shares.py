@@ -36,6 +36,9 @@ BUSY_PART: Final = 0.6
 SPARE_PART: Final = 0.8
 #: At the start of a window nothing of its time has passed; so much counts as if it had.
 _SPARE_AHEAD_S: Final = WINDOW_S / 20
+#: As long as less than this part of a window was used, and nobody is limited, the time that passed stands for the
+#: processor time: readings of the processor's clock are system calls, and parts are made of busy windows only.
+_MEASURED_S: Final = WINDOW_S * BUSY_PART / 2
 #: Limits end when nobody was served but those who are limited, for so long.
 QUIET_S: Final = 1.0
 #: How fast the loop gets on where others use the processors too: a mean of about so many windows, and at least this.
@@ -141,6 +144,8 @@ class TimeShares:
         #: Processor time of the loop in this window, and how long that took: others may have the processor meanwhile.
         self._used_s = self._clock_s = 0.0
         self._speed = 1.0
+        #: Whether what is used is to be told in processor time; else in time that passed.
+        self.is_measured = False
         #: When a busy window ended last in which somebody was served who isn't limited.
         self._served = -math.inf
 
@@ -174,6 +179,8 @@ class TimeShares:
         kind.address.used_s += processor_s
         self._used_s += processor_s
         self._clock_s += clock_s
+        if self._clock_s > _MEASURED_S:
+            self.is_measured = True
 
     def ready_at(self, member: TimeMember, now: float, *, is_greedy: bool = True) -> float:
         """When ``member`` may go on; not after ``now`` if at once. Notes that it waits, if it has to.
@@ -229,7 +236,7 @@ class TimeShares:
             use.is_limited = False
         was_limited, self._limited = bool(self._limited), []
         self._window += 1
-        if self._clock_s > 0.0:
+        if self.is_measured and self._clock_s > 0.0:
             self._speed += (min(1.0, self._used_s / self._clock_s) - self._speed) / _SPEED_WINDOWS
         if was_limited or self._clock_s > BUSY_PART * WINDOW_S:
             self._divide(active, now)
@@ -238,6 +245,8 @@ class TimeShares:
                 kind.active = []
             address.active = []
             self._forget(address)
+        # a loop that was busy is measured from the start of the next window
+        self.is_measured = self._clock_s > _MEASURED_S or bool(self._limited)
         self._begin, self._end = now, now + WINDOW_S
         self._used_s = self._clock_s = 0.0
 

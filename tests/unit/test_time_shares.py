@@ -151,6 +151,35 @@ def test_a_client_that_pauses_is_served_at_once_when_it_comes_again() -> None:
     assert loop.part(greedy, 5.0) < BUSY_PART + 0.15
 
 
+def test_a_loop_that_is_far_from_busy_is_told_the_time_that_passed_and_another_processor_time() -> None:
+    """Readings of the processor's clock are system calls, and parts are made of busy windows only."""
+    loop = Loop()
+
+    def is_measured() -> bool:
+        return loop.shares.is_measured
+
+    a = loop.join("a")
+    part = WINDOW_S * BUSY_PART / 2
+    loop.compute(a, part * 0.9)
+    assert not is_measured()
+    loop.compute(a, part * 0.2)
+    assert is_measured(), "from here on the window may become a busy one"
+    loop.now += WINDOW_S
+    loop.compute(a, SLICE_S)
+    assert is_measured(), "most likely, this one too"
+    loop.now += WINDOW_S
+    loop.compute(a, SLICE_S)
+    assert not is_measured()
+    modest = loop.join("modest")
+    loop.run(1.0, [a], [modest])
+    assert a.is_limited
+    loop.now += WINDOW_S
+    loop.compute(modest, SLICE_S)
+    loop.now += WINDOW_S
+    loop.compute(modest, SLICE_S)
+    assert is_measured() == a.is_limited, "as long as anybody is limited"
+
+
 def test_nothing_is_left_of_those_who_are_gone() -> None:
     loop = Loop()
     for number in range(1000):

@@ -155,6 +155,25 @@ class Channel:
             self.flush_scheduled = True
             self.core.flush_soon(self)
 
+    def short_completed(self, slot: Slot) -> None:
+        """A Produce of the short way has its answer. If it is the client's only request, the answer leaves at once.
+
+        Nothing could leave with it, so waiting for the next turn of the loop would only cost time.
+        """
+        pipeline = self.pipeline
+        if len(pipeline.slots) != 1 or pipeline.waits or pipeline.phase or self.incoming.held or slot.close:
+            self.slot_completed(slot)
+            return
+        core = self.core
+        try:
+            core.sent_bytes += self.outbox.write(pipeline.leave_alone(), ())
+            if self.outbox.is_full and core.outgoing.is_short:
+                self._connections.relieve_soon()
+        except Exception as error:  # noqa: BLE001 - logged as a bug; the log goes on
+            core.handler_failed(-1, error, expected=False)
+            self.abort()
+        core.turns.answered()
+
     def answer_failed(self, slot: Slot, error: PenstockError) -> None:
         """A response can't be encoded, which is a bug: the client gets nothing but the end of the connection."""
         self.core.handler_failed(-1, error, expected=False)

@@ -159,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
             reader.keep(core.scratch[:end])
             self._wait_for_turn()
             return
-        begin = core.processor_time()
+        begin = core.processor_time() if core.loop_time.is_measured else None
         self._read(core.scratch, end, now)
         if reader.partial or channel.incoming.held or channel.waiting is not None:
             self._count()

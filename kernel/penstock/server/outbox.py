@@ -6,6 +6,7 @@ __all__ = ("Outbox",)
 
 import asyncio
 import select
+from collections.abc import Sequence
 from typing import Any, Final
 
 from penstock.log.limiter import BytesLimiter
@@ -53,7 +54,7 @@ class Outbox:
         # "Pause" then means that the client didn't take all, "resume" that all bytes have left.
         transport.set_write_buffer_limits(high=0, low=0)
 
-    def write(self, buffers: list[Any], charges: list[Charge]) -> int:
+    def write(self, buffers: list[Any], charges: Sequence[Charge]) -> int:
         """Send what ``buffers`` hold, which ``charges`` are for; the number of bytes."""
         size = sum(map(len, buffers))
         self._charges += charges

@@ -157,6 +157,13 @@ class Pipeline:
             self.waits &= _NOT_SLOT
         return ends
 
+    def leave_alone(self) -> list[Any]:
+        """Take the only request, which is answered, out of the queue; its answer."""
+        slot = self.slots.pop()
+        assert slot.buffers is not None, "what leaves is answered"
+        self.bytes -= slot.request_bytes
+        return slot.buffers
+
     def is_over(self, *, is_stuck: bool) -> bool:
         """Whether it is time for CLOSING: all is answered, and nothing is left to take (``is_stuck``: there is)."""
         if self.phase is Phase.OPEN or self.slots:

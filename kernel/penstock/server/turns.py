@@ -131,10 +131,14 @@ class Turns:
             return False
         return len(self) > 0 or member.may_wait
 
-    def used(self, member: TimeMember, began: float, begin: float) -> None:
-        """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time."""
+    def used(self, member: TimeMember, began: float, begin: float | None) -> None:
+        """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time.
+
+        ``begin`` is None where that wasn't worth a reading (``TimeShares.is_measured``).
+        """
         now = self.clock()
-        self._shares.used(member, self.processor_time() - begin, now - began, now)
+        passed = now - began
+        self._shares.used(member, passed if begin is None else self.processor_time() - begin, passed, now)
 
     def used_slice(self, member: TimeMember, began: float, begin: float) -> None:
         """Count a handler's portion like ``used``, and as the loop's newest slice."""

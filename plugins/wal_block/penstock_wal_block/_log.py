@@ -83,7 +83,7 @@ class BlockLog:
         self._holds_lock = False
         self._groups_since_check = 0
         self._checked_s = 0.0
-        #: No other group was about to be written when the last one was.
+        #: No other group was about to be written when the last one ended.
         self._is_lone = False
         self._wrote_s = 0.0
         #: Groups being written under the lock.
@@ -341,7 +341,7 @@ class BlockLog:
                 self._check_place(self._device.in_place)
                 self._groups_since_check = 0
                 self._checked_s = time.monotonic()
-            elif self._is_lone:
+            elif self._is_lone and not self._writing:
                 self._check_place(self._device.is_linked)
             self._is_lone = False
             self._groups_since_check += 1

@@ -197,6 +197,50 @@ async def test_where_there_is_no_room_nothing_has_changed() -> None:
         assert partition.high_watermark == before + 1
 
 
+def received(made: Any, *requests: bytes) -> None:
+    """The connection has received ``requests`` in one go."""
+    data = b"".join(requests)
+    made.connection.get_buffer(-1)[: len(data)] = data
+    made.connection.buffer_updated(len(data))
+
+
+async def test_the_answer_of_an_only_request_leaves_with_its_sync_and_those_of_several_together() -> None:
+    """Nothing can leave with the former, so it doesn't wait for the loop's next turn."""
+    async with counts.rig() as made:
+        usual = [frame(Sent(), number, b"") for number in range(4)]
+        made.exchange(usual[0])  # the head is learned
+        made.answers()
+        pipeline = made.connection.channel.pipeline
+        received(made, usual[1])
+        assert not made.wire.sent
+        made.wal.complete()
+        assert len(made.wire.sent) == 1
+        assert not pipeline.slots
+        assert not pipeline.bytes
+        made.answers()
+        received(made, *usual[2:])
+        made.wal.complete()
+        assert not made.wire.sent
+        made.server.core.flush_dirty()
+        assert len(made.wire.sent) == 1
+
+
+async def test_an_answer_that_can_not_be_written_ends_its_connection_and_nothing_else() -> None:
+    async with counts.rig() as made:
+        made.exchange(frame(Sent(), 0, b""))
+        ended: list[str] = []
+
+        def broken(data: object) -> None:
+            raise RuntimeError("a bug of the transport")
+
+        made.wire.write = broken
+        made.wire.abort = lambda: ended.append("aborted")
+        received(made, frame(Sent(), 1, b""))
+        made.wal.complete()
+        assert ended == ["aborted"]
+        assert made.server.core.handler_errors == 1
+
+
 async def test_a_closed_gate_leaves_every_request_to_the_long_way() -> None:
     async with counts.rig() as made:
         for number in range(2):

@@ -184,6 +184,17 @@ def test_slices_are_short_while_others_are_served_beside_them() -> None:
     assert loop.turns.slice_s == SLICE_S
 
 
+def test_without_a_reading_of_processor_time_the_time_that_passed_is_used() -> None:
+    def reading() -> float:
+        raise AssertionError("a system call")
+
+    shares = TimeShares()
+    turns = Turns(lambda call: None, lambda at, call: None, lambda: 5.25, reading, shares)
+    member = shares.join("a")
+    turns.used(member, 5.0, None)
+    assert member.used_s == 0.25
+
+
 @pytest.mark.anyio
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_a_metered_handler_pays_for_its_time_returns_its_result_and_is_cancelled_where_it_waits() -> (
