@@ -13,6 +13,7 @@ import contextlib
 import http.client
 import socket
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +26,9 @@ from tests.patience import HANG_S
 from tests.s3_server import S3Server
 
 #: ``reply lost``: done, and nobody hears of it; ``request lost``: not done; ``NNN Code``: answered so and not done;
-#: ``done, NNN Code``: done, and answered so; ``cut``: the answer ends half-way; ``late``: done once the client has
-#: given up; ``unconditional``: an existing object is refused at the request's start, the put has no condition.
+#: ``done, NNN Code``: done, and answered so; ``cut``: the answer ends half-way. Of one kind of request each:
+#: ``late``: done seconds later; ``one not deleted``: of a deletion, told inside an answer of success;
+#: ``unconditional``: an existing object is refused at the request's start, the put then has no condition.
 FAULTS = (
     "reply lost",
     "request lost",
@@ -37,6 +39,7 @@ FAULTS = (
     "done, 503 SlowDown",
     "cut",
 )
+_LATE_S = 2
 _UNFORWARDED = {"connection", "keep-alive", "transfer-encoding", "expect"}
 
 
@@ -141,10 +144,14 @@ class _Handler(BaseHTTPRequestHandler):
         proxy.faults[fault] += bool(fault)
         exists = fault == "unconditional" and _ask(proxy.server, "HEAD", self.path)[0] == 200
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if fault == "late":
+            time.sleep(_LATE_S)
         if fault == "request lost":
             self.cut()
         elif fault[:3].isdigit():
             self.answer_error(fault)
+        elif fault == "one not deleted":
+            self.answer_undeleted(body)
         elif exists:
             self.answer_error("412 PreconditionFailed")
         elif fault == "unconditional":
@@ -195,6 +202,13 @@ class _Handler(BaseHTTPRequestHandler):
         status, _, code = fault.partition(" ")
         body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()
         self.answer(int(status), [("Content-Type", "application/xml")], body)
+
+    def answer_undeleted(self, body: bytes) -> None:
+        """Nothing is deleted, and the answer is that of a success in which the first key failed."""
+        key = body.partition(b"<Key>")[2].partition(b"</Key>")[0].decode()
+        error = f"<Error><Key>{key}</Key><Code>InternalError</Code><Message>no</Message></Error>"
+        answer = f"<?xml version='1.0'?><DeleteResult>{error}</DeleteResult>".encode()
+        self.answer(200, [("Content-Type", "application/xml")], answer)
 
     def cut(self) -> None:
         self.close_connection = True

@@ -52,6 +52,8 @@ _TELL_S = 3
 _TELL_AGAIN_S = 10
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
+#: What S3 answers with 400.
+_REFUSED_TOKENS = frozenset({"ExpiredToken", "InvalidToken", "TokenRefreshRequired"})
 _BUGS = (AssertionError, AttributeError, NameError, NotImplementedError, TypeError)
 
 
@@ -307,7 +309,8 @@ class RemoteBackend:
                 "no credentials for the object store were found, set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a "
                 f"profile, a role of this machine, or object_store.options.key and secret: {where}"
             )
-        if status in {401, 403} or isinstance(error, PermissionError) or "Credential" in name:
+        refused = status in {401, 403} or isinstance(error, PermissionError) or code in _REFUSED_TOKENS
+        if refused or "Credential" in name:
             return DeniedError(
                 f"the object store refused the credentials, check them and their rights: {where}"
             )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("S3Backend", "lean_options")
 
+import hashlib
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -15,11 +16,14 @@ from penstock_object_store_fsspec._remote import RemoteBackend
 
 #: DeleteObjects takes 1000 keys a request.
 _DELETE_KEYS_MAX = 1000
+#: Requests in flight. botocore's own 10 let one slow reader's requests hold up a writer's.
+_CONNECTIONS_MAX = 64
 
 
 def lean_options(options: dict[str, Any]) -> dict[str, Any]:
-    """``options`` over defaults that spare the event loop checksums and leave retries to this plugin."""
+    """``options`` over defaults: no checksums on the loop, no retries but this plugin's, connections enough."""
     config: dict[str, Any] = {
+        "max_pool_connections": _CONNECTIONS_MAX,
         "request_checksum_calculation": "when_required",
         "response_checksum_validation": "when_required",
         "retries": {"max_attempts": 0},
@@ -122,7 +126,10 @@ class _Upload:
     async def _send(self) -> None:
         data = bytes(self._gathered)
         number = len(self._tags) + 1
-        answer = await self._request("upload_part", PartNumber=number, Body=data)
+        try:
+            answer = await self._request("upload_part", PartNumber=number, Body=data)
+        except NotFoundError as error:
+            raise self._lost() from error
         self._tags.append(answer["ETag"])
         self._gathered.clear()
 
@@ -131,8 +138,22 @@ class _Upload:
         if self._gathered or not self._tags:
             await self._send()
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(self._tags, 1)]
-        await self._request("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        try:
+            await self._request("complete_multipart_upload", MultipartUpload={"Parts": parts})
+        except NotFoundError as error:  # dropped, or completed by an attempt whose reply was lost
+            if not await self._is_stored():
+                raise self._lost() from error
         self._open = False
+
+    async def _is_stored(self) -> bool:
+        """Whether the object is this upload's, as S3 makes the ETag of an object of those of its parts."""
+        try:
+            digests = b"".join(bytes.fromhex(tag.strip('"')) for tag in self._tags)
+            found = (await self._backend.head(self._key)).token
+        except (NotFoundError, ValueError):
+            return False
+        digest = hashlib.md5(digests, usedforsecurity=False).hexdigest()
+        return found.strip('"') == f"{digest}-{len(self._tags)}"
 
     async def abort(self) -> None:
         if self._open:
@@ -144,16 +165,11 @@ class _Upload:
 
     async def _request(self, operation: str, **parameters: Any) -> dict[str, Any]:
         backend = self._backend
-        try:
-            return await backend.request(
-                operation,
-                self._key,
-                lambda: backend.call(operation, self._key, UploadId=self._upload_id, **parameters),
-            )
-        except NotFoundError as error:
-            if operation == "abort_multipart_upload":
-                raise
-            raise self._lost() from error
+        return await backend.request(
+            operation,
+            self._key,
+            lambda: backend.call(operation, self._key, UploadId=self._upload_id, **parameters),
+        )
 
     def _lost(self) -> PenstockError:
         return UnavailableError(

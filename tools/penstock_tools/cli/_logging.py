@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
 _TEXT_FORMAT: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
 #: Client libraries of object stores.
-_TALKATIVE: Final = ("aiobotocore", "botocore", "s3fs", "gcsfs", "google", "adlfs", "azure")
+_TALKATIVE: Final = (
+    "adlfs",
+    "aiobotocore",
+    "azure",
+    "botocore",
+    "fsspec",
+    "gcsfs",
+    "google",
+    "msal",
+    "s3fs",
+)
 #: What every record has: the rest came with ``extra``.
 _STANDARD: Final = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
@@ -68,11 +78,11 @@ def set_up_logging(config: Config) -> None:
             raise _refused_file(config, error) from error
     handler.setFormatter(JsonFormatter() if settings.format == "json" else logging.Formatter(_TEXT_FORMAT))
     logging.basicConfig(level=settings.level.upper(), handlers=[handler])
-    if (
-        settings.level == "info"
-    ):  # they tell of each request, with its headers, or of where credentials came from
-        for library in _TALKATIVE:
-            logging.getLogger(library).setLevel(logging.WARNING)
+    # They tell of each request with its headers, session token included, from DEBUG on, and of where credentials came
+    # from at INFO.
+    least = logging.INFO if settings.level == "debug" else logging.WARNING
+    for library in _TALKATIVE:
+        logging.getLogger(library).setLevel(least)
 
 
 def check_log_file(config: Config) -> None:

@@ -1,0 +1,283 @@
+"""S3 behind a proxy that loses replies, answers errors before and after the effect, cuts and delays answers."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from penstock_object_store_fsspec import Settings, penstock_register_object_store
+from tests.patience import HANG_S
+from tests.s3_server import S3Server, serving_s3
+from tests.store_proxy import FAULTS, Request, StoreProxy, each_first, proxied
+
+from penstock.config import load_config
+from penstock.errors import AlreadyExistsError, ConfigError, UnavailableError
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Services
+from penstock_tools.cli import _logging
+from penstock_tools.probe.races import open_writers, race
+from penstock_tools.probe.worker import Command, body_of
+
+pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+#: Races under lost replies; more of them by hand.
+ROUNDS = int(os.environ.get("TESTS_RACE_ROUNDS", "10"))
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    pytest.importorskip("s3fs", reason="needs pip install 'penstock[s3]'")
+    with serving_s3(tmp_path_factory.mktemp("s3")) as running:
+        yield running
+
+
+@pytest.fixture
+def proxy(server: S3Server) -> Iterator[StoreProxy]:
+    with proxied(server) as running:
+        yield running
+
+
+def _open(
+    proxy: StoreProxy, token: str | None = None, **settings: Any
+) -> AbstractAsyncContextManager[ObjectStore]:
+    services = Services(
+        node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
+    )
+    options = {
+        "key": S3Server.access_key,
+        "secret": S3Server.secret_key,
+        "endpoint_url": proxy.endpoint_url,
+        **({} if token is None else {"token": token}),
+    }
+    url = f"s3://{proxy.server.make_bucket()}/some/prefix"
+    return penstock_register_object_store().open(Settings(url=url, options=options, **settings), services)
+
+
+@pytest.fixture
+async def store(proxy: StoreProxy) -> AsyncIterator[ObjectStore]:
+    async with _open(proxy) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_creation_whose_outcome_is_unknown_is_ones_own(
+    store: ObjectStore, proxy: StoreProxy, fault: str
+) -> None:
+    proxy.decide = each_first("PUT", fault)
+    await store.put_if_absent("k", [b"mine"])
+    assert proxy.faults[fault] == 1
+    assert bytes(await store.get("k")) == b"mine"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_a_creation_whose_outcome_is_unknown_leaves_somebody_elses_object(
+    store: ObjectStore, proxy: StoreProxy, fault: str
+) -> None:
+    await store.put_if_absent("k", [b"theirs"])
+    proxy.decide = each_first("PUT", fault)
+    with pytest.raises(AlreadyExistsError):
+        await store.put_if_absent("k", [b"mine"])
+    assert proxy.faults[fault] == 1
+    assert bytes(await store.get("k")) == b"theirs"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+async def test_the_read_back_of_an_unknown_outcome_may_fail_too(
+    store: ObjectStore, proxy: StoreProxy, fault: str
+) -> None:
+    def decide(request: Request) -> str:
+        if request.operation == "PUT" and not proxy.faults["reply lost"]:
+            return "reply lost"
+        return fault if request.operation == "GET" and not proxy.faults[fault] else ""
+
+    proxy.decide = decide
+    await store.put_if_absent("k", [b"mine"])
+    assert bytes(await store.get("k")) == b"mine"
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("operation", ["PUT", "GET", "HEAD", "GET list", "POST delete"])
+async def test_what_may_be_done_twice_is_done_again(
+    store: ObjectStore, proxy: StoreProxy, operation: str, fault: str
+) -> None:
+    await store.put("there", [b"0123456789" * 1000])
+    proxy.decide = each_first(operation, fault, times=2)
+    await store.put("k", [b"bytes"])
+    assert bytes(await store.get("there", 5, 9005)) == (b"0123456789" * 1000)[5:9005]
+    assert (await store.head("there")).size == 10_000
+    assert [info.key async for info in store.list()] == ["k", "there"]
+    await store.delete(["there"])
+    proxy.decide = lambda request: ""
+    assert [info.key async for info in store.list()] == ["k"]
+    assert proxy.faults[fault] == 2
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("operation", ["POST uploads", "PUT partNumber", "POST uploadId"])
+async def test_an_upload_in_parts_is_whole_or_told_to_be_gone(
+    store: ObjectStore, proxy: StoreProxy, operation: str, fault: str
+) -> None:
+    parts = [bytes([number]) * (5 * 2**20) for number in range(3)]
+    proxy.decide = each_first(operation, fault)
+    upload = await store.create_multipart("k")
+    for part in parts:
+        await upload.write_part([part])
+    await upload.complete()
+    assert proxy.faults[fault] == 1
+    assert bytes(await store.get("k")) == b"".join(parts)
+
+
+@pytest.mark.parametrize("theirs", [None, b"theirs"])
+async def test_an_upload_that_is_gone_is_ones_own_object_or_told_to_be_gone(
+    store: ObjectStore, proxy: StoreProxy, theirs: bytes | None
+) -> None:
+    """Some stores forget a completed upload at once; a lifecycle rule may drop one, too."""
+    upload = await store.create_multipart("k")
+    await upload.write_part([b"mine"])
+    faults = iter(["reply lost", "404 NoSuchUpload"] if theirs is None else ["404 NoSuchUpload"])
+    proxy.decide = lambda request: next(faults, "") if request.operation == "POST uploadId" else ""
+    if theirs is None:
+        await upload.complete()
+        assert bytes(await store.get("k")) == b"mine"
+        return
+    await store.put("k", [theirs])
+    with pytest.raises(UnavailableError, match="the upload is gone, begin it again"):
+        await upload.complete()
+    assert bytes(await store.get("k")) == theirs
+
+
+@pytest.mark.parametrize("fault", ["500 InternalError", "503 SlowDown", "request lost", "reply lost"])
+async def test_a_store_that_goes_on_failing_is_told_after_several_attempts(
+    proxy: StoreProxy, fault: str
+) -> None:
+    async with _open(proxy, retry_budget_ms=1000) as store:
+        for call in (store.put, store.put_if_absent):
+            before = proxy.seen["PUT"] + proxy.seen["GET"]
+            proxy.decide = lambda request: fault
+            with pytest.raises(UnavailableError) as caught:
+                await call(f"k-{call.__name__}", [b"mine"])
+            proxy.decide = lambda request: ""
+            attempts = proxy.seen["PUT"] + proxy.seen["GET"] - before
+            assert 2 <= attempts < 30, "backed off"
+            assert S3Server.secret_key not in str(caught.value)
+
+
+async def test_a_deletion_that_failed_for_one_key_is_made_again(
+    store: ObjectStore, proxy: StoreProxy
+) -> None:
+    for key in ("a", "b"):
+        await store.put(key, [b"x"])
+    proxy.decide = each_first("POST delete", "one not deleted")
+    await store.delete(["a", "b"])
+    assert proxy.faults["one not deleted"] == 1
+    assert [info.key async for info in store.list()] == []
+
+
+async def test_an_answer_that_comes_too_late_is_asked_for_again(proxy: StoreProxy) -> None:
+    async with _open(proxy, request_timeout_ms=500) as store:
+        proxy.decide = each_first("PUT", "late")
+        await store.put_if_absent("k", [b"mine"])
+        assert bytes(await store.get("k")) == b"mine"
+        assert proxy.faults["late"] == 1
+
+
+async def test_what_stands_at_once_is_not_held_up_by_a_small_pool_of_connections(
+    store: ObjectStore, proxy: StoreProxy
+) -> None:
+    together = threading.Barrier(20)
+
+    def decide(request: Request) -> str:
+        together.wait(HANG_S)
+        return ""
+
+    proxy.decide = decide
+    async with anyio.create_task_group() as tasks:
+        for number in range(20):
+            tasks.start_soon(store.put, f"k-{number}", [b"x"])
+    proxy.decide = lambda request: ""
+    assert len([info async for info in store.list()]) == 20
+
+
+@pytest.fixture
+def debug_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
+    """What ``penstock serve`` logs with ``logging.level`` at debug."""
+    levels = {name: logging.getLogger(name).level for name in _logging._TALKATIVE}
+    with caplog.at_level(logging.DEBUG):
+        _logging.set_up_logging(load_config(sets=["logging.level=debug"]))
+        yield caplog
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+
+
+async def test_credentials_are_in_no_line_of_the_log_at_any_level(
+    proxy: StoreProxy, debug_log: pytest.LogCaptureFixture
+) -> None:
+    """A session token goes with each request, and botocore's DEBUG lines have all its headers."""
+    async with _open(proxy, retry_budget_ms=100) as store:
+        await store.put("k", [b"x"])
+        for fault in ("503 SlowDown", "403 AccessDenied"):
+            proxy.decide = lambda request, fault=fault: fault  # type: ignore[misc]
+            with pytest.raises(UnavailableError):
+                await store.get("k")
+    proxy.decide = lambda request: ""
+    with pytest.raises(ConfigError, match="refused the credentials") as caught:
+        async with _open(proxy, token="the-session-token"):  # the server takes none
+            pass
+    assert "the-session-token" not in repr(caught.value)
+    logging.getLogger("botocore.auth").debug("the-session-token")
+    logging.getLogger("penstock.test").debug("a line of debug level")
+    lines = [record.getMessage() for record in debug_log.records]
+    assert "a line of debug level" in lines
+    for secret in (S3Server.secret_key, "the-session-token", "Signature="):
+        assert [line for line in lines if secret in line] == []
+
+
+async def test_one_of_eight_processes_wins_each_race_though_replies_are_lost(proxy: StoreProxy) -> None:
+    """Half of the puts are done and never answered; each writer still learns whether it won."""
+    bucket = proxy.server.make_bucket()
+    options = {
+        "key": S3Server.access_key,
+        "secret": S3Server.secret_key,
+        "endpoint_url": proxy.endpoint_url,
+    }
+    setup = {
+        "config_path": None,
+        "sets": [
+            f"object_store.url=s3://{bucket}",
+            *(f"object_store.options.{name}={value}" for name, value in options.items()),
+        ],
+        "plugins_dirs": [],
+        "modules": [],
+    }
+    async with _open(proxy) as any_store, open_writers(8, setup, any_store) as writers:
+        turn = iter(range(10**9))
+        faults = ("reply lost", "", "done, 503 SlowDown", "", "409 ConditionalRequestConflict")
+        proxy.decide = lambda request: faults[next(turn) % len(faults)] if request.conditional else ""
+        for number in range(ROUNDS):
+            key = f"round-{number:06d}"
+            commands = [
+                Command(action="create", key=key, label=f"{key} by {writer}", size=2000)
+                for writer in range(len(writers))
+            ]
+            run = await race(writers, commands)
+            results = [outcome.result for outcome in run.outcomes]
+            assert sorted(results) == ["lost"] * 7 + ["won"], (number, run.outcomes)
+            winner = commands[results.index("won")]
+            commands = [Command(action="read", key=key)] * len(writers)
+            digest = hashlib.sha256(body_of(winner.label, winner.size)).hexdigest()
+            assert {outcome.detail for outcome in (await race(writers, commands)).outcomes} == {digest}
+    assert proxy.faults["reply lost"] >= ROUNDS
