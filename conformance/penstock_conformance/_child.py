@@ -7,6 +7,7 @@ __all__ = ("Child", "killed")
 import json
 import multiprocessing
 import os
+import signal
 from typing import Any
 
 import anyio
@@ -87,6 +88,16 @@ class Child:
     def kill(self) -> None:
         """SIGKILL: nothing of the child runs any more when its output ends."""
         self._process.kill()
+
+    def stop(self) -> None:
+        """SIGSTOP: it sleeps until :meth:`wake`, and doesn't know."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGSTOP)
+
+    def wake(self) -> None:
+        """SIGCONT."""
+        assert self._process.pid is not None
+        os.kill(self._process.pid, signal.SIGCONT)
 
     async def finish(self) -> list[Any]:
         """Wait for the regular end; the lines that came."""

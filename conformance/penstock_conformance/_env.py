@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Env", "call", "raises", "together")
 
+import dataclasses
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
@@ -33,6 +34,8 @@ class Env:
     def __init__(self, target: Target, data_dir: Path, name: str = "") -> None:
         self.target = target
         self.data_dir = data_dir
+        #: Where the object store is, if it is a directory.
+        self.store_dir = data_dir
         self.name = name
         self.random = random.Random(f"{target.seed}/{target.kind}/{name}")
         self.rounds = target.rounds
@@ -80,6 +83,12 @@ class Env:
         data_dir.mkdir()
         return Env(self.target, data_dir, self.name)
 
+    def on_another_host(self) -> Env:
+        """An environment with the same plugin and object store, and another data directory."""
+        other = self.elsewhere("another-host")
+        other.store_dir = self.store_dir
+        return other
+
     @property
     def account(self) -> PlainAllocator:
         """The account of what was opened last; only the suite's own allocator is exact to the byte."""
@@ -116,11 +125,11 @@ class Env:
     async def _object_store(self, stack: AsyncExitStack) -> ObjectStore:
         if self.target.object_store:
             return await self._service(stack, OBJECT_STORE, self.target.object_store)
-        return DirectoryStore(self.data_dir / "conformance-objects")
+        return DirectoryStore(self.store_dir / "conformance-objects")
 
     async def _service(self, stack: AsyncExitStack, kind: Kind[T], name: str) -> T:
         spec = self._registry.select(kind.name, name)
-        services = self._services(1, 1, None, None)
+        services = dataclasses.replace(self._services(1, 1, None, None), data_dir=self.store_dir)
         opened: T = await stack.enter_async_context(spec.open(spec.settings(), services))
         return opened
 

@@ -12,7 +12,9 @@ import random
 import signal
 import time
 import traceback
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -182,21 +184,30 @@ async def append_until_killed(
                 await wal.trim(used.confirmed_position)
 
 
-async def append_until_fenced(env: Env, *, epoch: int, owner: int) -> None:
-    """WAL: append one entry after the other; tell when each was begun and that it was acknowledged; then the end."""
+async def append_until_fenced(env: Env, *, epoch: int, owner: int, pending: int = 1) -> None:
+    """WAL: append, with ``pending`` entries on their way; tell when each was begun and that it was acknowledged.
+
+    Then the end: why it was refused.
+    """
     async with env.open(epoch=epoch) as wal:
         async for _ in wal.recover():
             pass
         tell(["ready"])
+        flying: deque[tuple[int, float, WalAppend]] = deque()
         for sequence in range(1_000_000):
-            begun = time.monotonic()
             try:
-                append = wal.append([make_body(owner, sequence, 300)])
-                await append.wait_durable()
+                flying.append((sequence, time.monotonic(), wal.append([make_body(owner, sequence, 300)])))
+                if len(flying) == pending:
+                    done, begun, append = flying.popleft()
+                    await append.wait_durable()
+                    tell(["ack", done, begun])
             except (FencedError, ClosedError) as error:
+                for done, begun, append in flying:
+                    with suppress(FencedError, ClosedError):
+                        await append.wait_durable()
+                        tell(["ack", done, begun])
                 tell(["end", type(error).__name__])
                 return
-            tell(["ack", sequence, begun])
 
 
 async def append_race(env: Env, *, owner: int, times: int) -> None:

@@ -58,7 +58,10 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
             "--import-mode=importlib",
         ),
         *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "penstock_conformance.plugin"),
-        str(_FOLDER / f"test_{target.kind}.py"),
+        *(
+            str(path)
+            for path in (_FOLDER / f"test_{target.kind}.py", *_FOLDER.glob(f"test_{target.kind}_*.py"))
+        ),
         f"--penstock-kind={target.kind}",
         f"--penstock-plugin={target.plugin}",
         *(f"--penstock-{kind.replace('_', '-')}={getattr(target, kind)}" for kind in SERVICES),

@@ -21,44 +21,17 @@ from penstock.errors import (
     PenstockError,
 )
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalEntry
+from penstock.spi.wal import WalAppend
 from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._medium import flipped, medium_of, torn, zero_around
+from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
 
 KIND = "wal"
 
 _FILL_BYTES_MAX = 96 * 2**20
-
-
-async def _recovered(wal: Any) -> list[WalEntry]:
-    return [entry async for entry in wal.recover()]
-
-
-async def _read(env: Env, epoch: int = 10) -> list[bytes]:
-    """The payloads that a new owner recovers."""
-    async with env.open(epoch=epoch) as wal:
-        return [bytes(entry.data) for entry in await _recovered(wal)]
-
-
-async def _append_all(wal: Any, payloads: list[bytes]) -> list[WalAppend]:
-    """Append all at once, then wait for all."""
-    appends = [wal.append([payload]) for payload in payloads]
-    for append in appends:
-        await append.wait_durable()
-    return appends
-
-
-def _surviving(wal: Any) -> None:
-    """Races and crashes need a log that outlives its process."""
-    if wal.capabilities.durability_domain == "process":
-        not_applicable("the log lives and dies with its process")
-
-
-def _bodies(count: int, size: int = 200, owner: int = 0) -> list[bytes]:
-    return [make_body(owner, sequence, size) for sequence in range(count)]
 
 
 # --- 1: semantics
@@ -67,7 +40,7 @@ def _bodies(count: int, size: int = 200, owner: int = 0) -> list[bytes]:
 async def test_new_log_is_empty(env: Env) -> None:
     """All acknowledged entries since the trim point: of a new log, none."""
     async with env.open() as wal:
-        assert await _recovered(wal) == [], "a new log has entries"
+        assert await recovered(wal) == [], "a new log has entries"
         assert wal.statistics().state == "open"
 
 
@@ -75,36 +48,36 @@ async def test_recover_returns_exactly_what_was_appended(env: Env) -> None:
     """All acknowledged entries in append order; ``data`` is exactly the bytes that were appended."""
     payloads = [env.random.randbytes(size) for size in (1, 2, 3, 511, 512, 513, 4095, 4096, 4097, 70_000, 7)]
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         for payload in payloads:  # one group each
             await wal.append([payload]).wait_durable()
-        await _append_all(wal, payloads[3::-1])  # one group, as far as they fit
-    assert await _read(env) == payloads + payloads[3::-1], "recovery returned other entries or another order"
+        await append_all(wal, payloads[3::-1])  # one group, as far as they fit
+    assert await read(env) == payloads + payloads[3::-1], "recovery returned other entries or another order"
 
 
 async def test_entry_is_the_concatenation_of_its_buffers(env: Env) -> None:
     """Append one entry, the concatenation of ``data``; buffers belong to the caller again when it is done."""
     buffer = bytearray(b"abcdef" * 100)
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         parts: list[Buffer] = [b"12", memoryview(buffer)[:300], b"", buffer, memoryview(b"xyz")[1:2]]
         wanted = b"".join(parts)
         await wal.append(parts).wait_durable()
         buffer[:] = bytes(600)
         await wal.append([b"next"]).wait_durable()
-    assert await _read(env) == [wanted, b"next"]
+    assert await read(env) == [wanted, b"next"]
 
 
 async def test_known_checksum_changes_nothing(env: Env) -> None:
     """``checksum`` is the CRC-32C of the entry, or None: the same comes back in either case."""
     bodies = [env.random.randbytes(size) for size in (1, 5000, 100_000)]
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         for body in bodies:
             wal.append([body[:1], body[1:]], crc32c(body))
             last = wal.append([body])
         await last.wait_durable()
-    assert await _read(env) == [body for body in bodies for _ in range(2)], (
+    assert await read(env) == [body for body in bodies for _ in range(2)], (
         "an entry with a checksum is another one"
     )
 
@@ -112,11 +85,11 @@ async def test_known_checksum_changes_nothing(env: Env) -> None:
 async def test_positions_grow_and_tile(env: Env) -> None:
     """A position strictly grows with append order; an entry covers [position, next_position)."""
     async with env.open() as wal:
-        await _recovered(wal)
-        appends = [wal.append([body]) for body in _bodies(20)]  # in one flush
+        await recovered(wal)
+        appends = [wal.append([body]) for body in make_bodies(20)]  # in one flush
         for append in appends:
             await append.wait_durable()
-        for body in _bodies(5):
+        for body in make_bodies(5):
             appends.append(wal.append([body]))
             await appends[-1].wait_durable()
         for append in appends:
@@ -124,7 +97,7 @@ async def test_positions_grow_and_tile(env: Env) -> None:
         for earlier, later in itertools.pairwise(appends):
             assert earlier.next_position <= later.position, "two entries overlap, or positions don't grow"
     async with env.open(epoch=2) as wal:
-        entries = await _recovered(wal)
+        entries = await recovered(wal)
         assert [entry.position for entry in entries] == [append.position for append in appends], (
             "recovery tells other positions than append did"
         )
@@ -139,7 +112,7 @@ async def test_positions_grow_and_tile(env: Env) -> None:
 async def test_appends_complete_in_position_order(env: Env) -> None:
     """Appends complete in position order: when one is done, every earlier one is. Callbacks run in that order."""
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         order: list[int] = []
         appends: list[WalAppend] = []
 
@@ -154,7 +127,7 @@ async def test_appends_complete_in_position_order(env: Env) -> None:
 
         overtaken: list[int] = []
         for round_number in range(6):
-            for body in _bodies(env.random.randrange(2, 30), size=env.random.choice((50, 3000))):
+            for body in make_bodies(env.random.randrange(2, 30), size=env.random.choice((50, 3000))):
                 append = wal.append([body])
                 appends.append(append)
                 append.set_callback(completed)
@@ -171,19 +144,19 @@ async def test_appends_complete_in_position_order(env: Env) -> None:
 async def test_callback_may_append(env: Env) -> None:
     """Callbacks run on the event loop, directly from the completion: the broker appends from there."""
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         second: list[WalAppend] = []
         first = wal.append([b"first"])
         first.set_callback(lambda _: second.append(wal.append([b"second"])))
         await first.wait_durable()
         await second[0].wait_durable()
-    assert await _read(env) == [b"first", b"second"]
+    assert await read(env) == [b"first", b"second"]
 
 
 async def test_many_can_wait_for_one_append(env: Env) -> None:
     """Return when the entry is durable. Cancelling doesn't take it back."""
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         woken = 0
 
         async def wait(append: WalAppend) -> None:
@@ -191,7 +164,7 @@ async def test_many_can_wait_for_one_append(env: Env) -> None:
             await append.wait_durable()
             woken += 1
 
-        for body in _bodies(10):
+        for body in make_bodies(10):
             append = wal.append([body])
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(wait, append)
@@ -200,7 +173,7 @@ async def test_many_can_wait_for_one_append(env: Env) -> None:
                     scope.cancel()
                     await append.wait_durable()
         assert woken == 20
-    assert await _read(env) == _bodies(10), "an append was lost because nobody waited for it any more"
+    assert await read(env) == make_bodies(10), "an append was lost because nobody waited for it any more"
 
 
 async def test_append_needs_a_finished_recovery(env: Env) -> None:
@@ -208,8 +181,8 @@ async def test_append_needs_a_finished_recovery(env: Env) -> None:
     async with env.open() as wal:
         with raises(InvalidRequestError):
             wal.append([b"too early"])
-        await _recovered(wal)
-        await _append_all(wal, _bodies(5))
+        await recovered(wal)
+        await append_all(wal, make_bodies(5))
     async with env.open(epoch=2) as wal:
         entries = wal.recover()
         await anext(entries)
@@ -224,7 +197,7 @@ async def test_empty_and_oversized_entries_are_refused(env: Env) -> None:
     """InvalidRequestError when the entry is empty, or larger than ``entry_bytes_max``."""
     piece = bytes(2**20)
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         entry_bytes_max = wal.capabilities.entry_bytes_max
         pieces, rest = divmod(entry_bytes_max + 1, len(piece))
         too_large = [piece] * pieces + [bytes(rest)]
@@ -236,7 +209,7 @@ async def test_empty_and_oversized_entries_are_refused(env: Env) -> None:
             await wal.append([bytes(entry_bytes_max)]).wait_durable()
         else:
             entry_bytes_max = 0
-    sizes = [len(payload) for payload in await _read(env)]
+    sizes = [len(payload) for payload in await read(env)]
     assert sizes == ([4, entry_bytes_max] if entry_bytes_max else [4]), "a refused entry came back"
 
 
@@ -244,23 +217,23 @@ async def test_leaving_the_context_flushes(env: Env) -> None:
     """Leave the context (flushes what was appended): everything accepted is durable, and says so."""
     answers: list[Exception | None] = []
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         await wal.append([b"first"]).wait_durable()
-        for body in _bodies(30, size=2000):
+        for body in make_bodies(30, size=2000):
             wal.append([body]).set_callback(lambda append: answers.append(append.error))
     assert answers == [None] * 30, f"appends weren't flushed: {len(answers)} answers, {answers[:3]}"
-    assert await _read(env) == [b"first", *_bodies(30, size=2000)], "the tail was lost on close"
+    assert await read(env) == [b"first", *make_bodies(30, size=2000)], "the tail was lost on close"
 
 
 async def test_closed_log_refuses_appends(env: Env) -> None:
     """ClosedError when closed."""
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         await wal.append([b"x"]).wait_durable()
     with raises(ClosedError):
         wal.append([b"late"])
     assert wal.statistics().state == "closed"
-    assert await _read(env) == [b"x"]
+    assert await read(env) == [b"x"]
 
 
 async def test_every_waiter_is_answered_when_the_scope_dies(env: Env) -> None:
@@ -268,14 +241,14 @@ async def test_every_waiter_is_answered_when_the_scope_dies(env: Env) -> None:
     wanted: list[bytes] = []
     for epoch in range(1, 5):
         wanted += await _cancelled_owner(env, epoch, turns=epoch - 1)
-        kept = await _read(env, 2 * epoch + 1)
+        kept = await read(env, 2 * epoch + 1)
         assert kept[: len(wanted)] == wanted, "what was acknowledged at the end isn't there"
         wanted = kept
 
 
 async def _cancelled_owner(env: Env, epoch: int, turns: int) -> list[bytes]:
     """Append, leave by cancellation after some turns of the loop; returns what was acknowledged."""
-    bodies = _bodies(20, size=3000, owner=epoch)
+    bodies = make_bodies(20, size=3000, owner=epoch)
     appends: list[WalAppend] = []
     answered = 0
 
@@ -288,7 +261,7 @@ async def _cancelled_owner(env: Env, epoch: int, turns: int) -> list[bytes]:
     async with anyio.create_task_group() as waiters:
         with anyio.CancelScope() as scope:
             async with env.open(epoch=2 * epoch) as wal:
-                await _recovered(wal)
+                await recovered(wal)
                 for body in bodies:
                     appends.append(wal.append([body]))
                     waiters.start_soon(wait, appends[-1])
@@ -306,26 +279,26 @@ async def test_reopening_continues_the_log(env: Env) -> None:
     wanted: list[bytes] = []
     for epoch in range(1, 6):
         async with env.open(epoch=epoch) as wal:
-            assert [bytes(entry.data) for entry in await _recovered(wal)] == wanted
-            added = _bodies(3, owner=epoch)
+            assert [bytes(entry.data) for entry in await recovered(wal)] == wanted
+            added = make_bodies(3, owner=epoch)
             if epoch != 3:  # an owner that appends nothing
-                await _append_all(wal, added)
+                await append_all(wal, added)
                 wanted += added
-    assert await _read(env) == wanted
+    assert await read(env) == wanted
 
 
 async def test_trim_keeps_what_is_above(env: Env) -> None:
     """Entries whose next position is at most ``position`` may be dropped. Lower values are no-ops."""
-    bodies = _bodies(30, size=900)
+    bodies = make_bodies(30, size=900)
     async with env.open() as wal:
-        await _recovered(wal)
-        appends = await _append_all(wal, bodies[:20])
+        await recovered(wal)
+        appends = await append_all(wal, bodies[:20])
         await wal.trim(appends[9].next_position)
         await wal.trim(appends[4].next_position)
         await wal.trim(0)
         await wal.trim(appends[11].position)  # inside the twelfth entry: it stays
-        await _append_all(wal, bodies[20:])
-    kept = await _read(env)
+        await append_all(wal, bodies[20:])
+    kept = await read(env)
     assert kept[-19:] == bodies[11:], "an entry above the trim point is gone"
     assert kept == bodies[len(bodies) - len(kept) :], "entries don't follow each other after a trim"
 
@@ -335,8 +308,8 @@ async def test_positions_grow_over_a_trimmed_end(env: Env) -> None:
     last = 0
     for epoch in range(1, 5):
         async with env.open(epoch=epoch) as wal:
-            await _recovered(wal)
-            appends = await _append_all(wal, _bodies(4))
+            await recovered(wal)
+            appends = await append_all(wal, make_bodies(4))
             assert appends[0].position >= last, "a position was used again"
             last = appends[-1].next_position
             await wal.trim(last)
@@ -345,8 +318,8 @@ async def test_positions_grow_over_a_trimmed_end(env: Env) -> None:
 async def test_statistics_tell_the_state(env: Env) -> None:
     """A snapshot of the state."""
     async with env.open() as wal:
-        await _recovered(wal)
-        appends = await _append_all(wal, _bodies(10, size=100))
+        await recovered(wal)
+        appends = await append_all(wal, make_bodies(10, size=100))
         counters = wal.statistics()
         assert counters.appended_entries == 10
         assert counters.appended_payload_bytes == 1000
@@ -364,8 +337,8 @@ async def test_identity_outlives_owners(env: Env) -> None:
     for epoch in range(1, 5):
         async with env.open(epoch=epoch) as wal:
             seen.append(await env.identify(epoch=epoch))
-            await _recovered(wal)
-            appends = await _append_all(wal, _bodies(3, owner=epoch))
+            await recovered(wal)
+            appends = await append_all(wal, make_bodies(3, owner=epoch))
             seen.append(await env.identify(epoch=epoch))
             if epoch == 2:
                 await wal.trim(appends[-1].next_position)
@@ -398,7 +371,7 @@ async def test_two_logs_have_two_identities(env: Env) -> None:
 async def test_log_made_anew_is_another_one(env: Env) -> None:
     """Every other log has another identity, wherever and whenever it is made."""
     async with env.open() as wal:
-        _surviving(wal)
+        surviving(wal)
         first = await env.identify()
         path = medium_of(wal)
     path.unlink()
@@ -415,17 +388,17 @@ async def test_looking_for_the_identity_changes_nothing(env: Env) -> None:
     for _ in range(2):
         assert await env.identify() is None, "there is no log, and it has an identity"
     async with env.open(epoch=5) as wal:
-        await _recovered(wal)
-        await _append_all(wal, _bodies(3))
+        await recovered(wal)
+        await append_all(wal, make_bodies(3))
         before = _files(env.data_dir)
         identity = await env.identify()
         assert await env.identify(epoch=9) == identity, "the identity depends on who looks"
         assert _files(env.data_dir) == before, "looking changed a file"
-        await _append_all(wal, _bodies(3, owner=1))
+        await append_all(wal, make_bodies(3, owner=1))
     before = _files(env.data_dir)
     assert await env.identify() == identity
     assert _files(env.data_dir) == before, "looking changed a file"
-    assert await _read(env, 6) == [*_bodies(3), *_bodies(3, owner=1)]
+    assert await read(env, 6) == [*make_bodies(3), *make_bodies(3, owner=1)]
 
 
 def _files(directory: Path) -> dict[str, bytes]:
@@ -437,7 +410,7 @@ def _files(directory: Path) -> dict[str, bytes]:
 async def test_full_log_refuses_until_trimmed(env: Env) -> None:
     """FullError when a bounded log has no room (trim, then retry: nothing was appended)."""
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         capacity = wal.statistics().capacity_bytes
         assert capacity > 0, "a bounded log tells its capacity"
         if capacity > _FILL_BYTES_MAX:
@@ -465,7 +438,7 @@ async def test_full_log_refuses_until_trimmed(env: Env) -> None:
             kept = len(appends)
             if lap < 2:
                 await wal.trim(appends[-1].next_position)
-    labels = [check_body(payload).sequence for payload in await _read(env)]
+    labels = [check_body(payload).sequence for payload in await read(env)]
     assert labels == list(range(sequence - len(labels), sequence)), "entries are lost or out of order"
     assert len(labels) >= kept, "entries that weren't trimmed are gone"
 
@@ -475,11 +448,11 @@ async def test_second_opener_fences_first(env: Env) -> None:
     """``open`` fences an older owner that is still alive: it never acknowledges again."""
     async with AsyncExitStack() as stack:
         old = await stack.enter_async_context(env.open(epoch=1))
-        await _recovered(old)
-        await _append_all(old, _bodies(5, owner=1))
+        await recovered(old)
+        await append_all(old, make_bodies(5, owner=1))
         new = await stack.enter_async_context(env.open(epoch=2))
         late: list[WalAppend] = []
-        for body in _bodies(5, owner=9):
+        for body in make_bodies(5, owner=9):
             try:
                 late.append(old.append([body]))
             except (FencedError, ClosedError):
@@ -487,12 +460,12 @@ async def test_second_opener_fences_first(env: Env) -> None:
         for append in late:
             with raises(FencedError, ClosedError):
                 await append.wait_durable()
-        assert [bytes(entry.data) for entry in await _recovered(new)] == _bodies(5, owner=1)
-        await _append_all(new, _bodies(5, owner=2))
+        assert [bytes(entry.data) for entry in await recovered(new)] == make_bodies(5, owner=1)
+        await append_all(new, make_bodies(5, owner=2))
         with raises(FencedError, ClosedError):
             await old.append([b"again"]).wait_durable()
         assert old.statistics().state in ("fenced", "failed", "closed")
-    labels = [check_body(payload) for payload in await _read(env)]
+    labels = [check_body(payload) for payload in await read(env)]
     assert labels == [Label(owner, sequence) for owner in (1, 2) for sequence in range(5)]
 
 
@@ -502,12 +475,12 @@ async def test_appends_under_way_are_acked_or_fenced(env: Env) -> None:
     for number in range(4):
         async with AsyncExitStack() as stack:
             old = await stack.enter_async_context(env.open(epoch=2 * number + 1))
-            await _recovered(old)
-            appends = [old.append([body]) for body in _bodies(12, size=3000, owner=number)]
+            await recovered(old)
+            appends = [old.append([body]) for body in make_bodies(12, size=3000, owner=number)]
             for _ in range(number):
                 await checkpoint()
             new = await stack.enter_async_context(env.open(epoch=2 * number + 2))
-            found = {check_body(entry.data) for entry in await _recovered(new)}
+            found = {check_body(entry.data) for entry in await recovered(new)}
             for sequence, append in enumerate(appends):
                 try:
                     await append.wait_durable()
@@ -520,13 +493,13 @@ async def test_appends_under_way_are_acked_or_fenced(env: Env) -> None:
 async def test_older_owner_cannot_open(env: Env) -> None:
     """``open`` raises FencedError if a newer owner holds the log."""
     async with env.open(epoch=5) as wal:
-        await _recovered(wal)
-        await _append_all(wal, _bodies(3))
+        await recovered(wal)
+        await append_all(wal, make_bodies(3))
         with raises(FencedError):
             async with env.open(epoch=4) as older:
-                await _recovered(older)
-        await _append_all(wal, _bodies(3))
-    assert len(await _read(env)) == 6
+                await recovered(older)
+        await append_all(wal, make_bodies(3))
+    assert len(await read(env)) == 6
 
 
 @clause(claims="seal")
@@ -542,21 +515,21 @@ async def test_sealed_log_acknowledges_nothing(env: Env) -> None:
             await append.wait_durable()
 
     async with env.open() as wal:
-        await _recovered(wal)
-        await _append_all(wal, _bodies(4))
+        await recovered(wal)
+        await append_all(wal, make_bodies(4))
         await wal.seal()
         await refused(wal)
     async with env.open(epoch=2) as wal:
-        assert [bytes(entry.data) for entry in await _recovered(wal)] == _bodies(4)
+        assert [bytes(entry.data) for entry in await recovered(wal)] == make_bodies(4)
         await refused(wal)
-    assert await _read(env) == _bodies(4)
+    assert await read(env) == make_bodies(4)
 
 
 @clause(refuses="seal")
 async def test_unclaimed_seal_is_refused(env: Env) -> None:
     """Raises InvalidRequestError if unclaimed."""
     async with env.open() as wal:
-        await _recovered(wal)
+        await recovered(wal)
         with raises(InvalidRequestError):
             await wal.seal()
         await wal.append([b"x"]).wait_durable()
@@ -569,7 +542,7 @@ async def test_unclaimed_seal_is_refused(env: Env) -> None:
 async def test_fenced_process_never_acknowledges_again(env: Env) -> None:
     """Two owners, rising epochs: what the fenced one acknowledged, the new one recovers; later it acks nothing."""
     async with env.open(epoch=1) as wal:
-        _surviving(wal)
+        surviving(wal)
     epoch = 2
     for _ in range(4 * env.rounds):
         async with Child(env, "append_until_fenced", epoch=epoch, owner=epoch) as child:
@@ -581,7 +554,7 @@ async def test_fenced_process_never_acknowledges_again(env: Env) -> None:
                 acked.append((line[1], line[2]))
             async with env.open(epoch=epoch + 1) as wal:
                 opened_at = time.monotonic()
-                found = {check_body(entry.data) for entry in await _recovered(wal)}
+                found = {check_body(entry.data) for entry in await recovered(wal)}
                 await wal.append([make_body(epoch + 1, 0, 100)]).wait_durable()
                 await anyio.sleep(0.01)
                 lines = await child.finish()
@@ -595,7 +568,7 @@ async def test_fenced_process_never_acknowledges_again(env: Env) -> None:
                     )
                 await wal.append([make_body(epoch + 1, 1, 100)]).wait_durable()
         epoch += 2
-    labels = [check_body(payload) for payload in await _read(env, epoch)]
+    labels = [check_body(payload) for payload in await read(env, epoch)]
     assert labels == sorted(labels), "entries of a fenced owner are among those of its successor"
     for owner in range(3, epoch, 2):
         assert [label.sequence for label in labels if label.owner == owner] == [0, 1], (
@@ -610,7 +583,7 @@ async def test_fenced_process_never_acknowledges_again(env: Env) -> None:
 async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
     """All acknowledged entries since the trim point, in append order; no entry is returned after a missing one."""
     async with env.open(epoch=1) as wal:
-        _surviving(wal)
+        surviving(wal)
     history: list[Label] = []
     trimmed_entries = 0
     for round_number in range(1, 10 * env.rounds + 1):
@@ -631,7 +604,7 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
             trimmed_entries = len(history) + sum(next_position <= trimmed for _, next_position in acked)
         history += [Label(round_number, sequence) for sequence, _ in acked]
         async with env.open(epoch=epoch + 1) as wal:
-            found = [check_body(entry.data) for entry in await _recovered(wal)]
+            found = [check_body(entry.data) for entry in await recovered(wal)]
             history = _check_recovered(history, found, round_number, trimmed_entries)
             await wal.append([make_body(10**6 + round_number, 0, 100)]).wait_durable()
             history.append(Label(10**6 + round_number, 0))
@@ -655,10 +628,10 @@ def _check_recovered(acked: list[Label], found: list[Label], owner: int, trimmed
 @clause(level=3)
 async def test_torn_tail_ends_the_log(env: Env) -> None:
     """Entries never acknowledged may be there or not, but only as a continuation: a torn write ends the log."""
-    bodies = _bodies(6, size=700)
+    bodies = make_bodies(6, size=700)
     last = make_body(0, 6, 16_000)
     async with env.open(epoch=1) as wal:
-        await _recovered(wal)
+        await recovered(wal)
         path = medium_of(wal)
         for body in bodies:
             await wal.append([body]).wait_durable()
@@ -674,39 +647,39 @@ async def test_torn_tail_ends_the_log(env: Env) -> None:
         _replace(path, torn(before, after, env.random))
         # The tear is always between epochs 1 and 2, whatever was done to the copy before.
         async with env.open(epoch=2) as wal:
-            found = [bytes(entry.data) for entry in await _recovered(wal)]
+            found = [bytes(entry.data) for entry in await recovered(wal)]
             assert found[:6] == bodies, (
                 f"acknowledged entries are lost by a torn write after them: round={number}"
             )
             assert found[6:] in ([], [last]), "half of an entry came back"
             await wal.append([b"after"]).wait_durable()
-        again = await _read(env, 3)
+        again = await read(env, 3)
         assert again == [*found, b"after"], "what was appended after a torn tail is lost"
 
 
 @clause(level=3)
 async def test_lost_unacknowledged_tail_ends_the_log(env: Env) -> None:
     """Entries appended but never acknowledged may be there or not: a lost tail ends the log cleanly."""
-    bodies = _bodies(6, size=700)
+    bodies = make_bodies(6, size=700)
     async with env.open(epoch=1) as wal:
-        await _recovered(wal)
+        await recovered(wal)
         path = medium_of(wal)
         for body in bodies:
             await wal.append([body]).wait_durable()
         crash = path.read_bytes()
-        await _append_all(wal, _bodies(6, size=700, owner=1))
+        await append_all(wal, make_bodies(6, size=700, owner=1))
     _replace(path, crash)
     async with env.open(epoch=2) as wal:
-        assert [bytes(entry.data) for entry in await _recovered(wal)] == bodies
+        assert [bytes(entry.data) for entry in await recovered(wal)] == bodies
         # Same sizes, so the same places: whatever the first owner left there must not show through.
-        await _append_all(wal, _bodies(3, size=700, owner=2))
-    assert await _read(env, 3) == [*bodies, *_bodies(3, size=700, owner=2)]
+        await append_all(wal, make_bodies(3, size=700, owner=2))
+    assert await read(env, 3) == [*bodies, *make_bodies(3, size=700, owner=2)]
 
 
 @clause(level=3)
 async def test_damage_below_the_confirmed_position_is_reported(env: Env) -> None:
     """CorruptError, naming the position, when an entry below the confirmed position fails its checksum (I10)."""
-    bodies = _bodies(10, size=900)
+    bodies = make_bodies(10, size=900)
     path, whole = await _closed_log(env, bodies)
     for victim in (0, 3, 6):
         _replace(path, flipped(whole, bodies[victim], env.random))
@@ -716,7 +689,7 @@ async def test_damage_below_the_confirmed_position_is_reported(env: Env) -> None
 @clause(level=3)
 async def test_hole_below_the_confirmed_position_is_reported(env: Env) -> None:
     """CorruptError, naming the position, when an entry below the confirmed position is missing (never skipped)."""
-    bodies = _bodies(10, size=900)
+    bodies = make_bodies(10, size=900)
     path, whole = await _closed_log(env, bodies)
     for victim in (0, 3, 6):
         _replace(path, zero_around(whole, bodies[victim]))
@@ -726,7 +699,7 @@ async def test_hole_below_the_confirmed_position_is_reported(env: Env) -> None:
 async def _closed_log(env: Env, bodies: list[bytes]) -> tuple[Path, bytes]:
     """A log with one group per entry, cleanly closed."""
     async with env.open(epoch=1) as wal:
-        await _recovered(wal)
+        await recovered(wal)
         path = medium_of(wal)
         for body in bodies:
             await wal.append([body]).wait_durable()

@@ -6,8 +6,9 @@ __all__ = ()
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
@@ -17,7 +18,7 @@ from penstock.errors import ClosedError, CorruptError, FencedError
 from penstock.hookspecs import hookimpl
 from penstock.spi import Services
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend, WalEntry, WalSpec, WalStatistics
+from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics
 from penstock_conformance.mutants._mutant import DEFECT, MUTANTS, NAME, SUMMARY, make, mutant
 from penstock_conformance.reference._wal import (
     RECORD_BYTES,
@@ -410,6 +411,62 @@ class TakesWhatItLooksAt(FileWal):
         if path.exists():
             cls(path, max(epoch, 50), 2**20).close()
         return super().identify(path, epoch)
+
+
+@mutant(KIND, "tells_its_start_as_its_end", "end_of_the_log_is_told")
+class TellsItsStartAsItsEnd(FileWal):
+    """Takes the trim point for the end, which it is of an empty log."""
+
+    def statistics(self) -> WalStatistics:
+        return replace(super().statistics(), end_position=self._header.start)
+
+
+@mutant(KIND, "acks_past_an_error", "nothing_is_acknowledged_past_an_untold_error")
+class AcksPastAnError(FileWal):
+    """Fails the entry that met the fence, and nothing else."""
+
+    def _fail(self, state: str, group: list[tuple[WalAppend, list[Buffer]]], error: Exception) -> None:
+        super()._fail(state, group[:1], error)
+        self._answer(group[1:])
+
+
+@mutant(KIND, "cannot_be_trimmed_when_sealed", "sealed_log_can_be_trimmed")
+class CannotBeTrimmedWhenSealed(FileWal):
+    """Takes a trim for a write like any other."""
+
+    async def trim(self, position: int) -> None:
+        if self._header.sealed:
+            raise FencedError("the log is sealed")
+        await super().trim(position)
+
+
+@mutant(KIND, "is_shareable_within_its_host", "survivor_takes_a_dead_nodes_log_over_beside_its_own")
+class IsShareableWithinItsHost(FileWal):
+    """Claims that another host can open it, and is in the data directory."""
+
+    @property
+    def capabilities(self) -> WalCapabilities:
+        return replace(WAL_CAPABILITIES, shareable=True)
+
+
+@mutant(
+    KIND,
+    "believes_what_it_knew_before_it_slept",
+    "stopped_owner_that_wakes_up_acknowledges_nothing_more",
+    level=2,
+)
+class BelievesWhatItKnewBeforeItSlept(IsShareableWithinItsHost):
+    """Looks who owns the log, and believes it for some groups."""
+
+    _looks = 0
+
+    def _is_owner(self) -> bool:
+        self._looks += 1
+        return self._looks % 20 != 0 or super()._is_owner()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        yield  # who sleeps must not hold up its successor
 
 
 @mutant(KIND, "counts_nothing", "statistics_tell_the_state")

@@ -310,6 +310,7 @@ class FileWal:
             capacity_bytes=self._capacity,
             trimmed_position=self._header.start,
             confirmed_position=self._confirmed,
+            end_position=self._end if self._recovered else -1,
             state=self._state,
         )
 

@@ -1,0 +1,42 @@
+"""Steps that clauses of write-ahead logs are made of."""
+
+from __future__ import annotations
+
+__all__ = ("append_all", "make_bodies", "read", "recovered", "surviving")
+
+from typing import Any
+
+from penstock.spi.wal import WalAppend, WalEntry
+from penstock_conformance._body import make_body
+from penstock_conformance._clause import not_applicable
+from penstock_conformance._env import Env
+
+
+async def recovered(wal: Any) -> list[WalEntry]:
+    """What it recovers, to the end."""
+    return [entry async for entry in wal.recover()]
+
+
+async def read(env: Env, epoch: int = 10) -> list[bytes]:
+    """The payloads that a new owner recovers."""
+    async with env.open(epoch=epoch) as wal:
+        return [bytes(entry.data) for entry in await recovered(wal)]
+
+
+async def append_all(wal: Any, payloads: list[bytes]) -> list[WalAppend]:
+    """Append all at once, then wait for all."""
+    appends = [wal.append([payload]) for payload in payloads]
+    for append in appends:
+        await append.wait_durable()
+    return appends
+
+
+def surviving(wal: Any) -> None:
+    """Races and crashes need a log that outlives its process."""
+    if wal.capabilities.durability_domain == "process":
+        not_applicable("the log lives and dies with its process")
+
+
+def make_bodies(count: int, size: int = 200, owner: int = 0) -> list[bytes]:
+    """Payloads that tell whose they are, and their place."""
+    return [make_body(owner, sequence, size) for sequence in range(count)]

@@ -1,0 +1,145 @@
+"""Clauses of ``penstock.spi.wal`` about owners: what they leave, what is taken over, and who wakes up too late."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import ClosedError, FencedError
+from penstock.spi.wal import WalAppend
+from penstock_conformance._body import Label, check_body, make_body
+from penstock_conformance._child import Child
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, raises
+from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
+
+KIND = "wal"
+
+
+def _end_of(wal: Any) -> int:
+    end: int = wal.statistics().end_position
+    if end < 0:
+        not_applicable("the log doesn't tell its end, as SPI version 2 asks")
+    return end
+
+
+async def test_end_of_the_log_is_told(env: Env) -> None:
+    """Where the log ends: every later entry is at or above; also of an empty log, and of one that was trimmed."""
+    end = 0
+    for epoch in range(1, 5):
+        async with env.open(epoch=epoch) as wal:
+            await recovered(wal)
+            assert _end_of(wal) >= end, "the log ends before what it held"
+            found = _end_of(wal)
+            appends = await append_all(wal, make_bodies(3, owner=epoch))
+            assert appends[0].position >= found, "an entry is before where the log ended"
+            end = appends[-1].next_position
+            assert _end_of(wal) >= end, "the end didn't move with what was appended"
+            if epoch % 2:
+                await wal.trim(end)
+
+
+@clause(claims="fencing")
+async def test_nothing_is_acknowledged_past_an_untold_error(env: Env) -> None:
+    """Once an append fails, every append that was made after it fails too, up to when its error was told."""
+    for number in range(6):
+        async with AsyncExitStack() as stack:
+            old = await stack.enter_async_context(env.open(epoch=2 * number + 1))
+            await recovered(old)
+            appends: list[WalAppend] = []
+
+            def append(old: Any = old, appends: list[WalAppend] = appends) -> None:
+                for body in make_bodies(7, size=2000):
+                    appends.append(old.append([body]))
+
+            append()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_take_over, env, 2 * number + 2)
+                for _ in range(3 * number):
+                    await checkpoint()
+                    if not any(one.done and one.error is not None for one in appends):
+                        with suppress(FencedError, ClosedError):
+                            append()
+            for one in appends:
+                with suppress(FencedError, ClosedError):
+                    await one.wait_durable()
+            failed = [one.error is not None for one in appends]
+            assert failed == sorted(failed), "acknowledged, though an earlier append had failed"
+
+
+async def _take_over(env: Env, epoch: int) -> None:
+    async with env.open(epoch=epoch) as wal:
+        await recovered(wal)
+        await wal.append([b"new"]).wait_durable()
+
+
+@clause(claims="shareable")
+async def test_survivor_takes_a_dead_nodes_log_over_beside_its_own(env: Env) -> None:
+    """The log is the one of ``Services.node_id``, whoever opens it on whatever host, with the same settings."""
+    async with env.open(node_id=1, epoch=1) as dead:
+        surviving(dead)
+        await recovered(dead)
+        appends = await append_all(dead, make_bodies(5, owner=1))
+    host = env.on_another_host()
+    async with host.open(node_id=2, epoch=2) as own:
+        assert await recovered(own) == [], "another node's log isn't this node's"
+        await append_all(own, make_bodies(2, owner=2))
+        async with host.open(node_id=1, epoch=3) as taken:
+            found = [bytes(entry.data) for entry in await recovered(taken)]
+            assert found == make_bodies(5, owner=1), "the survivor doesn't find what the dead node left"
+            await taken.trim(appends[2].next_position)
+            await append_all(taken, make_bodies(1, owner=3))
+        await append_all(own, make_bodies(1, owner=2))
+    left = await read(env, 4)
+    assert left[-3:] == [*make_bodies(5, owner=1)[3:], *make_bodies(1, owner=3)]
+
+
+@clause(claims="seal")
+async def test_sealed_log_can_be_trimmed(env: Env) -> None:
+    """A sealed log can be opened, recovered and trimmed; only its appends raise FencedError."""
+    async with env.open(epoch=1) as wal:
+        await recovered(wal)
+        appends = await append_all(wal, make_bodies(6))
+        await wal.seal()
+    async with env.open(epoch=2) as wal:
+        surviving(wal)
+        assert [bytes(entry.data) for entry in await recovered(wal)] == make_bodies(6)
+        await wal.trim(appends[3].next_position)
+        with raises(FencedError):
+            await wal.append([b"late"]).wait_durable()
+    assert (await read(env, 3))[-2:] == make_bodies(6)[4:]
+
+
+@clause(level=2, claims="shareable")
+async def test_stopped_owner_that_wakes_up_acknowledges_nothing_more(env: Env) -> None:
+    """An owner is stopped (SIGSTOP), its log is taken over, it wakes: nothing more is acknowledged, nothing lost."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+    for number in range(20 * env.rounds):
+        epoch = 2 * number + 2
+        pending = env.random.choice((1, 4, 30))
+        async with Child(env, "append_until_fenced", epoch=epoch, owner=epoch, pending=pending) as child:
+            assert await child.next() == ["ready"], "the child process failed to open the log"
+            lines = [await child.next() for _ in range(env.random.randrange(1, 20))]
+            await anyio.sleep(env.random.random() * 0.005)
+            child.stop()
+            async with env.open(epoch=epoch + 1) as wal:
+                opened_at = time.monotonic()
+                found = {check_body(entry.data) for entry in await recovered(wal)}
+                await wal.append([make_body(epoch + 1, 0, 100)]).wait_durable()
+                child.wake()
+                lines += await child.finish()
+                assert lines[-1][0] == "end", "the owner that woke up wasn't told"
+                for _, sequence, begun in lines[:-1]:
+                    assert begun <= opened_at, "begun after the new owner's open returned, and acknowledged"
+                    assert Label(epoch, sequence) in found, (
+                        "acknowledged, and its new owner didn't recover it"
+                    )
+                end = wal.append([make_body(epoch + 1, 1, 100)])
+                await end.wait_durable()
+                if env.random.random() < 0.3:
+                    await wal.trim(end.position)
