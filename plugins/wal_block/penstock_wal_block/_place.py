@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check_place", "find_header", "real_path")
+__all__ = ("check_place", "find_header", "mounted_type", "real_path")
 
 import os
 import stat
@@ -31,6 +31,17 @@ _RAID_MAGICS = (b"\xfc\x4e\x2b\xa9", b"\xa9\x2b\x4e\xfc")
 _RAID_BYTES = 2**17
 _ZFS_MAGICS = (b"\x0c\xb1\xba\x00\x00\x00\x00\x00", b"\x00\x00\x00\x00\x00\xba\xb1\x0c")
 _ZFS_UBERBLOCKS = range(0x20000, 0x40000, 1024)
+
+
+def mounted_type(mounts: str, device: int) -> str:
+    """The type of the file system ``device`` (a device number), by ``/proc/self/mountinfo``; "" if it isn't in it."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    for line in mounts.splitlines():
+        mount, _, system = line.partition(" - ")
+        fields = mount.split(" ")
+        if len(fields) > 2 and fields[2] == number:
+            return system.partition(" ")[0]
+    return ""
 
 
 def real_path(path: Path) -> Path:

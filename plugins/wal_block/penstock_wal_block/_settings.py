@@ -28,9 +28,12 @@ class Settings(BaseSettings):
         default="auto",
         description="direct bypasses the page cache (O_DIRECT); auto takes it where the medium does.",
     )
-    sync: Literal["fdatasync", "dsync"] = Field(
-        default="fdatasync",
-        description="How a group becomes durable: one fdatasync after the write, or a write with RWF_DSYNC.",
+    sync: Literal["auto", "fdatasync", "dsync"] = Field(
+        default="auto",
+        description=(
+            "How a group becomes durable: one fdatasync after the write, or a write with RWF_DSYNC; auto takes the "
+            "latter for small groups, where the medium is known to do both alike (block devices, ext4, XFS)."
+        ),
     )
     group_bytes_max: Size = Field(
         default=4 * 2**20,

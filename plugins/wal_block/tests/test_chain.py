@@ -7,6 +7,7 @@ import random
 import tempfile
 from collections import deque
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import pytest
 from hypothesis import given, settings
@@ -26,6 +27,8 @@ RING_BYTES = CAPACITY_BYTES - 8192
 GROUP_BYTES_MAX = 2**17
 ENTRY_BYTES_MAX = RING_BYTES // 4
 WINDOW_BYTES = ENTRY_BYTES_MAX + 4 * BLOCK_BYTES
+
+Sync: TypeAlias = Literal["auto", "fdatasync", "dsync"]
 
 SIZES = st.one_of(
     st.integers(1, 6000),
@@ -68,7 +71,7 @@ def payload(number: int, entry: tuple[int, int, int, str, bool]) -> list[Buffer]
 class Life:
     """One file, opened again and again; what is written and not trimmed."""
 
-    def __init__(self, path: Path, io: str, sync: str) -> None:
+    def __init__(self, path: Path, io: str, sync: Sync) -> None:
         self.path, self.io, self.sync = path, io, sync
         self.epoch = 0
         self.number = 0
@@ -84,7 +87,7 @@ class Life:
             self.path,
             capacity_bytes=CAPACITY_BYTES,
             io="direct" if self.io == "direct" else "buffered",
-            sync="dsync" if self.sync == "dsync" else "fdatasync",
+            sync=self.sync,
             buffer_bytes=GROUP_BYTES_MAX,
         )
         owner = Owner(cluster_id="c", node_id=1, epoch=self.epoch, incarnation=bytes(16), log_id=7)
@@ -151,11 +154,11 @@ class Life:
         self.open()
 
 
-@pytest.mark.parametrize("sync", ["fdatasync", "dsync"])
+@pytest.mark.parametrize("sync", ["auto", "fdatasync", "dsync"])
 @pytest.mark.parametrize("io", ["direct", "buffered"])
 @settings(max_examples=40, deadline=None)
 @given(operations=OPERATIONS)
-def test_what_is_written_comes_back(io: str, sync: str, operations: list[tuple[str, object]]) -> None:
+def test_what_is_written_comes_back(io: str, sync: Sync, operations: list[tuple[str, object]]) -> None:
     """Byte by byte, over any number of laps of the ring and openings."""
     with tempfile.TemporaryDirectory() as directory:
         try:

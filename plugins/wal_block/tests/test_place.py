@@ -11,7 +11,7 @@ import pytest
 from penstock_wal_block import Settings, penstock_register_wal
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import Header
-from penstock_wal_block._place import find_header
+from penstock_wal_block._place import find_header, mounted_type
 from tests.loop_device import loop_device
 from tests.patience import HANG_S
 
@@ -184,6 +184,18 @@ async def test_a_log_that_others_can_read_is_told_and_left_as_it_is(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert f"path={path} mode=0644" in caplog.text
     assert stat.S_IMODE(path.stat().st_mode) == 0o644
+
+
+def test_the_type_of_a_file_system_is_that_of_its_device() -> None:
+    mounts = (
+        "22 27 0:21 / /proc rw,relatime - proc proc rw\n"
+        "27 1 254:0 / /a\\040folder rw,relatime shared:1 master:2 - ext4 /dev/vda rw,discard\n"
+        "28 27 0:45 / /mnt rw - fuse.sshfs host:/ rw\n"
+        "\n29 27\n"
+    )
+    assert mounted_type(mounts, os.makedev(254, 0)) == "ext4"
+    assert mounted_type(mounts, os.makedev(0, 45)) == "fuse.sshfs"
+    assert mounted_type(mounts, os.makedev(254, 1)) == ""
 
 
 @pytest.mark.anyio

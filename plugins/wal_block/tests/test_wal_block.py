@@ -6,6 +6,7 @@ import asyncio
 import errno
 import mmap
 import os
+import stat
 import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -387,7 +388,7 @@ def test_a_device_that_was_opened_early_clears_nothing_of_what_came_since(tmp_pa
     assert (tmp_path / "wal").read_bytes()[8192:] == b"y" * 4096 + b"x" * (2**21 - 8192 - 4096)
 
 
-@pytest.mark.parametrize("sync", ["fdatasync", "dsync"])
+@pytest.mark.parametrize("sync", ["auto", "fdatasync", "dsync"])
 async def test_what_a_dead_owner_did_not_sync_is_durable_before_it_counts(
     open_wal: Opener, monkeypatch: pytest.MonkeyPatch, sync: str
 ) -> None:
@@ -410,6 +411,84 @@ async def test_what_a_dead_owner_did_not_sync_is_durable_before_it_counts(
         monkeypatch.setattr(FileDevice, "write_header_slot", write_header_slot)
         assert await recovered(wal) == [b"perhaps not synced"]
         assert calls == ["sync", "header", "sync"]
+
+
+@pytest.mark.parametrize(
+    ("sync", "system", "small", "large"),
+    [
+        ("auto", "ext4", "dsync", "fdatasync"),
+        ("auto", "xfs", "dsync", "fdatasync"),
+        ("auto", "fuse.sshfs", "fdatasync", "fdatasync"),
+        ("auto", "", "fdatasync", "fdatasync"),
+        ("fdatasync", "ext4", "fdatasync", "fdatasync"),
+        ("dsync", "", "dsync", "dsync"),
+    ],
+)
+async def test_each_group_is_synced_by_its_write_or_behind_it_as_the_file_system_keeps_it(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch, sync: str, system: str, small: str, large: str
+) -> None:
+    """Some hand RWF_DSYNC on to somebody who doesn't look at it; there, nothing but a sync will do."""
+    how: list[str] = []
+    real_write, real_sync = os.pwritev, os.fdatasync
+
+    def pwritev(fd: int, buffers: Sequence[Buffer], offset: int, flags: int = 0) -> int:
+        if flags & os.RWF_DSYNC:
+            how.append("dsync")
+        return real_write(fd, buffers, offset, flags)
+
+    def fdatasync(fd: int) -> None:
+        how.append("fdatasync")
+        real_sync(fd)
+
+    monkeypatch.setattr("penstock_wal_block._device.mounted_type", lambda *_: system)
+    async with open_wal(sync=sync, group_bytes_max=2**20, capacity=8 * 2**20) as wal:
+        if sync == "auto" and stat.S_ISBLK(os.stat(wal.location).st_mode):
+            small = "dsync"  # no file system is in between
+        monkeypatch.setattr(os, "pwritev", pwritev)
+        monkeypatch.setattr(os, "fdatasync", fdatasync)
+        for size, expected in ((100, small), (100_000, large), (60_000, small)):
+            how.clear()
+            await wal.append([bytes(size)]).wait_durable()
+            assert how == [expected]
+        monkeypatch.undo()
+
+
+def test_a_group_around_the_end_of_the_ring_is_synced_if_one_half_of_it_needs_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("penstock_wal_block._device.mounted_type", lambda *_: "ext4")
+    device = FileDevice(tmp_path / "wal", capacity_bytes=2**21, io="auto", sync="auto", buffer_bytes=2**16)
+    syncs: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", syncs.append)
+    device.write(2**21 - 2**17, [bytes(2**17)], 2**17)
+    device.write(8192, [b"x"], 1)
+    device.sync()
+    assert len(syncs) == 1
+    device.write(8192, [b"x"], 1)
+    device.sync()
+    assert len(syncs) == 1
+    device.close()
+
+
+def test_a_sync_that_failed_is_owed_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The group that follows, or the same one once more, may be small."""
+    monkeypatch.setattr("penstock_wal_block._device.mounted_type", lambda *_: "ext4")
+    device = FileDevice(tmp_path / "wal", capacity_bytes=2**21, io="auto", sync="auto", buffer_bytes=2**16)
+
+    def full(fd: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    device.write(8192, [bytes(2**17)], 2**17)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", full)
+        with pytest.raises(OSError, match="No space"):
+            device.sync()
+    syncs: list[int] = []
+    monkeypatch.setattr(os, "fdatasync", syncs.append)
+    device.write(8192, [b"x"], 1)
+    device.sync()
+    assert len(syncs) == 1
+    device.close()
 
 
 async def test_a_missing_device_is_not_replaced_by_a_file_in_memory(open_wal: Opener) -> None:
