@@ -107,11 +107,15 @@ class Limit(NamedTuple):
         return written(steps * step, self.unit)
 
 
+#: Nobody's sizes: what follows from a number with hundreds of digits is told as it is.
+_SIZES_END: Final = 2**70
+
+
 def written(value: int, unit: str) -> str:
     """``value`` as people write it, and never rounded."""
     if unit == "duration":
         return format_duration(value)
-    if unit == "size":
+    if unit == "size" and value < _SIZES_END:
         texts = (format_size(value), f"{value // MIB}MiB", f"{value // KIB}KiB")
         return next((text for text in texts if parse_size(text) == value), str(value))
     return str(value)

@@ -242,6 +242,10 @@ def test_a_limit_that_is_not_known_breaks_nothing() -> None:
         assert relation.refusal({relation.low: Limit(2**62, "x", "x", "here")}) is None or not relation.high
 
 
+def test_a_size_that_follows_from_hundreds_of_digits_can_be_told() -> None:
+    assert written(10**400, "size") == str(10**400)
+
+
 @given(st.integers(0, 2**45))
 def test_a_size_is_written_without_loss(value: int) -> None:
     assert parse_size(written(value, "size")) == value
