@@ -57,6 +57,8 @@ def parse_duration_ms(text: str | int) -> int:
 
 def format_size(size: int) -> str:
     """``size`` bytes in the largest binary unit that keeps it readable."""
+    if abs(size) >= 2**80:  # beyond what a float can take, sooner or later
+        return f"{size // 2**40}TiB"
     value = float(size)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if abs(value) < 1024:
