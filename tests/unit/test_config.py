@@ -27,6 +27,7 @@ from penstock.config import (
     split_address,
     validate,
 )
+from penstock.config._clouds import CLOUDS
 from penstock.config._toml import parse_toml
 from penstock.errors import ConfigError
 from penstock.spi import Duration, Settings, Size
@@ -577,6 +578,11 @@ def test_template_has_every_key_at_its_default(tmp_path: Path) -> None:
     assert settings.model_dump(
         exclude={"access_token", "retries", "patience"}
     ) == OptionsSettings().model_dump(exclude={"access_token", "retries", "patience"})
+
+
+def test_templates_for_buckets_name_the_log_that_needs_no_disk() -> None:
+    for cloud in CLOUDS:
+        assert ('# plugin = "wal_s3"' in init_template(cloud)) == (cloud != "local")
 
 
 def test_template_of_another_cloud_is_refused() -> None:

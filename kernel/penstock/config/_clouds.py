@@ -10,11 +10,12 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cloud:
-    """A place to run in. ``store`` are the lines that stand in ``[object_store]``, comments included."""
+    """A place to run in. ``store`` and ``wal`` are the lines of ``[object_store]`` and ``[wal]``, with comments."""
 
     #: Ends the sentence "Configuration of a Penstock broker that ...".
     keeps: str
     store: str = ""
+    wal: str = ""
 
 
 _AWS_CREDENTIALS: Final = """\
@@ -23,6 +24,12 @@ _AWS_CREDENTIALS: Final = """\
 """
 _PATIENCE: Final = """\
 # Check address, credentials and rights with: penstock config check --connect -c FILE
+"""
+
+_WAL: Final = """\
+# It is on this machine's disk, which acknowledges at once, and takes with it what isn't uploaded yet. Where the disk
+# may vanish with the machine, keep the log in the bucket, too, at one request of latency:
+# plugin = "wal_s3"
 """
 
 CLOUDS: Final[dict[str, Cloud]] = {
@@ -36,6 +43,7 @@ url = "s3://your-bucket/penstock"
 # s3:AbortMultipartUpload. docs/object-stores.md has the policy.
 options.client_kwargs.region_name = "eu-central-1"
 {_PATIENCE}""",
+        wal=_WAL,
     ),
     "minio": Cloud(
         keeps="keeps its objects in MinIO, or another store that speaks S3",
@@ -47,6 +55,7 @@ url = "s3://penstock/broker"
 options.endpoint_url = "http://127.0.0.1:9000"
 options.client_kwargs.region_name = "us-east-1"
 {_PATIENCE}""",
+        wal=_WAL,
     ),
     "r2": Cloud(
         keeps="keeps its objects in Cloudflare R2",
@@ -58,6 +67,7 @@ url = "s3://your-bucket/penstock"
 options.endpoint_url = "https://your-account-id.r2.cloudflarestorage.com"
 options.client_kwargs.region_name = "auto"
 {_PATIENCE}""",
+        wal=_WAL,
     ),
     "gcp": Cloud(
         keeps="keeps its objects in Google Cloud Storage",
@@ -68,6 +78,7 @@ url = "gs://your-bucket/penstock"
 # application-default login, or the service account of the machine or pod. Role on the bucket: Storage Object User.
 options.project = "your-project"
 {_PATIENCE}""",
+        wal=_WAL,
     ),
     "azure": Cloud(
         keeps="keeps its objects in Azure Blob Storage",
@@ -79,5 +90,6 @@ url = "az://your-container/penstock"
 options.account_name = "youraccount"
 options.anon = false
 {_PATIENCE}""",
+        wal=_WAL,
     ),
 }

@@ -37,7 +37,7 @@ from penstock.config._clouds import CLOUDS
 from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
-from penstock.spi.kinds import KINDS, OBJECT_STORE
+from penstock.spi.kinds import KINDS, OBJECT_STORE, WAL
 from penstock.spi.settings import Settings
 from penstock.units import format_duration, format_size
 
@@ -216,7 +216,7 @@ def init_template(cloud: str = "local", models: SettingsModels | None = None) ->
         parts.extend(_template_keys(model))
     for kind, name in DEFAULT_PLUGINS.items():
         parts.append(f"\n# {KINDS[kind].meaning}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
-        active = place.store if kind == OBJECT_STORE.name else ""
+        active = {OBJECT_STORE.name: place.store, WAL.name: place.wal}.get(kind, "")
         parts.append(active)
         if models is not None:
             model = models.settings_model(kind, name)

@@ -22,7 +22,7 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.threads import run_in_thread
 from penstock.wal import Cursor, Group, GroupCommit, GroupWriter, encode_group
-from penstock_wal_s3._format import NONCE_BYTES, Header, Key, Kind
+from penstock_wal_s3._format import HEADER_BYTES, NONCE_BYTES, Header, Key, Kind
 from penstock_wal_s3._log import ObjectLog, Survey, folder_of
 from penstock_wal_s3._puts import Puts
 from penstock_wal_s3._settings import Settings
@@ -109,9 +109,11 @@ class ObjectWal:
         self._stored: deque[_Stored] = deque()
         #: Where a recovery is to begin, and where the newest confirmed object says so.
         self._start = self._durable_start = found.start
-        #: To be deleted once the durable start is behind them; seals and what is unknown later, one by one.
-        self._superfluous: list[Key] = []
-        self._late = sorted(key for key in found.sizes if key < found.start)
+        #: To be deleted once the durable start is behind them; seals, and what may be one, later and one by one. What
+        #: is larger than a header holds data.
+        leftovers = sorted(key for key in found.sizes if key < found.start)
+        self._superfluous = [key for key in leftovers if found.sizes[key] > HEADER_BYTES]
+        self._late = [key for key in leftovers if found.sizes[key] <= HEADER_BYTES]
         self._opened_at = services.clock()
 
     @property
@@ -141,8 +143,7 @@ class ObjectWal:
             for entry in group.entries:
                 if entry.next_position > found.trim_position:
                     yield entry
-        strays = found.sizes.keys() - in_log - set(self._late)
-        self._superfluous += strays
+        self._superfluous += found.sizes.keys() - in_log - {*self._late, *self._superfluous}  # strays
         self._recovered = True
         cursor = log.cursor
         self._digest = cursor.digest

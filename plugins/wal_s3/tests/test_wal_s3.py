@@ -500,6 +500,20 @@ async def test_objects_that_could_not_be_deleted_are_deleted_later(place: Place)
         assert place.slots() == ["0.0", "1.6", "1.7"]
 
 
+async def test_what_an_owner_left_that_was_killed_is_deleted_by_its_successor(place: Place) -> None:
+    async with place.recovered(1) as wal:
+        appends = await append(wal, bodies(5))
+        killed = place.bucket.objects.copy()
+        await wal.trim(appends[3].next_position)
+        (one,) = await append(wal, [b"x"])
+        killed = killed | place.bucket.objects
+    place.bucket.objects = killed  # nothing was deleted, nothing noted
+    async with place.recovered(2) as wal:
+        await append(wal, bodies(1))
+        await wal.trim(one.position)
+    assert place.slots() == ["0.0", "1.6", "1.7", "2.8", "2.9"]
+
+
 async def test_a_put_that_lands_again_after_its_deletion_disturbs_nobody(place: Place) -> None:
     """As the second of two hedged puts may."""
     async with place.recovered(1) as wal:
