@@ -236,3 +236,6 @@ def test_cold_reads_are_measured(tmp_path: Path) -> None:
     assert found.read_megabytes_per_s > 0
     assert min(found.quiet_p99_ms + found.reading_p99_ms) > 0
     assert found.ratio == pytest.approx(found.reading_p99_ms[0] / found.quiet_p99_ms[0])
+    assert found.floor is not None
+    assert found.floor.read_megabytes_per_s > 0
+    assert min(found.floor.quiet_p99_ms + found.floor.reading_p99_ms) > 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from penstock_tools.bench.cold_reads import ColdReads
@@ -38,6 +39,19 @@ def test_ratio_is_between_the_medians() -> None:
     assert "with / without: p50 1.20, p99 2.00" in report_cold_reads(reads([6.0, 1.0, 9.0]))
     assert report_cold_reads(reads([6.0, 1.0, 9.0])).endswith("MISSED")
     assert report_cold_reads(reads([3.0, 1.0, 9.0])).endswith("met")
+
+
+def test_what_the_reader_does_to_a_bare_server_is_told_beside_it() -> None:
+    floor = reads([3.0] * 3, reading_p50_ms=1.1)
+    lines = report_cold_reads(replace(reads([6.0, 1.0, 9.0]), floor=floor)).splitlines()
+    assert [line.split()[:2] for line in lines[1:5]] == [
+        ["without", "reader"],
+        ["with", "catch-up"],
+        ["bare", "server,"],
+        ["bare", "server,"],
+    ]
+    assert lines[5].startswith("bare server, with / without: p50 1.10, p99 1.00, reader at 100 MB/s")
+    assert lines[6].endswith("MISSED"), "the aim is the aim, whatever the machine makes of it"
 
 
 def test_uploads_are_judged_by_the_medians_of_their_windows() -> None:

@@ -8,6 +8,10 @@ and windows without and with a reader of the old data take turns; the reader beg
 one run both kinds of window meet the same disk and the same noise. The reader only fetches, at ``--read-rate``: a
 client that looks into records fills a processor, and what is asked is what reads do to the broker.
 
+A bare server (``penstock_tools.bench.bare_log``) that syncs the same batches, and sends old data of its own from the
+same disk to the same reader, takes turns with the broker. What the reader does to *its* latency is the floor: that of
+the processors, the disk and the clients.
+
 What counts is the median over the windows of each window's p50 and p99. Noise is the spread of the quiet windows,
 between their quartiles, not the worst of them: one stall in a quiet window would excuse everything.
 """
@@ -17,12 +21,13 @@ from __future__ import annotations
 __all__ = ("ColdReads", "measure_cold_reads", "report")
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median_high, quantiles
 
 from penstock.errors import UnavailableError
+from penstock_tools.bench.bare_log import BareLog, bare_log_process
 from penstock_tools.bench.histogram import Histogram
 from penstock_tools.bench.probe import PARTITIONS, probe, probe_load
 from penstock_tools.bench.run import create_topics
@@ -45,6 +50,8 @@ class ColdReads:
     reading_p50_ms: list[float]
     reading_p99_ms: list[float]
     read_megabytes_per_s: float
+    #: The same of the bare server.
+    floor: ColdReads | None = None
 
     @property
     def p50_ratio(self) -> float:
@@ -87,19 +94,32 @@ def measure_cold_reads(
 
     Raises UnavailableError when the broker or a client fails.
     """
-    with BrokerProcess(directory, sets) as broker:
+    with (
+        BrokerProcess(directory / "broker", sets) as broker,
+        bare_log_process(directory / "bare", old_bytes) as bare,
+        Crew() as ours,
+        Crew() as theirs,
+    ):
         place = broker.bootstrap_servers
         create_topics(place, Driver(), [_OLD_TOPIC, _NEW_TOPIC], PARTITIONS)
         _fill(place, old_bytes)
-        with Crew() as crew:
-            reader = {"index": 0, "topic": _OLD_TOPIC, "config": {"bootstrap.servers": place}}
-            load = {"partitions": PARTITIONS, "bytesPerSecond": read_bytes_per_s}
-            crew.hire("fetcher", [reader], load, 1)
-            _wait_reading(crew)
-            crew.order("fetcher", "pause")
-            crew.hire("producer", [probe(place, _NEW_TOPIC, linger_ms=0)], probe_load(), 1)
-            crew.order("producer", "start", rate=rate)
-            return _windows(crew, seconds, rounds)
+        _hire(ours, BareLog(produce=place, fetch=place), read_bytes_per_s)
+        _hire(theirs, bare, read_bytes_per_s)
+        sides = (_Windows(ours, rate), _Windows(theirs, rate))
+        for number in range(rounds):
+            for side in sides:
+                side.measure(seconds, warms_up=number == 0)
+    found, floor = (side.found() for side in sides)
+    return replace(found, floor=floor)
+
+
+def _hire(crew: Crew, place: BareLog, read_bytes_per_s: float) -> None:
+    """A reader that has begun and a producer that hasn't."""
+    reader = {"index": 0, "topic": _OLD_TOPIC, "config": {"bootstrap.servers": place.fetch}}
+    crew.hire("fetcher", [reader], {"partitions": PARTITIONS, "bytesPerSecond": read_bytes_per_s}, 1)
+    _wait_reading(crew)
+    crew.order("fetcher", "pause")
+    crew.hire("producer", [probe(place.produce, _NEW_TOPIC, linger_ms=0)], probe_load(), 1)
 
 
 def _fill(place: str, size: int) -> None:
@@ -125,13 +145,22 @@ def _wait_reading(crew: Crew) -> None:
         time.sleep(0.1)
 
 
-def _windows(crew: Crew, seconds: float, rounds: int) -> ColdReads:
-    """Quiet and reading windows in turn, after one that only warms up."""
-    found: dict[str, list[Histogram]] = {"pause": [], "start": []}
-    time.sleep(min(1.0, seconds / 2))
-    read = 0
-    for _ in range(rounds):
-        for order, histograms in found.items():
+class _Windows:
+    """Quiet and reading windows of one server."""
+
+    def __init__(self, crew: Crew, rate: float) -> None:
+        self._crew = crew
+        self._rate = rate
+        self._found: dict[str, list[Histogram]] = {"pause": [], "start": []}
+        self._read_bytes = 0
+        self._read_s = 0.0
+
+    def measure(self, seconds: float, *, warms_up: bool) -> None:
+        """One window of each kind; both crews produce only in their windows."""
+        crew = self._crew
+        crew.order("producer", "start", rate=self._rate)
+        time.sleep(min(1.0 if warms_up else 0.3, seconds / 2))
+        for order, histograms in self._found.items():
             crew.order("fetcher", order, rate=0)
             time.sleep(min(0.3, seconds / 4))  # what the reader still had in flight isn't this window's
             before = crew.counters().received_bytes
@@ -139,38 +168,54 @@ def _windows(crew: Crew, seconds: float, rounds: int) -> ColdReads:
             now = crew.counters()
             histograms.append(now.histograms["publish"])
             if order == "start":
-                read += now.received_bytes - before
+                self._read_bytes += now.received_bytes - before
+                self._read_s += seconds
                 if now.received_bytes == before:
                     raise UnavailableError(
                         f"the reader got nothing in a whole window: failures={now.failures}"
                     )
             if not histograms[-1].count:
                 raise UnavailableError(f"nothing was acknowledged in a whole window: failures={now.failures}")
+        crew.order("fetcher", "pause")
+        crew.order("producer", "pause")
 
-    def windows(order: str, q: float) -> list[float]:
-        return [round(histogram.quantile(q) / 1000, 3) for histogram in found[order]]
+    def found(self) -> ColdReads:
+        """The figures of all windows so far."""
 
-    return ColdReads(
-        quiet_p50_ms=windows("pause", 0.5),
-        quiet_p99_ms=windows("pause", 0.99),
-        reading_p50_ms=windows("start", 0.5),
-        reading_p99_ms=windows("start", 0.99),
-        read_megabytes_per_s=round(read / (rounds * seconds) / 1e6, 1),
-    )
+        def windows(order: str, q: float) -> list[float]:
+            return [round(histogram.quantile(q) / 1000, 3) for histogram in self._found[order]]
+
+        return ColdReads(
+            quiet_p50_ms=windows("pause", 0.5),
+            quiet_p99_ms=windows("pause", 0.99),
+            reading_p50_ms=windows("start", 0.5),
+            reading_p99_ms=windows("start", 0.99),
+            read_megabytes_per_s=round(self._read_bytes / self._read_s / 1e6, 1),
+        )
 
 
 def report(found: ColdReads) -> str:
-    """Both kinds of window, and the verdict on the budget."""
+    """Both kinds of window, of the broker and of the bare server, and the verdict on the budget."""
     verdict = "met" if found.is_met else "MISSED"
-    lines = [f"{'produce latency':<24}{'p50':>12}{'p99':>12}{'p99 of the windows':>36}"]
-    for label, p50, p99 in (
-        ("without reader", found.quiet_p50_ms, found.quiet_p99_ms),
-        ("with catch-up reader", found.reading_p50_ms, found.reading_p99_ms),
-    ):
-        windows = " ".join(f"{value:.2f}" for value in p99)
-        lines.append(f"{label:<24}{median_high(p50):>9.2f} ms{median_high(p99):>9.2f} ms{windows:>36}")
+    lines = [f"{'produce latency':<34}{'p50':>12}{'p99':>12}{'p99 of the windows':>36}"]
+    lines += _rows("", found)
+    if found.floor is not None:
+        lines += _rows("bare server, ", found.floor)
+        lines.append(
+            f"bare server, with / without: p50 {found.floor.p50_ratio:.2f}, p99 {found.floor.ratio:.2f}, reader at "
+            f"{found.floor.read_megabytes_per_s:,.0f} MB/s: no broker on this machine does better"
+        )
     lines.append(
         f"with / without: p50 {found.p50_ratio:.2f}, p99 {found.ratio:.2f}, reader at "
         f"{found.read_megabytes_per_s:,.0f} MB/s; aim (at most {_RATIO_MAX}, or within noise): {verdict}"
     )
     return "\n".join(lines)
+
+
+def _rows(of: str, found: ColdReads) -> Iterator[str]:
+    for label, p50, p99 in (
+        (f"{of}without reader", found.quiet_p50_ms, found.quiet_p99_ms),
+        (f"{of}with catch-up reader", found.reading_p50_ms, found.reading_p99_ms),
+    ):
+        windows = " ".join(f"{value:.2f}" for value in p99)
+        yield f"{label:<34}{median_high(p50):>9.2f} ms{median_high(p99):>9.2f} ms{windows:>36}"

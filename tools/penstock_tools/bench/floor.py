@@ -22,7 +22,9 @@ __all__ = (
     "RECORD_BYTES",
     "TOPIC",
     "VERSION",
+    "FloorWriter",
     "Load",
+    "Producing",
     "Result",
     "compare",
     "create_topic",
@@ -51,7 +53,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 from crc32c import crc32c
 
@@ -66,6 +68,13 @@ RECORD_BYTES = 1000
 
 
 # -- the bare server -----------------------------------------------------------------------------------------
+
+
+class Producing(Protocol):
+    """A connection that waits for what it handed to the writer."""
+
+    def answer(self, count: int) -> None:
+        """The first ``count`` batches that it waits for are synced."""
 
 
 class FloorWriter(threading.Thread):
@@ -83,7 +92,7 @@ class FloorWriter(threading.Thread):
             file.writelines(bytes(2**20) for _ in range(self._size // 2**20))
             os.fsync(file.fileno())
         self._position = 0
-        self.waiting: queue.SimpleQueue[tuple[Floor, memoryview]] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[tuple[Producing, memoryview]] = queue.SimpleQueue()
 
     def run(self) -> None:
         while True:
@@ -101,8 +110,8 @@ class FloorWriter(threading.Thread):
                 self._objects.put([data for _, data in group], size)
 
     @staticmethod
-    def _answer(group: list[tuple[Floor, memoryview]]) -> None:
-        counts: dict[Floor, int] = {}
+    def _answer(group: list[tuple[Producing, memoryview]]) -> None:
+        counts: dict[Producing, int] = {}
         for connection, _ in group:
             counts[connection] = counts.get(connection, 0) + 1
         for connection, count in counts.items():

@@ -248,7 +248,10 @@ def cold_reads(
     json_path: _JsonPath = None,
     sets: SetOption = None,
 ) -> None:
-    """Measure p99 of producing with and without a consumer that catches up on old data, in turn, in one run."""
+    """Measure p50 and p99 of producing with and without a consumer that catches up on old data, in turn, in one run.
+
+    A bare server takes turns with the broker: what the reader does to its latency is the floor.
+    """
     _need_extra()
     from penstock_tools.bench.cold_reads import measure_cold_reads, report
 
