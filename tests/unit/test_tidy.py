@@ -20,6 +20,7 @@ ASYNCIO_RIM = (
     "conformance/",
     "tools/penstock_tools/bench/attacks.py",  # thousands of hostile connections
     "tools/penstock_tools/bench/floor.py",  # the bare server that Penstock is measured against
+    "tools/penstock_tools/bench/bare_log.py",  # the other one
     "kernel/penstock/broker",
     "tools/penstock_tools/cli/",
     "tools/penstock_tools/probe/",  # leads the connections of client libraries through a relay

@@ -72,7 +72,7 @@ class Channel:
         self.incoming: Member = core.incoming.join(address, owner)
         self.handling: Member = core.handling.join(address, owner)
         self.time: TimeMember = core.loop_time.join(address)
-        self.outbox = Outbox(transport, core.outgoing, outgoing, gathers=core.gathers)
+        self.outbox = Outbox(transport, core.outgoing, outgoing, core.sender, gathers=core.gathers)
         self.pipeline = Pipeline(
             requests_max=settings.pipeline_requests_max, bytes_max=settings.pipeline_bytes_max
         )
@@ -213,7 +213,7 @@ class Channel:
         self.pipeline.advance(Phase.CLOSING)
         if self.closing_since is None:
             self.closing_since = self.core.time()
-        self._transport.close()
+        self.outbox.close()
 
     def abort(self) -> None:
         """Close now."""
@@ -232,7 +232,7 @@ class Channel:
         for slot in lost:
             if slot is not self.running:  # a running handler's charges are released when it ends
                 slot.release_charges()
-        self.outbox.release()
+        self.outbox.lose()
         core.incoming.leave(self.incoming)
         core.handling.leave(self.handling)
         core.loop_time.leave(self.time)

@@ -111,11 +111,11 @@ class Connection(asyncio.BufferedProtocol):
     def eof_received(self) -> bool:
         # A closed socket and a half-closed one look the same. Nobody waits for a parked request or for room, but
         # answers of the log are at hand soon and are written in case somebody reads them.
-        pipeline = self.channel.pipeline
+        pipeline, is_sending = self.channel.pipeline, self.outbox.is_sending
         if self.is_for_itself:
-            return False
+            return is_sending
         pipeline.advance(Phase.FINISHING)
-        return not pipeline.is_over(is_stuck=self._reader.is_stuck)
+        return is_sending or not pipeline.is_over(is_stuck=self._reader.is_stuck)
 
     def pause_writing(self) -> None:
         channel = self.channel
@@ -510,7 +510,7 @@ class Connection(asyncio.BufferedProtocol):
         self._reader.drop()
         self.channel.drop_waiting()
         self._count()
-        self.outbox.release()
+        self.outbox.lose()
 
     def drain(self) -> None:
         """Take no more requests; answer those in flight, then close."""

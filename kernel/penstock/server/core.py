@@ -22,6 +22,7 @@ from penstock.log.limiter import BytesLimiter
 from penstock.server.carried import Carried
 from penstock.server.produce_heads import ProduceHeads
 from penstock.server.room_turns import RoomTurns
+from penstock.server.sender import Sender
 from penstock.server.settings import SCRATCH_BYTES, ServerSettings
 from penstock.server.turns import Turns, metered
 from penstock.spi.allocator import Allocator
@@ -80,6 +81,8 @@ class ServerCore:
         self.produce_heads = ProduceHeads()
         #: Whether a transport writes many buffers without joining them.
         self.gathers = False
+        #: Sends large responses.
+        self.sender = Sender()
         self.received_bytes = 0
         self.sent_bytes = 0
         #: Who may try the log again when it had no room.
@@ -124,6 +127,7 @@ class ServerCore:
         """From now on tasks and timers can be started."""
         self._loop = loop
         self._tasks = tasks
+        self.sender.open(loop)
 
     @property
     def carried_bytes(self) -> int:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from penstock.log.limiter import BytesLimiter
+from penstock.server.sender import LARGE_BYTES, Sender, Sending
 from penstock.shares import Member
 from penstock.spi.allocator import Charge
 
@@ -28,9 +29,12 @@ class Outbox:
 
     __slots__ = (
         "_charges",
+        "_closes",
         "_extra",
         "_gathers",
         "_limiter",
+        "_sender",
+        "_sending",
         "_transport",
         "_unsent_bytes",
         "is_full",
@@ -38,11 +42,22 @@ class Outbox:
     )
 
     def __init__(
-        self, transport: asyncio.Transport, limiter: BytesLimiter, member: Member, *, gathers: bool
+        self,
+        transport: asyncio.Transport,
+        limiter: BytesLimiter,
+        member: Member,
+        sender: Sender,
+        *,
+        gathers: bool,
     ) -> None:
         self._transport = transport
         self._limiter = limiter
+        self._sender = sender
         self._gathers = gathers
+        #: What a thread sends; until it has, the transport is given nothing.
+        self._sending: Sending | None = None
+        #: The transport is to be closed when that is over.
+        self._closes = False
         self._charges: list[Charge] = []
         #: Bytes on the account that no charge is for.
         self._extra = 0
@@ -59,8 +74,12 @@ class Outbox:
         size = sum(map(len, buffers))
         self._charges += charges
         transport = self._transport
-        if size and not transport.is_closing():
-            if size <= _JOIN_BYTES_MAX:
+        if size and not transport.is_closing() and not self._closes:
+            if self._sending is not None:
+                self._sending.add(buffers)
+            elif size >= LARGE_BYTES and not self.is_full and self._send(buffers):
+                pass
+            elif size <= _JOIN_BYTES_MAX:
                 transport.write(b"".join(buffers))
             elif self._gathers:
                 transport.writelines(buffers)
@@ -74,8 +93,61 @@ class Outbox:
             self.release()
         return size
 
+    def _send(self, buffers: list[Any]) -> bool:
+        """Have a thread send ``buffers``; whether that is possible."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is None or sock.fileno() < 0 or self._transport.get_write_buffer_size():
+            return False
+        self._sending = self._sender.send(sock.fileno(), buffers, self._sent)
+        if self._sending is None:
+            return False
+        self._protocol().pause_writing()
+        return True
+
+    def _sent(self) -> None:
+        """The thread has sent all, or can't."""
+        sending, self._sending = self._sending, None
+        assert sending is not None
+        if sending.error is not None:
+            self._transport.abort()
+            return
+        self._protocol().resume_writing()
+        if self._closes:
+            self._transport.close()
+
+    def _protocol(self) -> asyncio.BaseProtocol:
+        return self._transport.get_protocol()
+
+    @property
+    def is_sending(self) -> bool:
+        """Whether a thread sends. The transport knows nothing of that: it mustn't be closed but by ``close``."""
+        return self._sending is not None
+
+    @property
+    def waits_for_client(self) -> bool:
+        """Whether bytes wait here, and the system takes none of them until the client has taken some."""
+        return self.is_full and (self._sending is None or self._sending.waits_for_client)
+
+    def close(self) -> None:
+        """Close the transport when all that was written has left; nothing more is."""
+        if self._sending is None:
+            self._transport.close()
+        else:
+            self._closes = True
+
+    def lose(self) -> None:
+        """The transport is gone, or is aborted: nothing leaves any more."""
+        sending, self._sending = self._sending, None
+        if sending is not None:
+            self._sender.cancel(sending)
+        self.release()
+
+    def _unsent(self) -> int:
+        unsent = self._transport.get_write_buffer_size()
+        return unsent if self._sending is None else unsent + self._sending.unsent_bytes
+
     def _count_unsent(self) -> None:
-        self._unsent_bytes = unsent = self._transport.get_write_buffer_size()
+        self._unsent_bytes = unsent = self._unsent()
         extra = unsent - self.member.held
         if extra > 0:
             self._extra += extra
@@ -98,7 +170,7 @@ class Outbox:
         """Look how much the client has taken since the last time; the number of bytes."""
         if not self.is_full:
             return 0
-        unsent = self._transport.get_write_buffer_size()
+        unsent = self._unsent()
         taken, self._unsent_bytes = self._unsent_bytes - unsent, unsent
         if taken > 0:
             self.member.moved(taken, now)

@@ -92,6 +92,7 @@ class Server(AsyncContextManagerMixin):
             finally:
                 with anyio.CancelScope(shield=True):
                     await self._drain(sockets)
+                core.sender.close()
                 tasks.cancel_scope.cancel()
         if failure is not None:
             try:

@@ -45,6 +45,12 @@ class Harness:
         endpoint = self.server.endpoints[0]
         return Client(await anyio.connect_tcp("127.0.0.1", endpoint.port))
 
+    async def until_clients_are_full(self) -> None:
+        """Wait until the system takes no more for any client, all of whom are being sent something, and note it."""
+        await until(lambda: all(one.outbox.waits_for_client for one in self.server.connections))
+        for one in self.server.connections:
+            one.probe(self.server.core.time())
+
 
 @asynccontextmanager
 async def serving(
@@ -123,6 +129,10 @@ class Client:
         got_id, message = decode_response(api_key, version, await self._exactly(size))
         assert got_id == correlation_id
         return message
+
+    async def receive_raw(self, size: int) -> bytes:
+        """The next bytes as they are."""
+        return await self._exactly(size)
 
     async def call(self, api_key: int, version: int, message: Message) -> Any:
         """Send and receive."""

@@ -466,6 +466,7 @@ async def test_client_that_takes_nothing_gives_way_to_those_who_wait(logs: FakeL
     async with serving(logs, clock=clock) as harness, await harness.connect() as client:
         await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
         await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
+        await harness.until_clients_are_full()
         harness.server.connections.sweep()
         clock.now_s += 60
         harness.server.connections.sweep()
@@ -487,6 +488,7 @@ async def test_client_that_never_reads_is_cut_off(logs: FakeLogs) -> None:
         async with await harness.connect() as client:
             await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
             await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
+            await harness.until_clients_are_full()
             clock.now_s += 59
             harness.server.connections.sweep()
             assert harness.server.statistics().connections == 1
@@ -835,6 +837,7 @@ async def test_a_stop_does_not_wait_for_who_does_not_take_its_answer(logs: FakeL
         client = await harness.connect()
         await client.send(FETCH, 11, fetch(partition_max_bytes=1 << 30))
         await until(lambda: harness.server.statistics().sent_bytes > 20_000_000)
+        await harness.until_clients_are_full()
 
         def pass_time() -> None:
             clock.now_s += 2

@@ -1,0 +1,252 @@
+"""Large responses, which a thread sends: whole, in order, beside everything else, and given up without a trace."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import os
+import random
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import anyio
+import pytest
+from tests.patience import HANG_S
+from tests.unit.api.fakes import FakeLogs, make_batch
+from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
+
+from penstock.server import sender
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.api_versions import ApiVersionsRequest
+from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
+
+pytestmark = pytest.mark.anyio
+
+PRODUCE = ApiKey.PRODUCE
+FETCH = ApiKey.FETCH
+API_VERSIONS = ApiKey.API_VERSIONS
+RECORD_BYTES = 50_000
+#: More than sockets of this machine take without a reader.
+MUCH = 20_000_000
+
+
+@pytest.fixture(params=["asyncio", "asyncio+uvloop"])
+def anyio_backend(request: pytest.FixtureRequest) -> tuple[str, dict[str, bool]]:
+    return "asyncio", {"use_uvloop": request.param == "asyncio+uvloop"}
+
+
+def logs_of(size: int) -> FakeLogs:
+    """A log with so many bytes of records, no two alike."""
+    logs = FakeLogs()
+    logs.add("t", 2)
+    dice = random.Random(size)
+    for _ in range(size // RECORD_BYTES):
+        logs.at("t").write(1, value=dice.randbytes(RECORD_BYTES))
+    return logs
+
+
+def stored(logs: FakeLogs) -> bytes:
+    found = logs.at("t").read_nowait(0, 1 << 30, read_committed=False, at_least_one=True)
+    assert found is not None
+    return b"".join(bytes(record) for record in found.records)
+
+
+def fetch() -> FetchRequest:
+    partition = FetchPartition(partition=0, fetch_offset=0, partition_max_bytes=1 << 30)
+    return FetchRequest(max_wait_ms=0, min_bytes=1, topics=[FetchTopic(topic="t", partitions=[partition])])
+
+
+async def records(client: Client) -> bytes:
+    response = await client.receive()
+    return bytes(response.responses[0].partitions[0].records)
+
+
+def under_way(harness: Harness) -> list[Any]:
+    return [one for one in harness.server.connections if one.outbox.is_sending]
+
+
+async def test_others_are_served_while_a_large_response_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    begun, may_go_on = threading.Event(), threading.Event()
+    writev = os.writev
+
+    def slow(fd: int, vectors: Sequence[Any]) -> int:
+        begun.set()
+        assert may_go_on.wait(HANG_S)
+        return writev(fd, vectors)
+
+    monkeypatch.setattr(os, "writev", slow)
+    logs = logs_of(sender.LARGE_BYTES + RECORD_BYTES)
+    async with serving(logs) as harness, await harness.connect() as reader, await harness.connect() as other:
+        await reader.send(FETCH, 11, fetch())
+        await until(begun.is_set)
+        assert (await other.call(API_VERSIONS, 0, ApiVersionsRequest())).api_keys
+        assert offsets(await other.call(PRODUCE, 9, produce(make_batch(), partition=1))) == [(0, 0)]
+        may_go_on.set()
+        assert await records(reader) == stored(logs)
+
+
+async def test_a_large_response_arrives_whole_however_little_the_system_takes_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    dice = random.Random(7)
+    writev = os.writev
+
+    def stingy(fd: int, vectors: Sequence[Any]) -> int:
+        if dice.random() < 0.2:
+            raise BlockingIOError
+        whole = b"".join(vectors)
+        return writev(fd, [whole[: dice.randint(1, 40_000)]])
+
+    monkeypatch.setattr(os, "writev", stingy)
+    logs = logs_of(2_000_000)
+    async with serving(logs) as harness, await harness.connect() as client:
+        for _ in range(3):
+            await client.send(FETCH, 11, fetch())
+            assert await records(client) == stored(logs)
+
+
+async def test_what_follows_a_large_response_arrives_behind_it() -> None:
+    logs = logs_of(MUCH)
+    async with serving(logs) as harness, await harness.connect() as client:
+        request = client.frame(FETCH, 11, fetch())
+        await client.send_raw(request + client.frame(PRODUCE, 9, produce(make_batch(), partition=1)))
+        await until(lambda: under_way(harness))
+        assert await records(client) == stored(logs)
+        assert offsets(await client.receive()) == [(0, 0)]
+
+
+async def test_answers_of_a_connection_that_is_being_sent_something_are_sent_behind_it() -> None:
+    logs = logs_of(MUCH)
+    async with serving(logs) as harness, await harness.connect() as client:
+        await client.send(FETCH, 11, fetch())
+        await until(lambda: under_way(harness))
+        (connection,) = under_way(harness)
+        connection.outbox.write([b"behind", b" it"], [])
+        assert await records(client) == stored(logs)
+        assert await client.receive_raw(9) == b"behind it"
+        await until(lambda: not connection.outbox.is_full)
+
+
+async def test_a_client_that_half_closes_gets_its_large_response() -> None:
+    logs = logs_of(MUCH)
+    async with serving(logs) as harness, await harness.connect() as client:
+        await client.send(FETCH, 11, fetch())
+        await until(lambda: under_way(harness))
+        await client.finish_sending()
+        await harness.until_clients_are_full()
+        assert await records(client) == stored(logs)
+        assert await client.ends()
+
+
+async def test_a_connection_that_is_closed_first_sends_what_was_written() -> None:
+    logs = logs_of(MUCH)
+    async with serving(logs) as harness, await harness.connect() as client:
+        await client.send(FETCH, 11, fetch())
+        await until(lambda: under_way(harness))
+        for connection in under_way(harness):
+            connection.close()
+            connection.outbox.write([b"too late"], [])
+        assert await records(client) == stored(logs)
+        assert await client.ends()
+        await until(lambda: not harness.server.statistics().connections)
+        assert logs.fetch_memory.used == 0
+
+
+@pytest.mark.parametrize("who", ["client", "server", "stop"])
+async def test_a_large_response_that_is_given_up_leaves_nothing(who: str) -> None:
+    logs = logs_of(MUCH)
+    async with serving(logs, drain_timeout_ms=1) as harness:
+        async with await harness.connect() as first:  # the thread and what wakes it are there
+            await first.send(FETCH, 11, fetch())
+            assert await records(first)
+        await until(lambda: not harness.server.statistics().connections)
+        before = len(os.listdir("/proc/self/fd"))
+        client = await harness.connect()
+        await client.send(FETCH, 11, fetch())
+        await until(lambda: under_way(harness))
+        assert logs.fetch_memory.used > MUCH
+        if who == "client":
+            await client.__aexit__(None, None, None)
+        elif who == "server":
+            for connection in under_way(harness):
+                connection.lose_place()
+            assert logs.fetch_memory.used == 0
+        if who != "stop":
+            await until(lambda: not harness.server.statistics().connections)
+            await client.__aexit__(None, None, None)
+            await until(lambda: len(os.listdir("/proc/self/fd")) == before)
+    await client.__aexit__(None, None, None)
+    assert logs.fetch_memory.used == 0
+    assert not any(thread.name == "penstock-sender" for thread in threading.enumerate())
+
+
+async def test_a_large_response_that_is_given_up_before_it_has_begun_leaves_nothing() -> None:
+    ours, theirs = socket.socketpair()
+    some = sender.Sender()
+    some.open(asyncio.get_running_loop())
+    called: list[None] = []
+    with ours, theirs:
+        ours.setblocking(False)
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(100):
+            sending = some.send(ours.fileno(), [b"x" * 10], lambda: called.append(None))
+            assert sending is not None
+            some.cancel(sending)
+            some.cancel(sending)
+        some.close()
+        assert len(os.listdir("/proc/self/fd")) == before
+    await anyio.lowlevel.checkpoint()
+    assert not called
+
+
+async def test_an_error_of_the_socket_ends_the_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(fd: int, vectors: Sequence[Any]) -> int:
+        raise OSError(errno.ECONNRESET, "reset")
+
+    monkeypatch.setattr(os, "writev", broken)
+    logs = logs_of(1_000_000)
+    async with serving(logs) as harness, await harness.connect() as client:
+        await client.send(FETCH, 11, fetch())
+        assert await client.ends()
+        await until(lambda: not harness.server.statistics().connections)
+        assert logs.fetch_memory.used == 0
+
+
+@pytest.mark.parametrize("lack", ["descriptors", "places"])
+async def test_without_descriptors_or_places_the_loop_sends(
+    lack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_descriptor(fd: int) -> int:
+        raise OSError(errno.EMFILE, "too many")
+
+    logs = logs_of(1_000_000)
+    async with serving(logs) as harness, await harness.connect() as client:
+        if lack == "descriptors":
+            monkeypatch.setattr(os, "dup", no_descriptor)
+        else:
+            monkeypatch.setattr(sender, "_SENDINGS_MAX", 0)
+        await client.send(FETCH, 11, fetch())
+        assert await records(client) == stored(logs)
+        assert not any(thread.name == "penstock-sender" for thread in threading.enumerate())
+
+
+async def test_many_clients_are_sent_large_responses_at_once() -> None:
+    logs = logs_of(3_000_000)
+    whole = stored(logs)
+    async with serving(logs) as harness:
+        clients = [await harness.connect() for _ in range(8)]
+        found: list[bytes] = []
+
+        async def read(client: Client) -> None:
+            async with client:
+                for _ in range(3):
+                    await client.send(FETCH, 11, fetch())
+                    found.append(await records(client))
+
+        async with anyio.create_task_group() as tasks:
+            for client in clients:
+                tasks.start_soon(read, client)
+        assert len(found) == 24
+        assert all(one == whole for one in found)
