@@ -6,7 +6,7 @@ started again; ministack keeps them in memory.
 
 from __future__ import annotations
 
-__all__ = ("S3Server", "serving_s3")
+__all__ = ("S3Server", "free_port", "serving_s3")
 
 import contextlib
 import itertools
@@ -50,7 +50,7 @@ class S3Server:
     def start(self) -> None:
         """Start, on the port that it had before if it was started before, and return when it answers."""
         for _ in range(_STARTS_MAX):  # somebody may take a free port before it does
-            port = self.port or _free_port()
+            port = self.port or free_port()
             with (self.directory / "log").open("ab") as log:
                 self._process = subprocess.Popen(
                     self._command(port),
@@ -149,7 +149,8 @@ def _find(directory: Path) -> tuple[str, Path]:
         pytest.skip(f"no S3 server; {why}; ministack: {skipped.msg}")
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port that nobody listens on; somebody may take it."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]

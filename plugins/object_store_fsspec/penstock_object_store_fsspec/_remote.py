@@ -12,6 +12,7 @@ __all__ = ("RemoteBackend", "open_remote")
 import logging
 import os
 import random
+import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -158,11 +159,17 @@ def _choose_backend(extra: str) -> tuple[type[RemoteBackend], Callable[[dict[str
         from penstock_object_store_fsspec._s3 import S3Backend, lean_options
 
         return S3Backend, lean_options
-    return RemoteBackend, dict
+    if extra == "gcs":
+        from penstock_object_store_fsspec._gcs import GcsBackend
+
+        return GcsBackend, dict
+    from penstock_object_store_fsspec._azure import AzureBackend
+
+    return AzureBackend, dict
 
 
 class RemoteBackend:
-    """The backend of stores over the network: GCS and Azure as they are, S3 with most requests its own."""
+    """What stores over the network have in common; a subclass for each has its requests."""
 
     def __init__(
         self,
@@ -185,10 +192,6 @@ class RemoteBackend:
 
     # --- requests, one attempt each --------------------------------------------------------------------
 
-    def path(self, key: str) -> str:
-        """The fsspec path of a key."""
-        return f"{self.bucket}/{self.prefix}{key}"
-
     async def start_session(self) -> None:
         """Connect, where the library has a step for that."""
 
@@ -201,29 +204,30 @@ class RemoteBackend:
                 await closable.close()
 
     async def request_get(self, key: str, start: int, end: int | None) -> bytes:
-        return bytes(await self.filesystem._cat_file(self.path(key), start=start, end=end))
+        """The range; at least one byte of it is asked for."""
+        raise NotImplementedError
 
     async def request_head(self, key: str) -> ObjectInfo:
-        found = await self.filesystem._info(self.path(key))
-        if found.get("type") != "file":
-            raise FileNotFoundError(key)
-        return _info(key, found)
+        """Size and token."""
+        raise NotImplementedError
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
-        options = {"chunksize": _ONE_REQUEST_BYTES} if "gs" in self.filesystem.protocol else {}
-        await self.filesystem._pipe_file(self.path(key), data, mode=mode, **options)
-        return ""
+        """Write, replacing (``overwrite``) or only if there is no such object (``create``); the token."""
+        raise NotImplementedError
+
+    async def delete_one(self, key: str) -> None:
+        """Delete one object."""
+        raise NotImplementedError
 
     async def request_delete(self, keys: Sequence[str]) -> None:
+        """Delete all of them, each request repeated by itself; here with one request a key."""
         limiter = anyio.CapacityLimiter(_DELETES_IN_FLIGHT_MAX)
-        remove = self.filesystem._rm_file if "gs" in self.filesystem.protocol else self.filesystem._rm
-
         errors: list[UnavailableError] = []
 
-        async def delete_one(key: str) -> None:
+        async def delete(key: str) -> None:
             async with limiter:
                 try:
-                    await self.request("delete", key, lambda: remove(self.path(key)))
+                    await self.request("delete", key, lambda: self.delete_one(key))
                 except NotFoundError:
                     return
                 except UnavailableError as error:
@@ -231,26 +235,13 @@ class RemoteBackend:
 
         async with anyio.create_task_group() as tasks:
             for key in keys:
-                tasks.start_soon(delete_one, key)
+                tasks.start_soon(delete, key)
         if errors:
             raise again(errors[0])
 
-    async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
-        """Pages in order. Here one: fsspec's generic listing comes whole, as far as it has the prefix."""
-        within, _, beginning = prefix.rpartition("/")
-        folder = self.path(within).rstrip("/")
-        root = self.path("")
-
-        async def find() -> list[ObjectInfo]:
-            try:
-                found = await self.filesystem._find(folder, detail=True, prefix=beginning)
-            except FileNotFoundError:
-                return []
-            infos = [_info(path.removeprefix(root), info) for path, info in found.items()]
-            return sorted(infos, key=lambda info: info.key)
-
-        page = await self.request("list", prefix, find)
-        yield [info for info in page if info.key.startswith(prefix) and info.key > start_after]
+    def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
+        """Pages in order, each request repeated by itself."""
+        raise NotImplementedError
 
     # --- attempts --------------------------------------------------------------------------------------
 
@@ -355,7 +346,10 @@ class RemoteBackend:
 
     async def close(self) -> None:
         """Close connections."""
-        await self.end_session()
+        try:
+            await self.end_session()
+        finally:
+            _forget_finalizers(self.filesystem)
 
     async def get(self, key: str, start: int, end: int | None) -> Buffer:
         data = b""
@@ -449,10 +443,18 @@ def _status(error: BaseException) -> tuple[int, str]:
             return int(status), str(response.get("Error", {}).get("Code", ""))
         status = getattr(seen, "status_code", None) or getattr(seen, "code", None)  # azure, gcsfs
         if str(status).isdigit():
-            return int(str(status)), str(getattr(seen, "error_code", "") or "")
+            told = getattr(seen, "error_code", "") or ""  # azure: an enumeration
+            return int(str(status)), str(getattr(told, "value", told))
         seen = seen.__cause__ or seen.__context__
     return 0, ""
 
 
-def _info(key: str, found: dict[str, Any]) -> ObjectInfo:
-    return ObjectInfo(key=key, size=int(found["size"] or 0))
+def _forget_finalizers(filesystem: Any) -> None:
+    """Have the library not close once more, at exit and on a loop that is gone, what is closed.
+
+    It would print a traceback for each store that was opened, and one library keeps the whole file system until then.
+    """
+    for finalizer in list(getattr(weakref.finalize, "_registry", ())):
+        alive = finalizer.peek()
+        if alive is not None and alive[0] is filesystem:
+            finalizer.detach()

@@ -53,6 +53,12 @@ class S3Backend(RemoteBackend):
         answer: dict[str, Any] = await self.filesystem._call_s3(operation, Bucket=self.bucket, **parameters)
         return answer
 
+    async def request_get(self, key: str, start: int, end: int | None) -> bytes:
+        wanted = f"bytes={start}-{'' if end is None else end - 1}"
+        answer = await self.call("get_object", key, Range=wanted)
+        async with answer["Body"] as body:
+            return bytes(await body.read())
+
     async def request_head(self, key: str) -> ObjectInfo:
         found = await self.call("head_object", key)
         return ObjectInfo(

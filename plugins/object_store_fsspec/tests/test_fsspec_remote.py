@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
+from penstock_object_store_fsspec._remote import RemoteBackend
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -19,7 +20,7 @@ from penstock.errors import (
     NotFoundError,
     UnavailableError,
 )
-from penstock.spi.object_store import ObjectStore
+from penstock.spi.object_store import ObjectInfo, ObjectStore
 from penstock.spi.plugin import Services
 
 pytestmark = pytest.mark.anyio
@@ -100,6 +101,35 @@ class FakeFilesystem:
         }
 
 
+class FakeBackend(RemoteBackend):
+    """The requests of a store, as calls of the fake."""
+
+    def path(self, key: str) -> str:
+        return f"{self.bucket}/{self.prefix}{key}"
+
+    async def request_get(self, key: str, start: int, end: int | None) -> bytes:
+        return bytes(await self.filesystem._cat_file(self.path(key), start=start, end=end))
+
+    async def request_head(self, key: str) -> ObjectInfo:
+        found = await self.filesystem._info(self.path(key))
+        if found.get("type") != "file":
+            raise FileNotFoundError(key)
+        return ObjectInfo(key=key, size=found["size"])
+
+    async def request_put(self, key: str, data: bytes, mode: str) -> str:
+        await self.filesystem._pipe_file(self.path(key), data, mode=mode)
+        return ""
+
+    async def delete_one(self, key: str) -> None:
+        await self.filesystem._rm_file(self.path(key))
+
+    async def request_list(self, prefix: str, start_after: str) -> AsyncIterator[Sequence[ObjectInfo]]:
+        root = self.path("")
+        found = await self.filesystem._find(root.rstrip("/"), detail=True, prefix=prefix)
+        infos = [ObjectInfo(key=name.removeprefix(root), size=info["size"]) for name, info in found.items()]
+        yield sorted((info for info in infos if info.key > start_after), key=lambda info: info.key)
+
+
 Opener = Callable[..., AbstractAsyncContextManager[ObjectStore]]
 
 
@@ -112,6 +142,9 @@ def anyio_backend() -> str:
 def cloud(monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
     filesystem = FakeFilesystem()
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda protocol: filesystem)
+    monkeypatch.setattr(
+        "penstock_object_store_fsspec._remote._choose_backend", lambda extra: (FakeBackend, dict)
+    )
     return filesystem
 
 
