@@ -447,7 +447,7 @@ class GroupCommit:
 
 def _complete(group: Group, error: PenstockError | None) -> Exception | None:
     """Complete all appends of ``group``; the first error that a callback raised."""
-    entries, group.entries = group.entries, []  # whoever keeps the group doesn't keep payloads
+    entries = group.entries
     try:
         if len(entries) == 1:
             entries[0][0].complete(error if error is None else again(error))
@@ -455,4 +455,6 @@ def _complete(group: Group, error: PenstockError | None) -> Exception | None:
             complete_all(list(map(_append_of, entries)), error)
     except Exception as raised:  # noqa: BLE001 - raised when everybody is answered
         return kept(raised)
+    finally:
+        entries.clear()  # whoever keeps the group, or this list, doesn't keep payloads
     return None

@@ -79,9 +79,10 @@ class Puts:
         ended = anyio.Event()
         errors: list[PenstockError] = []
         running = 1
+        is_created = False
 
         async def put() -> None:
-            nonlocal running
+            nonlocal running, is_created
             try:
                 await self._create_once(key, body)
             except PenstockError as error:
@@ -90,7 +91,7 @@ class Puts:
                 if running:
                     return  # the other one may do better
             else:
-                errors.clear()
+                is_created = True
             ended.set()
 
         started = self._clock()
@@ -109,7 +110,7 @@ class Puts:
                     self._hedging -= 1
             await ended.wait()
             tasks.cancel_scope.cancel()
-        if errors:
+        if not is_created:
             raise again(errors[0])
         self._durations.append(self._clock() - started)
 

@@ -46,10 +46,9 @@ _DELETE_KEYS_MAX = 1000
 
 
 class _Flight(NamedTuple):
-    """A group on its way."""
+    """A group on its way; not with its bytes, which must not outlive the put."""
 
     key: Key
-    body: list[Buffer]
     end_position: int
     #: The start that its header tells.
     start: Key
@@ -228,7 +227,7 @@ class ObjectWal:
             nonce=self._nonce,
         )
 
-    async def _begin(self, group: Group) -> _Flight:
+    async def _begin(self, group: Group) -> tuple[Key, list[Buffer]]:
         self._settle()
         header = self._header(Kind.DATA)
         encode = partial(
@@ -243,16 +242,16 @@ class ObjectWal:
         )
         many = len(group.entries) > _ENTRIES_INLINE
         parts, self._digest = await run_in_thread(encode) if many else encode()
-        flight = _Flight(header.key, [header.encode(), *parts], group.end_position, header.start)
-        self._flights.append(flight)
-        return flight
+        self._flights.append(_Flight(header.key, group.end_position, header.start))
+        return header.key, [header.encode(), *parts]
 
-    async def _write(self, flight: _Flight) -> None:
+    async def _write(self, begun: tuple[Key, list[Buffer]]) -> None:
+        key, body = begun
         charge = None
         if self._services.allocator is not None:  # stores over a network make one piece of it
-            charge = self._services.allocator.charge_anyway(sum(map(len, flight.body)), "wal")
+            charge = self._services.allocator.charge_anyway(sum(map(len, body)), "wal")
         try:
-            await self._puts.create(flight.key.under(self._log.folder), flight.body)
+            await self._puts.create(key.under(self._log.folder), body)
         finally:
             if charge is not None:
                 charge.release()
@@ -303,10 +302,11 @@ class ObjectWal:
         Nothing in flight tells of an older start then, and neither does anything behind a successor's seal. A seal
         goes last of all, when whoever it ended has long noticed, and after the objects before it.
         """
-        due = [key for key in self._superfluous if key < self._durable_start]
+        start = self._durable_start
+        due = [key for key in self._superfluous if key < start]
         late: list[Key] = []
         if self._services.clock() - self._opened_at > _SEAL_KEPT_S:
-            late = [key for key in self._late if key < self._durable_start]
+            late = [key for key in self._late if key < start]
         batches = [due[at : at + _DELETE_KEYS_MAX] for at in range(0, len(due), _DELETE_KEYS_MAX)]
         try:
             for batch in [*batches, *([key] for key in late)]:
@@ -314,8 +314,9 @@ class ObjectWal:
         except PenstockError as error:
             logger.debug("objects of the wal weren't deleted, the next trim does it: %s", error)
             return
-        self._superfluous = [key for key in self._superfluous if key not in set(due)]
-        self._late = [key for key in self._late if key not in set(late)]
+        gone = {*due, *late}
+        self._superfluous = [key for key in self._superfluous if key not in gone]
+        self._late = [key for key in self._late if key not in gone]
 
 
 @asynccontextmanager

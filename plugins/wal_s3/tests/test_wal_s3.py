@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from contextlib import AsyncExitStack, suppress
 from functools import partial
 
@@ -88,6 +89,22 @@ async def test_a_lone_append_is_one_put(place: Place) -> None:
         before = place.bucket.requests.copy()
         await append(wal, bodies(3))
         assert place.bucket.requests - before == {"put": 3}
+
+
+async def test_payload_is_let_go_when_it_is_durable(place: Place) -> None:
+    """Also by a log that is idle from then on: the memory is the broker's again."""
+
+    class Payload(bytearray):
+        pass
+
+    async with place.recovered(1) as wal:
+        payload = Payload(b"x" * 1000)
+        seen = weakref.ref(payload)
+        one = wal.append([payload])
+        await one.wait_durable()
+        await anyio.wait_all_tasks_blocked()
+        del payload
+        assert seen() is None
 
 
 async def test_a_store_without_put_if_absent_is_refused(place: Place) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
@@ -434,3 +435,24 @@ def test_an_entry_goes_into_the_open_group_up_to_its_bound_and_not_while_appends
     commit.close()
     with pytest.raises(ClosedError):
         commit.append([bytes(1)])
+
+
+@pytest.mark.parametrize("error", [None, UnavailableError("lost")])
+def test_payload_is_let_go_when_it_is_answered(error: UnavailableError | None) -> None:
+    """Also that of the newest group, as long as nothing else is appended: its memory is the broker's again."""
+
+    class Payload(bytearray):
+        pass
+
+    commit = started()
+    payload = Payload(b"x")
+    seen = weakref.ref(payload)
+    commit.append([payload])
+    del payload
+    group = commit.take()
+    assert group is not None
+    if error is None:
+        commit.finish(group)
+    else:
+        commit.fail(error)
+    assert seen() is None
