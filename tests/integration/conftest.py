@@ -17,6 +17,8 @@ from tests.fork_server import Forked
 from tests.patience import HANG_S
 
 READY_S = HANG_S
+#: The log of brokers of which a test says nothing about it: ``TESTS_WAL=wal_s3 pytest ...`` tries another one.
+WAL = os.environ.get("TESTS_WAL", "wal_block")
 
 
 class ServeProcess:
@@ -67,11 +69,16 @@ class ServeProcess:
     def launch(self) -> threading.Event:
         """Start, and return at once; the event is set when it accepts clients, or ended."""
         arguments = ["serve", *self.arguments]
-        own_wal = any(setting.startswith("wal.plugin=") for setting in self.sets)
+        others = [setting for setting in self.sets if setting.startswith("wal.")]
+        default_wal = ["wal.capacity=64MiB"]
+        if WAL != "wal_block" and not others:
+            default_wal = [f"wal.plugin={WAL}"]
+        elif any(setting.startswith("wal.plugin=") for setting in others):
+            default_wal = []
         for setting in (
             f"broker.data_dir={self.data_dir}",
             f"listener.bind=127.0.0.1:{self.port}",
-            *(() if own_wal else ("wal.capacity=64MiB",)),
+            *default_wal,
             *self.sets,
         ):
             arguments += ["--set", setting]

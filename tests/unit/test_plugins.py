@@ -8,7 +8,7 @@ import logging
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -241,6 +241,27 @@ def test_other_spi_version_is_refused(write: Write, version: int, advice: str) -
 def test_plugin_of_the_version_before_is_taken(write: Write) -> None:
     module = write("older_module", provider("wal", "older", f"spi_version={SPI_VERSION - 1}"))
     assert PluginRegistry(modules=[module]).select("wal", "older").spi_version == SPI_VERSION - 1
+
+
+@pytest.mark.parametrize(
+    ("wal", "metadata", "refused"),
+    [
+        ("wal/", "metadata/", ""),
+        ("a/wal/", "a/metadata/", ""),
+        ("objects/", "metadata/", "the wal plugin wal_s3 would keep its objects among those of the broker"),
+        ("objects/wal/", "metadata/", "wal='objects/wal/' broker='objects/'"),
+        ("wal/", "objects/", "the metadata_log plugin metadata_object would keep"),
+        ("metadata/", "metadata/", "among those of the metadata_log"),
+        ("metadata/wal/", "metadata/", "wal='metadata/wal/' metadata_log='metadata/'"),
+        ("m/", "m/etadata/", "choose another prefix for it: wal='m/' metadata_log='m/etadata/'"),
+    ],
+)
+def test_plugins_do_not_keep_objects_among_others(wal: str, metadata: str, refused: str) -> None:
+    config = load_config(
+        sets=["wal.plugin=wal_s3", f"wal.prefix={wal}", f"metadata_log.prefix={metadata}"], env={}
+    )
+    with pytest.raises(ConfigError, match=refused) if refused else nullcontext():
+        PluginRegistry().select_all(config)
 
 
 def test_unknown_hook_is_refused_with_the_nearest(write: Write) -> None:

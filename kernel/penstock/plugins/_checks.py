@@ -8,9 +8,9 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from penstock.config import Origins, nearest, validate
-from penstock.errors import CapabilityError, PluginError
+from penstock.errors import CapabilityError, ConfigError, PluginError
 from penstock.spi.kinds import KINDS, OBJECT_STORE, REGISTER
-from penstock.spi.object_store import ObjectStoreCapabilities
+from penstock.spi.object_store import RESERVED_PREFIXES, ObjectStoreCapabilities
 from penstock.spi.plugin import SPI_VERSION, SPI_VERSION_MIN, PluginSpec
 from penstock.spi.settings import Settings
 
@@ -74,6 +74,20 @@ def check_combination(
                     f"choose another object_store.plugin or {spec.kind}.plugin: {spec.kind}={spec.name} "
                     f"object_store={store}"
                 )
+
+
+def check_key_prefixes(specs: Mapping[str, PluginSpec[Any, Any]], settings: Mapping[str, Settings]) -> None:
+    """Refuse a plugin that would keep its objects among others'. Raises ConfigError."""
+    taken = [("the broker", prefix) for prefix in RESERVED_PREFIXES]
+    for kind, spec in specs.items():
+        for prefix in spec.key_prefixes(settings[kind]):
+            for owner, other in taken:
+                if prefix.startswith(other) or other.startswith(prefix):
+                    raise ConfigError(
+                        f"the {kind} plugin {spec.name} would keep its objects among those of {owner}, choose "
+                        f"another prefix for it: {kind}={prefix!r} {owner.removeprefix('the ')}={other!r}"
+                    )
+            taken.append((f"the {kind}", prefix))
 
 
 def validate_settings(

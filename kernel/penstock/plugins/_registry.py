@@ -24,6 +24,7 @@ from penstock.errors import PluginError, kept
 from penstock.plugins._checks import (
     capabilities_of,
     check_combination,
+    check_key_prefixes,
     check_spec,
     validate_settings,
 )
@@ -318,6 +319,7 @@ class PluginRegistry:
         specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in KINDS}
         settings = {kind: self.validate_plugin_settings(config, kind) for kind in KINDS}
         check_combination(specs.values(), specs[OBJECT_STORE.name].capabilities)
+        check_key_prefixes(specs, settings)
         sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items()}
         check_limits(config.limits(sizes, settings))
         return Selection(specs=specs, settings=settings)

@@ -16,6 +16,7 @@ __all__ = (
     "ObjectStoreCapabilities",
     "ObjectStoreSpec",
     "ObjectStoreStatistics",
+    "RESERVED_PREFIXES",
 )
 
 from collections.abc import AsyncIterator, Sequence
@@ -24,6 +25,10 @@ from typing import Annotated, ClassVar, Protocol
 
 from penstock.spi.plugin import Buffer, PluginSpec, S
 from penstock.spi.statistics import counter, gauge, text
+
+#: Keys with these beginnings are the kernel's own: objects with records. What else is there belongs to plugins, each
+#: below what its spec tells (``PluginSpec.key_prefixes``).
+RESERVED_PREFIXES = ("objects/",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

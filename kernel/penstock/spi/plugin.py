@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("SPI_VERSION", "SPI_VERSION_MIN", "Buffer", "PluginSizes", "PluginSpec", "SettingSize", "Services")
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -78,6 +78,11 @@ class PluginSizes:
     memory: SettingSize | None = None
 
 
+def _no_keys(settings: Settings) -> Sequence[str]:
+    """The plugin keeps nothing in the object store."""
+    return ()
+
+
 def _no_sizes(settings: Settings) -> PluginSizes:
     """Nothing of the plugin must fit anything, or it tells once it is open."""
     return PluginSizes()
@@ -106,6 +111,9 @@ class PluginSpec(Generic[S, T]):
     #: Tells before anything is opened what must fit other settings, so that ``penstock config check`` refuses what
     #: doesn't (``penstock.limits``).
     sizes: Callable[[S], PluginSizes] = _no_sizes
+    #: The beginnings of all keys that the plugin keeps in the broker's object store. One that is the beginning of
+    #: another plugin's, or the other way round, is refused, and so is the kernel's (``penstock.spi.object_store``).
+    key_prefixes: Callable[[S], Sequence[str]] = _no_keys
 
     def fault(self) -> str:
         """The contradiction within the spec, one sentence without the plugin's name; empty if there is none."""

@@ -24,7 +24,7 @@ from penstock.bus import EventBus
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.spi.events import ObjectsDestroyed
-from penstock.spi.object_store import ObjectInfo, ObjectStore
+from penstock.spi.object_store import RESERVED_PREFIXES, ObjectInfo, ObjectStore
 from penstock.spi.statistics import counter, gauge
 from penstock.stream.object_format import object_key
 from penstock.work.periodic import PeriodicJob
@@ -32,7 +32,7 @@ from penstock.work.retry import doubling
 
 logger = logging.getLogger("penstock.stream.orphans")
 
-PREFIX = "objects/"
+(PREFIX,) = RESERVED_PREFIXES
 #: The first sweep comes so long after a start, or after the interval if that is shorter.
 FIRST_DELAY_MS = 60_000
 #: Pause after a sweep that failed; it doubles with each further failure, up to the interval.

@@ -21,6 +21,7 @@ def penstock_register_wal() -> WalSpec[Settings]:
         settings=Settings,
         capabilities=CAPABILITIES,
         open=open_wal,
+        key_prefixes=lambda settings: (settings.prefix,),
         requires=frozenset({"put_if_absent"}),
         read=read_wal,
         describe=describe_wal,
