@@ -53,8 +53,6 @@ class Puts:
         self._still_owner = still_owner
         self._durations: deque[float] = deque(maxlen=_PUTS_KEPT)
         self._hedging = 0
-        #: Second puts so far.
-        self.hedges = 0
 
     async def create(self, key: str, body: Sequence[Buffer]) -> None:
         """Create the object, whose first buffer is its header; returns when it is durable, and the log's.
@@ -101,7 +99,6 @@ class Puts:
                 await ended.wait()
             if not ended.is_set() and self._hedging < _HEDGES_MAX:
                 running += 1
-                self.hedges += 1
                 self._hedging += 1
                 try:
                     tasks.start_soon(put)
