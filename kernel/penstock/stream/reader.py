@@ -6,13 +6,13 @@ are loaded with one ranged read. Cold reads have a limiter of their own and neve
 
 from __future__ import annotations
 
-__all__ = ("ColdReader", "ReaderSettings", "ReaderStatistics")
+__all__ = ("ColdReader", "Part", "ReaderSettings", "ReaderStatistics", "compact")
 
 import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -118,9 +118,8 @@ class ColdReader:
             return []
         buffers = await self._cache.get([ref for ref, _ in wanted], self._load)
         self._read_ahead(stream, start, wanted[-1][1].end, end)
-        entries, held = _select(buffers, stream.stream_id, start, end, bytes_max)
-        size = sum(len(entry.data) for entry in entries)
-        return entries if size * 4 >= held * 3 else _compact(entries)
+        entries, parts = _select(buffers, stream.stream_id, start, end, bytes_max)
+        return compact(entries, parts)
 
     async def find_time(self, stream: StreamState, offset: int, time_ms: int) -> StreamEntry | None:
         """The first committed entry from the one that holds ``offset`` on with a timestamp >= ``time_ms``."""
@@ -293,20 +292,33 @@ class ColdReader:
             self._prefetching -= 1
 
 
+class Part(NamedTuple):
+    """The part of one block that a read takes: the entries [first, last) of all that it takes."""
+
+    first: int
+    last: int
+    #: Their payload, and the block that it keeps in memory.
+    bytes: int
+    block_bytes: int
+
+
 def _select(
     buffers: Sequence[Buffer], stream_id: int, start: int, end: int, bytes_max: int
-) -> tuple[list[StreamEntry], int]:
-    """(entries from the one that holds ``start``, size of the blocks that they keep in memory)."""
+) -> tuple[list[StreamEntry], list[Part]]:
+    """Entries from the one that holds ``start``, and the part that they are of each block."""
     entries: list[StreamEntry] = []
-    size = held = 0
+    parts: list[Part] = []
+    size = 0
     expected = start
+    is_over = False
     for buffer in buffers:
-        fresh = True
+        first, before = len(entries), size
         for entry in decode_block(buffer, stream_id):
             if entry.next_offset <= start:
                 continue
-            if entry.base_offset >= end or (entries and size + len(entry.data) > bytes_max):
-                return entries, held
+            is_over = entry.base_offset >= end or (bool(entries) and size + len(entry.data) > bytes_max)
+            if is_over:
+                break
             if entry.base_offset > expected:
                 raise CorruptError(
                     f"stream has a hole, run 'penstock verify': stream={stream_id} "
@@ -315,24 +327,36 @@ def _select(
             entries.append(entry)
             size += len(entry.data)
             expected = entry.next_offset
-            if fresh:
-                fresh = False
-                held += len(buffer)
-    return entries, held
+        if len(entries) > first:
+            parts.append(Part(first, len(entries), size - before, len(buffer)))
+        if is_over:
+            break
+    return entries, parts
 
 
-def _compact(entries: list[StreamEntry]) -> list[StreamEntry]:
-    """Copy entries into memory of their own: a slow reader must not keep whole blocks for a small part (I8)."""
-    whole = memoryview(b"".join([entry.data for entry in entries]))
-    compact = []
-    position = 0
-    for entry in entries:
-        data = whole[position : position + len(entry.data)]
-        compact.append(
-            StreamEntry(entry.stream_id, entry.base_offset, entry.next_offset, entry.time_ms, data)
-        )
-        position += len(data)
-    return compact
+def compact(entries: list[StreamEntry], parts: list[Part]) -> list[StreamEntry]:
+    """``entries``, as far as need be copied into memory of their own.
+
+    A slow reader must not keep whole blocks for a small part (I8): together they keep a third more than their own
+    bytes at most. What is copied are the smallest parts of their blocks, no more than that takes: the event loop
+    does it.
+    """
+    size = sum(part.bytes for part in parts)
+    held = sum(part.block_bytes for part in parts)
+    for part in sorted(parts, key=lambda part: part.bytes / part.block_bytes):
+        if size * 4 >= held * 3:
+            break
+        held -= part.block_bytes - part.bytes
+        copied = entries[part.first : part.last]
+        whole = memoryview(b"".join([entry.data for entry in copied]))
+        position = 0
+        for number, entry in enumerate(copied, part.first):
+            end = position + len(entry.data)
+            entries[number] = StreamEntry(
+                entry.stream_id, entry.base_offset, entry.next_offset, entry.time_ms, whole[position:end]
+            )
+            position = end
+    return entries
 
 
 def split_run(run: Sequence[BlockRef], data: Buffer) -> dict[BlockRef, Buffer]:

@@ -15,8 +15,9 @@ from tests.unit.stream.harness import SETTINGS, Engine, World
 
 from penstock.errors import CorruptError, UnavailableError
 from penstock.spi.block_cache import BlockRef
+from penstock.spi.log_cache import StreamEntry
 from penstock.stream.object_format import object_key
-from penstock.stream.reader import INDEX_TAIL_BYTES, ReaderSettings, merge_adjacent
+from penstock.stream.reader import INDEX_TAIL_BYTES, Part, ReaderSettings, compact, merge_adjacent
 
 pytestmark = pytest.mark.anyio
 
@@ -60,6 +61,50 @@ async def test_merged_runs_hold_the_same_blocks_and_only_neighbours(
         assert len(run) == 1 or run[-1].position + run[-1].size - run[0].position <= bytes_max
         for one, two in pairwise(run):
             assert (one.object_id, one.position + one.size) == (two.object_id, two.position)
+
+
+def parts_of(blocks: list[tuple[list[int], int]]) -> tuple[list[StreamEntry], list[Part]]:
+    """Entries that are views of blocks: (the sizes of a block's entries that were read, bytes of it that weren't)."""
+    entries: list[StreamEntry] = []
+    parts = []
+    for sizes, unread in blocks:
+        block = memoryview(bytes(range(256)) * 4)[: sum(sizes) + unread]
+        first, position = len(entries), 0
+        for size in sizes:
+            number = len(entries)
+            entries.append(StreamEntry(1, number, number + 1, 7, block[position : position + size]))
+            position += size
+        parts.append(Part(first, len(entries), position, len(block)))
+    return entries, parts
+
+
+@given(
+    st.lists(st.tuples(st.lists(st.integers(1, 50), min_size=1, max_size=4), st.integers(0, 500)), max_size=6)
+)
+async def test_a_read_keeps_a_third_more_than_its_own_bytes_at_most(
+    blocks: list[tuple[list[int], int]],
+) -> None:
+    entries, parts = parts_of(blocks)
+    wanted = [(x.stream_id, x.base_offset, x.next_offset, x.time_ms, bytes(x.data)) for x in entries]
+    before = list(entries)
+    found = compact(entries, parts)
+    assert [(x.stream_id, x.base_offset, x.next_offset, x.time_ms, bytes(x.data)) for x in found] == wanted
+    held = sum(part.block_bytes if found[part.first] is before[part.first] else part.bytes for part in parts)
+    assert held * 3 <= sum(part.bytes for part in parts) * 4
+
+
+async def test_a_read_copies_no_more_than_the_smallest_parts_of_its_blocks() -> None:
+    entries, parts = parts_of([([100], 100), ([200], 0), ([90], 110)])
+    before = list(entries)
+    found = compact(entries, parts)
+    assert [one is other for one, other in zip(found, before, strict=True)] == [True, True, False]
+
+
+async def test_a_read_that_keeps_little_more_than_it_takes_copies_nothing() -> None:
+    entries, parts = parts_of([([150, 50], 0), ([100], 90)])
+    before = list(entries)
+    found = compact(entries, parts)
+    assert all(one is other for one, other in zip(found, before, strict=True))
 
 
 async def test_a_cold_read_takes_one_request_for_the_index_and_one_for_the_blocks(world: World) -> None:
