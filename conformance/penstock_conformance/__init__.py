@@ -1,4 +1,5 @@
-"""The conformance suite of Penstock's plugin contracts: one module of clauses per kind.
+"""The conformance suite of Penstock's plugin contracts: clauses per kind, in ``test_KIND.py`` and
+the modules whose names go on after that.
 
 A *clause* is one test: its name says what is proved, its docstring quotes the rule in ``penstock.spi``. Clauses come
 in three levels: 1 semantics, 2 races between processes, 3 crashes (a real SIGKILL, damage on the medium).

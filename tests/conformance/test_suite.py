@@ -144,7 +144,7 @@ def test_report_says_what_was_tried(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert report["plugin"]["name"] == "reference"
-    assert report["plugin"]["spi_version"] == 1
+    assert report["plugin"]["spi_version"] == 2
     assert report["settings"] == {"capacity": "1MiB"}
     assert report["capabilities"]["fencing"] is True
     assert (report["seed"], report["levels"], report["rounds"]) == (7, [1], 1)
@@ -209,7 +209,7 @@ def test_mistakes_of_the_user_are_one_sentence(
 def test_every_clause_says_its_rule() -> None:
     """One module per kind; each clause is a coroutine with a docstring, and its name is unique in its kind."""
     for kind in KINDS:
-        tree = ast.parse((_FOLDER / f"test_{kind}.py").read_text())
+        tree = ast.parse(_clauses_of(kind).replace("from __future__ import annotations", ""))
         functions = [node for node in tree.body if isinstance(node, ast.AsyncFunctionDef)]
         clauses = [node for node in functions if node.name.startswith("test_")]
         assert len(clauses) >= 10, f"few clauses: kind={kind}"
@@ -218,10 +218,16 @@ def test_every_clause_says_its_rule() -> None:
             assert ast.get_docstring(node), f"a clause without its rule: {kind} {node.name}"
 
 
+def _clauses_of(kind: str) -> str:
+    """The modules with the clauses of a kind, one behind the other."""
+    modules = (_FOLDER / f"test_{kind}.py", *_FOLDER.glob(f"test_{kind}_*.py"))
+    return "\n".join(module.read_text() for module in modules)
+
+
 def test_mutants_name_clauses_that_exist() -> None:
     """A renamed clause can't leave a mutant behind."""
     for mutant in MUTANTS.values():
-        text = (_FOLDER / f"test_{mutant.kind}.py").read_text()
+        text = _clauses_of(mutant.kind)
         for name in mutant.caught_by:
             assert f"async def test_{name}(" in text, f"no such clause: {mutant.kind} {name}"
 

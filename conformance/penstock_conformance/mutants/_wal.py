@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import anyio
@@ -467,6 +468,58 @@ class BelievesWhatItKnewBeforeItSlept(IsShareableWithinItsHost):
     @contextmanager
     def _locked(self) -> Iterator[None]:
         yield  # who sleeps must not hold up its successor
+
+
+class OneFilePerEntry(FileWal):
+    """Keeps each entry in a file of its own while the log is closed; right, but for what is derived from it."""
+
+    @property
+    def location(self) -> str:
+        return str(self._path.parent)
+
+    def _take_over(self) -> None:
+        for part in self._parts():
+            os.pwrite(self._file, part.read_bytes(), int(part.suffix[1:]))
+        super()._take_over()
+
+    def _parts(self) -> list[Path]:
+        return list(self._path.parent.glob(f"{self._path.name}.[0-9]*"))
+
+    def close(self) -> None:
+        super().close()
+        whole = self._path.read_bytes()
+        for start, end in pairwise([self._header.start, *self._ends]):
+            self._path.with_suffix(f".{start}").write_bytes(whole[start:end])
+        os.truncate(self._path, self._header.start)
+
+
+@mutant(KIND, "returns_damaged_files", "damage_in_one_of_many_files_is_reported", level=3)
+class ReturnsDamagedFiles(OneFilePerEntry, ReturnsDamagedEntries):
+    """Has checksums and doesn't look at them."""
+
+
+@mutant(KIND, "skips_missing_files", "missing_file_below_the_confirmed_position_is_reported", level=3)
+class SkipsMissingFiles(OneFilePerEntry, SkipsHoles):
+    """Takes what is listed for what there was."""
+
+
+@mutant(KIND, "gives_all_up_with_its_end", "lost_file_at_the_end_costs_no_more_than_itself", level=3)
+class GivesAllUpWithItsEnd(OneFilePerEntry):
+    """Begins anew where the newest file is missing."""
+
+    def _parts(self) -> list[Path]:
+        newest = self._path.with_suffix(".newest")
+        parts = super()._parts()
+        return parts if newest.exists() and Path(newest.read_text()) in parts else []
+
+    def _take_over(self) -> None:
+        super()._take_over()
+        self._header = self._header._replace(confirmed=self._header.start)
+
+    def close(self) -> None:
+        super().close()
+        if len(self._ends) > 1:
+            self._path.with_suffix(".newest").write_text(str(self._path.with_suffix(f".{self._ends[-2]}")))
 
 
 @mutant(KIND, "counts_nothing", "statistics_tell_the_state")

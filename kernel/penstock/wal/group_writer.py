@@ -112,6 +112,7 @@ class GroupWriter(Generic[T]):
     def fail(self, error: Exception, group: Group | None = None) -> None:
         """Answer what is pending with ``error``; with ``group``, what was appended before it by its own end."""
         if not isinstance(error, PenstockError):
+            _tell("a bug ended the writer of the wal", error)
             error = UnavailableError(f"the wal's writer failed, restart the broker: error={error!r}")
         if self._commit.state in ("open", "closed"):
             self._failed(error)
@@ -121,7 +122,7 @@ class GroupWriter(Generic[T]):
             else:
                 self._commit.fail(error, group=group)
         except Exception as raised:  # noqa: BLE001 - of a callback; the WAL goes on
-            _tell(raised)
+            _tell("a callback of the wal raised", raised)
 
     async def close(self) -> None:
         """Refuse appends, write what is pending, answer everybody. Leaving the context does it, if nobody did."""
@@ -141,7 +142,7 @@ class GroupWriter(Generic[T]):
         try:
             self._commit.fail(ClosedError("the wal was closed before the append was durable"), state="closed")
         except Exception as raised:  # noqa: BLE001 - of a callback; the WAL is closed
-            _tell(raised)
+            _tell("a callback of the wal raised", raised)
 
     # -- inside --------------------------------------------------------------------------------------------
 
@@ -205,11 +206,11 @@ class GroupWriter(Generic[T]):
                 try:
                     self._commit.finish(group)
                 except Exception as raised:  # noqa: BLE001 - of a callback; the WAL goes on
-                    _tell(raised)
+                    _tell("a callback of the wal raised", raised)
         finally:
             self._news.set()
 
 
-def _tell(error: Exception) -> None:
-    context: dict[str, Any] = {"message": "a callback of the wal raised", "exception": error}
+def _tell(message: str, error: Exception) -> None:
+    context: dict[str, Any] = {"message": message, "exception": error}
     asyncio.get_running_loop().call_exception_handler(context)

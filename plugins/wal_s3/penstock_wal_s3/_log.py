@@ -219,7 +219,10 @@ class ObjectLog:
                     continue  # a stray
                 if key > wanted:
                     raise self.hole(wanted, "it isn't listed")
-                header = Header.decode(body, key, key.under(self.folder))
+                try:
+                    header = Header.decode(body, key, key.under(self.folder))
+                except CorruptError as error:
+                    raise CorruptError(f"{error} position={self.cursor.position}") from error
                 if header.log_id != found.log_id:
                     raise self.hole(key, "an object of another log is in its place")
                 wanted = Key(header.writer if header.kind.ends_owner else key.epoch, key.slot + 1)

@@ -467,8 +467,9 @@ async def test_damage_stops_recovery(place: Place, at: int) -> None:
     data = bytearray(place.bucket.objects[key])
     data[at] ^= 1
     place.bucket.objects[key] = bytes(data)
-    with pytest.raises(CorruptError):
+    with pytest.raises(CorruptError, match="position=") as caught:
         await place.read(2)
+    assert key in str(caught.value)
 
 
 # --- trimming

@@ -73,7 +73,7 @@ def test_list_as_json(plugins_dir: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["--plugins-dir", str(plugins_dir), "plugins", "list", "--json"]) == 0
     (row,) = json.loads(capsys.readouterr().out)
     assert row["name"] == "store_test_list_as_json"
-    assert row["spi_version"] == 1
+    assert row["spi_version"] == 2
     assert row["capabilities"]["put_if_absent"] is True
     assert set(row) == {"name", "kind", "version", "spi_version", "capabilities", "origin", "summary"}
 

@@ -236,12 +236,16 @@ async def test_a_fenced_write_fences() -> None:
 
 
 async def test_an_error_that_is_no_error_of_a_medium_is_told_as_one() -> None:
+    """Whoever appended isn't asked to know of it; it is told to the loop's handler, with its traceback."""
+    told: list[object] = []
     async with opened() as medium:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
         append = medium.append()
         await wait_all_tasks_blocked()
         await medium.land(0, ZeroDivisionError("a bug"))
         with pytest.raises(UnavailableError, match="the wal's writer failed"):
             await append.wait_durable()
+    assert told == ["a bug ended the writer of the wal"]
 
 
 async def test_leaving_writes_what_is_pending() -> None:
