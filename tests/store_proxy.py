@@ -1,4 +1,4 @@
-"""A proxy in front of a real S3 server that fails as stores and networks do, request by request.
+"""A proxy in front of a real object-store server that fails as stores and networks do, request by request.
 
 Each request is asked of ``decide``, which names what goes wrong with it, or nothing. What a server alone can't show
 is so on a server's real conditions: replies that are lost after the effect, errors before and after it, answers that
@@ -22,6 +22,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeAlias
 from urllib.parse import urlsplit
 
+from tests.cloud_servers import CloudServer
 from tests.patience import HANG_S
 from tests.s3_server import S3Server
 
@@ -74,7 +75,7 @@ def each_first(operation: str, fault: str, times: int = 1) -> Decide:
 class StoreProxy:
     """Forwards to ``server``; ``decide`` may be exchanged at any time."""
 
-    def __init__(self, server: S3Server) -> None:
+    def __init__(self, server: S3Server | CloudServer) -> None:
         self.server = server
         self.decide: Decide = lambda request: ""
         #: Requests by operation, and faults by name.
@@ -96,7 +97,7 @@ class StoreProxy:
 
 
 @contextmanager
-def proxied(server: S3Server) -> Iterator[StoreProxy]:
+def proxied(server: S3Server | CloudServer) -> Iterator[StoreProxy]:
     """A running proxy in front of ``server``."""
     proxy = StoreProxy(server)
     thread = threading.Thread(target=proxy.run, name="store-proxy")
@@ -220,9 +221,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 
 def _ask(
-    server: S3Server, method: str, path: str, body: bytes = b""
+    server: S3Server | CloudServer, method: str, path: str, body: bytes = b""
 ) -> tuple[int, list[tuple[str, str]], bytes]:
-    """A request of the proxy's own, without conditions."""
+    """A request of the proxy's own, without conditions, to S3."""
+    assert isinstance(server, S3Server)
     from botocore.auth import S3SigV4Auth
     from botocore.awsrequest import AWSRequest
     from botocore.credentials import Credentials

@@ -16,6 +16,7 @@ import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 from confluent_kafka import Consumer, Producer
+from penstock_object_store_fsspec._store import FsspecObjectStore
 from tests.patience import HANG_S
 
 from penstock import Broker, SyncBroker
@@ -439,3 +440,28 @@ def test_pytest_plugin_costs_other_test_runs_nothing(tmp_path: Path) -> None:
         before = {name for name in sys.modules if name.startswith("anyio")}
     """
     assert "1 passed" in run_pytest(tmp_path, "", tests)
+
+
+def test_everything_in_a_broker_shares_one_client_of_the_object_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Metadata log, write-ahead log and stream engine: one pool of connections, and one set of counters."""
+    made: list[FsspecObjectStore] = []
+    make = FsspecObjectStore.__init__
+
+    def count(self: FsspecObjectStore, backend: Any) -> None:
+        made.append(self)
+        make(self, backend)
+
+    monkeypatch.setattr(FsspecObjectStore, "__init__", count)
+    settings = overrides(tmp_path, wal__plugin="wal_s3", object_store__url="memory://one-client")
+    del settings["wal.capacity"]  # of wal_block
+
+    async def main() -> None:
+        async with Broker(overrides=settings) as broker:
+            await produce(broker, [b"value"])
+            assert await consume(broker, 1) == [b"value"]
+
+    on_asyncio(main)
+    assert len(made) == 1
+    assert made[0].statistics().puts > 1
