@@ -183,7 +183,7 @@ def read_all(bootstrap_servers: str, topic: str = TOPIC) -> dict[int, list[tuple
         deadline = time.monotonic() + HANG_S
         while any(not found[p] or found[p][-1][0] < ends[p] - 1 for p in range(PARTITIONS) if ends[p]):
             assert time.monotonic() < deadline, "the consumer gets nothing more"
-            for message in consumer.consume(1000, timeout=1.0):
+            for message in consumer.consume(1000, timeout=0.05):  # it waits for as many
                 assert message.error() is None, message.error()
                 writer, number, size = map(int, message.value().split(b" ", 3)[:3])
                 assert message.value() == value_of(writer, number, size), "a value isn't what was produced"
