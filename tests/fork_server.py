@@ -36,14 +36,18 @@ from typing import IO, Any
 
 #: Of a request: arguments and the environment.
 _MESSAGE_BYTES_MAX = 128 * 1024
-#: What Python reads when it starts, and Penstock and others when they are imported; here as the run began with them.
+#: What Python reads when it starts, and Penstock and others when they are imported.
 _READ_AT_START = ("PYTHON", "PENSTOCK_NATIVE", "FSSPEC_", "LD_", "MALLOC_")
+
+
+def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
+    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_START)}
+
+
 #: Of ours, besides plugins; what is only for benchmarks and people's own tests is left out.
 _PACKAGES = ("penstock", "penstock_tools.cli", "penstock_tools.client", "penstock_tools.inspection")
-#: A broker writes its lines as they come.
-_AT_START = {name: value for name, value in os.environ.items() if name.startswith(_READ_AT_START)} | {
-    "PYTHONUNBUFFERED": "1"
-}
+#: As the run began with it, but that a broker writes its lines as they come.
+_AT_START = _read_at_start(os.environ) | {"PYTHONUNBUFFERED": "1"}
 
 
 class Forked:
@@ -104,7 +108,8 @@ class _Server:
     """The fork server of this process."""
 
     def __init__(self) -> None:
-        own = {name: value for name, value in os.environ.items() if not name.startswith(_READ_AT_START)}
+        changed = _read_at_start(os.environ)
+        own = {name: value for name, value in os.environ.items() if name not in changed}
         self._control, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             self._process = subprocess.Popen(
@@ -159,9 +164,7 @@ def _running() -> _Server:
 
 def same_start(environment: Mapping[str, str]) -> bool:
     """Whether a process that is executed with it would begin as a fork of the server does."""
-    return {
-        name: value for name, value in environment.items() if name.startswith(_READ_AT_START)
-    } == _AT_START
+    return _read_at_start(environment) == _AT_START
 
 
 def start(arguments: Sequence[str], environment: Mapping[str, str]) -> Forked:

@@ -4,11 +4,13 @@
 flush to a broker that is full or gone, brokers drain into a store that doesn't answer, threads are joined. Each of it
 has a deadline, but those are for busy machines, and many. So what hasn't ended in a while is told with the stacks of
 all threads, and the process ends; the keeper removes the rest.
+
+A task group makes a failed test of it, since it raises a group of errors; the run ends all the same.
 """
 
 from __future__ import annotations
 
-__all__ = ("end_soon_when_interrupted",)
+__all__ = ("Interruption",)
 
 import _thread
 import faulthandler
@@ -16,7 +18,6 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
 from types import FrameType
 from typing import NoReturn
 
@@ -26,29 +27,33 @@ import pytest
 _ENDING_S = 15.0
 
 
-def end_soon_when_interrupted() -> Callable[[], None]:
-    """Handle SIGINT, also where a shell had it ignored, as it does for jobs in the background; how to undo it."""
-    stderr = os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 2)  # tests' own is captured
-    going_on = True
+class Interruption:
+    """Handles SIGINT, also where a shell had it ignored, as it does for jobs in the background."""
 
-    def end() -> None:
-        time.sleep(_ENDING_S)
-        if not going_on:
-            return
-        os.write(stderr, f"\ninterrupted {_ENDING_S:.0f} s ago, and still here:\n".encode())
-        faulthandler.dump_traceback(stderr)
-        os._exit(pytest.ExitCode.INTERRUPTED)
+    def __init__(self) -> None:
+        self._stderr = os.dup(sys.__stderr__.fileno() if sys.__stderr__ else 2)  # tests' own is captured
+        self._came = False
+        self._before = signal.signal(signal.SIGINT, self._interrupt)
 
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        _thread.start_new_thread(end, ())  # threading's own locks may be held where this runs
+    def close(self) -> None:
+        """Give SIGINT back; but after one, what the process still does is part of its end."""
+        if not self._came:
+            signal.signal(signal.SIGINT, self._before)
+            os.close(self._stderr)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> NoReturn:
+        if not self._came:
+            self._came = True
+            _thread.start_new_thread(self._end, ())  # threading's own locks may be held where this runs
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def _end(self) -> None:
+        time.sleep(_ENDING_S)
+        os.write(self._stderr, f"\ninterrupted {_ENDING_S:.0f} s ago, and still here:\n".encode())
+        faulthandler.dump_traceback(self._stderr)
+        os._exit(pytest.ExitCode.INTERRUPTED)
 
-    def undo() -> None:
-        nonlocal going_on
-        going_on = False
-        signal.signal(signal.SIGINT, before)
-        os.close(stderr)
-
-    return undo
+    def pytest_runtest_logfinish(self) -> None:
+        """Has no test begin after one that was interrupted and failed of it."""
+        if self._came:
+            raise KeyboardInterrupt

@@ -16,7 +16,7 @@ import hypothesis.database
 import pytest
 from tests import fork_server
 from tests.fetched import cache_dir
-from tests.interrupted import end_soon_when_interrupted
+from tests.interrupted import Interruption
 from tests.keeper import MARK, Keeper, marked, remove_abandoned
 
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
@@ -28,7 +28,9 @@ _SMALL = ("tests/unit/", "plugins/")
 
 def pytest_configure(config: pytest.Config) -> None:
     """Prepare the process of the run, and each worker's."""
-    config.add_cleanup(end_soon_when_interrupted())
+    interruption = Interruption()
+    config.pluginmanager.register(interruption)
+    config.add_cleanup(interruption.close)
     hypothesis.configuration.set_hypothesis_home_dir(cache_dir() / "hypothesis")  # not in the checkout
     hypothesis.settings.register_profile(
         "busy",
@@ -91,7 +93,7 @@ def unit_of(root: Path, nodeid: str) -> str:
 
 @functools.cache
 def _shares(path: Path) -> bool:
-    return 'scope="module"' in path.read_text(encoding="utf-8")
+    return path.is_file() and 'scope="module"' in path.read_text(encoding="utf-8")
 
 
 class _Scheduler:

@@ -154,6 +154,28 @@ def test_an_interrupted_run_that_waits_is_ended_and_tells_for_what(temporary: Pa
     eventually(lambda: list(temporary.iterdir()) == [], "the keeper's work")
 
 
+def test_no_test_begins_after_one_that_was_interrupted_and_failed_of_it(
+    temporary: Path, tmp_path: Path
+) -> None:
+    """As those in task groups do, whose error is a group."""
+    part = tmp_path / "test_two.py"
+    part.write_text(
+        "import os, signal, time\n"
+        "def test_one():\n"
+        "    try:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "        time.sleep(100_000)\n"
+        "    except KeyboardInterrupt as error:\n"
+        "        raise BaseExceptionGroup('', [error]) from None\n"
+        "def test_two():\n"
+        "    pass\n"
+    )
+    with run_of(part, temporary) as run:
+        output, _ = run.communicate(timeout=HANG_S)
+    assert run.returncode == 2, output
+    assert "1 failed in" in output
+
+
 def test_what_hypothesis_remembers_is_not_in_the_checkout() -> None:
     assert storage_directory("constants").path.is_relative_to(cache_dir())
 
