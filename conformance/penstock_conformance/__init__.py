@@ -2,7 +2,8 @@
 the modules whose names go on after that.
 
 A *clause* is one test: its name says what is proved, its docstring quotes the rule in ``penstock.spi``. Clauses come
-in three levels: 1 semantics, 2 races between processes, 3 crashes (a real SIGKILL, damage on the medium).
+in four levels: 1 semantics, 2 races between processes, 3 crashes (a real SIGKILL, damage on the medium), 4 faults (a
+medium that fills up, loses replies, or is away for a while).
 
 :func:`run` is what ``penstock conformance run`` calls. The same clauses run under a pytest of your own with
 ``pytest -p penstock_conformance.plugin --pyargs penstock_conformance --penstock-kind=wal --penstock-plugin=NAME``.
@@ -10,14 +11,18 @@ in three levels: 1 semantics, 2 races between processes, 3 crashes (a real SIGKI
 
 from __future__ import annotations
 
-__all__ = ("KINDS", "SUITE_VERSION", "Target", "run")
+__all__ = ("KINDS", "LEVELS", "SUITE_VERSION", "Target", "run")
 
 from typing import TYPE_CHECKING, Any
 
+from penstock_conformance import _catalogue
 from penstock_conformance._target import KINDS, SUITE_VERSION, Target
 
 if TYPE_CHECKING:
     from penstock_conformance._run import run
+
+#: The numbers of all levels.
+LEVELS = tuple(_catalogue.LEVELS)
 
 
 def __getattr__(name: str) -> Any:

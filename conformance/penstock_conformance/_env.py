@@ -53,16 +53,20 @@ class Env:
         epoch: int = 1,
         settings: Mapping[str, str] | None = None,
         allocator: Allocator | None = None,
+        object_store: ObjectStore | None = None,
     ) -> AsyncIterator[Any]:
-        """Open the plugin under test on this data directory, as the owner ``node_id`` of ``epoch``."""
+        """Open the plugin under test on this data directory, as the owner ``node_id`` of ``epoch``.
+
+        ``allocator`` and ``object_store`` take the place of those that serve it otherwise.
+        """
         spec = self._registry.select(self.target.kind, self.target.plugin)
         checked = self.target.checked_settings(spec, self.data_dir, settings)
         async with AsyncExitStack() as stack:
-            store: ObjectStore | None = None
+            store = object_store
             needs = KINDS[spec.kind].needs
             if ALLOCATOR in needs and allocator is None:
                 allocator = await self._allocator(stack)
-            if OBJECT_STORE in needs:
+            if OBJECT_STORE in needs and store is None:
                 store = await self._object_store(stack)
             services = self._services(node_id, epoch, allocator, store)
             opened = await stack.enter_async_context(spec.open(checked, services))
@@ -96,6 +100,10 @@ class Env:
             not_applicable("the account of an allocator that is a plugin isn't exact to the byte")
         return self.plain_allocator
 
+    def plain_store(self) -> DirectoryStore:
+        """The suite's own object store, on this data directory: not synced, as it has no power cut to survive."""
+        return DirectoryStore(self.store_dir / "conformance-objects", synced=False)
+
     async def clean(self) -> None:
         """Remove what the clause left in a place outside its data directory."""
         if self.target.kind == OBJECT_STORE.name:
@@ -125,7 +133,7 @@ class Env:
     async def _object_store(self, stack: AsyncExitStack) -> ObjectStore:
         if self.target.object_store:
             return await self._service(stack, OBJECT_STORE, self.target.object_store)
-        return DirectoryStore(self.store_dir / "conformance-objects")
+        return self.plain_store()
 
     async def _service(self, stack: AsyncExitStack, kind: Kind[T], name: str) -> T:
         spec = self._registry.select(kind.name, name)

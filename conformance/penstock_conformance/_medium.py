@@ -1,17 +1,42 @@
-"""Damage: what a crash or a failing disk does to the files of a log, done on purpose."""
+"""The medium: what it is, whether it was synced, and what a crash, a full or a failing disk does to it.
+
+Damage is done on purpose, to files; what is a file and what isn't is told by the plugin's ``location``.
+"""
 
 from __future__ import annotations
 
-__all__ = ("flip_in_files", "flipped", "medium_of", "remove_files_with", "torn", "zero_around")
+__all__ = (
+    "disk_with_room_for",
+    "file_system",
+    "flip_in_files",
+    "flipped",
+    "local_folder",
+    "medium_of",
+    "no_descriptors_left",
+    "remove_files_with",
+    "swap_files_with",
+    "torn",
+    "unsynced_bytes",
+    "zero_around",
+)
 
+import ctypes
+import os
 import random
+import resource
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from penstock_conformance._clause import not_applicable
 
 _SECTOR_BYTES = 512
 _SIZE_MAX = 256 * 2**20
+#: Linux's call that says how much of a file the page cache holds, and how much of that isn't written yet.
+_CACHESTAT = 451
 
 
 def medium_of(opened: Any) -> Path:
@@ -95,3 +120,98 @@ def remove_files_with(directory: Path, payload: bytes, _rng: random.Random) -> N
             found = True
     if not found:
         not_applicable("the bytes aren't in a file of the data directory as they were given")
+
+
+def file_system(directory: Path) -> str:
+    """The type of file system below ``directory``; empty where the system doesn't say."""
+    try:
+        mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    except OSError:
+        return ""
+    place = str(directory.resolve())
+    inside = [mount for mount in mounts if f"{place}/".startswith(mount[1].rstrip("/") + "/")]
+    return max(inside, key=lambda mount: len(mount[1]))[2] if inside else ""
+
+
+def local_folder(opened: Any) -> Path:
+    """The directory that holds everything; without one the clause can't be tried."""
+    url = urlsplit(str(opened.location))
+    path = Path(url.path)
+    if url.scheme not in ("", "file") or not path.is_absolute() or not path.is_dir():
+        not_applicable(f"the data aren't in a directory of this machine: location={opened.location}")
+    return path
+
+
+def unsynced_bytes(folder: Path) -> int:
+    """Bytes of the files below ``folder`` that are in the page cache and not on the disk.
+
+    Not every system tells; a file that is left unsynced on purpose shows whether this one does.
+    """
+    probe = folder / f"penstock-conformance-{os.getpid()}.probe"
+    try:
+        probe.write_bytes(bytes(4096))
+        if _unsynced(probe) == 0:
+            not_applicable(
+                f"{file_system(folder) or 'the file system'} doesn't say what it hasn't written yet"
+            )
+    finally:
+        probe.unlink(missing_ok=True)
+    return sum(_unsynced(path) for path in sorted(folder.rglob("*")) if path.is_file())
+
+
+class _Range(ctypes.Structure):
+    _fields_ = (("offset", ctypes.c_uint64), ("length", ctypes.c_uint64))
+
+
+class _Pages(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_uint64) for name in ("cached", "dirty", "writeback", "evicted", "recently_evicted")
+    )
+
+
+def _unsynced(path: Path) -> int:
+    if sys.platform != "linux":
+        return 0
+    pages = _Pages()
+    with path.open("rb") as file:
+        failed = ctypes.CDLL(None).syscall(
+            _CACHESTAT, file.fileno(), ctypes.byref(_Range(0, 0)), ctypes.byref(pages), 0
+        )
+    return 0 if failed else (pages.dirty + pages.writeback) * resource.getpagesize()
+
+
+@contextmanager
+def disk_with_room_for(size_bytes: int) -> Iterator[None]:
+    """No file of this process grows beyond ``size_bytes``: a write that would is refused, as by a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """This process can open nothing more: what is open stays so."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def swap_files_with(directory: Path, one: bytes, other: bytes) -> None:
+    """Each of the two files that hold the payloads and next to nothing else gets the other's bytes."""
+    found: list[Path] = []
+    for payload in (one, other):
+        holders = [
+            path for path in sorted(directory.rglob("*")) if path.is_file() and payload in path.read_bytes()
+        ]
+        if len(holders) != 1 or holders[0].stat().st_size > 2 * len(payload) + 1024:
+            not_applicable("the entry isn't a file of its own")
+        found += holders
+    bodies = [path.read_bytes() for path in found]
+    for path, body in zip(found, bodies[::-1], strict=True):
+        path.write_bytes(body)

@@ -1,35 +1,49 @@
-"""The report of a run, as JSON and as a table."""
+"""The report of a run: what was tried, under which conditions, what came out, and the verdict in one sentence."""
 
 from __future__ import annotations
 
-__all__ = ("ClauseResult", "Report")
+__all__ = ("DEADLINE", "ClauseResult", "Report")
 
 import dataclasses
 import json
 import os
 import platform
 import re
+import shlex
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import penstock
 from penstock.plugins import PluginInfo
+from penstock.spi import SPI_VERSION
+from penstock_conformance._catalogue import LEVELS, clause_names
+from penstock_conformance._medium import file_system
 from penstock_conformance._target import SUITE_VERSION, Target
 
 #: Version of the report's own form.
-REPORT_VERSION = 1
+REPORT_VERSION = 2
+
+#: The outcome of a clause that didn't end in time: neither proved nor broken.
+DEADLINE = "deadline"
 
 _SECRET = re.compile(r"secret|password|token|key|options", re.IGNORECASE)
 _USERINFO = re.compile(r"(//)[^/@\s]+@")
+_NAMES_MAX = 3
 
 
 @dataclass(slots=True, kw_only=True)
 class ClauseResult:
-    """``outcome`` is one of ``pass``, ``fail``, ``unclaimed``, ``unclaimed_passes``, ``not_applicable``."""
+    """``outcome``: ``pass``, ``fail``, ``deadline``, ``unclaimed``, ``unclaimed_passes`` or ``not_applicable``.
+
+    ``deadline_s`` is what the clause had, ``duration_ms`` what it took.
+    """
 
     name: str
     rule: str
@@ -37,8 +51,14 @@ class ClauseResult:
     capability: str
     outcome: str = ""
     duration_ms: float = 0.0
+    deadline_s: float = 0.0
     detail: str = ""
     traceback: str = ""
+
+    @property
+    def moot(self) -> bool:
+        """It is about plugins that don't claim what this one claims, so it says nothing that is missing."""
+        return self.outcome == "not_applicable" and self.detail == f"{self.capability} is claimed"
 
 
 @dataclass(slots=True, eq=False)
@@ -47,9 +67,15 @@ class Report:
 
     target: Target
     info: PluginInfo
+    #: A pytest expression over clause names; empty if nothing was left out by name.
+    select: str = ""
     clauses: list[ClauseResult] = field(default_factory=list)
     #: Of the opened instance; None until it was opened.
     capabilities: Mapping[str, Any] | None = None
+    #: Where the opened instance keeps its data, if it says so.
+    location: str = ""
+    #: The settings as the plugin got them, defaults included.
+    settings: Mapping[str, Any] = field(default_factory=dict)
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     duration_s: float = 0.0
 
@@ -63,15 +89,53 @@ class Report:
         self.clauses.sort(key=lambda result: (result.level, result.name))
 
     @property
-    def passed(self) -> bool:
-        """Something was proved and nothing failed."""
+    def result(self) -> str:
+        """``pass``, ``fail``, or ``undecided``: nothing failed, but something didn't end, or nothing was proved."""
         outcomes = self.counts
-        return outcomes["fail"] == 0 and outcomes["pass"] > 0
+        if outcomes["fail"]:
+            return "fail"
+        return "pass" if outcomes["pass"] and not outcomes[DEADLINE] else "undecided"
+
+    @property
+    def passed(self) -> bool:
+        """Something was proved, and everything that was tried holds."""
+        return self.result == "pass"
 
     @property
     def counts(self) -> Counter[str]:
         """Clauses by outcome."""
         return Counter(result.outcome for result in self.clauses)
+
+    @property
+    def left_out(self) -> Sequence[str]:
+        """Clauses of the kind that this run didn't try: a run with any is partial."""
+        tried = {result.name for result in self.clauses}
+        return [name for name in clause_names(self.target.kind) if name not in tried]
+
+    @property
+    def verdict(self) -> str:
+        """One sentence: whether it conforms, and what that doesn't say."""
+        broken = self._names("fail")
+        late = self._names(DEADLINE)
+        if broken:
+            words = f"does not conform: {_count(broken, 'clause', 'fails', 'fail')}"
+        elif late:
+            words = f"undecided: {_count(late, 'clause', 'missed its deadline', 'missed their deadlines')}"
+        elif not self.counts["pass"]:
+            words = "undecided: no clause proved anything"
+        else:
+            words = "conforms"
+        for level, noun in LEVELS.items():
+            mine = [result.outcome for result in self.clauses if result.level == level and not result.moot]
+            if idle := mine.count("not_applicable"):
+                words += f", {idle} of {len(mine)} {noun} clauses not applicable"
+        if self.left_out:
+            total = len(self.left_out) + len(self.clauses)
+            words += f"; partial, {len(self.clauses)} of {total} clauses were tried"
+        return words
+
+    def _names(self, outcome: str) -> list[str]:
+        return [result.name for result in self.clauses if result.outcome == outcome]
 
     def to_json(self) -> str:
         """The report as a JSON document; secrets in settings are masked."""
@@ -80,7 +144,9 @@ class Report:
             "report_version": REPORT_VERSION,
             "suite_version": SUITE_VERSION,
             "penstock_version": penstock.__version__,
-            "result": "pass" if self.passed else "fail",
+            "result": self.result,
+            "verdict": self.verdict,
+            "partial": bool(self.left_out),
             "plugin": {
                 "kind": self.info.kind,
                 "name": self.info.name,
@@ -90,15 +156,25 @@ class Report:
                 "summary": self.info.summary,
             },
             "settings": {key: _masked(key, value) for key, value in target.settings.items()},
+            "effective_settings": {key: _masked(key, str(value)) for key, value in self.settings.items()},
             "services": {
                 "object_store": target.object_store or "suite",
                 "allocator": target.allocator or "suite",
             },
             "capabilities": dict(self.capabilities or {}),
+            "medium": self._medium(),
             "machine": _machine(),
+            "versions": _versions(),
+            "selection": {
+                "levels": list(target.levels),
+                "select": self.select,
+                "left_out": list(self.left_out),
+            },
             "levels": list(target.levels),
             "rounds": target.rounds,
             "seed": target.seed,
+            "deadlines_s": {str(level): target.deadline_of(level) for level in target.levels},
+            "command": self.command,
             "started": self.started.isoformat(timespec="seconds"),
             "duration_s": self.duration_s,
             "counts": dict(self.counts),
@@ -106,12 +182,62 @@ class Report:
         }
         return json.dumps(document, indent=2, default=str) + "\n"
 
+    @property
+    def command(self) -> str:
+        """What to type for the same run again; masked settings are to be filled in."""
+        target = self.target
+        words = ["penstock", "conformance", "run", target.kind, "--plugin", target.plugin]
+        for key, value in target.settings.items():
+            words += ["--set", f"{key}={_masked(key, value)}"]
+        for directory in target.plugins_dirs:
+            words += ["--plugins-dir", directory]
+        for module in target.modules:
+            words += ["-p", module]
+        if target.object_store:
+            words += ["--object-store", target.object_store]
+        if target.allocator:
+            words += ["--allocator", target.allocator]
+        if target.levels != tuple(LEVELS):
+            words += [word for level in target.levels for word in ("--level", str(level))]
+        if self.select:
+            words += ["-k", self.select]
+        words += ["--rounds", str(target.rounds), "--seed", str(target.seed)]
+        words += ["--deadline", f"{target.deadline_s:g}"]
+        if target.work_dir:
+            words += ["--work-dir", target.work_dir]
+        return shlex.join(words)
+
+    def _medium(self) -> dict[str, Any]:
+        work_dir = Path(self.target.work_dir or tempfile.gettempdir())
+        return {
+            "location": _USERINFO.sub(r"\1***@", self.location),
+            "work_dir": str(work_dir),
+            "file_system": file_system(work_dir),
+        }
+
+
+def _count(names: Sequence[str], noun: str, singular: str, plural: str) -> str:
+    shown = ", ".join(names[:_NAMES_MAX]) + (", ..." if len(names) > _NAMES_MAX else "")
+    one = len(names) == 1
+    return f"{len(names)} {noun if one else noun + 's'} {singular if one else plural} ({shown})"
+
 
 def _masked(key: str, value: str) -> str:
     """A report is shown to others: no secrets, no user part of URLs."""
     if _SECRET.search(key):
         return "***"
     return _USERINFO.sub(r"\1***@", value)
+
+
+def _versions() -> dict[str, str]:
+    """What could change an outcome, beside the plugin."""
+    found = {"spi": str(SPI_VERSION), "suite": SUITE_VERSION, "penstock": penstock.__version__}
+    for package in ("pytest", "anyio"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = ""
+    return found
 
 
 def _machine() -> dict[str, Any]:

@@ -14,6 +14,7 @@ import pytest
 
 from penstock.errors import PluginError
 from penstock.spi.kinds import SERVICES
+from penstock_conformance._catalogue import clause_files
 from penstock_conformance._report import ClauseResult, Report
 from penstock_conformance._target import Target
 
@@ -58,10 +59,7 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
             "--import-mode=importlib",
         ),
         *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "penstock_conformance.plugin"),
-        *(
-            str(path)
-            for path in (_FOLDER / f"test_{target.kind}.py", *_FOLDER.glob(f"test_{target.kind}_*.py"))
-        ),
+        *map(str, clause_files(target.kind)),
         f"--penstock-kind={target.kind}",
         f"--penstock-plugin={target.plugin}",
         *(f"--penstock-{kind.replace('_', '-')}={getattr(target, kind)}" for kind in SERVICES),
@@ -73,6 +71,8 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
     arguments += [f"--penstock-plugins-dir={directory}" for directory in target.plugins_dirs]
     arguments += [f"--penstock-module={module}" for module in target.modules]
     arguments += [f"--penstock-level={level}" for level in target.levels]
+    if target.work_dir:
+        arguments.append(f"--penstock-work-dir={target.work_dir}")
     if report_path is not None:
         arguments.append(f"--penstock-report={report_path}")
     if select:

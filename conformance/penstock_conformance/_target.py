@@ -17,11 +17,12 @@ from penstock.plugins import PluginInfo, PluginRegistry, validate_settings
 from penstock.spi import kinds
 from penstock.spi.plugin import PluginSpec
 from penstock.spi.settings import Settings
+from penstock_conformance._catalogue import LEVELS
 
 #: Grows with each change that could turn a pass into a fail or the other way round.
-SUITE_VERSION = "1"
+SUITE_VERSION = "2"
 
-#: Plugin kinds; the clauses of each are in ``test_<kind>.py``.
+#: Plugin kinds; the clauses of each are in ``test_<kind>.py`` and ``test_<kind>_*.py``.
 KINDS = tuple(kinds.KINDS)
 
 
@@ -31,7 +32,8 @@ class Target:
 
     ``settings`` are texts as after ``--set``. ``object_store`` and ``allocator`` name plugins that serve the plugin
     under test, with their default settings; empty stands for the suite's own plain ones. ``rounds`` multiplies the
-    work of the race and crash clauses. Everything random comes from ``seed``.
+    work of the race and crash clauses. Everything random comes from ``seed``. Data directories are made in
+    ``work_dir``, which so decides what the medium is; empty stands for the system's place for temporary files.
     """
 
     kind: str
@@ -41,10 +43,11 @@ class Target:
     modules: tuple[str, ...] = ()
     object_store: str = ""
     allocator: str = ""
-    levels: tuple[int, ...] = (1, 2, 3)
+    levels: tuple[int, ...] = tuple(LEVELS)
     rounds: int = 1
     seed: int = 0
     deadline_s: float = 20.0
+    work_dir: str = ""
 
     def to_json(self) -> str:
         """For a child process."""
@@ -72,6 +75,10 @@ class Target:
         }
         origins: Origins = {(spec.kind, key): Origin("set", f"--set {key}") for key in values}
         return validate_settings(spec, values, origins)
+
+    def deadline_of(self, level: int) -> float:
+        """Seconds for a clause of this level; races, crashes and faults do the same many times."""
+        return self.deadline_s * (3 * self.rounds if level > 1 else 1)
 
     def info(self, registry: PluginRegistry) -> PluginInfo:
         """Name, version and capabilities of the plugin under test. Raises PluginError."""

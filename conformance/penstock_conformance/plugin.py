@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,9 +25,10 @@ import pytest
 
 from penstock.errors import PenstockError
 from penstock.spi.kinds import SERVICES
+from penstock_conformance._catalogue import LEVELS
 from penstock_conformance._clause import Clause, NotApplicable, clause_of
 from penstock_conformance._env import Env
-from penstock_conformance._report import ClauseResult, Report
+from penstock_conformance._report import DEADLINE, ClauseResult, Report
 from penstock_conformance._target import KINDS, Target
 
 _TARGET = pytest.StashKey[Target]()
@@ -49,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
     add("--penstock-plugins-dir", action="append", default=[], metavar="DIR", help="Load all plugins in DIR.")
     add("--penstock-module", action="append", default=[], metavar="MODULE", help="Load a plugin module.")
-    add("--penstock-level", action="append", type=int, choices=(1, 2, 3), help="Only these levels.")
+    add("--penstock-level", action="append", type=int, choices=tuple(LEVELS), help="Only these levels.")
     for kind in SERVICES:
         words = kind.replace("_", " ")
         add(_option(kind), default="", metavar="NAME", help=f"Plugin that serves it as {words}.")
@@ -60,7 +62,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         type=float,
         default=20.0,
         metavar="S",
-        help="Seconds per clause; thrice for races and crashes.",
+        help="Seconds per clause; thrice for races, crashes and faults.",
     )
     add("--penstock-report", metavar="FILE", help="Write the JSON report.")
     add("--penstock-work-dir", metavar="DIR", help="Where data directories are made.")
@@ -93,18 +95,21 @@ def pytest_configure(config: pytest.Config) -> None:
             plugins_dirs=tuple(option.penstock_plugins_dir),
             modules=tuple(option.penstock_module),
             **{kind: config.getoption(_option(kind)) for kind in SERVICES},
-            levels=tuple(sorted(set(option.penstock_level or (1, 2, 3)))),
+            levels=tuple(sorted(set(option.penstock_level or LEVELS))),
             rounds=max(1, option.penstock_rounds),
             seed=option.penstock_seed,
             deadline_s=option.penstock_deadline,
+            work_dir=option.penstock_work_dir or "",
         )
         registry = target.registry()
         info = target.info(registry)
-        target.checked_settings(registry.select(target.kind, target.plugin), Path())
+        settings = target.checked_settings(registry.select(target.kind, target.plugin), Path())
     except (PenstockError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_TARGET] = target
-    config.stash[_REPORT] = Report(target, info)
+    config.stash[_REPORT] = Report(
+        target, info, select=str(option.keyword or ""), settings=settings.model_dump(mode="json")
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -135,9 +140,8 @@ def _kind(item: pytest.Item) -> str:
 def env(request: pytest.FixtureRequest) -> Iterator[Env]:
     """The surroundings of one clause."""
     target = request.config.stash[_TARGET]
-    work_dir = request.config.option.penstock_work_dir
     with tempfile.TemporaryDirectory(
-        prefix="penstock-conformance-", dir=work_dir, ignore_cleanup_errors=True
+        prefix="penstock-conformance-", dir=target.work_dir or None, ignore_cleanup_errors=True
     ) as directory:
         surroundings = Env(target, Path(directory), request.node.name)
         yield surroundings
@@ -166,13 +170,12 @@ def _run_clause(
     function: Any, surroundings: Env, clause: Clause, result: ClauseResult, report: Report
 ) -> None:
     """Run one clause and say in ``result`` what came out; a broken clause raises."""
-    deadline_s = surroundings.target.deadline_s * (3 * surroundings.rounds if clause.level > 1 else 1)
+    deadline_s = result.deadline_s = surroundings.target.deadline_of(clause.level)
     try:
         capabilities = report.capabilities
         if capabilities is None:
-            capabilities = report.capabilities = _run(
-                functools.partial(_capabilities, surroundings), deadline_s
-            )
+            capabilities, report.location = _run(functools.partial(_look, surroundings), deadline_s)
+            report.capabilities = capabilities
         if clause.refuses and capabilities.get(clause.refuses):
             result.outcome, result.detail = "not_applicable", f"{clause.refuses} is claimed"
         elif clause.claims and not capabilities.get(clause.claims):
@@ -182,6 +185,8 @@ def _run_clause(
             result.outcome = "pass"
     except NotApplicable as reason:
         result.outcome, result.detail = "not_applicable", str(reason)
+    except MissedDeadline as reason:
+        result.outcome, result.detail = DEADLINE, str(reason)
 
 
 def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResult) -> None:
@@ -198,31 +203,44 @@ def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResul
         result.detail = f"{clause.claims} isn't claimed, but this clause passes"
 
 
-async def _capabilities(surroundings: Env) -> Mapping[str, Any]:
+async def _look(surroundings: Env) -> tuple[Mapping[str, Any], str]:
+    """What the opened plugin claims, and where it says that its data are."""
     # elsewhere: a clause begins where nothing was, and an epoch has one owner
     async with surroundings.elsewhere("capabilities").open() as opened:
         capabilities = opened.capabilities
-    return {name: getattr(capabilities, name) for name in getattr(capabilities, "__dataclass_fields__", {})}
+        location = str(getattr(opened, "location", ""))
+    names = getattr(capabilities, "__dataclass_fields__", {})
+    return {name: getattr(capabilities, name) for name in names}, location
+
+
+class MissedDeadline(Exception):  # noqa: N818 # an outcome, not an error
+    """The clause didn't end in time, which proves nothing."""
 
 
 def _run(function: Any, deadline_s: float) -> Any:
-    """Run a coroutine function with the deadline inside it, so that a plugin that hangs fails."""
+    """Run a coroutine function with the deadline inside it, so that a plugin that hangs holds nobody up.
+
+    Raises MissedDeadline.
+    """
 
     async def bounded() -> Any:
         try:
             with anyio.fail_after(deadline_s):
                 return await function()
         except TimeoutError as error:
-            raise AssertionError(f"the clause didn't end within its deadline of {deadline_s:g} s") from error
+            raise MissedDeadline(f"it didn't end within {deadline_s:g} s") from error
 
     try:
         with _watchdog(deadline_s + _GRACE_S):
             return anyio.run(bounded)
     except BaseExceptionGroup as group:
-        raise _single(group) from group
+        error = _single(group)
+        if isinstance(error, TimeoutError):
+            raise MissedDeadline(f"a step of it didn't end within {deadline_s:g} s") from group
+        raise error from group
     except _Stuck:
-        raise AssertionError(
-            f"the clause blocked the event loop, or couldn't be cancelled, past its deadline of {deadline_s:g} s"
+        raise MissedDeadline(
+            f"it blocked the event loop, or couldn't be cancelled, for more than {deadline_s:g} s"
         ) from None
 
 
@@ -236,7 +254,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
             pending.extend(error.exceptions)
         else:
             leaves.append(error)
-    for kind in (NotApplicable, AssertionError):
+    for kind in (NotApplicable, AssertionError, TimeoutError):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return leaf
@@ -289,7 +307,7 @@ def pytest_runtest_makereport(
         if result is None:
             result = item.stash[_RESULT] = _new_result(item, clause_of(getattr(item, "function", None)))
         result.outcome = "fail"
-        result.detail = _first_line(call.excinfo.value) if call.excinfo is not None else ""
+        result.detail = _detail(call.excinfo) if call.excinfo is not None else ""
         result.traceback = outcome.longreprtext
     if outcome.when == "teardown" and result is not None:
         item.config.stash[_REPORT].add(result)
@@ -303,6 +321,21 @@ def _new_result(item: pytest.Item, clause: Clause) -> ClauseResult:
         level=clause.level,
         capability=clause.claims or clause.refuses,
     )
+
+
+def _detail(failure: pytest.ExceptionInfo[BaseException]) -> str:
+    """What was wrong; for an assertion without words, what it expected, as the clause says it."""
+    error = failure.value
+    if isinstance(error, BaseExceptionGroup):
+        error = _single(error)
+    text = _first_line(error)
+    if not isinstance(error, AssertionError) or (str(error) and not text.startswith("assert ")):
+        return text
+    frames = traceback.extract_tb(error.__traceback__)
+    asserted = [frame.line for frame in frames if frame.line and frame.line.startswith("assert ")]
+    if not asserted:
+        return text
+    return f"expected {asserted[-1].removeprefix('assert ')}, got {text.removeprefix('assert ')}"
 
 
 def _first_line(error: BaseException) -> str:

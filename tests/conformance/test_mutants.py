@@ -22,7 +22,7 @@ _Outcomes = dict[str, dict[str, Any]]
 def _try_all(kind: str) -> _Outcomes:
     """What came out for all mutants of a kind; they share one process, because starting one costs most."""
     done = subprocess.run(
-        [sys.executable, "-m", "penstock_conformance.mutants", kind],
+        [sys.executable, "-m", "penstock_conformance.mutants", "--json", kind],
         capture_output=True,
         text=True,
         env={**os.environ, "PENSTOCK_LOAD_PLUGINS": ""},

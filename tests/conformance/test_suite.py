@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import os
 import subprocess
@@ -15,15 +14,13 @@ from typing import Any
 import pytest
 from tests.patience import HANG_S
 
-import penstock_conformance
-import penstock_conformance.reference
 import penstock_conformance.test_partitioner as clauses_of_partitioner
-from penstock_conformance import KINDS
+from penstock_conformance import KINDS, Target
 from penstock_conformance._body import check_body, make_body
+from penstock_conformance._catalogue import clause_files, clause_names
+from penstock_conformance._report import ClauseResult, Report
 from penstock_conformance.mutants import MUTANTS
 from penstock_tools.cli import main
-
-_FOLDER = Path(inspect.getfile(penstock_conformance)).parent
 
 _REFUSING_STORE = '''
 """A store that claims nothing and refuses one thing too few; and one that hangs."""
@@ -123,16 +120,21 @@ def test_unclaimed_capabilities_are_told_and_must_be_refused(tmp_path: Path, plu
     ]
 
 
-def test_plugin_that_blocks_the_loop_fails(tmp_path: Path, plugins_dir: Path) -> None:
-    """A plugin that hangs fails its clause; the others are still tried."""
+def test_missed_deadline_is_an_outcome_of_its_own(tmp_path: Path, plugins_dir: Path) -> None:
+    """A plugin that hangs proves nothing by it, and breaks nothing; the other clauses are still tried."""
     done, report = _run(
         tmp_path,
         *("partitioner", "--plugin", "stuck", "--plugins-dir", str(plugins_dir), "--deadline", "0.5"),
     )
     outcomes = {clause["name"]: clause["outcome"] for clause in report["clauses"]}
-    assert done.returncode == 1
-    assert [name for name, outcome in outcomes.items() if outcome == "fail"] == ["no_partitions_is_refused"]
+    assert done.returncode == 3
+    assert [name for name, outcome in outcomes.items() if outcome == "deadline"] == [
+        "no_partitions_is_refused"
+    ]
+    assert "fail" not in outcomes.values()
     assert len(outcomes) >= 10
+    assert report["result"] == "undecided"
+    assert report["verdict"].startswith("undecided: 1 clause missed its deadline (no_partitions_is_refused)")
 
 
 def test_report_says_what_was_tried(tmp_path: Path) -> None:
@@ -156,6 +158,89 @@ def test_report_says_what_was_tried(tmp_path: Path) -> None:
     assert report["machine"]["cpus"] >= 1
 
 
+def test_report_records_what_decides_it(tmp_path: Path) -> None:
+    """Selection, deadlines, effective settings, medium, versions, and the command for the same run again."""
+    options = ("--plugin", "reference", "-p", "penstock_conformance.reference")
+    done, report = _run(
+        tmp_path,
+        *("metadata_log", *options, "--level", "1", "--seed", "7", "-k", "gaps_are_refused"),
+        *("--deadline", str(HANG_S), "--work-dir", str(tmp_path)),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert report["selection"]["levels"] == [1]
+    assert report["selection"]["select"] == "gaps_are_refused"
+    assert "newest_snapshot_comes_back" in report["selection"]["left_out"]
+    assert report["deadlines_s"] == {"1": HANG_S}
+    assert report["clauses"][0]["deadline_s"] == HANG_S
+    assert report["medium"]["work_dir"] == str(tmp_path)
+    assert report["medium"]["location"].startswith(str(tmp_path))
+    assert set(report["versions"]) == {"spi", "suite", "penstock", "pytest", "anyio"}
+    assert report["command"].startswith("penstock conformance run metadata_log --plugin reference -p ")
+    assert report["command"].endswith(
+        f" --level 1 -k gaps_are_refused --rounds 1 --seed 7 --deadline {HANG_S:g} --work-dir {tmp_path}"
+    )
+
+
+def test_report_has_the_settings_as_the_plugin_got_them(tmp_path: Path) -> None:
+    """Defaults are among them: they decide what came out."""
+    options = ("--plugin", "reference", "-p", "penstock_conformance.reference")
+    _, report = _run(tmp_path, *("wal", *options, "--level", "1", "-k", "new_log_is_empty"))
+    assert report["settings"] == {}
+    assert report["effective_settings"]["capacity"]
+
+
+def test_partial_run_says_that_it_is_partial(tmp_path: Path) -> None:
+    """In the report, and in the verdict; a whole one says nothing of it."""
+    options = ("log_cache", "--plugin", "reference", "-p", "penstock_conformance.reference")
+    done, report = _run(tmp_path, *options, "-k", "statistics_add_up")
+    total = len(clause_names("log_cache"))
+    assert report["partial"] is True
+    assert report["verdict"] == f"conforms; partial, 1 of {total} clauses were tried"
+    assert f"partial, 1 of {total}" in done.stdout
+    _, report = _run(tmp_path, *options)
+    assert report["partial"] is False
+    assert report["verdict"] == "conforms"
+
+
+def test_clauses_that_cannot_apply_are_in_the_verdict() -> None:
+    """How many, and of which level."""
+    report = _report_of(("a", 1, "pass"), ("b", 3, "not_applicable"), ("c", 3, "pass"))
+    assert report.verdict.startswith("conforms, 1 of 2 crash clauses not applicable")
+
+
+def test_failure_goes_before_a_missed_deadline() -> None:
+    """What is broken is broken, whatever else wasn't decided."""
+    report = _report_of(("a", 1, "pass"), ("b", 1, "fail"), ("c", 1, "deadline"))
+    assert report.result == "fail"
+    assert report.verdict.startswith("does not conform: 1 clause fails (b)")
+
+
+def test_nothing_proved_is_no_conformity() -> None:
+    """Clauses that can't be tried prove nothing."""
+    report = _report_of(("a", 1, "not_applicable"))
+    assert not report.passed
+    assert report.verdict.startswith("undecided: no clause proved anything")
+
+
+def _report_of(*clauses: tuple[str, int, str]) -> Report:
+    target = Target(kind="log_cache", plugin="reference", modules=("penstock_conformance.reference",))
+    report = Report(target, target.info(target.registry()))
+    for name, level, outcome in clauses:
+        report.add(ClauseResult(name=name, rule="", level=level, capability="", outcome=outcome))
+    return report
+
+
+def test_bare_assertion_says_what_was_expected(tmp_path: Path, plugins_dir: Path) -> None:
+    """An assertion without words tells its own text, and the values."""
+    done, report = _run(
+        tmp_path,
+        *("partitioner", "--plugin", "mutant", "-p", "penstock_conformance.mutants"),
+        *("--set", "defect=moves_keys_with_the_load", "-k", "news_move_no_key", "--deadline", str(HANG_S)),
+    )
+    assert done.returncode == 1
+    assert report["clauses"][0]["detail"].startswith("expected [partitioner.choose(")
+
+
 def test_suite_runs_under_a_foreign_pytest(tmp_path: Path) -> None:
     """The importable way in, in any order, from any directory, beside a project's own settings."""
     (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\naddopts = '-q'\n")
@@ -173,7 +258,9 @@ def test_suite_runs_under_a_foreign_pytest(tmp_path: Path) -> None:
         env={**os.environ, "PYTEST_ADDOPTS": ""},
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert json.loads((tmp_path / "out.json").read_text())["counts"] == {"pass": 10}
+    assert json.loads((tmp_path / "out.json").read_text())["counts"] == {
+        "pass": len(clause_names("log_cache"))
+    }
 
 
 @pytest.mark.parametrize(
@@ -209,8 +296,8 @@ def test_mistakes_of_the_user_are_one_sentence(
 def test_every_clause_says_its_rule() -> None:
     """One module per kind; each clause is a coroutine with a docstring, and its name is unique in its kind."""
     for kind in KINDS:
-        tree = ast.parse(_clauses_of(kind).replace("from __future__ import annotations", ""))
-        functions = [node for node in tree.body if isinstance(node, ast.AsyncFunctionDef)]
+        bodies = [node for path in clause_files(kind) for node in ast.parse(path.read_text()).body]
+        functions = [node for node in bodies if isinstance(node, ast.AsyncFunctionDef)]
         clauses = [node for node in functions if node.name.startswith("test_")]
         assert len(clauses) >= 10, f"few clauses: kind={kind}"
         assert len({node.name for node in clauses}) == len(clauses)
@@ -227,9 +314,8 @@ def _clauses_of(kind: str) -> str:
 def test_mutants_name_clauses_that_exist() -> None:
     """A renamed clause can't leave a mutant behind."""
     for mutant in MUTANTS.values():
-        text = _clauses_of(mutant.kind)
         for name in mutant.caught_by:
-            assert f"async def test_{name}(" in text, f"no such clause: {mutant.kind} {name}"
+            assert name in clause_names(mutant.kind), f"no such clause: {mutant.kind} {name}"
 
 
 def test_every_clause_catches_a_mutant() -> None:
@@ -239,12 +325,7 @@ def test_every_clause_catches_a_mutant() -> None:
     exempt |= {"unclaimed_multipart_is_refused", "unclaimed_seal_is_refused", "unclaimed_readahead_is_zero"}
     exempt |= {"news_of_others_arrive"}
     for kind in KINDS:
-        tree = ast.parse((_FOLDER / f"test_{kind}.py").read_text())
-        clauses = {
-            node.name.removeprefix("test_")
-            for node in tree.body
-            if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("test_")
-        }
+        clauses = set(clause_names(kind))
         caught = {name for mutant in MUTANTS.values() if mutant.kind == kind for name in mutant.caught_by}
         assert clauses - caught - exempt == set(), f"clauses without a mutant: kind={kind}"
 

@@ -42,7 +42,7 @@ class LosesGrantsOfTheCancelled(PlainAllocator):
             super()._give_up(waiter)
 
 
-@mutant(KIND, "blocks_the_queue_when_cancelled", "cancelled_waiter_leaves_the_queue")
+@mutant(KIND, "blocks_the_queue_when_cancelled", "cancelled_waiter_leaves_the_queue", hangs=True)
 class BlocksTheQueueWhenCancelled(PlainAllocator):
     """Leaves a cancelled request in the queue."""
 
@@ -109,7 +109,7 @@ class ServesTheLastFirst(PlainAllocator):
         self._waiters.reverse()
 
 
-@mutant(KIND, "forgets_waiters_at_the_end", "waiters_are_answered_at_the_end")
+@mutant(KIND, "forgets_waiters_at_the_end", "waiters_are_answered_at_the_end", hangs=True)
 class ForgetsWaitersAtTheEnd(PlainAllocator):
     """Ends without a word."""
 
@@ -126,7 +126,7 @@ class NeverAsksForRoom(PlainAllocator):
         return super()._grant(size, purpose, mapped, own)
 
 
-@mutant(KIND, "refuses_the_maximal_record", "request_over_the_limit_is_granted_alone")
+@mutant(KIND, "refuses_the_maximal_record", "request_over_the_limit_is_granted_alone", hangs=True)
 class RefusesTheMaximalRecord(PlainAllocator):
     """A record over the limit waits for ever."""
 
@@ -157,7 +157,7 @@ class ClaimsTooMuchAlignment(PlainAllocator):
         return AllocatorCapabilities(alignment_bytes=2**30)
 
 
-@mutant(KIND, "does_not_hear_of_the_last_view", "waiter_gets_memory_when_the_last_view_goes")
+@mutant(KIND, "does_not_hear_of_the_last_view", "waiter_gets_memory_when_the_last_view_goes", hangs=True)
 class DoesNotHearOfTheLastView(PlainAllocator):
     """Looks at pinned memory only when something is released."""
 

@@ -36,6 +36,7 @@ class LoadsTwice(PlainBlockCache):
     "strands_waiters",
     "cancelled_loader_strands_nobody",
     "lone_cancelled_read_leaves_the_cache_usable",
+    hangs=True,
 )
 class StrandsWaiters(PlainBlockCache):
     """The reader that comes first loads for all, and when it is cancelled nobody does."""

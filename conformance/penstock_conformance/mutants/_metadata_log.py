@@ -127,7 +127,7 @@ class ReturnsTheOldestSnapshot(PlainMetadataLog):
         return None
 
 
-@mutant(KIND, "never_wakes_followers", "wait_returns_when_there_is_news")
+@mutant(KIND, "never_wakes_followers", "wait_returns_when_there_is_news", hangs=True)
 class NeverWakesFollowers(PlainMetadataLog):
     """Learns, and keeps it to itself."""
 
@@ -135,7 +135,7 @@ class NeverWakesFollowers(PlainMetadataLog):
         self._last_index = max(self._last_index, index)
 
 
-@mutant(KIND, "leaves_followers_waiting", "waiters_are_answered_at_the_end")
+@mutant(KIND, "leaves_followers_waiting", "waiters_are_answered_at_the_end", hangs=True)
 class LeavesFollowersWaiting(PlainMetadataLog):
     """Ends without a word."""
 

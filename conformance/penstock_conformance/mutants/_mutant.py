@@ -29,26 +29,34 @@ class Defective(Settings):
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """``caught_by`` are clauses, all of which must fail; they are of ``level``."""
+    """``caught_by`` are clauses, all of which must fail; they are of ``level``.
+
+    One that ``hangs`` is caught by their deadlines instead. One that is caught by how files are written needs a
+    medium that is ``on_disk``.
+    """
 
     kind: str
     defect: str
     caught_by: tuple[str, ...]
     level: int
     make: Callable[..., Any]
+    hangs: bool = False
+    on_disk: bool = False
 
 
 #: All mutants by kind and defect.
 MUTANTS: dict[tuple[str, str], Mutant] = {}
 
 
-def mutant(kind: str, defect: str, *caught_by: str, level: int = 1) -> Callable[[C], C]:
+def mutant(
+    kind: str, defect: str, *caught_by: str, level: int = 1, hangs: bool = False, on_disk: bool = False
+) -> Callable[[C], C]:
     """Register a class as the mutant ``defect`` of ``kind``."""
     assert caught_by, "a mutant names the clauses that must catch it"
 
     def register(made: C) -> C:
         assert (kind, defect) not in MUTANTS, f"two mutants of one name: {kind} {defect}"
-        MUTANTS[kind, defect] = Mutant(kind, defect, caught_by, level, made)
+        MUTANTS[kind, defect] = Mutant(kind, defect, caught_by, level, made, hangs, on_disk)
         return made
 
     return register

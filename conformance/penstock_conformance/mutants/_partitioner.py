@@ -118,6 +118,6 @@ def penstock_register_partitioner() -> PartitionerSpec[Defective]:
         name=NAME,
         summary=SUMMARY,
         settings=Defective,
-        capabilities=PartitionerCapabilities(key_affinity=True, adaptive=True),
+        capabilities=PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True),
         open=closing(lambda settings, _: make("partitioner", settings.defect)),
     )

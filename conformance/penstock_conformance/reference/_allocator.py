@@ -91,6 +91,7 @@ class PlainAllocator:
         self._listeners: list[Callable[[int], int | None]] = []
         self._pins: set[weakref.ref[mmap.mmap]] = set()
         self._serving = False
+        self._pressing = False
         self._closed = False
 
     @property
@@ -116,8 +117,7 @@ class PlainAllocator:
     def charge_anyway(self, size: int, purpose: str) -> _Grant:
         self._check(size, mapped=False)
         if self._used.total() + size > self._limit:
-            for listener in self._listeners:
-                listener(size)
+            self._press(size)
         self._used[purpose] += size
         self._peak = max(self._peak, self._used.total())
         return _Grant(self, size, purpose, None)
@@ -186,14 +186,22 @@ class PlainAllocator:
         return used + size <= self._limit or (own + size > self._limit and used == own)
 
     def _grant(self, size: int, purpose: str, mapped: bool, own: int) -> _Grant | None:
-        if not self._fits(size, own):
-            for listener in self._listeners:
-                listener(size)
-            if not self._fits(size, own):
+        while not self._fits(size, own):
+            if not self._press(size) and not self._fits(size, own):
                 return None
         self._used[purpose] += size
         self._peak = max(self._peak, self._used.total())
         return _Grant(self, size, purpose, self._map(size) if mapped else None)
+
+    def _press(self, size: int) -> int:
+        """Ask all listeners; bytes that they say they let go of, 0 if nobody did, or is just being asked."""
+        if self._pressing:
+            return 0
+        self._pressing = True
+        try:
+            return sum(listener(size) or 0 for listener in self._listeners)
+        finally:
+            self._pressing = False
 
     def _map(self, size: int) -> mmap.mmap:
         return mmap.mmap(-1, size)

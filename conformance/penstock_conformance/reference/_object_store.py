@@ -15,7 +15,13 @@ from urllib.parse import quote, unquote
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    UnavailableError,
+)
 from penstock.hookspecs import hookimpl
 from penstock.spi.object_store import (
     ObjectInfo,
@@ -45,7 +51,8 @@ class _Counts:
 class DirectoryStore:
     """Every method is one checkpoint, then blocking file I/O: simple, and whole or not at all."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        self._synced = synced
         self._objects = directory / "objects"
         self._temporary = directory / "temporary"
         self._objects.mkdir(parents=True, exist_ok=True)
@@ -122,7 +129,11 @@ class DirectoryStore:
                 yield info
 
     def _keys(self) -> Iterator[str]:
-        return (unquote(name) for name in os.listdir(self._objects))
+        try:
+            names = os.listdir(self._objects)
+        except OSError as error:
+            raise _told("", error) from error
+        return (unquote(name) for name in names)
 
     def statistics(self) -> ObjectStoreStatistics:
         counts = self._counts
@@ -141,16 +152,16 @@ class DirectoryStore:
     def _read(self, key: str) -> bytes:
         try:
             return self._path(key).read_bytes()
-        except FileNotFoundError:
-            raise NotFoundError(f"no such object: key={key}") from None
+        except OSError as error:
+            raise _told(key, error) from error
 
     def _info(self, key: str) -> ObjectInfo:
         try:
             with self._path(key).open("rb") as file:
                 token = file.read(_TOKEN_BYTES).hex()
                 status = os.fstat(file.fileno())
-        except FileNotFoundError:
-            raise NotFoundError(f"no such object: key={key}") from None
+        except OSError as error:
+            raise _told(key, error) from error
         return ObjectInfo(
             key=key,
             size=status.st_size - _TOKEN_BYTES,
@@ -161,12 +172,8 @@ class DirectoryStore:
     def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
         token = secrets.token_bytes(_TOKEN_BYTES)
         temporary = self._temporary / token.hex()
-        with temporary.open("xb") as file:
-            for part in (token, *body):
-                file.write(part)
-            file.flush()
-            os.fsync(file.fileno())
         try:
+            self._fill(temporary, (token, *body))
             if exclusive:
                 self._link(temporary, key)
             elif locked:
@@ -174,11 +181,21 @@ class DirectoryStore:
             else:
                 with self._locked():
                     temporary.replace(self._path(key))
+        except OSError as error:
+            raise _told(key, error) from error
         finally:
             temporary.unlink(missing_ok=True)
         self._counts.puts += 1
         self._counts.bytes_written += sum(len(part) for part in body)
         return token.hex()
+
+    def _fill(self, path: Path, parts: Sequence[Buffer]) -> None:
+        with path.open("xb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            if self._synced:
+                os.fsync(file.fileno())
 
     def _link(self, temporary: Path, key: str) -> None:
         """A hard link is created or not, whoever else tries."""
@@ -193,6 +210,13 @@ class DirectoryStore:
         with self._lock_path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+def _told(key: str, error: OSError) -> Exception:
+    """A medium that fails is no object that is missing."""
+    if isinstance(error, FileNotFoundError):
+        return NotFoundError(f"no such object: key={key}")
+    return UnavailableError(f"the medium failed, try again: key={key} error={error.strerror}")
 
 
 class _Upload:

@@ -39,7 +39,7 @@ class PlainPartitioner:
 
     @property
     def capabilities(self) -> PartitionerCapabilities:
-        return PartitionerCapabilities(key_affinity=True, adaptive=True)
+        return PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True)
 
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         if partition_count < 1:
@@ -77,6 +77,6 @@ def penstock_register_partitioner() -> PartitionerSpec[NoSettings]:
         name=NAME,
         summary=SUMMARY,
         settings=NoSettings,
-        capabilities=PartitionerCapabilities(key_affinity=True, adaptive=True),
+        capabilities=PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True),
         open=closing(lambda *_: PlainPartitioner()),
     )

@@ -17,6 +17,9 @@ class PartitionerCapabilities:
 
     #: Records with equal keys go to equal partitions while the partition count stays.
     key_affinity: bool = False
+    #: A key goes where the Java client of Kafka sends it: ``(murmur2(key) & 0x7fffffff) % partition_count``, of the
+    #: key's bytes as they are. So producers of both kinds can write to one topic.
+    java_hash: bool = False
     #: Uses ``update_load`` to prefer partitions that drain faster (KIP-794).
     adaptive: bool = False
 

@@ -16,6 +16,6 @@ def penstock_register_partitioner() -> PartitionerSpec[PartitionerSettings]:
         name="partitioner",
         summary="murmur2 key hash as in Java, uniform sticky (KIP-794) without a key, or round robin",
         settings=PartitionerSettings,
-        capabilities=PartitionerCapabilities(key_affinity=True, adaptive=True),
+        capabilities=PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True),
         open=open_partitioner,
     )

@@ -171,7 +171,9 @@ class ConfiguredPartitioner:
     def capabilities(self) -> PartitionerCapabilities:
         settings = self._settings
         return PartitionerCapabilities(
-            key_affinity=self._by_key, adaptive=settings.adaptive and settings.strategy != "round_robin"
+            key_affinity=self._by_key,
+            java_hash=self._by_key,
+            adaptive=settings.adaptive and settings.strategy != "round_robin",
         )
 
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:

@@ -21,10 +21,13 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 _WORDS = {
     "pass": ("pass", "green"),
     "fail": ("FAIL", "bold red"),
+    "deadline": ("out of time", "red"),
     "unclaimed": ("not claimed", "dim"),
     "unclaimed_passes": ("not claimed, but passes", "yellow"),
     "not_applicable": ("not applicable", "dim"),
 }
+
+_EXIT_CODES = {"fail": 1, "undecided": 3}
 
 
 @app.callback()
@@ -48,7 +51,11 @@ def run_suite(
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
     level: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=3, help="Only this level: 1 semantics, 2 races, 3 crashes. May be repeated."),
+        typer.Option(
+            min=1,
+            max=4,
+            help="Only this level: 1 semantics, 2 races, 3 crashes, 4 faults of the medium. May be repeated.",
+        ),
     ] = None,
     select: Annotated[
         str, typer.Option("-k", metavar="EXPRESSION", help="Only clauses whose name fits, as in pytest.")
@@ -56,7 +63,8 @@ def run_suite(
     rounds: Annotated[int, typer.Option(min=1, help="So many times the races and crashes.")] = 1,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     deadline: Annotated[
-        float, typer.Option(min=0.1, metavar="SECONDS", help="Per clause; thrice for races and crashes.")
+        float,
+        typer.Option(min=0.1, metavar="SECONDS", help="Per clause; thrice for races, crashes and faults."),
     ] = 20.0,
     object_store: Annotated[
         str,
@@ -65,6 +73,10 @@ def run_suite(
     allocator: Annotated[
         str, typer.Option(metavar="NAME", help="Plugin that serves as allocator instead of the suite's own.")
     ] = "",
+    work_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Make data directories there: a disk of its kind is the medium."),
+    ] = None,
     verbose: Annotated[bool, typer.Option("-v", help="Show the rule of each clause.")] = False,
     plugins_dir: PluginsDirOption = None,
     modules: Annotated[
@@ -72,7 +84,10 @@ def run_suite(
         typer.Option("-p", metavar="MODULE", help="Load a plugin by name or module; may be repeated."),
     ] = None,
 ) -> None:
-    """Put a plugin through every clause of its kind's contract. Exit code 0: nothing failed; 1: something did."""
+    """Put a plugin through every clause of its kind's contract.
+
+    Exit code 0: all that was tried holds; 1: a clause failed; 3: undecided, since a clause ran out of time.
+    """
     from rich.console import Console
 
     suite = _suite()
@@ -87,10 +102,11 @@ def run_suite(
         modules=setup.modules,
         object_store=object_store,
         allocator=allocator,
-        levels=tuple(sorted(set(level or (1, 2, 3)))),
+        levels=tuple(sorted(set(level))) if level else suite.LEVELS,
         rounds=rounds,
         seed=seed,
         deadline_s=deadline,
+        work_dir=str(work_dir.resolve()) if work_dir is not None else "",
     )
     console = Console(highlight=False)
     console.print(f"{kind} {plugin}: levels {', '.join(map(str, target.levels))}, seed {seed}")
@@ -99,7 +115,7 @@ def run_suite(
     )
     _summarize(console, outcome, report)
     if not outcome.passed:
-        raise typer.Exit(1)
+        raise typer.Exit(_EXIT_CODES[outcome.result])
 
 
 def _suite() -> ModuleType:
@@ -131,9 +147,9 @@ def _show(console: Any, result: Any, verbose: bool) -> None:
     duration = f"{result.duration_ms / 1000:.1f} s" if result.duration_ms >= 100 else ""
     name = result.name.replace("_", " ")
     console.print(f"  {result.level}  {name}  [{style}]{word}[/]  [dim]{duration}[/]", soft_wrap=True)
-    if verbose or result.outcome == "fail":
+    if verbose or result.outcome in ("fail", "deadline"):
         console.print(f"       [dim]rule:[/] {escape(result.rule)}", soft_wrap=True)
-    if result.detail and (verbose or result.outcome in ("fail", "unclaimed_passes")):
+    if result.detail and (verbose or result.outcome in ("fail", "deadline", "unclaimed_passes")):
         console.print(f"       {escape(result.detail)}", soft_wrap=True)
 
 
@@ -154,6 +170,6 @@ def _summarize(console: Any, outcome: Any, report: Path | None) -> None:
     console.print(table)
     claimed = [name for name, value in (outcome.capabilities or {}).items() if value is True]
     console.print(f"claimed: {', '.join(claimed) or 'nothing optional'}; from {info.origin}", soft_wrap=True)
-    console.print(f"{'conforms' if outcome.passed else 'does not conform'}, {outcome.duration_s:.1f} s")
+    console.print(f"{outcome.verdict}, {outcome.duration_s:.1f} s", soft_wrap=True)
     if report is not None:
         console.print(f"report: {report}", soft_wrap=True)

@@ -1,0 +1,380 @@
+"""Metadata logs that are right for few entries, one writer and a store that never fails."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
+from typing import Any
+
+import anyio
+
+from penstock.errors import AlreadyExistsError, ConflictError, CorruptError, NotFoundError, UnavailableError
+from penstock.spi.metadata_log import MetadataEntry, MetadataSnapshot
+from penstock.spi.object_store import ObjectInfo, ObjectStore
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._metadata_log import PlainMetadataLog, _unpack
+
+KIND = "metadata_log"
+
+_MANY = "thousands_of_entries_come_back"
+_AGAIN = "each_opening_continues_the_log"
+_8_MIB = 8 * 2**20
+
+
+async def _listed(store: ObjectStore, prefix: str) -> Sequence[ObjectInfo]:
+    return [info async for info in store.list(prefix)]
+
+
+def _index(key: str) -> int:
+    return int(key.rpartition("/")[2])
+
+
+@mutant(KIND, "reads_one_page", _MANY)
+class ReadsOnePage(PlainMetadataLog):
+    """Takes the end of the first page of a listing for the end of the log."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for entry in super().read(start_index):
+            if entry.index < start_index + 1000:
+                yield entry
+
+
+@mutant(KIND, "loses_an_entry_between_pages", _MANY)
+class LosesAnEntryBetweenPages(PlainMetadataLog):
+    """Begins the second page one late."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for entry in super().read(start_index):
+            if entry.index != start_index + 1000:
+                yield entry
+
+
+@mutant(KIND, "has_room_for_three_digits", _MANY)
+class HasRoomForThreeDigits(PlainMetadataLog):
+    """Orders entries as texts, whose numbers have three digits."""
+
+    def _key(self, index: int) -> str:
+        return f"log/{max(index, 0):03}"
+
+
+@mutant(KIND, "frees_indexes_below_a_snapshot", _MANY)
+class FreesIndexesBelowASnapshot(PlainMetadataLog):
+    """Takes an index below the snapshot for one that nobody has."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        try:
+            await super().append(index, data)
+        except ConflictError:
+            snapshot = await self.read_snapshot()
+            if snapshot is None or index > snapshot.index or index < snapshot.index - 100:
+                raise
+
+
+@mutant(KIND, "returns_the_last_written_snapshot", "older_snapshot_never_wins")
+class ReturnsTheLastWrittenSnapshot(PlainMetadataLog):
+    """Points at the snapshot that came last."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        await self._store.put("current", [b"%d" % snapshot.index, b" ", snapshot.data])
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        try:
+            index, _, data = bytes(await self._store.get("current")).partition(b" ")
+        except NotFoundError:
+            return None
+        return MetadataSnapshot(int(index), data)
+
+
+@mutant(KIND, "orders_snapshots_as_texts", "older_snapshot_never_wins")
+class OrdersSnapshotsAsTexts(PlainMetadataLog):
+    """The snapshot of 9 comes after that of 10."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        keys = [info.key for info in await _listed(self._store, "snapshot/")]
+        if not keys:
+            return None
+        index = int(max(str(_index(key)) for key in keys))
+        key = f"snapshot/{index:020}"
+        return MetadataSnapshot(index, _unpack(index, bytes(await self._store.get(key))))
+
+
+@mutant(KIND, "remembers_its_own_snapshot", "older_snapshot_never_wins")
+class RemembersItsOwnSnapshot(PlainMetadataLog):
+    """Answers with the newest snapshot that it wrote itself."""
+
+    _own: MetadataSnapshot | None = None
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        if self._own is None or snapshot.index > self._own.index:
+            self._own = snapshot
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        return self._own or await super().read_snapshot()
+
+
+@mutant(KIND, "cuts_large_snapshots", "large_snapshot_comes_back_whole")
+class CutsLargeSnapshots(PlainMetadataLog):
+    """Keeps 8 MiB of a snapshot."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(MetadataSnapshot(snapshot.index, snapshot.data[:_8_MIB]))
+
+
+@mutant(KIND, "mixes_large_snapshots", "large_snapshot_comes_back_whole")
+class MixesLargeSnapshots(PlainMetadataLog):
+    """Writes large snapshots over the older one, piece by piece, and not the last piece."""
+
+    _older = b""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        data = snapshot.data
+        if len(data) > _8_MIB:
+            data = data[:_8_MIB] + self._older[_8_MIB:] if self._older else data
+            self._older = snapshot.data
+        await super().write_snapshot(MetadataSnapshot(snapshot.index, data))
+
+
+@mutant(KIND, "notes_its_end_once", _AGAIN)
+class NotesItsEndOnce(PlainMetadataLog):
+    """Writes down where the log ends when a snapshot is written for the first time, and believes it ever after."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(snapshot)
+        with suppress(AlreadyExistsError):
+            await self._store.put_if_absent("end", [b"%d" % (snapshot.index + 20)])
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        try:
+            end = int(bytes(await self._store.get("end")))
+        except NotFoundError:
+            end = 2**60
+        async for entry in super().read(start_index):
+            if entry.index <= end:
+                yield entry
+
+
+@mutant(KIND, "clears_up_at_opening", _AGAIN)
+class ClearsUpAtOpening(PlainMetadataLog):
+    """Looks for old snapshots when it reads one, and deletes the newest."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        keys = [info.key for info in await _listed(self._store, "snapshot/")]
+        if len(keys) > 1 and not self._appends:
+            await self._store.delete(keys[1:])
+        return await super().read_snapshot()
+
+
+@mutant(KIND, "appends_below_its_snapshot", _AGAIN)
+class AppendsBelowItsSnapshot(PlainMetadataLog):
+    """Knows of the entries after the newest snapshot only, and puts others over what was there."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        snapshot = await super().read_snapshot()
+        if snapshot is not None and index <= snapshot.index + 1 and not self._appends:
+            await self._store.delete([self._key(index)])
+        await super().append(index, data)
+
+
+@mutant(KIND, "skips_what_was_dropped", "reader_that_is_overtaken_is_told")
+class SkipsWhatWasDropped(PlainMetadataLog):
+    """Reads on where there are entries again."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        for info in await _listed(self._store, "log/"):
+            index = _index(info.key)
+            if index >= start_index:
+                with suppress(NotFoundError):
+                    yield self._decode(index, bytes(await self._store.get(info.key)))
+                    self._learn(index)
+
+
+@mutant(KIND, "ends_where_it_was_dropped", "reader_that_is_overtaken_is_told")
+class EndsWhereItWasDropped(PlainMetadataLog):
+    """Takes an entry that is gone for the end of the log."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        with suppress(NotFoundError):
+            async for entry in super().read(start_index):
+                yield entry
+
+
+@mutant(KIND, "wakes_one_follower", "many_followers_hear_of_news", hangs=True)
+class WakesOneFollower(PlainMetadataLog):
+    """News are for who came first."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._followers: list[anyio.Event] = []
+
+    async def wait_for_news(self, after_index: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._last_index <= after_index:
+            event = anyio.Event()
+            self._followers.append(event)
+            await event.wait()
+
+    def _learn(self, index: int) -> None:
+        if index > self._last_index:
+            self._last_index = index
+            if self._followers:
+                self._followers.pop(0).set()
+
+
+@mutant(KIND, "hears_only_itself", "news_come_by_reading_too", hangs=True)
+class HearsOnlyItself(PlainMetadataLog):
+    """Its own appends are all the news there are."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        last = self._last_index
+        async for entry in super().read(start_index):
+            self._last_index = last
+            yield entry
+        self._last_index = last
+
+
+_OPENED: list[Any] = []
+
+
+@mutant(KIND, "keeps_every_opener", "opening_leaves_nothing_behind")
+class KeepsEveryOpener(PlainMetadataLog):
+    """Is in a list of all logs that there ever were."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        _OPENED.append(self)
+
+
+@mutant(KIND, "takes_damage_at_the_end_for_the_end", "damage_of_the_newest_entry_is_reported", level=3)
+class TakesDamageAtTheEndForTheEnd(PlainMetadataLog):
+    """A last entry that fails its checksum was never finished."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        try:
+            async for entry in super().read(start_index):
+                yield entry
+        except CorruptError:
+            if await self._find_last() > self._last_index + 1:
+                raise
+
+
+@mutant(KIND, "trusts_the_key", "entry_in_the_place_of_another_is_reported", level=3)
+class TrustsTheKey(PlainMetadataLog):
+    """Looks at the checksum, and not at whose it is."""
+
+    def _decode(self, index: int, raw: bytes) -> MetadataEntry:
+        return MetadataEntry(index, _unpack(int.from_bytes(raw[4:12], "big"), raw))
+
+
+@mutant(KIND, "takes_its_own_entry_for_anothers", "lost_reply_of_an_append_is_resolved", level=4)
+class TakesItsOwnEntryForAnothers(PlainMetadataLog):
+    """Tries again when a reply is lost, and meets itself."""
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except UnavailableError:
+            await super()._create(key, body)
+
+
+@mutant(KIND, "takes_a_lost_reply_for_a_failure", "lost_reply_of_an_append_is_resolved", level=4)
+class TakesALostReplyForAFailure(PlainMetadataLog):
+    """Undoes what it doesn't know the outcome of."""
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except UnavailableError:
+            await self._store.delete([key])
+            raise
+
+
+@mutant(KIND, "swallows_failed_appends", "failed_append_is_told", level=4)
+class SwallowsFailedAppends(PlainMetadataLog):
+    """Logs that an entry couldn't be written."""
+
+    async def _create(self, key: str, body: bytes) -> None:
+        with suppress(UnavailableError):
+            await super()._create(key, body)
+
+
+@mutant(KIND, "counts_failed_appends", "failed_append_is_told", level=4)
+class CountsFailedAppends(PlainMetadataLog):
+    """Goes on after an entry that isn't there."""
+
+    _missing = 0
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except UnavailableError:
+            self._learn(_index(key))
+            raise
+
+
+@mutant(KIND, "ends_at_an_outage", "outage_is_not_the_end_of_the_log", level=4)
+class EndsAtAnOutage(PlainMetadataLog):
+    """What can't be read isn't there."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        with suppress(UnavailableError):
+            async for entry in super().read(start_index):
+                yield entry
+
+
+@mutant(KIND, "takes_an_outage_for_damage", "outage_is_not_the_end_of_the_log", level=4)
+class TakesAnOutageForDamage(PlainMetadataLog):
+    """What can't be read is corrupt."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        try:
+            async for entry in super().read(start_index):
+                yield entry
+        except UnavailableError:
+            raise CorruptError(f"an entry can't be read: start_index={start_index}") from None
+
+
+@mutant(KIND, "falls_back_to_an_older_snapshot", "outage_is_not_an_older_snapshot", level=4)
+class FallsBackToAnOlderSnapshot(PlainMetadataLog):
+    """Takes the snapshot before, if the newest can't be had."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        for info in (await _listed(self._store, "snapshot/"))[::-1]:
+            index = _index(info.key)
+            with suppress(UnavailableError):
+                return MetadataSnapshot(index, _unpack(index, bytes(await self._store.get(info.key))))
+        return None
+
+
+@mutant(KIND, "has_no_snapshot_in_an_outage", "outage_is_not_an_older_snapshot", level=4)
+class HasNoSnapshotInAnOutage(PlainMetadataLog):
+    """A snapshot that isn't listed isn't there."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        with suppress(UnavailableError):
+            return await super().read_snapshot()
+        return None
+
+
+@mutant(KIND, "swallows_failed_snapshots", "failed_snapshot_is_told_and_drops_nothing", level=4)
+class SwallowsFailedSnapshots(PlainMetadataLog):
+    """A snapshot is only a matter of speed."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        with suppress(UnavailableError):
+            await super().write_snapshot(snapshot)
+
+
+@mutant(KIND, "makes_room_for_snapshots", "failed_snapshot_is_told_and_drops_nothing", level=4)
+class MakesRoomForSnapshots(PlainMetadataLog):
+    """Drops what the new snapshot covers before it writes it."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        older = [info.key for info in await _listed(self._store, "snapshot/")]
+        if len(older) > 1:
+            entries = [info.key for info in await _listed(self._store, "log/")]
+            await self._store.delete([key for key in entries if key <= self._key(snapshot.index)])
+        await super().write_snapshot(snapshot)

@@ -1,0 +1,373 @@
+"""Clauses of ``penstock.spi.metadata_log``: many entries, large snapshots, company, reopening, a store that fails."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import ConflictError, CorruptError, NotFoundError, PenstockError, UnavailableError
+from penstock.spi.metadata_log import MetadataSnapshot
+from penstock_conformance._body import make_body
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, raises
+from penstock_conformance._faults import FaultyStore, error_of
+from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._medium import flip_in_files, swap_files_with
+
+KIND = "metadata_log"
+
+#: Beyond the 1,000 keys that a listing of most stores stops at.
+_MANY = 1004
+
+
+def _entry(index: int) -> bytes:
+    return make_body(0, index, 120)
+
+
+async def _fill(log: Any, start: int, stop: int) -> None:
+    for index in range(start, stop):
+        await log.append(index, _entry(index))
+
+
+async def _read(log: Any, start_index: int = 1) -> list[tuple[int, bytes]]:
+    return [(entry.index, bytes(entry.data)) async for entry in log.read(start_index)]
+
+
+def _check_entries(got: list[tuple[int, bytes]], start: int, stop: int, what: str) -> None:
+    """Exactly the entries [start, stop), each with its own bytes."""
+    indexes = [index for index, _ in got]
+    wanted = list(range(start, stop))
+    if indexes != wanted:
+        place = next(
+            (n for n, index in enumerate(wanted) if n >= len(indexes) or indexes[n] != index), len(wanted)
+        )
+        raise AssertionError(
+            f"{what}: {len(got)} entries instead of {len(wanted)}, wrong from index {start + place} on"
+        )
+    for index, data in got:
+        assert data == _entry(index), f"{what}: other bytes than were appended: index={index}"
+
+
+async def test_thousands_of_entries_come_back(env: Env) -> None:
+    """Entries from ``start_index`` in order, up to the newest, however many; they vanish only below a snapshot."""
+    async with env.open() as log:
+        await _fill(log, 1, _MANY + 1)
+        for start in (1, 2, 500, 998, 999, 1000, 1001, _MANY):
+            _check_entries(await _read(log, start), start, _MANY + 1, f"a read from {start}")
+    async with env.open(node_id=2, epoch=2) as log:
+        _check_entries(await _read(log), 1, _MANY + 1, "a read of another opener")
+        for index in (998, 1002):
+            await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+        _check_entries(
+            await _read(log, 999), 999, _MANY + 1, "a read of what the older of two snapshots lacks"
+        )
+        with raises(ConflictError):
+            await log.append(1000, b"another")
+        await log.append(_MANY + 1, _entry(_MANY + 1))
+        _check_entries(await _read(log, _MANY), _MANY, _MANY + 2, "a read across a snapshot's span")
+
+
+async def test_older_snapshot_never_wins(env: Env) -> None:
+    """The newest whole snapshot: the one of the greatest index, whichever was written last, and by whom."""
+    async with env.open(node_id=1) as log, env.open(node_id=2) as other:
+        await _fill(log, 1, 120)
+        await _read(other)
+        newest = 0
+        for writer, index in (
+            (log, 9),
+            (log, 10),
+            (log, 4),
+            (other, 99),
+            (log, 100),
+            (other, 20),
+            (log, 101),
+            (other, 9),
+        ):
+            await writer.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+            newest = max(newest, index)
+            for reader in (log, other):
+                snapshot = await reader.read_snapshot()
+                assert snapshot == MetadataSnapshot(newest, b"at %d" % newest), (
+                    f"after one of {index} was written, not that of {newest} came back: {snapshot}"
+                )
+        _check_entries(await _read(log, newest + 1), newest + 1, 120, "what the newest snapshot lacks")
+    async with env.open(epoch=2) as log:
+        snapshot = await log.read_snapshot()
+        assert snapshot == MetadataSnapshot(101, b"at 101"), f"another snapshot after reopening: {snapshot}"
+
+
+async def test_large_snapshot_comes_back_whole(env: Env) -> None:
+    """Keep the snapshot: its bytes, also beyond 8 MiB."""
+    data = env.random.randbytes(8 * 2**20 + 4099)
+    async with env.open() as log:
+        await _fill(log, 1, 3)
+        await log.write_snapshot(MetadataSnapshot(1, data[::-1]))
+        await log.write_snapshot(MetadataSnapshot(2, data))
+    async with env.open(epoch=2) as log:
+        snapshot = await log.read_snapshot()
+        assert snapshot is not None, "the snapshot is lost"
+        assert len(snapshot.data) == len(data), f"{len(snapshot.data)} bytes instead of {len(data)}"
+        if bytes(snapshot.data) != data:  # an assertion would show both, at length
+            raise AssertionError("other bytes than were written")
+
+
+async def test_each_opening_continues_the_log(env: Env) -> None:
+    """An entry, once appended, never changes: the third opener finds what the first two appended, and goes on."""
+    end = 1
+    newest = 0
+    for opening in range(1, 6):
+        async with env.open(node_id=opening, epoch=opening) as log:
+            snapshot = await log.read_snapshot()
+            found = 0 if snapshot is None else snapshot.index
+            assert found == newest, f"opening {opening} finds the snapshot of {found}, not of {newest}"
+            _check_entries(await _read(log, found + 1), found + 1, end, f"what opening {opening} reads")
+            if end > 1:
+                for taken in (end - 1, found + 1):
+                    with raises(ConflictError):
+                        await log.append(taken, b"another")
+            await _fill(log, end, end + 7)
+            end += 7
+            if opening in (2, 4):
+                newest = end - 3
+                await log.write_snapshot(MetadataSnapshot(newest, b"at %d" % newest))
+            _check_entries(
+                await _read(log, newest + 1), newest + 1, end, f"what opening {opening} reads of its own"
+            )
+
+
+async def test_reader_that_is_overtaken_is_told(env: Env) -> None:
+    """NotFoundError if entries were dropped below a snapshot: a reader gets every entry or an error, never fewer."""
+    async with env.open() as log, env.open(node_id=2) as follower:
+        await _fill(log, 1, 91)
+        got: list[int] = []
+        told = False
+        try:
+            async for entry in follower.read(1):
+                got.append(entry.index)
+                assert bytes(entry.data) == _entry(entry.index), f"other bytes: index={entry.index}"
+                if entry.index == 3:
+                    for index in (30, 60, 80, 85):
+                        await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+        except NotFoundError:
+            told = True
+        assert got == list(range(1, len(got) + 1)), f"entries were skipped: {got[:3]}...{got[-3:]}"
+        assert told or got[-1] == 90, f"the read ended at {got[-1]} of 90 as if that were the newest"
+
+
+async def test_many_followers_hear_of_news(env: Env) -> None:
+    """Return when there may be an entry past ``after_index``; whoever is cancelled takes no news along."""
+    async with env.open() as log:
+        await _fill(log, 1, 3)
+        heard: set[int] = set()
+
+        async def follow(number: int) -> None:
+            index = 2
+            while index < 4:
+                await log.wait_for_news(index)
+                async for entry in log.read(index + 1):
+                    index = entry.index
+            heard.add(number)
+
+        async with anyio.create_task_group() as tasks:
+            gone = anyio.CancelScope()
+
+            async def give_up() -> None:
+                with gone:
+                    await follow(-1)
+
+            tasks.start_soon(give_up)
+            for number in range(60):
+                tasks.start_soon(follow, number)
+            for _ in range(5):
+                await checkpoint()
+            gone.cancel()
+            await checkpoint()
+            await _fill(log, 3, 5)
+        assert heard == set(range(60)), f"{60 - len(heard)} of 60 followers never heard of the news"
+
+
+async def test_news_come_by_reading_too(env: Env) -> None:
+    """There may be an entry past ``after_index`` if this process has read one, whoever appended it."""
+    async with env.open() as log, env.open(node_id=2) as other:
+        await _fill(log, 1, 6)
+        _check_entries(await _read(other), 1, 6, "what another appended")
+        for index in range(5):
+            await other.wait_for_news(index)
+        assert other.statistics().last_index == 5, (
+            "the newest index known here isn't that of the entry just read"
+        )
+
+
+async def test_opening_leaves_nothing_behind(env: Env) -> None:
+    """Leaving the context ends what was opened: no descriptor, task, thread or object of it stays."""
+    index = 1
+
+    async def use(log: Any) -> None:
+        nonlocal index
+        await log.read_snapshot()
+        await _read(log, index)
+        await _fill(log, index, index + 2)
+        index += 2
+        async for _ in log.read(index - 2):
+            break  # an iterator that is left half-way
+        await log.write_snapshot(MetadataSnapshot(index - 1, b"x"))
+
+    await leaves_nothing(env, use)
+
+
+# --- 3: damage
+
+
+@clause(level=3)
+async def test_damage_of_the_newest_entry_is_reported(env: Env) -> None:
+    """CorruptError on a failed checksum: also of the last entry, which was acknowledged like the others."""
+    async with env.open() as log:
+        await _fill(log, 1, 6)
+    flip_in_files(env.data_dir, _entry(5), env.random)
+    async with env.open(epoch=2) as log:
+        with raises(CorruptError):
+            await _read(log)
+
+
+@clause(level=3)
+async def test_entry_in_the_place_of_another_is_reported(env: Env) -> None:
+    """CorruptError: an entry that is whole, but isn't the one of its index, is as wrong as a damaged one."""
+    async with env.open() as log:
+        await _fill(log, 1, 8)
+    swap_files_with(env.data_dir, _entry(4), _entry(5))
+    async with env.open(epoch=2) as log:
+        with raises(CorruptError):
+            await _read(log)
+
+
+# --- 4: faults of the medium
+
+
+async def _faulty(env: Env, stack: AsyncExitStack, epoch: int = 1) -> tuple[Any, FaultyStore]:
+    store = FaultyStore(env.plain_store())
+    return await stack.enter_async_context(env.open(epoch=epoch, object_store=store)), store
+
+
+def _applies(store: FaultyStore) -> None:
+    if not store.failed:
+        not_applicable("the plugin doesn't ask its object store this way")
+
+
+@clause(level=4)
+async def test_lost_reply_of_an_append_is_resolved(env: Env) -> None:
+    """An attempt whose outcome is unknown is resolved by reading back; UnavailableError if that can't be either."""
+    async with AsyncExitStack() as stack:
+        log, store = await _faulty(env, stack)
+        await _fill(log, 1, 4)
+        for index in (4, 5):
+            store.lose_reply("put_if_absent")
+            error = await error_of(log.append(index, _entry(index)))
+            _applies(store)
+            assert not isinstance(error, ConflictError), "the log takes its own entry for another's"
+            assert error is None or isinstance(error, UnavailableError), f"a lost reply became {error!r}"
+            store.heal()
+            _check_entries(await _read(log), 1, index + 1, "what a lost reply was about")
+        with raises(ConflictError):
+            await log.append(5, b"another")
+        await _fill(log, 6, 8)
+        _check_entries(await _read(log), 1, 8, "a log that lost replies")
+
+
+@clause(level=4)
+async def test_failed_append_is_told(env: Env) -> None:
+    """UnavailableError if the medium failed: an append that returns is there, one that raises isn't."""
+    async with AsyncExitStack() as stack:
+        log, store = await _faulty(env, stack)
+        await _fill(log, 1, 4)
+        for times in (1, 1000):
+            index = log.statistics().last_index + 1
+            for method in ("put_if_absent", "put"):
+                store.fail(method, times=times)
+            with anyio.move_on_after(env.target.deadline_s / 4):
+                error = await error_of(log.append(index, _entry(index)))
+                _applies(store)
+                assert error is None or isinstance(error, UnavailableError), (
+                    f"a failed append raised {error!r}"
+                )
+                store.heal()
+                there = index + 1 if error is None else index
+                _check_entries(await _read(log), 1, there, "what a failed append left")
+            store.heal()
+            if log.statistics().last_index < index:
+                await log.append(index, _entry(index))
+        _check_entries(await _read(log), 1, log.statistics().last_index + 1, "a log whose appends failed")
+
+
+@clause(level=4)
+async def test_outage_is_not_the_end_of_the_log(env: Env) -> None:
+    """Entries up to the newest, or an error that says that they can't be had: an outage makes no log shorter."""
+    async with env.open() as log:
+        await _fill(log, 1, 41)
+    async with AsyncExitStack() as stack:
+        log, store = await _faulty(env, stack, epoch=2)
+        for method in ("get", "list", "head"):
+            for lost in (False, True):
+                (store.lose_reply if lost else store.fail)(method, times=1000)
+                try:
+                    got = await _read(log)
+                except PenstockError as error:
+                    assert isinstance(error, UnavailableError), f"an outage ({method}) was told as {error!r}"
+                else:
+                    _check_entries(got, 1, 41, f"a read during an outage ({method})")
+                store.heal()
+                _check_entries(await _read(log), 1, 41, f"a read after an outage ({method})")
+        _applies(store)
+
+
+@clause(level=4)
+async def test_outage_is_not_an_older_snapshot(env: Env) -> None:
+    """The newest whole snapshot, or an error: an outage makes no snapshot vanish."""
+    async with env.open() as log:
+        await _fill(log, 1, 11)
+        for index in (4, 9):
+            await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+    async with AsyncExitStack() as stack:
+        log, store = await _faulty(env, stack, epoch=2)
+        for method in ("get", "list"):
+            for times in (1, 1000):
+                store.fail(method, times=times)
+                try:
+                    snapshot = await log.read_snapshot()
+                except PenstockError as error:
+                    assert isinstance(error, UnavailableError), f"an outage ({method}) was told as {error!r}"
+                else:
+                    assert snapshot == MetadataSnapshot(9, b"at 9"), f"an outage ({method}) gave {snapshot}"
+                store.heal()
+        _applies(store)
+        assert await log.read_snapshot() == MetadataSnapshot(9, b"at 9"), "another snapshot after the outage"
+
+
+@clause(level=4)
+async def test_failed_snapshot_is_told_and_drops_nothing(env: Env) -> None:
+    """Keep the snapshot, durably; *then* entries up to its index may be dropped."""
+    async with AsyncExitStack() as stack:
+        log, store = await _faulty(env, stack)
+        await _fill(log, 1, 31)
+        for index in (5, 10):
+            await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
+        for method in ("put", "put_if_absent"):
+            store.fail(method, times=1000)
+        error = await error_of(log.write_snapshot(MetadataSnapshot(25, b"at 25")))
+        _applies(store)
+        store.heal()
+        assert error is not None, "a snapshot that couldn't be written was acknowledged"
+        assert isinstance(error, UnavailableError), f"a failed snapshot raised {error!r}"
+        snapshot = await log.read_snapshot()
+        assert snapshot == MetadataSnapshot(10, b"at 10"), f"not the last snapshot that was kept: {snapshot}"
+        _check_entries(await _read(log, 11), 11, 31, "what the last kept snapshot lacks")
+        store.fail("delete", times=1000)
+        await error_of(log.write_snapshot(MetadataSnapshot(28, b"at 28")))
+        store.heal()
+        snapshot = await log.read_snapshot()
+        assert snapshot in (MetadataSnapshot(28, b"at 28"), MetadataSnapshot(10, b"at 10")), (
+            f"lost: {snapshot}"
+        )
+        _check_entries(await _read(log, 29), 29, 31, "what the newest snapshot lacks")

@@ -1,0 +1,526 @@
+"""Clauses of ``penstock.spi.object_store``: many keys, large objects, company, reopening, a disk that is full."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import (
+    AlreadyExistsError,
+    ConflictError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+)
+from penstock_conformance._body import check_body, make_body
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._faults import error_of
+from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._medium import disk_with_room_for, local_folder, no_descriptors_left, unsynced_bytes
+
+KIND = "object_store"
+
+#: Beyond the 1,000 keys that the answers of most stores, and their bulk deletions, stop at.
+_MANY = 1003
+_MIB = 2**20
+#: Beyond the size at which stores and libraries begin to write in parts, and not a multiple of anything.
+_LARGE = 8 * _MIB + 4099
+
+
+async def _listed(store: Any, prefix: str = "", start_after: str = "") -> list[str]:
+    return [info.key async for info in store.list(prefix, start_after)]
+
+
+async def _put_all(store: Any, keys: Sequence[str], writers: int = 16) -> None:
+    async def put(first: int) -> None:
+        for key in keys[first::writers]:
+            await store.put(key, [key.encode()])
+
+    await together([call(put, first) for first in range(writers)])
+
+
+def _check_keys(got: Sequence[str], wanted: Sequence[str], what: str) -> None:
+    """The same keys in the same order; names what is missing, too many, or where the order breaks."""
+    missing, extra = sorted(set(wanted) - set(got)), sorted(set(got) - set(wanted))
+    assert not missing, (
+        f"{what}: {len(missing)} of {len(wanted)} keys are missing, the first is {missing[0]!r}"
+    )
+    assert not extra, f"{what}: keys that shouldn't be there, the first is {extra[0]!r}"
+    assert len(got) == len(wanted), f"{what}: {len(got) - len(wanted)} keys are listed twice"
+    assert list(got) == list(wanted), f"{what}: not in ascending order"
+
+
+async def test_thousands_of_keys_are_listed_and_deleted(env: Env) -> None:
+    """Objects whose key starts with ``prefix`` and is greater than ``start_after``, by thousands."""
+    # Numbers without leading zeros: their order as texts isn't that in which they are written.
+    keys = [f"many/{number}" for number in range(_MANY)]
+    wanted = sorted(keys)
+    async with env.open() as store:
+        await _put_all(store, [*keys, "manx", "many0", "others/1"])
+        _check_keys(await _listed(store, "many/"), wanted, "a listing of many keys")
+        for place in (0, 998, 999, 1000, _MANY - 2, _MANY - 1):
+            got = await _listed(store, "many/", wanted[place])
+            _check_keys(got, wanted[place + 1 :], f"a listing after key {place + 1} of many")
+        sizes = {info.key: info.size async for info in store.list("many/")}
+        wrong = [key for key in wanted if sizes[key] != len(key)]
+        assert not wrong, f"a wrong size is listed: key={wrong[0]}"
+        # An object that is deleted once it was listed moves no other one out of the listing.
+        seen: list[str] = []
+        async for info in store.list("many/"):
+            seen.append(info.key)
+            if len(seen) % 100 == 0:
+                await store.delete(seen[-100:-50])
+        _check_keys(seen, wanted, "a listing whose objects are deleted behind it")
+        await store.delete([*keys, "never/was"])
+        left = await _listed(store)
+        assert left == ["manx", "many0", "others/1"], (
+            f"after deleting {_MANY} keys there are {len(left)}: {left[:3]}"
+        )
+
+
+async def test_deletion_takes_exactly_what_was_named(env: Env) -> None:
+    """Delete the objects; those that don't exist are fine, wherever they stand; nothing else goes."""
+    keys = [f"d/{number:02}" for number in range(12)]
+    async with env.open() as store:
+        await _put_all(store, [*keys, "d/0", "d/01x", "d/01/x" if _is_flat(store) else "d/01-x"])
+        await store.delete(
+            ["d/absent", keys[1], "d/09x", keys[2], keys[2], "absent/0", "d", keys[11], "d/"[:-1]]
+        )
+        gone = {keys[1], keys[2], keys[11]}
+        left = await _listed(store, "d/")
+        assert set(keys) - set(left) == gone, f"left or gone too much: {sorted(left)}"
+        assert {"d/0", "d/01x"} <= set(left), "a key was deleted because another one is its beginning"
+        for key in gone:
+            with raises(NotFoundError):
+                await store.get(key)
+        assert bytes(await store.get(keys[3])) == keys[3].encode(), "the bytes of a neighbour changed"
+
+
+def _is_flat(store: Any) -> bool:
+    """Whether a key may be the beginning of another one's path; file trees can't."""
+    return not str(store.location).startswith(("file:", "/"))
+
+
+def _strange_keys() -> list[str]:
+    """Printable ASCII without a leading slash, and what escapes, patterns and file systems make of it."""
+    signs = [sign for sign in string.punctuation + " " if sign != "/"]
+    return [
+        *(f"odd/a{sign}b" for sign in signs),
+        *(f"odd/{sign}" + "x" for sign in signs if sign != "."),
+        *("odd/ab", "odd/AB", "odd/a%2Fb", "odd/a%252Fb", "odd/a%20b", "odd/a%41b", "odd/aAb", "odd/a/b"),
+        *(
+            "odd/.hidden",
+            "odd/x.tmp",
+            "odd/x.part",
+            "odd/x~",
+            "odd/[ab]",
+            "odd/a*",
+            "odd/**",
+            "odd/a?",
+            "odd/{a,b}",
+        ),
+        *("odd/a=1&b=2", "odd/a;v=1", "odd/..x", "odd/x..", "odd/-rf", "odd/" + "k" * 120),
+    ]
+
+
+async def test_every_printable_key_is_its_own(env: Env) -> None:
+    """Keys are ``/``-separated printable ASCII without a leading slash: each names one object."""
+    keys = sorted(set(_strange_keys()))
+    async with env.open() as store:
+        await _put_all(store, keys, writers=4)
+        for key in keys:
+            assert bytes(await store.get(key)) == key.encode(), f"the bytes of another object: key={key!r}"
+            info = await store.head(key)
+            assert (info.key, info.size) == (key, len(key)), f"another object's head: key={key!r} got={info}"
+        _check_keys(await _listed(store, "odd/"), keys, "keys of all characters")
+        for prefix in ("odd/a*", "odd/[", "odd/a%2", "odd/a?", "odd/.", "odd/a "):
+            wanted = [key for key in keys if key.startswith(prefix)]
+            _check_keys(await _listed(store, prefix), wanted, f"keys that begin with {prefix!r}")
+        patterns = ["odd/a*", "odd/**", "odd/[ab]", "odd/a?", "odd/{a,b}", "odd/a%2Fb", "odd/.hidden"]
+        await store.delete(patterns)
+        left = [key for key in keys if key not in patterns]
+        _check_keys(await _listed(store, "odd/"), left, "keys after some were deleted")
+
+
+def _large_body(env: Env, size: int = _LARGE) -> bytes:
+    """Every place of it looks different, so that a piece that is twice there, or elsewhere, is noticed."""
+    return env.random.randbytes(size)
+
+
+def _difference(got: bytes, wanted: bytes) -> str:
+    if len(got) != len(wanted):
+        return f"{len(got)} bytes instead of {len(wanted)}"
+    place = next(
+        (
+            number
+            for number in range(0, len(got), 4096)
+            if got[number : number + 4096] != wanted[number : number + 4096]
+        ),
+        -1,
+    )
+    return f"other bytes in the 4 KiB from {place} on"
+
+
+def _check_bytes(got: Any, wanted: bytes, what: str) -> None:
+    raw = bytes(got)
+    if raw != wanted:  # an assertion would show both, at length
+        raise AssertionError(f"{what}: {_difference(raw, wanted)}")
+
+
+async def test_large_objects_come_back_whole(env: Env) -> None:
+    """Write the object as the concatenation of ``body``, also beyond 8 MiB, in few buffers or in many."""
+    data = _large_body(env)
+    cuts = sorted(env.random.sample(range(len(data)), 40))
+    many = [data[start:end] for start, end in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+    bodies: list[Sequence[Any]] = [[data], many, [memoryview(data)[: 4 * _MIB], bytearray(data[4 * _MIB :])]]
+    async with env.open() as store:
+        for body in bodies:
+            await store.put("large", body)
+            assert (await store.head("large")).size == len(data), "the size of a large object is wrong"
+            _check_bytes(await store.get("large"), data, f"a large object of {len(body)} buffers")
+        listed = [info.size async for info in store.list("large")]
+        assert listed == [len(data)], f"the size of a large object is listed wrong: {listed}"
+        await store.put("large", [b"small"])
+        _check_bytes(await store.get("large"), b"small", "a small object in the place of a large one")
+
+
+async def test_ranges_lie_right_in_large_objects(env: Env) -> None:
+    """The bytes [start, end) of the object, also far inside, over many MiB, and to its end."""
+    data = _large_body(env)
+    size = len(data)
+    places = [
+        0,
+        1,
+        _MIB - 1,
+        _MIB,
+        _MIB + 1,
+        4 * _MIB,
+        4 * _MIB + 1,
+        8 * _MIB - 1,
+        8 * _MIB,
+        8 * _MIB + 1,
+        size - 1,
+        size,
+    ]
+    async with env.open() as store:
+        await store.put("large", [data])
+        for start in places:
+            for end in (start, start + 1, start + 4097, start + _MIB + 1, size - 1, size, size + 5, None):
+                if end is None or end >= start:
+                    got = await store.get("large", start, end)
+                    _check_bytes(got, data[start:end], f"the range [{start}, {end})")
+        for start, end in ((size + 1, None), (size + 1, size + 5), (8 * _MIB + 1, 8 * _MIB)):
+            with raises(InvalidRequestError):
+                await store.get("large", start, end)
+
+
+@clause(claims="put_if_absent")
+async def test_large_put_if_absent_creates_once(env: Env) -> None:
+    """Only if there is no such object, whatever the size: exactly one creator wins, and its bytes stay."""
+    bodies = [_large_body(env) for _ in range(2)]
+    async with env.open() as store:
+        await store.put_if_absent("large", [bodies[0]])
+        with raises(AlreadyExistsError):
+            await store.put_if_absent("large", [bodies[1]])
+        _check_bytes(await store.get("large"), bodies[0], "a large object that another creator met")
+        with raises(AlreadyExistsError):
+            await store.put_if_absent("large", [b"small"])
+        winners: list[int] = []
+
+        async def create(owner: int) -> None:
+            try:
+                await store.put_if_absent("race", [bodies[owner]])
+            except AlreadyExistsError:
+                return
+            winners.append(owner)
+
+        await together([call(create, owner) for owner in range(2)])
+        assert len(winners) == 1, f"{len(winners)} of two creators of a large object won"
+        _check_bytes(await store.get("race"), bodies[winners[0]], "the winner's large object")
+
+
+@clause(claims="put_if_absent")
+async def test_put_if_absent_minds_empty_and_deleted_objects(env: Env) -> None:
+    """Only if there is no such object: an empty one is there, a deleted one isn't."""
+    async with env.open() as store:
+        await store.put_if_absent("key", [])
+        with raises(AlreadyExistsError):
+            await store.put_if_absent("key", [b"x"])
+        assert bytes(await store.get("key")) == b"", "an empty object was taken for none"
+        for number in range(20):
+            await store.delete(["key"])
+            await store.put_if_absent("key", [b"%d" % number])
+            assert bytes(await store.get("key")) == b"%d" % number, "an older object came back"
+            with raises(AlreadyExistsError):
+                await store.put_if_absent("key", [b"%d" % number, b"x"])
+
+
+@clause(claims="multipart")
+async def test_many_parts_go_in_call_order(env: Env) -> None:
+    """Parts go in call order, also when there are hundreds of them, of all sizes."""
+    parts = [make_body(0, number, env.random.choice((40, 700, 9000))) for number in range(211)]
+    parts[150] = _large_body(env)
+    async with env.open() as store:
+        upload = await store.create_multipart("parts")
+        for part in parts:
+            await upload.write_part([part])
+        await upload.complete()
+        _check_bytes(await store.get("parts"), b"".join(parts), "an object of 211 parts")
+
+
+@clause(claims="multipart")
+async def test_uploads_of_one_key_do_not_mix(env: Env) -> None:
+    """An object being written in parts: two uploads under way, of one key or of two, are two."""
+    async with env.open() as store:
+        uploads = [await store.create_multipart(key) for key in ("same", "same", "other")]
+        for number in range(5):
+            for owner, upload in enumerate(uploads):
+                await upload.write_part([b"%d" % owner * (1000 + number)])
+        await uploads[1].complete()
+        _check_bytes(await store.get("same"), b"1" * 5010, "the upload that was completed first")
+        await uploads[2].abort()
+        await uploads[0].complete()
+        _check_bytes(await store.get("same"), b"0" * 5010, "the upload that was completed last")
+        assert await _listed(store) == ["same"], "an upload that was aborted is listed"
+
+
+async def test_overwritten_objects_are_read_anew(env: Env) -> None:
+    """Readers see the new bytes once a put returned: of the same size, by another opener, after a deletion too."""
+    async with env.open() as first, env.open() as second:
+        shared = first.location == second.location and first.capabilities.durable
+        for number in range(6):
+            body = bytes([65 + number]) * 5000
+            writer = second if shared and number % 2 else first
+            await writer.put("key", [body])
+            for reader in (first, second) if shared else (first,):
+                _check_bytes(await reader.get("key"), body, "an object that was replaced by one of its size")
+                _check_bytes(
+                    await reader.get("key", 100, 200), body[100:200], "a range of an object that was replaced"
+                )
+                assert (await reader.head("key")).size == 5000, "a stale size"
+            if number == 3:
+                await writer.delete(["key"])
+                for reader in (first, second) if shared else (first,):
+                    with raises(NotFoundError):
+                        await reader.get("key", 0, 10)
+                    with raises(NotFoundError):
+                        await reader.head("key")
+
+
+@clause(claims="compare_and_swap")
+async def test_tokens_outlive_the_opener(env: Env) -> None:
+    """Replace the object only if its token is still ``token``: the token is the object's, not the opener's."""
+    async with env.open() as store:
+        token = await store.put("key", [b"1"])
+    async with env.open() as store:
+        assert (await store.head("key")).token == token, "opening the store changed a token"
+        newer = await store.compare_and_swap("key", [b"2"], token)
+        with raises(ConflictError):
+            await store.compare_and_swap("key", [b"3"], token)
+    async with env.open() as store:
+        await store.compare_and_swap("key", [b"4"], newer)
+        assert bytes(await store.get("key")) == b"4", "a swap that returned has no effect"
+
+
+@clause(claims="durable")
+async def test_third_opener_finds_everything(env: Env) -> None:
+    """Objects outlive the opener that wrote them, and the next, and what it left unfinished never appears."""
+    wanted: dict[str, bytes] = {}
+    for opening in range(4):
+        async with env.open() as store:
+            assert await _listed(store) == sorted(wanted), f"other keys at opening {opening + 1}"
+            for key, body in wanted.items():
+                _check_bytes(await store.get(key), body, f"an object at opening {opening + 1}")
+            for number in range(4):
+                key = f"opening/{opening}-{number}"
+                wanted[key] = make_body(opening, number, 2000)
+                await store.put(key, [wanted[key]])
+            if opening:
+                gone = f"opening/{opening - 1}-0"
+                await store.delete([gone])
+                del wanted[gone]
+            if store.capabilities.multipart:
+                await (await store.create_multipart(f"unfinished/{opening}")).write_part([b"x" * 1000])
+
+
+async def test_many_tasks_work_beside_each_other(env: Env) -> None:
+    """Every method is safe to call from several tasks at once: each gets its own bytes."""
+    async with env.open() as store:
+        await store.put("shared", [make_body(99, 0, 6000)])
+
+        async def work(owner: int) -> None:
+            for sequence in range(6):
+                key = f"task/{owner}" if sequence % 2 else f"task/{owner}/same-name"
+                key = key.replace("/same", "-same")
+                body = make_body(owner, sequence, 3000 + 100 * owner)
+                await store.put(key, [body[:1000], body[1000:]])
+                got = await store.get(key)
+                assert check_body(got) == (owner, sequence), "the object of another task came back"
+                # The same range of different keys, at the same time.
+                _check_bytes(await store.get(key, 500, 2500), body[500:2500], "a range read beside others")
+                assert check_body(await store.get("shared")).owner == 99, (
+                    "the object of another task came back"
+                )
+                assert (await store.head(key)).size == len(body), "the size of another task's object"
+                assert key in await _listed(store, "task/"), "a listing beside others misses an object"
+
+        await together([call(work, owner) for owner in range(24)])
+
+        async def read(owner: int) -> None:
+            key, body = f"task/{owner}", make_body(owner, 5, 3000 + 100 * owner)
+            _check_bytes(
+                await store.get(key, 500, 2500), body[500:2500], "a range read beside the same of others"
+            )
+
+        for _ in range(3):
+            await together([call(read, owner) for owner in range(24)])
+
+
+async def test_cancelled_calls_harm_no_others(env: Env) -> None:
+    """A cancelled call may or may not have taken effect; what others read is whole, and the store goes on."""
+    async with env.open() as store:
+        body = make_body(1, 0, 200_000)
+        await store.put("key", [body])
+        for turns in range(8):
+            async with anyio.create_task_group() as tasks:
+                for cancelled in (store.get, store.head):
+                    tasks.start_soon(cancelled, "key")
+                tasks.start_soon(_listed, store)
+                for _ in range(turns):
+                    await checkpoint()
+                tasks.cancel_scope.cancel()
+            _check_bytes(await store.get("key"), body, "an object after a cancelled read of it")
+        assert await _listed(store) == ["key"]
+
+
+async def test_reading_and_writing_leaves_nothing_behind(env: Env) -> None:
+    """Leaving the context ends what was opened: no descriptor, task, thread or object of it stays."""
+
+    async def use(store: Any) -> None:
+        for number in range(5):
+            await store.put(f"key/{number}", [b"x" * 1000])
+            await store.get(f"key/{number}")
+        with raises(NotFoundError):
+            await store.get("missing")
+        await _listed(store)
+        async for _ in store.list("key/"):
+            break  # an iterator that is left half-way
+        await store.delete([f"key/{number}" for number in range(5)])
+
+    await leaves_nothing(env, use)
+
+
+# --- 3: crashes
+
+
+@clause(level=3, claims="durable")
+async def test_completed_puts_are_on_the_disk(env: Env) -> None:
+    """Durable on the claimed domain when it returns: nothing that was acknowledged waits to be written."""
+    async with env.open() as store:
+        folder = local_folder(store)
+        for number, size in enumerate((3000, 200_000, 2 * _MIB)):
+            await store.put(f"synced/{number}", [make_body(0, number, size)])
+            _check_synced(folder, "put")
+            if store.capabilities.put_if_absent:
+                await store.put_if_absent(f"created/{number}", [make_body(0, number, size)])
+                _check_synced(folder, "put_if_absent")
+            if store.capabilities.multipart:
+                upload = await store.create_multipart(f"parts/{number}")
+                await upload.write_part([make_body(0, number, size)])
+                await upload.write_part([make_body(1, number, size)])
+                await upload.complete()
+                _check_synced(folder, "an upload in parts")
+
+
+def _check_synced(folder: Any, what: str) -> None:
+    unsynced = unsynced_bytes(folder)
+    assert unsynced == 0, f"{unsynced} bytes aren't on the disk when {what} returns"
+
+
+# --- 4: faults of the medium
+
+
+@clause(level=4)
+async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
+    """UnavailableError when the store fails; readers see the old bytes or the new ones, also then."""
+    old, body = make_body(0, 0, 5000), make_body(1, 0, 3 * _MIB)
+    async with env.open() as store:
+        local_folder(store)
+        await store.put("there", [old])
+        puts: dict[str, Any] = {"put": store.put}
+        if store.capabilities.put_if_absent:
+            puts["put_if_absent"] = store.put_if_absent
+        if store.capabilities.multipart:
+            puts["an upload in parts"] = lambda key, parts: _upload(store, key, parts)
+        for what, put in puts.items():
+            for key in ("there", "new") if what != "put_if_absent" else ("new",):
+                with disk_with_room_for(_MIB):
+                    error = await error_of(put(key, [body[:_MIB], body[_MIB:]]))
+                assert error is not None, f"{what} returned though the disk is full"
+                assert isinstance(error, PenstockError), (
+                    f"{what} on a full disk raised {error!r}, no PenstockError"
+                )
+            _check_bytes(await store.get("there"), old, f"what was there before {what} on a full disk")
+            listed = await _listed(store)
+            assert listed == ["there"], f"{what} on a full disk left an object: {listed}"
+        await store.put("there", [body])
+        _check_bytes(await store.get("there"), body, "an object that is put when there is room again")
+
+
+async def _upload(store: Any, key: str, parts: Iterable[bytes]) -> None:
+    upload = await store.create_multipart(key)
+    try:
+        for part in parts:
+            await upload.write_part([part])
+        await upload.complete()
+    except BaseException:
+        await upload.abort()
+        raise
+
+
+@clause(level=4)
+async def test_outage_is_not_emptiness(env: Env) -> None:
+    """NotFoundError if there is no such object, and only then: when nothing can be opened, nothing is known."""
+    async with env.open() as store:
+        local_folder(store)
+        await store.put("dir/key", [b"x" * 1000])
+        with no_descriptors_left():
+            asked = {
+                "get": await error_of(store.get("dir/key")),
+                "a ranged get": await error_of(store.get("dir/key", 10, 20)),
+                "list": await error_of(_listed(store)),
+                "put": await error_of(store.put("dir/key", [b"y" * 1000])),
+            }
+        for what, error in asked.items():
+            if error is None and what == "put":
+                not_applicable("the store opens nothing for a put")
+            if error is not None:
+                assert isinstance(error, PenstockError), f"{what} without descriptors raised {error!r}"
+                assert not isinstance(error, NotFoundError), f"{what} took an outage for a missing object"
+        assert await _listed(store) == ["dir/key"], "another listing after the outage"
+        _check_bytes(await store.get("dir/key"), b"x" * 1000, "an object after the outage")
+        await store.put("dir/key", [b"z"])
+        _check_bytes(await store.get("dir/key"), b"z", "an object that is put after the outage")
+
+
+@clause(level=4)
+async def test_listing_without_descriptors_is_no_empty_listing(env: Env) -> None:
+    """Sees every object whose put completed before the call, or raises: never fewer of them."""
+    async with env.open() as store:
+        local_folder(store)
+        keys = [f"dir{number}/key" for number in range(5)]
+        await _put_all(store, keys, writers=1)
+        with no_descriptors_left():
+            listed: list[str] = []
+
+            async def look() -> None:
+                listed.extend(await _listed(store))
+
+            error = await error_of(look())
+        if error is None:
+            _check_keys(listed, keys, "a listing during an outage")
