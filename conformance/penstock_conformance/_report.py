@@ -57,7 +57,7 @@ class ClauseResult:
 
     @property
     def moot(self) -> bool:
-        """It is about plugins that don't claim what this one claims, so it says nothing that is missing."""
+        """The clause is about plugins that don't claim what this one claims: it leaves nothing untried."""
         return self.outcome == "not_applicable" and self.detail == f"{self.capability} is claimed"
 
 

@@ -15,6 +15,7 @@ import pytest
 from tests.patience import HANG_S
 
 import penstock_conformance.test_partitioner as clauses_of_partitioner
+from penstock.spi import SPI_VERSION
 from penstock_conformance import KINDS, Target
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._catalogue import clause_files, clause_names
@@ -146,7 +147,7 @@ def test_report_says_what_was_tried(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert report["plugin"]["name"] == "reference"
-    assert report["plugin"]["spi_version"] == 2
+    assert report["plugin"]["spi_version"] == SPI_VERSION
     assert report["settings"] == {"capacity": "1MiB"}
     assert report["capabilities"]["fencing"] is True
     assert (report["seed"], report["levels"], report["rounds"]) == (7, [1], 1)

@@ -69,7 +69,7 @@ class ServesLongQueuesBySize(PlainAllocator):
 
 @mutant(KIND, "counts_who_gave_up", _QUEUE)
 class CountsWhoGaveUp(PlainAllocator):
-    """Its statistics remember everybody who ever waited."""
+    """Counts everybody who ever waited as waiting, a little."""
 
     _gone = 0
 
@@ -199,7 +199,7 @@ class ForgivesDebts(PlainAllocator):
 
 @mutant(KIND, "says_what_is_in_use", "peak_is_the_most_that_was_in_use")
 class SaysWhatIsInUse(PlainAllocator):
-    """Its peak is of now."""
+    """Tells what is in use now as the peak."""
 
     def statistics(self) -> AllocatorStatistics:
         self._peak = self._used.total()
@@ -293,6 +293,10 @@ class TakesItsMemoryAlong(PlainAllocator):
 @mutant(KIND, "serves_forty", "many_tasks_are_all_served", hangs=True)
 class ServesForty(PlainAllocator):
     """Loses those who come when forty wait."""
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        if waiter in self._waiters or waiter.answer is not None:
+            super()._give_up(waiter)
 
     def _serve(self) -> None:
         while len(self._waiters) > 40:

@@ -271,7 +271,7 @@ class EvictsABlockAtMost(PlainLogCache):
 
 @mutant(KIND, "counts_evicted_bytes", _EVICTION)
 class CountsEvictedBytes(PlainLogCache):
-    """Its statistics remember what is gone."""
+    """Counts a part of what is gone as being there."""
 
     _gone = 0
 

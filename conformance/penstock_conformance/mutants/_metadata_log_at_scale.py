@@ -226,7 +226,7 @@ class WakesOneFollower(PlainMetadataLog):
 
 @mutant(KIND, "hears_only_itself", "news_come_by_reading_too", hangs=True)
 class HearsOnlyItself(PlainMetadataLog):
-    """Its own appends are all the news there are."""
+    """Takes its own appends for all the news there are."""
 
     async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
         last = self._last_index

@@ -516,9 +516,11 @@ class SyncsSmallObjects(DirectoryStore):
 
 class _Unsynced(_Upload):
     async def complete(self) -> None:
-        await super().complete()
-        path = self._store._path(self._key)
-        path.write_bytes(path.read_bytes())
+        self._store._synced = False
+        try:
+            await super().complete()
+        finally:
+            self._store._synced = True
 
 
 @mutant(KIND, "syncs_no_parts", "completed_puts_are_on_the_disk", level=3, on_disk=True)

@@ -67,7 +67,7 @@ class LosesTheTailOnClose(FileWal):
         self._answer(unwritten)
 
 
-@mutant(KIND, "strands_waiters_on_close", "every_waiter_is_answered_when_the_scope_dies")
+@mutant(KIND, "strands_waiters_on_close", "every_waiter_is_answered_when_the_scope_dies", hangs=True)
 class StrandsWaitersOnClose(FileWal):
     """Drops what is pending without a word."""
 
@@ -221,7 +221,7 @@ class AppendsBeforeRecovery(FileWal):
         return super().append(data)
 
 
-@mutant(KIND, "forgets_when_cancelled", "many_can_wait_for_one_append")
+@mutant(KIND, "forgets_when_cancelled", "many_can_wait_for_one_append", hangs=True)
 class ForgetsWhenCancelled(FileWal):
     """Takes an append back whose waiter was cancelled."""
 
