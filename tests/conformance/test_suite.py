@@ -129,13 +129,11 @@ def test_missed_deadline_is_an_outcome_of_its_own(tmp_path: Path, plugins_dir: P
     )
     outcomes = {clause["name"]: clause["outcome"] for clause in report["clauses"]}
     assert done.returncode == 3
-    assert [name for name, outcome in outcomes.items() if outcome == "deadline"] == [
-        "no_partitions_is_refused"
-    ]
+    assert outcomes["no_partitions_is_refused"] == "deadline"  # others may, too, on a busy machine
     assert "fail" not in outcomes.values()
     assert len(outcomes) >= 10
     assert report["result"] == "undecided"
-    assert report["verdict"].startswith("undecided: 1 clause missed its deadline (no_partitions_is_refused)")
+    assert report["verdict"].startswith("undecided: ")
 
 
 def test_report_says_what_was_tried(tmp_path: Path) -> None:
@@ -207,6 +205,13 @@ def test_clauses_that_cannot_apply_are_in_the_verdict() -> None:
     """How many, and of which level."""
     report = _report_of(("a", 1, "pass"), ("b", 3, "not_applicable"), ("c", 3, "pass"))
     assert report.verdict.startswith("conforms, 1 of 2 crash clauses not applicable")
+
+
+def test_missed_deadline_is_named_in_the_verdict() -> None:
+    """Neither proved nor broken: which clause it was."""
+    report = _report_of(("a", 1, "pass"), ("b", 1, "deadline"))
+    assert report.result == "undecided"
+    assert report.verdict.startswith("undecided: 1 clause missed its deadline (b)")
 
 
 def test_failure_goes_before_a_missed_deadline() -> None:
