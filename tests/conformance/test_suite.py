@@ -311,12 +311,6 @@ def test_every_clause_says_its_rule() -> None:
             assert ast.get_docstring(node), f"a clause without its rule: {kind} {node.name}"
 
 
-def _clauses_of(kind: str) -> str:
-    """The modules with the clauses of a kind, one behind the other."""
-    modules = (_FOLDER / f"test_{kind}.py", *_FOLDER.glob(f"test_{kind}_*.py"))
-    return "\n".join(module.read_text() for module in modules)
-
-
 def test_mutants_name_clauses_that_exist() -> None:
     """A renamed clause can't leave a mutant behind."""
     for mutant in MUTANTS.values():
