@@ -63,7 +63,7 @@ def test_list_shows_every_column(plugins_dir: Path, capsys: pytest.CaptureFixtur
         "store_test_list_shows_every_column",
         "object_store",
         "3.1",
-        "1",
+        "2",
         "put_if_absent,durable,durability_domain=host",
         str(plugins_dir / "store_test_list_shows_every_column.py"),
     ]
