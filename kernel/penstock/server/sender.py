@@ -83,6 +83,7 @@ class Sender:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._wake, self._woken = -1, -1
+        self._selector: selectors.BaseSelector | None = None
         #: For the thread: what to begin, to go on with, or to give up. None: the end.
         self._orders: deque[Sending | None] = deque()
         #: From the thread: what has ended.
@@ -91,7 +92,11 @@ class Sender:
         self._under_way: set[Sending] = set()
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Be ready; the thread begins with the first large response."""
+        """Be ready: all descriptors of its own are taken now; the thread begins with the first large response."""
+        self._woken, self._wake = os.pipe()
+        os.set_blocking(self._wake, False)
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._woken, selectors.EVENT_READ)
         self._loop = loop
 
     def close(self) -> None:
@@ -102,6 +107,9 @@ class Sender:
             self._order(None)
             self._thread.join()
             self._thread = None
+        if self._selector is not None:
+            self._selector.close()
+            self._selector = None
             os.close(self._wake)
             os.close(self._woken)
         self._loop = None
@@ -118,7 +126,10 @@ class Sender:
         except OSError:  # no descriptor is left: the transport needs none
             return None
         if self._thread is None:
-            self._start()
+            self._thread = threading.Thread(
+                target=self._run, args=(self._selector,), name="penstock-sender", daemon=True
+            )
+            self._thread.start()
         sending.add(buffers)
         self._under_way.add(sending)
         self._order(sending)
@@ -130,12 +141,6 @@ class Sender:
             self._under_way.discard(sending)
             sending._is_cancelled = True
             self._order(sending)
-
-    def _start(self) -> None:
-        self._woken, self._wake = os.pipe()
-        os.set_blocking(self._wake, False)
-        self._thread = threading.Thread(target=self._run, name="penstock-sender", daemon=True)
-        self._thread.start()
 
     def _order(self, sending: Sending | None) -> None:
         self._orders.append(sending)
@@ -158,30 +163,28 @@ class Sender:
 
     # -- in the thread ----------------------------------------------------------------------------------
 
-    def _run(self) -> None:
-        with selectors.DefaultSelector() as selector:
-            selector.register(self._woken, selectors.EVENT_READ)
-            #: What the system may take more of.
-            ready: deque[Sending] = deque()
-            while True:
-                for key, _ in selector.select(0 if ready else None):
-                    if key.data is None:
-                        os.read(self._woken, 4096)
-                    else:
-                        self._unregister(key.data, selector)  # asked again when it is full again
-                        ready.append(key.data)
-                while self._orders:
-                    order = self._orders.popleft()
-                    if order is None:
-                        return
-                    if order._is_cancelled:
-                        self._drop(order, selector)
-                    else:
-                        ready.append(order)
-                if ready:
-                    sending = ready.popleft()
-                    if not sending._is_cancelled and self._send_piece(sending, selector):
-                        ready.append(sending)
+    def _run(self, selector: selectors.BaseSelector) -> None:
+        #: What the system may take more of.
+        ready: deque[Sending] = deque()
+        while True:
+            for key, _ in selector.select(0 if ready else None):
+                if key.data is None:
+                    os.read(self._woken, 4096)
+                else:
+                    self._unregister(key.data, selector)  # asked again when it is full again
+                    ready.append(key.data)
+            while self._orders:
+                order = self._orders.popleft()
+                if order is None:
+                    return
+                if order._is_cancelled:
+                    self._drop(order, selector)
+                else:
+                    ready.append(order)
+            if ready:
+                sending = ready.popleft()
+                if not sending._is_cancelled and self._send_piece(sending, selector):
+                    ready.append(sending)
 
     def _send_piece(self, sending: Sending, selector: selectors.BaseSelector) -> bool:
         """Send some; whether it may go on at once."""

@@ -184,12 +184,18 @@ async def test_a_large_response_that_is_given_up_leaves_nothing(who: str) -> Non
 
 async def test_a_large_response_that_is_given_up_before_it_has_begun_leaves_nothing() -> None:
     ours, theirs = socket.socketpair()
+    before = len(os.listdir("/proc/self/fd"))
     some = sender.Sender()
     some.open(asyncio.get_running_loop())
+    opened = len(os.listdir("/proc/self/fd"))
     called: list[None] = []
     with ours, theirs:
         ours.setblocking(False)
-        before = len(os.listdir("/proc/self/fd"))
+        assert some.send(ours.fileno(), [b"x" * 10], lambda: called.append(None)) is not None
+        while not called:
+            await anyio.sleep(0.001)
+        assert len(os.listdir("/proc/self/fd")) == opened, "its own are taken when it opens"
+        called.clear()
         for _ in range(100):
             sending = some.send(ours.fileno(), [b"x" * 10], lambda: called.append(None))
             assert sending is not None
