@@ -18,6 +18,8 @@ import os
 import signal
 import sys
 import time
+import traceback
+from collections.abc import Generator
 from types import FrameType
 from typing import NoReturn
 
@@ -52,6 +54,18 @@ class Interruption:
         os.write(self._stderr, f"\ninterrupted {_ENDING_S:.0f} s ago, and still here:\n".encode())
         faulthandler.dump_traceback(self._stderr)
         os._exit(pytest.ExitCode.INTERRUPTED)
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_sessionfinish(self, session: pytest.Session) -> Generator[None]:
+        """Have it end as interrupted, also where pytest stumbles over a fixture that is half set up."""
+        try:
+            yield
+        except Exception:
+            if not self._came:
+                raise
+            traceback.print_exc()
+        if self._came:
+            session.exitstatus = pytest.ExitCode.INTERRUPTED
 
     def pytest_runtest_logfinish(self) -> None:
         """Has no test begin after one that was interrupted and failed of it."""

@@ -13,7 +13,15 @@ last slice, so that it gets on beside others who always have something in flight
 
 from __future__ import annotations
 
-__all__ = ("DEFER_S", "SLICE_REQUESTS", "SLICE_S", "SLICE_SHORT_S", "Turns", "metered")
+__all__ = (
+    "DEFER_S",
+    "SLICE_REQUESTS",
+    "SLICE_S",
+    "SLICE_SHORT_S",
+    "UNMEASURED_S_MAX",
+    "Turns",
+    "metered",
+)
 
 import asyncio
 import math
@@ -41,6 +49,9 @@ DEFER_S: Final = 0.001
 #: Others are those who asked for little in this time. So many of them are looked at, the latest first.
 _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
+#: What wasn't measured in processor time costs no more: the processor may have been somebody else's meanwhile, and
+#: nobody is to pay for that in the windows to come.
+UNMEASURED_S_MAX: Final = 0.005
 #: Requests of one connection in one slice.
 SLICE_REQUESTS: Final = 64
 
@@ -138,7 +149,8 @@ class Turns:
         """
         now = self.clock()
         passed = now - began
-        self._shares.used(member, passed if begin is None else self.processor_time() - begin, passed, now)
+        spent = min(passed, UNMEASURED_S_MAX) if begin is None else self.processor_time() - begin
+        self._shares.used(member, spent, passed, now)
 
     def used_slice(self, member: TimeMember, began: float, begin: float) -> None:
         """Count a handler's portion like ``used``, and as the loop's newest slice."""

@@ -192,8 +192,7 @@ async def test_a_large_response_that_is_given_up_before_it_has_begun_leaves_noth
     with ours, theirs:
         ours.setblocking(False)
         assert some.send(ours.fileno(), [b"x" * 10], lambda: called.append(None)) is not None
-        while not called:
-            await anyio.sleep(0.001)
+        await until(lambda: bool(called))
         assert len(os.listdir("/proc/self/fd")) == opened, "its own are taken when it opens"
         called.clear()
         for _ in range(100):

@@ -9,7 +9,7 @@ import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
 
-from penstock.server.turns import DEFER_S, SLICE_S, SLICE_SHORT_S, Turns, metered
+from penstock.server.turns import DEFER_S, SLICE_S, SLICE_SHORT_S, UNMEASURED_S_MAX, Turns, metered
 from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 
 
@@ -189,10 +189,16 @@ def test_without_a_reading_of_processor_time_the_time_that_passed_is_used() -> N
         raise AssertionError("a system call")
 
     shares = TimeShares()
-    turns = Turns(lambda call: None, lambda at, call: None, lambda: 5.25, reading, shares)
+    now = 5.0
+    turns = Turns(lambda call: None, lambda at, call: None, lambda: now, reading, shares)
     member = shares.join("a")
+    now += 0.002
     turns.used(member, 5.0, None)
-    assert member.used_s == 0.25
+    assert member.used_s == pytest.approx(0.002)
+    other = shares.join("a")
+    now += 2.0
+    turns.used(other, 5.0, None)
+    assert other.used_s == UNMEASURED_S_MAX, "the process may have been without a processor for a while"
 
 
 @pytest.mark.anyio
