@@ -271,7 +271,7 @@ def test_sigterm_while_recovery_waits_for_the_store(serve: ServeFactory) -> None
             "the object store doesn't work",  # it uploads before it has read all, when that is much
             after=broker.printed_before,
         )
-        assert not ready.is_set()
+        assert not ready.is_set(), broker.output_so_far[broker.printed_before :]
         assert broker.terminate() == 0
         assert "stopping before the start is complete" in broker.output
         flaky.turn("ok")
