@@ -19,6 +19,7 @@ from penstock_metadata_object import Settings as MetadataSettings
 from penstock_metadata_object import penstock_register_metadata_log
 from penstock_object_store_fsspec import Settings as StoreSettings
 from penstock_object_store_fsspec import penstock_register_object_store
+from tests.patience import HANG_S
 
 from penstock.bus import EventBus
 from penstock.errors import ClosedError, FullError, UnavailableError
@@ -143,6 +144,10 @@ class SteeredStore:
         self.fail_puts = False
         self.gate = anyio.Event()
         self.gate.set()
+        #: The first put has come to a closed gate.
+        self.held = anyio.Event()
+        #: The first put has failed.
+        self.failed = anyio.Event()
         self.object_puts = 0
         self.gets = 0
         #: Awaited before each read of an object.
@@ -153,8 +158,11 @@ class SteeredStore:
 
     async def put(self, key: str, body: Sequence[Buffer]) -> str:
         if key.startswith("objects/"):
+            if not self.gate.is_set():
+                self.held.set()
             await self.gate.wait()
             if self.fail_puts:
+                self.failed.set()
                 raise UnavailableError("the steered store fails")
             self.object_puts += 1
         return await self._inner.put(key, body)
@@ -280,6 +288,14 @@ class Engine:
     @property
     def stream(self) -> Stream:
         return self.streams[0]
+
+    async def flush_until(self, reached: anyio.Event) -> None:
+        """Begin to flush, and give it up when this has come; what was begun goes on."""
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self.engine.flush)
+                await reached.wait()
+                tasks.cancel_scope.cancel()
 
     def append(
         self, payload: bytes, count: int = 1, stream: int = 0, time_ms: int = 0

@@ -85,8 +85,7 @@ async def test_the_wal_is_trimmed_only_after_the_commit(world: World) -> None:
     async with world.open() as e:
         e.append(b"x" * 100)
         e.store.gate = anyio.Event()
-        with anyio.move_on_after(0.05):
-            await e.engine.flush()
+        await e.flush_until(e.store.held)
         assert len(world.wal.left) == 1
         e.store.gate.set()
         await e.engine.flush()
@@ -98,8 +97,8 @@ async def test_uploads_that_fail_are_tried_until_they_work_and_lose_nothing(worl
     async with world.open() as e:
         e.append(b"x" * 100)
         e.store.fail_puts = True
-        with anyio.move_on_after(0.3):
-            await e.engine.flush()
+        await e.flush_until(e.store.failed)
+        await anyio.wait_all_tasks_blocked()
         statistics = e.engine.statistics().uploader
         assert statistics.failures > 0
         assert "steered store fails" in statistics.last_error
@@ -261,8 +260,7 @@ async def test_an_upload_that_misses_its_deadline_is_put_again(world: World) -> 
     async with world.open() as e:
         e.append(b"x" * 50)
         e.store.gate = anyio.Event()
-        with anyio.move_on_after(0.05):
-            await e.engine.flush()
+        await e.flush_until(e.store.held)
         world.now_ms += 120_000
         await e.engine._lifecycle.sweep()
         e.store.gate.set()

@@ -121,17 +121,17 @@ async def test_ids_of_forgotten_objects_never_come_back(world: World) -> None:
 async def test_what_a_crash_left_between_put_and_commit_goes(world: World) -> None:
     async with world.open() as e:
         e.append(b"x" * 50)
-        held = anyio.Event()
+        commits = anyio.Event()
 
         async def hold(command: Any) -> Any:
             if type(command).__name__ == "CommitUpload":
-                await held.wait()
+                commits.set()
+                await anyio.sleep_forever()
             return await submit(command)
 
         submit = e.metadata.submit
         e.metadata.submit = hold  # type: ignore[method-assign]
-        with anyio.move_on_after(0.05):
-            await e.engine.flush()
+        await e.flush_until(commits)
         assert len(await e.store.keys()) == 1
     world.wal.crash()
     async with world.open() as e:
