@@ -30,7 +30,7 @@ from penstock.config import (
 from penstock.config._clouds import CLOUDS
 from penstock.config._toml import parse_toml
 from penstock.errors import ConfigError
-from penstock.spi import Duration, Settings, Size
+from penstock.spi import Duration, PluginTable, Settings, Size
 
 REPOSITORY = Path(__file__).parents[2]
 
@@ -70,6 +70,11 @@ class Models:
     def validate_plugin_settings(self, config: Config, kind: str) -> Settings:
         raw = {key: value for key, value in config.plugin_settings(kind).items() if key != "limit"}
         return validate(OptionsSettings, raw, kind, config.origins)
+
+    def validate_nested_settings(
+        self, config: Config, kind: str, table: PluginTable, path: tuple[str, ...]
+    ) -> Mapping[tuple[str, ...], tuple[str, Settings]]:
+        raise AssertionError("these settings have no tables of other plugins")
 
 
 def refused(
@@ -467,14 +472,16 @@ def test_each_key_is_found_on_its_line() -> None:
         ("a",): 3,
         ("a", "one"): 4,
         ("a", "three"): 8,
+        ("a", "three", "2"): 10,
         ("a", "four"): 12,
         ("a", "four", "five"): 12,
         ("a", "b c", "d"): 13,
         ("a", "b c", "d", "six"): 14,
         ("list",): 15,
-        ("list", "nine"): 16,
-        ("list", "ten"): 17,
-        ("list", "eleven"): 18,
+        ("list", "0"): 15,
+        ("list", "0", "nine"): 16,
+        ("list", "0", "ten"): 17,
+        ("list", "0", "eleven"): 18,
     }
 
 

@@ -81,7 +81,7 @@ class _Parts:
         plugins = {kind.name: self.plugins[kind] for kind in self.plugins.opened if kind.statistics}
         return {
             name: part.statistics()
-            for name, part in (rooms | plugins).items()
+            for name, part in {**rooms, **plugins, **self.plugins.opened_by_plugins}.items()
             if callable(getattr(part, "statistics", None))
         }
 
@@ -297,7 +297,9 @@ class Broker:
         if check.loss is not None:
             await give_up_entries(metadata, object_store, check.loss)
         plugins.set_services(cluster_id=metadata.image.cluster_id)
-        node_epoch = await register_node(metadata, selection, plugins.services, tree.broker.accept_lost_wal)
+        node_epoch = await register_node(
+            metadata, selection, plugins.services_of(WAL), tree.broker.accept_lost_wal
+        )
         plugins.set_services(epoch=node_epoch)
         wal = await plugins.open_through(WAL)
         allocator = plugins[ALLOCATOR]
@@ -310,7 +312,7 @@ class Broker:
                 "wal.entry": ("an entry of the WAL", wal.capabilities.entry_bytes_max),
             },
         )
-        wal_identity = await use_wal(metadata, selection, plugins.services, wal.location)
+        wal_identity = await use_wal(metadata, selection, plugins.services_of(WAL), wal.location)
         await plugins.open_rest()
 
         divided = budget(tree, memory.limit_bytes, wal.statistics().capacity_bytes)

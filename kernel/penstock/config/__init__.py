@@ -18,19 +18,21 @@ __all__ = (
     "SettingsModels",
     "Tree",
     "check_limits",
+    "dotted",
     "explain",
     "init_template",
     "key_rows",
     "known_keys",
     "load_config",
     "nearest",
+    "origin_of",
     "reference_markdown",
     "split_address",
     "unknown_variables",
     "validate",
 )
 
-from penstock.config._check import DEFAULT, Origin, Origins, nearest, validate
+from penstock.config._check import DEFAULT, Origin, Origins, dotted, nearest, origin_of, validate
 from penstock.config._explain import (
     ExplainedKey,
     SettingsModels,

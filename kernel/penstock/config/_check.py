@@ -8,7 +8,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from penstock.config._toml import parse_value
@@ -48,6 +48,19 @@ DEFAULT = Origin("default", "default")
 Origins = Mapping[tuple[str, ...], Origin]
 
 
+def dotted(path: Iterable[str]) -> str:
+    """A key as people write it: ``wal.replicas[1].url`` for ``("wal", "replicas", "1", "url")``."""
+    key = ""
+    for name in path:
+        key += f"[{name}]" if name.isdecimal() and key else f".{name}" if key else name
+    return key
+
+
+def path_of(key: str) -> tuple[str, ...]:
+    """The path of a dotted key; the inverse of :func:`dotted`, which ``wal.replicas.1.url`` is as good for."""
+    return tuple(key.replace("[", ".").replace("]", "").split("."))
+
+
 def origin_of(path: tuple[str, ...], origins: Origins) -> Origin:
     """The origin of a key or of its nearest parent."""
     for depth in range(len(path), 0, -1):
@@ -81,6 +94,8 @@ def redact(path: tuple[str, ...], value: Any) -> Any:
         return "***"
     if isinstance(value, str):
         return _USERINFO.sub(r"\1***@", value)
+    if isinstance(value, BaseModel):
+        value = value.model_dump()
     if isinstance(value, Mapping):
         return {key: redact((*path, str(key)), inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -95,7 +110,7 @@ def refusal(
     shown = "***" if field is not None and is_secret(field) else repr(redact(path, value))
     if len(shown) > _VALUE_LENGTH_MAX:
         shown = f"{shown[:_VALUE_LENGTH_MAX]}..."
-    return ConfigError(f"{origin_of_table(path, origins).place}: {'.'.join(path)} {problem}: value={shown}")
+    return ConfigError(f"{origin_of_table(path, origins).place}: {dotted(path)} {problem}: value={shown}")
 
 
 def unknown_key(
@@ -103,7 +118,7 @@ def unknown_key(
 ) -> ConfigError:
     """The sentence for a key that isn't there. ``candidates`` are full dotted keys."""
     candidates = sorted(candidates)
-    key = ".".join(path)
+    key = dotted(path)
     leaves = {candidate.rpartition(".")[2]: candidate for candidate in reversed(candidates)}
     near = nearest(key, candidates) or leaves.get(nearest(path[-1], leaves) or "")
     if near is not None:
@@ -111,7 +126,7 @@ def unknown_key(
     elif candidates:
         advice = f"the keys are {', '.join(candidates)}"
     else:
-        advice = f"there are no keys in {'.'.join(path[:-1])}"
+        advice = f"there are no keys in {dotted(path[:-1])}"
     return refusal(path, f"is no configuration key, {advice}", value, origins)
 
 
@@ -125,18 +140,20 @@ def validate(
 ) -> S:
     """``raw`` as a ``model``. ``siblings`` are further keys of the section, for suggestions only.
 
-    Raises ConfigError, about the first thing that is wrong in the order of the file.
+    ``section`` may be the dotted key of a table within one. Raises ConfigError, about the first thing that is wrong
+    in the order of the file.
     """
     values = {}
+    within = path_of(section)
     for name, value in raw.items():
-        path = (section, name)
+        path = (*within, name)
         field = model.model_fields.get(name)
         values[name] = value if field is None else _prepare(field, path, value, origins)
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        details = sorted(error.errors(), key=lambda detail: _place_order((section, *_names(detail)), origins))
-        raise _sentence(model, details[0], section, origins, siblings) from None
+        details = sorted(error.errors(), key=lambda detail: _place_order((*within, *_names(detail)), origins))
+        raise _sentence(model, details[0], within, origins, siblings) from None
 
 
 def _place_order(path: tuple[str, ...], origins: Origins) -> tuple[bool, int]:
@@ -146,20 +163,22 @@ def _place_order(path: tuple[str, ...], origins: Origins) -> tuple[bool, int]:
 
 
 def _names(detail: Any) -> tuple[str, ...]:
-    """The path of the key, without pydantic's marks for list positions and alternatives of a union."""
+    """The path of the key, without pydantic's marks for alternatives of a union, and for items that are no tables."""
+    parts = detail["loc"]
     names = []
-    for part in detail["loc"]:
-        if not isinstance(part, str) or not re.fullmatch(r"[\w-]+", part):
+    for at, part in enumerate(parts):
+        if not re.fullmatch(r"[\w-]+", str(part)) or (isinstance(part, int) and at + 1 == len(parts)):
             break
-        names.append(part)
+        names.append(str(part))
     return tuple(names)
 
 
 def _sentence(
-    model: type[Settings], detail: Any, section: str, origins: Origins, siblings: Iterable[str]
+    model: type[Settings], detail: Any, within: tuple[str, ...], origins: Origins, siblings: Iterable[str]
 ) -> ConfigError:
     names = _names(detail)
-    path = (section, *names)
+    path = (*within, *names)
+    section = dotted(within)
     value = detail.get("input")
     if detail["type"] == "extra_forbidden":
         keys = {f"{section}.{name}" for name in (*model.model_fields, *siblings)}
@@ -169,14 +188,16 @@ def _sentence(
     field = model.model_fields.get(names[0]) if names else None
     if detail["type"] == "missing":
         return ConfigError(
-            f"{'.'.join(path)} is required and has no default: set it in the file, with --set, or with the "
+            f"{dotted(path)} is required and has no default: set it in the file, with --set, or with the "
             f"variable PENSTOCK__{'__'.join(path).upper()}"
         )
     if detail["type"] == "value_error" and (field is None or field_format(field) is None):
         reason = str(detail.get("ctx", {}).get("error", detail["msg"]))
         reason = " ".join(reason.partition(": value=")[0].split())
         if not names:  # about several keys together: the values are all of the section, so they are left out
-            places = sorted({origin.place for known, origin in origins.items() if known[0] == section})
+            places = sorted(
+                {origin.place for known, origin in origins.items() if known[: len(within)] == within}
+            )
             return ConfigError(
                 f"{', '.join(places) or 'default'}: the keys of {section} don't fit together, {reason}"
             )
@@ -192,7 +213,7 @@ def _nested_keys(model: type[Settings], path: tuple[str, ...]) -> set[str]:
     for name in path[1:-1]:
         field = getattr(inner, "model_fields", {}).get(name)
         inner = field.annotation if field is not None else None
-    return {".".join((*path[:-1], name)) for name in getattr(inner, "model_fields", {})}
+    return {dotted((*path[:-1], name)) for name in getattr(inner, "model_fields", {})}
 
 
 def is_secret(field: FieldInfo) -> bool:
@@ -250,6 +271,8 @@ def _type_words(annotation: Any) -> str:
     if origin in (Union, types.UnionType):
         return " or ".join(_type_words(item) for item in get_args(annotation) if item is not type(None))
     if origin in (list, tuple, set, frozenset):
+        if any(hasattr(item, "model_fields") for item in get_args(annotation)):
+            return "a list of tables"
         return "a list of strings" if str in get_args(annotation) else "a list"
     if origin in (dict, Mapping) or annotation is dict or hasattr(annotation, "model_fields"):
         return "a table"
@@ -280,7 +303,8 @@ def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origi
     origin = origin_of(path, origins)
     if isinstance(value, str) and origin.is_text:
         if get_origin(annotation) in (list, tuple, set, frozenset):
-            return _split(value)
+            tables = any(hasattr(item, "model_fields") for item in get_args(annotation))
+            return parse_value(value) if tables else _split(value)
         is_table = annotation is dict or get_origin(annotation) is dict or hasattr(annotation, "model_fields")
         return parse_value(value) if is_table else value
     if (

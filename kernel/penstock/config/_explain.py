@@ -20,16 +20,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from penstock.config._check import (
     Origin,
     Origins,
+    dotted,
     expectation,
     field_format,
     is_secret,
     nearest,
+    path_of,
     plain_type,
     redact,
 )
@@ -38,7 +41,7 @@ from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
 from penstock.spi.kinds import KINDS, OBJECT_STORE, WAL
-from penstock.spi.settings import Settings
+from penstock.spi.settings import PluginTable, Settings, plugin_tables
 from penstock.units import format_duration, format_size
 
 #: Names of the keys that a piece of a template sets.
@@ -64,6 +67,11 @@ class SettingsModels(Protocol):
     def validate_plugin_settings(self, config: Config, kind: str) -> Settings:
         """The settings of the selected plugin, checked. Raises ConfigError or PluginError."""
 
+    def validate_nested_settings(
+        self, config: Config, kind: str, table: PluginTable, path: tuple[str, ...]
+    ) -> Mapping[tuple[str, ...], tuple[str, Settings]]:
+        """Plugin and settings of a table within a plugin's, by path: its own, and its store's if it names one."""
+
 
 def explain(config: Config, models: SettingsModels, key: str | None = None) -> list[ExplainedKey]:
     """A row for every key, or for ``key``, or for all keys of the section or table ``key``.
@@ -71,11 +79,12 @@ def explain(config: Config, models: SettingsModels, key: str | None = None) -> l
     Raises ConfigError when there is no such key, naming the nearest; PluginError when a selected plugin can't
     be loaded.
     """
+    key = None if key is None else dotted(path_of(key))
     section = None if key is None else key.partition(".")[0]
     rows = [
         row
         for row in _rows(config, models, section)
-        if key in (None, section, row.key) or row.key.startswith(f"{key}.")
+        if key in (None, section, row.key) or row.key.startswith((f"{key}.", f"{key}["))
     ]
     if key is not None and not rows:
         near = nearest(key, [row.key for row in _rows(config, models, None)])
@@ -88,32 +97,51 @@ def _rows(config: Config, models: SettingsModels, only: str | None) -> Iterator[
     for section, model in SECTIONS.items():
         if only not in (None, section):
             continue
-        yield from _model_rows(config, section, model, getattr(config.tree, section))
+        yield from _model_rows(config, (section,), model, getattr(config.tree, section))
     for kind in DEFAULT_PLUGINS:
         if only not in (None, kind):
             continue
-        yield ExplainedKey(
-            key=f"{kind}.plugin",
-            value=config.plugin_name(kind),
-            origin=config.origin(f"{kind}.plugin").place,
-            description=KINDS[kind].meaning,
-        )
         settings = models.validate_plugin_settings(config, kind)
-        yield from _model_rows(config, kind, type(settings), settings)
+        yield from _plugin_rows(
+            config, models, (kind,), config.plugin_name(kind), KINDS[kind].meaning, settings
+        )
+
+
+def _plugin_rows(
+    config: Config,
+    models: SettingsModels,
+    path: tuple[str, ...],
+    plugin: str,
+    meaning: str,
+    settings: Settings,
+) -> Iterator[ExplainedKey]:
+    """The rows of a plugin's table, and of the tables of other plugins in it."""
+    key = dotted((*path, "plugin"))
+    yield ExplainedKey(key=key, value=plugin, origin=config.origin(key).place, description=meaning)
+    yield from _model_rows(config, path, type(settings), settings)
+    for inner, table in plugin_tables(settings):
+        meaning = type(settings).model_fields[inner[0]].description or ""
+        found = models.validate_nested_settings(config, table.kind, table, (*path, *inner))
+        for inner_path, (name, inner_settings) in found.items():
+            yield from _plugin_rows(config, models, inner_path, name, meaning, inner_settings)
 
 
 def _model_rows(
-    config: Config, section: str, model: type[Settings], values: Settings
+    config: Config, within: tuple[str, ...], model: type[Settings], values: Settings
 ) -> Iterator[ExplainedKey]:
+    nested = {path[0] for path, _ in plugin_tables(values)}
     for name, field in model.model_fields.items():
         value = getattr(values, name)
+        path = (*within, name)
+        if name in nested:
+            continue  # a row for each key of each table, instead
         if isinstance(value, Mapping) and value:
             # each key of a table may come from another place, and only some of them are secrets
-            for path, inner in _leaves((section, name), value):
-                yield _row(config, path, None, redact(path, inner), field.description)
+            for leaf, inner in _leaves(path, value):
+                yield _row(config, leaf, None, redact(leaf, inner), field.description)
         else:
-            shown = "***" if is_secret(field) and value else redact((section, name), value)
-            yield _row(config, (section, name), field, shown, field.description)
+            shown = "***" if is_secret(field) and value else redact(path, value)
+            yield _row(config, path, field, shown, field.description)
 
 
 def _leaves(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -127,7 +155,7 @@ def _leaves(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[t
 def _row(
     config: Config, path: tuple[str, ...], field: FieldInfo | None, shown: Any, description: str | None
 ) -> ExplainedKey:
-    key = ".".join(path)
+    key = dotted(path)
     return ExplainedKey(
         key=key,
         value=format_value(field, shown),
@@ -162,7 +190,7 @@ def toml_value(field: FieldInfo | None, value: Any) -> str:
             f"{json.dumps(str(name))} = {toml_value(None, item)}" for name, item in value.items()
         )
         return f"{{ {inner} }}" if inner else "{}"
-    if isinstance(value, Settings):
+    if isinstance(value, BaseModel):
         return toml_value(None, value.model_dump())
     return json.dumps(str(value), ensure_ascii=False)
 

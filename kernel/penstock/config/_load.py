@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,11 @@ from penstock.config._check import (
     DEFAULT,
     Origin,
     Origins,
+    dotted,
     nearest,
+    origin_of,
     origin_of_table,
+    path_of,
     refusal,
     unknown_key,
     validate,
@@ -60,7 +64,7 @@ class Config:
 
     def origin(self, key: str) -> Origin:
         """The place that the value of a dotted key came from; for a table, the places of all its keys."""
-        path = tuple(key.split("."))
+        path = path_of(key)
         if path == (ALLOCATOR.name, "limit") and path not in self.origins:
             return Origin("derived", "memory.limit - memory.reserve")
         return origin_of_table(path, self.origins)
@@ -143,7 +147,7 @@ class _Layers:
                     self.origins.setdefault((section, name), own)  # of an inline table
 
     def add_environment(self, env: Mapping[str, str]) -> None:
-        for name in sorted(env):
+        for name in sorted(env, key=_with_numbers):
             if name.upper().startswith(_PREFIX):
                 path = tuple(name[len(_PREFIX) :].lower().split("__"))
                 if not all(path):
@@ -155,7 +159,7 @@ class _Layers:
     def add_sets(self, sets: Sequence[str]) -> None:
         for item in sets:
             key, equals, value = item.partition("=")
-            path = tuple(key.strip().split("."))
+            path = path_of(key.strip())
             if not equals or not all(path):
                 raise ConfigError(
                     f"--set takes section.key=value, like listener.bind=127.0.0.1:9092: got={item!r}"
@@ -164,7 +168,7 @@ class _Layers:
 
     def add_overrides(self, overrides: Mapping[str, Any]) -> None:
         for key, value in overrides.items():
-            path = tuple(key.split("."))
+            path = path_of(key)
             for inner_path, inner in _leaves(path, value) if len(path) == 1 else iter([(path, value)]):
                 self._put(inner_path, inner, Origin("program", "the program"))
 
@@ -173,14 +177,37 @@ class _Layers:
         self.origins[path] = origin
         if len(path) < 2:
             raise self._outside_section(path, value)
-        node = self.values
-        for name in path[:-1]:
-            inner = node.setdefault(name, {})
-            if not isinstance(inner, dict):
-                raise unknown_key(path, (), value, self.origins)
-            node = inner
         # Below a plugin's key no type is known, for instance in fsspec's options: there text is read as in TOML.
-        node[path[-1]] = parse_value(value) if origin.is_text and len(path) > 2 else value
+        new = parse_value(value) if origin.is_text and len(path) > 2 else value
+        node: Any = self.values
+        for at, (name, follower) in enumerate(pairwise(path), 1):
+            inner = self._held(node, path[:at], value)
+            if isinstance(inner, str) and origin_of(path[:at], self.origins).is_text:
+                inner = parse_value(inner)  # a table or list that an earlier layer gave in one go
+            if inner is None:
+                inner = [] if follower == "0" else {}
+            if not isinstance(inner, dict | list):
+                raise unknown_key(path, (), value, self.origins)
+            self._keep(node, name, inner := inner.copy())  # what a program handed in isn't ours to change
+            node = inner
+        self._held(node, path, value)
+        self._keep(node, path[-1], new)
+
+    def _held(self, node: dict[str, Any] | list[Any], path: tuple[str, ...], value: Any) -> Any:
+        """The value at the end of ``path``, of which ``node`` is the last container; None if there is none."""
+        if isinstance(node, dict):
+            return node.get(path[-1])
+        if not path[-1].isdecimal() or int(path[-1]) > len(node):
+            problem = f"isn't in the list {dotted(path[:-1])}, which has {len(node)} entries, counted from 0"
+            raise refusal(path, problem, value, self.origins)
+        return node[int(path[-1])] if int(path[-1]) < len(node) else None
+
+    @staticmethod
+    def _keep(node: dict[str, Any] | list[Any], name: str, value: Any) -> None:
+        if isinstance(node, dict):
+            node[name] = value
+        else:
+            node[int(name) : int(name) + 1] = [value]
 
     def _outside_section(self, path: tuple[str, ...], value: Any) -> ConfigError:
         if path[0] in SECTIONS or path[0] in DEFAULT_PLUGINS:
@@ -207,6 +234,11 @@ def unknown_variables(env: Mapping[str, str]) -> list[str]:
         advice = f"the nearest is {near}" if near else "keys are written PENSTOCK__SECTION__KEY"
         sentences.append(f"{name} is set, but no variable of that name is read, {advice}")
     return sentences
+
+
+def _with_numbers(name: str) -> list[tuple[int, str]]:
+    """To sort names with numbers in them: 2 comes before 10."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in name.split("__")]
 
 
 def _leaves(path: tuple[str, ...], value: Any) -> Iterator[tuple[tuple[str, ...], Any]]:

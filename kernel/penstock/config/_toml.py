@@ -9,13 +9,15 @@ from penstock.errors import ConfigError
 
 _OPENERS = {"[": "]", "{": "}"}
 _AT_LINE = re.compile(r"\s*\(at line (\d+), column \d+\)$")
+_LIST = re.compile(r"[ \t]*\[")
 _AT_END = re.compile(r"\s*\(at end of document\)$")
 
 
 def parse_toml(text: str, path: str) -> tuple[dict[str, object], dict[tuple[str, ...], int]]:
     """The document in ``text`` and the line (from 1) of each table and key in it.
 
-    A key inside an inline table has no line of its own: ask for its parent's.
+    Tables in a list are counted: ``("wal", "replicas", "0", "url")``. A key inside an inline table has no line of its
+    own: ask for its parent's.
     Raises ConfigError with file and line when the text isn't TOML 1.0.
     """
     try:
@@ -45,6 +47,8 @@ class _Locator:
         self._text = text
         self._at = 0
         self._lines: dict[tuple[str, ...], int] = {}
+        #: Index of the newest table in each list that is written as ``[[key]]``.
+        self._newest: dict[tuple[str, ...], int] = {}
 
     def locate(self) -> dict[tuple[str, ...], int]:
         table: tuple[str, ...] = ()
@@ -53,17 +57,31 @@ class _Locator:
             line = self._text.count("\n", 0, start) + 1
             if self._text[start] == "[":
                 self._skip_value()
-                table = _key_path(self._text[start : self._at].strip("[] \t") + " = 0")
+                header = self._text[start : self._at].strip()
+                names = _key_path(header.strip("[] \t") + " = 0")
+                table = self._table(names, begins=header.startswith("[["))
                 self._lines.setdefault(table, line)
                 continue
             while self._text[self._at] != "=":
                 self._skip_token()
             path = table + _key_path(self._text[start : self._at] + "= 0")
             self._at += 1
-            self._skip_value()
+            self._skip_value(path)
             for depth in range(len(table) + 1, len(path) + 1):
                 self._lines.setdefault(path[:depth], line)
         return self._lines
+
+    def _table(self, names: tuple[str, ...], *, begins: bool) -> tuple[str, ...]:
+        """The path of a table's header; ``begins``: it begins a further table of a list."""
+        path: tuple[str, ...] = ()
+        for depth, name in enumerate(names, 1):
+            path = (*path, name)
+            if begins and depth == len(names):
+                self._newest[path] = self._newest.get(path, -1) + 1
+                self._lines.setdefault(path, self._text.count("\n", 0, self._at) + 1)
+            if path in self._newest:
+                path = (*path, str(self._newest[path]))
+        return path
 
     def _skip_blank(self) -> bool:
         text, size = self._text, len(self._text)
@@ -95,9 +113,10 @@ class _Locator:
         while len(delimiter) == 3 and text.startswith(quote, self._at):  # """"x""" may end in five quotes
             self._at += 1
 
-    def _skip_value(self) -> None:
-        """To the end of the line that the value, with its open brackets, ends on."""
-        depth = 0
+    def _skip_value(self, path: tuple[str, ...] = ()) -> None:
+        """To the end of the line that the value, with its open brackets, ends on; notes the tables of a list."""
+        depth = items = 0
+        is_list = _LIST.match(self._text, self._at) is not None
         while self._at < len(self._text):
             char = self._text[self._at]
             if char == "\n" and depth == 0:
@@ -107,6 +126,10 @@ class _Locator:
                     return
                 self._skip_comment()
                 continue
+            if is_list and depth == 1:
+                items += char == ","
+                if char == "{":
+                    self._lines[(*path, str(items))] = self._text.count("\n", 0, self._at) + 1
             if char in _OPENERS:
                 depth += 1
             elif char in _OPENERS.values():

@@ -77,7 +77,10 @@ def check_combination(
 
 
 def check_key_prefixes(specs: Mapping[str, PluginSpec[Any, Any]], settings: Mapping[str, Settings]) -> None:
-    """Refuse a plugin that would keep its objects among others'. Raises ConfigError."""
+    """Refuse a plugin that would keep its objects among others'. Raises ConfigError.
+
+    Plugins are given by the keys of their tables: those that others open share the broker's store as well.
+    """
     taken = [("the broker", prefix) for prefix in RESERVED_PREFIXES]
     for kind, spec in specs.items():
         for prefix in spec.key_prefixes(settings[kind]):
@@ -91,11 +94,11 @@ def check_key_prefixes(specs: Mapping[str, PluginSpec[Any, Any]], settings: Mapp
 
 
 def validate_settings(
-    spec: PluginSpec[Any, Any], raw: Mapping[str, Any], origins: Origins | None = None
+    spec: PluginSpec[Any, Any], raw: Mapping[str, Any], origins: Origins | None = None, *, key: str = ""
 ) -> Settings:
-    """``raw`` as the plugin's settings.
+    """``raw`` as the plugin's settings; ``key`` is that of its table, where that isn't the section of its kind.
 
     Raises ConfigError: one sentence with origin, key, what is expected, value, and the nearest key.
     """
     model: type[Settings] = spec.settings
-    return validate(model, raw, spec.kind, origins or {}, siblings=("plugin",))
+    return validate(model, raw, key or spec.kind, origins or {}, siblings=("plugin",))

@@ -5,12 +5,14 @@ from __future__ import annotations
 __all__ = ("PluginOpener",)
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import Any, TypeVar
 
+from penstock.plugins._nested import Opened
 from penstock.plugins._registry import Selection
 from penstock.spi.kinds import KINDS, SERVICES, Kind
-from penstock.spi.plugin import Services
+from penstock.spi.plugin import FencedWords, Services
 
 T = TypeVar("T")
 
@@ -27,6 +29,7 @@ class PluginOpener:
         self._selection = selection
         self.services = services
         self._opened: dict[str, Any] = {}
+        self._by_plugins = Opened(selection.finder) if selection.finder is not None else None
 
     def __getitem__(self, kind: Kind[T]) -> T:
         opened: T = self._opened[kind.name]
@@ -41,6 +44,23 @@ class PluginOpener:
         """Change ``services`` for the plugins that are still to be opened."""
         self.services = dataclasses.replace(self.services, **changed)
 
+    @property
+    def opened_by_plugins(self) -> Mapping[str, Any]:
+        """The objects that plugins have opened, by the keys of their tables."""
+        return self._by_plugins.objects if self._by_plugins is not None else {}
+
+    def set_words(self, words: Callable[[str, Services], FencedWords | None]) -> None:
+        """``words(owner, services)`` are the fenced words of each plugin that is still to be opened."""
+        if self._by_plugins is not None:
+            self._by_plugins.words = words
+
+    def services_of(self, kind: Kind[Any]) -> Services:
+        """``services`` as the plugin of that kind gets them."""
+        if self._by_plugins is None:
+            return self.services
+        name, settings = self._selection.specs[kind.name].name, self._selection.settings[kind.name]
+        return self._by_plugins.bind(self.services, (kind.name,), name, settings)
+
     def set(self, kind: Kind[T], opened: T) -> None:
         """Have ``opened``, perhaps a wrapper of what was opened, stand for the kind from now on."""
         self._opened[kind.name] = opened
@@ -50,7 +70,7 @@ class PluginOpener:
     def context(self, kind: Kind[T]) -> AbstractAsyncContextManager[T]:
         """The plugin, to be opened and closed by the caller."""
         spec, settings = self._selection.specs[kind.name], self._selection.settings[kind.name]
-        context: AbstractAsyncContextManager[T] = spec.open(settings, self.services)
+        context: AbstractAsyncContextManager[T] = spec.open(settings, self.services_of(kind))
         return context
 
     async def open(self, kind: Kind[T]) -> T:

@@ -29,9 +29,10 @@ from penstock.plugins._checks import (
     validate_settings,
 )
 from penstock.plugins._discovery import entry_point_origin, entry_points, import_path, import_plugin
+from penstock.plugins._nested import NestedPlugin, NestedPlugins
 from penstock.spi.kinds import KINDS, OBJECT_STORE, REGISTER
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
-from penstock.spi.settings import Settings
+from penstock.spi.settings import PluginTable, Settings
 
 LOAD_VARIABLE = "PENSTOCK_LOAD_PLUGINS"
 TRACE_VARIABLE = "PENSTOCK_TRACE_HOOKS"
@@ -61,6 +62,10 @@ class Selection:
 
     specs: Mapping[str, PluginSpec[Any, Any]]
     settings: Mapping[str, Settings]
+    #: Those that these open, as their settings say.
+    nested: Sequence[NestedPlugin] = ()
+    #: Finds them; None: there is no registry.
+    finder: NestedPlugins | None = None
 
     @property
     def names(self) -> dict[str, str]:
@@ -318,11 +323,21 @@ class PluginRegistry:
         self.load(config.tree.plugins.load)
         specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in KINDS}
         settings = {kind: self.validate_plugin_settings(config, kind) for kind in KINDS}
-        check_combination(specs.values(), specs[OBJECT_STORE.name].capabilities)
-        check_key_prefixes(specs, settings)
+        store = specs[OBJECT_STORE.name]
+        check_combination(specs.values(), store.capabilities)
+        finder = NestedPlugins(self.select, config.origins)
+        nested = [found for kind in KINDS for found in finder.within((kind,), settings[kind])]
+        for found in nested:
+            own = found.store.spec if found.store is not None else store
+            found.check_store(own.capabilities, own.name)
+        sharing = [found for found in nested if found.store is None]
+        check_key_prefixes(
+            specs | {found.key: found.spec for found in sharing},
+            settings | {found.key: found.settings for found in sharing},
+        )
         sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items()}
         check_limits(config.limits(sizes, settings))
-        return Selection(specs=specs, settings=settings)
+        return Selection(specs=specs, settings=settings, nested=nested, finder=finder)
 
     def settings_model(self, kind: str, name: str) -> type[Settings]:
         """The config model of a plugin. Raises PluginError."""
@@ -333,6 +348,14 @@ class PluginRegistry:
         """The settings of the plugin that ``config`` selects for ``kind``. Raises ConfigError or PluginError."""
         spec = self.select(kind, config.plugin_name(kind))
         return validate_settings(spec, config.plugin_settings(kind), config.origins)
+
+    def validate_nested_settings(
+        self, config: Config, kind: str, table: PluginTable, path: tuple[str, ...]
+    ) -> Mapping[tuple[str, ...], tuple[str, Settings]]:
+        """Plugin and settings of a table at ``path``, and of its own store, by path. Raises as ``select_all``."""
+        found = NestedPlugins(self.select, config.origins).resolve(kind, table, path)
+        both = [found] if found.store is None else [found, found.store]
+        return {each.path: (each.spec.name, each.settings) for each in both}
 
     # Telling
 

@@ -13,9 +13,12 @@ __all__ = (
     "SPI_VERSION",
     "SPI_VERSION_MIN",
     "Buffer",
+    "ChosenPlugin",
     "Duration",
+    "FencedWords",
     "PluginSizes",
     "PluginSpec",
+    "PluginTable",
     "Services",
     "SettingSize",
     "Settings",
@@ -26,9 +29,11 @@ from penstock.spi.plugin import (
     SPI_VERSION,
     SPI_VERSION_MIN,
     Buffer,
+    ChosenPlugin,
+    FencedWords,
     PluginSizes,
     PluginSpec,
     Services,
     SettingSize,
 )
-from penstock.spi.settings import Duration, Settings, Size
+from penstock.spi.settings import Duration, PluginTable, Settings, Size

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
-__all__ = ("SPI_VERSION", "SPI_VERSION_MIN", "Buffer", "PluginSizes", "PluginSpec", "SettingSize", "Services")
+__all__ = (
+    "SPI_VERSION",
+    "SPI_VERSION_MIN",
+    "Buffer",
+    "ChosenPlugin",
+    "FencedWords",
+    "PluginSizes",
+    "PluginSpec",
+    "Plugins",
+    "Services",
+    "SettingSize",
+)
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
+from penstock.errors import InvariantError
 from penstock.files import ACCESSES, Access
-from penstock.spi.settings import Settings
+from penstock.spi.settings import PluginTable, Settings
 
 if TYPE_CHECKING:
     from penstock.spi.allocator import Allocator
@@ -31,6 +43,43 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 
+class FencedWords(Protocol):
+    """Small facts of a plugin, kept in metadata for its node: by whom it is owned decides who may change them.
+
+    A word is a text of up to 1 KiB under a name. Each plugin has its own, by the key of its table and its name; a
+    node keeps 16 of all its plugins. Those of a WAL go to the node that takes the WAL over.
+    """
+
+    async def read(self, name: str) -> str:
+        """The word; empty if there is none. It is that of ``Services.node_id``, whoever asks.
+
+        Raises UnavailableError, CorruptError if metadata can't be read.
+        """
+
+    async def write(self, name: str, value: str, expected: str) -> int:
+        """Put ``value`` where ``expected`` is now (empty: nothing), and return when that is durable.
+
+        The result is a new epoch, above all that were given out before: the index of the metadata entry. Raises
+        ConflictError if another word is there; FencedError once a newer owner registered, so a fenced one changes
+        nothing any more; InvalidRequestError if the bounds are passed, or for a reader; ClosedError at the end. An
+        outage of the metadata log is waited for.
+        """
+
+
+class Plugins(Protocol):
+    """Opens plugins for a plugin; asked through ``Services.open_plugin`` and ``Services.choose_plugin``."""
+
+    def choose(
+        self, services: Services, kind: type[PluginSpec[Any, T]], table: PluginTable | Mapping[str, Any]
+    ) -> AbstractAsyncContextManager[ChosenPlugin[T]]:
+        """See ``Services.choose_plugin``."""
+
+    def open(
+        self, services: Services, kind: type[PluginSpec[Any, T]], table: PluginTable | Mapping[str, Any]
+    ) -> AbstractAsyncContextManager[T]:
+        """See ``Services.open_plugin``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """The services that a plugin gets when it is opened; ``penstock.spi.kinds`` has the order of openings.
@@ -41,7 +90,9 @@ class Services:
     allocator itself; ``object_store`` for kinds opened after it (metadata log, WAL). ``read_only`` says that
     somebody only looks, as ``penstock verify`` does, perhaps at a medium that can't be written: open without
     making or changing anything; the object's methods that write won't be called. ``access`` are the modes of local
-    directories and files that hold data; make them with ``penstock.files``.
+    directories and files that hold data; make them with ``penstock.files``. They are the same for every caller of
+    a plugin's functions, ``identify``, ``read`` and ``describe`` too, but for what the caller's purpose decides:
+    who only looks has epoch 0, and may read words but not write them.
     """
 
     node_id: int
@@ -54,6 +105,52 @@ class Services:
     access: Access = ACCESSES["owner"]
     #: Monotonic seconds; injected so that tests can turn the clock.
     clock: Callable[[], float]
+    #: The plugin's words in metadata; there for kinds opened after the metadata log (WAL, caches).
+    words: FencedWords | None = None
+    #: Behind ``open_plugin``; None where nobody opens plugins for plugins.
+    plugins: Plugins | None = None
+
+    def open_plugin(
+        self,
+        kind: type[PluginSpec[Any, T]],
+        table: PluginTable | Mapping[str, Any],
+        *,
+        epoch: int | None = None,
+    ) -> AbstractAsyncContextManager[T]:
+        """Open another plugin: ``async with services.open_plugin(WalSpec, settings.replicas[0]) as log``.
+
+        ``kind`` is the class of that kind's specs. ``table`` is a value of the plugin's own settings
+        (``penstock.spi.settings.PluginTable``), or keys that the plugin makes itself, ``plugin`` among them. It is
+        found and checked as a plugin that the configuration selects: settings, versions, the capabilities that it
+        needs. It gets these services, of ``epoch`` if that is given. If it works in the object store and its table
+        has a table ``object_store``, that store is opened first, and takes the place of the broker's. What is open
+        is told in the broker's statistics under the key of its table.
+
+        Enter and leave it in one task. Raises ConfigError, PluginError, CapabilityError, and what ``open`` of the
+        other plugin raises, with the key of its table.
+        """
+        return self._plugins.open(self._of(epoch), kind, table)
+
+    def choose_plugin(
+        self,
+        kind: type[PluginSpec[Any, T]],
+        table: PluginTable | Mapping[str, Any],
+        *,
+        epoch: int | None = None,
+    ) -> AbstractAsyncContextManager[ChosenPlugin[T]]:
+        """As :meth:`open_plugin`, but only get ready: for functions of its spec beside ``open``, such as ``read``."""
+        return self._plugins.choose(self._of(epoch), kind, table)
+
+    def _of(self, epoch: int | None) -> Services:
+        return self if epoch is None else replace(self, epoch=epoch)
+
+    @property
+    def _plugins(self) -> Plugins:
+        if self.plugins is None:
+            raise InvariantError(
+                "these services open no plugins, the program has to give them Services.plugins"
+            )
+        return self.plugins
 
 
 class SettingSize(NamedTuple):
@@ -118,3 +215,14 @@ class PluginSpec(Generic[S, T]):
     def fault(self) -> str:
         """The contradiction within the spec, one sentence without the plugin's name; empty if there is none."""
         return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ChosenPlugin(Generic[T]):
+    """A plugin that another one chose, and what its functions are called with: ``spec.read(settings, services)``."""
+
+    #: That of its table: ``wal.replicas[1]``.
+    key: str
+    spec: PluginSpec[Any, T]
+    settings: Settings
+    services: Services

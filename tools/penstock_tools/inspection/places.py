@@ -11,14 +11,19 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
 
 from penstock.config import Config
+from penstock.metadata.service import load_image
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
-from penstock.spi.kinds import METADATA_LOG, OBJECT_STORE, WAL
+from penstock.spi.kinds import ALLOCATOR, METADATA_LOG, OBJECT_STORE, WAL
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry, WalSpec
+
+T = TypeVar("T")
+_Read: TypeAlias = Callable[[Any, Services], AsyncIterator[WalEntry]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,16 +67,32 @@ async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator
     selection = registry.select_all(config)
     async with AsyncExitStack() as stack:
         plugins = PluginOpener(stack, selection, _services(config))
+        await plugins.open(ALLOCATOR)
         object_store = await plugins.open(OBJECT_STORE)
         wal = selection.specs[WAL.name]
         assert isinstance(wal, WalSpec)
-        given = (selection.settings[WAL.name], plugins.services)
+        metadata_log = await plugins.open(METADATA_LOG)
+        wal_settings = selection.settings[WAL.name]
+
+        async def services() -> Services:
+            """As a broker would give them; metadata are read when the WAL is looked at, and not before."""
+            image = await load_image(metadata_log)
+            plugins.set_services(cluster_id=image.cluster_id)
+            return plugins.services_of(WAL)
+
+        async def read(of: _Read) -> AsyncIterator[WalEntry]:
+            async for entry in of(wal_settings, await services()):
+                yield entry
+
+        async def ask(of: Callable[[Any, Services], Awaitable[T]]) -> T:
+            return await of(wal_settings, await services())
+
         yield Places(
             object_store=object_store,
-            metadata_log=await plugins.open(METADATA_LOG),
+            metadata_log=metadata_log,
             wal_name=wal.name,
-            read_wal=None if wal.read is None else partial(wal.read, *given),
-            describe_wal=None if wal.describe is None else partial(wal.describe, *given),
-            identify_wal=None if wal.identify is None else partial(wal.identify, *given),
+            read_wal=None if wal.read is None else partial(read, wal.read),
+            describe_wal=None if wal.describe is None else partial(ask, wal.describe),
+            identify_wal=None if wal.identify is None else partial(ask, wal.identify),
             node_id=plugins.services.node_id,
         )
