@@ -18,7 +18,7 @@ from penstock.spi.allocator import Allocator
 from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, Kind
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
-from penstock.spi.wal import WalSpec
+from penstock.spi.wal import WalEntry, WalSpec
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
@@ -80,6 +80,35 @@ class Env:
         async with AsyncExitStack() as stack:
             services = self._services(1, epoch, await self._allocator(stack), await self._object_store(stack))
             return await spec.identify(self.target.checked_settings(spec, self.data_dir), services)
+
+    async def read_outside(self) -> list[WalEntry]:
+        """What the WAL's ``read`` tells of the log in this data directory."""
+        spec = self._registry.select(self.target.kind, self.target.plugin)
+        read = getattr(spec, "read", None)
+        if read is None:
+            not_applicable("the plugin can't read a log from outside")
+        async with AsyncExitStack() as stack:
+            services = self._services(1, 0, await self._allocator(stack), await self._object_store(stack))
+            return [
+                entry async for entry in read(self.target.checked_settings(spec, self.data_dir), services)
+            ]
+
+    async def describe_outside(self) -> Mapping[str, object]:
+        """What the WAL's ``describe`` tells of the log in this data directory."""
+        spec = self._registry.select(self.target.kind, self.target.plugin)
+        describe = getattr(spec, "describe", None)
+        if describe is None:
+            not_applicable("the plugin can't describe a log from outside")
+        async with AsyncExitStack() as stack:
+            services = self._services(1, 0, await self._allocator(stack), await self._object_store(stack))
+            facts: Mapping[str, object] = await describe(
+                self.target.checked_settings(spec, self.data_dir), services
+            )
+            return facts
+
+    async def store_of(self, stack: AsyncExitStack) -> ObjectStore:
+        """The object store that serves the plugin, for a clause that puts something between the two."""
+        return await self._object_store(stack)
 
     def elsewhere(self, name: str = "elsewhere") -> Env:
         """An environment with the same plugin and another data directory."""

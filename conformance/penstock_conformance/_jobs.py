@@ -13,7 +13,7 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -144,7 +144,15 @@ async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, 
 
 
 async def append_until_killed(
-    env: Env, *, epoch: int, owner: int, seed: int, trim: bool, die_after: int
+    env: Env,
+    *,
+    epoch: int,
+    owner: int,
+    seed: int,
+    trim: bool,
+    die_after: int,
+    bursts: Sequence[int] = (1, 1, 3, 20),
+    sizes: Sequence[int] = (60, 500, 6000),
 ) -> None:
     """WAL: recover, tell it, then append bursts; tell each sequence from its completion callback."""
     rng, death = random.Random(seed), Death(die_after)
@@ -165,9 +173,9 @@ async def append_until_killed(
         sequence = 0
         while True:
             burst: list[WalAppend] = []
-            for _ in range(rng.choice((1, 1, 3, 20))):
+            for _ in range(rng.choice(bursts)):
                 try:
-                    append = wal.append([make_body(owner, sequence, rng.choice((60, 500, 6000)))])
+                    append = wal.append([make_body(owner, sequence, rng.choice(sizes))])
                 except FullError:
                     break
                 append.set_callback(acked(sequence))

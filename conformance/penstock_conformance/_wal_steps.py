@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("append_all", "make_bodies", "read", "recovered", "surviving")
+__all__ = ("append_all", "check_same", "make_bodies", "read", "recovered", "room_of", "surviving")
 
 from typing import Any
 
@@ -40,3 +40,20 @@ def surviving(wal: Any) -> None:
 def make_bodies(count: int, size: int = 200, owner: int = 0) -> list[bytes]:
     """Payloads that tell whose they are, and their place."""
     return [make_body(owner, sequence, size) for sequence in range(count)]
+
+
+def check_same(found: list[bytes], wanted: list[bytes], what: str) -> None:
+    """Entry by entry the same bytes; tells where they part, and not all that they are."""
+    if found == wanted:
+        return
+    pairs = enumerate(zip(found, wanted, strict=False))
+    place = next((number for number, (one, other) in pairs if one != other), min(len(found), len(wanted)))
+    raise AssertionError(
+        f"{what}: {len(found)} entries instead of {len(wanted)}, wrong from number {place} on"
+    )
+
+
+def room_of(wal: Any, wanted_bytes: int) -> int:
+    """``wanted_bytes``, or what a bounded log surely takes between two trims, whatever it adds to entries."""
+    capacity: int = wal.statistics().capacity_bytes
+    return min(wanted_bytes, capacity // 3) if capacity else wanted_bytes

@@ -27,8 +27,10 @@ from penstock_conformance.reference._wal import (
     FileWal,
     Header,
     WalSettings,
+    describe_wal,
     identify_wal,
     open_wal,
+    read_wal,
 )
 
 KIND = "wal"
@@ -136,7 +138,8 @@ class LetsOlderOwnersOpen(FileWal):
 class SkipsHoles(FileWal):
     """Looks for the next record that fits."""
 
-    def _record(self, log: memoryview, position: int) -> tuple[WalEntry, int] | None:
+    @classmethod
+    def _record(cls, log: memoryview, position: int) -> tuple[WalEntry, int] | None:
         while position + RECORD_BYTES <= len(log):
             found = super()._record(log, position)
             if found is not None:
@@ -144,7 +147,8 @@ class SkipsHoles(FileWal):
             position += 1
         return None
 
-    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+    @classmethod
+    def _judge_end(cls, log: memoryview, position: int, confirmed: int) -> None:
         """Whatever comes is the end."""
 
 
@@ -152,7 +156,8 @@ class SkipsHoles(FileWal):
 class EndsAtHoles(FileWal):
     """Takes a hole for the end of the log."""
 
-    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+    @classmethod
+    def _judge_end(cls, log: memoryview, position: int, confirmed: int) -> None:
         """Whatever comes is the end."""
 
 
@@ -160,7 +165,8 @@ class EndsAtHoles(FileWal):
 class ReturnsDamagedEntries(FileWal):
     """Has checksums and doesn't look at them."""
 
-    def _fits(self, head: memoryview, payload: memoryview, crc: int) -> bool:
+    @classmethod
+    def _fits(cls, head: memoryview, payload: memoryview, crc: int) -> bool:
         return True
 
 
@@ -168,7 +174,8 @@ class ReturnsDamagedEntries(FileWal):
 class StopsAtATornTail(FileWal):
     """Takes every tear for damage."""
 
-    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+    @classmethod
+    def _judge_end(cls, log: memoryview, position: int, confirmed: int) -> None:
         if any(log[position:]):
             raise CorruptError(f"something is wrong: position={position}")
 
@@ -337,10 +344,11 @@ class InsistsOnItsTail(FileWal):
         self._path.with_suffix(".end").write_text(str(group[-1][0].next_position))
         super()._write(group)
 
-    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+    def _take_over(self) -> None:
+        super()._take_over()
         note = self._path.with_suffix(".end")
         noted = int(note.read_text()) if note.exists() else 0
-        super()._judge_end(log, position, max(confirmed, noted))
+        self._header = self._header._replace(confirmed=max(self._header.confirmed, noted))
 
 
 @mutant(KIND, "invents_an_entry", "new_log_is_empty")
@@ -565,4 +573,6 @@ def penstock_register_wal() -> WalSpec[DefectiveWal]:
         capabilities=WAL_CAPABILITIES,
         open=_open_wal,  # type: ignore[arg-type] # the reference's class stands for the Protocol
         identify=identify_wal(_wal_class),
+        read=read_wal(_wal_class),
+        describe=describe_wal(_wal_class),
     )

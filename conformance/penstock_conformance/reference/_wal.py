@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ("WAL_CAPABILITIES", "FileWal", "WalSettings", "identify_wal", "open_wal")
+__all__ = (
+    "WAL_CAPABILITIES",
+    "FileWal",
+    "WalSettings",
+    "describe_wal",
+    "identify_wal",
+    "open_wal",
+    "read_wal",
+)
 
 import asyncio
+import errno
 import fcntl
 import os
 import struct
 from bisect import bisect_right
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +33,13 @@ from penstock.errors import (
     FencedError,
     FullError,
     InvalidRequestError,
+    NotFoundError,
     UnavailableError,
 )
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings, Size
 from penstock.spi.plugin import Buffer, Services
-from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics
+from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics, complete_all
 from penstock_conformance.reference._plugin import NAME, SUMMARY
 
 WAL_CAPABILITIES = WalCapabilities(
@@ -77,6 +87,9 @@ class FileWal:
         self._entries = self._payload_bytes = self._groups = self._written_bytes = 0
         try:
             self._take_over()
+        except OSError as error:
+            os.close(self._file)
+            raise UnavailableError(f"the log can't be opened: {error}") from error
         except BaseException:
             os.close(self._file)
             raise
@@ -108,6 +121,34 @@ class FileWal:
         except FileNotFoundError:
             return None
         return Header._make(_HEADER.unpack(cls._checked(path, raw))).identity.hex() if raw else None
+
+    @classmethod
+    async def read(cls, path: Path, _epoch: int) -> AsyncIterator[WalEntry]:
+        """What ``recover`` would return now, from outside."""
+        await checkpoint()
+        header, log = cls._look(path)
+        position, confirmed = header.start, header.confirmed
+        while (found := cls._record(log, position)) is not None:
+            entry, record_confirmed = found
+            confirmed = max(confirmed, record_confirmed)
+            yield entry
+            position = entry.next_position
+        cls._judge_end(log, position, confirmed)
+
+    @classmethod
+    async def describe(cls, path: Path, _epoch: int) -> Mapping[str, object]:
+        """Who owns the log, and where it is kept from."""
+        await checkpoint()
+        header, log = cls._look(path)
+        return {"epoch": header.epoch, "start": header.start, "sealed": header.sealed, "bytes": len(log)}
+
+    @classmethod
+    def _look(cls, path: Path) -> tuple[Header, memoryview]:
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError(f"there is no log: path={path}") from error
+        return Header._make(_HEADER.unpack(cls._checked(path, raw))), memoryview(raw)
 
     def _is_owner(self) -> bool:
         header = self._read_header()
@@ -142,7 +183,10 @@ class FileWal:
     # Recovery
 
     async def recover(self) -> AsyncIterator[WalEntry]:
-        log = memoryview(os.pread(self._file, os.fstat(self._file).st_size, 0))
+        try:
+            log = memoryview(os.pread(self._file, os.fstat(self._file).st_size, 0))
+        except OSError as error:
+            raise UnavailableError(f"the log can't be read: {error}") from error
         confirmed = self._header.confirmed
         position = self._header.start
         while (found := self._record(log, position)) is not None:
@@ -161,7 +205,8 @@ class FileWal:
                 self._write_header()
         self._recovered = True
 
-    def _record(self, log: memoryview, position: int) -> tuple[WalEntry, int] | None:
+    @classmethod
+    def _record(cls, log: memoryview, position: int) -> tuple[WalEntry, int] | None:
         """The record at ``position`` and the confirmed position it tells of, if all of it is there and fits."""
         if position + RECORD_BYTES > len(log):
             return None
@@ -171,19 +216,21 @@ class FileWal:
         if magic != _MAGIC or stored != position or end > len(log):
             return None
         payload = log[position + RECORD_BYTES : end]
-        if not self._fits(log[position : position + _RECORD.size], payload, crc):
+        if not cls._fits(log[position : position + _RECORD.size], payload, crc):
             return None
         return WalEntry(position, end, payload), confirmed
 
-    def _fits(self, head: memoryview, payload: memoryview, crc: int) -> bool:
+    @classmethod
+    def _fits(cls, head: memoryview, payload: memoryview, crc: int) -> bool:
         return crc32c(payload, crc32c(head)) == crc
 
-    def _judge_end(self, log: memoryview, position: int, confirmed: int) -> None:
+    @classmethod
+    def _judge_end(cls, log: memoryview, position: int, confirmed: int) -> None:
         """Nothing fits at ``position``: the end of the log, unless something shows that more was acknowledged."""
         later = log.tobytes()
         place = later.find(_MAGIC, position)
         while place >= 0 and confirmed <= position:
-            found = self._record(log, place)
+            found = cls._record(log, place)
             if found is not None:
                 confirmed = max(confirmed, found[1])
             place = later.find(_MAGIC, place + 1)
@@ -247,19 +294,18 @@ class FileWal:
             pieces += [head, _CRC.pack(crc32c(payload, crc32c(head))), payload]
         block = b"".join(pieces)
         written = os.pwrite(self._file, block, group[0][0].position)
-        assert written == len(block), "short write"
+        if written != len(block):
+            raise OSError(errno.ENOSPC, "the medium took a part of a group only")
         os.fdatasync(self._file)
         self._written_bytes += written
 
     def _answer(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
-        for append, _ in group:
-            append.complete()
+        complete_all([append for append, _ in group])
 
     def _fail(self, state: str, group: list[tuple[WalAppend, list[Buffer]]], error: Exception) -> None:
         self._state = state
         pending, self._queue = [*group, *self._queue], []
-        for append, _ in pending:
-            append.complete(error)
+        complete_all([append for append, _ in pending], error)
 
     # Trimming, sealing, closing
 
@@ -291,7 +337,7 @@ class FileWal:
         """Flush, note where the log ends, and answer everything."""
         self._flush()
         if self._state == "open" and self._recovered:
-            with self._locked():
+            with suppress(OSError), self._locked():  # what is confirmed is only known a little less well then
                 if self._is_owner():
                     self._header = self._header._replace(confirmed=self._confirmed)
                     self._write_header()
@@ -343,6 +389,20 @@ def identify_wal(
     return identified
 
 
+def read_wal(
+    choose: Callable[[Any], type[FileWal]],
+) -> Callable[[Any, Services], AsyncIterator[WalEntry]]:
+    """The ``read`` of a WAL whose class is chosen by the settings."""
+    return lambda settings, services: choose(settings).read(_path(services), services.epoch)
+
+
+def describe_wal(
+    choose: Callable[[Any], type[FileWal]],
+) -> Callable[[Any, Services], Awaitable[Mapping[str, object]]]:
+    """The ``describe`` of a WAL whose class is chosen by the settings."""
+    return lambda settings, services: choose(settings).describe(_path(services), services.epoch)
+
+
 def _path(services: Services) -> Path:
     return services.data_dir / "wal" / "log"
 
@@ -363,4 +423,6 @@ def penstock_register_wal() -> WalSpec[WalSettings]:
         capabilities=WAL_CAPABILITIES,
         open=open_wal(FileWal),
         identify=identify_wal(lambda _: FileWal),
+        read=read_wal(lambda _: FileWal),
+        describe=describe_wal(lambda _: FileWal),
     )

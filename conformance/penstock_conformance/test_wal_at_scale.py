@@ -1,0 +1,577 @@
+"""Clauses of ``penstock.spi.wal``: large and many groups, large entries, laps, company, many openings, from outside."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import time
+import weakref
+from contextlib import AsyncExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+from crc32c import crc32c
+
+from penstock.errors import ClosedError, CorruptError, FencedError, FullError, NotFoundError, PenstockError
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend
+from penstock_conformance._body import Label, check_body, make_body
+from penstock_conformance._child import Child, killed
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, call, raises, together
+from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._medium import flipped, medium_of, zero_around
+from penstock_conformance._wal_steps import (
+    append_all,
+    check_same,
+    make_bodies,
+    read,
+    recovered,
+    room_of,
+    surviving,
+)
+
+KIND = "wal"
+
+#: Entries of a burst: beyond every small power of two at which a group or a vector of buffers may end.
+_BURST = 1100
+#: What a group takes of a log at most, whatever its alignment, if its entries are small.
+_GROUP_BYTES = 8192
+
+
+async def test_large_bursts_come_back_whole(env: Env) -> None:
+    """All acknowledged entries in append order: of a burst also the last one, however many are before it."""
+    bodies = make_bodies(_BURST, size=60)
+    async with env.open() as wal:
+        await recovered(wal)
+        appends = await append_all(wal, bodies)
+        check_same([body for body, one in zip(bodies, appends, strict=True) if one.done], bodies, "done")
+        await append_all(wal, [b"behind"])
+    check_same(await read(env), [*bodies, b"behind"], f"a burst of {_BURST}")
+
+
+async def test_a_thousand_groups_come_back(env: Env) -> None:
+    """All acknowledged entries since the trim point, however many groups they are, to each opening."""
+    async with env.open() as wal:
+        await recovered(wal)
+        bodies = make_bodies(1010, size=60)
+        appends: list[WalAppend] = []
+        until = time.monotonic() + env.target.deadline_s / 5  # a medium over a network may be slow
+        while len(appends) < len(bodies) and time.monotonic() < until and _has_room(wal):
+            appends += await append_all(wal, [bodies[len(appends)]])
+        count = len(appends)
+        bodies = bodies[:count]
+        for earlier, later in itertools.pairwise(appends):
+            assert earlier.next_position <= later.position, "two entries overlap, or positions don't grow"
+    check_same(await read(env, 2), bodies, f"{count} groups")
+    async with env.open(epoch=3) as wal:
+        entries = await recovered(wal)
+        check_same([bytes(entry.data) for entry in entries], bodies, f"{count} groups, opened again")
+        assert [entry.position for entry in entries] == [one.position for one in appends], "other positions"
+        await append_all(wal, make_bodies(70, owner=3))
+        cut = count - count // 7
+        await wal.trim(appends[cut].next_position)
+    left = [*bodies[cut + 1 :], *make_bodies(70, owner=3)]
+    check_same((await read(env, 4))[-len(left) :], left, f"{count} groups after a trim")
+
+
+def _has_room(wal: Any) -> bool:
+    """A bounded log isn't much more than half full."""
+    counters = wal.statistics()
+    return bool(counters.capacity_bytes == 0 or 5 * counters.used_bytes < 3 * counters.capacity_bytes)
+
+
+async def test_entries_of_all_sizes_come_back_as_they_were(env: Env) -> None:
+    """``data`` is exactly the bytes that were appended, in whatever buffers, with a known checksum and without."""
+    async with env.open() as wal:
+        await recovered(wal)
+        left = room_of(wal, 6 * 2**20)
+        largest = min(wal.capabilities.entry_bytes_max, left // 6)
+        left -= 2 * largest
+        bodies: list[bytes] = [env.random.randbytes(largest), env.random.randbytes(largest - 1)]
+        while left > 0 and len(bodies) < 150:
+            size = env.random.choice((1, 30, 4096, env.random.randrange(1, 70_000), largest // 3))
+            bodies.append(env.random.randbytes(size))
+            left -= size + _GROUP_BYTES
+        last = [await _append_in_pieces(env, wal, body) for body in bodies][-1]
+        await last.wait_durable()
+    check_same(await read(env), bodies, "entries of all sizes")
+
+
+async def _append_in_pieces(env: Env, wal: Any, body: bytes) -> WalAppend:
+    """In one buffer, or in thousands; mostly at once, sometimes when all before is durable."""
+    step = env.random.choice((len(body), len(body), 1 + len(body) // 3000, 1 + len(body) // 40))
+    parts: list[Buffer] = [body[start : start + step] for start in range(0, len(body), step)]
+    append: WalAppend = wal.append(parts, crc32c(body) if env.random.random() < 0.5 else None)
+    if env.random.random() < 0.1:
+        await append.wait_durable()
+    return append
+
+
+async def test_trim_while_appends_pend_loses_nothing(env: Env) -> None:
+    """``trim`` drops entries up to its position: what is appended and not yet durable is above it."""
+    wanted: list[bytes] = []
+    async with env.open() as wal:
+        await recovered(wal)
+        for number in range(8):
+            appends = await append_all(wal, make_bodies(30, owner=2 * number))
+            pending = make_bodies(70, owner=2 * number + 1)
+            later: list[WalAppend] = []
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_append_one_by_one, wal, pending, later)
+                for place in (5, 10, 20, -2, 3):
+                    for _ in range(number % 3):
+                        await checkpoint()
+                    tasks.start_soon(wal.trim, appends[place].next_position)
+            for append in later:
+                await append.wait_durable()
+            wanted = [make_bodies(30, owner=2 * number)[-1], *pending]
+    check_same((await read(env))[-len(wanted) :], wanted, "what was pending when a trim came")
+
+
+async def _append_one_by_one(wal: Any, bodies: list[bytes], appends: list[WalAppend]) -> None:
+    """One in each turn of the event loop, so that at any moment some are pending."""
+    for body in bodies:
+        appends.append(wal.append([body]))
+        await checkpoint()
+
+
+@clause(claims="bounded")
+async def test_nothing_above_a_trim_is_lost_on_later_laps(env: Env) -> None:
+    """Entries whose next position is at most ``position`` may be dropped, no others, however often it was filled."""
+    async with env.open() as wal:
+        capacity = wal.statistics().capacity_bytes
+        if capacity > 32 * 2**20:
+            not_applicable("filling the log several times would take long, set a capacity of at most 32MiB")
+    history: list[tuple[bytes, WalAppend]] = []
+    size = max(2000, capacity // 120)
+    trimmed = 0
+    for epoch in range(2, 8):
+        async with env.open(epoch=epoch) as wal:
+            found = [bytes(entry.data) for entry in await recovered(wal)]
+            kept = [body for body, append in history if append.next_position > trimmed]
+            check_same(found[len(found) - len(kept) :], kept, f"above the trim point, in lap {epoch - 1}")
+            for number in range(140):
+                body = make_body(epoch, number, size)
+                try:
+                    append = wal.append([body])
+                except FullError:
+                    await history[-1][1].wait_durable()
+                    trimmed = history[-env.random.randrange(2, 30)][1].position
+                    await wal.trim(trimmed)
+                    append = wal.append([body])
+                history.append((body, append))
+                if number % 5 == 0:
+                    await append.wait_durable()
+            await history[-1][1].wait_durable()
+            trimmed = max(trimmed, history[-env.random.randrange(3, 9)][1].position)
+            await wal.trim(trimmed)
+
+
+@clause(claims="bounded")
+async def test_refused_entry_leaves_nothing(env: Env) -> None:
+    """FullError: nothing was appended; what was accepted before is durable, and what fits is still taken."""
+    async with env.open() as wal:
+        await recovered(wal)
+        capacity = wal.statistics().capacity_bytes
+        if capacity > 32 * 2**20:
+            not_applicable("filling the log would take long, set a capacity of at most 32MiB")
+        size = min(capacity // 20, wal.capabilities.entry_bytes_max)
+        bodies: list[bytes] = []
+        refusals = 0
+        while size >= 28:
+            body = make_body(refusals, len(bodies), size)
+            end = wal.statistics().end_position
+            try:
+                append = wal.append([body])
+            except FullError:
+                assert wal.statistics().end_position == end, "a refused entry took room"
+                refusals += 1
+                size //= 2
+            else:
+                bodies.append(body)
+                last = append
+        await last.wait_durable()
+        assert wal.statistics().appended_entries == len(bodies), "refused entries are counted as appended"
+    check_same(await read(env), bodies, f"what a log accepted that refused {refusals} times")
+
+
+async def test_each_opening_finds_what_all_before_it_left(env: Env) -> None:
+    """Entries of all owners, over any number of openings: some append much, some nothing, some trim."""
+    wanted: list[bytes] = []
+    trimmed: list[bytes] = []
+    for epoch in range(1, 14):
+        async with env.open(epoch=epoch) as wal:
+            entries = await recovered(wal)
+            found = [bytes(entry.data) for entry in entries]
+            check_same(found[len(found) - len(wanted) :], wanted, f"what opening {epoch} finds")
+            check_same(found, [*trimmed, *wanted][-len(found) :] if found else [], f"of opening {epoch}, all")
+            added = make_bodies((0, 1, 90, 5)[epoch % 4], owner=epoch)
+            appends = await append_all(wal, added)
+            wanted += added
+            if epoch % 5 == 0 and len(appends) > 3:
+                gone = len(wanted) - 3
+                await wal.trim(appends[-4].next_position)
+                trimmed, wanted = [*trimmed, *wanted[:gone]], wanted[gone:]
+    check_same((await read(env, 20))[-len(wanted) :], wanted, "what all openings left")
+
+
+async def test_owner_that_ends_in_its_recovery_loses_nothing(env: Env) -> None:
+    """Recovery changes nothing of what is there: an owner may end at any place of it, again and again."""
+    bodies = make_bodies(150)
+    async with env.open() as wal:
+        await recovered(wal)
+        await append_all(wal, bodies[:100])
+        for body in bodies[100:]:
+            await append_all(wal, [body])
+    for epoch, stop in enumerate((0, 1, 99, 149, 150), 2):
+        async with env.open(epoch=epoch) as wal:
+            entries = wal.recover()
+            for _ in range(stop):
+                await anext(entries)
+            if epoch % 2:
+                await entries.aclose()
+    check_same(await read(env), bodies, "after owners that ended in their recoveries")
+
+
+@clause(claims="fencing")
+async def test_racing_openers_lose_nothing(env: Env) -> None:
+    """Of owners that open at once the newest holds the log, with all that any of them had acknowledged."""
+    acked: list[bytes] = []
+    for number in range(6):
+        first = 10 * number + 1
+        async with AsyncExitStack() as stack:
+            old = await stack.enter_async_context(env.open(epoch=first))
+            check_same([bytes(e.data) for e in await recovered(old)], acked, f"before race {number}")
+            await append_all(old, make_bodies(80, owner=first))
+            acked += make_bodies(80, owner=first)
+            order = list(range(1, 5))
+            env.random.shuffle(order)
+            done: dict[int, list[bytes]] = {}
+            await together(call(partial(_own_for_a_moment, env, done), first + each) for each in order)
+        assert done, "nobody could open the log"
+        for owner in sorted(done):
+            acked += done[owner]
+    check_same(await read(env, 100), acked, "after races of openers")
+
+
+async def _own_for_a_moment(env: Env, done: dict[int, list[bytes]], epoch: int) -> None:
+    """Open, recover, append; what was acknowledged goes to ``done``. A newer one may come at any time."""
+    with suppress(FencedError, ClosedError):
+        async with env.open(epoch=epoch) as wal:
+            for body in make_bodies(1, owner=epoch):
+                await recovered(wal)
+                await wal.append([body]).wait_durable()
+                done[epoch] = [body]
+
+
+@clause(claims="fencing")
+async def test_fence_meets_every_entry_of_a_burst(env: Env) -> None:
+    """``open`` fences an older owner: of hundreds that it has pending, those are acknowledged that are recovered."""
+    epoch = 1
+    for number in range(6):
+        async with AsyncExitStack() as stack:
+            old = await stack.enter_async_context(env.open(epoch=epoch))
+            await recovered(old)
+            appends = [old.append([body]) for body in make_bodies(400, size=100, owner=epoch)]
+            for _ in range(2 * number):
+                await checkpoint()
+            new = await stack.enter_async_context(env.open(epoch=epoch + 1))
+            with suppress(FencedError, ClosedError):
+                appends += [old.append([body]) for body in make_bodies(300, size=100, owner=epoch + 5)]
+            entries = await recovered(new)
+            found = {check_body(entry.data) for entry in entries}
+            await append_all(new, make_bodies(3, owner=epoch + 1))
+            for append in appends:
+                with suppress(FencedError, ClosedError):
+                    await append.wait_durable()
+            for sequence, append in enumerate(appends[:400]):
+                if append.error is None:
+                    assert Label(epoch, sequence) in found, "acknowledged, but not recovered by the new owner"
+            assert all(append.error is not None for append in appends[400:]), (
+                "appended after the new owner's open returned, and acknowledged"
+            )
+            if entries:
+                await new.trim(entries[-1].next_position)
+        epoch += 10
+
+
+@clause(claims="seal")
+async def test_seal_meets_what_is_pending(env: Env) -> None:
+    """From the return of ``seal`` on nothing is acknowledged; what was acknowledged before is there."""
+    async with env.open() as wal:
+        await recovered(wal)
+        await append_all(wal, make_bodies(90, owner=1))
+        appends = [wal.append([body]) for body in make_bodies(300, size=100, owner=2)]
+        await wal.seal()
+        by_then = [append for append in appends if append.done and append.error is None]
+        with raises(PenstockError):
+            await wal.append([b"late"]).wait_durable()
+        for append in appends:
+            with suppress(PenstockError):
+                await append.wait_durable()
+        assert sum(append.error is None for append in appends) == len(by_then), "acknowledged after the seal"
+    wanted = [*make_bodies(90, owner=1), *make_bodies(300, size=100, owner=2)[: len(by_then)]]
+    for epoch in (2, 3):
+        found = await read(env, epoch)
+        check_same(found[: len(wanted)], wanted, "what a sealed log had acknowledged")
+
+
+async def test_callback_that_raises_keeps_nobody_waiting(env: Env) -> None:
+    """All are completed, even if a callback raises: the log goes on, and who waits for others is answered."""
+
+    def bad(_: WalAppend) -> None:
+        raise RuntimeError("the suite's own callback raises")
+
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda *_: None)  # where such an error may be told
+    try:
+        async with env.open() as wal:
+            await recovered(wal)
+            for number in range(3):
+                appends = [wal.append([body]) for body in make_bodies(20, owner=number)]
+                appends[0].set_callback(bad)
+                appends[7].set_callback(bad)
+                for append in appends[1:7] + appends[8:]:
+                    await append.wait_durable()
+    finally:
+        loop.set_exception_handler(None)
+    check_same(await read(env), [b for n in range(3) for b in make_bodies(20, owner=n)], "with bad callbacks")
+
+
+class _Payload(bytearray):
+    """Memory whose end can be seen."""
+
+
+async def test_payloads_are_let_go(env: Env) -> None:
+    """Buffers belong to the caller again when an append is done: the log keeps none, also an idle one."""
+    async with env.open() as wal:
+        await recovered(wal)
+        seen: list[weakref.ref[_Payload]] = []
+        for number in range(4):
+            payloads = [_Payload(body) for body in make_bodies(40, size=3000, owner=number)]
+            seen += [weakref.ref(payload) for payload in payloads]
+            appends = [wal.append([payload]) for payload in payloads]
+            del payloads
+            for append in appends:
+                await append.wait_durable()
+            del appends, append
+        for _ in range(5):
+            await checkpoint()
+        gc.collect()
+        kept = sum(ref() is not None for ref in seen)
+        assert kept == 0, f"{kept} of {len(seen)} payloads are still held by a log with nothing to do"
+
+
+async def test_opening_leaves_nothing_behind(env: Env) -> None:
+    """Leaving the context ends what was opened: no descriptor, task, thread or object of it stays."""
+
+    async def use(wal: Any) -> None:
+        await recovered(wal)
+        appends = await append_all(wal, make_bodies(5))
+        await wal.trim(appends[-1].next_position)
+        wal.append([b"flushed at the end"])
+
+    await leaves_nothing(env, use)
+
+
+async def test_statistics_go_along(env: Env) -> None:
+    """A snapshot of the state: of hundreds of entries, of what pends, and of the room that a trim gives back."""
+    async with env.open() as wal:
+        await recovered(wal)
+        appends: list[WalAppend] = []
+        count = room_of(wal, 200 * _GROUP_BYTES) // _GROUP_BYTES
+        until = time.monotonic() + env.target.deadline_s / 5
+        while len(appends) < 3 * count and time.monotonic() < until:
+            appends += await append_all(wal, make_bodies(3, size=100, owner=len(appends)))
+        count = len(appends) // 3
+        pending = [wal.append([body]) for body in make_bodies(70, size=100)]
+        counters = wal.statistics()
+        assert counters.appended_entries == 3 * count + 70, f"entries: {counters.appended_entries}"
+        assert counters.appended_payload_bytes == 100 * (3 * count + 70), "other payload bytes than appended"
+        assert 0 <= counters.pending_entries <= 70, f"pending: {counters.pending_entries}"
+        assert counters.pending_entries == sum(not append.done for append in pending), "what pends isn't told"
+        for append in pending:
+            await append.wait_durable()
+        assert wal.statistics().written_groups >= count, "groups are written one after the other"
+        used = wal.statistics().used_bytes
+        await wal.trim(appends[-1].next_position)
+        counters = wal.statistics()
+        assert counters.used_bytes < used, "a trim of nearly all gave no room back"
+        assert counters.trimmed_position >= appends[-1].next_position, "the trim point isn't told"
+        assert counters.confirmed_position >= pending[-1].next_position, "the confirmed position lags"
+
+
+# --- from outside
+
+
+async def test_reading_from_outside_tells_all_and_fences_nobody(env: Env) -> None:
+    """What ``recover`` would return now, changing nothing and fencing nobody, while an owner lives and after."""
+    async with env.open(epoch=5) as wal:
+        surviving(wal)
+        await recovered(wal)
+        appends = await append_all(wal, make_bodies(300))
+        for body in make_bodies(80, owner=1):
+            appends += await append_all(wal, [body])
+        wanted = [*make_bodies(300), *make_bodies(80, owner=1)]
+        before = _files(env.data_dir)
+        entries = await env.read_outside()
+        check_same([bytes(entry.data) for entry in entries], wanted, "a read beside the owner")
+        assert [entry.position for entry in entries] == [one.position for one in appends], "other positions"
+        assert _files(env.data_dir) == before, "reading changed a file"
+        await append_all(wal, make_bodies(3, owner=2))
+        await wal.trim(appends[199].next_position)
+        wanted = [*wanted, *make_bodies(3, owner=2)]
+        found = [bytes(entry.data) for entry in await env.read_outside()]
+        check_same(found[-183:], wanted[200:], "a read beside an owner that has trimmed")
+    check_same(
+        [bytes(e.data) for e in await env.read_outside()], await read(env, 6), "a read of a closed log"
+    )
+
+
+async def test_describing_changes_nothing_and_fences_nobody(env: Env) -> None:
+    """Facts about the log, read from outside likewise: changing nothing, fencing nobody, while an owner lives."""
+    async with env.open(epoch=5) as wal:
+        surviving(wal)
+        await recovered(wal)
+        await append_all(wal, make_bodies(100))
+        before = _files(env.data_dir)
+        facts = await env.describe_outside()
+        assert facts, "a log has no facts"
+        assert _files(env.data_dir) == before, "describing changed a file"
+        await append_all(wal, make_bodies(100, owner=1))
+        assert await env.describe_outside() != facts, "the facts of a log that grew are the same"
+        await append_all(wal, make_bodies(1, owner=2))
+    before = _files(env.data_dir)
+    await env.describe_outside()
+    assert _files(env.data_dir) == before, "describing changed a file"
+    wanted = [*make_bodies(100), *make_bodies(100, owner=1), *make_bodies(1, owner=2)]
+    check_same(await read(env, 6), wanted, "after it was described")
+
+
+async def test_looking_for_a_log_that_is_not_there_makes_none(env: Env) -> None:
+    """NotFoundError if there is no log; then there is still none."""
+    async with env.elsewhere().open() as wal:
+        surviving(wal)
+    before = _files(env.data_dir)
+    for look in (env.read_outside, env.describe_outside):
+        with raises(NotFoundError):
+            await look()
+    assert _files(env.data_dir) == before, "looking made something"
+
+
+def _files(directory: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in directory.rglob("*") if path.is_file()}
+
+
+# --- 2: races between processes
+
+
+@clause(level=2, claims="fencing")
+async def test_fenced_process_with_much_on_its_way_acknowledges_nothing_more(env: Env) -> None:
+    """Two owners, hundreds of entries on their way: what the fenced one acknowledged, the new one recovers."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+    for number in range(3 * env.rounds):
+        epoch = 2 * number + 2
+        async with Child(env, "append_until_fenced", epoch=epoch, owner=epoch, pending=200) as child:
+            assert await child.next() == ["ready"], "the child process failed to open the log"
+            acked = [await child.next() for _ in range(env.random.randrange(1, 300))]
+            async with env.open(epoch=epoch + 1) as wal:
+                entries = await recovered(wal)
+                found = {check_body(entry.data) for entry in entries}
+                await wal.append([make_body(epoch + 1, 0, 100)]).wait_durable()
+                lines = await child.finish()
+                assert lines and lines[-1][0] == "end", "the fenced process wasn't told"
+                acked += lines[:-1]
+                lost = [line[1] for line in acked if Label(epoch, line[1]) not in found]
+                assert not lost, f"acknowledged, and the new owner didn't recover them: {lost[:5]}"
+                await wal.trim(entries[-1].next_position)
+
+
+# --- 3: crashes and damage
+
+
+@clause(level=3)
+async def test_large_bursts_survive_a_kill(env: Env) -> None:
+    """All acknowledged entries since the trim point: of bursts of hundreds, too."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+        recovered_before: set[Label] = set()
+    for number in range(1, 6 * env.rounds + 1):
+        owner = 2 * number
+        lines = await killed(
+            env,
+            "append_until_killed",
+            number % 3 != 0,
+            900,
+            epoch=owner,
+            owner=owner,
+            seed=env.random.randrange(2**32),
+            trim=False,
+            bursts=(150, 400),
+            sizes=(60, 300),
+        )
+        acked = [(line[1], line[2]) for line in lines if line[0] == "ack"]
+        trimmed = max((line[1] for line in lines if line[0] == "trim"), default=0)
+        async with env.open(epoch=owner + 1) as wal:
+            entries = await recovered(wal)
+            found = {check_body(entry.data) for entry in entries}
+            lost = [
+                sequence for sequence, end in acked if end > trimmed and Label(owner, sequence) not in found
+            ]
+            assert not lost, f"{len(lost)} of {len(acked)} acknowledged entries are lost, from {lost[0]} on"
+            recovered_before = found
+            if entries:
+                await wal.trim(entries[-1].next_position)
+    assert recovered_before, "nothing was ever recovered"
+
+
+@clause(level=3)
+async def test_damage_far_into_the_log_is_reported(env: Env) -> None:
+    """CorruptError, naming the position, wherever an entry below the confirmed position is damaged or lost (I10)."""
+    async with env.open(epoch=1) as wal:
+        await recovered(wal)
+        path = medium_of(wal)
+        count = min(160, room_of(wal, 160 * _GROUP_BYTES) // _GROUP_BYTES)
+        bodies = make_bodies(count)
+        for body in bodies:
+            await append_all(wal, [body])
+    whole = path.read_bytes()
+    for victim in (70, count // 2 + 1, count - 2):
+        for damaged in (flipped(whole, bodies[victim], env.random), zero_around(whole, bodies[victim])):
+            with path.open("r+b") as file:
+                file.write(damaged)
+            await _expect_corrupt(env, bodies, victim)
+            if (found := await _outside(env)) is not None:
+                raise AssertionError(
+                    f"a read from outside passed over the damage: {len(found)} of {count} came"
+                )
+    path.write_bytes(whole)
+    check_same(await read(env, 3), bodies, "the log is whole again")
+
+
+async def _outside(env: Env) -> list[bytes] | None:
+    """What a read from outside returns, to its regular end."""
+    try:
+        return [bytes(entry.data) for entry in await env.read_outside()]
+    except CorruptError:
+        return None
+
+
+async def _expect_corrupt(env: Env, bodies: list[bytes], victim: int) -> None:
+    found: list[bytes] = []
+    try:
+        async with env.open(epoch=2) as wal:
+            async for entry in wal.recover():
+                found.append(bytes(entry.data))
+    except CorruptError as error:
+        assert "position=" in str(error), f"the error doesn't name the position: {error}"
+        check_same(found, bodies[: len(found)], "before the damage")
+        assert len(found) <= victim, "an entry after the damage was returned"
+        return
+    raise AssertionError(f"the damage was passed over: {len(found)} of {len(bodies)} entries came back")
