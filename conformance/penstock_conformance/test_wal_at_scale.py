@@ -1,4 +1,4 @@
-"""Clauses of ``penstock.spi.wal``: large and many groups, large entries, laps, company, many openings, from outside."""
+"""Clauses of ``penstock.spi.wal``: large and many groups, large entries, laps, company, openings, from outside."""
 
 from __future__ import annotations
 
