@@ -6,8 +6,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import pytest
@@ -19,10 +21,18 @@ from penstock_conformance.mutants import MUTANTS
 _Outcomes = dict[str, dict[str, Any]]
 
 
-def _try_all(kind: str) -> _Outcomes:
-    """What came out for all mutants of a kind; they share one process, because starting one costs most."""
+#: Mutants that share a process, because starting one costs most; few enough that a busy machine has time for them.
+_AT_ONCE = 25
+
+
+def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
+    """What came out for these mutants of one kind."""
+    kind = names[0][0]
     done = subprocess.run(
-        [sys.executable, "-m", "penstock_conformance.mutants", "--json", kind],
+        [
+            *(sys.executable, "-m", "penstock_conformance.mutants", "--json"),
+            *(f"{kind}:{defect}" for _, defect in names),
+        ],
         capture_output=True,
         text=True,
         env={
@@ -39,21 +49,29 @@ def _try_all(kind: str) -> _Outcomes:
 
 
 @pytest.fixture(scope="module")
-def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[str, Future[_Outcomes]]]:
-    """By kind. Mutants mostly hang until their deadline, so several kinds at once cost little more than one."""
-    kinds = {
-        str(item.callspec.params["kind"])
+def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], Future[_Outcomes]]]:
+    """By kind and defect. Mutants mostly hang until their deadline, so several at once cost little more than one."""
+    chosen = [
+        (str(item.callspec.params["kind"]), str(item.callspec.params["defect"]))
         for item in request.session.items
         if isinstance(item, pytest.Function) and item.function is test_mutant_is_caught_by_name
-    }
+    ]
     with ThreadPoolExecutor(max_workers=3) as pool:
-        yield {kind: pool.submit(_try_all, kind) for kind in sorted(kinds)}
+        found: dict[tuple[str, str], Future[_Outcomes]] = {}
+        for _, of_kind in groupby(chosen, key=itemgetter(0)):
+            names = list(of_kind)
+            for start in range(0, len(names), _AT_ONCE):
+                part = names[start : start + _AT_ONCE]
+                found |= dict.fromkeys(part, pool.submit(_try_all, part))
+        yield found
 
 
 @pytest.mark.parametrize(("kind", "defect"), sorted(MUTANTS))
-def test_mutant_is_caught_by_name(kind: str, defect: str, outcomes: dict[str, Future[_Outcomes]]) -> None:
+def test_mutant_is_caught_by_name(
+    kind: str, defect: str, outcomes: dict[tuple[str, str], Future[_Outcomes]]
+) -> None:
     """Every clause that the mutant names fails."""
-    tried = outcomes[kind].result()
+    tried = outcomes[kind, defect].result()
     assert defect in tried, f"the run broke off before this mutant, after: {list(tried)}"
     assert tried[defect]["survived"] == [], f"not caught: {tried[defect]}"
 

@@ -1,6 +1,6 @@
 """Put the mutants through the clauses that must catch them, and print the table; exit code 1 if one survives.
 
-``python -m penstock_conformance.mutants [--json] [--all-clauses] [KIND | DEFECT ...]``
+``python -m penstock_conformance.mutants [--json] [--all-clauses] [KIND | DEFECT | KIND:DEFECT ...]``
 
 ``--json`` prints one JSON line each instead. ``--all-clauses`` tries every clause of the mutant's level, and tells
 which others notice, too.
@@ -81,14 +81,14 @@ def _row(tried: dict[str, object]) -> str:
 def main(arguments: Sequence[str]) -> int:
     """Try all mutants of the kinds or defects that are named, or all there are."""
     parser = argparse.ArgumentParser(prog="python -m penstock_conformance.mutants", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="KIND or DEFECT", help="only these")
+    parser.add_argument("names", nargs="*", metavar="KIND, DEFECT or KIND:DEFECT", help="only these")
     parser.add_argument("--json", action="store_true", help="one JSON line each")
     parser.add_argument("--all-clauses", action="store_true", help="try all clauses of the mutant's level")
     options = parser.parse_args(arguments)
     names = set(options.names)
     tried = survivors = 0
     for mutant in MUTANTS.values():
-        if names and not names & {mutant.kind, mutant.defect}:
+        if names and not names & {mutant.kind, mutant.defect, f"{mutant.kind}:{mutant.defect}"}:
             continue
         line = try_mutant(mutant, options.all_clauses)
         tried += 1
