@@ -12,7 +12,7 @@ A WAL drives one :class:`GroupCommit` from the event loop's thread::
 
 from __future__ import annotations
 
-__all__ = ("Group", "GroupCommit")
+__all__ = ("BESIDE_BYTES_MAX", "Group", "GroupCommit")
 
 import sys
 from collections import deque
@@ -24,6 +24,9 @@ from penstock.errors import ClosedError, FullError, InvalidRequestError, Penstoc
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalStatistics, complete_all
 from penstock.wal.framing import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES
+
+#: What is in flight and what goes beside it are together at most so many bytes, full groups apart.
+BESIDE_BYTES_MAX = 2**16
 
 _UNBOUNDED = 2**63 - 1
 _NOTHING = -1
@@ -214,7 +217,8 @@ class GroupCommit:
 
         Beside others a group with room left is worth a write if it holds half as much as they do together: a second
         lone request is written at once, and what comes in by hundreds isn't cut to pieces, each of which costs
-        the processor as much as many entries.
+        the processor as much as many entries. Past :data:`BESIDE_BYTES_MAX` together it is bytes that take time, not
+        syncs: what comes meanwhile goes with the next group, unless a single entry is in flight.
         """
         flying = self._flying
         if self._open is None and not self._ready:
@@ -223,7 +227,10 @@ class GroupCommit:
             return self.take()
         if len(flying) >= groups_max or self.span_bytes > span_bytes_max:
             return None
-        return self.take(partial=2 * self.open_entries >= self._flying_entries)
+        count = self._flying_entries
+        if count > 1 and self.span_bytes > BESIDE_BYTES_MAX:
+            return self.take(partial=False)
+        return self.take(partial=2 * self.open_entries >= count)
 
     def finish(self, group: Group) -> None:
         """``group`` is durable. Completes it and what follows, as far as no earlier group is unfinished.

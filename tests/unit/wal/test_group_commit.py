@@ -16,6 +16,7 @@ from penstock.errors import ClosedError, FencedError, FullError, InvalidRequestE
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
 from penstock.wal import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES, Boundaries, Cursor, Group, GroupCommit
+from penstock.wal.group_commit import BESIDE_BYTES_MAX
 
 FRAME = ENTRY_HEADER_BYTES + GROUP_HEADER_BYTES
 
@@ -163,6 +164,33 @@ def test_a_group_goes_beside_others_as_long_as_they_are_few_and_near_and_it_is_w
     assert commit.take_beside(3, 2**20) is None
     commit.finish(four)
     assert commit.take_beside(3, 2**20) is None, "the last one is less than half of what is left"
+
+
+def test_past_some_bytes_in_flight_only_full_groups_go_beside_others_unless_a_single_entry_is_in_flight() -> (
+    None
+):
+    size = BESIDE_BYTES_MAX
+    large = [bytes(size)]
+    commit = started(group=8 * size, entry=size)
+    commit.append(large)
+    lone = commit.take_beside(4, 2**30)
+    assert lone is not None
+    commit.append(large)
+    commit.append(large)
+    pair = commit.take_beside(4, 2**30)
+    assert pair is not None, "the second large request of two doesn't wait for the first"
+    for _ in range(7):
+        commit.append(large)
+    assert commit.take_beside(4, 2**30) is None, "it shares the next write with what comes meanwhile"
+    commit.append(large)
+    full = commit.take_beside(4, 2**30)
+    assert full is not None
+    assert len(full.entries) == 7
+    for group in (lone, pair, full):
+        commit.finish(group)
+    rest = commit.take_beside(4, 2**30)
+    assert rest is not None
+    assert len(rest.entries) == 1
 
 
 def test_failure_answers_everybody_in_order_and_refuses_the_rest() -> None:
