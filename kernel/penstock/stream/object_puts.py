@@ -5,7 +5,7 @@ from __future__ import annotations
 __all__ = ("ObjectPuts", "UploadSettings")
 
 import sys
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -27,6 +27,11 @@ INLINE_ENTRIES_MAX = 64
 #: Where parts cost nothing but their bytes, one has so many: it is on the disk in a millisecond, so a sync of the WAL
 #: waits for no longer than that, and large enough to be worth a thread's while.
 PIECE_BYTES = 2**20
+#: Several pieces are put together when many are due, so that the hops to threads don't take more time than the disk:
+#: at most so much, and so many buffers. There are about two an entry, which takes some microseconds of a thread that
+#: wants the interpreter.
+BURST_BYTES_MAX = 8 * 2**20
+BURST_BUFFERS_MAX = 2048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,8 +62,12 @@ class ObjectPuts:
         node_epoch: int,
         now_ms: Callable[[], int],
         pace: Callable[[int], Awaitable[None]],
+        burst_bytes: Callable[[], int],
     ) -> None:
-        """``pace(size)`` is awaited before so many bytes are put: it says how fast."""
+        """``pace(size)`` is awaited before so many bytes are put: it says how fast.
+
+        Where pieces may be small, as many are put together as there are in ``burst_bytes()``, but at least one.
+        """
         self._metadata = metadata
         self._store = store
         self._settings = settings
@@ -66,6 +75,7 @@ class ObjectPuts:
         self._node_epoch = node_epoch
         self._now_ms = now_ms
         self._pace = pace
+        self._burst_bytes = burst_bytes
 
     async def put(self, block: UploadBlock) -> list[UploadedObject]:
         """Put what of the block is still wanted; none of it is part of a stream before it is committed.
@@ -129,7 +139,9 @@ class ObjectPuts:
                 await self._put_part(upload, part)
             parts.clear()
             while uploaded is None:
-                piece, uploaded = await run_in_thread(next, pieces) if large else next(pieces)
+                burst_bytes = min(self._burst_bytes(), BURST_BYTES_MAX) if can.small_parts else 0
+                join = partial(_join, pieces, burst_bytes)
+                piece, uploaded = await run_in_thread(join) if large else join()
                 await self._put_part(upload, piece)
             await upload.complete()
         except BaseException:
@@ -147,3 +159,16 @@ class ObjectPuts:
         object_ids = [uploaded.object_id for uploaded in objects]
         await self._metadata.submit(AbandonObjects(object_ids))
         await self._store.delete([object_key(object_id) for object_id in object_ids])
+
+
+def _join(
+    pieces: Iterator[tuple[list[Buffer], UploadedObject | None]], size: int
+) -> tuple[list[Buffer], UploadedObject | None]:
+    """The next pieces of an object as one, until they have ``size`` bytes or the most buffers; one piece at least."""
+    joined, uploaded = next(pieces)
+    have = sum(map(len, joined))
+    while uploaded is None and have < size and len(joined) < BURST_BUFFERS_MAX:
+        piece, uploaded = next(pieces)
+        have += sum(map(len, piece))
+        joined += piece
+    return joined, uploaded

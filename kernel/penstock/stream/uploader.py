@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ("Uploader", "UploaderStatistics")
 
 import logging
+import sys
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -106,6 +107,7 @@ class Uploader(Generic[B]):
             node_epoch=node_epoch,
             now_ms=now_ms,
             pace=self._pace,
+            burst_bytes=lambda: sys.maxsize if intake is None else self._pacer.burst_bytes,
         )
         self._intake = intake
         self._clock = clock

@@ -103,3 +103,17 @@ def test_an_upload_that_was_hurried_leaves_no_debt() -> None:
         assert pacer.pause_s(PIECE, 0.0, 0, PRESSURE_MAX) == 0
     pacer.pause_s(PIECE, 0.0, 0, 0)
     assert pacer.pause_s(PIECE, 0.0, 0, 0) < 1
+
+
+def test_a_faster_pace_puts_more_in_a_burst_and_all_of_it_when_nothing_is_put_off() -> None:
+    def burst_bytes(megabytes_per_s: float, pressure: float) -> int:
+        pacer = Pacer(0.0)
+        for second in range(1, 30):
+            pacer.pause_s(PIECE, float(second), int(second * megabytes_per_s * 1e6), pressure)
+        return pacer.burst_bytes
+
+    assert Pacer(0.0).burst_bytes == 0
+    assert burst_bytes(20, 0) < PIECE, "an upload beside a moderate load goes piece by piece"
+    assert 4 * PIECE < burst_bytes(400, 0) < 10 * PIECE
+    assert burst_bytes(400, 1) > burst_bytes(400, 0)
+    assert burst_bytes(1, PRESSURE_MAX) > 2**40

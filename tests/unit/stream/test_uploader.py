@@ -202,6 +202,7 @@ class NoHaste:
     """A pacer that has everything wait for an hour, unless something presses."""
 
     rate = 1.0
+    burst_bytes = 0
 
     def __init__(self, *_: float) -> None:
         pass
@@ -276,5 +277,50 @@ async def test_where_parts_cost_nothing_an_object_is_put_in_small_ones_each_in_i
         assert len(sizes) >= 3
         assert all(500 <= size < 900 for size in sizes[:-1])
         assert paced == sizes
+        e.log_cache.evict(2**30)
+        assert await e.read_all() == payloads
+
+
+@pytest.mark.parametrize(
+    ("burst_bytes", "buffers_max", "parts"),
+    [(0, 100, 7), (1200, 100, 4), (sys.maxsize, 100, 2), (sys.maxsize, 1, 7)],
+    ids=[
+        "one when they are rarely due",
+        "some when more is due",
+        "all when nothing is put off",
+        "few of many buffers",
+    ],
+)
+async def test_small_parts_that_are_due_together_are_put_together(
+    world: World, monkeypatch: pytest.MonkeyPatch, burst_bytes: int, buffers_max: int, parts: int
+) -> None:
+    monkeypatch.setattr(object_puts_module, "PIECE_BYTES", 500)
+    monkeypatch.setattr(object_puts_module, "BURST_BUFFERS_MAX", buffers_max)
+    monkeypatch.setattr(Pacer, "pause_s", lambda *args: 0.0)
+    pacers: list[Pacer] = []
+
+    def make_pacer(now_s: float) -> Pacer:
+        pacers.append(Pacer(now_s))
+        pacers[-1].burst_bytes = burst_bytes
+        return pacers[-1]
+
+    monkeypatch.setattr(uploader_module, "Pacer", make_pacer)
+    async with world.open() as e:
+        uploads: list[Parts] = []
+
+        async def create_multipart(key: str) -> Parts:
+            uploads.append(Parts(e.store._inner, key, fail_part=-1))
+            return uploads[-1]
+
+        monkeypatch.setattr(e.store, "create_multipart", create_multipart)
+        capabilities = dataclasses.replace(e.store.capabilities, multipart=True, small_parts=True)
+        monkeypatch.setattr(e.store, "capabilities", capabilities, raising=False)
+        payloads = [(i, bytes([i]) * 600) for i in range(6)]
+        for _, payload in payloads:
+            e.append(payload)
+        with anyio.fail_after(HANG_S):
+            await e.engine.flush()
+        (upload,) = uploads
+        assert len(upload.parts) == parts
         e.log_cache.evict(2**30)
         assert await e.read_all() == payloads
