@@ -25,6 +25,8 @@ from penstock.spi.events import (
     TopicCreated,
     TopicDeleted,
     UploadCommitted,
+    WalDegraded,
+    WalRestored,
 )
 from penstock.spi.log_cache import LogCacheSpec
 from penstock.spi.metadata_log import MetadataLogSpec
@@ -116,3 +118,13 @@ def penstock_on_objects_destroyed(event: ObjectsDestroyed) -> None:
 @hookspec
 def penstock_on_recovery_finished(event: RecoveryFinished) -> None:
     """The write-ahead log of an earlier run was replayed."""
+
+
+@hookspec
+def penstock_on_wal_degraded(event: WalDegraded) -> None:
+    """The write-ahead log began to do with less than its settings promise."""
+
+
+@hookspec
+def penstock_on_wal_restored(event: WalRestored) -> None:
+    """The write-ahead log keeps again what its settings promise."""

@@ -29,6 +29,8 @@ from penstock.spi.events import (
     TopicCreated,
     TopicDeleted,
     UploadCommitted,
+    WalDegraded,
+    WalRestored,
 )
 from penstock.spi.kinds import KINDS
 from penstock.spi.object_store import ObjectStoreCapabilities, ObjectStoreSpec
@@ -559,6 +561,15 @@ def test_hook_penstock_on_objects_destroyed(write: Write) -> None:
 def test_hook_penstock_on_recovery_finished(write: Write) -> None:
     event = RecoveryFinished(entries=1, recovered_bytes=2, skipped_entries=3, duration_ms=4.0)
     _is_told(write, "penstock_on_recovery_finished", event)
+
+
+def test_hook_penstock_on_wal_degraded(write: Write) -> None:
+    event = WalDegraded(location="p", durability_domain="host", reason="r")
+    _is_told(write, "penstock_on_wal_degraded", event)
+
+
+def test_hook_penstock_on_wal_restored(write: Write) -> None:
+    _is_told(write, "penstock_on_wal_restored", WalRestored(location="p", durability_domain="region"))
 
 
 # Observers

@@ -36,6 +36,7 @@ from penstock.broker._settings import (
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
+from penstock.broker._words import NodeWords
 from penstock.bus import EventBus
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
@@ -297,6 +298,7 @@ class Broker:
         if check.loss is not None:
             await give_up_entries(metadata, object_store, check.loss)
         plugins.set_services(cluster_id=metadata.image.cluster_id)
+        plugins.set_words(partial(NodeWords, metadata))
         node_epoch = await register_node(
             metadata, selection, plugins.services_of(WAL), tree.broker.accept_lost_wal
         )

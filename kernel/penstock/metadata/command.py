@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("RETIRED_TAGS", "Command")
 
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import msgspec
 
@@ -21,6 +21,9 @@ class Command(msgspec.Struct, frozen=True, omit_defaults=True):
     Fields may be added with defaults; a field, or a tag, never changes its meaning (version N reads N-1).
     A new tag or field raises ``METADATA_VERSION``: an older Penstock can't tell it from damage otherwise.
     """
+
+    #: Its result isn't told before the WAL has a mark of its entry (``penstock.stream.marks``).
+    waits_for_mark: ClassVar[bool] = True
 
     def fold(self, image: State, at: Moment) -> Any:
         """Check everything, then change ``image`` and tell ``at`` what changed; the result for who sent it.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("NodeState", "Nodes")
+__all__ = ("NodeState", "Nodes", "is_of_wal")
 
 from collections.abc import Iterator
 
@@ -31,6 +31,9 @@ class NodeState(msgspec.Struct):
     wal_end: int = 0
     #: Identity of the WAL that another node took over from it; empty since it started again with another one.
     wal_taken: str = ""
+    #: Words of plugins by ``OWNER/NAME``, where OWNER is the key of the plugin's table and its name:
+    #: ``wal/wal_x/members``. Their meaning is the plugin's.
+    words: dict[str, str] = {}
 
     @property
     def wal_name(self) -> str:
@@ -41,6 +44,11 @@ class NodeState(msgspec.Struct):
     def wal_unknown(self) -> bool:
         """Nothing is known of the WAL that is in use: it was used before that was recorded."""
         return self.wal_in_use and not self.wal and not self.wal_location
+
+
+def is_of_wal(name: str) -> bool:
+    """Whether a word is the WAL's, or of a plugin that the WAL opened: it goes where the WAL goes."""
+    return name.startswith(("wal/", "wal.", "wal["))
 
 
 class Nodes(Table[int, NodeState]):
@@ -86,6 +94,7 @@ class Nodes(Table[int, NodeState]):
         node.wal = node.wal_location = ""
         node.wal_in_use = False
         node.wal_end = 0
+        node.words = {name: word for name, word in node.words.items() if not is_of_wal(name)}
 
     @staticmethod
     def move_wal(old: NodeState, new: NodeState) -> None:
@@ -93,6 +102,9 @@ class Nodes(Table[int, NodeState]):
         new.wal_since = min(old.wal_since, new.wal_since) if new.wal_in_use else old.wal_since
         new.wal, new.wal_location, new.wal_in_use = old.wal, old.wal_location, True
         new.wal_end = old.wal_end
+        new.words = {name: word for name, word in new.words.items() if not is_of_wal(name)}
+        new.words |= {name: word for name, word in old.words.items() if is_of_wal(name)}
+        old.words = {name: word for name, word in old.words.items() if not is_of_wal(name)}
         old.wal_taken = old.wal
         old.wal = old.wal_location = ""
         old.wal_in_use = False

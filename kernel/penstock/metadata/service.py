@@ -301,6 +301,9 @@ class MetadataService:
                     )
                 raise
             index = self.image.index
+            for submission, result in zip(batch, results, strict=True):
+                if not submission.command.waits_for_mark:
+                    self._answer(submission, result)
             self._unwitnessed.append((index, batch, results))
             if self._witness is None:
                 self.witnessed(index)

@@ -11,6 +11,7 @@ damaged, or leave the field out of its next snapshot. Older entries and snapshot
   for every WAL, also one that tells no identity.
 - 4: snapshots only: topics say who leads their partitions, and the cluster who its controller is.
 - 5: nothing new but the number: entries and snapshots had numbers of their own before.
+- 6: nodes have words of plugins, and entries a command for them.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import msgspec
 from penstock.errors import NewerVersionError
 
 #: What is written now.
-METADATA_VERSION: Final[int] = 5
+METADATA_VERSION: Final[int] = 6
 
 
 class _Versioned(msgspec.Struct):

@@ -12,6 +12,8 @@ __all__ = (
     "TopicCreated",
     "TopicDeleted",
     "UploadCommitted",
+    "WalDegraded",
+    "WalRestored",
 )
 
 from collections.abc import Mapping
@@ -103,3 +105,20 @@ class RecoveryFinished:
     recovered_bytes: int
     skipped_entries: int
     duration_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalDegraded:
+    """The write-ahead log goes on with less than its settings promise; ``reason`` is one sentence."""
+
+    location: str
+    durability_domain: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WalRestored:
+    """The write-ahead log keeps again what its settings promise."""
+
+    location: str
+    durability_domain: str

@@ -11,6 +11,7 @@ Positions are opaque to the kernel except for their order.
 from __future__ import annotations
 
 __all__ = (
+    "BoundedLog",
     "WalAppend",
     "WalCapabilities",
     "WalEntry",
@@ -24,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequenc
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
-from typing import Annotated, ClassVar, Literal, Protocol
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import anyio
 import msgspec
@@ -182,8 +183,15 @@ class WalStatistics:
         gauge("", "Where the log ends: every later entry is at or above; -1 as long as that isn't known."),
     ] = -1
     last_group_us: Annotated[int, gauge("us", "How long the last group took on the medium.")] = 0
-    state: Annotated[str, text("One word: ``open``, ``fenced``, ``failed``, ``closed``.")] = "open"
-    last_error: Annotated[str, text("Why the state is ``fenced`` or ``failed``: one sentence.")] = ""
+    state: Annotated[
+        str,
+        text(
+            "One word: ``open``, ``degraded``, ``fenced``, ``failed``, ``closed``; ``degraded``: it goes on."
+        ),
+    ] = "open"
+    last_error: Annotated[
+        str, text("Why the state is ``degraded``, ``fenced`` or ``failed``: one sentence.")
+    ] = ""
 
 
 class WriteAheadLog(Protocol):
@@ -232,6 +240,18 @@ class WriteAheadLog(Protocol):
 
     def statistics(self) -> WalStatistics:
         """A snapshot of the state."""
+
+
+@runtime_checkable
+class BoundedLog(Protocol):
+    """A WAL that claims ``bounded`` has this, too; without it, it can be no member of a composite."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        """Whether ``append`` of so many bytes surely wouldn't raise FullError, if it were called now.
+
+        Who appends to several logs, all or none, asks each of them first. A log that is trimmed to its end says yes
+        to every entry that it takes at all. No I/O.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,11 +41,11 @@ from penstock.metadata.commands.streams import OpenStreams, TrimStreams
 from penstock.metadata.service import MetadataService
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockCache
-from penstock.spi.events import RecoveryFinished, UploadCommitted
+from penstock.spi.events import RecoveryFinished, UploadCommitted, WalDegraded, WalRestored
 from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge
-from penstock.spi.wal import WalAppend, WriteAheadLog
+from penstock.spi.wal import WalAppend, WalStatistics, WriteAheadLog
 from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
 from penstock.stream.marks import MetadataMarks
@@ -172,6 +172,7 @@ class StreamEngine:
         self._stored_end = 0
         #: Up to where the WAL was trimmed when last there was nothing left to upload.
         self._trimmed_end = 0
+        self._wal_degraded = False
         self._uncharged_entries = 0
         self._wal_full = False
         self._closing = False
@@ -252,7 +253,7 @@ class StreamEngine:
     ) -> AsyncIterator[StreamEngine]:
         """Recover the WAL and run until the context is left.
 
-        Published on ``bus``: RecoveryFinished, BlockUploaded, ObjectsDestroyed.
+        Published on ``bus``: RecoveryFinished, BlockUploaded, ObjectsDestroyed, WalDegraded, WalRestored.
         Raises CorruptError if acknowledged data are missing (I10), FencedError if a newer process took over.
         """
         async with anyio.create_task_group() as tasks:
@@ -533,6 +534,21 @@ class StreamEngine:
         elif statistics.state == "failed":
             reason = statistics.last_error or f"the wal failed, restart the broker: wal={self._wal.location}"
             self._die(UnavailableError(reason))
+        elif (statistics.state == "degraded") != self._wal_degraded:
+            self._tell_degraded(statistics)
+
+    def _tell_degraded(self, statistics: WalStatistics) -> None:
+        """The WAL does with less than its settings promise, or no longer."""
+        self._wal_degraded = statistics.state == "degraded"
+        place, domain = self._wal.location, self._wal.capabilities.durability_domain
+        if self._wal_degraded:
+            logger.warning("the wal is degraded: %s", statistics.last_error)
+            self._bus.publish(
+                WalDegraded(location=place, durability_domain=domain, reason=statistics.last_error)
+            )
+        else:
+            logger.info("the wal is whole again: wal=%s", place)
+            self._bus.publish(WalRestored(location=place, durability_domain=domain))
 
     async def _end_when_wal_ended(self) -> None:
         await self._died.wait()

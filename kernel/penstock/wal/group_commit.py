@@ -200,6 +200,24 @@ class GroupCommit:
         self._tail = end
         return append
 
+    def would_fit(self, size: int) -> bool:
+        """See ``BoundedLog.would_fit``; for large entries it leaves room for a filler, whatever that takes."""
+        end = self._tail + ENTRY_HEADER_BYTES + size
+        if end <= self._open_end and size < self._small_end:
+            return True
+        if self._refusal is not None:
+            return not isinstance(self._refusal, FullError)
+        if (
+            self._open is not None
+            and size < self._large_bytes
+            and end - self._open.position <= self._group_bytes_max
+        ):
+            return end <= self._limit
+        position = -(-self._tail // self._alignment) * self._alignment + GROUP_HEADER_BYTES
+        # at the most: the payload is moved to a page of its own
+        filler = 2 * max(self._alignment, 4096) if size >= self._large_bytes else 0
+        return position + filler + ENTRY_HEADER_BYTES + size <= self._limit
+
     def take(self, *, partial: bool = True) -> Group | None:
         """The next group to write, in order, or None. ``partial``: also one that has room left."""
         if self._ready:

@@ -156,6 +156,10 @@ class BlockWal:
             self._loop.call_soon(self._pump)
         return append
 
+    def would_fit(self, entry_bytes: int) -> bool:
+        """See ``BoundedLog.would_fit``."""
+        return self._commit.would_fit(entry_bytes)
+
     async def trim(self, position: int) -> None:
         """See ``WriteAheadLog.trim``. On return it is durable. Raises UnavailableError when the medium fails."""
         if not self._recovered:

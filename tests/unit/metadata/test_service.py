@@ -25,7 +25,7 @@ from penstock.errors import (
 from penstock.metadata import service as service_module
 from penstock.metadata import tailer as tailer_module
 from penstock.metadata.commands import Entry, decode_entry, encode_entry
-from penstock.metadata.commands.nodes import RegisterNode, UseWal
+from penstock.metadata.commands.nodes import RegisterNode, SetWord, UseWal
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.deltas import TopicAdded
@@ -530,3 +530,15 @@ async def test_who_meets_an_entry_of_a_newer_version_ends(log: FakeLog) -> None:
     with pytest.raises(ExceptionGroup) as caught, anyio.fail_after(HANG_S):
         await run()
     assert [type(error) for error in leaves(caught.value)] == [NewerVersionError]
+
+
+async def test_a_word_is_told_before_the_wal_has_a_mark_of_its_entry() -> None:
+    """A WAL may acknowledge nothing, not even a mark, before its word is there."""
+    async with MetadataService.open(FakeLog(), now_ms=lambda: 1) as service:
+        epoch = await service.register(NODE, wal="w1")
+        service.set_witness(lambda index: None)
+        with anyio.fail_after(HANG_S):
+            assert await service.submit(SetWord(NODE, epoch, "wal/x/n", "a", "")) == service.image.index
+        with anyio.move_on_after(0) as scope:
+            await service.submit(AllocateProducerIds(NODE, epoch, 1))
+        assert scope.cancelled_caught

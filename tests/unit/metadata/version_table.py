@@ -39,9 +39,14 @@ VERSIONS: dict[int, dict[str, str]] = {
         "UploadedObject": "array of object_id: int; size: int; ranges: list[UploadedRange]",
         "UploadedRange": "array of stream_id: int; start: int; end: int; size: int; time_ms: int",
     },
+    6: {
+        "word": "node_id: int; node_epoch: int; name: str; value: str; expected: str",
+        "NodeState": "node_id: int; epoch: int; incarnation: str; wal: str = ''; wal_location: str = ''; wal_in_use: bool = False; lost_wals: list[str] = list(); wal_since: int = 0; wal_end: int = 0; wal_taken: str = ''; words: dict[str, str] = dict()",
+    },
 }
 
 #: Checksums of the lines of each version: they are changed by nobody unnoticed.
 SEALS: dict[int, str] = {
     5: "cd48bd46",
+    6: "a8c6db30",
 }

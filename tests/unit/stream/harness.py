@@ -27,7 +27,7 @@ from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.service import MetadataService
 from penstock.metadata.topics import TopicState
 from penstock.spi.allocator import Allocator
-from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted
+from penstock.spi.events import ObjectsDestroyed, RecoveryFinished, UploadCommitted, WalDegraded, WalRestored
 from penstock.spi.log_cache import LogCache
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
@@ -80,7 +80,7 @@ class FakeWal:
                 yield entry
 
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
-        if self.state != "open":
+        if self.state not in ("open", "degraded"):
             raise ClosedError(f"the fake wal {self.state}")
         if self.full:
             raise FullError("the fake wal is full")
@@ -216,6 +216,7 @@ class World:
     uploads: list[UploadCommitted] = field(default_factory=list)
     destroyed: list[ObjectsDestroyed] = field(default_factory=list)
     recovered: list[RecoveryFinished] = field(default_factory=list)
+    health: list[WalDegraded | WalRestored] = field(default_factory=list)
     now_ms: int = 1_000_000
     clock: Callable[[], float] = time.monotonic
     #: Instead of a store in memory of the real plugin.
@@ -247,6 +248,8 @@ class World:
                 bus.subscribe(BlockUploaded, lambda uploaded: self.uploads.append(uploaded.event))
                 bus.subscribe(ObjectsDestroyed, self.destroyed.append)
                 bus.subscribe(RecoveryFinished, self.recovered.append)
+                bus.subscribe(WalDegraded, self.health.append)
+                bus.subscribe(WalRestored, self.health.append)
                 async with StreamEngine.open(
                     metadata=metadata,
                     store=store,

@@ -11,7 +11,9 @@ from tests.patience import HANG_S
 from tests.unit.stream.harness import World
 
 from penstock.errors import ClosedError, FencedError, InvariantError, PenstockError, UnavailableError
+from penstock.spi.events import WalDegraded, WalRestored
 from penstock.spi.wal import WalEntry
+from penstock.stream import engine as engine_module
 
 pytestmark = pytest.mark.anyio
 
@@ -150,3 +152,28 @@ async def test_a_wal_that_acknowledges_past_an_untold_error_ends_the_broker_and_
         leaves = list(leaves[0].exceptions)
     assert [type(leaf) for leaf in leaves] == [InvariantError]
     assert world.uploads, "what was acknowledged is uploaded first"
+
+
+async def test_a_degraded_wal_goes_on_and_observers_hear_of_it_and_of_its_end(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "WAL_LOOK_S", 0.001)
+    news = anyio.Event()
+
+    class Heard(list[WalDegraded | WalRestored]):
+        def append(self, event: WalDegraded | WalRestored) -> None:
+            super().append(event)
+            news.set()
+
+    world.health = Heard()
+    async with world.open() as e:
+        for state in ("degraded", "open"):
+            news = anyio.Event()
+            world.wal.state = state
+            with anyio.fail_after(HANG_S):
+                await news.wait()
+            e.append(b"x")
+    degraded, restored = world.health
+    assert isinstance(degraded, WalDegraded)
+    assert isinstance(restored, WalRestored)
+    assert degraded.location == "fake wal"

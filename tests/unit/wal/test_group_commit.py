@@ -306,6 +306,30 @@ def test_a_pause_refuses_until_it_ends_and_never_reopens_a_closed_log() -> None:
         commit.append([b"x"])
 
 
+def test_an_entry_that_would_fit_fits_also_with_a_filler() -> None:
+    commit = GroupCommit(
+        alignment=4096,
+        group_bytes_max=2**18,
+        entry_bytes_max=2**18,
+        capacity_bytes=2**20,
+        filler_bytes=lambda position, data: -position % 4096,
+    )
+    commit.start(0, 0)
+    sizes = [LARGE_BYTES, 100, 2 * LARGE_BYTES, 5000]
+    while commit.would_fit(size := sizes[commit.statistics().pending_entries % 4]):
+        commit.append([bytes(size)])
+    assert commit.statistics().used_bytes > 2**19
+
+
+def test_a_log_that_is_full_for_another_reason_would_fit_nothing() -> None:
+    commit = started()
+    assert commit.would_fit(1)
+    commit.pause(FullError("the disk is full"))
+    assert not commit.would_fit(1)
+    commit.fail(UnavailableError("gone"))
+    assert commit.would_fit(1), "append says why it takes nothing"
+
+
 def test_a_refused_append_at_capacity_changes_nothing() -> None:
     commit = started(alignment=512, capacity=1024)
     commit.append([bytes(512 - FRAME)])
@@ -329,10 +353,12 @@ def test_groups_tile_the_log_within_capacity(sizes: list[int], alignment: int, s
     end, released, sequence = 0, 0, 0
     last_next = 0
     for size in sizes:
+        fits = commit.would_fit(size)
         try:
             append = commit.append([bytes(size)])
         except FullError:
             append = None
+        assert fits == (append is not None)
         if append is not None:
             assert append.next_position - append.position == size + ENTRY_HEADER_BYTES
             assert append.position >= last_next

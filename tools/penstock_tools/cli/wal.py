@@ -55,12 +55,15 @@ def inspect_wal(
 
 
 def _recorded(image: Image, node_id: int) -> str:
-    """What metadata says of the node's WAL."""
+    """What metadata says of the node's WAL, with the words that its plugin keeps there."""
+    from penstock.metadata.nodes import is_of_wal
+
     node = image.nodes.get(node_id)
     if node is None or not (node.wal or node.wal_in_use):
         return f"no WAL of node {node_id} in metadata"
     state = "in use, or not stopped cleanly" if node.wal_in_use else "stopped cleanly, nothing in it"
-    return f"{node.wal_name} at {node.wal_location or 'an unknown place'}, {state}"
+    words = "".join(f", {name} = {word}" for name, word in node.words.items() if is_of_wal(name))
+    return f"{node.wal_name} at {node.wal_location or 'an unknown place'}, {state}{words}"
 
 
 async def _inspect(setup: Setup, limit: int) -> dict[str, Any]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-__all__ = ("RegisterNode", "ReleaseWal", "UseWal")
+__all__ = ("WORDS_MAX", "WORD_BYTES_MAX", "RegisterNode", "ReleaseWal", "SetWord", "UseWal")
+
+from typing import ClassVar
 
 import msgspec
 
+from penstock.errors import ConflictError, InvalidRequestError
 from penstock.metadata import owners
 from penstock.metadata.command import Command
 from penstock.metadata.deltas import ControllerChanged, LeadersChanged, NodesChanged, StreamsChanged
@@ -116,6 +119,48 @@ class UseWal(Command, tag="wal+", frozen=True):
             node.wal_end = 0
         node.wal, node.wal_location, node.wal_in_use = self.wal, self.location, True
         at.tell(NodesChanged([self.node_id]))
+
+
+#: Words of one node, and the size of each with its name: they are in every snapshot, and in memory.
+WORDS_MAX = 16
+WORD_BYTES_MAX = 1024
+
+
+class SetWord(Command, tag="word", frozen=True):
+    """A plugin of the node changes one of its words (``penstock.spi.plugin.FencedWords``)."""
+
+    node_id: int
+    node_epoch: int
+    #: As in ``NodeState.words``.
+    name: str
+    #: Empty: the word goes.
+    value: str
+    #: The word that is there now; empty: none.
+    expected: str
+
+    #: A WAL may acknowledge nothing, and no mark, before its word is there.
+    waits_for_mark: ClassVar[bool] = False
+
+    def fold(self, image: State, at: Moment) -> int:
+        """The entry's index: an epoch. Refused for a fenced life of the node, and where another word is."""
+        image.nodes.check_epoch(self.node_id, self.node_epoch)
+        node = image.nodes.require(self.node_id)
+        size = len(self.name.encode()) + len(self.value.encode())
+        if size > WORD_BYTES_MAX or (self.name not in node.words and len(node.words) >= WORDS_MAX):
+            raise InvalidRequestError(
+                f"a node keeps {WORDS_MAX} words of {WORD_BYTES_MAX} bytes with their names: name={self.name} "
+                f"bytes={size} words={len(node.words)}"
+            )
+        present = node.words.get(self.name, "")
+        if present != self.expected:
+            raise ConflictError(
+                f"another word is there: name={self.name} expected={self.expected!r} present={present!r}"
+            )
+        node.words = {name: word for name, word in node.words.items() if name != self.name}
+        if self.value:
+            node.words[self.name] = self.value
+        at.tell(NodesChanged([self.node_id]))
+        return at.index
 
 
 class ReleaseWal(Command, tag="wal-", frozen=True):
