@@ -93,6 +93,10 @@ class Env:
                 entry async for entry in read(self.target.checked_settings(spec, self.data_dir), services)
             ]
 
+    def can_read_outside(self) -> bool:
+        """Whether the WAL has a ``read``."""
+        return getattr(self._registry.select(self.target.kind, self.target.plugin), "read", None) is not None
+
     async def describe_outside(self) -> Mapping[str, object]:
         """What the WAL's ``describe`` tells of the log in this data directory."""
         spec = self._registry.select(self.target.kind, self.target.plugin)

@@ -6,6 +6,7 @@ Damage is done on purpose, to files; what is a file and what isn't is told by th
 from __future__ import annotations
 
 __all__ = (
+    "OwnMedium",
     "disk_with_room_for",
     "file_system",
     "flip_in_files",
@@ -25,10 +26,10 @@ import os
 import random
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from penstock_conformance._clause import not_applicable
@@ -39,8 +40,40 @@ _SIZE_MAX = 256 * 2**20
 _CACHESTAT = 451
 
 
-def medium_of(opened: Any) -> Path:
-    """The regular file that holds the whole log; without one the clause can't be tried."""
+class OwnMedium(Protocol):
+    """What a plugin may have as ``medium`` on the object that it opens, if its data aren't in files or in a store."""
+
+    #: Set by the suite; to be called before each "read", "write" and "sync" of the medium. May raise OSError.
+    step: Callable[[str], None]
+
+    def load(self) -> bytes:
+        """The whole medium, also when the log is closed."""
+
+    def store(self, data: bytes) -> None:
+        """Put ``data`` in the place of the whole medium."""
+
+
+class _Whole:
+    """A medium of a plugin's own, as if it were a file."""
+
+    def __init__(self, medium: OwnMedium) -> None:
+        self._medium = medium
+
+    def read_bytes(self) -> bytes:
+        return self._medium.load()
+
+    def write_bytes(self, data: bytes) -> None:
+        self._medium.store(data)
+
+    def unlink(self) -> None:
+        not_applicable("the medium isn't a file that could be removed")
+
+
+def medium_of(opened: Any) -> Path | _Whole:
+    """The file that holds the whole log, or the plugin's ``medium``; without one the clause can't be tried."""
+    own: OwnMedium | None = getattr(opened, "medium", None)
+    if own is not None:
+        return _Whole(own)
     path = Path(str(opened.location))
     if not path.is_file():
         not_applicable(f"the log isn't a regular file that could be damaged: location={opened.location}")

@@ -644,7 +644,7 @@ async def test_torn_tail_ends_the_log(env: Env) -> None:
     if before == after:
         not_applicable("the append isn't visible in the file")
     for number in range(10 * env.rounds):
-        _replace(path, torn(before, after, env.random))
+        path.write_bytes(torn(before, after, env.random))
         # The tear is always between epochs 1 and 2, whatever was done to the copy before.
         async with env.open(epoch=2) as wal:
             found = [bytes(entry.data) for entry in await recovered(wal)]
@@ -668,7 +668,7 @@ async def test_lost_unacknowledged_tail_ends_the_log(env: Env) -> None:
             await wal.append([body]).wait_durable()
         crash = path.read_bytes()
         await append_all(wal, make_bodies(6, size=700, owner=1))
-    _replace(path, crash)
+    path.write_bytes(crash)
     async with env.open(epoch=2) as wal:
         assert [bytes(entry.data) for entry in await recovered(wal)] == bodies
         # Same sizes, so the same places: whatever the first owner left there must not show through.
@@ -682,7 +682,7 @@ async def test_damage_below_the_confirmed_position_is_reported(env: Env) -> None
     bodies = make_bodies(10, size=900)
     path, whole = await _closed_log(env, bodies)
     for victim in (0, 3, 6):
-        _replace(path, flipped(whole, bodies[victim], env.random))
+        path.write_bytes(flipped(whole, bodies[victim], env.random))
         await _expect_corrupt(env, bodies, victim)
 
 
@@ -692,11 +692,11 @@ async def test_hole_below_the_confirmed_position_is_reported(env: Env) -> None:
     bodies = make_bodies(10, size=900)
     path, whole = await _closed_log(env, bodies)
     for victim in (0, 3, 6):
-        _replace(path, zero_around(whole, bodies[victim]))
+        path.write_bytes(zero_around(whole, bodies[victim]))
         await _expect_corrupt(env, bodies, victim)
 
 
-async def _closed_log(env: Env, bodies: list[bytes]) -> tuple[Path, bytes]:
+async def _closed_log(env: Env, bodies: list[bytes]) -> tuple[Any, bytes]:
     """A log with one group per entry, cleanly closed."""
     async with env.open(epoch=1) as wal:
         await recovered(wal)
@@ -720,10 +720,3 @@ async def _expect_corrupt(env: Env, bodies: list[bytes], victim: int) -> None:
     assert error is not None, f"the damage was passed over: {len(found)} of {len(bodies)} entries came back"
     assert len(found) <= victim, "an entry after the damage was returned"
     assert "position=" in str(error), f"the error doesn't name the position: {error}"
-
-
-def _replace(path: Path, medium: bytes) -> None:
-    """Put a copy of the medium in the place of the file, keeping the file's identity."""
-    with path.open("r+b") as file:
-        file.write(medium)
-        file.truncate()

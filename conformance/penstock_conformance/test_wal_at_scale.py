@@ -542,12 +542,12 @@ async def test_damage_far_into_the_log_is_reported(env: Env) -> None:
         for body in bodies:
             await append_all(wal, [body])
     whole = path.read_bytes()
+    has_read = env.can_read_outside()
     for victim in (70, count // 2 + 1, count - 2):
         for damaged in (flipped(whole, bodies[victim], env.random), zero_around(whole, bodies[victim])):
-            with path.open("r+b") as file:
-                file.write(damaged)
+            path.write_bytes(damaged)
             await _expect_corrupt(env, bodies, victim)
-            if (found := await _outside(env)) is not None:
+            if has_read and (found := await _outside(env)) is not None:
                 raise AssertionError(
                     f"a read from outside passed over the damage: {len(found)} of {count} came"
                 )

@@ -46,6 +46,7 @@ _RUNS: list[tuple[str, ...]] = [
         "3",
     ),
     ("partitioner", "partitioner"),
+    ("wal", "wal_on_shelf", "--plugins-dir", str(Path(__file__).with_name("_plugins"))),
     *((kind, "reference", *_REFERENCE) for kind in KINDS),
 ]
 

@@ -21,6 +21,7 @@ from penstock.spi import Services
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics
 from penstock_conformance.mutants._mutant import DEFECT, MUTANTS, NAME, SUMMARY, make, mutant
+from penstock_conformance.mutants._wal_in_store import StoreWal, open_store_wal
 from penstock_conformance.reference._wal import (
     RECORD_BYTES,
     WAL_CAPABILITIES,
@@ -544,6 +545,13 @@ class DefectiveWal(WalSettings):
     defect: str = Field(description=DEFECT)
 
 
+def _store_class(settings: DefectiveWal) -> type[StoreWal] | None:
+    """Of a mutant whose medium is the object store."""
+    found = MUTANTS.get(("wal", settings.defect))
+    made = found.make if found is not None else None
+    return made if isinstance(made, type) and issubclass(made, StoreWal) else None
+
+
 def _make_wal(settings: DefectiveWal, path: Path, epoch: int, capacity: int) -> FileWal:
     made = make("wal", settings.defect, path, epoch, capacity)
     assert isinstance(made, FileWal)
@@ -558,6 +566,8 @@ def _wal_class(settings: DefectiveWal) -> type[FileWal]:
 
 
 def _open_wal(settings: DefectiveWal, services: Services) -> object:
+    if (in_store := _store_class(settings)) is not None:
+        return open_store_wal(in_store, services)
     return open_wal(lambda path, epoch, capacity: _make_wal(settings, path, epoch, capacity))(
         settings, services
     )

@@ -197,13 +197,19 @@ class FileWal:
             position = entry.next_position
             self._ends.append(position)
         self._judge_end(log, position, confirmed)
+        try:
+            self._settle(position)
+        except OSError as error:
+            raise UnavailableError(f"the log can't be written: {error}") from error
+        self._recovered = True
+
+    def _settle(self, position: int) -> None:
         os.ftruncate(self._file, position)
         self._end = self._confirmed = position
         with self._locked():
             if self._is_owner():
                 self._header = self._header._replace(confirmed=position)
                 self._write_header()
-        self._recovered = True
 
     @classmethod
     def _record(cls, log: memoryview, position: int) -> tuple[WalEntry, int] | None:
@@ -311,7 +317,10 @@ class FileWal:
 
     async def trim(self, position: int) -> None:
         await checkpoint()
-        self._drop(position)
+        try:
+            self._drop(position)
+        except OSError as error:
+            raise UnavailableError(f"the trim can't be written: {error}") from error
 
     def _drop(self, position: int) -> None:
         kept = bisect_right(self._ends, position)

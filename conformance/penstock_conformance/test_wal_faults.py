@@ -1,0 +1,320 @@
+"""Clauses of ``penstock.spi.wal`` about a medium that fails, is full, loses replies, and loses what wasn't synced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AsyncExitStack, suppress
+from typing import Any
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import ClosedError, CorruptError, FencedError, FullError, PenstockError, UnavailableError
+from penstock.spi.wal import WalAppend
+from penstock_conformance._body import make_body
+from penstock_conformance._clause import clause
+from penstock_conformance._disk import BROKEN, FULL
+from penstock_conformance._env import Env, raises
+from penstock_conformance._faults import error_of
+from penstock_conformance._wal_medium import History, WalMedium, faulty_medium
+from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered
+
+KIND = "wal"
+
+
+async def _live(
+    env: Env, medium: WalMedium, history: History, epoch: int, hurt: Callable[[], None] = lambda: None
+) -> None:
+    """One owner's life: recover, append, ``hurt`` the medium while appends go on, heal it, append again."""
+    images: dict[str, bytes] = {}
+    async with medium.open(epoch) as wal:
+        history.check([bytes(entry.data) for entry in await recovered(wal)], f"in life {epoch}")
+        bodies = make_bodies(90, size=env.random.choice((40, 900, 6000)), owner=epoch)
+        appends = await append_all(wal, bodies[:5])
+        hurt()
+        try:
+            for body in bodies[5:70]:
+                appends.append(wal.append([body]))
+                if env.random.random() < 0.2:
+                    await checkpoint()
+        except (ClosedError, FencedError, FullError):
+            pass  # told already
+        with anyio.move_on_after(env.target.deadline_s / 4):
+            await _ended(appends)
+        medium.heal()
+        await _ended(appends)
+        outcomes = [append.error is not None for append in appends]
+        assert outcomes == sorted(outcomes), "acknowledged, though an append before it had failed untold"
+        for append in appends:
+            assert append.error is None or isinstance(append.error, PenstockError), f"raw: {append.error!r}"
+        assert not any(isinstance(append.error, FencedError) for append in appends), (
+            "nobody else opened the log, and its owner was told that it is fenced"
+        )
+        with suppress(ClosedError, FullError, UnavailableError):
+            appends += await append_all(wal, bodies[len(appends) :][:20])
+        history.add(bodies, appends)
+        if medium.is_disk:
+            images = medium.disk.power_cut(env.random)
+    medium.disk.restore(images)
+
+
+async def _ended(appends: list[WalAppend]) -> None:
+    for append in appends:
+        with suppress(PenstockError):
+            await append.wait_durable()
+
+
+async def _lives(env: Env, hurt: Callable[[WalMedium], None], lives: int = 6) -> None:
+    """Lives in which the medium is hurt, and a last one that finds what they leave."""
+    history = History()
+    async with faulty_medium(env) as medium:
+        await _live(env, medium, history, 1)
+        for epoch in range(2, 2 + lives):
+            await _live(env, medium, history, epoch, lambda: hurt(medium))
+        assert medium.failed, "the suite's faults met nobody"
+        await _live(env, medium, history, 2 + lives)
+
+
+@clause(level=4)
+async def test_failed_writes_are_told_and_leave_no_hole(env: Env) -> None:
+    """An append whose write failed isn't acknowledged, nor any after it until that was told; what was acked stays."""
+    await _lives(env, lambda medium: medium.fail_writes(BROKEN, times=env.random.choice((1, 1, 3))))
+
+
+@clause(level=4)
+async def test_full_medium_is_told_and_leaves_no_hole(env: Env) -> None:
+    """A medium without room acknowledges nothing more, and loses nothing of what it has; then it may go on."""
+    await _lives(env, lambda medium: medium.fail_writes(FULL, times=env.random.choice((1, 2, 4))), lives=4)
+
+
+@clause(level=4)
+async def test_failed_syncs_acknowledge_nothing(env: Env) -> None:
+    """What a failed sync was to make durable isn't, and a second sync doesn't say so: write again, or fail."""
+
+    def hurt(medium: WalMedium) -> None:
+        if not medium.is_own:
+            medium.require_disk()
+        medium.fail_syncs(env.random.choice((BROKEN, FULL)), times=env.random.choice((1, 1, 2)))
+
+    await _lives(env, hurt)
+
+
+@clause(level=4)
+async def test_short_writes_are_completed_or_told(env: Env) -> None:
+    """A write may take a part only, and says so: the rest is written, or nothing is acknowledged."""
+
+    def hurt(medium: WalMedium) -> None:
+        medium.require_disk()
+        medium.disk.shorten(times=env.random.choice((1, 2, 5)))
+
+    await _lives(env, hurt)
+
+
+@clause(level=4)
+async def test_power_cut_takes_nothing_that_was_acknowledged(env: Env) -> None:
+    """Durable when acknowledged: what wasn't synced is on the medium or not, in any order, and all acked is there."""
+    history = History()
+    async with faulty_medium(env) as medium:
+        for epoch in range(1, 13):
+            async with medium.open(epoch) as wal:
+                history.check(
+                    [bytes(entry.data) for entry in await recovered(wal)], f"after {epoch - 1} cuts"
+                )
+                if epoch == 1:
+                    history.add([b"first"], await append_all(wal, [b"first"]))
+                    medium.require_disk()
+                sizes = env.random.choice(((50,), (50, 3000), (9000, 100)))
+                bodies = [make_body(epoch, number, sizes[number % len(sizes)]) for number in range(110)]
+                appends = [wal.append([body]) for body in bodies[: env.random.choice((1, 30, 110))]]
+                appends += [wal.append([body]) for body in bodies[len(appends) :][:3]]
+                cuts: list[tuple[list[bool], dict[str, bytes]]] = []
+
+                def cut(appends: list[WalAppend] = appends, cuts: list[Any] = cuts) -> None:
+                    """First who was told, then what is on the disk."""
+                    cuts.append(([append.done for append in appends], medium.disk.power_cut(env.random)))
+
+                medium.disk.on_sync = cut if epoch % 2 else lambda: None
+                await appends[env.random.randrange(len(appends))].wait_durable()
+                if not cuts:
+                    cut()
+                medium.disk.on_sync = lambda: None
+                acked, images = env.random.choice(cuts)
+                await _ended(appends)
+            told = sum(acked)
+            assert acked == sorted(acked, reverse=True), "acknowledged out of order"
+            history.add(bodies, appends[:told])
+            history.doubt(bodies[told : len(appends)])
+            medium.disk.restore(images)
+
+
+@clause(level=4)
+async def test_lost_replies_are_resolved(env: Env) -> None:
+    """A write that took effect and whose reply was lost is one entry, acknowledged or failed, and fences nobody."""
+
+    def hurt(medium: WalMedium) -> None:
+        medium.require_store()
+        for method in ("put", "put_if_absent"):
+            medium.store.lose_reply(method, times=env.random.choice((1, 1, 3)))
+
+    await _lives(env, hurt)
+
+
+@clause(level=4)
+async def test_outage_is_not_the_end_of_the_log(env: Env) -> None:
+    """All acknowledged entries, or an error that says that they can't be had: an outage makes no log shorter."""
+    bodies = make_bodies(60)
+    async with faulty_medium(env) as medium:
+        async with medium.open(1) as wal:
+            await recovered(wal)
+            await append_all(wal, bodies[:40])
+            for body in bodies[40:]:
+                await append_all(wal, [body])
+        epoch = 2
+        for after in (-1, 0, 1, 5):
+            for times in (1, 2, 60):
+                found: list[bytes] | None = None
+                with anyio.move_on_after(env.target.deadline_s / 8):
+                    found = await _read_in_an_outage(medium, epoch, after, times)
+                medium.heal()
+                if found is not None:
+                    check_same(found, bodies, "recovered in an outage, to a regular end")
+                check_same(await read(env, epoch + 1), bodies, "after an outage")
+                epoch += 2
+        if not medium.is_disk and not medium.is_own:
+            medium.require_store()
+
+
+async def _read_in_an_outage(medium: WalMedium, epoch: int, after: int, times: int) -> list[bytes] | None:
+    """What a new owner recovers if ``times`` reads fail when it has ``after`` entries; None if it is told.
+
+    -1 is before it opens, 0 behind that.
+    """
+    found: list[bytes] = []
+    try:
+        if after < 0:
+            medium.fail_reads(times)
+        async with medium.open(epoch) as wal:
+            if after == 0:
+                medium.fail_reads(times)
+            async for entry in wal.recover():
+                found.append(bytes(entry.data))
+                if len(found) == after:
+                    medium.fail_reads(times)
+    except PenstockError as error:
+        assert not isinstance(error, CorruptError | FencedError), f"an outage was told as {error!r}"
+        return None
+    return found
+
+
+@clause(level=4)
+async def test_failed_trim_loses_nothing(env: Env) -> None:
+    """``trim`` may be durable later: if the medium fails in it, what is above is there all the same."""
+    async with faulty_medium(env) as medium:
+        epoch = 1
+        for number in range(6):
+            async with medium.open(epoch) as wal:
+                await recovered(wal)
+                bodies = make_bodies(40, owner=epoch)
+                appends = [(await append_all(wal, [body]))[0] for body in bodies]
+                medium.fail_writes(times=1 + number % 2, skip=number // 2)
+                medium.store.fail("delete", times=number % 2, skip=number // 2)
+                error = await error_of(wal.trim(appends[19].next_position))
+                images = medium.disk.power_cut(env.random) if medium.is_disk else {}
+                medium.heal()
+                assert error is None or isinstance(error, PenstockError), f"a failed trim raised {error!r}"
+            medium.disk.restore(images)
+            found = await read(env, epoch + 1)
+            check_same(found[-20:], bodies[20:], "above a trim that met a failing medium")
+            epoch += 2
+
+
+@clause(level=4, claims="fencing")
+async def test_late_write_of_a_fenced_owner_is_never_acknowledged(env: Env) -> None:
+    """A write that a fenced owner had on its way lands after the takeover: not acknowledged, no part of the log."""
+    async with faulty_medium(env) as medium:
+        wanted: list[bytes] = []
+        for number in range(8):
+            epoch = 10 * number + 1
+            async with AsyncExitStack() as stack:
+                old = await stack.enter_async_context(medium.open(epoch))
+                await recovered(old)
+                wanted += await _acked(old, make_bodies(4, owner=epoch))
+                medium.require_store()
+                lost_reply = number % 2 == 1
+                medium.store.hold("put_if_absent", "put", after=lost_reply)
+                late = [old.append([body]) for body in make_bodies(3, owner=epoch + 1)]
+                for _ in range(20):
+                    await checkpoint()
+                medium.store.hold()
+                new = await stack.enter_async_context(medium.open(epoch + 2))
+                found = [bytes(entry.data) for entry in await recovered(new)]
+                check_same(found[: len(wanted)], wanted, "what the fenced owner had acknowledged")
+                landed = found[len(wanted) :]
+                check_same(landed, make_bodies(3, owner=epoch + 1)[: len(landed)], "behind it")
+                wanted = found + await _acked(new, make_bodies(3, owner=epoch + 2))
+                medium.store.release()
+                for place, append in enumerate(late):
+                    with suppress(FencedError, ClosedError, UnavailableError):
+                        await append.wait_durable()
+                        assert place < len(landed), "acknowledged, and the new owner doesn't have it"
+                with raises(FencedError, ClosedError):
+                    await old.append([b"again"]).wait_durable()
+                wanted += await _acked(new, make_bodies(2, owner=epoch + 3))
+        check_same(await read(env, 100), wanted, "after writes that landed late")
+
+
+async def _acked(wal: Any, bodies: list[bytes]) -> list[bytes]:
+    for body in bodies:
+        await append_all(wal, [body])
+    return bodies
+
+
+@clause(level=4, claims="fencing")
+async def test_writes_that_end_out_of_order_are_acknowledged_in_order(env: Env) -> None:
+    """Appends complete in position order, whichever write ends first; a new owner finds all that were."""
+    async with faulty_medium(env) as medium:
+        history = History()
+        for epoch in range(1, 16, 3):
+            async with AsyncExitStack() as stack:
+                old = await stack.enter_async_context(medium.open(epoch))
+                history.check([bytes(entry.data) for entry in await recovered(old)], f"in life {epoch}")
+                history.add([b"first"], await append_all(old, [b"first"]))
+                medium.require_store()
+                bodies = make_bodies(6, size=3000, owner=epoch)
+                appends = await _append_beside_each_other(old, medium, bodies)
+                for _ in range(1 + epoch % 4):
+                    if medium.store.held:
+                        place = env.random.randrange(len(medium.store.held)) if epoch % 2 else -1
+                        medium.store.release_one(place)
+                    for _ in range(20):
+                        await checkpoint()
+                    done = [append.done and append.error is None for append in appends]
+                    assert done == sorted(done, reverse=True), "acknowledged before an earlier append was"
+                history.add(bodies, [append for append in appends if append.done])
+                history.doubt(bodies[sum(done) :])
+                medium.store.hold()
+                new = await stack.enter_async_context(medium.open(epoch + 1))
+                found = [bytes(entry.data) for entry in await recovered(new)]
+                history.check(found, f"taken over from an owner with writes on their way, in life {epoch}")
+                history.add([b"new"], await append_all(new, [b"new"]))
+                medium.store.release()
+                for body, append in zip(bodies, appends, strict=True):
+                    with suppress(FencedError, ClosedError):
+                        await append.wait_durable()
+                        assert body in found, (
+                            "acknowledged after the takeover, and the new owner doesn't have it"
+                        )
+
+
+async def _append_beside_each_other(wal: Any, medium: WalMedium, bodies: list[bytes]) -> list[WalAppend]:
+    """Append, with all writes held up; several of them, if the log writes several at a time."""
+    medium.store.hold("put_if_absent", "put")
+    appends = []
+    patience_s = 0.2
+    for body in bodies:
+        appends.append(wal.append([body]))
+        with anyio.move_on_after(patience_s) as scope:
+            await medium.store.wait_held(len(appends))
+        if scope.cancelled_caught:
+            patience_s = 0
+    return appends
