@@ -161,6 +161,39 @@ def test_plugins_directory_does_not_shadow_modules(write: Write, tmp_path: Path)
         PluginRegistry(plugins_dirs=[tmp_path / "more"])
 
 
+def test_a_plugins_directory_may_hold_modules_that_plugins_there_import(write: Write, tmp_path: Path) -> None:
+    """A file that registers nothing is a helper: no plugin, and no error; whichever comes first by name."""
+    write("aa_helper", "import zz_helper\nNAME = zz_helper.NAME", "more")
+    write("_hidden_helper", "SUFFIX = 'helper'", "more")
+    write("zz_helper", "from _hidden_helper import SUFFIX\nNAME = 'with_' + SUFFIX", "more")
+    source = provider("wal", "with_helper").replace('name="with_helper"', "name=aa_helper.NAME")
+    write("mm_plugin", "import aa_helper\n" + textwrap.dedent(source), "more")
+    write("__init__", "from helped import mm_plugin_too", "more/helped")
+    write("mm_plugin_too", "import aa_helper", "more/helped")
+    for _ in range(2):
+        registry = PluginRegistry(plugins_dirs=[tmp_path / "more"])
+        assert [info.name for info in registry.infos()] == ["with_helper"]
+        assert registry.load_all() == {}
+
+
+def test_a_function_called_like_a_hook_and_not_marked_makes_no_helper(write: Write, tmp_path: Path) -> None:
+    write("forgot_the_mark", "def penstock_register_wal():\n    pass", "more")
+    with pytest.raises(PluginError, match=r"has no hook, mark its functions .*name=forgot_the_mark"):
+        PluginRegistry(plugins_dirs=[tmp_path / "more"])
+
+
+def test_a_helper_that_cant_be_imported_is_told_by_its_name(write: Write, tmp_path: Path) -> None:
+    write("broken_helper", "1 / 0", "more")
+    with pytest.raises(PluginError, match=r"can't be imported: name=broken_helper from .*division by zero"):
+        PluginRegistry(plugins_dirs=[tmp_path / "more"])
+
+
+def test_a_helper_does_not_shadow_modules_either(write: Write, tmp_path: Path) -> None:
+    write("string", "LETTERS = 'mine'", "more")
+    with pytest.raises(PluginError, match=r"there already, rename the file: name=string"):
+        PluginRegistry(plugins_dirs=[tmp_path / "more"])
+
+
 def test_environment_limits_what_is_loaded(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     install(
         monkeypatch,

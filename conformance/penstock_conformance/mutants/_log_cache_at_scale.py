@@ -7,7 +7,7 @@ __all__ = ()
 from collections.abc import Sequence
 from typing import Any
 
-from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
+from penstock.spi.log_cache import LogCacheBlock, LogCacheStatistics, StreamEntry
 from penstock_conformance.mutants._mutant import mutant
 from penstock_conformance.reference._log_cache import Block, PlainLogCache
 
@@ -237,7 +237,8 @@ class LosesChecksums(PlainLogCache):
 class TakesAnUploadForAllBefore(PlainLogCache):
     """Uploads end in order, so it keeps a watermark."""
 
-    def mark_uploaded(self, block: Block) -> None:
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        assert isinstance(block, Block)
         for earlier in self._frozen[: self._frozen.index(block) + 1]:
             super().mark_uploaded(earlier)
 

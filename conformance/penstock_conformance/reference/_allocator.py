@@ -7,7 +7,8 @@ __all__ = ("AllocatorSettings", "PlainAllocator")
 import mmap
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 from anyio.lowlevel import checkpoint_if_cancelled
@@ -17,7 +18,7 @@ from penstock.errors import ClosedError, FullError, InvalidRequestError, Invaria
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings, Size
 from penstock.spi.allocator import AllocatorCapabilities, AllocatorSpec, AllocatorStatistics
-from penstock_conformance.reference._plugin import NAME, SUMMARY, closing
+from penstock.spi.plugin import Services
 
 
 class _Grant:
@@ -250,13 +251,22 @@ class AllocatorSettings(Settings):
     limit: Size = Field(default=64 * 2**20, ge=1, description="memory for payload")
 
 
+@asynccontextmanager
+async def _open(settings: AllocatorSettings, services: Services) -> AsyncIterator[PlainAllocator]:
+    allocator = PlainAllocator(settings.limit)
+    try:
+        yield allocator
+    finally:
+        allocator.close()
+
+
 @hookimpl
 def penstock_register_allocator() -> AllocatorSpec[AllocatorSettings]:
     """Register the plain allocator."""
     return AllocatorSpec(
-        name=NAME,
-        summary=SUMMARY,
+        name="reference",
+        summary="An account of memory in which every allocation is a mapping of its own.",
         settings=AllocatorSettings,
         capabilities=AllocatorCapabilities(),
-        open=closing(lambda settings, _: PlainAllocator(settings.limit)),
+        open=_open,
     )

@@ -5,7 +5,8 @@ from __future__ import annotations
 __all__ = ("BlockCacheSettings", "PlainBlockCache")
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import anyio
@@ -22,8 +23,7 @@ from penstock.spi.block_cache import (
     BlockLoader,
     BlockRef,
 )
-from penstock.spi.plugin import Buffer
-from penstock_conformance.reference._plugin import NAME, SUMMARY, closing
+from penstock.spi.plugin import Buffer, Services
 
 
 @dataclass(slots=True, eq=False)
@@ -235,13 +235,22 @@ class BlockCacheSettings(Settings):
     limit: Size = Field(default=4 * 2**20, ge=1, description="memory for blocks")
 
 
+@asynccontextmanager
+async def _open(settings: BlockCacheSettings, services: Services) -> AsyncIterator[PlainBlockCache]:
+    cache = PlainBlockCache(settings.limit, services.allocator)
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
 @hookimpl
 def penstock_register_block_cache() -> BlockCacheSpec[BlockCacheSettings]:
     """Register the plain block cache."""
     return BlockCacheSpec(
-        name=NAME,
-        summary=SUMMARY,
+        name="reference",
+        summary="A block cache that evicts what was least recently used, with one task per load.",
         settings=BlockCacheSettings,
         capabilities=BlockCacheCapabilities(readahead=True),
-        open=closing(lambda settings, services: PlainBlockCache(settings.limit, services.allocator)),
+        open=_open,
     )

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 __all__ = ("Block", "PlainLogCache")
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from penstock.errors import InvariantError
 from penstock.hookspecs import hookimpl
-from penstock.spi.log_cache import LogCacheCapabilities, LogCacheSpec, LogCacheStatistics, StreamEntry
-from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
+from penstock.spi import Settings
+from penstock.spi.log_cache import (
+    LogCacheBlock,
+    LogCacheCapabilities,
+    LogCacheSpec,
+    LogCacheStatistics,
+    StreamEntry,
+)
+from penstock.spi.plugin import Services
 
 
 class Block:
@@ -103,7 +111,8 @@ class PlainLogCache:
         self._frozen.append(block)
         return block
 
-    def mark_uploaded(self, block: Block) -> None:
+    def mark_uploaded(self, block: LogCacheBlock) -> None:
+        assert isinstance(block, Block), "a cache gets its own blocks back"
         block.uploaded = True
 
     def evict(self, bytes_wanted: int) -> int:
@@ -149,13 +158,26 @@ class PlainLogCache:
         )
 
 
+class LogCacheSettings(Settings):
+    """Nothing to set."""
+
+
+@asynccontextmanager
+async def _open(settings: LogCacheSettings, services: Services) -> AsyncIterator[PlainLogCache]:
+    cache = PlainLogCache()
+    try:
+        yield cache
+    finally:
+        cache.close()
+
+
 @hookimpl
-def penstock_register_log_cache() -> LogCacheSpec[NoSettings]:
+def penstock_register_log_cache() -> LogCacheSpec[LogCacheSettings]:
     """Register the plain log cache."""
     return LogCacheSpec(
-        name=NAME,
-        summary=SUMMARY,
-        settings=NoSettings,
+        name="reference",
+        summary="A log cache that keeps, per stream, a plain list of entries.",
+        settings=LogCacheSettings,
         capabilities=LogCacheCapabilities(),
-        open=closing(lambda *_: PlainLogCache()),
+        open=_open,
     )

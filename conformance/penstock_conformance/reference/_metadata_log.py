@@ -7,6 +7,7 @@ __all__ = ("PlainMetadataLog",)
 import secrets
 import struct
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import anyio
 from crc32c import crc32c
@@ -20,6 +21,7 @@ from penstock.errors import (
     NotFoundError,
 )
 from penstock.hookspecs import hookimpl
+from penstock.spi import Settings
 from penstock.spi.metadata_log import (
     MetadataEntry,
     MetadataLogCapabilities,
@@ -28,7 +30,7 @@ from penstock.spi.metadata_log import (
     MetadataSnapshot,
 )
 from penstock.spi.object_store import ObjectStore
-from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
+from penstock.spi.plugin import Services
 
 _CAPABILITIES = MetadataLogCapabilities(entry_bytes_max=256 * 1024)
 # CRC-32C of the rest, index, nonce that tells writers apart
@@ -169,14 +171,28 @@ def _unpack(index: int, raw: bytes) -> bytes:
     return raw[_HEAD.size :]
 
 
+class MetadataLogSettings(Settings):
+    """Nothing to set."""
+
+
+@asynccontextmanager
+async def _open(settings: MetadataLogSettings, services: Services) -> AsyncIterator[PlainMetadataLog]:
+    log = PlainMetadataLog(services.object_store)
+    try:
+        yield log
+    finally:
+        log.close()
+
+
 @hookimpl
-def penstock_register_metadata_log() -> MetadataLogSpec[NoSettings]:
+def penstock_register_metadata_log() -> MetadataLogSpec[MetadataLogSettings]:
     """Register the plain metadata log."""
     return MetadataLogSpec(
-        name=NAME,
-        summary=SUMMARY,
-        settings=NoSettings,
-        capabilities=MetadataLogCapabilities(),
-        open=closing(lambda _, services: PlainMetadataLog(services.object_store)),
+        name="reference",
+        summary="A metadata log of numbered objects, created with put-if-absent.",
+        settings=MetadataLogSettings,
+        capabilities=_CAPABILITIES,
+        open=_open,
         requires=frozenset({"put_if_absent"}),
+        key_prefixes=lambda _: ("log/", "snapshot/"),
     )

@@ -8,12 +8,13 @@ import fcntl
 import os
 import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from anyio.lowlevel import checkpoint
+from pydantic import Field
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -23,14 +24,14 @@ from penstock.errors import (
     UnavailableError,
 )
 from penstock.hookspecs import hookimpl
+from penstock.spi import Settings
 from penstock.spi.object_store import (
     ObjectInfo,
     ObjectStoreCapabilities,
     ObjectStoreSpec,
     ObjectStoreStatistics,
 )
-from penstock.spi.plugin import Buffer
-from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
+from penstock.spi.plugin import Buffer, Services
 
 STORE_CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, compare_and_swap=True, multipart=True)
 
@@ -132,7 +133,7 @@ class DirectoryStore:
         try:
             names = os.listdir(self._objects)
         except OSError as error:
-            raise _told("", error) from error
+            raise UnavailableError(f"the medium failed, try again: error={error.strerror}") from error
         return (unquote(name) for name in names)
 
     def statistics(self) -> ObjectStoreStatistics:
@@ -147,7 +148,8 @@ class DirectoryStore:
         )
 
     def _path(self, key: str) -> Path:
-        return self._objects / quote(key, safe="")
+        # a dot is escaped, too: "." and ".." are no names of files
+        return self._objects / quote(key, safe="").replace(".", "%2E")
 
     def _read(self, key: str) -> bytes:
         try:
@@ -239,13 +241,26 @@ class _Upload:
         self._parts.clear()
 
 
+class ObjectStoreSettings(Settings):
+    """Where the objects are."""
+
+    path: str = Field(
+        default="objects", description="The directory; relative paths start at broker.data_dir."
+    )
+
+
+@asynccontextmanager
+async def _open(settings: ObjectStoreSettings, services: Services) -> AsyncIterator[DirectoryStore]:
+    yield DirectoryStore(services.data_dir / settings.path)
+
+
 @hookimpl
-def penstock_register_object_store() -> ObjectStoreSpec[NoSettings]:
+def penstock_register_object_store() -> ObjectStoreSpec[ObjectStoreSettings]:
     """Register the directory store."""
     return ObjectStoreSpec(
-        name=NAME,
-        summary=SUMMARY,
-        settings=NoSettings,
+        name="reference",
+        summary="An object store in a directory, one file per object.",
+        settings=ObjectStoreSettings,
         capabilities=STORE_CAPABILITIES,
-        open=closing(lambda _, services: DirectoryStore(services.data_dir / "objects")),
+        open=_open,
     )

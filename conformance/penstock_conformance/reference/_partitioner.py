@@ -5,13 +5,16 @@ from __future__ import annotations
 __all__ = ("PlainPartitioner", "murmur2")
 
 import random
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 
 from penstock.errors import InvalidRequestError
 from penstock.hookspecs import hookimpl
+from penstock.spi import Settings
 from penstock.spi.partitioner import PartitionerCapabilities, PartitionerSpec, PartitionLoad
-from penstock_conformance.reference._plugin import NAME, SUMMARY, NoSettings, closing
+from penstock.spi.plugin import Services
 
+_CAPABILITIES = PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True)
 _STICKY_BYTES = 16384
 _MASK = 0xFFFFFFFF
 
@@ -39,7 +42,7 @@ class PlainPartitioner:
 
     @property
     def capabilities(self) -> PartitionerCapabilities:
-        return PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True)
+        return _CAPABILITIES
 
     def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
         if partition_count < 1:
@@ -70,13 +73,22 @@ class PlainPartitioner:
         self._loads[topic] = dict(loads)
 
 
+class PartitionerSettings(Settings):
+    """Nothing to set."""
+
+
+@asynccontextmanager
+async def _open(settings: PartitionerSettings, services: Services) -> AsyncIterator[PlainPartitioner]:
+    yield PlainPartitioner()
+
+
 @hookimpl
-def penstock_register_partitioner() -> PartitionerSpec[NoSettings]:
+def penstock_register_partitioner() -> PartitionerSpec[PartitionerSettings]:
     """Register the plain partitioner."""
     return PartitionerSpec(
-        name=NAME,
-        summary=SUMMARY,
-        settings=NoSettings,
-        capabilities=PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True),
-        open=closing(lambda *_: PlainPartitioner()),
+        name="reference",
+        summary="Java's hash of the key; without one, partitions by turns, the less queued the likelier.",
+        settings=PartitionerSettings,
+        capabilities=_CAPABILITIES,
+        open=_open,
     )

@@ -1,19 +1,16 @@
-"""What the reference plugins of all kinds have in common."""
+"""How mutants are opened. References do without: each is whole in itself, since ``penstock plugin new`` copies it."""
 
 from __future__ import annotations
 
-__all__ = ("NAME", "SUMMARY", "NoSettings", "closing")
+__all__ = ("NoSettings", "closing")
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 from penstock.spi import Services, Settings
 
 T = TypeVar("T")
-
-NAME: Final = "reference"
-SUMMARY: Final = "the conformance suite's own plain implementation"
 
 
 class NoSettings(Settings):

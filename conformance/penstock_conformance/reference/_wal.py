@@ -40,7 +40,6 @@ from penstock.hookspecs import hookimpl
 from penstock.spi import Settings, Size
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics, complete_all
-from penstock_conformance.reference._plugin import NAME, SUMMARY
 
 WAL_CAPABILITIES = WalCapabilities(
     durability_domain="host", fencing=True, bounded=True, seal=True, identity=True, entry_bytes_max=2**20
@@ -426,8 +425,8 @@ class WalSettings(Settings):
 def penstock_register_wal() -> WalSpec[WalSettings]:
     """Register the file WAL."""
     return WalSpec(
-        name=NAME,
-        summary=SUMMARY,
+        name="reference",
+        summary="A write-ahead log in one file, one write and one fdatasync per group.",
         settings=WalSettings,
         capabilities=WAL_CAPABILITIES,
         open=open_wal(FileWal),

@@ -183,6 +183,11 @@ class PluginRegistry:
     def _load_directory(self, directory: Path) -> None:
         if not directory.is_dir():
             raise PluginError(f"plugins directory not found: path={directory}")
+        place = str(directory.resolve())
+        if place not in sys.path:
+            sys.path.append(
+                place
+            )  # so that files there can import each other; last, so that nothing is shadowed
         for path in sorted(directory.iterdir()):
             if path.name.startswith(("_", ".")):
                 continue
@@ -192,17 +197,20 @@ class PluginRegistry:
                 self._load_path(path.name, path / "__init__.py")
 
     def _load_path(self, name: str, path: Path) -> None:
+        """Import a file, unless another has; what it registers counts. One without hooks is a helper of others."""
         origin = str(path.resolve())
-        present = sys.modules.get(name)
-        if present is not None and str(Path(present.__file__ or "").resolve()) == origin:
-            self._register(name, present, origin, str(getattr(present, "__version__", "")))
-            return
-        if present is not None or importlib.util.find_spec(name) is not None:
+        module = sys.modules.get(name)
+        place = module.__file__ if module is not None else _origin_of(name)
+        if (place is not None and str(Path(place).resolve()) != origin) or (
+            module is not None and place is None
+        ):
             raise PluginError(
-                f"a module of this name is there already, rename the plugin: name={name} path={path}"
+                f"a module of this name is there already, rename the file: name={name} path={path}"
             )
-        module = import_plugin(lambda: import_path(name, path), name, origin)
-        self._register(name, module, origin, str(getattr(module, "__version__", "")))
+        if module is None:
+            module = import_plugin(lambda: import_path(name, path), name, origin)
+        if any(map(_is_hook, vars(module).items())):
+            self._register(name, module, origin, str(getattr(module, "__version__", "")))
 
     def _register(self, name: str, module: object, origin: str, version: str) -> None:
         if not isinstance(module, ModuleType):
@@ -411,6 +419,19 @@ class PluginRegistry:
                 logger.info("hook %s raised %r", hook_name, outcome.exception)
 
         self._manager.add_hookcall_monitoring(before, after)
+
+
+def _origin_of(name: str) -> str | None:
+    """The file that importing ``name`` would find, if any."""
+    spec = importlib.util.find_spec(name)
+    return None if spec is None else spec.origin or "built in"
+
+
+def _is_hook(attribute: tuple[str, object]) -> bool:
+    """Whether who defines this means to be a plugin: it is a hook, or a function called like one and not marked."""
+    name, value = attribute
+    marked = hasattr(value, f"{hookspecs.HOOK_NAMESPACE}_impl")
+    return marked or (inspect.isfunction(value) and name.startswith(f"{hookspecs.HOOK_NAMESPACE}_"))
 
 
 def _infos(loaded: _Loaded) -> list[PluginInfo]:

@@ -170,7 +170,7 @@ def test_every_command_has_a_line_of_help(capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_unknown_command_suggests_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["plugin"]) == 2
+    assert main(["plugns"]) == 2
     assert "plugins" in capsys.readouterr().err
 
 
