@@ -25,8 +25,11 @@ from typing import Final
 
 from penstock.spi.plugin import Buffer
 
-#: Responses from here on are sent by the thread: the hand-over costs as much as sending about so many bytes.
-LARGE_BYTES: Final = 128 * 1024
+#: Responses from here on are sent by the thread. The hand-over there and back takes 0.7 ms and as much processor
+#: time: a thread is woken, and both wait for the interpreter around each system call. The loop copies a mebibyte in
+#: 0.15 ms, so a consumer that asks for one, as most do, is served four times as fast by the loop. A reader that
+#: catches up on several partitions asks for more, and can wait.
+LARGE_BYTES: Final = 5 * 2**18
 #: One system call sends at most so much; then other connections get their turn.
 _PIECE_BYTES: Final = 512 * 1024
 #: Linux takes at most 1024 vectors a call (IOV_MAX).

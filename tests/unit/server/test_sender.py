@@ -67,6 +67,14 @@ def under_way(harness: Harness) -> list[Any]:
     return [one for one in harness.server.connections if one.outbox.is_sending]
 
 
+async def test_a_response_of_a_mebibyte_is_sent_without_a_hand_over_to_a_thread() -> None:
+    logs = logs_of(2**20)
+    async with serving(logs) as harness, await harness.connect() as client:
+        await client.send(FETCH, 11, fetch())
+        assert await records(client) == stored(logs)
+        assert not any(thread.name == "penstock-sender" for thread in threading.enumerate())
+
+
 async def test_others_are_served_while_a_large_response_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     begun, may_go_on = threading.Event(), threading.Event()
     writev = os.writev
@@ -100,7 +108,7 @@ async def test_a_large_response_arrives_whole_however_little_the_system_takes_at
         return writev(fd, [whole[: dice.randint(1, 40_000)]])
 
     monkeypatch.setattr(os, "writev", stingy)
-    logs = logs_of(2_000_000)
+    logs = logs_of(sender.LARGE_BYTES + RECORD_BYTES)
     async with serving(logs) as harness, await harness.connect() as client:
         for _ in range(3):
             await client.send(FETCH, 11, fetch())
@@ -211,7 +219,7 @@ async def test_an_error_of_the_socket_ends_the_connection(monkeypatch: pytest.Mo
         raise OSError(errno.ECONNRESET, "reset")
 
     monkeypatch.setattr(os, "writev", broken)
-    logs = logs_of(1_000_000)
+    logs = logs_of(sender.LARGE_BYTES + RECORD_BYTES)
     async with serving(logs) as harness, await harness.connect() as client:
         await client.send(FETCH, 11, fetch())
         assert await client.ends()
@@ -226,7 +234,7 @@ async def test_without_descriptors_or_places_the_loop_sends(
     def no_descriptor(fd: int) -> int:
         raise OSError(errno.EMFILE, "too many")
 
-    logs = logs_of(1_000_000)
+    logs = logs_of(sender.LARGE_BYTES + RECORD_BYTES)
     async with serving(logs) as harness, await harness.connect() as client:
         if lack == "descriptors":
             monkeypatch.setattr(os, "dup", no_descriptor)
@@ -238,7 +246,7 @@ async def test_without_descriptors_or_places_the_loop_sends(
 
 
 async def test_many_clients_are_sent_large_responses_at_once() -> None:
-    logs = logs_of(3_000_000)
+    logs = logs_of(sender.LARGE_BYTES + 1_000_000)
     whole = stored(logs)
     async with serving(logs) as harness:
         clients = [await harness.connect() for _ in range(8)]
