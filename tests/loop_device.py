@@ -19,6 +19,7 @@ def loop_device(directory: Path, size_bytes: int, sector_bytes: int = 512) -> It
     if shutil.which("losetup") is None or os.geteuid() != 0:
         pytest.skip("losetup needs root")
     image = directory / f"device-{sector_bytes}.img"
+    directory.mkdir(exist_ok=True)
     with image.open("xb") as file:
         file.truncate(size_bytes)
     device = _attach(image, sector_bytes)

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.loop_device import loop_device
@@ -14,31 +16,61 @@ from tests.patience import HANG_S
 
 PLUGINS = Path(__file__).with_name("_plugins")
 DEVICE_BYTES = 4 * 2**20
+#: What clauses append in one piece must be a sixteenth of it.
+SHARED_DEVICE_BYTES = 32 * 2**20
+
+
+def run_suite(tmp_path: Path, devices: list[Path], *settings: str) -> dict[str, Any]:
+    """The report of all levels on these devices; all clauses that apply must hold."""
+    report = tmp_path / "report.json"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "penstock", "conformance", "run", "wal", "--plugin", "wal_on_device"),
+            *("--plugins-dir", str(PLUGINS), "--report", str(report), "--deadline", str(HANG_S / 3)),
+            *(part for setting in settings for part in ("--set", setting)),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+        env={**os.environ, "PENSTOCK_TEST_DEVICES": ":".join(map(str, devices))},
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
+    outcome: dict[str, Any] = json.loads(report.read_text())
+    assert outcome["result"] == "pass"
+    return outcome
 
 
 @pytest.mark.parametrize("io", ["direct", "buffered"])
 @pytest.mark.parametrize("sector_bytes", [512, 4096])
 def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: str) -> None:
     """All three levels; only the clauses that damage the log on purpose can't be tried."""
-    report = tmp_path / "report.json"
     with (
         loop_device(tmp_path, DEVICE_BYTES, sector_bytes) as device,
         loop_device(tmp_path, DEVICE_BYTES, 4608 - sector_bytes) as other,
     ):
-        done = subprocess.run(
-            [
-                *(sys.executable, "-m", "penstock", "conformance", "run", "wal", "--plugin", "wal_on_device"),
-                *("--plugins-dir", str(PLUGINS), "--report", str(report), "--set", f"io={io}"),
-                *("--set", f"capacity={DEVICE_BYTES}", "--set", "group_bytes_max=256KiB"),
-                *("--deadline", str(HANG_S / 3)),
-            ],
-            capture_output=True,
-            text=True,
-            timeout=HANG_S,
-            check=False,
-            env={**os.environ, "PENSTOCK_TEST_DEVICES": f"{device}:{other}"},
+        outcome = run_suite(
+            tmp_path,
+            [device, other],
+            f"io={io}",
+            f"capacity={DEVICE_BYTES}",
+            "group_bytes_max=256KiB",
         )
-    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
-    outcome = json.loads(report.read_text())
-    assert outcome["result"] == "pass"
     assert outcome["counts"]["pass"] >= 27
+
+
+def test_wal_block_conforms_on_devices_that_hosts_share(tmp_path: Path) -> None:
+    """With the clauses of what is shareable: another host takes over, and an owner that was stopped wakes up."""
+    with ExitStack() as stack:
+        devices = [
+            stack.enter_context(loop_device(directory, SHARED_DEVICE_BYTES))
+            for directory in (tmp_path / "one", tmp_path / "two", tmp_path / "three")
+        ]
+        outcome = run_suite(
+            tmp_path, devices, "path=wal/{node_id}.wal", "shared=true", f"capacity={SHARED_DEVICE_BYTES}"
+        )
+    passed = {clause["name"] for clause in outcome["clauses"] if clause["outcome"] == "pass"}
+    assert {
+        "survivor_takes_a_dead_nodes_log_over_beside_its_own",
+        "stopped_owner_that_wakes_up_acknowledges_nothing_more",
+    } <= passed

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any
 
 import pytest
 from tests.integration.conftest import ServeFactory
-from tests.integration.ledger import Ledger, at_work, create_topic
+from tests.integration.ledger import Ledger, at_work, check, create_topic, read_all
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
 from tests.integration.test_faults import acks_go_on
 from tests.loop_device import loop_device
@@ -119,3 +121,53 @@ def test_a_second_broker_takes_the_device_over(serve: ServeFactory, tmp_path: Pa
             for broker in brokers:
                 if broker.running:
                     broker.kill()
+
+
+def test_brokers_that_were_stopped_and_wake_up_change_nothing_on_a_shared_device(
+    serve: ServeFactory, tmp_path: Path
+) -> None:
+    """Two hosts, one device: a broker is stopped, the other host takes over, it wakes; and so forth.
+
+    Nothing that was acknowledged before is lost, what is acknowledged is the new one's only, and the old one ends.
+    """
+    rounds = int(os.environ.get("PENSTOCK_TEST_ZOMBIE_ROUNDS", "3"))
+    capacity_bytes = 64 * 2**20
+    with loop_device(tmp_path, capacity_bytes) as device:
+        sets = (
+            f"wal.path={device}",
+            "wal.shared=true",
+            f"wal.capacity={capacity_bytes}",
+            f"object_store.url=file://{tmp_path}/objects",
+            "stream.upload_bytes=4MiB",
+        )
+        old = serve(*sets, data_dir=tmp_path / "host-0")
+        written: list[Ledger] = []
+        try:
+            for number in range(rounds):
+                topic = f"topic-{number}"
+                create_topic(old.bootstrap_servers, topic)
+                ledger = Ledger(
+                    old.bootstrap_servers,
+                    idempotent=True,
+                    writers=2,
+                    value_bytes=(100, 1000, 30_000)[number % 3],
+                    topic=topic,
+                )
+                written.append(ledger)
+                with ledger:
+                    acks_go_on(ledger, 50)
+                    old.signal(signal.SIGSTOP)
+                    try:
+                        new = serve(*sets, data_dir=tmp_path / f"host-{number + 1}")
+                        found = read_all(new.bootstrap_servers, topic)
+                    finally:
+                        old.signal(signal.SIGCONT)
+                    assert old.wait(HANG_S) != 0
+                    ledger.stop(abandon=True)
+                assert "a newer" in old.output, old.output
+                check(found, ledger, idempotent=True)
+                old = new
+            for ledger in written[-20:]:
+                check(read_all(old.bootstrap_servers, ledger.topic), ledger, idempotent=True)
+        finally:
+            old.kill()

@@ -6,6 +6,7 @@ __all__ = ("Device", "FileDevice")
 
 import errno
 import fcntl
+import hashlib
 import logging
 import mmap
 import os
@@ -23,7 +24,7 @@ from penstock.direct_io import LARGE_BYTES, DirectGather, write_vectors
 from penstock.errors import ConfigError, UnavailableError
 from penstock.files import ACCESSES, Access, create_file, excess_mode, make_directories, open_own
 from penstock.spi import Buffer
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, SHARED_AREA_BYTES, Header
 from penstock_wal_block._place import check_place, find_header, mounted_type, real_path
 
 logger = logging.getLogger("penstock.wal.block")
@@ -41,6 +42,7 @@ _DSYNC_SYSTEMS = frozenset({"ext4", "xfs"})
 #: one by one; then one sync behind them is better.
 _DSYNC_BYTES_MAX = 2**16
 _MOUNTS = Path("/proc/self/mountinfo")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 #: Groups of pieces smaller than this on average are joined first: 0.06 µs a piece against 0.3 µs one by one.
 _JOIN_PART_BYTES = 4096
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
@@ -80,8 +82,8 @@ class Device(Protocol):
     def shareable(self) -> bool:
         """Other hosts may have the medium open too."""
 
-    def read_header_area(self) -> bytes:
-        """The two header slots; shorter if the medium is new."""
+    def read_header_area(self, offset: int, size: int) -> bytes:
+        """Header slots, from the medium itself; shorter if it is new."""
 
     def write_header_slot(self, index: int, slot: bytes) -> None:
         """Write one slot and make it durable."""
@@ -109,6 +111,13 @@ class Device(Protocol):
 
     def claim(self, epoch: int) -> bool:
         """Take the lock of ``epoch`` for the life of this device; False if another opener has it."""
+
+    @property
+    def seat(self) -> bytes:
+        """16 bytes, the same for all openers that see each other's locks, and for no other."""
+
+    def is_free(self, epoch: int) -> bool:
+        """No opener of this seat has the lock of ``epoch``: who had it has ended, and so have all its writes."""
 
 
 class FileDevice:
@@ -164,7 +173,7 @@ class FileDevice:
             # Another host may have it open, so its header is read from the medium, not from the page cache.
             header_fd = self._direct_fd if self.direct else self._open_direct(path, "auto")
             self._header_fd = header_fd if header_fd >= 0 else self._fd
-        self._header_buffer = mmap.mmap(-1, HEADER_AREA_BYTES)
+        self._header_buffer = mmap.mmap(-1, SHARED_AREA_BYTES)
         self._zeros = mmap.mmap(-1, _GROWTH_BYTES)
 
     @staticmethod
@@ -281,9 +290,9 @@ class FileDevice:
     def find_header(self, location: str) -> Header | None:
         """See :class:`Device`."""
         header = find_header(
-            self.read_header_area(),
+            self.read_header_area(0, HEADER_AREA_BYTES),
             self._size(),
-            lambda offset, size: os.pread(self._fd, size, offset),
+            lambda offset, size: bytes(self.read(offset, size)),
             location,
             is_block_device=self.is_block_device,
         )
@@ -312,12 +321,12 @@ class FileDevice:
 
     # -- header --------------------------------------------------------------------------------------------
 
-    def read_header_area(self) -> bytes:
+    def read_header_area(self, offset: int, size: int) -> bytes:
         """See :class:`Device`."""
         if self._header_fd == self._fd:
-            return os.pread(self._fd, HEADER_AREA_BYTES, 0)
-        size = os.preadv(self._header_fd, [self._header_buffer], 0)
-        return self._header_buffer[:size]
+            return os.pread(self._fd, size, offset)
+        with memoryview(self._header_buffer)[:size] as buffer:
+            return bytes(buffer[: os.preadv(self._header_fd, [buffer], offset)])
 
     def write_header_slot(self, index: int, slot: bytes) -> None:
         """See :class:`Device`."""
@@ -397,6 +406,19 @@ class FileDevice:
         """See :class:`Device`."""
         return self._try_lock(_OWNER_LOCK_BASE + epoch)
 
+    @property
+    def seat(self) -> bytes:
+        """See :class:`Device`. Locks belong to an inode: containers on one host may have one each."""
+        boot = _BOOT_ID.read_text()
+        return hashlib.blake2b(f"{boot} {self._identity}".encode(), digest_size=16).digest()
+
+    def is_free(self, epoch: int) -> bool:
+        """See :class:`Device`."""
+        if not self._try_lock(_OWNER_LOCK_BASE + epoch):
+            return False
+        self._unlock(_OWNER_LOCK_BASE + epoch)
+        return True
+
     @contextmanager
     def _locked(self, place: int) -> Iterator[None]:
         deadline = time.monotonic() + _LOCK_TIMEOUT_S
@@ -410,7 +432,10 @@ class FileDevice:
         try:
             yield
         finally:
-            fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, place, 1, 0))
+            self._unlock(place)
+
+    def _unlock(self, place: int) -> None:
+        fcntl.fcntl(self._fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_UNLCK, os.SEEK_SET, place, 1, 0))
 
     def _try_lock(self, place: int) -> bool:
         try:

@@ -8,8 +8,8 @@
 
     slot, 260 bytes, then zeros
         0   8  magic "PSTKWALB"
-        8   2  version, 1
-       10   2  flags: 1 sealed, 2 ended cleanly at the confirmed position
+        8   2  version: 1, or 2 with what follows byte 260
+       10   2  flags: 1 sealed, 2 ended cleanly at the confirmed position, 4 shared, 8 a claim
        12   8  sequence of the header
        20   8  log id
        28   8  node id of the owner
@@ -25,13 +25,25 @@
       112   8  settled position
       120   8  settled epoch
       128 128  cluster id, UTF-8, then zeros
-      256   4  CRC-32C of the bytes before
+      256   4  CRC-32C of the bytes before; in version 2, and of those from 260 on
+
+    more, 34 bytes, from 260 on in version 2 (a log that is shared between hosts, or striped over devices)
+        0   8  generation: how many owners were before; its slots are 2 * (generation % 8) and the next
+        8  16  seat: where the owner runs
+       24   2  devices, 0 for a log on one
+       26   4  stripe bytes
+       30   2  sections, at most 16, each 20 bytes: position, index, first and last zone
+       32   2  zones, at most 64, each 24 bytes: offset, length, epoch
+
+A shared log has 16 slots, 64 KiB, before its ring: a pair for each owner, so that a write of an owner that comes late
+never hits its successor's header. See ``_ring.py`` for sections and zones.
 
 Groups are those of ``penstock.wal.framing``, each from a multiple of 4 KiB on. Integers are big-endian.
 
-The file or device starts with two slots of 4 KiB. A header is written to slot ``sequence % 2``, so that a torn write
-leaves the one before it intact; the valid one with the highest sequence counts. Later versions keep magic and
-version where they are; and as an opening writes a header first, that tells whether the whole log can be read.
+The file or device starts with two slots of 4 KiB. A header is written to slot ``sequence % 2`` of its pair, so that a
+torn write leaves the one before it intact; the valid one with the highest epoch, then sequence, counts. Later
+versions keep magic and version where they are; and as an opening writes a header first, that tells whether the whole
+log can be read.
 """
 
 from __future__ import annotations
@@ -39,34 +51,51 @@ from __future__ import annotations
 __all__ = (
     "BLOCK_BYTES",
     "HEADER_AREA_BYTES",
+    "PAIRS",
+    "SECTIONS_MAX",
+    "SHARED_AREA_BYTES",
+    "ZONES_MAX",
     "Header",
+    "area_bytes",
     "is_begun",
     "newest_header",
     "newest_of",
     "parse_slots",
+    "slot_of",
 )
 
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 from crc32c import crc32c
 
 from penstock.errors import NewerVersionError
 from penstock.spi import Buffer
 from penstock.wal import Cursor
+from penstock_wal_block._ring import RingMap, Section, Zone
 
 BLOCK_BYTES = 4096
+#: A pair of slots.
 HEADER_AREA_BYTES = 2 * BLOCK_BYTES
+#: In a shared log. A pair is used again by the eighth owner after.
+PAIRS = 8
+SHARED_AREA_BYTES = PAIRS * HEADER_AREA_BYTES
 
 _MAGIC = b"PSTKWALB"
-_VERSION = 1
-_SEALED, _CLEAN = 1, 2
+_VERSION, _VERSION_MAX = 1, 2
+_SEALED, _CLEAN, _SHARED, _CLAIM = 1, 2, 4, 8
 
 # The fields are in the picture at the top; the checksum follows.
 _FIXED = struct.Struct(">8sHHQQqq16sQQQQIQQQq128s")
 _CRC = struct.Struct(">I")
 _VERSION_FIELD = struct.Struct(">H")
+# Of version 2.
+_MORE = struct.Struct(">Q16sHIHH")
+_SECTION = struct.Struct(">QQHH")
+_ZONE = struct.Struct(">QQQ")
+SECTIONS_MAX, ZONES_MAX = 16, 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,15 +125,34 @@ class Header:
     sealed: bool = False
     #: The log ends exactly at the confirmed position.
     clean: bool = False
+    #: Several hosts may have the log open.
+    shared: bool = False
+    #: Only who claims the log counts; what is in it, its owner will say.
+    claim: bool = False
+    #: How many owners were before, in a shared log.
+    generation: int = 0
+    #: 16 bytes; the same for processes that see each other's locks on the device.
+    seat: bytes = bytes(16)
+    #: Devices of a striped log, and the bytes that follow each other on one; 0 for a log on one device.
+    devices: int = 0
+    stripe_bytes: int = 0
+    #: None: a ring without zones.
+    zoned: RingMap | None = field(default=None, compare=False)
+
+    @property
+    def ring(self) -> RingMap:
+        """Where positions are."""
+        return self.zoned or RingMap(self.ring_bytes)
 
     def encode(self) -> bytes:
         """The header as one slot."""
-        flags = (_SEALED if self.sealed else 0) | (_CLEAN if self.clean else 0)
+        flags = _SEALED * self.sealed | _CLEAN * self.clean | _SHARED * self.shared | _CLAIM * self.claim
+        more = self._encode_more() if self.shared or self.devices else b""
         cluster_id = self.cluster_id.encode()
         assert len(cluster_id) <= 128, "checked when the log is opened"
         fixed = _FIXED.pack(
             _MAGIC,
-            _VERSION,
+            _VERSION_MAX if more else _VERSION,
             flags,
             self.sequence,
             self.log_id,
@@ -122,7 +170,17 @@ class Header:
             self.settled_epoch,
             cluster_id,
         )
-        return (fixed + _CRC.pack(crc32c(fixed))).ljust(BLOCK_BYTES, b"\0")
+        return (fixed + _CRC.pack(crc32c(more, crc32c(fixed))) + more).ljust(BLOCK_BYTES, b"\0")
+
+    def _encode_more(self) -> bytes:
+        sections, zones = self.ring.sections, self.ring.zones
+        assert len(sections) <= SECTIONS_MAX, "checked by whoever adds one"
+        assert len(zones) <= ZONES_MAX, "checked by whoever adds one"
+        more = _MORE.pack(
+            self.generation, self.seat, self.devices, self.stripe_bytes, len(sections), len(zones)
+        )
+        parts = [more, *(_SECTION.pack(*one) for one in sections), *(_ZONE.pack(*one) for one in zones)]
+        return b"".join(parts).ljust(BLOCK_BYTES - _FIXED.size - _CRC.size, b"\0")
 
     @classmethod
     def decode(cls, slot: Buffer, location: str) -> Header | None:
@@ -135,10 +193,11 @@ class Header:
         if len(slot) < end or slot[:8] != _MAGIC:
             return None
         (version,) = _VERSION_FIELD.unpack_from(slot, len(_MAGIC))
-        if version > _VERSION:
-            raise NewerVersionError.of("the wal", f"path={location}", version=version, known=_VERSION)
+        if version > _VERSION_MAX:
+            raise NewerVersionError.of("the wal", f"path={location}", version=version, known=_VERSION_MAX)
         fixed = bytes(slot[: _FIXED.size])
-        if crc32c(fixed) != _CRC.unpack_from(slot, _FIXED.size)[0]:
+        more = bytes(slot[end:BLOCK_BYTES]) if version > _VERSION else b""
+        if crc32c(more, crc32c(fixed)) != _CRC.unpack_from(slot, _FIXED.size)[0]:
             return None
         (
             _,
@@ -176,7 +235,34 @@ class Header:
             settled_epoch=settled_epoch,
             sealed=bool(flags & _SEALED),
             clean=bool(flags & _CLEAN),
+            shared=bool(flags & _SHARED),
+            claim=bool(flags & _CLAIM),
+            **(_decode_more(more, ring_bytes) if more else {}),
         )
+
+
+def _decode_more(more: bytes, ring_bytes: int) -> dict[str, Any]:
+    generation, seat, devices, stripe_bytes, section_count, zone_count = _MORE.unpack_from(more)
+    zones_at = _MORE.size + section_count * _SECTION.size
+    sections = _SECTION.iter_unpack(more[_MORE.size : zones_at])
+    zones = _ZONE.iter_unpack(more[zones_at : zones_at + zone_count * _ZONE.size])
+    return {
+        "generation": generation,
+        "seat": seat,
+        "devices": devices,
+        "stripe_bytes": stripe_bytes,
+        "zoned": RingMap(ring_bytes, tuple(map(Zone._make, zones)), tuple(map(Section._make, sections))),
+    }
+
+
+def area_bytes(*, shared: bool) -> int:
+    """What the slots take before the ring."""
+    return SHARED_AREA_BYTES if shared else HEADER_AREA_BYTES
+
+
+def slot_of(header: Header) -> int:
+    """The number of the slot that a header belongs in."""
+    return 2 * (header.generation % PAIRS) + header.sequence % 2
 
 
 def is_begun(area: Buffer) -> bool:
@@ -186,13 +272,15 @@ def is_begun(area: Buffer) -> bool:
 
 
 def parse_slots(area: Buffer, location: str) -> list[Header | None]:
-    """Both slots of the header area of the log at ``location``. Raises NewerVersionError if either is newer."""
-    return [Header.decode(area[offset : offset + BLOCK_BYTES], location) for offset in (0, BLOCK_BYTES)]
+    """The slots of the header area of the log at ``location``. Raises NewerVersionError if one is newer."""
+    starts = range(0, max(len(area), HEADER_AREA_BYTES), BLOCK_BYTES)
+    return [Header.decode(area[start : start + BLOCK_BYTES], location) for start in starts]
 
 
 def newest_of(slots: Iterable[Header | None]) -> Header | None:
     """The header that counts, or None if no slot is valid."""
-    return max((slot for slot in slots if slot is not None), key=lambda slot: slot.sequence, default=None)
+    valid = (slot for slot in slots if slot is not None)
+    return max(valid, key=lambda header: (header.epoch, header.sequence), default=None)
 
 
 def newest_header(area: Buffer, location: str) -> Header | None:

@@ -19,7 +19,9 @@ from penstock.wal import DecodedGroup, LogScan
 from penstock_wal_block._format import (
     BLOCK_BYTES,
     HEADER_AREA_BYTES,
+    SHARED_AREA_BYTES,
     Header,
+    area_bytes,
     newest_of,
     parse_slots,
 )
@@ -48,13 +50,15 @@ class Inspection:
     """The facts about a log, read from outside; ``groups`` reads it as it is iterated."""
 
     path: str
-    #: Slot 0 and 1; None where the slot is blank or torn. The one with the higher sequence counts.
-    slots: tuple[Header | None, Header | None]
+    #: None where a slot is blank or torn.
+    slots: tuple[Header | None, ...]
+    #: The one that counts.
     header: Header
     medium_bytes: int
 
     def groups(self) -> Iterator[InspectedGroup]:
         """All groups from the start on. Raises CorruptError, as recovery would, where entries are lost."""
+        ring = self.header.ring
         for group in self._scan():
             found = group.header
             yield InspectedGroup(
@@ -62,7 +66,7 @@ class Inspection:
                 sequence=found.sequence,
                 epoch=found.epoch,
                 confirmed_position=found.confirmed_position,
-                offset=HEADER_AREA_BYTES + found.position % self.header.ring_bytes,
+                offset=area_bytes(shared=self.header.shared) + ring.pieces(found.position, 1)[0][0],
                 length_bytes=found.length,
                 entries=tuple((entry.position, len(entry.data)) for entry in group.entries),
             )
@@ -76,7 +80,7 @@ class Inspection:
         header = self.header
         with _ReadOnlyFile(Path(self.path)) as file:
             scan = LogScan(
-                CachedReader(file.read, header.ring_bytes).read,
+                CachedReader(file.read, header).read,
                 header.start,
                 log_id=header.log_id,
                 alignment=BLOCK_BYTES,
@@ -107,9 +111,10 @@ class Inspection:
             "cluster_id": header.cluster_id,
             "node_id": header.node_id,
             "epoch": header.epoch,
-            "capacity_bytes": header.ring_bytes + HEADER_AREA_BYTES,
+            "capacity_bytes": header.ring_bytes + area_bytes(shared=header.shared),
             "medium_bytes": self.medium_bytes,
             "valid_header_slots": sum(slot is not None for slot in self.slots),
+            "shared": header.shared,
             "sealed": header.sealed,
             "closed_cleanly": header.clean,
             "trim_position": header.trim_position,
@@ -133,20 +138,23 @@ def inspect_wal(path: str | Path) -> Inspection:
     """
     path = _real(Path(path))
     with _ReadOnlyFile(path) as file:
-        area = bytes(file.read(0, HEADER_AREA_BYTES))
+        slots = parse_slots(file.read(0, HEADER_AREA_BYTES), str(path))
+        if any(slot is not None and slot.shared for slot in slots):
+            slots = parse_slots(file.read(0, SHARED_AREA_BYTES), str(path))
         medium_bytes = file.size
-    first, second = parse_slots(area, str(path))
-    header = newest_of((first, second))
+    header = newest_of(slot for slot in slots if slot is not None and not slot.claim)
+    if header is None and any(slots):
+        raise NotFoundError(f"the wal was claimed, but not begun yet: path={path}")
     if header is None:
         raise CorruptError(
             f"neither header slot is valid, this is no wal_block log or it is damaged: path={path}"
         )
-    return Inspection(path=str(path), slots=(first, second), header=header, medium_bytes=medium_bytes)
+    return Inspection(path=str(path), slots=tuple(slots), header=header, medium_bytes=medium_bytes)
 
 
 async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalEntry]:
     """See ``WalSpec.read``."""
-    inspection = await run_in_thread(inspect_wal, services.data_dir / settings.path)
+    inspection = await run_in_thread(inspect_wal, settings.path_of(services.data_dir, services.node_id))
     groups = inspection.entries()
     while (entries := await run_in_thread(next, groups, None)) is not None:
         for entry in entries:
@@ -155,13 +163,13 @@ async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalE
 
 async def describe_wal(settings: Settings, services: Services) -> dict[str, object]:
     """See ``WalSpec.describe``."""
-    inspection = await run_in_thread(inspect_wal, services.data_dir / settings.path)
+    inspection = await run_in_thread(inspect_wal, settings.path_of(services.data_dir, services.node_id))
     return await run_in_thread(inspection.summary)
 
 
 async def identify_wal(settings: Settings, services: Services) -> str | None:
     """See ``WalSpec.identify``."""
-    return await run_in_thread(_identify, services.data_dir / settings.path)
+    return await run_in_thread(_identify, settings.path_of(services.data_dir, services.node_id))
 
 
 def _identify(path: Path) -> str | None:
@@ -201,6 +209,9 @@ class _ReadOnlyFile:
         except OSError as error:
             raise _unreadable(self._path, error) from error
         self.is_block_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+        if self.is_block_device:
+            # another host may have written since the system read it
+            os.posix_fadvise(self._fd, 0, 0, os.POSIX_FADV_DONTNEED)
         self.size = os.lseek(self._fd, 0, os.SEEK_END)
         return self
 

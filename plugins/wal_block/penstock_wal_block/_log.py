@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Flight", "Owner")
+__all__ = ("NO_SPACE", "BlockLog", "CachedReader", "Flight")
 
 import errno
 import threading
@@ -10,13 +10,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 
-from penstock.errors import ConfigError, CorruptError, FencedError, NewerVersionError, UnavailableError
+from penstock.errors import ConfigError, FencedError, UnavailableError
 from penstock.spi import Buffer
 from penstock.wal import Boundaries, Cursor, DecodedGroup, Group, LogScan, encode_group
 from penstock_wal_block._device import Device
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header
+from penstock_wal_block._format import BLOCK_BYTES, SECTIONS_MAX, ZONES_MAX, Header, area_bytes
+from penstock_wal_block._headers import Headers, Owner, SharedHeaders
+from penstock_wal_block._ring import RingMap
 
 _READ_AHEAD_BYTES = 2**20
 #: The log can be cut at this many places, evenly spread: memory against the precision of a trim.
@@ -26,21 +27,11 @@ _BOUNDARIES_MAX = 4096
 #: event loop; for a lone group it is a tenth of all that the processor does.
 _GROUPS_PER_CHECK = 16
 _CHECK_AFTER_S = 0.01
+#: What predecessors may still write to is left alone, of so many take-overs. A write of an owner before those would
+#: have been on its way for as many lives of others.
+_TAKE_OVERS_MAX = 4
 #: The errors after which a write succeeds once somebody has made room.
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Owner:
-    """Who opens the log."""
-
-    cluster_id: str
-    node_id: int
-    epoch: int
-    #: 16 random bytes, new at each opening.
-    incarnation: bytes
-    #: Random; becomes the id of the log if it is created now.
-    log_id: int
 
 
 class Flight:
@@ -69,8 +60,10 @@ class BlockLog:
     Every method may raise OSError from the device, and FencedError when a newer owner shows in the header.
     """
 
-    def __init__(self, device: Device, owner: Owner, *, location: str, window_bytes: int) -> None:
-        """Take the log over for ``owner``, or create it.
+    def __init__(
+        self, device: Device, owner: Owner, *, location: str, window_bytes: int, shared: bool = False
+    ) -> None:
+        """Take the log over for ``owner``, or create it; ``shared``: several hosts may have it open.
 
         Raises ConfigError (another cluster, node or capacity; the same epoch is open elsewhere), FencedError (a newer
         owner has it), CorruptError (both headers are damaged), NewerVersionError.
@@ -92,107 +85,31 @@ class BlockLog:
         self._flights: deque[Flight] = deque()
         self._owner = owner
         self._location = location
-        self._ring_bytes = (device.capacity_bytes - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
+        self._area_bytes = area_bytes(shared=shared)
+        self._ring_bytes = (device.capacity_bytes - self._area_bytes) // BLOCK_BYTES * BLOCK_BYTES
         if not device.claim(owner.epoch):
             raise ConfigError(
                 f"the wal is in use by another broker with the same node id and epoch, stop one of them: "
                 f"path={location} node_id={owner.node_id} epoch={owner.epoch}"
             )
-        with device.header_lock():
-            found = self._find_header()
-            self._found = found
-            self._put_header(
-                replace(
-                    found,
-                    sequence=found.sequence + 1,
-                    node_id=owner.node_id,
-                    epoch=owner.epoch,
-                    incarnation=owner.incarnation,
-                    window_bytes=max(found.window_bytes, window_bytes),
-                    clean=False,
-                )
-            )
-        # The old owner judges the header under this lock before it writes a group. So once we have had it, the
-        # old owner's last group is on the device, and it writes no other.
-        with device.data_lock():
-            pass
+        #: Who is stopped must not stop others, so no lock is held on a shared log.
+        self._locks = not shared
+        kind = SharedHeaders if shared else Headers
+        self._headers = kind(device, owner, location=location, ring_bytes=self._ring_bytes)
+        found = self._found = self._headers.take_over(window_bytes)
+        self._ring = self._headers.header.ring
+        self._confirmed_before = 0
         self._cursor = found.start
         self._confirmed = found.confirmed_position
         self._boundaries = Boundaries(
             found.start, step_bytes=max(BLOCK_BYTES, self._ring_bytes // _BOUNDARIES_MAX)
         )
 
-    # -- taking over ---------------------------------------------------------------------------------------
-
-    def _find_header(self) -> Header:
-        header = self._device.find_header(self._location)
-        if header is not None:
-            self._check_header(header)
-            return header
-        return Header(
-            sequence=0,
-            log_id=self._owner.log_id,
-            cluster_id=self._owner.cluster_id,
-            node_id=self._owner.node_id,
-            epoch=self._owner.epoch,
-            incarnation=self._owner.incarnation,
-            ring_bytes=self._ring_bytes,
-            trim_position=0,
-            start=Cursor(),
-            confirmed_position=0,
-            window_bytes=0,
-            clean=True,
-        )
-
-    def _check_header(self, header: Header) -> None:
-        owner, path = self._owner, self._location
-        if header.cluster_id != owner.cluster_id:
-            raise ConfigError(
-                f"the wal belongs to another cluster, point this broker to another path: path={path} "
-                f"found={header.cluster_id!r} expected={owner.cluster_id!r}"
-            )
-        # another node's is taken over as an older life's is: epochs grow over all nodes, and whether that node's
-        # records are this one's was decided when this one got its epoch
-        if header.ring_bytes != self._ring_bytes:
-            raise ConfigError(
-                f"the wal was created with another capacity, set it back (or drain the broker and delete the file): "
-                f"path={path} found={header.ring_bytes + HEADER_AREA_BYTES} "
-                f"expected={self._ring_bytes + HEADER_AREA_BYTES}"
-            )
-        if header.epoch > owner.epoch:
-            raise FencedError(
-                f"a newer owner holds the wal: path={path} owner_epoch={header.epoch} epoch={owner.epoch}"
-            )
-
-    def _put_header(self, header: Header) -> None:
-        self._device.write_header_slot(header.sequence % 2, header.encode())
-        # Only what is durable counts. If the write failed, the next try takes the same slot, torn or not.
-        self._header = header
-        self._area = self._device.read_header_area()
-
-    def _update_header(self, **changes: object) -> None:
+    def _update_header(self, *, final: bool = False, **changes: object) -> None:
         """Replace the header, unless it isn't ours any more."""
         self.rest()
-        with self._mutex, self._device.header_lock():
-            self._check_owner()
-            self._put_header(replace(self._header, sequence=self._header.sequence + 1, **changes))  # type: ignore[arg-type]
-
-    def _check_owner(self) -> None:
-        area = self._device.read_header_area()
-        if area == self._area:
-            return
-        try:
-            header = newest_header(area, self._location)
-        except NewerVersionError as error:
-            raise FencedError(f"a newer penstock took over the wal: path={self._location}") from error
-        if header is None:
-            raise CorruptError(f"the wal's header was damaged while it was open: path={self._location}")
-        if (header.epoch, header.incarnation) != (self._owner.epoch, self._owner.incarnation):
-            raise FencedError(
-                f"a newer owner took over the wal: path={self._location} owner_epoch={header.epoch} "
-                f"epoch={self._owner.epoch}"
-            )
-        self._area = area
+        with self._mutex:
+            self._headers.update(final=final, **changes)
 
     # -- recovery ------------------------------------------------------------------------------------------
 
@@ -205,11 +122,11 @@ class BlockLog:
         if found.clean and found.confirmed_position == found.start.position:
             return
         scan = LogScan(
-            CachedReader(self._device.read, self._ring_bytes).read,
+            CachedReader(self._device.read, found).read,
             found.start,
             log_id=found.log_id,
             alignment=BLOCK_BYTES,
-            end_limit=found.start.position + self._ring_bytes,
+            end_limit=found.start.position + found.ring_bytes,
             confirmed_position=found.confirmed_position,
             lookahead_bytes=0 if found.clean else found.window_bytes,
             settled_position=found.settled_position,
@@ -221,13 +138,24 @@ class BlockLog:
             yield group
             if found.clean and scan.cursor.position == found.confirmed_position:
                 break
+        self._confirmed_before = scan.confirmed_position
         self._confirmed = self._cursor.position
 
     def settle(self) -> None:
-        """Make what the scan found durable, and record that it is: a later recovery finds it, and nothing else."""
+        """Make what the scan found durable, and record that it is: a later recovery finds it, and nothing else.
+
+        Raises ConfigError where too many earlier owners may still write.
+        """
         self._device.sync_all()
         end = self._cursor.position
-        self._update_header(confirmed_position=end, settled_position=end, settled_epoch=self._owner.epoch)
+        if self._headers.haunted:
+            self._ring = _ring_around(self._headers.header, end, self._confirmed_before, self._location)
+        self._update_header(
+            confirmed_position=end,
+            settled_position=end,
+            settled_epoch=self._owner.epoch,
+            zoned=self._ring,
+        )
 
     # -- writing -------------------------------------------------------------------------------------------
 
@@ -239,12 +167,17 @@ class BlockLog:
     @property
     def header(self) -> Header:
         """The header as this owner wrote it last."""
-        return self._header
+        return self._headers.header
 
     @property
     def ring_bytes(self) -> int:
-        """The room for groups."""
+        """The room for groups, if nothing is left alone."""
         return self._ring_bytes
+
+    @property
+    def left_bytes(self) -> int:
+        """What of it is left alone, since an earlier owner may still write there."""
+        return self._ring_bytes - self._ring.room_bytes
 
     def write(self, group: Group) -> None:
         """Begin ``group`` and put it. On return it may be acknowledged, if no other one is in flight.
@@ -269,13 +202,13 @@ class BlockLog:
     def begin(self, group: Group) -> Flight:
         """Give ``group`` its place at the end of the log, which moves behind it. Nothing is written yet."""
         with self._mutex:
-            if self._header.sealed:
+            if self._headers.header.sealed:
                 raise FencedError(f"the wal is sealed: path={self._location}")
             before = self._cursor
             assert group.position == before.position, "groups begin in order"
             assert group.sequence == before.sequence, "groups begin in order"
             parts, digest = encode_group(
-                log_id=self._header.log_id,
+                log_id=self._headers.header.log_id,
                 cursor=before,
                 epoch=self._owner.epoch,
                 confirmed_position=self._confirmed,
@@ -302,7 +235,7 @@ class BlockLog:
             if self._device.shareable:
                 # Locks end at the host: only this second look shows the claim of another one.
                 with self._mutex:
-                    self._check_owner()
+                    self._headers.check()
             is_durable = True
         finally:
             with self._mutex:
@@ -327,7 +260,8 @@ class BlockLog:
         """
         with self._mutex:
             if not self._holds_lock:
-                self._lock.enter_context(self._device.data_lock())
+                if self._locks:
+                    self._lock.enter_context(self._device.data_lock())
                 self._holds_lock = True
                 self._groups_since_check = (
                     _GROUPS_PER_CHECK  # nobody writes under this lock before a check succeeded
@@ -337,7 +271,7 @@ class BlockLog:
                 or time.monotonic() - self._checked_s > _CHECK_AFTER_S
                 or self._device.shareable
             ):
-                self._check_owner()
+                self._headers.check()
                 self._check_place(self._device.in_place)
                 self._groups_since_check = 0
                 self._checked_s = time.monotonic()
@@ -368,7 +302,7 @@ class BlockLog:
         """Check an idle log: raises FencedError, or UnavailableError if the file was removed or replaced."""
         with self._mutex:
             self.rest()  # who wrote before us left the lock to whoever comes next
-            self._check_owner()
+            self._headers.check()
             self._check_place(self._device.in_place)
 
     def _check_place(self, is_there: bool) -> None:
@@ -380,29 +314,34 @@ class BlockLog:
             )
 
     def _write_ring(self, position: int, parts: Sequence[Buffer], length: int) -> None:
-        offset = position % self._ring_bytes
-        room = self._ring_bytes - offset
-        if length <= room:
-            self._device.write(HEADER_AREA_BYTES + offset, parts, length)
-        else:
-            data = memoryview(b"".join(parts))
-            self._device.write(HEADER_AREA_BYTES + offset, [data[:room]], room)
-            self._device.write(HEADER_AREA_BYTES, [data[room:]], length - room)
+        pieces = self._ring.pieces(position, length)
+        if len(pieces) == 1:
+            self._device.write(self._area_bytes + pieces[0][0], parts, length)
+            return
+        data = memoryview(b"".join(parts))
+        for offset, size in pieces:
+            self._device.write(self._area_bytes + offset, [data[:size]], size)
+            data = data[size:]
 
     def trim(self, position: int) -> int:
         """Forget entries up to ``position``; the new start of the log: what lies below may be overwritten."""
         with self._mutex:
             self.rest()  # also if there is nothing to do: who wrote before us left the lock to whoever comes next
             position = min(position, self._confirmed)
-            if position > self._header.trim_position:
+            if position > self._headers.header.trim_position:
                 # First the header is durable, then the room is used: recovery must never start in overwritten groups.
                 start = self._boundaries.trim(position)
-                self._update_header(trim_position=position, start=start, confirmed_position=self._confirmed)
-            return self._header.start.position
+                self._update_header(
+                    trim_position=position,
+                    start=start,
+                    confirmed_position=self._confirmed,
+                    zoned=self._headers.header.ring.trimmed(start.position),
+                )
+            return self._headers.header.start.position
 
     def seal(self) -> None:
         """No group is ever begun again, by this owner or another."""
-        self._update_header(sealed=True, confirmed_position=self._confirmed)
+        self._update_header(final=True, sealed=True, confirmed_position=self._confirmed)
 
     def close(self) -> None:
         """Record that the log ends exactly here. Nothing is in flight."""
@@ -410,13 +349,39 @@ class BlockLog:
         self._update_header(clean=True, confirmed_position=self._cursor.position)
 
 
+def _ring_around(header: Header, end: int, confirmed: int, location: str) -> RingMap:
+    """Where groups go after a recovery that found ``end``, while whoever was before may still write.
+
+    Everything before ``confirmed`` had been confirmed.
+
+    Raises UnavailableError where nothing is left to write to.
+    """
+    ring = header.ring
+    # What is in flight begins where all before is confirmed, spans no more than the window, and has room in the ring.
+    first = max(min(confirmed, end), end - header.window_bytes, ring.sections[-1].position)
+    last = max(end, min(end + header.window_bytes, header.start.position + ring.usable_bytes))
+    if last > first:
+        ring = ring.around(first, end, last, epoch=header.epoch, kept=_TAKE_OVERS_MAX - 1)
+    if (
+        ring.room_bytes < header.window_bytes
+        or len(ring.sections) > SECTIONS_MAX
+        or len(ring.zones) > ZONES_MAX
+    ):
+        raise UnavailableError(
+            "the wal was taken over too often without being trimmed, and earlier owners may still write to all of "
+            f"it; end them, then start on the host of the last one: path={location} take_overs={len(ring.sections)}"
+        )
+    return ring
+
+
 class CachedReader:
     """Reads ring positions through one read-ahead buffer."""
 
-    def __init__(self, read: Callable[[int, int], memoryview], ring_bytes: int) -> None:
-        """``read(offset, size)`` reads the medium; the ring of ``ring_bytes`` follows the header area."""
+    def __init__(self, read: Callable[[int, int], memoryview], header: Header) -> None:
+        """``read(offset, size)`` reads the medium; the ring of the log of ``header`` follows the header area."""
         self._read = read
-        self._ring_bytes = ring_bytes
+        self._area_bytes = area_bytes(shared=header.shared)
+        self._ring = header.ring
         self._position = 0
         self._data = memoryview(b"")
 
@@ -430,11 +395,9 @@ class CachedReader:
         return self._data[offset : offset + size]
 
     def _load(self, position: int, size: int) -> memoryview:
-        offset = position % self._ring_bytes
-        room = self._ring_bytes - offset
-        if size <= room:
-            return self._read(HEADER_AREA_BYTES + offset, size)
-        head = self._read(HEADER_AREA_BYTES + offset, room)
-        if len(head) < room:
-            return head
-        return memoryview(b"".join((head, self._read(HEADER_AREA_BYTES, size - room))))
+        parts: list[memoryview] = []
+        for offset, length in self._ring.pieces(position, size):
+            parts.append(self._read(self._area_bytes + offset, length))
+            if len(parts[-1]) < length:
+                break
+        return parts[0] if len(parts) == 1 else memoryview(b"".join(parts))

@@ -10,7 +10,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from penstock.errors import ConfigError, CorruptError
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, is_begun, newest_header
+from penstock_wal_block._format import (
+    BLOCK_BYTES,
+    HEADER_AREA_BYTES,
+    SHARED_AREA_BYTES,
+    Header,
+    is_begun,
+    newest_header,
+    newest_of,
+    parse_slots,
+)
 
 #: File systems and the like that leave the first 8 KiB of a device empty: (offset, magic, name).
 _SIGNATURES: Sequence[tuple[int, bytes, str]] = (
@@ -93,6 +102,9 @@ def find_header(
     """
     header = newest_header(area, location)
     if header is not None:
+        if header.shared:
+            slots = parse_slots(read(0, SHARED_AREA_BYTES), location)
+            header = newest_of(slot for slot in slots if slot is not None and not slot.claim)
         return header
     if is_block_device:
         found = _signature(read, size_bytes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Settings",)
 
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -17,7 +18,16 @@ class Settings(BaseSettings):
 
     path: str = Field(
         default="wal/penstock.wal",
-        description="File or block device; relative paths start at the data directory.",
+        description=(
+            "File or block device; relative paths start at the data directory, and {node_id} becomes the node's id."
+        ),
+    )
+    shared: bool = Field(
+        default=False,
+        description=(
+            "Several hosts can have the block device attached, so that another one can take the log over; fixed when "
+            "the log is created."
+        ),
     )
     capacity: Size = Field(
         default=256 * 2**20,
@@ -39,13 +49,16 @@ class Settings(BaseSettings):
         default=4 * 2**20,
         ge=4096,
         le=64 * 2**20,
-        description="Largest group commit, at most a quarter of the capacity; a larger entry is written alone.",
+        description=(
+            "Largest group commit, at most a quarter of the capacity (a sixteenth if shared); a larger entry is "
+            "written alone."
+        ),
     )
     entry_bytes_max: Size = Field(
         default=64 * 2**20,
         ge=4096,
         le=2**31,
-        description="Largest entry; at most a quarter of the capacity.",
+        description="Largest entry; at most a quarter of the capacity, a sixteenth if shared.",
     )
     groups_in_flight_max: int = Field(
         default=4,
@@ -53,3 +66,7 @@ class Settings(BaseSettings):
         le=64,
         description="Groups that are written and synced at the same time, a thread each; more for slow cloud disks.",
     )
+
+    def path_of(self, data_dir: Path, node_id: int) -> Path:
+        """Where the log of a node is."""
+        return data_dir / self.path.replace("{node_id}", str(node_id))

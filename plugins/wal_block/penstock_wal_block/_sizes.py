@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from penstock.spi import PluginSizes, SettingSize
-from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
+from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._settings import Settings
 
 #: An entry or a group is at most this part of the ring, so that one never waits for all others to be trimmed.
 _RING_PART = 4
+#: In a shared log each take-over leaves alone for a while what was on its way, which is of that size.
+_SHARED_RING_PART = 16
 #: Larger pieces are hardly written faster.
 _BUFFER_BYTES_MIN = 2**20
 #: Framing and fillers of a group that holds one largest entry: a group header, an entry header, a page of filler
@@ -39,9 +41,10 @@ class LogSizes:
     @classmethod
     def of(cls, settings: Settings) -> LogSizes:
         """What ``settings`` come to."""
-        ring = (settings.capacity - HEADER_AREA_BYTES) // BLOCK_BYTES * BLOCK_BYTES
-        entry = min(settings.entry_bytes_max, ring // _RING_PART)
-        group = min(settings.group_bytes_max, ring // _RING_PART) // BLOCK_BYTES * BLOCK_BYTES
+        ring = (settings.capacity - area_bytes(shared=settings.shared)) // BLOCK_BYTES * BLOCK_BYTES
+        part = ring // ring_part(settings)
+        entry = min(settings.entry_bytes_max, part)
+        group = min(settings.group_bytes_max, part) // BLOCK_BYTES * BLOCK_BYTES
         share = group // settings.groups_in_flight_max // BLOCK_BYTES * BLOCK_BYTES
         buffer = min(group, max(share, _BUFFER_BYTES_MIN))
         span = max(group, entry)
@@ -67,11 +70,16 @@ class LogSizes:
         )
 
 
+def ring_part(settings: Settings) -> int:
+    """The largest group is the ring divided by this."""
+    return _SHARED_RING_PART if settings.shared else _RING_PART
+
+
 def plugin_sizes(settings: Settings) -> PluginSizes:
     """See ``PluginSpec.sizes``."""
     sizes = LogSizes.of(settings)
     if sizes.entry < settings.entry_bytes_max:
-        entry = SettingSize(sizes.entry, "capacity", Fraction(_RING_PART))
+        entry = SettingSize(sizes.entry, "capacity", Fraction(ring_part(settings)))
     else:
         entry = SettingSize(sizes.entry, "entry_bytes_max")
     if sizes.buffers <= sizes.group:

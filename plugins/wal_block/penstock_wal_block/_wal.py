@@ -37,7 +37,8 @@ from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.wal import DecodedGroup, Group, GroupCommit, WriterThread
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES
-from penstock_wal_block._log import NO_SPACE, BlockLog, Flight, Owner
+from penstock_wal_block._headers import Owner
+from penstock_wal_block._log import NO_SPACE, BlockLog, Flight
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import LogSizes
 
@@ -141,9 +142,8 @@ class BlockWal:
             raise
         self._recovered = True
         cursor = log.cursor
-        self._commit.start(
-            cursor.position, cursor.sequence, start_position=log.header.start.position, trimmed=trimmed
-        )
+        start = log.header.start.position - log.left_bytes
+        self._commit.start(cursor.position, cursor.sequence, start_position=start, trimmed=trimmed)
         if log.header.sealed:
             self._fail(self._sealed())
 
@@ -174,7 +174,7 @@ class BlockWal:
         except FencedError as error:
             self._fail(error)
             raise
-        self._commit.release(start, position)
+        self._commit.release(start - self._log.left_bytes, position)
 
     async def seal(self) -> None:
         """See ``WriteAheadLog.seal``. Appends that were handed to the medium before are acknowledged."""
@@ -374,7 +374,7 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
 
     Raises ConfigError, FencedError, CorruptError, UnavailableError with a sentence for people.
     """
-    path = services.data_dir / settings.path
+    path = settings.path_of(services.data_dir, services.node_id)
     if len(services.cluster_id.encode()) > 128:
         raise ConfigError(f"the cluster id is longer than 128 bytes: cluster_id={services.cluster_id!r}")
     sizes = LogSizes.of(settings)
@@ -387,7 +387,7 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
             "penstock-wal", threads=settings.groups_in_flight_max, idle_after_s=_REST_AFTER_S
         ) as thread:
             device = await thread.run(lambda: _open_device(path, settings, sizes.buffer, services.access))
-            wal = await _open_block_wal(device, thread, settings, sizes, services)
+            wal = await _open_block_wal(device, thread, settings, sizes, services, str(path))
             wal.look_later()
             try:
                 yield wal
@@ -402,7 +402,7 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
 
 def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Access) -> FileDevice:
     try:
-        return FileDevice(
+        device = FileDevice(
             path,
             capacity_bytes=settings.capacity // BLOCK_BYTES * BLOCK_BYTES,
             io=settings.io,
@@ -413,12 +413,23 @@ def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Acce
         )
     except OSError as error:
         raise _open_error(path, error) from error
+    if settings.shared and not (device.is_block_device and device.direct):
+        device.close()
+        raise ConfigError(
+            "wal.shared is for a block device with direct writes, since the caches of two hosts don't know of each "
+            f"other; attach one (and leave wal.io at auto), or turn it off: path={path}"
+        )
+    return device
 
 
 async def _open_block_wal(
-    device: FileDevice, thread: WriterThread, settings: Settings, sizes: LogSizes, services: Services
+    device: FileDevice,
+    thread: WriterThread,
+    settings: Settings,
+    sizes: LogSizes,
+    services: Services,
+    location: str,
 ) -> BlockWal:
-    path = services.data_dir / settings.path
     owner = Owner(
         cluster_id=services.cluster_id,
         node_id=services.node_id,
@@ -427,9 +438,13 @@ async def _open_block_wal(
         log_id=int.from_bytes(os.urandom(8), "big"),
     )
     try:
-        log = await thread.run(lambda: BlockLog(device, owner, location=str(path), window_bytes=sizes.window))
+        log = await thread.run(
+            lambda: BlockLog(
+                device, owner, location=location, window_bytes=sizes.window, shared=settings.shared
+            )
+        )
     except OSError as error:
-        raise _open_error(path, error) from error
+        raise _open_error(location, error) from error
     commit = GroupCommit(
         alignment=BLOCK_BYTES,
         group_bytes_max=sizes.group,
@@ -437,11 +452,17 @@ async def _open_block_wal(
         capacity_bytes=log.ring_bytes,
         filler_bytes=filler_bytes if device.direct else None,
     )
-    capabilities = replace(CAPABILITIES, entry_bytes_max=sizes.entry)
-    return BlockWal(log, thread, commit, settings, sizes, capabilities, str(path))
+    capabilities = replace(
+        CAPABILITIES,
+        entry_bytes_max=sizes.entry,
+        durability_domain="zone" if settings.shared else "host",
+        # another node must find this one's log with the same settings
+        shareable=settings.shared and "{node_id}" in settings.path,
+    )
+    return BlockWal(log, thread, commit, settings, sizes, capabilities, location)
 
 
-def _open_error(path: Path, error: OSError) -> UnavailableError:
+def _open_error(path: Path | str, error: OSError) -> UnavailableError:
     return UnavailableError(
         f"the wal can't be opened, check the path and the disk: path={path} errno={error.errno} "
         f"error={error.strerror}"

@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES
-from penstock_wal_block._log import BlockLog, Owner
+from penstock_wal_block._headers import Owner
+from penstock_wal_block._log import BlockLog
 
 from penstock.checksum import checksum
 from penstock.direct_io import LARGE_BYTES, filler_bytes

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header
-from penstock_wal_block._log import BlockLog, Flight, Owner
+from penstock_wal_block._headers import Owner
+from penstock_wal_block._log import BlockLog, Flight
 from penstock_wal_block._place import find_header
 
 from penstock.errors import CorruptError, FencedError, FullError, NewerVersionError
@@ -74,10 +75,11 @@ class SimulatedDevice:
 
     def find_header(self, location: str) -> Header | None:
         size = len(self.medium) if any(self.medium[HEADER_AREA_BYTES:]) else HEADER_AREA_BYTES
-        return find_header(self.read_header_area(), size, lambda *_: b"", location, is_block_device=False)
+        area = self.read_header_area(0, HEADER_AREA_BYTES)
+        return find_header(area, size, self.read, location, is_block_device=False)  # type: ignore[arg-type]
 
-    def read_header_area(self) -> bytes:
-        return bytes(self._current()[:HEADER_AREA_BYTES])
+    def read_header_area(self, offset: int, size: int) -> bytes:
+        return bytes(self._current()[offset : offset + size])
 
     def write_header_slot(self, index: int, slot: bytes) -> None:
         self._unsynced.append((index * BLOCK_BYTES, slot))
@@ -121,6 +123,11 @@ class SimulatedDevice:
 
     def claim(self, epoch: int) -> bool:
         return True
+
+    seat = bytes(16)
+
+    def is_free(self, epoch: int) -> bool:
+        return False
 
     @contextmanager
     def header_lock(self) -> Iterator[None]:

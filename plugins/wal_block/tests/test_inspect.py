@@ -137,9 +137,9 @@ async def test_a_header_of_a_newer_version_is_named_and_the_older_slot_never_tak
     with path.open("r+b") as file:
         for slot in slots:
             file.seek(slot * 4096 + 8)
-            file.write(b"\0\2")
+            file.write(b"\0\3")
     before = path.read_bytes()
-    told = rf"the wal was written by a newer penstock, upgrade this one: path={path} version=2 known=1"
+    told = rf"the wal was written by a newer penstock, upgrade this one: path={path} version=3 known=2"
     with pytest.raises(NewerVersionError, match=told):
         inspect_wal(path)
     with pytest.raises(NewerVersionError, match=told):
@@ -158,7 +158,7 @@ async def test_an_owner_that_a_newer_version_took_the_log_from_is_fenced(tmp_pat
             pass
         with (tmp_path / settings.path).open("r+b") as file:
             file.seek(8)
-            file.write(b"\0\2")
+            file.write(b"\0\3")
         with pytest.raises(FencedError, match="a newer penstock took over the wal"):
             await wal.append([b"late"]).wait_durable()
 

@@ -22,7 +22,8 @@ import pytest
 from penstock_wal_block import BlockWal, Settings, penstock_register_wal
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, newest_header
-from penstock_wal_block._log import BlockLog, Owner
+from penstock_wal_block._headers import Owner
+from penstock_wal_block._log import BlockLog
 from tests.loop_device import loop_device
 from tests.patience import HANG_S
 
@@ -230,9 +231,9 @@ def test_an_owner_that_keeps_the_lock_looks_at_the_header_again_after_16_groups_
     looks: list[str] = []
     header, linked = FileDevice.read_header_area, FileDevice.__dict__["is_linked"].fget
 
-    def look_at_header(device: FileDevice) -> bytes:
+    def look_at_header(device: FileDevice, offset: int, size: int) -> bytes:
         looks.append("header")
-        return header(device)
+        return header(device, offset, size)
 
     def look_at_links(device: FileDevice) -> bool:
         looks.append("file")

@@ -1,7 +1,7 @@
 """wal_block on block devices, as the suite wants it: each data directory begins with an empty log.
 
-``PENSTOCK_TEST_DEVICES`` names two devices, with a colon between them. A clause has one, the directory that it may
-make within its own has the other.
+``PENSTOCK_TEST_DEVICES`` names devices, with colons between them. A clause has the first, the directory that it may
+make within its own has the second, and node 2 the third, if the log is shared; then another host has the same ones.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from penstock.hookspecs import hookimpl
 from penstock.spi import Services
 from penstock.spi.wal import WalSpec, WriteAheadLog
 
-_HEADER_AREA_BYTES = 8192
+_HEADER_AREA_BYTES = 65536
 
 
 @asynccontextmanager
 async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAheadLog]:
-    path = services.data_dir / settings.path
+    if settings.shared and services.data_dir.name == "another-host":
+        services = dataclasses.replace(services, data_dir=services.data_dir.parent)
+    path = settings.path_of(services.data_dir, services.node_id)
     if not path.exists():
         devices = os.environ["PENSTOCK_TEST_DEVICES"].split(":")
-        device = devices[services.data_dir.name == "elsewhere"]
-        with open(device, "r+b") as file:  # noqa: ASYNC230 - a test's
+        number = 2 if settings.shared and services.node_id == 2 else services.data_dir.name == "elsewhere"
+        with open(devices[number], "r+b") as file:  # noqa: ASYNC230 - a test's
             file.write(bytes(_HEADER_AREA_BYTES))
-        path.parent.mkdir()
-        path.symlink_to(device)
+        path.parent.mkdir(exist_ok=True)
+        path.symlink_to(devices[number])
     async with penstock_wal_block.penstock_register_wal().open(settings, services) as wal:
         yield wal
 
