@@ -290,9 +290,9 @@ class FileDevice:
     def find_header(self, location: str) -> Header | None:
         """See :class:`Device`."""
         header = find_header(
-            self.read_header_area(0, HEADER_AREA_BYTES),
+            self.read_header_area(0, SHARED_AREA_BYTES),
             self._size(),
-            lambda offset, size: bytes(self.read(offset, size)),
+            lambda offset, size: os.pread(self._fd, size, offset),
             location,
             is_block_device=self.is_block_device,
         )

@@ -182,7 +182,7 @@ def _identify(path: Path) -> str | None:
         raise _unreadable(path, error) from error
     with _ReadOnlyFile(path) as file:
         header = find_header(
-            bytes(file.read(0, HEADER_AREA_BYTES)),
+            bytes(file.read(0, SHARED_AREA_BYTES)),
             file.size,
             lambda offset, size: bytes(file.read(offset, size)),
             str(path),

@@ -13,7 +13,6 @@ from penstock.errors import ConfigError, CorruptError
 from penstock_wal_block._format import (
     BLOCK_BYTES,
     HEADER_AREA_BYTES,
-    SHARED_AREA_BYTES,
     Header,
     is_begun,
     newest_header,
@@ -97,21 +96,22 @@ def find_header(
 ) -> Header | None:
     """The header that counts; None where a log may be made, because nothing is there.
 
-    ``area`` are the header slots, ``size_bytes`` is that of the file or device, and ``read(offset, size)`` gives
+    ``area`` are the header slots of a log that is shared, or of one that isn't and what follows, ``size_bytes`` is that of the file or device, and ``read(offset, size)`` gives
     bytes of it. Raises CorruptError for what is neither a log nor empty, NewerVersionError.
     """
-    header = newest_header(area, location)
+    pair = area[:HEADER_AREA_BYTES]
+    header = newest_header(pair, location)
     if header is not None:
         if header.shared:
-            slots = parse_slots(read(0, SHARED_AREA_BYTES), location)
+            slots = parse_slots(area, location)
             header = newest_of(slot for slot in slots if slot is not None and not slot.claim)
         return header
     if is_block_device:
         found = _signature(read, size_bytes)
-        is_empty = not any(area) and not found
+        is_empty = not any(pair) and not found
     else:
         found = ""
-        is_empty = size_bytes <= HEADER_AREA_BYTES and (not any(area) or is_begun(area))
+        is_empty = size_bytes <= HEADER_AREA_BYTES and (not any(pair) or is_begun(pair))
     if is_empty:
         return None
     kind = f" found={found}" if found else ""

@@ -69,7 +69,7 @@ class Host:
         self._stops_in -= 1
 
     def find_header(self, location: str) -> Header | None:
-        area = self.read_header_area(0, HEADER_AREA_BYTES)
+        area = self.read_header_area(0, SHARED_AREA_BYTES)
         return find_header(area, HEADER_AREA_BYTES, self._read, location, is_block_device=False)
 
     def _read(self, offset: int, size: int) -> bytes:
