@@ -96,8 +96,9 @@ def find_header(
 ) -> Header | None:
     """The header that counts; None where a log may be made, because nothing is there.
 
-    ``area`` are the header slots of a log that is shared, or of one that isn't and what follows, ``size_bytes`` is that of the file or device, and ``read(offset, size)`` gives
-    bytes of it. Raises CorruptError for what is neither a log nor empty, NewerVersionError.
+    ``area`` is the beginning, with the slots of a shared log; ``size_bytes`` is that of the file or device, and
+    ``read(offset, size)`` gives bytes of it. Raises CorruptError for what is neither a log nor empty,
+    NewerVersionError.
     """
     pair = area[:HEADER_AREA_BYTES]
     header = newest_header(pair, location)
