@@ -238,7 +238,7 @@ class SharedHeaders(Headers):
                 )
 
     def _is_gone(self, found: Header) -> bool:
-        """Its owner's process has ended, and with it all that it wrote."""
+        """The process of its owner has ended, and with it all that it wrote."""
         return found.seat == self.device.seat and self.device.is_free(found.epoch)
 
     def update(self, *, final: bool = False, **changes: Any) -> None:
