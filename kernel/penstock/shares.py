@@ -6,18 +6,25 @@ member holds are bytes that are in its hands: of a request that isn't whole, or 
 1. **Bytes count when they are there, not when they are announced.** That is the caller's part: it takes a share for
    what it is about to receive or send.
 2. **Trust is earned.** Each member has a credit, which begins small and grows by an eighth of what it moved. What all
-   hold beyond their credit is at most half of the limit, and a member an eighth of what the others leave of that. So
-   a thousand newcomers that never move anything hold little, and leave room for one more.
+   hold beyond what they have *earned* is at most half of the limit: a member may hold an eighth of what the others
+   leave of that, an address eight times what it leaves, and a member of it begins only while that is no more than it
+   leaves, so that who has begun finds room to go on. So a crowd that never moves anything leaves room for one more
+   address, and half of the limit for those who have moved something.
 3. **Room is left for who comes next.** A member may hold as much as it leaves free, the members of one address
    together eight times as much: a lone address gets 8/9 of the limit, two get 8/17 each. Who is alone may take
    everything, and even more than the limit.
-4. **Who finds no room waits.** Addresses are served in turn, and in an address who needs least and fits. If nobody
-   fits, one becomes the *elder*, for whom rules 2 and 3 don't hold: of the address whose turn it is who waits
-   longest, and every other time who has moved most, so that a crowd of newcomers can't keep others from their turn.
+4. **Who finds no room waits.** Addresses are served in turn. In an address those come first who have begun, or have
+   earned what they want; of these who has earned it, then who needs least until it is done: it gives back what it
+   holds soonest. In turn, who has begun may hold what its address may (rule 2). If nobody fits, one becomes the
+   *elder*, for whom rules 2 and 3 don't hold: of the address whose turn it is, and there of those who come first, who
+   waits longest, and every other time who has moved most, so that a crowd of newcomers can't keep others from their
+   turn.
 5. **Who doesn't move loses its place first**, and only while somebody finds no room: a member that holds bytes, waits
    for nothing of ours, and moved nothing in the last second, or less than ``PACE_MIN`` bytes a second, or less than
-   would move what it holds within a minute. If that isn't enough, who holds eight times what another needs, all of it
-   beyond its credit, gives way too.
+   would move what it holds within a minute. While others of its address wait, who holds more than it has earned has
+   only a quarter of a second. If that isn't enough, who holds eight times what another needs, all of it unearned,
+   gives way too. What it held is free at once; the caller ends its connection at a pace of its own, as those who
+   mean harm come again at once.
 
 Rules 2 and 3 bound each by what is left, as Choudhury and Hahne's dynamic thresholds (1998) do: no state, no number
 of clients to know.
@@ -25,42 +32,84 @@ of clients to know.
 
 from __future__ import annotations
 
-__all__ = ("GRACE_S", "PACE_MIN", "Member", "Shares", "address_of")
+__all__ = ("GRACE_S", "GRACE_SHORT_S", "PACE_MIN", "Member", "Shares", "address_of")
 
-from collections import deque
+from bisect import bisect_left, insort
+from collections.abc import Iterator
 from ipaddress import IPv6Address
 from itertools import islice
 from typing import Any, Final
 
 #: A member that moves nothing for so long is stuck; also the shortest time that a pace is measured over.
 GRACE_S: Final = 1.0
+#: The same for who holds more than it has earned, while others of its address wait: more than the pauses within a
+#: request on a slow link, and short enough that a newcomer waits no longer than people notice.
+GRACE_SHORT_S: Final = 0.25
 #: Bytes per second below which a member is stuck.
 PACE_MIN: Final = 16 * 1024
 #: A member that would need more seconds than this to move what it holds is stuck.
 _DRAIN_S: Final = 64
-#: All members together may hold this part of the limit beyond their credit, each this part of what is left of that.
+#: All members together may hold this part of the limit unearned, each this part of what is left of that.
 _AHEAD_PART: Final = 2
 _AHEAD_MEMBER_PART: Final = 8
 #: The members of an address may hold so many times what they leave free.
 _ADDRESS_PARTS: Final = 8
+#: The same of what they hold unearned, while a member begins: who has begun is to find room to go on.
+_BEGIN_PARTS: Final = 1
 #: Credit grows by this part of what was moved.
 _CREDIT_PART: Final = 8
-#: Who holds so many times what another needs, beyond its credit, gives way to it.
+#: Who holds unearned so many times what another needs gives way to it.
 _HOARD_PARTS: Final = 8
 #: How many of an address's waiters are looked at for one that fits.
 _LOOK_MAX: Final = 64
 
 
 class _Address:
-    __slots__ = ("by_credit", "held", "members", "name", "waiting")
+    __slots__ = ("ahead", "beginners", "begun", "by_credit", "held", "members", "name", "waiting")
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.held = 0
+        #: Of that, what members hold beyond what they have earned.
+        self.ahead = 0
         self.members = 0
         #: Whether its last elder was chosen for what it had moved.
         self.by_credit = True
-        self.waiting: deque[Member] = deque()
+        #: Members that wait, in the order in which they began to.
+        self.waiting: dict[Member, None] = {}
+        #: The same in the order in which they are served: those that hold some already, or have earned what they
+        #: want, and the others.
+        self.begun = _Queue()
+        self.beginners = _Queue()
+
+    def queue_of(self, member: Member) -> _Queue:
+        """Where it waits."""
+        return self.begun if member.held or member.wants <= member.earned else self.beginners
+
+
+class _Queue:
+    """Waiters of an address, who needs least to be done first. Looked at some at a time."""
+
+    __slots__ = ("_looked", "_order")
+
+    def __init__(self) -> None:
+        self._order: list[tuple[int, int, int, Member]] = []
+        #: So many of the first were looked at in vain.
+        self._looked = 0
+
+    def add(self, member: Member) -> None:
+        insort(self._order, member._turn)
+
+    def remove(self, member: Member) -> None:
+        del self._order[bisect_left(self._order, member._turn)]
+        self._looked = 0
+
+    def look(self) -> Iterator[Member]:
+        """Some of them, the next ones the next time."""
+        order = self._order
+        begin = self._looked if self._looked < len(order) else 0
+        self._looked = begin + _LOOK_MAX
+        return (turn[-1] for turn in islice(order, begin, begin + _LOOK_MAX))
 
 
 class Member:
@@ -69,10 +118,12 @@ class Member:
     __slots__ = (
         "_address",
         "_ahead",
+        "_given",
         "_last",
         "_moved",
         "_since",
         "_slow",
+        "_turn",
         "busy",
         "credit",
         "held",
@@ -80,7 +131,7 @@ class Member:
         "wants",
     )
 
-    def __init__(self, address: _Address, owner: Any, credit: int, now: float) -> None:
+    def __init__(self, address: _Address, owner: Any, credit: int, now: float, *, earned: int) -> None:
         self._address = address
         self.owner = owner
         #: Bytes that it holds.
@@ -89,10 +140,14 @@ class Member:
         self.wants = 0
         #: Bytes that it may hold ahead of moving them.
         self.credit = credit
+        #: The part of it that it hasn't earned.
+        self._given = credit - earned
         #: It waits for us: that it doesn't move is not its doing.
         self.busy = False
-        #: Bytes that it holds beyond its credit.
+        #: Bytes that it holds beyond what it has earned.
         self._ahead = 0
+        #: Its place among those that wait.
+        self._turn: tuple[int, int, int, Member] = (0, 0, 0, self)
         self._moved = 0
         self._slow = False
         self._since = self._last = now
@@ -101,6 +156,11 @@ class Member:
     def address(self) -> str:
         """The name of the address that the member belongs to."""
         return self._address.name
+
+    @property
+    def earned(self) -> int:
+        """The part of its credit that it has earned."""
+        return self.credit - self._given
 
     @property
     def last_moved(self) -> float:
@@ -127,7 +187,8 @@ class Member:
         """Whether the member holds bytes and doesn't move them (rule 5), so that it may lose its place."""
         if self.busy or self.wants or not self.held:
             return False
-        if now - self._last >= GRACE_S:
+        is_pressed = self.held > self.earned and bool(self._address.waiting)
+        if now - self._last >= (GRACE_SHORT_S if is_pressed else GRACE_S):
             return True
         elapsed = now - self._since
         return self._slow if elapsed < GRACE_S else self._moved < self._pace_min() * elapsed
@@ -148,6 +209,8 @@ class Shares:
         self.limit = limit
         self.used = 0
         self._credit = min(credit, credit_max)
+        #: Everybody begins with all the credit there is: nobody has to earn any.
+        self._is_trusting = credit >= credit_max
         self._credit_max = credit_max
         self._passes_elder = passes_elder
         self._addresses: dict[str, _Address] = {}
@@ -157,7 +220,9 @@ class Shares:
         self._elder: Member | None = None
         #: Members that wait.
         self.waiting = 0
-        #: Bytes that members hold beyond their credit.
+        #: So many have begun to wait.
+        self._number = 0
+        #: Bytes that members hold beyond what they have earned.
         self._ahead = 0
 
     def join(self, address: str, owner: Any, now: float) -> Member:
@@ -166,7 +231,7 @@ class Shares:
         if found is None:
             found = self._addresses[address] = _Address(address)
         found.members += 1
-        return Member(found, owner, self._credit, now)
+        return Member(found, owner, self._credit, now, earned=self._credit if self._is_trusting else 0)
 
     def leave(self, member: Member) -> None:
         """Remove a member: what it holds is free, what it waited for is withdrawn."""
@@ -200,8 +265,8 @@ class Shares:
 
     # -- taking and giving ----------------------------------------------------------------------------
 
-    def fits(self, member: Member, size: int) -> bool:
-        """Whether ``member`` may take ``size`` bytes more now."""
+    def fits(self, member: Member, size: int, *, in_turn: bool = False) -> bool:
+        """Whether ``member`` may take ``size`` bytes more now; ``in_turn``, up to the end of rule 2."""
         if self.used == member.held:
             return True  # alone
         free = self.limit - self._common - size
@@ -213,19 +278,26 @@ class Shares:
                 free -= elder.wants
         if member.held + size > free or member._address.held + size > _ADDRESS_PARTS * free:
             return False
-        ahead = member.held + size - member.credit
+        ahead = member.held + size - member.earned
         if ahead <= 0:
             return True
-        left = self.limit // _AHEAD_PART - (self._ahead - member._ahead) - ahead
-        return ahead * _AHEAD_MEMBER_PART <= left
+        more = ahead - member._ahead
+        left = self.limit // _AHEAD_PART - self._ahead - more
+        together = member._address.ahead + more
+        if together > (_ADDRESS_PARTS if member.held else _BEGIN_PARTS) * left:
+            return False
+        return in_turn or ahead * _AHEAD_MEMBER_PART <= left
 
     def _reckon(self, member: Member) -> None:
-        """Note what it holds beyond its credit; the elder's is nobody's concern."""
-        ahead = max(0, member.held - member.credit)
+        """Note what it holds beyond what it has earned; the elder's is nobody's concern."""
+        ahead = max(0, member.held - member.earned)
         if member is self._elder and self._passes_elder:
             ahead = 0
-        self._ahead += ahead - member._ahead
-        member._ahead = ahead
+        more = ahead - member._ahead
+        if more:
+            self._ahead += more
+            member._address.ahead += more
+            member._ahead = ahead
 
     def take(self, member: Member, size: int, now: float) -> None:
         """Count ``size`` bytes for ``member``, whether they fit or not."""
@@ -264,14 +336,20 @@ class Shares:
 
     # -- waiting --------------------------------------------------------------------------------------
 
-    def wait(self, member: Member, size: int) -> None:
-        """Put ``member`` at the end of its address's queue. It waits for one thing at a time."""
+    def wait(self, member: Member, size: int, rest: int = 0) -> None:
+        """Put ``member`` in its address's queue. It waits for one thing at a time.
+
+        ``rest`` is what it needs after that until it's done.
+        """
         assert not member.wants, "it waits already"
         assert size > 0
         member.wants = size
         self.waiting += 1
+        self._number += 1
+        member._turn = (member.held + size > member.earned, size + rest, self._number, member)
         address = member._address
-        address.waiting.append(member)
+        address.waiting[member] = None
+        address.queue_of(member).add(member)
         self._turns.setdefault(address.name, address)
 
     def withdraw(self, member: Member) -> None:
@@ -298,7 +376,8 @@ class Shares:
 
     def _unqueue(self, member: Member) -> None:
         address = member._address
-        address.waiting.remove(member)
+        address.queue_of(member).remove(member)
+        del address.waiting[member]
         member.wants = 0
         self.waiting -= 1
         if not address.waiting:
@@ -308,13 +387,11 @@ class Shares:
         if self._elder is not None and self._elder.wants and self.fits(self._elder, self._elder.wants):
             return self._elder
         for address in self._turns.values():
-            fitting = [m for m in islice(address.waiting, _LOOK_MAX) if self.fits(m, m.wants)]
-            if fitting:
+            found = self._fitting(address)
+            if found is not None:
                 # the others come first from now on
                 self._turns[address.name] = self._turns.pop(address.name)
-                return min(fitting, key=_need)
-            if len(address.waiting) > _LOOK_MAX:
-                address.waiting.rotate(-_LOOK_MAX)
+                return found
         elder = self._elder
         if elder is not None and (elder.wants or not elder.is_stuck(now)):
             return None
@@ -324,14 +401,26 @@ class Shares:
                 self._reckon(one)
         return chosen if self.fits(chosen, chosen.wants) else None
 
+    def _fitting(self, address: _Address) -> Member | None:
+        """Whose turn it is in the address, if there is room for anybody."""
+        for member in address.begun.look():
+            if self.fits(member, member.wants, in_turn=True):
+                return member
+        for member in address.beginners.look():
+            if self.fits(member, member.wants):
+                return member
+        return None
+
     def _new_elder(self) -> Member:
         """Of the address whose turn it is, who waits longest, and every other time who has moved most."""
         address = next(iter(self._turns.values()))
         self._turns[address.name] = self._turns.pop(address.name)
         address.by_credit = not address.by_credit
-        if not address.by_credit:
-            return address.waiting[0]
-        return max(islice(address.waiting, _LOOK_MAX), key=lambda member: member.credit)
+        begun = list(address.begun.look())
+        waiting = begun or list(islice(address.waiting, _LOOK_MAX))
+        if address.by_credit:
+            return max(waiting, key=lambda member: member.credit)
+        return min(waiting, key=lambda member: member._turn[2])
 
     # -- losing one's place ---------------------------------------------------------------------------
 
@@ -347,7 +436,7 @@ class Shares:
         return stuck
 
     def hoarders(self) -> list[Member]:
-        """Members that hold, beyond their credit, many times what a waiter needs; the greatest first (rule 5).
+        """Members that hold, unearned, many times what a waiter needs; the greatest first (rule 5).
 
         They may be waiting for more, or moving. Without that whoever came first would keep what it got.
         """

@@ -19,6 +19,8 @@ MIB = 1024 * KIB
 LIMIT = 64 * MIB
 FRAME_MAX = 100 * MIB
 STEP_S = 0.05
+#: Who lost its place is closed at this pace, and comes again then.
+RETURNS_PER_STEP = 5
 #: A good client waits for the grace of those that hold everything, twice for what arrived in bursts, and a step.
 WAIT_MAX_S = 2 * GRACE_S + 2 * STEP_S
 
@@ -37,6 +39,7 @@ class Peer:
         self.frames = 0
         self.closed = 0
         self.waited_max_s = 0.0
+        self.is_away = False
         self._sent = 0.0
         self.connect()
 
@@ -51,7 +54,7 @@ class Peer:
 
     def step(self) -> None:
         """Send for one step of time."""
-        if self.member.wants:
+        if self.member.wants or self.is_away:
             return
         world, member = self.world, self.member
         self._sent += self.rate * STEP_S
@@ -83,7 +86,7 @@ class Peer:
         if self.world.try_take(self.member, more):
             return
         self.waits_since = self.world.now
-        self.world.shares.wait(self.member, more)
+        self.world.shares.wait(self.member, more, frame.size - upto)
 
     def served(self) -> None:
         assert self.waits_since is not None
@@ -91,16 +94,22 @@ class Peer:
         self.waits_since = None
 
     def lost(self) -> None:
-        """It was closed, and comes again."""
+        """What it held is others' now; it will be closed, and come again."""
         self.closed += 1
         self.world.shares.leave(self.member)
         self.connect()
+        self.is_away = True
+        self.world.leaving.append(self)
 
 
 class World:
     def __init__(self, seed: int) -> None:
         self.random = random.Random(seed)
         self.now = 0.0
+        #: When somebody looked in vain for members that are stuck.
+        self.looked = -1.0
+        #: Peers that lost their places.
+        self.leaving: list[Peer] = []
         self.shares = Shares(LIMIT, credit=16 * KIB, credit_max=8 * MIB, passes_elder=True)
         self.peers: list[Peer] = []
 
@@ -111,7 +120,8 @@ class World:
 
     def try_take(self, member: Member, size: int) -> bool:
         while not self.shares.fits(member, size):
-            if not self.close_one(member):
+            if self.looked == self.now or not self.close_one(member):
+                self.looked = self.now
                 return False
         self.shares.take(member, size, self.now)
         return True
@@ -128,6 +138,9 @@ class World:
     def run(self, seconds: float) -> None:
         for _ in range(round(seconds / STEP_S)):
             self.now += STEP_S
+            for peer in self.leaving[:RETURNS_PER_STEP]:
+                peer.is_away = False
+            del self.leaving[:RETURNS_PER_STEP]
             order = list(self.peers)
             self.random.shuffle(order)
             for peer in order:
@@ -188,6 +201,49 @@ def test_a_newcomer_is_served_although_a_crowd_of_its_address_came_first(seed: i
     world.run(10)
     assert good.waited_max_s <= WAIT_MAX_S
     assert good.frames >= 30
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "stops_at"),
+    [(1000, 64 * KIB, 60 * KIB), (400, 200 * KIB, 180 * KIB), (200, MIB, 900 * KIB)],
+)
+def test_a_newcomer_beside_a_crowd_of_its_address_that_stops_within_its_requests_is_soon_served_as_if_alone(
+    count: int, size: int, stops_at: int
+) -> None:
+    world = World(0)
+    for _ in range(count):
+        world.add("10.0.0.1", size, 50 * MIB, stops_at=stops_at)
+    world.run(1)
+    good = world.add("10.0.0.1", 100 * KIB, 20 * MIB)
+    world.run(4)
+    before = good.frames
+    world.run(1)
+    assert good.closed == 0
+    assert good.frames - before >= 18, "alone it sends one in each step, 20"
+
+
+def test_who_has_moved_something_does_not_wait_beside_a_crowd_of_its_address_that_comes_then() -> None:
+    world = World(0)
+    good = world.add("10.0.0.1", 100 * KIB, 20 * MIB)
+    world.run(1)
+    for _ in range(1000):
+        world.add("10.0.0.1", 64 * KIB, 50 * MIB, stops_at=60 * KIB)
+    world.run(3)
+    assert good.closed == 0
+    assert good.waited_max_s == 0.0
+    assert good.frames >= 78, "one in each step"
+
+
+def test_a_crowd_that_fills_the_room_of_its_address_leaves_room_for_newcomers_of_another() -> None:
+    world = World(0)
+    for _ in range(500):
+        world.add("10.0.0.1", MIB, 50 * MIB, stops_at=900 * KIB)
+    world.run(0.5)
+    good = world.add("10.0.0.2", 100 * KIB, 20 * MIB)
+    world.run(2)
+    assert good.closed == 0
+    assert good.waited_max_s <= STEP_S
+    assert good.frames >= 38
 
 
 @pytest.mark.parametrize("seed", range(5))

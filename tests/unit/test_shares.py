@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.shares import GRACE_S, PACE_MIN, Member, Shares, address_of
+from penstock.shares import GRACE_S, GRACE_SHORT_S, PACE_MIN, Member, Shares, address_of
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -42,26 +42,73 @@ def test_a_member_holds_no_more_than_it_leaves_free_once_others_hold_something()
     assert fill(of, first, 64 * KIB) == pytest.approx(4.5 * MIB, abs=64 * KIB)
 
 
-def test_newcomers_hold_little_beyond_their_credit_and_leave_room_for_one_more() -> None:
+def test_newcomers_together_hold_at_most_half_of_the_limit_and_who_has_earned_more_holds_more() -> None:
     of = shares(90 * MIB)
     many = crowd(of, 100)
     for _ in range(100):
         for member in many[:-1]:
             if of.fits(member, 16 * KIB):
                 of.take(member, 16 * KIB, 0.0)
-    assert of.used < 99 * 64 * KIB + of.limit // 2
+    assert of.used <= of.limit // 2
     assert max(member.held for member in many) < 512 * KIB
     trusted = many[-1]
-    assert of.fits(trusted, 400 * KIB)
-    assert not of.fits(trusted, MIB)
+    assert not of.fits(trusted, 16 * KIB), "it begins when others of its address have got on"
     of.earn(trusted, 8 * MIB)
-    assert of.fits(trusted, MIB), "it has shown that it moves what it holds"
+    assert of.fits(trusted, MIB - 64 * KIB), "it has shown that it moves what it holds"
+
+
+def test_what_members_begin_with_is_not_earned() -> None:
+    of = shares()
+    for member in crowd(of, 1000):
+        if of.fits(member, 16 * KIB):
+            of.take(member, 16 * KIB, 0.0)
+    assert of.used <= of.limit // 4, "who has begun finds room to go on"
+    (trusted,) = crowd(of, 1)
+    of.earn(trusted, 8 * 64 * KIB)
+    assert of.fits(trusted, 64 * KIB)
+
+
+def test_a_newcomer_begins_although_newcomers_of_another_address_hold_what_they_may() -> None:
+    of = shares()
+    (other,) = crowd(of, 1, "b")
+    of.take(other, 1, 0.0)
+    for member in crowd(of, 1000):
+        fill(of, member, 16 * KIB)
+    (newcomer,) = crowd(of, 1, "b")
+    assert of.fits(newcomer, 16 * KIB)
+
+
+def test_of_an_address_who_has_begun_is_served_first_and_of_these_who_needs_least_until_it_is_done() -> None:
+    of = shares()
+    holder, beginner, large, small, trusted = crowd(of, 5)
+    of.earn(trusted, 8 * MIB)
+    of.take(holder, 20 * MIB, 0.0)
+    for member in (large, small):
+        of.take(member, 16 * KIB, 0.0)
+    of.wait(beginner, 16 * KIB)
+    of.wait(large, 16 * KIB, MIB)
+    of.wait(small, 16 * KIB, 100 * KIB)
+    of.wait(trusted, 200 * KIB)
+    of.give(holder, 20 * MIB)
+    assert of.serve(0.0) == [trusted, small, large, beginner]
+
+
+def test_in_turn_who_has_begun_may_hold_what_its_address_may() -> None:
+    of = shares(90 * MIB)
+    first, second = crowd(of, 2)
+    of.take(second, 30 * MIB, 0.0)
+    of.take(first, MIB, 0.0)
+    assert not of.fits(first, 2 * MIB), "an eighth of what is left, by itself"
+    of.wait(first, 2 * MIB)
+    assert of.serve(0.0) == [first]
 
 
 @pytest.mark.parametrize(("addresses", "part"), [(1, 8 / 9), (2, 16 / 17), (10, 80 / 81)])
 def test_addresses_leave_room_for_a_newcomer(addresses: int, part: float) -> None:
     of = shares()
     members = [member for number in range(addresses) for member in crowd(of, 200, f"a{number}")]
+    for member in members:
+        of.earn(member, 8 * MIB)
     for _ in range(400):
         for member in members:
             if of.fits(member, 4 * KIB):
@@ -91,7 +138,7 @@ def test_one_after_the_other_passes_when_nobody_fits() -> None:
     first, second, third = crowd(of, 3)
     for member in (first, second, third):
         of.take(member, 3 * MIB, 0.0)
-        of.wait(member, MIB)
+        of.wait(member, 2 * MIB)
     assert of.serve(0.0) == [first]
     assert of.fits(first, 50 * MIB), "one goes on to its end, whatever the limit"
     assert of.serve(0.0) == []
@@ -119,8 +166,8 @@ def test_an_elder_that_stops_is_one_no_longer() -> None:
         of.wait(member, MIB)
     assert of.serve(0.0) == [first]
     first.moved(MIB, 0.5)
-    assert of.serve(1.0) == []
-    assert of.serve(1.6) == [second]
+    assert of.serve(0.5 + GRACE_SHORT_S - 0.01) == []
+    assert of.serve(0.5 + GRACE_SHORT_S) == [second]
 
 
 def test_who_gives_up_its_wait_is_passed_over() -> None:
@@ -143,6 +190,19 @@ def test_who_moves_nothing_for_a_moment_is_stuck() -> None:
     assert member.is_stuck(GRACE_S)
     member.moved(50 * KIB, GRACE_S)
     assert not member.is_stuck(GRACE_S + 0.5)
+
+
+def test_who_holds_what_it_has_not_earned_has_less_time_while_others_of_its_address_wait() -> None:
+    of = shares()
+    newcomer, trusted, waiter = crowd(of, 3)
+    (other,) = crowd(of, 1, "b")
+    of.earn(trusted, 8 * MIB)
+    for member in (newcomer, trusted, other):
+        of.take(member, 100 * KIB, 0.0)
+    assert of.victims(GRACE_SHORT_S) == [], "nobody waits"
+    of.wait(waiter, 100 * MIB)
+    assert of.victims(GRACE_SHORT_S) == [newcomer]
+    assert set(of.victims(GRACE_S)) == {newcomer, trusted, other}
 
 
 def test_a_byte_now_and_then_is_no_movement() -> None:

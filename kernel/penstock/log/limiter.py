@@ -118,11 +118,14 @@ class BytesLimiter:
         for member in self.shares.serve(self.clock()):
             self._events.pop(member).set()
 
-    async def wait_and_take(self, member: Member, size: int) -> None:
-        """Take ``size`` bytes for ``member`` as soon as it's its turn; a cancelled wait gives up its place."""
+    async def wait_and_take(self, member: Member, size: int, rest: int = 0) -> None:
+        """Take ``size`` bytes for ``member`` as soon as it's its turn; a cancelled wait gives up its place.
+
+        ``rest`` is what it needs after that until it's done: who needs least goes first.
+        """
         shares = self.shares
         event = self._events[member] = anyio.Event()
-        shares.wait(member, size)
+        shares.wait(member, size, rest)
         if self.on_waiting is not None:
             self.on_waiting()
         self.serve()

@@ -79,7 +79,7 @@ class LargeFrame:
         """``try_grant``, but wait for a share and for memory in turn; a cancelled wait leaves nothing behind."""
         upto = self.next_grant()
         more = upto - self.granted
-        await limiter.wait_and_take(member, more)
+        await limiter.wait_and_take(member, more, self.size - upto)
         try:
             await self.grant(allocator, upto)
         except BaseException:

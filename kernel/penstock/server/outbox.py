@@ -90,6 +90,7 @@ class Outbox:
         if self.is_full:
             self._count_unsent()
         elif self._charges:
+            self._limiter.shares.earn(self.member, self.member.held)
             self.release()
         return size
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("Connections", "Peer")
 
 import asyncio
+import math
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -20,8 +21,13 @@ from penstock.shares import GRACE_S, Member
 
 #: How long a closed connection may take to send its last bytes.
 _LINGER_S: Final = 10.0
-#: How often it's looked for clients that don't move while others wait.
+#: How often it's looked for clients that don't move while others wait, and how soon again if there were more of them
+#: than are closed at a time: each takes as long as a small request.
 _RELIEF_S: Final = 0.25
+_RELIEF_SOON_S: Final = 0.01
+_RELIEF_MAX: Final = 32
+#: Who finds no room looks for such clients too, unless somebody did so in vain a moment ago: there may be thousands.
+_LOOK_AGAIN_S: Final = 0.05
 #: With too many connections, one gives its place to a new one if it has sent no request for so long after it was
 #: opened, or was idle for so long. At most so many are looked at.
 _SILENT_S: Final = 2.0
@@ -29,7 +35,8 @@ _IDLE_S: Final = 10.0
 _LOOK_MAX: Final = 64
 #: Clients that are closed at a time because they hold many times what others wait for.
 _HOARDERS_MAX: Final = 4
-#: Who carried too much is closed at this pace, of all who did: an accept and a close cost as much as a few requests.
+#: Who carried too much, or didn't send what it had room for, is closed at this pace, of all who did: an accept and a
+#: close cost as much as a few requests, and with its place it would get memory again.
 _LEAVING_S: Final = 0.05
 _LEAVING_AT_ONCE: Final = 5
 _NOBODY: Final = object()
@@ -117,6 +124,8 @@ class Connections:
         self._all_closed = anyio.Event()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._relief_timer: asyncio.TimerHandle | None = None
+        #: When somebody found nobody who could be closed for others.
+        self._in_vain: dict[BytesLimiter, float] = {}
         for limiter in (core.incoming, core.outgoing):
             limiter.on_shortage = partial(self.close_stuck, limiter)
             limiter.on_waiting = self.relieve_soon
@@ -246,26 +255,48 @@ class Connections:
         """Close who holds what others need and doesn't move, one at each step; but not ``spare``."""
         core = self._core
         now = core.time()
-        for member in limiter.shares.holders:
+        if spare is not None and now - self._in_vain.get(limiter, -math.inf) < _LOOK_AGAIN_S:
+            return
+        shares = limiter.shares
+        for member in shares.holders:
             member.owner.probe(now)
-        victims = [m for m in limiter.shares.victims(now, spare=spare) if not m.owner.outbox.is_our_turn()]
+        is_in_vain = True
+        for member in shares.victims(now, spare=spare):
+            # the list is as old as the last of them; and the client may have moved meanwhile, without our noticing
+            if member.held and not member.owner.outbox.is_our_turn():
+                is_in_vain = False
+                self._close_for_others(limiter, member)
+                yield
         if spare is None:
-            victims += [m for m in limiter.shares.hoarders()[:_HOARDERS_MAX] if m not in victims]
-        for member in victims:
-            self.outcompeted += 1
-            client = member.owner.client
-            what = "request that doesn't come" if limiter is core.incoming else "response that nobody takes"
-            core.warn(
-                f"connection closed, others need what it holds of a {what}: "
-                f"peer={client.host}:{client.port} bytes={member.held}"
-            )
-            member.owner.lose_place()
-            yield
+            for member in shares.hoarders()[:_HOARDERS_MAX]:
+                self._close_for_others(limiter, member)
+                yield
+        elif is_in_vain:
+            self._in_vain[limiter] = now
+
+    def _close_for_others(self, limiter: BytesLimiter, member: Member) -> None:
+        """What it holds is free at once. Who sends too little is closed in its turn, as it may come again at once."""
+        core, owner = self._core, member.owner
+        self.outcompeted += 1
+        client = owner.client
+        is_request = limiter is core.incoming
+        what = "request that doesn't come" if is_request else "response that nobody takes"
+        core.warn(
+            f"connection closed, others need what it holds of a {what}: "
+            f"peer={client.host}:{client.port} bytes={member.held}"
+        )
+        if not is_request:
+            owner.lose_place()
+        elif owner.lose_place_slowly():
+            self._close_later(owner)
 
     def relieve_soon(self) -> None:
         """Somebody waits for a share: look again and again who doesn't move, for as long as it's so."""
+        self._relieve_in(_RELIEF_S)
+
+    def _relieve_in(self, delay_s: float) -> None:
         if self._relief_timer is None and not self._is_draining:
-            self._relief_timer = self._core.call_later(_RELIEF_S, self._relieve_and_schedule)
+            self._relief_timer = self._core.call_later(delay_s, self._relieve_and_schedule)
 
     def _relieve_and_schedule(self) -> None:
         self._relief_timer = None
@@ -277,12 +308,16 @@ class Connections:
         core = self._core
         limiters = (core.incoming, core.outgoing)
         self._shed_carried()
+        left = _RELIEF_MAX
         for limiter in limiters:
             limiter.serve()
             stuck = self.close_stuck(limiter, None)
-            while limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
+            while left and limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
+                left -= 1
                 limiter.serve()
-        if core.carried.is_high or any(limiter.is_short for limiter in limiters):
+        if not left:
+            self._relieve_in(_RELIEF_SOON_S)
+        elif core.carried.is_high or any(limiter.is_short for limiter in limiters):
             self.relieve_soon()
 
     def carried_much(self) -> None:
@@ -310,8 +345,11 @@ class Connections:
                 f"peer={client.host}:{client.port} bytes={member.held} carried={core.carried.bytes}"
             )
             if member.owner.lose_place_slowly():
-                self._leaving[member.owner] = None
-                self._close_leaving_later()
+                self._close_later(member.owner)
+
+    def _close_later(self, connection: Peer) -> None:
+        self._leaving[connection] = None
+        self._close_leaving_later()
 
     def _close_leaving_later(self) -> None:
         """Close those that have lost their place some at a time, as many of them come again at once."""

@@ -249,6 +249,17 @@ async def small_halves(port: int) -> None:
 
 
 @attack
+async def large_halves(port: int) -> None:
+    """2,000 connections send 60 KiB of a request of 64 and stop"""
+
+    async def conduct(peer: Peer) -> None:
+        await peer.send(struct.pack(">ihhih", 64 * 1024, ApiKey.PRODUCE, 9, 1, -1) + bytes(60 * 1024))
+        await peer.hold()
+
+    await crowd(2000, port, conduct)
+
+
+@attack
 async def never_read(port: int) -> None:
     """60 consumers ask for 50 MiB again and again and never read"""
 
