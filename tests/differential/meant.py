@@ -96,6 +96,13 @@ MEANT: Final = (
     ),
     # -- what is better
     Meant(
+        name="the time of a duplicate",
+        reason="Kafka tells the client's own time as the time of the append, which it isn't",
+        where=("sequences of producers",),
+        path=r".*\.log_append_time_ms",
+        penstock=-1,
+    ),
+    Meant(
         name="the greatest timestamp of what is there",
         reason="Kafka goes on to name a record that DeleteRecords has deleted, until its whole segment is",
         where=("offsets by time",),

@@ -27,7 +27,9 @@ _MS_PER_HOUR: Final = 3_600_000
 _SET_BYTES: Final = 2
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 #: Fields that say nothing of how a request was understood.
-_LEFT_OUT: Final = frozenset({"throttle_time_ms", "error_message", "documentation"})
+_LEFT_OUT: Final = frozenset(
+    {"throttle_time_ms", "error_message", "batch_index_error_message", "documentation"}
+)
 _TIMES: Final = frozenset({"log_append_time_ms", "last_timestamp"})
 #: Numbers that one broker makes up, where they aren't 0 or -1.
 _OWN: Final = frozenset({"session_id", "port", "total_bytes", "usable_bytes"})

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.differential.compare import Pair, Report, grouped
+from tests.differential.corner_cases import CORNER_CASES
 from tests.differential.kafka import ApacheKafka, kafka_jars
 from tests.differential.meant import MEANT
 from tests.differential.odd_requests import odd_requests
@@ -22,6 +23,7 @@ from penstock.wire import ApiKey
 pytestmark = pytest.mark.slow
 
 REQUESTS_PER_VERSION_MIN = 10
+SCRIPTS = {**SCENARIOS, **CORNER_CASES}
 SETTINGS = ("broker.node_id=1", "groups.initial_rebalance_delay=0ms", "groups.offsets_partitions=1")
 
 
@@ -74,15 +76,15 @@ def test_odd_requests_are_answered_as_by_kafka(pair: Pair, api_key: int) -> None
                     pair.renew_victim()
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", SCRIPTS)
 def test_scenarios_are_answered_as_by_kafka(pair: Pair, name: str) -> None:
     with pair.comparing(name):
-        SCENARIOS[name](pair)
+        SCRIPTS[name](pair)
 
 
 def test_each_difference_that_is_meant_is_looked_for_somewhere() -> None:
     """And found there: where one isn't any more, that comparison fails."""
-    comparisons = {ApiKey(key).name.lower() for key in apis()} | SCENARIOS.keys()
+    comparisons = {ApiKey(key).name.lower() for key in apis()} | SCRIPTS.keys()
     assert {meant.name: [where for where in meant.where if where not in comparisons] for meant in MEANT} == {
         meant.name: [] for meant in MEANT
     }

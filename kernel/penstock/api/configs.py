@@ -144,8 +144,10 @@ def describe_configs_nowait(
                 result.configs = _describe_topic(resource, request, context)
             elif resource.resource_type == _BROKER:
                 result.configs = _describe_broker(resource, request, context)
-            elif resource.resource_type not in {_CLIENT_METRICS, _GROUP}:  # which have no configs here
+            elif resource.resource_type not in {_CLIENT_METRICS, _GROUP}:
                 raise _unsupported(resource.resource_type)
+            elif not resource.resource_name:  # those that have a name have no configs here
+                raise KafkaError(ErrorCode.INVALID_REQUEST, "the resource has no name")
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
@@ -328,13 +330,13 @@ def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, t
     if change.config_operation == _SET:
         configs[name] = validate_topic_config(name, change.value)
         return
+    if change.config_operation == _DELETE:
+        configs.pop(name, None)  # what isn't set, or isn't known, is as it is wanted
+        return
     config = TOPIC_CONFIGS.get(name)
     if config is None:
         validate_topic_config(name, change.value)  # says what is wrong
         raise AssertionError("an unknown config was accepted")
-    if change.config_operation == _DELETE:
-        configs.pop(name, None)
-        return
     if change.config_operation not in {_APPEND, _SUBTRACT}:
         raise KafkaError(
             ErrorCode.INVALID_REQUEST, f"operation is unknown: operation={change.config_operation}"

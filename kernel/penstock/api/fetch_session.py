@@ -181,7 +181,7 @@ class FetchSessions:
             partitions: OrderedDict[_Key, CachedPartition] = OrderedDict()
             size = _SESSION_BYTES + (yield from _merge(partitions, topics, by_id))
             session = None
-            if epoch == _EPOCH_INITIAL and partitions:
+            if epoch == _EPOCH_INITIAL:  # also one of nothing, to which partitions may come later
                 session = self._create(by_id, partitions, size, now_s)
             return Plan(partitions, session, incremental=False)
         session = self._sessions.get(session_id)
@@ -195,7 +195,8 @@ class FetchSessions:
         session.epoch = 1 if epoch == _EPOCH_MAX else epoch + 1
         session.used_s = now_s
         self._sessions.move_to_end(session_id)
-        growth = 0
+        growth = yield from _merge(session.partitions, topics, by_id)
+        # last, as in Kafka: what is named in both isn't fetched any more
         for topic in forgotten:
             key: TopicKey = topic.topic_id if by_id else topic.topic
             for chunk in pieces(topic.partitions, _STEP_PARTITIONS):
@@ -203,7 +204,6 @@ class FetchSessions:
                     if session.partitions.pop((key, index), None) is not None:
                         growth -= _PARTITION_BYTES + len(key)
                 yield
-        growth += yield from _merge(session.partitions, topics, by_id)
         if self._sessions.get(session_id) is not session:  # it lost its place meanwhile
             raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
         if growth > 0 and not self._memory.has_room(growth):
@@ -211,6 +211,11 @@ class FetchSessions:
             raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
         self._memory.add(growth)
         session.size_bytes += growth
+        if not session.partitions:  # ended by forgetting all; what the request names is answered once more
+            self._remove(session_id)
+            named: OrderedDict[_Key, CachedPartition] = OrderedDict()
+            yield from _merge(named, topics, by_id)
+            return Plan(named, None, incremental=False)
         return Plan(session.partitions, session, incremental=True)
 
     def _create(

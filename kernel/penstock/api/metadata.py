@@ -410,7 +410,11 @@ def _describe_topic_partitions(
                 )
             )
             continue
+        if left == 0:  # what isn't there takes nothing of the limit, and yet doesn't come once it is used up
+            response.next_cursor = DescribeTopicPartitionsResponseCursor(topic_name=name, partition_index=0)
+            break
         if topic is None:
+            first_partition = 0  # the cursor was in this one
             response.topics.append(
                 DescribeTopicPartitionsResponseTopic(
                     error_code=absent_topic_code(name),
@@ -421,9 +425,6 @@ def _describe_topic_partitions(
                 )
             )
             continue
-        if left == 0:
-            response.next_cursor = DescribeTopicPartitionsResponseCursor(topic_name=name, partition_index=0)
-            break
         indexes = range(topic.partition_count)[first_partition : first_partition + left]
         operations = context.authorized_operations(ResourceType.TOPIC, name)
         page = describe_topic(topic, logs, operations, indexes).partitions

@@ -101,16 +101,16 @@ async def _list_offset(
     context: RequestContext,
     committed: bool,
 ) -> None:
-    partition = _find_available(topic, asked.partition_index, context)
-    _fence(asked.current_leader_epoch, partition)
     timestamp = asked.timestamp
     found: tuple[int, int, int] | None
-    if timestamp < 0:
+    if timestamp < 0:  # before anything is looked up: the partition isn't what is wrong with the question
         since = _SINCE_VERSION.get(timestamp)
         if since is None or context.version < since:
             raise KafkaError(
                 ErrorCode.UNSUPPORTED_VERSION, f"special timestamp is unknown: timestamp={timestamp}"
             )
+    partition = _find_available(topic, asked.partition_index, context)
+    _fence(asked.current_leader_epoch, partition)
     if timestamp == _LATEST:
         end = partition.last_stable_offset if committed else partition.high_watermark
         found = (end, -1, partition.leader_epoch)

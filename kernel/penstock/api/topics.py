@@ -225,23 +225,17 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
         await deadline.of(logs.wait_changed(awaited))
     except KafkaError as error:
         return DeleteTopicsResponse(responses=[_not_deleted(state, error) for state in asked])
-    results: list[DeletableTopicResult] = []
-    found: list[tuple[str, DeletableTopicResult]] = []
-    async for state in in_portions(asked):
-        result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
-        results.append(result)
-        try:
-            _check_time(request.timeout_ms)
-            found.append((_name_to_delete(state, result, context, denied, hidden), result))
-        except KafkaError as error:
-            result.error_code = error.error_code
-            result.error_message = str(error)
+    results, found = await _find_deletable(asked, request.timeout_ms, context, denied, hidden)
     times = Counter([name async for name, _ in in_portions(found, _NAMES)])
     names: dict[str, DeletableTopicResult] = {}
     twice: set[str] = set()
     dropped: set[int] = set()
     async for name, result in in_portions(found):
-        if times[name] > 1:  # whoever asks so has made a mistake: nothing of it is deleted, as in Kafka
+        result.name = name
+        topic = logs.topics().get(name)
+        if topic is not None:  # else somebody deleted it meanwhile, which the outcome says
+            result.topic_id = topic.id
+        if times[name] > 1:  # once by its name and once by its id
             result.error_code = ErrorCode.INVALID_REQUEST
             result.error_message = f"topic is in the request twice: name={name}"
             if name in twice:
@@ -249,10 +243,6 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
             twice.add(name)
             continue
         names[name] = result
-        result.name = name
-        topic = logs.topics().get(name)
-        if topic is not None:  # else somebody deleted it meanwhile, which the outcome says
-            result.topic_id = topic.id
     if names:
         outcomes: Sequence[Exception | None]
         try:
@@ -266,10 +256,45 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     return DeleteTopicsResponse(responses=responses)
 
 
+async def _find_deletable(
+    asked: Sequence[DeleteTopicState],
+    timeout_ms: int,
+    context: RequestContext,
+    denied: Collection[str],
+    hidden: Collection[str],
+) -> tuple[list[DeletableTopicResult], list[tuple[str, DeletableTopicResult]]]:
+    """A result for each topic that was asked, those refused with their errors; and the names of the others."""
+    results: list[DeletableTopicResult] = []
+    found: list[tuple[str, DeletableTopicResult]] = []
+    asked_times = Counter([_key(state) async for state in in_portions(asked, _NAMES)])
+    repeated: set[str | bytes] = set()
+    async for state in in_portions(asked):
+        key = _key(state)
+        if key in repeated:
+            continue
+        result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
+        results.append(result)
+        try:
+            # whoever asks so has made a mistake: nothing of it is deleted, as in Kafka, whether it is there or not
+            if asked_times[key] > 1 and key != _ZERO_ID:
+                repeated.add(key)
+                raise KafkaError(ErrorCode.INVALID_REQUEST, "the topic is in the request twice")
+            _check_time(timeout_ms)
+            found.append((_name_to_delete(state, result, context, denied, hidden), result))
+        except KafkaError as error:
+            result.error_code = error.error_code
+            result.error_message = str(error)
+    return results, found
+
+
 def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicResult:
     return DeletableTopicResult(
         name=state.name, topic_id=state.topic_id, error_code=error.error_code, error_message=str(error)
     )
+
+
+def _key(state: DeleteTopicState) -> str | bytes:
+    return bytes(state.topic_id) if state.name is None else state.name
 
 
 def _name_asked(state: DeleteTopicState, context: RequestContext) -> str | None:

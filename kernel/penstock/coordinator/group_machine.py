@@ -224,6 +224,8 @@ class Group:
             elif not member_id and one.group_instance_id in self._members.static:
                 # An administrator names the instance only.
                 member_id = self._members.static[one.group_instance_id]
+                if member_id in leaving:
+                    error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice, as below
                 leaving[member_id] = self._members[member_id]
             elif member_id in leaving:
                 error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice: it is gone already

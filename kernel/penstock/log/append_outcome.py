@@ -16,8 +16,8 @@ class AppendOutcome(msgspec.Struct, frozen=True, eq=False):
     """The outcome of one append: what a partition's entry of a ProduceResponse says.
 
     ``record_errors`` has (index in the batch, message) of each bad record (KIP-467). ``base_offset`` is that of the
-    first record, for a duplicate the one that it got the first time; ``log_append_time_ms`` is -1 for CreateTime. The
-    three numbers are -1 on error.
+    first record, for a duplicate the one that it got the first time; ``log_append_time_ms`` is -1 for CreateTime. On
+    error they are -1, and so is ``log_start_offset``, but for batches whose records or sequence are at fault.
     """
 
     #: 0: the records are durable. Else a Kafka error code.

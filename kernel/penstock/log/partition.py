@@ -274,7 +274,7 @@ class Partition:
             on_done(self._sequence_outcome(error))
             return False
         except BatchError as error:
-            on_done(AppendOutcome(error.error_code, str(error), error.record_errors))
+            on_done(self._batch_outcome(error))
             return False
         append_time_ms = now_ms if rules.is_log_append_time else -1
         try:
@@ -292,6 +292,12 @@ class Partition:
             return AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         return AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)
 
+    def _batch_outcome(self, error: BatchError) -> AppendOutcome:
+        """The outcome of a batch that isn't taken; with the log start, as in Kafka, if its records are at fault."""
+        is_for_log = isinstance(error, SequenceError) or error.record_errors
+        start = self.stream.start_offset if is_for_log else -1
+        return AppendOutcome(error.error_code, str(error), error.record_errors, log_start_offset=start)
+
     def _sequence_outcome(self, error: SequenceError) -> AppendOutcome:
         """The outcome of a batch that doesn't follow what its producer wrote last.
 
@@ -301,7 +307,7 @@ class Partition:
         partitions at once). So it is told to try again, with the batches as they are, and the next start decides.
         """
         if self._engine.takes_appends:
-            return AppendOutcome(error.error_code, str(error), error.record_errors)
+            return self._batch_outcome(error)
         return AppendOutcome(
             ErrorCode.NOT_LEADER_OR_FOLLOWER,
             "the broker takes nothing more, its next start knows what is stored",

@@ -171,8 +171,8 @@ _ALL: Final = (
     _long(
         "retention.bytes",
         -1,
-        "Size of a partition above which its oldest records go; -1 for no limit.",
-        low=-1,
+        "Size of a partition above which its oldest records go; below 0 for no limit.",
+        low=_LONG_MIN,
     ),
     _long("retention.ms", 7 * _DAY_MS, "Age above which records go; -1 for no limit.", low=-1),
     TopicConfig(

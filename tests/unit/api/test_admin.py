@@ -186,6 +186,26 @@ async def test_describe_topic_partitions_refuses_a_cursor_that_is_not_ours(
     assert response.next_cursor is None
 
 
+async def test_describe_topic_partitions_stops_before_a_topic_that_is_not_there_too(logs: FakeLogs) -> None:
+    names = [TopicRequest(name=name) for name in ("t", "u")]
+    request = DescribeTopicPartitionsRequest(topics=names, response_partition_limit=3)
+    response = metadata.describe_topic_partitions_nowait(request, make_context(logs, 0))
+    assert [topic.name for topic in response.topics] == ["t"]
+    assert response.next_cursor is not None
+    assert (response.next_cursor.topic_name, response.next_cursor.partition_index) == ("u", 0)
+
+
+async def test_describe_topic_partitions_skips_nothing_behind_a_cursor_in_a_topic_that_is_gone(
+    logs: FakeLogs,
+) -> None:
+    request = DescribeTopicPartitionsRequest(
+        topics=[TopicRequest(name=name) for name in ("gone", "t")],
+        cursor=DescribeTopicPartitionsRequestCursor(topic_name="gone", partition_index=2),
+    )
+    response = metadata.describe_topic_partitions_nowait(request, make_context(logs, 0))
+    assert [len(topic.partitions) for topic in response.topics] == [0, 3]
+
+
 async def test_describe_topic_partitions_goes_on_behind_a_topic_that_is_gone(logs: FakeLogs) -> None:
     logs.add("v", 1)
     for topic, partition in (("u", 1), ("t", 99)):
@@ -401,6 +421,16 @@ async def test_a_topic_that_is_named_twice_is_not_deleted(logs: FakeLogs) -> Non
     assert sorted(logs.topics()) == ["t", "u"]
 
 
+async def test_an_unknown_topic_that_is_named_twice_is_answered_once(logs: FakeLogs) -> None:
+    states = [DeleteTopicState(name=None, topic_id=b"x" * 16), DeleteTopicState(name="no")]
+    request = DeleteTopicsRequest(timeout_ms=1000, topics=[*states, *states])
+    response = await topics.handle_delete_topics(request, make_context(logs, 6))
+    assert [(one.name, one.error_code) for one in response.responses] == [
+        (None, ErrorCode.INVALID_REQUEST),
+        ("no", ErrorCode.INVALID_REQUEST),
+    ]
+
+
 async def test_delete_topics_before_version_6_and_internal_ones(logs: FakeLogs) -> None:
     logs.add("__consumer_offsets", internal=True)
     request = DeleteTopicsRequest(timeout_ms=1000, topic_names=["t", "__consumer_offsets"])
@@ -477,6 +507,7 @@ async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> N
         DescribeConfigsResource(resource_type=BROKER, resource_name="7", configuration_keys=None),
         DescribeConfigsResource(resource_type=BROKER, resource_name="8", configuration_keys=None),
         DescribeConfigsResource(resource_type=TOPIC, resource_name="unknown", configuration_keys=None),
+        DescribeConfigsResource(resource_type=16, resource_name="metrics", configuration_keys=None),
         DescribeConfigsResource(resource_type=16, resource_name="", configuration_keys=None),
     ]
     context = make_context(
@@ -488,6 +519,7 @@ async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> N
         ErrorCode.INVALID_REQUEST,
         ErrorCode.UNKNOWN_TOPIC_OR_PARTITION,
         ErrorCode.NONE,
+        ErrorCode.INVALID_REQUEST,
     ]
     assert [(c.name, c.value, c.read_only) for c in response.results[0].configs] == [
         ("auto.create.topics.enable", "true", True),
@@ -543,6 +575,12 @@ async def test_incremental_alter_sets_and_deletes(logs: FakeLogs) -> None:
     assert logs.topics()["t"].configs == {"retention.bytes": "5"}
 
 
+async def test_deleting_a_config_that_is_not_set_or_not_known_succeeds(logs: FakeLogs) -> None:
+    assert await alter(logs, ("retention.bytes", SET, "5")) == 0
+    assert await alter(logs, ("retention.ms", DELETE, None), ("unknown.key", DELETE, None)) == 0
+    assert logs.topics()["t"].configs == {"retention.bytes": "5"}
+
+
 async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> None:
     name = "leader.replication.throttled.replicas"
     assert await alter(logs, (name, SET, "0:7,1:7")) == 0
@@ -556,7 +594,7 @@ async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> N
     ("changes", "kind", "code"),
     [
         ([("unknown.key", SET, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
-        ([("unknown.key", DELETE, None)], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("unknown.key", APPEND, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("retention.ms", APPEND, "1")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("retention.ms", 9, "1")], TOPIC, ErrorCode.INVALID_REQUEST),
         ([("retention.ms", SET, "1"), ("retention.ms", SET, "2")], TOPIC, ErrorCode.INVALID_REQUEST),
@@ -590,6 +628,10 @@ async def test_alter_configs_replaces_everything(logs: FakeLogs) -> None:
 def test_unknown_topic_config_names_the_nearest() -> None:
     with pytest.raises(KafkaError, match=r"did you mean retention\.ms"):
         validate_topic_config("retension.ms", "1")
+
+
+def test_any_negative_retention_by_size_is_no_limit() -> None:
+    assert validate_topic_config("retention.bytes", "-2") == "-2"
 
 
 @pytest.mark.parametrize("config", TOPIC_CONFIGS.values(), ids=TOPIC_CONFIGS)
@@ -648,6 +690,11 @@ async def test_list_offsets_answers_for_every_partition_that_was_asked(logs: Fak
     assert (await list_offset(logs, -1, epoch=2))[0] == ErrorCode.FENCED_LEADER_EPOCH
     assert (await list_offset(logs, -1, epoch=4))[0] == ErrorCode.UNKNOWN_LEADER_EPOCH
     assert (await list_offset(logs, -1, epoch=3, isolation=1)) == (0, 0, -1, 3)
+
+
+async def test_list_offsets_looks_at_the_timestamp_before_it_looks_for_the_partition(logs: FakeLogs) -> None:
+    for unknown in ({"partition": 9}, {"epoch": 2}):
+        assert (await list_offset(logs, -7, **unknown))[0] == ErrorCode.UNSUPPORTED_VERSION
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,30 @@ def test_incremental_request_names_only_what_changes() -> None:
     assert [(c.topic, c.partition) for c in third] == [("b", 0)]
 
 
+def test_what_is_named_and_forgotten_in_one_request_is_forgotten() -> None:
+    of = sessions()
+    first = begin(of, 0, 0, topic("a", 0, 1))
+    gone = (ForgottenTopic(topic="a", partitions=[1, 2]),)
+    second = begin(of, first.session_id, 1, topic("a", 1, 2), forgotten=gone)
+    assert [(c.topic, c.partition) for c in second] == [("a", 0)]
+
+
+def test_a_session_ends_with_its_last_partition() -> None:
+    of = sessions()
+    first = begin(of, 0, 0, topic("a", 0))
+    gone = (ForgottenTopic(topic="a", partitions=[0]),)
+    last = begin(of, first.session_id, 1, topic("a", 0), forgotten=gone)
+    assert (last.session_id, last.incremental, [c.partition for c in last]) == (0, False, [0])
+    assert (len(of), of._memory.used_bytes) == (0, 0)
+
+
+def test_a_session_may_begin_with_nothing() -> None:
+    of = sessions()
+    first = begin(of, 0, 0)
+    assert first.session_id > 0
+    assert [c.partition for c in begin(of, first.session_id, 1, topic("a", 3))] == [3]
+
+
 def test_incremental_answer_mentions_data_errors_and_moved_offsets_only() -> None:
     of = sessions()
     first = begin(of, 0, 0, topic("a", 0))
@@ -128,7 +152,11 @@ def test_session_holds_what_was_added_and_not_forgotten(steps: list[tuple[str, i
     of = sessions()
     plan = begin(of, 0, 0, topic("a", 0))
     model = {("a", 0)}
-    for epoch, (name, partition, add) in enumerate(steps, start=1):
+    epoch = 0
+    for name, partition, add in steps:
+        if not add and model == {(name, partition)}:
+            continue  # the last one, with which the session would end
+        epoch += 1
         if add:
             plan = begin(of, plan.session_id, epoch, topic(name, partition))
             model.add((name, partition))

@@ -576,6 +576,13 @@ def test_leaving_in_batches_gives_one_result_each() -> None:
     assert static_id not in driver.group.members
 
 
+def test_an_instance_that_is_named_twice_leaves_once() -> None:
+    driver = Driver()
+    driver.stable(1, group_instance_id="i")
+    named = LeaveMember("", "i")
+    assert driver.leave(named, named) == [ErrorCode.NONE, ErrorCode.UNKNOWN_MEMBER_ID]
+
+
 def test_leaving_with_another_members_instance_is_fenced() -> None:
     driver = Driver()
     driver.stable(1, group_instance_id="i")

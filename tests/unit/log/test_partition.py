@@ -242,6 +242,19 @@ async def test_a_batch_that_comes_again_gets_its_offset_again_even_while_in_flig
         assert partition.stream.next_offset == 1
 
 
+async def test_a_batch_out_of_sequence_is_told_where_the_log_starts(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        append(partition, batch(b"a", producer=(7, 0, 0)))
+        await partition.delete_records(1)
+        (outcome,) = append(partition, batch(b"c", producer=(7, 0, 2)))
+        assert (outcome.error_code, outcome.base_offset, outcome.log_start_offset) == (
+            ErrorCode.OUT_OF_ORDER_SEQUENCE_NUMBER,
+            -1,
+            1,
+        )
+
+
 async def test_what_the_wal_never_takes_is_too_large_and_the_producer_goes_on(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
