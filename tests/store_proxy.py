@@ -51,6 +51,7 @@ class Request:
     operation: str
     path: str
     conditional: bool
+    checked: bool = False
 
 
 Decide: TypeAlias = Callable[[Request], str]
@@ -139,6 +140,7 @@ class _Handler(BaseHTTPRequestHandler):
             operation=_operation(self.command, parts.query),
             path=parts.path,
             conditional="If-None-Match" in self.headers or "If-Match" in self.headers,
+            checked="x-amz-checksum-crc32c" in self.headers,
         )
         fault = proxy.decide(request)
         proxy.seen[request.operation] += 1

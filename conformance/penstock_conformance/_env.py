@@ -142,6 +142,11 @@ class Env:
         if self.target.kind == OBJECT_STORE.name:
             async with self.open() as store:
                 await store.clean()
+        elif self.target.object_store_settings:
+            async with AsyncExitStack() as stack:
+                store = await self._object_store(stack)
+                if isinstance(store, ScopedStore):
+                    await store.clean()
 
     def _services(
         self, node_id: int, epoch: int, allocator: Allocator | None, store: ObjectStore | None
@@ -164,14 +169,20 @@ class Env:
         return self.plain_allocator
 
     async def _object_store(self, stack: AsyncExitStack) -> ObjectStore:
-        if self.target.object_store:
-            return await self._service(stack, OBJECT_STORE, self.target.object_store)
-        return self.plain_store()
+        if not self.target.object_store:
+            return self.plain_store()
+        store = await self._service(stack, OBJECT_STORE, self.target.object_store)
+        if not self.target.object_store_settings:
+            return store  # in the data directory
+        # one place for all clauses: each has a part of it
+        return ScopedStore(store, f"penstock-conformance/{self.store_dir.parent.name}/{self.store_dir.name}/")
 
     async def _service(self, stack: AsyncExitStack, kind: Kind[T], name: str) -> T:
         spec = self._registry.select(kind.name, name)
         services = dataclasses.replace(self._services(1, 1, None, None), data_dir=self.store_dir)
-        opened: T = await stack.enter_async_context(spec.open(spec.settings(), services))
+        is_store = kind is OBJECT_STORE
+        settings = self.target.store_settings(spec, self.store_dir) if is_store else spec.settings()
+        opened: T = await stack.enter_async_context(spec.open(settings, services))
         return opened
 
 

@@ -29,6 +29,7 @@ from penstock.errors import (
     FullError,
 )
 from penstock.spi.metadata_log import MetadataSnapshot
+from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._env import Env
@@ -83,12 +84,32 @@ def spin_until(moment_s: float) -> None:
         pass
 
 
-async def create_race(env: Env, *, owner: int) -> None:
+#: The ways to write an object; each but ``put`` is named like the capability that it needs.
+WRITES = ("put", "put_if_absent", "compare_and_swap", "multipart")
+
+
+async def write(store: Any, way: str, key: str, body: Sequence[Buffer]) -> str | None:
+    """Write an object, which must be there to be swapped; returns its token if ``way`` tells one."""
+    if way == "multipart":
+        upload = await store.create_multipart(key)
+        for part in body:
+            await upload.write_part([part])
+        await upload.complete()
+        return None
+    if way == "compare_and_swap":
+        token = (await store.head(key)).token
+        swapped: str = await store.compare_and_swap(key, body, token)
+        return swapped
+    written: str = await getattr(store, way)(key, body)
+    return written
+
+
+async def create_race(env: Env, *, owner: int, size: int = 2000) -> None:
     """Object store: put_if_absent of each key that is asked for, at the given moment; tell who won."""
     async with env.open() as store:
         tell("ready")
         while (order := ask()) is not None:
-            body = [make_body(owner, 0, 2000)]
+            body = [make_body(owner, 0, size)]
             spin_until(order["at"])
             try:
                 await store.put_if_absent(order["key"], body)
@@ -140,6 +161,32 @@ async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, 
             else:
                 await store.put(key, [body[:50], body[50:]])
             tell([key, sequence])
+            death.told()
+
+
+async def write_when_told(env: Env, *, size: int) -> None:
+    """Object store: write an object in the way that each order names, and tell."""
+    async with env.open() as store:
+        tell("ready")
+        while (order := ask()) is not None:
+            body = make_body(1, order["sequence"], size)
+            await write(store, order["way"], order["key"], [body[:1000], body[1000:]])
+            tell(order["sequence"])
+
+
+async def write_until_killed(env: Env, *, owner: int, seed: int, die_after: int) -> None:
+    """Object store: write objects in all ways, each under a key of its own; tell each once acknowledged."""
+    rng, death = random.Random(seed), Death(die_after)
+    async with env.open() as store:
+        ways = [way for way in WRITES if way == "put" or getattr(store.capabilities, way)]
+        tell("ready")
+        for sequence in range(1, 1_000_000):
+            key, way = f"made/{owner}-{sequence}", rng.choice(ways)
+            body = make_body(owner, sequence, rng.choice((100, 5000, 2_000_000)))
+            if way == "compare_and_swap":
+                await store.put(key, [make_body(owner, sequence, 100)])
+            await write(store, way, key, [body[:50], body[50:]])
+            tell([key, way, sequence])
             death.told()
 
 
@@ -263,6 +310,8 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
         count_with_swap,
         overwrite,
         put_until_killed,
+        write_when_told,
+        write_until_killed,
         append_until_killed,
         append_until_fenced,
         append_race,

@@ -159,6 +159,9 @@ class Report:
             "effective_settings": {key: _masked(key, str(value)) for key, value in self.settings.items()},
             "services": {
                 "object_store": target.object_store or "suite",
+                "object_store_settings": {
+                    key: _masked(key, value) for key, value in target.object_store_settings.items()
+                },
                 "allocator": target.allocator or "suite",
             },
             "capabilities": dict(self.capabilities or {}),
@@ -195,6 +198,8 @@ class Report:
             words += ["-p", module]
         if target.object_store:
             words += ["--object-store", target.object_store]
+        for key, value in target.object_store_settings.items():
+            words += ["--object-store-set", f"{key}={_masked(key, value)}"]
         if target.allocator:
             words += ["--allocator", target.allocator]
         if target.levels != tuple(LEVELS):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config import Origin, Origins
+from penstock.config import plugin_values
 from penstock.plugins import PluginInfo, PluginRegistry, validate_settings
 from penstock.spi import kinds
 from penstock.spi.plugin import PluginSpec
@@ -31,9 +31,10 @@ class Target:
     """The plugin under test and how deep to go.
 
     ``settings`` are texts as after ``--set``. ``object_store`` and ``allocator`` name plugins that serve the plugin
-    under test, with their default settings; empty stands for the suite's own plain ones. ``rounds`` multiplies the
-    work of the race and crash clauses. Everything random comes from ``seed``. Data directories are made in
-    ``work_dir``, which so decides what the medium is; empty stands for the system's place for temporary files.
+    under test, the former with ``object_store_settings``; empty stands for the suite's own plain ones. ``rounds``
+    multiplies the work of the race and crash clauses. Everything random comes from ``seed``. Data directories are
+    made in ``work_dir``, which so decides what the medium is; empty stands for the system's place for temporary
+    files.
     """
 
     kind: str
@@ -42,6 +43,7 @@ class Target:
     plugins_dirs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     object_store: str = ""
+    object_store_settings: Mapping[str, str] = field(default_factory=dict)
     allocator: str = ""
     levels: tuple[int, ...] = tuple(LEVELS)
     rounds: int = 1
@@ -73,8 +75,14 @@ class Target:
             key: value.replace("{dir}", str(data_dir))
             for key, value in {**self.settings, **(overrides or {})}.items()
         }
-        origins: Origins = {(spec.kind, key): Origin("set", f"--set {key}") for key in values}
-        return validate_settings(spec, values, origins)
+        return validate_settings(spec, *plugin_values(spec.kind, values))
+
+    def store_settings(self, spec: PluginSpec[Any, Any], data_dir: Path) -> Settings:
+        """The settings of the plugin that serves as object store, likewise. Raises ConfigError."""
+        values = {
+            key: value.replace("{dir}", str(data_dir)) for key, value in self.object_store_settings.items()
+        }
+        return validate_settings(spec, *plugin_values(spec.kind, values))
 
     def deadline_of(self, level: int) -> float:
         """Seconds for a clause of this level; races, crashes and faults do the same many times."""

@@ -21,6 +21,7 @@ from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._faults import error_of
 from penstock_conformance._leaks import leaves_nothing
+from penstock_conformance._listings import check_listings_beside_each_other
 from penstock_conformance._medium import disk_with_room_for, local_folder, no_descriptors_left, unsynced_bytes
 
 KIND = "object_store"
@@ -66,6 +67,7 @@ async def test_thousands_of_keys_are_listed_and_deleted(env: Env) -> None:
         for place in (0, 998, 999, 1000, _MANY - 2, _MANY - 1):
             got = await _listed(store, "many/", wanted[place])
             _check_keys(got, wanted[place + 1 :], f"a listing after key {place + 1} of many")
+        await check_listings_beside_each_other(store, "many/", wanted)
         sizes = {info.key: info.size async for info in store.list("many/")}
         wrong = [key for key in wanted if sizes[key] != len(key)]
         assert not wrong, f"a wrong size is listed: key={wrong[0]}"

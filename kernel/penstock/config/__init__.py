@@ -26,6 +26,7 @@ __all__ = (
     "load_config",
     "nearest",
     "origin_of",
+    "plugin_values",
     "reference_markdown",
     "split_address",
     "unknown_variables",
@@ -42,5 +43,12 @@ from penstock.config._explain import (
     reference_markdown,
 )
 from penstock.config._limits import check_limits
-from penstock.config._load import Config, known_keys, load_config, split_address, unknown_variables
+from penstock.config._load import (
+    Config,
+    known_keys,
+    load_config,
+    plugin_values,
+    split_address,
+    unknown_variables,
+)
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS, PluginChoice, Tree

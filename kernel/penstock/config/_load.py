@@ -217,6 +217,17 @@ class _Layers:
         return unknown_key(path, known_keys(), value, self.origins)
 
 
+def plugin_values(kind: str, sets: Mapping[str, str]) -> tuple[dict[str, Any], Origins]:
+    """The settings of one plugin from what was said by ``--set``, without the kind; ``options.key`` is in a table."""
+    layers = _Layers()
+    for key, value in sets.items():
+        path = path_of(key)
+        if not all(path):
+            raise ConfigError(f"--set takes key=value, a setting of the plugin: got={f'{key}={value}'!r}")
+        layers._put((kind, *path), value, Origin("set", f"--set {key}"))
+    return layers.values.get(kind, {}), layers.origins
+
+
 def unknown_variables(env: Mapping[str, str]) -> list[str]:
     """One sentence for each variable in ``env`` that looks like one of Penstock's and is none.
 

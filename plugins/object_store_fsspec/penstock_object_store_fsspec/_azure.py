@@ -32,7 +32,7 @@ class AzureBackend(RemoteBackend):
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         answer = await self.blob(key).upload_blob(data, overwrite=mode != "create", **_ONCE)
-        return str(answer["etag"])
+        return _token(answer["etag"])
 
     async def delete_one(self, key: str) -> None:
         await self.blob(key).delete_blob(**_ONCE)
@@ -63,5 +63,10 @@ def _info(key: str, found: Any) -> ObjectInfo:
         key=key,
         size=found.size,
         modified_ms=int(found.last_modified.timestamp() * 1000),
-        token=str(found.etag),
+        token=_token(found.etag),
     )
+
+
+def _token(etag: str) -> str:
+    """The ETag as listings have it: other answers put quotes around it."""
+    return etag.strip('"')

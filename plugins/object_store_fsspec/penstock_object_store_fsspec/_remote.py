@@ -7,7 +7,7 @@ outcome, the object is read back and compared.
 
 from __future__ import annotations
 
-__all__ = ("RemoteBackend", "open_remote")
+__all__ = ("RemoteBackend", "open_remote", "status_of")
 
 import logging
 import os
@@ -281,7 +281,7 @@ class RemoteBackend:
 
         Messages of client libraries aren't shown: some contain signed URLs.
         """
-        status, code = _status(error)
+        status, code = status_of(error)
         name = type(error).__name__
         values = [("key", repr(key) if key else ""), ("location", self.location), ("endpoint", self.endpoint)]
         values += [
@@ -431,7 +431,7 @@ class _Backoff:
         return True
 
 
-def _status(error: BaseException) -> tuple[int, str]:
+def status_of(error: BaseException) -> tuple[int, str]:
     """HTTP status and error code out of what the client libraries raise, 0 and '' if there is none."""
     seen: BaseException | None = error
     for _ in range(5):

@@ -4,24 +4,34 @@ from __future__ import annotations
 
 __all__ = ("S3Backend", "lean_options")
 
+import base64
 import hashlib
+import logging
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+from penstock.checksum import checksum
 from penstock.errors import InvalidRequestError, NotFoundError, PenstockError, UnavailableError
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
-from penstock_object_store_fsspec._remote import RemoteBackend
+from penstock.threads import run_in_thread
+from penstock_object_store_fsspec._remote import RemoteBackend, status_of
+
+logger = logging.getLogger("penstock.store")
 
 #: DeleteObjects takes 1000 keys a request.
 _DELETE_KEYS_MAX = 1000
+#: The checksum of more than this is computed in a thread.
+_CHECKSUM_INLINE_BYTES = 2**20
+#: What stores answer to a header that they don't know.
+_UNKNOWN_HEADER = frozenset({400, 501})
 #: Requests in flight. botocore's own 10 let one slow reader's requests hold up a writer's.
 _CONNECTIONS_MAX = 64
 
 
 def lean_options(options: dict[str, Any]) -> dict[str, Any]:
-    """``options`` over defaults: no checksums on the loop, no retries but this plugin's, connections enough."""
+    """``options`` over defaults: no checksums of botocore's, no retries but this plugin's, connections enough."""
     config: dict[str, Any] = {
         "max_pool_connections": _CONNECTIONS_MAX,
         "request_checksum_calculation": "when_required",
@@ -36,6 +46,8 @@ class S3Backend(RemoteBackend):
     """S3 and what speaks its protocol."""
 
     _session: Any = None
+    #: Whether the store takes a checksum with a put; None until the first one.
+    _takes_checksums: bool | None = None
 
     async def start_session(self) -> None:
         self.filesystem.retries = 1
@@ -70,7 +82,28 @@ class S3Backend(RemoteBackend):
 
     async def request_put(self, key: str, data: bytes, mode: str) -> str:
         condition = {"IfNoneMatch": "*"} if mode == "create" else {}
-        return str((await self.call("put_object", key, Body=data, **condition))["ETag"])
+        if self._takes_checksums is not False:
+            # Without one, some stores keep what came of a put that broke off, as if that were the object.
+            large = len(data) > _CHECKSUM_INLINE_BYTES
+            crc = await run_in_thread(checksum, data) if large else checksum(data)
+            encoded = base64.b64encode(crc.to_bytes(4, "big")).decode()
+            try:
+                answer = await self.call("put_object", key, Body=data, ChecksumCRC32C=encoded, **condition)
+            except Exception as error:
+                if self._takes_checksums or status_of(error)[0] not in _UNKNOWN_HEADER:
+                    raise
+            else:
+                self._takes_checksums = True
+                return str(answer["ETag"])
+        answer = await self.call("put_object", key, Body=data, **condition)
+        if self._takes_checksums is None:
+            self._takes_checksums = False
+            logger.warning(
+                "the object store takes no checksum with what is put, `penstock object-store probe` tells whether it "
+                "drops a put that breaks off all the same: location=%s",
+                self.location,
+            )
+        return str(answer["ETag"])
 
     async def request_delete(self, keys: Sequence[str]) -> None:
         for at in range(0, len(keys), _DELETE_KEYS_MAX):

@@ -87,6 +87,7 @@ async def test_objects_and_ranges(store: ObjectStore) -> None:
         await store.get("a/b", 11)
     info = await store.head("a/b")
     assert (info.size, info.token) == (10, token)
+    assert [(each.size, each.token) async for each in store.list("a/")] == [(10, token)]
     assert abs(info.modified_ms / 1000 - time.time()) < 3600
     for key in ("a", "a/c"):
         with pytest.raises(NotFoundError):

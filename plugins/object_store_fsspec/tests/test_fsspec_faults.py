@@ -187,6 +187,17 @@ async def test_a_deletion_that_failed_for_one_key_is_made_again(
     assert [info.key async for info in store.list()] == []
 
 
+async def test_a_store_that_knows_no_checksums_is_put_to_without_them(
+    proxy: StoreProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy.decide = lambda request: "501 NotImplemented" if request.checked else ""
+    async with _open(proxy) as store:
+        await store.put("key", [b"body"])
+        assert bytes(await store.get("key")) == b"body"
+    assert proxy.faults["501 NotImplemented"] == 1, "asked once"
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
 async def test_an_answer_that_comes_too_late_is_asked_for_again(proxy: StoreProxy) -> None:
     async with _open(proxy, request_timeout_ms=500) as store:
         proxy.decide = each_first("PUT", "late")

@@ -70,6 +70,12 @@ def run_suite(
         str,
         typer.Option(metavar="NAME", help="Plugin that serves as object store instead of the suite's own."),
     ] = "",
+    object_store_sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--object-store-set", metavar="KEY=VALUE", help="One setting of that plugin. May be repeated."
+        ),
+    ] = None,
     allocator: Annotated[
         str, typer.Option(metavar="NAME", help="Plugin that serves as allocator instead of the suite's own.")
     ] = "",
@@ -93,6 +99,8 @@ def run_suite(
     suite = _suite()
     if kind not in suite.KINDS:
         raise PluginError(f"no clauses for this kind, choose from {', '.join(suite.KINDS)}: kind={kind}")
+    if object_store_sets and not object_store:
+        raise ConfigError("--object-store-set needs --object-store, the plugin that it is a setting of")
     setup = Setup.of(context, plugins_dirs=plugins_dir, modules=modules)
     target = suite.Target(
         kind=kind,
@@ -101,6 +109,7 @@ def run_suite(
         plugins_dirs=tuple(str(directory.resolve()) for directory in setup.plugins_dirs),
         modules=setup.modules,
         object_store=object_store,
+        object_store_settings=_settings(object_store_sets or []),
         allocator=allocator,
         levels=tuple(sorted(set(level))) if level else suite.LEVELS,
         rounds=rounds,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import anyio
+import anyio.lowlevel
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -53,6 +54,10 @@ _ORDER_NAMES: Final = (
     "b/2",
     "~",
 )
+#: Puts that are broken off, each a step of the event loop later, and their size.
+_BROKEN_PUTS: Final = 40
+_BROKEN_BYTES: Final = 700_000
+_BROKEN_WAIT_S: Final = 0.02
 #: A server that answers nobody while a writer stalls: the stall ends then.
 _STALL_S_MAX: Final = 10
 #: Bytes and samples of the latencies.
@@ -77,6 +82,7 @@ def questions() -> dict[str, Question]:
     return {
         "conditional creation": _ask_about_creation,
         "compare-and-swap": _ask_about_swaps,
+        "puts that break off": _ask_about_broken_puts,
         "uploads in parts": _ask_about_uploads,
         "reads of other processes": _ask_about_reads,
         "ranges": _ask_about_ranges,
@@ -298,6 +304,29 @@ async def _upload(bench: Bench) -> str:
     await upload.write_part([b"part"])
     await upload.abort()
     return "an upload that was given up is listed" if await _keys(store.list(dropped)) else ""
+
+
+async def _ask_about_broken_puts(bench: Bench) -> list[Finding]:
+    """A writer that goes away in the middle of a put leaves the whole object, or none: some keep what came of it."""
+    whole = 0
+    for number in range(_BROKEN_PUTS):
+        key = f"{bench.prefix}broken/{number}"
+        data = body_of(key, _BROKEN_BYTES)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(bench.store.put, key, [data])
+            for _ in range(number):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        await anyio.sleep(_BROKEN_WAIT_S)  # what the store makes of it comes after the writer is gone
+        try:
+            found = len(await bench.store.get(key))
+        except NotFoundError:
+            continue
+        if found != len(data):
+            fault = f"{found} of {len(data)} bytes were kept as the object"
+            return [_kept_unless(fault, "put that breaks off", capability="put_if_absent")]
+        whole += 1
+    return [_kept_unless("", "put that breaks off", f"{_BROKEN_PUTS} puts, {whole} of them whole")]
 
 
 async def _ask_about_reads(bench: Bench) -> list[Finding]:

@@ -1,0 +1,28 @@
+"""Listings of an object store beside each other."""
+
+from __future__ import annotations
+
+__all__ = ("check_listings_beside_each_other",)
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+
+async def check_listings_beside_each_other(store: Any, prefix: str, keys: Sequence[str]) -> None:
+    """Two listings that go in step, and one after each of them was left half-way."""
+    first: AsyncIterator[Any] = store.list(prefix)
+    second: AsyncIterator[Any] = store.list(prefix)
+    seen: tuple[list[str], list[str]] = ([], [])
+    for _ in keys:
+        for found, listing in zip(seen, (first, second), strict=True):
+            info = await anext(listing, None)
+            found.append("nothing" if info is None else info.key)
+    for found in seen:
+        assert found == list(keys), f"one of two listings beside each other is another one: {found[:20]}"
+    for left in (1, 15):
+        async for _ in store.list(prefix):
+            left -= 1
+            if not left:
+                break
+        whole = [info.key async for info in store.list(prefix)]
+        assert whole == list(keys), f"a listing after one that was left half-way has {len(whole)} keys"

@@ -1,0 +1,353 @@
+"""Broken object stores: what is right for one way of writing, and wrong for another."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import (
+    AlreadyExistsError,
+    InvalidRequestError,
+    UnavailableError,
+)
+from penstock.spi.object_store import ObjectInfo
+from penstock.spi.plugin import Buffer
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._object_store import _TOKEN_BYTES, DirectoryStore, _Upload
+
+KIND = "object_store"
+
+_LARGE_BYTES = 2**20
+_PIECE_BYTES = 64 * 1024
+
+
+def _size(body: Sequence[Buffer]) -> int:
+    return sum(map(len, body))
+
+
+@mutant(KIND, "creates_in_place", "objects_appear_whole_between_processes", level=2)
+class CreatesInPlace(DirectoryStore):
+    """Creates the file exclusively, which has one winner, and then fills it."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        try:
+            with self._path(key).open("xb", buffering=0) as file:
+                for part in (token, *body):
+                    for start in range(0, len(part), _PIECE_BYTES):
+                        file.write(memoryview(part)[start : start + _PIECE_BYTES])
+        except FileExistsError:
+            raise AlreadyExistsError(f"the object exists: key={key}") from None
+        return token.hex()
+
+
+@mutant(KIND, "creates_step_by_step", "each_way_of_writing_is_atomic", "each_way_of_writing_may_be_cancelled")
+class CreatesStepByStep(DirectoryStore):
+    """Creates the file exclusively, and awaits as it fills it."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        try:
+            with self._path(key).open("xb", buffering=0) as file:
+                for part in (token, *body):
+                    file.write(part)
+                    await checkpoint()
+        except FileExistsError:
+            raise AlreadyExistsError(f"the object exists: key={key}") from None
+        return token.hex()
+
+
+class _UploadInPlace(_Upload):
+    async def complete(self) -> None:
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        with self._store._path(self._key).open("wb", buffering=0) as file:
+            for part in (token, *self._parts):
+                file.write(part)
+                await checkpoint()
+
+
+@mutant(KIND, "completes_in_place", "each_way_of_writing_is_atomic", "each_way_of_writing_may_be_cancelled")
+class CompletesInPlace(DirectoryStore):
+    """Puts the parts together where the object is."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _UploadInPlace(self, key)
+
+
+class _UploadThatMakesRoom(_Upload):
+    async def complete(self) -> None:
+        await self._store.delete([self._key])
+        await super().complete()
+
+
+@mutant(KIND, "deletes_before_it_completes", "each_way_of_writing_is_atomic")
+class DeletesBeforeItCompletes(DirectoryStore):
+    """Makes room for the object that an upload replaces."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _UploadThatMakesRoom(self, key)
+
+
+@mutant(KIND, "swaps_in_place", "each_way_of_writing_is_atomic", "each_way_of_writing_may_be_cancelled")
+class SwapsInPlace(DirectoryStore):
+    """Holds a lock against other writers, and no reader knows of it."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        if self._info(key).token != token:
+            return await super().compare_and_swap(key, body, token)
+        new = secrets.token_bytes(_TOKEN_BYTES)
+        with self._path(key).open("wb", buffering=0) as file:
+            for part in (new, *body):
+                file.write(part)
+                await checkpoint()
+        return new.hex()
+
+
+@mutant(KIND, "puts_large_objects_in_place", "each_way_of_writing_is_atomic")
+class PutsLargeObjectsInPlace(DirectoryStore):
+    """Small objects are replaced; large ones would need the room twice."""
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        if _size(body) <= _LARGE_BYTES:
+            return await super().put(key, body)
+        token = secrets.token_bytes(_TOKEN_BYTES)
+        with self._path(key).open("wb", buffering=0) as file:
+            for part in (token, *body):
+                file.write(part)
+                await checkpoint()
+        return token.hex()
+
+
+@mutant(KIND, "reads_large_objects_in_pieces", "each_way_of_writing_is_atomic")
+class ReadsLargeObjectsInPieces(DirectoryStore):
+    """Asks for a mebibyte at a time, of whatever object is there then."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        size = (await self.head(key)).size
+        if size <= _LARGE_BYTES or start or end is not None:
+            return await super().get(key, start, end)
+        pieces: list[Buffer] = []
+        for at in range(0, size, _LARGE_BYTES):
+            try:
+                pieces.append(await super().get(key, at, at + _LARGE_BYTES))
+            except InvalidRequestError:
+                break  # it is shorter now
+        return b"".join(pieces)
+
+
+@mutant(KIND, "keeps_the_creators_buffer", "no_way_of_writing_keeps_a_buffer")
+class KeepsTheCreatorsBuffer(DirectoryStore):
+    """Answers first, and writes what was created when the loop has time."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        token = await super().put_if_absent(key, [bytes(_size(body))])
+        kept = list(body)
+
+        def fill() -> None:
+            self._path(key).write_bytes(b"".join([bytes.fromhex(token), *kept]))
+
+        asyncio.get_running_loop().call_soon(fill)
+        return token
+
+
+@mutant(KIND, "swaps_large_objects_blindly", "swap_minds_the_token_at_every_size")
+class SwapsLargeObjectsBlindly(DirectoryStore):
+    """Uploads what is large in parts, which know no condition."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        if _size(body) > _LARGE_BYTES:
+            return await self.put(key, body)
+        return await super().compare_and_swap(key, body, token)
+
+
+@mutant(KIND, "takes_an_empty_body_for_none", "swap_minds_the_token_at_every_size")
+class TakesAnEmptyBodyForNone(DirectoryStore):
+    """Has nothing to write where there are no bytes."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        if not _size(body):
+            return (await self.head(key)).token
+        return await super().compare_and_swap(key, body, token)
+
+
+class _UploadOfSomething(_Upload):
+    async def complete(self) -> None:
+        if any(self._parts):
+            await super().complete()
+
+
+@mutant(KIND, "completes_no_empty_upload", "what_was_written_is_told_alike")
+class CompletesNoEmptyUpload(DirectoryStore):
+    """An upload without bytes is none."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _UploadOfSomething(self, key)
+
+
+class _UploadWithTheSizeOfItsEnd(_Upload):
+    async def complete(self) -> None:
+        await super().complete()
+        _SizesOfParts.sizes[self._key] = len(self._parts[-1]) if self._parts else 0
+
+
+@mutant(KIND, "tells_the_size_of_the_last_part", "what_was_written_is_told_alike")
+class _SizesOfParts(DirectoryStore):
+    """Knows of an upload what it heard last."""
+
+    sizes: ClassVar[dict[str, int]] = {}
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _UploadWithTheSizeOfItsEnd(self, key)
+
+    async def head(self, key: str) -> ObjectInfo:
+        info = await super().head(key)
+        return replace(info, size=self.sizes.get(key, info.size))
+
+
+@mutant(KIND, "lists_other_tokens", "what_was_written_is_told_alike")
+class ListsOtherTokens(DirectoryStore):
+    """The token of a listing is the key's."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix, start_after):
+            yield replace(info, token=info.key)
+
+
+@mutant(KIND, "tells_seconds", "what_was_written_is_told_alike")
+class TellsSeconds(DirectoryStore):
+    """The time of the last change in the unit that the system has; each object is older than any grace."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return replace(info, modified_ms=info.modified_ms // 1000)
+
+
+@mutant(KIND, "tells_local_time", "what_was_written_is_told_alike")
+class TellsLocalTime(DirectoryStore):
+    """Takes the server's UTC for the time of its own zone."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return replace(info, modified_ms=info.modified_ms - 3_600_000)
+
+
+@mutant(KIND, "refuses_ranges_of_nothing", "ranges_of_empty_objects_are_empty")
+class RefusesRangesOfNothing(DirectoryStore):
+    """Asks for a range, and an empty object has none (416)."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        if (start, end) != (0, None) and not (await self.head(key)).size:
+            raise InvalidRequestError(f"the range isn't satisfiable: key={key}")
+        return await super().get(key, start, end)
+
+
+@mutant(KIND, "counts_ends_in_32_bits", "ranges_of_empty_objects_are_empty")
+class CountsEndsIn32Bits(DirectoryStore):
+    """Cuts an end off that no object has."""
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        return await super().get(key, start, None if end is None else max(start, end & 0xFFFF_FFFF))
+
+
+@mutant(KIND, "has_one_cursor", "listings_are_each_for_itself")
+class HasOneCursor(DirectoryStore):
+    """Remembers where the listing of pages is, and there is one such place."""
+
+    _cursor = ""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        self._cursor = max(start_after, self._cursor)
+        while True:
+            page = [info async for info in super().list(prefix, self._cursor)][:10]
+            if not page:
+                break
+            for info in page:
+                self._cursor = info.key
+                yield info
+        self._cursor = ""
+
+
+@mutant(KIND, "closes_what_is_shared", "openers_end_each_for_itself")
+class ClosesWhatIsShared(DirectoryStore):
+    """One client for all openers of a place, which ends with the first of them."""
+
+    _clients: ClassVar[dict[Path, list[bool]]] = {}
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._is_open = self._clients.setdefault(directory, [True])
+        self._is_open[0] = True
+
+    def close(self) -> None:
+        self._is_open[0] = False
+
+    def _read(self, key: str) -> bytes:
+        if not self._is_open[0]:
+            raise UnavailableError("the session is closed")
+        return super()._read(key)
+
+
+@mutant(
+    KIND,
+    "looks_before_it_creates_large_objects_elsewhere",
+    "large_objects_have_one_creator_among_processes",
+    level=2,
+)
+class LooksBeforeItCreatesLargeObjectsElsewhere(DirectoryStore):
+    """Large objects are created in two steps, under a lock of this process."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._creating = asyncio.Lock()
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        if _size(body) <= _LARGE_BYTES:
+            return await super().put_if_absent(key, body)
+        async with self._creating:
+            if self._path(key).exists():
+                raise AlreadyExistsError(f"the object exists: key={key}")
+            return await self.put(key, body)
+
+
+@mutant(KIND, "leaves_half_of_what_it_creates", "created_and_completed_objects_survive_a_kill", level=3)
+class LeavesHalfOfWhatItCreates(CreatesInPlace):
+    """A crash leaves what was written until then."""
+
+
+@mutant(KIND, "forgets_what_it_created", "created_and_completed_objects_survive_a_kill", level=3)
+class ForgetsWhatItCreated(DirectoryStore):
+    """Created objects are small, and are written together."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._kept: dict[str, bytes] = {}
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        await checkpoint()
+        if key in self._kept or self._path(key).exists():
+            raise AlreadyExistsError(f"the object exists: key={key}")
+        self._kept[key] = b"".join(body)
+        if len(self._kept) > 4:
+            self.close()
+        return ""
+
+    def close(self) -> None:
+        for key, body in self._kept.items():
+            self._write(key, [body], exclusive=False)
+        self._kept.clear()
+
+    def _read(self, key: str) -> bytes:
+        return bytes(_TOKEN_BYTES) + self._kept[key] if key in self._kept else super()._read(key)

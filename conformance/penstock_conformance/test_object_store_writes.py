@@ -1,0 +1,296 @@
+"""Clauses of ``penstock.spi.object_store`` for each way of writing, and for listings and openers beside others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import Any, Final
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
+from penstock.spi.plugin import Buffer
+from penstock_conformance._body import check_body, make_body
+from penstock_conformance._child import Child, killed
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env, raises, together
+from penstock_conformance._jobs import WRITES, write
+from penstock_conformance._listings import check_listings_beside_each_other
+
+KIND = "object_store"
+
+_MIB: Final = 2**20
+_PROCESSES: Final = 3
+#: Clocks of stores may be wrong by so much; units and time zones are wrong by more.
+_CLOCK_MS: Final = 15 * 60 * 1000
+
+
+def _ways(store: Any) -> Sequence[str]:
+    """The ways of writing that the store claims."""
+    return [way for way in WRITES if way == "put" or getattr(store.capabilities, way)]
+
+
+def _shared(store: Any) -> None:
+    if store.capabilities.durability_domain == "process" or not store.capabilities.durable:
+        not_applicable("the store lives and dies with its process")
+
+
+def _pieces(body: bytes, size: int = 256 * 1024) -> list[Buffer]:
+    return [body[at : at + size] for at in range(0, len(body), size)]
+
+
+async def _listed(store: Any, prefix: str = "") -> list[str]:
+    return [info.key async for info in store.list(prefix)]
+
+
+# --- 1: semantics
+
+
+async def test_each_way_of_writing_is_atomic(env: Env) -> None:
+    """Readers see the old bytes or the new ones, never a mixture or nothing, whatever the way and the size."""
+    async with env.open() as store:
+        for way in _ways(store):
+            await _write_beside_readers(store, way)
+
+
+async def _write_beside_readers(store: Any, way: str) -> None:
+    key = f"atomic/{way}"
+    if way != "put_if_absent":
+        await store.put(key, [make_body(0, 0, 3 * _MIB)])
+    done = anyio.Event()
+
+    async def write_all() -> None:
+        for sequence, size in enumerate((300_000, 3 * _MIB, 2 * _MIB, 3 * _MIB), start=1):
+            if way == "put_if_absent":
+                await store.delete([key])
+            await write(store, way, key, _pieces(make_body(0, sequence, size)))
+        done.set()
+
+    async def read() -> None:
+        while not done.is_set():
+            try:
+                found = await store.get(key)
+            except NotFoundError:
+                assert way == "put_if_absent", f"an object that {way} replaces is missing for a moment"
+                await checkpoint()
+                continue
+            try:
+                check_body(found)
+            except AssertionError as error:
+                raise AssertionError(f"a reader beside {way}: {error}") from error
+
+    await together([write_all, read, read])
+    assert check_body(await store.get(key)).sequence == 4, f"the last {way} isn't there"
+
+
+async def test_each_way_of_writing_may_be_cancelled(env: Env) -> None:
+    """A cancelled call may or may not have taken effect; what took effect is whole, and what was there stays."""
+    async with env.open() as store:
+        for way in _ways(store):
+            for turns in (0, 1, 2, 3, 5, 8, 10, 12, 15):
+                key = f"cancelled/{way}-{turns}"
+                replaces = way != "put_if_absent"
+                if replaces:
+                    await store.put(key, [make_body(0, 0, 1000)])
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(write, store, way, key, _pieces(make_body(1, turns, 700_000), 100_000))
+                    for _ in range(turns):
+                        await checkpoint()
+                    tasks.cancel_scope.cancel()
+                try:
+                    check_body(await store.get(key))
+                except NotFoundError:
+                    assert not replaces, f"a cancelled {way} took away what was there"
+                except AssertionError as error:
+                    raise AssertionError(f"a cancelled {way}: {error}") from error
+
+
+async def test_no_way_of_writing_keeps_a_buffer(env: Env) -> None:
+    """A plugin must not keep a writable buffer past the call that it got it in."""
+    async with env.open() as store:
+        for way in _ways(store):
+            key = f"buffer/{way}"
+            if way == "compare_and_swap":
+                await store.put(key, [b"old"])
+            buffer = bytearray(b"before" * 1000)
+            await write(store, way, key, [memoryview(buffer)[:100], memoryview(buffer)[100:]])
+            buffer[:] = b"later!" * 1000
+            await anyio.sleep(0.01)
+            assert bytes(await store.get(key)) == b"before" * 1000, f"later bytes came in by {way}"
+
+
+@clause(claims="compare_and_swap")
+async def test_swap_minds_the_token_at_every_size(env: Env) -> None:
+    """Replace the object only if its token is still ``token``, also by nothing, and by a large object."""
+    async with env.open() as store:
+        bodies: list[list[Buffer]] = [[], [b""], [b"x"], [make_body(0, 0, 9 * _MIB)]]
+        for body in bodies:
+            size = sum(map(len, body))
+            stale = await store.put("key", [b"first"])
+            current = await store.put("key", [b"second"])
+            with raises(ConflictError):
+                await store.compare_and_swap("key", body, stale)
+            assert bytes(await store.get("key")) == b"second", f"a refused swap of {size} bytes took effect"
+            newer = await store.compare_and_swap("key", body, current)
+            assert bytes(await store.get("key")) == b"".join(body), f"a swap of {size} bytes has no effect"
+            assert newer != current, f"a swap of {size} bytes didn't change the token"
+            assert (await store.head("key")).token == newer, "swap and head disagree about the token"
+
+
+async def test_what_was_written_is_told_alike(env: Env) -> None:
+    """Key, size, token and time of one object: the same from ``head`` and ``list``, whichever way it was written."""
+    bodies: Mapping[str, list[Buffer]] = {"nothing": [], "empty": [b""], "some": [b"123", b"", b"45678"]}
+    async with env.open() as store:
+        for way in _ways(store):
+            for name, body in bodies.items():
+                await _check_told(store, way, f"told/{way}-{name}", body)
+
+
+async def _check_told(store: Any, way: str, key: str, body: list[Buffer]) -> None:
+    if way == "compare_and_swap":
+        await store.put(key, [b"old"])
+    token = await write(store, way, key, body)
+    try:
+        info = await store.head(key)
+    except NotFoundError:
+        raise AssertionError(f"{way} returned, and there is no object: key={key}") from None
+    listed = [each async for each in store.list(key)]
+    assert [each.key for each in listed] == [key], f"{way} isn't listed: {listed}"
+    assert (info.key, info.size) == (key, sum(map(len, body))), f"head after {way}: {info}"
+    assert listed[0].size == info.size, f"a wrong size is listed after {way}: {listed[0]}"
+    assert token in (None, info.token), f"head and {way} disagree about the token: {token} {info}"
+    assert listed[0].token in ("", info.token), f"another token is listed after {way}: {listed[0]} {info}"
+    now_ms = time.time_ns() // 1_000_000
+    for each in (info, listed[0]):
+        late = each.modified_ms and abs(each.modified_ms - now_ms) > _CLOCK_MS
+        assert not late, f"the time isn't in ms since the epoch: modified_ms={each.modified_ms} now={now_ms}"
+    if store.capabilities.compare_and_swap:
+        await store.compare_and_swap(key, [b"swapped"], info.token)
+        assert bytes(await store.get(key)) == b"swapped", f"the token after {way} is none to swap with"
+
+
+async def test_ranges_of_empty_objects_are_empty(env: Env) -> None:
+    """The bytes [start, end) of the object; to its end if ``end`` is None or past the end, however far."""
+    async with env.open() as store:
+        await store.put("empty", [])
+        await store.put("some", [b"0123456789"])
+        for end in (None, 0, 1, 4096, 2**32, 2**32 + 5, 2**40, 2**62):
+            assert bytes(await store.get("empty", 0, end)) == b"", f"a range of an empty object: end={end}"
+            if end is None or end >= 10:
+                for start in (0, 3, 10):
+                    found = bytes(await store.get("some", start, end))
+                    assert found == b"0123456789"[start:], f"the range [{start}, {end}) is {found!r}"
+        for start, end in ((1, None), (1, 1), (1, 5)):
+            with raises(InvalidRequestError):
+                await store.get("empty", start, end)
+
+
+async def test_listings_are_each_for_itself(env: Env) -> None:
+    """A listing tells all objects, beside another one and after one that was left half-way."""
+    keys = [f"each/{number:02}" for number in range(35)]
+    async with env.open() as store:
+        for key in keys:
+            await store.put(key, [b"x"])
+        await check_listings_beside_each_other(store, "each/", keys)
+
+
+async def test_openers_end_each_for_itself(env: Env) -> None:
+    """Leaving the context ends what was opened, and nothing of another opener."""
+
+    async def use(store: Any, number: int) -> None:
+        key = f"opener/{number}"
+        await store.put(key, [key.encode()])
+        assert bytes(await store.get(key)) == key.encode()
+        assert key in await _listed(store)
+
+    async with AsyncExitStack() as last:
+        for number in range(3):
+            async with AsyncExitStack() as first:
+                one = await first.enter_async_context(env.open())
+                other = await last.enter_async_context(env.open())
+                await together([partial(use, one, number), partial(use, other, number + 10)])
+            await use(other, number + 20)
+
+
+# --- 2: races between processes
+
+
+@clause(level=2)
+async def test_objects_appear_whole_between_processes(env: Env) -> None:
+    """Atomic: readers see no object, the old one or the new one, whichever way another process writes it."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(env.open())
+        _shared(store)
+        ways = [way for way in _ways(store) for _ in range(6 * env.rounds)]
+        child = await stack.enter_async_context(Child(env, "write_when_told", size=2 * _MIB))
+        assert await child.next() == "ready", "the child process failed to open the store"
+        for number, way in enumerate(ways):
+            key = f"appears/{number}"
+            if way != "put_if_absent":
+                await store.put(key, [make_body(0, 0, 3 * _MIB)])
+            await child.tell({"key": key, "way": way, "sequence": number + 1})
+            sequence = 0
+            while sequence != number + 1:
+                try:
+                    sequence = check_body(await store.get(key)).sequence
+                except NotFoundError:
+                    assert way == "put_if_absent", f"what {way} of another process replaces is missing"
+                except AssertionError as error:
+                    raise AssertionError(f"a reader beside {way} of another process: {error}") from error
+            assert await child.next() == number + 1, "the child process failed"
+            await store.delete([key])
+
+
+@clause(level=2, claims="put_if_absent")
+async def test_large_objects_have_one_creator_among_processes(env: Env) -> None:
+    """``put_if_absent`` is atomic over every process that uses the store, whatever the size."""
+    async with AsyncExitStack() as stack:
+        store = await stack.enter_async_context(env.open())
+        _shared(store)
+        children = [
+            await stack.enter_async_context(Child(env, "create_race", owner=owner, size=2 * _MIB))
+            for owner in range(_PROCESSES)
+        ]
+        for child in children:
+            assert await child.next() == "ready", "a child process failed to open the store"
+        for number in range(10 * env.rounds):
+            key = f"race/{number}"
+            moment = time.monotonic() + 0.002
+            for child in children:
+                await child.tell({"key": key, "at": moment})
+            won = [await child.next() for child in children]
+            assert won.count(True) == 1, f"{won.count(True)} of {_PROCESSES} creators won: key={key}"
+            assert check_body(await store.get(key)).owner == won.index(True), "the object isn't the winner's"
+            with raises(AlreadyExistsError):
+                await store.put_if_absent(key, [b"late"])
+            await store.delete([key])
+
+
+# --- 3: crashes
+
+
+@clause(level=3, claims="durable")
+async def test_created_and_completed_objects_survive_a_kill(env: Env) -> None:
+    """Durable when it returns, and whole over a crash, whichever way an object is written."""
+    async with env.open() as store:
+        _shared(store)
+    for owner in range(1, 6 * env.rounds + 1):
+        order = {"owner": owner, "seed": env.random.randrange(2**32)}
+        acked = await killed(env, "write_until_killed", owner % 2 == 1, 12, **order)
+        async with env.open() as store:
+            for key, way, sequence in acked:
+                try:
+                    label = check_body(await store.get(key))
+                except NotFoundError:
+                    raise AssertionError(f"{way} was acknowledged and is lost: key={key}") from None
+                assert label == (owner, sequence), f"another object than {way} wrote: key={key}"
+            listed = await _listed(store)
+            for key in listed:
+                try:
+                    check_body(await store.get(key))
+                except AssertionError as error:
+                    raise AssertionError(f"half an object after a crash: key={key} {error}") from error
+            await store.delete(listed)
