@@ -13,6 +13,7 @@ import anyio
 
 from penstock.errors import (
     AlreadyExistsError,
+    CorruptError,
     FencedError,
     NotFoundError,
     PenstockError,
@@ -125,11 +126,16 @@ class Puts:
         except AlreadyExistsError:
             # Perhaps it is ours: a reply was lost, or two of our puts met. The header has a nonce.
             try:
-                found = await self._store.get(key, 0, HEADER_BYTES)
+                found = bytes(await self._store.get(key))
             except NotFoundError:
                 found = b""  # only a newer owner deletes what it took
-            if bytes(found) != bytes(body[0])[:HEADER_BYTES]:
+            if found[:HEADER_BYTES] != bytes(body[0])[:HEADER_BYTES]:
                 raise FencedError(f"a newer owner took the wal over: key={key!r}") from None
+            if found != b"".join(body):  # there are stores that keep what came of a put that broke off
+                raise CorruptError(
+                    f"the object store kept a part of an object as the whole, its puts aren't atomic: key={key!r} "
+                    f"bytes={len(found)} wanted={sum(map(len, body))}"
+                ) from None
 
 
 def _since_boot() -> float:

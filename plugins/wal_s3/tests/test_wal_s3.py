@@ -376,6 +376,21 @@ async def test_a_put_whose_reply_is_lost_is_acknowledged(place: Place, error: ty
     assert await place.read(2) == bodies(2)
 
 
+async def test_half_an_object_that_the_store_kept_is_never_acknowledged(place: Place) -> None:
+    """A connection that is lost in the middle of a put: some stores take what came for the object."""
+
+    async def cut(action: str, key: str) -> None:
+        if action == "put":
+            place.bucket.objects[key] = place.bucket.objects[key][:-1]
+            raise UnavailableError("the connection was lost")
+
+    async with place.recovered(1) as wal:
+        place.bucket.after = cut
+        with pytest.raises(CorruptError, match="its puts aren't atomic"), anyio.fail_after(HANG_S):
+            await wal.append([b"entry"]).wait_durable()
+        place.bucket.after = _pass
+
+
 async def test_a_seal_whose_reply_is_lost_holds(place: Place) -> None:
     async with place.recovered(1) as wal:
         await append(wal, bodies(2))
