@@ -32,6 +32,19 @@ _WAL: Final = """\
 # plugin = "wal_s3"
 """
 
+
+def _regional(disk: str, path: str) -> str:
+    """``_WAL`` where there is a disk that outlives its machine."""
+    return f"""{_WAL}# Or on {disk},
+# attached to every machine that may take the log over ({{node_id}} becomes the node's id). What is acknowledged
+# outlives the machine then. Once: penstock wal format -c FILE
+# path = "{path}"
+# shared = true
+# capacity = "16GiB"
+# reservations = "auto"
+"""
+
+
 CLOUDS: Final[dict[str, Cloud]] = {
     "local": Cloud(keeps="keeps everything on this machine"),
     "aws": Cloud(
@@ -78,7 +91,10 @@ url = "gs://your-bucket/penstock"
 # application-default login, or the service account of the machine or pod. Role on the bucket: Storage Object User.
 options.project = "your-project"
 {_PATIENCE}""",
-        wal=_WAL,
+        wal=_regional(
+            "a regional persistent disk in multi-writer mode, or a Hyperdisk Balanced High Availability volume",
+            "/dev/disk/by-id/google-penstock-wal-{node_id}",
+        ),
     ),
     "azure": Cloud(
         keeps="keeps its objects in Azure Blob Storage",
@@ -90,6 +106,26 @@ url = "az://your-container/penstock"
 options.account_name = "youraccount"
 options.anon = false
 {_PATIENCE}""",
-        wal=_WAL,
+        wal=_regional(
+            "a shared disk (maxShares of 2 or more) that is zone-redundant (Premium_ZRS)",
+            "/dev/disk/azure/data/by-lun/{node_id}",
+        ),
+    ),
+    "alibaba": Cloud(
+        keeps="keeps its objects in Alibaba Cloud OSS",
+        store=f"""\
+# The bucket must be there, in the region where the broker runs. pip install 'penstock[s3]'
+# OSS is spoken to as S3. Whether your bucket has put-if-absent, which Penstock needs, tells first:
+# penstock object-store probe URL -c FILE
+url = "s3://your-bucket/penstock"
+# Credentials: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY in the environment are those of a RAM user.
+options.endpoint_url = "https://s3.oss-cn-hangzhou.aliyuncs.com"
+options.client_kwargs.region_name = "cn-hangzhou"
+options.config_kwargs.s3.addressing_style = "virtual"
+{_PATIENCE}""",
+        wal=_regional(
+            "a regional ESSD with multi-attach",
+            "/dev/disk/by-id/nvme-penstock-wal-{node_id}",
+        ),
     ),
 }

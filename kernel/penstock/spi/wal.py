@@ -282,6 +282,11 @@ class WalSpec(PluginSpec[S, WriteAheadLog]):
     #: can't be read, NewerVersionError, UnavailableError if the medium fails. Only with the capability ``identity``.
     identify: Callable[[S, Services], Awaitable[str | None]] | None = None
 
+    #: Makes the place that the settings name ready for a log; facts for people about what was found and tried there.
+    #: Raises ConfigError where something is, a log included, unless the third argument is the words that this
+    #: error asks for; then all that is there is lost. Never called by a broker. None: nothing can be made ready.
+    format: Callable[[S, Services, str], Awaitable[Mapping[str, object]]] | None = None
+
     def fault(self) -> str:
         """``identify`` and its capability come together."""
         if getattr(self.capabilities, "identity", False) != (self.identify is not None):

@@ -7,6 +7,7 @@ __all__ = ("BlockWal", "Settings", "inspect_wal", "penstock_register_wal")
 from penstock.hookspecs import hookimpl
 from penstock.spi.wal import WalSpec
 from penstock_wal_block._inspect import describe_wal, identify_wal, inspect_wal, read_wal
+from penstock_wal_block._prepare import format_wal
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import plugin_sizes
 from penstock_wal_block._wal import CAPABILITIES, BlockWal, open_wal
@@ -24,5 +25,6 @@ def penstock_register_wal() -> WalSpec[Settings]:
         read=read_wal,
         describe=describe_wal,
         identify=identify_wal,
+        format=format_wal,
         sizes=plugin_sizes,
     )

@@ -26,6 +26,7 @@ from penstock.files import ACCESSES, Access, create_file, excess_mode, make_dire
 from penstock.spi import Buffer
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, SHARED_AREA_BYTES, Header
 from penstock_wal_block._place import check_place, find_header, mounted_type, real_path
+from penstock_wal_block._reservation import Reservation
 
 logger = logging.getLogger("penstock.wal.block")
 
@@ -116,6 +117,13 @@ class Device(Protocol):
     def seat(self) -> bytes:
         """16 bytes, the same for all openers that see each other's locks, and for no other."""
 
+    def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
+        """Have the device refuse what other hosts write, if that is wished.
+
+        Returns those of the ``earlier`` owners whose writes can't land any more. Raises ConfigError,
+        UnavailableError.
+        """
+
     def is_free(self, epoch: int) -> bool:
         """No opener of this seat has the lock of ``epoch``: who had it has ended, and so have all its writes."""
 
@@ -137,18 +145,22 @@ class FileDevice:
         buffer_bytes: int,
         writers: int = 1,
         access: Access = ACCESSES["owner"],
+        reservations: Literal["off", "auto", "on"] = "off",
     ) -> None:
         """Open or create ``path``, for ``writers`` threads that write, with bounce buffers of ``buffer_bytes`` each.
 
         Raises ConfigError if it can't be used, OSError if the system refuses.
         """
         self._fds: list[int] = []
+        self._reservation: Reservation | None = None
         self._sync = sync
         self._buffer_bytes = buffer_bytes
         self._local = threading.local()
         self._growing = threading.Lock()
         try:
             self._open(real_path(path), capacity_bytes, io, access)
+            if reservations != "off":
+                self._reservation = Reservation(self._fd, location=str(path), required=reservations == "on")
             self._free_lanes = [self._new_lane() for _ in range(writers)]
         except BaseException:
             self.close()
@@ -255,7 +267,9 @@ class FileDevice:
         return fd
 
     def close(self) -> None:
-        """Close; ends the locks."""
+        """Close; ends the locks, and the reservation."""
+        if self._reservation is not None:
+            self._reservation.release()
         while self._fds:
             os.close(self._fds.pop())
 
@@ -411,6 +425,10 @@ class FileDevice:
         """See :class:`Device`. Locks belong to an inode: containers on one host may have one each."""
         boot = _BOOT_ID.read_text()
         return hashlib.blake2b(f"{boot} {self._identity}".encode(), digest_size=16).digest()
+
+    def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
+        """See :class:`Device`."""
+        return frozenset() if self._reservation is None else self._reservation.take(epoch, earlier)
 
     def is_free(self, epoch: int) -> bool:
         """See :class:`Device`."""

@@ -199,11 +199,15 @@ class SharedHeaders(Headers):
     def take_over(self, window_bytes: int) -> Header:
         """See :meth:`Headers.take_over`."""
         found = self.find()
+        shut_out: frozenset[int] = frozenset()
         while True:
             is_new = self.is_ours(found)
             generation = 0 if is_new else found.generation + 1
             self.header = self.claim(found, window_bytes, generation)
-            self._refuse_older(self._all(), found)
+            slots = self._all()
+            self._refuse_older(slots, found)
+            earlier = sorted({one.epoch for one in slots} - {self.owner.epoch}, reverse=True)
+            shut_out |= self.device.reserve(self.owner.epoch, earlier)
             claim = replace(self.header, sequence=0, claim=True, zoned=None)
             self.device.write_header_slot(slot_of(claim), claim.encode())
             slots = self._all()
@@ -224,7 +228,7 @@ class SharedHeaders(Headers):
         if is_new:
             self.update()  # there is nothing to recover
         else:
-            self.haunted = not (found.clean or self._is_gone(found))
+            self.haunted = not (found.clean or found.epoch in shut_out or self._is_gone(found))
         return found
 
     def _refuse_older(self, slots: list[Header], found: Header) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("check_place", "find_header", "mounted_type", "real_path")
+__all__ = ("check_place", "find_header", "mounted_type", "real_path", "signature")
 
 import os
 import stat
@@ -20,8 +20,15 @@ from penstock_wal_block._format import (
     parse_slots,
 )
 
-#: File systems and the like that leave the first 8 KiB of a device empty: (offset, magic, name).
+#: File systems and the like: (offset, magic, name). Many leave the first 8 KiB of a device empty.
 _SIGNATURES: Sequence[tuple[int, bytes, str]] = (
+    (0x1FE, b"\x55\xaa", "a partition table"),
+    (0x200, b"EFI PART", "a partition table"),
+    (0x1000, b"EFI PART", "a partition table"),
+    (0x438, b"\x53\xef", "ext"),
+    (0, b"XFSB", "xfs"),
+    (0, b"LUKS", "luks"),
+    (0x200, b"LABELONE", "lvm"),
     (0x2000, b"OCFSV2", "ocfs2"),
     (0x4000, b"\x11\x22\x33\x44", "vdo"),
     (0x8000, b"JFS1", "jfs"),
@@ -108,7 +115,7 @@ def find_header(
             header = newest_of(slot for slot in slots if slot is not None and not slot.claim)
         return header
     if is_block_device:
-        found = _signature(read, size_bytes)
+        found = signature(read, size_bytes)
         is_empty = not any(pair) and not found
     else:
         found = ""
@@ -122,7 +129,7 @@ def find_header(
     )
 
 
-def _signature(read: Callable[[int, int], bytes], size_bytes: int) -> str:
+def signature(read: Callable[[int, int], bytes], size_bytes: int) -> str:
     """What uses a device whose header area may be empty; empty if nothing known does."""
     for offset, magic, name in _SIGNATURES:
         if read(offset, len(magic)) == magic:

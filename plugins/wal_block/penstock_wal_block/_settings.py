@@ -34,6 +34,13 @@ class Settings(BaseSettings):
         ge=2**20,
         description="Size of the file or device, fixed when the log is created. A file grows to it as it is used.",
     )
+    reservations: Literal["off", "auto", "on"] = Field(
+        default="off",
+        description=(
+            "With shared: have the device itself refuse writes of older owners (persistent reservations of NVMe and "
+            "SCSI, as root); auto takes them where the device has them."
+        ),
+    )
     io: Literal["auto", "direct", "buffered"] = Field(
         default="auto",
         description="direct bypasses the page cache (O_DIRECT); auto takes it where the medium does.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("CAPABILITIES", "BlockWal", "open_wal")
 
 import asyncio
+import errno
 import logging
 import os
 import threading
@@ -313,7 +314,9 @@ class BlockWal:
         if not self._stalled:
             self._commit.resume()
 
-    def _medium_error(self, error: OSError) -> UnavailableError:
+    def _medium_error(self, error: OSError) -> PenstockError:
+        if error.errno == errno.EBADE:
+            return FencedError(f"another host has reserved the device of the wal: path={self._location}")
         wrapped = UnavailableError(
             f"the wal's medium failed, check the disk and restart the broker: path={self._location} "
             f"errno={error.errno} error={error.strerror}"
@@ -401,6 +404,11 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
 
 
 def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Access) -> FileDevice:
+    if settings.reservations != "off" and not settings.shared:
+        raise ConfigError(
+            "wal.reservations is for a device that hosts share, set wal.shared, too, or turn it off: "
+            f"path={path} reservations={settings.reservations}"
+        )
     try:
         device = FileDevice(
             path,
@@ -410,6 +418,7 @@ def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Acce
             buffer_bytes=buffer_bytes,
             writers=settings.groups_in_flight_max,
             access=access,
+            reservations=settings.reservations,
         )
     except OSError as error:
         raise _open_error(path, error) from error

@@ -126,6 +126,9 @@ class SimulatedDevice:
 
     seat = bytes(16)
 
+    def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
+        return frozenset()
+
     def is_free(self, epoch: int) -> bool:
         return False
 

@@ -108,6 +108,9 @@ class Host:
     def is_free(self, epoch: int) -> bool:
         return epoch not in self._medium.held
 
+    def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
+        return frozenset()
+
     def header_lock(self) -> AbstractContextManager[None]:
         raise AssertionError("a lock that a stopped owner may hold")
 

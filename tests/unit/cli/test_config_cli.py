@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from penstock_wal_block import Settings as BlockSettings
 
 from penstock.config import load_config
 from penstock.config._check import redact
@@ -241,7 +242,9 @@ def test_init_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 def test_init_for_another_cloud_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "init", "--cloud", "moon"]) == 2
-    assert "those there are: local, aws, minio, r2, gcp, azure: cloud='moon'" in capsys.readouterr().err
+    assert (
+        "those there are: local, aws, minio, r2, gcp, azure, alibaba: cloud='moon'" in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize(
@@ -252,6 +255,7 @@ def test_init_for_another_cloud_says_which_there_are(capsys: pytest.CaptureFixtu
         ("r2", "s3://your-bucket/penstock"),
         ("gcp", "gs://your-bucket/penstock"),
         ("azure", "az://your-container/penstock"),
+        ("alibaba", "s3://your-bucket/penstock"),
     ],
 )
 def test_init_for_a_cloud_names_its_store_and_no_secret(
@@ -265,6 +269,22 @@ def test_init_for_a_cloud_names_its_store_and_no_secret(
     assert path.read_text().count("\nurl = ") + path.read_text().count("\n# url = ") == 1
     if url.startswith("s3"):
         assert main(["config", "check", "-c", str(path)]) == 0
+    capsys.readouterr()
+
+
+@pytest.mark.parametrize("cloud", ["gcp", "azure", "alibaba"])
+def test_init_for_a_cloud_with_regional_disks_has_a_wal_on_one_as_comments_that_are_valid(
+    cloud: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "penstock.toml"
+    assert main(["config", "init", "--cloud", cloud, "-o", str(path)]) == 0
+    text = path.read_text()
+    for line in ("shared = true", 'capacity = "16GiB"', 'reservations = "auto"'):
+        assert f"\n# {line}\n" in text
+        text = text.replace(f"\n# {line}\n", f"\n{line}\n", 1)
+    path.write_text(text)
+    settings = BlockSettings.model_validate(load_config(path).plugin_settings("wal"))
+    assert (settings.shared, settings.reservations) == (True, "auto")
     capsys.readouterr()
 
 

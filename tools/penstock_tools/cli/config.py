@@ -125,7 +125,9 @@ def write_template(
     cloud: Annotated[
         str,
         typer.Option(
-            "--cloud", metavar="NAME", help="Where objects are kept: local, aws, minio, r2, gcp, azure."
+            "--cloud",
+            metavar="NAME",
+            help="Where objects are kept: local, aws, minio, r2, gcp, azure, alibaba.",
         ),
     ] = "local",
     output: Annotated[

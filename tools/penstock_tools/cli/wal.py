@@ -1,10 +1,11 @@
-"""Look into a write-ahead log without disturbing its owner."""
+"""Look into a write-ahead log without disturbing its owner, or make a device ready for one."""
 
 from __future__ import annotations
 
 __all__ = ("app",)
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import anyio
@@ -20,7 +21,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
 @app.callback()
 def _group() -> None:
-    """Look into a write-ahead log without disturbing its owner."""
+    """Look into a write-ahead log without disturbing its owner, or make a device ready for one."""
 
 
 @app.command("inspect")
@@ -52,6 +53,61 @@ def inspect_wal(
         typer.echo(f"end of the log: {found['end']}")
     if found["damage"]:
         raise typer.Exit(1)
+
+
+@app.command("check")
+def check_wal(
+    context: typer.Context,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Show size, block size, owner, epoch and how full the log is; exit code 1 on damage."""
+    setup = Setup.of(context, config, sets, plugins_dir, plugin)
+    facts = anyio.run(_describe, setup)
+    _print_facts(facts, as_json)
+    if facts.get("error"):
+        raise typer.Exit(1)
+
+
+@app.command("format")
+def format_wal(
+    context: typer.Context,
+    config: ConfigOption = None,
+    sets: SetOption = None,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
+    force: Annotated[
+        str,
+        typer.Option("--force", metavar="WORDS", help="Lose what is there; the refusal says which words."),
+    ] = "",
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object.")] = False,
+) -> None:
+    """Try the device for the log and empty it; refused if it holds anything at all."""
+    from penstock_tools.inspection.places import format_wal as format_place
+
+    setup = Setup.of(context, config, sets, plugins_dir, plugin)
+    _print_facts(anyio.run(format_place, setup.load_config(), setup.registry(), force), as_json)
+
+
+def _print_facts(facts: Mapping[str, object], as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps(facts, indent=2, default=str))
+    else:
+        for name, value in facts.items():
+            typer.echo(f"{name:<26} {value}")
+
+
+async def _describe(setup: Setup) -> Mapping[str, object]:
+    from penstock.errors import InvalidRequestError
+    from penstock_tools.inspection.places import open_places
+
+    async with open_places(setup.load_config(), setup.registry()) as places:
+        if places.describe_wal is None:
+            raise InvalidRequestError(f"this WAL plugin can't be read from outside: plugin={places.wal_name}")
+        return await places.describe_wal()
 
 
 def _recorded(image: Image, node_id: int) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Places", "open_places", "open_store")
+__all__ = ("Places", "format_wal", "open_places", "open_store")
 
 import os
 import time
@@ -81,6 +81,16 @@ async def open_store(
     async with AsyncExitStack() as stack:
         services = _services(config, read_only=read_only)
         yield await PluginOpener(stack, selection, services).open(OBJECT_STORE)
+
+
+async def format_wal(config: Config, registry: PluginRegistry, consent: str) -> Mapping[str, object]:
+    """Make the place of the WAL ready; see ``WalSpec.format``. Raises InvalidRequestError if the plugin can't."""
+    selection = registry.select_all(config)
+    wal = selection.specs[WAL.name]
+    assert isinstance(wal, WalSpec)
+    if wal.format is None:
+        raise InvalidRequestError(f"this WAL plugin needs no formatting: plugin={wal.name}")
+    return await wal.format(selection.settings[WAL.name], _services(config, read_only=False), consent)
 
 
 @asynccontextmanager

@@ -1,0 +1,142 @@
+"""Device reservations, on a model of a device that has them and on a loop device, which has none."""
+
+from __future__ import annotations
+
+import errno
+import os
+import struct
+from pathlib import Path
+from typing import Literal
+
+import anyio
+import pytest
+from penstock_wal_block import Settings, penstock_register_wal
+from penstock_wal_block._reservation import Reservation
+from tests.loop_device import loop_device
+
+from penstock.errors import ConfigError, UnavailableError
+from penstock.spi import Services
+
+#: As <linux/pr.h> of x86 and ARM has them.
+REGISTER, RESERVE, RELEASE, PREEMPT_ABORT = 0x401870C8, 0x401070C9, 0x401070CA, 0x401870CC
+
+
+class Namespace:
+    """A device with reservations: keys by host, and who holds it."""
+
+    def __init__(self) -> None:
+        self.keys: dict[str, int] = {}
+        self.holder: str | None = None
+
+    def may_write(self, host: str) -> bool:
+        return self.holder in (None, host)
+
+    def ioctl_of(self, host: str):  # type: ignore[no-untyped-def]
+        def ioctl(_fd: int, request: int, argument: bytearray) -> int:
+            return self._serve(host, request, bytes(argument))
+
+        return ioctl
+
+    def _serve(self, host: str, request: int, argument: bytes) -> int:
+        conflict = 0x18
+        if request == REGISTER:
+            old, new, flags = struct.unpack("@QQI4x", argument)
+            if not flags & 1 and self.keys.get(host, 0) != old:
+                return conflict
+            if new:
+                self.keys[host] = new
+            else:
+                del self.keys[host]
+                if self.holder == host:
+                    self.holder = None
+            return 0
+        if request == PREEMPT_ABORT:
+            old, new, kind, _ = struct.unpack("@QQII", argument)
+            assert kind == 1
+            victims = [name for name, key in self.keys.items() if key == old and name != host]
+            if self.keys.get(host) != new or not victims:
+                return conflict
+            for name in victims:
+                del self.keys[name]
+                if self.holder == name:
+                    self.holder = host
+            return 0
+        key, kind, _ = struct.unpack("@QII", argument)
+        assert kind == 1
+        if self.keys.get(host) != key:
+            raise OSError(errno.EBADE, os.strerror(errno.EBADE))
+        if request == RESERVE:
+            if self.holder not in (None, host):
+                return conflict
+            self.holder = host
+            return 0
+        assert request == RELEASE
+        if self.holder == host:
+            self.holder = None
+        return 0
+
+
+def reservation(device: Namespace, host: str) -> Reservation:
+    return Reservation(-1, location="/dev/it", required=True, ioctl=device.ioctl_of(host))
+
+
+def test_a_newer_owner_shuts_the_older_ones_host_out() -> None:
+    device = Namespace()
+    old = reservation(device, "a")
+    assert old.take(5, []) == frozenset()
+    assert not device.may_write("b")
+    new = reservation(device, "b")
+    assert new.take(8, [5, 3]) == {5}, "its writes are refused, those on their way too"
+    assert (device.may_write("a"), device.may_write("b")) == (False, True)
+    old.release()
+    assert device.holder == "b", "who was shut out releases nothing"
+    new.release()
+    assert device.may_write("a")
+    assert not device.keys
+
+
+def test_another_owner_on_the_same_host_is_not_taken_for_shut_out() -> None:
+    device = Namespace()
+    reservation(device, "a").take(5, [])
+    assert reservation(device, "a").take(8, [5]) == frozenset()
+
+
+def test_a_device_that_somebody_unknown_holds_is_told_with_the_way_out() -> None:
+    device = Namespace()
+    reservation(device, "a").take(77, [])
+    with pytest.raises(UnavailableError, match=r"isn't in its header.*sg_persist --clear.*path=/dev/it"):
+        reservation(device, "b").take(80, [5])
+
+
+def test_what_the_device_says_is_told_apart() -> None:
+    def failing(code: int):  # type: ignore[no-untyped-def]
+        def ioctl(_fd: int, _request: int, _argument: bytearray) -> int:
+            raise OSError(code, os.strerror(code))
+
+        return ioctl
+
+    with pytest.raises(ConfigError, match="CAP_SYS_ADMIN"):
+        Reservation(-1, location="x", required=False, ioctl=failing(errno.EPERM)).take(1, [])
+    with pytest.raises(OSError, match="Input/output"):
+        Reservation(-1, location="x", required=False, ioctl=failing(errno.EIO)).take(1, [])
+    with pytest.raises(OSError, match="status 0xe0000"):
+        Reservation(-1, location="x", required=True, ioctl=lambda *_: 0xE0000).take(1, [])
+
+
+@pytest.mark.parametrize("reservations", ["on", "auto"])
+def test_a_loop_device_has_none_which_is_one_clear_sentence_if_they_are_asked_for(
+    tmp_path: Path, reservations: Literal["on", "auto"]
+) -> None:
+    async def open_once() -> None:
+        with loop_device(tmp_path, 4 * 2**20) as device:
+            settings = Settings(path=str(device), capacity=4 * 2**20, shared=True, reservations=reservations)
+            services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=tmp_path, clock=lambda: 0.0)
+            async with penstock_register_wal().open(settings, services):
+                pass
+
+    if reservations == "auto":
+        anyio.run(open_once)
+    else:
+        told = "no persistent reservations .*set wal.reservations to auto or off: path=/dev/loop"
+        with pytest.raises(ConfigError, match=told):
+            anyio.run(open_once)
