@@ -9,23 +9,29 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 
+from penstock.plugins import NestedPlugins, Opened
 from penstock.spi.allocator import Allocator
-from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, Kind
+from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, WAL, Kind
 from penstock.spi.object_store import ObjectStore
-from penstock.spi.plugin import Services
+from penstock.spi.plugin import PluginSpec, Services
+from penstock.spi.settings import Settings
 from penstock.spi.wal import WalEntry, WalSpec
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
+from penstock_conformance._words import FileWords
 from penstock_conformance.reference._allocator import PlainAllocator
 from penstock_conformance.reference._object_store import DirectoryStore
 
 T = TypeVar("T")
+
+EPOCHS_APART = 1000
 
 
 class Env:
@@ -68,7 +74,9 @@ class Env:
                 allocator = await self._allocator(stack)
             if OBJECT_STORE in needs and store is None:
                 store = await self._object_store(stack)
-            services = self._services(node_id, epoch, allocator, store)
+            services = self._bound(
+                self._services(node_id, epoch, allocator, store), spec, checked, registers=True
+            )
             opened = await stack.enter_async_context(spec.open(checked, services))
             yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened
 
@@ -79,7 +87,8 @@ class Env:
         assert spec.identify is not None, "the plugin has no identify"
         async with AsyncExitStack() as stack:
             services = self._services(1, epoch, await self._allocator(stack), await self._object_store(stack))
-            return await spec.identify(self.target.checked_settings(spec, self.data_dir), services)
+            settings = self.target.checked_settings(spec, self.data_dir)
+            return await spec.identify(settings, self._bound(services, spec, settings))
 
     async def read_outside(self) -> list[WalEntry]:
         """What the WAL's ``read`` tells of the log in this data directory."""
@@ -89,9 +98,8 @@ class Env:
             not_applicable("the plugin can't read a log from outside")
         async with AsyncExitStack() as stack:
             services = self._services(1, 0, await self._allocator(stack), await self._object_store(stack))
-            return [
-                entry async for entry in read(self.target.checked_settings(spec, self.data_dir), services)
-            ]
+            settings = self.target.checked_settings(spec, self.data_dir)
+            return [entry async for entry in read(settings, self._bound(services, spec, settings))]
 
     def can_read_outside(self) -> bool:
         """Whether the WAL has a ``read``."""
@@ -105,9 +113,8 @@ class Env:
             not_applicable("the plugin can't describe a log from outside")
         async with AsyncExitStack() as stack:
             services = self._services(1, 0, await self._allocator(stack), await self._object_store(stack))
-            facts: Mapping[str, object] = await describe(
-                self.target.checked_settings(spec, self.data_dir), services
-            )
+            settings = self.target.checked_settings(spec, self.data_dir)
+            facts: Mapping[str, object] = await describe(settings, self._bound(services, spec, settings))
             return facts
 
     async def store_of(self, stack: AsyncExitStack) -> ObjectStore:
@@ -153,13 +160,23 @@ class Env:
     ) -> Services:
         return Services(
             node_id=node_id,
-            epoch=epoch,
+            # a plugin that opens others may need epochs between those of two owners
+            epoch=epoch * EPOCHS_APART,
             cluster_id="conformance",
             data_dir=self.data_dir,
             allocator=allocator,
             object_store=store,
             clock=time.monotonic,
         )
+
+    def _bound(
+        self, services: Services, spec: PluginSpec[Any, Any], settings: Settings, *, registers: bool = False
+    ) -> Services:
+        """The services as the plugin under test gets them: it may open other plugins, and a WAL has fenced words."""
+        opened = Opened(NestedPlugins(self._registry.select, {}))
+        if spec.kind == WAL.name:
+            opened.words = partial(FileWords, self.store_dir / "conformance-words", registers)
+        return opened.bind(services, (spec.kind,), spec.name, settings)
 
     async def _allocator(self, stack: AsyncExitStack) -> Allocator:
         if self.target.allocator:

@@ -30,6 +30,7 @@ _RUNS: list[tuple[str, ...]] = [
         "--set",
         "linger=0ms",
     ),
+    ("wal", "wal_s3express_replicated", "--set", "drop_after=300ms"),
     ("log_cache", "cache_fifo"),
     ("block_cache", "cache_lru"),
     ("block_cache", "cache_lru", "--allocator", "allocator_sequential"),

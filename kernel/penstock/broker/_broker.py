@@ -36,14 +36,15 @@ from penstock.broker._settings import (
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
-from penstock.broker._words import NodeWords
 from penstock.bus import EventBus
 from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
 from penstock.errors import CapabilityError, InvariantError, PenstockError
 from penstock.files import ACCESSES
 from penstock.log.manager import LogManager
+from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
+from penstock.metadata.words import ImageWords, NodeWords
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.server.server import Server
 from penstock.spi.events import BrokerStarted, BrokerStopping
@@ -283,8 +284,13 @@ class Broker:
         metadata_log = await plugins.open_through(METADATA_LOG)
         entry_bytes_max = metadata_log.capabilities.entry_bytes_max
         check_opened(self.config, {"metadata_log.entry": ("an entry of the metadata log", entry_bytes_max)})
+
+        def services_to_look(image: Image) -> Services:
+            plugins.set_words(partial(ImageWords, image))
+            return plugins.services_of(WAL)
+
         check = MetadataCheck(
-            metadata_log, object_store, selection, plugins.services, tree.broker.accept_lost_metadata
+            metadata_log, object_store, selection, services_to_look, tree.broker.accept_lost_metadata
         )
         metadata = await stack.enter_async_context(
             MetadataService.open(

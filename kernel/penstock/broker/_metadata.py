@@ -11,6 +11,7 @@ from __future__ import annotations
 __all__ = ("Loss", "MetadataCheck", "give_up_entries")
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
@@ -61,13 +62,14 @@ class MetadataCheck:
         log: MetadataLog,
         store: ObjectStore,
         selection: Selection,
-        services: Services,
+        services: Callable[[Image], Services],
         accepted: str | None,
     ) -> None:
+        """``services(image)`` are those of the WAL, for looking into it."""
         self._log = log
         self._store = store
         self._selection = selection
-        self._services = services
+        self._services_of = services
         self._accepted = accepted
         self.loss: Loss | None = None
 
@@ -76,6 +78,7 @@ class MetadataCheck:
 
         Brings the image up to date. Raises UnavailableError of log, store and WAL.
         """
+        self._services = self._services_of(image)
         evidence = await self._read_wal()
         if not image.index:
             await self._check_new(evidence)

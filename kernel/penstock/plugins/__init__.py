@@ -13,6 +13,9 @@ __all__ = (
     "ENTRY_POINT_GROUP",
     "LOAD_VARIABLE",
     "OBSERVER",
+    "NestedPlugin",
+    "NestedPlugins",
+    "Opened",
     "TRACE_VARIABLE",
     "PluginInfo",
     "PluginOpener",
@@ -26,6 +29,7 @@ __all__ = (
 
 from penstock.plugins._checks import check_combination, validate_settings
 from penstock.plugins._discovery import ENTRY_POINT_GROUP, missing_dependency
+from penstock.plugins._nested import NestedPlugin, NestedPlugins, Opened
 from penstock.plugins._opening import PluginOpener
 from penstock.plugins._registry import (
     LOAD_VARIABLE,

@@ -77,9 +77,7 @@ class NestedPlugins:
             raise ConfigError(
                 f"{self._place(path)}: {key} is a plugin within too many others: max={DEPTH_MAX}"
             )
-        if isinstance(table, PluginTable):
-            table = {"plugin": table.plugin, **table.settings}
-        settings = dict(table)
+        settings = _plain(table)
         name = settings.pop("plugin", KINDS[kind].default)
         try:
             spec = self._select(kind, name)
@@ -158,7 +156,11 @@ class _OfOwner:
 
     @asynccontextmanager
     async def choose(
-        self, services: Services, kind: type[PluginSpec[Any, T]], table: PluginTable | Mapping[str, Any]
+        self,
+        services: Services,
+        kind: type[PluginSpec[Any, T]],
+        table: PluginTable | Mapping[str, Any],
+        keys: Mapping[str, Any],
     ) -> AsyncIterator[ChosenPlugin[T]]:
         missing = [
             need for need in KINDS[kind.kind].needs if need.name in SERVICES and not _has(services, need)
@@ -166,7 +168,7 @@ class _OfOwner:
         if missing:
             raise InvariantError(f"there is no {missing[0].name} yet for a {kind.kind} to be opened with")
         path = (*self._path, *self._paths.get(id(table), (kind.kind,)))
-        nested = self._nested.resolve(kind.kind, table, path)
+        nested = self._nested.resolve(kind.kind, {**_plain(table), **keys}, path)
         if nested.store is None:
             async with self._chosen(services, nested) as chosen:
                 yield chosen
@@ -182,21 +184,31 @@ class _OfOwner:
         store: ObjectStore | None = services.object_store
         if store is not None:
             nested.check_store(store.capabilities, store.location)
+        spec, settings = nested.spec, nested.settings
+        bound = self._opened.bind(services, nested.path, spec.name, settings)
         yield ChosenPlugin(
             key=nested.key,
-            spec=nested.spec,
-            settings=nested.settings,
-            services=self._opened.bind(services, nested.path, nested.spec.name, nested.settings),
+            spec=spec,
+            settings=settings,
+            services=bound,
+            open=lambda: self._opened.open(nested.key, spec.open(settings, bound)),
         )
 
     @asynccontextmanager
     async def open(
-        self, services: Services, kind: type[PluginSpec[Any, T]], table: PluginTable | Mapping[str, Any]
+        self,
+        services: Services,
+        kind: type[PluginSpec[Any, T]],
+        table: PluginTable | Mapping[str, Any],
+        keys: Mapping[str, Any],
     ) -> AsyncIterator[T]:
-        async with self.choose(services, kind, table) as chosen:
-            context = chosen.spec.open(chosen.settings, chosen.services)
-            async with self._opened.open(chosen.key, context) as opened:
+        async with self.choose(services, kind, table, keys) as chosen:
+            async with chosen.open() as opened:
                 yield opened
+
+
+def _plain(table: PluginTable | Mapping[str, Any]) -> dict[str, Any]:
+    return {"plugin": table.plugin, **table.settings} if isinstance(table, PluginTable) else dict(table)
 
 
 def _has(services: Services, kind: Kind[Any]) -> bool:

@@ -20,6 +20,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from penstock.errors import InvariantError
@@ -70,12 +71,20 @@ class Plugins(Protocol):
     """Opens plugins for a plugin; asked through ``Services.open_plugin`` and ``Services.choose_plugin``."""
 
     def choose(
-        self, services: Services, kind: type[PluginSpec[Any, T]], table: PluginTable | Mapping[str, Any]
+        self,
+        services: Services,
+        kind: type[PluginSpec[Any, T]],
+        table: PluginTable | Mapping[str, Any],
+        keys: Mapping[str, Any],
     ) -> AbstractAsyncContextManager[ChosenPlugin[T]]:
         """See ``Services.choose_plugin``."""
 
     def open(
-        self, services: Services, kind: type[PluginSpec[Any, T]], table: PluginTable | Mapping[str, Any]
+        self,
+        services: Services,
+        kind: type[PluginSpec[Any, T]],
+        table: PluginTable | Mapping[str, Any],
+        keys: Mapping[str, Any],
     ) -> AbstractAsyncContextManager[T]:
         """See ``Services.open_plugin``."""
 
@@ -116,20 +125,21 @@ class Services:
         table: PluginTable | Mapping[str, Any],
         *,
         epoch: int | None = None,
+        keys: Mapping[str, Any] = MappingProxyType({}),
     ) -> AbstractAsyncContextManager[T]:
         """Open another plugin: ``async with services.open_plugin(WalSpec, settings.replicas[0]) as log``.
 
         ``kind`` is the class of that kind's specs. ``table`` is a value of the plugin's own settings
-        (``penstock.spi.settings.PluginTable``), or keys that the plugin makes itself, ``plugin`` among them. It is
-        found and checked as a plugin that the configuration selects: settings, versions, the capabilities that it
-        needs. It gets these services, of ``epoch`` if that is given. If it works in the object store and its table
-        has a table ``object_store``, that store is opened first, and takes the place of the broker's. What is open
-        is told in the broker's statistics under the key of its table.
+        (``penstock.spi.settings.PluginTable``), or keys that the plugin makes itself, ``plugin`` among them; ``keys``
+        take the place of its. It is found and checked as a plugin that the configuration selects: settings, versions,
+        the capabilities that it needs. It gets these services, of ``epoch`` if that is given. If it works in the
+        object store and its table has a table ``object_store``, that store is opened first, and takes the place of
+        the broker's. What is open is told in the broker's statistics under the key of its table.
 
         Enter and leave it in one task. Raises ConfigError, PluginError, CapabilityError, and what ``open`` of the
         other plugin raises, with the key of its table.
         """
-        return self._plugins.open(self._of(epoch), kind, table)
+        return self._plugins.open(self._of(epoch), kind, table, keys)
 
     def choose_plugin(
         self,
@@ -137,9 +147,10 @@ class Services:
         table: PluginTable | Mapping[str, Any],
         *,
         epoch: int | None = None,
+        keys: Mapping[str, Any] = MappingProxyType({}),
     ) -> AbstractAsyncContextManager[ChosenPlugin[T]]:
         """As :meth:`open_plugin`, but only get ready: for functions of its spec beside ``open``, such as ``read``."""
-        return self._plugins.choose(self._of(epoch), kind, table)
+        return self._plugins.choose(self._of(epoch), kind, table, keys)
 
     def _of(self, epoch: int | None) -> Services:
         return self if epoch is None else replace(self, epoch=epoch)
@@ -226,3 +237,5 @@ class ChosenPlugin(Generic[T]):
     spec: PluginSpec[Any, T]
     settings: Settings
     services: Services
+    #: Opens it, as ``Services.open_plugin`` does.
+    open: Callable[[], AbstractAsyncContextManager[T]]

@@ -13,12 +13,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
-import anyio.lowlevel
-
 from penstock.config import Config
-from penstock.errors import InvalidRequestError
-from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
+from penstock.metadata.words import ImageWords
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.spi.kinds import ALLOCATOR, METADATA_LOG, OBJECT_STORE, WAL
 from penstock.spi.metadata_log import MetadataLog
@@ -28,24 +25,6 @@ from penstock.spi.wal import WalEntry, WalSpec
 
 T = TypeVar("T")
 _Read: TypeAlias = Callable[[Any, Services], AsyncIterator[WalEntry]]
-
-
-class _Words:
-    """The words of a plugin as metadata have them, to be read only."""
-
-    def __init__(self, image: Image, owner: str, services: Services) -> None:
-        node = image.nodes.get(services.node_id)
-        self._words = {} if node is None else node.words
-        self._owner = owner
-
-    async def read(self, name: str) -> str:
-        """See ``FencedWords.read``."""
-        await anyio.lowlevel.checkpoint()
-        return self._words.get(f"{self._owner}/{name}", "")
-
-    async def write(self, name: str, value: str, expected: str) -> int:
-        """See ``FencedWords.write``."""
-        raise InvalidRequestError(f"who only looks changes no words: name={self._owner}/{name}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,7 +89,7 @@ async def open_places(config: Config, registry: PluginRegistry) -> AsyncIterator
             """As a broker would give them; metadata are read when the WAL is looked at, and not before."""
             image = await load_image(metadata_log)
             plugins.set_services(cluster_id=image.cluster_id)
-            plugins.set_words(partial(_Words, image))
+            plugins.set_words(partial(ImageWords, image))
             return plugins.services_of(WAL)
 
         async def read(of: _Read) -> AsyncIterator[WalEntry]:

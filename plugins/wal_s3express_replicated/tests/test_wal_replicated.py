@@ -1,0 +1,510 @@
+"""What a replicated log promises, on media in memory that the tests steer; contract clauses are in conformance."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+
+import anyio
+import anyio.lowlevel
+import pytest
+from penstock_wal_s3express_replicated import ReplicatedWal, _wal
+from penstock_wal_s3express_replicated._format import HEADER_BYTES, Kind, Members, encode_header
+from tests.patience import HANG_S
+from tests.steered_wal import Place, recovered
+
+from penstock.errors import (
+    ClosedError,
+    ConfigError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
+from penstock.spi.wal import WalAppend
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def acked(wal: ReplicatedWal, *bodies: bytes) -> list[WalAppend]:
+    appends = [wal.append([body]) for body in bodies]
+    with anyio.fail_after(HANG_S):
+        for append in appends:
+            await append.wait_durable()
+    return appends
+
+
+async def until_word(place: Place, number: int) -> None:
+    """So many words were written."""
+    with anyio.fail_after(HANG_S):
+        await place.words.wait(lambda: len(place.words.history) >= number)
+
+
+def done(*appends: WalAppend) -> list[bool]:
+    return [append.done for append in appends]
+
+
+def members(place: Place) -> set[str]:
+    return set(Members.decode(place.words.word).since)
+
+
+# -- acknowledging -----------------------------------------------------------------------------------------------
+
+
+async def test_an_append_is_acknowledged_when_all_replicas_hold_it() -> None:
+    place = Place(replicas=3)
+    async with place.recovered() as wal:
+        place.media[1].held = place.media[2].held = True
+        first, second = wal.append([b"one"]), wal.append([b"t", b"wo"])
+        await anyio.wait_all_tasks_blocked()
+        assert place.holds(0) == [b"one", b"two"]
+        place.media[2].release()
+        assert done(first, second) == [False, False]
+        place.media[1].release(1)
+        assert done(first, second) == [True, False]
+        place.media[1].release()
+        assert done(first, second) == [True, True]
+        assert second.position == first.next_position == HEADER_BYTES + 3
+    assert await place.read() == [b"one", b"two"]
+
+
+async def test_statistics_tell_latency_and_lag_of_each_replica() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"x")
+        place.media[1].held = True
+        wal.append([b"y"])
+        wal.append([b"z"])
+        await anyio.sleep(0.01)
+        told = wal.statistics()
+        assert (told.state, told.pending_entries, told.appended_entries) == ("open", 2, 3)
+        fast, slow = told.replicas["replicas[0]"], told.replicas["replicas[1]"]
+        assert (fast.state, fast.lag_entries, fast.lag_ms) == ("member", 0, 0)
+        assert (slow.state, slow.lag_entries) == ("member", 2)
+        assert slow.lag_ms > 0
+        assert fast.latency_us > 0
+        place.media[1].release()
+        assert wal.statistics().replicas["replicas[1]"].lag_entries == 0
+
+
+async def test_an_entry_that_has_no_room_in_one_replica_is_in_none() -> None:
+    place = Place()
+    place.media[1].capacity = 200
+    async with place.recovered() as wal:
+        assert wal.capabilities.bounded
+        *_, last = await acked(wal, bytes(60), bytes(60))
+        assert not wal.would_fit(60)
+        with pytest.raises(FullError):
+            wal.append([bytes(60)])
+        assert place.holds(0) == place.holds(1) == [bytes(60), bytes(60)]
+        await wal.trim(last.next_position)
+        assert wal.would_fit(60)
+
+
+# -- dropping ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_failed_replica_is_dropped_after_the_smaller_set_is_recorded_under_a_new_epoch() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"before")
+        epoch = place.words.index
+        place.words.gate = anyio.Event()
+        place.media[1].fail()
+        append = wal.append([b"x"])
+        await anyio.wait_all_tasks_blocked()
+        assert place.holds(0) == [b"before", b"x"]
+        assert not append.done, "the smaller set isn't recorded yet"
+        place.words.gate.set()
+        with anyio.fail_after(HANG_S):
+            await append.wait_durable()
+        assert place.words.index > epoch
+        assert members(place) == {place.media[0].identity}
+        told = wal.statistics()
+        assert told.state == "degraded"
+        assert "replicas[1] is out: the medium failed" in told.last_error
+        assert told.replicas["replicas[1]"].dropped == 1
+        await acked(wal, b"y")
+    place.media[0].error = None
+    assert await place.read() == [b"before", b"x", b"y"]
+
+
+async def test_a_slow_replica_is_dropped_when_it_is_too_far_behind_the_fastest() -> None:
+    place = Place(drop_after="30ms")
+    async with place.recovered() as wal:
+        place.media[0].held = True
+        await acked(wal, b"x")
+        assert members(place) == {place.media[1].identity}
+        assert "too far behind" in wal.statistics().last_error
+
+
+async def test_when_all_are_slow_nobody_is_dropped() -> None:
+    place = Place(drop_after="5ms")
+    async with place.recovered() as wal:
+        place.media[0].held = place.media[1].held = True
+        append = wal.append([b"x"])
+        await anyio.sleep(0.05)
+        assert done(append) == [False]
+        place.media[0].release()
+        place.media[1].release()
+        assert done(append) == [True]
+        assert len(members(place)) == 2
+
+
+async def test_the_last_replica_is_not_dropped_the_log_fails() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        append = wal.append([b"x"])
+        for medium in place.media:
+            medium.fail()
+        with anyio.fail_after(HANG_S), pytest.raises(UnavailableError, match="every replica failed"):
+            await append.wait_durable()
+        with pytest.raises(ClosedError):
+            wal.append([b"y"])
+        assert wal.statistics().state == "failed"
+        assert len(members(place)) == 2
+
+
+async def test_a_fence_of_one_replica_is_a_fence_of_the_log() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        place.media[1].epoch += 1
+        append = wal.append([b"x"])
+        with anyio.fail_after(HANG_S), pytest.raises(FencedError):
+            await append.wait_durable()
+        assert wal.statistics().state == "fenced"
+        assert len(members(place)) == 2
+
+
+async def test_who_registered_later_keeps_the_old_owner_from_dropping_what_it_can_not_reach() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        place.register()
+        place.media[1].fail()
+        append = wal.append([b"x"])
+        with anyio.fail_after(HANG_S), pytest.raises(FencedError, match="newer owner registered"):
+            await append.wait_durable()
+
+
+# -- recovery ----------------------------------------------------------------------------------------------------
+
+
+async def test_a_replica_that_lacks_the_newest_is_repaired() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+    taken = place.media[1].entries.pop()
+    assert taken
+    async with place.open() as wal:
+        assert await recovered(wal) == [b"one"]
+        assert place.holds(1) == [b"one"]
+    place.media[0].fail()
+    assert await place.read() == [b"one"]
+
+
+async def test_recovery_uses_the_last_recorded_set_only() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+        place.media[1].held = True
+        wal.append([b"lost"])  # the second one gets it too, and says so to nobody
+        place.media[1].release()
+        place.media[1].fail()
+        await acked(wal, b"two")
+    place.media[0].replace()
+    place.media[1].error = None
+    with pytest.raises(CorruptError, match="each replica is another log than the recorded one"):
+        await place.read()
+
+
+async def test_a_replica_that_was_out_is_given_the_log_at_the_next_start() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+        place.media[1].fail()
+        await acked(wal, b"two")
+    place.media[1].error = None
+    async with place.open() as wal:
+        assert await recovered(wal) == [b"one", b"two"]
+        assert len(members(place)) == 2
+        assert wal.statistics().state == "open"
+        await acked(wal, b"three")
+    place.media[0].fail()
+    async with place.open() as wal:
+        assert await recovered(wal) == [b"one", b"two", b"three"]
+        assert wal.statistics().state == "degraded"
+
+
+async def test_what_a_replica_held_when_it_did_not_count_never_comes_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also if its trim is forgotten."""
+    monkeypatch.setattr(_wal, "CLOSE_TIMEOUT_S", 0.01)
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+        place.media[1].held = True
+        unacked = wal.append([b"never"])
+        place.media[0].fail()
+        await anyio.wait_all_tasks_blocked()
+        assert not unacked.done
+    place.media[1].waiting.clear()
+    place.media[1].held, place.media[0].error = False, None
+    async with place.recovered() as wal:
+        await acked(wal, b"two")
+    place.media[0].trimmed = 0
+    place.media[1].fail()
+    assert await place.read() == [b"one", b"two"]
+
+
+async def test_a_hole_that_no_replica_fills_stops_recovery_with_its_position() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        (_, second, _) = await acked(wal, b"one", b"two", b"three")
+    for medium in place.media:
+        del medium.entries[1]
+    with pytest.raises(CorruptError, match=f"lost entries: .*position={second.position} found="):
+        await place.read()
+
+
+async def test_replicas_that_differ_stop_recovery() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+    position, end, data = place.media[1].entries[0]
+    place.media[1].entries[0] = (position, end, data[:-1] + b"!")
+    with pytest.raises(CorruptError, match="two replicas hold different entries"):
+        await place.read()
+
+
+async def test_a_damaged_replica_is_out_and_the_other_is_recovered() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one", b"two")
+    place.media[0].entries[1] = (*place.media[0].entries[1][:2], b"garbage")
+    async with place.open() as wal:
+        assert await recovered(wal) == [b"one", b"two"]
+        assert wal.statistics().state == "degraded"
+        assert members(place) == {place.media[1].identity}
+
+
+async def test_the_end_is_known_after_everything_was_trimmed() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        appends = await acked(wal, b"one", b"two")
+        await wal.trim(appends[-1].next_position)
+        end = wal.statistics().end_position
+        assert end > appends[-1].next_position, "a note keeps the place"
+        await wal.trim(end)
+        assert wal.statistics().end_position == end
+    async with place.open() as wal:
+        assert await recovered(wal) == []
+        assert wal.statistics().end_position == end
+
+
+async def test_the_first_start_needs_all_replicas_and_empty_ones() -> None:
+    place = Place()
+    place.media[1].fail()
+    with pytest.raises(UnavailableError, match=r"^wal.replicas\[1\]: the medium failed"):
+        await place.read()
+    place.media[1].error = None
+    place.media[1].entries = [(0, 25, encode_header(Kind.DATA, 0, 1) + b"x")]
+    with pytest.raises(ConfigError, match="give it a place of its own"):
+        await place.read()
+    assert not place.words.history
+
+
+async def test_two_replicas_are_not_the_same_log() -> None:
+    place = Place()
+    place.media[0].identity = place.media[1].identity = "same"
+    with pytest.raises(ConfigError, match="two replicas are the same log"):
+        await place.read()
+
+
+async def test_the_identity_is_there_as_long_as_a_replica_that_counts_is() -> None:
+    place = Place()
+    identify = place.spec.identify
+    assert identify is not None
+    assert await identify(place.settings, place.services(0)) is None
+    async with place.recovered() as wal:
+        identity = await identify(place.settings, place.services(0))
+        assert identity
+        place.media[1].fail()
+        await acked(wal, b"x")
+    assert await identify(place.settings, place.services(0)) == identity
+    place.media[1].error = None
+    place.media[0].fail()
+    with pytest.raises(UnavailableError):
+        await identify(place.settings, place.services(0))
+    place.media[0].error = None
+    place.media[0].replace()
+    assert await identify(place.settings, place.services(0)) is None, "the one that is left doesn't count"
+
+
+async def test_from_outside_a_replica_that_counts_is_read() -> None:
+    place = Place()
+    assert place.spec.read is not None
+    assert place.spec.describe is not None
+    with pytest.raises(NotFoundError):
+        await place.spec.describe(place.settings, place.services(0))
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+        place.media[0].fail()
+        await acked(wal, b"two")
+        place.media[0].error = None
+        found = [bytes(entry.data) async for entry in place.spec.read(place.settings, place.services(0))]
+        assert found == [b"one", b"two"]
+        facts = await place.spec.describe(place.settings, place.services(0))
+        assert facts["wal.replicas[0]"] == "doesn't count"
+        assert facts["wal.replicas[1] entries"] == 2
+
+
+# -- coming back -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+async def test_a_replica_comes_back_while_the_log_is_written_and_holds_all_before_it_counts(
+    replaced: bool,
+) -> None:
+    place = Place(return_after="20ms")
+    async with place.recovered() as wal:
+        bodies = [b"%d" % number for number in range(300)]
+        appends = await acked(wal, *bodies[:100])
+        await wal.trim(appends[49].next_position)
+        place.media[1].fail()
+        await acked(wal, *bodies[100:120])
+        assert len(members(place)) == 1
+        if replaced:
+            place.media[1].replace()
+        place.media[1].error = None
+        with anyio.fail_after(HANG_S):
+            for body in bodies[120:]:
+                await wal.append([body]).wait_durable()
+                await anyio.sleep(0.001)
+            while wal.statistics().state == "degraded":
+                await wal.append([b"more"]).wait_durable()
+        assert len(members(place)) == 2
+        await acked(wal, b"last")
+    place.media[0].fail()
+    found = [body for body in await place.read() if body != b"more"]
+    assert found[-251:] == [*bodies[50:], b"last"]
+
+
+async def test_a_replica_that_fails_while_another_one_returns_is_dropped_at_once() -> None:
+    place = Place(replicas=3, return_after="10ms")
+    async with place.recovered() as wal:
+        place.media[2].fail()
+        await acked(wal, b"one")
+        place.media[2].opening = anyio.Event()
+        place.media[2].error = None
+        await until_word(place, len(place.words.history) + 1)
+        place.media[1].fail()
+        await acked(wal, b"two")
+        place.media[2].opening.set()
+        with anyio.fail_after(HANG_S):
+            await place.words.wait(lambda: len(members(place)) == 2)
+    place.media[0].fail()
+    assert await place.read() == [b"one", b"two"]
+
+
+async def test_a_replica_that_can_not_return_is_tried_again_later_and_less_often() -> None:
+    place = Place(return_after="5ms")
+    async with place.recovered() as wal:
+        place.media[1].fail()
+        await acked(wal, b"one")
+        tries = len(place.words.history)
+        await until_word(place, tries + 3)
+        assert "can't return: wal.replicas[1]: the medium failed" in (
+            wal.statistics().replicas["replicas[1]"].last_error
+        )
+        assert wal.statistics().state == "degraded"
+        await acked(wal, b"two")
+
+
+# -- random histories --------------------------------------------------------------------------------------------
+
+
+class _History:
+    """Owners that come and go, media that fail, hang, vanish and come back; at least one that counts stays."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.place = Place(replicas=self.random.choice([2, 3]), drop_after="3ms", return_after="3ms")
+        self.acked: list[bytes] = []
+        self.count = 0
+
+    @asynccontextmanager
+    async def owner(self) -> AsyncIterator[ReplicatedWal]:
+        async with self.place.open() as wal:
+            found = await recovered(wal)
+            assert [body for body in found if body in set(self.acked)] == self.acked, (
+                "what was acknowledged is there"
+            )
+            assert len(set(found)) == len(found)
+            yield wal
+
+    def append(self, wal: ReplicatedWal, fenced: bool) -> None:
+        self.count += 1
+        body = b"%d" % self.count
+
+        def completed(append: WalAppend) -> None:
+            if append.error is None:
+                assert not fenced, "an old owner acknowledges nothing"
+                self.acked.append(body)
+
+        try:
+            wal.append([body]).set_callback(completed)
+        except PenstockError:
+            return
+
+    def disturb(self, wal: ReplicatedWal) -> None:
+        counting = {replica.identity for replica in wal._counting if replica.error is None} & members(
+            self.place
+        )
+        healthy = [m for m in self.place.media if m.error is None and not m.held and m.identity in counting]
+        medium = self.random.choice(self.place.media)
+        if medium.error is not None or medium.held:
+            medium.error = None
+            medium.release()
+        elif medium not in healthy or len(healthy) > 1:
+            if self.random.random() < 0.5:
+                medium.held = True
+            else:
+                medium.fail()
+                if self.random.random() < 0.5:
+                    medium.replace()
+
+    async def run(self, steps: int) -> None:
+        async with AsyncExitStack() as zombies:
+            old: list[ReplicatedWal] = []
+            for _ in range(steps):
+                wal = await zombies.enter_async_context(self.owner())
+                for _ in range(self.random.randrange(1, 12)):
+                    for _ in range(self.random.randrange(4)):
+                        self.append(wal, fenced=False)
+                    if old and self.random.random() < 0.3:
+                        self.append(self.random.choice(old), fenced=True)
+                    if self.random.random() < 0.4:
+                        self.disturb(wal)
+                    await anyio.sleep(self.random.choice([0, 0, 0.001, 0.004]))
+                for (
+                    medium
+                ) in self.place.media:  # who starts finds its media working, as far as they are there
+                    medium.error = None
+                    medium.release()
+                await anyio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("PENSTOCK_TEST_HISTORIES", "12"))))
+async def test_in_random_histories_what_was_acknowledged_is_recovered(seed: int) -> None:
+    with anyio.fail_after(HANG_S):
+        await _History(seed).run(8)
