@@ -32,6 +32,7 @@ ASYNCIO_RIM = (
     "plugins/allocator_sequential/",  # memory is given back from finalizers, on any thread
     "plugins/object_store_fsspec/",
     "plugins/wal_block/",
+    "plugins/wal_s3express_replicated/",  # replicas that outlive the cancellation of who opened them
 )
 #: Packages of pure logic, and the code that drives it, get their clock from outside.
 CLOCKLESS = ("spi", "wire", "metadata", "stream", "log", "coordinator", "config")

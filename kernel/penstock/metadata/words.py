@@ -34,7 +34,7 @@ class ImageWords:
 
 
 class NodeWords(ImageWords):
-    """The same for an owner, under the epoch of its node."""
+    """The words of a plugin whose node writes them, under its epoch."""
 
     def __init__(self, metadata: MetadataService, owner: str, services: Services) -> None:
         super().__init__(metadata.image, owner, services)

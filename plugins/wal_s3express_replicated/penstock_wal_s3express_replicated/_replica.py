@@ -121,7 +121,7 @@ class Replica:
             await asyncio.wait([self._task], timeout=CLOSE_TIMEOUT_S)  # a medium that hangs keeps its thread
 
     def fail(self, error: Exception) -> None:
-        """It can't be used any more; the first error counts."""
+        """Give the replica up; the first error counts."""
         if self.error is None:
             self.moved.set()
             self.error = kept(error) if isinstance(error, PenstockError) else UnavailableError(repr(error))
@@ -150,13 +150,13 @@ class Replica:
             self._bound(self.head.position, self.head.replica_position)
 
     async def empty(self) -> None:
-        """It doesn't count: what it holds is given up."""
+        """Drop all that the replica holds, as it doesn't count."""
         async for _ in self.wal.recover():
             pass
         await self.wal.trim(self.wal.statistics().end_position)
 
     async def read(self) -> AsyncIterator[Entry]:
-        """Its entries, read from outside while it is written."""
+        """The entries, read from outside while the replica is written."""
         assert isinstance(self.chosen.spec, WalSpec)
         assert self.chosen.spec.read is not None
         async for entry in self._filtered(

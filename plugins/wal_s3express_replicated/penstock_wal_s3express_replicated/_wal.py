@@ -154,7 +154,7 @@ class ReplicatedWal:
             except FencedError:
                 raise
             except PenstockError as error:
-                errors.append(error)
+                errors.append(kept(error))
                 replica.fail(error)
         self._counting = [replica for replica in self._counting if replica.error is None]
         if not self._counting:
