@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from penstock.config import Config
+from penstock.errors import InvalidRequestError
 from penstock.metadata.service import load_image
 from penstock.metadata.words import ImageWords
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
