@@ -73,6 +73,8 @@ class ProduceHeads:
         """Keep the head of ``request``, which was decoded from ``frame``, if it is a usual one."""
         if version < TEMPLATE_VERSION_MIN or not _is_usual(request):
             return
+        if self.find(frame, version) is not None:  # its records are unusual
+            return
         if len(self.known) >= _HEADS_MAX:
             self._unknown += 1
             if self._unknown % _REPLACED_PART:

@@ -25,8 +25,8 @@ from penstock.wire.registry import encode_response
 _PRODUCE: Final = int(ApiKey.PRODUCE)
 #: Behind the records: the tagged fields of partition, topic and request, of which there are none.
 _NO_TAGS: Final = b"\0\0\0"
-#: Lengths of records that take a varint of two bytes: the usual ones. Its first byte has the lowest 7 bits, its
-#: second byte the others: as a number, the others are there twice.
+#: Lengths of records that take a varint of two bytes: the usual ones; less takes one byte: a small record or two. The
+#: first byte has the lowest 7 bits, the second byte the others: as a number, the others are there twice.
 _LENGTH_MIN: Final = 0x80
 _LENGTH_MAX: Final = 0x3FFF
 _HIGH_BITS: Final = ~0x7F
@@ -123,12 +123,21 @@ class ShortProduces:
         if version >= FLEXIBLE_VERSION:
             start, stop = head.end + 2, size - 3
             length = stop - start + 1  # as the codec writes it
-            if (
-                not _LENGTH_MIN <= length <= _LENGTH_MAX
-                or _unpack_varint(frame, head.end)[0] != length + (length & _HIGH_BITS) + _MORE_BIT
-                or bytes(frame[stop:]) != _NO_TAGS
-            ):
-                return False
+            if length >= _LENGTH_MIN:
+                if (
+                    length > _LENGTH_MAX
+                    or _unpack_varint(frame, head.end)[0] != length + (length & _HIGH_BITS) + _MORE_BIT
+                    or bytes(frame[stop:]) != _NO_TAGS
+                ):
+                    return False
+            else:
+                start, length = start - 1, length + 1
+                if (
+                    not HEADER_BYTES < length < _LENGTH_MIN
+                    or frame[head.end] != length
+                    or bytes(frame[stop:]) != _NO_TAGS
+                ):
+                    return False
         else:
             start, stop = head.end + 4, size
             if stop - start < HEADER_BYTES or _unpack_length(frame, head.end)[0] != stop - start:

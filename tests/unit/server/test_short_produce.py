@@ -171,6 +171,26 @@ async def test_both_ways_give_the_same_answers_and_the_same_log(seed: int) -> No
     assert went > 0 or requests[0].version < 5
 
 
+@pytest.mark.parametrize("version", [8, 9, 12])
+async def test_records_of_a_few_bytes_go_the_short_way_whatever_their_length_takes(version: int) -> None:
+    requests = [Sent(version=version, size=size) for size in (1, *range(40, 70), 300)]
+    answers, log, _, went = await outcome(requests, 1, short=True)
+    assert went == len(requests) - 1, "the first one is learned from"
+    long_answers, long_log, _, _ = await outcome(requests, 1, short=False)
+    assert (answers, log) == (long_answers, long_log)
+
+
+def test_a_head_that_is_known_is_not_learned_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = ProduceHeads()
+    view = memoryview(bytearray(frame(Sent(), 1, b"")[4:]))
+    header = decode_request_header(view)
+    request: Any = decode_request(ApiKey.PRODUCE, 9, view, header.body_pos, lenient=True)
+    heads.learn(view, header.client_id, 9, request)
+    assert len(heads) == 1
+    monkeypatch.delattr(produce_heads, "encode_request")
+    heads.learn(view, header.client_id, 9, request)
+
+
 async def test_where_there_is_no_room_nothing_has_changed() -> None:
     async with counts.rig() as made:
         for number in range(2):
