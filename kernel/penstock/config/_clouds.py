@@ -30,6 +30,8 @@ _WAL: Final = """\
 # It is on this machine's disk, which acknowledges at once, and takes with it what isn't uploaded yet. Where the disk
 # may vanish with the machine, keep the log in the bucket, too, at one request of latency:
 # plugin = "wal_s3"
+# Or on the disk and in the bucket, so that either may fail; acknowledged when both have it:
+# plugin = "wal_s3express_replicated"
 """
 
 
@@ -45,6 +47,23 @@ def _regional(disk: str, path: str) -> str:
 """
 
 
+#: A list of tables, so that the section's other keys may follow.
+_EXPRESS_WAL: Final = """\
+# In two places at once: a directory bucket (S3 Express One Zone), which answers in some milliseconds, and this
+# machine's disk. Records are acknowledged when both have them, and one of the two may fail: what it misses, it is
+# given later. The directory bucket must be there, in the zone of the broker. Right: s3express:CreateSession on it;
+# botocore makes the sessions. Without object_store, the broker's bucket takes its place. In that bucket alone, at its
+# latency, and without a disk:
+# plugin = "wal_s3"
+plugin = "wal_s3express_replicated"
+replicas = [
+  { plugin = "wal_s3", prefix = "wal-zonal/", linger = "5ms", \
+object_store = { url = "s3://your-bucket--euc1-az1--x-s3/penstock", \
+options.client_kwargs.region_name = "eu-central-1" } },
+  { plugin = "wal_block", path = "wal/replica-{node}.wal" },
+]
+"""
+
 CLOUDS: Final[dict[str, Cloud]] = {
     "local": Cloud(keeps="keeps everything on this machine"),
     "aws": Cloud(
@@ -57,6 +76,17 @@ url = "s3://your-bucket/penstock"
 options.client_kwargs.region_name = "eu-central-1"
 {_PATIENCE}""",
         wal=_WAL,
+    ),
+    "aws-express": Cloud(
+        keeps="keeps its objects in Amazon S3, and its log in a zonal bucket and on its disk",
+        store=f"""\
+# The bucket must be there, in the region where the broker runs. pip install 'penstock[s3]'
+url = "s3://your-bucket/penstock"
+{_AWS_CREDENTIALS}# Rights on the bucket: s3:ListBucket; on its objects: s3:GetObject, s3:PutObject, s3:DeleteObject,
+# s3:AbortMultipartUpload. docs/object-stores.md has the policy.
+options.client_kwargs.region_name = "eu-central-1"
+{_PATIENCE}""",
+        wal=_EXPRESS_WAL,
     ),
     "minio": Cloud(
         keeps="keeps its objects in MinIO, or another store that speaks S3",

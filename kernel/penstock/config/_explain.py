@@ -17,7 +17,7 @@ __all__ = (
 import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from pydantic import BaseModel
@@ -25,6 +25,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from penstock.config._check import (
+    DEFAULT,
     Origin,
     Origins,
     dotted,
@@ -46,6 +47,8 @@ from penstock.units import format_duration, format_size
 
 #: Names of the keys that a piece of a template sets.
 _ACTIVE = re.compile(r"^(\w+)[\w.]* = ", re.MULTILINE)
+#: The plugin that it chooses.
+_CHOSEN = re.compile(r'^plugin = "(\w+)"', re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,7 +144,10 @@ def _model_rows(
                 yield _row(config, leaf, None, redact(leaf, inner), field.description)
         else:
             shown = "***" if is_secret(field) and value else redact(path, value)
-            yield _row(config, path, field, shown, field.description)
+            row = _row(config, path, field, shown, field.description)
+            # what a table within a plugin's doesn't say has no place, and its table's would be taken for it
+            is_default = len(within) > 1 and name not in values.model_fields_set
+            yield replace(row, origin=DEFAULT.place) if is_default else row
 
 
 def _leaves(path: tuple[str, ...], table: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -247,7 +253,8 @@ def init_template(cloud: str = "local", models: SettingsModels | None = None) ->
         active = {OBJECT_STORE.name: place.store, WAL.name: place.wal}.get(kind, "")
         parts.append(active)
         if models is not None:
-            model = models.settings_model(kind, name)
+            chosen = _CHOSEN.search(active)
+            model = models.settings_model(kind, name if chosen is None else chosen[1])
             parts.extend(_template_keys(model, but=frozenset(_ACTIVE.findall(active))))
     return "".join(parts)
 

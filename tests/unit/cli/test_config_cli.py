@@ -243,7 +243,8 @@ def test_init_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[s
 def test_init_for_another_cloud_says_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "init", "--cloud", "moon"]) == 2
     assert (
-        "those there are: local, aws, minio, r2, gcp, azure, alibaba: cloud='moon'" in capsys.readouterr().err
+        "those there are: local, aws, aws-express, minio, r2, gcp, azure, alibaba: cloud='moon'"
+        in capsys.readouterr().err
     )
 
 
@@ -251,6 +252,7 @@ def test_init_for_another_cloud_says_which_there_are(capsys: pytest.CaptureFixtu
     ("cloud", "url"),
     [
         ("aws", "s3://your-bucket/penstock"),
+        ("aws-express", "s3://your-bucket/penstock"),
         ("minio", "s3://penstock/broker"),
         ("r2", "s3://your-bucket/penstock"),
         ("gcp", "gs://your-bucket/penstock"),
@@ -286,6 +288,21 @@ def test_init_for_a_cloud_with_regional_disks_has_a_wal_on_one_as_comments_that_
     settings = BlockSettings.model_validate(load_config(path).plugin_settings("wal"))
     assert (settings.shared, settings.reservations) == (True, "auto")
     capsys.readouterr()
+
+
+def test_init_for_a_zonal_bucket_has_the_log_there_and_on_the_disk(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the keys of the plugin that it chooses."""
+    path = tmp_path / "penstock.toml"
+    assert main(["config", "init", "--cloud", "aws-express", "-o", str(path)]) == 0
+    assert '\n# drop_after = "5s"\n' in path.read_text()
+    assert main(["config", "explain", "wal", "-c", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "wal.replicas[0].object_store.url = s3://your-bucket--euc1-az1--x-s3/penstock" in told
+    assert "wal.replicas[0].object_store.options.client_kwargs.region_name = eu-central-1" in told
+    assert "wal.replicas[1].path = wal/replica-{node}.wal" in told
+    assert "wal.replicas[1].capacity = 256MiB  (default)" in told
 
 
 def test_connect_tells_that_the_store_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -127,7 +127,7 @@ def write_template(
         typer.Option(
             "--cloud",
             metavar="NAME",
-            help="Where objects are kept: local, aws, minio, r2, gcp, azure, alibaba.",
+            help="Where objects are kept: local, aws, aws-express, minio, r2, gcp, azure, alibaba.",
         ),
     ] = "local",
     output: Annotated[
