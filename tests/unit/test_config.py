@@ -207,6 +207,14 @@ def test_text_below_a_plugin_key_is_read_as_toml() -> None:
         Models().validate_plugin_settings(load_config(sets=["wal.options=x"]), "wal")
 
 
+def test_a_text_of_the_wrong_form_is_told_the_form_and_an_example() -> None:
+    class Patterned(Settings):
+        prefix: str = Field(default="wal/", pattern=r"^[!-~]+/$")
+
+    with pytest.raises(ConfigError, match=r"must be a string, of the form \[!-~\]\+/, like wal/: value='wal'"):
+        validate(Patterned, {"prefix": "wal"}, "wal", {})
+
+
 def test_allocator_gets_what_the_reserve_leaves() -> None:
     config = load_config(sets=["memory.limit=512MiB", "memory.reserve=112MiB"])
     assert config.plugin_settings("allocator") == {"limit": 400 * 2**20}

@@ -292,6 +292,10 @@ def _bounds(field: FieldInfo) -> Iterable[str]:
             bound = getattr(item, name, None)
             if bound is not None:
                 yield words.format(_FORMATTERS.get(field_format(field) or "", str)(bound))
+        pattern = getattr(item, "pattern", None)
+        if isinstance(pattern, str):
+            example = f", like {field.default}" if isinstance(field.default, str) else ""
+            yield f"of the form {pattern.removeprefix('^').removesuffix('$')}{example}"
 
 
 def _prepare(field: FieldInfo, path: tuple[str, ...], value: Any, origins: Origins) -> Any:
