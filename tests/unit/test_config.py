@@ -211,7 +211,9 @@ def test_a_text_of_the_wrong_form_is_told_the_form_and_an_example() -> None:
     class Patterned(Settings):
         prefix: str = Field(default="wal/", pattern=r"^[!-~]+/$")
 
-    with pytest.raises(ConfigError, match=r"must be a string, of the form \[!-~\]\+/, like wal/: value='wal'"):
+    with pytest.raises(
+        ConfigError, match=r"must be a string, of the form \[!-~\]\+/, like wal/: value='wal'"
+    ):
         validate(Patterned, {"prefix": "wal"}, "wal", {})
 
 

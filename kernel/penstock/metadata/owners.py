@@ -79,10 +79,10 @@ def check_registration(nodes: Nodes, found: FoundWal, version: int) -> None:
             )
     if own is not None and own.wal_in_use and not is_own(own, found) and own.wal_name not in lost:
         raise ConfigError(
-            f"acknowledged records of this node may be in another WAL only, nothing was changed; point "
-            f"broker.data_dir or wal.path back to that WAL, or stop the broker that uses it, or give up what "
-            f"only it holds with broker.accept_lost_wal={own.wal_name}: node_id={own.node_id} "
-            f"recorded={own.wal_name} recorded_at={own.wal_location} found={found.wal or 'none'} "
+            f"acknowledged records of this node may be in another WAL only, nothing was changed; "
+            f"{_way_back(own.wal_location)}, or stop the broker that uses it, or give up what only it holds with "
+            f"broker.accept_lost_wal={own.wal_name}: node_id={own.node_id} recorded={own.wal_name} "
+            f"recorded_at={own.wal_location} found={found.wal or 'none'} "
             f"found_at={found.place}"
         )
     if version > 1:
@@ -124,7 +124,9 @@ def _check_alone(nodes: Nodes, node_id: int, found: str, found_at: str, lost: Co
     for holder in nodes.with_wal_in_use(but=node_id):
         if holder.wal_name in lost or (found and holder.wal == found):
             continue
-        take_over = "take its WAL over by pointing wal.path to it, " if holder.wal else ""
+        # one in an object store is at a place of its node's id, so no other node can be pointed to it
+        can_point = holder.wal and not _is_in_store(holder.wal_location)
+        take_over = "take its WAL over by pointing wal.path to it, " if can_point else ""
         raise ConfigError(
             f"acknowledged records may be in the WAL of node {holder.node_id} only, so no other node starts, and "
             f"nothing was changed; start that node again (a clean stop of it leaves everything to others), "
@@ -132,3 +134,14 @@ def _check_alone(nodes: Nodes, node_id: int, found: str, found_at: str, lost: Co
             f"node_id={node_id} holder={holder.node_id} recorded={holder.wal_name} "
             f"recorded_at={holder.wal_location or 'unknown'} found={found or 'none'} found_at={found_at}"
         )
+
+
+def _is_in_store(location: str) -> bool:
+    """Whether a WAL's place is one in an object store; else it's a file or a device."""
+    return "://" in location
+
+
+def _way_back(location: str) -> str:
+    if _is_in_store(location):
+        return "set wal.plugin, wal.prefix and [object_store] back to that WAL"
+    return "point broker.data_dir or wal.path back to that WAL, with the wal.plugin that wrote it"

@@ -86,6 +86,18 @@ def test_no_other_node_registers_while_a_wal_is_in_use_and_the_ways_out_are_told
     log.ok(OpenStreams(1, epoch, [1]))  # it wasn't fenced
 
 
+def test_the_ways_out_are_those_of_the_kind_of_wal(log: Log) -> None:
+    """A WAL in an object store has no wal.path, and is at the place of its node's id."""
+    for location, way_back in (("s3://bucket/wal/1/", "wal.prefix and [object_store]"), ("/wal", "wal.path")):
+        log.ok(RegisterNode(1, "x", "", "place"))
+        epoch = log.image.nodes.require(1).epoch
+        log.ok(UseWal(1, epoch, "w1", location))
+        assert way_back in str(log.refused(RegisterNode(1, "y", "w2", "/elsewhere")))
+        other = str(log.refused(RegisterNode(2, "b", "", "/there")))
+        assert ("pointing wal.path to it" in other) == (location == "/wal")
+        log.ok(ReleaseWal(1, epoch))
+
+
 def test_after_a_clean_stop_another_node_takes_everything(log: Log) -> None:
     epoch = log.start(1, "w1", found="")
     log.ok(ReleaseWal(1, epoch))
