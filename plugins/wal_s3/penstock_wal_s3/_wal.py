@@ -16,7 +16,14 @@ from typing import Any, NamedTuple, cast
 import anyio
 import anyio.lowlevel
 
-from penstock.errors import CapabilityError, FencedError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.errors import (
+    CapabilityError,
+    CorruptError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+)
 from penstock.spi import Buffer, Services
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
@@ -132,16 +139,20 @@ class ObjectWal:
         self._recovery_started = True
         found, log = self._found, self._log
         in_log: set[Key] = set()
-        async for header, group in log.read(found):
-            in_log.add(header.key)
-            if group is None:
-                (self._late if header.kind.ends_owner else self._superfluous).append(header.key)
-                continue
-            end = log.cursor.position
-            self._stored.append(_Stored(group.header.position, end, header.key))
-            for entry in group.entries:
-                if entry.next_position > found.trim_position:
-                    yield entry
+        try:
+            async for header, group in log.read(found):
+                in_log.add(header.key)
+                if group is None:
+                    (self._late if header.kind.ends_owner else self._superfluous).append(header.key)
+                    continue
+                end = log.cursor.position
+                self._stored.append(_Stored(group.header.position, end, header.key))
+                for entry in group.entries:
+                    if entry.next_position > found.trim_position:
+                        yield entry
+        except CorruptError:
+            await self._check_overtaken()  # a successor deletes what it has trimmed
+            raise
         self._superfluous += found.sizes.keys() - in_log - {*self._late, *self._superfluous}  # strays
         self._recovered = True
         cursor = log.cursor
@@ -273,6 +284,15 @@ class ObjectWal:
         self._confirmed_slot = header.key.slot
         self._durable_start = header.start
         self._superfluous.append(header.key)
+
+    async def _check_overtaken(self) -> None:
+        """Raise FencedError if the log has a newer owner by now."""
+        found = await self._log.survey()
+        if found is not None and found.end.epoch > self._services.epoch:
+            raise FencedError(
+                f"a newer owner took the wal over: wal={self._log.location} owner_epoch={found.end.epoch} "
+                f"epoch={self._services.epoch}"
+            )
 
     async def _check_owner(self) -> None:
         """Raise FencedError if a newer owner deleted what this one never deletes: its newest object."""

@@ -147,6 +147,20 @@ async def test_a_put_that_comes_after_the_seal_is_never_acknowledged(place: Plac
     assert await place.read(3) == bodies(2)
 
 
+async def test_an_owner_that_was_overtaken_before_it_recovered_is_fenced_and_sees_no_loss(place: Place) -> None:
+    """Its successor deletes what it has trimmed: that isn't missing. Found by the simulation (seed 5010)."""
+    async with place.recovered(1) as wal:
+        await append(wal, bodies(5))
+    async with place.open(2) as slow:
+        async with place.recovered(3) as new:
+            for number in range(3):
+                await append(new, bodies(2, owner=number))
+                await new.trim(new.statistics().end_position)
+        assert "1.2" not in place.slots()
+        with pytest.raises(FencedError, match="a newer owner took the wal over"):
+            await recovered(slow)
+
+
 async def test_what_landed_behind_the_seal_is_no_part_of_the_log(place: Place) -> None:
     """Strays: neither acknowledged nor recovered by any later owner, before and after what is around is trimmed."""
     async with AsyncExitStack() as stack:
