@@ -30,11 +30,6 @@ _WORDS = {
 _EXIT_CODES = {"fail": 1, "undecided": 3}
 
 
-@app.callback()
-def _group() -> None:
-    """Keep ``run`` a subcommand though it is the only one."""
-
-
 @app.command("run")
 def run_suite(
     context: typer.Context,
@@ -125,6 +120,48 @@ def run_suite(
     _summarize(console, outcome, report)
     if not outcome.passed:
         raise typer.Exit(_EXIT_CODES[outcome.result])
+
+
+@app.command("simulate")
+def simulate_histories(
+    wal: Annotated[
+        str, typer.Option(metavar="NAME", help="The WAL: wal_s3, wal_block, wal_block_shared.")
+    ] = "wal_s3",
+    seed: Annotated[
+        int | None, typer.Option(metavar="N", help="Replay this history only, and print what happens in it.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, metavar="COUNT", help="So many histories.")] = 100,
+    first: Annotated[int, typer.Option(min=0, metavar="N", help="The first of them.")] = 0,
+) -> None:
+    """Simulate histories of a broker on a WAL: kills, takeovers, faults of the media, in simulated time.
+
+    A seed gives one history, always the same. Exit code 1 if a promise was broken in one; its seed is printed.
+    """
+    from rich.console import Console
+
+    _suite()
+    simulation = importlib.import_module("penstock_conformance.simulation")
+    if wal not in simulation.STRATEGIES:
+        known = ", ".join(simulation.STRATEGIES)
+        raise PluginError(f"this WAL can't be simulated, choose from {known}: wal={wal}")
+    console = Console(highlight=False, markup=False)
+    failures = 0
+    chosen = range(first, first + seeds) if seed is None else [seed]
+    for number in chosen:
+        outcome = simulation.simulate(wal, number)
+        if seed is not None:
+            for line in outcome.trace:
+                console.print(line, soft_wrap=True)
+        if outcome.failure:
+            failures += 1
+            console.print(outcome.failure, soft_wrap=True)
+            console.print(
+                f"seed {number} breaks a promise; replay: penstock conformance simulate --wal {wal} --seed {number}",
+                soft_wrap=True,
+            )
+    console.print(f"{len(chosen) - failures} of {len(chosen)} histories on {wal} keep every promise")
+    if failures:
+        raise typer.Exit(1)
 
 
 def _suite() -> ModuleType:

@@ -1,0 +1,244 @@
+"""A disk for logs of blocks: what is written is seen at once, and durable when it is synced."""
+
+from __future__ import annotations
+
+__all__ = ("BlockMedium",)
+
+import asyncio
+import errno
+import importlib
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from random import Random
+from typing import Any
+from unittest import mock
+
+from penstock.errors import UnavailableError
+from penstock.plugins import PluginRegistry, validate_settings
+from penstock.spi.plugin import Buffer, Services
+from penstock_conformance.simulation._bucket import Bucket
+from penstock_conformance.simulation._media import Medium
+from penstock_conformance.simulation._threads import (
+    THREADING,
+    SimulatedWriter,
+    Turns,
+    opening,
+    pause,
+    running_life,
+)
+
+_SECTOR_BYTES = 512
+_BLOCK_BYTES = 4096
+#: All header slots that a log may have.
+_AREA_BYTES_MAX = 16 * _BLOCK_BYTES
+_LOCK_TIMEOUT_S = 10.0
+
+
+class _Disk:
+    """The bytes, which outlive every process."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, random: Random, size_bytes: int) -> None:
+        self.loop, self.random = loop, random
+        self.seen = bytearray(size_bytes)
+        self.durable = bytearray(size_bytes)
+        self.is_new = True
+        #: By life: what it wrote and didn't sync.
+        self.unsynced: dict[int, list[tuple[int, int]]] = {}
+        #: The newest places in the ring.
+        self.written: deque[tuple[int, int]] = deque(maxlen=6)
+        self.locks: dict[str, int] = {}
+        self.dead: set[int] = set()
+        self.cut_off_until_s: dict[int, float] = {}
+        self.fault_rate = 0.0
+        self.typical_s = 0.0005
+
+    def wait(self, life: int) -> None:
+        """Take the time of one access. Raises OSError for a dead process."""
+        slow = 40 if self.random.random() < 0.02 else 1
+        pause(self.random.uniform(0.1, 1.0) * self.typical_s * slow)
+        held_s = self.cut_off_until_s.get(life, 0.0) - self.loop.time()
+        if held_s > 0 and life not in self.dead:
+            pause(held_s)
+        if life in self.dead:
+            raise OSError(errno.EIO, "simulated: this process is dead")
+
+    def kill(self, life: int, *, with_host: bool) -> None:
+        """The process is gone, and its locks; with its host, what it didn't sync, sector by sector."""
+        self.dead.add(life)
+        self.locks = {name: owner for name, owner in self.locks.items() if owner != life}
+        kept = self.random.choice((0.0, 0.5, 0.9))
+        for start, end in self.unsynced.pop(life, []):
+            for sector in range(start, end, _SECTOR_BYTES):
+                at = slice(sector, min(end, sector + _SECTOR_BYTES))
+                if with_host and self.random.random() >= kept:
+                    self.seen[at] = self.durable[at]
+                else:
+                    self.durable[at] = self.seen[at]
+
+
+class _Device:
+    """The disk as one process has it open: ``penstock_wal_block._device.Device``, on one host."""
+
+    in_place = is_linked = True
+
+    def __init__(self, disk: _Disk, find_header: Any, *, shared: bool) -> None:
+        self._disk = disk
+        self._life = running_life()
+        self._find_header = find_header
+        self.capacity_bytes = len(disk.seen)
+        #: Each life is on a host of its own, which sees no lock of another one.
+        self.shareable = self.is_block_device = self.direct = shared
+        self._host = f"host {self._life} " if shared else ""
+        self.seat = (self._host or "the only host").ljust(16)[:16].encode()
+
+    def find_header(self, location: str) -> Any:
+        seen = self._disk.seen
+        is_new = not self.is_block_device and not any(seen[2 * _BLOCK_BYTES :])
+        size = 2 * _BLOCK_BYTES if is_new else len(seen)
+        area = self.read_header_area(0, min(size, _AREA_BYTES_MAX))
+        return self._find_header(
+            area,
+            size,
+            lambda offset, size: bytes(seen[offset : offset + size]),
+            location,
+            is_block_device=self.is_block_device,
+        )
+
+    def read_header_area(self, offset: int, size: int) -> bytes:
+        self._disk.wait(self._life)
+        return bytes(self._disk.seen[offset : offset + size])
+
+    def write_header_slot(self, index: int, slot: bytes) -> None:
+        self._put(index * _BLOCK_BYTES, slot)
+        self.sync()
+
+    def read(self, offset: int, size: int) -> memoryview:
+        self._disk.wait(self._life)
+        return memoryview(bytes(self._disk.seen[offset : offset + size]))
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        data = b"".join(parts)
+        assert len(data) == length, "the length is that of the parts"
+        self._disk.written.append((offset, offset + length))
+        self._put(offset, data.ljust(-(-length // _BLOCK_BYTES) * _BLOCK_BYTES, b"\0"))
+
+    def _put(self, offset: int, data: bytes) -> None:
+        """In two pieces, between which the process may die."""
+        middle = len(data) // 2 // _SECTOR_BYTES * _SECTOR_BYTES
+        for start, end in ((0, middle), (middle, len(data))):
+            if start < end:
+                self._disk.wait(self._life)
+                self._meet()
+                self._disk.seen[offset + start : offset + end] = data[start:end]
+                self._disk.unsynced.setdefault(self._life, []).append((offset + start, offset + end))
+
+    def _meet(self) -> None:
+        if self._disk.random.random() < self._disk.fault_rate / 50:
+            raise OSError(errno.EIO, "simulated: the disk failed")
+
+    def sync(self) -> None:
+        self._disk.wait(self._life)
+        self._meet()
+        for start, end in self._disk.unsynced.pop(self._life, []):
+            self._disk.durable[start:end] = self._disk.seen[start:end]
+
+    def sync_all(self) -> None:
+        self._disk.wait(self._life)
+        for life in list(self._disk.unsynced):
+            for start, end in self._disk.unsynced.pop(life):
+                self._disk.durable[start:end] = self._disk.seen[start:end]
+
+    def header_lock(self) -> AbstractContextManager[None]:
+        return self._locked("header")
+
+    def data_lock(self) -> AbstractContextManager[None]:
+        return self._locked("data")
+
+    @contextmanager
+    def _locked(self, name: str) -> Iterator[None]:
+        disk = self._disk
+        name = self._host + name
+        deadline_s = disk.loop.time() + _LOCK_TIMEOUT_S
+        while disk.locks.get(name, self._life) != self._life:
+            if disk.loop.time() > deadline_s:
+                raise UnavailableError("simulated: another process holds the lock, and doesn't let go")
+            pause(0.02)
+            if self._life in disk.dead:
+                raise OSError(errno.EIO, "simulated: this process is dead")
+        disk.locks[name] = self._life
+        try:
+            yield
+        finally:
+            if disk.locks.get(name) == self._life:
+                del disk.locks[name]
+
+    def claim(self, epoch: int) -> bool:
+        return self._disk.locks.setdefault(f"{self._host}epoch {epoch}", self._life) == self._life
+
+    def is_free(self, epoch: int) -> bool:
+        return f"{self._host}epoch {epoch}" not in self._disk.locks
+
+    def close(self) -> None:
+        """Ends the locks."""
+        locks = self._disk.locks
+        self._disk.locks = {name: owner for name, owner in locks.items() if owner != self._life}
+
+
+class BlockMedium(Medium):
+    """``wal_block`` on a simulated disk, with its threads in simulated time."""
+
+    def __init__(self, registry: PluginRegistry, plugin: str, settings: Mapping[str, object]) -> None:
+        super().__init__(registry, plugin, {"capacity": 2**20, "group_bytes_max": 16 * 1024, **settings})
+        self._package = self.spec.open.__module__.rpartition(".")[0]
+        self._find_header = importlib.import_module(f"{self._package}._place").find_header
+
+    def begin(self, loop: asyncio.AbstractEventLoop, random: Random, bucket: Bucket) -> None:
+        super().begin(loop, random, bucket)
+        checked: Any = validate_settings(self.spec, self.settings)
+        self._disk = _Disk(loop, random, checked.capacity)
+        SimulatedWriter.turns = Turns(loop, random)
+
+    def _new_device(self) -> _Device:
+        return _Device(self._disk, self._find_header, shared=bool(self.settings.get("shared")))
+
+    @asynccontextmanager
+    async def open_wal(self, life: int, services: Services) -> AsyncIterator[Any]:
+        with ExitStack() as stack:
+            wal = importlib.import_module(f"{self._package}._wal")
+            log = importlib.import_module(f"{self._package}._log")
+            for module in (wal, log):
+                stack.enter_context(mock.patch.object(module, "threading", THREADING))
+            stack.enter_context(mock.patch.object(wal, "WriterThread", SimulatedWriter))
+            stack.enter_context(mock.patch.object(wal, "_open_device", lambda *_, **__: self._new_device()))
+            with opening(life):
+                context = self.spec.open(validate_settings(self.spec, self.settings), services)
+                opened = await context.__aenter__()
+        try:
+            yield opened
+        except BaseException as error:
+            if not await context.__aexit__(type(error), error, error.__traceback__):
+                raise
+        else:
+            await context.__aexit__(None, None, None)
+
+    def set_pace(self, fault_rate: float, typical_s: float) -> None:
+        self._disk.fault_rate = fault_rate
+        self.typical_s = self._disk.typical_s = typical_s / 20
+
+    def cut_off(self, life: int, seconds: float) -> None:
+        self._disk.cut_off_until_s[life] = self.loop.time() + seconds
+
+    async def kill(self, life: int) -> None:
+        self._disk.kill(life, with_host=self.random.random() < 0.5)
+
+    def damage(self, random: Random) -> str:
+        """One bit of what was written last."""
+        disk = self._disk
+        if not disk.written or random.random() < 0.2:
+            return ""
+        start, end = random.choice(disk.written)
+        at = random.randrange(start, min(end, start + 2 * _SECTOR_BYTES))
+        disk.seen[at] ^= 1 << random.randrange(8)
+        disk.durable[at] = disk.seen[at]
+        return f"flipped {at}"

@@ -1,0 +1,65 @@
+"""What a write-ahead log is on in the simulation, and how it is hurt."""
+
+from __future__ import annotations
+
+__all__ = ("Medium", "ObjectMedium")
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import AbstractAsyncContextManager
+from random import Random
+from typing import Any
+
+from penstock.plugins import PluginRegistry, validate_settings
+from penstock.spi.plugin import Services
+from penstock_conformance.simulation._bucket import Bucket
+
+
+class Medium:
+    """The medium of one history. A process is named by the number of its life."""
+
+    #: How long an access takes.
+    typical_s = 0.02
+
+    def __init__(self, registry: PluginRegistry, plugin: str, settings: Mapping[str, object]) -> None:
+        self.spec = registry.select("wal", plugin)
+        self.settings = dict(settings)
+
+    def begin(self, loop: asyncio.AbstractEventLoop, random: Random, bucket: Bucket) -> None:
+        """A history begins, with an empty medium."""
+        self.loop, self.random, self.bucket = loop, random, bucket
+
+    def open_wal(self, life: int, services: Services) -> AbstractAsyncContextManager[Any]:
+        """Open the log as this life's."""
+        return self.spec.open(validate_settings(self.spec, self.settings), services)
+
+    def set_pace(self, fault_rate: float, typical_s: float) -> None:
+        """From now on so many accesses go wrong, and so long a request of the object store takes."""
+        self.typical_s = typical_s
+
+    def cut_off(self, life: int, seconds: float) -> None:
+        """The process hears nothing of its medium for so long."""
+
+    async def kill(self, life: int) -> None:
+        """The process does nothing any more to its medium."""
+
+    def damage(self, random: Random) -> str:
+        """Hurt what the log holds, at a place where it must be noticed or doesn't matter; what was done."""
+        return ""
+
+
+class ObjectMedium(Medium):
+    """A log in the simulated bucket, beside everything else."""
+
+    def damage(self, random: Random) -> str:
+        keys = sorted(key for key in self.bucket.objects if key.startswith("wal/"))
+        if len(keys) < 3 or random.random() < 0.2:
+            return ""
+        key = random.choice(keys[-6:-1])
+        if random.random() < 0.5:
+            del self.bucket.objects[key]
+            return f"missing {key}"
+        body = bytearray(self.bucket.objects[key])
+        body[random.randrange(len(body))] ^= 1 << random.randrange(8)
+        self.bucket.objects[key] = bytes(body)
+        return f"flipped {key}"

@@ -1,0 +1,237 @@
+"""Threads that take turns: a real thread runs until it waits for its medium, and goes on when simulated time says so.
+
+So blocking code runs as it is, interleaved with everything else at each of its accesses to the medium, and always in
+the same way.
+"""
+
+from __future__ import annotations
+
+__all__ = ("SimulatedLock", "SimulatedWriter", "Turns", "life_of_task", "pause", "running_life")
+
+import asyncio
+import threading
+import types
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from random import Random
+from typing import Any
+
+import anyio
+
+from penstock.errors import ClosedError, again, kept
+
+#: The life that opens something, for what it opens.
+life_of_task: ContextVar[int] = ContextVar("life_of_task", default=-1)
+_local = threading.local()
+
+
+class _Turn:
+    """A thread, and when it goes on."""
+
+    def __init__(self, life: int) -> None:
+        self.life = life
+        #: Let go of to let the thread go on.
+        self.go = threading.Lock()
+        self.go.acquire()
+        #: None: until somebody wakes it.
+        self.pause_s: float | None = 0.0
+        self.is_done = False
+        self.wake: Callable[[], None] = lambda: None
+
+
+class Turns:
+    """Gives turns to threads, one at a time, from the event loop."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, random: Random) -> None:
+        self._loop = loop
+        self._random = random
+        self._back = threading.Lock()
+        self._back.acquire()
+
+    def start(
+        self, life: int, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]
+    ) -> None:
+        """Run ``work()`` in a thread of ``life``, then ``done(result, error)`` on the loop."""
+        turn = _Turn(life)
+        outcome: list[tuple[Any, Exception | None]] = []
+
+        def body() -> None:
+            _local.turn, _local.turns = turn, self
+            turn.go.acquire()
+            try:
+                outcome.append((work(), None))
+            except Exception as error:  # noqa: BLE001 - handed to whoever started it
+                outcome.append((None, kept(error)))
+            turn.is_done = True
+            self._back.release()
+
+        threading.Thread(target=body, daemon=True).start()
+
+        def go_on() -> None:
+            turn.go.release()
+            self._back.acquire()
+            if turn.is_done:
+                self._loop.call_later(self._random.uniform(0, 0.0005), done, *outcome[0])
+            elif turn.pause_s is not None:
+                self._loop.call_later(turn.pause_s, go_on)
+
+        def wake() -> None:
+            self._loop.call_later(0, go_on)
+
+        turn.wake = wake
+        self._loop.call_later(self._random.uniform(0, 0.0005), go_on)
+
+    def give_back(self, turn: _Turn, seconds: float | None) -> None:
+        """From a thread: let simulated time go on, and wait for the next turn."""
+        turn.pause_s = seconds
+        self._back.release()
+        turn.go.acquire()
+
+
+def pause(seconds: float) -> None:
+    """From such a thread: take so long. Elsewhere nothing."""
+    turn = getattr(_local, "turn", None)
+    if turn is not None:
+        _local.turns.give_back(turn, seconds)
+
+
+def running_life() -> int:
+    """The life whose thread this is."""
+    turn = getattr(_local, "turn", None)
+    return life_of_task.get() if turn is None else int(turn.life)
+
+
+class SimulatedLock:
+    """Stands for ``threading.Lock`` and ``RLock``: who waits for it lets time go on."""
+
+    def __init__(self) -> None:
+        self._owner: object = None
+        self._depth = 0
+        self._waiting: deque[_Turn] = deque()
+
+    def acquire(self) -> bool:
+        me = getattr(_local, "turn", None) or threading.current_thread()
+        while self._owner not in (None, me):
+            assert isinstance(me, _Turn), "the event loop waits for a thread"
+            self._waiting.append(me)
+            _local.turns.give_back(me, None)
+        self._owner = me
+        self._depth += 1
+        return True
+
+    def release(self) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._owner = None
+            if self._waiting:
+                self._waiting.popleft().wake()
+
+    def __enter__(self) -> bool:
+        return self.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
+#: In the place of the module ``threading`` in a plugin.
+THREADING = types.SimpleNamespace(
+    Lock=SimulatedLock, RLock=SimulatedLock, Event=threading.Event, local=threading.local
+)
+
+
+class SimulatedWriter:
+    """Stands for ``penstock.wal.WriterThread``: jobs begin in order, results come in the order in which jobs end."""
+
+    turns: Turns  # of the history that runs
+
+    def __init__(
+        self, name: str, *, threads: int = 1, idle_after_s: float | None = None, **_: object
+    ) -> None:
+        self._lanes = threads
+        self._busy = 0
+        self._jobs: deque[tuple[Callable[[], Any], Callable[[Any, Exception | None], None]]] = deque()
+        self._life = life_of_task.get()
+        self._open = False
+        self._idle_after_s = idle_after_s
+        self._worked = 0
+        self.idle: Callable[[], None] = lambda: None
+
+    async def __aenter__(self) -> SimulatedWriter:
+        self._open = True
+        self._loop = asyncio.get_running_loop()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._open = False
+        with anyio.CancelScope(shield=True):
+            while self._busy or self._jobs:  # noqa: ASYNC110 - simulated time
+                await anyio.sleep(0.001)
+
+    @property
+    def running(self) -> bool:
+        return self._busy > 0
+
+    @property
+    def has_more(self) -> bool:
+        return bool(self._jobs)
+
+    def submit(self, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]) -> None:
+        if not self._open:
+            raise ClosedError("the writer thread is closed")
+        self._jobs.append((work, done))
+        self._next()
+
+    def _next(self) -> None:
+        while self._jobs and self._busy < self._lanes:
+            work, done = self._jobs.popleft()
+            self._busy += 1
+            self._worked += 1
+
+            def ended(result: Any, error: Exception | None, done: Any = done) -> None:
+                self._busy -= 1
+                self._next()
+                done(result, error)
+                if not self._busy and self._idle_after_s is not None and self._open:
+                    self._loop.call_later(self._idle_after_s, self._perhaps_idle, self._worked)
+
+            self.turns.start(self._life, work, ended)
+
+    def _perhaps_idle(self, worked: int) -> None:
+        if self._open and worked == self._worked and not self._busy:
+            self._busy += 1
+
+            def ended(_: Any, __: Exception | None) -> None:
+                self._busy -= 1
+                self._next()
+
+            self.turns.start(self._life, self.idle, ended)
+
+    async def run(self, work: Callable[[], Any]) -> Any:
+        event = anyio.Event()
+        outcome: list[tuple[Any, Exception | None]] = []
+
+        def done(result: Any, error: Exception | None) -> None:
+            outcome.append((result, error))
+            event.set()
+
+        self.submit(work, done)
+        await event.wait()
+        result, error = outcome[0]
+        if error is not None:
+            raise again(error)
+        return result
+
+    def notify(self, callback: Callable[[], None]) -> None:
+        self._loop.call_later(0, callback)
+
+
+@contextmanager
+def opening(life: int) -> Iterator[None]:
+    """What is opened here is of ``life``."""
+    token = life_of_task.set(life)
+    try:
+        yield
+    finally:
+        life_of_task.reset(token)

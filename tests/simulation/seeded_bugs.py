@@ -1,0 +1,143 @@
+"""Defects of the engine, of metadata and of WALs, for the simulation to find: each is entered around a history."""
+
+from __future__ import annotations
+
+__all__ = ("BUGS",)
+
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from typing import Any
+from unittest import mock
+
+from penstock_wal_block._headers import Headers
+from penstock_wal_block._log import BlockLog
+from penstock_wal_s3 import ObjectWal
+from penstock_wal_s3._log import ObjectLog
+from penstock_wal_s3._puts import Puts
+
+from penstock.errors import AlreadyExistsError, CorruptError
+from penstock.spi.plugin import Buffer
+from penstock.stream.engine import StreamEngine
+from penstock.stream.replay import Replay
+from penstock.wal import Group, GroupCommit, LogScan
+
+Bug = Callable[[], AbstractContextManager[object]]
+
+
+def _trims_what_is_not_uploaded() -> AbstractContextManager[object]:
+    """The engine trims the WAL up to the newest entry, not up to the block that was committed."""
+    real = StreamEngine._trim_uploaded
+
+    async def trim(self: StreamEngine, position: int) -> None:
+        await real(self, self._stored_end)
+
+    return mock.patch.object(StreamEngine, "_trim_uploaded", trim)
+
+
+def _acks_out_of_order() -> AbstractContextManager[object]:
+    """A group that is durable is acknowledged, with all before it, whether those are or not."""
+    real = GroupCommit.finish
+
+    def finish(self: GroupCommit, group: Group) -> None:
+        for earlier in list(self._flying):
+            if earlier is group:
+                break
+            if not earlier.done:
+                real(self, earlier)
+        if not group.done:
+            real(self, group)
+
+    return mock.patch.object(GroupCommit, "finish", finish)
+
+
+def _takes_any_object_for_its_own() -> AbstractContextManager[object]:
+    """wal_s3 takes an object that exists for its own, after a lost reply."""
+
+    async def create_once(self: Puts, key: str, body: Sequence[Buffer]) -> None:
+        with suppress(AlreadyExistsError):
+            await self._store.put_if_absent(key, body)
+
+    return mock.patch.object(Puts, "_create_once", create_once)
+
+
+def _passes_over_what_is_behind_a_mark() -> AbstractContextManager[object]:
+    """Recovery passes over the entries of a stream that come in the same WAL after 20 others."""
+    real = Replay._is_needed
+
+    def needed(self: Replay, header: Any, recovered: Any) -> bool:
+        return real(self, header, recovered) and self.entries < 20
+
+    return mock.patch.object(Replay, "_is_needed", needed)
+
+
+def _trims_one_too_many() -> AbstractContextManager[object]:
+    """wal_s3 moves its start one object too far when it is trimmed."""
+    real = ObjectWal.trim
+
+    async def trim(self: ObjectWal, position: int) -> None:
+        self._settle()
+        later = [stored.end_position for stored in self._stored if stored.end_position > position]
+        await real(self, later[0] if len(later) > 1 else position)
+
+    return mock.patch.object(ObjectWal, "trim", trim)
+
+
+def _skips_damaged_objects() -> AbstractContextManager[object]:
+    """wal_s3 ends its log at an object that is missing or damaged."""
+    real = ObjectLog.read
+
+    async def read(self: ObjectLog, found: Any, *, live: bool = False) -> AsyncIterator[Any]:
+        try:
+            async for item in real(self, found, live=live):
+                yield item
+        except CorruptError:
+            return
+
+    return mock.patch.object(ObjectLog, "read", read)
+
+
+def _never_syncs() -> AbstractContextManager[object]:
+    """wal_block takes a write for durable."""
+    real = BlockLog.put
+
+    def put(self: BlockLog, flight: Any) -> None:
+        with mock.patch.object(self._device, "sync"):
+            real(self, flight)
+
+    return mock.patch.object(BlockLog, "put", put)
+
+
+@contextmanager
+def _never_looks_who_owns_it() -> Iterator[None]:
+    """wal_block holds no lock, and doesn't look whether another owner came."""
+    with mock.patch.object(Headers, "check"), mock.patch.object(BlockLog, "_enter", _enter_unlocked):
+        yield
+
+
+def _enter_unlocked(self: BlockLog) -> None:
+    self._writing += 1
+
+
+def _ends_at_damage() -> AbstractContextManager[object]:
+    """Recovery takes what doesn't fit for the end of the log."""
+    return mock.patch.object(LogScan, "_decide")
+
+
+BUGS: dict[str, dict[str, Bug]] = {
+    "wal_s3": {
+        "trims_what_is_not_uploaded": _trims_what_is_not_uploaded,
+        "acks_out_of_order": _acks_out_of_order,
+        "takes_any_object_for_its_own": _takes_any_object_for_its_own,
+        "passes_over_what_is_behind_a_mark": _passes_over_what_is_behind_a_mark,
+        "trims_one_too_many": _trims_one_too_many,
+        "skips_damaged_objects": _skips_damaged_objects,
+    },
+    "wal_block": {
+        "trims_what_is_not_uploaded": _trims_what_is_not_uploaded,
+        "passes_over_what_is_behind_a_mark": _passes_over_what_is_behind_a_mark,
+        "never_syncs": _never_syncs,
+        "never_looks_who_owns_it": _never_looks_who_owns_it,
+        "ends_at_damage": _ends_at_damage,
+    },
+    "wal_block_shared": {"never_looks_who_owns_it": _never_looks_who_owns_it},
+}

@@ -1,0 +1,75 @@
+"""A broker's engine, metadata and real WAL plugins in simulated time, with faults, kills and takeovers (I1 to I11).
+
+``PENSTOCK_SIMULATION_SEEDS=1000`` runs more histories; one is replayed by ``penstock conformance simulate --seed N``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.patience import HANG_S
+from tests.simulation.seeded_bugs import BUGS
+
+from penstock_conformance.simulation import STRATEGIES, Outcome, simulate
+
+_COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "4"))
+#: The contract with ourselves: a bug that takes more histories to be found might as well not be looked for.
+_BUG_SEEDS = 500
+#: Bugs that are found within a few histories; ``PENSTOCK_SIMULATION_BUGS=all`` looks for the others, too.
+_QUICK = ("trims_what_is_not_uploaded", "takes_any_object_for_its_own", "never_syncs", "trims_one_too_many")
+_BUGS = [
+    (strategy, name)
+    for strategy, bugs in BUGS.items()
+    for name in bugs
+    if name in _QUICK or os.environ.get("PENSTOCK_SIMULATION_BUGS")
+]
+
+
+def _digest(outcome: Outcome) -> str:
+    return hashlib.sha256("\n".join(outcome.trace).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_history_breaks_no_promise(strategy: str) -> None:
+    counts: dict[str, int] = {}
+    for seed in range(_COUNT):
+        outcome = simulate(strategy, seed)
+        assert outcome.failure == "", "\n".join([*outcome.trace[-60:], outcome.failure])
+        for word, count in outcome.counts.items():
+            counts[word] = counts.get(word, 0) + count
+    for word in ("acked", "flushed", "kill", "open", "ended", "checked"):
+        assert counts.get(word, 0) >= 2, f"the histories are idle: {word} {counts}"
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_same_seed_gives_the_same_trace_in_every_process(strategy: str) -> None:
+    """Also where sets are in another order."""
+    script = (
+        "import json, sys; from tests.simulation.test_deterministic_simulation import _digest, simulate; "
+        f"print(json.dumps(_digest(simulate({strategy!r}, 3))))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=HANG_S,
+        check=False,
+        env={**os.environ, "PYTHONHASHSEED": "5"},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = simulate(strategy, 3), simulate(strategy, 3)
+    assert first.trace == second.trace
+    assert _digest(first) == json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(("strategy", "name"), _BUGS)
+def test_a_seeded_bug_is_found(strategy: str, name: str) -> None:
+    for seed in range(_BUG_SEEDS):
+        if simulate(strategy, seed, bug=BUGS[strategy][name]).failure:
+            return
+    pytest.fail(f"not found within {_BUG_SEEDS} histories")
