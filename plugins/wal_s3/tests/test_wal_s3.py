@@ -147,7 +147,9 @@ async def test_a_put_that_comes_after_the_seal_is_never_acknowledged(place: Plac
     assert await place.read(3) == bodies(2)
 
 
-async def test_an_owner_that_was_overtaken_before_it_recovered_is_fenced_and_sees_no_loss(place: Place) -> None:
+async def test_an_owner_that_was_overtaken_before_it_recovered_is_fenced_and_sees_no_loss(
+    place: Place,
+) -> None:
     """Its successor deletes what it has trimmed: that isn't missing. Found by the simulation (seed 5010)."""
     async with place.recovered(1) as wal:
         await append(wal, bodies(5))
