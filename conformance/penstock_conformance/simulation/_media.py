@@ -14,6 +14,9 @@ from penstock.plugins import PluginRegistry, validate_settings
 from penstock.spi.plugin import Services
 from penstock_conformance.simulation._bucket import Bucket
 
+#: Objects that a log puts beside each other at most.
+_PUTS_MAX = 8
+
 
 class Medium:
     """The medium of one history. A process is named by the number of its life."""
@@ -55,10 +58,12 @@ class ObjectMedium(Medium):
         keys = sorted(key for key in self.bucket.objects if key.startswith("wal/"))
         if len(keys) < 3 or random.random() < 0.2:
             return ""
-        key = random.choice(keys[-6:-1])
-        if random.random() < 0.5:
+        if random.random() < 0.5 and len(keys) > _PUTS_MAX + 1:
+            # of the newest ones nothing may tell that they were there: they were put beside each other
+            key = random.choice(keys[-2 * _PUTS_MAX : -_PUTS_MAX])
             del self.bucket.objects[key]
             return f"missing {key}"
+        key = random.choice(keys[-6:])
         body = bytearray(self.bucket.objects[key])
         body[random.randrange(len(body))] ^= 1 << random.randrange(8)
         self.bucket.objects[key] = bytes(body)

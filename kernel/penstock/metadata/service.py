@@ -300,7 +300,9 @@ class MetadataService:
                         submission, ClosedError("the metadata service closed before the command was written")
                     )
                 raise
-            index = self.image.index
+            # not the newest index: that may be of the entry by which a later life registered, which this one must not
+            # mark as known before it registered
+            index = self._tailer.landed_index
             for submission, result in zip(batch, results, strict=True):
                 if not submission.command.waits_for_mark:
                     self._answer(submission, result)

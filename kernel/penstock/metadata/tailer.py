@@ -40,6 +40,8 @@ class Tailer:
         self._own = b""
         #: Its results, one per command, once it was found in the log.
         self.landed: Sequence[Any] | None = None
+        #: The index at which it was found; others' entries behind it may have been applied since.
+        self.landed_index = 0
         #: Entries that other writers appended since this was made.
         self.followed_entries = 0
         #: Set when an append ends, if one is under way.
@@ -67,7 +69,7 @@ class Tailer:
         try:
             await self._log.append(index, data)
             if self.image.index < index:
-                self.landed = self.apply(index, entry)
+                self.landed, self.landed_index = self.apply(index, entry), index
         finally:
             self._append_ended = None
             ended.set()
@@ -78,7 +80,7 @@ class Tailer:
             if read.index == self.image.index + 1:  # else it was applied while we read
                 results = self.apply(read.index, decode_entry(read.index, read.data))
                 if read.data == self._own:
-                    self.landed = results
+                    self.landed, self.landed_index = results, read.index
                 else:
                     self.followed_entries += 1
 

@@ -244,6 +244,33 @@ async def test_own_entry_is_recognised_even_if_reading_fails_right_after_it(log:
         assert await one.submit(AllocateProducerIds(NODE, epoch, 10)) == 11
 
 
+async def test_the_witness_is_told_of_the_own_entry_and_of_none_behind_it(log: FakeLog) -> None:
+    """Its reply is lost, and a later life registers behind it: a mark of that would say that metadata are lost.
+
+    Found by the simulation (wal_block_shared, seed 47).
+    """
+    told: list[int] = []
+    async with open_service(log) as one, open_service(log) as two:
+        epoch = await one.register(NODE)
+        append = log.append
+
+        def witness(index: int) -> None:
+            told.append(index)
+            one.witnessed(index)
+
+        async def land_then_lose(index: int, data: bytes) -> None:
+            log.append = append  # type: ignore[method-assign]
+            await append(index, data)
+            later.append(await two.register(NODE))
+            raise UnavailableError("the reply is lost")
+
+        later: list[int] = []
+        one.set_witness(witness)
+        log.append = land_then_lose  # type: ignore[method-assign]
+        assert await one.submit(AllocateProducerIds(NODE, epoch, 10)) == 1
+        assert told == [later[0] - 1]
+
+
 async def test_an_error_that_cant_be_retried_answers_the_batch_and_only_that(log: FakeLog) -> None:
     async with open_service(log) as service:
         log.faults = ["corrupt"]
