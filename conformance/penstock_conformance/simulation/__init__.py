@@ -6,7 +6,7 @@ what broke, with the trace.
 
 from __future__ import annotations
 
-__all__ = ("STRATEGIES", "Outcome", "simulate")
+__all__ = ("STRATEGIES", "Cost", "Outcome", "measure_cost", "simulate")
 
 import tempfile
 import traceback
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from penstock.plugins import PluginRegistry
 from penstock_conformance.simulation._block import BlockMedium
+from penstock_conformance.simulation._cost import Cost, measure_cost
 from penstock_conformance.simulation._history import History
 from penstock_conformance.simulation._loop import run_simulated
 from penstock_conformance.simulation._media import Medium, ObjectMedium

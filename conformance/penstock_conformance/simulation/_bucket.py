@@ -84,7 +84,7 @@ class BucketClient:
         if self.is_dead:
             await asyncio.sleep(0.01)
             raise UnavailableError("simulated: this process is dead")
-        bucket.requests[name] += 1
+        bucket.requests[name] += name != "also deleted"
         fault = pace.fault()
         reply: asyncio.Future[T] = loop.create_future()
         way_back_s = pace.delay_s()
@@ -172,8 +172,9 @@ class BucketClient:
         def effect(key: str) -> None:
             self._bucket.objects.pop(key, None)
 
-        for key in keys:  # bulk deletions are as many single ones, of which some may fail
-            await self._request("delete", lambda key=key: effect(key))  # type: ignore[misc]
+        # of a bulk deletion, which is one request, some keys may fail
+        for number, key in enumerate(keys):
+            await self._request("also deleted" if number else "delete", lambda key=key: effect(key))  # type: ignore[misc]
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         after = start_after

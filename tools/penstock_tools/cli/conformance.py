@@ -164,6 +164,46 @@ def simulate_histories(
         raise typer.Exit(1)
 
 
+#: MiB/s, seconds of simulated time, bytes of an entry.
+_COSTS = ((1, 120, 2**14), (10, 30, 2**16), (100, 6, 2**18))
+
+
+@app.command("cost")
+def show_cost() -> None:
+    """Show what wal_s3 costs: requests for a GiB at several rates, requests of an idle hour, and what grows.
+
+    In simulated time, on a store whose puts take 60 ms, sometimes far more. Exit code 1 if an idle log makes requests.
+    """
+    from rich.console import Console
+    from rich.table import Table
+
+    _suite()
+    simulation = importlib.import_module("penstock_conformance.simulation")
+    table = Table(title="wal_s3")
+    for column in (
+        "MiB/s",
+        "requests per GiB",
+        "puts",
+        "p50 ms",
+        "p99 ms",
+        "requests of an idle hour",
+        "tasks",
+    ):
+        table.add_column(column, justify="right")
+    idle = 0
+    for rate, seconds, entry_bytes in _COSTS:
+        cost = simulation.measure_cost(rate, seconds=seconds, entry_bytes=entry_bytes)
+        idle += cost.idle_requests
+        table.add_row(
+            *(str(rate), f"{cost.requests_per_gib:.0f}", str(cost.requests["put_if_absent"])),
+            *(f"{cost.latency_ms_p50:.0f}", f"{cost.latency_ms_p99:.0f}"),
+            *(str(cost.idle_requests), f"{cost.more_tasks:+d}"),
+        )
+    Console(highlight=False).print(table)
+    if idle:
+        raise typer.Exit(1)
+
+
 def _suite() -> ModuleType:
     try:
         importlib.import_module("pytest")
