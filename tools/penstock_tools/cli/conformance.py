@@ -156,7 +156,8 @@ def simulate_histories(
             failures += 1
             console.print(outcome.failure, soft_wrap=True)
             console.print(
-                f"seed {number} breaks a promise; replay: penstock conformance simulate --wal {wal} --seed {number}",
+                f"seed {number} breaks a promise; replay: "
+                f"penstock conformance simulate --wal {wal} --seed {number}",
                 soft_wrap=True,
             )
     console.print(f"{len(chosen) - failures} of {len(chosen)} histories on {wal} keep every promise")
