@@ -173,7 +173,7 @@ _COSTS = ((1, 120, 2**14), (10, 30, 2**16), (100, 6, 2**18))
 def show_cost() -> None:
     """Show what wal_s3 costs: requests for a GiB at several rates, requests of an idle hour, and what grows.
 
-    In simulated time, on a store whose puts take 60 ms, sometimes far more. Exit code 1 if an idle log makes requests.
+    In simulated time, on a store whose puts take 60 ms, sometimes far more. Exit code 1 if idling costs requests.
     """
     from rich.console import Console
     from rich.table import Table
