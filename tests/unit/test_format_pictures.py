@@ -12,6 +12,7 @@ import msgspec
 import pytest
 from penstock_metadata_object import _format as metadata_object
 from penstock_wal_block import _format as wal_block
+from penstock_wal_block import _stripe as wal_stripe
 from penstock_wal_block._format import Header
 from penstock_wal_s3 import _format as wal_s3
 
@@ -37,6 +38,12 @@ PICTURES: list[tuple[ModuleType, str, list[str]]] = [
     (object_format, "index row, 48 bytes", [object_format.INDEX_ROW.format]),
     (object_format, "footer, 40 bytes", [object_format.FOOTER.format]),
     (wal_block, "slot, 260 bytes, then zeros", [wal_block._FIXED.format, CRC]),
+    (
+        wal_block,
+        "more, 34 bytes, from 260 on in version 2 (a log that is shared between hosts, or striped over devices)",
+        [wal_block._MORE.format],
+    ),
+    (wal_stripe, "label, 32 bytes, in the first two blocks", [wal_stripe._LABEL.format, CRC]),
     (wal_s3, "header, 96 bytes", [wal_s3._HEADER.format, CRC]),
     (metadata_object, "header, 40 bytes", [metadata_object._HEADER.format]),
     (producer_book, "header, 22 bytes", [producer_book._SNAPSHOT_HEAD.format]),

@@ -110,6 +110,17 @@ class Device(Protocol):
     def data_lock(self) -> AbstractContextManager[None]:
         """Held by an owner while it writes a group."""
 
+    @property
+    def devices(self) -> int:
+        """How many a log is striped over; 0 if it isn't."""
+
+    @property
+    def stripe_bytes(self) -> int:
+        """What follows each other on one of them."""
+
+    def label(self, log_id: int) -> None:
+        """Say on each but the first whose it is, where that isn't said yet."""
+
     def claim(self, epoch: int) -> bool:
         """Take the lock of ``epoch`` for the life of this device; False if another opener has it."""
 
@@ -134,6 +145,8 @@ class FileDevice:
     Each thread that writes has a descriptor and a bounce buffer of its own. A failed write-back of the page cache is
     reported once to each open descriptor; over a shared one, the sync of another thread could take the report away.
     """
+
+    devices = stripe_bytes = 0
 
     def __init__(
         self,
@@ -332,6 +345,9 @@ class FileDevice:
 
     def _size(self) -> int:
         return os.lseek(self._fd, 0, os.SEEK_END)
+
+    def label(self, log_id: int) -> None:
+        """See :class:`Device`. It has the header."""
 
     # -- header --------------------------------------------------------------------------------------------
 

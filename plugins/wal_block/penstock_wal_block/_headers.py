@@ -109,6 +109,8 @@ class Headers:
             window_bytes=0,
             clean=True,
             shared=self.is_shared,
+            devices=self.device.devices,
+            stripe_bytes=self.device.stripe_bytes,
         )
 
     def _judge(self, header: Header) -> None:
@@ -122,6 +124,11 @@ class Headers:
             raise ConfigError(
                 f"the wal was created {'with' if header.shared else 'without'} wal.shared, set it back (or drain the "
                 f"broker and format the device): path={path} shared={header.shared}"
+            )
+        if header.devices != self.device.devices:
+            raise ConfigError(
+                f"the wal is striped over several devices, name them all in wal.paths, in order: path={path} "
+                f"found={header.devices} expected={self.device.devices}"
             )
         # another node's is taken over as an older life's is: epochs grow over all nodes, and whether that node's
         # records are this one's was decided when this one got its epoch

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
-__all__ = ("InspectedGroup", "Inspection", "describe_wal", "identify_wal", "inspect_wal", "read_wal")
+__all__ = (
+    "InspectedGroup",
+    "Inspection",
+    "describe_wal",
+    "identify_wal",
+    "inspect_wal",
+    "read_header",
+    "read_wal",
+)
 
 import os
 import stat
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +37,7 @@ from penstock_wal_block._format import (
 from penstock_wal_block._log import CachedReader
 from penstock_wal_block._place import check_place, find_header, real_path
 from penstock_wal_block._settings import Settings
+from penstock_wal_block._stripe import Label, check_labels, places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,12 +59,18 @@ class InspectedGroup:
 class Inspection:
     """The facts about a log, read from outside; ``groups`` reads it as it is iterated."""
 
-    path: str
+    #: Several if it is striped.
+    paths: tuple[Path, ...]
     #: None where a slot is blank or torn.
     slots: tuple[Header | None, ...]
     #: The one that counts.
     header: Header
     medium_bytes: int
+
+    @property
+    def path(self) -> str:
+        """Where the header is."""
+        return str(self.paths[0])
 
     def groups(self) -> Iterator[InspectedGroup]:
         """All groups from the start on. Raises CorruptError, as recovery would, where entries are lost."""
@@ -78,9 +94,9 @@ class Inspection:
 
     def _scan(self) -> Iterator[DecodedGroup]:
         header = self.header
-        with _ReadOnlyFile(Path(self.path)) as file:
+        with _ReadOnlySet(self.paths, header) as medium:
             scan = LogScan(
-                CachedReader(file.read, header).read,
+                CachedReader(medium.read, header).read,
                 header.start,
                 log_id=header.log_id,
                 alignment=BLOCK_BYTES,
@@ -132,15 +148,27 @@ class Inspection:
         }
 
 
-def inspect_wal(path: str | Path) -> Inspection:
-    """Look into the log at ``path``, a file or block device; nothing is written or locked.
+def inspect_wal(*paths: str | Path) -> Inspection:
+    """Look into the log at a file or block device, or several if it is striped; nothing is written or locked.
 
     On a live log the last group may look torn while it is being written, and a trim may overtake the reading.
 
     Raises NotFoundError when there is nothing at ``path``, ConfigError when a log can't be there, CorruptError when
     neither header slot is valid, NewerVersionError, UnavailableError.
     """
-    path = _real(Path(path))
+    places_ = tuple(_real(Path(path)) for path in paths)
+    path = places_[0]
+    slots, header, medium_bytes = _read_slots(path)
+    _check_set(header, places_)
+    return Inspection(paths=places_, slots=tuple(slots), header=header, medium_bytes=medium_bytes)
+
+
+def read_header(path: Path) -> Header:
+    """The header that counts, of a log that may be striped. Raises what :func:`inspect_wal` does."""
+    return _read_slots(_real(path))[1]
+
+
+def _read_slots(path: Path) -> tuple[list[Header | None], Header, int]:
     with _ReadOnlyFile(path) as file:
         slots = parse_slots(file.read(0, HEADER_AREA_BYTES), str(path))
         if any(slot is not None and slot.shared for slot in slots):
@@ -153,12 +181,12 @@ def inspect_wal(path: str | Path) -> Inspection:
         raise CorruptError(
             f"neither header slot is valid, this is no wal_block log or it is damaged: path={path}"
         )
-    return Inspection(path=str(path), slots=tuple(slots), header=header, medium_bytes=medium_bytes)
+    return slots, header, medium_bytes
 
 
 async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalEntry]:
     """See ``WalSpec.read``."""
-    inspection = await run_in_thread(inspect_wal, settings.path_of(services.data_dir, services.node_id))
+    inspection = await run_in_thread(inspect_wal, *settings.paths_of(services.data_dir, services.node_id))
     groups = inspection.entries()
     while (entries := await run_in_thread(next, groups, None)) is not None:
         for entry in entries:
@@ -167,18 +195,18 @@ async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalE
 
 async def describe_wal(settings: Settings, services: Services) -> dict[str, object]:
     """See ``WalSpec.describe``."""
-    inspection = await run_in_thread(inspect_wal, settings.path_of(services.data_dir, services.node_id))
+    inspection = await run_in_thread(inspect_wal, *settings.paths_of(services.data_dir, services.node_id))
     return await run_in_thread(inspection.summary)
 
 
 async def identify_wal(settings: Settings, services: Services) -> str | None:
     """See ``WalSpec.identify``."""
-    return await run_in_thread(_identify, settings.path_of(services.data_dir, services.node_id))
+    return await run_in_thread(_identify, settings.paths_of(services.data_dir, services.node_id))
 
 
-def _identify(path: Path) -> str | None:
+def _identify(paths: Sequence[Path]) -> str | None:
     """What opening would refuse is refused here, before anybody has changed anything."""
-    path = _real(path)
+    path = _real(paths[0])
     try:
         if not check_place(path):
             return None
@@ -192,6 +220,8 @@ def _identify(path: Path) -> str | None:
             str(path),
             is_block_device=file.is_block_device,
         )
+    if header is not None:
+        _check_set(header, [_real(one) for one in paths])
     return None if header is None else _identity(header)
 
 
@@ -228,6 +258,50 @@ class _ReadOnlyFile:
             return memoryview(os.pread(self._fd, size, offset))
         except OSError as error:
             raise _unreadable(self._path, error) from error
+
+
+class _ReadOnlySet:
+    """The files of a log as one. Raises NotFoundError, UnavailableError."""
+
+    def __init__(self, paths: Sequence[Path], header: Header) -> None:
+        self._files = [_ReadOnlyFile(path) for path in paths]
+        self._stripe_bytes = header.stripe_bytes
+        self._area_bytes = area_bytes(shared=header.shared)
+        self._stack = ExitStack()
+
+    def __enter__(self) -> _ReadOnlySet:
+        with ExitStack() as stack:
+            for file in self._files:
+                stack.enter_context(file)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """Bytes of the ring; fewer where a file ends."""
+        if len(self._files) == 1:
+            return self._files[0].read(offset, size)
+        parts: list[memoryview] = []
+        for number, at, length in places(
+            offset, size, len(self._files), self._area_bytes, self._stripe_bytes
+        ):
+            parts.append(self._files[number].read(at, length))
+            if len(parts[-1]) < length:
+                break
+        return memoryview(b"".join(parts))
+
+
+def _check_set(header: Header, paths: Sequence[Path]) -> None:
+    """Raise ConfigError if these aren't the devices of the log, in order."""
+    if header.devices == 0 and len(paths) == 1:
+        return
+    labels: list[Label | None] = [None]
+    for path in paths[1:]:
+        with _ReadOnlyFile(path) as file:
+            labels.append(Label.decode(file.read(0, HEADER_AREA_BYTES), str(path)))
+    check_labels(header, labels, [str(path) for path in paths])
 
 
 def _real(path: Path) -> Path:

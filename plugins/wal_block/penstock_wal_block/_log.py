@@ -97,6 +97,8 @@ class BlockLog:
         kind = SharedHeaders if shared else Headers
         self._headers = kind(device, owner, location=location, ring_bytes=self._ring_bytes)
         found = self._found = self._headers.take_over(window_bytes)
+        if not found.settled_epoch:  # nothing was written to it yet
+            device.label(self._headers.header.log_id)
         self._ring = self._headers.header.ring
         self._confirmed_before = 0
         self._cursor = found.start

@@ -9,18 +9,19 @@ import mmap
 import os
 import stat
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from penstock.errors import ConfigError, CorruptError, NewerVersionError, NotFoundError, UnavailableError
 from penstock.files import open_own
 from penstock.spi.plugin import Services
 from penstock.threads import run_in_thread
-from penstock_wal_block._format import BLOCK_BYTES
-from penstock_wal_block._inspect import inspect_wal
+from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES
+from penstock_wal_block._inspect import read_header
 from penstock_wal_block._place import check_place, real_path, signature
 from penstock_wal_block._settings import Settings
+from penstock_wal_block._stripe import Label
 
 #: Every mark of a log, a file system or a volume is in these; so are the labels at the end of a device.
 _HEAD_BYTES = 4 * 2**20
@@ -31,34 +32,43 @@ _TRIES = 20
 
 async def format_wal(settings: Settings, services: Services, consent: str) -> dict[str, object]:
     """See ``WalSpec.format``."""
-    path = settings.path_of(services.data_dir, services.node_id)
-    return await run_in_thread(_format, path, settings.capacity, consent)
+    paths = settings.paths_of(services.data_dir, services.node_id)
+    return await run_in_thread(_format, paths, settings.capacity // len(paths), consent)
 
 
-def _format(path: Path, capacity: int, consent: str) -> dict[str, object]:
-    path = real_path(path)
-    if not check_place(path):
-        raise NotFoundError(f"there is nothing to format, a file is made when the broker starts: path={path}")
-    with _opened(path) as fd:
-        size = os.lseek(fd, 0, os.SEEK_END)
-        if stat.S_ISBLK(os.fstat(fd).st_mode) and size < capacity:
-            raise ConfigError(
-                f"the device is smaller than wal.capacity, lower that: path={path} device_bytes={size} "
-                f"capacity={capacity}"
-            )
-        found = _what_is_there(fd, path, size)
-        words = f"erase {path}"
-        if found and consent != words:
-            raise ConfigError(
-                f"the place for the wal holds {found}, so nothing was changed; if that can go, say --force {words!r}"
-            )
-        latency_us = _empty(fd, size)
+def _format(paths: Sequence[Path], capacity: int, consent: str) -> dict[str, object]:
+    """Look at all, then empty all."""
+    paths = [real_path(path) for path in paths]
+    sizes: list[int] = []
+    held: list[str] = []
+    words = f"erase {' '.join(map(str, paths))}"
+    with ExitStack() as stack:
+        fds: list[int] = []
+        for path in paths:
+            if not check_place(path):
+                raise NotFoundError(
+                    f"there is nothing to format, a file is made when the broker starts: path={path}"
+                )
+            fds.append(stack.enter_context(_opened(path)))
+            sizes.append(os.lseek(fds[-1], 0, os.SEEK_END))
+            if stat.S_ISBLK(os.fstat(fds[-1]).st_mode) and sizes[-1] < capacity:
+                raise ConfigError(
+                    f"the device is smaller than wal.capacity, lower that: path={path} device_bytes={sizes[-1]} "
+                    f"capacity={capacity}"
+                )
+            held.append(_what_is_there(fds[-1], path, sizes[-1]))
+            if held[-1] and consent != words:
+                raise ConfigError(
+                    f"the place for the wal holds {held[-1]}, so nothing was changed; if that can go, say "
+                    f"--force {words!r}: path={path}"
+                )
+        latencies_us = [_empty(fd, size) for fd, size in zip(fds, sizes, strict=True)]
     return {
-        "path": str(path),
-        "size_bytes": size,
-        "held": found or "nothing",
+        "path": ", ".join(map(str, paths)),
+        "size_bytes": sum(sizes),
+        "held": ", ".join(filter(None, held)) or "nothing",
         "block_bytes": BLOCK_BYTES,
-        "write_us_p50": latency_us,
+        "write_us_p50": max(latencies_us),
     }
 
 
@@ -88,7 +98,9 @@ def _opened(path: Path) -> Iterator[int]:
 def _what_is_there(fd: int, path: Path, size: int) -> str:
     """In words; empty if every byte is zero."""
     try:
-        header = inspect_wal(path).header
+        if Label.decode(os.pread(fd, HEADER_AREA_BYTES, 0), str(path)) is not None:
+            return "a device of a striped wal"
+        header = read_header(path)
     except NewerVersionError:
         return "a wal of a newer penstock"
     except (CorruptError, NotFoundError):

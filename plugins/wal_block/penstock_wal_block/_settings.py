@@ -7,7 +7,7 @@ __all__ = ("Settings",)
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from penstock.spi.settings import Settings as BaseSettings
 from penstock.spi.settings import Size
@@ -16,10 +16,25 @@ from penstock.spi.settings import Size
 class Settings(BaseSettings):
     """Settings of wal_block."""
 
+    @field_validator("paths")
+    @classmethod
+    def _several(cls, paths: list[str]) -> list[str]:
+        if len(paths) == 1 or len(set(paths)) != len(paths):
+            raise ValueError("two or more different places, or none and path")
+        return paths
+
     path: str = Field(
         default="wal/penstock.wal",
         description=(
             "File or block device; relative paths start at the data directory, and {node_id} becomes the node's id."
+        ),
+    )
+    paths: list[str] = Field(
+        default_factory=list,
+        max_length=8,
+        description=(
+            "Instead of path: two to eight files or devices of one size that the log is striped over, for the speed "
+            "of all together. Their order is part of the log."
         ),
     )
     shared: bool = Field(
@@ -74,6 +89,6 @@ class Settings(BaseSettings):
         description="Groups that are written and synced at the same time, a thread each; more for slow cloud disks.",
     )
 
-    def path_of(self, data_dir: Path, node_id: int) -> Path:
-        """Where the log of a node is."""
-        return data_dir / self.path.replace("{node_id}", str(node_id))
+    def paths_of(self, data_dir: Path, node_id: int) -> list[Path]:
+        """Where the log of a node is; several if it is striped."""
+        return [data_dir / path.replace("{node_id}", str(node_id)) for path in self.paths or [self.path]]

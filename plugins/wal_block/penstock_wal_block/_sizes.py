@@ -10,6 +10,7 @@ from fractions import Fraction
 from penstock.spi import PluginSizes, SettingSize
 from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._settings import Settings
+from penstock_wal_block._stripe import STRIPE_BYTES
 
 #: An entry or a group is at most this part of the ring, so that one never waits for all others to be trimmed.
 _RING_PART = 4
@@ -17,6 +18,9 @@ _RING_PART = 4
 _SHARED_RING_PART = 16
 #: Larger pieces are hardly written faster.
 _BUFFER_BYTES_MIN = 2**20
+#: Each device of a striped log has two buffers for each thread: for what the thread writes itself, and for what
+#: others write for it at the same time.
+_MEMBER_BUFFER_BYTES_MIN = 2**18
 #: Framing and fillers of a group that holds one largest entry: a group header, an entry header, a page of filler
 #: before the entry, and what aligns the end.
 _FRAMING_BYTES = 4 * BLOCK_BYTES
@@ -41,12 +45,16 @@ class LogSizes:
     @classmethod
     def of(cls, settings: Settings) -> LogSizes:
         """What ``settings`` come to."""
-        ring = (settings.capacity - area_bytes(shared=settings.shared)) // BLOCK_BYTES * BLOCK_BYTES
+        count = max(1, len(settings.paths))
+        unit = STRIPE_BYTES if settings.paths else BLOCK_BYTES
+        ring = (settings.capacity // count - area_bytes(shared=settings.shared)) // unit * unit * count
         part = ring // ring_part(settings)
         entry = min(settings.entry_bytes_max, part)
         group = min(settings.group_bytes_max, part) // BLOCK_BYTES * BLOCK_BYTES
         share = group // settings.groups_in_flight_max // BLOCK_BYTES * BLOCK_BYTES
         buffer = min(group, max(share, _BUFFER_BYTES_MIN))
+        if settings.paths:
+            buffer = max(buffer, 2 * count * _MEMBER_BUFFER_BYTES_MIN)
         span = max(group, entry)
         return cls(
             ring=ring,

@@ -37,11 +37,12 @@ from penstock.spi import Buffer, Services
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.wal import DecodedGroup, Group, GroupCommit, WriterThread
 from penstock_wal_block._device import FileDevice
-from penstock_wal_block._format import BLOCK_BYTES
+from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import NO_SPACE, BlockLog, Flight
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import LogSizes
+from penstock_wal_block._stripe import StripedDevice
 
 logger = logging.getLogger("penstock.wal.block")
 
@@ -377,20 +378,21 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
 
     Raises ConfigError, FencedError, CorruptError, UnavailableError with a sentence for people.
     """
-    path = settings.path_of(services.data_dir, services.node_id)
+    paths = settings.paths_of(services.data_dir, services.node_id)
     if len(services.cluster_id.encode()) > 128:
         raise ConfigError(f"the cluster id is longer than 128 bytes: cluster_id={services.cluster_id!r}")
     sizes = LogSizes.of(settings)
     charge = None
     if services.allocator is not None:
         charge = await services.allocator.charge(sizes.buffers, "wal")
-    device: FileDevice | None = None
+    device: FileDevice | StripedDevice | None = None
     try:
         async with WriterThread(
             "penstock-wal", threads=settings.groups_in_flight_max, idle_after_s=_REST_AFTER_S
         ) as thread:
-            device = await thread.run(lambda: _open_device(path, settings, sizes.buffer, services.access))
-            wal = await _open_block_wal(device, thread, settings, sizes, services, str(path))
+            device = await thread.run(lambda: _open_device(paths, settings, sizes, services.access))
+            location = ", ".join(map(str, paths))
+            wal = await _open_block_wal(device, thread, settings, sizes, services, location)
             wal.look_later()
             try:
                 yield wal
@@ -403,19 +405,44 @@ async def open_wal(settings: Settings, services: Services) -> AsyncIterator[Bloc
             device.close()
 
 
-def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Access) -> FileDevice:
+def _open_device(
+    paths: Sequence[Path], settings: Settings, sizes: LogSizes, access: Access
+) -> FileDevice | StripedDevice:
     if settings.reservations != "off" and not settings.shared:
         raise ConfigError(
             "wal.reservations is for a device that hosts share, set wal.shared, too, or turn it off: "
-            f"path={path} reservations={settings.reservations}"
+            f"path={paths[0]} reservations={settings.reservations}"
         )
+    members: list[FileDevice] = []
+    try:
+        for path in paths:
+            members.append(_open_member(path, settings, sizes, len(paths), access))
+        if len({member.is_block_device for member in members}) > 1:
+            raise ConfigError(f"wal.paths are all files or all block devices: first={paths[0]}")
+    except BaseException:
+        for member in members:
+            member.close()
+        raise
+    if len(members) == 1:
+        return members[0]
+    return StripedDevice(
+        members,
+        [str(path) for path in paths],
+        area_bytes=area_bytes(shared=settings.shared),
+        writers=settings.groups_in_flight_max,
+    )
+
+
+def _open_member(path: Path, settings: Settings, sizes: LogSizes, count: int, access: Access) -> FileDevice:
     try:
         device = FileDevice(
             path,
-            capacity_bytes=settings.capacity // BLOCK_BYTES * BLOCK_BYTES,
+            capacity_bytes=settings.capacity // count // BLOCK_BYTES * BLOCK_BYTES,
             io=settings.io,
             sync=settings.sync,
-            buffer_bytes=buffer_bytes,
+            buffer_bytes=sizes.buffer
+            if count == 1
+            else sizes.buffer // (2 * count) // BLOCK_BYTES * BLOCK_BYTES,
             writers=settings.groups_in_flight_max,
             access=access,
             reservations=settings.reservations,
@@ -432,7 +459,7 @@ def _open_device(path: Path, settings: Settings, buffer_bytes: int, access: Acce
 
 
 async def _open_block_wal(
-    device: FileDevice,
+    device: FileDevice | StripedDevice,
     thread: WriterThread,
     settings: Settings,
     sizes: LogSizes,
@@ -466,7 +493,7 @@ async def _open_block_wal(
         entry_bytes_max=sizes.entry,
         durability_domain="zone" if settings.shared else "host",
         # another node must find this one's log with the same settings
-        shareable=settings.shared and "{node_id}" in settings.path,
+        shareable=settings.shared and all("{node_id}" in path for path in settings.paths or [settings.path]),
     )
     return BlockWal(log, thread, commit, settings, sizes, capabilities, location)
 

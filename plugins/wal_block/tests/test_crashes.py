@@ -6,14 +6,17 @@ import random
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header, newest_header
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import BlockLog, Flight
 from penstock_wal_block._place import find_header
+from penstock_wal_block._stripe import StripedDevice
 
 from penstock.errors import CorruptError, FencedError, FullError, NewerVersionError
 from penstock.spi import Buffer
@@ -125,6 +128,10 @@ class SimulatedDevice:
         return True
 
     seat = bytes(16)
+
+    devices = stripe_bytes = 0
+
+    def label(self, log_id: int) -> None: ...
 
     def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
         return frozenset()
@@ -518,3 +525,71 @@ def test_a_group_of_an_abandoned_future_never_joins_its_successor() -> None:
     device.medium[stale_at : stale_at + BLOCK_BYTES] = stale
     run.open()
     assert len([entry for group in run.log.scan() for entry in group.entries]) == 2
+
+
+class StripedSimulation(StripedDevice):
+    """Simulated devices, which die one by one and lose power together."""
+
+    shareable = True
+
+    def __init__(self, count: int, *, syncs_all: bool, rng: random.Random) -> None:
+        self.simulated = [SimulatedDevice(syncs_all=syncs_all) for _ in range(count)]
+        for one in self.simulated:
+            one.capacity_bytes = HEADER_AREA_BYTES + RING_BYTES // count
+            one.direct = one.is_block_device = False  # type: ignore[attr-defined]
+        super().__init__(
+            cast("list[FileDevice]", self.simulated),
+            [f"device {number}" for number in range(count)],
+            area_bytes=HEADER_AREA_BYTES,
+            writers=1,
+            stripe_bytes=BLOCK_BYTES,
+        )
+        self._rng = rng
+
+    def crash_after(self, steps: int) -> None:
+        for one in self.simulated:
+            one.crash_after(-1)
+        self._rng.choice(self.simulated).crash_after(steps)
+
+    def power_off(self, rng: random.Random) -> None:
+        for one in self.simulated:
+            one.power_off(rng)
+
+    def end(self) -> None:
+        for pool in self._pools:
+            pool.shutdown()
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    lives=st.lists(
+        st.tuples(st.integers(1, 40), _SIZES),
+        min_size=1,
+        max_size=6,
+    ),
+    syncs_all=st.booleans(),
+    count=st.sampled_from([2, 4]),
+    seed=st.integers(0, 2**32),
+)
+def test_no_crash_of_any_device_loses_an_acked_entry_or_revives_a_lost_one(
+    lives: list[tuple[int, int]], syncs_all: bool, count: int, seed: int
+) -> None:
+    """Whatever of a group is on whichever of its devices."""
+    rng = random.Random(seed)
+    device = StripedSimulation(count, syncs_all=syncs_all, rng=rng)
+    run = Run(cast("SimulatedDevice", device))
+    run.open()
+    run.recover()
+    for steps, size in lives:
+        run.fly(steps, size, rng)
+        _end(run, rng)
+        device.crash_after(rng.choice([-1, rng.randrange(6)]))
+        try:
+            run.open()
+            run.recover()
+        except Crash:
+            _end(run, rng)
+            run.open()
+            run.recover()
+        device.crash_after(-1)
+    device.end()

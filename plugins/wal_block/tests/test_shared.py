@@ -108,6 +108,10 @@ class Host:
     def is_free(self, epoch: int) -> bool:
         return epoch not in self._medium.held
 
+    devices = stripe_bytes = 0
+
+    def label(self, log_id: int) -> None: ...
+
     def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
         return frozenset()
 

@@ -25,7 +25,7 @@ _HEADER_AREA_BYTES = 65536
 async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAheadLog]:
     if settings.shared and services.data_dir.name == "another-host":
         services = dataclasses.replace(services, data_dir=services.data_dir.parent)
-    path = settings.path_of(services.data_dir, services.node_id)
+    (path,) = settings.paths_of(services.data_dir, services.node_id)
     if not path.exists():
         devices = os.environ["PENSTOCK_TEST_DEVICES"].split(":")
         number = 2 if settings.shared and services.node_id == 2 else services.data_dir.name == "elsewhere"
