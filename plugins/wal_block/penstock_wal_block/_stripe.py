@@ -25,7 +25,7 @@ from dataclasses import dataclass
 
 from crc32c import crc32c
 
-from penstock.errors import ConfigError, NewerVersionError
+from penstock.errors import ConfigError, NewerVersionError, again, kept
 from penstock.spi import Buffer
 from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, Header
@@ -235,13 +235,23 @@ class StripedDevice:
         for number, at, size in found:  # a member's stripes follow each other on it
             work.setdefault(number, (at, []))[1].append(data[done : done + size])
             done += size
-        jobs: list[Future[None]] = [
-            self._pools[number].submit(self._write_durably, number, at, views, sum(map(len, views)))
+        jobs: list[Future[Exception | None]] = [
+            self._pools[number].submit(self._try_to_write, number, at, views)
             for number, (at, views) in work.items()
         ]
-        errors = [error for job in jobs if (error := job.exception()) is not None]
-        if errors:
-            raise errors[0]
+        failed: Exception | None = None
+        for job in jobs:  # all have ended when the first error is raised
+            failed = job.result() or failed
+        if failed is not None:
+            raise again(failed)
+
+    def _try_to_write(self, number: int, offset: int, views: Sequence[Buffer]) -> Exception | None:
+        """In a thread of a member: the error of its part."""
+        try:
+            self._write_durably(number, offset, views, sum(map(len, views)))
+        except Exception as error:  # noqa: BLE001 - raised again by who waits for all parts
+            return kept(error)
+        return None
 
     def _write_durably(self, number: int, offset: int, parts: Sequence[Buffer], length: int) -> None:
         member = self._members[number]
