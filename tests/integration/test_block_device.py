@@ -130,7 +130,7 @@ def test_brokers_that_were_stopped_and_wake_up_change_nothing_on_a_shared_device
 
     Nothing that was acknowledged before is lost, what is acknowledged is the new one's only, and the old one ends.
     """
-    rounds = int(os.environ.get("PENSTOCK_TEST_ZOMBIE_ROUNDS", "3"))
+    rounds = int(os.environ.get("PENSTOCK_TEST_ZOMBIE_ROUNDS", "2"))
     capacity_bytes = 64 * 2**20
     with loop_device(tmp_path, capacity_bytes) as device:
         sets = (

@@ -70,6 +70,10 @@ class RingMap:
 
     def pieces(self, position: int, length: int) -> list[tuple[int, int]]:
         """Where ``length`` bytes from ``position`` on are: offset in the ring and length of each piece, in order."""
+        if not self.zones and len(self.sections) == 1:  # as most logs are, on each group
+            offset = (self.sections[0].at + position - self.sections[0].position) % self.ring_bytes
+            if offset + length <= self.ring_bytes:
+                return [(offset, length)]
         pieces: list[tuple[int, int]] = []
         while length > 0:
             number = max(0, bisect_right(self.sections, position, key=_position_of) - 1)

@@ -240,7 +240,7 @@ class Model:
         return self._rng.choice(self.acked[-3:])[0]
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("PENSTOCK_ZOMBIE_SEEDS", "60"))))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("PENSTOCK_ZOMBIE_SEEDS", "30"))))
 def test_an_owner_that_wakes_up_acknowledges_nothing_and_destroys_nothing(seed: int) -> None:
     """Stopped before any operation of groups in flight or a trim; woken at once, or laps and owners later."""
     rng = random.Random(seed)
@@ -309,7 +309,7 @@ def stop_in_the_midst(life: Life, rng: random.Random, model: Model) -> Zombie:
     return zombie
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_two_takers_at_once_never_both_get_an_acknowledgement_that_the_next_one_does_not_find(
     seed: int,
 ) -> None:

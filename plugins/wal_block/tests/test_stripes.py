@@ -139,3 +139,13 @@ async def test_a_striped_log_that_hosts_share(tmp_path: Path) -> None:
             await old.append([b"x" * 300_000]).wait_durable()
             async with open_wal(tmp_path, 2, paths, **more) as new:
                 assert await recovered(new) == [b"x" * 300_000]
+                await new.append([b"y" * 300_000]).wait_durable()
+                settings = Settings(capacity=16 * 2**20, shared=True, paths=paths)
+                spec = penstock_register_wal()
+                assert spec.read is not None
+                assert spec.describe is not None
+                found = [bytes(entry.data) async for entry in spec.read(settings, services(tmp_path, 0))]
+                assert found == [b"x" * 300_000, b"y" * 300_000]
+                facts = await spec.describe(settings, services(tmp_path, 0))
+                assert (facts["epoch"], facts["shared"], facts["error"]) == (2, True, None)
+                assert facts["left_alone_bytes"], "the old owner is alive, and may be in the midst of a write"
