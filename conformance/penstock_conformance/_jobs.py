@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+from crc32c import crc32c
 
 from penstock.errors import (
     AlreadyExistsError,
@@ -265,6 +266,40 @@ async def append_until_fenced(env: Env, *, epoch: int, owner: int, pending: int 
                 return
 
 
+async def append_kinds_until_killed(
+    env: Env, *, epoch: int, owner: int, size: int, seed: int, die_after: int
+) -> None:
+    """WAL: append small and large entries, with their checksums and without; tell each once it is acknowledged."""
+    rng, death = random.Random(seed), Death(die_after)
+    async with env.open(epoch=epoch) as wal:
+        async for _ in wal.recover():
+            pass
+        tell("ready")
+        for sequence in range(1_000_000):
+            is_large, is_checked = rng.random() < 0.5, rng.random() < 0.5
+            body = make_body(owner, sequence, size if is_large else 300)
+            kind = f"{'large' if is_large else 'small'}, its checksum {'' if is_checked else 'un'}known"
+
+            def acked(_: WalAppend, told: tuple[str, int] = (kind, sequence)) -> None:
+                tell(told)
+                death.told()
+
+            append = wal.append([body], crc32c(body) if is_checked else None)
+            append.set_callback(acked)
+            await append.wait_durable()
+
+
+async def seal_and_wait(env: Env, *, epoch: int) -> None:
+    """WAL: append one entry, seal the log, tell, and wait for the end."""
+    async with env.open(epoch=epoch) as wal:
+        async for _ in wal.recover():
+            pass
+        await wal.append([b"one"]).wait_durable()
+        await wal.seal()
+        tell("sealed")
+        ask()
+
+
 async def append_race(env: Env, *, owner: int, times: int) -> None:
     """Metadata log: append ``times`` entries at whatever index is next; tell each index that was won."""
     async with env.open(node_id=owner) as log:
@@ -313,6 +348,8 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
         write_when_told,
         write_until_killed,
         append_until_killed,
+        append_kinds_until_killed,
+        seal_and_wait,
         append_until_fenced,
         append_race,
         append_metadata_until_killed,

@@ -1,0 +1,124 @@
+"""Write-ahead logs that are wrong where nothing looks: large entries, large epochs, a seal, their own header."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import anyio
+
+from penstock.errors import CorruptError
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._wal import FileWal, Header
+
+KIND = "wal"
+
+_LARGE_BYTES = 128 * 1024
+_Group = list[tuple[WalAppend, list[Buffer]]]
+
+
+class _AcksSomeEarly(FileWal):
+    """Acknowledges some entries when they are appended, and writes them two turns of the loop later."""
+
+    def _is_early(self, data: Sequence[Buffer], checksum: int | None) -> bool:
+        raise NotImplementedError
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        append = super().append(data, checksum)
+        if len(self._queue) == 1 and self._is_early(data, checksum):
+            append.complete()
+        return append
+
+    def _answer(self, group: _Group) -> None:
+        super()._answer([item for item in group if not item[0].done])
+
+
+@mutant(KIND, "acks_large_entries_before_they_are_written", "every_kind_of_entry_survives_a_kill", level=3)
+class AcksLargeEntriesBeforeTheyAreWritten(_AcksSomeEarly):
+    """Answers at once where the bytes are many, as a producer would have to wait."""
+
+    def _is_early(self, data: Sequence[Buffer], checksum: int | None) -> bool:
+        return sum(map(len, data)) >= _LARGE_BYTES
+
+
+@mutant(KIND, "acks_checked_entries_before_they_are_written", "every_kind_of_entry_survives_a_kill", level=3)
+class AcksCheckedEntriesBeforeTheyAreWritten(_AcksSomeEarly):
+    """Takes a known checksum for proof."""
+
+    def _is_early(self, data: Sequence[Buffer], checksum: int | None) -> bool:
+        return checksum is not None
+
+
+@mutant(KIND, "is_unsealed_by_a_trim", "sealed_log_can_be_trimmed")
+class IsUnsealedByATrim(FileWal):
+    """Writes its header anew, without the seal."""
+
+    async def trim(self, position: int) -> None:
+        await super().trim(position)
+        with self._locked():
+            self._header = self._header._replace(sealed=False)
+            self._write_header()
+
+
+@mutant(KIND, "seals_at_its_end", "seal_survives_a_kill", level=3)
+class SealsAtItsEnd(FileWal):
+    """Takes no more appends from now on, and writes that down when it is closed."""
+
+    _sealing = False
+
+    async def seal(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._flush()
+        self._sealing = True
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        if self._sealing:
+            self._state = "fenced"
+        return super().append(data, checksum)
+
+    def close(self) -> None:
+        if self._sealing:
+            with self._locked():
+                self._header = self._header._replace(sealed=True, confirmed=self._confirmed)
+                self._write_header()
+        super().close()
+
+
+@mutant(KIND, "has_epochs_of_32_bits", "owners_are_told_apart_however_late_they_come")
+class HasEpochsOf32Bits(FileWal):
+    """Keeps the half of an epoch that differs at first."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch & 0xFFFF_FFFF, capacity)
+
+
+@mutant(KIND, "begins_anew_over_a_damaged_header", "no_damage_is_passed_over", level=3)
+class BeginsAnewOverADamagedHeader(FileWal):
+    """What isn't a log is to become one."""
+
+    def _read_header(self) -> Header:
+        try:
+            return super()._read_header()
+        except CorruptError:
+            os.ftruncate(self._file, 0)
+            return Header(identity=os.urandom(8))
+
+
+@mutant(KIND, "trims_in_two_steps", "cancelled_trim_loses_nothing")
+class TrimsInTwoSteps(FileWal):
+    """Takes a start that is easily found, and the right one when it has looked."""
+
+    async def trim(self, position: int) -> None:
+        start = self._header.start
+        if position > start and self._state == "open" and self._ends:
+            kept = list(self._ends)
+            self._drop(self._ends[-1])
+            await anyio.lowlevel.checkpoint()
+            self._ends = kept
+            self._header = self._header._replace(start=start)
+        await super().trim(position)

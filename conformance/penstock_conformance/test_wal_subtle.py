@@ -1,0 +1,122 @@
+"""Clauses of ``penstock.spi.wal`` about what is rare: large epochs, a cancelled trim, a seal and a kill, damage."""
+
+from __future__ import annotations
+
+import anyio
+from anyio.lowlevel import checkpoint
+
+from penstock.errors import CorruptError, FencedError, PenstockError
+from penstock_conformance._body import check_body
+from penstock_conformance._child import Child, killed
+from penstock_conformance._clause import clause
+from penstock_conformance._env import EPOCHS_APART, Env, raises
+from penstock_conformance._medium import medium_of
+from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
+
+KIND = "wal"
+
+#: Epochs are indexes of the metadata log: int64. These are just beyond 31, 32 and 53 bits, and far beyond any log.
+_EPOCHS = tuple(-(-number // EPOCHS_APART) for number in (7000, 2**31, 2**32, 2**53, 2**60))
+
+
+@clause(claims="fencing")
+async def test_owners_are_told_apart_however_late_they_come(env: Env) -> None:
+    """``open`` raises FencedError if a newer owner holds the log, however far the epochs have come."""
+    for number, epoch in enumerate(_EPOCHS):
+        async with env.open(epoch=epoch) as wal:
+            await recovered(wal)
+            await append_all(wal, make_bodies(2, owner=number))
+            for older in (*_EPOCHS[:number], epoch - 1):
+                with raises(FencedError):
+                    async with env.open(epoch=older) as beaten:
+                        await recovered(beaten)
+            await append_all(wal, make_bodies(2, owner=number + 100))
+    owners = [check_body(payload).owner for payload in await read(env, _EPOCHS[-1] + 1)]
+    assert owners == [
+        owner for number in range(len(_EPOCHS)) for owner in (number,) * 2 + (number + 100,) * 2
+    ]
+
+
+async def test_cancelled_trim_loses_nothing(env: Env) -> None:
+    """Entries whose next position is above ``position`` stay, also when ``trim`` is cancelled on its way."""
+    for turns in range(5):
+        bodies = make_bodies(12, owner=turns)
+        async with env.open(epoch=2 * turns + 1) as wal:
+            await recovered(wal)
+            appends = await append_all(wal, bodies)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(wal.trim, appends[5].next_position)
+                for _ in range(turns):
+                    await checkpoint()
+                tasks.cancel_scope.cancel()
+        found = await read(env, 2 * turns + 2)
+        assert found[-6:] == bodies[6:], (
+            f"an entry above a trim that was cancelled is gone: {len(found)} are left"
+        )
+
+
+# --- 3: crashes
+
+
+@clause(level=3)
+async def test_every_kind_of_entry_survives_a_kill(env: Env) -> None:
+    """Durable when it completes: a small entry or a large one, in whatever company, with a known checksum or not."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+        size = min(300_000, wal.capabilities.entry_bytes_max)
+    for number in range(1, 6 * env.rounds + 1):
+        arguments = {"epoch": 2 * number, "owner": number, "size": size, "seed": env.random.randrange(2**32)}
+        acked = await killed(env, "append_kinds_until_killed", True, 8, **arguments)
+        async with env.open(epoch=2 * number + 1) as wal:
+            found = {check_body(entry.data) for entry in await recovered(wal)}
+            for kind, sequence in acked:
+                assert (number, sequence) in found, f"an acknowledged entry is lost: {kind}"
+            await wal.trim(wal.statistics().end_position)
+
+
+@clause(level=3, claims="seal")
+async def test_seal_survives_a_kill(env: Env) -> None:
+    """From the return of ``seal`` on, no append of any owner is acknowledged, whatever ends who sealed."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+    async with Child(env, "seal_and_wait", epoch=2) as child:
+        assert await child.next() == "sealed", "the child process failed"
+        child.kill()
+        await child.rest()
+    async with env.open(epoch=3) as wal:
+        assert len(await recovered(wal)) == 1
+        with raises(PenstockError):
+            await wal.append([b"late"]).wait_durable()
+
+
+@clause(level=3)
+async def test_no_damage_is_passed_over(env: Env) -> None:
+    """CorruptError, wherever the medium is damaged, or all that was acknowledged; the log's own pages count, too."""
+    bodies = make_bodies(12, size=3000)
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+        path = medium_of(wal)
+        await recovered(wal)
+        for body in bodies:
+            await append_all(wal, [body])
+    whole = path.read_bytes()
+    pages = [page for page in range(0, len(whole), 4096) if any(whole[page : page + 4096])]
+    damages = [(f"page {page // 4096} is empty", page, bytes(4096)) for page in pages[:9]]
+    damages += [
+        (f"bit {place * 8} is wrong", place, bytes([whole[place] ^ 1])) for place in (0, 5, 9, 17, 26)
+    ]
+    for what, place, there in damages:
+        path.write_bytes(whole[:place] + there + whole[place + len(there) :])
+        await _expect_all_or_corrupt(env, bodies, what)
+        path.write_bytes(whole)
+    assert await read(env, 3) == bodies, "the log is whole again"
+
+
+async def _expect_all_or_corrupt(env: Env, bodies: list[bytes], what: str) -> None:
+    try:
+        found = await read(env, 2)
+    except CorruptError:
+        return
+    assert found[: len(bodies) - 1] == bodies[:-1], (
+        f"{what}, and {len(found)} of {len(bodies)} entries came back"
+    )
