@@ -52,7 +52,7 @@ _RUNS: list[tuple[str, ...]] = [
 ]
 
 
-@pytest.mark.parametrize("run", _RUNS, ids="-".join)
+@pytest.mark.parametrize("run", _RUNS, ids=lambda run: "-".join(run).replace(str(Path(__file__).parent), ""))
 def test_plugin_conforms(run: tuple[str, ...], tmp_path: Path) -> None:
     """No clause fails, and something was proved."""
     kind, plugin, *options = run
