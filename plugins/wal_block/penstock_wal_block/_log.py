@@ -135,6 +135,12 @@ class BlockLog:
             settled_epoch=found.settled_epoch,
         )
         for group in scan:
+            if group.header.epoch > self._owner.epoch:
+                # whoever was overtaken in its recovery must not take what the newer one writes for its own
+                raise FencedError(
+                    f"a newer owner took over the wal: path={self._location} "
+                    f"owner_epoch={group.header.epoch} epoch={self._owner.epoch}"
+                )
             self._cursor = scan.cursor
             self._boundaries.add(group.entries[-1].next_position, scan.cursor)
             yield group
