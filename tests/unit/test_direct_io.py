@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.direct_io import BLOCK_BYTES, LARGE_BYTES, DirectGather, filler_bytes, write_vectors
+from penstock.direct_io import (
+    BLOCK_BYTES,
+    LARGE_BYTES,
+    DirectGather,
+    ReadBuffers,
+    filler_bytes,
+    write_vectors,
+)
+
+MIB = 2**20
 
 PIECES = st.lists(
     st.tuples(
@@ -145,3 +155,56 @@ def test_what_is_small_is_put_together_whole_and_leaves_nothing_behind() -> None
     gather.add(b"y" * BLOCK_BYTES)
     gather.flush()
     assert written == [b"x" * (2 * BLOCK_BYTES), b"y" * BLOCK_BYTES]
+
+
+def test_memory_for_reads_is_used_again_once_nobody_sees_it_and_never_before() -> None:
+    buffers = ReadBuffers(4 * MIB, 2)
+    first = buffers.take(MIB + 1)
+    assert len(first) == MIB + 1
+    assert address(first) % BLOCK_BYTES == 0
+    first[:] = b"a" * len(first)
+    part = first[10:20].toreadonly()
+    place = address(first)
+    del first
+    other = buffers.take(MIB)
+    assert address(other) != place, "a part of it is still seen"
+    other[:] = b"b" * MIB
+    assert part == b"a" * 10
+    del part
+    again = buffers.take(MIB)
+    assert address(again) == place
+    assert address(buffers.take(MIB)) not in {place, address(other)}
+
+
+def test_of_memory_for_reads_little_waits_and_it_fits() -> None:
+    buffers = ReadBuffers(MIB, 2)
+    many = [buffers.take(MIB) for _ in range(5)]
+    places = {address(view) for view in many}
+    del many
+    assert len(buffers._kept) == 2
+    assert not buffers._loans
+    assert len(buffers.take(2 * MIB)) == 2 * MIB, "of a larger piece nothing is kept"
+    assert len(buffers._kept) == 2
+    small = buffers.take(MIB // 2)
+    assert address(small) not in places, "half of it would be wasted"
+    assert address(buffers.take(MIB - 100_000)) in places
+
+
+def test_memory_for_reads_comes_from_any_thread_whole() -> None:
+    buffers = ReadBuffers(MIB, 4)
+    faults: list[str] = []
+
+    def use(fill: int) -> None:
+        for _ in range(200):
+            views = [buffers.take(64 * 1024) for _ in range(3)]
+            for view in views:
+                view[:] = bytes([fill]) * len(view)
+            faults.extend("shared" for view in views if view != bytes([fill]) * len(view))
+
+    threads = [threading.Thread(target=use, args=(fill,)) for fill in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not faults
+    assert len(buffers._kept) <= 4

@@ -9,10 +9,11 @@ from __future__ import annotations
 __all__ = ("ColdReader", "Part", "ReaderSettings", "ReaderStatistics", "compact")
 
 import logging
+import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple
+from typing import Annotated, NamedTuple, cast
 
 import anyio
 from anyio.abc import TaskGroup
@@ -35,9 +36,13 @@ from penstock.stream.object_format import (
     verify_block,
 )
 from penstock.threads import run_in_thread
+from penstock.work.pieces import pieces
 
 logger = logging.getLogger("penstock.stream.read")
 
+#: So much is copied by the event loop; a thread gives the interpreter away after each piece of more.
+_INLINE_COPY_BYTES = 64 * 1024
+_COPY_BYTES = 64 * 1024
 #: The tail of an object that is read to find its index; covers about 1,300 blocks at once.
 INDEX_TAIL_BYTES = 64 * 1024
 
@@ -119,7 +124,10 @@ class ColdReader:
         buffers = await self._cache.get([ref for ref, _ in wanted], self._load)
         self._read_ahead(stream, start, wanted[-1][1].end, end)
         entries, parts = _select(buffers, stream.stream_id, start, end, bytes_max)
-        return compact(entries, parts)
+        copied = parts_to_copy(parts)
+        if sum(part.bytes for part in copied) < _INLINE_COPY_BYTES:
+            return copy_parts(entries, copied)
+        return await run_in_thread(copy_parts, entries, copied)
 
     async def find_time(self, stream: StreamState, offset: int, time_ms: int) -> StreamEntry | None:
         """The first committed entry from the one that holds ``offset`` on with a timestamp >= ``time_ms``."""
@@ -338,17 +346,29 @@ def compact(entries: list[StreamEntry], parts: list[Part]) -> list[StreamEntry]:
     """``entries``, as far as need be copied into memory of their own.
 
     A slow reader must not keep whole blocks for a small part (I8): together they keep a third more than their own
-    bytes at most. What is copied are the smallest parts of their blocks, no more than that takes: the event loop
-    does it.
+    bytes at most.
     """
+    return copy_parts(entries, parts_to_copy(parts))
+
+
+def parts_to_copy(parts: Sequence[Part]) -> list[Part]:
+    """The smallest parts of their blocks, as many as must be copied so that all keep little more than their own."""
     size = sum(part.bytes for part in parts)
     held = sum(part.block_bytes for part in parts)
+    copied: list[Part] = []
     for part in sorted(parts, key=lambda part: part.bytes / part.block_bytes):
         if size * 4 >= held * 3:
             break
         held -= part.block_bytes - part.bytes
+        copied.append(part)
+    return copied
+
+
+def copy_parts(entries: list[StreamEntry], parts: Sequence[Part]) -> list[StreamEntry]:
+    """``entries``, those of ``parts`` replaced by copies; others get the interpreter between pieces of long ones."""
+    for part in parts:
         copied = entries[part.first : part.last]
-        whole = memoryview(b"".join([entry.data for entry in copied]))
+        whole = _joined([entry.data for entry in copied], part.bytes)
         position = 0
         for number, entry in enumerate(copied, part.first):
             end = position + len(entry.data)
@@ -357,6 +377,19 @@ def compact(entries: list[StreamEntry], parts: list[Part]) -> list[StreamEntry]:
             )
             position = end
     return entries
+
+
+def _joined(buffers: Sequence[Buffer], size: int) -> memoryview:
+    """Copies of ``buffers``, ``size`` bytes in all, one behind the other."""
+    if size <= _COPY_BYTES:
+        return memoryview(b"".join(buffers))
+    whole = memoryview(mmap.mmap(-1, size))
+    position = 0
+    for buffer in buffers:
+        for piece in pieces(memoryview(buffer), _COPY_BYTES):
+            whole[position : position + len(piece)] = cast(memoryview, piece)
+            position += len(piece)
+    return whole.toreadonly()
 
 
 def split_run(run: Sequence[BlockRef], data: Buffer) -> dict[BlockRef, Buffer]:
@@ -368,7 +401,7 @@ def split_run(run: Sequence[BlockRef], data: Buffer) -> dict[BlockRef, Buffer]:
         block = view[ref.position - start : ref.position - start + ref.size]
         verify_block(block, ref.object_id, ref.position)
         # a block must not keep its neighbours' memory alive once they are evicted
-        blocks[ref] = data if len(run) == 1 else bytes(block)
+        blocks[ref] = data if len(run) == 1 else _joined([block], len(block))
     return blocks
 
 

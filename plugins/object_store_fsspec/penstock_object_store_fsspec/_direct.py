@@ -7,15 +7,14 @@ requests). Small objects, and file systems without O_DIRECT, are written and rea
 
 from __future__ import annotations
 
-__all__ = ("BUFFER_BYTES", "DIRECT_READ_BYTES_MIN", "FileWriter", "read_direct")
+__all__ = ("BUFFER_BYTES", "DIRECT_READ_BYTES_MIN", "FileWriter", "read_buffers", "read_direct")
 
 import errno
 import fcntl
-import mmap
 import os
 from collections.abc import Iterable, Sequence
 
-from penstock.direct_io import BLOCK_BYTES, BounceBuffers, DirectGather, write_vectors
+from penstock.direct_io import BLOCK_BYTES, BounceBuffers, DirectGather, ReadBuffers, write_vectors
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import body_size
 
@@ -27,6 +26,9 @@ DIRECT_READ_BYTES_MIN = 2**18
 #: One read from the disk. The kernel's own readahead asks for megabytes at once, and a sync of the log on the same
 #: disk waits behind them: p99 of a small one was 6 ms beside 150 MB/s of such reads, 1 ms beside these, 0.4 ms alone.
 _READ_BYTES = 2**18
+#: What a reader asks for at most, unless a single block is larger; and pieces that wait for the next read.
+_REUSED_BYTES_MAX = 4 * 2**20 + 2**16
+_REUSED_MAX = 4
 #: Parts smaller than this on average are joined, so many at a time: a third of the time that they take one by one.
 _JOIN_PART_BYTES = 4096
 _JOIN_PARTS = 64
@@ -98,7 +100,12 @@ class FileWriter:
         _set_direct(self._fd, on=False)
 
 
-def read_direct(fd: int, start: int, end: int) -> memoryview | None:
+def read_buffers() -> ReadBuffers:
+    """Memory for the reads of one store."""
+    return ReadBuffers(_REUSED_BYTES_MAX, _REUSED_MAX)
+
+
+def read_direct(fd: int, start: int, end: int, buffers: ReadBuffers) -> memoryview | None:
     """The bytes [start, end) of ``fd``, at least one, fewer where the file ends; None if that is refused.
 
     Raises OSError.
@@ -106,7 +113,7 @@ def read_direct(fd: int, start: int, end: int) -> memoryview | None:
     if not _set_direct(fd, on=True):
         return None
     base = start - start % BLOCK_BYTES
-    memory = memoryview(mmap.mmap(-1, -(-(end - base) // BLOCK_BYTES) * BLOCK_BYTES))
+    memory = buffers.take(-(-(end - base) // BLOCK_BYTES) * BLOCK_BYTES)
     size = 0
     try:
         while size < len(memory):

@@ -37,7 +37,13 @@ from penstock.files import ACCESSES, Access, create_file, excess_mode, make_dire
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
-from penstock_object_store_fsspec._direct import BUFFER_BYTES, DIRECT_READ_BYTES_MIN, FileWriter, read_direct
+from penstock_object_store_fsspec._direct import (
+    BUFFER_BYTES,
+    DIRECT_READ_BYTES_MIN,
+    FileWriter,
+    read_buffers,
+    read_direct,
+)
 
 logger = logging.getLogger("penstock.store")
 
@@ -85,6 +91,7 @@ class FileTree:
         self._made: list[Path] = []
         self._numbers = itertools.count(1)
         self._buffers = BounceBuffers(BUFFER_BYTES, _BUFFERS_KEPT)
+        self._read_buffers = read_buffers()
         #: Directories whose own names are known to be durable.
         self._anchored: set[str] = set()
 
@@ -252,7 +259,7 @@ class FileTree:
                 status = os.fstat(fd)
                 end = check_range(key, status.st_size, start, end)
                 if end - start >= DIRECT_READ_BYTES_MIN:
-                    data = read_direct(fd, start, end)
+                    data = read_direct(fd, start, end, self._read_buffers)
                     if data is not None and len(data) == end - start:
                         return data
                 return self._read_exactly(fd, key, start, end)

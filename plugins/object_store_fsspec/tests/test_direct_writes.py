@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from penstock_object_store_fsspec._direct import BUFFER_BYTES, DIRECT_READ_BYTES_MIN, FileWriter, read_direct
+from penstock_object_store_fsspec._direct import (
+    BUFFER_BYTES,
+    DIRECT_READ_BYTES_MIN,
+    FileWriter,
+    read_buffers,
+    read_direct,
+)
 from penstock_object_store_fsspec._files import FileTree
 
 from penstock.checksum import checksum
@@ -104,7 +110,7 @@ def test_any_range_is_read_directly_as_it_is(tmp_path: Path, size: int, start: i
     end = start + length
     fd = os.open(path, os.O_RDONLY)
     try:
-        found = read_direct(fd, start, end)
+        found = read_direct(fd, start, end, read_buffers())
     finally:
         os.close(fd)
     assert found is not None, "this file system takes O_DIRECT"

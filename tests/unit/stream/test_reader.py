@@ -68,7 +68,7 @@ def parts_of(blocks: list[tuple[list[int], int]]) -> tuple[list[StreamEntry], li
     entries: list[StreamEntry] = []
     parts = []
     for sizes, unread in blocks:
-        block = memoryview(bytes(range(256)) * 4)[: sum(sizes) + unread]
+        block = memoryview(bytes(range(256)) * ((sum(sizes) + unread) // 256 + 1))[: sum(sizes) + unread]
         first, position = len(entries), 0
         for size in sizes:
             number = len(entries)
@@ -91,6 +91,13 @@ async def test_a_read_keeps_a_third_more_than_its_own_bytes_at_most(
     assert [(x.stream_id, x.base_offset, x.next_offset, x.time_ms, bytes(x.data)) for x in found] == wanted
     held = sum(part.block_bytes if found[part.first] is before[part.first] else part.bytes for part in parts)
     assert held * 3 <= sum(part.bytes for part in parts) * 4
+
+
+async def test_long_parts_are_copied_piece_by_piece_as_they_are() -> None:
+    entries, parts = parts_of([([70_000, 1, 200_000], 300_000)])
+    found = compact(list(entries), parts)
+    assert [bytes(one.data) for one in found] == [bytes(one.data) for one in entries]
+    assert all(one is not other for one, other in zip(found, entries, strict=True))
 
 
 async def test_a_read_copies_no_more_than_the_smallest_parts_of_its_blocks() -> None:
