@@ -11,12 +11,12 @@ medium that fills up, loses replies, or is away for a while).
 
 from __future__ import annotations
 
-__all__ = ("KINDS", "LEVELS", "SUITE_VERSION", "Target", "run")
+__all__ = ("KINDS", "LEVELS", "STRATEGY", "SUITE_VERSION", "Target", "run")
 
 from typing import TYPE_CHECKING, Any
 
 from penstock_conformance import _catalogue
-from penstock_conformance._target import KINDS, SUITE_VERSION, Target
+from penstock_conformance._target import KINDS, STRATEGY, SUITE_VERSION, Target
 
 if TYPE_CHECKING:
     from penstock_conformance._run import run

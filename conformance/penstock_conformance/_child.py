@@ -8,13 +8,29 @@ import json
 import multiprocessing
 import os
 import signal
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock_conformance._env import Env
 from penstock_conformance._jobs import run_job
+from penstock_conformance._target import Target
+
+if TYPE_CHECKING:
+    from penstock_conformance._env import Env
+
+
+class Surroundings(Protocol):
+    """What a child process is told of the environment that it works in."""
+
+    @property
+    def target(self) -> Target:
+        """The plugin under test."""
+
+    @property
+    def data_dir(self) -> Path:
+        """Where it works."""
 
 
 class Child:
@@ -26,11 +42,14 @@ class Child:
     ``async with`` that is left kills what still runs.
     """
 
-    def __init__(self, env: Env, job: str, **arguments: Any) -> None:
+    def __init__(self, env: Surroundings, job: str, **arguments: Any) -> None:
+        #: Where the environment is from. Imported once, in the server, so that no child has to.
+        self._room = type(env).__module__
         self._order = json.dumps(
             {
                 "target": env.target.to_json(),
                 "data_dir": str(env.data_dir),
+                "room": self._room,
                 "job": job,
                 "arguments": arguments,
             }
@@ -39,7 +58,7 @@ class Child:
 
     async def __aenter__(self) -> Child:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", run_job.__module__])
+        context.set_forkserver_preload(["__main__", run_job.__module__, self._room])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run_job, args=(self._order, theirs), daemon=True)
         await anyio.to_thread.run_sync(self._process.start)

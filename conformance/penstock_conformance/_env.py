@@ -22,7 +22,7 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import PluginSpec, Services
 from penstock.spi.settings import Settings
 from penstock.spi.wal import WalEntry, WalSpec
-from penstock_conformance._clause import not_applicable
+from penstock_conformance._clause import NotApplicable, not_applicable
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import Target
 from penstock_conformance._words import FileWords
@@ -120,6 +120,15 @@ class Env:
     async def store_of(self, stack: AsyncExitStack) -> ObjectStore:
         """The object store that serves the plugin, for a clause that puts something between the two."""
         return await self._object_store(stack)
+
+    async def look(self) -> tuple[Mapping[str, Any], str]:
+        """What the opened plugin claims, and where it says that its data are."""
+        # elsewhere: a clause begins where nothing was, and an epoch has one owner
+        async with self.elsewhere("capabilities").open() as opened:
+            capabilities = opened.capabilities
+            location = str(getattr(opened, "location", ""))
+        names = getattr(capabilities, "__dataclass_fields__", {})
+        return {name: getattr(capabilities, name) for name in names}, location
 
     def elsewhere(self, name: str = "elsewhere") -> Env:
         """An environment with the same plugin and another data directory."""
@@ -227,6 +236,8 @@ def raises(*expected: type[Exception]) -> Iterator[None]:
         yield
     except expected:
         return
+    except NotApplicable:
+        raise
     except Exception as error:
         raise AssertionError(f"expected {names}, got {type(error).__name__}: {error}") from error
     raise AssertionError(f"expected {names}, and nothing was raised")

@@ -6,6 +6,7 @@ the parent has seen.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import random
@@ -15,6 +16,7 @@ import traceback
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,18 @@ def tell(value: object) -> None:
 def ask() -> Any:
     """The parent's next order; None when it is gone. Blocks the process, which does nothing else."""
     while b"\n" not in _link.unread:
+        piece = os.read(_link.connection.fileno(), 4096)
+        if not piece:
+            return None
+        _link.unread += piece
+    line, _, _link.unread = _link.unread.partition(b"\n")
+    return json.loads(line)
+
+
+async def hear() -> Any:
+    """The parent's next order, as :func:`ask`, for a process that does something else meanwhile."""
+    while b"\n" not in _link.unread:
+        await anyio.wait_readable(_link.connection.fileno())
         piece = os.read(_link.connection.fileno(), 4096)
         if not piece:
             return None
@@ -361,13 +375,17 @@ def run_job(order_text: str, connection: Connection) -> None:
     """The whole life of a child process: do the job that ``order_text`` describes."""
     _link.connection = connection
     order = json.loads(order_text)
-    env = Env(Target.from_json(order["target"]), Path(order["data_dir"]))
-    job = JOBS[order["job"]]
+    target, data_dir = Target.from_json(order["target"]), Path(order["data_dir"])
+    if order["job"] in JOBS:
+        job = partial(JOBS[order["job"]], Env(target, data_dir))
+    else:  # a room that has its own, and isn't imported for the others
+        own = getattr(importlib.import_module(order["room"]), order["job"])
+        job = partial(own, target, data_dir, tell, hear)
 
     async def bounded() -> None:
         # Longer than any parent waits: only a child whose parent is gone ends by it.
         with anyio.fail_after(600):
-            await job(env, **order["arguments"])
+            await job(**order["arguments"])
 
     try:
         anyio.run(bounded)

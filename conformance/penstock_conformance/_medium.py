@@ -73,6 +73,8 @@ def medium_of(opened: Any) -> Path | _Whole:
     """The file that holds the whole log, or the plugin's ``medium``; without one the clause can't be tried."""
     own: OwnMedium | None = getattr(opened, "medium", None)
     if own is not None:
+        if not hasattr(own, "load"):
+            not_applicable("the plugin's medium can't be damaged, it has no load and store")
         return _Whole(own)
     path = Path(str(opened.location))
     if not path.is_file():

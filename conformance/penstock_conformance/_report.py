@@ -25,7 +25,7 @@ from penstock.plugins import PluginInfo
 from penstock.spi import SPI_VERSION
 from penstock_conformance._catalogue import LEVELS, clause_names
 from penstock_conformance._medium import file_system
-from penstock_conformance._target import SUITE_VERSION, Target
+from penstock_conformance._target import STRATEGY, SUITE_VERSION, Target
 
 #: Version of the report's own form.
 REPORT_VERSION = 2
@@ -167,7 +167,14 @@ class Report:
             "capabilities": dict(self.capabilities or {}),
             "medium": self._medium(),
             "machine": _machine(),
-            "versions": _versions(),
+            "versions": _versions(target.kind),
+            "target": {
+                **dataclasses.asdict(target),
+                "settings": {key: _masked(key, value) for key, value in target.settings.items()},
+                "object_store_settings": {
+                    key: _masked(key, value) for key, value in target.object_store_settings.items()
+                },
+            },
             "selection": {
                 "levels": list(target.levels),
                 "select": self.select,
@@ -189,7 +196,12 @@ class Report:
     def command(self) -> str:
         """What to type for the same run again; masked settings are to be filled in."""
         target = self.target
-        words = ["penstock", "conformance", "run", target.kind, "--plugin", target.plugin]
+        if target.kind == STRATEGY:
+            words = ["penstock", "conformance", "strategy"]
+            if target.config:
+                words += ["--config", target.config]
+        else:
+            words = ["penstock", "conformance", "run", target.kind, "--plugin", target.plugin]
         for key, value in target.settings.items():
             words += ["--set", f"{key}={_masked(key, value)}"]
         for directory in target.plugins_dirs:
@@ -234,10 +246,10 @@ def _masked(key: str, value: str) -> str:
     return _USERINFO.sub(r"\1***@", value)
 
 
-def _versions() -> dict[str, str]:
+def _versions(kind: str) -> dict[str, str]:
     """What could change an outcome, beside the plugin."""
     found = {"spi": str(SPI_VERSION), "suite": SUITE_VERSION, "penstock": penstock.__version__}
-    for package in ("pytest", "anyio"):
+    for package in ("pytest", "anyio", *(("confluent-kafka",) if kind == STRATEGY else ())):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

@@ -36,7 +36,7 @@ def run(
     """
     registry = target.registry()
     target.info(registry)
-    target.checked_settings(registry.select(target.kind, target.plugin), Path())
+    target.effective_settings(registry)
     listener = _Listener(on_clause)
     # Only what the suite needs: plugins and settings of whatever project this runs in stay out.
     with mock.patch.dict(os.environ, {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}):
@@ -69,6 +69,7 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
         *map(str, clause_files(target.kind)),
         f"--penstock-kind={target.kind}",
         f"--penstock-plugin={target.plugin}",
+        *([f"--penstock-config={target.config}"] if target.config else ()),
         *(f"--penstock-{kind.replace('_', '-')}={getattr(target, kind)}" for kind in SERVICES),
         f"--penstock-rounds={target.rounds}",
         f"--penstock-seed={target.seed}",

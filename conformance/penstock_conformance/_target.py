@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("KINDS", "SUITE_VERSION", "Target")
+__all__ = ("KINDS", "STRATEGY", "SUITE_VERSION", "Target")
 
 import dataclasses
 import json
@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from penstock.config import plugin_values
+import penstock
+from penstock.config import DEFAULT, Config, explain, load_config, plugin_values
 from penstock.plugins import PluginInfo, PluginRegistry, validate_settings
 from penstock.spi import kinds
-from penstock.spi.plugin import PluginSpec
+from penstock.spi.plugin import SPI_VERSION, PluginSpec
 from penstock.spi.settings import Settings
 from penstock_conformance._catalogue import LEVELS
 
@@ -25,13 +26,19 @@ SUITE_VERSION = "3"
 #: Plugin kinds; the clauses of each are in ``test_<kind>.py`` and ``test_<kind>_*.py``.
 KINDS = tuple(kinds.KINDS)
 
+#: The kind of a whole broker on the plugins that a configuration selects.
+STRATEGY = "strategy"
+
+_REBALANCE_DELAY = "groups.initial_rebalance_delay"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Target:
     """The plugin under test and how deep to go.
 
-    ``settings`` are texts as after ``--set``. ``object_store`` and ``allocator`` name plugins that serve the plugin
-    under test, the former with ``object_store_settings``; empty stands for the suite's own plain ones. ``rounds``
+    ``settings`` are texts as after ``--set``; those of a strategy are keys of the configuration (``wal.path``) on top
+    of the file ``config``, and its ``plugin`` is only a name. ``object_store`` and ``allocator`` name plugins that
+    serve the plugin under test, the former with ``object_store_settings``; empty stands for the suite's. ``rounds``
     multiplies the work of the race and crash clauses. Everything random comes from ``seed``. Data directories are
     made in ``work_dir``, which so decides what the medium is; empty stands for the system's place for temporary
     files.
@@ -39,6 +46,7 @@ class Target:
 
     kind: str
     plugin: str
+    config: str = ""
     settings: Mapping[str, str] = field(default_factory=dict)
     plugins_dirs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
@@ -84,11 +92,43 @@ class Target:
         }
         return validate_settings(spec, *plugin_values(spec.kind, values))
 
+    def broker_config(self, data_dir: Path, overrides: Mapping[str, Any] | None = None) -> Config:
+        """The configuration of a strategy's broker, ``{dir}`` standing for ``data_dir``. Raises ConfigError."""
+        sets = [f"{key}={value.replace('{dir}', str(data_dir))}" for key, value in self.settings.items()]
+        ours: dict[str, Any] = dict(overrides or {})
+        config = load_config(self.config or None, env=os.environ, sets=sets, overrides=ours)
+        if config.origin(_REBALANCE_DELAY) != DEFAULT:
+            return config
+        ours[_REBALANCE_DELAY] = "0ms"  # no clause waits for members that might come
+        return load_config(self.config or None, env=os.environ, sets=sets, overrides=ours)
+
+    def effective_settings(self, registry: PluginRegistry) -> Mapping[str, Any]:
+        """All settings that count, with defaults. Raises PluginError or ConfigError when it can't be tried."""
+        if self.kind != STRATEGY:
+            return self.checked_settings(registry.select(self.kind, self.plugin), Path()).model_dump(
+                mode="json"
+            )
+        config = self.broker_config(Path("DIR"))
+        names = registry.select_all(config).names  # also checks that all of it fits together
+        plugins = {f"{kind}.plugin": name for kind, name in names.items()}
+        return plugins | {row.key: row.value for row in explain(config, registry)}
+
     def deadline_of(self, level: int) -> float:
         """Seconds for a clause of this level; races, crashes and faults do the same many times."""
         return self.deadline_s * (3 * self.rounds if level > 1 else 1)
 
     def info(self, registry: PluginRegistry) -> PluginInfo:
         """Name, version and capabilities of the plugin under test. Raises PluginError."""
+        if self.kind == STRATEGY:
+            names = registry.select_all(self.broker_config(Path("DIR"))).names
+            return PluginInfo(
+                name=self.plugin,
+                kind=STRATEGY,
+                version=penstock.__version__,
+                spi_version=SPI_VERSION,
+                capabilities={},
+                origin=self.config or "the default configuration",
+                summary=", ".join(f"{kind} {name}" for kind, name in names.items()),
+            )
         spec = registry.select(self.kind, self.plugin)
         return next(info for info in registry.infos() if (info.kind, info.name) == (spec.kind, spec.name))

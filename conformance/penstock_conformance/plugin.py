@@ -15,10 +15,10 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import anyio
 import pytest
@@ -29,7 +29,10 @@ from penstock_conformance._catalogue import LEVELS
 from penstock_conformance._clause import Clause, NotApplicable, clause_of
 from penstock_conformance._env import Env
 from penstock_conformance._report import DEADLINE, ClauseResult, Report
-from penstock_conformance._target import KINDS, Target
+from penstock_conformance._target import KINDS, STRATEGY, Target
+
+if TYPE_CHECKING:
+    from penstock_conformance._strategy import StrategyEnv
 
 _TARGET = pytest.StashKey[Target]()
 _REPORT = pytest.StashKey[Report]()
@@ -44,11 +47,12 @@ _GRACE_S = 3.0
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("penstock", "Penstock plugin conformance")
     add = group.addoption
-    add("--penstock-kind", choices=KINDS, help="Kind of the plugin under test.")
+    add("--penstock-kind", choices=(*KINDS, STRATEGY), help="Kind of the plugin under test.")
     add("--penstock-plugin", metavar="NAME", help="Name of the plugin under test.")
     add(
         "--penstock-set", action="append", default=[], metavar="KEY=VALUE", help="One setting of that plugin."
     )
+    add("--penstock-config", metavar="FILE", help="The configuration of a strategy.")
     add("--penstock-plugins-dir", action="append", default=[], metavar="DIR", help="Load all plugins in DIR.")
     add("--penstock-module", action="append", default=[], metavar="MODULE", help="Load a plugin module.")
     add("--penstock-level", action="append", type=int, choices=tuple(LEVELS), help="Only these levels.")
@@ -91,6 +95,7 @@ def pytest_configure(config: pytest.Config) -> None:
         target = Target(
             kind=option.penstock_kind,
             plugin=option.penstock_plugin,
+            config=option.penstock_config or "",
             settings=parse_settings(option.penstock_set),
             plugins_dirs=tuple(option.penstock_plugins_dir),
             modules=tuple(option.penstock_module),
@@ -103,13 +108,11 @@ def pytest_configure(config: pytest.Config) -> None:
         )
         registry = target.registry()
         info = target.info(registry)
-        settings = target.checked_settings(registry.select(target.kind, target.plugin), Path())
+        settings = target.effective_settings(registry)
     except (PenstockError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_TARGET] = target
-    config.stash[_REPORT] = Report(
-        target, info, select=str(option.keyword or ""), settings=settings.model_dump(mode="json")
-    )
+    config.stash[_REPORT] = Report(target, info, select=str(option.keyword or ""), settings=settings)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -133,19 +136,27 @@ def _kind(item: pytest.Item) -> str:
     if module is None or not str(module.__name__).rpartition(".")[2].startswith("test_"):
         return ""
     kind = getattr(module, "KIND", "")
-    return kind if kind in KINDS else ""
+    return kind if kind in (*KINDS, STRATEGY) else ""
 
 
 @pytest.fixture
-def env(request: pytest.FixtureRequest) -> Iterator[Env]:
+def env(request: pytest.FixtureRequest) -> Iterator[Env | StrategyEnv]:
     """The surroundings of one clause."""
     target = request.config.stash[_TARGET]
     with tempfile.TemporaryDirectory(
         prefix="penstock-conformance-", dir=target.work_dir or None, ignore_cleanup_errors=True
     ) as directory:
-        surroundings = Env(target, Path(directory), request.node.name)
+        surroundings = _surroundings(target, Path(directory), request.node.name)
         yield surroundings
         _run(surroundings.clean, target.deadline_s)
+
+
+def _surroundings(target: Target, directory: Path, name: str) -> Env | StrategyEnv:
+    if target.kind == STRATEGY:
+        from penstock_conformance._strategy import StrategyEnv  # a whole broker: others do without
+
+        return StrategyEnv(target, directory, name)
+    return Env(target, directory, name)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -155,7 +166,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
     clause = clause_of(pyfuncitem.function)
     result = _new_result(pyfuncitem, clause)
     pyfuncitem.stash[_RESULT] = result
-    surroundings = cast("Env", pyfuncitem.funcargs["env"])
+    surroundings = cast("Env | StrategyEnv", pyfuncitem.funcargs["env"])
     started = time.monotonic()
     try:
         _run_clause(pyfuncitem.obj, surroundings, clause, result, pyfuncitem.config.stash[_REPORT])
@@ -167,14 +178,14 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> object | None:
 
 
 def _run_clause(
-    function: Any, surroundings: Env, clause: Clause, result: ClauseResult, report: Report
+    function: Any, surroundings: Env | StrategyEnv, clause: Clause, result: ClauseResult, report: Report
 ) -> None:
     """Run one clause and say in ``result`` what came out; a broken clause raises."""
     deadline_s = result.deadline_s = surroundings.target.deadline_of(clause.level)
     try:
         capabilities = report.capabilities
         if capabilities is None:
-            capabilities, report.location = _run(functools.partial(_look, surroundings), deadline_s)
+            capabilities, report.location = _run(surroundings.look, deadline_s)
             report.capabilities = capabilities
         if clause.refuses and capabilities.get(clause.refuses):
             result.outcome, result.detail = "not_applicable", f"{clause.refuses} is claimed"
@@ -189,7 +200,7 @@ def _run_clause(
         result.outcome, result.detail = DEADLINE, str(reason)
 
 
-def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResult) -> None:
+def _probe(function: Any, surroundings: Env | StrategyEnv, clause: Clause, result: ClauseResult) -> None:
     """Try what isn't claimed: not having it is fine, having it is worth telling."""
     try:
         _run(functools.partial(function, surroundings), _PROBE_SHARE * surroundings.target.deadline_s)
@@ -201,16 +212,6 @@ def _probe(function: Any, surroundings: Env, clause: Clause, result: ClauseResul
     else:
         result.outcome = "unclaimed_passes"
         result.detail = f"{clause.claims} isn't claimed, but this clause passes"
-
-
-async def _look(surroundings: Env) -> tuple[Mapping[str, Any], str]:
-    """What the opened plugin claims, and where it says that its data are."""
-    # elsewhere: a clause begins where nothing was, and an epoch has one owner
-    async with surroundings.elsewhere("capabilities").open() as opened:
-        capabilities = opened.capabilities
-        location = str(getattr(opened, "location", ""))
-    names = getattr(capabilities, "__dataclass_fields__", {})
-    return {name: getattr(capabilities, name) for name in names}, location
 
 
 class MissedDeadline(Exception):  # noqa: N818 # an outcome, not an error

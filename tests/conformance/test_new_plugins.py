@@ -2,64 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import tomllib
-import xml.etree.ElementTree as ElementTree
-from pathlib import Path
-
 import pytest
-from tests.patience import HANG_S
+from tests.conformance.new_packages import results_of, tell_python
 
 from penstock_tools.scaffold import KINDS, write_package
-
-#: The clauses of level 1 sync thousands of small files; where they are in memory that takes a tenth of the time.
-_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """What each test of each package said, by the test's class name and name; one run of pytest for all."""
     folder = tmp_path_factory.mktemp("packages")
     for kind in KINDS:
-        _install(kind, f"my_{kind}", folder / kind)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(folder / kind) for kind in KINDS)}
-    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
-        environment["TMPDIR"] = str(_MEMORY)
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(folder)),
-            *("--import-mode=importlib", "-p", "no:cacheprovider", f"--basetemp={folder / 'tmp'}"),
-            *(f"--junit-xml={folder / 'results.xml'}", *(str(folder / kind / "tests") for kind in KINDS)),
-        ],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
-    assert (folder / "results.xml").is_file(), done.stdout + done.stderr
-    cases = ElementTree.parse(folder / "results.xml").iter("testcase")
-    return {
-        f"{case.get('classname')}.{case.get('name')}": "\n".join(part.text or part.tag for part in case)
-        for case in cases
-    }
-
-
-def _install(kind: str, name: str, place: Path) -> None:
-    """Write the package, and what ``pip install -e`` would tell Python of it."""
-    write_package(kind, name, place)
-    project = tomllib.loads((place / "pyproject.toml").read_text())["project"]
-    told = place / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
-    told.mkdir()
-    (told / "METADATA").write_text(
-        f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n"
-    )
-    entry_points = project["entry-points"]["penstock.plugins"].items()
-    lines = ["[penstock.plugins]", *(f"{name} = {module}" for name, module in entry_points)]
-    (told / "entry_points.txt").write_text("\n".join(lines) + "\n")
+        write_package(kind, f"my_{kind}", folder / kind)
+        tell_python(folder / kind)
+    return results_of([folder / kind for kind in KINDS])
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,13 +5,14 @@ from __future__ import annotations
 __all__ = ("app",)
 
 import importlib
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 import typer
 
 from penstock.errors import ConfigError, PluginError
-from penstock_tools.cli._app import PluginsDirOption, Setup
+from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption, Setup
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -30,37 +31,60 @@ _WORDS = {
 _EXIT_CODES = {"fail": 1, "undecided": 3}
 
 
+SettingsOption: TypeAlias = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="One setting of the plugin; {dir} stands for the clause's own directory. May be repeated.",
+    ),
+]
+ReportOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--report", metavar="FILE", help="Write the report as JSON.")
+]
+LevelOption: TypeAlias = Annotated[
+    list[int] | None,
+    typer.Option(
+        "--level",
+        min=1,
+        max=4,
+        help="Only this level: 1 semantics, 2 races, 3 crashes, 4 faults of the medium. May be repeated.",
+    ),
+]
+SelectOption: TypeAlias = Annotated[
+    str, typer.Option("-k", metavar="EXPRESSION", help="Only clauses whose name fits, as in pytest.")
+]
+RoundsOption: TypeAlias = Annotated[
+    int, typer.Option("--rounds", min=1, help="So many times the races and crashes.")
+]
+SeedOption: TypeAlias = Annotated[int, typer.Option("--seed", help="Seed of everything random.")]
+DeadlineOption: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--deadline", min=0.1, metavar="SECONDS", help="Per clause; thrice for races, crashes and faults."
+    ),
+]
+WorkDirOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option(
+        "--work-dir", metavar="DIR", help="Make data directories there: a disk of its kind is the medium."
+    ),
+]
+VerboseOption: TypeAlias = Annotated[bool, typer.Option("-v", help="Show the rule of each clause.")]
+
+
 @app.command("run")
 def run_suite(
     context: typer.Context,
     kind: Annotated[str, typer.Argument(help="Kind of the plugin: wal, object_store, log_cache...")],
     plugin: Annotated[str, typer.Option("--plugin", metavar="NAME", help="Name of the plugin.")],
-    sets: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="KEY=VALUE",
-            help="One setting of the plugin; {dir} stands for the clause's own directory. May be repeated.",
-        ),
-    ] = None,
-    report: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the report as JSON.")] = None,
-    level: Annotated[
-        list[int] | None,
-        typer.Option(
-            min=1,
-            max=4,
-            help="Only this level: 1 semantics, 2 races, 3 crashes, 4 faults of the medium. May be repeated.",
-        ),
-    ] = None,
-    select: Annotated[
-        str, typer.Option("-k", metavar="EXPRESSION", help="Only clauses whose name fits, as in pytest.")
-    ] = "",
-    rounds: Annotated[int, typer.Option(min=1, help="So many times the races and crashes.")] = 1,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    deadline: Annotated[
-        float,
-        typer.Option(min=0.1, metavar="SECONDS", help="Per clause; thrice for races, crashes and faults."),
-    ] = 20.0,
+    sets: SettingsOption = None,
+    report: ReportOption = None,
+    level: LevelOption = None,
+    select: SelectOption = "",
+    rounds: RoundsOption = 1,
+    seed: SeedOption = 0,
+    deadline: DeadlineOption = 20.0,
     object_store: Annotated[
         str,
         typer.Option(metavar="NAME", help="Plugin that serves as object store instead of the suite's own."),
@@ -74,11 +98,8 @@ def run_suite(
     allocator: Annotated[
         str, typer.Option(metavar="NAME", help="Plugin that serves as allocator instead of the suite's own.")
     ] = "",
-    work_dir: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help="Make data directories there: a disk of its kind is the medium."),
-    ] = None,
-    verbose: Annotated[bool, typer.Option("-v", help="Show the rule of each clause.")] = False,
+    work_dir: WorkDirOption = None,
+    verbose: VerboseOption = False,
     plugins_dir: PluginsDirOption = None,
     modules: Annotated[
         list[str] | None,
@@ -89,11 +110,12 @@ def run_suite(
 
     Exit code 0: all that was tried holds; 1: a clause failed; 3: undecided, since a clause ran out of time.
     """
-    from rich.console import Console
-
     suite = _suite()
     if kind not in suite.KINDS:
-        raise PluginError(f"no clauses for this kind, choose from {', '.join(suite.KINDS)}: kind={kind}")
+        advice = f"choose from {', '.join(suite.KINDS)}"
+        if kind == suite.STRATEGY:
+            advice = "see penstock conformance strategy"
+        raise PluginError(f"no clauses for this kind, {advice}: kind={kind}")
     if object_store_sets and not object_store:
         raise ConfigError("--object-store-set needs --object-store, the plugin that it is a setting of")
     setup = Setup.of(context, plugins_dirs=plugins_dir, modules=modules)
@@ -112,12 +134,131 @@ def run_suite(
         deadline_s=deadline,
         work_dir=str(work_dir.resolve()) if work_dir is not None else "",
     )
+    _end(_run(target, select, report, verbose))
+
+
+@app.command("strategy")
+def run_strategy(
+    context: typer.Context,
+    config: ConfigOption = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SECTION.KEY=VALUE",
+            help="Set one configuration key; {dir} stands for the clause's own directory. May be repeated.",
+        ),
+    ] = None,
+    report: ReportOption = None,
+    level: LevelOption = None,
+    select: SelectOption = "",
+    rounds: RoundsOption = 1,
+    seed: SeedOption = 0,
+    deadline: DeadlineOption = 60.0,
+    work_dir: WorkDirOption = None,
+    verbose: VerboseOption = False,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
+) -> None:
+    """Put a whole broker, on the plugins that a configuration selects, through what its clients rely on.
+
+    A real client produces, fetches and commits; brokers are killed, stopped, and have their object store taken away.
+    Each clause has a data directory and keys of its own. Exit codes as those of run.
+    """
+    suite = _suite("confluent_kafka")
+    setup = Setup.of(context, config, sets, plugins_dir, plugin)
+    path = setup.config_path
+    target = suite.Target(
+        kind=suite.STRATEGY,
+        plugin=path.stem if path is not None else "default",
+        config=str(path.resolve()) if path is not None else "",
+        settings=_settings(list(setup.sets)),
+        plugins_dirs=tuple(str(directory.resolve()) for directory in setup.plugins_dirs),
+        modules=setup.modules,
+        levels=tuple(sorted(set(level))) if level else suite.LEVELS,
+        rounds=rounds,
+        seed=seed,
+        deadline_s=deadline,
+        work_dir=str(work_dir.resolve()) if work_dir is not None else "",
+    )
+    _end(_run(target, select, report, verbose))
+
+
+@app.command("repeat")
+def repeat_run(
+    path: Annotated[Path, typer.Argument(metavar="REPORT", help="A report that was written with --report.")],
+    sets: SettingsOption = None,
+    report: ReportOption = None,
+    verbose: VerboseOption = False,
+) -> None:
+    """Do again what a report says was done, and compare what comes out.
+
+    Settings that the report masks, since they are secret, are given again with --set. Exit code 0: it conforms, and
+    every clause ended as in the report; 1: not; 3: undecided, since a clause ran out of time.
+    """
+    suite = _suite()
+    document = _read_report(path)
+    told = document["target"]
+    told["settings"] |= _settings(sets or [])
+    settings = told["settings"] | told.get("object_store_settings", {})
+    masked = sorted(key for key, value in settings.items() if "***" in value)
+    if masked:
+        raise ConfigError(
+            f"the report doesn't tell secrets, give these again with --set: keys={', '.join(masked)} path={path}"
+        )
+    outcome = _run(suite.Target.from_json(json.dumps(told)), document["selection"]["select"], report, verbose)
+    differences = _differences(document, json.loads(outcome.to_json()))
+    for difference in differences:
+        typer.echo(f"not as reported: {difference}")
+    if outcome.passed and _outcomes(document) != _outcomes(json.loads(outcome.to_json())):
+        raise typer.Exit(1)
+    _end(outcome)
+
+
+def _read_report(path: Path) -> Any:
+    try:
+        document = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"the report can't be read: path={path} reason={error}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("target"), dict):
+        raise ConfigError(f"this isn't a report that can be repeated, write one with --report: path={path}")
+    return document
+
+
+def _outcomes(report: Any) -> dict[str, str]:
+    return {clause["name"]: clause["outcome"] for clause in report["clauses"]}
+
+
+def _differences(before: Any, now: Any) -> list[str]:
+    """What is otherwise than in the report: first what might explain it, then the outcomes."""
+    found = []
+    for name in ("plugin", "versions", "machine", "effective_settings"):
+        for key in sorted({*before.get(name, {}), *now[name]}):
+            then, today = before.get(name, {}).get(key), now[name].get(key)
+            if then != today:
+                found.append(f"{name} {key}: {then} then, {today} now")
+    outcomes = _outcomes(before), _outcomes(now)
+    for clause in sorted({*outcomes[0], *outcomes[1]}):
+        then, today = (each.get(clause, "not tried") for each in outcomes)
+        if then != today:
+            found.append(f"{clause}: {then} then, {today} now")
+    return found
+
+
+def _run(target: Any, select: str, report: Path | None, verbose: bool) -> Any:
+    from rich.console import Console
+
     console = Console(highlight=False)
-    console.print(f"{kind} {plugin}: levels {', '.join(map(str, target.levels))}, seed {seed}")
-    outcome = suite.run(
+    levels = ", ".join(map(str, target.levels))
+    console.print(f"{target.kind} {target.plugin}: levels {levels}, seed {target.seed}")
+    outcome = _suite().run(
         target, select=select, report_path=report, on_clause=lambda result: _show(console, result, verbose)
     )
     _summarize(console, outcome, report)
+    return outcome
+
+
+def _end(outcome: Any) -> None:
     if not outcome.passed:
         raise typer.Exit(_EXIT_CODES[outcome.result])
 
@@ -205,13 +346,15 @@ def show_cost() -> None:
         raise typer.Exit(1)
 
 
-def _suite() -> ModuleType:
+def _suite(*modules: str) -> ModuleType:
     try:
-        importlib.import_module("pytest")
+        for module in ("pytest", *modules):
+            importlib.import_module(module)
         return importlib.import_module("penstock_conformance")
     except ModuleNotFoundError as error:
+        extras = "conformance,bench" if modules else "conformance"
         raise PluginError(
-            f"the conformance suite needs a module that isn't installed, pip install 'penstock[conformance]': "
+            f"the conformance suite needs a module that isn't installed, pip install 'penstock[{extras}]': "
             f"module={error.name}"
         ) from error
 

@@ -1,0 +1,330 @@
+"""The surroundings of a clause about a strategy: brokers on the plugins that a configuration selects.
+
+Each clause has a cluster of its own: an empty data directory, and keys of its own in the object store. Brokers are
+child processes, so that they can be killed and stopped; between broker and object store is a layer that can take the
+store away, or lose its replies.
+"""
+
+from __future__ import annotations
+
+__all__ = ("BrokerProcess", "Medium", "StrategyEnv", "serve")
+
+import dataclasses
+import os
+import random
+import socket
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from penstock.broker import Broker
+from penstock.config import Config
+from penstock.errors import PenstockError, UnavailableError
+from penstock.plugins import PluginRegistry
+from penstock.spi.kinds import OBJECT_STORE, WAL
+from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
+from penstock.spi.plugin import Buffer, PluginSpec, Services
+from penstock_conformance._child import Child
+from penstock_conformance._clause import not_applicable
+from penstock_conformance._scoped_store import ScopedStore
+from penstock_conformance._target import STRATEGY, Target
+from penstock_tools.inspection.places import open_places, open_store
+from penstock_tools.inspection.verify import verify
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True)
+class Medium:
+    """What happens to requests on their way to the object store."""
+
+    #: No request gets there.
+    down: bool = False
+    #: The part of the writes whose reply is lost after they took effect.
+    lost_replies: float = 0.0
+    random: random.Random = field(default_factory=random.Random)
+
+    def request(self) -> None:
+        """Raises UnavailableError if the store is away."""
+        if self.down:
+            raise UnavailableError("the conformance suite took the object store away")
+
+    async def write(self, begun: Callable[[], Awaitable[T]]) -> T:
+        """Make a request that changes something."""
+        self.request()
+        result = await begun()
+        if self.down or self.random.random() < self.lost_replies:
+            raise UnavailableError("the conformance suite lost the reply of a write that took effect")
+        return result
+
+
+class UnreliableStore(ScopedStore):
+    """An object store below a prefix, at the mercy of a :class:`Medium`."""
+
+    def __init__(self, store: ObjectStore, prefix: str, medium: Medium) -> None:
+        super().__init__(store, prefix)
+        self._medium = medium
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        self._medium.request()
+        return await super().get(key, start, end)
+
+    async def head(self, key: str) -> ObjectInfo:
+        self._medium.request()
+        return await super().head(key)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        return await self._medium.write(partial(super().put, key, body))
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        return await self._medium.write(partial(super().put_if_absent, key, body))
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        return await self._medium.write(partial(super().compare_and_swap, key, body, token))
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        self._medium.request()
+        return await super().create_multipart(key)
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        await self._medium.write(partial(super().delete, keys))
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        self._medium.request()
+        async for info in super().list(prefix, start_after):
+            self._medium.request()
+            yield info
+
+
+class _Registry(PluginRegistry):
+    """The plugins as they are, but for object stores, which are seen through the medium."""
+
+    def __init__(self, target: Target, scope: str, medium: Medium) -> None:
+        super().__init__(env=os.environ, plugins_dirs=target.plugins_dirs, modules=target.modules)
+        self._scope = scope
+        self._medium = medium
+
+    def select(self, kind: str, name: str) -> PluginSpec[Any, Any]:
+        spec = super().select(kind, name)
+        if kind != OBJECT_STORE.name:
+            return spec
+        opened = spec.open
+
+        @asynccontextmanager
+        async def seen(settings: Any, services: Services) -> AsyncIterator[UnreliableStore]:
+            async with opened(settings, services) as store:
+                yield UnreliableStore(store, self._scope, self._medium)
+
+        return dataclasses.replace(spec, open=seen)
+
+
+class StrategyEnv:
+    """The environment of one clause: a cluster that nothing was done in yet."""
+
+    def __init__(self, target: Target, data_dir: Path, name: str = "") -> None:
+        self.target = target
+        self.data_dir = data_dir
+        self.name = name
+        self.random = random.Random(f"{target.seed}/{STRATEGY}/{name}")
+        self.rounds = target.rounds
+        #: Prefix of the cluster's keys; child processes have the same.
+        self.scope = f"penstock-conformance/{data_dir.name}/"
+        self.port = _free_port()
+
+    @property
+    def bootstrap_servers(self) -> str:
+        """Where the cluster's broker listens."""
+        return f"127.0.0.1:{self.port}"
+
+    def config(self, *, host: str = "broker", port: int = 0) -> Config:
+        """The configuration of a broker whose data directory is ``host``. Raises ConfigError."""
+        return _config(self.target, self.data_dir / host, port)
+
+    def registry(self, medium: Medium | None = None) -> PluginRegistry:
+        """The plugins that a broker of this cluster selects from."""
+        return _Registry(self.target, self.scope, medium or Medium())
+
+    def broker(self, *, host: str = "broker", port: int = 0) -> BrokerProcess:
+        """A broker of this cluster, not started yet."""
+        return BrokerProcess(self, host, port or self.port)
+
+    async def shares(self, host: str) -> bool:
+        """Whether a broker with another data directory sees the same object store."""
+        return await self._place("broker") == await self._place(host)
+
+    async def _place(self, host: str) -> str:
+        registry, config = self.registry(), self.config(host=host)
+        async with open_store(config, registry.select_all(config), read_only=False) as store:
+            return store.location
+
+    async def look(self) -> tuple[Mapping[str, Any], str]:
+        """What the selected plugins claim together, and where the objects are."""
+        registry, config = self.registry(), self.config(host="look")
+        selection = registry.select_all(config)
+        async with open_store(config, selection, read_only=False) as store:
+            stored, location = store.capabilities, store.location
+        wal = selection.specs[WAL.name].capabilities
+        claims = {
+            "durable": stored.durable and wal.durability_domain != "process",
+            "durability_domain": wal.durability_domain,
+            **{name: getattr(wal, name) for name in ("shareable", "fencing", "bounded", "identity")},
+        }
+        return claims, f"objects in {location}"
+
+    def need_durable(self) -> None:
+        """Leave the clause where nothing outlives a process."""
+        registry, config = self.registry(), self.config(host="look")
+        if registry.select_all(config).specs[WAL.name].capabilities.durability_domain == "process":
+            not_applicable("the write-ahead log lives and dies with its process")
+
+    def another_port(self) -> int:
+        """For a second broker."""
+        return _free_port()
+
+    async def verify(self, *, host: str = "broker") -> None:
+        """No invariant is broken on the media of a broker that was stopped."""
+        config = self.config(host=host)
+        async with open_places(config, self.registry()) as places:
+            report = await verify(places, now_ms=int(time.time() * 1000), delete_delay_ms=0)
+        assert not report.problems, f"the media don't verify: {report.problems[0]}"
+
+    async def clean(self) -> None:
+        """Remove the cluster's objects."""
+        registry, config = self.registry(), self.config(host="clean")
+        async with open_store(config, registry.select_all(config), read_only=False) as store:
+            assert isinstance(store, UnreliableStore)
+            await store.clean()
+
+
+def _config(target: Target, data_dir: Path, port: int) -> Config:
+    """``data_dir`` is that of one host, in the directory of the clause, which is what ``{dir}`` stands for."""
+    ours = {"broker.data_dir": str(data_dir), "listener.bind": f"127.0.0.1:{port}"}
+    return target.broker_config(data_dir.parent, ours)
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+class BrokerProcess:
+    """A broker in a process of its own; it can be started again after it ended."""
+
+    def __init__(self, env: StrategyEnv, host: str, port: int) -> None:
+        self._env = env
+        self._host = host
+        self._port = port
+        self._child: Child | None = None
+
+    async def __aenter__(self) -> BrokerProcess:
+        self._stack = AsyncExitStack()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._stack.aclose()
+
+    async def start(self, **medium: Any) -> None:
+        """Return when clients are accepted. Breaks the clause if the broker doesn't start."""
+        refusal = await self.try_start(**medium)
+        assert refusal == "", f"the broker doesn't start: {refusal}"
+
+    async def try_start(self, **medium: Any) -> str:
+        """Why the broker doesn't start, one sentence; empty if it runs."""
+        assert self._child is None, "it runs already"
+        child = Child(
+            self._env,
+            "serve",
+            host=self._host,
+            port=self._port,
+            scope=self._env.scope,
+            medium=medium,
+            seed=self._env.target.seed,
+        )
+        self._child = await self._stack.enter_async_context(child)
+        answer = await self._child.next()
+        assert answer is not None, "the broker died at its start"
+        if answer[0] == "ended":
+            self._child = None
+            return str(answer[1])
+        return ""
+
+    async def change_medium(self, **medium: Any) -> None:
+        """Set fields of its :class:`Medium`; they hold when this returns."""
+        answer = await self._order({"medium": medium})
+        assert answer == ["changed"], f"the broker ended: {answer}"
+
+    async def stop(self) -> None:
+        """Stop it in order: it uploads what it has, and its log is empty."""
+        answer = await self._order("stop")
+        assert answer == ["stopped"], f"the broker didn't stop in order: {answer}"
+        assert self._child is not None
+        await self._child.finish()
+        self._child = None
+
+    async def kill(self) -> None:
+        """SIGKILL."""
+        assert self._child is not None
+        self._child.kill()
+        await self._child.rest()
+        self._child = None
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        assert self._child is not None
+        self._child.stop()
+
+    def resume(self) -> None:
+        """SIGCONT."""
+        assert self._child is not None
+        self._child.wake()
+
+    async def ending(self) -> str:
+        """Wait until it ends by itself; with which error."""
+        assert self._child is not None
+        answer = await self._child.next()
+        assert answer is not None, "the broker died without a word"
+        assert answer[0] == "ended", f"the broker answered instead of ending: {answer}"
+        self._child = None
+        return str(answer[1])
+
+    async def _order(self, order: object) -> Any:
+        assert self._child is not None, "it doesn't run"
+        await self._child.tell(order)
+        return await self._child.next()
+
+
+async def serve(
+    target: Target,
+    data_dir: Path,
+    tell: Callable[[object], None],
+    hear: Callable[[], Awaitable[Any]],
+    *,
+    host: str,
+    port: int,
+    scope: str,
+    medium: Mapping[str, Any],
+    seed: int,
+) -> None:
+    """The life of a broker process: it serves until it is told to stop, or its parent is gone."""
+    way = Medium(**medium, random=random.Random(f"{seed}/{scope}"))
+    registry = _Registry(target, scope, way)
+    stopped = False
+    try:
+        async with Broker(_config(target, data_dir / host, port), registry=registry):
+            tell(["ready"])
+            while (order := await hear()) not in (None, "stop"):
+                for name, value in order["medium"].items():
+                    setattr(way, name, value)
+                tell(["changed"])
+            stopped = True
+    except PenstockError as error:
+        tell(["ended", f"{type(error).__name__}: {error}"])
+        return
+    if stopped:
+        tell(["stopped"])
