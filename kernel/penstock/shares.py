@@ -8,8 +8,10 @@ member holds are bytes that are in its hands: of a request that isn't whole, or 
 2. **Trust is earned.** Each member has a credit, which begins small and grows by an eighth of what it moved. What all
    hold beyond what they have *earned* is at most half of the limit: a member may hold an eighth of what the others
    leave of that, an address eight times what it leaves, and a member of it begins only while that is no more than it
-   leaves, so that who has begun finds room to go on. So a crowd that never moves anything leaves room for one more
-   address, and half of the limit for those who have moved something.
+   leaves, so that who has begun finds room to go on. Who needs at most half of what each of those does that have
+   begun and wait begins before they go on; a sixteenth of what is left may be taken when they have their eight parts.
+   So a crowd that never moves anything leaves room for one more address, for who needs much less, and half of the
+   limit for those who have moved something.
 3. **Room is left for who comes next.** A member may hold as much as it leaves free, the members of one address
    together eight times as much: a lone address gets 8/9 of the limit, two get 8/17 each. Who is alone may take
    everything, and even more than the limit.
@@ -56,6 +58,10 @@ _AHEAD_MEMBER_PART: Final = 8
 _ADDRESS_PARTS: Final = 8
 #: The same of what they hold unearned, while a member begins: who has begun is to find room to go on.
 _BEGIN_PARTS: Final = 1
+#: Who needs so many times less than all who have begun and wait begins before they go on.
+_LESS_PARTS: Final = 2
+#: In turn, who needs this part of what is left until it is done finds room as long as its address holds as many.
+_SMALL_PARTS: Final = 16
 #: Credit grows by this part of what was moved.
 _CREDIT_PART: Final = 8
 #: Who holds unearned so many times what another needs gives way to it.
@@ -103,6 +109,10 @@ class _Queue:
     def remove(self, member: Member) -> None:
         del self._order[bisect_left(self._order, member._turn)]
         self._looked = 0
+
+    def least(self) -> int:
+        """What the first of them needs until it is done; 0 if nobody waits here."""
+        return self._order[0][1] if self._order else 0
 
     def look(self) -> Iterator[Member]:
         """Some of them, the next ones the next time."""
@@ -166,6 +176,11 @@ class Member:
     def last_moved(self) -> float:
         """The time at which the member moved bytes last, or from which on it could (``rested``)."""
         return self._last
+
+    @property
+    def until_done(self) -> int:
+        """Bytes that it needs until it is done, while it waits."""
+        return self._turn[1]
 
     def moved(self, size: int, now: float) -> None:
         """Count ``size`` bytes that the peer sent or took just now: its pace is measured by them."""
@@ -265,8 +280,11 @@ class Shares:
 
     # -- taking and giving ----------------------------------------------------------------------------
 
-    def fits(self, member: Member, size: int, *, in_turn: bool = False) -> bool:
-        """Whether ``member`` may take ``size`` bytes more now; ``in_turn``, up to the end of rule 2."""
+    def fits(self, member: Member, size: int, *, in_turn: bool = False, begins: bool = False) -> bool:
+        """Whether ``member`` may take ``size`` bytes more now; ``in_turn``, up to the end of rule 2.
+
+        ``begins``: as if it had begun.
+        """
         if self.used == member.held:
             return True  # alone
         free = self.limit - self._common - size
@@ -284,9 +302,12 @@ class Shares:
         more = ahead - member._ahead
         left = self.limit // _AHEAD_PART - self._ahead - more
         together = member._address.ahead + more
-        if together > (_ADDRESS_PARTS if member.held else _BEGIN_PARTS) * left:
+        parts = _ADDRESS_PARTS if member.held or begins else _BEGIN_PARTS
+        if in_turn and member.until_done * _SMALL_PARTS <= left:
+            parts = _SMALL_PARTS
+        if together > parts * left:
             return False
-        return in_turn or ahead * _AHEAD_MEMBER_PART <= left
+        return (in_turn and member.held > 0) or ahead * _AHEAD_MEMBER_PART <= left
 
     def _reckon(self, member: Member) -> None:
         """Note what it holds beyond what it has earned; the elder's is nobody's concern."""
@@ -403,10 +424,17 @@ class Shares:
 
     def _fitting(self, address: _Address) -> Member | None:
         """Whose turn it is in the address, if there is room for anybody."""
+        least = address.begun.least()
+        beginners = list(address.beginners.look())
+        for member in beginners:
+            if member.until_done * _LESS_PARTS > least:
+                break
+            if self.fits(member, member.until_done, in_turn=True, begins=True):
+                return member
         for member in address.begun.look():
             if self.fits(member, member.wants, in_turn=True):
                 return member
-        for member in address.beginners.look():
+        for member in beginners:
             if self.fits(member, member.wants):
                 return member
         return None

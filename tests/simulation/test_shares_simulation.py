@@ -222,6 +222,22 @@ def test_a_newcomer_beside_a_crowd_of_its_address_that_stops_within_its_requests
     assert good.frames - before >= 18, "alone it sends one in each step, 20"
 
 
+@pytest.mark.parametrize("limit", [48 * MIB, LIMIT])
+def test_a_newcomer_with_a_small_request_is_soon_served_beside_a_crowd_that_stops_within_large_ones(
+    limit: int,
+) -> None:
+    world = World(0)
+    world.shares.limit = limit
+    for _ in range(200):
+        world.add("10.0.0.1", 90 * MIB, 50 * MIB, stops_at=2 * MIB)
+    world.run(1)
+    good = world.add("10.0.0.1", 100 * KIB, 20 * MIB)
+    world.run(4)
+    assert good.closed == 0
+    assert good.waited_max_s <= GRACE_S
+    assert good.frames >= 60, "alone it sends one in each step, 80"
+
+
 def test_who_has_moved_something_does_not_wait_beside_a_crowd_of_its_address_that_comes_then() -> None:
     world = World(0)
     good = world.add("10.0.0.1", 100 * KIB, 20 * MIB)
