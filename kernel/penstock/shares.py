@@ -425,13 +425,18 @@ class Shares:
     def _fitting(self, address: _Address) -> Member | None:
         """Whose turn it is in the address, if there is room for anybody."""
         least = address.begun.least()
-        beginners = list(address.beginners.look())
+        begun, beginners = list(address.begun.look()), list(address.beginners.look())
+        for member in begun:
+            if member.wants > member.earned - member.held:
+                break  # those who have earned it are the first
+            if self.fits(member, member.wants):
+                return member
         for member in beginners:
             if member.until_done * _LESS_PARTS > least:
                 break
             if self.fits(member, member.until_done, in_turn=True, begins=True):
                 return member
-        for member in address.begun.look():
+        for member in begun:
             if self.fits(member, member.wants, in_turn=True):
                 return member
         for member in beginners:

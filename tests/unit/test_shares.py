@@ -85,12 +85,23 @@ def test_of_an_address_who_has_begun_is_served_first_and_of_these_who_needs_leas
     of.take(holder, 20 * MIB, 0.0)
     for member in (large, small):
         of.take(member, 16 * KIB, 0.0)
-    of.wait(beginner, 16 * KIB)
+    of.wait(beginner, 16 * KIB, 100 * KIB)
     of.wait(large, 16 * KIB, MIB)
     of.wait(small, 16 * KIB, 100 * KIB)
     of.wait(trusted, 200 * KIB)
     of.give(holder, 20 * MIB)
     assert of.serve(0.0) == [trusted, small, large, beginner]
+
+
+def test_who_needs_much_less_than_those_who_have_begun_begins_before_they_go_on() -> None:
+    of = shares()
+    holder, newcomer, large = crowd(of, 3)
+    of.take(holder, 20 * MIB, 0.0)
+    of.take(large, 16 * KIB, 0.0)
+    of.wait(large, 16 * KIB, MIB)
+    of.wait(newcomer, 16 * KIB, 84 * KIB)
+    of.give(holder, 20 * MIB)
+    assert of.serve(0.0) == [newcomer, large]
 
 
 def test_in_turn_who_has_begun_may_hold_what_its_address_may() -> None:
