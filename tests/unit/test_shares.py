@@ -85,7 +85,7 @@ def test_of_an_address_who_has_begun_is_served_first_and_of_these_who_needs_leas
     of.take(holder, 20 * MIB, 0.0)
     for member in (large, small):
         of.take(member, 16 * KIB, 0.0)
-    of.wait(beginner, 16 * KIB, 100 * KIB)
+    of.wait(beginner, 16 * KIB, MIB)
     of.wait(large, 16 * KIB, MIB)
     of.wait(small, 16 * KIB, 100 * KIB)
     of.wait(trusted, 200 * KIB)
