@@ -14,6 +14,8 @@ from penstock_conformance import KINDS
 
 _REFERENCE = ("-p", "penstock_conformance.reference")
 
+_TWO_BUCKETS = 'replicas=[{plugin="wal_s3", prefix="a/"}, {plugin="wal_s3", prefix="b/"}]'
+
 _RUNS: list[tuple[str, ...]] = [
     ("object_store", "object_store_fsspec"),
     ("object_store", "object_store_fsspec", "--set", "url=memory://conformance"),
@@ -30,7 +32,9 @@ _RUNS: list[tuple[str, ...]] = [
         "--set",
         "linger=0ms",
     ),
-    ("wal", "wal_s3express_replicated", "--set", "drop_after=300ms"),
+    ("wal", "wal_s3express_replicated", *("--level", "1", "--level", "3", "--level", "4")),
+    # of a file, a stopped owner may hold the lock, and each round waits for it
+    ("wal", "wal_s3express_replicated", "--set", _TWO_BUCKETS, "--level", "2"),
     ("log_cache", "cache_fifo"),
     ("block_cache", "cache_lru"),
     ("block_cache", "cache_lru", "--allocator", "allocator_sequential"),
