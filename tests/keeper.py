@@ -1,15 +1,15 @@
 """Ends and removes what a run of the tests leaves behind, however the run ends.
 
 A run has one directory, the root: all its temporary files are below it, and all its processes carry its path in
-their environment. The run starts a keeper, which is this module as a program, in a session of its own, and holds a
-pipe to it. The pipe closes when the run ends, is interrupted or is killed; then the keeper kills every process that
-carries the mark, gives back mounts and loop devices below the root, and removes it. A run also removes roots whose
-keeper is gone.
+their environment. Files that are wanted in memory are in a directory of the same name there. The run starts a keeper,
+which is this module as a program, in a session of its own, and holds a pipe to it. The pipe closes when the run ends,
+is interrupted or is killed; then the keeper kills every process that carries the mark, gives back mounts and loop
+devices below the root, and removes both directories. A run also removes roots whose keeper is gone.
 """
 
 from __future__ import annotations
 
-__all__ = ("MARK", "Keeper", "marked", "remove_abandoned", "sweep")
+__all__ = ("MARK", "Keeper", "in_memory", "marked", "remove_abandoned", "sweep")
 
 import contextlib
 import fcntl
@@ -28,6 +28,7 @@ from typing import IO
 #: The environment variable that holds the root.
 MARK = "TESTS_ROOT_OF_PENSTOCK"
 _PREFIX = "penstock-tests-"
+_MEMORY = Path("/dev/shm")
 #: Killed processes go at once, but for those in the middle of a write to a slow disk.
 _ROUNDS_MAX = 600
 _ROUND_S = 0.05
@@ -55,6 +56,15 @@ class Keeper:
         self._process.communicate()
         if self._lock is not None:
             self._lock.close()
+
+
+def in_memory() -> Path | None:
+    """The directory of this run in memory, where a sync takes no time; none where there is no such place."""
+    if not (_MEMORY.is_dir() and os.access(_MEMORY, os.W_OK)):
+        return None
+    place = _MEMORY / Path(os.environ[MARK]).name
+    place.mkdir(mode=stat.S_IRWXU, exist_ok=True)
+    return place
 
 
 def marked(root: Path) -> dict[int, str]:
@@ -85,12 +95,13 @@ def sweep(root: Path) -> None:
         subprocess.run(["umount", "--lazy", point], check=False)
     for device in _loop_devices(root):
         subprocess.run(["losetup", "--detach", device], check=False)
-    for directory, folders, _ in os.walk(root):  # tests take permissions away
-        for folder in folders:
-            path = Path(directory, folder)
-            if not path.is_symlink():
-                path.chmod(stat.S_IRWXU)
-    shutil.rmtree(root, ignore_errors=True)
+    for place in (_MEMORY / root.name, root):
+        for directory, folders, _ in os.walk(place):  # tests take permissions away
+            for folder in folders:
+                path = Path(directory, folder)
+                if not path.is_symlink():
+                    path.chmod(stat.S_IRWXU)
+        shutil.rmtree(place, ignore_errors=True)
 
 
 def remove_abandoned(older_than_s: float = 60) -> None:

@@ -10,10 +10,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.keeper import in_memory
 from tests.patience import HANG_S
-
-#: Clauses sync thousands of small files; where they are in memory that takes a tenth of the time.
-_MEMORY = Path("/dev/shm")
 
 
 def tell_python(place: Path) -> None:
@@ -33,8 +31,8 @@ def results_of(packages: Sequence[Path], *arguments: str) -> dict[str, str]:
     """What each test of the packages said, by ``FOLDER.tests.MODULE.NAME``; empty if it passed."""
     folder = packages[0].parent
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, packages))}
-    if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK):
-        environment["TMPDIR"] = str(_MEMORY)
+    if memory := in_memory():  # clauses sync thousands of small files, which takes a tenth of the time there
+        environment["TMPDIR"] = str(memory)
     done = subprocess.run(
         [
             *(sys.executable, "-m", "pytest", "-q", "-c", os.devnull, "--rootdir", str(folder)),

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.keeper import in_memory
 from tests.patience import HANG_S
 
 from penstock_tools.cli import main
 
-#: Brokers sync a lot; in memory that takes no time.
-_MEMORY = Path("/dev/shm")
 _ALL = os.environ.get("TESTS_STRATEGY") == "all"
 
 
@@ -33,7 +32,8 @@ def conformance(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def strategy(report: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    place = ["--work-dir", str(_MEMORY)] if _MEMORY.is_dir() and os.access(_MEMORY, os.W_OK) else []
+    memory = in_memory()  # brokers sync a lot
+    place = ["--work-dir", str(memory)] if memory else []
     return conformance("strategy", "--report", str(report), "--deadline", str(HANG_S / 3), *place, *arguments)
 
 

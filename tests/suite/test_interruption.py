@@ -210,6 +210,10 @@ def test_the_root_of_a_run_that_lost_its_keeper_is_removed_by_the_next_one(
         (abandoned / "folder").mkdir()
         (abandoned / "folder" / "file").touch()
         (abandoned / "folder").chmod(0)
+        monkeypatch.setenv(keeper.MARK, str(abandoned))
+        in_memory = keeper.in_memory()
+        if in_memory is not None:
+            (in_memory / "file").touch()
         another = Path(tempfile.mkdtemp(prefix="another-"))
         link = temporary / "penstock-tests-link"
         link.symlink_to(another)
@@ -223,6 +227,7 @@ def test_the_root_of_a_run_that_lost_its_keeper_is_removed_by_the_next_one(
             child.kill()
             child.wait()
         assert not abandoned.exists()
+        assert in_memory is None or not in_memory.exists()
         assert another.is_dir()
         assert (running.root / "file").exists()
     finally:
