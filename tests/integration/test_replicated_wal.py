@@ -69,7 +69,7 @@ def test_a_place_that_is_removed_while_running_is_dropped_and_comes_back(serve: 
         file_of(broker).unlink()
         broker.wait_for_output("a replica of the wal is dropped")
         acks_go_on(ledger)
-        broker.wait_for_output("a replica of the wal counts again")
+        broker.wait_for_output("and holds the log again")
         acks_go_on(ledger)
     broker.kill()
     shutil.rmtree(bucket_of(broker))

@@ -5,7 +5,7 @@ An entry of a replica is a header in front of the entry that was appended::
     header, 24 bytes
         0   1  version, 1
         1   1  kind: 0 an entry, 1 a note, which only keeps the place when everything before it is trimmed
-        2   6  zero
+        2   6  the log's tag, which is the beginning of its identity
         8   8  position in the replicated log; the next one is at this, plus the size with the header
        16   8  epoch under which it was written into this replica
 
@@ -17,7 +17,7 @@ spaces. Entries of a replica from before the epoch SINCE are of a time when it d
 
 from __future__ import annotations
 
-__all__ = ("HEADER_BYTES", "Entry", "Kind", "Members", "decode_entry", "encode_header")
+__all__ = ("HEADER_BYTES", "Entry", "Kind", "Members", "decode_entry", "encode_header", "is_tagged")
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,8 +28,9 @@ from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.wal import WalEntry
 
 _VERSION = 1
-_HEADER = Struct(">BB6xqq")
+_HEADER = Struct(">BB6sqq")
 HEADER_BYTES = _HEADER.size
+_TAG = slice(2, 8)
 
 
 class Kind(IntEnum):
@@ -52,9 +53,14 @@ class Entry:
     replica_position: int
 
 
-def encode_header(kind: Kind, position: int, epoch: int) -> bytes:
+def encode_header(kind: Kind, tag: bytes, position: int, epoch: int) -> bytes:
     """The header of an entry."""
-    return _HEADER.pack(_VERSION, kind, position, epoch)
+    return _HEADER.pack(_VERSION, kind, tag, position, epoch)
+
+
+def is_tagged(entry: WalEntry, tag: bytes) -> bool:
+    """Whether the entry of a replica is one of the log with this tag."""
+    return entry.data[_TAG] == tag
 
 
 def decode_entry(entry: WalEntry, key: str) -> Entry:
@@ -64,7 +70,7 @@ def decode_entry(entry: WalEntry, key: str) -> Entry:
             f"the replica {key} has an entry that isn't of a replicated wal, give the replica a place of its own: "
             f"position={entry.position}"
         )
-    version, kind, position, epoch = _HEADER.unpack_from(entry.data)
+    version, kind, _, position, epoch = _HEADER.unpack_from(entry.data)
     if kind not in tuple(Kind) or version < 1 or position < 0:
         raise CorruptError(
             f"the replica {key} has an entry that isn't of a replicated wal, give the replica a place of its own: "
@@ -83,6 +89,11 @@ class Members:
     log_id: str
     since: Mapping[str, int]
 
+    @property
+    def tag(self) -> bytes:
+        """What the entries of the log carry."""
+        return bytes.fromhex(self.log_id)[:6]
+
     def encode(self) -> str:
         """The word."""
         return " ".join([self.log_id, *(f"{identity}:{since}" for identity, since in self.since.items())])
@@ -93,6 +104,7 @@ class Members:
         log_id, _, rest = word.partition(" ")
         try:
             pairs = [text.rpartition(":") for text in rest.split()]
+            bytes.fromhex(log_id)
             return cls(log_id, {identity: int(since) for identity, _, since in pairs})
         except ValueError as error:
             raise CorruptError(f"the word of a replicated wal can't be read: word={word!r}") from error

@@ -15,11 +15,19 @@ from typing import Annotated, Any
 import anyio
 
 from penstock.checksum import COMBINE_BYTES_MIN, checksum, combine
-from penstock.errors import CapabilityError, ClosedError, PenstockError, UnavailableError, again, kept
+from penstock.errors import (
+    CapabilityError,
+    ClosedError,
+    ConfigError,
+    PenstockError,
+    UnavailableError,
+    again,
+    kept,
+)
 from penstock.spi import Buffer, ChosenPlugin, PluginTable, Services
 from penstock.spi.statistics import counter, gauge, text
 from penstock.spi.wal import BoundedLog, WalAppend, WalEntry, WalSpec, WriteAheadLog
-from penstock_wal_s3express_replicated._format import Entry, decode_entry, encode_header
+from penstock_wal_s3express_replicated._format import Entry, decode_entry, encode_header, is_tagged
 
 logger = logging.getLogger("penstock.wal.replicated")
 
@@ -149,10 +157,16 @@ class Replica:
         if self.head is not None:
             self._bound(self.head.position, self.head.replica_position)
 
-    async def empty(self) -> None:
-        """Drop all that the replica holds, as it doesn't count."""
-        async for _ in self.wal.recover():
-            pass
+    async def empty(self, tag: bytes) -> None:
+        """Drop all that the replica holds, as it doesn't count. Raises ConfigError if it is of another log."""
+        found = ours = False
+        async for entry in self.wal.recover():
+            found, ours = True, ours or is_tagged(entry, tag)
+        if found and not ours:
+            raise ConfigError(
+                f"the replica {self.key} holds entries of another log, which aren't touched, give it a place of its "
+                f"own: at={self.wal.location}"
+            )
         await self.wal.trim(self.wal.statistics().end_position)
 
     async def read(self) -> AsyncIterator[Entry]:
@@ -164,12 +178,12 @@ class Replica:
         ):
             yield entry
 
-    async def copy(self, entry: Entry, epoch: int, timeout_s: float) -> None:
+    async def copy(self, entry: Entry, tag: bytes, epoch: int, timeout_s: float) -> None:
         """Append what other replicas have. Errors are its own: ``fail``."""
         if self.error is not None:
             return
         try:
-            append = self.wal.append([encode_header(entry.kind, entry.position, epoch), entry.data])
+            append = self.wal.append([encode_header(entry.kind, tag, entry.position, epoch), entry.data])
         except PenstockError as error:
             self.fail(error)
             return

@@ -99,7 +99,7 @@ class ReplicatedWal:
         self._pause_s = settings.return_after / 1000
         self._slots = [_Slot(f"replicas[{at}]", table) for at, table in enumerate(settings.replicas)]
         self._word = ""
-        self._members = Members("", {})
+        self._members, self._tag = Members("", {}), b""
         self._epoch = services.epoch
         #: Those that count; those that get entries, one more while it returns; all that were opened.
         self._counting: list[Replica] = []
@@ -228,12 +228,12 @@ class ReplicatedWal:
         """See ``WriteAheadLog.recover``: the union of the members, which is copied to whoever lacks the rest."""
         if self._recovery != "before":
             raise InvalidRequestError("recover runs once, open the wal again to read it again")
-        self._recovery = "runs"
+        self._recovery, self._tag = "runs", self._members.tag
         joining = [
             slot.replica for slot in self._slots if slot.replica and slot.replica not in self._counting
         ]
         for replica in joining:
-            await self._guarded(replica, replica.empty())
+            await self._guarded(replica, replica.empty(self._tag))
         position: int | None = None
         while heads := [replica for replica in self._counting if replica.error is None and replica.head]:
             ends = [replica for replica in self._counting if replica not in heads]
@@ -251,7 +251,7 @@ class ReplicatedWal:
                     )
                 await self._guarded(replica, replica.advance())
             for replica in (*ends, *joining):
-                await replica.copy(entry, self._epoch, self._limit_s)
+                await replica.copy(entry, self._tag, self._epoch, self._limit_s)
             position = entry.next_position
             self._last_note = position if entry.kind is Kind.NOTE else -1
             if entry.kind is Kind.DATA:
@@ -314,7 +314,7 @@ class ReplicatedWal:
         append = WalAppend(position, end)
         self._pending.append(append)
         number, self._appended = self._appended, self._appended + 1
-        header = encode_header(kind, position, self._epoch)
+        header = encode_header(kind, self._tag, position, self._epoch)
         whole, known = [header, *data], known_checksum(header, size, checksum)
         for replica in self._following:
             replica.put(number, position, whole, known)
@@ -388,6 +388,11 @@ class ReplicatedWal:
             if (word := members.encode()) != self._word:
                 self._epoch = max(self._epoch, await self._words.write(WORD, word, self._word))
                 self._word, self._members = word, members
+                for joined in set(joining).intersection(counting):
+                    logger.warning(
+                        "a replica of the wal was out or empty, and holds the log again: replica=%s",
+                        joined.key,
+                    )
             for slot in self._slots:
                 replica = slot.replica
                 if replica is not None and replica.error is not None and replica not in counting:
@@ -440,7 +445,7 @@ class ReplicatedWal:
         replica = self._new(slot)
         try:
             await replica.start(epoch, _OPEN_TIMEOUT_S)
-            await replica.empty()
+            await replica.empty(self._tag)
             await self._catch_up(replica)
         except (PenstockError, TimeoutError) as error:
             slot.pause_s = min(2 * slot.pause_s, _PAUSES_MAX * self._pause_s)
@@ -451,7 +456,6 @@ class ReplicatedWal:
         else:
             slot.replica, slot.due = replica, 0.0
             await self._record(replica)
-            logger.info("a replica of the wal counts again: replica=%s", replica.key)
         finally:
             self._backlog, self._returning = None, False
             self._news.set()
@@ -491,7 +495,7 @@ class ReplicatedWal:
         """Copy what is behind ``reached``; where it ends."""
         async for entry in source.read():
             if reached is None or entry.position == reached:
-                await replica.copy(entry, self._epoch, self._limit_s)
+                await replica.copy(entry, self._tag, self._epoch, self._limit_s)
                 reached = entry.next_position
             elif entry.position > reached:
                 raise UnavailableError("the log was trimmed meanwhile")

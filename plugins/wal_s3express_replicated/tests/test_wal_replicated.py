@@ -266,6 +266,29 @@ async def test_what_a_replica_held_when_it_did_not_count_never_comes_back(
     assert await place.read() == [b"one", b"two"]
 
 
+async def test_what_a_replica_holds_of_another_log_is_not_touched() -> None:
+    """A path that points to somebody else's, or that log's path after a mistake."""
+    place, another = Place(), Place()
+    async with place.recovered() as wal, another.recovered() as other:
+        await acked(wal, b"one")
+        await acked(other, b"theirs")
+    place.media[1].fail()
+    async with place.recovered() as wal:
+        await acked(wal, b"two")
+    foreign = place.media[1] = another.media[1]
+    held = list(foreign.entries)
+    async with place.open() as wal:
+        assert await recovered(wal) == [b"one", b"two"]
+        assert wal.statistics().state == "degraded"
+        assert (
+            "wal.replicas[1] holds entries of another log, which aren't touched"
+            in wal.statistics().last_error
+        )
+        assert members(place) == {place.media[0].identity}
+    assert foreign.entries == held
+    assert foreign.trimmed == 0
+
+
 async def test_a_hole_that_no_replica_fills_stops_recovery_with_its_position() -> None:
     place = Place()
     async with place.recovered() as wal:
@@ -317,7 +340,7 @@ async def test_the_first_start_needs_all_replicas_and_empty_ones() -> None:
     with pytest.raises(UnavailableError, match=r"^wal.replicas\[1\]: the medium failed"):
         await place.read()
     place.media[1].error = None
-    place.media[1].entries = [(0, 25, encode_header(Kind.DATA, 0, 1) + b"x")]
+    place.media[1].entries = [(0, 25, encode_header(Kind.DATA, bytes(6), 0, 1) + b"x")]
     with pytest.raises(ConfigError, match="give it a place of its own"):
         await place.read()
     assert not place.words.history
