@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("Child", "killed")
+__all__ = ("MOMENTS", "Child", "Moment", "killed")
 
 import json
 import multiprocessing
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -126,18 +127,25 @@ class Child:
         return lines
 
 
-async def killed(env: Env, job: str, at_an_ack: bool, acks_max: int, **arguments: Any) -> list[Any]:
+#: When ``killed`` kills.
+Moment = Literal["at an ack", "in a call", "from outside"]
+MOMENTS: Final[Sequence[Moment]] = ("at an ack", "in a call", "from outside")
+
+
+async def killed(env: Env, job: str, moment: Moment, acks_max: int, **arguments: Any) -> list[Any]:
     """Run ``job`` in a child process that ends by SIGKILL at a random point; what it told before.
 
-    The kill comes directly after one of its first ``acks_max`` acknowledgements, or from outside a moment later.
+    The kill comes directly after one of its first ``acks_max`` acknowledgements, in the middle of a large call behind
+    it (of jobs that tell of their calls), or from outside a moment later.
     """
     acks = env.random.randrange(1, acks_max)
     pause_s = env.random.random() * 0.005
-    async with Child(env, job, die_after=acks if at_an_ack else 0, **arguments) as child:
+    die_after = {"at an ack": acks, "in a call": -acks, "from outside": 0}[moment]
+    async with Child(env, job, die_after=die_after, **arguments) as child:
         first = await child.next()
         assert first is not None, "the child process died before its first word"
         lines = []
-        if not at_an_ack:
+        if moment == "from outside":
             for _ in range(acks):
                 lines.append(await child.next())
             await anyio.sleep(pause_s)

@@ -14,8 +14,8 @@ import signal
 import time
 import traceback
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,16 +81,32 @@ class Death:
     """SIGKILL for this process at its ``after``-th acknowledgement, directly after telling it; 0 leaves it alive.
 
     A kill from outside hits what takes longest, mostly a sync; this one what is acknowledged and not yet written.
+    With a negative ``after`` it comes after as many, in the middle of a large ``call``, which a kill from outside
+    seldom hits on a medium that takes no time.
     """
 
     def __init__(self, after: int) -> None:
-        self._left = after
+        self._left = abs(after)
+        self._in_a_call = after < 0
+        self._largest, self._took_s = 0, 0.0
 
     def told(self) -> None:
         """One more was told."""
         self._left -= 1
-        if self._left == 0:
+        if self._left == 0 and not self._in_a_call:
             os.kill(os.getpid(), signal.SIGKILL)
+
+    @contextmanager
+    def call(self, size: int) -> Iterator[None]:
+        """Around a call that writes ``size`` bytes. Those of the largest size tell how long one takes."""
+        started = time.perf_counter()
+        is_large = size >= self._largest
+        if self._in_a_call and self._left <= 0 and is_large and self._took_s:
+            # nobody handles the signal, so it ends the process as SIGKILL does
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, random.random() * self._took_s))
+        yield
+        if is_large:
+            self._largest, self._took_s = size, time.perf_counter() - started
 
 
 def spin_until(moment_s: float) -> None:
@@ -168,13 +184,14 @@ async def put_until_killed(env: Env, *, owner: int, keys: list[str], seed: int, 
         for sequence in range(1, 1_000_000):
             key = rng.choice(keys)
             body = make_body(owner, sequence, rng.choice((100, 5000, 300_000)))
-            if store.capabilities.multipart and rng.random() < 0.3:
-                upload = await store.create_multipart(key)
-                for start in range(0, len(body), 64 * 1024):
-                    await upload.write_part([body[start : start + 64 * 1024]])
-                await upload.complete()
-            else:
-                await store.put(key, [body[:50], body[50:]])
+            with death.call(len(body)):
+                if store.capabilities.multipart and rng.random() < 0.3:
+                    upload = await store.create_multipart(key)
+                    for start in range(0, len(body), 64 * 1024):
+                        await upload.write_part([body[start : start + 64 * 1024]])
+                    await upload.complete()
+                else:
+                    await store.put(key, [body[:50], body[50:]])
             tell([key, sequence])
             death.told()
 
@@ -200,7 +217,8 @@ async def write_until_killed(env: Env, *, owner: int, seed: int, die_after: int)
             body = make_body(owner, sequence, rng.choice((100, 5000, 2_000_000)))
             if way == "compare_and_swap":
                 await store.put(key, [make_body(owner, sequence, 100)])
-            await write(store, way, key, [body[:50], body[50:]])
+            with death.call(len(body)):
+                await write(store, way, key, [body[:50], body[50:]])
             tell([key, way, sequence])
             death.told()
 

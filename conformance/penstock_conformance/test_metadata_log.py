@@ -18,7 +18,7 @@ from penstock.errors import (
 )
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock_conformance._body import Label, check_body, make_body
-from penstock_conformance._child import Child, killed
+from penstock_conformance._child import Child, Moment, killed
 from penstock_conformance._clause import clause
 from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._medium import flip_in_files, remove_files_with
@@ -319,7 +319,8 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
     for owner in range(1, 8 * env.rounds + 1):
         acked: dict[int, int] = {}
         order = {"owner": owner, "seed": env.random.randrange(2**32)}
-        lines = await killed(env, "append_metadata_until_killed", owner % 2 == 1, 30, **order)
+        moment: Moment = "at an ack" if owner % 2 == 1 else "from outside"
+        lines = await killed(env, "append_metadata_until_killed", moment, 30, **order)
         for line in lines:
             what, index = line
             if what == "entry":

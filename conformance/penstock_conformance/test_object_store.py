@@ -11,7 +11,7 @@ from anyio.lowlevel import checkpoint
 
 from penstock.errors import AlreadyExistsError, ConflictError, InvalidRequestError, NotFoundError
 from penstock_conformance._body import check_body, make_body
-from penstock_conformance._child import Child, killed
+from penstock_conformance._child import MOMENTS, Child, killed
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, call, raises, together
 
@@ -490,7 +490,8 @@ async def test_acknowledged_objects_survive_a_kill(env: Env) -> None:
         _shared(store)
     for owner in range(1, 8 * env.rounds + 1):
         order = {"owner": owner, "keys": keys, "seed": env.random.randrange(2**32)}
-        for key, sequence in await killed(env, "put_until_killed", owner % 2 == 1, 25, **order):
+        moment = MOMENTS[owner % len(MOMENTS)]
+        for key, sequence in await killed(env, "put_until_killed", moment, 25, **order):
             acked[key] = owner * 1_000_000 + sequence
         async with env.open() as store:
             listed = await _listed(store)

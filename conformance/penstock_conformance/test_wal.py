@@ -23,7 +23,7 @@ from penstock.errors import (
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import Label, check_body, make_body
-from penstock_conformance._child import Child, killed
+from penstock_conformance._child import Child, Moment, killed
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._medium import flipped, medium_of, torn, zero_around
@@ -592,7 +592,8 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
         trimmed = 0
         order = {"epoch": epoch, "owner": round_number, "trim": round_number % 2 == 0}
         order["seed"] = env.random.randrange(2**32)
-        lines = await killed(env, "append_until_killed", round_number % 4 in (1, 2), 120, **order)
+        moment: Moment = "at an ack" if round_number % 4 in (1, 2) else "from outside"
+        lines = await killed(env, "append_until_killed", moment, 120, **order)
         for line in lines:
             if line[0] == "ack":
                 acked.append((line[1], line[2]))

@@ -507,7 +507,7 @@ async def test_large_bursts_survive_a_kill(env: Env) -> None:
         lines = await killed(
             env,
             "append_until_killed",
-            number % 3 != 0,
+            "at an ack" if number % 3 else "from outside",
             900,
             epoch=owner,
             owner=owner,

@@ -66,7 +66,7 @@ async def test_every_kind_of_entry_survives_a_kill(env: Env) -> None:
         size = min(300_000, wal.capabilities.entry_bytes_max)
     for number in range(1, 6 * env.rounds + 1):
         arguments = {"epoch": 2 * number, "owner": number, "size": size, "seed": env.random.randrange(2**32)}
-        acked = await killed(env, "append_kinds_until_killed", True, 8, **arguments)
+        acked = await killed(env, "append_kinds_until_killed", "at an ack", 8, **arguments)
         async with env.open(epoch=2 * number + 1) as wal:
             found = {check_body(entry.data) for entry in await recovered(wal)}
             for kind, sequence in acked:

@@ -12,10 +12,12 @@ import subprocess
 import sys
 
 import pytest
+from penstock_wal_block._device import Device
 from tests.patience import HANG_S
 from tests.simulation.seeded_bugs import BUGS
 
 from penstock_conformance.simulation import STRATEGIES, Outcome, simulate
+from penstock_conformance.simulation._block import SimulatedDevice
 
 _COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "4"))
 #: The contract with ourselves: a bug that takes more histories to be found might as well not be looked for.
@@ -44,6 +46,15 @@ def test_a_history_breaks_no_promise(strategy: str) -> None:
             counts[word] = counts.get(word, 0) + count
     for word in ("acked", "flushed", "kill", "open", "ended", "checked"):
         assert counts.get(word, 0) >= 2, f"the histories are idle: {word} {counts}"
+
+
+def test_the_simulated_disk_has_all_that_a_log_asks_of_its_device() -> None:
+    asked = {name for name in vars(Device) if not name.startswith("_")}
+    has = {
+        *dir(SimulatedDevice),
+        *SimulatedDevice.__init__.__code__.co_names,
+    }  # methods, and what it is given
+    assert asked - has == set()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("BlockMedium",)
+__all__ = ("BlockMedium", "SimulatedDevice")
 
 import asyncio
 import errno
@@ -77,10 +77,11 @@ class _Disk:
                     self.durable[at] = self.seen[at]
 
 
-class _Device:
+class SimulatedDevice:
     """The disk as one process has it open: ``penstock_wal_block._device.Device``, on one host."""
 
     in_place = is_linked = True
+    devices = stripe_bytes = 0
 
     def __init__(self, disk: _Disk, find_header: Any, *, shared: bool) -> None:
         self._disk = disk
@@ -149,6 +150,9 @@ class _Device:
             for start, end in self._disk.unsynced.pop(life):
                 self._disk.durable[start:end] = self._disk.seen[start:end]
 
+    def label(self, log_id: int) -> None:
+        """Only further devices of a set are labelled."""
+
     def header_lock(self) -> AbstractContextManager[None]:
         return self._locked("header")
 
@@ -202,8 +206,8 @@ class BlockMedium(Medium):
         self._disk = _Disk(loop, random, checked.capacity)
         SimulatedWriter.turns = Turns(loop, random)
 
-    def _new_device(self) -> _Device:
-        return _Device(self._disk, self._find_header, shared=bool(self.settings.get("shared")))
+    def _new_device(self) -> SimulatedDevice:
+        return SimulatedDevice(self._disk, self._find_header, shared=bool(self.settings.get("shared")))
 
     @asynccontextmanager
     async def open_wal(self, life: int, services: Services) -> AsyncIterator[Any]:
