@@ -44,8 +44,7 @@ def run_suite(tmp_path: Path, devices: list[Path], *settings: str, clauses: str 
     return outcome
 
 
-@pytest.mark.parametrize("io", ["direct", "buffered"])
-@pytest.mark.parametrize("sector_bytes", [512, 4096])
+@pytest.mark.parametrize(("sector_bytes", "io"), [(512, "direct"), (4096, "direct"), (4096, "buffered")])
 def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: str) -> None:
     """All three levels; only the clauses that damage the log on purpose can't be tried."""
     with (

@@ -23,7 +23,7 @@ _COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "4"))
 #: The contract with ourselves: a bug that takes more histories to be found might as well not be looked for.
 _BUG_SEEDS = 500
 #: Bugs that are found within a few histories; ``PENSTOCK_SIMULATION_BUGS=all`` looks for the others, too.
-_QUICK = ("trims_what_is_not_uploaded", "takes_any_object_for_its_own", "never_syncs", "trims_one_too_many")
+_QUICK = ("trims_what_is_not_uploaded", "takes_any_object_for_its_own", "trims_one_too_many")
 _BUGS = [
     (strategy, name)
     for strategy, bugs in BUGS.items()
