@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import xml.etree.ElementTree as ET
@@ -59,7 +60,9 @@ def test_smoke_workload_against_a_broker_of_its_own(
     assert balance["received"] == balance["expected"] == balance["acked"]
     assert (balance["lost"], balance["duplicates"], balance["errors"]) == (0, 0, 0)
     assert len(result["publishRate"]) == len(result["time"]) == 6
-    assert 0 < sum(result["publishRate"]) / 6 < 2500
+    assert 0 < statistics.median(result["publishRate"]) < 2500, (
+        "paced; what a busy machine held up comes in one go"
+    )
     p50, p99, most = (result[f"aggregatedPublishLatency{end}"] for end in ("50pct", "99pct", "Max"))
     assert 0 < p50 <= p99 <= most
     assert result["aggregatedEndToEndLatency50pct"] > 0
