@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ("STRATEGIES", "Cost", "Outcome", "measure_cost", "simulate")
 
+import asyncio
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
@@ -60,8 +61,8 @@ def simulate(
     medium = kind(registry, plugin, {**own, **(settings or {})})
     histories: list[History] = []
 
-    async def main(loop: object) -> None:
-        history = History(seed, loop, medium, registry, Path(directory))  # type: ignore[arg-type]
+    async def main(loop: asyncio.AbstractEventLoop) -> None:
+        history = History(seed, loop, medium, registry, Path(directory))
         histories.append(history)
         await history.run()
 

@@ -7,6 +7,7 @@ __all__ = ("Bucket", "BucketClient", "Pace")
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
 from random import Random
 from typing import Any, TypeVar
 
@@ -174,7 +175,7 @@ class BucketClient:
 
         # of a bulk deletion, which is one request, some keys may fail
         for number, key in enumerate(keys):
-            await self._request("also deleted" if number else "delete", lambda key=key: effect(key))  # type: ignore[misc]
+            await self._request("also deleted" if number else "delete", partial(effect, key))
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         after = start_after

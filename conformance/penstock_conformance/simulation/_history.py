@@ -149,7 +149,7 @@ class History:
     async def _wait_until_busy(self, life: _Life) -> None:
         """Something is on its way to the WAL, if anything is soon."""
         with anyio.move_on_after(1):
-            while life.engine is None or not life.engine.statistics().in_flight_bytes:  # noqa: ASYNC110
+            while life.engine is None or not life.engine.statistics().in_flight_bytes:  # noqa: ASYNC110 - simulated time
                 await anyio.sleep(self._random.uniform(0.0001, 0.002))
         await anyio.sleep(self._random.uniform(0, 0.5 * self._medium.typical_s))
 
