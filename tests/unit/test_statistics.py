@@ -144,6 +144,22 @@ async def test_every_periodic_job_of_a_running_broker_is_told_in_its_statistics(
 
 
 @pytest.mark.anyio
+async def test_a_running_broker_tells_its_traffic_to_the_object_store_by_class(tmp_path: Path) -> None:
+    async with _broker(
+        tmp_path, **{"wal.plugin": "wal_s3", "object_store.url": "memory://traffic"}
+    ) as broker:
+        async with broker.producer() as producer:
+            await producer.send("t", value=b"x" * 1000)
+        await broker.flush()
+        traffic = broker.statistics().as_dict()["traffic"]
+    assert traffic["requests"]["wal"] >= 3, "entries of metadata, and an object of the log"
+    assert traffic["bytes"]["wal"] > 1000
+    assert traffic["requests"]["upload"] == 1
+    assert traffic["bytes"]["upload"] > 1000
+    assert set(traffic["waiting"].values()) == {0}
+
+
+@pytest.mark.anyio
 async def test_a_retention_that_fails_is_told_with_its_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

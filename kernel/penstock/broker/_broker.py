@@ -51,9 +51,11 @@ from penstock.spi.events import BrokerStarted, BrokerStopping
 from penstock.spi.kinds import ALLOCATOR, BLOCK_CACHE, LOG_CACHE, METADATA_LOG, OBJECT_STORE, PARTITIONER, WAL
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
+from penstock.spi.traffic import Traffic
 from penstock.stream.engine import StreamEngine
 from penstock.work.one_error import one_error
 from penstock.work.periodic import Jobs
+from penstock.work.traffic import SharedStore
 
 if TYPE_CHECKING:
     from penstock.client import Producer, ProducerSettings
@@ -75,6 +77,8 @@ class _Parts:
     server: Server
     #: The broker's own.
     jobs: Jobs
+    #: What goes to the object store, by class.
+    traffic: SharedStore
     node_epoch: int
 
     def statistics(self) -> dict[str, Any]:
@@ -276,10 +280,13 @@ class Broker:
         plugins = PluginOpener(stack, selection, services)
         opened_store = await plugins.open_through(OBJECT_STORE)
         _check_store(selection, opened_store)
-        object_store = await stack.enter_async_context(
+        watched_store = await stack.enter_async_context(
             WatchedStore.open(opened_store, time.monotonic, tree.broker.start_timeout / 1000)
         )
-        self._store = object_store
+        self._store = watched_store
+        # outside of what is watched: who waits for its turn isn't a sign of an outage
+        traffic = SharedStore(watched_store, time.monotonic)
+        object_store = traffic.view(Traffic.COMPACTION)
         plugins.set(OBJECT_STORE, object_store)
         metadata_log = await plugins.open_through(METADATA_LOG)
         entry_bytes_max = metadata_log.capabilities.entry_bytes_max
@@ -386,7 +393,8 @@ class Broker:
             logs=logs,
             groups=groups,
             server=server,
-            jobs=object_store.jobs,
+            jobs=watched_store.jobs,
+            traffic=traffic,
             node_epoch=node_epoch,
         )
 

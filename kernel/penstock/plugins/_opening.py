@@ -13,6 +13,7 @@ from penstock.plugins._nested import Opened
 from penstock.plugins._registry import Selection
 from penstock.spi.kinds import KINDS, SERVICES, Kind
 from penstock.spi.plugin import FencedWords, Services
+from penstock.work.traffic import view_of
 
 T = TypeVar("T")
 
@@ -55,11 +56,16 @@ class PluginOpener:
             self._by_plugins.words = words
 
     def services_of(self, kind: Kind[Any]) -> Services:
-        """``services`` as the plugin of that kind gets them."""
+        """``services`` as the plugin of that kind gets them: the object store is that of its class of traffic."""
+        services = self.services
+        if services.object_store is not None:
+            services = dataclasses.replace(
+                services, object_store=view_of(services.object_store, kind.traffic)
+            )
         if self._by_plugins is None:
-            return self.services
+            return services
         name, settings = self._selection.specs[kind.name].name, self._selection.settings[kind.name]
-        return self._by_plugins.bind(self.services, (kind.name,), name, settings)
+        return self._by_plugins.bind(services, (kind.name,), name, settings)
 
     def set(self, kind: Kind[T], opened: T) -> None:
         """Have ``opened``, perhaps a wrapper of what was opened, stand for the kind from now on."""

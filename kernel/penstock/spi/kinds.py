@@ -33,6 +33,7 @@ from penstock.spi.metadata_log import MetadataLog, MetadataLogSpec
 from penstock.spi.object_store import ObjectStore, ObjectStoreSpec
 from penstock.spi.partitioner import Partitioner, PartitionerSpec
 from penstock.spi.plugin import PluginSpec, Services
+from penstock.spi.traffic import Traffic
 from penstock.spi.wal import WalSpec, WriteAheadLog
 
 T = TypeVar("T")
@@ -59,6 +60,8 @@ class Kind(Generic[T]):
     opened_by: Literal["broker", "client"] = "broker"
     #: The broker's statistics have a part of this name: what the opened object's ``statistics()`` returns.
     statistics: bool = True
+    #: Of which class its requests to the object store are.
+    traffic: Traffic = Traffic.COMPACTION
 
     @property
     def name(self) -> str:
@@ -102,6 +105,7 @@ METADATA_LOG = Kind(
     meaning="The log that all metadata of the cluster is in.",
     needs=(ALLOCATOR, OBJECT_STORE),
     statistics=False,  # told with the metadata service that writes it
+    traffic=Traffic.WAL,
 )
 WAL = Kind(
     spec=WalSpec,
@@ -109,6 +113,7 @@ WAL = Kind(
     default="wal_block",
     meaning="The write-ahead log that makes records durable before they are acknowledged.",
     needs=(ALLOCATOR, OBJECT_STORE, METADATA_LOG),  # metadata give the epoch that fences older owners
+    traffic=Traffic.WAL,
 )
 LOG_CACHE = Kind(
     spec=LogCacheSpec,

@@ -51,6 +51,9 @@ class ObjectStoreCapabilities:
     #: A hint, no promise: parts of any size cost no more than their bytes. Uploads then go in small parts, spread
     #: over time, beside the log; elsewhere a part costs a request.
     small_parts: bool = False
+    #: A hint, no promise: so many requests are on their way at once without one waiting in the store's own client.
+    #: The kernel divides them among its classes of traffic (``penstock.spi.traffic``), the write-ahead log first.
+    requests_max: int = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

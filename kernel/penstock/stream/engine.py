@@ -45,6 +45,7 @@ from penstock.spi.events import RecoveryFinished, UploadCommitted, WalDegraded, 
 from penstock.spi.log_cache import LogCache, LogCacheBlock, StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge
+from penstock.spi.traffic import Traffic
 from penstock.spi.wal import WalAppend, WalStatistics, WriteAheadLog
 from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
@@ -60,6 +61,7 @@ from penstock.work.finish import Finisher
 from penstock.work.periodic import Jobs, JobsStatistics, PeriodicJob
 from penstock.work.pieces import pieces
 from penstock.work.room import Room
+from penstock.work.traffic import view_of
 
 logger = logging.getLogger("penstock.stream")
 
@@ -196,7 +198,7 @@ class StreamEngine:
         )
         self._uploader = Uploader[LogCacheBlock](
             metadata,
-            store,
+            view_of(store, Traffic.UPLOAD),
             settings.upload,
             node_id=node_id,
             node_epoch=node_epoch,
@@ -210,7 +212,7 @@ class StreamEngine:
         self.reads = StreamReads(metadata.image, log_cache, self._reader, self._streams)
         self._lifecycle = ObjectLifecycle(
             metadata,
-            store,
+            view_of(store, Traffic.COMPACTION),
             block_cache,
             now_ms=now_ms,
             interval_ms=settings.lifecycle_interval_ms,
@@ -219,7 +221,7 @@ class StreamEngine:
         )
         self._orphans = OrphanSweeper(
             metadata,
-            store,
+            view_of(store, Traffic.COMPACTION),
             now_ms=now_ms,
             interval_ms=settings.orphan_sweep_interval_ms,
             grace_ms=settings.orphan_grace_ms,
@@ -711,7 +713,7 @@ class StreamEngine:
             node_id=self._node_id,
             node_epoch=self._node_epoch,
             metadata=self.metadata,
-            store=store,
+            store=view_of(store, Traffic.UPLOAD),
             allocator=self.allocator,
             marks=self._marks,
             block_bytes=self._settings.upload_bytes,

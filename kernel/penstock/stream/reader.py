@@ -1,7 +1,8 @@
 """Cold reads: from a stream offset to verified entries, by metadata -> object index -> data blocks.
 
 Blocks come through the block cache, so readers of one block share one load; adjacent blocks that are missing
-are loaded with one ranged read. Cold reads have a limiter of their own and never hold up appends or tail reads.
+are loaded with one ranged read. Cold reads have a limiter of their own and never hold up appends or tail reads. To
+the object store, reads of a stream's newest range are tail traffic, and so are lookups; the rest is catch-up.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated, NamedTuple, cast
 
 import anyio
@@ -26,6 +28,7 @@ from penstock.spi.log_cache import StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock.spi.statistics import counter
+from penstock.spi.traffic import Traffic
 from penstock.stream.object_format import (
     IndexRow,
     ObjectIndex,
@@ -37,6 +40,7 @@ from penstock.stream.object_format import (
 )
 from penstock.threads import run_in_thread
 from penstock.work.pieces import pieces
+from penstock.work.traffic import view_of
 
 logger = logging.getLogger("penstock.stream.read")
 
@@ -53,7 +57,7 @@ class ReaderSettings:
 
     #: One ranged read at most (adjacent blocks are merged up to here).
     merge_bytes_max: int = 4 * 2**20
-    #: Ranged reads in flight.
+    #: Ranged reads in flight, of each class of traffic.
     parallel_max: int = 8
     #: Readaheads in flight; more are skipped.
     prefetch_max: int = 4
@@ -72,6 +76,13 @@ class ReaderStatistics:
     prefetches: Annotated[int, counter("reads", "Reads ahead.")]
 
 
+class _Source(NamedTuple):
+    """The object store for one class of traffic, and how many ranged reads of it are in flight."""
+
+    store: ObjectStore
+    limiter: anyio.CapacityLimiter
+
+
 class ColdReader:
     """Owned by the engine; readahead runs in the engine's task group."""
 
@@ -79,11 +90,14 @@ class ColdReader:
         self, image: Image, store: ObjectStore, cache: BlockCache, settings: ReaderSettings, tasks: TaskGroup
     ) -> None:
         self._image = image
-        self._store = store
+        # readers near the end don't wait behind those that read everything, so each class has a limiter
+        self._tail = _Source(view_of(store, Traffic.TAIL), anyio.CapacityLimiter(settings.parallel_max))
+        self._catch_up = _Source(
+            view_of(store, Traffic.CATCH_UP), anyio.CapacityLimiter(settings.parallel_max)
+        )
         self._cache = cache
         self._settings = settings
         self._tasks = tasks
-        self._limiter = anyio.CapacityLimiter(settings.parallel_max)
         self._indexes: OrderedDict[int, ObjectIndex] = OrderedDict()
         self._indexes_bytes = 0
         self._loading: dict[int, anyio.Event] = {}
@@ -118,10 +132,12 @@ class ColdReader:
             return await self._read(stream, start, end, bytes_max)
 
     async def _read(self, stream: StreamState, start: int, end: int, bytes_max: int) -> list[StreamEntry]:
-        wanted = await self._locate(stream, start, end, bytes_max)
+        is_newest = bool(stream.ranges) and start >= stream.ranges[-1].start
+        source = self._tail if is_newest else self._catch_up
+        wanted = await self._locate(source, stream, start, end, bytes_max)
         if not wanted:
             return []
-        buffers = await self._cache.get([ref for ref, _ in wanted], self._load)
+        buffers = await self._cache.get([ref for ref, _ in wanted], partial(self._load, source))
         self._read_ahead(stream, start, wanted[-1][1].end, end)
         entries, parts = _select(buffers, stream.stream_id, start, end, bytes_max)
         copied = parts_to_copy(parts)
@@ -134,7 +150,7 @@ class ColdReader:
         for r in stream.ranges.since(time_ms):
             if r.end <= offset:
                 continue
-            index = await self._index(r.object_id)
+            index = await self._index(self._tail, r.object_id)
             for row in index.blocks_from(stream.stream_id, max(offset, r.start)):
                 if row.time_ms < time_ms:
                     continue
@@ -152,7 +168,7 @@ class ColdReader:
             if r.start >= offset:
                 greatest = r.time_ms
                 continue
-            index = await self._index(r.object_id)
+            index = await self._index(self._tail, r.object_id)
             for row in index.blocks_from(stream.stream_id, offset):
                 if row.start >= offset:
                     greatest = max(greatest, row.time_ms)
@@ -172,25 +188,26 @@ class ColdReader:
             return stream.end
         r = stream.ranges[position]
         try:
-            index = await self._index(r.object_id)
+            index = await self._index(self._tail, r.object_id)
         except (CorruptError, NotFoundError):
             return r.end
         return min(r.end, next((row.end for row in index.blocks_from(stream.stream_id, offset)), r.end))
 
-    async def _get(self, key: str, start: int, end: int) -> Buffer:
+    async def _get(self, source: _Source, key: str, start: int, end: int) -> Buffer:
         try:
-            return await self._store.get(key, start, end)
+            return await source.store.get(key, start, end)
         except InvalidRequestError as error:
             raise CorruptError(
                 f"object is shorter than metadata says: key={key} range=[{start},{end})"
             ) from error
 
     async def _block(self, stream: StreamState, object_id: int, row: IndexRow) -> list[StreamEntry]:
-        (data,) = await self._cache.get([BlockRef(object_id, row.position, row.size)], self._load)
+        ref = BlockRef(object_id, row.position, row.size)
+        (data,) = await self._cache.get([ref], partial(self._load, self._tail))
         return list(decode_block(data, stream.stream_id))
 
     async def _locate(
-        self, stream: StreamState, start: int, end: int, bytes_max: int
+        self, source: _Source, stream: StreamState, start: int, end: int, bytes_max: int
     ) -> list[tuple[BlockRef, IndexRow]]:
         """The data blocks of [start, end), at least one, until they hold ``bytes_max``."""
         found: list[tuple[BlockRef, IndexRow]] = []
@@ -201,7 +218,7 @@ class ColdReader:
             if position >= len(stream.ranges) or (found and stream.ranges[position].start > offset):
                 break
             r = stream.ranges[position]
-            index = await self._index(r.object_id)
+            index = await self._index(source, r.object_id)
             before = offset
             for row in index.blocks_from(stream.stream_id, max(offset, r.start)):
                 found.append((BlockRef(r.object_id, row.position, row.size), row))
@@ -216,7 +233,7 @@ class ColdReader:
                 )
         return found
 
-    async def _index(self, object_id: int) -> ObjectIndex:
+    async def _index(self, source: _Source, object_id: int) -> ObjectIndex:
         """The object's index: cached, or loaded once for all who want it now."""
         while True:
             index = self._indexes.get(object_id)
@@ -229,7 +246,7 @@ class ColdReader:
             await loading.wait()
         done = self._loading[object_id] = anyio.Event()
         try:
-            index = await self._load_index(object_id)
+            index = await self._load_index(source, object_id)
         finally:
             del self._loading[object_id]
             done.set()
@@ -240,27 +257,27 @@ class ColdReader:
             self._indexes_bytes -= dropped.size
         return index
 
-    async def _load_index(self, object_id: int) -> ObjectIndex:
+    async def _load_index(self, source: _Source, object_id: int) -> ObjectIndex:
         held = self._image.objects.get(object_id)
         if held is None:
             raise NotFoundError(f"there is no such object: object_id={object_id}")
         key = object_key(object_id)
         self._index_gets += 1
         tail_start = max(0, held.size - INDEX_TAIL_BYTES)
-        tail = memoryview(await self._get(key, tail_start, held.size))
+        tail = memoryview(await self._get(source, key, tail_start, held.size))
         position, size, crc = decode_footer(tail, object_id)
         if position >= tail_start:
             return decode_index(tail[position - tail_start : position - tail_start + size], crc, object_id)
-        return decode_index(await self._get(key, position, position + size), crc, object_id)
+        return decode_index(await self._get(source, key, position, position + size), crc, object_id)
 
-    async def _load(self, refs: Sequence[BlockRef]) -> Sequence[Buffer]:
+    async def _load(self, source: _Source, refs: Sequence[BlockRef]) -> Sequence[Buffer]:
         """The given blocks, verified; neighbours share a ranged read. Raises the first error that one met."""
         results: dict[BlockRef, Buffer] = {}
         errors: list[PenstockError] = []
 
         async def load(run: list[BlockRef]) -> None:
             try:
-                await self._load_run(run, results)
+                await self._load_run(source, run, results)
             except PenstockError as error:
                 errors.append(kept(error))
 
@@ -271,10 +288,12 @@ class ColdReader:
             raise again(errors[0])
         return [results[ref] for ref in refs]
 
-    async def _load_run(self, run: list[BlockRef], results: dict[BlockRef, Buffer]) -> None:
+    async def _load_run(self, source: _Source, run: list[BlockRef], results: dict[BlockRef, Buffer]) -> None:
         first, last = run[0], run[-1]
-        async with self._limiter:
-            data = await self._get(object_key(first.object_id), first.position, last.position + last.size)
+        async with source.limiter:
+            data = await self._get(
+                source, object_key(first.object_id), first.position, last.position + last.size
+            )
         self._ranged_gets += 1
         self._ranged_bytes += len(data)
         # megabytes of checksums and copies would hold up every produce and tail read on the event loop
@@ -290,9 +309,10 @@ class ColdReader:
 
     async def _prefetch(self, stream: StreamState, start: int, end: int, window: int) -> None:
         try:
-            wanted = await self._locate(stream, start, end, window)
+            wanted = await self._locate(self._catch_up, stream, start, end, window)
             if wanted:
-                await self._cache.get([ref for ref, _ in wanted], self._load, prefetch=True)
+                load = partial(self._load, self._catch_up)
+                await self._cache.get([ref for ref, _ in wanted], load, prefetch=True)
         except PenstockError as error:
             # the reader that gets there will meet the same error, and report it
             logger.debug("readahead failed: %s", error)

@@ -52,7 +52,9 @@ class S3Backend(RemoteBackend):
     async def start_session(self) -> None:
         self.filesystem.retries = 1
         self._session = await self.filesystem.set_session()
-        self.capabilities = replace(self.capabilities, multipart=True)
+        config = self.settings.options.get("config_kwargs", {})
+        connections = config.get("max_pool_connections", _CONNECTIONS_MAX)
+        self.capabilities = replace(self.capabilities, multipart=True, requests_max=connections)
 
     async def end_session(self) -> None:
         if self._session is not None:

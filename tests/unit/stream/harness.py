@@ -32,6 +32,7 @@ from penstock.spi.log_cache import LogCache
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, Services
+from penstock.spi.traffic import Traffic
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics
 from penstock.stream.engine import EngineSettings, StreamEngine
 from penstock.stream.entry import decode_header
@@ -40,6 +41,7 @@ from penstock.stream.marks import MARK_STREAM
 from penstock.stream.object_puts import UploadSettings
 from penstock.stream.open_stream import Stream
 from penstock.stream.reader import ReaderSettings
+from penstock.work.traffic import SharedStore
 
 NODE = 1
 
@@ -221,7 +223,8 @@ class World:
     clock: Callable[[], float] = time.monotonic
     #: Instead of a store in memory of the real plugin.
     store: ObjectStore | None = None
-    #: Told of each upload, with its block (a log manager is, in a broker).
+    #: The classes of traffic of the newest engine.
+    traffic: SharedStore | None = None
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Engine]:
@@ -244,6 +247,7 @@ class World:
             ):
                 epoch = await metadata.register(NODE)
 
+                self.traffic = SharedStore(store, self.clock)
                 bus = EventBus()
                 bus.subscribe(BlockUploaded, lambda uploaded: self.uploads.append(uploaded.event))
                 bus.subscribe(ObjectsDestroyed, self.destroyed.append)
@@ -252,7 +256,7 @@ class World:
                 bus.subscribe(WalRestored, self.health.append)
                 async with StreamEngine.open(
                     metadata=metadata,
-                    store=store,
+                    store=self.traffic.view(Traffic.COMPACTION),
                     wal=self.wal,
                     log_cache=log_cache,
                     block_cache=block_cache,

@@ -241,3 +241,39 @@ async def test_an_object_that_lacks_what_metadata_says_is_damage(world: World) -
         state.ranges[1] = type(state.ranges[1])(2, 4, state.ranges[0].object_id, 1, 0)
         with pytest.raises(CorruptError, match="doesn't hold"):
             await e.engine.reads.read(e.stream, 2, 1000)
+
+
+async def test_reads_of_the_newest_range_are_tail_traffic_and_those_before_are_catch_up(world: World) -> None:
+    async with world.open() as e:
+        await cold(e)
+        await cold(e)
+        assert world.traffic is not None
+        requests = world.traffic.statistics().requests
+        assert (requests["upload"], requests["tail"], requests["catch_up"]) == (2, 0, 0)
+        await e.engine.reads.read(e.stream, 0, 1)
+        requests = world.traffic.statistics().requests
+        assert requests["tail"] == 0
+        assert requests["catch_up"] >= 2, "an index, and a block"
+        await e.engine.reads.read(e.stream, 39, 1)
+        assert world.traffic.statistics().requests["tail"] == 2
+
+
+async def test_readers_near_the_end_do_not_wait_behind_those_that_catch_up(world: World) -> None:
+    world.settings = dataclasses.replace(SETTINGS, reader=ReaderSettings(parallel_max=1, prefetch_max=0))
+    async with world.open() as e:
+        await cold(e)
+        await cold(e)
+        held = anyio.Event()
+
+        async def hold_the_second() -> None:
+            if e.store.gets == 2:  # the first is for the index
+                await held.wait()
+
+        e.store.before_get = hold_the_second
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(e.engine.reads.read, e.stream, 0, 1)
+            await anyio.wait_all_tasks_blocked()
+            assert e.store.gets == 2
+            with anyio.fail_after(HANG_S):
+                assert (await e.engine.reads.read(e.stream, 39, 1))[0].base_offset == 39
+            held.set()

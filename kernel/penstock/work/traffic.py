@@ -1,0 +1,351 @@
+"""One object store for several classes of traffic: the write-ahead log never waits behind the others.
+
+The store of a process has one client, with so many connections (``ObjectStoreCapabilities.requests_max``). Each
+request takes a place: one, or one per mebibyte if it moves more, so that places also bound what is on its way.
+
+- The write-ahead log takes its place at once, always. A quarter of the places is left to it; when it has more
+  requests on their way, others get fewer places, but never less than half.
+- Every other class has at most its part of the rest.
+- A place that becomes free goes to a class that has nothing on its way, so nobody starves; then by urgency; within
+  a class to whoever came first. A large request at the head is waited for: smaller ones behind it don't pass it.
+
+:class:`Turns` is that rule, pure. :class:`SharedStore` is a store that keeps it.
+"""
+
+from __future__ import annotations
+
+__all__ = ("SharedStore", "TrafficStatistics", "Turns", "view_of")
+
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Annotated, Final, Generic, NamedTuple, TypeVar
+
+import anyio
+
+from penstock.errors import InvariantError
+from penstock.spi.object_store import (
+    MultipartUpload,
+    ObjectInfo,
+    ObjectStore,
+    ObjectStoreCapabilities,
+    ObjectStoreStatistics,
+)
+from penstock.spi.plugin import Buffer
+from penstock.spi.statistics import counter, gauge
+from penstock.spi.traffic import Traffic
+
+W = TypeVar("W")
+
+#: A request that moves more than this takes a place for each: one large read weighs as much as many small ones.
+PLACE_BYTES: Final = 2**20
+_WAL_PART: Final = Fraction(1, 4)
+_WAL_PART_MAX: Final = Fraction(1, 2)
+#: What a class may have of the places that the write-ahead log leaves. A backlog of reads and one of uploads
+#: together leave nothing, so each waits for the other; what is urgent and rare finds more than what is neither.
+_PARTS: Final[Mapping[Traffic, Fraction]] = {
+    Traffic.TAIL: Fraction(3, 4),
+    Traffic.CATCH_UP: Fraction(1, 2),
+    Traffic.UPLOAD: Fraction(1, 2),
+    Traffic.COMPACTION: Fraction(1, 8),
+    Traffic.LAKE: Fraction(1, 4),
+}
+#: With fewer places than this, parts of them mean nothing.
+_PLACES_MIN: Final = 2 * len(Traffic)
+
+
+class _Waiting(NamedTuple, Generic[W]):
+    places: int
+    waiter: W
+
+
+@dataclass(slots=True, eq=False)
+class _Class(Generic[W]):
+    """One class: what it has, and who waits in it."""
+
+    most: int
+    #: Requests on their way, and the places that they take.
+    running: int = 0
+    taken: int = 0
+    waiting: deque[_Waiting[W]] = field(default_factory=deque)
+
+
+class Turns(Generic[W]):
+    """Whose request begins next; see the module. A *waiter* is whatever the caller knows a waiting request by."""
+
+    def __init__(self, places: int) -> None:
+        """``places`` is what the store takes at once."""
+        self._places = max(places, _PLACES_MIN)
+        self._wal = 0
+        rest = self._places - int(self._places * _WAL_PART)
+        self._classes: dict[Traffic, _Class[W]] = {
+            traffic: _Class(max(1, int(rest * part))) for traffic, part in _PARTS.items()
+        }
+
+    def running(self, traffic: Traffic) -> int:
+        """Requests of the class that are on their way."""
+        return self._wal if traffic is Traffic.WAL else self._classes[traffic].running
+
+    def waiting(self, traffic: Traffic) -> int:
+        """Requests of the class that wait."""
+        return 0 if traffic is Traffic.WAL else len(self._classes[traffic].waiting)
+
+    def places(self, traffic: Traffic, size: int) -> int:
+        """The places that a request of ``size`` bytes takes; no more than the class can have."""
+        if traffic is Traffic.WAL:
+            return 1
+        return min(max(1, -(-size // PLACE_BYTES)), self._classes[traffic].most)
+
+    def begin(self, traffic: Traffic, places: int, waiter: W) -> bool:
+        """True if the request begins now; else it waits, and a later call returns ``waiter`` when it has begun."""
+        if traffic is Traffic.WAL:
+            self._wal += 1
+            return True
+        self._classes[traffic].waiting.append(_Waiting(places, waiter))
+        # nothing else can begin: it couldn't before, and nothing has become free
+        return bool(self._admit())
+
+    def end(self, traffic: Traffic, places: int) -> list[W]:
+        """A request is over; those that begin in its place, which count as begun."""
+        if traffic is Traffic.WAL:
+            self._wal -= 1
+        else:
+            ended = self._classes[traffic]
+            ended.running -= 1
+            ended.taken -= places
+        return self._admit()
+
+    def give_up(self, traffic: Traffic, waiter: W) -> list[W]:
+        """A request waits no longer; those that begin because it isn't in their way any more."""
+        waiting = self._classes[traffic].waiting
+        for at, each in enumerate(waiting):
+            if each.waiter is waiter:
+                del waiting[at]
+                return self._admit()
+        raise InvariantError(f"a request that doesn't wait gave up: traffic={traffic}")
+
+    def _free(self) -> int:
+        for_wal = min(max(self._wal, int(self._places * _WAL_PART)), int(self._places * _WAL_PART_MAX))
+        return self._places - for_wal - sum(each.taken for each in self._classes.values())
+
+    def _admit(self) -> list[W]:
+        begun: list[W] = []
+        free = self._free()
+        while (chosen := self._next()) is not None and chosen.waiting[0].places <= free:
+            places, waiter = chosen.waiting.popleft()
+            chosen.running += 1
+            chosen.taken += places
+            free -= places
+            begun.append(waiter)
+        return begun
+
+    def _next(self) -> _Class[W] | None:
+        """The class whose turn it is, of those that have room of their own."""
+        able = [
+            each
+            for each in self._classes.values()
+            if each.waiting and each.taken + each.waiting[0].places <= each.most
+        ]
+        # the classes are in the order of urgency, and min takes the first of equals
+        return min(able, key=lambda each: each.running > 0, default=None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrafficStatistics:
+    """What each class of traffic asked of the object store."""
+
+    requests: Annotated[Mapping[str, int], counter("requests", "Requests that began.", by="traffic")]
+    bytes: Annotated[Mapping[str, int], counter("bytes", "Bytes read and written.", by="traffic")]
+    in_flight: Annotated[Mapping[str, int], gauge("requests", "Requests on their way.", by="traffic")]
+    waiting: Annotated[Mapping[str, int], gauge("requests", "Requests that wait for a place.", by="traffic")]
+    waits: Annotated[Mapping[str, int], counter("requests", "Requests that had to wait.", by="traffic")]
+    waited_ms: Annotated[Mapping[str, int], counter("ms", "How long they waited, together.", by="traffic")]
+
+
+class SharedStore:
+    """Has the users of a store take turns. They use its views, one for each class of traffic."""
+
+    def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
+        self._store = store
+        self._clock = clock
+        self._turns: Turns[anyio.Event] = Turns(store.capabilities.requests_max)
+        self._requests = dict.fromkeys(Traffic, 0)
+        self._bytes = dict.fromkeys(Traffic, 0)
+        self._waits = dict.fromkeys(Traffic, 0)
+        self._waited_s = dict.fromkeys(Traffic, 0.0)
+        self._views = {traffic: _View(self, store, traffic) for traffic in Traffic}
+
+    def view(self, traffic: Traffic) -> ObjectStore:
+        """The store for one class of traffic."""
+        return self._views[traffic]
+
+    def statistics(self) -> TrafficStatistics:
+        """A snapshot, by class."""
+        turns = self._turns
+        return TrafficStatistics(
+            requests=_told(self._requests),
+            bytes=_told(self._bytes),
+            in_flight=_told({traffic: turns.running(traffic) for traffic in Traffic}),
+            waiting=_told({traffic: turns.waiting(traffic) for traffic in Traffic}),
+            waits=_told(self._waits),
+            waited_ms=_told({traffic: int(waited * 1000) for traffic, waited in self._waited_s.items()}),
+        )
+
+    @asynccontextmanager
+    async def place(self, traffic: Traffic, size: int = 0, *, counts: bool = True) -> AsyncIterator[None]:
+        """A request that may move ``size`` bytes is on its way while the context is entered, which may have to wait.
+
+        Without ``counts`` it goes on with one that was counted.
+        """
+        turns = self._turns
+        places = turns.places(traffic, size)
+        begun = anyio.Event()
+        if not turns.begin(traffic, places, begun):
+            await self._wait(traffic, places, begun)
+        self._requests[traffic] += counts
+        try:
+            yield
+        finally:
+            _wake(turns.end(traffic, places))
+
+    def moved(self, traffic: Traffic, size: int) -> None:
+        """A request has moved ``size`` bytes."""
+        self._bytes[traffic] += size
+
+    async def _wait(self, traffic: Traffic, places: int, begun: anyio.Event) -> None:
+        since = self._clock()
+        self._waits[traffic] += 1
+        try:
+            await begun.wait()
+        except BaseException:
+            if begun.is_set():  # cancelled when it had just begun
+                _wake(self._turns.end(traffic, places))
+            else:
+                _wake(self._turns.give_up(traffic, begun))
+            raise
+        finally:
+            self._waited_s[traffic] += self._clock() - since
+
+
+def view_of(store: ObjectStore, traffic: Traffic) -> ObjectStore:
+    """``store`` for that class of traffic; as it is if nobody shares it out."""
+    return store.shared.view(traffic) if isinstance(store, _View) else store
+
+
+def _told(values: Mapping[Traffic, int]) -> dict[str, int]:
+    return {traffic.value: value for traffic, value in values.items()}
+
+
+def _wake(begun: Sequence[anyio.Event]) -> None:
+    for each in begun:
+        each.set()
+
+
+class _View:
+    """See ``ObjectStore``: a shared one, for one class of traffic."""
+
+    def __init__(self, shared: SharedStore, store: ObjectStore, traffic: Traffic) -> None:
+        self.shared = shared
+        self._store = store
+        self._traffic = traffic
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._traffic} {self.location}>"
+
+    @property
+    def capabilities(self) -> ObjectStoreCapabilities:
+        """See ``ObjectStore.capabilities``."""
+        return self._store.capabilities
+
+    @property
+    def location(self) -> str:
+        """See ``ObjectStore.location``."""
+        return self._store.location
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        """See ``ObjectStore.get``."""
+        async with self.shared.place(self._traffic, 0 if end is None else end - start):
+            data = await self._store.get(key, start, end)
+        self.shared.moved(self._traffic, len(data))
+        return data
+
+    async def head(self, key: str) -> ObjectInfo:
+        """See ``ObjectStore.head``."""
+        async with self.shared.place(self._traffic):
+            return await self._store.head(key)
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        """See ``ObjectStore.put``."""
+        async with self.sending(body):
+            return await self._store.put(key, body)
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        """See ``ObjectStore.put_if_absent``."""
+        async with self.sending(body):
+            return await self._store.put_if_absent(key, body)
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        """See ``ObjectStore.compare_and_swap``."""
+        async with self.sending(body):
+            return await self._store.compare_and_swap(key, body, token)
+
+    async def create_multipart(self, key: str) -> MultipartUpload:
+        """See ``ObjectStore.create_multipart``."""
+        async with self.shared.place(self._traffic):
+            return _Upload(self, await self._store.create_multipart(key))
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        """See ``ObjectStore.delete``."""
+        async with self.shared.place(self._traffic):
+            await self._store.delete(keys)
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        """See ``ObjectStore.list``."""
+        listing = aiter(self._store.list(prefix, start_after))
+        is_first = True
+        try:
+            while True:
+                # one after the other: who takes its time between two must not hold a place meanwhile
+                async with self.shared.place(self._traffic, counts=is_first):
+                    info = await anext(listing, None)
+                is_first = False
+                if info is None:
+                    return
+                yield info
+        finally:
+            close = getattr(listing, "aclose", None)
+            if close is not None:
+                await close()
+
+    def statistics(self) -> ObjectStoreStatistics:
+        """The store's, of all classes together."""
+        return self._store.statistics()
+
+    @asynccontextmanager
+    async def sending(self, body: Sequence[Buffer]) -> AsyncIterator[None]:
+        """The place of a request that sends ``body``."""
+        size = sum(map(len, body))
+        async with self.shared.place(self._traffic, size):
+            yield
+        self.shared.moved(self._traffic, size)
+
+
+class _Upload:
+    """See ``MultipartUpload``."""
+
+    def __init__(self, view: _View, upload: MultipartUpload) -> None:
+        self._view = view
+        self._upload = upload
+
+    async def write_part(self, part: Sequence[Buffer]) -> None:
+        async with self._view.sending(part):
+            await self._upload.write_part(part)
+
+    async def complete(self) -> None:
+        async with self._view.sending(()):
+            await self._upload.complete()
+
+    async def abort(self) -> None:
+        await self._upload.abort()  # all is over, and there may be little time: it waits for nobody
