@@ -39,7 +39,6 @@ __all__ = (
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from penstock.spi.plugin import Buffer, PluginSpec, S
@@ -160,7 +159,7 @@ class LakeTopic:
     partition_count: int
     #: The values of the compactor's own topic configs (``LakeCompactorSpec.topic_configs``), all of them, under their
     #: names there: those of the topic, else of ``lake.defaults``, else the default.
-    configs: Mapping[str, str] = field(default=MappingProxyType({}))
+    configs: Mapping[str, str] = field(default_factory=dict)
     #: The table's name, instead of what ``configs`` say: a replay goes into a table of its own.
     table: str = ""
 
@@ -173,7 +172,7 @@ class LakeWritten:
     rows: int
     #: They couldn't be read or didn't fit, and went where the topic's policy sends such records, by policy:
     #: ``{"dead_letter": 2}``.
-    rejected: Mapping[str, int] = field(default=MappingProxyType({}))
+    rejected: Mapping[str, int] = field(default_factory=dict)
     #: Why the last of them was rejected, one sentence that names its partition and offset; empty if none was.
     reason: str = ""
 
@@ -308,6 +307,6 @@ class LakeCompactorSpec(PluginSpec[S, LakeCompactor]):
     #: is set, and before a table is opened. Must not raise.
     fault_of: Callable[[Mapping[str, str]], str] = _no_contradiction
     #: Topic configs under which a table keeps keys, values and headers as they are, whatever they hold.
-    raw_configs: Mapping[str, str] = field(default=MappingProxyType({}))
+    raw_configs: Mapping[str, str] = field(default_factory=dict)
     #: The most that one ``write`` gets, in bytes of its columns; one larger record comes alone.
     batch_bytes: int = 8 * 2**20

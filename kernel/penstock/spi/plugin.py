@@ -97,8 +97,9 @@ class Services:
     higher epoch of the same ``node_id`` is a newer owner. ``cluster_id`` names the cluster.
     ``data_dir`` is where relative paths in settings start. ``allocator`` is there for every kind but the
     allocator itself; ``object_store`` for kinds opened after it (metadata log, WAL); in a broker, requests to it take
-    their turn as those of this kind do (``penstock.spi.traffic``). ``read_only`` says that somebody only looks, as ``penstock verify`` does, perhaps at a medium that can't be written: open without
-    making or changing anything; the object's methods that write won't be called. ``access`` are the modes of local
+    their turn as those of this kind do (``penstock.spi.traffic``). ``read_only`` says that somebody only looks, as
+    ``penstock verify`` does, perhaps at a medium that can't be written: open without making or changing anything; the
+    object's methods that write won't be called. ``access`` are the modes of local
     directories and files that hold data; make them with ``penstock.files``. They are the same for every caller of
     a plugin's functions, ``identify``, ``read`` and ``describe`` too, but for what the caller's purpose decides:
     who only looks has epoch 0, and may read words but not write them.
