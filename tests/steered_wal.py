@@ -47,6 +47,8 @@ class Medium:
 
     def replace(self) -> None:
         """A new, empty medium is in the place of the old one."""
+        #: What stops whoever reads it.
+        self.damage: Exception | None = None
         self.identity = ""
         self.entries: list[tuple[int, int, bytes]] = []
         self.epoch = 0
@@ -94,6 +96,8 @@ class SteeredWal:
             await anyio.lowlevel.checkpoint()
             if self.medium.error is not None:
                 raise again(self.medium.error)
+            if self.medium.damage is not None:
+                raise again(self.medium.damage)
             if end > self.medium.trimmed:
                 yield WalEntry(position, end, memoryview(data))
         self._recovered = True

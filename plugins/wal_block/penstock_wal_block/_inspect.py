@@ -19,7 +19,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
-from penstock.errors import CorruptError, NotFoundError, UnavailableError
+from penstock.errors import ConfigError, CorruptError, NotFoundError, UnavailableError
 from penstock.files import open_own
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalEntry
@@ -37,7 +37,7 @@ from penstock_wal_block._format import (
 from penstock_wal_block._log import CachedReader
 from penstock_wal_block._place import check_place, find_header, real_path
 from penstock_wal_block._settings import Settings
-from penstock_wal_block._stripe import Label, check_labels, places
+from penstock_wal_block._stripe import Label, check_labels, not_first, places
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,8 +213,11 @@ def _identify(paths: Sequence[Path]) -> str | None:
     except OSError as error:
         raise _unreadable(path, error) from error
     with _ReadOnlyFile(path) as file:
+        area = bytes(file.read(0, SHARED_AREA_BYTES))
+        if (label := Label.decode(area, str(path))) is not None:
+            raise not_first(label, path)
         header = find_header(
-            bytes(file.read(0, SHARED_AREA_BYTES)),
+            area,
             file.size,
             lambda offset, size: bytes(file.read(offset, size)),
             str(path),
@@ -299,8 +302,17 @@ def _check_set(header: Header, paths: Sequence[Path]) -> None:
         return
     labels: list[Label | None] = [None]
     for path in paths[1:]:
-        with _ReadOnlyFile(path) as file:
-            labels.append(Label.decode(file.read(0, HEADER_AREA_BYTES), str(path)))
+        try:
+            with _ReadOnlyFile(path) as file:
+                labels.append(Label.decode(file.read(0, HEADER_AREA_BYTES), str(path)))
+        except NotFoundError as error:
+            if not header.settled_epoch:
+                labels.append(None)  # creating the log broke off before its other devices were labelled
+                continue
+            raise ConfigError(
+                f"a device of the striped wal is missing, put it back: path={path} number={len(labels) + 1} "
+                f"first={paths[0]}"
+            ) from error
     check_labels(header, labels, [str(path) for path in paths])
 
 

@@ -15,7 +15,7 @@ The first one has the header. Each of the others begins with a label::
 
 from __future__ import annotations
 
-__all__ = ("STRIPE_BYTES", "Label", "StripedDevice", "check_labels", "places")
+__all__ = ("STRIPE_BYTES", "Label", "StripedDevice", "check_labels", "not_first", "places")
 
 import struct
 from collections.abc import Sequence
@@ -124,6 +124,14 @@ def check_labels(header: Header | None, labels: Sequence[Label | None], paths: S
             )
 
 
+def not_first(label: Label, path: object) -> ConfigError:
+    """The first of the devices is another one of a striped log, or the only one that was named."""
+    return ConfigError(
+        f"what is in the place of a wal's first device is a later one of a striped wal, name all its devices in "
+        f"wal.paths, in order: path={path} found={label.number + 1} of={label.count} expected=1"
+    )
+
+
 class StripedDevice:
     """See ``Device``. The header and all locks are on the first member."""
 
@@ -182,7 +190,9 @@ class StripedDevice:
     def find_header(self, location: str) -> Header | None:
         """See ``Device``. Refuses devices that aren't those of the log, or hold something else."""
         labels = self._labels()
-        header = None if labels[0] is not None else self._first.find_header(self._paths[0])
+        if labels[0] is not None:
+            raise not_first(labels[0], self._paths[0])
+        header = self._first.find_header(self._paths[0])
         check_labels(header, labels, self._paths)
         for member, path, label in zip(self._members[1:], self._paths[1:], labels[1:], strict=True):
             if label is None and member.find_header(path) is not None:

@@ -119,6 +119,11 @@ async def test_a_missing_a_foreign_and_a_swapped_device_are_named_and_nothing_is
     await refused(("a", "c", "b"), f"another order.*path={tmp_path}/c found=3 expected=2")
     await refused(("a", "b"), f"another number of devices.*first={tmp_path}/a found=3 expected=2")
     await refused(("a", "b", "other/c"), f"another striped wal.*path={tmp_path}/other/c number=3")
+    await refused(("b", "a", "c"), f"a later one of a striped wal.*in order: path={tmp_path}/b found=2 of=3")
+    with pytest.raises(
+        ConfigError, match=f"device of the striped wal is missing.*path={tmp_path}/gone number=3"
+    ):
+        await identify(Settings(capacity=3 * 2**20, paths=["a", "b", "gone"]), services(tmp_path, 0))
     (tmp_path / "empty").touch()
     await refused(("a", "empty", "c"), f"exchanged or emptied.*path={tmp_path}/empty number=2")
     with pytest.raises(ConfigError, match=f"its first one is empty or another.*first={tmp_path}/empty"):

@@ -17,7 +17,17 @@ spaces. Entries of a replica from before the epoch SINCE are of a time when it d
 
 from __future__ import annotations
 
-__all__ = ("HEADER_BYTES", "Entry", "Kind", "Members", "decode_entry", "encode_header", "is_tagged")
+__all__ = (
+    "HEADER_BYTES",
+    "Entry",
+    "Kind",
+    "Members",
+    "check_follows",
+    "check_same",
+    "decode_entry",
+    "encode_header",
+    "is_tagged",
+)
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -80,6 +90,23 @@ def decode_entry(entry: WalEntry, key: str) -> Entry:
         raise NewerVersionError.of("a replicated wal", f"replica={key}", version=version, known=_VERSION)
     end = position + len(entry.data)
     return Entry(Kind(kind), position, end, epoch, entry.data[HEADER_BYTES:], entry.position)
+
+
+def check_follows(before: Entry | None, entry: Entry, key: str) -> None:
+    """Raises CorruptError if the replica ``key`` lacks what was between two entries that it gave back in turn."""
+    if before is not None and entry.position != before.next_position:
+        raise CorruptError(
+            f"the replica {key} lost entries: position={before.next_position} found={entry.position}"
+        )
+
+
+def check_same(entry: Entry, other: Entry, keys: str) -> None:
+    """Raises CorruptError if what the replicas ``keys`` hold at one position isn't the same."""
+    if (entry.kind, entry.data) != (other.kind, other.data):
+        raise CorruptError(
+            f"two replicas hold different entries at one position, so one of their places was changed from outside; "
+            f"move the wrong one away, and it's given the log again: position={entry.position} replicas={keys}"
+        )
 
 
 @dataclass(frozen=True, slots=True)

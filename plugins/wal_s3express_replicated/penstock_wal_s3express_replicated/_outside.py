@@ -5,34 +5,82 @@ from __future__ import annotations
 __all__ = ("describe_wal", "identify_wal", "read_wal")
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 from penstock.errors import NotFoundError, PenstockError, again, kept
-from penstock.spi import Services
-from penstock.spi.wal import WalEntry, WalSpec
-from penstock_wal_s3express_replicated._format import Kind, Members, decode_entry
+from penstock.spi import ChosenPlugin, Services
+from penstock.spi.wal import WalEntry, WalSpec, WriteAheadLog
+from penstock_wal_s3express_replicated._format import Entry, Kind, Members, decode_entry
 from penstock_wal_s3express_replicated._replica import chosen_replica, identity_of
 from penstock_wal_s3express_replicated._settings import Settings
 from penstock_wal_s3express_replicated._wal import WORD
 
 
 async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalEntry]:
-    """See ``WalSpec.read``: every replica that counts holds all that was acknowledged, so the first one is read."""
+    """See ``WalSpec.read``: the union of the replicas that count, as one of them may be an older copy.
+
+    A replica that can't be read is passed over while another one has all that it had.
+    """
     members = await _members(services)
-    for table in settings.replicas:
-        async with chosen_replica(services, table) as chosen:
-            identity = await identity_of(chosen)
+    failure: PenstockError | None = None
+    async with AsyncExitStack() as stack:
+        sources: list[_Source] = []
+        for table in settings.replicas:
+            try:
+                chosen = await stack.enter_async_context(chosen_replica(services, table))
+                identity = await identity_of(chosen)
+            except PenstockError as error:
+                failure = kept(error)
+                continue
             # without a word, metadata are new, and whatever is there speaks against that
             since = members.since.get(identity or "") if members.since else 0
-            if identity is None or since is None:
-                continue
-            assert isinstance(chosen.spec, WalSpec)
-            assert chosen.spec.read is not None
-            async for raw in chosen.spec.read(chosen.settings, chosen.services):
-                entry = decode_entry(raw, chosen.key)
-                if entry.epoch >= since and entry.kind is Kind.DATA:
-                    yield WalEntry(entry.position, entry.next_position, entry.data)
-            return
-    raise NotFoundError("there is no wal: no replica holds a recorded log")
+            if identity is not None and since is not None:
+                sources.append(_Source(chosen, since))
+                await sources[-1].advance()
+        if not sources:
+            raise (
+                NotFoundError("there is no wal: no replica holds a recorded log")
+                if failure is None
+                else again(failure)
+            )
+        while heads := [source.head for source in sources if source.head is not None]:
+            entry = min(heads, key=lambda head: head.position)
+            if entry.kind is Kind.DATA:
+                yield WalEntry(entry.position, entry.next_position, entry.data)
+            for source in sources:
+                while source.head is not None and source.head.position < entry.next_position:
+                    await source.advance()
+        whole = max((source.end for source in sources if source.error is None), default=-1)
+        for source in sources:
+            if source.error is not None and source.end > whole:
+                raise again(source.error)
+
+
+class _Source:
+    """A replica that is read: its next entry, where the last one ended, and why there are no more."""
+
+    def __init__(self, chosen: ChosenPlugin[WriteAheadLog], since: int) -> None:
+        self.head: Entry | None = None
+        self.end = 0
+        self.error: PenstockError | None = None
+        self._entries = self._read(chosen, since)
+
+    async def advance(self) -> None:
+        """Go to the next entry. Nothing is raised."""
+        try:
+            self.head = await anext(self._entries, None)
+        except PenstockError as error:
+            self.head, self.error = None, kept(error)
+        if self.head is not None:
+            self.end = self.head.next_position
+
+    @staticmethod
+    async def _read(chosen: ChosenPlugin[WriteAheadLog], since: int) -> AsyncIterator[Entry]:
+        assert isinstance(chosen.spec, WalSpec)
+        assert chosen.spec.read is not None
+        async for raw in chosen.spec.read(chosen.settings, chosen.services):
+            if (entry := decode_entry(raw, chosen.key)).epoch >= since:
+                yield entry
 
 
 async def describe_wal(settings: Settings, services: Services) -> dict[str, object]:

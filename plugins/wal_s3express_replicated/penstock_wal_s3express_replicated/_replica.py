@@ -27,7 +27,13 @@ from penstock.errors import (
 from penstock.spi import Buffer, ChosenPlugin, PluginTable, Services
 from penstock.spi.statistics import counter, gauge, text
 from penstock.spi.wal import BoundedLog, WalAppend, WalEntry, WalSpec, WriteAheadLog
-from penstock_wal_s3express_replicated._format import Entry, decode_entry, encode_header, is_tagged
+from penstock_wal_s3express_replicated._format import (
+    Entry,
+    check_follows,
+    decode_entry,
+    encode_header,
+    is_tagged,
+)
 
 logger = logging.getLogger("penstock.wal.replicated")
 
@@ -151,10 +157,11 @@ class Replica:
                 yield entry
 
     async def advance(self) -> None:
-        """Go to the next entry."""
+        """Go to the next entry. Raises CorruptError if it doesn't follow the one before."""
         assert self._entries is not None, "begin comes first"
-        self.head = await anext(self._entries, None)
+        before, self.head = self.head, await anext(self._entries, None)
         if self.head is not None:
+            check_follows(before, self.head, self.key)
             self._bound(self.head.position, self.head.replica_position)
 
     async def empty(self, tag: bytes) -> None:

@@ -35,7 +35,13 @@ from penstock.errors import (
 from penstock.spi import Buffer, PluginTable, Services
 from penstock.spi.statistics import parts
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalStatistics, complete_all
-from penstock_wal_s3express_replicated._format import HEADER_BYTES, Kind, Members, encode_header
+from penstock_wal_s3express_replicated._format import (
+    HEADER_BYTES,
+    Kind,
+    Members,
+    check_same,
+    encode_header,
+)
 from penstock_wal_s3express_replicated._replica import (
     CLOSE_TIMEOUT_S,
     Replica,
@@ -238,17 +244,13 @@ class ReplicatedWal:
         while heads := [replica for replica in self._counting if replica.error is None and replica.head]:
             ends = [replica for replica in self._counting if replica not in heads]
             entry = min((replica.head for replica in heads if replica.head), key=lambda head: head.position)
-            if position is not None and entry.position != position:
-                raise CorruptError(
-                    f"the replicated wal lost entries: wal={self.location} position={position} found={entry.position}"
-                )
-            for replica in heads:
-                if replica.head is None or replica.head.position != entry.position:
-                    continue
-                if (replica.head.kind, replica.head.data) != (entry.kind, entry.data):
-                    raise CorruptError(
-                        f"two replicas hold different entries: position={position} replica={replica.key}"
-                    )
+            if position is not None and entry.position > position:
+                self._give_up_behind(position, entry.position, (*ends, *joining))
+            same = [replica for replica in heads if replica.head and replica.head.position <= entry.position]
+            keys = ", ".join(replica.key for replica in same)
+            for replica in same:
+                assert replica.head is not None
+                check_same(entry, replica.head, keys)
                 await self._guarded(replica, replica.advance())
             for replica in (*ends, *joining):
                 await replica.copy(entry, self._tag, self._epoch, self._limit_s)
@@ -272,6 +274,21 @@ class ReplicatedWal:
         if ended:
             self._end(FencedError(ended[0].wal.statistics().last_error or "the wal is sealed"), "fenced")
         self._spawn(self._supervise())
+
+    def _give_up_behind(self, position: int, found: int, replicas: Sequence[Replica]) -> None:
+        """Those that end before the log of the others begins hold what was trimmed long ago: older copies.
+
+        One that counts has all that isn't uploaded, so its first entry says where the log begins. Those that were
+        given the older entries are given up with them, and come back later.
+        """
+        for replica in replicas:
+            if replica.error is None:
+                replica.fail(
+                    CorruptError(
+                        f"the replica {replica.key} is an older copy, it ends before the log of the others begins: "
+                        f"end={position} begin={found}"
+                    )
+                )
 
     async def _guarded(self, replica: Replica, step: Any) -> None:
         """One whose medium fails or is damaged is out; the others hold all that was acknowledged."""
@@ -451,6 +468,10 @@ class ReplicatedWal:
             slot.pause_s = min(2 * slot.pause_s, _PAUSES_MAX * self._pause_s)
             slot.due = self._loop.time() + slot.pause_s
             slot.reason = f"{slot.name} can't return: {error}"
+            if isinstance(error, CorruptError):  # what it says of copies is for a log that is alone
+                slot.reason += (
+                    f"; the other replicas have all, empty the place of {slot.name} and it's given the log"
+                )
             self._following = [other for other in self._following if other is not replica]
             self._spawn(replica.stop())
         else:

@@ -299,6 +299,63 @@ async def test_a_hole_that_no_replica_fills_stops_recovery_with_its_position() -
         await place.read()
 
 
+@pytest.mark.parametrize("older", [0, 1])
+async def test_a_replica_that_is_an_older_copy_costs_nothing(older: int) -> None:
+    """Its medium was put back from a copy: of the log as it was a while ago, or before all of that was trimmed."""
+    place = Place()
+    medium = place.media[older]
+    read = place.spec.read
+    assert read is not None
+    for trims in (False, True):
+        async with place.recovered() as wal:
+            await acked(wal, b"one")
+            copy = list(medium.entries), medium.trimmed
+            appends = await acked(wal, *(b"%40000d" % number for number in range(3)))
+            if trims:
+                await wal.trim(appends[1].next_position)
+            await acked(wal, b"last")
+        medium.entries, medium.trimmed = copy
+        found = [bytes(entry.data) async for entry in read(place.settings, place.services(0))]
+        assert found[-2:] == [b"%40000d" % 2, b"last"], "from outside, too"
+        async with place.open() as wal:
+            assert (await recovered(wal))[-2:] == [b"%40000d" % 2, b"last"]
+            told = wal.statistics()
+            assert told.state == ("degraded" if trims else "open")
+            assert ("is an older copy" in told.last_error) == trims
+            assert len(members(place)) == (1 if trims else 2)
+    async with place.open() as wal:
+        await recovered(wal)
+        assert wal.statistics().state == "open", "the older copy was replaced"
+    place.media[1 - older].fail()
+    assert (await place.read())[-2:] == [b"%40000d" % 2, b"last"]
+
+
+async def test_a_replica_with_a_hole_is_out_and_the_other_is_recovered() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one", b"two", b"three")
+    del place.media[0].entries[1]
+    async with place.open() as wal:
+        assert await recovered(wal) == [b"one", b"two", b"three"]
+        assert r"wal.replicas[0] lost entries" in wal.statistics().last_error
+        assert members(place) == {place.media[1].identity}
+
+
+async def test_from_outside_a_damaged_replica_is_passed_over_while_another_has_it_all() -> None:
+    place = Place()
+    read = place.spec.read
+    assert read is not None
+    async with place.recovered() as wal:
+        await acked(wal, b"one", b"two")
+    place.media[0].entries[1] = (*place.media[0].entries[1][:2], b"garbage")
+    found = [bytes(entry.data) async for entry in read(place.settings, place.services(0))]
+    assert found == [b"one", b"two"]
+    place.media[1].entries[:] = place.media[1].entries[:0]
+    with pytest.raises(CorruptError):
+        async for _ in read(place.settings, place.services(0)):
+            pass
+
+
 async def test_replicas_that_differ_stop_recovery() -> None:
     place = Place()
     async with place.recovered() as wal:
@@ -437,6 +494,22 @@ async def test_a_replica_that_fails_while_another_one_returns_is_dropped_at_once
             await place.words.wait(lambda: len(members(place)) == 2)
     place.media[0].fail()
     assert await place.read() == [b"one", b"two"]
+
+
+async def test_a_damaged_replica_that_is_not_needed_is_to_be_emptied_not_restored() -> None:
+    place = Place(return_after="5ms")
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+    place.media[1].damage = CorruptError("the log is damaged; restore it from a copy")
+    async with place.recovered() as wal:
+        await until_word(place, len(place.words.history) + 1)
+        await anyio.wait_all_tasks_blocked()
+        assert "empty the place of replicas[1] and it's given the log" in (
+            wal.statistics().replicas["replicas[1]"].last_error
+        )
+        place.media[1].replace()
+        with anyio.fail_after(HANG_S):
+            await place.words.wait(lambda: len(members(place)) == 2)
 
 
 async def test_a_replica_that_can_not_return_is_tried_again_later_and_less_often() -> None:
