@@ -276,7 +276,7 @@ class ReplicatedWal:
         self._spawn(self._supervise())
 
     def _give_up_behind(self, position: int, found: int, replicas: Sequence[Replica]) -> None:
-        """Those that end before the log of the others begins hold what was trimmed long ago: older copies.
+        """Fail older copies: replicas that end before the log of the others begins hold what was trimmed long ago.
 
         One that counts has all that isn't uploaded, so its first entry says where the log begins. Those that were
         given the older entries are given up with them, and come back later.
