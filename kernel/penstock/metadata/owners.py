@@ -124,8 +124,11 @@ def _check_alone(nodes: Nodes, node_id: int, found: str, found_at: str, lost: Co
     for holder in nodes.with_wal_in_use(but=node_id):
         if holder.wal_name in lost or (found and holder.wal == found):
             continue
-        # one in an object store is at a place of its node's id, so no other node can be pointed to it
-        can_point = holder.wal and not _is_in_store(holder.wal_location)
+        # one in an object store is at a place of its node's id, one in several places has its node's word, so no
+        # other node can be pointed to it
+        can_point = holder.wal and not (
+            _is_in_store(holder.wal_location) or _is_in_several(holder.wal_location)
+        )
         take_over = "take its WAL over by pointing wal.path to it, " if can_point else ""
         raise ConfigError(
             f"acknowledged records may be in the WAL of node {holder.node_id} only, so no other node starts, and "
@@ -141,7 +144,14 @@ def _is_in_store(location: str) -> bool:
     return "://" in location
 
 
+def _is_in_several(location: str) -> bool:
+    """Whether a WAL is made of others, each in a place of its own."""
+    return " + " in location
+
+
 def _way_back(location: str) -> str:
+    if _is_in_several(location):
+        return "point the tables in [wal] back to the places of that WAL, one of which is enough"
     if _is_in_store(location):
         return "set wal.plugin, wal.prefix and [object_store] back to that WAL"
     return "point broker.data_dir or wal.path back to that WAL, with the wal.plugin that wrote it"

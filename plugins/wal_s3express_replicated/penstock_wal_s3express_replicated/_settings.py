@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Replica", "Settings")
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from penstock.spi.settings import Duration, PluginTable
 from penstock.spi.settings import Settings as BaseSettings
@@ -18,6 +18,13 @@ class Replica(PluginTable):
 
 class Settings(BaseSettings):
     """Settings of wal_s3express_replicated."""
+
+    @field_validator("replicas")
+    @classmethod
+    def _each_elsewhere(cls, replicas: tuple[Replica, ...]) -> tuple[Replica, ...]:
+        if any(table in replicas[:at] for at, table in enumerate(replicas)):
+            raise ValueError("each replica has a place of its own")
+        return replicas
 
     replicas: tuple[Replica, ...] = Field(
         default=(

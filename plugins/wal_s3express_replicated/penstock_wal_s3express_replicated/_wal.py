@@ -145,7 +145,8 @@ class ReplicatedWal:
         identities = [replica.identity for replica in opened]
         if len(set(identities)) < len(identities):
             raise ConfigError(
-                f"two replicas are the same log, give each a place of its own: wal={self.location}"
+                "two replicas are the same log, give each a place of its own; if one is a copy, empty its place, "
+                f"and it is given the log: wal={self.location}"
             )
         if not self._word:
             if errors:

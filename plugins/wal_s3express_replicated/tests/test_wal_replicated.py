@@ -10,7 +10,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import anyio
 import anyio.lowlevel
 import pytest
-from penstock_wal_s3express_replicated import ReplicatedWal, _wal
+from penstock_wal_s3express_replicated import ReplicatedWal, Settings, _wal
 from penstock_wal_s3express_replicated._format import HEADER_BYTES, Kind, Members, encode_header
 from tests.patience import HANG_S
 from tests.steered_wal import Place, recovered
@@ -408,6 +408,12 @@ async def test_two_replicas_are_not_the_same_log() -> None:
     place.media[0].identity = place.media[1].identity = "same"
     with pytest.raises(ConfigError, match="two replicas are the same log"):
         await place.read()
+
+
+async def test_two_replicas_in_one_place_are_refused_before_anything_is_opened() -> None:
+    same = {"plugin": "wal_block", "path": "/x"}
+    with pytest.raises(ValueError, match="each replica has a place of its own"):
+        Settings.model_validate({"replicas": [same, {"plugin": "wal_s3"}, same]})
 
 
 async def test_the_identity_is_there_as_long_as_a_replica_that_counts_is() -> None:

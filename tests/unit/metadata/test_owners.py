@@ -88,7 +88,12 @@ def test_no_other_node_registers_while_a_wal_is_in_use_and_the_ways_out_are_told
 
 def test_the_ways_out_are_those_of_the_kind_of_wal(log: Log) -> None:
     """A WAL in an object store has no wal.path, and is at the place of its node's id."""
-    for location, way_back in (("s3://bucket/wal/1/", "wal.prefix and [object_store]"), ("/wal", "wal.path")):
+    for location, way_back in (
+        ("s3://bucket/wal/1/", "wal.prefix and [object_store]"),
+        ("/wal", "wal.path"),
+        ("/wal + s3://bucket/wal/1/", "tables in [wal] back to the places"),
+        ("/a + /b", "tables in [wal] back to the places"),
+    ):
         log.ok(RegisterNode(1, "x", "", "place"))
         epoch = log.image.nodes.require(1).epoch
         log.ok(UseWal(1, epoch, "w1", location))
