@@ -28,6 +28,7 @@ __all__ = (
     "LakeCompactorCapabilities",
     "LakeCompactorSpec",
     "LakeMaintenance",
+    "LakePolicies",
     "LakeRecord",
     "LakeRecords",
     "LakeTable",
@@ -214,6 +215,17 @@ class LakeTopicConfig:
     choices: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LakePolicies:
+    """Records of which some can't be read, for checks of what becomes of them."""
+
+    #: Topic configs by policy: ``stop``, and others under their names in ``LakeWritten.rejected``.
+    configs: Mapping[str, Mapping[str, str]]
+    #: A value that can be read under all of them, and one that can't.
+    good: bytes
+    bad: bytes
+
+
 class LakeTable(Protocol):
     """The contract of a table that is open for one topic.
 
@@ -310,3 +322,9 @@ class LakeCompactorSpec(PluginSpec[S, LakeCompactor]):
     raw_configs: Mapping[str, str] = field(default_factory=dict)
     #: The most that one ``write`` gets, in bytes of its columns; one larger record comes alone.
     batch_bytes: int = 8 * 2**20
+    #: For checks of policies; None if there are none.
+    policies: LakePolicies | None = None
+    #: For checks: ``watch(compactor, step)`` has ``step(name)`` called after each thing that a commit or an opening
+    #: does on a medium: a data file is written, the catalog has swapped. It may raise UnavailableError, as if the
+    #: reply to that were lost, or end the process; any thread may call it. None: the plugin can't.
+    watch: Callable[[LakeCompactor, Callable[[str], None]], None] | None = None
