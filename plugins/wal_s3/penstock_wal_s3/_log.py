@@ -38,6 +38,9 @@ _READ_BYTES_MAX = 16 * 2**20
 #: Seals at once, at most: more than a busy owner gets done in the time of one.
 _WIDTH_MAX = 4 * WRITES_MAX
 _SURVEYS_MAX = 10
+#: A store that takes no seal is tried so often, after pauses that grow by this.
+_SEALS_MAX = 5
+_PAUSE_S = 0.1
 
 
 def folder_of(settings: Settings, services: Services) -> str:
@@ -157,7 +160,7 @@ class ObjectLog:
         Raises FencedError if a newer owner holds it, or this epoch was used before.
         """
         nonce = os.urandom(NONCE_BYTES)
-        width = 1
+        width, failures = 1, 0
         while True:
             found = await self.survey() or Survey(log_id=int.from_bytes(os.urandom(8), "big"))
             owner = max([found.end.epoch, *(key.epoch for key in found.sizes)])
@@ -167,8 +170,16 @@ class ObjectLog:
                 raise FencedError(
                     f"a newer owner holds the wal: wal={self.location} owner_epoch={owner} epoch={epoch}"
                 )
-            await self._seal(found, epoch, nonce, width)
-            width = min(2 * width, _WIDTH_MAX)
+            try:
+                await self._seal(found, epoch, nonce, width)
+                width = min(2 * width, _WIDTH_MAX)
+            except (
+                UnavailableError
+            ):  # it may be there: the next survey tells, as it does of a seal that is taken
+                failures += 1
+                if failures == _SEALS_MAX:
+                    raise
+                await anyio.sleep(_PAUSE_S * failures)
 
     async def _seal(self, found: Survey, epoch: int, nonce: bytes, width: int) -> None:
         """Put a seal at the end. An owner that is busy may be faster: so put barriers behind it, more each time."""

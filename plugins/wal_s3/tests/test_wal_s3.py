@@ -407,17 +407,31 @@ async def test_half_an_object_that_the_store_kept_is_never_acknowledged(place: P
         place.bucket.after = _pass
 
 
-async def test_a_seal_whose_reply_is_lost_holds(place: Place) -> None:
+@pytest.mark.parametrize("error", [AlreadyExistsError, UnavailableError])
+async def test_a_seal_whose_reply_is_lost_holds(place: Place, error: type[PenstockError]) -> None:
     async with place.recovered(1) as wal:
         await append(wal, bodies(2))
 
     async def lose(action: str, key: str) -> None:
         if action == "put":
             place.bucket.after = _pass
-            raise AlreadyExistsError("the reply is lost")
+            raise error("the reply is lost")
 
     place.bucket.after = lose
     assert await place.read(2) == bodies(2)
+
+
+async def test_a_store_that_takes_no_seal_is_told(place: Place) -> None:
+    """A start isn't held up for ever."""
+
+    async def fail(action: str, key: str) -> None:
+        if action == "put":
+            raise UnavailableError("not now")
+
+    place.bucket.before = fail
+    with pytest.raises(UnavailableError, match="not now"), anyio.fail_after(HANG_S):
+        await place.read(1)
+    assert place.bucket.requests["put"] > 1
 
 
 async def test_a_store_that_fails_is_waited_for(place: Place) -> None:
@@ -645,6 +659,7 @@ async def _pause(rng: random.Random) -> None:
 async def test_any_history_keeps_what_was_acknowledged(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """I1, I3, I10 over owners that end anywhere or live on as zombies, and a store that is slow and loses replies."""
     monkeypatch.setattr("penstock_wal_s3._puts._DELAY_S", (0.0, 0.0))
+    monkeypatch.setattr("penstock_wal_s3._log._PAUSE_S", 0.0)
     rng = random.Random(seed)
     place = Place(
         linger=rng.choice((0, 1)), writes_max=rng.choice((1, 3, 8)), hedge_after=rng.choice((0, 1, 1000))
