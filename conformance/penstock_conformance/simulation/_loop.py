@@ -35,6 +35,10 @@ T = TypeVar("T")
 #: The simulation begins here, in seconds: clocks that begin at 0 hide what a machine that runs for long shows.
 _BEGIN_S = 1_000_000.0
 _EPOCH_S = 1_700_000_000.0
+#: What one turn of the loop takes, so that whoever waits for a moment that is nearly there gets there.
+_TURN_S = 1e-9
+#: Turns without a wait: more, and somebody goes round in circles.
+_TURNS_MAX = 200_000
 
 
 class StandstillError(AssertionError):
@@ -46,6 +50,7 @@ class _Nothing(selectors.BaseSelector):
 
     def __init__(self, loop: _Loop) -> None:
         self._loop = loop
+        self._turns = 0
 
     def register(self, fileobj: Any, events: int, data: Any = None) -> selectors.SelectorKey:
         return selectors.SelectorKey(fileobj, 0, events, data)
@@ -56,7 +61,10 @@ class _Nothing(selectors.BaseSelector):
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         if timeout is None:
             raise StandstillError("nobody can go on, and nothing will happen any more")
-        self._loop.now_s += max(0.0, timeout)
+        self._turns = 0 if timeout > 0 else self._turns + 1
+        if self._turns > _TURNS_MAX:
+            raise StandstillError("somebody goes round in circles, and waits for nothing")
+        self._loop.now_s += max(_TURN_S, timeout)
         return []
 
     def get_map(self) -> Mapping[Any, selectors.SelectorKey]:

@@ -182,6 +182,8 @@ class GroupWriter(Generic[T]):
         """Until the open group has lingered long enough."""
         if self._open_since is None or self._commit.in_flight >= self._writes_max or self._held:
             return float("inf")
+        if self._commit.state not in ("open", "closed"):  # nothing is open any more, and no timer may run out
+            return float("inf")
         return self._open_since + self._linger_s - self._clock()
 
     async def _start(self, group: Group) -> None:

@@ -344,3 +344,11 @@ async def test_nothing_runs_while_nothing_is_pending(monkeypatch: pytest.MonkeyP
         await medium.land(0)
         assert waits[-1] == float("inf")
         assert medium.begun == [0]
+    async with opened(linger_s=0.05) as medium:
+        medium.append()
+        await wait_all_tasks_blocked()
+        medium.append()  # lingers
+        await wait_all_tasks_blocked()
+        await medium.land(0, UnavailableError("lost"))
+        assert list(medium.failed) == [0, 1]
+        assert waits[-1] == float("inf"), "what lingered was answered, its timer goes, too"
