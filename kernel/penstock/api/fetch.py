@@ -485,9 +485,13 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
     found = await fetch.collect_fairly()
     committed = fetch.request.isolation_level == _READ_COMMITTED
     total = found.size_bytes
-    for entry in found.cold:
-        partition = entry.partition
-        assert partition is not None
+    cold = [(entry.partition, entry) for entry in found.cold if entry.partition is not None]
+    if len(cold) > 1:
+        await context.api.logs.prepare_reads(
+            [(one, entry.cached.fetch_offset, fetch.limit(entry.cached, total)) for one, entry in cold],
+            fetch.budget - total,
+        )
+    for partition, entry in cold:
         limit = fetch.limit(entry.cached, total)
         if total and not limit:
             break

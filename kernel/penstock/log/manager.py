@@ -274,6 +274,16 @@ class LogManager:
         topic = self._topics.get(name)
         return None if topic is None else topic.partitions.get(index)
 
+    async def prepare_reads(self, wanted: Sequence[tuple[Partition, int, int]], bytes_max: int) -> None:
+        """Several reads (partition, offset, bytes) are about to come, about ``bytes_max`` in all.
+
+        What they have to load is asked of the object store together: there, records of many partitions are side by
+        side.
+        """
+        await self._engine.reads.load(
+            [(partition.stream, offset, limit) for partition, offset, limit in wanted], bytes_max
+        )
+
     def unavailable_partitions(self) -> list[str]:
         """``topic-partition`` of those that are damaged and serve nobody."""
         return [

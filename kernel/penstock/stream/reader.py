@@ -1,13 +1,14 @@
 """Cold reads: from a stream offset to verified entries, by metadata -> object index -> data blocks.
 
-Blocks come through the block cache, so readers of one block share one load; adjacent blocks that are missing
-are loaded with one ranged read. Cold reads have a limiter of their own and never hold up appends or tail reads. To
-the object store, reads of a stream's newest range are tail traffic, and so are lookups; the rest is catch-up.
+Blocks come through the block cache, so readers of one block share one load; missing blocks that lie near each other
+in an object are loaded with one ranged read, also those of several streams if they are wanted together. Cold reads
+have limiters of their own and never hold up appends or tail reads. To the object store, reads of a stream's newest
+range are tail traffic, and so are lookups; the rest is catch-up.
 """
 
 from __future__ import annotations
 
-__all__ = ("ColdReader", "Part", "ReaderSettings", "ReaderStatistics", "compact")
+__all__ = ("ColdReader", "Part", "ReaderSettings", "ReaderStatistics", "Wanted", "compact")
 
 import logging
 import mmap
@@ -49,14 +50,19 @@ _INLINE_COPY_BYTES = 64 * 1024
 _COPY_BYTES = 64 * 1024
 #: The tail of an object that is read to find its index; covers about 1,300 blocks at once.
 INDEX_TAIL_BYTES = 64 * 1024
+#: So many reads are looked up before others get their turn: a hundredth of a millisecond each.
+_LOCATED_IN_A_GO = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReaderSettings:
     """Bounds of cold reads."""
 
-    #: One ranged read at most (adjacent blocks are merged up to here).
+    #: One ranged read at most (blocks near each other are merged up to here).
     merge_bytes_max: int = 4 * 2**20
+    #: So much between two blocks is read and dropped rather than asking twice: on a cloud it takes a millisecond or
+    #: two, and a request takes twenty, half a millisecond of the event loop, and money.
+    merge_gap_max: int = 128 * 2**10
     #: Ranged reads in flight, of each class of traffic.
     parallel_max: int = 8
     #: Readaheads in flight; more are skipped.
@@ -81,6 +87,15 @@ class _Source(NamedTuple):
 
     store: ObjectStore
     limiter: anyio.CapacityLimiter
+
+
+class Wanted(NamedTuple):
+    """A read that somebody is about to make."""
+
+    stream: StreamState
+    start: int
+    end: int
+    bytes_max: int
 
 
 class ColdReader:
@@ -132,8 +147,7 @@ class ColdReader:
             return await self._read(stream, start, end, bytes_max)
 
     async def _read(self, stream: StreamState, start: int, end: int, bytes_max: int) -> list[StreamEntry]:
-        is_newest = bool(stream.ranges) and start >= stream.ranges[-1].start
-        source = self._tail if is_newest else self._catch_up
+        source = self._tail if _is_newest(stream, start) else self._catch_up
         wanted = await self._locate(source, stream, start, end, bytes_max)
         if not wanted:
             return []
@@ -144,6 +158,34 @@ class ColdReader:
         if sum(part.bytes for part in copied) < _INLINE_COPY_BYTES:
             return copy_parts(entries, copied)
         return await run_in_thread(copy_parts, entries, copied)
+
+    async def load(self, reads: Sequence[Wanted], bytes_max: int) -> None:
+        """Have the blocks of several reads in the cache, about ``bytes_max`` of them in this order, by few requests.
+
+        It promises nothing: a read loads what isn't there when it comes, and raises what went wrong.
+        """
+        is_newest = all(_is_newest(wanted.stream, wanted.start) for wanted in reads)
+        source = self._tail if is_newest else self._catch_up
+        try:
+            refs = await self._locate_all(source, reads, bytes_max)
+            if refs:
+                await self._cache.get(sorted(refs), partial(self._load, source), prefetch=True)
+        except PenstockError as error:
+            logger.debug("several reads weren't prepared: %s", error)
+
+    async def _locate_all(self, source: _Source, reads: Sequence[Wanted], bytes_max: int) -> set[BlockRef]:
+        """The blocks of the reads, until they hold ``bytes_max``."""
+        refs: set[BlockRef] = set()
+        size = 0
+        for number, (stream, start, end, limit) in enumerate(reads, 1):
+            if size >= bytes_max:
+                break
+            located = await self._locate(source, stream, start, end, min(limit, bytes_max - size))
+            size += sum(ref.size for ref, _ in located)
+            refs.update(ref for ref, _ in located)
+            if number % _LOCATED_IN_A_GO == 0:
+                await anyio.lowlevel.checkpoint()
+        return refs
 
     async def find_time(self, stream: StreamState, offset: int, time_ms: int) -> StreamEntry | None:
         """The first committed entry from the one that holds ``offset`` on with a timestamp >= ``time_ms``."""
@@ -282,7 +324,7 @@ class ColdReader:
                 errors.append(kept(error))
 
         async with anyio.create_task_group() as tasks:
-            for run in merge_adjacent(refs, self._settings.merge_bytes_max):
+            for run in merge_near(refs, self._settings.merge_bytes_max, self._settings.merge_gap_max):
                 tasks.start_soon(load, run)
         if errors:
             raise again(errors[0])
@@ -425,18 +467,26 @@ def split_run(run: Sequence[BlockRef], data: Buffer) -> dict[BlockRef, Buffer]:
     return blocks
 
 
-def merge_adjacent(refs: Sequence[BlockRef], bytes_max: int) -> list[list[BlockRef]]:
-    """``refs`` cut into runs that one ranged read covers without reading anything else."""
+def merge_near(refs: Sequence[BlockRef], bytes_max: int, gap_max: int) -> list[list[BlockRef]]:
+    """``refs`` cut into runs that one ranged read each covers: of ``bytes_max``, with gaps of ``gap_max`` at most.
+
+    A single block may be larger than that.
+    """
     runs: list[list[BlockRef]] = []
     for ref in refs:
         if runs:
             first, last = runs[-1][0], runs[-1][-1]
             if (
                 ref.object_id == last.object_id
-                and ref.position == last.position + last.size
+                and 0 <= ref.position - (last.position + last.size) <= gap_max
                 and ref.position + ref.size - first.position <= bytes_max
             ):
                 runs[-1].append(ref)
                 continue
         runs.append([ref])
     return runs
+
+
+def _is_newest(stream: StreamState, offset: int) -> bool:
+    """Whether ``offset`` is in the newest range of the stream: somebody who reads there is nearly at its end."""
+    return bool(stream.ranges) and offset >= stream.ranges[-1].start

@@ -19,7 +19,7 @@ from penstock.metadata.streams import StreamState
 from penstock.spi.log_cache import LogCache, StreamEntry
 from penstock.stream.entry import retention_time_ms
 from penstock.stream.open_stream import Stream
-from penstock.stream.reader import ColdReader
+from penstock.stream.reader import ColdReader, Wanted
 
 #: How much of what only memory and the WAL hold is looked at in one go.
 UNCOMMITTED_READ_BYTES = 64 * 1024
@@ -146,6 +146,19 @@ class StreamReads:
                 f"durable records are neither cached nor in an object: stream={stream.stream_id} offset={offset}"
             )
         return again or []
+
+    async def load(self, wanted: Sequence[tuple[Stream, int, int]], bytes_max: int) -> None:
+        """Prepare several reads (stream, offset, bytes), which then take fewer requests to the object store.
+
+        What isn't prepared is read all the same. Loads about ``bytes_max``, in this order.
+        """
+        reads: list[Wanted] = []
+        for stream, offset, limit in wanted:
+            state = self._image.streams.get(stream.stream_id)
+            if state is not None and offset < state.end:
+                reads.append(Wanted(state, offset, min(state.end, stream.confirmed_offset), limit))
+        if len(reads) > 1:
+            await self._cold.load(reads, bytes_max)
 
     def _is_gone(self, stream: Stream, state: StreamState, offset: int) -> bool:
         """Whether ``offset`` was trimmed or the stream deleted; metadata knows a moment before the caller does."""

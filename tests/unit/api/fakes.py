@@ -358,6 +358,8 @@ class FakeLogs(LogManager):
         self.fail_with: Exception | None = None
         #: Names of topics that are being changed, and who waits for that; set by tests.
         self.changing: set[str] = set()
+        #: The calls of ``prepare_reads``: topic, partition, offset, bytes, and the bytes in all.
+        self.prepared: list[tuple[list[tuple[str, int, int, int]], int]] = []
         self.changed = anyio.Event()
 
     def add(self, name: str, partitions: int = 1, *, internal: bool = False, **configs: str) -> FakeTopic:
@@ -391,6 +393,10 @@ class FakeLogs(LogManager):
 
     def partition(self, name: str, index: int) -> FakePartition | None:
         return self._partitions.get((name, index))
+
+    async def prepare_reads(self, wanted: Sequence[tuple[Partition, int, int]], bytes_max: int) -> None:
+        await anyio.lowlevel.checkpoint()
+        self.prepared.append(([(one.topic, one.index, at, size) for one, at, size in wanted], bytes_max))
 
     async def create_topics(
         self, topics: Sequence[NewTopic], *, internal: bool = False

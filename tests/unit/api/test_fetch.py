@@ -318,6 +318,20 @@ async def test_cold_data_is_read_after_its_memory_is_paid_for(logs: FakeLogs) ->
     assert context.charges[0].size >= sum(sizes(response))
 
 
+async def test_cold_reads_of_several_partitions_are_prepared_together(logs: FakeLogs) -> None:
+    for at in range(2):
+        logs.at("t", at).write(3, value=b"x" * 500)
+        logs.at("t", at).cold = True
+    context = make_context(logs, 11)
+    asked = request(0, 0, max_wait_ms=60_000)
+    assert fetch_nowait(asked, context) is None
+    response = await handle_fetch(asked, context)
+    assert all(sizes(response))
+    ((wanted, bytes_max),) = logs.prepared
+    assert [(topic, index, offset) for topic, index, offset, _ in wanted] == [("t", 0, 0), ("t", 1, 0)]
+    assert 0 < bytes_max <= context.charges[0].size
+
+
 async def test_cold_read_that_fails_is_an_error_of_its_partition(logs: FakeLogs) -> None:
     logs.at("t").write(3)
     logs.at("t").cold = True

@@ -14,10 +14,13 @@ from tests.patience import HANG_S
 from tests.unit.stream.harness import SETTINGS, Engine, World
 
 from penstock.errors import CorruptError, UnavailableError
+from penstock.metadata.commands.topics import CreateTopic
+from penstock.metadata.topics import TopicState
 from penstock.spi.block_cache import BlockRef
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.object_format import object_key
-from penstock.stream.reader import INDEX_TAIL_BYTES, Part, ReaderSettings, compact, merge_adjacent
+from penstock.stream.open_stream import Stream
+from penstock.stream.reader import INDEX_TAIL_BYTES, Part, ReaderSettings, compact, merge_near
 
 pytestmark = pytest.mark.anyio
 
@@ -55,12 +58,42 @@ async def test_merged_runs_hold_the_same_blocks_and_only_neighbours(
         position += 7 if gap else 0
         refs.append(BlockRef(object_id, position, size))
         position += size
-    runs = merge_adjacent(refs, bytes_max)
+    runs = merge_near(refs, bytes_max, 0)
     assert [ref for run in runs for ref in run] == refs
     for run in runs:
         assert len(run) == 1 or run[-1].position + run[-1].size - run[0].position <= bytes_max
         for one, two in pairwise(run):
             assert (one.object_id, one.position + one.size) == (two.object_id, two.position)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 3), st.integers(1, 50), st.integers(0, 20)), max_size=30),
+    st.integers(1, 200),
+    st.integers(0, 20),
+)
+async def test_runs_with_gaps_are_bounded_in_size_and_gap_and_no_two_of_them_could_be_one(
+    blocks: list[tuple[int, int, int]], bytes_max: int, gap_max: int
+) -> None:
+    refs = []
+    position = 0
+    for object_id, size, gap in blocks:
+        position += gap
+        refs.append(BlockRef(object_id, position, size))
+        position += size
+    runs = merge_near(refs, bytes_max, gap_max)
+    assert [ref for run in runs for ref in run] == refs
+    for run in runs:
+        assert len(run) == 1 or run[-1].position + run[-1].size - run[0].position <= bytes_max
+        for one, two in pairwise(run):
+            assert one.object_id == two.object_id
+            assert two.position - (one.position + one.size) <= gap_max
+    for one_run, two_run in pairwise(runs):
+        last, first = one_run[-1], two_run[0]
+        assert (
+            last.object_id != first.object_id
+            or first.position - (last.position + last.size) > gap_max
+            or first.position + first.size - one_run[0].position > bytes_max
+        )
 
 
 def parts_of(blocks: list[tuple[list[int], int]]) -> tuple[list[StreamEntry], list[Part]]:
@@ -277,3 +310,69 @@ async def test_readers_near_the_end_do_not_wait_behind_those_that_catch_up(world
             with anyio.fail_after(HANG_S):
                 assert (await e.engine.reads.read(e.stream, 39, 1))[0].base_offset == 39
             held.set()
+
+
+async def many_streams(e: Engine, count: int, entry_bytes: int) -> list[Stream]:
+    """So many streams with two blocks each, side by side in one object that nothing is cached of."""
+    topic = await e.metadata.submit(CreateTopic("many", b"m" * 16, count))
+    assert isinstance(topic, TopicState)
+    e.streams = await e.engine.open_streams(topic.log_streams)
+    for number in range(count):
+        for _ in range(2):
+            e.append(bytes([number]) * entry_bytes, stream=number)
+    await e.engine.flush()
+    e.log_cache.evict(2**30)
+    e.store.gets = 0
+    return e.streams
+
+
+@pytest.mark.parametrize(("every", "gap_max", "gets"), [(1, 0, 1), (2, 2048, 1), (2, 0, 20), (4, 2048, 10)])
+async def test_reads_of_many_streams_of_one_object_are_prepared_with_few_requests(
+    world: World, every: int, gap_max: int, gets: int
+) -> None:
+    """Alone, each of the 40 streams would take one: at 2 KiB in each, half a million requests for a GiB."""
+    world.settings = dataclasses.replace(
+        SETTINGS, reader=ReaderSettings(merge_gap_max=gap_max, prefetch_max=0)
+    )
+    async with world.open() as e:
+        streams = (await many_streams(e, 40, 900))[::every]
+        await e.engine.reads.load([(stream, 0, 10_000) for stream in streams], 2**20)
+        assert e.store.gets == 1 + gets, "the index, and the blocks"
+        for stream in streams:
+            entries = await e.engine.reads.read(stream, 0, 10_000)
+            assert [entry.base_offset for entry in entries] == [0, 1]
+            assert bytes(entries[0].data) == bytes([e.streams.index(stream)]) * 900
+        assert e.store.gets == 1 + gets
+        assert e.engine.statistics().reader.ranged_gets == gets
+
+
+async def test_a_merged_read_is_bounded_in_size(world: World) -> None:
+    world.settings = dataclasses.replace(
+        SETTINGS, reader=ReaderSettings(merge_bytes_max=8192, prefetch_max=0)
+    )
+    async with world.open() as e:
+        streams = await many_streams(e, 40, 900)
+        await e.engine.reads.load([(stream, 0, 10_000) for stream in streams], 2**20)
+        assert 40 * 2 * 900 // 8192 < e.store.gets - 1 <= 40 * 2 * 1000 // (8192 - 2000)
+
+
+async def test_no_more_is_prepared_than_is_asked_for(world: World) -> None:
+    async with world.open() as e:
+        streams = await many_streams(e, 40, 900)
+        await e.engine.reads.load([(stream, 0, 10_000) for stream in streams], 10_000)
+        assert 10_000 <= e.engine.statistics().reader.ranged_bytes < 13_000
+
+
+async def test_what_cannot_be_prepared_is_read_by_itself_and_says_what_went_wrong(world: World) -> None:
+    async with world.open() as e:
+        streams = await many_streams(e, 3, 900)
+
+        async def fail() -> None:
+            raise UnavailableError("the store is away")
+
+        e.store.before_get = fail
+        await e.engine.reads.load([(stream, 0, 10_000) for stream in streams], 10_000)
+        with pytest.raises(UnavailableError, match="the store is away"):
+            await e.engine.reads.read(streams[0], 0, 1)
+        e.store.before_get = None
+        assert await e.engine.reads.read(streams[0], 0, 1)
