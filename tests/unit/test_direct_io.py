@@ -158,7 +158,7 @@ def test_what_is_small_is_put_together_whole_and_leaves_nothing_behind() -> None
 
 
 def test_memory_for_reads_is_used_again_once_nobody_sees_it_and_never_before() -> None:
-    buffers = ReadBuffers(4 * MIB, 2)
+    buffers = ReadBuffers(4 * MIB)
     first = buffers.take(MIB + 1)
     assert len(first) == MIB + 1
     assert address(first) % BLOCK_BYTES == 0
@@ -176,22 +176,46 @@ def test_memory_for_reads_is_used_again_once_nobody_sees_it_and_never_before() -
     assert address(buffers.take(MIB)) not in {place, address(other)}
 
 
-def test_of_memory_for_reads_little_waits_and_it_fits() -> None:
-    buffers = ReadBuffers(MIB, 2)
+def test_of_memory_for_reads_so_many_bytes_wait_and_they_fit() -> None:
+    buffers = ReadBuffers(2 * MIB)
     many = [buffers.take(MIB) for _ in range(5)]
     places = {address(view) for view in many}
     del many
-    assert len(buffers._kept) == 2
+    assert [len(memory) for memory in buffers._kept] == [MIB, MIB]
     assert not buffers._loans
-    assert len(buffers.take(2 * MIB)) == 2 * MIB, "of a larger piece nothing is kept"
-    assert len(buffers._kept) == 2
-    small = buffers.take(MIB // 2)
-    assert address(small) not in places, "half of it would be wasted"
-    assert address(buffers.take(MIB - 100_000)) in places
+    assert len(buffers.take(3 * MIB)) == 3 * MIB, "of a larger piece nothing is kept"
+    assert [len(memory) for memory in buffers._kept] == [MIB, MIB]
+    part = buffers.take(MIB * 7 // 8)
+    assert address(part) not in places, "a cache would copy what keeps an eighth more alive"
+    assert address(buffers.take(MIB - 70_000)) in places
+
+
+def test_of_memory_for_reads_the_closest_fit_is_used_and_the_oldest_goes() -> None:
+    buffers = ReadBuffers(2 * MIB)
+    longer, closest = buffers.take(MIB), buffers.take(MIB - 32 * 1024)
+    places = address(longer), address(closest)
+    del longer
+    del closest
+    view = buffers.take(MIB - 40_000)
+    assert address(view) == places[1]
+    del view
+    assert [len(memory) for memory in buffers._kept] == [MIB, MIB - 32 * 1024]
+    buffers.take(MIB // 2)
+    assert [len(memory) for memory in buffers._kept] == [MIB - 32 * 1024, MIB // 2]
+
+
+def test_memory_for_reads_that_ends_in_the_middle_of_another_call_is_kept_by_the_next() -> None:
+    buffers = ReadBuffers(MIB)
+    view = buffers.take(MIB)
+    place = address(view)
+    with buffers._lock:  # whoever lets go may be inside a call, interrupted by the garbage collector
+        del view
+    assert not buffers._kept
+    assert address(buffers.take(MIB)) == place
 
 
 def test_memory_for_reads_comes_from_any_thread_whole() -> None:
-    buffers = ReadBuffers(MIB, 4)
+    buffers = ReadBuffers(MIB)
     faults: list[str] = []
 
     def use(fill: int) -> None:
@@ -207,4 +231,4 @@ def test_memory_for_reads_comes_from_any_thread_whole() -> None:
     for thread in threads:
         thread.join()
     assert not faults
-    assert len(buffers._kept) <= 4
+    assert buffers._kept_bytes == sum(map(len, buffers._kept)) <= MIB

@@ -11,7 +11,6 @@ from __future__ import annotations
 __all__ = ("ColdReader", "Part", "ReaderSettings", "ReaderStatistics", "Wanted", "compact")
 
 import logging
-import mmap
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import Annotated, NamedTuple, cast
 import anyio
 from anyio.abc import TaskGroup
 
+from penstock.direct_io import ReadBuffers
 from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError, again, kept
 from penstock.metadata.image import Image
 from penstock.metadata.streams import StreamState
@@ -48,6 +48,9 @@ logger = logging.getLogger("penstock.stream.read")
 #: So much is copied by the event loop; a thread gives the interpreter away after each piece of more.
 _INLINE_COPY_BYTES = 64 * 1024
 _COPY_BYTES = 64 * 1024
+#: Larger copies have memory that is used again: fresh memory takes 35 times as long to write to, and a thread that
+#: writes to it keeps the interpreter. So much waits for the next copies.
+_REUSED_BYTES = 8 * 2**20
 #: The tail of an object that is read to find its index; covers about 1,300 blocks at once.
 INDEX_TAIL_BYTES = 64 * 1024
 #: So many reads are looked up before others get their turn: a hundredth of a millisecond each.
@@ -113,6 +116,7 @@ class ColdReader:
         self._cache = cache
         self._settings = settings
         self._tasks = tasks
+        self._buffers = copy_buffers()
         self._indexes: OrderedDict[int, ObjectIndex] = OrderedDict()
         self._indexes_bytes = 0
         self._loading: dict[int, anyio.Event] = {}
@@ -156,8 +160,8 @@ class ColdReader:
         entries, parts = _select(buffers, stream.stream_id, start, end, bytes_max)
         copied = parts_to_copy(parts)
         if sum(part.bytes for part in copied) < _INLINE_COPY_BYTES:
-            return copy_parts(entries, copied)
-        return await run_in_thread(copy_parts, entries, copied)
+            return copy_parts(entries, copied, self._buffers)
+        return await run_in_thread(copy_parts, entries, copied, self._buffers)
 
     async def load(self, reads: Sequence[Wanted], bytes_max: int) -> None:
         """Have the blocks of several reads in the cache, about ``bytes_max`` of them in this order, by few requests.
@@ -339,7 +343,7 @@ class ColdReader:
         self._ranged_gets += 1
         self._ranged_bytes += len(data)
         # megabytes of checksums and copies would hold up every produce and tail read on the event loop
-        results.update(await run_in_thread(split_run, run, data))
+        results.update(await run_in_thread(split_run, run, data, self._buffers))
 
     def _read_ahead(self, stream: StreamState, start: int, next_offset: int, end: int) -> None:
         window = self._cache.readahead_bytes(stream.stream_id, start, next_offset)
@@ -410,7 +414,7 @@ def compact(entries: list[StreamEntry], parts: list[Part]) -> list[StreamEntry]:
     A slow reader must not keep whole blocks for a small part (I8): together they keep a third more than their own
     bytes at most.
     """
-    return copy_parts(entries, parts_to_copy(parts))
+    return copy_parts(entries, parts_to_copy(parts), copy_buffers())
 
 
 def parts_to_copy(parts: Sequence[Part]) -> list[Part]:
@@ -426,11 +430,16 @@ def parts_to_copy(parts: Sequence[Part]) -> list[Part]:
     return copied
 
 
-def copy_parts(entries: list[StreamEntry], parts: Sequence[Part]) -> list[StreamEntry]:
+def copy_buffers() -> ReadBuffers:
+    """Memory for the copies of one reader."""
+    return ReadBuffers(_REUSED_BYTES)
+
+
+def copy_parts(entries: list[StreamEntry], parts: Sequence[Part], buffers: ReadBuffers) -> list[StreamEntry]:
     """``entries``, those of ``parts`` replaced by copies; others get the interpreter between pieces of long ones."""
     for part in parts:
         copied = entries[part.first : part.last]
-        whole = _joined([entry.data for entry in copied], part.bytes)
+        whole = _joined([entry.data for entry in copied], part.bytes, buffers)
         position = 0
         for number, entry in enumerate(copied, part.first):
             end = position + len(entry.data)
@@ -441,20 +450,20 @@ def copy_parts(entries: list[StreamEntry], parts: Sequence[Part]) -> list[Stream
     return entries
 
 
-def _joined(buffers: Sequence[Buffer], size: int) -> memoryview:
-    """Copies of ``buffers``, ``size`` bytes in all, one behind the other."""
+def _joined(parts: Sequence[Buffer], size: int, buffers: ReadBuffers) -> memoryview:
+    """Copies of ``parts``, ``size`` bytes in all, one behind the other."""
     if size <= _COPY_BYTES:
-        return memoryview(b"".join(buffers))
-    whole = memoryview(mmap.mmap(-1, size))
+        return memoryview(b"".join(parts))
+    whole = buffers.take(size)
     position = 0
-    for buffer in buffers:
-        for piece in pieces(memoryview(buffer), _COPY_BYTES):
+    for part in parts:
+        for piece in pieces(memoryview(part), _COPY_BYTES):
             whole[position : position + len(piece)] = cast(memoryview, piece)
             position += len(piece)
     return whole.toreadonly()
 
 
-def split_run(run: Sequence[BlockRef], data: Buffer) -> dict[BlockRef, Buffer]:
+def split_run(run: Sequence[BlockRef], data: Buffer, buffers: ReadBuffers) -> dict[BlockRef, Buffer]:
     """The blocks that one ranged read brought, each verified. Raises CorruptError."""
     view = memoryview(data)
     start = run[0].position
@@ -462,9 +471,14 @@ def split_run(run: Sequence[BlockRef], data: Buffer) -> dict[BlockRef, Buffer]:
     for ref in run:
         block = view[ref.position - start : ref.position - start + ref.size]
         verify_block(block, ref.object_id, ref.position)
-        # a block must not keep its neighbours' memory alive once they are evicted
-        blocks[ref] = data if len(run) == 1 else _joined([block], len(block))
+        # a block must not keep much more than itself alive once its neighbours are evicted
+        blocks[ref] = block if _fills_its_memory(block) else _joined([block], len(block), buffers)
     return blocks
+
+
+def _fills_its_memory(block: memoryview) -> bool:
+    """Whether ``block`` keeps little more than itself alive. A cache would copy it otherwise, on the event loop."""
+    return memoryview(block.obj).nbytes - len(block) <= len(block) // 8
 
 
 def merge_near(refs: Sequence[BlockRef], bytes_max: int, gap_max: int) -> list[list[BlockRef]]:

@@ -26,9 +26,8 @@ DIRECT_READ_BYTES_MIN = 2**18
 #: One read from the disk. The kernel's own readahead asks for megabytes at once, and a sync of the log on the same
 #: disk waits behind them: p99 of a small one was 6 ms beside 150 MB/s of such reads, 1 ms beside these, 0.4 ms alone.
 _READ_BYTES = 2**18
-#: What a reader asks for at most, unless a single block is larger; and pieces that wait for the next read.
-_REUSED_BYTES_MAX = 4 * 2**20 + 2**16
-_REUSED_MAX = 4
+#: Memory that waits for the next reads, of which one asks for 4 MiB at most, unless a single block is larger.
+_REUSED_BYTES = 16 * 2**20
 #: Parts smaller than this on average are joined, so many at a time: a third of the time that they take one by one.
 _JOIN_PART_BYTES = 4096
 _JOIN_PARTS = 64
@@ -102,7 +101,7 @@ class FileWriter:
 
 def read_buffers() -> ReadBuffers:
     """Memory for the reads of one store."""
-    return ReadBuffers(_REUSED_BYTES_MAX, _REUSED_MAX)
+    return ReadBuffers(_REUSED_BYTES)
 
 
 def read_direct(fd: int, start: int, end: int, buffers: ReadBuffers) -> memoryview | None:

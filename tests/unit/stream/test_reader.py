@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
@@ -18,9 +19,18 @@ from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.topics import TopicState
 from penstock.spi.block_cache import BlockRef
 from penstock.spi.log_cache import StreamEntry
-from penstock.stream.object_format import object_key
+from penstock.spi.plugin import Buffer
+from penstock.stream.object_format import ObjectWriter, object_key
 from penstock.stream.open_stream import Stream
-from penstock.stream.reader import INDEX_TAIL_BYTES, Part, ReaderSettings, compact, merge_near
+from penstock.stream.reader import (
+    INDEX_TAIL_BYTES,
+    Part,
+    ReaderSettings,
+    compact,
+    copy_buffers,
+    merge_near,
+    split_run,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -145,6 +155,46 @@ async def test_a_read_that_keeps_little_more_than_it_takes_copies_nothing() -> N
     before = list(entries)
     found = compact(entries, parts)
     assert all(one is other for one, other in zip(found, before, strict=True))
+
+
+def run_of(*sizes: int) -> tuple[list[BlockRef], bytes]:
+    """Data blocks that hold an entry of each size, one behind the other in an object, and their bytes."""
+    builder = ObjectWriter(7, 1)
+    refs: list[BlockRef] = []
+    for number, size in enumerate(sizes):
+        start = builder.waiting_bytes
+        builder.add(1, [StreamEntry(1, number, number + 1, 7, memoryview(bytes([number]) * size))])
+        refs.append(BlockRef(7, start, builder.waiting_bytes - start))
+    return refs, b"".join(builder.take())
+
+
+@pytest.mark.parametrize("spare", [0, 20_000, 100_000])
+async def test_a_block_read_alone_is_copied_only_if_it_would_keep_an_eighth_more_alive(spare: int) -> None:
+    refs, data = run_of(300_000)
+    memory = bytearray(data + bytes(spare))
+    (block,) = split_run(refs, memoryview(memory)[: len(data)], copy_buffers()).values()
+    assert isinstance(block, memoryview)
+    assert block == data
+    assert (block.obj is memory) == (spare < 37_000)
+    assert memoryview(block.obj).nbytes - len(block) <= len(block) // 8, "a cache would copy it, on the loop"
+
+
+def memory_of(block: Buffer) -> int:
+    assert isinstance(block, memoryview)
+    assert isinstance(block.obj, ctypes.Array)
+    return ctypes.addressof(block.obj)
+
+
+async def test_copies_of_blocks_use_the_memory_of_those_that_nobody_sees_any_more() -> None:
+    refs, data = run_of(300_000, 90_000)
+    buffers = copy_buffers()
+    found = split_run(refs, data, buffers)
+    assert b"".join(found.values()) == data
+    places = {memory_of(block) for block in found.values()}
+    del found
+    again = split_run(refs, data, buffers)
+    assert b"".join(again.values()) == data
+    assert {memory_of(block) for block in again.values()} == places
 
 
 async def test_a_cold_read_takes_one_request_for_the_index_and_one_for_the_blocks(world: World) -> None:
