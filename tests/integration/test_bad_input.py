@@ -29,8 +29,6 @@ MAGIC_POS = 16
 BATCH_LENGTH_POS = 8
 RECORD_COUNT_POS = 57
 FRAMES = 3000
-#: A fetch of which a mutation made one that waits for weeks is not waited for; what is well-formed is asked anew.
-PARKED_S = HANG_S / 60
 
 
 def connect(broker: ServeProcess) -> socket.socket:
@@ -200,7 +198,6 @@ def test_fuzzed_frames(target: ServeProcess, seed: int) -> None:
                     sock.sendall(mutate(rng, rng.choice(frames)))
                     sent += 1
                 sock.shutdown(socket.SHUT_WR)
-                sock.settimeout(PARKED_S)
                 while receive(sock) is not None:
                     answered += 1
     assert answered > 100, (

@@ -41,6 +41,7 @@ _FETCH: Final = int(ApiKey.FETCH)
 #: The kinds of work that each get their part of an address's time. Who hasn't asked for anything does something else.
 _ELSE, _PRODUCING, _FETCHING = range(3)
 _END: Final = int(Wait.END)
+_NOTHING: Final = object()
 
 
 class Connection(asyncio.BufferedProtocol):
@@ -48,9 +49,12 @@ class Connection(asyncio.BufferedProtocol):
 
     __slots__ = (
         "_advertised",
+        "_awaited",
+        "_awaited_since",
         "_carried",
         "_connections",
         "_core",
+        "_ending",
         "_header",
         "_in_turn",
         "_is_greedy",
@@ -82,6 +86,10 @@ class Connection(asyncio.BufferedProtocol):
         self._is_greedy = self._in_turn = False
         #: What ``_count`` told last of bytes that are carried.
         self._carried = 0
+        #: What a client that has hung up waits for, since when, and when that is looked at again.
+        self._awaited: object = None
+        self._awaited_since = 0.0
+        self._ending: asyncio.TimerHandle | None = None
         self.last_active = self.opened = core.time()
         #: It has sent a whole request.
         self.has_asked = False
@@ -98,6 +106,8 @@ class Connection(asyncio.BufferedProtocol):
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family in {socket.AF_INET, socket.AF_INET6}:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            # as Kafka does: a host that vanished never says so
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if not self._connections.opened(self):
             self.abort()
 
@@ -105,17 +115,19 @@ class Connection(asyncio.BufferedProtocol):
         self._release_large()
         self._reader.drop()
         self.channel.lose()
+        self._awaited = None
+        if self._ending is not None:
+            self._ending.cancel()
         self._count()
         self._connections.closed(self)
 
     def eof_received(self) -> bool:
-        # A closed socket and a half-closed one look the same. Nobody waits for a parked request or for room, but
-        # answers of the log are at hand soon and are written in case somebody reads them.
         pipeline, is_sending = self.channel.pipeline, self.outbox.is_sending
-        if self.is_for_itself:
-            return is_sending
         pipeline.advance(Phase.FINISHING)
-        return is_sending or not pipeline.is_over(is_stuck=self._reader.is_stuck)
+        if pipeline.is_over(is_stuck=self._reader.is_stuck):
+            return is_sending
+        self.hung_up()
+        return True
 
     def pause_writing(self) -> None:
         channel = self.channel
@@ -460,6 +472,36 @@ class Connection(asyncio.BufferedProtocol):
     def is_for_itself(self) -> bool:
         """Whether it waits for a request that is parked, or for room: nobody else needs that done."""
         return self.channel.pipeline.is_waiting(Wait.ALONE | Wait.NOT_NOW)
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether the transport doesn't read: it doesn't notice then that the client is gone."""
+        return self._is_paused or self.channel.pipeline.phase is Phase.FINISHING
+
+    def hung_up(self) -> None:
+        """The client sends nothing more. It may still read, or be gone, which looks the same: it gets what is
+        answered soon.
+
+        That is as long as a request that only this client has use for takes no longer than ``half_closed_wait_ms``,
+        and one that changes something no longer than an idle connection may be there. Kafka waits as long for both.
+        """
+        if self._ending is None:
+            core = self._core
+            awaited = self.channel.running or self.channel.waiting or self._reader.large or _NOTHING
+            if awaited is not self._awaited:
+                self._awaited, self._awaited_since = awaited, core.time()
+            self._ending = core.call_later(core.settings.half_closed_wait_ms / 1000, self._end_or_wait)
+
+    def _end_or_wait(self) -> None:
+        self._ending = None
+        channel, settings = self.channel, self._core.settings
+        since, awaited = self._awaited_since, self._awaited
+        self.hung_up()
+        if awaited is not self._awaited:
+            return  # it gets on
+        is_parked = channel.scopes or channel.pipeline.is_waiting(Wait.QUOTA)
+        if is_parked or self._core.time() - since >= settings.idle_timeout_ms / 1000:
+            self.abort()
 
     @property
     def awaits_log(self) -> bool:

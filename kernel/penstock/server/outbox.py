@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Outbox",)
+__all__ = ("HUNG_UP", "Outbox")
 
 import asyncio
 import select
@@ -17,7 +17,7 @@ from penstock.spi.allocator import Charge
 #: Responses up to this size are joined before they are written.
 _JOIN_BYTES_MAX: Final = 16 * 1024
 #: The other end is closed, or closed for sending; where the system can't tell the latter, only the former.
-_HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
+HUNG_UP: Final = getattr(select, "POLLRDHUP", 0) | select.POLLHUP | select.POLLERR
 
 
 class Outbox:
@@ -96,10 +96,10 @@ class Outbox:
 
     def _send(self, buffers: list[Any]) -> bool:
         """Have a thread send ``buffers``; whether that is possible."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0 or self._transport.get_write_buffer_size():
+        descriptor = self.descriptor
+        if descriptor < 0 or self._transport.get_write_buffer_size():
             return False
-        self._sending = self._sender.send(sock.fileno(), buffers, self._sent)
+        self._sending = self._sender.send(descriptor, buffers, self._sent)
         if self._sending is None:
             return False
         self._protocol().pause_writing()
@@ -177,22 +177,26 @@ class Outbox:
             self.member.moved(taken, now)
         return taken
 
+    @property
+    def descriptor(self) -> int:
+        """The socket, as the system knows it; -1 if there is none, or it is closed."""
+        sock = self._transport.get_extra_info("socket")
+        return -1 if sock is None else int(sock.fileno())
+
     def is_our_turn(self) -> bool:
         """Whether the client has sent, or made room for, bytes that the loop didn't come to yet."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
-            return False
-        poll = select.poll()
-        poll.register(sock.fileno(), select.POLLOUT if self.is_full else select.POLLIN)
-        return bool(poll.poll(0))
+        return self._is_now(select.POLLOUT if self.is_full else select.POLLIN)
 
     def has_hung_up(self) -> bool:
         """Whether the client sends nothing more. Not read from, a socket doesn't tell that by itself."""
-        sock = self._transport.get_extra_info("socket")
-        if sock is None or sock.fileno() < 0:
+        return self._is_now(HUNG_UP)
+
+    def _is_now(self, events: int) -> bool:
+        descriptor = self.descriptor
+        if descriptor < 0:
             return False
         poll = select.poll()
-        poll.register(sock.fileno(), _HUNG_UP)
+        poll.register(descriptor, events)
         return bool(poll.poll(0))
 
     def stalled_for(self, now: float) -> float:

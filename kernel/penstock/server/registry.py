@@ -6,6 +6,7 @@ __all__ = ("Connections", "Peer")
 
 import asyncio
 import math
+import select
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -16,7 +17,7 @@ import anyio
 from penstock.api.client import Client
 from penstock.log.limiter import BytesLimiter
 from penstock.server.core import ServerCore
-from penstock.server.outbox import Outbox
+from penstock.server.outbox import HUNG_UP, Outbox
 from penstock.shares import GRACE_S, Member
 
 #: How long a closed connection may take to send its last bytes.
@@ -39,6 +40,8 @@ _HOARDERS_MAX: Final = 4
 #: close cost as much as a few requests, and with its place it would get memory again.
 _LEAVING_S: Final = 0.05
 _LEAVING_AT_ONCE: Final = 5
+#: Both ends are closed, or the connection was reset: nobody reads.
+_GONE: Final = select.POLLHUP | select.POLLERR
 _NOBODY: Final = object()
 
 
@@ -72,6 +75,13 @@ class Peer(Protocol):
     @property
     def is_for_itself(self) -> bool:
         """Whether what it waits for is of no use when it's gone."""
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether nothing is read of it just now, so that its end isn't noticed by itself."""
+
+    def hung_up(self) -> None:
+        """Note that the client sends nothing more."""
 
     @property
     def client(self) -> Client:
@@ -398,3 +408,17 @@ class Connections:
             elif connection.last_active < idle or connection.frame_is_late(now, grace_s):
                 self.timeouts += 1
                 connection.close()
+        self._end_gone()
+
+    def _end_gone(self) -> None:
+        """Notice clients that closed while nothing is read of them, which the transport doesn't notice then."""
+        unread = {one.outbox.descriptor: one for one in self if one.is_unread}
+        unread.pop(-1, None)
+        poll = select.poll()
+        for descriptor in unread:
+            poll.register(descriptor, HUNG_UP)
+        for descriptor, events in poll.poll(0):
+            if events & _GONE:
+                unread[descriptor].abort()
+            else:
+                unread[descriptor].hung_up()

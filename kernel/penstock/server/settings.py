@@ -66,6 +66,8 @@ class ServerSettings:
     idle_timeout_ms: int = 600_000
     #: A connection that sent no complete request, or that stopped within one, is closed after this.
     half_open_timeout_ms: int = 30_000
+    #: How long a client that has closed, or finished sending, may still wait for a request that is parked.
+    half_closed_wait_ms: int = 2_000
     #: A connection that doesn't take its responses for this long is closed.
     stalled_write_timeout_ms: int = 120_000
     #: Unanswered requests per connection before it is no longer read.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -68,6 +69,7 @@ async def serving(
     if logs is None:
         logs = FakeLogs()
         logs.add("t", 2)
+    settings.setdefault("half_closed_wait_ms", 0)  # most clients here that close are gone
     with anyio.fail_after(DEADLINE_S):
         api = make_api(logs, clock, authorizer=authorizer, **(api_settings or {}))
         allocator = FakeAllocator(memory_bytes)
@@ -118,6 +120,12 @@ class Client:
 
     async def finish_sending(self) -> None:
         await self._stream.send_eof()
+
+    async def reset(self) -> None:
+        """Be gone without a word: what the server sends meets nobody."""
+        sock = self._stream.extra(SocketAttribute.raw_socket)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await self._stream.aclose()
 
     async def send(self, api_key: int, version: int, message: Message, *, answered: bool = True) -> None:
         await self.send_raw(self.frame(api_key, version, message, answered=answered))
