@@ -1,0 +1,1 @@
+"""Lake compactor that keeps topics as Iceberg tables."""

@@ -1,0 +1,179 @@
+"""What every decoder of records keeps to, and how one bad record is kept from the others."""
+
+from __future__ import annotations
+
+__all__ = (
+    "Decoded",
+    "Decoder",
+    "Failure",
+    "PlainDecoder",
+    "RefusedError",
+    "joined",
+    "parts",
+)
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from penstock.spi.lake import BinaryColumn
+from penstock_iceberg_compactor.decode._arrow import arrow_column, storage
+from penstock_iceberg_compactor.decode.evolution import conform
+
+#: A run of so few records is decoded one by one: halving it further would cost more than it saves.
+_ROW_WISE_MAX = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A record that couldn't be decoded."""
+
+    index: int
+    #: Why, in lowercase words that go on after "can't be read: ".
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Decoded:
+    """What became of a column of records: each is a row, or a failure."""
+
+    #: The records that could be decoded, in their order, null for those that are null; its type may have more
+    #: columns each time. Everything in it is optional.
+    rows: pa.Array
+    #: For each row which record of the column it is: int32.
+    indices: pa.Array
+    #: In the order of records.
+    failures: Sequence[Failure] = ()
+    #: In how many rows a value that doesn't fit became null, by a decoder that was told so.
+    nulled: int = 0
+    #: For each row what it does to the table, "c", "u", "d" or "r" (string), if the format says so; else None.
+    operations: pa.Array | None = None
+
+
+class Decoder(Protocol):
+    """Turns keys or values of one topic into Arrow.
+
+    A decoder remembers the columns that it has seen, so that the rows of later calls agree with earlier ones; it is
+    used by one thread at a time. Calls block (a schema registry may be asked): run them in a thread.
+    """
+
+    def decode(self, column: BinaryColumn) -> Decoded:
+        """Decode all items.
+
+        Raises UnavailableError if the schema registry can't be asked now; what was remembered is then still true.
+        """
+
+    def bind(self, columns: pa.DataType) -> None:
+        """From now on the table has these columns (a struct type), so none of them changes its type any more."""
+
+
+class RefusedError(Exception):
+    """A bulk decoder doesn't take these records together: one of them is bad, or needs the slow way."""
+
+
+class PlainDecoder:
+    """Items as they are (``raw``), or as text (``string``): rows of binary or string, no struct."""
+
+    def __init__(self, *, text: bool = False) -> None:
+        self._text = text
+
+    def decode(self, column: BinaryColumn) -> Decoded:
+        """Decode all items; of text, those that aren't UTF-8 fail."""
+        items = arrow_column(column)
+        if not self._text:
+            return Decoded(rows=items, indices=_range(len(items)))
+        return parts(items, pa.string(), _text, _text_row)
+
+    def bind(self, columns: pa.DataType) -> None:
+        """Nothing to remember."""
+
+
+def _text(items: pa.Array) -> pa.Array:
+    try:
+        return items.cast(pa.string())
+    except pa.ArrowInvalid as error:
+        raise RefusedError from error
+
+
+def _text_row(item: bytes) -> Any:
+    try:
+        return item.decode()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"it is no utf-8, from byte {error.start} on") from None
+
+
+def parts(
+    items: pa.Array,
+    kind: pa.DataType | Callable[[], pa.DataType],
+    bulk: Callable[[pa.Array], pa.Array] | None,
+    row: Callable[[bytes], Any],
+) -> Decoded:
+    """Decode ``items`` (binary) with ``bulk`` as far as it takes them, else each with ``row``.
+
+    ``bulk`` raises RefusedError, and is then tried with each half. ``row`` raises ValueError with the reason as text.
+    They agree wherever both give a result. ``kind`` is the type of all rows, asked for at the end.
+    """
+    made: list[pa.Array | list[Any]] = []
+    failures: list[Failure] = []
+    todo = [(0, len(items))]
+    while todo:
+        begin, end = todo.pop()
+        if bulk is not None and (end - begin > _ROW_WISE_MAX or end - begin == len(items)):
+            try:
+                made.append(bulk(items[begin:end]))
+                continue
+            except RefusedError:
+                if end - begin > _ROW_WISE_MAX:
+                    middle = (begin + end) // 2
+                    todo += ((middle, end), (begin, middle))
+                    continue
+        rows = []
+        for index, item in enumerate(items[begin:end].to_pylist(), begin):
+            try:
+                rows.append(None if item is None else row(item))
+            except ValueError as error:
+                failures.append(Failure(index, str(error)))
+        made.append(rows)
+    return joined(made, kind if isinstance(kind, pa.DataType) else kind(), len(items), failures)
+
+
+def joined(
+    made: Iterable[pa.Array | list[Any]], kind: pa.DataType, count: int, failures: Sequence[Failure]
+) -> Decoded:
+    """Rows of type ``kind`` from arrays and lists of rows, one after the other, without those that failed."""
+    chunks = [_chunk(chunk, kind) for chunk in made if len(chunk)]
+    rows = pa.concat_arrays(chunks) if chunks else pa.nulls(0, kind)
+    indices = _range(count)
+    if failures:
+        failed = {one.index for one in failures}
+        indices = pa.array([index for index in range(count) if index not in failed], pa.int32())
+    assert len(rows) == len(indices)
+    return Decoded(rows=rows, indices=indices, failures=failures)
+
+
+def _chunk(chunk: pa.Array | list[Any], kind: pa.DataType) -> pa.Array:
+    if isinstance(chunk, list):
+        stored = storage(kind)
+        try:
+            chunk = pa.array(chunk, stored)
+        except pa.ArrowInvalid:  # integers too large for the double that their column became later
+            chunk = pa.array([_rounded(row, stored) for row in chunk], stored)
+    return conform(chunk, kind, rounded=True).rows
+
+
+def _rounded(value: Any, kind: pa.DataType) -> Any:
+    if value is None:
+        return None
+    if pa.types.is_struct(kind):
+        return {field.name: _rounded(value.get(field.name), field.type) for field in kind}
+    if pa.types.is_list(kind):
+        return [_rounded(one, kind.value_type) for one in value]
+    if pa.types.is_map(kind):
+        return [(key, _rounded(one, kind.item_type)) for key, one in value]
+    return float(value) if pa.types.is_floating(kind) else value
+
+
+def _range(count: int) -> pa.Array:
+    return pa.array(range(count), pa.int32())
