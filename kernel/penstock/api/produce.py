@@ -130,6 +130,11 @@ class ProduceCall:
         """Milliseconds that the client waits for the answer."""
         return self._request.timeout_ms
 
+    @property
+    def is_handed_over(self) -> bool:
+        """Whether every partition has its result, or the log will say it."""
+        return self._cursor == len(self._results)
+
     def rebind(self, request: ProduceRequest) -> None:
         """Go on with the same request decoded from other memory (the scratch buffer is needed elsewhere)."""
         self._request = _distinct(request)

@@ -9,13 +9,13 @@ from __future__ import annotations
 __all__ = ("Channel",)
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import anyio
 
 from penstock.api.client import Client, Endpoint
-from penstock.errors import PenstockError
+from penstock.errors import InvariantError
 from penstock.server.core import ServerCore
 from penstock.server.outbox import Outbox
 from penstock.server.pipeline import Phase, Pipeline, Wait
@@ -97,20 +97,36 @@ class Channel:
 
     def go_on(self) -> None:
         """Something that was waited for is over."""
-        if self._go_on is not None:
+        if self._go_on is None:
+            return
+        try:
             self._go_on()
+        except Exception as error:  # noqa: BLE001 - logged as a bug; nobody else would go on with this connection
+            self.abandon(error)
 
     # -- waiting ----------------------------------------------------------------------------------------
 
-    def run_alone(self, slot: Slot) -> None:
-        """Nothing is taken until this request is answered, or given up."""
+    def run_alone(self, slot: Slot, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Answer ``slot`` by ``function(*args)``, in a task; nothing is taken until then.
+
+        It ends with an answer, or with the connection: what comes behind a request without one waits for good.
+        """
         self.running = slot
         self.pipeline.begin(Wait.ALONE)
+        self.core.start_metered(self, self._run_alone, slot, function, args)
 
-    def ran(self) -> None:
-        """The request that ran alone has its answer, or is given up."""
-        self.running = None
-        self.pipeline.end(Wait.ALONE)
+    async def _run_alone(
+        self, slot: Slot, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
+    ) -> None:
+        try:
+            await function(*args)
+        finally:
+            self.running = None
+            self.pipeline.end(Wait.ALONE)
+            if slot.buffers is None:
+                slot.release_charges()
+        if slot.buffers is None and self.pipeline.phase < Phase.CLOSING:
+            raise InvariantError("a request has ended without an answer")
 
     def rest(self, delay_ms: int) -> None:
         """Take nothing more of this client for so long (KIP-219)."""
@@ -127,10 +143,12 @@ class Channel:
         """A Produce waits. Later frames of the connection wait behind it, so appends stay in order."""
         self.waiting = waiting
         self.pipeline.begin(Wait.NOT_NOW)
-        self.core.start_soon(self._wait_not_now, waiting)
+        self.core.start_soon(self, self._wait_not_now, waiting)
 
     async def _wait_not_now(self, waiting: WaitingProduce) -> None:
         await waiting.run(self.scopes, self.go_on)
+        if not waiting.is_over:
+            raise InvariantError("a produce that waited has ended before all of it was handed over")
         if self.waiting is waiting:
             self.waiting = None
             self.pipeline.end(Wait.NOT_NOW)
@@ -174,7 +192,7 @@ class Channel:
             self.abort()
         core.turns.answered()
 
-    def answer_failed(self, slot: Slot, error: PenstockError) -> None:
+    def answer_failed(self, slot: Slot, error: Exception) -> None:
         """A response can't be encoded, which is a bug: the client gets nothing but the end of the connection."""
         self.core.handler_failed(-1, error, expected=False)
         slot.buffers = []
@@ -207,6 +225,15 @@ class Channel:
         self.core.connection_faulted(self.client, reason)
         self.close()
         self.go_on()
+
+    def abandon(self, error: BaseException) -> None:
+        """Close now, since something done for this client broke off: a bug, or a cancellation from elsewhere.
+
+        A cancellation is expected where nobody waits any more: the client is gone, or the server ends.
+        """
+        if isinstance(error, Exception) or self.pipeline.phase < Phase.CLOSING:
+            self.core.handler_failed(-1, error, expected=False)
+        self.abort()
 
     def close(self) -> None:
         """Close when the bytes written so far have left; nothing more is taken, and nothing written."""

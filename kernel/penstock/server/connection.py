@@ -274,7 +274,7 @@ class Connection(asyncio.BufferedProtocol):
         large.start = bytes(large.start)
         channel.pipeline.begin(Wait.MEMORY)
         self._pause()
-        core.start_soon(self._wait_for_memory, large)
+        core.start_soon(channel, self._wait_for_memory, large)
 
     async def _wait_for_memory(self, large: LargeFrame) -> None:
         core, channel = self._core, self.channel
@@ -425,13 +425,8 @@ class Connection(asyncio.BufferedProtocol):
         pipeline = self.channel.pipeline
         pipeline.end(Wait.TURN)
         self._in_turn = True
-        try:
-            self.channel.go_on()
-        except Exception as error:  # noqa: BLE001 - logged as a bug; the others still get their turns
-            self._core.handler_failed(-1, error, expected=False)
-            self.abort()
-        finally:
-            self._in_turn = False
+        self.channel.go_on()
+        self._in_turn = False
         # what it receives next waits too, if this wasn't all
         self._is_greedy = pipeline.is_waiting(Wait.TURN)
 

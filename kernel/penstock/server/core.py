@@ -56,6 +56,9 @@ class Flushable(Protocol):
     def abort(self) -> None:
         """Close now."""
 
+    def abandon(self, error: BaseException) -> None:
+        """End, since something that was done for this client broke off with ``error``."""
+
 
 class ServerCore:
     """One for all connections of a server; ``open`` binds it to the loop and to the task group of its scope."""
@@ -136,35 +139,44 @@ class ServerCore:
 
     # -- tasks and timers -------------------------------------------------------------------------------
 
-    def start_soon(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
-        """Run ``function`` in the server's scope."""
+    def start_soon(
+        self, channel: Flushable, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+    ) -> None:
+        """Run ``function`` for ``channel`` in the server's scope; whatever breaks it off ends the channel."""
         assert self._tasks is not None
-        self._tasks.start_soon(self._guarded, function, args)
+        self._tasks.start_soon(self._guarded, channel, function, args)
 
     def start_metered(
-        self, member: TimeMember, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
+        self, channel: Flushable, function: Callable[..., Coroutine[Any, Any, None]], *args: Any
     ) -> None:
-        """Run ``function`` in the server's scope; ``member`` pays for the time of the loop that it takes."""
-        assert self._tasks is not None
+        """Start ``function`` like ``start_soon``; the channel pays for the time of the loop that it takes."""
         self.turns.end_slice()
-        self._tasks.start_soon(self._guarded, self._metered, (member, function, args))
+        self.start_soon(channel, self._metered, channel, function, args)
 
     async def _metered(
         self,
-        member: TimeMember,
+        channel: Flushable,
         function: Callable[..., Coroutine[Any, Any, None]],
         args: tuple[Any, ...],
     ) -> None:
-        await metered(function(*args), member, self.turns)
+        await metered(function(*args), channel.time, self.turns)
 
+    @staticmethod
     async def _guarded(
-        self, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
+        channel: Flushable, function: Callable[..., Coroutine[Any, Any, None]], args: tuple[Any, ...]
     ) -> None:
-        """One connection's bug ends that connection's task, not the server."""
+        """One connection's bug ends that connection, not the server.
+
+        So does a cancellation that is neither the connection's own, which ``function`` would have dealt with, nor
+        the server's: nothing else would ever answer the request.
+        """
         try:
             await function(*args)
         except Exception as error:  # noqa: BLE001 - logged as a bug
-            self.handler_failed(-1, error, expected=False)
+            channel.abandon(error)
+        except BaseException as error:
+            channel.abandon(error)
+            raise
 
     def call_soon(self, function: Callable[[], None]) -> None:
         """Call ``function`` in the next turn of the loop."""

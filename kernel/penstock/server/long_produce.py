@@ -10,7 +10,7 @@ from penstock.api.context import Client
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import ProduceCall, response_of_one
 from penstock.api.produce_scan import has_too_many_partitions
-from penstock.errors import InvalidRequestError, NotNowError, PenstockError
+from penstock.errors import InvalidRequestError, NotNowError
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.server.admission import admit
@@ -59,7 +59,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
             response.throttle_time_ms = self.throttle_ms
             try:
                 self.buffers = encode_response(ApiKey.PRODUCE, self.version, self.correlation_id, response)
-            except PenstockError as error:
+            except Exception as error:  # noqa: BLE001 - logged as a bug
                 self.channel.answer_failed(self, error)
         self.call = None
         self.channel.slot_completed(self)
@@ -79,7 +79,7 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
                 (result.base_offset, result.log_append_time_ms, result.log_start_offset),
             )
             self.buffers = [frame]
-        except PenstockError as error:
+        except Exception as error:  # noqa: BLE001 - logged as a bug
             channel.answer_failed(self, error)
         self.call = None
         channel.slot_completed(self)

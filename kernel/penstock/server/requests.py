@@ -54,9 +54,8 @@ def start(
     core.requests_by_api[api_key] += 1
     channel.pipeline.take(slot)
     if message is None:
-        channel.run_alone(slot)
         held = HeldFrame(frame, allocation, header.body_pos)
-        core.start_metered(channel.time, _run_long, channel, slot, api, held, context)
+        channel.run_alone(slot, _run_long, channel, slot, api, held, context)
         return allocation is not None
     try:
         admit(channel, api, message, slot)
@@ -67,8 +66,7 @@ def start(
     if response is not None:
         _answer(channel, slot, api_key, response)
     else:
-        channel.run_alone(slot)
-        core.start_metered(channel.time, _run, channel, slot, api, message, context)
+        channel.run_alone(slot, _run, channel, slot, api, message, context)
     return False
 
 
@@ -85,14 +83,11 @@ async def _run_long(
                 channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
     channel.scopes.discard(scope)
     if message is None or channel.is_lost:
-        channel.ran()
-        slot.release_charges()
         return
     try:
         admit(channel, api, message, slot)
         response = None if api.nowait is None else api.nowait(message, context)
     except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-        channel.ran()
         _fail(channel, slot, api, message, error)
         return
     if response is not None:
@@ -110,7 +105,7 @@ async def _run(
     *,
     is_long: bool = False,
 ) -> None:
-    """Run one handler to its end, which may be that the client went away or that the server stops."""
+    """Run one handler to its answer, or to the end of its client or of the server."""
     assert api.handler is not None
     if api.frame is Frame.GROUP:
         context.release_charges()  # groups account for what they keep, and may keep it long
@@ -124,7 +119,6 @@ async def _run(
             try:
                 response = await api.handler(message, context)
             except Exception as error:  # noqa: BLE001 - logged and answered in _fail
-                channel.ran()
                 _fail(channel, slot, api, message, error)
                 return
             channel.scopes.add(scope)  # who is gone doesn't wait to be answered
@@ -132,9 +126,6 @@ async def _run(
             await _answer_in_turn(channel, slot, api.key, response, is_long=is_long, in_thread=in_thread)
     finally:
         channel.scopes.discard(scope)
-        if channel.running is slot:  # cancelled: there is nobody left to answer
-            channel.ran()
-            slot.release_charges()
 
 
 async def _answer_in_turn(
@@ -155,7 +146,6 @@ async def _answer_in_turn(
             buffers = await encode(core, client, slot, api_key, response)
         else:
             buffers = await encode_in_turn(core, client, slot, api_key, response, in_thread=in_thread)
-    channel.ran()
     _answer(channel, slot, api_key, response, buffers)
 
 
@@ -169,7 +159,7 @@ def _answer(
         response = throttled(response, slot.throttle_ms)
     try:
         slot.buffers = buffers or encode_response(api_key, slot.version, slot.correlation_id, response)
-    except PenstockError as error:
+    except Exception as error:  # noqa: BLE001 - logged as a bug
         channel.answer_failed(slot, error)
     count_response(channel.core, channel.client, slot)
     channel.slot_completed(slot)

@@ -13,7 +13,7 @@ import struct
 from typing import Final
 
 from penstock.api.produce import failed_append, response_of_one
-from penstock.errors import FullError, NotNowError, PenstockError
+from penstock.errors import FullError, NotNowError
 from penstock.log.append_outcome import AppendOutcome
 from penstock.server.channel import Channel
 from penstock.server.produce_heads import FLEXIBLE_VERSION, HEAD_START, ProduceHead
@@ -70,7 +70,7 @@ class ShortProduce(Slot, kw_only=True, eq=False):
         response = response_of_one(head.topic, head.topic_id, head.index, outcome)
         try:
             self.buffers = encode_response(ApiKey.PRODUCE, self.version, self.correlation_id, response)
-        except PenstockError as error:
+        except Exception as error:  # noqa: BLE001 - logged as a bug
             self.channel.answer_failed(self, error)
 
 

@@ -59,6 +59,11 @@ class WaitingProduce:
         """Bytes of the copy, as long as there is one."""
         return len(self._carried) if self._carried is not None else 0
 
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to hand over."""
+        return self._dropped or self._call.is_handed_over
+
     async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
         """Wait and try again, to the end; ``moved`` is called when the copy is in the log's memory.
 
