@@ -37,14 +37,19 @@ def strategy(report: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return conformance("strategy", "--report", str(report), "--deadline", str(HANG_S / 3), *place, *arguments)
 
 
-_IN_STORE = ("--set", "wal.plugin=wal_s3", "--set", "object_store.url=file://{dir}/objects")
+_SHARED = ("--set", "object_store.url=file://{dir}/objects", "--set")
 
 
 @pytest.mark.parametrize(
     ("arguments", "clauses"),
     [
         pytest.param((), "kill_during_an_outage", id="wal_block"),
-        pytest.param(_IN_STORE, "second_owner", id="wal_s3"),
+        pytest.param((*_SHARED, "wal.plugin=wal_s3"), "second_owner", id="wal_s3"),
+        pytest.param(
+            (*_SHARED, "wal.plugin=wal_s3express_replicated"),
+            "kill_during_an_outage",
+            id="wal_s3express_replicated",
+        ),
     ],
 )
 def test_a_strategy_conforms(arguments: tuple[str, ...], clauses: str, tmp_path: Path) -> None:
@@ -54,7 +59,7 @@ def test_a_strategy_conforms(arguments: tuple[str, ...], clauses: str, tmp_path:
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["result"] == "pass"
     assert report["partial"] is not _ALL
-    assert report["effective_settings"]["wal.plugin"] in ("wal_block", "wal_s3")
+    assert report["effective_settings"]["wal.plugin"] in ("wal_block", "wal_s3", "wal_s3express_replicated")
     assert report["effective_settings"]["groups.initial_rebalance_delay"] == "0ms"
     assert report["versions"]["confluent-kafka"]
 

@@ -19,6 +19,7 @@ from tests.patience import HANG_S
 READY_S = HANG_S
 #: The log of brokers of which a test says nothing about it: ``TESTS_WAL=wal_s3 pytest ...`` tries another one.
 WAL = os.environ.get("TESTS_WAL", "wal_block")
+ON_WAL_BLOCK = pytest.mark.skipif(WAL != "wal_block", reason="about the file of wal_block")
 
 
 class ServeProcess:

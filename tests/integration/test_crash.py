@@ -96,7 +96,7 @@ def test_large_batches_survive_kills_while_the_store_lags(serve: ServeFactory) -
 @pytest.mark.slow
 @pytest.mark.parametrize("idempotent", [True, False], ids=["idempotent", "plain"])
 def test_fifty_kills_lose_nothing_acknowledged(serve: ServeFactory, idempotent: bool, tmp_path: Path) -> None:
-    """SIGKILL at random moments; then again with nothing left but the WAL file and the object store."""
+    """SIGKILL at random moments; then again with nothing left but the WAL's files, if any, and the object store."""
     broker = serve("stream.upload_interval=1s", "stream.upload_bytes=1MiB")
     create_topic(broker.bootstrap_servers)
     ledger = Ledger(broker.bootstrap_servers, idempotent=idempotent, writers=3)
@@ -107,7 +107,8 @@ def test_fifty_kills_lose_nothing_acknowledged(serve: ServeFactory, idempotent: 
 
     kept = tmp_path / "kept"
     (kept / "wal").mkdir(parents=True)
-    shutil.copy(broker.data_dir / "wal" / "penstock.wal", kept / "wal" / "penstock.wal")
+    for file in (broker.data_dir / "wal").glob("*.wal"):
+        shutil.copy(file, kept / "wal" / file.name)
     shutil.copytree(broker.data_dir / "objects", kept / "objects")
     shutil.rmtree(broker.data_dir)
     again = serve(data_dir=kept)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
-from tests.integration.conftest import ServeFactory, ServeProcess, penstock
+from tests.integration.conftest import ON_WAL_BLOCK, ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all, value_of
 from tests.patience import HANG_S
 
@@ -343,6 +343,7 @@ def damage(path: Path, position: int) -> None:
         file.write(bytes(byte ^ 0xFF for byte in found))
 
 
+@ON_WAL_BLOCK
 def test_damaged_wal_header(serve: ServeFactory) -> None:
     """A WAL whose headers are garbage is refused; the objects and the file stay as they are."""
     broker = serve()
@@ -362,6 +363,7 @@ def test_damaged_wal_header(serve: ServeFactory) -> None:
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
 
 
+@ON_WAL_BLOCK
 def test_damaged_wal_entries(serve: ServeFactory) -> None:
     """A hole in acknowledged entries stops the start with what is missing (I10); nothing is trimmed or lost."""
     broker = serve()
@@ -379,6 +381,7 @@ def test_damaged_wal_entries(serve: ServeFactory) -> None:
     check(read_all(broker.bootstrap_servers), ledger, idempotent=True)
 
 
+@ON_WAL_BLOCK
 def test_missing_wal(serve: ServeFactory) -> None:
     """Without its WAL a broker that had uploaded everything goes on where metadata ends."""
     broker = serve()

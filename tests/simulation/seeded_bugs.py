@@ -10,12 +10,14 @@ from typing import Any
 from unittest import mock
 
 from penstock_wal_block._headers import Headers
-from penstock_wal_block._log import BlockLog
+from penstock_wal_block._log import BlockLog, CachedReader
 from penstock_wal_s3 import ObjectWal
 from penstock_wal_s3._log import ObjectLog
 from penstock_wal_s3._puts import Puts
+from penstock_wal_s3express_replicated import ReplicatedWal
+from penstock_wal_s3express_replicated._replica import Replica
 
-from penstock.errors import AlreadyExistsError, CorruptError
+from penstock.errors import AlreadyExistsError, CorruptError, UnavailableError
 from penstock.spi.plugin import Buffer
 from penstock.stream.engine import StreamEngine
 from penstock.stream.replay import Replay
@@ -123,6 +125,108 @@ def _ends_at_damage() -> AbstractContextManager[object]:
     return mock.patch.object(LogScan, "_decide")
 
 
+def _believes_a_second_sync() -> AbstractContextManager[object]:
+    """wal_block tries a sync again that failed; the second one has nothing to do any more, and succeeds."""
+    real = BlockLog.put
+
+    def put(self: BlockLog, flight: Any) -> None:
+        sync = self._device.sync
+
+        def twice() -> None:
+            try:
+                sync()
+            except OSError:
+                sync()
+
+        with mock.patch.object(self._device, "sync", twice):
+            real(self, flight)
+
+    return mock.patch.object(BlockLog, "put", put)
+
+
+def _takes_a_failed_read_for_the_end() -> AbstractContextManager[object]:
+    """wal_block's recovery ends where the disk can't be read."""
+    real = CachedReader.read
+
+    def read(self: CachedReader, position: int, size: int) -> memoryview:
+        try:
+            return real(self, position, size)
+        except (OSError, UnavailableError):
+            return memoryview(b"")
+
+    return mock.patch.object(CachedReader, "read", read)
+
+
+def _keeps_the_memory_of_what_failed() -> AbstractContextManager[object]:
+    """The engine forgets to let go of the memory of appends that fail."""
+    real = StreamEngine._fail
+
+    def fail(self: StreamEngine, run: Sequence[Any], error: Exception) -> Exception | None:
+        for _, entry, *_ in run:
+            entry.charge = None
+        return real(self, run, error)
+
+    return mock.patch.object(StreamEngine, "_fail", fail)
+
+
+# -- the replicated log
+
+
+def _acks_before_the_smaller_set_is_recorded() -> AbstractContextManager[object]:
+    """A replica that failed is forgotten at once, and metadata are told later."""
+    real = ReplicatedWal._lost
+
+    def lost(self: ReplicatedWal, replica: Replica) -> None:
+        real(self, replica)
+        rest = [each for each in self._counting if each.error is None]
+        if rest and self._recovery == "done":
+            with mock.patch.object(self, "_counting", rest):
+                self._advance()
+
+    return mock.patch.object(ReplicatedWal, "_lost", lost)
+
+
+def _counts_before_it_was_caught_up() -> AbstractContextManager[object]:
+    """A replica that returns gets what is new, and not what the log holds."""
+
+    async def copy(self: ReplicatedWal, source: Replica, replica: Replica, reached: int | None) -> int | None:
+        return reached
+
+    return mock.patch.object(ReplicatedWal, "_copy", copy)
+
+
+def _repairs_nothing() -> AbstractContextManager[object]:
+    """What one replica lacks at a recovery stays missing there."""
+
+    async def copy(self: Replica, *_: object) -> None:
+        self._bound(0, 0)
+
+    return mock.patch.object(Replica, "copy", copy)
+
+
+def _takes_back_what_was_out() -> AbstractContextManager[object]:
+    """A replica that returns is taken as it is, with what it missed and what nobody acknowledged."""
+
+    async def empty(self: Replica, tag: bytes) -> None:
+        async for _ in self.wal.recover():
+            pass
+
+    return mock.patch.object(Replica, "empty", empty)
+
+
+def _recovers_from_the_first_that_answers() -> AbstractContextManager[object]:
+    """Recovery reads one replica that counts, and doesn't look whether another one has more."""
+    real = ReplicatedWal.recover
+
+    async def recover(self: ReplicatedWal) -> AsyncIterator[Any]:
+        for other in self._counting[1:]:
+            other.head = None
+        async for entry in real(self):
+            yield entry
+
+    return mock.patch.object(ReplicatedWal, "recover", recover)
+
+
 BUGS: dict[str, dict[str, Bug]] = {
     "wal_s3": {
         "trims_what_is_not_uploaded": _trims_what_is_not_uploaded,
@@ -136,8 +240,19 @@ BUGS: dict[str, dict[str, Bug]] = {
         "trims_what_is_not_uploaded": _trims_what_is_not_uploaded,
         "passes_over_what_is_behind_a_mark": _passes_over_what_is_behind_a_mark,
         "never_syncs": _never_syncs,
+        "believes_a_second_sync": _believes_a_second_sync,
+        "takes_a_failed_read_for_the_end": _takes_a_failed_read_for_the_end,
+        "keeps_the_memory_of_what_failed": _keeps_the_memory_of_what_failed,
         "never_looks_who_owns_it": _never_looks_who_owns_it,
         "ends_at_damage": _ends_at_damage,
+    },
+    "wal_s3express_replicated": {
+        "trims_what_is_not_uploaded": _trims_what_is_not_uploaded,
+        "acks_before_the_smaller_set_is_recorded": _acks_before_the_smaller_set_is_recorded,
+        "counts_before_it_was_caught_up": _counts_before_it_was_caught_up,
+        "repairs_nothing": _repairs_nothing,
+        "takes_back_what_was_out": _takes_back_what_was_out,
+        "recovers_from_the_first_that_answers": _recovers_from_the_first_that_answers,
     },
     "wal_block_shared": {"never_looks_who_owns_it": _never_looks_who_owns_it},
 }

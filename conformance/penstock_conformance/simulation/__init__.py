@@ -22,11 +22,13 @@ from penstock_conformance.simulation._cost import Cost, measure_cost
 from penstock_conformance.simulation._history import History
 from penstock_conformance.simulation._loop import run_simulated
 from penstock_conformance.simulation._media import Medium, ObjectMedium
+from penstock_conformance.simulation._replicated import ReplicatedMedium
 
 _MEDIA: dict[str, tuple[type[Medium], str, dict[str, object]]] = {
     "wal_s3": (ObjectMedium, "wal_s3", {}),
     "wal_block": (BlockMedium, "wal_block", {}),
     "wal_block_shared": (BlockMedium, "wal_block", {"shared": True}),
+    "wal_s3express_replicated": (ReplicatedMedium, "wal_s3express_replicated", {}),
 }
 
 #: What can be simulated: WAL plugins, one of them in two ways.

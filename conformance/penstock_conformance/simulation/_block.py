@@ -8,22 +8,21 @@ import asyncio
 import errno
 import importlib
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, asynccontextmanager, contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from random import Random
 from typing import Any
 from unittest import mock
 
 from penstock.errors import UnavailableError
 from penstock.plugins import PluginRegistry, validate_settings
-from penstock.spi.plugin import Buffer, Services
+from penstock.spi.plugin import Buffer
 from penstock_conformance.simulation._bucket import Bucket
 from penstock_conformance.simulation._media import Medium
 from penstock_conformance.simulation._threads import (
     THREADING,
     SimulatedWriter,
     Turns,
-    opening,
     pause,
     running_life,
 )
@@ -42,7 +41,6 @@ class _Disk:
         self.loop, self.random = loop, random
         self.seen = bytearray(size_bytes)
         self.durable = bytearray(size_bytes)
-        self.is_new = True
         #: By life: what it wrote and didn't sync.
         self.unsynced: dict[int, list[tuple[int, int]]] = {}
         #: The newest places in the ring.
@@ -51,17 +49,32 @@ class _Disk:
         self.dead: set[int] = set()
         self.cut_off_until_s: dict[int, float] = {}
         self.fault_rate = 0.0
+        self.is_failing = False
         self.typical_s = 0.0005
+        #: So much slower than that.
+        self.slowness = 1.0
 
     def wait(self, life: int) -> None:
         """Take the time of one access. Raises OSError for a dead process."""
         slow = 40 if self.random.random() < 0.02 else 1
-        pause(self.random.uniform(0.1, 1.0) * self.typical_s * slow)
+        pause(self.random.uniform(0.1, 1.0) * self.typical_s * self.slowness * slow)
         held_s = self.cut_off_until_s.get(life, 0.0) - self.loop.time()
         if held_s > 0 and life not in self.dead:
             pause(held_s)
         if life in self.dead:
             raise OSError(errno.EIO, "simulated: this process is dead")
+
+    def meet(self) -> None:
+        """Raises OSError if an access goes wrong."""
+        if self.is_failing or self.random.random() < self.fault_rate / 50:
+            raise OSError(errno.EIO, "simulated: the disk failed")
+
+    def lose(self) -> None:
+        """Another disk is in its place, and empty."""
+        size = len(self.seen)
+        self.seen, self.durable = bytearray(size), bytearray(size)
+        self.unsynced.clear()
+        self.written.clear()
 
     def kill(self, life: int, *, with_host: bool) -> None:
         """The process is gone, and its locks; with its host, what it didn't sync, sector by sector."""
@@ -108,6 +121,7 @@ class SimulatedDevice:
 
     def read_header_area(self, offset: int, size: int) -> bytes:
         self._disk.wait(self._life)
+        self._disk.meet()
         return bytes(self._disk.seen[offset : offset + size])
 
     def write_header_slot(self, index: int, slot: bytes) -> None:
@@ -116,6 +130,7 @@ class SimulatedDevice:
 
     def read(self, offset: int, size: int) -> memoryview:
         self._disk.wait(self._life)
+        self._disk.meet()
         return memoryview(bytes(self._disk.seen[offset : offset + size]))
 
     def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
@@ -130,19 +145,23 @@ class SimulatedDevice:
         for start, end in ((0, middle), (middle, len(data))):
             if start < end:
                 self._disk.wait(self._life)
-                self._meet()
+                self._disk.meet()
                 self._disk.seen[offset + start : offset + end] = data[start:end]
                 self._disk.unsynced.setdefault(self._life, []).append((offset + start, offset + end))
 
-    def _meet(self) -> None:
-        if self._disk.random.random() < self._disk.fault_rate / 50:
-            raise OSError(errno.EIO, "simulated: the disk failed")
-
     def sync(self) -> None:
-        self._disk.wait(self._life)
-        self._meet()
-        for start, end in self._disk.unsynced.pop(self._life, []):
-            self._disk.durable[start:end] = self._disk.seen[start:end]
+        """One that fails takes with it what it was about: a second one finds nothing to do, and succeeds."""
+        disk = self._disk
+        disk.wait(self._life)
+        ranges = disk.unsynced.pop(self._life, [])
+        try:
+            disk.meet()
+        except OSError:
+            for start, end in ranges:
+                disk.seen[start:end] = disk.durable[start:end]
+            raise
+        for start, end in ranges:
+            disk.durable[start:end] = disk.seen[start:end]
 
     def sync_all(self) -> None:
         self._disk.wait(self._life)
@@ -192,6 +211,31 @@ class SimulatedDevice:
         self._disk.locks = {name: owner for name, owner in locks.items() if owner != self._life}
 
 
+class _ReadOnlyDisk:
+    """The disk as somebody reads it who doesn't have it open."""
+
+    is_block_device = False
+
+    def __init__(self, disk: _Disk) -> None:
+        self._disk = disk
+        self.size = len(disk.seen)
+
+    def __enter__(self) -> _ReadOnlyDisk:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing is held."""
+
+    def read(self, offset: int, size: int) -> memoryview:
+        """What is seen at this moment. Raises UnavailableError."""
+        try:
+            self._disk.wait(running_life())
+            self._disk.meet()
+        except OSError as error:
+            raise UnavailableError(f"simulated: the disk can't be read: {error}") from error
+        return memoryview(bytes(self._disk.seen[offset : offset + size]))
+
+
 class BlockMedium(Medium):
     """``wal_block`` on a simulated disk, with its threads in simulated time."""
 
@@ -203,45 +247,41 @@ class BlockMedium(Medium):
     def begin(self, loop: asyncio.AbstractEventLoop, random: Random, bucket: Bucket) -> None:
         super().begin(loop, random, bucket)
         checked: Any = validate_settings(self.spec, self.settings)
-        self._disk = _Disk(loop, random, checked.capacity)
+        self.disk = _Disk(loop, random, checked.capacity)
         SimulatedWriter.turns = Turns(loop, random)
 
     def _new_device(self) -> SimulatedDevice:
-        return SimulatedDevice(self._disk, self._find_header, shared=bool(self.settings.get("shared")))
+        return SimulatedDevice(self.disk, self._find_header, shared=bool(self.settings.get("shared")))
 
-    @asynccontextmanager
-    async def open_wal(self, life: int, services: Services) -> AsyncIterator[Any]:
-        with ExitStack() as stack:
-            wal = importlib.import_module(f"{self._package}._wal")
-            log = importlib.import_module(f"{self._package}._log")
-            for module in (wal, log):
-                stack.enter_context(mock.patch.object(module, "threading", THREADING))
-            stack.enter_context(mock.patch.object(wal, "WriterThread", SimulatedWriter))
-            stack.enter_context(mock.patch.object(wal, "_open_device", lambda *_, **__: self._new_device()))
-            with opening(life):
-                context = self.spec.open(validate_settings(self.spec, self.settings), services)
-                opened = await context.__aenter__()
-        try:
-            yield opened
-        except BaseException as error:
-            if not await context.__aexit__(type(error), error, error.__traceback__):
-                raise
-        else:
-            await context.__aexit__(None, None, None)
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        wal, log, inspect = (
+            importlib.import_module(f"{self._package}.{name}") for name in ("_wal", "_log", "_inspect")
+        )
+        with (
+            mock.patch.object(wal, "threading", THREADING),
+            mock.patch.object(log, "threading", THREADING),
+            mock.patch.object(wal, "WriterThread", SimulatedWriter),
+            mock.patch.object(wal, "_open_device", lambda *_, **__: self._new_device()),
+            mock.patch.object(inspect, "_ReadOnlyFile", lambda _: _ReadOnlyDisk(self.disk)),
+            mock.patch.object(inspect, "check_place", lambda _: any(self.disk.seen)),
+            mock.patch.object(inspect, "run_in_thread", SimulatedWriter.run_in_turn),
+        ):
+            yield
 
     def set_pace(self, fault_rate: float, typical_s: float) -> None:
-        self._disk.fault_rate = fault_rate
-        self.typical_s = self._disk.typical_s = typical_s / 20
+        self.disk.fault_rate = fault_rate
+        self.typical_s = self.disk.typical_s = typical_s / 20
 
     def cut_off(self, life: int, seconds: float) -> None:
-        self._disk.cut_off_until_s[life] = self.loop.time() + seconds
+        self.disk.cut_off_until_s[life] = self.loop.time() + seconds
 
     async def kill(self, life: int) -> None:
-        self._disk.kill(life, with_host=self.random.random() < 0.5)
+        self.disk.kill(life, with_host=self.random.random() < 0.5)
 
     def damage(self, random: Random) -> str:
         """One bit of what was written last."""
-        disk = self._disk
+        disk = self.disk
         if not disk.written or random.random() < 0.2:
             return ""
         start, end = random.choice(disk.written)

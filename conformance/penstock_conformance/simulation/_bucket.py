@@ -58,6 +58,10 @@ class Bucket:
         self.created: dict[str, bytes] = {}
         self.requests: Counter[str] = Counter()
         self.faults = 0
+        #: Every request is refused.
+        self.is_failing = False
+        #: So much longer than usual everything takes.
+        self.slowness = 1.0
 
     def store(self, key: str, body: bytes) -> None:
         """Keep an object, now."""
@@ -86,9 +90,9 @@ class BucketClient:
             await asyncio.sleep(0.01)
             raise UnavailableError("simulated: this process is dead")
         bucket.requests[name] += name != "also deleted"
-        fault = pace.fault()
+        fault = "refused" if bucket.is_failing else pace.fault()
         reply: asyncio.Future[T] = loop.create_future()
-        way_back_s = pace.delay_s()
+        way_back_s = pace.delay_s() * bucket.slowness
 
         def answer(value: Any, error: Exception | None) -> None:
             if self.is_dead:
@@ -119,7 +123,7 @@ class BucketClient:
             held_s = max(0.0, self.cut_off_until_s - loop.time())
             loop.call_later(held_s + way_back_s, answer, value, error)
 
-        loop.call_later(pace.delay_s(), arrive)
+        loop.call_later(pace.delay_s() * bucket.slowness, arrive)
         return await reply
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:

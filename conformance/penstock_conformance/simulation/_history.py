@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -19,8 +20,10 @@ from penstock.errors import CorruptError, FullError, InvariantError, PenstockErr
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService, load_image
+from penstock.metadata.words import NodeWords
 from penstock.plugins import PluginRegistry, validate_settings
 from penstock.spi import kinds
+from penstock.spi.allocator import Allocator
 from penstock.spi.plugin import Services
 from penstock.stream.engine import EngineSettings, StreamEngine
 from penstock.stream.object_format import object_key
@@ -30,11 +33,13 @@ from penstock.stream.reader import ReaderSettings
 from penstock_conformance.simulation._bucket import Bucket, BucketClient
 from penstock_conformance.simulation._media import Medium
 from penstock_conformance.simulation._model import Model, WatchedWal, check_image
+from penstock_conformance.simulation._threads import life_of_task
 
 _NODE = 1
 _PARTITIONS = 2
 _LIVES = 5
 _MEMORY_BYTES = 16 * 2**20
+_CHUNK_BYTES = 4096
 _DEADLINE_MS = 60_000
 _NEVER_MS = 3_600_000_000
 
@@ -49,6 +54,7 @@ class _Life:
         self.scope = anyio.CancelScope()
         self.engine: StreamEngine | None = None
         self.metadata: MetadataService | None = None
+        self.wal: Any = None
         self.streams: list[Stream] = []
         self.appends = 0
         self.appends_max = 20
@@ -73,6 +79,8 @@ class History:
         self._bucket = Bucket(loop, Random(f"bucket {seed}"))
         self._medium.begin(loop, Random(f"medium {seed}"), self._bucket)
         self._model = Model()
+        self._living = 0
+        self._opened_at_loss = -1
         #: The newest life that began to register: an older one may be behind, and not know.
         self._newest = -1
         choose = self._random.choice
@@ -108,21 +116,54 @@ class History:
 
     async def run(self) -> None:
         """All lives, and at the end a quiet one that checks everything."""
+        with self._medium.in_place():
+            await self._run()
+
+    async def _run(self) -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(_LIVES):
                 pace = self._bucket.pace
                 pace.fault_rate = self._random.choice((0.0, 0.0, 0.05, 0.2))
                 pace.typical_s = self._random.choice((0.002, 0.02, 0.1))
+                # what is damaged at its end looks shorter: then the other part must be there, and soon enough
+                is_calm = self.counts.get("open", 0) == self._opened_at_loss
+                if is_calm:
+                    pace.fault_rate, pace.typical_s = 0.0, 0.002
                 self._medium.set_pace(pace.fault_rate, pace.typical_s)
                 life = _Life(number, BucketClient(self._bucket))
                 life.appends_max = self._random.choice((10, 40, 120))
                 self.note(f"life {number} faults={pace.fault_rate} typical={pace.typical_s}")
                 tasks.start_soon(self._live, life)
+                if self._medium.is_redundant and not is_calm:
+                    tasks.start_soon(self._disturb)
                 await self._end(life, tasks)
+                await self._perhaps_lose()
         self._bucket.pace.fault_rate = 0.0
-        self._medium.set_pace(0.0, self._bucket.pace.typical_s)
+        self._medium.set_pace(0.0, 0.002 if self._medium.is_redundant else self._bucket.pace.typical_s)
         await self._quiet_life()
         await self._damaged_life()
+
+    async def _disturb(self) -> None:
+        what = await self._medium.disturb()
+        self.note(f"disturbed {what}")
+
+    async def _perhaps_lose(self) -> None:
+        """Nobody lives, and nothing is on its way any more: a part of the medium may be lost that isn't needed.
+
+        Not before a life has seen what was lost before: two losses at once are more than anything survives.
+        """
+        opened = self.counts.get("open", 0)
+        if not self._medium.is_redundant or opened == self._opened_at_loss or self._random.random() < 0.5:
+            return
+        while self._living:  # noqa: ASYNC110 - simulated time
+            await anyio.sleep(1)
+        self._bucket.pace.fault_rate = 0.0
+        await anyio.sleep(_DEADLINE_MS / 1000)
+        node = (await self._image(BucketClient(self._bucket))).nodes.get(_NODE)
+        lost = self._medium.lose("" if node is None else "".join(node.words.values()))
+        if lost:
+            self._opened_at_loss = self.counts.get("open", 0)
+            self.note(f"lost {lost}")
 
     async def _end(self, life: _Life, tasks: anyio.abc.TaskGroup) -> None:
         """Wait for a while, then end the life, or cut it off and leave it to its successor."""
@@ -176,6 +217,8 @@ class History:
 
     async def _live(self, life: _Life) -> None:
         """One process, until it ends. Errors of operation are an end like any other; broken promises are raised."""
+        life_of_task.set(life.number)
+        self._living += 1
         try:
             with life.scope:
                 async with self._open(life):
@@ -192,6 +235,7 @@ class History:
             self.note(f"ended {life.number} {type(error).__name__}")
         finally:
             life.engine = None
+            self._living -= 1
             self.note(f"gone {life.number}")
 
     @asynccontextmanager
@@ -204,7 +248,8 @@ class History:
                 spec = self._registry.select(kind.name, kind.default)
                 return await stack.enter_async_context(spec.open(validate_settings(spec, settings), services))
 
-            allocator = await opened(kinds.ALLOCATOR, services, limit=_MEMORY_BYTES)
+            allocator = await opened(kinds.ALLOCATOR, services, limit=_MEMORY_BYTES, chunk_bytes=_CHUNK_BYTES)
+            stack.callback(self._check_account, allocator)
             services = replace(services, allocator=allocator, object_store=life.client)
             log = await opened(kinds.METADATA_LOG, services)
             metadata = await stack.enter_async_context(
@@ -215,7 +260,9 @@ class History:
             self._newest = max(self._newest, life.number)
             epoch = await metadata.register(_NODE)
             services = replace(services, epoch=epoch, cluster_id="simulated")
-            wal = await stack.enter_async_context(self._medium.open_wal(life.number, services))
+            wal = await stack.enter_async_context(
+                self._medium.open_wal(life.number, services, partial(NodeWords, metadata))
+            )
             engine = await stack.enter_async_context(
                 StreamEngine.open(
                     metadata=metadata,
@@ -234,7 +281,7 @@ class History:
             topic = metadata.image.topics.named("t")
             if topic is None:
                 topic = await metadata.submit(CreateTopic("t", b"t" * 16, _PARTITIONS))
-            life.metadata = metadata
+            life.metadata, life.wal = metadata, wal
             life.streams = await engine.open_streams(topic.log_streams)
             self.note(f"open {life.number} index={metadata.image.index}")
             await self._check(life, engine)
@@ -253,6 +300,16 @@ class History:
             if self._newest <= life.number:
                 raise
             self.note(f"overtaken {life.number}")
+
+    def _check_account(self, allocator: Allocator) -> None:
+        """I8: nobody holds memory, but for the chunk that is cut from, and what was let go."""
+        used = dict(allocator.statistics().used_by_purpose)
+        used["append"] = max(0, used.get("append", 0) - _CHUNK_BYTES)
+        let_go = {"idle", "pinned"}
+        if self._medium.is_redundant:
+            let_go.add("wal")  # a replica whose disk hangs keeps its buffers, as it may still write
+        held = {purpose: size for purpose, size in used.items() if size and purpose not in let_go}
+        assert not held, f"I8: everything is closed, and memory is still charged: {held}"
 
     def _now_ms(self) -> int:
         return int(self._loop.time() * 1000)
@@ -357,6 +414,7 @@ class History:
     async def _quiet_life(self) -> None:
         """No faults any more: everything comes to its end, and all invariants hold."""
         life = _Life(_LIVES, BucketClient(self._bucket))
+        life_of_task.set(life.number)
         self.note("quiet")
         # what is periodic is called below instead, since hours pass
         self._settings = replace(
@@ -377,6 +435,7 @@ class History:
                 await engine._lifecycle.sweep()
                 await engine._orphans.sweep()
                 await anyio.sleep(3 * _DEADLINE_MS / 1000)
+            await self._medium.settle(life.wal)
             await self._model.check(engine, life.streams)
             image = metadata.image
             check_image(image)
@@ -398,11 +457,12 @@ class History:
         assert await self._image_in(whole) == expected, "I7: the entries from the first on give another image"
 
     async def _image_in(self, bucket: Bucket) -> bytes:
+        return (await self._image(BucketClient(bucket))).to_snapshot()
+
+    async def _image(self, store: BucketClient) -> Image:
         spec = self._registry.select(kinds.METADATA_LOG.name, kinds.METADATA_LOG.default)
-        async with spec.open(
-            validate_settings(spec, {}), self._services(object_store=BucketClient(bucket))
-        ) as log:
-            return (await load_image(log)).to_snapshot()
+        async with spec.open(validate_settings(spec, {}), self._services(object_store=store)) as log:
+            return await load_image(log)
 
     def _services(self, **more: Any) -> Services:
         return Services(
@@ -416,10 +476,12 @@ class History:
             return
         self.note(f"damaged {what}")
         life = _Life(_LIVES + 1, BucketClient(self._bucket))
+        life_of_task.set(life.number)
         try:
             async with self._open(life):
                 self.note("unharmed")
         except* CorruptError as group:
+            assert not self._medium.is_redundant, f"what another place holds wasn't used: {_message(group)}"
             self.note(f"told {_first(group)}")
 
 
@@ -428,6 +490,14 @@ def _is_end(error: BaseException) -> bool:
 
 
 def _first(group: BaseException) -> str:
+    return type(_one(group)).__name__
+
+
+def _message(group: BaseException) -> str:
+    return str(_one(group))
+
+
+def _one(group: BaseException) -> BaseException:
     while isinstance(group, BaseExceptionGroup):
         group = group.exceptions[0]
-    return type(group).__name__
+    return group

@@ -5,13 +5,13 @@ from __future__ import annotations
 __all__ = ("Medium", "ObjectMedium")
 
 import asyncio
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from random import Random
 from typing import Any
 
 from penstock.plugins import PluginRegistry, validate_settings
-from penstock.spi.plugin import Services
+from penstock.spi.plugin import FencedWords, Services
 from penstock_conformance.simulation._bucket import Bucket
 
 #: Objects that a log puts beside each other at most.
@@ -23,8 +23,11 @@ class Medium:
 
     #: How long an access takes.
     typical_s = 0.02
+    #: Whether the log promises to survive what ``damage`` does.
+    is_redundant = False
 
     def __init__(self, registry: PluginRegistry, plugin: str, settings: Mapping[str, object]) -> None:
+        self.registry = registry
         self.spec = registry.select("wal", plugin)
         self.settings = dict(settings)
 
@@ -32,8 +35,14 @@ class Medium:
         """A history begins, with an empty medium."""
         self.loop, self.random, self.bucket = loop, random, bucket
 
-    def open_wal(self, life: int, services: Services) -> AbstractAsyncContextManager[Any]:
-        """Open the log as this life's."""
+    def in_place(self) -> AbstractContextManager[object]:
+        """Within it, plugins find this medium where they look for a real one."""
+        return nullcontext()
+
+    def open_wal(
+        self, life: int, services: Services, words: Callable[[str, Services], FencedWords]
+    ) -> AbstractAsyncContextManager[Any]:
+        """Open the log as this life's, from a task whose ``life_of_task`` it is; ``words`` are those of metadata."""
         return self.spec.open(validate_settings(self.spec, self.settings), services)
 
     def set_pace(self, fault_rate: float, typical_s: float) -> None:
@@ -45,6 +54,17 @@ class Medium:
 
     async def kill(self, life: int) -> None:
         """The process does nothing any more to its medium."""
+
+    async def disturb(self) -> str:
+        """For a while something is wrong that a log survives while it is open; what it was."""
+        return ""
+
+    def lose(self, word: str) -> str:
+        """Nobody has the log open: lose what it survives the loss of, by its word in metadata; what that was."""
+        return ""
+
+    async def settle(self, wal: Any) -> None:
+        """Nothing was wrong for long: everything is as it was in the beginning."""
 
     def damage(self, random: Random) -> str:
         """Hurt what the log holds, at a place where it must be noticed or doesn't matter; what was done."""

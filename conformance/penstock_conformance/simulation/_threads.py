@@ -12,9 +12,9 @@ import asyncio
 import threading
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -223,15 +223,21 @@ class SimulatedWriter:
             raise again(error)
         return result
 
+    @classmethod
+    async def run_in_turn(cls, work: Callable[..., Any], *arguments: Any) -> Any:
+        """Stands for ``penstock.threads.run_in_thread``."""
+        ended: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+
+        def done(result: Any, error: Exception | None) -> None:
+            if ended.done():
+                return
+            if error is not None:
+                ended.set_exception(error)
+            else:
+                ended.set_result(result)
+
+        cls.turns.start(life_of_task.get(), partial(work, *arguments), done)
+        return await ended
+
     def notify(self, callback: Callable[[], None]) -> None:
         self._loop.call_later(0, callback)
-
-
-@contextmanager
-def opening(life: int) -> Iterator[None]:
-    """What is opened here is of ``life``."""
-    token = life_of_task.set(life)
-    try:
-        yield
-    finally:
-        life_of_task.reset(token)

@@ -266,7 +266,10 @@ def _end(outcome: Any) -> None:
 @app.command("simulate")
 def simulate_histories(
     wal: Annotated[
-        str, typer.Option(metavar="NAME", help="The WAL: wal_s3, wal_block, wal_block_shared.")
+        str,
+        typer.Option(
+            metavar="NAME", help="The WAL: wal_s3, wal_block, wal_block_shared, wal_s3express_replicated."
+        ),
     ] = "wal_s3",
     seed: Annotated[
         int | None, typer.Option(metavar="N", help="Replay this history only, and print what happens in it.")
