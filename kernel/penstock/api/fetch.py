@@ -504,6 +504,8 @@ async def _deliver(fetch: _Fetch, context: RequestContext) -> FetchResponse:
                 raise
             entry.error = error_code_of(error)
             continue
+        if total and not entry.result.size_bytes:
+            break  # what is there doesn't fit: don't load the blocks of all others to find that theirs don't either
         total += entry.result.size_bytes
     return await fetch.respond_fairly(found)
 

@@ -332,6 +332,19 @@ async def test_cold_reads_of_several_partitions_are_prepared_together(logs: Fake
     assert 0 < bytes_max <= context.charges[0].size
 
 
+async def test_a_fetch_that_is_full_loads_nothing_of_further_partitions(logs: FakeLogs) -> None:
+    logs.add("wide", 5)
+    for at in range(5):
+        logs.at("wide", at).write(1, value=b"x" * 500)
+        logs.at("wide", at).cold = True
+    context = make_context(logs, 11)
+    asked = request(*[0] * 5, topic="wide", max_bytes=900, max_wait_ms=60_000)
+    assert fetch_nowait(asked, context) is None
+    response = await handle_fetch(asked, context)
+    assert [size > 0 for size in sizes(response)] == [True, False, False, False, False]
+    assert [logs.at("wide", at).cold_reads for at in range(5)] == [1, 1, 0, 0, 0]
+
+
 async def test_cold_read_that_fails_is_an_error_of_its_partition(logs: FakeLogs) -> None:
     logs.at("t").write(3)
     logs.at("t").cold = True
