@@ -242,3 +242,28 @@ def test_cold_reads_are_measured(tmp_path: Path) -> None:
     assert found.floor is not None
     assert found.floor.read_megabytes_per_s > 0
     assert min(found.floor.quiet_p99_ms + found.floor.reading_p99_ms) > 0
+
+
+def test_wal_latency_measures_each_load_and_writes_a_plot_and_figures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "bench",
+        "wal-latency",
+        "--seconds",
+        "0.3",
+        "--idle",
+        "0.1",
+        "--put-p50-ms",
+        "2",
+        "--put-p99-ms",
+        "4",
+    ]
+    files = ["--plot", str(tmp_path / "plot.svg"), "--json", str(tmp_path / "figures.json")]
+    assert main([*arguments, *files]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"{name}  " in printed for name in ("lone", "1 MiB/s", "10 MiB/s", "100 MiB/s"))
+    rows = json.loads((tmp_path / "figures.json").read_text())["rows"]
+    assert [row["idle_requests"] for row in rows] == [0, 0, 0, 0]
+    assert all(row["ack_ms_p50"] > 1 for row in rows)
+    assert (tmp_path / "plot.svg").read_text().startswith('<svg xmlns="http://www.w3.org/2000/svg"')

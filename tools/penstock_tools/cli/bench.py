@@ -270,6 +270,69 @@ def cold_reads(
         _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
 
 
+@app.command("wal-latency")
+def wal_latency(
+    context: typer.Context,
+    wal: Annotated[
+        str, typer.Option("--wal", metavar="PLUGIN", help="wal_s3, or wal_s3express_replicated.")
+    ] = "wal_s3",
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of each load.")] = 10.0,
+    idle_s: Annotated[float, typer.Option("--idle", help="Seconds without appends behind each load.")] = 2.0,
+    p50_ms: Annotated[float, typer.Option("--put-p50-ms", help="Median of the store's puts.")] = 60.0,
+    p99_ms: Annotated[float, typer.Option("--put-p99-ms", help="p99 of the store's puts.")] = 200.0,
+    seed: Annotated[int, typer.Option("--seed", help="Of the delays.")] = 1,
+    directory: _WorkDir = None,
+    json_path: _JsonPath = None,
+    plot_path: Annotated[
+        Path | None,
+        typer.Option("--plot", metavar="FILE", help="Write an SVG here, a new file.", callback=_must_be_new),
+    ] = None,
+    sets: SetOption = None,
+) -> None:
+    """Measure how soon a log in the object store acknowledges, and its requests for a GiB, if the store answers late.
+
+    Each put takes as long as a cloud's would. The store behind is memory, or that of --set object_store.url=...
+    """
+    import anyio
+
+    from penstock_tools.bench.wal_latency import LOADS, REPLICATED_OVER_MS, measure_wal, plot, report
+
+    settings = _sets(context, sets)
+    with _scratch("wal-latency", directory) as folder:
+
+        async def measure() -> Any:
+            return await measure_wal(
+                folder,
+                wal=wal,
+                seconds=seconds,
+                idle_s=idle_s,
+                p50_ms=p50_ms,
+                p99_ms=p99_ms,
+                seed=seed,
+                sets=settings,
+                told=lambda one: typer.echo(f"{one.load.name} measured", err=True),
+            )
+
+        found = anyio.run(measure)
+        alone = {LOADS[0].name: REPLICATED_OVER_MS} if wal == "wal_s3express_replicated" else None
+        typer.echo(report(found, alone))
+        if plot_path is not None:
+            _write_new(plot_path, plot(found, f"{wal}: acknowledgements and puts"))
+        rows = [
+            {
+                "load": one.load.name,
+                "ack_ms_p50": one.ack(0.5),
+                "ack_ms_p99": one.ack(0.99),
+                "over_ms": one.over_ms,
+                "requests_per_gib": one.requests_per_gib,
+                "idle_requests": one.idle_requests,
+                "misses": one.misses((alone or {}).get(one.load.name)),
+            }
+            for one in found
+        ]
+        _write_json(json_path, {"machine": _machine(folder), "wal": wal, "rows": rows})
+
+
 @app.command("uploads")
 def uploads(
     context: typer.Context,
