@@ -81,7 +81,7 @@ def test_null_and_records_without_value_are_null_rows() -> None:
         (b'{"a":1} x', "it is no json: extra data at character 8"),
         (b'{"a":1,"a":2}', 'it has "a" twice in one object'),
         (b'{"a":NaN}', "it has the number NaN, which json doesn't know"),
-        (b'{"a":1e400}', "it has a number beyond a double"),
+        (b'{"a":1e400}', 'column "a" is a number beyond a double'),
         (b'{"a":9223372036854775808}', 'column "a" is an integer out of range'),
         (b'{"a":"\\ud800"}', "it has half of a surrogate pair in a string"),
         (b'{"a":"\xff"}', "it is no utf-8, from byte 6 on"),
@@ -240,7 +240,7 @@ _KNOWN = pa.struct(
     nulls=st.booleans(),
     timestamps=st.booleans(),
 )
-@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "60")))
+@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
 def test_the_bulk_way_says_what_the_row_wise_way_says(
     batches: list[list[bytes | None]], known: Any, grow: bool, nulls: bool, timestamps: bool
 ) -> None:

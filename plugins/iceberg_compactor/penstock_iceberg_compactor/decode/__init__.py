@@ -5,6 +5,9 @@ from __future__ import annotations
 __all__ = (
     "Change",
     "Comparison",
+    "DebeziumDecoder",
+    "DecodeSettings",
+    "FORMATS",
     "Conflict",
     "Conformed",
     "Decoded",
@@ -13,9 +16,14 @@ __all__ = (
     "Fitter",
     "JsonDecoder",
     "Limits",
+    "OperationDecoder",
     "PlainDecoder",
+    "Schema",
+    "SchemaRegistry",
     "compare",
     "conform",
+    "fault_of",
+    "open_decoder",
     "plain",
 )
 
@@ -23,6 +31,7 @@ from penstock_iceberg_compactor.decode._arrow import plain
 from penstock_iceberg_compactor.decode._decoder import Decoded, Decoder, Failure, PlainDecoder
 from penstock_iceberg_compactor.decode._json import JsonDecoder
 from penstock_iceberg_compactor.decode._shapes import Fitter, Limits
+from penstock_iceberg_compactor.decode.changes import DebeziumDecoder, OperationDecoder
 from penstock_iceberg_compactor.decode.evolution import (
     Change,
     Comparison,
@@ -31,3 +40,5 @@ from penstock_iceberg_compactor.decode.evolution import (
     compare,
     conform,
 )
+from penstock_iceberg_compactor.decode.registry import Schema, SchemaRegistry
+from penstock_iceberg_compactor.decode.settings import FORMATS, DecodeSettings, fault_of, open_decoder

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("UUID", "arrow_column", "plain", "storage", "type_name")
+__all__ = ("UUID", "arrow_column", "cut", "plain", "storage", "type_name")
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from penstock.spi.lake import BinaryColumn
 
@@ -32,6 +33,12 @@ def arrow_column(column: BinaryColumn) -> pa.Array:
     return pa.Array.from_buffers(
         pa.binary(), len(column), [None if buffer is None else pa.py_buffer(buffer) for buffer in buffers]
     )
+
+
+def cut(items: pa.Array, begin: int, end: int = 0) -> pa.Array:
+    """Binary items without so many bytes at their begin and end; those that are shorter become empty."""
+    # without a stop, Arrow computes sizes that overflow
+    return pc.binary_slice(items, begin, -end or 2**31)
 
 
 def type_name(kind: pa.DataType) -> str:

@@ -20,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.json as pj
 
 from penstock.spi.lake import BinaryColumn
-from penstock_iceberg_compactor.decode._arrow import arrow_column
+from penstock_iceberg_compactor.decode._arrow import arrow_column, cut
+from penstock_iceberg_compactor.decode._connect import without_connect_schema
 from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, parts
 from penstock_iceberg_compactor.decode._shapes import (
     Fitter,
@@ -45,11 +46,17 @@ class JsonDecoder:
     """Decodes JSON objects of any columns into rows of a struct that grows.
 
     A record that isn't a JSON object, has a name twice, or doesn't fit the columns fails; JSON's null is null, as a
-    record without a value is. With ``row_wise`` nothing is done in bulk: it is what the bulk way is held against.
+    record without a value is. ``framed``: a schema's id in front of a value is cut off. ``connect``: so is
+    the schema that Kafka Connect puts around a payload. With ``row_wise`` nothing is done in bulk: it is what the
+    bulk way is held against.
     """
 
-    def __init__(self, fitter: Fitter, *, row_wise: bool = False) -> None:
+    def __init__(
+        self, fitter: Fitter, *, framed: bool = False, connect: bool = False, row_wise: bool = False
+    ) -> None:
         self._fitter = fitter
+        self._framed = framed
+        self._connect = connect
         self._row_wise = row_wise
 
     def bind(self, columns: pa.DataType) -> None:
@@ -63,6 +70,11 @@ class JsonDecoder:
     def decode_array(self, items: pa.Array) -> Decoded:
         """Decode all items of an array of binary."""
         before = self._fitter.nulled
+        if self._framed:
+            with_id = pc.fill_null(pc.starts_with(items, b"\0"), False)
+            items = pc.if_else(with_id, cut(items, 5), items)
+        if self._connect:
+            items = without_connect_schema(items)
         if not self._row_wise and not self._fitter.shape.fields and self._fitter.grow:
             self._learn(items)
         decoded = parts(items, lambda: self._fitter.type, None if self._row_wise else self._bulk, self._row)
@@ -91,7 +103,7 @@ class JsonDecoder:
         except UnicodeDecodeError as error:
             raise ValueError(f"it is no utf-8, from byte {error.start} on") from None
         try:
-            value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant, parse_float=_float)
+            value = json.loads(text, object_pairs_hook=_object, parse_constant=_constant)
         except RecursionError:
             raise ValueError("it is nested too deep to be read") from None
         except json.JSONDecodeError as error:
@@ -197,13 +209,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _constant(name: str) -> Any:
     raise MisfitError(f"has the number {name}, which json doesn't know")
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if value in (float("inf"), float("-inf")):
-        raise MisfitError("has a number beyond a double")
-    return value
 
 
 def _is_text(value: Any) -> bool:

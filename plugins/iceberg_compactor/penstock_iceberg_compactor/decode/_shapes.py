@@ -25,6 +25,7 @@ import base64
 import binascii
 import datetime
 import decimal
+import math
 import re
 import uuid
 from collections import Counter
@@ -138,9 +139,11 @@ def _double(value: float) -> float:
             return float(value)
         except OverflowError:
             raise ValueError("is a number beyond a double") from None
-    if isinstance(value, float):
-        return value
-    raise TypeError
+    if not isinstance(value, float):
+        raise TypeError
+    if math.isinf(value):
+        raise ValueError("is a number beyond a double")
+    return value
 
 
 def _float(value: float) -> float:

@@ -38,10 +38,8 @@ class Conflict:
     records_type: pa.DataType
 
     def __str__(self) -> str:
-        return (
-            f'column "{".".join(self.path)}" is {type_name(self.records_type)} in records and '
-            f"{type_name(self.table_type)} in the table"
-        )
+        what = f'column "{".".join(self.path)}"' if self.path else "the whole"
+        return f"{what} is {type_name(self.records_type)} in records and {type_name(self.table_type)} in the table"
 
 
 @dataclass(slots=True)
@@ -69,7 +67,7 @@ class Conformed:
 
 
 def compare(table: pa.DataType, records: pa.DataType) -> Comparison:
-    """What the struct type ``table`` has to become to take rows of the struct type ``records``.
+    """What the type ``table``, mostly a struct, has to become to take rows of the type ``records``.
 
     Columns that records lack are no difference, unless the table requires them.
     """

@@ -1,0 +1,68 @@
+"""Kafka Connect's JSON with schemas: a schema and a payload in each record."""
+
+from __future__ import annotations
+
+__all__ = ("without_connect_schema",)
+
+import json
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from penstock_iceberg_compactor.decode._arrow import cut
+
+#: Different texts in front of payloads that are cut off at once; others are parsed one by one.
+_PREFIXES_MAX = 16
+
+
+def without_connect_schema(items: pa.Array) -> pa.Array:
+    """JSON values (binary) without the ``schema`` that Kafka Connect puts beside each ``payload``.
+
+    Items that aren't ``{"schema":...,"payload":...}`` stay as they are. The schema is mostly the same text each time,
+    so it is found once and cut off.
+    """
+    pending = pc.fill_null(pc.match_substring_regex(items, rb'^\s*\{\s*"schema"\s*:'), False)
+    for _ in range(_PREFIXES_MAX):
+        first = pc.index(pending, True).as_py()
+        if first < 0:
+            return items
+        prefix = _payload_prefix(items[first].as_py())
+        if prefix is None:
+            break
+        same = pc.and_(pending, pc.and_(pc.starts_with(items, prefix), pc.ends_with(items, b"}")))
+        if not same[first].as_py():
+            break
+        items = pc.if_else(same, cut(items, len(prefix), 1), items)
+        pending = pc.and_(pending, pc.invert(same))
+    return pa.array(
+        [
+            _payload(item) if wrapped else item
+            for item, wrapped in zip(items.to_pylist(), pending.to_pylist(), strict=True)
+        ],
+        pa.binary(),
+    )
+
+
+def _payload_prefix(item: bytes) -> bytes | None:
+    """All up to the payload, if the payload is the second of two members."""
+    try:
+        text = item.decode()
+        begin = text.index(":", text.index('"schema"')) + 1
+        begin += len(text[begin:]) - len(text[begin:].lstrip())
+        _, end = json.JSONDecoder().raw_decode(text, begin)
+        rest = text[end:].lstrip()
+        if not rest.startswith(",") or not rest[1:].lstrip().startswith('"payload"'):
+            return None
+        return text[: text.index(":", text.index('"payload"', end)) + 1].encode()
+    except (ValueError, RecursionError):
+        return None
+
+
+def _payload(item: bytes) -> bytes:
+    try:
+        value = json.loads(item)
+        if isinstance(value, dict) and value.keys() == {"schema", "payload"}:
+            return json.dumps(value["payload"]).encode()
+    except (ValueError, RecursionError):
+        pass
+    return item

@@ -1,0 +1,312 @@
+"""Protobuf messages to Arrow, by descriptors.
+
+A field without presence (proto3's plain fields) has its default where it wasn't set, one with presence is null. Enums
+are strings, the number as text where it has no name; ``uint32`` is a long and ``uint64`` a decimal(20,0);
+``Timestamp`` is a timestamp, ``Duration`` a long of microseconds, wrappers what they wrap, and ``Struct``, ``Value``
+and ``ListValue`` JSON in a string. A message inside itself is binary there: its encoding.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ProtobufCodec", "compile_files", "descriptor_pool", "files_of", "message_at")
+
+import base64
+import binascii
+import importlib
+import importlib.util
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from google.protobuf import descriptor_pb2, json_format, message_factory
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+from google.protobuf.descriptor_pool import DescriptorPool
+from google.protobuf.message import DecodeError, Message
+
+from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, parts
+from penstock_iceberg_compactor.decode.evolution import conform
+
+_F = FieldDescriptor
+_SCALARS = {
+    _F.TYPE_DOUBLE: pa.float64(),
+    _F.TYPE_FLOAT: pa.float32(),
+    _F.TYPE_INT64: pa.int64(),
+    _F.TYPE_SINT64: pa.int64(),
+    _F.TYPE_SFIXED64: pa.int64(),
+    _F.TYPE_UINT64: pa.decimal128(20, 0),
+    _F.TYPE_FIXED64: pa.decimal128(20, 0),
+    _F.TYPE_INT32: pa.int32(),
+    _F.TYPE_SINT32: pa.int32(),
+    _F.TYPE_SFIXED32: pa.int32(),
+    _F.TYPE_UINT32: pa.int64(),
+    _F.TYPE_FIXED32: pa.int64(),
+    _F.TYPE_BOOL: pa.bool_(),
+    _F.TYPE_STRING: pa.string(),
+    _F.TYPE_BYTES: pa.binary(),
+    _F.TYPE_ENUM: pa.string(),
+}
+_WRAPPERS = tuple(
+    f"google.protobuf.{name}Value"
+    for name in ("Double", "Float", "Int64", "UInt64", "Int32", "UInt32", "Bool", "String", "Bytes")
+)
+_JSON = ("google.protobuf.Struct", "google.protobuf.Value", "google.protobuf.ListValue")
+#: Files that every schema may import.
+_WELL_KNOWN = tuple(
+    f"google/protobuf/{name}.proto"
+    for name in ("any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers", "descriptor")
+)
+_DEPTH_MAX = 32
+
+#: A type and what makes a Python object for it of a field's value.
+_Column = tuple[pa.DataType, Callable[[Any], Any]]
+
+
+class ProtobufCodec:
+    """Decodes values that are messages of one type."""
+
+    def __init__(self, message: Descriptor, *, row_wise: bool = False) -> None:
+        self._class = message_factory.GetMessageClass(message)
+        columns = _Columns()
+        self._type, self._convert = columns.message(message, ())
+        self._handler: Any = None
+        if columns.bulk and not row_wise and importlib.util.find_spec("ptars") is not None:
+            import ptars
+
+            config = ptars.PtarsConfig(
+                timestamp_unit="us",
+                enum_repr="string",
+                list_nullable=True,
+                map_nullable=True,
+                list_value_nullable=True,
+                map_value_nullable=True,
+            )
+            self._pool = ptars.HandlerPool([message.file], config)
+            self._handler = self._pool.get_for_message(message)
+
+    @property
+    def type(self) -> pa.DataType:
+        """The struct type of rows."""
+        return self._type
+
+    def decode(self, items: pa.Array) -> Decoded:
+        """Decode an array of binary."""
+        return parts(items, self._type, None if self._handler is None else self._bulk, self._row)
+
+    def _row(self, item: bytes) -> Any:
+        try:
+            return self._convert(self._class.FromString(item))
+        except DecodeError:
+            raise ValueError("it is no message of its schema") from None
+        except UnicodeDecodeError:
+            raise ValueError("it has a string that is no utf-8") from None
+
+    def _bulk(self, items: pa.Array) -> pa.Array:
+        if items.null_count or not len(items):
+            raise RefusedError
+        try:
+            batch = self._handler.array_to_record_batch(items)
+            rows = pa.StructArray.from_arrays(batch.columns, fields=list(batch.schema))
+            rows.validate(full=True)
+            made = conform(rows, self._type)
+        except Exception as error:
+            raise RefusedError from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise RefusedError from error
+        if made.bad is not None or len(rows) != len(items):
+            raise RefusedError
+        return made.rows
+
+
+class _Columns:
+    """The columns of messages, and whether ptars makes the same of them."""
+
+    def __init__(self) -> None:
+        self.bulk = True
+
+    def message(self, message: Descriptor, inside: tuple[str, ...]) -> _Column:
+        if len(inside) >= _DEPTH_MAX:
+            raise ValueError(f"the schema is nested too deep: depth_max={_DEPTH_MAX}")
+        inside = (*inside, message.full_name)
+        fields = []
+        for field in message.fields:
+            column = self._field(field, inside)
+            if not (pa.types.is_struct(column[0]) and not column[0].num_fields):  # no table has such a column
+                fields.append((field.name, field.has_presence, *column))
+
+        def convert(value: Message) -> dict[str, Any]:
+            return {
+                name: None if presence and not value.HasField(name) else of(getattr(value, name))
+                for name, presence, _, of in fields
+            }
+
+        return pa.struct([(name, kind) for name, _, kind, _ in fields]), convert
+
+    def _field(self, field: FieldDescriptor, inside: tuple[str, ...]) -> _Column:
+        if field.message_type is not None and field.message_type.GetOptions().map_entry:
+            key, value = field.message_type.fields
+            key_type, of_key = self._single(key, inside)
+            value_type, of_value = self._single(value, inside)
+            if pa.types.is_struct(value_type) and not value_type.num_fields:
+                return pa.struct([]), _same
+            return (
+                pa.map_(key_type, value_type),
+                lambda found: [(of_key(key), of_value(found[key])) for key in found],
+            )
+        kind, of = self._single(field, inside)
+        if not field.is_repeated:
+            return kind, of
+        if pa.types.is_struct(kind) and not kind.num_fields:
+            return kind, of
+        return pa.list_(pa.field("element", kind)), lambda found: [of(one) for one in found]
+
+    def _single(self, field: FieldDescriptor, inside: tuple[str, ...]) -> _Column:
+        message = field.message_type
+        if message is None:
+            if field.enum_type is not None:
+                names = {number: one.name for number, one in field.enum_type.values_by_number.items()}
+                return pa.string(), lambda number: names.get(number, str(number))
+            return _SCALARS[field.type], _same
+        if field.type == _F.TYPE_GROUP:
+            self.bulk = False
+        name = message.full_name
+        if name == "google.protobuf.Timestamp":
+            return pa.timestamp("us", "UTC"), _microseconds
+        if name in _WRAPPERS:
+            kind, _ = self._single(message.fields[0], inside)
+            return kind, lambda found: found.value
+        if name == "google.protobuf.Duration":
+            self.bulk = False
+            return pa.int64(), _microseconds
+        if name in _JSON:
+            self.bulk = False
+            return pa.string(), _json
+        if name in inside:
+            self.bulk = False
+            return pa.binary(), lambda found: found.SerializeToString(deterministic=True)
+        return self.message(message, inside)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _microseconds(value: Any) -> int:
+    found = value.seconds * 10**6 + int(value.nanos / 1000)
+    if not -(2**63) <= found < 2**63:
+        raise ValueError("it has a timestamp or duration out of range")
+    return int(found)
+
+
+def _json(value: Message) -> str:
+    try:
+        return str(json_format.MessageToJson(value, indent=None))
+    except (json_format.Error, ValueError):
+        raise ValueError("it has a value that json doesn't know") from None
+
+
+def files_of(data: bytes) -> list[descriptor_pb2.FileDescriptorProto]:
+    """The files of a file descriptor set, as ``protoc --descriptor_set_out`` writes it. Raises ValueError."""
+    try:
+        files = list(descriptor_pb2.FileDescriptorSet.FromString(data).file)
+    except DecodeError:
+        files = []
+    if not files:
+        raise ValueError("the schema's file is no file descriptor set")
+    return files
+
+
+def descriptor_pool(files: Sequence[descriptor_pb2.FileDescriptorProto]) -> DescriptorPool:
+    """A pool of files, in any order, and of the well-known ones that they import. Raises ValueError."""
+    pool = DescriptorPool()
+    by_name = {one.name: one for one in files}
+    done: set[str] = set()
+
+    def add(name: str, depth: int) -> None:
+        if name in done:
+            return
+        done.add(name)
+        file = by_name.get(name)
+        if file is None:
+            if name not in _WELL_KNOWN:
+                raise ValueError(f"the schema imports a file that isn't there: name={name}")
+            file = descriptor_pb2.FileDescriptorProto()
+            module = importlib.import_module(name.removesuffix(".proto").replace("/", ".") + "_pb2")
+            module.DESCRIPTOR.CopyToProto(file)
+        if depth > _DEPTH_MAX:
+            raise ValueError(f"the schema's imports are nested too deep: depth_max={_DEPTH_MAX}")
+        for imported in file.dependency:
+            add(imported, depth + 1)
+        try:
+            pool.AddSerializedFile(file.SerializeToString())
+        except TypeError as error:
+            raise ValueError(f"the schema is no protobuf schema: {error}") from None
+
+    for one in files:
+        add(one.name, 0)
+    return pool
+
+
+def message_at(pool: DescriptorPool, file: str, indexes: Sequence[int]) -> Descriptor:
+    """The message of a file by its indexes, as Confluent's wire format has them. Raises ValueError."""
+    proto = descriptor_pb2.FileDescriptorProto()
+    pool.FindFileByName(file).CopyToProto(proto)
+    name, messages = proto.package, proto.message_type
+    for index in indexes:
+        if not 0 <= index < len(messages):
+            raise ValueError(f"its schema has no message at these indexes: indexes={list(indexes)}")
+        name = f"{name}.{messages[index].name}" if name else messages[index].name
+        messages = messages[index].nested_type
+    return pool.FindMessageTypeByName(name)
+
+
+def compile_files(sources: Mapping[str, str]) -> list[descriptor_pb2.FileDescriptorProto]:
+    """Descriptors of schemas by the names of their files: base64 of a descriptor, or .proto text.
+
+    Text is compiled by ``grpcio-tools`` where that is installed. Raises ValueError with the reason.
+    """
+    files, texts = [], {}
+    for name, source in sources.items():
+        try:
+            file = descriptor_pb2.FileDescriptorProto.FromString(base64.b64decode(source, validate=True))
+        except (binascii.Error, ValueError, DecodeError):
+            texts[name] = source
+        else:
+            file.name = name
+            files.append(file)
+    if not texts:
+        return files
+    if importlib.util.find_spec("grpc_tools") is None:
+        raise ValueError(
+            "the schema is .proto text, and nothing that compiles it is installed: pip install grpcio-tools"
+        )
+    return files + _compiled(texts, files)
+
+
+def _compiled(
+    texts: Mapping[str, str], others: Sequence[descriptor_pb2.FileDescriptorProto]
+) -> list[descriptor_pb2.FileDescriptorProto]:
+    from grpc_tools import protoc
+
+    include = Path(protoc.__file__).parent / "_proto"
+    with tempfile.TemporaryDirectory(prefix="penstock-protoc-") as folder:
+        root = Path(folder)
+        for name, text in texts.items():
+            path = root / "in" / name
+            if not path.resolve().is_relative_to((root / "in").resolve()):
+                raise ValueError(f"the schema has a file name that leads elsewhere: name={name}")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        known = root / "known"
+        known.write_bytes(descriptor_pb2.FileDescriptorSet(file=others).SerializeToString())
+        out = root / "out"
+        command = ["protoc", f"-I{root / 'in'}", f"-I{include}", f"--descriptor_set_out={out}"]
+        if others:
+            command.append(f"--descriptor_set_in={known}")
+        if protoc.main([*command, *texts]):
+            raise ValueError("the schema can't be compiled: see the lines of protoc above")
+        made = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
+    return list(made.file)

@@ -1,0 +1,229 @@
+"""Protobuf to Arrow: every type, bad bytes, and the bulk way held against the row-wise one."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import functools
+import os
+from decimal import Decimal
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from google.protobuf import descriptor_pb2, message_factory
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from penstock_iceberg_compactor.decode._decoder import Decoded
+from penstock_iceberg_compactor.decode._protobuf import (
+    ProtobufCodec,
+    compile_files,
+    descriptor_pool,
+    message_at,
+)
+from tests.arrow_text import visible
+
+_TEXT = """
+syntax = "proto3";
+package x;
+import "google/protobuf/timestamp.proto";
+import "google/protobuf/wrappers.proto";
+enum Color { NONE = 0; RED = 1; }
+message In { int32 a = 1; repeated string names = 2; message Deep { bool b = 1; } }
+message M {
+  int64 id = 1; string s = 2; bytes b = 3; double d = 4; float f = 5; bool ok = 6; Color color = 7;
+  In inner = 8; repeated In items = 9; map<string, int64> counts = 10; map<int32, In> ins = 11;
+  google.protobuf.Timestamp ts = 12; google.protobuf.StringValue w = 13; optional int32 opt = 14;
+  oneof one { string os = 15; int64 oi = 16; In om = 17; }
+  uint32 u32 = 18; uint64 u64 = 19; sint64 s64 = 20; fixed64 f64 = 21; repeated int32 nums = 22;
+  repeated Color colors = 23; In.Deep deep = 24; sfixed32 sf = 25; repeated google.protobuf.Timestamp times = 26;
+}
+"""
+_ODD = """
+syntax = "proto3";
+package y;
+import "google/protobuf/duration.proto";
+import "google/protobuf/struct.proto";
+import "google/protobuf/empty.proto";
+message Odd {
+  google.protobuf.Duration lasts = 1; google.protobuf.Struct any = 2; Odd next = 3; google.protobuf.Empty none = 4;
+}
+"""
+_TWO = """
+syntax = "proto2";
+package z;
+message Two { optional int32 a = 1 [default = 7]; optional string s = 2; repeated int32 l = 3; required bool r = 4; }
+"""
+
+
+@functools.cache
+def _message(text: str, *indexes: int) -> Any:
+    return message_at(descriptor_pool(compile_files({"t.proto": text})), "t.proto", indexes)
+
+
+@functools.cache
+def _codec(text: str, *indexes: int, row_wise: bool = False) -> ProtobufCodec:
+    return ProtobufCodec(_message(text, *indexes), row_wise=row_wise)
+
+
+def _decode(*items: bytes, row_wise: bool = False) -> Decoded:
+    return _codec(_TEXT, 1, row_wise=row_wise).decode(pa.array(items, pa.binary()))
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_each_type_has_its_arrow_type(row_wise: bool) -> None:
+    made = message_factory.GetMessageClass(_message(_TEXT, 1))()
+    made.id, made.s, made.b, made.d, made.f, made.ok, made.color = -5, "é", b"\xff", 0.1, 0.5, True, 1
+    made.inner.a = 1
+    made.items.add(names=["x"])
+    made.counts["k"] = 2
+    made.ins[3].a = 4
+    made.ts.seconds, made.ts.nanos = -1, 999_999_999
+    made.w.value = ""
+    made.opt = 0
+    made.oi = 6
+    made.u32, made.u64, made.s64, made.f64 = 2**32 - 1, 2**64 - 1, -1, 1
+    made.nums.append(7)
+    made.colors.append(9)
+    (row,) = _decode(made.SerializeToString(), row_wise=row_wise).rows.to_pylist()
+    assert row == {
+        "id": -5,
+        "s": "é",
+        "b": b"\xff",
+        "d": 0.1,
+        "f": 0.5,
+        "ok": True,
+        "color": "RED",
+        "inner": {"a": 1, "names": []},
+        "items": [{"a": 0, "names": ["x"]}],
+        "counts": [("k", 2)],
+        "ins": [(3, {"a": 4, "names": []})],
+        "ts": datetime.datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=datetime.UTC),
+        "w": "",
+        "opt": 0,
+        "os": None,
+        "oi": 6,
+        "om": None,
+        "u32": 2**32 - 1,
+        "u64": Decimal(2**64 - 1),
+        "s64": -1,
+        "f64": Decimal(1),
+        "nums": [7],
+        "colors": ["9"],
+        "deep": None,
+        "sf": 0,
+        "times": [],
+    }
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_an_empty_value_is_a_message_of_defaults(row_wise: bool) -> None:
+    (row,) = _decode(b"", row_wise=row_wise).rows.to_pylist()
+    assert (row["id"], row["s"], row["opt"], row["inner"], row["nums"]) == (0, "", None, None, [])
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+@pytest.mark.parametrize(
+    "item", [b"\x08", b"\x12\x05a", b"\x12\x01\xff", b"\x0b", b"\x00\x00", b"\x08" + b"\xff" * 11]
+)
+def test_bytes_that_are_no_message_fail(item: bytes, row_wise: bool) -> None:
+    decoded = _decode(*[b"\x08\x01"] * 20, item, *[b"\x08\x01"] * 20, row_wise=row_wise)
+    assert [(one.index, one.reason) for one in decoded.failures] == [(20, "it is no message of its schema")]
+    assert len(decoded.rows) == 40
+
+
+def test_what_tables_dont_have_is_told_in_what_they_have() -> None:
+    made = message_factory.GetMessageClass(_message(_ODD, 0))()
+    made.lasts.seconds = 2
+    made.any["k"] = [1, "x"]
+    made.next.lasts.seconds = 1
+    made.none.SetInParent()
+    decoded = _codec(_ODD, 0).decode(pa.array([made.SerializeToString()], pa.binary()))
+    assert decoded.rows.to_pylist() == [
+        {"lasts": 2_000_000, "any": '{"k": [1.0, "x"]}', "next": b"\n\x02\x08\x01"}
+    ]
+
+
+@pytest.mark.parametrize("row_wise", [False, True])
+def test_proto2_fields_that_arent_set_are_null(row_wise: bool) -> None:
+    codec = _codec(_TWO, 0, row_wise=row_wise)
+    assert codec.decode(pa.array([b"\x20\x01"], pa.binary())).rows.to_pylist() == [
+        {"a": None, "s": None, "l": [], "r": True}
+    ]
+
+
+def test_messages_are_found_by_their_indexes() -> None:
+    assert _message(_TEXT, 0, 0).full_name == "x.In.Deep"
+    with pytest.raises(ValueError, match=r"no message at these indexes: indexes=\[0, 1\]"):
+        _message(_TEXT, 0, 1)
+
+
+def test_schemas_are_text_or_descriptors_and_import_each_other() -> None:
+    base = 'syntax = "proto3"; package a; message Base { int32 x = 1; }'
+    (compiled,) = compile_files({"a/base.proto": base})
+    text = 'syntax = "proto3"; import "a/base.proto"; message Top { a.Base base = 1; }'
+    for source in (base, base64.b64encode(compiled.SerializeToString()).decode()):
+        files = compile_files({"a/base.proto": source, "top": text})
+        codec = ProtobufCodec(message_at(descriptor_pool(files), "top", [0]))
+        assert codec.type == pa.struct([("base", pa.struct([("x", pa.int32())]))])
+
+
+def test_a_file_that_isnt_there_is_named() -> None:
+    file = descriptor_pb2.FileDescriptorProto(name="t", dependency=["gone.proto"])
+    with pytest.raises(ValueError, match=r"imports a file that isn't there: name=gone\.proto"):
+        descriptor_pool([file])
+
+
+_SMALL = st.integers(-(2**31), 2**31 - 1)
+_LONG = st.integers(-(2**63), 2**63 - 1)
+_IN = st.fixed_dictionaries({}, optional={"a": _SMALL, "names": st.lists(st.text(max_size=2), max_size=2)})
+_TS = st.fixed_dictionaries(
+    {},
+    optional={"seconds": st.integers(-(2**40), 2**40) | _LONG, "nanos": st.integers(0, 10**9 - 1) | _SMALL},
+)
+_MESSAGES = st.fixed_dictionaries(
+    {},
+    optional={
+        "id": _LONG,
+        "s": st.text(max_size=3),
+        "b": st.binary(max_size=3),
+        "d": st.floats(allow_nan=False),
+        "f": st.floats(width=32, allow_nan=False),
+        "color": st.integers(-1, 3),
+        "inner": _IN,
+        "items": st.lists(_IN, max_size=2),
+        "counts": st.dictionaries(st.text(max_size=2), _LONG, max_size=2),
+        "ts": _TS,
+        "times": st.lists(_TS, max_size=2),
+        "w": st.fixed_dictionaries({"value": st.text(max_size=2)}),
+        "opt": _SMALL,
+        "os": st.text(max_size=2),
+        "oi": _LONG,
+        "u32": st.integers(0, 2**32 - 1),
+        "u64": st.integers(0, 2**64 - 1),
+        "s64": _LONG,
+        "nums": st.lists(_SMALL, max_size=3),
+        "colors": st.lists(st.integers(0, 3), max_size=3),
+        "sf": _SMALL,
+    },
+)
+
+
+@given(data=st.data())
+@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
+def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> None:
+    kind = message_factory.GetMessageClass(_message(_TEXT, 1))
+    good = _MESSAGES.map(lambda values: kind(**values).SerializeToString(deterministic=True))
+    cut = st.tuples(good, st.integers(1, 3)).map(lambda one: one[0][: -one[1]])
+    changed = st.tuples(good, st.integers(0, 30), st.integers(0, 255)).map(
+        lambda one: one[0][: one[1]] + bytes([one[2]]) + one[0][one[1] + 1 :]
+    )
+    twice = st.tuples(good, good).map(b"".join)  # messages merge
+    bad = st.one_of(cut, changed, twice, st.binary(max_size=4))
+    items = data.draw(st.lists(st.one_of(good, good, bad), max_size=30))
+    got, wanted = _decode(*items), _decode(*items, row_wise=True)
+    assert got.failures == wanted.failures
+    assert got.rows.type == wanted.rows.type
+    assert visible(got.rows) == visible(wanted.rows)
+    assert got.indices.equals(wanted.indices)
+    got.rows.validate(full=True)

@@ -1,0 +1,19 @@
+"""Arrow arrays as text, to compare them by what can be seen of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def visible(array: Any) -> Any:
+    """All that can be seen of an array: what null structs hide differs, and NaN isn't equal to itself."""
+    if pa.types.is_struct(array.type):
+        return [str(array.is_valid()), *map(visible, array.flatten())]
+    if pa.types.is_map(array.type):
+        array = array.cast(pa.list_(pa.struct([("k", array.type.key_type), ("v", array.type.item_type)])))
+    if pa.types.is_list(array.type):
+        return [str(pc.list_value_length(array)), visible(array.flatten())]
+    return str(array)
