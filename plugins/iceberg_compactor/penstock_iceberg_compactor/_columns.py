@@ -1,0 +1,110 @@
+"""Records as Arrow columns: those that every table has, and the rows of a raw table."""
+
+from __future__ import annotations
+
+__all__ = ("RAW_SCHEMA", "SYSTEM", "SYSTEM_SCHEMA", "binary_array", "raw_rows", "system_column")
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.schema import Schema
+from pyiceberg.types import (
+    BinaryType,
+    IntegerType,
+    ListType,
+    LongType,
+    NestedField,
+    StringType,
+    StructType,
+    TimestamptzType,
+)
+
+from penstock.spi.lake import BinaryColumn, LakeRecords
+
+#: The column of what Kafka says of a record, in tables that aren't raw.
+SYSTEM = "_kafka"
+#: 31 December 9999; a producer may write any number, and readers fail for those beyond.
+_TIMESTAMP_MAX_MS = 253_402_300_799_999
+
+
+def _headers(ids: int, name: BinaryType | StringType) -> ListType:
+    header = StructType(
+        NestedField(ids + 1, "name", name, required=True), NestedField(ids + 2, "value", BinaryType())
+    )
+    return ListType(ids, header, element_required=True)
+
+
+#: The ids are given anew when the table is made.
+RAW_SCHEMA = Schema(
+    NestedField(1, "partition", IntegerType(), required=True),
+    NestedField(2, "offset", LongType(), required=True),
+    NestedField(3, "timestamp", TimestamptzType()),
+    NestedField(4, "key", BinaryType()),
+    NestedField(5, "value", BinaryType()),
+    NestedField(6, "headers", _headers(7, BinaryType())),
+)
+SYSTEM_SCHEMA = Schema(
+    NestedField(
+        1,
+        SYSTEM,
+        StructType(
+            NestedField(2, "partition", IntegerType(), required=True),
+            NestedField(3, "offset", LongType(), required=True),
+            NestedField(4, "timestamp", TimestamptzType()),
+            NestedField(5, "key", BinaryType()),
+            NestedField(6, "headers", _headers(7, StringType())),
+        ),
+    ),
+)
+
+
+def binary_array(column: BinaryColumn) -> pa.Array:
+    """The column, without a copy."""
+    buffers = (column.valid, column.offsets, column.data)
+    return pa.Array.from_buffers(
+        pa.binary(), len(column), [None if buffer is None else pa.py_buffer(buffer) for buffer in buffers]
+    )
+
+
+def raw_rows(records: LakeRecords) -> pa.Table:
+    """The rows of a raw table: whatever the bytes are, they stay."""
+    columns = _common(records, as_text=False)
+    columns["value"] = binary_array(records.values)
+    return pa.table({field.name: columns[field.name] for field in RAW_SCHEMA.fields})
+
+
+def system_column(records: LakeRecords, rows: Sequence[int] | pa.Array | None = None) -> pa.Array:
+    """The struct of system columns, of all records or of those with these indices, in this order."""
+    columns = _common(records, as_text=True)
+    struct = pa.StructArray.from_arrays(list(columns.values()), names=list(columns))
+    return struct if rows is None else struct.take(pa.array(rows, pa.int64()))
+
+
+def _common(records: LakeRecords, *, as_text: bool) -> dict[str, pa.Array]:
+    count = len(records)
+    timestamps = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(records.timestamps)])
+    known = pc.and_(pc.greater_equal(timestamps, 0), pc.less_equal(timestamps, _TIMESTAMP_MAX_MS))
+    micros = pc.multiply(pc.if_else(known, timestamps, pa.scalar(None, pa.int64())), 1000)
+    names = binary_array(records.headers.names)
+    if as_text:
+        names = _text(names)
+    header = pa.StructArray.from_arrays(
+        [names, binary_array(records.headers.values)], names=["name", "value"]
+    )
+    starts = pa.Array.from_buffers(pa.int32(), count + 1, [None, pa.py_buffer(records.headers.starts)])
+    return {
+        "partition": pa.repeat(pa.scalar(records.partition, pa.int32()), count),
+        "offset": pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(records.offsets)]),
+        "timestamp": micros.cast(pa.timestamp("us", "UTC")),
+        "key": binary_array(records.keys),
+        "headers": pa.ListArray.from_arrays(starts, header),
+    }
+
+
+def _text(names: pa.Array) -> pa.Array:
+    """Names of headers as strings; what isn't UTF-8 in them is replaced."""
+    try:
+        return names.cast(pa.string())
+    except pa.ArrowInvalid:
+        return pa.array([name.decode(errors="replace") for name in names.to_pylist()], pa.string())

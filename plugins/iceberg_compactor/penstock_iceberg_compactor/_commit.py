@@ -1,0 +1,225 @@
+"""One commit: a new snapshot with its stamp, by compare-and-swap on the head of the main branch, tried once.
+
+pyiceberg's own ``append`` tries again by itself when somebody was faster, which would write the same offsets twice.
+Here nothing is tried again that wasn't looked at: a commit that lost, or of which the reply was lost, is looked up by
+its snapshot id.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Commit", "Landed", "LostError", "UnknownError")
+
+import contextlib
+import uuid
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
+from pyiceberg.table import Table
+from pyiceberg.table.snapshots import Operation, Summary
+from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetPropertiesUpdate, TableUpdate
+from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
+
+from penstock_iceberg_compactor._stamp import Stamp
+
+
+class LostError(Exception):
+    """Somebody else committed first; this commit didn't happen, and never will."""
+
+
+class UnknownError(Exception):
+    """Whether the commit happened can't be found out for now."""
+
+
+class Landed(NamedTuple):
+    """A commit that happened."""
+
+    snapshot_id: int
+    files: int
+    rows: int
+    size_bytes: int
+
+
+class _Snapshot(_MergeAppendFiles):
+    """A snapshot that adds files, and takes others out.
+
+    pyiceberg's overwrite never merges manifests and keeps those that hold nothing any more: waits for
+    https://github.com/apache/iceberg-python/issues/270.
+    """
+
+    merge_all = False
+
+    def taking(self, files: Iterable[DataFile]) -> None:
+        """Take these files out."""
+        for file in files:
+            self.delete_data_file(file)
+        self._taken = {file.file_path for file in self._deleted_data_files}
+        self._gone: list[ManifestEntry] = []
+        self._kept: list[ManifestFile] = []
+        self._plan()
+
+    def _plan(self) -> None:
+        for manifest in super()._existing_manifests():
+            if not (manifest.has_added_files() or manifest.has_existing_files()):
+                continue
+            if not self._taken or manifest.content != ManifestContent.DATA:
+                self._kept.append(manifest)
+                continue
+            entries = self.fetch_manifest_entry(manifest)
+            out = [entry for entry in entries if entry.data_file.file_path in self._taken]
+            if not out:
+                self._kept.append(manifest)
+                continue
+            self._gone += (self._with(entry, ManifestEntryStatus.DELETED) for entry in out)
+            if len(out) < len(entries):
+                with self.new_manifest_writer(self.spec(manifest.partition_spec_id)) as writer:
+                    for entry in entries:
+                        if entry.data_file.file_path not in self._taken:
+                            writer.add_entry(self._with(entry, ManifestEntryStatus.EXISTING))
+                self._kept.append(writer.to_manifest_file())
+        missing = self._taken - {entry.data_file.file_path for entry in self._gone}
+        if missing:
+            raise LostError(f"a file that was rewritten is gone: file={min(missing)}")
+
+    def _with(self, entry: ManifestEntry, status: ManifestEntryStatus) -> ManifestEntry:
+        deleted = status == ManifestEntryStatus.DELETED
+        return ManifestEntry.from_args(
+            status=status,
+            snapshot_id=self._snapshot_id if deleted else entry.snapshot_id,
+            sequence_number=entry.sequence_number,
+            file_sequence_number=entry.file_sequence_number,
+            data_file=entry.data_file,
+        )
+
+    def _existing_manifests(self) -> list[ManifestFile]:
+        return self._kept
+
+    def _deleted_entries(self) -> list[ManifestEntry]:
+        return self._gone
+
+    def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
+        if not self.merge_all:
+            return super()._process_manifests(manifests)
+        data = [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]
+        others = [manifest for manifest in manifests if manifest.content != ManifestContent.DATA]
+        merged: list[ManifestFile] = self._merger().merge_manifests(data)
+        return merged + others
+
+    def _merger(self) -> Any:
+        return _ManifestMergeManager(
+            target_size_bytes=self._target_size_bytes,
+            min_count_to_merge=2,
+            merge_enabled=True,
+            snapshot_producer=self,
+        )
+
+    def _summary(self, snapshot_properties: dict[str, str] = {}) -> Summary:  # noqa: B006 - as its base has it
+        summary = super()._summary(snapshot_properties)
+        if self.replaces:
+            summary.operation = Operation.REPLACE  # the base refuses to count for it
+        return summary
+
+    replaces = False
+
+
+class Commit:
+    """A commit on the table as it was loaded; made, sent once, and forgotten. Blocking."""
+
+    def __init__(
+        self,
+        table: Table,
+        stamp: Stamp,
+        *,
+        added: Sequence[DataFile] = (),
+        taken: Sequence[DataFile] = (),
+        replaces: bool = False,
+        merge_all: bool = False,
+        number: int = 0,
+        updates: Sequence[TableUpdate] = (),
+    ) -> None:
+        """Plan it, and write its manifests. ``replaces`` says that rows stay as they are."""
+        self._table = table
+        self._added = added
+        transaction = table.transaction()
+        self._snapshot = _Snapshot(
+            operation=Operation.OVERWRITE if taken else Operation.APPEND,
+            transaction=transaction,
+            io=table.io,
+            commit_uuid=commit_uuid(stamp.life, number),
+            snapshot_properties=stamp.properties(),
+        )
+        self._snapshot.replaces = replaces
+        self._snapshot.merge_all = merge_all
+        try:
+            self._snapshot.taking(taken)
+            for file in added:
+                self._snapshot.append_data_file(file)
+            changes, requirements = self._snapshot._commit()
+        except BaseException:
+            self.drop()
+            raise
+        copy = SetPropertiesUpdate(updates=stamp.table_properties(self._snapshot.snapshot_id))
+        self._updates = (*updates, *changes, copy)
+        self._requirements = (*requirements, AssertTableUUID(uuid=table.metadata.table_uuid))
+
+    def send(self) -> Landed:
+        """Send it; the table's metadata are then the new ones.
+
+        Raises LostError, after which nothing is left of it, and UnknownError, after which everything is.
+        """
+        try:
+            self._table._do_commit(self._updates, self._requirements)
+        except CommitFailedException as error:
+            # A proxy, or the catalog, may have tried twice: then the second try lost to the first.
+            if self._landed():
+                return self._result()
+            self.drop()
+            raise LostError(str(error)) from error
+        except Exception as error:
+            if self._landed(error):
+                return self._result()
+            # It isn't there now. It may still be on its way to a server, so its files have to stay.
+            raise UnknownError(str(error)) from error
+        return self._result()
+
+    def drop(self) -> None:
+        """Remove the manifests of a commit that wasn't sent, or lost."""
+        with contextlib.suppress(
+            Exception
+        ):  # what is left has the life in its name and is found by the next owner
+            self._snapshot._clean_all_uncommitted()
+
+    def _landed(self, cause: Exception | None = None) -> bool:
+        try:
+            self._table.refresh()
+        except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known now
+            raise UnknownError(str(cause or error)) from (cause or error)
+        return self._table.metadata.snapshot_by_id(self._snapshot.snapshot_id) is not None
+
+    def _result(self) -> Landed:
+        return Landed(
+            self._snapshot.snapshot_id,
+            len(self._added),
+            sum(file.record_count for file in self._added),
+            sum(file.file_size_in_bytes for file in self._added),
+        )
+
+
+def commit_uuid(life: str, number: int) -> uuid.UUID:
+    """The UUID in the names of a commit's manifests: the life of its owner in front, a number after it."""
+    return uuid.UUID(hex=(life or uuid.uuid4().hex)[:20] + f"{number:012x}")
+
+
+def head_of(table: Table) -> int | None:
+    """The head of the main branch."""
+    snapshot = table.metadata.current_snapshot()
+    return None if snapshot is None else snapshot.snapshot_id
+
+
+def guarded(table: Table) -> tuple[AssertRefSnapshotId, AssertTableUUID]:
+    """Requirements for changes without a snapshot: nobody committed since the table was loaded."""
+    return (
+        AssertRefSnapshotId.model_validate({"ref": "main", "snapshot-id": head_of(table)}),
+        AssertTableUUID(uuid=table.metadata.table_uuid),
+    )

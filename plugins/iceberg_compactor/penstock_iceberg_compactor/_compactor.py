@@ -1,0 +1,152 @@
+"""The compactor: a catalog that is open, and the tables in it."""
+
+from __future__ import annotations
+
+__all__ = ("IcebergCompactor",)
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+
+import anyio
+from pyiceberg.catalog import Catalog, load_catalog
+from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchNamespaceError
+
+from penstock.errors import ConfigError
+from penstock.files import make_directories
+from penstock.spi import Services
+from penstock.spi.lake import LakeCompactorCapabilities, LakeTable, LakeTopic
+from penstock.threads import run_in_thread
+from penstock_iceberg_compactor._configs import TableConfigs
+from penstock_iceberg_compactor._errors import Secrets, translated
+from penstock_iceberg_compactor._open import CAPABILITIES
+from penstock_iceberg_compactor._place import Place
+from penstock_iceberg_compactor._settings import Settings
+
+
+class IcebergCompactor:
+    """Keeps the contract :class:`penstock.spi.lake.LakeCompactor`."""
+
+    def __init__(self, place: Place, location: str) -> None:
+        self._place = place
+        self._location = location
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings, services: Services) -> AsyncIterator[IcebergCompactor]:
+        """Load the catalog, and make the namespace."""
+        properties, location = catalog_properties(settings, services)
+        secrets = Secrets(properties)
+
+        def load() -> Catalog:
+            with translated("opening the catalog", secrets, catalog=settings.catalog_name):
+                catalog = _load(settings.catalog_name, properties, secrets)
+                if not services.read_only:
+                    _make_namespace(catalog, settings.namespace)
+                return catalog
+
+        limiter = anyio.CapacityLimiter(settings.threads)
+        catalog = await run_in_thread(load, limiter=limiter)
+        place = Place(
+            catalog=catalog,
+            namespace=settings.namespace,
+            secrets=secrets,
+            settings=settings,
+            services=services,
+            limiter=limiter,
+        )
+        try:
+            yield cls(place, secrets.hide(location))
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_in_thread(catalog.close, limiter=limiter)
+
+    @property
+    def capabilities(self) -> LakeCompactorCapabilities:
+        """Maintains tables, which several hosts may share."""
+        return CAPABILITIES
+
+    @property
+    def catalog(self) -> Catalog:
+        """Where tables are found by name."""
+        return self._place.catalog
+
+    @property
+    def location(self) -> str:
+        """Catalog and warehouse."""
+        return self._location
+
+    def watch(self, step: Callable[[str], None]) -> None:
+        """Have ``step(name)`` called after each thing that is done on a medium."""
+        self._place.step = step
+
+    def open_table(self, topic: LakeTopic, epoch: int) -> AbstractAsyncContextManager[LakeTable]:
+        """The table, fenced for whoever has it open with a lower epoch."""
+        from penstock_iceberg_compactor._table import opened_table
+
+        return opened_table(self._place, topic, TableConfigs.of(topic.configs), epoch)
+
+    async def tables(self) -> Sequence[str]:
+        """The names of all tables in the namespace."""
+        catalog, namespace = self._place.catalog, self._place.namespace
+
+        def names() -> list[str]:
+            try:
+                return sorted(name[-1] for name in catalog.list_tables(namespace))
+            except NoSuchNamespaceError:
+                return []
+
+        return await self._place.run("listing the tables", names, namespace=namespace)
+
+
+def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str, str], str]:
+    """What pyiceberg is given, and where that is, for people.
+
+    Local directories of it are made, relative ones below the data directory.
+    """
+    given = dict(settings.catalog)
+    warehouse = settings.warehouse
+    remote = "://" in warehouse
+    if not remote:
+        path = services.data_dir / warehouse
+        warehouse = path.absolute().as_uri()
+    default = settings.warehouse == type(settings).model_fields["warehouse"].default
+    if not given:
+        file = services.data_dir / "lake" / "catalog.db"
+        if not services.read_only:
+            make_directories(file.parent, services.access)
+        given = {"type": "sql", "uri": f"sqlite:///{file.absolute()}"}
+    decides_itself = given.get("type") == "rest" and default
+    if "warehouse" not in given and not decides_itself:
+        if not remote and not services.read_only:
+            make_directories(Path(services.data_dir / settings.warehouse), services.access)
+        given["warehouse"] = warehouse
+    given.setdefault("py-io-impl", "penstock_iceberg_compactor._io.WarehouseIO")
+    where = f"{given.get('uri') or given.get('type')} {given.get('warehouse', '')}".strip()
+    return given, where
+
+
+def _load(name: str, properties: Mapping[str, str], secrets: Secrets) -> Catalog:
+    try:
+        return load_catalog(name, **properties)
+    except (ValueError, KeyError, ModuleNotFoundError) as error:
+        raise ConfigError(
+            f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
+            f"cause={secrets.hide(' '.join(str(error).split()))}"
+        ) from None
+    except Exception as error:
+        # pyiceberg's own classes for what is missing in the properties have no base in common
+        if type(error).__name__ not in ("NoSuchPropertyException", "NotInstalledError", "ValidationError"):
+            raise
+        raise ConfigError(
+            f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
+            f"cause={secrets.hide(' '.join(str(error).split()))}"
+        ) from None
+
+
+def _make_namespace(catalog: Catalog, namespace: str) -> None:
+    if not catalog.namespace_exists(namespace):
+        try:
+            catalog.create_namespace(namespace)
+        except NamespaceAlreadyExistsError:
+            return  # another host was faster

@@ -1,0 +1,86 @@
+"""Errors of catalogs, stores and libraries, as Penstock's: one sentence, and no secret in it."""
+
+from __future__ import annotations
+
+__all__ = ("Secrets", "translated")
+
+import errno
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from pyiceberg.exceptions import (
+    CommitFailedException,
+    ForbiddenError,
+    NoSuchNamespaceError,
+    NoSuchTableError,
+    RESTError,
+    UnauthorizedError,
+)
+from requests.exceptions import RequestException
+from sqlalchemy.exc import SQLAlchemyError
+
+from penstock.errors import ConflictError, CorruptError, NotFoundError, PenstockError, UnavailableError
+
+_SECRET_KEY = re.compile(r"secret|password|token|credential|key", re.IGNORECASE)
+#: Errors of clouds' SDKs come from these, in classes that have no base in common.
+_CLOUDS = ("aiobotocore", "aiohttp", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs")
+
+
+class Secrets:
+    """Takes passwords and keys out of texts."""
+
+    def __init__(self, properties: Mapping[str, str]) -> None:
+        found = {value for key, value in properties.items() if _SECRET_KEY.search(key)}
+        for value in properties.values():
+            found.update(re.findall(r"://[^/@:]*:([^/@]+)@", value))
+        self._found = sorted((one for one in found if len(one) > 3), key=len, reverse=True)
+
+    def hide(self, text: str) -> str:
+        """The text with ``***`` for each of them."""
+        for secret in self._found:
+            text = text.replace(secret, "***")
+        return text
+
+
+@contextmanager
+def translated(what: str, secrets: Secrets, **places: object) -> Iterator[None]:
+    """Raise errors from outside as Penstock's; ``what`` was to be done, and ``places`` are the values for the end.
+
+    Bugs pass as they are.
+    """
+    try:
+        yield
+    except PenstockError:
+        raise
+    except Exception as error:
+        kind = _kind(error)
+        if kind is None:
+            raise
+        why, known = kind
+        cause = secrets.hide(" ".join(str(error).split()))[:300] or type(error).__name__
+        where = "".join(f" {key}={value}" for key, value in places.items())
+        raise known(
+            f"{what} failed, {why}:{where} cause={cause}"
+        ) from None  # of the cause secrets weren't taken out
+
+
+def _kind(error: Exception) -> tuple[str, type[PenstockError]] | None:
+    """What to say, and the class; None for what isn't from outside."""
+    if isinstance(error, CommitFailedException):
+        return "somebody else changed the table meanwhile", ConflictError
+    if isinstance(error, NoSuchTableError | NoSuchNamespaceError):
+        return "there is no such table", NotFoundError
+    if isinstance(error, UnauthorizedError | ForbiddenError):
+        return "the catalog refuses these credentials", UnavailableError
+    if isinstance(error, RESTError | RequestException | SQLAlchemyError):
+        return "the catalog can't be used for now", UnavailableError
+    if isinstance(error, FileNotFoundError):
+        return "a file of the table is gone", CorruptError
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return "the warehouse is full, make room", UnavailableError
+        return "the warehouse can't be used for now", UnavailableError
+    if type(error).__module__.partition(".")[0] in _CLOUDS:
+        return "the warehouse can't be used for now", UnavailableError
+    return None

@@ -1,0 +1,108 @@
+"""Files of the warehouse, on fsspec: as pyiceberg has them, but durable on local disks, and they can be listed."""
+
+from __future__ import annotations
+
+__all__ = ("WarehouseIO", "listed", "remove")
+
+import contextlib
+import io
+import os
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple, cast
+from urllib.parse import urlparse
+
+from fsspec.implementations.local import LocalFileSystem
+from pyiceberg.io import FileIO
+from pyiceberg.io.fsspec import FsspecFileIO
+from pyiceberg.typedef import EMPTY_DICT, Properties
+
+
+class _SyncedFile(io.BufferedWriter):
+    """A local file that is on the disk once it is closed, with its name."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(io.FileIO(path, "wb"))
+        self._directory = os.path.dirname(path)
+
+    def close(self) -> None:
+        """Sync the file, close it, and sync its directory."""
+        if self.closed:
+            return
+        self.flush()
+        os.fsync(self.fileno())
+        super().close()
+        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+
+class _SyncedFileSystem(LocalFileSystem):  # type: ignore[misc] # fsspec has no types
+    cachable = False
+
+    def _open(self, path: str, mode: str = "rb", block_size: Any = None, **kwargs: Any) -> Any:
+        if mode != "wb":
+            return super()._open(path, mode, block_size, **kwargs)
+        path = self._strip_protocol(path)
+        self.makedirs(self._parent(path), exist_ok=True)
+        return _SyncedFile(path)
+
+
+class WarehouseIO(FsspecFileIO):
+    """What pyiceberg reads and writes files with; its property ``py-io-impl`` names this class."""
+
+    def __init__(self, properties: Properties = EMPTY_DICT) -> None:
+        super().__init__(properties)
+        for scheme in ("", "file"):
+            self._scheme_to_fs[scheme] = _local
+
+
+def _local(_: Properties) -> _SyncedFileSystem:
+    return _SyncedFileSystem(auto_mkdir=True)
+
+
+class Listed(NamedTuple):
+    """A file that is there."""
+
+    location: str
+    size: int
+    #: Seconds since the epoch; None where the store doesn't say.
+    modified: float | None
+
+
+def listed(io: FileIO, folder: str, prefix: str = "") -> Iterator[Listed]:
+    """The files below ``folder`` whose names begin with ``prefix``; none if there is no folder.
+
+    With a prefix a store may look only at what is right in the folder, which takes it one request.
+    """
+    place = urlparse(folder)
+    fs = cast(FsspecFileIO, io)._get_fs_from_uri(place, folder)
+    root = fs._strip_protocol(folder).rstrip("/")
+    more = {"prefix": prefix} if prefix else {}
+    found: dict[str, dict[str, Any]] = fs.find(root, detail=True, **more)
+    for path, info in sorted(found.items()):
+        if path.rpartition("/")[2].startswith(prefix):
+            size = info.get("size") or info.get("Size") or 0
+            yield Listed(folder.rstrip("/") + path[len(root) :], int(size), _modified(info))
+
+
+def _modified(info: dict[str, Any]) -> float | None:
+    for key in ("mtime", "LastModified", "last_modified", "updated"):
+        value = info.get(key)
+        if isinstance(value, int | float):
+            return float(value)
+        if value is not None:
+            with contextlib.suppress(AttributeError):
+                return float(value.timestamp())
+    return None
+
+
+def remove(io: FileIO, locations: Iterable[str]) -> int:
+    """Remove files, and return how many there were; one that is gone already is no fault."""
+    removed = 0
+    for location in locations:
+        with contextlib.suppress(FileNotFoundError):
+            io.delete(location)
+            removed += 1
+    return removed

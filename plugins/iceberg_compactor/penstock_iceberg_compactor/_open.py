@@ -1,0 +1,41 @@
+"""Opening the plugin: what it needs is imported here, so that a Penstock without the extra starts as fast as ever."""
+
+from __future__ import annotations
+
+__all__ = ("CAPABILITIES", "open_compactor", "watch")
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+from penstock.errors import PluginError
+from penstock.spi import Services
+from penstock.spi.lake import LakeCompactor, LakeCompactorCapabilities
+from penstock_iceberg_compactor._settings import Settings
+
+CAPABILITIES = LakeCompactorCapabilities(maintains=True, shareable=True)
+
+
+@asynccontextmanager
+async def open_compactor(settings: Settings, services: Services) -> AsyncIterator[LakeCompactor]:
+    """Open the catalog.
+
+    Raises PluginError if a library is missing, ConfigError for properties that can't be right, UnavailableError if
+    the catalog doesn't answer.
+    """
+    try:
+        from penstock_iceberg_compactor._compactor import IcebergCompactor
+    except ImportError as error:
+        raise PluginError(
+            f"iceberg_compactor needs libraries that aren't installed, run pip install 'penstock[iceberg]': "
+            f"missing={error.name}"
+        ) from error
+    async with IcebergCompactor.opened(settings, services) as compactor:
+        yield compactor
+
+
+def watch(compactor: LakeCompactor, step: Callable[[str], None]) -> None:
+    """Have ``step`` called after each thing that is done on a medium."""
+    from penstock_iceberg_compactor._compactor import IcebergCompactor
+
+    assert isinstance(compactor, IcebergCompactor)
+    compactor.watch(step)

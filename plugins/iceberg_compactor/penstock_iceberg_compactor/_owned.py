@@ -1,0 +1,361 @@
+"""A table with an owner: opened with an epoch that fences others, written and committed under its stamp. Blocking."""
+
+from __future__ import annotations
+
+__all__ = ("OwnedTable",)
+
+import contextlib
+import itertools
+import logging
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import pyarrow as pa
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.manifest import DataFile
+from pyiceberg.schema import Schema
+from pyiceberg.table import FileScanTask, Table
+
+from penstock.errors import (
+    ConflictError,
+    FencedError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+    again,
+    kept,
+)
+from penstock.spi.lake import LakeRecord, LakeTopic
+from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
+from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, head_of
+from penstock_iceberg_compactor._configs import TableConfigs
+from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted
+from penstock_iceberg_compactor._io import listed, remove
+from penstock_iceberg_compactor._place import Place
+from penstock_iceberg_compactor._reading import OPERATION
+from penstock_iceberg_compactor._schema import change_shape, creation_properties, order_of, shape_of, spec_of
+from penstock_iceberg_compactor._stamp import Stamp, newest_stamp
+from penstock_iceberg_compactor._upsert import collapsed, upserted
+
+logger = logging.getLogger("penstock.lake.iceberg")
+
+#: Another writer may be faster so often, then the kernel opens the table again.
+_TRIES_MAX = 10
+
+
+class OwnedTable:
+    """The life of one opening: loaded metadata, the stamp that holds, and files that wait for their commit."""
+
+    def __init__(
+        self, place: Place, topic: LakeTopic, configs: TableConfigs, table: Table, epoch: int
+    ) -> None:
+        self._place = place
+        self._topic = topic
+        self._configs = configs
+        self._epoch = epoch
+        self.table = table
+        self.stamp = self._stamp_now()
+        #: Whether this opening has a life of its own.
+        self._claimed = False
+        #: Files of this life so far, as a number.
+        self._files = 0
+        self._pending: list[DataFile] = []
+        self._commits = itertools.count()
+        self._fault: PenstockError | None = None
+        self._outcome_known = True
+
+    @property
+    def name(self) -> str:
+        """Without the namespace."""
+        return self.table.name()[-1]
+
+    @classmethod
+    def open(
+        cls,
+        place: Place,
+        topic: LakeTopic,
+        configs: TableConfigs,
+        name: str,
+        epoch: int,
+        schema: Schema | None = None,
+    ) -> OwnedTable:
+        """Load the table, or make it with ``schema``; fence lower epochs, and remove what they left."""
+        identifier = (*place.namespace.split("."), name)
+        try:
+            table = place.catalog.load_table(identifier)
+        except NoSuchTableError:
+            if not epoch:
+                raise NotFoundError(f"there is no such table: table={name}") from None
+            table = _make(place, topic, configs, identifier, schema)
+        owned = cls(place, topic, configs, table, epoch)
+        if epoch:
+            owned._claim()
+        return owned
+
+    # what holds
+
+    def _stamp_now(self) -> Stamp:
+        metadata = self.table.metadata
+        stamp = newest_stamp(metadata.snapshots, head_of(self.table), metadata.properties, self.name)  # type: ignore[arg-type]
+        if stamp.topic_id != self._topic.topic_id:
+            raise ConflictError(
+                f"the table belongs to another topic, or to a former one of this name: choose another name "
+                f"with penstock.lake.table, or drop the table: table={self.name} topic={stamp.topic} "
+                f"topic_id={stamp.topic_id}"
+            )
+        if self._epoch and stamp.epoch > self._epoch:
+            raise FencedError(
+                f"somebody else owns the table now: table={self.name} epoch={self._epoch} owner={stamp.epoch}"
+            )
+        return stamp
+
+    def check_owner(self) -> None:
+        """Raise what made this opening useless, or InvalidRequestError if it is one to look only."""
+        if not self._epoch:
+            raise InvalidRequestError(f"the table is open to look at it only: table={self.name}")
+        if self._fault is not None:
+            raise again(self._fault)
+
+    # opening
+
+    def _claim(self) -> None:
+        """Fence lower epochs, and whatever an earlier opening of this one left on its way."""
+        if self.stamp.epoch < self._epoch or self._leftovers(self.stamp):
+            self._begin_life()
+        # Else the same owner opens it again, perhaps only to find that it can't go on: no snapshot for that.
+
+    def _begin_life(self) -> None:
+        """Claim the table with a name of one's own for files.
+
+        The name is in the table before the first file is there, so that whoever comes next finds them; and each
+        opening has another, so that no file is ever written twice.
+        """
+        for _ in range(_TRIES_MAX):
+            before = self.stamp
+            stamp = replace(before, epoch=self._epoch, life=new_life(self._epoch), files=0)
+            try:
+                Commit(self.table, stamp, number=next(self._commits)).send()
+            except LostError:
+                self.table.refresh()
+                self.stamp = self._stamp_now()
+                if self.stamp.epoch == self._epoch and self.stamp != before:
+                    raise self._opened_again() from None
+                continue
+            except UnknownError as error:
+                raise self._unknown("the table was claimed", error) from None
+            self.stamp = stamp
+            self._claimed = True
+            self._place.step("table claimed")
+            # Nothing of an earlier life can be committed from here on, so what it left can go.
+            with contextlib.suppress(OSError):
+                self._remove(self._leftovers(before))
+            return
+        raise self._too_many()
+
+    def _leftovers(self, stamp: Stamp) -> list[str]:
+        """Files that the life of ``stamp`` wrote for commits that didn't happen."""
+        if not stamp.life:
+            return []
+        found = []
+        for file in listed(self.table.io, self.table.location_provider().data_path, stamp.life):
+            number = file.location.rpartition("-")[2].partition(".")[0]
+            if number.isdecimal() and int(number) >= stamp.files:
+                found.append(file.location)
+        return found
+
+    # writing
+
+    def _location(self) -> str:
+        number, self._files = self._files, self._files + 1
+        return f"{self.table.location_provider().data_path}/{self.stamp.life}-{number:06d}.parquet"
+
+    def write(self, rows: Sequence[pa.Table]) -> None:
+        """Write rows into files for the next commit."""
+        if not self._claimed:
+            self._begin_life()
+        writer = FileWriter(self.table, self._location)
+        wanted = writer.columns
+        made = writer.write(pa.concat_tables([fitted(part, wanted) for part in rows]))
+        self._pending += made
+        self._place.step("files written")
+
+    # committing
+
+    def commit(self, positions: Mapping[int, int]) -> Landed:
+        """Make pending files visible with these positions; others stay."""
+
+        def plan() -> tuple[Stamp, Commit]:
+            stamp = replace(self.stamp, files=self._files, positions={**self.stamp.positions, **positions})
+            return stamp, Commit(self.table, stamp, added=self._pending, number=next(self._commits))
+
+        return self._commit(plan)
+
+    def upsert(self, positions: Mapping[int, int], batch: pa.Table) -> Landed:
+        """Make one row a key (marked by OPERATION) take the place of what is there, with these positions."""
+
+        def plan() -> tuple[Stamp, Commit]:
+            self._drop()  # of an attempt on an older snapshot
+            taken = upserted(self.table, batch, self._configs.key_columns, self.write)
+            stamp = replace(self.stamp, files=self._files, positions={**self.stamp.positions, **positions})
+            commit = Commit(self.table, stamp, added=self._pending, taken=taken, number=next(self._commits))
+            return stamp, commit
+
+        return self._commit(plan)
+
+    def collapsed(self, rows: Sequence[pa.Table]) -> pa.Table:
+        """The last row of each key, under the present columns and OPERATION."""
+        wanted = self.columns.append(pa.field(OPERATION, pa.bool_()))
+        return collapsed(pa.concat_tables([fitted(part, wanted) for part in rows]), self._configs.key_columns)
+
+    # columns
+
+    @property
+    def columns(self) -> pa.Schema:
+        """The columns that rows are fitted to."""
+        return arrow_schema(self.table.schema())
+
+    def take_columns(self, wanted: pa.Schema) -> None:
+        """Have these columns, too: a commit of its own, guarded as the others are.
+
+        Raises InvalidRequestError if Iceberg can't express the change.
+        """
+        self.check_owner()
+        for _ in range(_TRIES_MAX):
+            try:
+                change_shape(self.table, self._configs, wanted)
+            except LostError:
+                self._look_again()
+                continue
+            self._place.step("columns changed")
+            return
+        raise self._too_many()
+
+    def _commit(self, plan: Callable[[], tuple[Stamp, Commit]]) -> Landed:
+        """Send what ``plan`` makes of the table as it is; when it is in, its stamp holds and no file is pending."""
+        self.check_owner()
+        if not self._claimed:
+            self._begin_life()
+        for _ in range(_TRIES_MAX):
+            stamp, commit = plan()
+            # Files stay unless it is sure that the table doesn't refer to them, whatever is raised from here on.
+            self._outcome_known = False
+            try:
+                landed = self._send(commit)
+            except LostError:
+                self._outcome_known = True
+                self._look_again()
+                continue
+            except Exception as error:  # noqa: BLE001 - whatever it was, it isn't known what happened
+                self._fault = kept(self._unknown("the commit happened", error))
+                raise again(self._fault) from None
+            self._outcome_known = True
+            self.stamp = stamp
+            self._pending = []
+            return landed
+        raise self._too_many()
+
+    def _send(self, commit: Commit) -> Landed:
+        self._place.step("manifests written")
+        landed = commit.send()
+        self._place.step("committed")
+        return landed
+
+    def _unknown(self, what: str, error: Exception) -> PenstockError:
+        if isinstance(error, PenstockError):
+            return error
+        cause = self._place.secrets.hide(" ".join(str(error).split()))
+        return UnavailableError(f"the catalog didn't say whether {what}: table={self.name} cause={cause}")
+
+    def _look_again(self) -> None:
+        """Somebody committed first: go on only if that leaves everything that this opening relies on."""
+        self.table.refresh()
+        try:
+            now = self._stamp_now()
+            if now != self.stamp:
+                raise self._opened_again()
+        except (ConflictError, FencedError) as error:
+            self._fault = kept(error)
+            raise
+
+    def _opened_again(self) -> ConflictError:
+        return ConflictError(f"the same owner opened the table again: table={self.name}")
+
+    def _too_many(self) -> ConflictError:
+        return ConflictError(
+            f"other writers of the table were faster each time: table={self.name} tries={_TRIES_MAX}"
+        )
+
+    # leaving, looking
+
+    def leave(self) -> None:
+        """Remove files that weren't committed; not if the commit may still be on its way."""
+        if self._outcome_known:
+            with contextlib.suppress(OSError):  # the next owner removes them
+                self._drop()
+
+    def _drop(self) -> None:
+        pending, self._pending = self._pending, []
+        self._remove([file.file_path for file in pending])
+
+    def _remove(self, locations: Sequence[str]) -> None:
+        if locations:
+            removed = remove(self.table.io, locations)
+            logger.info("removed files of commits that failed: table=%s files=%d", self.name, removed)
+
+    def describe(self) -> dict[str, str]:
+        """The table by words."""
+        table = self.table
+        snapshot = table.current_snapshot()
+        summary = (
+            {} if snapshot is None or snapshot.summary is None else snapshot.summary.additional_properties
+        )
+        return {
+            "place": table.location(),
+            "metadata": table.metadata_location,
+            "columns": shape_of(table.schema()),
+            "partitions": ", ".join(f"{field.transform}({field.name})" for field in table.spec().fields)
+            or "none",
+            "rows": summary.get("total-records", "0"),
+            "files": summary.get("total-data-files", "0"),
+            "bytes": summary.get("total-files-size", "0"),
+            "snapshot": str(snapshot.snapshot_id) if snapshot else "none",
+            "snapshots": str(len(table.metadata.snapshots)),
+            "owner epoch": str(self.stamp.epoch),
+        }
+
+    def files(self) -> list[FileScanTask]:
+        """What is to be read for all rows."""
+        self.table.refresh()
+        return list(self.table.scan().plan_files())
+
+    def records_of(self, task: FileScanTask) -> list[LakeRecord]:
+        """The records of one file of a raw table."""
+        from penstock_iceberg_compactor._scan import read_files, records_of
+
+        return records_of(read_files(self.table, [task]))
+
+
+def new_life(epoch: int) -> str:
+    """A name for a life: digits of the epoch, then random ones; hexadecimal, as UUIDs of commits begin with it."""
+    return f"{epoch:012x}{uuid.uuid4().hex[:8]}"
+
+
+def _make(
+    place: Place, topic: LakeTopic, configs: TableConfigs, identifier: tuple[str, ...], schema: Schema | None
+) -> Table:
+    schema = schema or (RAW_SCHEMA if configs.raw else SYSTEM_SCHEMA)
+    stamp = Stamp(topic=topic.name, topic_id=topic.topic_id, epoch=0)
+    try:
+        table = place.catalog.create_table(
+            identifier,
+            schema,
+            partition_spec=spec_of(configs, schema),
+            sort_order=order_of(configs, schema),
+            properties={**creation_properties(configs), **stamp.properties()},
+        )
+    except TableAlreadyExistsError:
+        return place.catalog.load_table(identifier)  # another host was faster
+    place.step("table made")
+    return table

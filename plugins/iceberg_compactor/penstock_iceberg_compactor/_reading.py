@@ -1,0 +1,313 @@
+"""Records become rows: decoded, fitted to the table's columns; what can't be goes where the topic's policies say."""
+
+from __future__ import annotations
+
+__all__ = ("OPERATION", "DecodingReader", "RawReader", "Read", "Reader", "Rejected")
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from penstock.errors import InvalidRequestError
+from penstock.spi.lake import BinaryColumn, LakeRecords
+from penstock_iceberg_compactor._columns import SYSTEM, raw_rows, system_column
+from penstock_iceberg_compactor._configs import TableConfigs
+
+#: In rows of upsert and cdc: whether the row deletes what is there. It isn't a column of the table.
+OPERATION = "_kafka_deletes"
+
+
+class Rejected(NamedTuple):
+    """A record that isn't a row."""
+
+    #: Which one of the records.
+    at: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Read:
+    """Rows of some records, and which records aren't among them."""
+
+    rows: pa.Table
+    #: Records for the table beside this one, in offset order.
+    dead: Sequence[Rejected] = ()
+    #: How many records aren't whole rows, by policy.
+    counts: dict[str, int] = field(default_factory=dict)
+    reason: str = ""
+
+
+class Reader(Protocol):
+    """Reads records for one table."""
+
+    def read(self, records: LakeRecords) -> Read:
+        """The rows, under the columns that the table has, or has from now on. Blocking.
+
+        Raises InvalidRequestError for what a policy stops at.
+        """
+
+
+class RawReader:
+    """Takes every record as it is."""
+
+    def read(self, records: LakeRecords) -> Read:
+        """A row for each record."""
+        return Read(rows=raw_rows(records))
+
+
+class Decoded(Protocol):
+    """What the decoders of :mod:`penstock_iceberg_compactor.decode` give."""
+
+    @property
+    def rows(self) -> pa.Array:
+        """A row for each record that could be decoded."""
+
+    @property
+    def indices(self) -> pa.Array:
+        """For each row which record it is."""
+
+    @property
+    def failures(self) -> Sequence[Any]:
+        """Records that couldn't be decoded, with ``index`` and ``reason``."""
+
+    @property
+    def operations(self) -> pa.Array | None:
+        """What each row does to the table."""
+
+
+class Decoder(Protocol):
+    """A decoder of keys or values."""
+
+    def decode(self, column: BinaryColumn) -> Any:
+        """A ``Decoded``."""
+
+    def bind(self, columns: pa.DataType) -> None:
+        """The table has these columns now."""
+
+
+class Columns(Protocol):
+    """The columns of the table, which may be changed."""
+
+    @property
+    def columns(self) -> pa.Schema:
+        """As they are now."""
+
+    def take_columns(self, wanted: pa.Schema) -> None:
+        """Have these columns, too. Raises InvalidRequestError if the table can't."""
+
+
+class DecodingReader:
+    """Reads values, and keys where they are columns, with decoders."""
+
+    def __init__(
+        self, table: Columns, configs: TableConfigs, name: str, values: Decoder, keys: Decoder | None
+    ) -> None:
+        self._table = table
+        self._configs = configs
+        self._name = name
+        self._values = values
+        self._keys = keys
+        values.bind(self._type())
+
+    def _type(self) -> pa.DataType:
+        """The table's columns but the system's, as a struct."""
+        return pa.struct([column for column in self._table.columns if column.name not in (SYSTEM, "_key")])
+
+    def read(self, records: LakeRecords) -> Read:
+        """A row for each record that can be read; of upsert and cdc with what it does."""
+        found = _Findings(self._name, records)
+        decoded = self._values.decode(records.values)
+        bad = self._configs.on_bad_record
+        for failure in decoded.failures:
+            found.reject(failure.index, bad, f"a record can't be read: {failure.reason}")
+        rows, indices = _as_struct(decoded.rows), decoded.indices
+        operations = decoded.operations
+        fitted = self._fit(rows, indices, found)
+        columns = dict(zip((column.name for column in fitted.type), fitted.flatten(), strict=True))
+        columns[SYSTEM] = system_column(records, indices)
+        if self._keys is not None:
+            keys = self._keys.decode(records.keys)
+            for failure in keys.failures:
+                found.reject(failure.index, bad, f"the key of a record can't be read: {failure.reason}")
+            columns["_key"] = _at(keys, len(records), indices)
+            self._take_key(columns["_key"].type)
+        table = pa.table(columns)
+        if self._configs.mode != "append":
+            table = self._with_operations(table, rows, operations, indices, records, found)
+        keep = found.kept(indices)
+        if keep is not None:
+            table = table.filter(keep)
+        table = self._with_nulls(table, records, found)
+        return Read(rows=table, dead=found.dead(), counts=found.counts(), reason=found.reason)
+
+    def _fit(self, rows: pa.Array, indices: pa.Array, found: _Findings) -> pa.Array:
+        from penstock_iceberg_compactor.decode import compare, conform
+
+        comparison = compare(self._type(), rows.type)
+        policy = self._configs.on_schema_change
+        if comparison.conflicts and policy == "stop":
+            first = indices[0].as_py() if len(indices) else 0
+            found.reject(first, policy, f"the table can't take a changed schema: {comparison.conflicts[0]}")
+        if any(change.kind != "make_optional" for change in comparison.changes):
+            self._table.take_columns(pa.schema(list(comparison.merged)))
+            self._values.bind(self._type())
+        conformed = conform(rows, self._type())
+        if conformed.bad is not None:
+            what = str(comparison.conflicts[0]) if comparison.conflicts else "a value doesn't fit its column"
+            for at in pc.indices_nonzero(conformed.bad).to_pylist():
+                found.reject(
+                    indices[at].as_py(),
+                    policy,
+                    f"a record doesn't fit the table: {what}",
+                    fits=policy == "null",
+                )
+        return conformed.rows
+
+    def _take_key(self, kind: pa.DataType) -> None:
+        if "_key" not in self._table.columns.names:
+            self._table.take_columns(pa.schema([pa.field("_key", kind)]))
+
+    def _with_operations(
+        self,
+        table: pa.Table,
+        rows: pa.Array,
+        operations: pa.Array | None,
+        indices: pa.Array,
+        records: LakeRecords,
+        found: _Findings,
+    ) -> pa.Table:
+        """Mark the rows that delete; those without value have their key columns from the record's key."""
+        without = rows.is_null()
+        deletes = without
+        if operations is not None:
+            deletes = pc.or_(deletes, pc.fill_null(pc.equal(operations, "d"), False))
+        table = table.append_column(OPERATION, deletes)
+        if pc.any(without).as_py() and "_key" in table.schema.names:
+            table = _keys_of_tombstones(table, without, self._configs.key_columns)
+        for name in self._configs.key_columns:
+            if name not in table.schema.names:
+                found.reject(
+                    0, "stop", f"there is no such column, set penstock.lake.key.columns: column={name}"
+                )
+            for at in pc.indices_nonzero(table.column(name).is_null()).to_pylist():
+                index = indices[at].as_py()
+                if without[at].as_py() and records.keys[index] is None:
+                    found.drop(index)  # it says neither what nor for whom
+                else:
+                    found.reject(
+                        index,
+                        self._configs.on_bad_record,
+                        f"a record has no value of a key column: column={name}",
+                    )
+        return table
+
+    def _with_nulls(self, table: pa.Table, records: LakeRecords, found: _Findings) -> pa.Table:
+        """Add a row of nulls for each record that the policy keeps so."""
+        empty = found.empty()
+        if not empty or self._configs.mode != "append":
+            return table
+        rows = pa.table(
+            {
+                name: system_column(records, empty)
+                if name == SYSTEM
+                else pa.nulls(len(empty), table.schema.field(name).type)
+                for name in table.schema.names
+            },
+            schema=table.schema,
+        )
+        return pa.concat_tables([table, rows])
+
+
+class _Findings:
+    """What is wrong with records, by policy."""
+
+    def __init__(self, name: str, records: LakeRecords) -> None:
+        self._name = name
+        self._records = records
+        self._by: dict[int, tuple[str, str]] = {}
+        self._fits: set[int] = set()
+        self._dropped: set[int] = set()
+        self.reason = ""
+
+    def reject(self, at: int, policy: str, why: str, *, fits: bool = False) -> None:
+        """Record ``at`` isn't a whole row; with ``fits``, it is one with a null in it. Raises if it is to stop."""
+        where = f"partition={self._records.partition} offset={self._records.offsets[at]}"
+        reason = f"{why}: table={self._name} {where}"
+        if policy == "stop":
+            raise InvalidRequestError(reason)
+        if at not in self._by:
+            self._by[at] = (policy, reason)
+            self.reason = reason
+        if fits:
+            self._fits.add(at)
+
+    def drop(self, at: int) -> None:
+        """Record ``at`` says nothing."""
+        self._dropped.add(at)
+
+    def kept(self, indices: pa.Array) -> pa.Array | None:
+        """For each row whether it stays; None if all do."""
+        gone = self._dropped | (set(self._by) - self._fits)
+        if not gone:
+            return None
+        return pc.invert(pc.is_in(indices, value_set=pa.array(sorted(gone), indices.type)))
+
+    def dead(self) -> list[Rejected]:
+        """The records for the table beside."""
+        return [
+            Rejected(at, reason)
+            for at, (policy, reason) in sorted(self._by.items())
+            if policy == "dead_letter"
+        ]
+
+    def empty(self) -> list[int]:
+        """The records that are rows of nulls."""
+        return [
+            at for at, (policy, _) in sorted(self._by.items()) if policy == "null" and at not in self._fits
+        ]
+
+    def counts(self) -> dict[str, int]:
+        """How many, by policy."""
+        counts: dict[str, int] = {}
+        for policy, _ in self._by.values():
+            counts[policy] = counts.get(policy, 0) + 1
+        return counts
+
+
+def _as_struct(rows: pa.Array) -> pa.Array:
+    """Rows of text or bytes become the column ``value``."""
+    if pa.types.is_struct(rows.type):
+        return rows
+    mask = rows.is_null() if rows.null_count else None
+    return pa.StructArray.from_arrays([rows], names=["value"], mask=mask)
+
+
+def _at(keys: Any, count: int, indices: pa.Array) -> pa.Array:
+    """The decoded keys of the records with these indices, null for those that couldn't be decoded."""
+    if len(keys.rows) == count:
+        return keys.rows.take(indices)
+    where = pc.index_in(indices, value_set=keys.indices)
+    return keys.rows.take(where)
+
+
+def _keys_of_tombstones(table: pa.Table, without: pa.Array, columns: Sequence[str]) -> pa.Table:
+    key = table.column("_key").combine_chunks()
+    for name in columns:
+        kind = table.schema.field(name).type if name in table.schema.names else None
+        if kind is None:
+            continue
+        if pa.types.is_struct(key.type):
+            of_key = pc.struct_field(key, name) if key.type.get_field_index(name) >= 0 else None
+        else:
+            of_key = key if len(columns) == 1 else None
+        if of_key is None:
+            continue
+        at = table.schema.get_field_index(name)
+        table = table.set_column(at, name, pc.if_else(without, of_key.cast(kind), table.column(name)))
+    return table
+
+
+ReaderFactory = Callable[[Columns, TableConfigs, str], Reader]

@@ -1,0 +1,175 @@
+"""The shape of a table: making it, and changing schema, partitions and order under the guard of the main branch."""
+
+from __future__ import annotations
+
+__all__ = ("change_shape", "creation_properties", "shape_of", "spec_of")
+
+from typing import Any
+
+import pyarrow as pa
+from pyiceberg.exceptions import CommitFailedException, ResolveError, ValidationError
+from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField, PartitionSpec
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.table.sorting import NullOrder, SortDirection, SortField, SortOrder
+from pyiceberg.transforms import (
+    BucketTransform,
+    DayTransform,
+    HourTransform,
+    IdentityTransform,
+    MonthTransform,
+    Transform,
+    TruncateTransform,
+    YearTransform,
+)
+
+from penstock.errors import ConflictError, InvalidRequestError
+from penstock_iceberg_compactor._commit import LostError, guarded
+from penstock_iceberg_compactor._configs import Field, TableConfigs
+
+_TRANSFORMS: dict[str, Any] = {
+    "identity": IdentityTransform,
+    "year": YearTransform,
+    "month": MonthTransform,
+    "day": DayTransform,
+    "hour": HourTransform,
+    "bucket": BucketTransform,
+    "truncate": TruncateTransform,
+}
+
+
+def creation_properties(configs: TableConfigs) -> dict[str, str]:
+    """Properties of new tables: no retries that weren't looked at, and metadata that don't pile up."""
+    return {
+        "commit.retry.num-retries": "0",
+        "commit.manifest-merge.enabled": "true",
+        "commit.manifest.min-count-to-merge": "20",
+        "write.metadata.delete-after-commit.enabled": "true",
+        "write.metadata.previous-versions-max": "5",
+        "write.target-file-size-bytes": str(configs.target_file_bytes),
+        "write.parquet.compression-codec": "zstd",
+    }
+
+
+def _transform(field: Field) -> Transform[Any, Any]:
+    made = _TRANSFORMS[field.transform](field.width) if field.width else _TRANSFORMS[field.transform]()
+    assert isinstance(made, Transform)
+    return made
+
+
+def _name(field: Field) -> str:
+    column = field.column.replace(".", "_")
+    return column if field.transform == "identity" else f"{column}_{field.transform}"
+
+
+def _known(schema: Schema, columns: list[str]) -> bool:
+    return all(schema._name_to_id.get(column) is not None for column in columns)
+
+
+def spec_of(configs: TableConfigs, schema: Schema) -> PartitionSpec:
+    """The partition spec that is wanted; none as long as one of its columns isn't there."""
+    if not configs.partition_by or not _known(schema, [field.column for field in configs.partition_by]):
+        return UNPARTITIONED_PARTITION_SPEC
+    fields = []
+    for index, field in enumerate(configs.partition_by):
+        source = schema.find_field(field.column)
+        transform = _transform(field)
+        if not transform.can_transform(source.field_type):
+            raise InvalidRequestError(
+                f"a table can't be divided like this, set penstock.lake.partition.by: column={field.column} "
+                f"transform={field.transform} type={source.field_type}"
+            )
+        fields.append(PartitionField(source.field_id, 1000 + index, transform, _name(field)))
+    return PartitionSpec(*fields)
+
+
+def order_of(configs: TableConfigs, schema: Schema) -> SortOrder:
+    """The sort order that is wanted; none as long as one of its columns isn't there."""
+    if not _known(schema, [order.column for order in configs.sort_by]):
+        return SortOrder()
+    return SortOrder(
+        *(
+            SortField(
+                source_id=schema.find_field(order.column).field_id,
+                transform=IdentityTransform(),
+                direction=SortDirection.DESC if order.descending else SortDirection.ASC,
+                null_order=NullOrder.NULLS_LAST,
+            )
+            for order in configs.sort_by
+        )
+    )
+
+
+def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None = None) -> bool:
+    """Give the table these columns beside its own, and the partitions and order that are wanted.
+
+    Columns come, become wider, and become optional; nothing else. One commit, by compare-and-swap; True if there was
+    one, and the table's metadata are the new ones. Raises InvalidRequestError for what Iceberg can't express,
+    LostError if somebody committed meanwhile, and errors of the catalog.
+    """
+    changes = table.transaction()
+    if columns is not None:
+        try:
+            changes.update_schema().union_by_name(columns).commit()
+        except (ValidationError, ResolveError, ValueError, TypeError) as error:
+            cause = " ".join(str(error).split())
+            raise InvalidRequestError(
+                f"the table can't take this change of the schema: table={'.'.join(table.name())} cause={cause}"
+            ) from error
+    schema = changes.table_metadata.schema()
+    _change_spec(changes, spec_of(configs, schema), schema)
+    _change_order(changes, order_of(configs, schema))
+    if not changes._updates:
+        return False
+    own = tuple(item for item in changes._requirements)
+    try:
+        table._do_commit(changes._updates, (*own, *guarded(table)))
+    except CommitFailedException as error:
+        table.refresh()
+        raise LostError(str(error)) from error
+    return True
+
+
+def _change_spec(changes: Any, wanted: PartitionSpec, schema: Schema) -> None:
+    now = changes.table_metadata.spec()
+    if wanted.is_unpartitioned() or now.compatible_with(wanted):
+        return
+    update = changes.update_spec()
+    for field in now.fields:
+        update.remove_field(field.name)
+    for field in wanted.fields:
+        update.add_field(schema.find_column_name(field.source_id), field.transform, field.name)
+    update.commit()
+
+
+def _change_order(changes: Any, wanted: SortOrder) -> None:
+    metadata = changes.table_metadata
+    now = metadata.sort_order_by_id(metadata.default_sort_order_id)
+    if wanted.is_unsorted or (now is not None and now.fields == wanted.fields):
+        return
+    update = changes.update_sort_order()
+    schema = metadata.schema()
+    for field in wanted.fields:
+        name = schema.find_column_name(field.source_id)
+        (update.asc if field.direction == SortDirection.ASC else update.desc)(
+            name, field.transform, field.null_order
+        )
+    update.commit()
+
+
+def shape_of(schema: Schema) -> str:
+    """The columns for people."""
+    return ", ".join(f"{field.name} {field.field_type}" for field in schema.fields)
+
+
+def fault_of_columns(schema: Schema, configs: TableConfigs) -> None:
+    """Raise ConflictError if somebody dropped the columns that Penstock writes."""
+    missing = [
+        name
+        for name in (("partition", "offset", "value") if configs.raw else ("_kafka",))
+        if name not in schema.column_names
+    ]
+    if missing:
+        raise ConflictError(
+            f"the table has no column that penstock needs, add it or drop the table: column={missing[0]}"
+        )

@@ -1,0 +1,229 @@
+"""A table that is open for one topic: the contract :class:`penstock.spi.lake.LakeTable`."""
+
+from __future__ import annotations
+
+__all__ = ("IcebergTable", "opened_table")
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from functools import partial
+from typing import TypeVar
+
+import anyio
+import pyarrow as pa
+
+from penstock.errors import InvalidRequestError, InvariantError, PenstockError, again, kept
+from penstock.spi.allocator import Charge
+from penstock.spi.lake import LakeCommit, LakeMaintenance, LakeRecord, LakeRecords, LakeTopic, LakeWritten
+from penstock_iceberg_compactor._commit import Landed
+from penstock_iceberg_compactor._configs import TableConfigs, beside
+from penstock_iceberg_compactor._dead_letters import DEAD_SCHEMA, SUFFIX, DeadLetters
+from penstock_iceberg_compactor._decoders import decoding_reader
+from penstock_iceberg_compactor._owned import OwnedTable
+from penstock_iceberg_compactor._place import Place
+from penstock_iceberg_compactor._reading import RawReader, Read, Reader
+
+_R = TypeVar("_R")
+#: What pending rows are charged under.
+_PURPOSE = "lake"
+
+
+@asynccontextmanager
+async def opened_table(
+    place: Place, topic: LakeTopic, configs: TableConfigs, epoch: int
+) -> AsyncIterator[IcebergTable]:
+    """Open, and leave nothing behind of what wasn't committed."""
+    name = topic.table or configs.table_of(topic.name)
+    owned = await place.run(
+        "opening the table", lambda: OwnedTable.open(place, topic, configs, name, epoch), table=name
+    )
+
+    def open_dead_letters() -> OwnedTable:
+        return OwnedTable.open(place, topic, beside(configs), name + SUFFIX, epoch, DEAD_SCHEMA)
+
+    dead = DeadLetters(open_dead_letters, lambda: time.time_ns() // 1000)
+    reader = RawReader() if configs.raw else decoding_reader(owned, configs, topic)
+    table = IcebergTable(place, owned, configs, reader, dead)
+    try:
+        yield table
+    finally:
+        with anyio.CancelScope(shield=True):
+            await table.leave()
+
+
+class IcebergTable:
+    """Rows wait in memory, then in files, for the commit that makes them visible."""
+
+    def __init__(
+        self, place: Place, owned: OwnedTable, configs: TableConfigs, reader: Reader, dead: DeadLetters
+    ) -> None:
+        self._place = place
+        self._owned = owned
+        self._configs = configs
+        self._reader = reader
+        self._dead = dead
+        self._rows: list[pa.Table] = []
+        self._charges: list[Charge] = []
+        self._bytes = 0
+        self._fault: PenstockError | None = None
+        #: Where the next records of each partition begin, of those that were written to since it was opened.
+        self._next: dict[int, int] = {}
+
+    @property
+    def name(self) -> str:
+        """Without the namespace."""
+        return self._owned.name
+
+    async def positions(self) -> Mapping[int, int]:
+        """The positions of the stamp that this opening goes on from."""
+        return dict(self._owned.stamp.positions)
+
+    async def write(self, records: LakeRecords) -> LakeWritten:
+        """Take records: they are read, kept in memory, and written into files when there are too many."""
+        with self._call():
+            return await self._write(records)
+
+    async def _write(self, records: LakeRecords) -> LakeWritten:
+        self._owned.check_owner()
+        partition = records.partition
+        expected = self._next.get(partition, self._owned.stamp.positions.get(partition))
+        if expected is not None and expected != records.start_offset:
+            raise InvalidRequestError(
+                f"records begin where the last ones of their partition ended: table={self.name} "
+                f"partition={partition} expected={expected} start={records.start_offset}"
+            )
+        written = LakeWritten(rows=0)
+        if len(records):
+            read = await self._run("reading records", lambda: self._read(records))
+            if read.rows.num_rows:
+                self._keep(read.rows)
+            rejected = sum(read.counts.values())
+            written = LakeWritten(rows=len(records) - rejected, rejected=read.counts, reason=read.reason)
+        self._next[partition] = records.next_offset
+        if self._bytes >= self._place.settings.buffer:
+            await (self._spill() if self._configs.mode == "append" else self._collapse())
+        return written
+
+    def _read(self, records: LakeRecords) -> Read:
+        read = self._reader.read(records)
+        if read.dead:
+            self._dead.add(records, read.dead)
+        return read
+
+    async def _collapse(self) -> None:
+        """Let go of rows that later ones replace. Of upserts nothing else can be written before the commit."""
+        rows, self._rows = self._rows, []
+        self._release()
+        self._bytes = 0
+        if rows:
+            self._keep(await self._run("collapsing rows", lambda: self._owned.collapsed(rows)))
+            self._bytes = 0  # so that the buffer has to fill again before the next time
+
+    @contextmanager
+    def _call(self) -> Iterator[None]:
+        """A call after one that failed or was cancelled fails: its rows may be lost, and nothing may follow them."""
+        if self._fault is not None:
+            raise again(self._fault)
+        self._fault = InvalidRequestError(
+            f"a call of this table was cancelled or failed, open it again: table={self.name}"
+        )
+        try:
+            yield
+        except PenstockError as error:
+            self._fault = kept(again(error))
+            raise
+        self._fault = None
+
+    def _keep(self, rows: pa.Table) -> None:
+        """Account for rows, which are there already, so nobody waits; they go into a file if that was too much."""
+        size = rows.nbytes
+        allocator = self._place.services.allocator
+        if allocator is not None and size:
+            used = allocator.statistics()
+            self._charges.append(allocator.charge_anyway(size, _PURPOSE))
+            if used.used_bytes + size > used.limit_bytes:
+                self._bytes += self._place.settings.buffer  # as if the buffer were full
+        self._rows.append(rows)
+        self._bytes += size
+
+    async def _spill(self) -> None:
+        """Write what is in memory into files."""
+        if not self._rows:
+            return
+        rows, self._rows, self._bytes = self._rows, [], 0
+        try:
+            await self._run("writing a file", lambda: self._owned.write(rows))
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        charges, self._charges = self._charges, []
+        for charge in charges:
+            charge.release()
+
+    async def commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        """Write what is left into files, and commit all of them with the positions."""
+        with self._call():
+            return await self._commit(positions)
+
+    async def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        for partition, end in self._next.items():
+            if positions.get(partition, end) != end:
+                raise InvariantError(
+                    f"a commit goes to the end of what was written: table={self.name} partition={partition} "
+                    f"written={end} position={positions[partition]}"
+                )
+        moved = {**self._next, **positions}
+        if self._configs.mode == "append":
+            await self._spill()
+            landed = await self._run("committing", lambda: self._commit_append(moved))
+        else:
+            rows, self._rows, self._bytes = self._rows, [], 0
+            try:
+                landed = await self._run("committing", lambda: self._commit_upsert(moved, rows))
+            finally:
+                self._release()
+        self._next.clear()
+        return LakeCommit(
+            version=str(landed.snapshot_id),
+            files=landed.files,
+            rows=landed.rows,
+            size_bytes=landed.size_bytes,
+        )
+
+    def _commit_append(self, positions: Mapping[int, int]) -> Landed:
+        self._dead.commit()
+        return self._owned.commit(positions)
+
+    def _commit_upsert(self, positions: Mapping[int, int], rows: list[pa.Table]) -> Landed:
+        self._dead.commit()
+        if not rows:
+            return self._owned.commit(positions)
+        return self._owned.upsert(positions, self._owned.collapsed(rows))
+
+    async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
+        """Refuse: not yet."""
+        raise InvalidRequestError("maintenance comes with a later piece")
+
+    async def describe(self) -> Mapping[str, str]:
+        """Words about the newest snapshot."""
+        return await self._run("describing", self._owned.describe)
+
+    async def rows(self) -> AsyncIterator[LakeRecord]:
+        """The records of all files, one file after the other."""
+        if not self._configs.raw:
+            raise InvalidRequestError(f"only raw tables give records back: table={self.name}")
+        for file in await self._run("listing files", self._owned.files):
+            for record in await self._run("reading a file", partial(self._owned.records_of, file)):
+                yield record
+
+    async def leave(self) -> None:
+        """Drop what wasn't committed."""
+        self._rows.clear()
+        self._release()
+        await self._run("removing files", self._dead.leave)
+        await self._run("removing files", self._owned.leave)
+
+    async def _run(self, what: str, work: Callable[[], _R]) -> _R:
+        return await self._place.run(what, work, table=self.name)

@@ -1,0 +1,101 @@
+"""Upserts and deletes by copy-on-write: files that hold a key of the batch are written again without its row.
+
+pyiceberg's own upsert makes a filter term of each row, which takes seconds for a thousand rows of two key columns;
+and readers in Python can't apply equality deletes, so none are written.
+"""
+
+from __future__ import annotations
+
+__all__ = ("collapsed", "keys_in_file", "upserted", "without_keys")
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyiceberg.conversions import from_bytes
+from pyiceberg.manifest import DataFile
+from pyiceberg.schema import Schema
+from pyiceberg.table import Table
+from pyiceberg.types import PrimitiveType
+
+from penstock_iceberg_compactor._reading import OPERATION
+from penstock_iceberg_compactor._scan import read_files
+
+_ROW = "_kafka_row"
+#: What stays of files that are written again is put together with others up to so many bytes in memory.
+_TOGETHER_BYTES = 64 * 2**20
+
+
+def upserted(
+    table: Table, batch: pa.Table, keys: Sequence[str], write: Callable[[Sequence[pa.Table]], None]
+) -> list[DataFile]:
+    """Write the batch (one row a key, marked by OPERATION), and what stays of the files that have keys of it.
+
+    ``write`` makes files of rows. The result is the files to be taken out. Blocking; one file at a time is in memory.
+    """
+    taken = []
+    waiting = [batch.filter(pc.invert(batch.column(OPERATION)))]
+    for task in table.scan().plan_files() if batch.num_rows else ():
+        if not keys_in_file(task.file, table.schema(), batch, keys):
+            continue
+        if without_keys(read_files(table, [task], keys), batch, keys) is None:
+            continue
+        stay = without_keys(read_files(table, [task]), batch, keys)
+        assert stay is not None
+        taken.append(task.file)
+        waiting.append(stay)
+        if sum(rows.nbytes for rows in waiting) > _TOGETHER_BYTES:
+            write(waiting)
+            waiting = []
+    if any(rows.num_rows for rows in waiting):
+        write(waiting)
+    return taken
+
+
+def collapsed(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
+    """The last row of each key, in the order that they came."""
+    numbered = rows.select(list(keys)).append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
+    last = numbered.group_by(list(keys)).aggregate([(_ROW, "max")]).column(f"{_ROW}_max")
+    return rows.take(last.take(pc.sort_indices(last)))
+
+
+def without_keys(rows: pa.Table, gone: pa.Table, keys: Sequence[str]) -> pa.Table | None:
+    """``rows`` but those whose key is in ``gone``; None if none is, so nothing changes."""
+    names = list(keys)
+    if len(names) == 1:
+        values = gone.column(names[0]).combine_chunks()
+        hit = pc.is_in(rows.column(names[0]), value_set=values.cast(rows.schema.field(names[0]).type))
+        if not pc.any(hit, min_count=0).as_py():
+            return None
+        return rows.filter(pc.invert(hit))
+    # Arrow joins tables of nested columns not at all, so only keys and the rows' numbers are joined.
+    left = rows.select(names).append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
+    right = gone.select(names).cast(left.select(names).schema)
+    stay = left.join(right, keys=names, join_type="left anti", use_threads=False).column(_ROW)
+    if len(stay) == rows.num_rows:
+        return None
+    return rows.take(stay.take(pc.sort_indices(stay)))
+
+
+def keys_in_file(file: DataFile, schema: Schema, batch: pa.Table, keys: Sequence[str]) -> bool:
+    """Whether the bounds of a file leave it possible that a key of the batch is in it."""
+    possible: Any = None
+    for name in keys:
+        field = schema.find_field(name)
+        assert isinstance(field.field_type, PrimitiveType)
+        lower, upper = (
+            bounds.get(field.field_id) for bounds in (file.lower_bounds or {}, file.upper_bounds or {})
+        )
+        if lower is None or upper is None:
+            continue
+        column = batch.column(name)
+        try:
+            least, most = (
+                pa.scalar(from_bytes(field.field_type, one), column.type) for one in (lower, upper)
+            )
+            inside = pc.and_(pc.greater_equal(column, least), pc.less_equal(column, most))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError, pa.ArrowTypeError, TypeError, ValueError):
+            continue  # bounds that don't compare tell nothing
+        possible = inside if possible is None else pc.and_(possible, inside)
+    return possible is None or bool(pc.any(possible, min_count=0).as_py())

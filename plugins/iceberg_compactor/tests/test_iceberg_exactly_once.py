@@ -1,0 +1,261 @@
+"""No record is missing in a table and none is there twice, whatever happens at whichever step."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.table import Table
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+from tests.patience import HANG_S
+
+from penstock.errors import ConflictError, FencedError, UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+STEPS = ("table made", "table claimed", "files written", "manifests written", "committed")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def append(compactor: IcebergCompactor, epoch: int, values: list[bytes], start: int = 0) -> None:
+    async with compactor.open_table(topic(), epoch) as table:
+        await table.write(lake_records(list(values), start=start))
+        await table.commit({0: start + len(values)})
+
+
+async def content(compactor: IcebergCompactor) -> tuple[list[bytes | None], dict[int, int]]:
+    async with compactor.open_table(topic(), 0) as table:
+        rows = sorted([row async for row in table.rows()], key=lambda row: row.offset)
+        return [row.value for row in rows], dict(await table.positions())
+
+
+def data_files(place: Path) -> set[str]:
+    return {path.name for path in place.glob("lake/warehouse/kafka/orders/data/*.parquet")}
+
+
+def referenced(table: Table) -> set[str]:
+    return {task.file.file_path.rpartition("/")[2] for task in table.scan().plan_files()}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import anyio
+from tests.iceberg_place import opened, topic
+from tests.lake_records import lake_records
+import penstock_iceberg_compactor._table
+
+async def main(place, fatal):
+    async with opened(Path(place)) as compactor:
+        def step(name):
+            if name == fatal:
+                os.kill(os.getpid(), signal.SIGKILL)
+        compactor.watch(step)
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a", b"b"]))
+            await table.commit({0: 2})
+
+for argument in sys.argv[1:]:  # in a fork each: importing takes longest
+    place, _, fatal = argument.partition(":")
+    if not (child := os.fork()):
+        anyio.run(main, place, fatal)
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL, argument
+"""
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, int], Path]:
+    """Places whose owner of epoch 1 was killed at a step, one for each epoch of the next owner."""
+    places = {(step, epoch): tmp_path_factory.mktemp("killed") for step in STEPS for epoch in (1, 2)}
+    arguments = [f"{place}:{step}" for (step, _), place in places.items()]
+    subprocess.run([sys.executable, "-c", KILLED, *arguments], timeout=HANG_S, check=True)
+    return places
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("epoch", [1, 2])
+async def test_after_a_kill_at_any_step_the_next_owner_goes_on_exactly_there(
+    killed: dict[tuple[str, int], Path], step: str, epoch: int
+) -> None:
+    place = killed[step, epoch]
+    async with opened(place) as compactor:
+        async with compactor.open_table(topic(), epoch) as table:
+            at = (await table.positions()).get(0, 0)
+            assert at == (2 if step == "committed" else 0)
+            if at == 0:
+                await table.write(lake_records([b"a", b"b"]))
+            await table.write(lake_records([b"c"], start=2))
+            await table.commit({0: 3})
+        assert await content(compactor) == ([b"a", b"b", b"c"], {0: 3})
+        assert data_files(place) == referenced(load(compactor)), "what the killed one left is removed"
+
+
+@pytest.mark.parametrize("step", STEPS[2:])
+async def test_a_lost_reply_neither_loses_nor_repeats_records(tmp_path: Path, step: str) -> None:
+    async with opened(tmp_path) as compactor:
+        await append(compactor, 1, [b"a"])
+
+        def lose(name: str) -> None:
+            if name == step:
+                raise UnavailableError("the reply is lost")
+
+        async with compactor.open_table(topic(), 1) as table:
+            compactor.watch(lose)
+            await table.write(lake_records([b"b"], start=1))
+            with pytest.raises(UnavailableError):
+                await table.commit({0: 2})
+            with pytest.raises(UnavailableError):
+                await table.commit({0: 2})
+        compactor.watch(lambda name: None)
+        async with compactor.open_table(topic(), 1) as table:
+            at = (await table.positions())[0]
+            assert at == (2 if step == "committed" else 1)
+            if at == 1:
+                await table.write(lake_records([b"b"], start=1))
+                await table.commit({0: 2})
+        assert await content(compactor) == ([b"a", b"b"], {0: 2})
+        assert data_files(tmp_path) == referenced(load(compactor))
+
+
+async def test_a_stale_append_of_pyiceberg_commits_by_itself_and_ours_does_not(tmp_path: Path) -> None:
+    """The trap: with retries, two who append the same records both succeed."""
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+            other = load(compactor)
+            rows = other.scan().to_arrow()
+            await table.commit({0: 1})
+            assert other.metadata.properties["commit.retry.num-retries"] == "0"
+            with pytest.raises(CommitFailedException):
+                other.append(rows)
+        assert await content(compactor) == ([b"a"], {0: 1})
+
+
+@pytest.mark.parametrize("written", ["before", "after"])
+async def test_a_higher_epoch_fences_commits_that_are_under_way(tmp_path: Path, written: str) -> None:
+    async with opened(tmp_path) as old, opened(tmp_path) as new:
+        async with old.open_table(topic(), 1) as table:
+            if written == "before":
+                await table.write(lake_records([b"old"]))
+            async with new.open_table(topic(), 2) as newer:
+                if written == "after":
+                    await table.write(lake_records([b"old"]))
+                with pytest.raises(FencedError):
+                    await table.commit({0: 1})
+                await newer.write(lake_records([b"new"]))
+                await newer.commit({0: 1})
+        with pytest.raises(FencedError):
+            async with old.open_table(topic(), 1):
+                pass
+        assert await content(new) == ([b"new"], {0: 1})
+        assert data_files(tmp_path) == referenced(load(new))
+
+
+async def test_files_of_a_fenced_owner_cant_be_committed_after_they_were_removed(tmp_path: Path) -> None:
+    """The planned commit is on its way to a slow catalog while a new owner cleans up."""
+    async with opened(tmp_path) as old, opened(tmp_path) as new:
+        newer: list[Any] = []
+
+        async with old.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"old"]))
+
+            def claim(name: str) -> None:
+                if name == "manifests written" and not newer:
+                    newer.append(new)
+                    import anyio
+
+                    anyio.run(append, new, 2, [b"new"])
+
+            old.watch(claim)
+            with pytest.raises(FencedError):
+                await table.commit({0: 1})
+        assert await content(new) == ([b"new"], {0: 1})
+
+
+async def test_another_writers_append_is_kept_and_positions_hold(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await append(compactor, 1, [b"a"])
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"b"], start=1))
+            foreign = load(compactor)
+            foreign.append(foreign.scan().to_arrow())
+            await table.commit({0: 2})
+            foreign.refresh()
+            foreign.append(foreign.scan().to_arrow().slice(0, 1))
+        assert await content(compactor) == ([b"a", b"a", b"b", b"b"], {0: 2})
+        async with compactor.open_table(topic(), 2) as table:
+            assert await table.positions() == {0: 2}
+
+
+async def test_positions_hold_when_others_expired_our_snapshots(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await append(compactor, 1, [b"a"])
+        foreign = load(compactor)
+        foreign.append(foreign.scan().to_arrow())
+        foreign.maintenance.expire_snapshots().by_ids(
+            [one.snapshot_id for one in foreign.metadata.snapshots[:-1]]
+        ).commit()
+        async with compactor.open_table(topic(), 2) as table:
+            assert await table.positions() == {0: 1}
+
+
+async def test_a_rolled_back_table_gets_its_records_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await append(compactor, 1, [b"a"])
+        before = load(compactor).current_snapshot()
+        assert before is not None
+        await append(compactor, 1, [b"b"], start=1)
+        load(compactor).manage_snapshots().rollback_to_snapshot(before.snapshot_id).commit()
+        await append(compactor, 2, [b"b2"], start=1)
+        assert await content(compactor) == ([b"a", b"b2"], {0: 2})
+
+
+@pytest.mark.parametrize("harm", ["foreign", "stripped", "other topic", "nonsense"])
+async def test_a_table_that_penstock_cant_go_on_from_is_refused_and_not_touched(
+    tmp_path: Path, harm: str
+) -> None:
+    async with opened(tmp_path) as compactor:
+        identifier = ("kafka", "orders")
+        if harm == "foreign":
+            compactor.catalog.create_table(identifier, pa.schema([("x", pa.int64())]))
+        else:
+            await append(compactor, 1, [b"a"])
+        table = load(compactor)
+        if harm == "stripped":
+            foreign = table.scan().to_arrow()
+            compactor.catalog.drop_table(identifier)
+            compactor.catalog.create_table(identifier, foreign.schema).append(foreign)
+        elif harm == "nonsense":
+            table.append(
+                table.scan().to_arrow(),
+                snapshot_properties={"penstock.version": "1", "penstock.positions": "x"},
+            )
+        before = load(compactor).metadata_location
+        wanted = topic(topic_id="another") if harm == "other topic" else topic()
+        with pytest.raises(Exception, match="drop the table") as caught:
+            async with compactor.open_table(wanted, 5):
+                pass
+        assert type(caught.value).__name__ == ("CorruptError" if harm == "nonsense" else "ConflictError")
+        assert load(compactor).metadata_location == before
+
+
+async def test_an_owner_that_was_opened_again_elsewhere_commits_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+            await append(compactor, 1, [b"a"])
+            with pytest.raises(ConflictError, match="opened the table again"):
+                await table.commit({0: 1})
+        assert await content(compactor) == ([b"a"], {0: 1})

@@ -1,0 +1,55 @@
+"""Upsert tables equal a replay of the log at every commit."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.mark.parametrize("keys", ["id", "id,area"])
+async def test_the_table_equals_a_replay_of_the_log_at_every_commit(tmp_path: Path, keys: str) -> None:
+    rng = random.Random(keys)
+    wanted = topic(
+        value_format="json",
+        key_format="json",
+        mode="upsert",
+        key_columns=keys,
+        partition_by="bucket(2, area)",
+    )
+    names = keys.split(",")
+    replay: dict[tuple[object, ...], tuple[int, object]] = {}
+    offset = 0
+    async with opened(tmp_path) as compactor:
+        for commit in range(8):
+            async with compactor.open_table(wanted, 1 + commit // 4) as table:
+                for _ in range(2):
+                    records, log_keys = [], []
+                    for number in range(30):
+                        row = {"id": rng.randrange(40), "area": f"a{rng.randrange(3)}", "n": offset + number}
+                        key = {name: row[name] for name in names}
+                        gone = rng.random() < 0.2
+                        records.append(None if gone else json.dumps(row).encode())
+                        log_keys.append(json.dumps(key).encode())
+                        replay.pop(tuple(key.values()), None)
+                        if not gone:
+                            replay[tuple(key.values())] = (offset + number, row["n"])
+                    await table.write(lake_records(records, keys=log_keys, start=offset))
+                    offset += len(records)
+                await table.commit({0: offset})
+            rows = load(compactor).scan().to_arrow().to_pylist()
+            found = {tuple(row[name] for name in names): (row["_kafka"]["offset"], row["n"]) for row in rows}
+            assert len(found) == len(rows), "a key is there once"
+            assert found == replay
+        assert len(list(load(compactor).scan().plan_files())) < 20
