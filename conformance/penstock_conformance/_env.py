@@ -101,6 +101,10 @@ class Env:
             settings = self.target.checked_settings(spec, self.data_dir)
             return [entry async for entry in read(settings, self._bound(services, spec, settings))]
 
+    def spec(self) -> PluginSpec[Any, Any]:
+        """The registration of the plugin under test."""
+        return self._registry.select(self.target.kind, self.target.plugin)
+
     def can_read_outside(self) -> bool:
         """Whether the WAL has a ``read``."""
         return getattr(self._registry.select(self.target.kind, self.target.plugin), "read", None) is not None

@@ -36,6 +36,7 @@ from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._env import Env
+from penstock_conformance._lake import feed_until_killed
 from penstock_conformance._target import Target
 
 
@@ -381,6 +382,11 @@ async def append_metadata_until_killed(env: Env, *, owner: int, seed: int, die_a
             index += 1
 
 
+async def lake_feed(env: Env, *, epoch: int, step: int, commits: int) -> None:
+    """Lake compactor: go on with a table, dying at a step; tell the positions of each commit."""
+    await feed_until_killed(env, tell, hear, epoch=epoch, step=step, commits=commits)
+
+
 JOBS: dict[str, Callable[..., Awaitable[None]]] = {
     function.__name__: function
     for function in (
@@ -396,6 +402,7 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
         append_until_fenced,
         append_race,
         append_metadata_until_killed,
+        lake_feed,
     )
 }
 

@@ -1,4 +1,4 @@
-"""The hooks: seven that register a plugin, and the observers. Each is documented in docs/hooks.md.
+"""The hooks: eight that register a plugin, and the observers. Each is documented in docs/hooks.md.
 
 Hooks make, objects do: they are called at start-up and at life-cycle moments, never per record. All are
 synchronous; an observer must return quickly and must not block (hand work to a thread or task of its own).
@@ -28,6 +28,7 @@ from penstock.spi.events import (
     WalDegraded,
     WalRestored,
 )
+from penstock.spi.lake import LakeCompactorSpec
 from penstock.spi.log_cache import LogCacheSpec
 from penstock.spi.metadata_log import MetadataLogSpec
 from penstock.spi.object_store import ObjectStoreSpec
@@ -73,6 +74,11 @@ def penstock_register_partitioner() -> PartitionerSpec[Any]:
 @hookspec
 def penstock_register_metadata_log() -> MetadataLogSpec[Any]:
     """Register a metadata log."""
+
+
+@hookspec
+def penstock_register_lake_compactor() -> LakeCompactorSpec[Any]:
+    """Register a lake compactor."""
 
 
 @hookspec

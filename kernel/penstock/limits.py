@@ -66,6 +66,7 @@ _CARRIED_PART: Final = 16
 _APPEND_PART: Final = 8
 _FETCH_PART: Final = 4
 _RECEIVE_PART: Final = 2
+_LAKE_PART: Final = 8
 _UPLOAD_PART: Final = 6
 #: A block is at most this part of the WAL: two on their way and one that fills must fit, or the WAL is full before it
 #: is trimmed.
@@ -213,6 +214,11 @@ RELATIONS: Final[tuple[Relation, ...]] = (
         for name in ("upload_bytes", "append_in_flight_bytes_max", "fetch_in_flight_bytes_max")
     ),
     _allocator(
+        "lake.memory_max",
+        "since these bytes are in its memory",
+        most="must fit into the allocator, {value}",
+    ),
+    _allocator(
         "wal.memory",
         "since the WAL's buffers take at most a quarter of the allocator and never give it back",
         times=_WAL_PART,
@@ -325,6 +331,8 @@ class Budget:
     groups: int
     producers: int
     sessions: int
+    #: Records on their way into tables of the lake, if there are any.
+    lake: int
 
     @classmethod
     def of(
@@ -336,6 +344,7 @@ class Budget:
         append_in_flight: int = 0,
         fetch_in_flight: int = 0,
         groups: int = 0,
+        lake: int = 0,
     ) -> Budget:
         """The budget of a broker with so much memory and such a WAL; the rest is as configured, 0 for what fits."""
         upload = upload or max(MIB, min(64 * MIB, allocator // _UPLOAD_PART))
@@ -359,6 +368,7 @@ class Budget:
             producers=max(MIB, allocator // _STATE_PART),
             # without room for a session, clients are served without one
             sessions=max(MIB, allocator // _STATE_PART),
+            lake=lake or max(MIB, allocator // _LAKE_PART),
         )
 
     def check(self, wal_memory: int) -> None:
@@ -372,6 +382,7 @@ class Budget:
         assert self.append_in_flight <= self.allocator, "appends fit the memory"
         assert self.fetch_in_flight <= self.allocator, "responses fit the memory"
         assert self.fetch <= max(MIB, self.fetch_in_flight), "a response fits what all responses may take"
+        assert self.lake <= self.allocator, "records on their way into tables fit the memory"
         assert 2 * self.receive <= self.allocator, (
             "requests on their way in leave as much to those that are handled"
         )

@@ -28,6 +28,7 @@ _CLAUSES = {
     "log_cache": "run or offset",
     "block_cache": "readahead or loads",
     "partitioner": "range or vectors",
+    "lake_compactor": "visible or policy",
 }
 
 

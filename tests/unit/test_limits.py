@@ -31,7 +31,11 @@ REGISTRY = PluginRegistry()
 
 def known_limits(config: Config) -> dict[str, Limit]:
     """All limits of a configuration with the default plugins, without refusing any."""
-    specs = {kind: REGISTRY.select(kind, config.plugin_name(kind)) for kind in config.tree.kinds}
+    specs = {
+        kind: REGISTRY.select(kind, config.plugin_name(kind))
+        for kind in config.tree.kinds
+        if config.plugin_name(kind)
+    }
     settings = {kind: REGISTRY.validate_plugin_settings(config, kind) for kind in specs}
     sizes = {kind: spec.sizes(settings[kind]) for kind, spec in specs.items()}
     return config.limits(sizes, settings)
@@ -67,6 +71,10 @@ BROKEN: dict[tuple[str, str], tuple[list[str], str]] = {
     ("stream.fetch_in_flight_bytes_max", "allocator.limit"): (
         ["stream.fetch_in_flight_bytes_max=1GiB"],
         "--set stream.fetch_in_flight_bytes_max: stream.fetch_in_flight_bytes_max must fit into the allocator",
+    ),
+    ("lake.memory_max", "allocator.limit"): (
+        ["lake.memory_max=353MiB"],
+        "--set lake.memory_max: lake.memory_max must fit into the allocator, 352MiB",
     ),
     ("wal.memory", "allocator.limit"): (
         ["wal.groups_in_flight_max=64", "memory.limit=176MiB"],

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 __all__ = (
     "DirectoryStore",
+    "JsonLinesCompactor",
     "PlainAllocator",
     "PlainBlockCache",
     "PlainLogCache",
@@ -21,6 +22,7 @@ __all__ = (
 from penstock_conformance._hooks import hooks_in
 from penstock_conformance.reference._allocator import PlainAllocator
 from penstock_conformance.reference._block_cache import PlainBlockCache
+from penstock_conformance.reference._lake_compactor import JsonLinesCompactor
 from penstock_conformance.reference._log_cache import PlainLogCache
 from penstock_conformance.reference._metadata_log import PlainMetadataLog
 from penstock_conformance.reference._object_store import DirectoryStore

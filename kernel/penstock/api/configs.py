@@ -34,11 +34,9 @@ from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.log.errors import KafkaError
 from penstock.log.topic import Topic
 from penstock.log.topic_config import (
-    TOPIC_CONFIGS,
     TopicConfig,
+    TopicConfigTable,
     split_list,
-    validate_topic_config,
-    validate_topic_configs,
 )
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
@@ -238,8 +236,9 @@ def _describe_topic(
     logs = context.api.logs
     topic = _topic(resource.resource_name, context)
     entries: list[DescribeConfigsResourceResult] = []
-    for name in _asked_for(resource, TOPIC_CONFIGS):
-        config = TOPIC_CONFIGS[name]
+    known = logs.topic_configs.known
+    for name in _asked_for(resource, known):
+        config = known[name]
         override = topic.configs.get(name)
         entry = config_entry(
             config, override, logs.config_value(topic.name, name), with_doc=request.include_documentation
@@ -298,7 +297,7 @@ async def handle_incremental_alter_configs(
                 check_broker_change(resource.resource_name, resource.configs, context.api.logs.node_id)
                 continue
             topic = _topic(resource.resource_name, context)
-            change = partial(_changed, resource.configs, context.api.logs.config_value, topic)
+            change = partial(_changed, resource.configs, context.api.logs.topic_configs)
             await deadline.of(_store(topic, change, request.validate_only, context))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
@@ -307,7 +306,7 @@ async def handle_incremental_alter_configs(
 
 
 def _changed(
-    changes: Sequence[AlterableConfig], value_of: object, topic: Topic, current: Mapping[str, str]
+    changes: Sequence[AlterableConfig], table: TopicConfigTable, current: Mapping[str, str]
 ) -> dict[str, str]:
     """The ``current`` overrides with all ``changes``."""
     configs = dict(current)
@@ -319,23 +318,26 @@ def _changed(
                 f"config is changed twice in one request: name={quoted(change.name)}",
             )
         changed.add(change.name)
-        _apply(configs, change, value_of, topic)
+        _apply(configs, change, table, current)
+    table.check_together(configs, current)
     return configs
 
 
-def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, topic: Topic) -> None:
+def _apply(
+    configs: dict[str, str], change: AlterableConfig, table: TopicConfigTable, current: Mapping[str, str]
+) -> None:
     name = change.name
-    if change.value is None and change.config_operation != _DELETE and name in TOPIC_CONFIGS:
+    if change.value is None and change.config_operation != _DELETE and name in table.known:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"config has no value, null only deletes: name={name}")
     if change.config_operation == _SET:
-        configs[name] = validate_topic_config(name, change.value)
+        configs[name] = table.validate(name, change.value)
         return
     if change.config_operation == _DELETE:
         configs.pop(name, None)  # what isn't set, or isn't known, is as it is wanted
         return
-    config = TOPIC_CONFIGS.get(name)
+    config = table.known.get(name)
     if config is None:
-        validate_topic_config(name, change.value)  # says what is wrong
+        table.validate(name, change.value)  # says what is wrong
         raise AssertionError("an unknown config was accepted")
     if change.config_operation not in {_APPEND, _SUBTRACT}:
         raise KafkaError(
@@ -345,14 +347,13 @@ def _apply(configs: dict[str, str], change: AlterableConfig, value_of: object, t
         raise KafkaError(
             ErrorCode.INVALID_CONFIG, f"only lists can be appended to or subtracted from: name={name}"
         )
-    assert callable(value_of)
-    items = split_list(str(value_of(topic.name, name)))
+    items = split_list(table.value(name, current))
     given = split_list(change.value or "")
     if change.config_operation == _APPEND:
         items += [item for item in given if item not in items]
     else:
         items = [item for item in items if item not in given]
-    configs[name] = validate_topic_config(name, ",".join(items))
+    configs[name] = table.validate(name, ",".join(items))
 
 
 async def handle_alter_configs(request: AlterConfigsRequest, context: RequestContext) -> AlterConfigsResponse:
@@ -377,8 +378,11 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
                 check_broker_change(resource.resource_name, changes, context.api.logs.node_id)
                 continue
             topic = _topic(resource.resource_name, context)
-            configs = validate_topic_configs({change.name: change.value for change in resource.configs})
-            await deadline.of(_store(topic, partial(_replaced, configs), request.validate_only, context))
+            table = context.api.logs.topic_configs
+            configs = {change.name: table.validate(change.name, change.value) for change in resource.configs}
+            await deadline.of(
+                _store(topic, partial(_replaced, configs, table), request.validate_only, context)
+            )
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
@@ -409,7 +413,10 @@ def _check_resource(kind: int, name: str, times: Counter[tuple[int, str]], conte
         raise KafkaError(ErrorCode.INVALID_REQUEST, "there are no defaults of all topics to change")
 
 
-def _replaced(configs: Mapping[str, str], _current: Mapping[str, str]) -> Mapping[str, str]:
+def _replaced(
+    configs: Mapping[str, str], table: TopicConfigTable, current: Mapping[str, str]
+) -> Mapping[str, str]:
+    table.check_together(configs, current)
     return configs
 
 

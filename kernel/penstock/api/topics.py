@@ -26,7 +26,7 @@ from penstock.api.names import RESERVED_TOPICS, by_metric_name, metric_name, top
 from penstock.errors import InvalidRequestError, again
 from penstock.log.errors import KafkaError
 from penstock.log.topic import NewTopic, Topic
-from penstock.log.topic_config import TOPIC_CONFIGS, validate_topic_configs
+from penstock.log.topic_config import TopicConfigTable
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
@@ -67,6 +67,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
     taken = by_metric_name(context.api.logs.topics())
+    table = context.api.logs.topic_configs
     denied = NOBODY
     if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):
         denied = context.denied(Operation.CREATE, ResourceType.TOPIC, times)
@@ -85,7 +86,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             result.error_message = str(error)
     if request.validate_only:
         async for new in in_portions(valid, _DESCRIPTIONS):
-            _describe(results[new.name], new, _ZERO_ID, hidden)
+            _describe(results[new.name], new, _ZERO_ID, hidden, table)
     elif valid:
         created: Sequence[Topic | Exception]
         try:
@@ -97,7 +98,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             if isinstance(outcome, Exception):
                 _refuse(result, outcome)
             else:
-                _describe(result, new, outcome.id, hidden)
+                _describe(result, new, outcome.id, hidden, table)
     return CreateTopicsResponse(topics=list(results.values()))
 
 
@@ -139,7 +140,9 @@ def _new_topic(asked: CreatableTopic, taken: Mapping[str, str], context: Request
     return NewTopic(
         name=asked.name,
         partition_count=_partition_count(asked, context),
-        configs=validate_topic_configs({config.name: config.value for config in asked.configs}),
+        configs=context.api.logs.topic_configs.validate_all(
+            {config.name: config.value for config in asked.configs}
+        ),
     )
 
 
@@ -184,7 +187,13 @@ def _check_replicas(broker_ids: list[int], node_id: int) -> None:
         )
 
 
-def _describe(result: CreatableTopicResult, new: NewTopic, topic_id: bytes, hidden: Collection[str]) -> None:
+def _describe(
+    result: CreatableTopicResult,
+    new: NewTopic,
+    topic_id: bytes,
+    hidden: Collection[str],
+    table: TopicConfigTable,
+) -> None:
     result.topic_id = topic_id
     if new.name in hidden:  # KIP-525
         result.topic_config_error_code = DENIED[ResourceType.TOPIC]
@@ -192,7 +201,7 @@ def _describe(result: CreatableTopicResult, new: NewTopic, topic_id: bytes, hidd
     result.num_partitions = new.partition_count
     result.replication_factor = 1
     configs: list[CreatableTopicConfigs] = []
-    for config in TOPIC_CONFIGS.values():
+    for config in table.known.values():
         entry = config_entry(config, new.configs.get(config.name))
         configs.append(
             CreatableTopicConfigs(

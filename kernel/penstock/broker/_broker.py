@@ -30,9 +30,11 @@ from penstock.broker._settings import (
     check_opened,
     engine_settings,
     group_settings,
+    lake_settings,
     listener_settings,
     log_settings,
     server_settings,
+    topic_configs,
 )
 from penstock.broker._statistics import BrokerStatistics, resident_bytes
 from penstock.broker._wal import register_node, release_wal, use_wal
@@ -41,14 +43,27 @@ from penstock.config import Config, Tree, load_config
 from penstock.coordinator.group_service import GroupService
 from penstock.errors import CapabilityError, InvariantError, PenstockError
 from penstock.files import ACCESSES
+from penstock.lake.service import LakeService
+from penstock.limits import Budget
 from penstock.log.manager import LogManager
+from penstock.log.topic_config import TopicConfigTable
 from penstock.metadata.image import Image
 from penstock.metadata.service import MetadataService
 from penstock.metadata.words import ImageWords, NodeWords
 from penstock.plugins import PluginOpener, PluginRegistry, Selection
 from penstock.server.server import Server
 from penstock.spi.events import BrokerStarted, BrokerStopping
-from penstock.spi.kinds import ALLOCATOR, BLOCK_CACHE, LOG_CACHE, METADATA_LOG, OBJECT_STORE, PARTITIONER, WAL
+from penstock.spi.kinds import (
+    ALLOCATOR,
+    BLOCK_CACHE,
+    LAKE_COMPACTOR,
+    LOG_CACHE,
+    METADATA_LOG,
+    OBJECT_STORE,
+    PARTITIONER,
+    WAL,
+)
+from penstock.spi.lake import LakeCompactorSpec
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock.spi.traffic import Traffic
@@ -74,6 +89,8 @@ class _Parts:
     engine: StreamEngine
     logs: LogManager
     groups: GroupService
+    #: None: no lake compactor is selected.
+    lake: LakeService | None
     server: Server
     #: The broker's own.
     jobs: Jobs
@@ -269,6 +286,7 @@ class Broker:
     ) -> _Parts:
         """Open the parts from the bottom up; the stack closes them from the top down."""
         node_id = tree.broker.node_id
+        configs = topic_configs(tree, selection)
         services = Services(
             node_id=node_id,
             epoch=0,
@@ -350,7 +368,7 @@ class Broker:
         logs = await stack.enter_async_context(
             LogManager.open(
                 engine,
-                log_settings(tree, divided),
+                log_settings(tree, divided, configs),
                 node_id=node_id,
                 node_epoch=node_epoch,
                 now_ms=now_ms,
@@ -358,6 +376,7 @@ class Broker:
             )
         )
         stack.push_async_callback(self._drain, logs, metadata, node_epoch)
+        lake = await self._open_lake(stack, bus, plugins, selection, engine, object_store, configs, divided)
         groups = await stack.enter_async_context(
             GroupService(await offsets_log(logs, tree), group_settings(tree, divided), allocator=allocator)
         )
@@ -392,10 +411,43 @@ class Broker:
             engine=engine,
             logs=logs,
             groups=groups,
+            lake=lake,
             server=server,
             jobs=watched_store.jobs,
             traffic=traffic,
             node_epoch=node_epoch,
+        )
+
+    async def _open_lake(
+        self,
+        stack: AsyncExitStack,
+        bus: EventBus,
+        plugins: PluginOpener,
+        selection: Selection,
+        engine: StreamEngine,
+        object_store: ObjectStore,
+        configs: TopicConfigTable,
+        divided: Budget,
+    ) -> LakeService | None:
+        """The service that makes tables; it is left before the drain, so that what it wants uploaded still is."""
+        compactor = plugins.get(LAKE_COMPACTOR)
+        if compactor is None:
+            return None
+        spec = selection.specs[LAKE_COMPACTOR.name]
+        assert isinstance(spec, LakeCompactorSpec)
+        tree = self.config.tree
+        return await stack.enter_async_context(
+            LakeService.open(
+                engine=engine,
+                compactor=compactor,
+                batch_bytes=spec.batch_bytes,
+                store=object_store,
+                topic_configs=configs,
+                settings=lake_settings(tree, divided),
+                node_id=tree.broker.node_id,
+                node_epoch=plugins.services.epoch,
+                bus=bus,
+            )
         )
 
     async def _drain(self, logs: LogManager, metadata: MetadataService, node_epoch: int) -> None:

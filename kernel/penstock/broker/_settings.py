@@ -8,9 +8,11 @@ __all__ = (
     "check_opened",
     "engine_settings",
     "group_settings",
+    "lake_settings",
     "listener_settings",
     "log_settings",
     "server_settings",
+    "topic_configs",
 )
 
 from collections.abc import Mapping
@@ -18,9 +20,15 @@ from collections.abc import Mapping
 from penstock.api.context import ApiSettings
 from penstock.config import Config, Tree, check_limits, split_address
 from penstock.coordinator.group_types import GroupSettings
+from penstock.lake.configs import topic_config_table
+from penstock.lake.table_task import LakeSettings
 from penstock.limits import PART_BYTES, Budget, Limit, written
 from penstock.log.manager import LogSettings
+from penstock.log.topic_config import TopicConfigTable
+from penstock.plugins import Selection
 from penstock.server.settings import ListenerSettings, ServerSettings
+from penstock.spi.kinds import LAKE_COMPACTOR
+from penstock.spi.lake import LakeCompactorSpec
 from penstock.stream.engine import EngineSettings
 from penstock.stream.object_puts import UploadSettings
 from penstock.stream.reader import ReaderSettings
@@ -36,6 +44,7 @@ def budget(tree: Tree, allocator: int, wal: int) -> Budget:
         append_in_flight=stream.append_in_flight_bytes_max,
         fetch_in_flight=stream.fetch_in_flight_bytes_max,
         groups=tree.groups.memory_max,
+        lake=tree.lake.memory_max,
     )
 
 
@@ -74,16 +83,39 @@ def engine_settings(tree: Tree, budget: Budget) -> EngineSettings:
     )
 
 
-def log_settings(tree: Tree, budget: Budget) -> LogSettings:
+def topic_configs(tree: Tree, selection: Selection) -> TopicConfigTable:
+    """The topic configs that the broker knows. Raises ConfigError for ``lake.defaults`` that no topic can have."""
+    topics = tree.topics
+    compactor = selection.specs.get(LAKE_COMPACTOR.name)
+    assert compactor is None or isinstance(compactor, LakeCompactorSpec)
+    defaults = {
+        "retention.ms": str(topics.retention),
+        "retention.bytes": str(topics.retention_bytes),
+        "max.message.bytes": str(topics.message_bytes_max),
+        "message.timestamp.type": topics.timestamp_type,
+        "compression.type": topics.compression_type,
+    }
+    return topic_config_table(compactor, tree.lake.defaults, defaults)
+
+
+def lake_settings(tree: Tree, budget: Budget) -> LakeSettings:
+    lake = tree.lake
+    return LakeSettings(
+        memory_bytes=max(1, budget.lake // lake.concurrency),
+        concurrency=lake.concurrency,
+        bandwidth=lake.bandwidth,
+        retry_min_s=lake.retry_min / 1000,
+        retry_max_s=lake.retry_max / 1000,
+        maintenance_interval_s=lake.maintenance_interval / 1000,
+        stop_timeout_s=tree.broker.drain_timeout / 1000,
+    )
+
+
+def log_settings(tree: Tree, budget: Budget, configs: TopicConfigTable) -> LogSettings:
     topics = tree.topics
     return LogSettings(
-        topic_defaults={
-            "retention.ms": str(topics.retention),
-            "retention.bytes": str(topics.retention_bytes),
-            "max.message.bytes": str(topics.message_bytes_max),
-            "message.timestamp.type": topics.timestamp_type,
-            "compression.type": topics.compression_type,
-        },
+        topic_defaults=configs.defaults,
+        topic_configs=configs,
         retention_interval_ms=tree.stream.retention_interval,
         partitions_max=topics.partitions_max,
         producers_bytes_max=budget.producers,

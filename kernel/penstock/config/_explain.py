@@ -104,10 +104,9 @@ def _rows(config: Config, models: SettingsModels, only: str | None) -> Iterator[
     for kind in DEFAULT_PLUGINS:
         if only not in (None, kind):
             continue
-        settings = models.validate_plugin_settings(config, kind)
-        yield from _plugin_rows(
-            config, models, (kind,), config.plugin_name(kind), KINDS[kind].meaning, settings
-        )
+        name = config.plugin_name(kind)
+        settings = models.validate_plugin_settings(config, kind) if name else Settings()
+        yield from _plugin_rows(config, models, (kind,), name, KINDS[kind].meaning, settings)
 
 
 def _plugin_rows(
@@ -249,10 +248,11 @@ def init_template(cloud: str = "local", models: SettingsModels | None = None) ->
         parts.append(f"\n# {(model.__doc__ or '').strip()}\n[{section}]\n")
         parts.extend(_template_keys(model))
     for kind, name in DEFAULT_PLUGINS.items():
-        parts.append(f"\n# {KINDS[kind].meaning}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
+        optional = "" if name else " None is taken unless it is named."
+        parts.append(f"\n# {KINDS[kind].meaning}{optional}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
         active = {OBJECT_STORE.name: place.store, WAL.name: place.wal}.get(kind, "")
         parts.append(active)
-        if models is not None:
+        if models is not None and name:
             chosen = _CHOSEN.search(active)
             model = models.settings_model(kind, name if chosen is None else chosen[1])
             parts.extend(_template_keys(model, but=frozenset(_ACTIVE.findall(active))))
@@ -293,6 +293,7 @@ def reference_markdown() -> str:
         parts.append("\n")
     parts.append("### Plugin sections\n\n| section | default `plugin` | what it is |\n|---|---|---|\n")
     parts.extend(
-        f"| `[{kind}]` | `{name}` | {KINDS[kind].meaning} |\n" for kind, name in DEFAULT_PLUGINS.items()
+        f"| `[{kind}]` | {f'`{name}`' if name else 'none'} | {KINDS[kind].meaning} |\n"
+        for kind, name in DEFAULT_PLUGINS.items()
     )
     return "".join(parts)

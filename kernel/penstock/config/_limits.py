@@ -33,6 +33,7 @@ _KEYS = {
     "stream.append_in_flight_bytes_max": "size",
     "stream.fetch_in_flight_bytes_max": "size",
     "stream.block_bytes": "size",
+    "lake.memory_max": "size",
 }
 #: Those whose 0 stands for what fits: there is nothing to compare.
 _ZERO_IS_DERIVED = "groups.memory_max"

@@ -52,7 +52,7 @@ class Config:
     path: Path | None = None
 
     def plugin_name(self, kind: str) -> str:
-        """The plugin selected for ``kind``."""
+        """The plugin selected for ``kind``; empty if none is."""
         return self._choice(kind).plugin
 
     def plugin_settings(self, kind: str) -> dict[str, Any]:
@@ -278,8 +278,11 @@ def _build(values: Mapping[str, Any], origins: Origins) -> Tree:
     for kind, default in DEFAULT_PLUGINS.items():
         settings = dict(values.get(kind, {}))
         name = settings.pop("plugin", default)
-        if not isinstance(name, str) or not name:
+        if not isinstance(name, str) or (not name and default):
             raise refusal((kind, "plugin"), "must be the name of a plugin", name, origins)
+        if not name and settings:
+            key, value = next(iter(settings.items()))
+            raise refusal((kind, key), f"is a setting of a plugin, name it in {kind}.plugin", value, origins)
         kinds[kind] = PluginChoice(plugin=name, settings=settings)
     return Tree.model_construct(**fields, kinds=kinds)
 

@@ -267,6 +267,38 @@ class Stream(Settings):
     )
 
 
+class Lake(Settings):
+    """Tables of topics: what all of them share. Which topics have one, their configs say (`penstock.lake.enable`)."""
+
+    defaults: dict[str, str | bool | int] = Field(
+        default={},
+        examples=[{"enable": True}],
+        description="Topic configs of tables, without `penstock.lake.`, for topics that have none of their own.",
+    )
+    memory_max: Size = Field(
+        default=0,
+        ge=0,
+        description="Memory of records on their way into tables; 0 is an eighth of the allocator.",
+    )
+    bandwidth: Size = Field(
+        default=0,
+        ge=0,
+        description="Bytes per second that tables may read from the object store; 0 for no limit.",
+    )
+    concurrency: int = Field(
+        default=2, ge=1, le=1000, description="Topics whose records are decoded and written at the same time."
+    )
+    retry_min: Duration = Field(
+        default=SECOND,
+        ge=1,
+        description="Pause after a table failed for the first time; it doubles each time.",
+    )
+    retry_max: Duration = Field(default=MINUTE, ge=1, description="Longest pause after a table failed.")
+    maintenance_interval: Duration = Field(
+        default=6 * HOUR, ge=0, description="How often each table is brought into good shape; 0 is never."
+    )
+
+
 class Logging(Settings):
     """What `penstock serve` says while it runs; a program that embeds a broker sets up Python's logging itself."""
 
@@ -295,7 +327,10 @@ class Plugins(Settings):
 
 
 class PluginChoice(BaseModel):
-    """The plugin selected for one kind, and its settings as written (the plugin's own model checks them)."""
+    """The plugin selected for one kind, and its settings as written (the plugin's own model checks them).
+
+    An empty name: none is.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -303,7 +338,8 @@ class PluginChoice(BaseModel):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
-#: The plugin that is taken when a kind's section names none; the order is that in which kinds are opened.
+#: The plugin that is taken when a kind's section names none, empty if none is; the order is that in which kinds are
+#: opened.
 DEFAULT_PLUGINS = {name: kind.default for name, kind in KINDS.items()}
 
 
@@ -318,6 +354,7 @@ class Tree(BaseModel):
     topics: Topics
     groups: Groups
     stream: Stream
+    lake: Lake
     logging: Logging
     plugins: Plugins
     #: By kind.
@@ -332,6 +369,7 @@ SECTIONS: dict[str, type[Settings]] = {
     "topics": Topics,
     "groups": Groups,
     "stream": Stream,
+    "lake": Lake,
     "logging": Logging,
     "plugins": Plugins,
 }

@@ -36,7 +36,7 @@ from penstock.log.producer_book import ProducerMemory
 from penstock.log.served_topics import ServedTopics
 from penstock.log.topic import NewTopic, Topic
 from penstock.log.topic_changes import TopicChanges
-from penstock.log.topic_config import effective_value, effective_values
+from penstock.log.topic_config import TopicConfigTable, effective_values
 from penstock.metadata.commands import Command
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
@@ -68,6 +68,8 @@ class LogSettings:
 
     #: Topic configs by Kafka's names where the broker's default differs from Kafka's.
     topic_defaults: Mapping[str, str]
+    #: The topic configs that plugins add, and how they are checked; it has ``topic_defaults`` among its defaults.
+    topic_configs: TopicConfigTable | None = None
     retention_interval_ms: int
     fetch_in_flight_bytes_max: int
     validate_full: bool = True
@@ -111,6 +113,7 @@ class LogManager:
         self._bound = PartitionBound(settings.partitions_max, self._partition_count)
         self._preparer = Preparer(engine.allocator, threads=PREPARATION_THREADS)
         self._settings = settings
+        self._topic_configs = settings.topic_configs or TopicConfigTable(defaults=settings.topic_defaults)
         self.node_id = node_id
         self._node_epoch = node_epoch
         self._now_ms = now_ms
@@ -293,15 +296,20 @@ class LogManager:
             if partition.unavailable is not None
         ]
 
+    @property
+    def topic_configs(self) -> TopicConfigTable:
+        """The topic configs that this broker knows."""
+        return self._topic_configs
+
     def config_default(self, key: str) -> str:
         """The value of a topic config where the topic has none: the broker's default, or Kafka's."""
-        return effective_value(key, {}, self._settings.topic_defaults)
+        return self._topic_configs.value(key, {})
 
     def config_value(self, name: str, key: str) -> str:
         """The effective value of a topic's config: its override, the broker's default, or Kafka's."""
         topic = self._topics.get(name)
         overrides = topic.configs if topic is not None else {}
-        return effective_value(key, overrides, self._settings.topic_defaults)
+        return self._topic_configs.value(key, overrides)
 
     def _config(self, state: TopicState) -> PartitionConfig:
         values = effective_values(state.configs, self._settings.topic_defaults)

@@ -4,6 +4,8 @@ Three groups. Those that act. Those that only tune machinery that isn't here (se
 thresholds): they are accepted, checked and reported, because tools send them, and nothing a client can observe
 depends on them. And those whose effect a client would rely on and would not get: only the values that are true
 anyway are accepted, the others are refused with a sentence.
+
+A plugin may add some of its own: a broker knows Kafka's and those (:class:`TopicConfigTable`).
 """
 
 from __future__ import annotations
@@ -14,18 +16,19 @@ __all__ = (
     "TOPIC_CONFIGS",
     "ConfigType",
     "TopicConfig",
+    "TopicConfigTable",
     "effective_value",
     "effective_values",
     "split_list",
     "validate_topic_config",
-    "validate_topic_configs",
 )
 
 import difflib
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
+from types import MappingProxyType
 from typing import Final
 
 from penstock.log.errors import KafkaError
@@ -243,6 +246,65 @@ TOPIC_CONFIGS: Final[Mapping[str, TopicConfig]] = {
 }
 
 
+def _no_fault(values: Mapping[str, str]) -> str:
+    return ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopicConfigTable:
+    """The topic configs that a broker knows, and what they are where a topic says nothing."""
+
+    #: Those that plugins add; their names begin with one of ``reserved``.
+    added: Mapping[str, TopicConfig] = field(default_factory=lambda: MappingProxyType({}))
+    #: The broker's own defaults.
+    defaults: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: What is wrong with the effective values of all that are added, one sentence; empty if nothing is.
+    fault_of: Callable[[Mapping[str, str]], str] = _no_fault
+    #: Beginnings of names that are only known with a plugin, and what to say where there is none.
+    reserved: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    #: All of them by name: Kafka's in the order of their names, then those that are added.
+    known: Mapping[str, TopicConfig] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "known", {**TOPIC_CONFIGS, **self.added})
+
+    def value(self, name: str, overrides: Mapping[str, str]) -> str:
+        """The value of one config: the topic's, else the broker's default, else its own. KeyError if unknown."""
+        value = overrides.get(name)
+        if value is None:
+            value = self.defaults.get(name)
+        return self.known[name].default if value is None else value
+
+    def added_values(self, overrides: Mapping[str, str]) -> dict[str, str]:
+        """The effective values of the configs that are added, by name."""
+        return {name: self.value(name, overrides) for name in self.added}
+
+    def validate(self, name: str, value: str | None) -> str:
+        """``value`` as it is to be stored. Raises KafkaError INVALID_CONFIG with a sentence for the client."""
+        config = self.known.get(name)
+        if config is None:
+            for beginning, why in self.reserved.items():
+                if name.startswith(beginning):
+                    raise KafkaError(ErrorCode.INVALID_CONFIG, f"{why}: name={name[:100]!r}")
+            near = difflib.get_close_matches(name[:100], self.known, n=1)
+            hint = f", did you mean {near[0]}?" if near else ""
+            raise KafkaError(ErrorCode.INVALID_CONFIG, f"unknown topic config{hint} name={name[:100]!r}")
+        return _validated(config, value)
+
+    def validate_all(self, configs: Mapping[str, str | None]) -> dict[str, str]:
+        """All overrides of a new topic, checked and normalised. Raises KafkaError INVALID_CONFIG for a bad one."""
+        valid = {name: self.validate(name, value) for name, value in configs.items()}
+        self.check_together(valid, {})
+        return valid
+
+    def check_together(self, overrides: Mapping[str, str], before: Mapping[str, str]) -> None:
+        """Raise KafkaError INVALID_CONFIG if added configs differ from ``before`` and contradict each other."""
+        if any(overrides.get(name) != before.get(name) for name in self.added):
+            fault = self.fault_of(self.added_values(overrides))
+            if fault:
+                raise KafkaError(ErrorCode.INVALID_CONFIG, fault)
+
+
 def split_list(value: str) -> list[str]:
     """The items of a list config, in order."""
     return [item for item in (part.strip() for part in value.split(",")) if item]
@@ -261,20 +323,14 @@ def effective_values(overrides: Mapping[str, str], defaults: Mapping[str, str]) 
     return {name: effective_value(name, overrides, defaults) for name in TOPIC_CONFIGS}
 
 
-def validate_topic_configs(configs: Mapping[str, str | None]) -> dict[str, str]:
-    """All of ``configs``, checked and normalised. Raises KafkaError INVALID_CONFIG for the first bad one."""
-    return {name: validate_topic_config(name, value) for name, value in configs.items()}
-
-
 def validate_topic_config(name: str, value: str | None) -> str:
     """``value`` as it is to be stored. Raises KafkaError INVALID_CONFIG with a sentence for the client."""
-    config = TOPIC_CONFIGS.get(name)
-    if config is None:
-        near = difflib.get_close_matches(name[:100], TOPIC_CONFIGS, n=1)
-        hint = f", did you mean {near[0]}?" if near else ""
-        raise KafkaError(ErrorCode.INVALID_CONFIG, f"unknown topic config{hint} name={name[:100]!r}")
+    return _KAFKAS.validate(name, value)
+
+
+def _validated(config: TopicConfig, value: str | None) -> str:
     if value is None:
-        raise KafkaError(ErrorCode.INVALID_CONFIG, f"topic config has no value: name={name}")
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"topic config has no value: name={config.name}")
     value = value.strip()
     if config.type in {ConfigType.INT, ConfigType.LONG}:
         return _validated_number(config, value)
@@ -283,6 +339,9 @@ def validate_topic_config(name: str, value: str | None) -> str:
     if config.type is ConfigType.BOOLEAN:
         value = value.lower()
     return _validated_choice(config, value)
+
+
+_KAFKAS: Final = TopicConfigTable()
 
 
 def _validated_number(config: TopicConfig, value: str) -> str:

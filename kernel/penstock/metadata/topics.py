@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("NO_LEADER", "TopicState", "Topics")
+__all__ = ("NO_LEADER", "LakeClaim", "TopicState", "Topics")
 
 from collections.abc import Collection, KeysView, Sequence
 from typing import Final
@@ -13,6 +13,19 @@ from penstock.metadata.table import Table
 
 #: Instead of a node's id.
 NO_LEADER: Final = -1
+
+
+class LakeClaim(msgspec.Struct, frozen=True):
+    """Who makes the topic's lake table, and how that goes; a higher epoch is a later claim, which fences this one."""
+
+    epoch: int
+    node_id: int
+    #: ``running``, or why not: see ``penstock.lake.states``.
+    state: str = ""
+    #: One sentence for people; empty while it runs.
+    reason: str = ""
+    #: Wall clock when this state began.
+    since_ms: int = 0
 
 
 class TopicState(msgspec.Struct):
@@ -26,6 +39,8 @@ class TopicState(msgspec.Struct):
     state_streams: list[int]
     #: The node that leads partition ``i``; -1: none does. Its leader epoch is that of the log stream.
     leaders: list[int] = msgspec.field(default_factory=list)
+    #: The newest claim of its lake table; None: it never had one.
+    lake: LakeClaim | None = None
 
     @property
     def partition_count(self) -> int:

@@ -12,6 +12,7 @@ damaged, or leave the field out of its next snapshot. Older entries and snapshot
 - 4: snapshots only: topics say who leads their partitions, and the cluster who its controller is.
 - 5: nothing new but the number: entries and snapshots had numbers of their own before.
 - 6: nodes have words of plugins, and entries a command for them.
+- 7: topics have a claim of their lake table, and entries two commands for it.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ import msgspec
 from penstock.errors import NewerVersionError
 
 #: What is written now.
-METADATA_VERSION: Final[int] = 6
+METADATA_VERSION: Final[int] = 7
 
 
 class _Versioned(msgspec.Struct):

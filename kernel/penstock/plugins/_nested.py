@@ -79,6 +79,8 @@ class NestedPlugins:
             )
         settings = _plain(table)
         name = settings.pop("plugin", KINDS[kind].default)
+        if not name:
+            raise ConfigError(f"{self._place(path)}: {key} must name a plugin of kind {kind}")
         try:
             spec = self._select(kind, name)
         except PenstockError as error:

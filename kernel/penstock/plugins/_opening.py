@@ -36,6 +36,11 @@ class PluginOpener:
         opened: T = self._opened[kind.name]
         return opened
 
+    def get(self, kind: Kind[T]) -> T | None:
+        """The opened object of a kind; None if no plugin of it is selected, or it isn't open yet."""
+        opened: T | None = self._opened.get(kind.name)
+        return opened
+
     @property
     def opened(self) -> list[Kind[Any]]:
         """The kinds that are open, in the order of the table."""
@@ -99,5 +104,6 @@ class PluginOpener:
             await self._open_for_broker(kind)
 
     async def _open_for_broker(self, kind: Kind[Any]) -> None:
-        if kind.opened_by == "broker" and kind.name not in self._opened:
+        is_wanted = kind.opened_by == "broker" and kind.name in self._selection.specs
+        if is_wanted and kind.name not in self._opened:
             await self.open(kind)

@@ -326,15 +326,18 @@ class PluginRegistry:
     def select_all(self, config: Config) -> Selection:
         """Select a plugin of each kind as ``config`` says; check their settings, and that all of it fits together.
 
-        Also loads what ``plugins.load`` names. Raises PluginError, CapabilityError or ConfigError.
+        There is none of an optional kind unless it is named. Also loads what ``plugins.load`` names.
+
+        Raises PluginError, CapabilityError or ConfigError.
         """
         self.load(config.tree.plugins.load)
-        specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in KINDS}
-        settings = {kind: self.validate_plugin_settings(config, kind) for kind in KINDS}
+        named = [kind for kind in KINDS if config.plugin_name(kind)]
+        specs = {kind: self.select(kind, config.plugin_name(kind)) for kind in named}
+        settings = {kind: self.validate_plugin_settings(config, kind) for kind in named}
         store = specs[OBJECT_STORE.name]
         check_combination(specs.values(), store.capabilities)
         finder = NestedPlugins(self.select, config.origins)
-        nested = [found for kind in KINDS for found in finder.within((kind,), settings[kind])]
+        nested = [found for kind in named for found in finder.within((kind,), settings[kind])]
         for found in nested:
             own = found.store.spec if found.store is not None else store
             found.check_store(own.capabilities, own.name)

@@ -13,6 +13,7 @@ __all__ = (
     "ALLOCATOR",
     "BLOCK_CACHE",
     "KINDS",
+    "LAKE_COMPACTOR",
     "LOG_CACHE",
     "METADATA_LOG",
     "OBJECT_STORE",
@@ -28,6 +29,7 @@ from typing import Any, Generic, Literal, TypeVar
 
 from penstock.spi.allocator import Allocator, AllocatorSpec
 from penstock.spi.block_cache import BlockCache, BlockCacheSpec
+from penstock.spi.lake import LakeCompactor, LakeCompactorSpec
 from penstock.spi.log_cache import LogCache, LogCacheSpec
 from penstock.spi.metadata_log import MetadataLog, MetadataLogSpec
 from penstock.spi.object_store import ObjectStore, ObjectStoreSpec
@@ -50,7 +52,7 @@ class Kind(Generic[T]):
     spec: type[PluginSpec[Any, T]]
     #: What the opened object keeps.
     contract: type[object]
-    #: The plugin that is taken when the configuration names none.
+    #: The plugin that is taken when the configuration names none; empty: none is, and the broker does without.
     default: str
     #: What the kind is for, one sentence.
     meaning: str
@@ -77,6 +79,11 @@ class Kind(Generic[T]):
     def clauses(self) -> str:
         """The module of the conformance suite that holds plugins of this kind against the contract."""
         return f"penstock_conformance.test_{self.name}"
+
+    @property
+    def is_optional(self) -> bool:
+        """Whether a broker does without a plugin of this kind unless the configuration names one."""
+        return not self.default
 
     @property
     def has_place(self) -> bool:
@@ -129,6 +136,14 @@ BLOCK_CACHE = Kind(
     meaning="Blocks read back from objects.",
     needs=(ALLOCATOR,),
 )
+LAKE_COMPACTOR = Kind(
+    spec=LakeCompactorSpec,
+    contract=LakeCompactor,
+    default="",
+    meaning="Makes tables of the topics that want one; without it there are none.",
+    needs=(ALLOCATOR,),
+    statistics=False,  # told by the kernel, which knows lag and progress: penstock.lake
+)
 PARTITIONER = Kind(
     spec=PartitionerSpec,
     contract=Partitioner,
@@ -145,6 +160,7 @@ _ROWS: tuple[Kind[Any], ...] = (
     WAL,
     LOG_CACHE,
     BLOCK_CACHE,
+    LAKE_COMPACTOR,
     PARTITIONER,
 )
 

@@ -619,6 +619,15 @@ class StreamEngine:
         self._wal_full = False
         self._made_progress()
 
+    def begin_upload(self) -> None:
+        """Begin to upload what is durable now, at the usual pace, without waiting for its size or age."""
+        self._freeze()
+
+    def durable_end(self, stream_id: int) -> int | None:
+        """The offset up to which the stream is durable; None if this broker doesn't own it."""
+        stream = self._streams.get(stream_id)
+        return None if stream is None else stream.confirmed_offset
+
     async def flush(self) -> None:
         """Upload and commit everything that is durable now."""
         self._freeze()

@@ -105,14 +105,24 @@ class ColdReader:
     """Owned by the engine; readahead runs in the engine's task group."""
 
     def __init__(
-        self, image: Image, store: ObjectStore, cache: BlockCache, settings: ReaderSettings, tasks: TaskGroup
+        self,
+        image: Image,
+        store: ObjectStore,
+        cache: BlockCache,
+        settings: ReaderSettings,
+        tasks: TaskGroup,
+        traffic: Traffic | None = None,
     ) -> None:
+        """All reads are of the class ``traffic``, if that is given, wherever they begin."""
         self._image = image
         # readers near the end don't wait behind those that read everything, so each class has a limiter
-        self._tail = _Source(view_of(store, Traffic.TAIL), anyio.CapacityLimiter(settings.parallel_max))
-        self._catch_up = _Source(
-            view_of(store, Traffic.CATCH_UP), anyio.CapacityLimiter(settings.parallel_max)
+        self._tail = _Source(
+            view_of(store, traffic or Traffic.TAIL), anyio.CapacityLimiter(settings.parallel_max)
         )
+        self._catch_up = self._tail
+        if traffic is None:
+            limiter = anyio.CapacityLimiter(settings.parallel_max)
+            self._catch_up = _Source(view_of(store, Traffic.CATCH_UP), limiter)
         self._cache = cache
         self._settings = settings
         self._tasks = tasks

@@ -43,6 +43,14 @@ class StreamReads:
             return entries
         return None
 
+    def read_uploaded(self, stream_id: int, offset: int, bytes_max: int) -> Sequence[StreamEntry]:
+        """Entries from the one that holds ``offset`` that objects have and the log cache still has; else none."""
+        state = self._image.streams.get(stream_id)
+        if state is None or offset >= state.end:
+            return ()
+        entries = self._log_cache.get(stream_id, offset, state.end, bytes_max)
+        return entries if entries and entries[0].base_offset <= offset else ()
+
     async def find_time(self, stream: Stream, offset: int, time_ms: int) -> StreamEntry | None:
         """The first durable entry past ``offset`` (its holder included) with a timestamp >= ``time_ms``."""
         state = self._image.streams.get(stream.stream_id)

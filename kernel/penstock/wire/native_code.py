@@ -7,7 +7,19 @@ editable install keeps when its source changes, isn't used.
 
 from __future__ import annotations
 
-__all__ = ("INTERFACE", "SWITCH", "Walk", "choose", "reason", "status", "walk")
+__all__ = (
+    "INTERFACE",
+    "SWITCH",
+    "Gather",
+    "Measure",
+    "Walk",
+    "choose",
+    "gather",
+    "measure",
+    "reason",
+    "status",
+    "walk",
+)
 
 import logging
 import os
@@ -33,6 +45,33 @@ class Walk(Protocol):
         self, buffer: bytes | bytearray | memoryview, start: int, count: int, /
     ) -> tuple[int, int, bool] | None:
         """(lowest timestamp delta, highest, whether any key is null), or None if anything is out of order."""
+
+
+class Measure(Protocol):
+    """Says what records take as columns."""
+
+    def __call__(
+        self, buffer: bytes | memoryview, position: int, count: int, last_delta: int, bytes_max: int, /
+    ) -> tuple[int, ...] | None:
+        """As ``penstock.wire.record_columns.measure``, or None if anything is out of order."""
+
+
+class Gather(Protocol):
+    """Copies records that were measured into columns."""
+
+    def __call__(
+        self,
+        buffer: bytes | memoryview,
+        position: int,
+        count: int,
+        base_offset: int,
+        base_timestamp: int,
+        is_timed: bool,
+        columns: tuple[bytearray, ...],
+        filled: tuple[int, ...],
+        /,
+    ) -> tuple[int, ...] | None:
+        """As ``penstock.wire.record_columns.gather``, or None if anything is out of order."""
 
 
 def choose(mode: str, load: Callable[[], ModuleType]) -> tuple[Walk | None, str]:
@@ -66,6 +105,9 @@ def choose(mode: str, load: Callable[[], ModuleType]) -> tuple[Walk | None, str]
     return None, fault
 
 
+#: Not in the native module yet.
+measure: Measure | None = None
+gather: Gather | None = None
 walk, reason = choose(os.environ.get(SWITCH) or "auto", lambda: import_module("penstock.wire._walk"))
 
 

@@ -27,7 +27,7 @@ from penstock.log.partition import Partition, ReadResult
 from penstock.log.preparation import Preparation, Preparer
 from penstock.log.producer_book import ProducerInfo
 from penstock.log.topic import NewTopic, Topic
-from penstock.log.topic_config import effective_value
+from penstock.log.topic_config import TopicConfigTable
 from penstock.spi.allocator import Allocation, AllocatorStatistics
 from penstock.spi.authorizer import Authorizer
 from penstock.wire.error_codes import ErrorCode
@@ -444,11 +444,15 @@ class FakeLogs(LogManager):
         while any(name in self.changing for name in names):
             await self.changed.wait()
 
+    @property
+    def topic_configs(self) -> TopicConfigTable:
+        return TopicConfigTable(defaults=self.broker_defaults)
+
     def config_default(self, key: str) -> str:
-        return effective_value(key, {}, self.broker_defaults)
+        return self.topic_configs.value(key, {})
 
     def config_value(self, name: str, key: str) -> str:
-        return effective_value(key, self._by_name[name].configs, self.broker_defaults)
+        return self.topic_configs.value(key, self._by_name[name].configs)
 
     async def wait_for_room(self) -> None:
         if self.room <= 0:

@@ -23,6 +23,7 @@ from penstock.errors import (
 from penstock.metadata import snapshot as snapshot_module
 from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
+from penstock.metadata.commands.lake import ClaimLake, SetLakeState
 from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, UseWal
 from penstock.metadata.commands.objects import (
     AbandonObjects,
@@ -307,6 +308,8 @@ commands = st.lists(
         st.builds(ReleaseWal, st.integers(1, 2), st.integers(1, 6)),
         st.builds(AddPartitions, st.just(TOPIC_ID), st.integers(1, 4)),
         st.builds(SetTopicConfigs, st.just(TOPIC_ID), st.dictionaries(st.just("k"), st.sampled_from("ab"))),
+        st.builds(ClaimLake, st.just(TOPIC_ID), st.just(1), st.integers(1, 6)),
+        st.builds(SetLakeState, st.just(TOPIC_ID), st.integers(1, 9), st.sampled_from(("running", "failed"))),
         st.builds(OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)),
         st.builds(PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)),
         st.builds(

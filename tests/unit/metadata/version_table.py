@@ -43,10 +43,17 @@ VERSIONS: dict[int, dict[str, str]] = {
         "word": "node_id: int; node_epoch: int; name: str; value: str; expected: str",
         "NodeState": "node_id: int; epoch: int; incarnation: str; wal: str = ''; wal_location: str = ''; wal_in_use: bool = False; lost_wals: list[str] = list(); wal_since: int = 0; wal_end: int = 0; wal_taken: str = ''; words: dict[str, str] = dict()",
     },
+    7: {
+        "lake+": "topic_id: bytes; node_id: int; node_epoch: int",
+        "lake=": "topic_id: bytes; epoch: int; state: str; reason: str = ''",
+        "LakeClaim": "epoch: int; node_id: int; state: str = ''; reason: str = ''; since_ms: int = 0",
+        "TopicState": "topic_id: bytes; name: str; configs: dict[str, str]; internal: bool; log_streams: list[int]; state_streams: list[int]; leaders: list[int] = list(); lake: LakeClaim | None = None",
+    },
 }
 
 #: Checksums of the lines of each version: they are changed by nobody unnoticed.
 SEALS: dict[int, str] = {
     5: "cd48bd46",
     6: "a8c6db30",
+    7: "229471d1",
 }

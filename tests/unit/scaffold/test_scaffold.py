@@ -13,7 +13,7 @@ from penstock.errors import PluginError
 from penstock_tools.cli import main
 from penstock_tools.scaffold import KINDS, check_name, package_files, write_package
 
-KERNEL_FOR_PLUGINS = {"spi", "hookspecs", "errors", "wal"}
+KERNEL_FOR_PLUGINS = {"spi", "hookspecs", "errors", "wal", "files", "threads"}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,473 @@
+"""One topic's table: claimed, opened, fed and committed by one task, for as long as this broker owns it."""
+
+from __future__ import annotations
+
+__all__ = ("LakeSettings", "Surroundings", "TableTask", "Wanted", "lake_topic")
+
+import logging
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from random import Random
+
+import anyio
+
+from penstock.errors import (
+    ClosedError,
+    ConflictError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NotFoundError,
+    PenstockError,
+)
+from penstock.lake.columns import decode_entries, no_records
+from penstock.lake.configs import TableConfigs
+from penstock.lake.source import LakeSource
+from penstock.lake.states import LakeState
+from penstock.lake.statistics import LakeTableStatistics
+from penstock.metadata.commands.lake import ClaimLake, SetLakeState
+from penstock.metadata.service import MetadataService
+from penstock.metadata.streams import StreamState
+from penstock.metadata.topics import TopicState
+from penstock.spi.allocator import Allocator, Charge
+from penstock.spi.lake import LakeCompactor, LakeRecords, LakeTable, LakeTopic
+from penstock.threads import run_in_thread
+from penstock.wire.record_batch import BatchError
+from penstock.work.retry import Backoff, doubling
+
+logger = logging.getLogger("penstock.lake")
+
+#: How long a commit waits for what was durable before it to be uploaded; what comes later is in the next one.
+UPLOAD_WAIT_S = 5.0
+#: Memory is asked for again after so long: a large request that waited in the allocator's queue would hold up those
+#: of producers behind it.
+_MEMORY_PAUSES_S = doubling(0.05, 1.0)
+#: Of the memory of a topic at work: what it reads, the columns made of it, and what inflates meanwhile.
+_MEMORY_PARTS = 3
+
+
+class _GapError(PenstockError):
+    """Records were deleted before they were in the table, and the topic says to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LakeSettings:
+    """What the broker's configuration says."""
+
+    #: Of one topic at work.
+    memory_bytes: int
+    concurrency: int
+    bandwidth: int
+    retry_min_s: float
+    retry_max_s: float
+    #: 0: never.
+    maintenance_interval_s: float
+    stop_timeout_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What all tasks of a broker share."""
+
+    metadata: MetadataService
+    compactor: LakeCompactor
+    #: At most so much goes into one ``write``.
+    batch_bytes: int
+    source: LakeSource
+    allocator: Allocator
+    settings: LakeSettings
+    node_id: int
+    node_epoch: int
+    #: ``StreamEngine.begin_upload`` and ``StreamEngine.durable_end``.
+    begin_upload: Callable[[], None]
+    durable_end: Callable[[int], int | None]
+    clock: Callable[[], float]
+    random: Random
+    #: Topics at work.
+    limiter: anyio.CapacityLimiter
+    sleep: Callable[[float], Awaitable[None]] = anyio.sleep
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the topic wants now; the table is opened again when its part for the compactor changes."""
+
+    topic: LakeTopic
+    configs: TableConfigs
+
+
+class TableTask:
+    """See the module. ``run`` is the task; everything else is called from the event loop beside it."""
+
+    def __init__(self, around: Surroundings, state: TopicState, wanted: Wanted) -> None:
+        self._around = around
+        self._topic_id = state.topic_id
+        self._name = self.topic_name = state.name
+        self.wanted = wanted
+        self._news = anyio.Event()
+        self._stopping = False
+        self.stopped = anyio.Event()
+        self._state = LakeState.OPENING
+        self._reason = ""
+        self._told: tuple[str, str] = ("", "")
+        self._epoch = 0
+        self._table_name = ""
+        #: Of the newest commit, and of what is written since.
+        self._committed: dict[int, int] = {}
+        self._positions: dict[int, int] = {}
+        self._written_bytes = 0
+        #: When the table had everything that was durable, by partition.
+        self._whole_at: dict[int, float] = {}
+        self._maintained_at = around.clock()
+        self._rows = self._commits = self._failures = self._gap_records = self._maintenances = 0
+        self._all_bytes = 0
+        self._rejected: Counter[str] = Counter()
+        self._pending_rejected: Counter[str] = Counter()
+        self._last_rejection = ""
+
+    # -- from outside ----------------------------------------------------------------------------------------
+
+    def notify(self) -> None:
+        """Something changed that may concern the table: a commit of its streams, its configs."""
+        self._news.set()
+
+    def stop(self) -> None:
+        """Commit once more, and end; ``stopped`` says when."""
+        self._stopping = True
+        self._news.set()
+
+    def statistics(self) -> LakeTableStatistics:
+        """A snapshot."""
+        now = self._around.clock()
+        lags = {stream.partition: self._lag(stream) for stream in self._streams()}
+        return LakeTableStatistics(
+            table=self._table_name,
+            state=self._state,
+            reason=self._reason,
+            lag_records={str(partition): lag for partition, lag in lags.items()},
+            lag_ms={
+                str(partition): int((now - self._whole_at.get(partition, now)) * 1000) if lag else 0
+                for partition, lag in lags.items()
+            },
+            rows=self._rows,
+            rejected=dict(self._rejected),
+            gap_records=self._gap_records,
+            written_bytes=self._all_bytes,
+            commits=self._commits,
+            failures=self._failures,
+            last_rejection=self._last_rejection,
+            maintenances=self._maintenances,
+        )
+
+    def _lag(self, stream: StreamState) -> int:
+        position = self._committed.get(stream.partition, stream.start)
+        return max(0, self._durable_end(stream) - max(position, stream.start))
+
+    def _durable_end(self, stream: StreamState) -> int:
+        """As this broker knows it if it leads the partition, else as far as it is committed."""
+        end = self._around.durable_end(stream.stream_id)
+        return stream.end if end is None else max(end, stream.end)
+
+    def _streams(self) -> list[StreamState]:
+        """The log streams of the topic, in the order of its partitions."""
+        image = self._around.metadata.image
+        state = image.topics.get(self._topic_id)
+        found = () if state is None else (image.streams.get(stream_id) for stream_id in state.log_streams)
+        return [stream for stream in found if stream is not None]
+
+    # -- the task --------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Make the table until :meth:`stop` or cancellation. A failure is told, and tried again after a pause."""
+        settings = self._around.settings
+        pauses = doubling(settings.retry_min_s, settings.retry_max_s)
+        backoff = Backoff(pauses, jitter=0.2, random=self._around.random.random)
+        try:
+            while not self._stopping:
+                commits = self._commits
+                try:
+                    await self._make_table()
+                    continue
+                except ClosedError:
+                    return  # the broker ends
+                except _GapError as error:
+                    await self._tell(LakeState.GAP, str(error))
+                except PenstockError as error:
+                    await self._tell(LakeState.FAILED, str(error))
+                except Exception as error:  # a plugin is a stranger: its bugs are its topic's affair
+                    logger.exception("the lake compactor failed: topic=%s", self._name)
+                    text = " ".join(str(error).split())
+                    await self._tell(LakeState.FAILED, f"the compactor raised {type(error).__name__}: {text}")
+                if self._commits > commits:
+                    backoff.succeeded()
+                self._failures += 1
+                pause_s = backoff.failed()
+                if backoff.is_news:
+                    logger.warning(
+                        "the table stands, trying again in %.1f s: topic=%s reason=%s",
+                        pause_s,
+                        self._name,
+                        self._reason,
+                    )
+                await self._wait(pause_s, ends_early=False)
+            await self._tell(LakeState.STOPPED, "")
+        except ClosedError:
+            return
+        finally:
+            self.stopped.set()
+
+    async def _tell(self, state: LakeState, reason: str) -> None:
+        """Say in metadata how it goes, if that is news, and if the claim is still ours."""
+        self._state, self._reason = state, reason
+        if not self._epoch or self._told == (state, reason):
+            return
+        self._told = (state, reason)
+        try:
+            await self._around.metadata.submit(SetLakeState(self._topic_id, self._epoch, state, reason))
+        except (FencedError, NotFoundError) as error:
+            logger.info(
+                "the state of a table isn't told, it is another's now: topic=%s: %s", self._name, error
+            )
+
+    async def _wait(self, timeout_s: float, *, ends_early: bool = True) -> None:
+        """Sleep until there is news, but no longer than that; a pause after a failure ends early only for a stop."""
+        until = self._around.clock() + timeout_s
+        while not self._stopping:
+            left = until - self._around.clock()
+            if left <= 0:
+                return
+            wanted = self.wanted
+            if not ends_early:
+                self._news = anyio.Event()
+            with anyio.move_on_after(left):
+                await self._news.wait()
+            if ends_early or self.wanted is not wanted:
+                return
+
+    async def _make_table(self) -> None:
+        """Claim the topic, open its table and feed it, until it is to be opened anew, or stopped."""
+        around = self._around
+        wanted = self.wanted
+        if not self._is_standing:
+            self._state = LakeState.OPENING
+        self._epoch = await around.metadata.submit(
+            ClaimLake(self._topic_id, around.node_id, around.node_epoch)
+        )
+        async with around.compactor.open_table(wanted.topic, self._epoch) as table:
+            self._table_name = table.name
+            self._committed = dict(await table.positions())
+            self._positions = dict(self._committed)
+            self._written_bytes = 0
+            self._pending_rejected.clear()
+            self._check_positions()
+            if not self._is_standing:  # else the reason is shown until a commit shows that it has gone
+                await self._tell(LakeState.RUNNING, "")
+            await self._feed(table, wanted.topic)
+
+    @property
+    def _is_standing(self) -> bool:
+        return self._state in (LakeState.FAILED, LakeState.GAP)
+
+    def _check_positions(self) -> None:
+        """A table that is ahead of its topic belongs to another history of it: nothing is put upon that."""
+        for stream in self._streams():
+            position = self._committed.get(stream.partition, 0)
+            end = max(stream.start, stream.end)
+            if position > end:
+                raise ConflictError(
+                    f"the table is ahead of its topic, which lost records or isn't the one it was made from: "
+                    f"topic={self._name} partition={stream.partition} position={position} end={end}"
+                )
+
+    async def _feed(self, table: LakeTable, topic: LakeTopic) -> None:
+        clock = self._around.clock
+        due_at = clock() + self.wanted.configs.commit_interval_s
+        while True:
+            self._news = anyio.Event()  # what comes from here on is news: it may be too late for this round
+            is_new = self.wanted.topic != topic
+            if self._stopping or is_new or clock() >= due_at:
+                await self._cycle(table)
+                if self._stopping or is_new:
+                    return
+                await self._maintain(table)
+                due_at = clock() + self.wanted.configs.commit_interval_s
+            elif await self._drain(table, only_full=True):
+                if self._written_bytes >= self.wanted.configs.commit_bytes:
+                    await self._commit(table)
+                    due_at = clock() + self.wanted.configs.commit_interval_s
+            else:
+                due_at = min(due_at, clock() + self.wanted.configs.commit_interval_s)
+                await self._wait(due_at - clock())
+
+    async def _cycle(self, table: LakeTable) -> None:
+        """Bring everything into the table that is durable now."""
+        clock = self._around.clock
+        began = clock()
+        ends = {stream.stream_id: self._durable_end(stream) for stream in self._streams()}
+        await self._wait_uploaded(ends)
+        while await self._drain(table, only_full=False):
+            if self._written_bytes >= self.wanted.configs.commit_bytes:
+                await self._commit(table)
+        if self._positions != self._committed:
+            await self._commit(table)
+        await self._tell(LakeState.RUNNING, "")
+        for stream in self._streams():
+            if self._committed.get(stream.partition, stream.start) >= ends.get(stream.stream_id, 0):
+                self._whole_at[stream.partition] = began
+
+    async def _wait_uploaded(self, ends: Mapping[int, int]) -> None:
+        """Have what is durable uploaded, and wait for that, but not for long."""
+
+        def missing() -> bool:
+            return any(stream.end < ends.get(stream.stream_id, 0) for stream in self._streams())
+
+        if not missing():
+            return
+        self._around.begin_upload()
+        with anyio.move_on_after(UPLOAD_WAIT_S):
+            while missing():
+                self._news = anyio.Event()
+                await self._news.wait()
+
+    async def _drain(self, table: LakeTable, *, only_full: bool) -> bool:
+        """One step for each partition that has something, or with ``only_full`` enough for a whole batch."""
+        moved = False
+        for stream in self._streams():
+            position = await self._position(table, stream)
+            if position >= stream.end:
+                continue
+            if only_full:
+                ranges = stream.ranges[stream.range_at(position) :]
+                if ranges.size_bytes < self._around.batch_bytes:
+                    continue
+            async with self._around.limiter:
+                moved |= await self._step(table, stream, position)
+            if self._written_bytes >= self.wanted.configs.commit_bytes:
+                break
+        return moved
+
+    async def _position(self, table: LakeTable, stream: StreamState) -> int:
+        """Where the partition goes on; past records that are gone, if the topic says so."""
+        position = self._positions.get(stream.partition)
+        if position is None:
+            return stream.start
+        if position >= stream.start:
+            return position
+        if not self.wanted.configs.skips_gaps:
+            raise _GapError(
+                f"records were deleted before they were in the table, set penstock.lake.gap=skip to go on without "
+                f"them, or replay into a new table: topic={self._name} partition={stream.partition} "
+                f"position={position} start={stream.start}"
+            )
+        lost = stream.start - position
+        self._gap_records += lost
+        logger.warning(
+            "%d records were deleted before they were in the table: topic=%s partition=%d from=%d to=%d",
+            lost,
+            self._name,
+            stream.partition,
+            position,
+            stream.start,
+        )
+        await self._write(table, no_records(stream.partition, position, stream.start))
+        return self._positions[stream.partition]
+
+    async def _step(self, table: LakeTable, stream: StreamState, position: int) -> bool:
+        """Write one read's worth of records; whether the position moved."""
+        around = self._around
+        window = max(1, around.settings.memory_bytes // _MEMORY_PARTS)
+        batch_bytes = min(around.batch_bytes, window)
+        charge = await self._memory(around.settings.memory_bytes)
+        try:
+            entries = await around.source.read(stream, position, window)
+            decoding = decode_entries(stream.partition, entries, position, batch_bytes)
+            del entries
+            while (records := await self._next(decoding, position)) is not None:
+                await self._write(table, records)
+        finally:
+            charge.release()
+        return self._positions.get(stream.partition, position) > position
+
+    async def _next(self, decoding: Iterator[LakeRecords], position: int) -> LakeRecords | None:
+        try:
+            return await run_in_thread(_next_of, decoding)
+        except BatchError as error:
+            raise CorruptError(
+                f"stored records can't be read, delete them (DeleteRecords) to go on: topic={self._name} "
+                f"after_offset={position} reason={error}"
+            ) from error
+
+    async def _write(self, table: LakeTable, records: LakeRecords) -> None:
+        extra: Charge | None = None
+        size = records.nbytes
+        if size > self._around.settings.memory_bytes // _MEMORY_PARTS:
+            # one record that is larger than a batch may be: it is here already
+            extra = self._around.allocator.charge_anyway(size, "lake")
+        try:
+            written = await table.write(records)
+        finally:
+            if extra is not None:
+                extra.release()
+        assert written.rows + sum(written.rejected.values()) == len(records), "every record has an outcome"
+        self._pending_rejected.update(written.rejected)
+        if written.reason:
+            self._last_rejection = written.reason
+        self._written_bytes += size
+        self._positions[records.partition] = records.next_offset
+
+    async def _memory(self, size: int) -> Charge:
+        backoff = Backoff(_MEMORY_PAUSES_S)
+        while True:
+            try:
+                return self._around.allocator.charge_nowait(size, "lake")
+            except FullError:
+                await self._around.sleep(backoff.failed())
+
+    async def _commit(self, table: LakeTable) -> None:
+        changed = {
+            partition: position
+            for partition, position in self._positions.items()
+            if self._committed.get(partition) != position
+        }
+        commit = await table.commit(changed)
+        self._commits += 1
+        self._rows += commit.rows
+        self._rejected.update(self._pending_rejected)
+        self._pending_rejected.clear()
+        self._all_bytes += self._written_bytes
+        self._written_bytes = 0
+        self._committed = dict(self._positions)
+        logger.debug("committed %d rows: topic=%s version=%s", commit.rows, self._name, commit.version)
+
+    async def _maintain(self, table: LakeTable) -> None:
+        """On a schedule, with nothing written since the last commit."""
+        around = self._around
+        interval_s = around.settings.maintenance_interval_s
+        if not interval_s or not around.compactor.capabilities.maintains:
+            return
+        if around.clock() < self._maintained_at + interval_s:
+            return
+        # before it is tried: one that fails mustn't keep records from the table until it succeeds
+        self._maintained_at = around.clock()
+        async with around.limiter:
+            done = await table.maintain()
+        self._maintenances += 1
+        figures = " ".join(f"{name.replace(' ', '_')}={value}" for name, value in done.figures.items())
+        logger.info("maintained the table: topic=%s saved_bytes=%d %s", self._name, done.saved_bytes, figures)
+
+
+def _next_of(decoding: Iterator[LakeRecords]) -> LakeRecords | None:
+    return next(decoding, None)
+
+
+def lake_topic(state: TopicState, configs: TableConfigs, table: str = "") -> LakeTopic:
+    """The topic as the compactor sees it."""
+    return LakeTopic(
+        name=state.name,
+        topic_id=str(uuid.UUID(bytes=state.topic_id)),
+        partition_count=state.partition_count,
+        configs=configs.own,
+        table=table,
+    )

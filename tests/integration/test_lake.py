@@ -1,0 +1,170 @@
+"""A topic that is also a table: with a real broker, a real client and the tutorial's compactor of JSON lines."""
+
+from __future__ import annotations
+
+import base64
+import json
+import random
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from confluent_kafka import KafkaException, Producer
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewTopic,
+    ResourceType,
+)
+from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.patience import HANG_S
+
+WITH_TABLES = ("lake_compactor.plugin=reference", "lake.retry_min=50ms", "lake.retry_max=500ms")
+REFERENCE = ("-p", "penstock_conformance.reference")
+TABLE = {"penstock.lake.enable": "true", "penstock.lake.commit.interval.ms": "200"}
+
+
+def admin(broker: ServeProcess) -> AdminClient:
+    return AdminClient({"bootstrap.servers": broker.bootstrap_servers})
+
+
+def create(broker: ServeProcess, topic: str, partitions: int = 1, configs: dict[str, str] = TABLE) -> None:
+    client = admin(broker)  # held until the answer is here
+    client.create_topics([NewTopic(topic, partitions, 1, config=configs)])[topic].result(HANG_S)
+
+
+def alter(broker: ServeProcess, topic: str, **configs: str) -> None:
+    """Set topic configs, written with underscores and without ``penstock.lake.``."""
+    entries = [
+        ConfigEntry(
+            "penstock.lake." + name.replace("_", "."), value, incremental_operation=AlterConfigOpType.SET
+        )
+        for name, value in configs.items()
+    ]
+    resource = ConfigResource(ResourceType.TOPIC, topic, incremental_configs=entries)
+    client = admin(broker)
+    client.incremental_alter_configs([resource])[resource].result(HANG_S)
+
+
+def produce(broker: ServeProcess, topic: str, values: list[bytes]) -> None:
+    told: list[object] = []
+    producer = Producer(
+        {"bootstrap.servers": broker.bootstrap_servers, "enable.idempotence": True, "linger.ms": 5}
+    )
+    for value in values:
+        producer.produce(topic, value, on_delivery=lambda error, _: told.append(error))
+        producer.poll(0)
+    assert producer.flush(HANG_S) == 0
+    assert [error for error in told if error is not None] == []
+
+
+def rows_of(broker: ServeProcess, table: str) -> list[dict[str, object]]:
+    """What the table has committed."""
+    folder = broker.data_dir / "lake" / table
+    manifest = folder / "manifest.json"
+    while manifest.exists():
+        try:
+            return [
+                json.loads(line)
+                for file in json.loads(manifest.read_text())["files"]
+                for line in (folder / file["name"]).read_text().splitlines()
+            ]
+        except FileNotFoundError:
+            continue  # maintained meanwhile
+    return []
+
+
+def wait_for_rows(broker: ServeProcess, table: str, count: int) -> list[dict[str, object]]:
+    until = time.monotonic() + HANG_S
+    while time.monotonic() < until:
+        rows = rows_of(broker, table)
+        if len(rows) >= count:
+            return rows
+        time.sleep(0.05)
+    raise AssertionError(
+        f"the table has {len(rows_of(broker, table))} of {count} rows:\n{broker.output_so_far[-3000:]}"
+    )
+
+
+def values_of(rows: list[dict[str, object]]) -> Counter[bytes]:
+    return Counter(base64.b64decode(str(row["value"])) for row in rows)
+
+
+def test_records_are_in_the_table_once_over_kills_and_a_clean_stop(serve: ServeFactory) -> None:
+    """kill -9 at random moments while a client produces: no row is missing, none is there twice."""
+    broker = serve(*WITH_TABLES, "stream.upload_interval=1h", arguments=REFERENCE)
+    create(broker, "orders", 3)
+    rng = random.Random(8)
+    sent: list[bytes] = []
+    for kill in range(5):
+        values = [b"%d/%d" % (kill, n) for n in range(400)]
+        produce(broker, "orders", values)
+        sent += values
+        time.sleep(rng.uniform(0, 0.4))
+        broker.kill()
+        broker.start()
+    assert values_of(wait_for_rows(broker, "orders", len(sent))) == Counter(sent)
+    produce(broker, "orders", [b"the last"])
+    assert broker.terminate() == 0
+    assert values_of(rows_of(broker, "orders")) == Counter([*sent, b"the last"])
+
+
+def test_configs_of_tables_are_checked_and_refused_without_a_compactor(serve: ServeFactory) -> None:
+    """One sentence says what is wrong, and what to do."""
+    plain = serve()
+    with pytest.raises(KafkaException, match=r"name a plugin in lake_compactor\.plugin"):
+        create(plain, "orders")
+    broker = serve(*WITH_TABLES, arguments=REFERENCE)
+    create(broker, "orders")
+    for configs, words in (
+        ({"format": "parquet"}, "raw, json"),
+        ({"errors": "dead_letter"}, "set format to json"),
+        ({"commit_interval_ms": "1"}, "between 100"),
+        ({"formt": "raw"}, "did you mean penstock.lake.format"),
+    ):
+        with pytest.raises(KafkaException, match=words):
+            alter(broker, "orders", **configs)
+    alter(broker, "orders", format="json", errors="dead_letter")
+    resource = ConfigResource(ResourceType.TOPIC, "orders")
+    client = admin(broker)
+    described = client.describe_configs([resource])[resource].result(HANG_S)
+    assert described["penstock.lake.format"].value == "json"
+    assert described["penstock.lake.gap"].value == "stop"
+
+
+def test_a_failing_table_stands_alone_and_goes_on_when_the_cause_is_gone(serve: ServeFactory) -> None:
+    """A value that can't be read stops its topic's table, with the reason; others go on, and it does, too."""
+    broker = serve(*WITH_TABLES, arguments=REFERENCE)
+    create(broker, "bad", configs=TABLE | {"penstock.lake.format": "json"})
+    create(broker, "good", configs=TABLE | {"penstock.lake.format": "json"})
+    produce(broker, "bad", [b'{"n": 1}', b"no json", b'{"n": 2}'])
+    broker.wait_for_output("the table stands, trying again")
+    produce(broker, "good", [b'{"n": 1}'])
+    assert len(wait_for_rows(broker, "good", 1)) == 1
+    assert rows_of(broker, "bad") == []
+    alter(broker, "bad", errors="dead_letter")
+    rows = wait_for_rows(broker, "bad", 3)
+    assert [row["offset"] for row in rows] == [0, 1, 2]
+    assert "isn't JSON" in str(rows[1]["reason"])
+
+
+def test_a_deleted_topic_leaves_its_table_and_one_made_again_does_not_go_on_in_it(
+    serve: ServeFactory,
+) -> None:
+    """Offsets begin anew: the reason says so until the old table is moved away."""
+    broker = serve(*WITH_TABLES, arguments=REFERENCE)
+    create(broker, "orders")
+    produce(broker, "orders", [b"old"] * 3)
+    wait_for_rows(broker, "orders", 3)
+    client = admin(broker)
+    client.delete_topics(["orders"])["orders"].result(HANG_S)
+    create(broker, "orders")
+    produce(broker, "orders", [b"new"] * 2)
+    broker.wait_for_output("the table is of another topic that had this name")
+    assert values_of(rows_of(broker, "orders")) == {b"old": 3}
+    folder = broker.data_dir / "lake"
+    Path(folder, "orders").rename(folder / "orders-before")
+    assert values_of(wait_for_rows(broker, "orders", 2)) == {b"new": 2}
