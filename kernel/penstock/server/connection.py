@@ -264,8 +264,9 @@ class Connection(asyncio.BufferedProtocol):
         if fault is not None:
             self.channel.fault(fault)
             return
-        reader.large = LargeFrame(size, start, at_once=size <= incoming.credit)
-        self._grant(reader.large)
+        large = reader.large = LargeFrame(size, start, at_once=size <= incoming.credit)
+        self._grant(large)
+        self._received_fresh(large, large.pos)
 
     def _grant(self, large: LargeFrame) -> None:
         core, channel = self._core, self.channel
@@ -305,8 +306,15 @@ class Connection(asyncio.BufferedProtocol):
         large.pos += nbytes
         if large.is_whole:
             self._take_large(large)
-        elif large.pos == large.granted:
-            self._grant(large)
+        else:
+            if large.pos == large.granted:
+                self._grant(large)
+            self._received_fresh(large, nbytes)
+
+    def _received_fresh(self, large: LargeFrame, nbytes: int) -> None:
+        """Let others go first if that was much; at once would be for as long as the client has bytes on their way."""
+        if large.takes_fresh_memory and self._core.received_fresh(nbytes):
+            self._wait_for_turn()
 
     def _take_large(self, large: LargeFrame) -> bool:
         """Handle a large frame that is whole; whether that may be now."""
@@ -427,6 +435,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_turn = True
         self.channel.go_on()
         self._in_turn = False
+        if self._reader.large is not None:
+            self._core.turns.end_slice()  # what it receives now is its slice
         # what it receives next waits too, if this wasn't all
         self._is_greedy = pipeline.is_waiting(Wait.TURN)
 

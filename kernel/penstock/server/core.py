@@ -40,6 +40,9 @@ _HANDLING_PART: Final = 2
 _WRITE_BYTES_MIN: Final = 4 * 1024
 _WRITE_S: Final = 2e-5
 _WRITE_S_PER_BYTE: Final = 1e-9
+#: Bytes that are received into fresh memory in one turn of the loop: each of its pages is a fault, together some
+#: tenths of a millisecond. Connections by the hundred that announce much have megabytes there at a time.
+_FRESH_BYTES_MAX: Final = 256 * 1024
 #: At most so many lines about bad input per this many seconds.
 _FAULT_LINES_MAX: Final = 5
 _FAULT_WINDOW_S: Final = 10.0
@@ -122,6 +125,7 @@ class ServerCore:
         self.processor_time: Callable[[], float] = time.thread_time
         self.turns = Turns(self.call_soon, self._call_at, self.time, self.processor_time, self.loop_time)
         self._dirty: list[Flushable] = []
+        self._fresh_bytes = 0
         self._fault_window = _Window(_FAULT_LINES_MAX, _FAULT_WINDOW_S)
         self._tasks: TaskGroup | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -190,6 +194,16 @@ class ServerCore:
 
     def _call_at(self, when: float, function: Callable[[], None]) -> None:
         self.call_later(max(0.0, when - self.time()), function)
+
+    def received_fresh(self, size: int) -> bool:
+        """Whether so many bytes came into fresh memory in this turn of the loop that others are to go first."""
+        if not self._fresh_bytes:
+            self.call_soon(self._forget_fresh)
+        self._fresh_bytes += size
+        return self._fresh_bytes >= _FRESH_BYTES_MAX
+
+    def _forget_fresh(self) -> None:
+        self._fresh_bytes = 0
 
     # -- answers ----------------------------------------------------------------------------------------
 

@@ -6,11 +6,14 @@ import asyncio
 import struct
 from typing import Any
 
+import anyio
 import pytest
 from tests.unit.api.fakes import FakeClock, FakeLogs, make_batch
 from tests.unit.server.harness import Client, Harness, offsets, produce, serving, until
+from tests.unit.server.test_any_order import Transport
 
 from penstock.api.declaration import Api
+from penstock.server import Server
 from penstock.server.connection import Connection
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.api_versions import ApiVersionsRequest
@@ -18,6 +21,7 @@ from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopi
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
 from penstock.wire.messages.list_groups import ListGroupsRequest, ListGroupsResponse
 from penstock.wire.messages.metadata import MetadataRequest
+from penstock.wire.registry import encode_request
 
 pytestmark = pytest.mark.anyio
 
@@ -326,3 +330,42 @@ async def test_the_connection_that_is_idle_longest_gives_its_place_to_a_new_one(
                 await late.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
                 assert await idle.ends()
                 await busy.call(ApiKey.API_VERSIONS, 0, ApiVersionsRequest())
+
+
+class _Newcomer:
+    """A connection whose client has sent all of a large frame: the system has as much of it as is wanted."""
+
+    def __init__(self, server: Server, data: bytes) -> None:
+        self.transport = Transport()
+        self.connection = Connection(server.core, server.connections, server.endpoints[0])
+        self.transport.connection = self.connection
+        self.connection.connection_made(self.transport)  # type: ignore[arg-type]
+        self.data = memoryview(data)
+
+    def receive(self) -> None:
+        """As libuv does: again and again while there are bytes and they are wanted."""
+        while self.transport.is_reading and self.data:
+            buffer = self.connection.get_buffer(-1)
+            size = min(len(buffer), len(self.data))
+            buffer[:size] = self.data[:size]
+            self.data = self.data[size:]
+            self.connection.buffer_updated(size)
+
+
+async def test_newcomers_receive_little_into_fresh_memory_in_one_turn_of_the_loop(logs: FakeLogs) -> None:
+    """A crowd that sends megabytes holds others up for a piece at a time, and each gets on."""
+    async with serving(logs) as harness:
+        core = harness.server.core
+        frame = b"".join(encode_request(ApiKey.PRODUCE, 9, 1, "t", produce(make_batch(1, bytes(2 * MIB)))))
+        crowd = [_Newcomer(harness.server, frame[:-1]) for _ in range(20)]
+        for one in crowd:
+            one.receive()  # what comes first is received before it's known how long it is
+        while any(one.data for one in crowd):
+            before = core.received_bytes
+            for one in crowd:
+                one.receive()
+            assert core.received_bytes - before <= MIB // 2
+            await anyio.lowlevel.checkpoint()
+        for one in crowd:
+            one.connection.connection_lost(None)
+        assert harness.allocator.used == 0
