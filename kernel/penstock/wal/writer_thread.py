@@ -33,7 +33,8 @@ class WriterThread:
     With one thread each job has ended before the next begins; with several (``threads``) they overlap, and results
     come in the order in which jobs end.
 
-    ``idle()`` runs in a thread that had no further job for ``idle_after_s`` since its last one.
+    ``idle()`` runs in a thread that had no further job for ``idle_after_s`` since its last one; if it returns True,
+    again after as long.
 
     Leaving it lets the threads finish the jobs that were submitted, joins them, and delivers the results. If a
     job hangs on the medium longer than ``join_timeout_s``, leaving raises UnavailableError; its thread is then
@@ -46,7 +47,7 @@ class WriterThread:
         *,
         threads: int = 1,
         join_timeout_s: float = 30.0,
-        idle: Callable[[], None] = lambda: None,
+        idle: Callable[[], bool | None] = lambda: None,
         idle_after_s: float | None = None,
     ) -> None:
         self._name = name
@@ -143,8 +144,7 @@ class WriterThread:
             try:
                 job = self._jobs.get(self._idle_after_s if worked else None)
             except Empty:
-                worked = False
-                self.idle()
+                worked = bool(self.idle())
                 continue
             if job is None:
                 return

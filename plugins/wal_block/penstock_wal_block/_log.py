@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 
-from penstock.errors import ConfigError, FencedError, UnavailableError
+from penstock.errors import ConfigError, FencedError, UnavailableError, kept
 from penstock.spi import Buffer
 from penstock.wal import Boundaries, Cursor, DecodedGroup, Group, LogScan, encode_group
 from penstock_wal_block._device import Device
@@ -79,6 +79,8 @@ class BlockLog:
         #: No other group was about to be written when the last one ended.
         self._is_lone = False
         self._wrote_s = 0.0
+        #: The last group was written by :meth:`write_at_once`.
+        self._wrote_at_once = False
         #: Groups being written under the lock.
         self._writing = 0
         #: Begun, and not yet counted; oldest first.
@@ -207,6 +209,29 @@ class BlockLog:
             self.rest()
             raise
 
+    def write_at_once(self, group: Group) -> tuple[Flight, Exception | None] | None:
+        """Begin ``group`` and put it, if that waits for nothing but the medium; None if it would.
+
+        With the error why it couldn't be put: then it is begun, and may be put again. For the event loop: it never
+        waits for a lock, for a look at who owns the log, which are due every few groups, or for several devices.
+        """
+        if self._device.devices or not self._mutex.acquire(blocking=False):
+            return None
+        try:
+            if not self._holds_lock or self._flights or self._is_check_due or self._headers.header.sealed:
+                return None
+            self.look_before_next()
+            flight = self.begin(group)
+            try:
+                self.put(flight)
+            except Exception as error:  # noqa: BLE001 - the caller answers the group with it
+                return flight, kept(error)
+            self.look_before_next()
+            self._wrote_at_once = True
+            return flight, None
+        finally:
+            self._mutex.release()
+
     def begin(self, group: Group) -> Flight:
         """Give ``group`` its place at the end of the log, which moves behind it. Nothing is written yet."""
         with self._mutex:
@@ -249,6 +274,7 @@ class BlockLog:
             with self._mutex:
                 self._writing -= 1
                 self._wrote_s = time.monotonic()
+                self._wrote_at_once = False
                 if is_durable:
                     self._landed(flight)
 
@@ -274,11 +300,7 @@ class BlockLog:
                 self._groups_since_check = (
                     _GROUPS_PER_CHECK  # nobody writes under this lock before a check succeeded
                 )
-            if (
-                self._groups_since_check >= _GROUPS_PER_CHECK
-                or time.monotonic() - self._checked_s > _CHECK_AFTER_S
-                or self._device.shareable
-            ):
+            if self._is_check_due:
                 self._headers.check()
                 self._check_place(self._device.in_place)
                 self._groups_since_check = 0
@@ -288,6 +310,14 @@ class BlockLog:
             self._is_lone = False
             self._groups_since_check += 1
             self._writing += 1
+
+    @property
+    def _is_check_due(self) -> bool:
+        return (
+            self._groups_since_check >= _GROUPS_PER_CHECK
+            or time.monotonic() - self._checked_s > _CHECK_AFTER_S
+            or self._device.shareable
+        )
 
     def rest(self) -> None:
         """Let go of the data lock, unless a group is being written: nothing is about to be."""
@@ -300,11 +330,15 @@ class BlockLog:
         """No group follows at once: who puts the next one sees first that the file wasn't removed."""
         self._is_lone = True
 
-    def rest_after(self, seconds: float) -> None:
-        """Let go of the data lock if nothing was written for so long."""
+    def rest_after(self, seconds: float) -> bool:
+        """Let go of the data lock if nothing was written for so long; whether somebody has to come again for it.
+
+        Whoever writes in a thread comes later; the event loop doesn't.
+        """
         with self._mutex:
             if time.monotonic() - self._wrote_s >= seconds:
                 self.rest()
+            return self._holds_lock and self._wrote_at_once
 
     def look(self) -> None:
         """Check an idle log: raises FencedError, or UnavailableError if the file was removed or replaced."""

@@ -40,6 +40,7 @@ from penstock_wal_block._device import FileDevice
 from penstock_wal_block._format import BLOCK_BYTES, area_bytes
 from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import NO_SPACE, BlockLog, Flight
+from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
 from penstock_wal_block._settings import Settings
 from penstock_wal_block._sizes import LogSizes
 from penstock_wal_block._stripe import StripedDevice
@@ -87,6 +88,7 @@ class BlockWal:
         self._pump_scheduled = False
         #: Taken and not yet begun, in order; whoever holds the lock begins the first.
         self._taken: deque[Group] = deque()
+        self._lone = LoneWrites()
         self._order = threading.Lock()
         #: Recovery looks so far behind a hole for a group that proves a loss: the first one that began when the
         #: missing one was confirmed. So groups in flight must not span more.
@@ -210,10 +212,34 @@ class BlockWal:
                 self._landed.set()
             return
         while (group := commit.take_beside(self._groups_in_flight_max, self._span_bytes_max)) is not None:
+            if self._lone.on_loop and self._write_here(group):
+                break
             self._taken.append(group)
             self._thread.submit(self._write_next, self._written)
         if self._drained is not None and commit.idle:
             self._drained.set()
+
+    def _write_here(self, group: Group) -> bool:
+        """Write a lone small group on the event loop; whether that was possible."""
+        is_alone = self._commit.in_flight == 1 and self._drained is None and self._failed is None
+        if not is_alone or group.length > LONE_BYTES_MAX:
+            return False
+        started = time.perf_counter_ns()
+        outcome = self._log.write_at_once(group)
+        if outcome is None:
+            return False
+        flight, error = outcome
+        elapsed_us = (time.perf_counter_ns() - started) // 1000
+        if error is not None:
+            self._thread.submit(partial(self._put_again, group, flight, error), self._written)
+            return True
+        self._lone.wrote(elapsed_us, alone=True)
+        self._last_group_us = elapsed_us
+        # What the callbacks append has a turn of its own, else they could keep the loop for ever.
+        self._pump_scheduled = True
+        self._loop.call_soon(self._pump)
+        self._commit.finish(group)
+        return True
 
     def _written(self, outcome: tuple[Group, int, Exception | None] | None, bug: Exception | None) -> None:
         try:
@@ -224,9 +250,11 @@ class BlockWal:
             if error is not None:
                 self._fail(self._medium_error(error) if isinstance(error, OSError) else error, group)
             else:
+                commit = self._commit
                 self._last_group_us = elapsed_us
+                self._lone.wrote(elapsed_us, alone=commit.in_flight == 1 and not commit.open_entries)
                 if not group.done:
-                    self._commit.finish(group)
+                    commit.finish(group)
         finally:
             self._pump()
 
@@ -250,6 +278,23 @@ class BlockWal:
         elif not self._thread.has_more:
             self._log.look_before_next()
         return group, (time.perf_counter_ns() - started) // 1000, error
+
+    def _put_again(
+        self, group: Group, flight: Flight, error: Exception
+    ) -> tuple[Group, int, Exception | None]:
+        """In a thread: what ``_write_next`` does, for a group that the event loop has begun and couldn't put."""
+        started = time.perf_counter_ns()
+        failed: Exception | None = error
+        try:
+            if isinstance(error, OSError) and error.errno in NO_SPACE:
+                self._put(flight)
+                failed = None
+        except Exception as raised:  # noqa: BLE001 - the loop answers the appends with it
+            failed = kept(raised)
+        if failed is not None:
+            self._failed = self._failed or again(failed)
+            self._log.rest()
+        return group, (time.perf_counter_ns() - started) // 1000, failed
 
     def _put(self, flight: Flight) -> None:
         """Make a group durable. While the medium is full, waits for room.

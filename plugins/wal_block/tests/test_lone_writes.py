@@ -1,0 +1,257 @@
+"""Lone small groups are written by the event loop while the disk is quick (RFC 0035): when, and what stays so."""
+
+from __future__ import annotations
+
+import errno
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+from penstock_wal_block import BlockWal, Settings, penstock_register_wal
+from penstock_wal_block import _log as log_module
+from penstock_wal_block import _lone as lone_module
+from penstock_wal_block._device import FileDevice
+from penstock_wal_block._log import BlockLog
+from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
+from tests.patience import HANG_S
+
+from penstock.errors import FencedError, FullError, UnavailableError
+from penstock.spi import Buffer, Services
+
+pytestmark = pytest.mark.anyio
+
+Opener = Callable[..., AbstractAsyncContextManager[BlockWal]]
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
+    """Any disk is quick, one lone group is enough to know it, and a look at the owner is due by number only."""
+    monkeypatch.setattr(lone_module, "_QUICK_US", 2**62)
+    monkeypatch.setattr(lone_module, "_RUN", 1)
+    monkeypatch.setattr(log_module, "_CHECK_AFTER_S", HANG_S)
+    monkeypatch.setattr(BlockWal, "look_later", lambda wal: None)
+
+    @asynccontextmanager
+    async def open_(epoch: int = 1, **settings: Any) -> AsyncIterator[BlockWal]:
+        services = Services(node_id=1, epoch=epoch, cluster_id="c", data_dir=tmp_path, clock=lambda: 0.0)
+        values = Settings(**({"capacity": "2MiB"} | settings))
+        async with penstock_register_wal().open(values, services) as wal:
+            assert isinstance(wal, BlockWal)
+            yield wal
+
+    return open_
+
+
+async def recovered(wal: BlockWal) -> list[bytes]:
+    return [bytes(entry.data) async for entry in wal.recover()]
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Who wrote each group."""
+    names: list[str] = []
+    write = FileDevice.write
+
+    def watched(device: FileDevice, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        is_loop = threading.current_thread() is threading.main_thread()
+        names.append("loop" if is_loop else "thread")
+        write(device, offset, parts, length)
+
+    monkeypatch.setattr(FileDevice, "write", watched)
+    return names
+
+
+@pytest.fixture
+def keeps_lock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the machine is."""
+    monkeypatch.setattr(BlockLog, "rest_after", lambda log, seconds: False)
+
+
+def test_the_loop_writes_after_a_hundred_groups_that_were_alone_and_quick() -> None:
+    for spoils in ({"elapsed_us": 1001, "alone": True}, {"elapsed_us": 10, "alone": False}):
+        lone = LoneWrites()
+        for _ in range(100):
+            assert not lone.on_loop
+            lone.wrote(1000, alone=True)
+        assert lone.on_loop
+        lone.wrote(**spoils)  # type: ignore[arg-type]
+        assert not lone.on_loop
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_lone_groups_are_written_by_the_loop_and_every_sixteenth_by_a_thread_that_looks_at_the_owner(
+    open_wal: Opener, writers: list[str]
+) -> None:
+    async with open_wal() as wal:
+        await recovered(wal)
+        for number in range(40):
+            await wal.append([b"%d" % number]).wait_durable()
+        assert writers == (["thread", *["loop"] * 15] * 3)[:40]
+        assert wal.statistics().written_groups == 40
+    async with open_wal(2) as wal:
+        assert await recovered(wal) == [b"%d" % number for number in range(40)]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_what_has_company_or_is_large_is_written_by_threads(
+    open_wal: Opener, writers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_wal(group_bytes_max="128KiB") as wal:
+        await recovered(wal)
+        await wal.append([b"a"]).wait_durable()
+        await wal.append([b"b"]).wait_durable()
+        await wal.append([bytes(LONE_BYTES_MAX)]).wait_durable()
+        assert writers == ["thread", "loop", "thread"]
+        gate = threading.Event()
+        with monkeypatch.context() as patch:
+            patch.setattr(FileDevice, "sync", lambda device: gate.wait(HANG_S))
+            monkeypatch.setattr(lone_module, "_RUN", 2**62)  # the first by a thread, which waits
+            first = wal.append([b"c"])
+            await anyio.lowlevel.checkpoint()
+            monkeypatch.setattr(lone_module, "_RUN", 1)
+            second = wal.append([b"d"])
+            await anyio.lowlevel.checkpoint()
+            gate.set()
+            await first.wait_durable()
+            await second.wait_durable()
+        assert "loop" not in writers[3:]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_what_a_callback_appends_has_a_turn_of_its_own(open_wal: Opener, writers: list[str]) -> None:
+    """Else who appends in answer to being durable would keep the loop for ever."""
+    done: list[int] = []
+    async with open_wal() as wal:
+        await recovered(wal)
+        await wal.append([b"a"]).wait_durable()
+        ended = anyio.Event()
+
+        def go_on(*_: object) -> None:
+            done.append(len(writers))
+            if len(done) == 5:
+                ended.set()
+                return
+            before = len(writers)
+            wal.append([b"b"]).set_callback(go_on)
+            assert len(writers) == before, "nothing is written within a callback"
+
+        wal.append([b"b"]).set_callback(go_on)
+        with anyio.fail_after(HANG_S):
+            await ended.wait()
+        assert writers == ["thread", *["loop"] * 5]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+@pytest.mark.parametrize("method", ["write", "sync"])
+async def test_a_lone_group_without_room_waits_in_a_thread_and_is_written_again(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    def no_space(*args: object) -> None:
+        tried.append(threading.current_thread() is threading.main_thread())
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    tried: list[bool] = []
+    async with open_wal() as wal:
+        await recovered(wal)
+        await wal.append([b"before"]).wait_durable()
+        with monkeypatch.context() as patch:
+            patch.setattr(FileDevice, method, no_space)
+            waiting = [wal.append([b"waiting"])]
+            with anyio.fail_after(HANG_S):
+                while True:
+                    try:
+                        waiting.append(wal.append([b"waiting"]))
+                    except FullError:
+                        break
+                    await anyio.lowlevel.checkpoint()
+            assert not any(append.done for append in waiting)
+            assert tried[0]
+            assert not any(tried[1:]), "only a thread waits for room"
+        await waiting[-1].wait_durable()
+    async with open_wal(2) as wal:
+        assert await recovered(wal) == [b"before", *[b"waiting"] * len(waiting)]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_a_medium_that_fails_under_the_loop_is_not_tried_again(
+    open_wal: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sync that failed may have lost the pages: the next one that succeeds says nothing of them."""
+    failed: list[bool] = []
+    sync = FileDevice.sync
+
+    def fails_once(device: FileDevice) -> None:
+        if failed:
+            sync(device)
+            return
+        failed.append(threading.current_thread() is threading.main_thread())
+        raise OSError(errno.EIO, "Input/output error")
+
+    async with open_wal() as wal:
+        await recovered(wal)
+        await wal.append([b"good"]).wait_durable()
+        monkeypatch.setattr(FileDevice, "sync", fails_once)
+        with pytest.raises(UnavailableError, match=f"errno={errno.EIO}"):
+            await wal.append([b"bad"]).wait_durable()
+        assert failed == [True]
+        assert wal.statistics().state == "failed"
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_the_loop_writes_nothing_to_a_file_that_was_removed(
+    open_wal: Opener, writers: list[str], tmp_path: Path
+) -> None:
+    async with open_wal() as wal:
+        await recovered(wal)
+        await wal.append([b"a"]).wait_durable()
+        await wal.append([b"b"]).wait_durable()
+        assert writers == ["thread", "loop"]
+        (tmp_path / "wal" / "penstock.wal").unlink()
+        with pytest.raises(UnavailableError, match="removed or replaced"):
+            await wal.append([b"c"]).wait_durable()
+        assert writers == ["thread", "loop"]
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_the_loop_waits_for_no_lock_of_the_log(open_wal: Opener, writers: list[str]) -> None:
+    async with open_wal() as wal:
+        await recovered(wal)
+        await wal.append([b"a"]).wait_durable()
+        held, leave = threading.Event(), threading.Event()
+
+        def hold() -> None:
+            with wal._log._mutex:  # as a trim does while it writes the header
+                held.set()
+                leave.wait(HANG_S)
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(hold)
+            assert held.wait(HANG_S)
+            append = wal.append([b"b"])
+            await anyio.lowlevel.checkpoint()
+            await anyio.lowlevel.checkpoint()
+            assert not append.done
+            leave.set()
+        await append.wait_durable()
+        assert writers == ["thread", "thread"]
+
+
+async def test_an_owner_that_becomes_idle_after_a_write_by_the_loop_lets_a_taker_in(open_wal: Opener) -> None:
+    async with open_wal() as wal:
+        await recovered(wal)
+        for _ in range(5):
+            await wal.append([b"x"]).wait_durable()
+        async with open_wal(2) as taken:  # waits for the lock
+            assert await recovered(taken) == [b"x"] * 5
+            with pytest.raises(FencedError):
+                await wal.append([b"late"]).wait_durable()
