@@ -84,8 +84,14 @@ MEANT: Final = (
     Meant(
         name="no cluster-wide configs",
         reason="Kafka's storage tool sets min.insync.replicas as a default of the cluster; here it is the default",
-        where=("describe_configs", "create_topics", "synonyms of topic configs"),
-        path=r".*configs\[min.insync.replicas\].(config_source|synonyms)",
+        where=(
+            "describe_configs",
+            "create_topics",
+            "synonyms of topic configs",
+            "kinds of configs",
+            "empty values",
+        ),
+        path=r".*configs\[min.insync.replicas\](.(config_source|synonyms))?",
     ),
     Meant(
         name="no dynamic broker configs",
@@ -94,11 +100,31 @@ MEANT: Final = (
         path=r".*configs\[.*\].read_only",
         penstock=True,
     ),
+    Meant(
+        name="loggers of its own",
+        reason="levels are read at start, and they are Python's",
+        where=("kinds of configs",),
+        request="resource 8 .*",
+        path=r".*configs\[root\].(value|read_only)",
+    ),
+    Meant(
+        name="no compaction",
+        reason="a topic that is to be compacted is refused, instead of one that never is",
+        where=("empty values",),
+        request=".*cleanup.policy='compact.*",
+        path=r".*error_code|topics\[.*",
+    ),
+    Meant(
+        name="one replica",
+        reason="a topic that wants more replicas in sync than there are is refused, instead of each write to it",
+        where=("empty values",),
+        request=".*min.insync.replicas='2'",
+    ),
     # -- what is better
     Meant(
         name="the time of a duplicate",
         reason="Kafka tells the client's own time as the time of the append, which it isn't",
-        where=("sequences of producers",),
+        where=("sequences of producers", "claims of batches"),
         path=r".*\.log_append_time_ms",
         penstock=-1,
     ),
@@ -141,13 +167,13 @@ MEANT: Final = (
     Meant(
         name="each partition and group once",
         reason="a short request mustn't make a response of any length",
-        where=("describe_producers", "describe_groups"),
-        request=".* holds all twice",
+        where=("describe_producers", "describe_groups", "groups twice"),
+        request=r".* holds all twice|\['(group|no|)', '\1'\] described",
     ),
     Meant(
         name="an id only for what is made",
         reason="Kafka draws an id that nothing will have when it only validates",
-        where=("create_topics",),
+        where=("create_topics", "empty values"),
         path=r"topics\[.*\].topic_id",
         kafka="<id>",
         penstock="00000000000000000000000000000000",
@@ -155,8 +181,8 @@ MEANT: Final = (
     Meant(
         name="values as they are understood",
         reason="configs are stored without the blanks around them",
-        where=("create_topics",),
-        request="topics.configs.value is ' 1 '",
+        where=("create_topics", "empty values"),
+        request="topics.configs.value is ' 1 '|created with .*",
         path=r".*\.value",
     ),
     Meant(

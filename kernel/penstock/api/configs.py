@@ -15,6 +15,7 @@ __all__ = (
     "list_config_resources_nowait",
 )
 
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -30,6 +31,7 @@ from penstock.api.declaration import Api, one_code
 from penstock.api.errors import OPERATING_ERRORS, error_code_of, quoted
 from penstock.api.lookup import existing_topic
 from penstock.api.names import is_valid_topic_name
+from penstock.api.other_configs import CLIENT_METRICS_CONFIGS, GROUP_CONFIGS, default_entry, logger_levels
 from penstock.api.portions import Steps, first_portion, other_portions
 from penstock.log.errors import KafkaError
 from penstock.log.topic import Topic
@@ -81,6 +83,10 @@ _GROUP: Final = 32
 _AUTHORIZED_AS: Final = {_TOPIC: ResourceType.TOPIC, _GROUP: ResourceType.GROUP}
 _RESOURCE_TYPES: Final = frozenset({_TOPIC, _BROKER, _BROKER_LOGGER, _CLIENT_METRICS, _GROUP})
 
+_DEFAULTS: Final = {_CLIENT_METRICS: CLIENT_METRICS_CONFIGS, _GROUP: GROUP_CONFIGS}
+#: What Kafka reads as a number of a broker.
+_NODE_ID: Final = re.compile(r"[+-]?[0-9]{1,10}", re.ASCII)
+
 #: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
 _ANY_RESOURCE_VERSION: Final = 1
 
@@ -88,6 +94,7 @@ _ANY_RESOURCE_VERSION: Final = 1
 _SOURCE_TOPIC: Final = 1
 _SOURCE_STATIC_BROKER: Final = 4
 _SOURCE_DEFAULT: Final = 5
+_SOURCE_BROKER_LOGGER: Final = 6
 
 # AlterConfigOp.OpType
 _SET: Final = 0
@@ -142,10 +149,16 @@ def describe_configs_nowait(
                 result.configs = _describe_topic(resource, request, context)
             elif resource.resource_type == _BROKER:
                 result.configs = _describe_broker(resource, request, context)
-            elif resource.resource_type not in {_CLIENT_METRICS, _GROUP}:
+            elif resource.resource_type == _BROKER_LOGGER:
+                result.configs = _describe_loggers(resource, context)
+            elif (defaults := _DEFAULTS.get(resource.resource_type)) is None:
                 raise _unsupported(resource.resource_type)
-            elif not resource.resource_name:  # those that have a name have no configs here
+            elif not resource.resource_name:
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "the resource has no name")
+            else:
+                result.configs = [
+                    default_entry(name, defaults[name]) for name in _asked_for(resource, defaults)
+                ]
         except KafkaError as error:
             result.error_code = error.error_code
             result.error_message = str(error)
@@ -262,17 +275,34 @@ def _synonyms(
 def _describe_broker(
     resource: DescribeConfigsResource, request: DescribeConfigsRequest, context: RequestContext
 ) -> list[DescribeConfigsResourceResult]:
-    if resource.resource_name not in {"", str(context.api.logs.node_id)}:
-        raise KafkaError(
-            ErrorCode.INVALID_REQUEST, f"this is another broker: node_id={context.api.logs.node_id}"
-        )
-    if not resource.resource_name:
+    if resource.resource_name:
+        _check_is_own(resource.resource_name, context)
+    else:
         return []  # the dynamic default of all brokers: there are no dynamic broker configs
     configs = {**context.api.settings.broker_configs, "log.dirs": context.api.data_place.location}
     return [
         broker_entry(name, configs[name], with_synonyms=request.include_synonyms)
         for name in _asked_for(resource, sorted(configs))
     ]
+
+
+def _describe_loggers(
+    resource: DescribeConfigsResource, context: RequestContext
+) -> list[DescribeConfigsResourceResult]:
+    _check_is_own(resource.resource_name, context)
+    levels = dict(logger_levels())
+    return [
+        DescribeConfigsResourceResult(
+            name=name, value=levels[name], read_only=True, config_source=_SOURCE_BROKER_LOGGER, synonyms=[]
+        )
+        for name in _asked_for(resource, levels)
+    ]
+
+
+def _check_is_own(name: str, context: RequestContext) -> None:
+    node_id = context.api.logs.node_id
+    if not _NODE_ID.fullmatch(name) or int(name) != node_id:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"this is another broker: node_id={node_id}")
 
 
 async def handle_incremental_alter_configs(
@@ -348,12 +378,20 @@ def _apply(
             ErrorCode.INVALID_CONFIG, f"only lists can be appended to or subtracted from: name={name}"
         )
     items = split_list(table.value(name, current))
-    given = split_list(change.value or "")
+    given = _given_items(change.value or "")
     if change.config_operation == _APPEND:
         items += [item for item in given if item not in items]
     else:
         items = [item for item in items if item not in given]
     configs[name] = table.validate(name, ",".join(items))
+
+
+def _given_items(value: str) -> list[str]:
+    """The items that are added or taken away: what is empty counts, but at the end, as in Kafka."""
+    items = [item.strip() for item in value.split(",")]
+    while "," in value and items and not items[-1]:
+        items.pop()
+    return items
 
 
 async def handle_alter_configs(request: AlterConfigsRequest, context: RequestContext) -> AlterConfigsResponse:

@@ -118,9 +118,6 @@ class _Fetch:
         if self._is_follower:
             found.add(_Entry(cached, None, ErrorCode.NOT_LEADER_OR_FOLLOWER))  # partitions have one replica
             return
-        if self.request.max_bytes < 0 or cached.partition_max_bytes < 0:
-            found.add(_Entry(cached, None, ErrorCode.UNKNOWN_SERVER_ERROR))  # as Kafka says it
-            return
         if partition.unavailable is not None:
             found.add(_Entry(cached, None, ErrorCode.KAFKA_STORAGE_ERROR))
             return
@@ -142,6 +139,11 @@ class _Fetch:
                 entry.error = ErrorCode.OFFSET_OUT_OF_RANGE
                 entry.diverging = None
             return entry
+        if self._is_below_zero(cached, found) and (
+            partition.log_start_offset <= cached.fetch_offset < partition.high_watermark
+        ):
+            entry.error = ErrorCode.UNKNOWN_SERVER_ERROR  # as Kafka says it, where there is something to read
+            return entry
         try:
             result = partition.read_nowait(
                 cached.fetch_offset,
@@ -157,6 +159,11 @@ class _Fetch:
         entry.cold = result is None
         entry.result = result
         return entry
+
+    def _is_below_zero(self, cached: CachedPartition, found: _Collected) -> bool:
+        """The limit is less than nothing: that of the partition, or that of the request for the first of them."""
+        is_first, found.is_begun = not found.is_begun, True
+        return cached.partition_max_bytes < 0 or (self.request.max_bytes < 0 and is_first)
 
     def _is_zstd(self, partition: Partition) -> bool:
         """KIP-110: who can't read zstd is told, if the topic says that this is what is there."""
@@ -300,13 +307,15 @@ class _Entry:
 class _Collected:
     """The outcomes for partitions, in order, and their sum in bytes. Quiet partitions aren't in it."""
 
-    __slots__ = ("_cold", "entries", "must_answer", "size_bytes")
+    __slots__ = ("_cold", "entries", "is_begun", "must_answer", "size_bytes")
 
     def __init__(self) -> None:
         self.entries: dict[CachedPartition, _Entry] = {}
         self._cold: dict[CachedPartition, _Entry] = {}
         self.size_bytes = 0
         self.must_answer = False
+        #: A partition was looked at.
+        self.is_begun = False
 
     def add(self, entry: _Entry) -> None:
         self.entries[entry.cached] = entry

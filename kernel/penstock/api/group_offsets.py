@@ -7,8 +7,10 @@ from __future__ import annotations
 
 __all__ = ("APIS", "handle_offset_commit", "handle_offset_delete", "handle_offset_fetch")
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
+
+import anyio.lowlevel
 
 from penstock.api.authorization import DENIED, each, the_group
 from penstock.api.context import RequestContext
@@ -33,7 +35,6 @@ from penstock.wire.messages.offset_delete import (
 )
 from penstock.wire.messages.offset_fetch import (
     OffsetFetchRequest,
-    OffsetFetchRequestGroup,
     OffsetFetchRequestTopics,
     OffsetFetchResponse,
     OffsetFetchResponseGroup,
@@ -51,6 +52,8 @@ _FETCH_GROUPS_VERSION: Final = 8
 _TOPIC_IDS_VERSION: Final = 10
 #: Partitions of a request that are gathered in one go.
 _SLICE_OFFSETS: Final = 500
+#: All offsets of a group that is named again are told up to this: a short request must make no response of any size.
+_REPEATED_PARTITIONS_MAX: Final = 10_000
 #: Errors of topics whose offsets are told: they are kept by name, also of a topic that is gone.
 _HAS_OFFSETS: Final = frozenset({ErrorCode.NONE, ErrorCode.UNKNOWN_TOPIC_OR_PARTITION})
 _NO_OFFSET: Final = CommittedOffset(-1, -1, "", -1)
@@ -136,10 +139,21 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
     What has no offset is -1 without an error, also in a group that doesn't exist.
     """
     if context.version >= _FETCH_GROUPS_VERSION:
-        groups = [
-            await _fetched_group(one.group_id, one.topics, context)
-            for one in _all_offsets_once(request.groups)
-        ]
+        groups: list[OffsetFetchResponseGroup] = []
+        repeated: dict[str, OffsetFetchResponseGroup] = {}
+        left = _REPEATED_PARTITIONS_MAX
+        for one in request.groups:
+            group = repeated.get(one.group_id) if one.topics is None else None
+            if group is None:
+                group = await _fetched_group(one.group_id, one.topics, context)
+                if one.topics is None:
+                    repeated[one.group_id] = group
+            else:
+                await anyio.lowlevel.checkpoint()
+                left -= 1 + sum(len(topic.partitions) for topic in group.topics)
+                if left < 0:
+                    continue
+            groups.append(group)
         return OffsetFetchResponse(groups=groups)
     topics = (
         None
@@ -168,17 +182,6 @@ async def handle_offset_fetch(request: OffsetFetchRequest, context: RequestConte
             for one in group.topics
         ],
     )
-
-
-def _all_offsets_once(groups: Sequence[OffsetFetchRequestGroup]) -> Iterator[OffsetFetchRequestGroup]:
-    """Whoever asks for all offsets of a group a thousand times in one request gets them once."""
-    seen: set[str] = set()
-    for one in groups:
-        if one.topics is None:
-            if one.group_id in seen:
-                continue
-            seen.add(one.group_id)
-        yield one
 
 
 async def _fetched_group(

@@ -177,15 +177,31 @@ def _fault(request: MetadataRequest, context: RequestContext) -> Steps[int]:
     """The fault of the request as a whole, for which Kafka answers an error; None if there is none."""
     if context.version < _ID_FIELD_VERSION:
         return ErrorCode.NONE
-    for topic in request.topics or ():
+    topics, by_id = yield from _asked(request, context)
+    for topic in topics:
         yield
         if context.version < _BY_ID_VERSION and (topic.name is None or bytes(topic.topic_id) != _ZERO_ID):
             return (
                 ErrorCode.INVALID_REQUEST
             )  # versions 10 and 11 have the field and may not use it (KAFKA-12701)
-        if topic.name is None and bytes(topic.topic_id) == _ZERO_ID:
+        if topic.name is None and bytes(topic.topic_id) == _ZERO_ID and not by_id:
             return ErrorCode.UNKNOWN_SERVER_ERROR  # neither a name nor an id
     return ErrorCode.NONE
+
+
+def _asked(
+    request: MetadataRequest, context: RequestContext
+) -> Steps[tuple[Sequence[MetadataRequestTopic], bool]]:
+    """The topics that count, and whether they are asked for by id: as in Kafka, beside ids no name counts."""
+    topics = request.topics or ()
+    if context.version < _BY_ID_VERSION:
+        return topics, False
+    by_id: list[MetadataRequestTopic] = []
+    for topic in topics:
+        yield
+        if bytes(topic.topic_id) != _ZERO_ID:
+            by_id.append(topic)
+    return by_id or topics, bool(by_id)
 
 
 def _refused(request: MetadataRequest, code: int) -> MetadataResponse:
@@ -217,7 +233,8 @@ def _creatable(names: list[str], context: RequestContext) -> list[str]:
 def _unknown(request: MetadataRequest, context: RequestContext) -> Steps[list[str]]:
     known = context.api.logs.topics()
     names: dict[str, None] = {}
-    for topic in request.topics or ():
+    topics, by_id = yield from _asked(request, context)
+    for topic in () if by_id else topics:
         yield
         if topic.name and topic.name not in known:
             names[topic.name] = None
@@ -257,7 +274,8 @@ def _wanted(
         names = context.allowed(Operation.DESCRIBE, ResourceType.TOPIC, sorted(topics))
         return list(map(topics.__getitem__, names))
     found: dict[str | bytes, Topic | MetadataResponseTopic] = {}
-    for asked in request.topics:
+    wanted, _ = yield from _asked(request, context)
+    for asked in wanted:
         yield
         key = _key(asked)
         if key not in found:

@@ -188,9 +188,8 @@ async def _delete_records(topic: str, asked: DeleteRecordsPartition, context: Re
         raise KafkaError(
             ErrorCode.INVALID_TOPIC_EXCEPTION, f"records of an internal topic stay: topic={topic}"
         )
-    if partition.unavailable is None and "delete" not in context.api.logs.config_value(
-        topic, "cleanup.policy"
-    ):
+    policy = context.api.logs.config_value(topic, "cleanup.policy")
+    if partition.unavailable is None and policy and "delete" not in policy:
         raise KafkaError(
             ErrorCode.POLICY_VIOLATION, f"records of a compacted topic can't be deleted: topic={topic}"
         )

@@ -42,7 +42,7 @@ from penstock.wire.messages.produce import (
     TopicProduceData,
     TopicProduceResponse,
 )
-from penstock.wire.record_batch import BatchError
+from penstock.wire.record_batch import BatchError, is_transactional
 
 logger = logging.getLogger("penstock.api")
 
@@ -159,7 +159,7 @@ class ProduceCall:
             for data in topic.partition_data:
                 if index >= self._cursor:
                     if fault is not None:
-                        self._refuse(index, data, *fault)
+                        self._refuse_for(fault, index, topic, data)
                     else:
                         self._append(index, topic, data)
                     data.records = None  # drop the view: the log owns that memory now
@@ -237,12 +237,29 @@ class ProduceCall:
 
     def _fault_of_request(self) -> tuple[int, str] | None:
         request = self._request
+        if request.transactional_id is None and any(
+            data.records is not None and is_transactional(memoryview(data.records))
+            for topic in request.topic_data
+            for data in topic.partition_data
+        ):
+            return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS
         if request.acks not in (-1, 0, 1):
             code = ErrorCode.INVALID_REQUIRED_ACKS
             return code, f"acks must be -1, 0 or 1: acks={request.acks}"
         if request.transactional_id is not None:
             return ErrorCode.INVALID_TXN_STATE, NO_TRANSACTIONS
         return None
+
+    def _refuse_for(
+        self, fault: tuple[int, str], index: int, topic: TopicProduceData, data: PartitionProduceData
+    ) -> None:
+        """Refuse what the request's ``fault`` keeps from being written; as in Kafka, some faults are found later."""
+        code, message = fault
+        found = self._find(topic, data.index)
+        if code == ErrorCode.INVALID_REQUIRED_ACKS and isinstance(found, ErrorCode):
+            self._refuse(index, data, found, None)
+        else:
+            self._refuse(index, data, code, message)
 
     def _append(self, index: int, topic: TopicProduceData, data: PartitionProduceData) -> None:
         found = self._find(topic, data.index)

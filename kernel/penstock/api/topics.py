@@ -120,7 +120,16 @@ def _check_time(timeout_ms: int) -> None:
 
 
 def _new_topic(asked: CreatableTopic, taken: Mapping[str, str], context: RequestContext) -> NewTopic:
-    """``taken`` has the topics that are there by the names that their metrics have."""
+    """``taken`` has the topics that are there by the names that their metrics have.
+
+    Of several faults the one is told that Kafka finds first: the size of the topic, its name, its configs.
+    """
+    partitions_max = context.api.settings.partitions_per_topic_max
+    if max(asked.num_partitions, len(asked.assignments)) > partitions_max:
+        raise KafkaError(
+            ErrorCode.POLICY_VIOLATION,
+            f"a topic has at most {partitions_max} partitions: partitions={asked.num_partitions}",
+        )
     fault = topic_name_fault(asked.name)
     if fault is not None:
         raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, fault)
@@ -137,13 +146,10 @@ def _new_topic(asked: CreatableTopic, taken: Mapping[str, str], context: Request
             f"topic differs from another one only in '.' and '_', which metrics can't tell apart: "
             f"name={asked.name} other={other}",
         )
-    return NewTopic(
-        name=asked.name,
-        partition_count=_partition_count(asked, context),
-        configs=context.api.logs.topic_configs.validate_all(
-            {config.name: config.value for config in asked.configs}
-        ),
+    configs = context.api.logs.topic_configs.validate_all(
+        {config.name: config.value for config in asked.configs}
     )
+    return NewTopic(name=asked.name, partition_count=_partition_count(asked, context), configs=configs)
 
 
 def _partition_count(asked: CreatableTopic, context: RequestContext) -> int:
@@ -164,17 +170,15 @@ def _partition_count(asked: CreatableTopic, context: RequestContext) -> int:
             _check_replicas(assignment.broker_ids, node_id)
         count = len(asked.assignments)
     else:
-        if asked.replication_factor not in {_DEFAULT, 1}:
-            raise KafkaError(
-                ErrorCode.INVALID_REPLICATION_FACTOR,
-                "replication factor must be 1 or -1: there is one broker, and durability comes from the "
-                f"write-ahead log: replication_factor={asked.replication_factor}",
-            )
         count = settings.partitions_default if asked.num_partitions == _DEFAULT else asked.num_partitions
-    if not 1 <= count <= settings.partitions_per_topic_max:
+    is_no_factor = asked.replication_factor < _DEFAULT or asked.replication_factor == 0
+    if count < 1 and not is_no_factor:
+        raise KafkaError(ErrorCode.INVALID_PARTITIONS, f"a topic has a partition or more: partitions={count}")
+    if not asked.assignments and asked.replication_factor not in {_DEFAULT, 1}:
         raise KafkaError(
-            ErrorCode.INVALID_PARTITIONS if count < 1 else ErrorCode.POLICY_VIOLATION,
-            f"partition count must be between 1 and {settings.partitions_per_topic_max}: partitions={count}",
+            ErrorCode.INVALID_REPLICATION_FACTOR,
+            "replication factor must be 1 or -1: there is one broker, and durability comes from the "
+            f"write-ahead log: replication_factor={asked.replication_factor}",
         )
     return count
 

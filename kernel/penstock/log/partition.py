@@ -45,13 +45,14 @@ from penstock.log.producer_book import (
     SequenceError,
 )
 from penstock.log.producer_snapshots import ProducerSnapshots
+from penstock.log.unsupported import NO_TRANSACTIONS
 from penstock.spi.allocator import Allocation
 from penstock.spi.log_cache import StreamEntry
 from penstock.stream.engine import StreamEngine
 from penstock.stream.entry import untimed
 from penstock.stream.open_stream import Stream
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.record_batch import PREFIX_BYTES, pack_start_into
+from penstock.wire.record_batch import PREFIX_BYTES, is_transactional, pack_start_into
 from penstock.wire.records import (
     HEADER_BYTES,
     BatchError,
@@ -274,7 +275,7 @@ class Partition:
             on_done(self._sequence_outcome(error))
             return False
         except BatchError as error:
-            on_done(self._batch_outcome(error))
+            on_done(self._batch_outcome(error, records))
             return False
         append_time_ms = now_ms if rules.is_log_append_time else -1
         try:
@@ -292,9 +293,11 @@ class Partition:
             return AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         return AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)
 
-    def _batch_outcome(self, error: BatchError) -> AppendOutcome:
+    def _batch_outcome(self, error: BatchError, records: memoryview | None = None) -> AppendOutcome:
         """The outcome of a batch that isn't taken; with the log start, as in Kafka, if its records are at fault."""
-        is_for_log = isinstance(error, SequenceError) or error.record_errors
+        if records is not None and is_transactional(records):  # as in Kafka, whatever else is wrong with it
+            return AppendOutcome(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS)
+        is_for_log = isinstance(error, SequenceError) or error.is_for_log
         start = self.stream.start_offset if is_for_log else -1
         return AppendOutcome(error.error_code, str(error), error.record_errors, log_start_offset=start)
 

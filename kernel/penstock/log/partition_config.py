@@ -29,6 +29,7 @@ class PartitionConfig:
         """From effective topic config values (validated already)."""
         codec, codec_level = _codec_and_level(values)
         is_compacted = "compact" in values["cleanup.policy"]
+        is_deleted = bool(values["cleanup.policy"])  # nothing: records are kept, whatever the limits say
         return cls(
             rules=BatchRules(
                 max_message_bytes=int(values["max.message.bytes"]),
@@ -38,8 +39,8 @@ class PartitionConfig:
                 keys_required=is_compacted,
                 full=validate_full or is_compacted,  # which records have keys, no header says
             ),
-            retention_ms=int(values["retention.ms"]),
-            retention_bytes=int(values["retention.bytes"]),
+            retention_ms=int(values["retention.ms"]) if is_deleted else -1,
+            retention_bytes=int(values["retention.bytes"]) if is_deleted else -1,
             codec=codec,
             codec_level=codec_level,
         )

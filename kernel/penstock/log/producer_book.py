@@ -90,6 +90,7 @@ _FORGET_PART: Final = 8
 _SEQUENCE_MASK: Final = 0x7FFFFFFF  # after 2**31 - 1 comes 0
 _REFUSE_ALL: Final = -1  # as next sequence: nothing fits until a new epoch
 _NONE: Final = -1
+_NO_EPOCH: Final = -1  # what batches without a producer have; with one, any epoch is newer
 _FROM_FIRST_BATCH: Final = -2  # as first offset: that of the batch which is about to be appended
 
 _SNAPSHOT_VERSION: Final = 1
@@ -258,7 +259,7 @@ class ProducerBook:
         sequence.
 
         Raises:
-            BatchError: INVALID_TXN_STATE for a transactional batch.
+            BatchError: TRANSACTIONAL_ID_AUTHORIZATION_FAILED for a transactional batch.
             SequenceError: INVALID_PRODUCER_EPOCH for an older epoch, OUT_OF_ORDER_SEQUENCE_NUMBER for
                 a gap, a step back, or a new epoch that doesn't start at 0.
         """
@@ -278,7 +279,12 @@ class ProducerBook:
     ) -> Producer | Duplicate:
         """``admit`` for a batch that isn't the one that ``producer`` is known to send next."""
         if header.attributes & TRANSACTIONAL_BIT:
-            raise BatchError(NO_TRANSACTIONS, ErrorCode.INVALID_TXN_STATE)
+            raise BatchError(NO_TRANSACTIONS, ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED)
+        if header.producer_epoch < _NO_EPOCH:
+            raise SequenceError(
+                f"there is no such epoch producer_id={header.producer_id} producer_epoch={header.producer_epoch}",
+                ErrorCode.INVALID_PRODUCER_EPOCH,
+            )
         if producer is None or now_ms - producer.last_write_ms > self.expiration_ms:
             return Producer(header.producer_epoch, _FROM_FIRST_BATCH)
         first = header.base_sequence
@@ -287,13 +293,15 @@ class ProducerBook:
             for batch in producer.batches:
                 if batch.first_sequence == first and batch.last_sequence == last:
                     return Duplicate(batch.base_offset, batch.last_offset, batch.log_append_time_ms)
+            if producer.epoch == _NO_EPOCH:  # as in Kafka, which checks no sequence of it
+                return producer
         elif header.producer_epoch < producer.epoch:
             raise SequenceError(
                 f"a newer epoch of this producer has written producer_id={header.producer_id} "
                 f"producer_epoch={header.producer_epoch} current_epoch={producer.epoch}",
                 ErrorCode.INVALID_PRODUCER_EPOCH,
             )
-        elif first == 0:
+        elif first == 0 or producer.epoch == _NO_EPOCH:
             return Producer(header.producer_epoch, producer.first_offset)
         expected = producer.next_sequence if header.producer_epoch == producer.epoch else 0
         raise SequenceError(

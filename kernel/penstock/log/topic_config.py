@@ -118,7 +118,7 @@ _ALL: Final = (
         name="cleanup.policy",
         type=ConfigType.LIST,
         default="delete",
-        doc="What happens to old records: delete removes them by retention.ms and retention.bytes.",
+        doc="What happens to old records: delete removes them by retention.ms and retention.bytes; empty keeps them.",
         choices=("delete",),
         refusal="this broker doesn't compact topics, only cleanup.policy=delete is supported",
     ),
@@ -218,7 +218,7 @@ _ALL: Final = (
         name="min.cleanable.dirty.ratio", type=ConfigType.DOUBLE, default="0.5", doc=_UNUSED, acts=False
     ),
     _bool("preallocate", "false", _UNUSED),
-    _int("segment.bytes", 1_073_741_824, _UNUSED, low=14, acts=False),
+    _int("segment.bytes", 1_073_741_824, _UNUSED, low=2**20, acts=False),
     _int("segment.index.bytes", 10_485_760, _UNUSED, low=4, acts=False),
     _long("segment.jitter.ms", 0, _UNUSED, acts=False),
     _long("segment.ms", 7 * _DAY_MS, _UNUSED, low=1, acts=False),
@@ -343,12 +343,12 @@ def _validated(config: TopicConfig, value: str | None) -> str:
 
 _KAFKAS: Final = TopicConfigTable()
 
+#: As Java reads them: int() also takes underscores and digits of other scripts. An int64 and its sign at the most.
+_INTEGER: Final = re.compile(r"(?=.{1,20}$)[+-]?[0-9]+", re.ASCII)
+
 
 def _validated_number(config: TopicConfig, value: str) -> str:
-    try:
-        number = int(value) if len(value) <= 20 else None  # an int64 and its sign
-    except ValueError:
-        number = None
+    number = int(value) if _INTEGER.fullmatch(value) else None
     if number is None:
         raise _invalid(config, value, "it is not an integer")
     if not config.low <= number <= config.high or number in config.excluded:
@@ -371,11 +371,11 @@ def _validated_ratio(config: TopicConfig, value: str) -> str:
 
 def _validated_choice(config: TopicConfig, value: str) -> str:
     items = split_list(value) if config.is_list else [value]
+    if config.is_list and config.choices and value and len(items) <= value.count(","):
+        raise _invalid(config, value, "there is an empty item in the list")
     if config.pattern and not re.fullmatch(config.pattern, ",".join(items)):
         raise _invalid(config, value, "it must be '*' or a list of partition:broker, like 0:1,1:1")
     if config.choices:
-        if not items:
-            raise _invalid(config, value, f"it must be one of {', '.join(config.choices)}")
         for item in items:
             if item not in config.choices:
                 raise _invalid(

@@ -28,6 +28,7 @@ __all__ = (
     "BatchHeader",
     "amend_header",
     "assign_offsets",
+    "is_transactional",
     "iter_batches",
     "pack_start_into",
     "read_header",
@@ -96,14 +97,31 @@ class BatchError(PenstockError):
 
     ``error_code`` is Kafka's. ``record_errors`` names the records at fault as (index in the batch,
     text or None), at most a hundred, empty if the batch as a whole is at fault (Produce v8+, KIP-467).
+    ``is_for_log``: Kafka finds the fault in the log, and answers with the log start.
     """
 
     def __init__(
-        self, message: str, error_code: int, record_errors: Iterable[tuple[int, str | None]] = ()
+        self,
+        message: str,
+        error_code: int,
+        record_errors: Iterable[tuple[int, str | None]] = (),
+        *,
+        is_for_log: bool = False,
     ) -> None:
         super().__init__(message)
         self.error_code = error_code
         self.record_errors: list[tuple[int, str | None]] = list(record_errors)
+        self.is_for_log = is_for_log or bool(self.record_errors)
+
+
+def is_transactional(records: memoryview) -> bool:
+    """Whether ``records`` begin with a whole batch that says it belongs to a transaction; nothing else is checked."""
+    return (
+        len(records) >= HEADER_BYTES
+        and records[MAGIC_POS] == 2
+        and bool(records[ATTRIBUTES_POS + 1] & TRANSACTIONAL_BIT)
+        and int.from_bytes(records[LENGTH_POS:PREFIX_BYTES], "big") + PREFIX_BYTES <= len(records)
+    )
 
 
 class BatchHeader(msgspec.Struct, frozen=True, gc=False):

@@ -159,7 +159,7 @@ def _look_closer(records: memoryview, header: BatchHeader, rules: BatchRules, pr
     _check_offsets(header)
     _check_producer(header)
     if header.attributes & CONTROL_BIT:
-        raise BatchError("clients may not write control batches", ErrorCode.INVALID_RECORD)
+        raise BatchError("clients may not write control batches", ErrorCode.INVALID_RECORD, is_for_log=True)
     if header.attributes & TIMESTAMP_TYPE_BIT and (rules.is_log_append_time or not rules.full):
         text = "clients may not set the timestamp type to LogAppendTime"
         indexes = range(min(header.count, _RECORD_ERRORS_MAX))
@@ -229,11 +229,12 @@ def _check_offsets(header: BatchHeader) -> None:
 
 def _check_producer(header: BatchHeader) -> None:
     if header.producer_id >= 0:
-        if header.base_sequence < 0 or header.producer_epoch < 0:
+        if header.base_sequence < 0:  # of epochs below 0 the book of producers decides
             raise BatchError(
-                f"a producer id needs epoch and sequence producer_id={header.producer_id} "
+                f"a producer id needs a sequence producer_id={header.producer_id} "
                 f"producer_epoch={header.producer_epoch} base_sequence={header.base_sequence}",
                 ErrorCode.INVALID_RECORD,
+                is_for_log=True,
             )
     elif header.attributes & TRANSACTIONAL_BIT:
         raise BatchError("a transactional record batch needs a producer id", ErrorCode.INVALID_RECORD)

@@ -10,7 +10,13 @@ from penstock.api.dispatch import advertised, apis
 from penstock.api.names import is_valid_topic_name
 from penstock.errors import ClosedError, UnavailableError
 from penstock.log.errors import KafkaError
-from penstock.log.topic_config import TOPIC_CONFIGS, TopicConfig, validate_topic_config
+from penstock.log.partition_config import PartitionConfig
+from penstock.log.topic_config import (
+    TOPIC_CONFIGS,
+    TopicConfig,
+    effective_values,
+    validate_topic_config,
+)
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.alter_configs import AlterableConfig as OldConfig
@@ -601,7 +607,10 @@ async def test_incremental_alter_of_lists_keeps_their_order(logs: FakeLogs) -> N
         ([("retention.ms", SET, None)], TOPIC, ErrorCode.INVALID_REQUEST),
         ([("cleanup.policy", APPEND, None)], TOPIC, ErrorCode.INVALID_REQUEST),
         ([("cleanup.policy", APPEND, "compact")], TOPIC, ErrorCode.INVALID_CONFIG),
-        ([("cleanup.policy", SUBTRACT, "delete")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("cleanup.policy", APPEND, ",delete")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("cleanup.policy", SET, "delete,")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", SET, "1_000")], TOPIC, ErrorCode.INVALID_CONFIG),
+        ([("retention.ms", SET, "\u0661")], TOPIC, ErrorCode.INVALID_CONFIG),
         ([("log.retention.ms", SET, "1")], BROKER, ErrorCode.INVALID_CONFIG),
         ([("x", SET, "1")], 16, ErrorCode.INVALID_REQUEST),
     ],
@@ -611,6 +620,15 @@ async def test_incremental_alter_is_all_or_nothing(
 ) -> None:
     assert await alter(logs, ("max.message.bytes", SET, "9"), *changes, kind=kind) == code
     assert logs.topics()["t"].configs == {}
+
+
+async def test_a_topic_without_cleanup_policy_keeps_its_records(logs: FakeLogs) -> None:
+    """KIP-1247: deletion can be taken away; the limits of retention are kept and don't act."""
+    assert await alter(logs, ("cleanup.policy", SUBTRACT, "delete")) == 0
+    configs = {**logs.topics()["t"].configs, "retention.ms": "1"}
+    assert configs["cleanup.policy"] == ""
+    parsed = PartitionConfig.parse(effective_values(configs, {}), validate_full=False)
+    assert (parsed.retention_ms, parsed.retention_bytes) == (-1, -1)
 
 
 async def test_alter_configs_replaces_everything(logs: FakeLogs) -> None:

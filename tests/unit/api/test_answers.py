@@ -331,6 +331,42 @@ def test_metadata_by_id_works_from_version_12_on_and_the_id_counts(
     assert bool(answer.brokers) is not bool(code), "a request that is refused as a whole gets nothing else"
 
 
+def test_beside_ids_no_name_counts_in_metadata(logs: FakeLogs) -> None:
+    """Also no name that is wrong, and no topic that has neither."""
+    by_id = MetadataRequestTopic(name="other", topic_id=logs.topics()["t"].id)
+    for beside in (MetadataRequestTopic(name=name) for name in ("t", "no", "a b", "", None)):
+        request = MetadataRequest(topics=[beside, by_id], allow_auto_topic_creation=True)
+        answer = metadata.metadata_nowait(request, make_context(logs, 12))
+        assert answer is not None
+        assert [(topic.error_code, topic.name) for topic in answer.topics] == [(0, "t")]
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "key", "expected"),
+    [
+        (16, "any", "interval.ms", ("300000", 5, False)),
+        (32, "any", "consumer.session.timeout.ms", ("45000", 5, False)),
+        (8, "07", "root", (None, 6, True)),
+    ],
+)
+def test_loggers_client_metrics_and_groups_are_described_with_what_they_have(
+    logs: FakeLogs, kind: int, name: str, key: str, expected: tuple[str | None, int, bool]
+) -> None:
+    def described(resource_name: str) -> describe_configs.DescribeConfigsResult:
+        resource = describe_configs.DescribeConfigsResource(
+            resource_type=kind, resource_name=resource_name, configuration_keys=[key, "no"]
+        )
+        request = describe_configs.DescribeConfigsRequest(resources=[resource])
+        (result,) = configs.describe_configs_nowait(request, make_context(logs, 4)).results
+        return result
+
+    (entry,) = described(name).configs
+    value, source, read_only = expected
+    assert (entry.name, entry.config_source, entry.read_only) == (key, source, read_only)
+    assert entry.value == value or kind == 8
+    assert described("").error_code == ErrorCode.INVALID_REQUEST
+
+
 def test_a_session_by_id_tells_a_topic_that_is_gone_from_one_that_came_back_as_another(
     logs: FakeLogs,
 ) -> None:

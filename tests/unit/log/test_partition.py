@@ -628,4 +628,8 @@ async def test_a_transactional_batch_is_refused_and_its_memory_stays_the_callers
         taken = partition.append(
             memoryview(data), produce_version=9, now_ms=NOW_MS, charge=None, on_done=outcomes.append
         )
-        assert (taken, codes(outcomes), partition.high_watermark) == (False, [ErrorCode.INVALID_TXN_STATE], 0)
+        assert (taken, codes(outcomes), partition.high_watermark) == (
+            False,
+            [ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED],
+            0,
+        )

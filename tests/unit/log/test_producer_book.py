@@ -220,7 +220,7 @@ def test_a_transactional_batch_is_refused_whoever_sends_it_and_changes_nothing(
     for pid in (7, 8):
         with pytest.raises(BatchError, match="no transactions") as caught:
             log.table.admit(batch(sequence, pid=pid, attributes=TRANSACTIONAL_BIT), 0)
-        assert caught.value.error_code == ErrorCode.INVALID_TXN_STATE
+        assert caught.value.error_code == ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED
     assert log.table.snapshot(log.end) == before
     assert log.append(batch(2)) == 2
 
@@ -676,3 +676,18 @@ def test_the_memory_of_producers_is_counted_exactly(steps: list[tuple[int, str, 
     for table in tables:
         table.release()
     assert (ledger.used_bytes, memory._tables) == (0, set())
+
+
+def test_a_producer_without_an_epoch_is_taken_as_kafka_takes_it_until_it_has_one() -> None:
+    """Epoch -1 is older than any other, no sequence is checked in it, and -2 is never one."""
+    log = Log()
+    for sequence in (0, 1, 7):
+        log.append(batch(sequence, epoch=-1))
+    assert log.append(batch(7, epoch=-1)) == 2, "a duplicate is still one"
+    with pytest.raises(SequenceError) as caught:
+        log.append(batch(0, epoch=-2))
+    assert caught.value.error_code == ErrorCode.INVALID_PRODUCER_EPOCH
+    log.append(batch(5, epoch=0))
+    with pytest.raises(SequenceError) as caught:
+        log.append(batch(8, epoch=-1))
+    assert caught.value.error_code == ErrorCode.INVALID_PRODUCER_EPOCH

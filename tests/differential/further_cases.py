@@ -1,0 +1,304 @@
+"""What no single field makes odd: records that claim what they may not, names beside ids, configs of every kind."""
+
+from __future__ import annotations
+
+__all__ = ("FURTHER_CASES",)
+
+from collections.abc import Callable
+from typing import Any, Final
+
+from crc32c import crc32c
+from tests.differential.compare import Pair
+from tests.differential.corner_cases import ask, make
+from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, topic_id_of
+
+from penstock.wire import ApiKey
+from penstock.wire.record_builder import build_batch
+
+_TRANSACTIONAL, _CONTROL = 0x10, 0x20
+
+
+def _batch(attributes: int = 0, **settings: Any) -> bytes:
+    """A batch with these attributes, and a checksum that fits."""
+    data = build_batch([(b"key", b"value", (), TIME_MS)], **settings)
+    data[21:23] = attributes.to_bytes(2, "big")
+    data[17:21] = crc32c(memoryview(data)[21:]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def claims_of_batches(pair: Pair) -> None:
+    """Transactional and control batches, with and without ids and epochs, as every version of Produce has them."""
+    make(pair, "claims")
+    for version in (3, 7, 9, 12):
+        for attributes in (0, _TRANSACTIONAL, _CONTROL, _TRANSACTIONAL | _CONTROL, 0x08, 0x40, 0x80):
+            for producer_id, epoch, sequence in (
+                (-1, -1, -1),
+                (7, -1, -1),
+                (7, -1, 0),
+                (-1, 0, 0),
+                (-1, 0, -1),
+                (7, 0, -1),
+                (7, 0, 0),
+                (-2, -1, -1),
+                (-2, 0, 0),
+                (7, -2, 0),
+                (7, 0, -2),
+            ):
+                records = _batch(
+                    attributes, producer_id=producer_id, producer_epoch=epoch, base_sequence=sequence
+                )
+                data = {"name": "claims", "partition_data": [{"index": 0, "records": records}]}
+                label = f"attributes {attributes}, producer {producer_id}, epoch {epoch}, sequence {sequence}"
+                ask(pair, label, ApiKey.PRODUCE, version, acks=-1, timeout_ms=5000, topic_data=[data])
+
+
+def kinds_of_configs(pair: Pair) -> None:
+    """Resources of every kind, by names of every form, all of their configs or some."""
+    for kind in (-1, 0, 1, 2, 3, 4, 7, 8, 9, 16, 32, 64):
+        for name in ("", "1", "2", "01", "-1", "no", "x y", TOPIC):
+            for keys in (None, [], ["no"], ["interval.ms", "consumer.session.timeout.ms", "root", "kafka"]):
+                if kind in (4, 8) and name and not keys:
+                    continue  # all that Kafka has
+                resource = {"resource_type": kind, "resource_name": name, "configuration_keys": keys}
+                label = f"resource {kind} {name!r}, {keys}"
+                ask(pair, label, ApiKey.DESCRIBE_CONFIGS, 4, resources=[resource])
+
+
+def empty_values(pair: Pair) -> None:
+    """Configs that are set to nothing, blanks, lists with holes, or the wrong kind of number."""
+    make(pair, "empty-values")
+    for name, values in _CONFIG_VALUES.items():
+        for value in values:
+            config = {"name": name, "value": value}
+            topic = {
+                "name": "created-empty",
+                "num_partitions": 1,
+                "replication_factor": 1,
+                "assignments": [],
+                "configs": [config],
+            }
+            label = f"{name}={value!r}"
+            ask(
+                pair,
+                f"created with {label}",
+                ApiKey.CREATE_TOPICS,
+                7,
+                topics=[topic],
+                timeout_ms=5000,
+                validate_only=True,
+            )
+            for operation in (_SET, _APPEND, _SUBTRACT):
+                change = {
+                    "resource_type": 2,
+                    "resource_name": "empty-values",
+                    "configs": [config | {"config_operation": operation}],
+                }
+                ask(
+                    pair,
+                    f"operation {operation}, {label}",
+                    ApiKey.INCREMENTAL_ALTER_CONFIGS,
+                    1,
+                    resources=[change],
+                    validate_only=True,
+                )
+
+
+_SET, _DELETE, _APPEND, _SUBTRACT = range(4)
+_NUMBERS: Final = ("", " ", "1.5", "1e3", "0x10", "+1", "1_000", "-0", "01")
+_CONFIG_VALUES: Final = {
+    "cleanup.policy": (
+        "",
+        " ",
+        ",",
+        "compact",
+        "compact,",
+        ",delete",
+        "compact,delete",
+        "delete,delete",
+        "Delete",
+        "none",
+    ),
+    "retention.ms": _NUMBERS,
+    "retention.bytes": _NUMBERS,
+    "segment.bytes": (*_NUMBERS, "1", "14", "1048576"),
+    "max.message.bytes": (*_NUMBERS, "0", "2147483648"),
+    "min.cleanable.dirty.ratio": ("", "1.5", ".5", "-0.1", "1e-1", "Infinity"),
+    "message.timestamp.type": ("", "createtime", "CreateTime ", "NoTimestampType"),
+    "compression.type": ("", "none", "GZIP", "producer ", "zstd"),
+    "compression.gzip.level": ("0", "10", "-1", "9"),
+    "compression.lz4.level": ("0", "18", "1"),
+    "compression.zstd.level": ("23", "-131073", "0"),
+    "unclean.leader.election.enable": ("", "TRUE", "yes", "1", " true"),
+    "leader.replication.throttled.replicas": ("", "*", "none", "0:1", "0:1,", "x", "0:1,1:2", "*,0:1"),
+    "preallocate": ("", "False"),
+    "segment.ms": ("0", "1"),
+    "min.insync.replicas": ("0", "1", "2"),
+    "message.timestamp.before.max.ms": ("-1", "0"),
+    "delete.retention.ms": ("-1",),
+    "local.retention.ms": ("-2", "-1", "-3", "5"),
+}
+
+
+def limits_of_fetches(pair: Pair) -> None:
+    """Sizes that are nothing or less, of the request and of its partitions, with and without a minimum."""
+    make(pair, "limits", 2)
+    for version in (4, 16):
+        for max_bytes in (-(2**31), -1, 0, 1, 1 << 20):
+            for partition_max in (-1, 0, 1, 1 << 20):
+                for minimum in (0, 1):
+                    partitions = [
+                        {"partition": index, "fetch_offset": 0, "partition_max_bytes": partition_max}
+                        for index in (0, 1)
+                    ]
+                    topic = {"topic": "limits", "topic_id": topic_id_of("limits"), "partitions": partitions}
+                    ask(
+                        pair,
+                        f"max_bytes={max_bytes} partition_max_bytes={partition_max} min_bytes={minimum}",
+                        ApiKey.FETCH,
+                        version,
+                        max_wait_ms=0,
+                        min_bytes=minimum,
+                        max_bytes=max_bytes,
+                        session_epoch=-1,
+                        topics=[topic],
+                        forgotten_topics_data=[],
+                    )
+
+
+def names_and_ids(pair: Pair) -> None:
+    """Topics by name, by id, by both, by neither, and by a name and an id of two topics, beside each other."""
+    make(pair, "named")
+    make(pair, "other")
+    name, an_id, other = "named", topic_id_of("named"), topic_id_of("other")
+    forms: dict[str, dict[str, Any]] = {
+        "name": {"name": name, "topic_id": bytes(16)},
+        "id": {"name": None, "topic_id": an_id},
+        "both": {"name": name, "topic_id": an_id},
+        "a name and another id": {"name": name, "topic_id": other},
+        "neither": {"name": None, "topic_id": bytes(16)},
+        "an empty name": {"name": "", "topic_id": bytes(16)},
+        "an unknown id": {"name": None, "topic_id": b"\x09" * 16},
+        "a reserved id": {"name": None, "topic_id": b"\0" * 15 + b"\1"},
+        "an unknown name": {"name": "no", "topic_id": bytes(16)},
+        "an illegal name": {"name": "a b", "topic_id": bytes(16)},
+        "another name": {"name": "other", "topic_id": bytes(16)},
+    }
+    for version in (10, 12, 13):
+        for first, one in forms.items():
+            ask(pair, first, ApiKey.METADATA, version, topics=[one], allow_auto_topic_creation=False)
+            for second, two in forms.items():
+                ask(
+                    pair,
+                    f"{first}, then {second}",
+                    ApiKey.METADATA,
+                    version,
+                    topics=[one, two],
+                    allow_auto_topic_creation=False,
+                )
+    for first, one in forms.items():
+        if first in ("name", "id", "another name", "an illegal name"):
+            continue
+        ask(pair, f"deleted: {first}", ApiKey.DELETE_TOPICS, 6, topics=[one], topic_names=[], timeout_ms=5000)
+
+
+def groups_twice(pair: Pair) -> None:
+    """Groups, topics and partitions that are named again in one request about groups."""
+    topic = {"name": TOPIC, "partition_indexes": [0]}
+    both = {"name": TOPIC, "partition_indexes": [0, 0, 1]}
+    for label, groups in (
+        ("a group twice", [{"group_id": GROUP, "topics": [topic]}] * 2),
+        (
+            "a group twice, other topics",
+            [{"group_id": GROUP, "topics": [topic]}, {"group_id": GROUP, "topics": None}],
+        ),
+        ("all topics first", [{"group_id": GROUP, "topics": None}, {"group_id": GROUP, "topics": [topic]}]),
+        ("no topics first", [{"group_id": GROUP, "topics": []}, {"group_id": GROUP, "topics": [topic]}]),
+        ("a topic twice", [{"group_id": GROUP, "topics": [topic, topic]}]),
+        ("a partition twice", [{"group_id": GROUP, "topics": [both]}]),
+        ("all topics twice", [{"group_id": GROUP, "topics": None}] * 2),
+        ("an unknown group twice", [{"group_id": "no", "topics": [topic]}] * 2),
+        ("an empty group twice", [{"group_id": "", "topics": [topic]}] * 2),
+        ("two groups", [{"group_id": GROUP, "topics": [topic]}, {"group_id": "no", "topics": None}]),
+        ("no groups", []),
+    ):
+        for version in (8, 9):
+            for stable in (False, True):
+                ask(
+                    pair,
+                    f"{label}, require_stable={stable}",
+                    ApiKey.OFFSET_FETCH,
+                    version,
+                    groups=groups,
+                    require_stable=stable,
+                )
+    for version in (1, 7):
+        for topics in ([topic, topic], [both], [{"name": "", "partition_indexes": [0]}], []):
+            ask(pair, f"{topics}", ApiKey.OFFSET_FETCH, version, group_id=GROUP, topics=topics)
+    for keys in ([], [GROUP, GROUP], ["", GROUP], [GROUP, "other"]):
+        for kind in (0, 1, 2, -1):
+            ask(
+                pair,
+                f"{keys} of type {kind}",
+                ApiKey.FIND_COORDINATOR,
+                4,
+                key_type=kind,
+                coordinator_keys=keys,
+            )
+    for names in ([], [GROUP, GROUP], ["no", "no"], ["", ""], ["no", GROUP]):
+        ask(pair, f"{names} deleted", ApiKey.DELETE_GROUPS, 2, groups_names=names)
+        ask(pair, f"{names} described", ApiKey.DESCRIBE_GROUPS, 5, groups=names)
+
+
+def orders_of_checks(pair: Pair) -> None:
+    """Two faults in one request: which of them is told."""
+    make(pair, "orders")
+    for acks in (2, -2, 32767):
+        for name, index in (("orders", 0), ("orders", 7), ("no", 0), ("", 0), ("a b", 0)):
+            data = {"name": name, "partition_data": [{"index": index, "records": _batch()}]}
+            label = f"acks={acks}, {name!r}-{index}"
+            ask(pair, label, ApiKey.PRODUCE, 9, acks=acks, timeout_ms=5000, topic_data=[data])
+    for count in (-2, 0, 1, 10_001):
+        for factor in (-2, 0, 1, 3):
+            for config in (("retention.ms", "1"), ("retention.ms", "x"), ("no.such", "1")):
+                topic = {
+                    "name": "created-twice-wrong",
+                    "num_partitions": count,
+                    "replication_factor": factor,
+                    "assignments": [],
+                    "configs": [{"name": config[0], "value": config[1]}],
+                }
+                label = f"{count} partitions, {factor} replicas, {config}"
+                ask(pair, label, ApiKey.CREATE_TOPICS, 4, topics=[topic], timeout_ms=5000, validate_only=True)
+    for limit in (-1, 0, 1 << 20):
+        for offset in (-1, 0, 2, 3, 4):
+            for epoch in (-1, 0, 9):
+                partition = {
+                    "partition": 0,
+                    "fetch_offset": offset,
+                    "partition_max_bytes": limit,
+                    "current_leader_epoch": epoch,
+                }
+                ask(
+                    pair,
+                    f"offset {offset}, limit {limit}, epoch {epoch}",
+                    ApiKey.FETCH,
+                    12,
+                    max_wait_ms=0,
+                    min_bytes=0,
+                    max_bytes=1 << 20,
+                    session_epoch=-1,
+                    topics=[{"topic": "orders", "partitions": [partition]}],
+                    forgotten_topics_data=[],
+                )
+
+
+#: By name.
+FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
+    "claims of batches": claims_of_batches,
+    "kinds of configs": kinds_of_configs,
+    "empty values": empty_values,
+    "limits of fetches": limits_of_fetches,
+    "names and ids": names_and_ids,
+    "groups twice": groups_twice,
+    "orders of checks": orders_of_checks,
+}
