@@ -545,7 +545,7 @@ def test_retention_by_time_and_by_size_acts(serve: ServeFactory) -> None:
     broker = serve("stream.retention_interval=200ms", "stream.upload_interval=300ms")
     admin = admin_of(broker)
     by_time = create(admin, "old", 1, {"retention.ms": "60000"})
-    by_size = create(admin, "big", 1, {"retention.bytes": "100000", "segment.bytes": "20000"})
+    by_size = create(admin, "big", 1, {"retention.bytes": "100000"})
     now_ms = int(time.time() * 1000)
     with closing(consumer_of(broker)) as consumer:
 

@@ -149,11 +149,6 @@ def test_idempotent_and_transactional_batches_pass() -> None:
             id="pid_without_sequence",
         ),
         pytest.param(
-            with_header(good_idempotent(), producer_epoch=-1),
-            ErrorCode.INVALID_RECORD,
-            id="pid_without_epoch",
-        ),
-        pytest.param(
             with_header(sample(), attributes=TRANSACTIONAL_BIT),
             ErrorCode.INVALID_RECORD,
             id="transactional_without_pid",
@@ -163,6 +158,11 @@ def test_idempotent_and_transactional_batches_pass() -> None:
 def test_bad_header_is_refused(batch: bytes | bytearray, code: int, full: bool) -> None:
     error = refused(batch, full=full)
     assert (error.error_code, error.record_errors) == (code, [])
+
+
+def test_what_an_epoch_below_zero_means_is_left_to_who_knows_the_producer() -> None:
+    batch = with_header(good_idempotent(), producer_epoch=-1)
+    assert validate(batch).producer_epoch == -1
 
 
 def test_zstd_needs_produce_7() -> None:
