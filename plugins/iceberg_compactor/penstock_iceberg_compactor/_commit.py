@@ -7,7 +7,7 @@ its snapshot id.
 
 from __future__ import annotations
 
-__all__ = ("Commit", "Landed", "LostError", "UnknownError")
+__all__ = ("Commit", "Landed", "LostError", "UnknownError", "guarded", "head_of")
 
 import contextlib
 import uuid
@@ -116,8 +116,8 @@ class _Snapshot(_MergeAppendFiles):
 
     def _summary(self, snapshot_properties: dict[str, str] = {}) -> Summary:  # noqa: B006 - as its base has it
         summary = super()._summary(snapshot_properties)
-        if self.replaces:
-            summary.operation = Operation.REPLACE  # the base refuses to count for it
+        if self.replaces:  # for which the base refuses to count
+            return Summary(Operation.REPLACE, **summary.additional_properties)
         return summary
 
     replaces = False

@@ -41,6 +41,10 @@ TOPIC_CONFIGS = (
     ),
     LakeTopicConfig(name="key.schema.file", default="", doc="The schema of keys, instead of a registry."),
     LakeTopicConfig(
+        name="value.message", default="", doc="The message's full name, where a file of Protobuf has several."
+    ),
+    LakeTopicConfig(name="key.message", default="", doc="The message's full name, of keys."),
+    LakeTopicConfig(
         name="table",
         default="{topic}",
         doc="The table's name; {topic} stands for the topic's, dots become _.",
@@ -219,8 +223,10 @@ def _check_modes(read: TableConfigs, values: Mapping[str, str]) -> None:
     if read.mode != "append" and values["value.format"] == "raw":
         raise _wrong("mode", values, "raw values have no columns to tell rows apart, set value.format")
     debezium = values["envelope"] == "debezium"
-    if debezium and values["value.format"] not in ("json", "avro"):
-        raise _wrong("envelope", values, "change events of Debezium are json or avro, set value.format")
+    if debezium and values["value.format"] not in ("json", "avro", "protobuf"):
+        raise _wrong(
+            "envelope", values, "change events of Debezium are json, avro or protobuf, set value.format"
+        )
     if read.mode == "cdc" and not (debezium or values["operation.field"]):
         raise _wrong(
             "mode", values, "who says which operation a record is? set operation.field, or envelope=debezium"

@@ -5,27 +5,56 @@ from __future__ import annotations
 __all__ = ("decoding_reader",)
 
 from collections.abc import Mapping
+from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.spi.lake import LakeTopic
-from penstock_iceberg_compactor._configs import TableConfigs
-from penstock_iceberg_compactor._reading import Columns, Decoder, DecodingReader, Reader
+from penstock_iceberg_compactor._configs import TOPIC_CONFIGS, TableConfigs
+from penstock_iceberg_compactor._reading import Columns, DecodingReader
+from penstock_iceberg_compactor.decode import Decoder, DecodeSettings, SchemaRegistry, open_decoder
 
 
-def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic) -> Reader:
-    """The reader of a table that isn't raw."""
-    keys = None if topic.configs.get("key.format", "raw") == "raw" else _decoder("key", topic.configs)
-    return DecodingReader(
-        table, configs, configs.table_of(topic.name), _decoder("value", topic.configs), keys
+def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic) -> DecodingReader:
+    """The reader of a table that isn't raw. Raises ConfigError, also for a schema's file that can't be read."""
+    values = {**{config.name: config.default for config in TOPIC_CONFIGS}, **topic.configs}
+    url = values["schema.registry.url"]
+    registry = SchemaRegistry(url) if url else None
+    nulls = configs.on_schema_change == "null"
+    try:
+        keys = _decoder("key", values, registry, nulls=nulls) if values["key.format"] != "raw" else None
+        decoder = _decoder(
+            "value",
+            values,
+            registry,
+            nulls=nulls,
+            debezium=values["envelope"] == "debezium",
+            operation_field=values["operation.field"],
+        )
+    except BaseException:
+        if registry is not None:
+            registry.close()
+        raise
+    close = registry.close if registry is not None else _nothing
+    return DecodingReader(table, configs, configs.table_of(topic.name), decoder, keys, close)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _decoder(kind: str, values: Mapping[str, str], registry: SchemaRegistry | None, **more: Any) -> Decoder:
+    form = values[f"{kind}.format"]
+    file = values[f"{kind}.schema.file"]
+    of_registry = form in ("json", "avro", "protobuf") and not file
+    settings = DecodeSettings(
+        format=form,  # type: ignore[arg-type] # one of the choices
+        schema_file=file,
+        message=values[f"{kind}.message"] if form == "protobuf" else "",
+        registry=registry if of_registry else None,
+        connect=kind == "key" and form == "json" and values["envelope"] == "debezium",
+        **more,
     )
-
-
-def _decoder(kind: str, configs: Mapping[str, str]) -> Decoder:
-    from penstock_iceberg_compactor import decode
-
-    form = configs.get(f"{kind}.format", "raw")
-    if form == "json":
-        return decode.JsonDecoder(decode.Fitter())
-    if form in ("string", "raw"):
-        return decode.PlainDecoder(text=form == "string")
-    raise ConfigError(f"this format isn't there yet: name=penstock.lake.{kind}.format value={form}")
+    try:
+        return open_decoder(settings)
+    except ConfigError as error:
+        raise ConfigError(f"penstock.lake.{kind}.format can't be that, {error}") from None

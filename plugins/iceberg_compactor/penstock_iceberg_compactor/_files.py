@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("FileWriter", "arrow_schema", "fitted")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pyarrow as pa
@@ -109,7 +109,7 @@ class FileWriter:
         """A file for each partition that ``rows`` have a part in."""
         rows = fitted(rows, self.columns)
         return [
-            self._file(record, self._sorted(part))
+            self._file(record, [self._sorted(part)])
             for record, part in _partitions(rows, self._spec, self._schema)
         ]
 
@@ -126,18 +126,22 @@ class FileWriter:
         ]
         return rows.take(pc.sort_indices(by, sort_keys=keys))
 
-    def _file(self, partition: Record, rows: pa.Table) -> DataFile:
+    def write_one(self, partition: Record, parts: Iterator[pa.Table]) -> DataFile:
+        """One file of all parts, which are of one partition; one part at a time is in memory."""
+        return self._file(partition, (self._sorted(fitted(part, self.columns)) for part in parts))
+
+    def _file(self, partition: Record, parts: Iterable[pa.Table]) -> DataFile:
         location = self._name()
-        # the field ids are in the schema's metadata, so it is laid over columns of the same types
-        rows = pa.Table.from_arrays(
-            [_fit(rows.column(at), field.type) for at, field in enumerate(self._arrow)], schema=self._arrow
-        )
         output = self._io.new_output(location)
         with output.create(overwrite=True) as stream:
             with pq.ParquetWriter(
                 stream, self._arrow, compression="zstd", compression_level=3, store_decimal_as_integer=True
             ) as writer:
-                writer.write_table(rows, row_group_size=_ROW_GROUP)
+                for rows in parts:
+                    # the field ids are in the schema's metadata, so it is laid over columns of the same types
+                    columns = [_fit(rows.column(at), field.type) for at, field in enumerate(self._arrow)]
+                    table = pa.Table.from_arrays(columns, schema=self._arrow)
+                    writer.write_table(table, row_group_size=_ROW_GROUP)
         statistics = data_file_statistics_from_parquet_metadata(
             parquet_metadata=writer.writer.metadata,
             stats_columns=compute_statistics_plan(self._file_schema, self._metadata.properties),

@@ -8,14 +8,15 @@ import contextlib
 import itertools
 import logging
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
-from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
 from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table.update import RemoveSnapshotsUpdate
 
 from penstock.errors import (
     ConflictError,
@@ -29,7 +30,7 @@ from penstock.errors import (
 )
 from penstock.spi.lake import LakeRecord, LakeTopic
 from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
-from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, head_of
+from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, guarded, head_of
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted
 from penstock_iceberg_compactor._io import listed, remove
@@ -209,6 +210,48 @@ class OwnedTable:
         wanted = self.columns.append(pa.field(OPERATION, pa.bool_()))
         return collapsed(pa.concat_tables([fitted(part, wanted) for part in rows]), self._configs.key_columns)
 
+    def rewrite(self, parts: Sequence[tuple[Sequence[DataFile], Callable[[], Iterator[pa.Table]]]]) -> Landed:
+        """Put the rows of some files into one file for each part, and merge manifests; rows stay as they are.
+
+        Raises ConflictError if somebody committed meanwhile: what was to be rewritten may be gone.
+        """
+        self.check_owner()
+        if not self._claimed:
+            self._begin_life()
+        head = head_of(self.table)
+
+        def plan() -> tuple[Stamp, Commit]:
+            if head_of(self.table) != head:
+                raise ConflictError(f"another writer committed during maintenance: table={self.name}")
+            taken = [file for files, _ in parts for file in files]
+            writer = FileWriter(self.table, self._location)
+            for files, read in parts:
+                self._pending.append(writer.write_one(files[0].partition, read()))
+                self._place.step("file rewritten")
+            stamp = replace(self.stamp, files=self._files)
+            number = next(self._commits)
+            added = self._pending
+            return stamp, Commit(
+                self.table, stamp, added=added, taken=taken, replaces=True, merge_all=True, number=number
+            )
+
+        try:
+            return self._commit(plan)
+        except ConflictError:
+            self._drop()
+            raise
+
+    def expire(self, snapshot_ids: Sequence[int]) -> None:
+        """Let go of snapshots, in a commit that is guarded as all others are."""
+        self.check_owner()
+        update = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": list(snapshot_ids)})
+        try:
+            self.table._do_commit((update,), guarded(self.table))
+        except CommitFailedException:
+            self.refresh()
+            raise ConflictError(f"another writer committed during maintenance: table={self.name}") from None
+        self._place.step("snapshots expired")
+
     # columns
 
     @property
@@ -226,7 +269,7 @@ class OwnedTable:
             try:
                 change_shape(self.table, self._configs, wanted)
             except LostError:
-                self._look_again()
+                self.refresh()
                 continue
             self._place.step("columns changed")
             return
@@ -245,7 +288,7 @@ class OwnedTable:
                 landed = self._send(commit)
             except LostError:
                 self._outcome_known = True
-                self._look_again()
+                self.refresh()
                 continue
             except Exception as error:  # noqa: BLE001 - whatever it was, it isn't known what happened
                 self._fault = kept(self._unknown("the commit happened", error))
@@ -268,13 +311,17 @@ class OwnedTable:
         cause = self._place.secrets.hide(" ".join(str(error).split()))
         return UnavailableError(f"the catalog didn't say whether {what}: table={self.name} cause={cause}")
 
-    def _look_again(self) -> None:
-        """Somebody committed first: go on only if that leaves everything that this opening relies on."""
+    def refresh(self) -> None:
+        """Load the newest metadata; go on only if they leave everything that this opening relies on.
+
+        Nothing else may load them: a commit on a head that wasn't looked at would pass the compare-and-swap.
+        """
         self.table.refresh()
         try:
             now = self._stamp_now()
-            if now != self.stamp:
+            if self._epoch and now != self.stamp:
                 raise self._opened_again()
+            self.stamp = now
         except (ConflictError, FencedError) as error:
             self._fault = kept(error)
             raise
@@ -327,7 +374,7 @@ class OwnedTable:
 
     def files(self) -> list[FileScanTask]:
         """What is to be read for all rows."""
-        self.table.refresh()
+        self.refresh()
         return list(self.table.scan().plan_files())
 
     def records_of(self, task: FileScanTask) -> list[LakeRecord]:

@@ -49,9 +49,16 @@ class Reader(Protocol):
         Raises InvalidRequestError for what a policy stops at.
         """
 
+    @property
+    def close(self) -> Callable[[], None]:
+        """Lets go of what is used for it. Blocking."""
+
 
 class RawReader:
     """Takes every record as it is."""
+
+    def close(self) -> None:
+        """Nothing to let go of."""
 
     def read(self, records: LakeRecords) -> Read:
         """A row for each record."""
@@ -72,6 +79,10 @@ class Decoded(Protocol):
     @property
     def failures(self) -> Sequence[Any]:
         """Records that couldn't be decoded, with ``index`` and ``reason``."""
+
+    @property
+    def nulled(self) -> int:
+        """In how many rows a value that doesn't fit became null."""
 
     @property
     def operations(self) -> pa.Array | None:
@@ -103,13 +114,21 @@ class DecodingReader:
     """Reads values, and keys where they are columns, with decoders."""
 
     def __init__(
-        self, table: Columns, configs: TableConfigs, name: str, values: Decoder, keys: Decoder | None
+        self,
+        table: Columns,
+        configs: TableConfigs,
+        name: str,
+        values: Decoder,
+        keys: Decoder | None,
+        close: Callable[[], None],
     ) -> None:
         self._table = table
         self._configs = configs
         self._name = name
         self._values = values
         self._keys = keys
+        #: Lets go of what the decoders use.
+        self.close = close
         values.bind(self._type())
 
     def _type(self) -> pa.DataType:
@@ -141,7 +160,10 @@ class DecodingReader:
         if keep is not None:
             table = table.filter(keep)
         table = self._with_nulls(table, records, found)
-        return Read(rows=table, dead=found.dead(), counts=found.counts(), reason=found.reason)
+        counts = found.counts()
+        if decoded.nulled:
+            counts["null"] = counts.get("null", 0) + decoded.nulled
+        return Read(rows=table, dead=found.dead(), counts=counts, reason=found.reason)
 
     def _fit(self, rows: pa.Array, indices: pa.Array, found: _Findings) -> pa.Array:
         from penstock_iceberg_compactor.decode import compare, conform
@@ -308,6 +330,3 @@ def _keys_of_tombstones(table: pa.Table, without: pa.Array, columns: Sequence[st
         at = table.schema.get_field_index(name)
         table = table.set_column(at, name, pc.if_else(without, of_key.cast(kind), table.column(name)))
     return table
-
-
-ReaderFactory = Callable[[Columns, TableConfigs, str], Reader]

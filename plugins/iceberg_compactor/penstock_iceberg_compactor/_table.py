@@ -20,6 +20,7 @@ from penstock_iceberg_compactor._commit import Landed
 from penstock_iceberg_compactor._configs import TableConfigs, beside
 from penstock_iceberg_compactor._dead_letters import DEAD_SCHEMA, SUFFIX, DeadLetters
 from penstock_iceberg_compactor._decoders import decoding_reader
+from penstock_iceberg_compactor._maintain import Keeper
 from penstock_iceberg_compactor._owned import OwnedTable
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._reading import RawReader, Read, Reader
@@ -43,7 +44,11 @@ async def opened_table(
         return OwnedTable.open(place, topic, beside(configs), name + SUFFIX, epoch, DEAD_SCHEMA)
 
     dead = DeadLetters(open_dead_letters, lambda: time.time_ns() // 1000)
-    reader = RawReader() if configs.raw else decoding_reader(owned, configs, topic)
+    reader: Reader = RawReader()
+    if epoch and not configs.raw:
+        reader = await place.run(
+            "opening decoders", lambda: decoding_reader(owned, configs, topic), table=name
+        )
     table = IcebergTable(place, owned, configs, reader, dead)
     try:
         yield table
@@ -203,8 +208,12 @@ class IcebergTable:
         return self._owned.upsert(positions, self._owned.collapsed(rows))
 
     async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
-        """Refuse: not yet."""
-        raise InvalidRequestError("maintenance comes with a later piece")
+        """Rewrite small files, merge manifests, expire snapshots, and remove files that nothing needs."""
+        with self._call():
+            if self._rows or self._next:
+                raise InvalidRequestError(f"maintenance comes after a commit: table={self.name}")
+            keeper = Keeper(self._owned, self._configs, self._place.settings.orphan_grace)
+            return await self._run("maintaining", lambda: keeper.maintain(dry_run=dry_run))
 
     async def describe(self) -> Mapping[str, str]:
         """Words about the newest snapshot."""
@@ -222,6 +231,7 @@ class IcebergTable:
         """Drop what wasn't committed."""
         self._rows.clear()
         self._release()
+        await self._run("closing decoders", self._reader.close)
         await self._run("removing files", self._dead.leave)
         await self._run("removing files", self._owned.leave)
 

@@ -1,0 +1,215 @@
+"""Maintenance: small files become large ones, manifests are merged, snapshots expire with their files, orphans go.
+
+pyiceberg has none of it but the removal of snapshots from the metadata: rewriting data files waits for
+https://github.com/apache/iceberg-python/issues/1092, manifests for .../issues/270, orphans for .../issues/1200.
+"""
+
+from __future__ import annotations
+
+__all__ = ("Keeper",)
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import NamedTuple
+from urllib.parse import urlparse
+
+import pyarrow as pa
+from pyiceberg.manifest import DataFile
+from pyiceberg.table import FileScanTask, Table
+from pyiceberg.table.snapshots import Snapshot, ancestors_of
+
+from penstock.spi.lake import LakeMaintenance
+from penstock_iceberg_compactor._configs import TableConfigs
+from penstock_iceberg_compactor._io import Listed, listed, remove
+from penstock_iceberg_compactor._owned import OwnedTable
+from penstock_iceberg_compactor._scan import read_files
+from penstock_iceberg_compactor._stamp import PREFIX
+
+#: A file below this part of the target is small.
+_SMALL = 0.75
+#: Manifests beyond this number are merged although no file is small.
+_MANIFESTS_MAX = 10
+
+
+class Keeper:
+    """Maintains one table. Blocking."""
+
+    def __init__(self, owned: OwnedTable, configs: TableConfigs, grace_ms: int) -> None:
+        self._owned = owned
+        self._configs = configs
+        self._grace_ms = grace_ms
+
+    @property
+    def _table(self) -> Table:
+        return self._owned.table
+
+    def maintain(self, *, dry_run: bool) -> LakeMaintenance:
+        """Do all of it, or say what that would do."""
+        self._owned.refresh()
+        tasks = list(self._table.scan().plan_files())
+        bins = packed(tasks, self._configs.target_file_bytes, self._table.metadata.default_spec_id)
+        manifests = len(self._manifests())
+        written = 0
+        if not dry_run and (bins or manifests > _MANIFESTS_MAX):
+            written = self._owned.rewrite([_part(self._table, one) for one in bins]).size_bytes
+        expired, unneeded = self._expire(dry_run=dry_run)
+        orphans = self._orphans(unneeded)
+        removed = sum(unneeded.values()) + sum(file.size for file in orphans)
+        if not dry_run:
+            remove(self._table.io, [file.location for file in orphans])
+        small = sum(len(one) for one in bins)
+        figures = {
+            "data files before": len(tasks),
+            "data files after": len(tasks) - small + len(bins),
+            "data files rewritten": small,
+            "manifests before": manifests,
+            "manifests after": manifests if dry_run else len(self._manifests()),
+            "snapshots expired": expired,
+            "files removed": len(unneeded),
+            "orphans removed": len(orphans),
+        }
+        return LakeMaintenance(figures=figures, saved_bytes=removed - written, dry_run=dry_run)
+
+    def _manifests(self) -> list[str]:
+        snapshot = self._table.current_snapshot()
+        return [one.manifest_path for one in snapshot.manifests(self._table.io)] if snapshot else []
+
+    def _expire(self, *, dry_run: bool) -> tuple[int, dict[str, int]]:
+        """Expire snapshots; how many, and the files that only they needed, with sizes."""
+        metadata = self._table.metadata
+        gone = expirable(
+            metadata.snapshots,
+            self._table.current_snapshot(),
+            {ref.snapshot_id for ref in metadata.refs.values()},
+            lambda head: ancestors_of(head, metadata),
+            keep_count=self._configs.snapshot_retention_count,
+            before_ms=int(time.time() * 1000) - self._configs.snapshot_retention_ms,
+        )
+        if not gone:
+            return 0, {}
+        kept = [one for one in metadata.snapshots if one.snapshot_id not in gone]
+        reach = Reach(self._table)
+        needed = reach.of(kept)
+        unneeded = {
+            location: size
+            for location, size in reach.of(
+                one for one in metadata.snapshots if one.snapshot_id in gone
+            ).items()
+            if location not in needed
+        }
+        if not dry_run:
+            self._owned.expire(sorted(gone))
+            # Not needed by any snapshot from here on; if this is cut off, they are orphans.
+            remove(self._table.io, unneeded)
+        return len(gone), unneeded
+
+    def _orphans(self, unneeded: Iterable[str]) -> list[Listed]:
+        """Files below the table's place that no snapshot knows and that are older than the grace time."""
+        # Listed first: what is committed between the two is known then.
+        there = list(listed(self._table.io, self._table.location()))
+        self._owned.refresh()
+        metadata = self._table.metadata
+        known = set(map(_path, Reach(self._table).of(metadata.snapshots)))
+        known.update(map(_path, unneeded))
+        known.update(_path(entry.metadata_file) for entry in metadata.metadata_log)
+        known.update(_path(one.statistics_path) for one in metadata.statistics)
+        known.update(_path(one.statistics_path) for one in metadata.partition_statistics)
+        known.add(_path(self._table.metadata_location))
+        before = time.time() - self._grace_ms / 1000
+        return [
+            file
+            for file in there
+            if file.modified is not None
+            and file.modified < before
+            and _path(file.location) not in known
+            and not file.location.endswith("version-hint.text")
+        ]
+
+
+class Reach:
+    """Which files snapshots need; manifests are read once."""
+
+    def __init__(self, table: Table) -> None:
+        self._io = table.io
+        self._read: dict[str, dict[str, int]] = {}
+
+    def of(self, snapshots: Iterable[Snapshot]) -> dict[str, int]:
+        """Manifest lists, manifests and files of rows or deletes, with sizes as far as they are known."""
+        found: dict[str, int] = {}
+        for snapshot in snapshots:
+            found[snapshot.manifest_list] = 0
+            for manifest in snapshot.manifests(self._io):
+                path = manifest.manifest_path
+                if path not in self._read:
+                    entries = manifest.fetch_manifest_entry(self._io, discard_deleted=True)
+                    files = {
+                        entry.data_file.file_path: entry.data_file.file_size_in_bytes for entry in entries
+                    }
+                    self._read[path] = {path: manifest.manifest_length, **files}
+                found.update(self._read[path])
+        return found
+
+
+class _Group(NamedTuple):
+    tasks: list[FileScanTask]
+    size: int
+
+
+def packed(tasks: Sequence[FileScanTask], target: int, spec_id: int) -> list[list[FileScanTask]]:
+    """Small files, and those with deletes, put together by partition to files of about ``target`` bytes.
+
+    Files of an older partition spec stay: their rows may belong into several partitions.
+    """
+    by_partition: dict[str, list[FileScanTask]] = {}
+    for task in tasks:
+        small = task.file.file_size_in_bytes < target * _SMALL
+        if task.file.spec_id == spec_id and (small or task.delete_files):
+            by_partition.setdefault(repr(task.file.partition), []).append(task)
+    bins = []
+    for members in by_partition.values():
+        group = _Group([], 0)
+        for task in members:
+            size = task.file.file_size_in_bytes
+            if group.tasks and group.size + size > target:
+                bins.append(group.tasks)
+                group = _Group([], 0)
+            group = _Group([*group.tasks, task], group.size + size)
+        bins.append(group.tasks)
+    return [one for one in bins if len(one) > 1 or one[0].delete_files]
+
+
+def expirable(
+    snapshots: Iterable[Snapshot],
+    head: Snapshot | None,
+    referenced: set[int],
+    ancestors: Callable[[Snapshot], Iterable[Snapshot]],
+    *,
+    keep_count: int,
+    before_ms: int,
+) -> set[int]:
+    """Snapshots that are older, but for the newest ``keep_count``, those with names, and the newest stamped one."""
+    keep = set(referenced)
+    stamped = False
+    for index, snapshot in enumerate(ancestors(head) if head is not None else ()):
+        has_stamp = snapshot.summary is not None and snapshot.summary.get(PREFIX + "version") is not None
+        if index < keep_count or (has_stamp and not stamped):
+            keep.add(snapshot.snapshot_id)
+        stamped = stamped or has_stamp
+    return {one.snapshot_id for one in snapshots if one.timestamp_ms < before_ms} - keep
+
+
+def _part(
+    table: Table, tasks: Sequence[FileScanTask]
+) -> tuple[Sequence[DataFile], Callable[[], Iterator[pa.Table]]]:
+    return [task.file for task in tasks], partial(_read, table, tasks)
+
+
+def _read(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:
+    for task in tasks:
+        yield read_files(table, [task])
+
+
+def _path(location: str) -> str:
+    place = urlparse(location)
+    return f"{place.netloc}/{place.path.lstrip('/')}"

@@ -1,0 +1,127 @@
+"""Maintenance changes neither rows nor positions, and leaves nothing that nobody needs."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+
+from penstock.errors import ConflictError, FencedError
+
+pytestmark = pytest.mark.anyio
+
+#: 500 by hand: the figures of docs/lake.md.
+COMMITS = int(os.environ.get("PENSTOCK_LAKE_COMMITS", "25"))
+EAGER = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def commits(compactor: IcebergCompactor, count: int, start: int = 0) -> None:
+    async with compactor.open_table(topic(**EAGER), 1) as table:
+        for offset in range(start, start + count):
+            await table.write(lake_records([b"%d" % offset], start=offset))
+            await table.commit({0: offset + 1})
+
+
+def files(place: Path) -> set[Path]:
+    return {path for path in place.glob("lake/warehouse/**/*") if path.is_file()}
+
+
+async def values(compactor: IcebergCompactor) -> list[int]:
+    async with compactor.open_table(topic(), 0) as table:
+        return sorted([int(row.value or b"") async for row in table.rows()])
+
+
+async def test_many_small_commits_become_one_file_one_manifest_and_no_orphan(tmp_path: Path) -> None:
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        await commits(compactor, COMMITS)
+        orphan = tmp_path / "lake/warehouse/kafka/orders/data/left.parquet"
+        orphan.write_bytes(b"x" * 100)
+        async with compactor.open_table(topic(**EAGER), 0) as table:
+            before = files(tmp_path)
+            plan = await table.maintain(dry_run=True)
+            assert files(tmp_path) == before, "a dry run changes nothing"
+            assert plan.figures["data files rewritten"] == COMMITS
+            assert plan.figures["orphans removed"] >= 1, "and manifests that were merged at once"
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            done = await table.maintain()
+            assert await table.positions() == {0: COMMITS}
+            assert (done.figures["data files before"], done.figures["data files after"]) == (COMMITS, 1)
+            assert done.figures["manifests after"] <= 2
+            assert done.saved_bytes > 0
+            await table.maintain()
+            left = files(tmp_path)
+            await table.write(lake_records([b"%d" % COMMITS], start=COMMITS))
+            await table.commit({0: COMMITS + 1})
+        assert await values(compactor) == list(range(COMMITS + 1))
+        data = [path for path in left if path.suffix == ".parquet"]
+        assert len(data) == 1
+        assert not orphan.exists()
+        if COMMITS > 100:
+            print(f"{COMMITS} commits: {len(before)} files before, {len(left)} after", done.figures)  # noqa: T201
+
+
+async def test_files_of_others_that_are_young_stay(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await commits(compactor, 2)
+        young = tmp_path / "lake/warehouse/kafka/orders/data/young.parquet"
+        young.write_bytes(b"x")
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            assert (await table.maintain()).figures["orphans removed"] == 0
+        assert young.exists()
+
+
+async def test_snapshots_that_are_kept_can_be_read_after_maintenance(tmp_path: Path) -> None:
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        await commits(compactor, 4)
+        table = load(compactor)
+        head = table.current_snapshot()
+        assert head is not None
+        assert head.parent_snapshot_id is not None
+        table.manage_snapshots().create_tag(head.parent_snapshot_id, "kept").commit()
+        async with compactor.open_table(topic(**EAGER), 1) as owned:
+            await owned.maintain()
+        table.refresh()
+        assert len(table.scan(snapshot_id=head.parent_snapshot_id).to_arrow()) == 3
+        assert len(table.scan().to_arrow()) == 4
+
+
+async def test_a_fenced_owner_maintains_nothing(tmp_path: Path) -> None:
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        await commits(compactor, 3)
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            async with compactor.open_table(topic(**EAGER), 2):
+                before = load(compactor).metadata_location
+                with pytest.raises(FencedError):
+                    await table.maintain()
+                assert load(compactor).metadata_location == before
+        assert await values(compactor) == [0, 1, 2]
+
+
+async def test_maintenance_that_lost_to_another_writer_leaves_the_table_as_it_was(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await commits(compactor, 3)
+
+        def foreign(name: str) -> None:
+            if name == "manifests written":
+                table = load(compactor)
+                table.append(table.scan().to_arrow().slice(0, 1))
+
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            compactor.watch(foreign)
+            with pytest.raises(ConflictError, match="another writer committed during maintenance"):
+                await table.maintain()
+        compactor.watch(lambda name: None)
+        assert len(await values(compactor)) == 4
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            assert await table.positions() == {0: 3}
+            await table.maintain()
+        assert len(await values(compactor)) == 4
