@@ -8,12 +8,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def visible(array: Any) -> Any:
+def visible(array: Any, *, maps_in_order: bool = True) -> Any:
     """All that can be seen of an array: what null structs hide differs, and NaN isn't equal to itself."""
     if pa.types.is_struct(array.type):
-        return [str(array.is_valid()), *map(visible, array.flatten())]
+        inside = [visible(one, maps_in_order=maps_in_order) for one in array.flatten()]
+        return [str(array.is_valid()), *inside]
     if pa.types.is_map(array.type):
+        if not maps_in_order:
+            return [None if one is None else sorted(map(repr, one)) for one in array.to_pylist()]
         array = array.cast(pa.list_(pa.struct([("k", array.type.key_type), ("v", array.type.item_type)])))
     if pa.types.is_list(array.type):
-        return [str(pc.list_value_length(array)), visible(array.flatten())]
+        return [str(pc.list_value_length(array)), visible(array.flatten(), maps_in_order=maps_in_order)]
     return str(array)

@@ -5,9 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import fastavro
@@ -15,54 +13,19 @@ import pyarrow as pa
 import pytest
 from penstock_iceberg_compactor.decode import DecodeSettings, SchemaRegistry, open_decoder
 from penstock_iceberg_compactor.decode._decoder import Decoded
+from tests.schema_registry import SchemaRegistryServer
 
 from penstock.errors import ConfigError, NotFoundError, UnavailableError
 
 
-class _Registry:
-    """Answers by path; what was asked and with which authorization is kept."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, tuple[int, Any]] = {}
-        self.asked: list[str] = []
-        self.authorizations: set[str | None] = set()
-        registry = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                registry.asked.append(self.path)
-                registry.authorizations.add(self.headers.get("Authorization"))
-                status, answer = registry.answers.get(self.path, (404, {"error_code": 40403}))
-                body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-                self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.address = f"127.0.0.1:{self.server.server_port}"
-
-    def add(self, number: int, schema: Any, **more: Any) -> None:
-        text = schema if isinstance(schema, str) else json.dumps(schema)
-        self.answers[f"/schemas/ids/{number}"] = 200, {"schema": text, **more}
-
-
 @pytest.fixture
-def registry() -> Iterator[_Registry]:
-    made = _Registry()
-    thread = threading.Thread(target=made.server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+def registry() -> Iterator[SchemaRegistryServer]:
+    with SchemaRegistryServer() as server:
+        yield server
 
 
-def _client(registry: _Registry, **options: Any) -> SchemaRegistry:
-    return SchemaRegistry(f"http://{registry.address}/", **options)
+def _client(registry: SchemaRegistryServer, **options: Any) -> SchemaRegistry:
+    return SchemaRegistry(registry.url + "/", **options)
 
 
 def _record(**fields: Any) -> Any:
@@ -92,7 +55,7 @@ _OLD = _record(a="int", b="string")
 _NEW = _record(b="string", c=["null", "double"], a="long")
 
 
-def test_records_of_several_schemas_have_the_columns_of_all(registry: _Registry) -> None:
+def test_records_of_several_schemas_have_the_columns_of_all(registry: SchemaRegistryServer) -> None:
     registry.add(1, _OLD)
     registry.add(2, _NEW)
     decoder = _decoder(_client(registry))
@@ -112,7 +75,9 @@ def test_records_of_several_schemas_have_the_columns_of_all(registry: _Registry)
     assert len(registry.asked) == 2
 
 
-def test_a_schema_that_contradicts_the_table_fails_only_records_with_such_values(registry: _Registry) -> None:
+def test_a_schema_that_contradicts_the_table_fails_only_records_with_such_values(
+    registry: SchemaRegistryServer,
+) -> None:
     optional = _record(a=["null", "string"], b="string")
     registry.add(1, _OLD)
     registry.add(2, optional)
@@ -129,7 +94,7 @@ def test_a_schema_that_contradicts_the_table_fails_only_records_with_such_values
     assert decoded.rows.to_pylist()[0] == {"a": None, "b": "x"}
 
 
-def test_a_record_whose_schema_is_missing_or_no_schema_fails_alone(registry: _Registry) -> None:
+def test_a_record_whose_schema_is_missing_or_no_schema_fails_alone(registry: SchemaRegistryServer) -> None:
     registry.add(1, _OLD)
     registry.add(3, "{", schemaType="AVRO")
     registry.add(4, "{}", schemaType="JSON")
@@ -151,7 +116,7 @@ def test_a_record_whose_schema_is_missing_or_no_schema_fails_alone(registry: _Re
     assert decoded.indices.to_pylist() == [0, 6]
 
 
-def test_a_hostile_producer_cant_ask_the_registry_without_end(registry: _Registry) -> None:
+def test_a_hostile_producer_cant_ask_the_registry_without_end(registry: SchemaRegistryServer) -> None:
     items = [b"\0" + number.to_bytes(4, "big") for number in range(1, 400)]
     decoded = _decode(_decoder(_client(registry)), *items)
     assert len(decoded.failures) == 399
@@ -159,7 +124,7 @@ def test_a_hostile_producer_cant_ask_the_registry_without_end(registry: _Registr
     assert "too many schemas are named side by side" in decoded.failures[-1].reason
 
 
-def test_a_registry_that_fails_is_asked_again_and_then_unavailable(registry: _Registry) -> None:
+def test_a_registry_that_fails_is_asked_again_and_then_unavailable(registry: SchemaRegistryServer) -> None:
     registry.answers["/schemas/ids/1"] = 503, {}
     item = _avro(1, _OLD, {"a": 1, "b": "x"})
     decoder = _decoder(_client(registry, attempts=2))
@@ -173,13 +138,15 @@ def test_a_registry_that_fails_is_asked_again_and_then_unavailable(registry: _Re
 @pytest.mark.parametrize(
     "answer", [(401, {}), (200, b"no json"), (200, {"x": 1}), (200, b'{"schema": "' + b"x" * 2**23)]
 )
-def test_an_answer_that_is_no_schema_is_unavailable(registry: _Registry, answer: Any) -> None:
+def test_an_answer_that_is_no_schema_is_unavailable(registry: SchemaRegistryServer, answer: Any) -> None:
     registry.answers["/schemas/ids/1"] = answer
     with pytest.raises(UnavailableError):
         _client(registry, attempts=1).schema(1)
 
 
-def test_secrets_are_sent_and_never_shown(registry: _Registry, caplog: pytest.LogCaptureFixture) -> None:
+def test_secrets_are_sent_and_never_shown(
+    registry: SchemaRegistryServer, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.DEBUG)
     client = SchemaRegistry(f"http://me:hunt%40er@{registry.address}", attempts=1)
     with pytest.raises(NotFoundError) as missing:
@@ -191,7 +158,7 @@ def test_secrets_are_sent_and_never_shown(registry: _Registry, caplog: pytest.Lo
     shown = f"{missing.value} {unreachable.value} {client.location} {closed.location} {caplog.text}"
     assert "hunt" not in shown
     assert "bWU6" not in shown
-    token = SchemaRegistry(f"http://{registry.address}", token="secret-token", attempts=1)
+    token = SchemaRegistry(registry.url, token="secret-token", attempts=1)
     with pytest.raises(NotFoundError):
         token.schema(1)
     assert "Bearer secret-token" in registry.authorizations
@@ -202,7 +169,7 @@ def test_a_url_that_is_none_is_refused_without_its_secrets() -> None:
         SchemaRegistry("ftp://me:hunter@host/x")
 
 
-def test_only_so_many_schemas_are_remembered(registry: _Registry) -> None:
+def test_only_so_many_schemas_are_remembered(registry: SchemaRegistryServer) -> None:
     for number in range(4):
         registry.add(number, _OLD)
     client = _client(registry, schemas_max=2)
@@ -211,7 +178,7 @@ def test_only_so_many_schemas_are_remembered(registry: _Registry) -> None:
     assert registry.asked == [f"/schemas/ids/{number}" for number in (0, 1, 2, 1)]
 
 
-def test_references_are_followed(registry: _Registry) -> None:
+def test_references_are_followed(registry: SchemaRegistryServer) -> None:
     inner = {"type": "record", "name": "n.In", "fields": [{"name": "x", "type": "int"}]}
     middle = {"type": "record", "name": "n.Mid", "fields": [{"name": "i", "type": "n.In"}]}
     refer = [{"name": "n.Mid", "subject": "mid/x", "version": 2}]
@@ -225,7 +192,7 @@ def test_references_are_followed(registry: _Registry) -> None:
     assert decoded.rows.to_pylist() == [{"m": {"i": {"x": 5}}}]
 
 
-def test_protobuf_is_found_by_message_indexes(registry: _Registry) -> None:
+def test_protobuf_is_found_by_message_indexes(registry: SchemaRegistryServer) -> None:
     text = (
         'syntax = "proto3"; message A { int32 a = 1; message B { string b = 1; } } message C { int32 a = 1; }'
     )
@@ -254,7 +221,7 @@ def test_protobuf_is_found_by_message_indexes(registry: _Registry) -> None:
     ]
 
 
-def test_json_in_the_wire_format_is_json(registry: _Registry) -> None:
+def test_json_in_the_wire_format_is_json(registry: SchemaRegistryServer) -> None:
     decoded = _decode(_decoder(_client(registry), "json"), b'\0\0\0\0\1{"a":1}', None, b'{"a":2}')
     assert decoded.rows.to_pylist() == [{"a": 1}, None, {"a": 2}]
     assert registry.asked == []

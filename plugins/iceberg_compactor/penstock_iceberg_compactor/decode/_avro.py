@@ -79,8 +79,9 @@ class AvroCodec:
             raise RefusedError from error
         values = batch.column(0)
         sizes = _sizes(self._node, values)
-        if not pc.all(pc.equal(sizes, pc.binary_length(items).cast(pa.int64()))).as_py():
-            raise RefusedError
+        wrong = pc.index(pc.equal(sizes, pc.binary_length(items).cast(pa.int64())), False).as_py()
+        if wrong >= 0:
+            raise RefusedError(wrong)
         return _logical(self._node, values)
 
 

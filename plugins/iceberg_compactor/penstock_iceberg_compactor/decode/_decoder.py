@@ -23,7 +23,9 @@ from penstock_iceberg_compactor.decode._arrow import arrow_column, storage
 from penstock_iceberg_compactor.decode.evolution import conform
 
 #: A run of so few records is decoded one by one: halving it further would cost more than it saves.
-_ROW_WISE_MAX = 16
+_ROW_WISE_MAX = 64
+#: When so many times the records were decoded in bulk for nothing, the rest goes one by one.
+_WASTE_MAX = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,11 @@ class Decoder(Protocol):
 class RefusedError(Exception):
     """A bulk decoder doesn't take these records together: one of them is bad, or needs the slow way."""
 
+    def __init__(self, at: int = -1) -> None:
+        super().__init__()
+        #: Which one it is, if that is known; a wrong guess costs time only.
+        self.at = at
+
 
 class PlainDecoder:
     """Items as they are (``raw``), or as text (``string``): rows of binary or string, no struct."""
@@ -112,19 +119,30 @@ def parts(
 ) -> Decoded:
     """Decode ``items`` (binary) with ``bulk`` as far as it takes them, else each with ``row``.
 
-    ``bulk`` raises RefusedError, and is then tried with each half. ``row`` raises ValueError with the reason as text.
-    They agree wherever both give a result. ``kind`` is the type of all rows, asked for at the end.
+    ``bulk`` raises RefusedError, and is then tried without the one that is to blame, or with each half, until that
+    has cost more than it can save. ``row`` raises ValueError with the reason as text. They agree wherever both give a
+    result. ``kind`` is the type of all rows, asked for at the end.
     """
     made: list[pa.Array | list[Any]] = []
     failures: list[Failure] = []
     todo = [(0, len(items))]
+    waste = 0
     while todo:
         begin, end = todo.pop()
-        if bulk is not None and (end - begin > _ROW_WISE_MAX or end - begin == len(items)):
+        if (
+            bulk is not None
+            and waste <= _WASTE_MAX * len(items)
+            and (end - begin > _ROW_WISE_MAX or end - begin == len(items))
+        ):
             try:
                 made.append(bulk(items[begin:end]))
                 continue
-            except RefusedError:
+            except RefusedError as refused:
+                waste += refused.at if refused.at >= 0 else end - begin
+                if 0 <= refused.at < end - begin and end - begin > 1:
+                    bad = begin + refused.at
+                    todo += ((bad + 1, end), (bad, bad + 1), (begin, bad))
+                    continue
                 if end - begin > _ROW_WISE_MAX:
                     middle = (begin + end) // 2
                     todo += ((middle, end), (begin, middle))

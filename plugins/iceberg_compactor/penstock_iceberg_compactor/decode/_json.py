@@ -12,6 +12,7 @@ __all__ = ("JsonDecoder",)
 
 import contextlib
 import json
+import re
 from typing import Any
 
 import msgspec
@@ -39,6 +40,7 @@ _READ = (pa.bool_(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.stri
 #: Timestamps that are read as strings and then cast; others go the row-wise way.
 _CASTABLE = r"^(?:[1-9]\d{3}|0[1-9]\d\d|00[1-9]\d|000[1-9])-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,6})?Z$"
 _ZONED = pa.timestamp("us", "UTC")
+_ROW = re.compile(r" in row (\d+)$")
 _RAW_VALUES = msgspec.json.Decoder(list[msgspec.Raw])
 
 
@@ -143,7 +145,8 @@ class JsonDecoder:
                 ),
             )
         except pa.ArrowInvalid as error:
-            raise RefusedError from error
+            row = _ROW.search(str(error))
+            raise RefusedError(int(row[1]) if row else -1) from error
         if table.num_rows != len(items) or not len(items):
             raise RefusedError
         return _checked(table.column("v").chunk(0), self._fitter.type)
