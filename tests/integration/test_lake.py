@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+import subprocess
 import time
 from collections import Counter
 from pathlib import Path
@@ -19,7 +20,7 @@ from confluent_kafka.admin import (
     NewTopic,
     ResourceType,
 )
-from tests.integration.conftest import ServeFactory, ServeProcess
+from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.patience import HANG_S
 
 WITH_TABLES = ("lake_compactor.plugin=reference", "lake.retry_min=50ms", "lake.retry_max=500ms")
@@ -168,3 +169,42 @@ def test_a_deleted_topic_leaves_its_table_and_one_made_again_does_not_go_on_in_i
     folder = broker.data_dir / "lake"
     Path(folder, "orders").rename(folder / "orders-before")
     assert values_of(wait_for_rows(broker, "orders", 2)) == {b"new": 2}
+
+
+def lake(broker: ServeProcess, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return penstock(
+        "lake", *arguments, *REFERENCE, "--set", f"broker.data_dir={broker.data_dir}", "--set", WITH_TABLES[0]
+    )
+
+
+def test_the_command_tells_of_tables_and_replays_beside_a_running_broker(serve: ServeFactory) -> None:
+    """Status with lag and reason, tables, description, a dry run; maintenance needs the broker to be gone."""
+    broker = serve(*WITH_TABLES, arguments=REFERENCE)
+    create(broker, "orders")
+    for n in range(3):
+        produce(broker, "orders", [b"%d" % n] * 10)
+        wait_for_rows(broker, "orders", 10 * (n + 1))
+    create(broker, "bad", configs=TABLE | {"penstock.lake.format": "json"})
+    produce(broker, "bad", [b"no json"])
+    broker.wait_for_output("the table stands, trying again")
+    found: dict[str, dict[str, object]] = {}
+    until = time.monotonic() + HANG_S
+    while time.monotonic() < until and found.get("bad", {}).get("state") != "failed":
+        told = lake(broker, "status", "--json")
+        found = {one["topic"]: one for one in json.loads(told.stdout)}
+    assert told.returncode == 1
+    assert found["orders"]["state"] == "running"
+    assert found["orders"]["lag_records"] == {"0": 0}
+    assert "a value isn't JSON: partition=0 offset=0" in str(found["bad"]["reason"])
+    assert "isn't JSON" in lake(broker, "status").stdout
+    assert lake(broker, "tables").stdout.split() == ["bad", "orders"]
+    assert "rows: 30" in lake(broker, "describe", "orders").stdout
+    assert "data files joined: 3" in lake(broker, "maintain", "orders", "--dry-run").stdout
+    refused = lake(broker, "maintain", "orders")
+    assert (refused.returncode, "another broker runs" in refused.stderr) == (2, True)
+    replayed = lake(broker, "replay", "orders", "--from", "12", "--table", "again")
+    assert "18 rows in table again" in replayed.stdout, replayed.stderr
+    assert [row["offset"] for row in rows_of(broker, "again")] == list(range(12, 30))
+    assert broker.terminate() == 0
+    assert "data files joined: 3" in lake(broker, "maintain", "orders").stdout
+    assert values_of(rows_of(broker, "orders")) == {b"0": 10, b"1": 10, b"2": 10}

@@ -17,7 +17,8 @@ from penstock.bus import EventBus
 from penstock.lake.configs import TableConfigs
 from penstock.lake.source import LakeSource, Throttle
 from penstock.lake.statistics import LakeStatistics
-from penstock.lake.table_task import LakeSettings, Surroundings, TableTask, Wanted, lake_topic
+from penstock.lake.table_task import LakeSettings, Surroundings, TableTask, Wanted
+from penstock.lake.topics import lake_topic
 from penstock.log.topic_config import TopicConfigTable
 from penstock.metadata.deltas import (
     LeadersChanged,

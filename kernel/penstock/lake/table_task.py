@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("LakeSettings", "Surroundings", "TableTask", "Wanted", "lake_topic")
+__all__ = ("LakeSettings", "Surroundings", "TableTask", "Wanted")
 
 import logging
-import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -460,14 +459,3 @@ class TableTask:
 
 def _next_of(decoding: Iterator[LakeRecords]) -> LakeRecords | None:
     return next(decoding, None)
-
-
-def lake_topic(state: TopicState, configs: TableConfigs, table: str = "") -> LakeTopic:
-    """The topic as the compactor sees it."""
-    return LakeTopic(
-        name=state.name,
-        topic_id=str(uuid.UUID(bytes=state.topic_id)),
-        partition_count=state.partition_count,
-        configs=configs.own,
-        table=table,
-    )

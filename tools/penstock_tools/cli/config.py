@@ -49,6 +49,13 @@ def check(
     check_log_file(loaded)
     code = status()  # raises what a start would, if PENSTOCK_NATIVE can't be met
     selection = setup.registry().select_all(loaded)
+    from penstock.lake.configs import topic_config_table
+    from penstock.spi.kinds import LAKE_COMPACTOR
+    from penstock.spi.lake import LakeCompactorSpec
+
+    compactor = selection.specs.get(LAKE_COMPACTOR.name)
+    assert compactor is None or isinstance(compactor, LakeCompactorSpec)
+    topic_config_table(compactor, loaded.tree.lake.defaults, {})  # raises what a start would
     plugins = ", ".join(f"{kind} {name}" for kind, name in selection.names.items())
     typer.echo(f"configuration is valid: {setup.config_path or 'defaults, environment and command line'}")
     typer.echo(f"plugins: {plugins}")
