@@ -11,6 +11,11 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients may hang up in the middle of an answer."""
+
+
 class SchemaRegistryServer:
     """Serves while it is entered. ``answers`` may be changed at any time; what was asked is kept."""
 
@@ -19,7 +24,7 @@ class SchemaRegistryServer:
         self.answers: dict[str, tuple[int, Any]] = {}
         self.asked: list[str] = []
         self.authorizations: set[str | None] = set()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.01})
         self.address = f"127.0.0.1:{self._server.server_port}"
         self.url = f"http://{self.address}"

@@ -85,13 +85,24 @@ def test_a_schema_that_contradicts_the_table_fails_only_records_with_such_values
     items += [_avro(1, _OLD, {"a": 1, "b": "z"})]
     known = pa.struct([("a", pa.int32())])
     decoded = _decode(_decoder(_client(registry), known=known), *items)
-    assert [(one.index, one.reason) for one in decoded.failures] == [
-        (0, 'column "a" is a string in records and an int in the table')
+    assert [(one.index, one.reason, one.misfit) for one in decoded.failures] == [
+        (0, 'column "a" is a string in records and an int in the table', True)
     ]
     assert decoded.rows.to_pylist() == [{"a": None, "b": "y"}, {"a": 1, "b": "z"}]
     decoded = _decode(_decoder(_client(registry), known=known, nulls=True), *items)
     assert decoded.nulled == 1
     assert decoded.rows.to_pylist()[0] == {"a": None, "b": "x"}
+
+
+def test_a_value_that_is_no_record_is_a_column_of_the_table(registry: SchemaRegistryServer) -> None:
+    registry.add(1, '"string"')
+    item = _avro(1, "string", "x")
+    decoder = _decoder(_client(registry))
+    assert _decode(decoder, item).rows.to_pylist() == ["x"]
+    for columns in (pa.struct([]), pa.struct([("value", pa.large_string())])):
+        decoder = _decoder(_client(registry))
+        decoder.bind(columns)
+        assert _decode(decoder, item, None).rows.to_pylist() == [{"value": "x"}, None]
 
 
 def test_a_record_whose_schema_is_missing_or_no_schema_fails_alone(registry: SchemaRegistryServer) -> None:

@@ -152,6 +152,19 @@ def test_a_given_schema_takes_its_types_and_leaves_other_names_out() -> None:
     assert reason == 'column "n" doesn\'t fit decimal(9,2)'
 
 
+def test_a_column_that_json_cant_fill_fails_only_records_that_try() -> None:
+    kind = pa.struct([("m", pa.map_(pa.int64(), pa.string())), ("a", pa.int64())])
+    decoder = JsonDecoder(Fitter(kind))
+    assert _decode(b'{"a":1}', decoder=decoder).rows.to_pylist() == [{"m": None, "a": 1}]
+    (failure,) = _decode(b'{"m":{"1":"x"}}', decoder=decoder).failures
+    assert failure.reason == 'column "m" is of a type that isn\'t read from json'
+
+
+def test_a_failure_says_whether_the_record_or_its_columns_are_wrong() -> None:
+    decoded = _decode(b'{"a":1}', b'{"a":"x"}', b"{", b'{"b":NaN}')
+    assert [one.misfit for one in decoded.failures] == [True, False, False]
+
+
 _SCALARS = st.one_of(
     st.none(),
     st.booleans(),

@@ -6,6 +6,7 @@ __all__ = (
     "Decoded",
     "Decoder",
     "Failure",
+    "MisfitError",
     "PlainDecoder",
     "RefusedError",
     "joined",
@@ -35,6 +36,8 @@ class Failure:
     index: int
     #: Why, in lowercase words that go on after "can't be read: ".
     reason: str
+    #: It could be read, and doesn't fit the columns.
+    misfit: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +72,18 @@ class Decoder(Protocol):
 
     def bind(self, columns: pa.DataType) -> None:
         """From now on the table has these columns (a struct type), so none of them changes its type any more."""
+
+
+class MisfitError(ValueError):
+    """A value doesn't fit its column; ``path`` grows while it is on its way to the top."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.path: list[str] = []
+
+    def __str__(self) -> str:
+        return f'column "{".".join(reversed(self.path))}" {self.reason}' if self.path else f"it {self.reason}"
 
 
 class RefusedError(Exception):
@@ -152,7 +167,8 @@ def parts(
             try:
                 rows.append(None if item is None else row(item))
             except ValueError as error:
-                failures.append(Failure(index, str(error)))
+                misfit = isinstance(error, MisfitError) and bool(error.path)
+                failures.append(Failure(index, str(error), misfit))
         made.append(rows)
     return joined(made, kind if isinstance(kind, pa.DataType) else kind(), len(items), failures)
 

@@ -45,6 +45,8 @@ class _Columns:
     def __init__(self, known: pa.DataType | None, *, nulls: bool) -> None:
         self._type: pa.DataType | None = None if known is None else plain(known)
         self._nulls = nulls
+        #: A table has these columns, so rows have to be structs.
+        self.bound = known is not None
 
     @property
     def type(self) -> pa.DataType:
@@ -52,6 +54,7 @@ class _Columns:
 
     def bind(self, columns: pa.DataType) -> None:
         bound = plain(columns)
+        self.bound = True
         self._type = bound if self._type is None else compare(bound, self._type).merged
 
     def admit(self, kind: pa.DataType) -> Comparison:
@@ -71,7 +74,7 @@ class _Columns:
         if self._nulls:
             return rows, places, pc.sum(cast.bad).as_py(), []
         conflicts = "; ".join(map(str, comparison.conflicts[:3])) or "a value is beyond what its column holds"
-        failures = [Failure(index, conflicts) for index in places.filter(cast.bad).to_pylist()]
+        failures = [Failure(index, conflicts, misfit=True) for index in places.filter(cast.bad).to_pylist()]
         good = pc.invert(cast.bad)
         return rows.filter(good), places.filter(good), 0, failures
 
@@ -228,6 +231,12 @@ def _zigzag(body: bytes, at: int) -> tuple[int, int]:
             raise ValueError
 
 
+def _in_value(decoded: Decoded) -> Decoded:
+    """Rows that are no structs in a column ``value``, as tables have them."""
+    rows = pa.StructArray.from_arrays([decoded.rows], ["value"], mask=decoded.rows.is_null())
+    return Decoded(rows=rows, indices=decoded.indices, failures=decoded.failures, nulled=decoded.nulled)
+
+
 def _places(items: pa.Array) -> pa.Array:
     return pa.array(range(len(items)), pa.int32())
 
@@ -246,8 +255,10 @@ class _Groups:
     def add(self, codec: Codec, items: pa.Array, places: pa.Array) -> None:
         if not len(items):
             return
-        comparison = self._columns.admit(codec.type)
         decoded = codec.decode(items)
+        if self._columns.bound and not pa.types.is_struct(codec.type):
+            decoded = _in_value(decoded)
+        comparison = self._columns.admit(decoded.rows.type)
         self._failures += [Failure(places[one.index].as_py(), one.reason) for one in decoded.failures]
         rows, there, nulled, failures = self._columns.fit(decoded, comparison, places)
         self._rows.append(rows)

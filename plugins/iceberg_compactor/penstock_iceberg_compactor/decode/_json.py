@@ -23,13 +23,12 @@ import pyarrow.json as pj
 from penstock.spi.lake import BinaryColumn
 from penstock_iceberg_compactor.decode._arrow import arrow_column, cut
 from penstock_iceberg_compactor.decode._connect import without_connect_schema
-from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, parts
+from penstock_iceberg_compactor.decode._decoder import Decoded, MisfitError, RefusedError, parts
 from penstock_iceberg_compactor.decode._shapes import (
     Fitter,
     Leaf,
     ListShape,
     MapShape,
-    MisfitError,
     RepeatedNames,
     Shape,
     json_name,

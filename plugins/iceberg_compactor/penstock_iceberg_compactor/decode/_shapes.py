@@ -13,7 +13,6 @@ __all__ = (
     "Limits",
     "ListShape",
     "MapShape",
-    "MisfitError",
     "RepeatedNames",
     "Shape",
     "StructShape",
@@ -36,6 +35,7 @@ from typing import Any, TypeAlias
 import pyarrow as pa
 
 from penstock_iceberg_compactor.decode._arrow import UUID, plain, type_name
+from penstock_iceberg_compactor.decode._decoder import MisfitError
 
 _INT64 = range(-(2**63), 2**63)
 _INT32 = range(-(2**31), 2**31)
@@ -44,18 +44,6 @@ TIMESTAMP = re.compile(
     r"(?:[1-9]\d{3}|0[1-9]\d\d|00[1-9]\d|000[1-9])-\d\d-\d\d[Tt ]\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:[Zz]|[+-]\d\d:\d\d)",
     re.ASCII,
 )
-
-
-class MisfitError(ValueError):
-    """A value doesn't fit its column; ``path`` grows while it is on its way to the top."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
-        self.path: list[str] = []
-
-    def __str__(self) -> str:
-        return f'column "{".".join(reversed(self.path))}" {self.reason}' if self.path else f"it {self.reason}"
 
 
 class RepeatedNames(dict[str, Any]):
@@ -151,6 +139,10 @@ def _float(value: float) -> float:
     if value != 0 and abs(value) >= 3.4028235677973366e38:  # from here on it rounds to infinity
         raise ValueError("is a number beyond a float")
     return value
+
+
+def _never(value: Any) -> Any:
+    raise ValueError("is of a type that isn't read from json")
 
 
 def _string(value: Any) -> str:
@@ -269,17 +261,13 @@ def shape_of(kind: pa.DataType) -> Shape:
     if types.is_list(kind):
         return ListShape(shape_of(kind.value_type))
     if types.is_map(kind):
-        if kind.key_type != pa.string():
-            raise ValueError(f"json has maps of strings only: type={kind}")
-        return MapShape(shape_of(kind.item_type))
+        return MapShape(shape_of(kind.item_type)) if kind.key_type == pa.string() else Leaf(kind, _never)
     take = _LEAVES.get(kind)
     if take is None and types.is_decimal(kind):
         take = _decimal(kind)
     if take is None and types.is_fixed_size_binary(kind):
         take = _binary(kind.byte_width)
-    if take is None:
-        raise ValueError(f"json can't be read as this type: type={kind}")
-    return Leaf(kind, take)
+    return Leaf(kind, take or _never)
 
 
 def arrow_type(shape: Shape, *, seen: bool = False) -> pa.DataType | None:
