@@ -78,7 +78,7 @@ class Decoded(Protocol):
 
     @property
     def failures(self) -> Sequence[Any]:
-        """Records that couldn't be decoded, with ``index`` and ``reason``."""
+        """Records that couldn't be decoded: ``index``, ``reason``, ``misfit`` if only their columns are wrong."""
 
     @property
     def nulled(self) -> int:
@@ -141,7 +141,11 @@ class DecodingReader:
         decoded = self._values.decode(records.values)
         bad = self._configs.on_bad_record
         for failure in decoded.failures:
-            found.reject(failure.index, bad, f"a record can't be read: {failure.reason}")
+            if failure.misfit:
+                what = f"a record doesn't fit the table: {failure.reason}"
+                found.reject(failure.index, self._configs.on_schema_change, what)
+            else:
+                found.reject(failure.index, bad, f"a record can't be read: {failure.reason}")
         rows, indices = _as_struct(decoded.rows), decoded.indices
         operations = decoded.operations
         fitted = self._fit(rows, indices, found)

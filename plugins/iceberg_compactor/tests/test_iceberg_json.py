@@ -65,6 +65,21 @@ async def test_a_bad_record_stops_the_topic_and_nothing_is_lost(tmp_path: Path) 
         assert [row["id"] for row in content(compactor)] == [1, 2, None]
 
 
+async def test_a_value_of_another_type_follows_the_policy_of_schema_changes(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await put(compactor, values({"id": 1}))
+        wrong = values({"id": "x"}, {"id": 2})
+        with pytest.raises(
+            InvalidRequestError, match=r'doesn\'t fit the table: column "id" holds a string.*offset=1'
+        ):
+            await put(compactor, wrong, start=1, on_bad_record="dead_letter")
+        await put(compactor, wrong, start=1, on_schema_change="dead_letter")
+        assert [row["id"] for row in content(compactor)] == [1, 2]
+        assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [1]
+        await put(compactor, values({"id": "y"}), start=3, on_schema_change="null")
+        assert [row["id"] for row in content(compactor)] == [1, 2, None]
+
+
 async def test_dead_letters_are_there_once_also_after_a_commit_that_failed(tmp_path: Path) -> None:
     configs: dict[str, Any] = {"on_bad_record": "dead_letter", "on_schema_change": "dead_letter"}
     async with opened(tmp_path) as compactor:
