@@ -426,3 +426,61 @@ async def test_opening_leaves_nothing_behind(env: Env) -> None:
         (await allocator.charge(1000, "append")).release()
 
     await leaves_nothing(env, use)
+
+
+async def test_dozens_of_listeners_are_all_asked(env: Env) -> None:
+    """When a request finds no room, *each* listener is called, however many there are."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        cached = [allocator.charge_nowait(_LIMIT // 40, "block_cache") for _ in range(40)]
+
+        def listener(number: int) -> Any:
+            def evict(_: int) -> int:
+                if cached[number] is None:
+                    return 0
+                cached[number].release()
+                cached[number] = None
+                return _LIMIT // 40
+
+            return evict
+
+        for number in range(40):
+            allocator.add_pressure_listener(listener(number))
+        try:
+            whole = allocator.charge_nowait(_LIMIT, "append")
+        except FullError:
+            left = sum(item is not None for item in cached)
+            raise AssertionError(f"{left} of 40 listeners weren't asked for what they have") from None
+        whole.release()
+
+
+async def test_who_gives_up_lets_the_next_ones_in(env: Env) -> None:
+    """Cancelling a wait gives back its place: what fits behind it is granted, though nothing is released."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        held = allocator.charge_nowait(_LIMIT - _MIB, "append")
+        first, served = anyio.CancelScope(), 0
+
+        async def large() -> None:
+            with first:
+                (await allocator.charge(4 * _MIB, "upload")).release()
+
+        async def small(take: Any) -> None:
+            nonlocal served
+            grant = await take(1000, "upload")
+            served += 1
+            grant.release()
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(large)
+            await _turns()
+            for number in range(20):
+                tasks.start_soon(small, allocator.allocate if number % 2 else allocator.charge)
+            await _turns()
+            first.cancel()
+            await _turns(200)
+            waiting = 20 - served
+            tasks.cancel_scope.cancel()
+        assert not waiting, (
+            f"{waiting} of 20 requests wait on, though there is room and nobody is before them"
+        )
+        held.release()
+        await _expect_free(allocator, "after one gave up")

@@ -349,3 +349,12 @@ async def test_opening_leaves_nothing_behind(env: Env) -> None:
         cache.readahead_bytes(1, 0, 100)
 
     await leaves_nothing(env, use)
+
+
+async def test_one_read_may_want_thousands_of_blocks(env: Env) -> None:
+    """The bytes of ``blocks``, all of them and in order, whether they are cached or not."""
+    blocks = [BlockRef(1 + number % 3, number * 64, 64) for number in range(3000)]
+    async with env.open() as cache:
+        store = _Store()
+        for what in ("a read of 3000 blocks", "the same read when they may be cached"):
+            _check(blocks, await cache.get(blocks, store.load), what)

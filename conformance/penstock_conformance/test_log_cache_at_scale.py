@@ -339,3 +339,18 @@ async def test_opening_leaves_nothing_behind(env: Env) -> None:
         cache.put(log.entry(1))
 
     await leaves_nothing(env, use)
+
+
+async def test_many_megabytes_are_evicted_at_once(env: Env) -> None:
+    """Until ``bytes_wanted`` are free or none is left, also when that is much."""
+    async with env.open() as cache:
+        log = _Log(env.account)
+        for stream_id in range(6):
+            for _ in range(4):
+                cache.put(log.entry(stream_id, size=2**19))
+            cache.mark_uploaded(cache.freeze())
+        for wanted, left in ((9 * 2**20, 3 * 2**20), (2**40, 0)):
+            freed = cache.evict(wanted)
+            assert log.used_bytes <= left, (
+                f"evict({wanted}) freed {freed} though more could go: {log.used_bytes} left"
+            )

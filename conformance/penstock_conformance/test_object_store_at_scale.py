@@ -142,7 +142,18 @@ async def test_every_printable_key_is_its_own(env: Env) -> None:
             info = await store.head(key)
             assert (info.key, info.size) == (key, len(key)), f"another object's head: key={key!r} got={info}"
         _check_keys(await _listed(store, "odd/"), keys, "keys of all characters")
-        for prefix in ("odd/a*", "odd/[", "odd/a%2", "odd/a?", "odd/.", "odd/a "):
+        for prefix in (
+            "odd/a*",
+            "odd/[",
+            "odd/a%2",
+            "odd/a?",
+            "odd/.",
+            "odd/a ",
+            "odd/a_",
+            "odd/_",
+            "odd/a%",
+            "odd/a^",
+        ):
             wanted = [key for key in keys if key.startswith(prefix)]
             _check_keys(await _listed(store, prefix), wanted, f"keys that begin with {prefix!r}")
         patterns = ["odd/a*", "odd/**", "odd/[ab]", "odd/a?", "odd/{a,b}", "odd/a%2Fb", "odd/.hidden"]
@@ -262,6 +273,34 @@ async def test_put_if_absent_minds_empty_and_deleted_objects(env: Env) -> None:
             assert bytes(await store.get("key")) == b"%d" % number, "an older object came back"
             with raises(AlreadyExistsError):
                 await store.put_if_absent("key", [b"%d" % number, b"x"])
+
+
+async def test_empty_objects_are_listed_like_others(env: Env) -> None:
+    """*Every* object whose put completed before: none is left out because it has no bytes, whatever is asked."""
+    keys = [f"{folder}{number}" for folder in ("", "e/", "e/f/") for number in range(3)]
+    async with env.open() as store:
+        for number, key in enumerate(keys):
+            await store.put(key, [b"x"] if number % 3 == 1 else [])
+        for prefix in ("", "e/", "e/f/", "e/f/0"):
+            wanted = sorted(key for key in keys if key.startswith(prefix))
+            _check_keys(
+                await _listed(store, prefix), wanted, f"keys with empty objects that begin with {prefix!r}"
+            )
+        assert (await store.head("e/0")).size == 0, "an empty object isn't empty"
+
+
+@clause(claims="multipart")
+async def test_thousands_of_small_parts_are_one_object(env: Env) -> None:
+    """Parts of any size cost no more than their bytes, for who claims ``small_parts``: also thousands of them."""
+    async with env.open() as store:
+        if not store.capabilities.small_parts:
+            not_applicable("the store doesn't claim small_parts")
+        upload = await store.create_multipart("thousands")
+        parts = [b"%06d;" % number for number in range(2500)]
+        for part in parts:
+            await upload.write_part([part])
+        await upload.complete()
+        _check_bytes(await store.get("thousands"), b"".join(parts), "an object of 2500 parts")
 
 
 @clause(claims="multipart")

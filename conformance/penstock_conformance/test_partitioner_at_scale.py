@@ -50,6 +50,10 @@ _JAVA = {
     (-(2**63)).to_bytes(8, "big", signed=True): 1290709624,
     bytes(range(256)): -1948347274,
     b"k" * 1000: -1575721008,
+    # and longer than any buffer that somebody might have for them
+    b"k" * 4097: -930179984,
+    bytes(range(256)) * 257: -2108738617,
+    b"\xff" * 100_003: -62348868,
 }
 #: Of numbers that are great and have no factor of two, partitions tell nearly all of the hash.
 _COUNTS = (1, 2, 3, 7, 10, 64, 999, 1_000_003)

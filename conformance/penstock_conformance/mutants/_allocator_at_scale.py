@@ -314,3 +314,23 @@ class KeepsEveryOpener(PlainAllocator):
     def __init__(self, limit: int) -> None:
         super().__init__(limit)
         _OPENED.append(self)
+
+
+@mutant(KIND, "asks_eight_listeners", "dozens_of_listeners_are_all_asked")
+class AsksEightListeners(PlainAllocator):
+    """Has a table of a fixed size."""
+
+    def add_pressure_listener(self, listener: Callable[[int], int | None]) -> None:
+        if len(self._listeners) < 8:
+            super().add_pressure_listener(listener)
+
+
+@mutant(KIND, "forgets_those_behind_who_gave_up", "who_gives_up_lets_the_next_ones_in")
+class ForgetsThoseBehindWhoGaveUp(PlainAllocator):
+    """Looks at the queue only when memory is released."""
+
+    def _give_up(self, waiter: _Waiter) -> None:
+        if waiter.answer is None:
+            self._waiters.remove(waiter)
+        else:
+            super()._give_up(waiter)

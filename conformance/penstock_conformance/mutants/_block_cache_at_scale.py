@@ -259,3 +259,13 @@ class KeepsEveryOpener(PlainBlockCache):
     def __init__(self, limit: int, allocator: Allocator | None) -> None:
         super().__init__(limit, allocator)
         _OPENED.append(self)
+
+
+@mutant(KIND, "gives_a_thousand_blocks", "one_read_may_want_thousands_of_blocks")
+class GivesAThousandBlocks(PlainBlockCache):
+    """One page of blocks is enough for most readers."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        return await super().get(blocks[:1000], load, prefetch=prefetch)

@@ -348,3 +348,11 @@ class KeepsEveryOpener(PlainLogCache):
     def __init__(self) -> None:
         super().__init__()
         _OPENED.append(self)
+
+
+@mutant(KIND, "evicts_a_megabyte_at_a_time", "many_megabytes_are_evicted_at_once")
+class EvictsAMegabyteAtATime(PlainLogCache):
+    """Lets others have their turn, and whoever needs more is to ask again; nobody does."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        return super().evict(min(bytes_wanted, 2**20))

@@ -632,3 +632,41 @@ class ListsOneDirectory(DirectoryStore):
         found = [info async for info in super().list(prefix, start_after)]
         for info in islice(found, len(found) // 500 * 500 or len(found)):
             yield info
+
+
+@mutant(KIND, "takes_prefixes_for_patterns", _KEYS)
+class TakesPrefixesForPatterns(DirectoryStore):
+    """``WHERE key LIKE prefix || '%'``: an underscore is any character."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list("", start_after):
+            like = len(info.key) >= len(prefix) and all(
+                wanted in ("_", found) for wanted, found in zip(prefix, info.key, strict=False)
+            )
+            if like:
+                yield info
+
+
+@mutant(KIND, "lists_no_empty_objects", "empty_objects_are_listed_like_others")
+class ListsNoEmptyObjects(DirectoryStore):
+    """Takes what is empty for a folder's marker."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        async for info in super().list(prefix, start_after):
+            if info.size:
+                yield info
+
+
+class _ThousandParts(_Upload):
+    async def complete(self) -> None:
+        del self._parts[1000:]
+        await super().complete()
+
+
+@mutant(KIND, "keeps_a_thousand_parts", "thousands_of_small_parts_are_one_object")
+class KeepsAThousandParts(DirectoryStore):
+    """One page of parts is put together."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _ThousandParts(self, key)

@@ -247,3 +247,11 @@ class KeepsEveryOpener(PlainPartitioner):
     def __init__(self) -> None:
         super().__init__()
         _OPENED.append(self)
+
+
+@mutant(KIND, "cuts_long_keys", _JAVA)
+class CutsLongKeys(_Rekeyed):
+    """A buffer of a fixed size for the key."""
+
+    def _rekey(self, key: bytes) -> bytes:
+        return key[:1024]

@@ -33,7 +33,9 @@ from penstock.spi.object_store import (
 )
 from penstock.spi.plugin import Buffer, Services
 
-STORE_CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, compare_and_swap=True, multipart=True)
+STORE_CAPABILITIES = ObjectStoreCapabilities(
+    put_if_absent=True, compare_and_swap=True, multipart=True, small_parts=True
+)
 
 #: Tokens are random and stored in front of the body.
 _TOKEN_BYTES = 16
