@@ -20,6 +20,7 @@ from pyiceberg.types import (
     TimestamptzType,
 )
 
+from penstock.spi import Buffer
 from penstock.spi.lake import BinaryColumn, LakeRecords
 
 #: The column of what Kafka says of a record, in tables that aren't raw.
@@ -59,12 +60,15 @@ SYSTEM_SCHEMA = Schema(
 )
 
 
+def _copied(buffer: Buffer | None) -> pa.Buffer | None:
+    """A copy, as rows live longer than the records that they are made of."""
+    return None if buffer is None else pa.py_buffer(bytes(buffer))
+
+
 def binary_array(column: BinaryColumn) -> pa.Array:
-    """The column, without a copy."""
+    """A copy of the column."""
     buffers = (column.valid, column.offsets, column.data)
-    return pa.Array.from_buffers(
-        pa.binary(), len(column), [None if buffer is None else pa.py_buffer(buffer) for buffer in buffers]
-    )
+    return pa.Array.from_buffers(pa.binary(), len(column), [_copied(buffer) for buffer in buffers])
 
 
 def raw_rows(records: LakeRecords) -> pa.Table:
@@ -83,7 +87,7 @@ def system_column(records: LakeRecords, rows: Sequence[int] | pa.Array | None = 
 
 def _common(records: LakeRecords, *, as_text: bool) -> dict[str, pa.Array]:
     count = len(records)
-    timestamps = pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(records.timestamps)])
+    timestamps = pa.Array.from_buffers(pa.int64(), count, [None, _copied(records.timestamps)])
     known = pc.and_(pc.greater_equal(timestamps, 0), pc.less_equal(timestamps, _TIMESTAMP_MAX_MS))
     micros = pc.multiply(pc.if_else(known, timestamps, pa.scalar(None, pa.int64())), 1000)
     names = binary_array(records.headers.names)
@@ -92,10 +96,10 @@ def _common(records: LakeRecords, *, as_text: bool) -> dict[str, pa.Array]:
     header = pa.StructArray.from_arrays(
         [names, binary_array(records.headers.values)], names=["name", "value"]
     )
-    starts = pa.Array.from_buffers(pa.int32(), count + 1, [None, pa.py_buffer(records.headers.starts)])
+    starts = pa.Array.from_buffers(pa.int32(), count + 1, [None, _copied(records.headers.starts)])
     return {
         "partition": pa.repeat(pa.scalar(records.partition, pa.int32()), count),
-        "offset": pa.Array.from_buffers(pa.int64(), count, [None, pa.py_buffer(records.offsets)]),
+        "offset": pa.Array.from_buffers(pa.int64(), count, [None, _copied(records.offsets)]),
         "timestamp": micros.cast(pa.timestamp("us", "UTC")),
         "key": binary_array(records.keys),
         "headers": pa.ListArray.from_arrays(starts, header),

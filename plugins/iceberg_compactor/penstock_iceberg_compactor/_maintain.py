@@ -51,7 +51,8 @@ class Keeper:
         bins = packed(tasks, self._configs.target_file_bytes, self._table.metadata.default_spec_id)
         manifests = len(self._manifests())
         written = 0
-        if not dry_run and (bins or manifests > _MANIFESTS_MAX):
+        rewrites = bool(bins) or manifests > _MANIFESTS_MAX
+        if rewrites and not dry_run:
             written = self._owned.rewrite([_part(self._table, one) for one in bins]).size_bytes
         expired, unneeded = self._expire(dry_run=dry_run)
         orphans = self._orphans(unneeded)
@@ -63,8 +64,7 @@ class Keeper:
             "data files before": len(tasks),
             "data files after": len(tasks) - small + len(bins),
             "data files rewritten": small,
-            "manifests before": manifests,
-            "manifests after": manifests if dry_run else len(self._manifests()),
+            "manifests merged": manifests if rewrites else 0,
             "snapshots expired": expired,
             "files removed": len(unneeded),
             "orphans removed": len(orphans),

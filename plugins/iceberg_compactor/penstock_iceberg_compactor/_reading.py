@@ -307,6 +307,9 @@ def _as_struct(rows: pa.Array) -> pa.Array:
     """Rows of text or bytes become the column ``value``."""
     if pa.types.is_struct(rows.type):
         return rows
+    rows = rows.take(
+        pa.array(range(len(rows)), pa.int64())
+    )  # a copy: they are parts of the records themselves
     mask = rows.is_null() if rows.null_count else None
     return pa.StructArray.from_arrays([rows], names=["value"], mask=mask)
 
