@@ -1,0 +1,86 @@
+"""A REST catalog that loses replies, gets requests twice, or is away: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.iceberg_catalog import RestCatalogServer
+from tests.iceberg_place import opened, topic
+from tests.lake_records import lake_records
+
+from penstock.errors import UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[RestCatalogServer]:
+    with RestCatalogServer(tmp_path).running() as server:
+        yield server
+
+
+@pytest.mark.parametrize("fault", ["lose", "twice", "refuse"])
+async def test_a_commit_whose_reply_is_wrong_or_missing_is_there_once(
+    tmp_path: Path, server: RestCatalogServer, fault: str
+) -> None:
+    catalog = {"type": "rest", "uri": server.url, "token": "very-secret"}
+    async with opened(tmp_path, catalog=catalog) as compactor:
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+            server.faults = [fault]
+            if fault == "refuse":
+                with pytest.raises(UnavailableError, match="catalog") as caught:
+                    await table.commit({0: 1})
+                assert "very-secret" not in str(caught.value)
+            else:
+                # the reply was lost, but the snapshot is there: it was looked up
+                assert (await table.commit({0: 1})).rows == 1
+        async with compactor.open_table(topic(), 1) as table:
+            at = (await table.positions()).get(0, 0)
+            assert at == (0 if fault == "refuse" else 1)
+            await table.write(lake_records([b"a", b"b"][at:], start=at))
+            await table.commit({0: 2})
+        async with compactor.open_table(topic(), 0) as table:
+            assert sorted([row.offset async for row in table.rows()]) == [0, 1]
+
+
+async def test_a_catalog_that_is_away_is_one_sentence_without_secrets(tmp_path: Path) -> None:
+    catalog = {
+        "type": "sql",
+        "uri": f"sqlite:////nowhere/{tmp_path.name}/x.db",
+        "s3.secret-access-key": "hushhush",
+    }
+    with pytest.raises(
+        UnavailableError, match="opening the catalog failed, the catalog can't be used for now"
+    ) as caught:
+        async with opened(tmp_path, catalog=catalog):
+            pass
+    assert "\n" not in str(caught.value)
+
+
+async def test_a_full_warehouse_loses_nothing_and_goes_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        full = True
+
+        def step(name: str) -> None:
+            if full and name == "files written":
+                raise OSError(28, "No space left on device")
+
+        compactor.watch(step)
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+            with pytest.raises(UnavailableError, match="the warehouse is full, make room"):
+                await table.commit({0: 1})
+        full = False
+        async with compactor.open_table(topic(), 1) as table:
+            assert await table.positions() == {}
+            await table.write(lake_records([b"a"]))
+            await table.commit({0: 1})
+            assert len([row async for row in table.rows()]) == 1
