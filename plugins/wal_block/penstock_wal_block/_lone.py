@@ -15,9 +15,11 @@ from typing import Final
 LONE_BYTES_MAX: Final = 2**16
 #: So many groups in a row were alone, and quick, before the loop writes one. It bounds, too, how often the loop meets
 #: a disk that stalls: once in so many groups.
-_RUN: Final = 100
-#: What counts as quick: half of what a handler may take in one go.
+_RUN: Final = 32
+#: What counts as quick: half of what a handler may take in one go. A thread's time has in it how long it waited for
+#: the interpreter, twice and more, which says nothing of the disk.
 _QUICK_US: Final = 1000
+_QUICK_IN_THREAD_US: Final = 4000
 
 
 class LoneWrites:
@@ -36,6 +38,10 @@ class LoneWrites:
         """Whether the loop may write a group that is small and alone."""
         return self._run >= _RUN
 
-    def wrote(self, elapsed_us: int, *, alone: bool) -> None:
-        """A group was written, by whomever; ``alone``: nothing came before it was."""
-        self._run = self._run + 1 if alone and elapsed_us <= _QUICK_US else 0
+    def wrote_on_loop(self, elapsed_us: int) -> None:
+        """The loop wrote a group."""
+        self._run = self._run + 1 if elapsed_us <= _QUICK_US else 0
+
+    def wrote_in_thread(self, elapsed_us: int, *, alone: bool) -> None:
+        """A thread wrote a group; ``alone``: nothing came before it was written."""
+        self._run = self._run + 1 if alone and elapsed_us <= _QUICK_IN_THREAD_US else 0

@@ -233,7 +233,7 @@ class BlockWal:
         if error is not None:
             self._thread.submit(partial(self._put_again, group, flight, error), self._written)
             return True
-        self._lone.wrote(elapsed_us, alone=True)
+        self._lone.wrote_on_loop(elapsed_us)
         self._last_group_us = elapsed_us
         # What the callbacks append has a turn of its own, else they could keep the loop for ever.
         self._pump_scheduled = True
@@ -252,7 +252,8 @@ class BlockWal:
             else:
                 commit = self._commit
                 self._last_group_us = elapsed_us
-                self._lone.wrote(elapsed_us, alone=commit.in_flight == 1 and not commit.open_entries)
+                alone = commit.in_flight == 1 and not commit.open_entries
+                self._lone.wrote_in_thread(elapsed_us, alone=alone)
                 if not group.done:
                     commit.finish(group)
         finally:

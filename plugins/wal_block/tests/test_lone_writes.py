@@ -36,7 +36,8 @@ def anyio_backend() -> str:
 @pytest.fixture
 def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
     """Any disk is quick, one lone group is enough to know it, and a look at the owner is due by number only."""
-    monkeypatch.setattr(lone_module, "_QUICK_US", 2**62)
+    for name in ("_QUICK_US", "_QUICK_IN_THREAD_US"):
+        monkeypatch.setattr(lone_module, name, 2**62)
     monkeypatch.setattr(lone_module, "_RUN", 1)
     monkeypatch.setattr(log_module, "_CHECK_AFTER_S", HANG_S)
     monkeypatch.setattr(BlockWal, "look_later", lambda wal: None)
@@ -77,14 +78,21 @@ def keeps_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BlockLog, "rest_after", lambda log, seconds: False)
 
 
-def test_the_loop_writes_after_a_hundred_groups_that_were_alone_and_quick() -> None:
-    for spoils in ({"elapsed_us": 1001, "alone": True}, {"elapsed_us": 10, "alone": False}):
-        lone = LoneWrites()
-        for _ in range(100):
+def test_the_loop_writes_after_32_groups_that_were_alone_and_quick() -> None:
+    lone = LoneWrites()
+    spoilers: list[Callable[[], None]] = [
+        lambda: lone.wrote_on_loop(1001),
+        lambda: lone.wrote_in_thread(4001, alone=True),
+        lambda: lone.wrote_in_thread(10, alone=False),
+    ]
+    for spoil in spoilers:
+        for _ in range(32):
             assert not lone.on_loop
-            lone.wrote(1000, alone=True)
+            lone.wrote_in_thread(4000, alone=True)
         assert lone.on_loop
-        lone.wrote(**spoils)  # type: ignore[arg-type]
+        lone.wrote_on_loop(1000)
+        assert lone.on_loop
+        spoil()
         assert not lone.on_loop
 
 
