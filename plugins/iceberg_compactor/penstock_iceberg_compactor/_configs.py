@@ -37,13 +37,32 @@ TOPIC_CONFIGS = (
     LakeTopicConfig(
         name="value.schema.file",
         default="",
-        doc="The schema of values, instead of a registry: a file of Avro, Protobuf or JSON Schema.",
+        doc="The schema of values, instead of a registry: a file of Avro, Protobuf or JSON Schema in the broker's "
+        "directory of schemas.",
     ),
     LakeTopicConfig(name="key.schema.file", default="", doc="The schema of keys, instead of a registry."),
     LakeTopicConfig(
         name="value.message", default="", doc="The message's full name, where a file of Protobuf has several."
     ),
     LakeTopicConfig(name="key.message", default="", doc="The message's full name, of keys."),
+    LakeTopicConfig(
+        name="value.json.timestamps",
+        default="false",
+        type="boolean",
+        doc="Strings of JSON that are RFC 3339 timestamps become timestamps with zone, in columns that are new.",
+    ),
+    LakeTopicConfig(
+        name="value.json.numbers",
+        default="auto",
+        choices=("auto", "double"),
+        doc="What numbers of JSON become in new columns: a long if they are whole so far, or a double always.",
+    ),
+    LakeTopicConfig(
+        name="value.json.columns.max",
+        default="1000",
+        type="int",
+        doc="How many columns, nested ones included, records of JSON can make; one that wants more doesn't fit.",
+    ),
     LakeTopicConfig(
         name="table",
         default="{topic}",

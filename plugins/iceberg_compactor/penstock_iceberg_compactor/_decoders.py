@@ -5,30 +5,40 @@ from __future__ import annotations
 __all__ = ("decoding_reader",)
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.spi.lake import LakeTopic
 from penstock_iceberg_compactor._configs import TOPIC_CONFIGS, TableConfigs
 from penstock_iceberg_compactor._reading import Columns, DecodingReader
-from penstock_iceberg_compactor.decode import Decoder, DecodeSettings, SchemaRegistry, open_decoder
+from penstock_iceberg_compactor.decode import Decoder, DecodeSettings, Limits, SchemaRegistry, open_decoder
 
 
-def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic) -> DecodingReader:
-    """The reader of a table that isn't raw. Raises ConfigError, also for a schema's file that can't be read."""
+def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic, schemas: Path) -> DecodingReader:
+    """The reader of a table that isn't raw; ``schemas`` is the directory of schema files.
+
+    Raises ConfigError, also for a schema's file that can't be read.
+    """
     values = {**{config.name: config.default for config in TOPIC_CONFIGS}, **topic.configs}
     url = values["schema.registry.url"]
     registry = SchemaRegistry(url) if url else None
     nulls = configs.on_schema_change == "null"
     try:
-        keys = _decoder("key", values, registry, nulls=nulls) if values["key.format"] != "raw" else None
+        keys = (
+            _decoder("key", values, schemas, registry, nulls=nulls) if values["key.format"] != "raw" else None
+        )
         decoder = _decoder(
             "value",
             values,
+            schemas,
             registry,
             nulls=nulls,
             debezium=values["envelope"] == "debezium",
             operation_field=values["operation.field"],
+            timestamps=values["value.json.timestamps"] == "true",
+            doubles=values["value.json.numbers"] == "double",
+            limits=Limits(columns_max=int(values["value.json.columns.max"])),
         )
     except BaseException:
         if registry is not None:
@@ -38,13 +48,28 @@ def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic) -> 
     return DecodingReader(table, configs, configs.table_of(topic.name), decoder, keys, close)
 
 
+def _schema_file(kind: str, name: str, schemas: Path) -> str:
+    """The path of a schema that a topic config names: whoever may set that, may not read the host's other files."""
+    if not name:
+        return ""
+    path = (schemas / name).resolve()
+    if not path.is_relative_to(schemas.resolve()):
+        raise ConfigError(
+            f"penstock.lake.{kind}.schema.file has to name a file in the directory of schemas: "
+            f"name={name} directory={schemas}"
+        )
+    return str(path)
+
+
 def _nothing() -> None:
     pass
 
 
-def _decoder(kind: str, values: Mapping[str, str], registry: SchemaRegistry | None, **more: Any) -> Decoder:
+def _decoder(
+    kind: str, values: Mapping[str, str], schemas: Path, registry: SchemaRegistry | None, **more: Any
+) -> Decoder:
     form = values[f"{kind}.format"]
-    file = values[f"{kind}.schema.file"]
+    file = _schema_file(kind, values[f"{kind}.schema.file"], schemas)
     of_registry = form in ("json", "avro", "protobuf") and not file
     settings = DecodeSettings(
         format=form,  # type: ignore[arg-type] # one of the choices

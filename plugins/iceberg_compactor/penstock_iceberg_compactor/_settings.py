@@ -37,6 +37,12 @@ class Settings(BaseSettings):
         pattern=r"^[A-Za-z0-9_]+(\.[A-Za-z0-9_]+)*$",
         description="The namespace of tables; it is made if there is none.",
     )
+    schemas: str = Field(
+        default="lake/schemas",
+        min_length=1,
+        description="The directory of schemas that topic configs can name; a relative one is below the data "
+        "directory. Nothing outside of it is read.",
+    )
     buffer: Size = Field(
         default=64 * 2**20,
         ge=2**20,

@@ -45,9 +45,10 @@ async def opened_table(
 
     dead = DeadLetters(open_dead_letters, lambda: time.time_ns() // 1000)
     reader: Reader = RawReader()
+    schemas = place.services.data_dir / place.settings.schemas
     if epoch and not configs.raw:
         reader = await place.run(
-            "opening decoders", lambda: decoding_reader(owned, configs, topic), table=name
+            "opening decoders", lambda: decoding_reader(owned, configs, topic, schemas), table=name
         )
     table = IcebergTable(place, owned, configs, reader, dead)
     try:

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from penstock_iceberg_compactor.decode import Decoded, Fitter, JsonDecoder, Limits
+from penstock_iceberg_compactor.decode import Decoded, Fitter, JsonDecoder, Limits, conform
 
 
 def _decode(*items: bytes | None, decoder: JsonDecoder | None = None) -> Decoded:
@@ -269,6 +269,18 @@ def test_the_bulk_way_says_what_the_row_wise_way_says(
         assert got.indices.equals(wanted.indices)
         assert got.nulled == wanted.nulled
         got.rows.validate(full=True)
+
+
+@given(items=_ITEMS, cut=st.integers(0, 40), nulls=st.booleans())
+@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
+def test_columns_are_the_same_wherever_batches_end(items: list[bytes | None], cut: int, nulls: bool) -> None:
+    whole, parts = JsonDecoder(Fitter(nulls=nulls)), JsonDecoder(Fitter(nulls=nulls))
+    wanted = _decode(*items, decoder=whole)
+    got = [_decode(*items[:cut], decoder=parts), _decode(*items[cut:], decoder=parts)]
+    kind = got[1].rows.type
+    assert kind == wanted.rows.type
+    assert pa.concat_arrays([conform(one.rows, kind, rounded=True).rows for one in got]).equals(wanted.rows)
+    assert [one.reason for part in got for one in part.failures] == [one.reason for one in wanted.failures]
 
 
 def test_good_records_around_a_bad_one_are_decoded_in_bulk(monkeypatch: pytest.MonkeyPatch) -> None:

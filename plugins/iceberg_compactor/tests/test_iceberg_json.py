@@ -11,7 +11,7 @@ from penstock_iceberg_compactor._compactor import IcebergCompactor
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
-from penstock.errors import InvalidRequestError
+from penstock.errors import ConfigError, InvalidRequestError
 
 pytestmark = pytest.mark.anyio
 
@@ -78,6 +78,35 @@ async def test_a_value_of_another_type_follows_the_policy_of_schema_changes(tmp_
         assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [1]
         await put(compactor, values({"id": "y"}), start=3, on_schema_change="null")
         assert [row["id"] for row in content(compactor)] == [1, 2, None]
+
+
+async def test_a_schema_is_a_file_in_the_directory_of_schemas_and_nowhere_else(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        folder = Path(compactor._place.services.data_dir) / "lake" / "schemas"
+        folder.mkdir(parents=True)
+        schema = {"properties": {"id": {"type": "integer"}}}
+        for path in (folder / "orders.json", folder.parent / "secret.json"):
+            path.write_text(json.dumps(schema))
+        (folder / "link.json").symlink_to(folder.parent / "secret.json")
+        await put(compactor, values({"id": 1, "more": 2}), value_schema_file="orders.json")
+        assert [row["id"] for row in content(compactor)] == [1]
+        for name in ("../secret.json", str(folder.parent / "secret.json"), "link.json"):
+            with pytest.raises(ConfigError, match=r"has to name a file in the directory of schemas"):
+                await put(compactor, values({"id": 2}), start=1, value_schema_file=name)
+
+
+async def test_configs_say_how_json_becomes_columns(tmp_path: Path) -> None:
+    configs: dict[str, Any] = {
+        "value_json_timestamps": "true",
+        "value_json_numbers": "double",
+        "value_json_columns_max": "3",
+    }
+    async with opened(tmp_path) as compactor:
+        await put(compactor, values({"n": 1, "at": "2026-01-31T12:00:00Z"}), **configs)
+        (row,) = content(compactor)
+        assert (type(row["n"]), row["at"].year) == (float, 2026)
+        with pytest.raises(InvalidRequestError, match=r"would be one too many: columns_max=3"):
+            await put(compactor, values({"a": 1, "b": 2}), start=1, **configs)
 
 
 async def test_dead_letters_are_there_once_also_after_a_commit_that_failed(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ class _Parser:
         if isinstance(schema, list):
             return self._union(schema, namespace, depth)
         if not isinstance(schema, dict) or "type" not in schema:
-            raise ValueError(f"the schema has a part that is no type: {json.dumps(schema)[:80]}")
+            raise ValueError("the schema has a part that is no type")
         kind = schema["type"]
         if kind in ("record", "error", "enum", "fixed"):
             return self._declare(schema, kind, namespace, depth)

@@ -75,7 +75,7 @@ def _iceberg(kind: Any, place: str, depth: int) -> pa.DataType:
         if nested == "map" and kind["key"] == "string":
             return pa.map_(pa.string(), _iceberg(kind["value"], f"{place}/value", depth + 1))
     raise ValueError(
-        f"the schema has a type that json can't be read as: place={place or '/'} type={str(kind)[:80]}"
+        f"the schema has a type that json can't be read as: place={place or '/'} type={_shown(kind)}"
     )
 
 
@@ -132,6 +132,12 @@ def _object(schema: Mapping[str, Any], root: Mapping[str, Any], place: str, dept
     return pa.map_(pa.string(), _json(values, root, f"{place}/*", depth + 1))
 
 
+def _shown(schema: Any) -> str:
+    """Of a type that isn't known no more than its name: the file may be any other by mistake."""
+    name = schema.get("type") if isinstance(schema, Mapping) else schema
+    return name[:20] if isinstance(name, str) else type(name).__name__
+
+
 def _referred(reference: str, root: Mapping[str, Any]) -> Any:
     found: Any = root
     if not reference.startswith("#"):
@@ -145,5 +151,5 @@ def _referred(reference: str, root: Mapping[str, Any]) -> Any:
 
 def _unknown(place: str, schema: Any) -> ValueError:
     return ValueError(
-        f"the schema has a type that is no column's: place={place or '/'} type={str(schema)[:80]}"
+        f"the schema has a type that is no column's: place={place or '/'} type={_shown(schema)}"
     )
