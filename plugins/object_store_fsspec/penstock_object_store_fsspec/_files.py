@@ -48,6 +48,8 @@ from penstock_object_store_fsspec._direct import (
 logger = logging.getLogger("penstock.store")
 
 _TEMPORARY = ".penstock-tmp"
+#: Directories of this process that others can see into, of which a warning was logged.
+_TOLD: set[tuple[str, str]] = set()
 #: As many uploads as usually are under way.
 _BUFFERS_KEPT = 2
 #: Linux reads at most 0x7ffff000 bytes a call.
@@ -108,7 +110,8 @@ class FileTree:
             self._make_temporary()
             if made:
                 self._sync_ancestors()
-            elif mode := excess_mode(self.root, self._access):
+            elif (mode := excess_mode(self.root, self._access)) and (self.root, mode) not in _TOLD:
+                _TOLD.add((self.root, mode))  # a store of a plugin's own is opened again and again
                 logger.warning(
                     "others can see the objects here, and read those that were made so; take that from them "
                     "(chmod -R go-rwx), or set broker.data_access if they may: path=%s mode=%s",

@@ -67,6 +67,7 @@ def test_a_directory_that_others_can_see_into_is_told_once_and_left_as_it_is(
     assert [record.levelname for record in caplog.records] == ["WARNING"]
     assert f"path={root} mode=0755" in caplog.text
     assert (mode(root), mode(root / "a")) == (0o755, 0o600)
+    opened(root).close()
     opened(root, "everybody").close()
     assert len(caplog.records) == 1
 
