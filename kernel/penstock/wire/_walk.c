@@ -1,4 +1,4 @@
-/* Walks the records of one record batch, version 2: everything in order, or not.
+/* Walks the records of one record batch, version 2: everything in order, or not; and gathers them as columns.
  *
  * The optional native twin of scan() in record_walk.py, which is the reference: it alone says what is wrong with a
  * batch. Here the answer is only (lowest timestamp delta, highest timestamp delta, whether any key is null), or
@@ -8,13 +8,18 @@
  * and a record ends within the buffer; a length is compared with the bytes that are left, never added to a pointer
  * first; numbers are unsigned while they are put together, so nothing overflows; nothing is allocated but the answer.
  *
- * Raise INTERFACE, here and in native_code.py, with every change of what a caller can see.
+ * Raise INTERFACE, here and in native_code.py, with every change of what a caller can see; a function that is new is
+ * none, since who wants it looks whether it is there.
+ *
+ * measure() and gather() are the twins of those in record_columns.py, under the same rules. gather() compares each
+ * place in a column with that column's end before it writes there, whatever was measured.
  */
 
 #define Py_LIMITED_API 0x030B0000 /* one file for CPython 3.11 and all that come after it */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <stdint.h>
+#include <string.h>
 
 #define INTERFACE 2
 
@@ -223,7 +228,305 @@ static PyObject *walk(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     return answer(&found);
 }
 
+/* What records take as columns; see Measured in record_columns.py, whose fields these are, in their order. */
+#define RECORD_COST (8 + 8 + 3 * 4)
+#define HEADER_COST (2 * 4)
+
+typedef struct {
+    int64_t records, position, last_delta, key_bytes, value_bytes, headers, name_bytes, header_value_bytes;
+    int64_t null_keys, null_values, null_header_values;
+} measured;
+
+/* A field of a record: null, or `length` bytes at `data`, all of them before `end`. */
+typedef struct {
+    const uint8_t *data;
+    uint32_t length;
+    int is_null;
+} field;
+
+static inline int take_field(const uint8_t **at, const uint8_t *end, field *found)
+{
+    uint32_t length;
+    if (!varint32(at, end, &length))
+        return 0;
+    found->is_null = length == 1;
+    found->data = *at;
+    found->length = 0;
+    if (length & 1)
+        return length == 1;
+    if ((size_t)(length >> 1) > (size_t)(end - *at))
+        return 0;
+    found->length = length >> 1;
+    *at += found->length;
+    return 1;
+}
+
+/* Go to the key of the record at *at, which ends at *next. */
+static inline int begin_record(const uint8_t **at, const uint8_t *end, const uint8_t **next, int64_t *time, int64_t *delta)
+{
+    uint32_t length, offset;
+    uint64_t zigzag;
+    const uint8_t *p = *at;
+    if (!varint32(&p, end, &length) || length & 1 || (size_t)(length >> 1) > (size_t)(end - p))
+        return 0;
+    *next = p + (length >> 1);
+    if (p == *next || *p >= 0x80)
+        return 0;
+    p++;
+    if (!varint64(&p, *next, &zigzag) || !varint32(&p, *next, &offset) || offset & 1)
+        return 0;
+    *time = (int64_t)((zigzag >> 1) ^ (0 - (zigzag & 1)));
+    *delta = offset >> 1;
+    *at = p;
+    return 1;
+}
+
+static inline int begin_headers(const uint8_t **at, const uint8_t *end, uint32_t *count)
+{
+    if (!varint32(at, end, count) || *count & 1)
+        return 0;
+    *count >>= 1;
+    return (size_t)*count <= (size_t)(end - *at); /* each takes two bytes at least */
+}
+
+static int measure_records(const uint8_t *data, const uint8_t *end, int64_t count, int64_t bytes_max, measured *sum)
+{
+    const uint8_t *p = data + sum->position;
+    int64_t cost = 0;
+    for (int64_t index = 0; index < count; index++) {
+        const uint8_t *next;
+        int64_t time, delta, names = 0, values = 0, nulls = 0;
+        uint32_t headers;
+        field key, value;
+        if (!begin_record(&p, end, &next, &time, &delta) || delta <= sum->last_delta)
+            return 0;
+        if (!take_field(&p, next, &key) || !take_field(&p, next, &value) || !begin_headers(&p, next, &headers))
+            return 0;
+        for (uint32_t left = headers; left > 0; left--) {
+            field name, content;
+            if (!take_field(&p, next, &name) || name.is_null || !take_field(&p, next, &content))
+                return 0;
+            names += name.length;
+            values += content.length;
+            nulls += content.is_null;
+        }
+        if (p != next)
+            return 0;
+        cost += RECORD_COST + (int64_t)headers * HEADER_COST + key.length + value.length + names + values;
+        if (cost > bytes_max)
+            break;
+        sum->records++;
+        sum->position = next - data;
+        sum->last_delta = delta;
+        sum->key_bytes += key.length;
+        sum->value_bytes += value.length;
+        sum->headers += headers;
+        sum->name_bytes += names;
+        sum->header_value_bytes += values;
+        sum->null_keys += key.is_null;
+        sum->null_values += value.is_null;
+        sum->null_header_values += nulls;
+    }
+    return 1;
+}
+
+static PyObject *numbers(const int64_t *values, Py_ssize_t count)
+{
+    PyObject *tuple = PyTuple_New(count);
+    for (Py_ssize_t i = 0; tuple != NULL && i < count; i++) {
+        PyObject *number = PyLong_FromLongLong(values[i]);
+        if (number == NULL)
+            Py_CLEAR(tuple);
+        else
+            PyTuple_SetItem(tuple, i, number); /* takes the reference */
+    }
+    return tuple;
+}
+
+/* Read `count` integers; 0 with an exception set if one isn't. */
+static int integers(PyObject *const *args, Py_ssize_t count, int64_t *values)
+{
+    for (Py_ssize_t i = 0; i < count; i++) {
+        values[i] = PyLong_AsLongLong(args[i]);
+        if (values[i] == -1 && PyErr_Occurred())
+            return 0;
+    }
+    return 1;
+}
+
+static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)module;
+    int64_t given[4]; /* position, count, last delta, most bytes */
+    Py_buffer buffer;
+    if (nargs != 5) {
+        PyErr_SetString(PyExc_TypeError, "measure takes a buffer, a position, a count, a delta and a size");
+        return NULL;
+    }
+    if (!integers(args + 1, 4, given) || PyObject_GetBuffer(args[0], &buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    measured sum = {0};
+    int in_order = 0;
+    if (given[0] >= 0 && given[0] <= buffer.len && given[1] >= 0) {
+        const uint8_t *data = buffer.buf, *end = data + buffer.len;
+        sum.position = given[0];
+        sum.last_delta = given[2];
+        if (buffer.len - given[0] > HOLD_BYTES_MAX) {
+            Py_BEGIN_ALLOW_THREADS
+            in_order = measure_records(data, end, given[1], given[3], &sum);
+            Py_END_ALLOW_THREADS
+        } else {
+            in_order = measure_records(data, end, given[1], given[3], &sum);
+        }
+    }
+    PyBuffer_Release(&buffer);
+    if (!in_order)
+        Py_RETURN_NONE;
+    return numbers((const int64_t *)&sum, sizeof(sum) / sizeof(int64_t));
+}
+
+/* Columns in the order of Columns in record_columns.py. */
+enum {
+    OFFSETS, TIMESTAMPS, KEY_ENDS, KEYS, KEY_VALID, VALUE_ENDS, VALUES, VALUE_VALID, HEADER_ENDS, NAME_ENDS, NAMES,
+    HEADER_VALUE_ENDS, HEADER_VALUES, HEADER_VALUE_VALID, COLUMNS
+};
+enum { ROWS, KEY_BYTES, VALUE_BYTES, HEADERS, NAME_BYTES, HEADER_VALUE_BYTES, FILLED };
+
+/* Whether `size` bytes fit behind the first `at` bytes of a column. */
+static inline int fits(const Py_buffer *column, int64_t at, int64_t size)
+{
+    return at <= column->len && size <= column->len - at;
+}
+
+static inline int put64(Py_buffer *column, int64_t row, int64_t value)
+{
+    if (!fits(column, row * 8, 8))
+        return 0;
+    memcpy((uint8_t *)column->buf + row * 8, &value, 8);
+    return 1;
+}
+
+static inline int put_end(Py_buffer *column, int64_t row, int64_t value)
+{
+    int32_t end = (int32_t)value;
+    if (value > INT32_MAX || !fits(column, (row + 1) * 4, 4))
+        return 0;
+    memcpy((uint8_t *)column->buf + (row + 1) * 4, &end, 4);
+    return 1;
+}
+
+static inline int put_field(Py_buffer *ends, Py_buffer *bytes, Py_buffer *valid, int64_t row, int64_t *at, const field *found)
+{
+    if (!fits(bytes, *at, found->length))
+        return 0;
+    if (found->length > 0)
+        memcpy((uint8_t *)bytes->buf + *at, found->data, found->length);
+    *at += found->length;
+    if (valid != NULL && !found->is_null) {
+        if (!fits(valid, row >> 3, 1))
+            return 0;
+        ((uint8_t *)valid->buf)[row >> 3] |= (uint8_t)(1 << (row & 7));
+    }
+    return put_end(ends, row, *at);
+}
+
+static int gather_records(const uint8_t *p, const uint8_t *end, int64_t count, int64_t base_offset, int64_t base_time,
+                          int is_timed, Py_buffer *to, int64_t *at)
+{
+    for (int64_t index = 0; index < count; index++) {
+        const uint8_t *next;
+        int64_t time, delta, row = at[ROWS];
+        uint32_t headers;
+        field found;
+        if (!begin_record(&p, end, &next, &time, &delta))
+            return 0;
+        if (!is_timed)
+            time = 0;
+        if (time > 0 ? base_time > INT64_MAX - time : base_time < INT64_MIN - time)
+            return 0;
+        if (base_offset > INT64_MAX - delta || !put64(&to[OFFSETS], row, base_offset + delta))
+            return 0;
+        if (!put64(&to[TIMESTAMPS], row, base_time + time))
+            return 0;
+        if (!take_field(&p, next, &found) ||
+            !put_field(&to[KEY_ENDS], &to[KEYS], &to[KEY_VALID], row, &at[KEY_BYTES], &found))
+            return 0;
+        if (!take_field(&p, next, &found) ||
+            !put_field(&to[VALUE_ENDS], &to[VALUES], &to[VALUE_VALID], row, &at[VALUE_BYTES], &found))
+            return 0;
+        if (!begin_headers(&p, next, &headers))
+            return 0;
+        for (; headers > 0; headers--) {
+            int64_t header = at[HEADERS];
+            if (!take_field(&p, next, &found) || found.is_null ||
+                !put_field(&to[NAME_ENDS], &to[NAMES], NULL, header, &at[NAME_BYTES], &found))
+                return 0;
+            if (!take_field(&p, next, &found) ||
+                !put_field(&to[HEADER_VALUE_ENDS], &to[HEADER_VALUES], &to[HEADER_VALUE_VALID], header,
+                           &at[HEADER_VALUE_BYTES], &found))
+                return 0;
+            at[HEADERS] = header + 1;
+        }
+        if (p != next || !put_end(&to[HEADER_ENDS], row, at[HEADERS]))
+            return 0;
+        at[ROWS] = row + 1;
+    }
+    return 1;
+}
+
+static PyObject *gather(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
+{
+    (void)module;
+    int64_t given[5], at[FILLED]; /* position, count, base offset, base timestamp, whether deltas of time count */
+    Py_buffer buffer, to[COLUMNS];
+    PyObject *answer = NULL;
+    int taken = 0, in_order = 0;
+    if (nargs != 8 || !PyTuple_Check(args[6]) || PyTuple_Size(args[6]) != COLUMNS || !PyTuple_Check(args[7]) ||
+        PyTuple_Size(args[7]) != FILLED) {
+        PyErr_SetString(PyExc_TypeError, "gather takes a buffer, five numbers, the columns and how far they are filled");
+        return NULL;
+    }
+    if (!integers(args + 1, 5, given))
+        return NULL;
+    for (Py_ssize_t i = 0; i < FILLED; i++) {
+        PyObject *number = PyTuple_GetItem(args[7], i);
+        if (!integers(&number, 1, &at[i]))
+            return NULL;
+    }
+    if (PyObject_GetBuffer(args[0], &buffer, PyBUF_SIMPLE) < 0)
+        return NULL;
+    for (; taken < COLUMNS; taken++)
+        if (PyObject_GetBuffer(PyTuple_GetItem(args[6], taken), &to[taken], PyBUF_WRITABLE) < 0)
+            goto release;
+    int is_place = given[0] >= 0 && given[0] <= buffer.len && given[1] >= 0;
+    for (int i = 0; i < FILLED; i++)
+        is_place = is_place && at[i] >= 0 && at[i] <= INT32_MAX;
+    if (is_place) {
+        const uint8_t *data = (const uint8_t *)buffer.buf + given[0], *end = (const uint8_t *)buffer.buf + buffer.len;
+        if (end - data > HOLD_BYTES_MAX) {
+            Py_BEGIN_ALLOW_THREADS
+            in_order = gather_records(data, end, given[1], given[2], given[3], given[4] != 0, to, at);
+            Py_END_ALLOW_THREADS
+        } else {
+            in_order = gather_records(data, end, given[1], given[2], given[3], given[4] != 0, to, at);
+        }
+    }
+    if (in_order)
+        answer = numbers(at, FILLED);
+    else
+        answer = Py_NewRef(Py_None);
+release:
+    while (taken > 0)
+        PyBuffer_Release(&to[--taken]);
+    PyBuffer_Release(&buffer);
+    return answer;
+}
+
 static PyMethodDef methods[] = {
+    {"measure", (PyCFunction)(void (*)(void))measure, METH_FASTCALL,
+     "measure(buffer, position, count, last_delta, bytes_max) -> what the records take, or None"},
+    {"gather", (PyCFunction)(void (*)(void))gather, METH_FASTCALL,
+     "gather(buffer, position, count, base_offset, base_timestamp, is_timed, columns, filled) -> filled, or None"},
     {"walk", (PyCFunction)(void (*)(void))walk, METH_FASTCALL,
      "walk(buffer, start, count) -> (low, high, any_null_key) or None\n\n"
      "Walk ``count`` records that fill ``buffer`` from ``start`` on."},

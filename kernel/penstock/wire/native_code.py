@@ -23,10 +23,11 @@ __all__ = (
 
 import logging
 import os
+import sys
 from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from penstock.errors import ConfigError
 
@@ -35,6 +36,7 @@ logger = logging.getLogger("penstock.wire")
 #: Of the native module that this code can call: raised with every change of what a caller can see.
 INTERFACE: Final = 2
 SWITCH: Final = "PENSTOCK_NATIVE"
+_MODULE: Final = "penstock.wire._walk"
 _MODES: Final = ("auto", "off", "require")
 
 
@@ -105,10 +107,14 @@ def choose(mode: str, load: Callable[[], ModuleType]) -> tuple[Walk | None, str]
     return None, fault
 
 
-#: Not in the native module yet.
-measure: Measure | None = None
-gather: Gather | None = None
-walk, reason = choose(os.environ.get(SWITCH) or "auto", lambda: import_module("penstock.wire._walk"))
+def _added(name: str) -> Any:
+    """A function that the native module has, if that is used and was built since the function is there; else None."""
+    return None if walk is None else getattr(sys.modules.get(_MODULE), name, None)
+
+
+walk, reason = choose(os.environ.get(SWITCH) or "auto", lambda: import_module(_MODULE))
+measure: Measure | None = _added("measure")
+gather: Gather | None = _added("gather")
 
 
 def status() -> str:

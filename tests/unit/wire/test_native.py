@@ -15,11 +15,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.wire.batches import NOW
-from tests.unit.wire.walk_mutants import compare, mutants, varint
+from tests.unit.wire.walk_mutants import compare, compare_columns, mutants, varint
 
 from penstock.errors import ConfigError
 from penstock.wire import native_code
 from penstock.wire.record_batch import HEADER_BYTES
+from penstock.wire.record_columns import Columns, Filled
 from penstock.wire.records import build_batch
 
 REPOSITORY = Path(__file__).parents[3]
@@ -182,6 +183,38 @@ def test_large_batches_are_walked_while_others_run(native: Any) -> None:
     assert len(data) > 2**20
     assert native.walk(data, 0, 12_000) == (0, 11_999, False)
     assert native.walk(data, 0, 11_999) is None
+
+
+@settings(max_examples=300)
+@given(seed=st.integers(0, 2**32), bytes_max=st.sampled_from((0, 60, 400, 2**62)), roomy=st.booleans())
+def test_columns_are_those_of_the_reference(native: Any, seed: int, bytes_max: int, roomy: bool) -> None:
+    """Of records in order and of hostile bytes: what they take, every byte of each column, and what is refused."""
+    for (data, count), _ in zip(mutants(seed), range(5), strict=False):
+        if count > 0:
+            compare_columns(native, data, count, bytes_max, roomy=roomy)
+
+
+def test_wrong_arguments_of_columns_are_errors_and_no_crash(native: Any) -> None:
+    columns, filled = Columns.of(Filled(1, 1)), Filled()
+    good = (b"", 0, 0, 0, 0, True, columns, filled)
+    assert native.gather(*good) == filled
+    for at, wrong in (
+        (0, "text"),
+        (1, "0"),
+        (6, None),
+        (6, columns[:3]),
+        (6, (b"",) * 14),
+        (7, ()),
+        (7, ("",) * 6),
+    ):
+        with pytest.raises((TypeError, BufferError)):
+            native.gather(*good[:at], wrong, *good[at + 1 :])
+    for place in ((-1, 0), (9, 0), (0, -1)):
+        assert native.gather(b"12345678", *place, 0, 0, True, columns, filled) is None
+        assert native.measure(b"12345678", *place, -1, 10) is None
+    assert native.gather(b"", 0, 0, 0, 0, True, columns, Filled(records=-1)) is None
+    with pytest.raises(TypeError):
+        native.measure(b"", 0, 0)
 
 
 @pytest.mark.parametrize("start", [-1, 8, 2**62, -(2**62)])

@@ -6,15 +6,18 @@ the compiled module (with sanitizers, say).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from array import array
 from collections.abc import Iterator
 from random import Random
+from typing import Any
 
 from tests.unit.wire.batches import NOW
 
 from penstock.wire.native_code import Walk
 from penstock.wire.record_batch import HEADER_BYTES, BatchError
+from penstock.wire.record_columns import Columns, Filled, Measured, gather_records, measure_records
 from penstock.wire.record_walk import scan
 from penstock.wire.records import build_batch
 
@@ -124,6 +127,43 @@ def compare(native: Walk, data: bytes, count: int) -> bool:
     return expected is not None
 
 
+def compare_columns(native: Any, data: bytes, count: int, bytes_max: int, *, roomy: bool = True) -> bool:
+    """Whether the records can be made columns, of which both must be sure, and that these are the same.
+
+    Without ``roomy`` the columns are a little too small, so native code must refuse them.
+    """
+    expected: Measured | None = None
+    with contextlib.suppress(BatchError):
+        expected = measure_records(data, 0, count, -1, bytes_max)
+    found = native.measure(memoryview(array("B", data)), 0, count, -1, bytes_max)
+    assert found == expected, f"{found} {expected} count={count} bytes_max={bytes_max} data={data.hex()}"
+    if expected is None or not expected.records:
+        return False
+    size = Filled(
+        expected.records,
+        expected.key_bytes,
+        expected.value_bytes,
+        expected.headers,
+        expected.name_bytes,
+        expected.header_value_bytes,
+    )
+    arguments = (0, expected.records, 2**40, 2**62 - 5, True)
+    if not roomy:
+        small = Columns.of(size._replace(records=expected.records - 1))
+        assert native.gather(data, *arguments, small, Filled()) is None
+        return True
+    ours, theirs = Columns.of(size), Columns.of(size)
+    filled: Filled | None = None
+    with contextlib.suppress(BatchError):
+        filled = gather_records(data, *arguments, ours, Filled())
+    told = native.gather(memoryview(array("B", data)), *arguments, theirs, Filled())
+    assert told == filled, f"{told} {filled} data={data.hex()}"
+    if filled is not None:
+        assert filled == size
+        assert theirs == ours, f"data={data.hex()}"
+    return True
+
+
 def main(folder: str, number: str, seed: str = "1") -> None:
     """Compare so many."""
     sys.path.insert(0, folder)
@@ -132,6 +172,9 @@ def main(folder: str, number: str, seed: str = "1") -> None:
     in_order = 0
     for (data, count), _ in zip(mutants(int(seed)), range(int(number)), strict=False):
         in_order += compare(_walk.walk, data, count)
+        if count > 0:
+            for bytes_max in (0, 100, 2**62):
+                compare_columns(_walk, data, count, bytes_max, roomy=bytes_max != 100)
     print(f"{number} walked alike, {in_order} of them in order")
 
 
