@@ -9,7 +9,7 @@ from __future__ import annotations
 
 __all__ = ("APIS", "fetch_nowait", "handle_fetch")
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from typing import Final
 
@@ -47,6 +47,8 @@ _NO_EPOCH: Final = -1
 #: A fetch of more partitions looks at a portion of them at a time, then others get their turn.
 SLICE_PARTITIONS = 500
 _PORTION_PARTITIONS: Final = 200
+#: So many fetches that an append wakes go on at once; of a crowd whoever uses much of the loop waits for its turn.
+_WOKEN_AT_ONCE: Final = 16
 
 
 class _Fetch:
@@ -435,7 +437,12 @@ async def _wait(fetch: _Fetch, context: RequestContext) -> None:
         found = await fetch.collect_fairly(watch)
         with anyio.move_on_after(max(0.0, left_s)):
             while not found.cold and not fetch.is_due(found):
-                fetch.collect_again(await watch.wait(), found)
+                changed = await watch.wait()
+                if any(partition.watchers > _WOKEN_AT_ONCE for partition in changed.values()):
+                    await (
+                        anyio.lowlevel.checkpoint()
+                    )  # all go on in one iteration: whoever has to waits for a turn
+                fetch.collect_again(changed, found)
     finally:
         draining.remove_listener(watch.wake)
         watch.end()
@@ -448,13 +455,13 @@ class _Watch:
 
     def __init__(self) -> None:
         self._event = anyio.Event()
-        self._notified: dict[CachedPartition, None] = {}
+        self._notified: dict[CachedPartition, Partition] = {}
         self._listeners: list[tuple[Partition, Callable[[], None]]] = []
         self.wake: Callable[[], None] = self._wake  # one object, to be found again by remove_listener
 
     def add(self, cached: CachedPartition, partition: Partition) -> None:
         """Listen to a partition."""
-        listener = partial(self._notify, cached)
+        listener = partial(self._notify, cached, partition)
         self._listeners.append((partition, listener))
         partition.add_listener(listener)
 
@@ -466,11 +473,11 @@ class _Watch:
     def _wake(self) -> None:
         self._event.set()
 
-    def _notify(self, cached: CachedPartition) -> None:
-        self._notified[cached] = None
+    def _notify(self, cached: CachedPartition, partition: Partition) -> None:
+        self._notified[cached] = partition
         self._event.set()
 
-    async def wait(self) -> Iterable[CachedPartition]:
+    async def wait(self) -> Mapping[CachedPartition, Partition]:
         """Return the partitions that changed, as soon as there are any (none: the broker drains)."""
         await self._event.wait()
         self._event = anyio.Event()

@@ -147,7 +147,8 @@ class Partition:
         self._closed = False
         #: Whether somebody may wait for the high watermark: a listener or a duplicate.
         self._is_watched = False
-        self._listeners: list[Callable[[], None]] = []
+        #: In the order in which they came; as keys, since thousands may come and go.
+        self._listeners: dict[Callable[[], None], None] = {}
         #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
         #: Bytes appended since the partition was opened.
@@ -554,13 +555,17 @@ class Partition:
 
     def add_listener(self, listener: Callable[[], None]) -> None:
         """Call ``listener()`` each time the high watermark moves, and once when the partition closes."""
-        self._listeners.append(listener)
+        self._listeners[listener] = None
         self._is_watched = True
 
     def remove_listener(self, listener: Callable[[], None]) -> None:
         """Stop calling it; an unknown one is ignored. May be called from within a listener."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
+        self._listeners.pop(listener, None)
+
+    @property
+    def watchers(self) -> int:
+        """How many listeners there are."""
+        return len(self._listeners)
 
     async def offset_for_timestamp(self, timestamp: int) -> tuple[int, int, int] | None:
         """(offset, timestamp, leader epoch) of the first record with a timestamp >= ``timestamp`` (KIP-79)."""

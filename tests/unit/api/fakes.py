@@ -281,6 +281,10 @@ class FakePartition(Partition):
         if listener in self.listeners:
             self.listeners.remove(listener)
 
+    @property
+    def watchers(self) -> int:
+        return len(self.listeners)
+
     def _records(self) -> list[tuple[int, int]]:
         found: list[tuple[int, int]] = []
         for base, _, batch in self.batches:

@@ -214,6 +214,30 @@ async def test_empty_incremental_request_waits_too(logs: FakeLogs) -> None:
     assert not response.responses
 
 
+@pytest.mark.parametrize("count", [3, 40])
+async def test_of_a_crowd_that_an_append_wakes_each_may_be_made_to_wait_for_its_turn(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    """They all go on in the next iteration of the loop, in which others would wait for all of them."""
+    partition = logs.at("t")
+    reads: list[int] = []
+    read = partition.read_nowait
+
+    def counted(offset: int, *args: Any, **kwargs: Any) -> Any:
+        reads.append(offset)
+        return read(offset, *args, **kwargs)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(call, request(0, max_wait_ms=3_600_000), make_context(logs, 11))
+        await anyio.wait_all_tasks_blocked()
+        monkeypatch.setattr(partition, "read_nowait", counted)
+        partition.write(1)
+        await anyio.lowlevel.checkpoint()
+        assert bool(reads) == (count == 3), "a few go on at once, a crowd lets others go first"
+    assert len(reads) >= count
+
+
 async def test_draining_ends_the_wait(logs: FakeLogs) -> None:
     context = make_context(logs, 11)
     async with anyio.create_task_group() as tasks:

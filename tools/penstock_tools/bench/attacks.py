@@ -295,6 +295,24 @@ async def parked(port: int) -> None:
 
 
 @attack
+async def woken(port: int) -> None:
+    """1,000 parked fetches are woken by each append and never have enough"""
+
+    async def conduct(peer: Peer) -> None:
+        place = list_offsets.ListOffsetsPartition(partition_index=0, timestamp=-1)
+        topics = [list_offsets.ListOffsetsTopic(name=TOPIC, partitions=[place])]
+        body = list_offsets.ListOffsetsRequest(replica_id=-1, topics=topics)
+        await peer.send(request(ApiKey.LIST_OFFSETS, 5, body))
+        answer: Any = decode_response(ApiKey.LIST_OFFSETS, 5, await peer.frame())[1]
+        end = answer.topics[0].partitions[0].offset
+        # the first batch isn't enough, and no second one fits
+        await peer.send(fetch_request(150_000, wait_ms=300_000, min_bytes=150_000, offset=end))
+        await peer.frame()
+
+    await crowd(1000, port, conduct)
+
+
+@attack
 async def cheap_requests(port: int) -> None:
     """8 connections pipeline ApiVersions by the thousand"""
     await flood(8, port, request(ApiKey.API_VERSIONS, 3, api_versions.ApiVersionsRequest()), 2000)
