@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("IcebergCompactor",)
 
+import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -45,6 +46,9 @@ class IcebergCompactor:
                     _make_namespace(catalog, settings.namespace)
                 return catalog
 
+        library = logging.getLogger("pyiceberg")
+        if library.level == logging.NOTSET:
+            library.setLevel(logging.WARNING)  # it tells of every file system that it opens
         limiter = anyio.CapacityLimiter(settings.threads)
         catalog = await run_in_thread(load, limiter=limiter)
         place = Place(
