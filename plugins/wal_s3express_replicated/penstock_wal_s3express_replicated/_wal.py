@@ -207,7 +207,8 @@ class ReplicatedWal:
             await replica.begin(0)
             if replica.head is not None:
                 raise ConfigError(
-                    f"a replica holds entries and nothing says of which log, give it a place of its own: "
+                    "a replica holds entries and nothing says of which log, give it a place of its own; or empty "
+                    "this one, if they are of a log that was given up: "
                     f"replica={replica.key} at={replica.wal.location}"
                 )
         self._members = Members(secrets.token_hex(8), {replica.identity: 0 for replica in opened})
