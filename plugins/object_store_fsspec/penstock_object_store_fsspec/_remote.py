@@ -74,7 +74,7 @@ async def open_remote(
     bucket, _, prefix = place.partition("/")
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     location = f"{protocol}://{bucket}/{prefix}"
-    backend_class, filesystem = _make_filesystem(protocol, settings)
+    backend_class, filesystem = _make_filesystem(protocol, bucket, settings)
     backend = backend_class(filesystem, location, bucket, prefix, settings, clock)
     try:
         try:
@@ -130,7 +130,7 @@ def _endpoint(options: Mapping[str, Any]) -> str:
     return ""
 
 
-def _make_filesystem(protocol: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
+def _make_filesystem(protocol: str, bucket: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
     # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     try:
@@ -138,6 +138,8 @@ def _make_filesystem(protocol: str, settings: Settings) -> tuple[type[RemoteBack
     except ImportError as error:
         raise PluginError(str(error)) from error
     backend_class, options = _choose_backend(extra)
+    if extra == "s3":
+        backend_class = _choose_client(backend_class, bucket, settings)
     try:
         filesystem = make(
             asynchronous=True,
@@ -166,6 +168,30 @@ def _choose_backend(extra: str) -> tuple[type[RemoteBackend], Callable[[dict[str
     from penstock_object_store_fsspec._azure import AzureBackend
 
     return AzureBackend, dict
+
+
+def _choose_client(
+    backend_class: type[RemoteBackend], bucket: str, settings: Settings
+) -> type[RemoteBackend]:
+    """The class whose frequent requests are made by the client of the settings."""
+    if settings.client == "fsspec":
+        return backend_class
+    try:
+        from penstock_object_store_fsspec._obstore import ObstoreBackend, unfit_option
+    except ImportError as error:
+        if settings.client == "auto":
+            return backend_class
+        raise PluginError(
+            "a package for object_store.client=obstore is missing, install it with pip install 'penstock[obstore]'"
+        ) from error
+    unfit = unfit_option(bucket, settings.options)
+    if not unfit:
+        return ObstoreBackend
+    if settings.client == "auto":
+        return backend_class
+    raise ConfigError(
+        f"object_store.client=obstore can't do what is configured, leave it to auto or fsspec: needs_fsspec={unfit}"
+    )
 
 
 class RemoteBackend:
@@ -203,7 +229,7 @@ class RemoteBackend:
             if closable is not None:
                 await closable.close()
 
-    async def request_get(self, key: str, start: int, end: int | None) -> bytes:
+    async def request_get(self, key: str, start: int, end: int | None) -> Buffer:
         """The range; at least one byte of it is asked for."""
         raise NotImplementedError
 
@@ -352,7 +378,7 @@ class RemoteBackend:
             _forget_finalizers(self.filesystem)
 
     async def get(self, key: str, start: int, end: int | None) -> Buffer:
-        data = b""
+        data: Buffer = b""
         if end is None or end > start:
             try:
                 data = await self.request("get", key, lambda: self.request_get(key, start, end))

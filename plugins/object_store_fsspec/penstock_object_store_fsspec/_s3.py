@@ -67,7 +67,7 @@ class S3Backend(RemoteBackend):
         answer: dict[str, Any] = await self.filesystem._call_s3(operation, Bucket=self.bucket, **parameters)
         return answer
 
-    async def request_get(self, key: str, start: int, end: int | None) -> bytes:
+    async def request_get(self, key: str, start: int, end: int | None) -> Buffer:
         wanted = f"bytes={start}-{'' if end is None else end - 1}"
         answer = await self.call("get_object", key, Range=wanted)
         async with answer["Body"] as body:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("LOCAL_CAPABILITIES", "MEMORY_CAPABILITIES", "Settings")
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ConfigDict, Field, ValidationInfo, field_validator
 
@@ -43,6 +43,11 @@ class Settings(BaseSettings):
         repr=False,
         description="keyword arguments of the fsspec file system (endpoint_url, key, secret, ...)",
         json_schema_extra={"secret": True},
+    )
+    client: Literal["auto", "fsspec", "obstore"] = Field(
+        default="auto",
+        description="puts and ranged reads of s3:// are made by obstore, with little of the event loop's time, or by "
+        "s3fs; auto: by obstore if it is installed and understands the options",
     )
     multipart_part_bytes: Size = Field(
         default=8 * 2**20,

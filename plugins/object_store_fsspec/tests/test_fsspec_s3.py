@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -17,12 +18,25 @@ from penstock.errors import AlreadyExistsError, ConfigError, InvalidRequestError
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 
+#: As in the environment of a broker: writers in processes of their own have it too.
+CLIENT = "PENSTOCK__OBJECT_STORE__CLIENT"
+
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
+
+
+@pytest.fixture(autouse=True, params=["fsspec", "obstore"])
+def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Whoever makes the frequent requests, what comes of them is the same."""
+    chosen: str = request.param
+    if chosen == "obstore":
+        pytest.importorskip("obstore", reason="needs pip install 'penstock[obstore]'")
+    monkeypatch.setenv(CLIENT, chosen)
+    return chosen
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +56,15 @@ def _open(url: str, endpoint: str, **options: Any) -> AbstractAsyncContextManage
         node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
     )
     options = {"key": S3Server.access_key, "secret": S3Server.secret_key, "endpoint_url": endpoint, **options}
-    settings = Settings(url=url, options=options, retry_budget_ms="1s", request_timeout_ms="10s")  # type: ignore[arg-type]
+    settings = Settings.model_validate(
+        {
+            "url": url,
+            "client": os.environ[CLIENT],
+            "options": options,
+            "retry_budget_ms": "1s",
+            "request_timeout_ms": "10s",
+        }
+    )
     return penstock_register_object_store().open(settings, services)
 
 
