@@ -102,9 +102,11 @@ async def open_store_of(setup: dict[str, Any]) -> AsyncGenerator[ObjectStore]:
     registry.load(config.tree.plugins.load)
     kind = OBJECT_STORE.name
     spec = registry.select(kind, config.plugin_name(kind))
-    selection = Selection(
-        specs={kind: spec}, settings={kind: registry.validate_plugin_settings(config, kind)}
-    )
+    settings = registry.validate_plugin_settings(config, kind)
+    if getattr(settings, "client", "") == "auto":
+        # a writer is held on its last byte by the event loop, past which obstore sends
+        settings = settings.model_copy(update={"client": "fsspec"})
+    selection = Selection(specs={kind: spec}, settings={kind: settings})
     async with open_store(config, selection, read_only=False) as store:
         yield store
 
