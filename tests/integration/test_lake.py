@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException, Producer, TopicPartition
 from confluent_kafka.admin import (
     AdminClient,
     AlterConfigOpType,
@@ -208,3 +208,18 @@ def test_the_command_tells_of_tables_and_replays_beside_a_running_broker(serve: 
     assert broker.terminate() == 0
     assert "data files joined: 3" in lake(broker, "maintain", "orders").stdout
     assert values_of(rows_of(broker, "orders")) == {b"0": 10, b"1": 10, b"2": 10}
+
+
+def test_records_deleted_before_they_were_in_the_table_are_a_gap_that_is_told(serve: ServeFactory) -> None:
+    """The topic stands and nothing is passed over, until its config says so."""
+    broker = serve(*WITH_TABLES, arguments=REFERENCE)
+    create(broker, "orders", configs=TABLE | {"penstock.lake.format": "json"})
+    produce(broker, "orders", [b"no json", b'{"n": 1}', b'{"n": 2}'])
+    broker.wait_for_output("the table stands, trying again")
+    client = admin(broker)
+    before = TopicPartition("orders", 0, 2)
+    client.delete_records([before])[before].result(HANG_S)
+    broker.wait_for_output("deleted before they were in the table, set penstock.lake.gap=skip")
+    assert rows_of(broker, "orders") == []
+    alter(broker, "orders", gap="skip")
+    assert [row["offset"] for row in wait_for_rows(broker, "orders", 1)] == [2]

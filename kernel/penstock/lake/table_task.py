@@ -261,6 +261,7 @@ class TableTask:
             self._written_bytes = 0
             self._pending_rejected.clear()
             self._check_positions()
+            await self._begin_partitions(table)
             if not self._is_standing:  # else the reason is shown until a commit shows that it has gone
                 await self._tell(LakeState.RUNNING, "")
             await self._feed(table, wanted.topic)
@@ -279,6 +280,13 @@ class TableTask:
                     f"the table is ahead of its topic, which lost records or isn't the one it was made from: "
                     f"topic={self._name} partition={stream.partition} position={position} end={end}"
                 )
+
+    async def _begin_partitions(self, table: LakeTable) -> None:
+        """Commit where partitions that are new to the table begin: what is deleted from there on is a gap, too."""
+        for stream in self._streams():
+            self._positions.setdefault(stream.partition, stream.start)
+        if self._positions != self._committed:
+            await self._commit(table)
 
     async def _feed(self, table: LakeTable, topic: LakeTopic) -> None:
         clock = self._around.clock
