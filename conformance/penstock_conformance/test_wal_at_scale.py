@@ -18,7 +18,7 @@ from crc32c import crc32c
 
 from penstock.errors import ClosedError, CorruptError, FencedError, FullError, NotFoundError, PenstockError
 from penstock.spi.plugin import Buffer
-from penstock.spi.wal import WalAppend
+from penstock.spi.wal import BoundedLog, WalAppend
 from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause, not_applicable
@@ -170,6 +170,53 @@ async def test_nothing_above_a_trim_is_lost_on_later_laps(env: Env) -> None:
             await history[-1][1].wait_durable()
             trimmed = max(trimmed, history[-env.random.randrange(3, 9)][1].position)
             await wal.trim(trimmed)
+
+
+@clause(claims="bounded")
+async def test_what_would_fit_is_taken(env: Env) -> None:
+    """``would_fit`` says yes only if ``append`` wouldn't raise FullError; of a log that is trimmed to its end it does
+    for every entry that the log takes at all."""
+    async with env.open() as wal:
+        await recovered(wal)
+        if not _is_asked(wal):
+            not_applicable("the log has no would_fit, as SPI version 2 asks")
+        capacity, largest = wal.statistics().capacity_bytes, wal.capabilities.entry_bytes_max
+        if capacity > 32 * 2**20:
+            not_applicable("filling the log would take long, set a capacity of at most 32MiB")
+        for lap in range(4):
+            assert wal.would_fit(largest), f"trimmed to its end, and has no room: entry_bytes={largest}"
+            number = 0
+            # to the last byte that it says to have, with entries that are written and such as aren't yet
+            while (size := _largest(wal, min(largest, max(1, capacity // env.random.randrange(5, 40))))) > 0:
+                end = wal.statistics().end_position
+                append = _taken(wal, make_body(lap, number, size) if size >= 28 else bytes(size), size)
+                assert append.position >= end, "asking what would fit took room"
+                number += 1
+                if env.random.random() < 0.3:
+                    await append.wait_durable()
+            await append.wait_durable()
+            await wal.trim(append.next_position)
+
+
+def _is_asked(wal: object) -> bool:
+    return isinstance(wal, BoundedLog)
+
+
+def _largest(wal: BoundedLog, size_max: int) -> int:
+    """The largest entry up to ``size_max`` that would fit; 0: none does."""
+    low, high = 0, size_max + 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if wal.would_fit(middle) else (low, middle)
+    return low
+
+
+def _taken(wal: Any, body: bytes, size: int) -> WalAppend:
+    try:
+        append: WalAppend = wal.append([body])
+    except FullError as error:
+        raise AssertionError(f"it would fit, and wasn't taken: entry_bytes={size} error={error}") from error
+    return append
 
 
 @clause(claims="bounded")

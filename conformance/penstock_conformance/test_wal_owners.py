@@ -116,14 +116,18 @@ async def test_sealed_log_can_be_trimmed(env: Env) -> None:
 
 @clause(level=2, claims="shareable")
 async def test_stopped_owner_that_wakes_up_acknowledges_nothing_more(env: Env) -> None:
-    """An owner is stopped (SIGSTOP), its log is taken over, it wakes: nothing more is acknowledged, nothing lost."""
+    """An owner is stopped (SIGSTOP), its log is taken over, it wakes: nothing more is acknowledged, nothing lost,
+    neither of its own entries nor of those of its successor."""
     async with env.open(epoch=1) as wal:
         surviving(wal)
         if not wal.capabilities.shareable:
             not_applicable(
                 "shareable isn't claimed, and who is stopped may hold a lock that its successor waits for"
             )
-    for number in range(20 * env.rounds):
+    #: Acknowledged, and not trimmed.
+    kept: set[tuple[int, int]] = set()
+    rounds = 20 * env.rounds
+    for number in range(rounds):
         epoch = 2 * number + 2
         pending = env.random.choice((1, 4, 30))
         async with Child(env, "append_until_fenced", epoch=epoch, owner=epoch, pending=pending) as child:
@@ -134,6 +138,7 @@ async def test_stopped_owner_that_wakes_up_acknowledges_nothing_more(env: Env) -
             async with env.open(epoch=epoch + 1) as wal:
                 opened_at = time.monotonic()
                 found = {check_body(entry.data) for entry in await recovered(wal)}
+                assert kept <= found, f"gone since an owner woke up: {sorted(kept - found)[:3]}"
                 await wal.append([make_body(epoch + 1, 0, 100)]).wait_durable()
                 child.wake()
                 lines += await child.finish()
@@ -143,7 +148,12 @@ async def test_stopped_owner_that_wakes_up_acknowledges_nothing_more(env: Env) -
                     assert Label(epoch, sequence) in found, (
                         "acknowledged, and its new owner didn't recover it"
                     )
+                    kept.add((epoch, sequence))
                 end = wal.append([make_body(epoch + 1, 1, 100)])
                 await end.wait_durable()
+                kept |= {(epoch + 1, 0), (epoch + 1, 1)}
                 if env.random.random() < 0.3:
                     await wal.trim(end.position)
+                    kept = {(epoch + 1, 1)}
+    left = {tuple(check_body(payload)) for payload in await read(env, 2 * rounds + 2)}
+    assert kept <= left, f"gone since an owner woke up: {sorted(kept - left)[:3]}"

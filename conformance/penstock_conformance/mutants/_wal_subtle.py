@@ -6,15 +6,17 @@ __all__ = ()
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import anyio
 
-from penstock.errors import CorruptError
+from penstock.errors import CorruptError, FencedError
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._wal import FileWal, Header
+from penstock_conformance.mutants._wal_in_store import StoreWal
+from penstock_conformance.reference._wal import RECORD_BYTES, FileWal, Header
 
 KIND = "wal"
 
@@ -122,3 +124,48 @@ class TrimsInTwoSteps(FileWal):
             self._ends = kept
             self._header = self._header._replace(start=start)
         await super().trim(position)
+
+
+# --- what would fit
+
+
+@mutant(KIND, "forgets_its_own_bytes_when_asked", "what_would_fit_is_taken")
+class ForgetsItsOwnBytesWhenAsked(FileWal):
+    """An entry takes more than its payload."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        return self._end + entry_bytes - self._header.start <= self._capacity
+
+
+@mutant(KIND, "forgets_what_is_under_way_when_asked", "what_would_fit_is_taken")
+class ForgetsWhatIsUnderWayWhenAsked(FileWal):
+    """Counts what is written; what waits for it comes on top."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        return self._confirmed + RECORD_BYTES + entry_bytes - self._header.start <= self._capacity
+
+
+@mutant(KIND, "has_no_room_for_the_largest", "what_would_fit_is_taken")
+class HasNoRoomForTheLargest(FileWal):
+    """Keeps a half for itself, also when it is empty: a composite would never take such an entry."""
+
+    def would_fit(self, entry_bytes: int) -> bool:
+        return super().would_fit(2 * entry_bytes + RECORD_BYTES)
+
+
+# --- who wakes up too late
+
+
+@mutant(KIND, "trims_when_it_is_fenced", "stopped_owner_that_wakes_up_acknowledges_nothing_more", level=2)
+class TrimsWhenItIsFenced(StoreWal):
+    """Tidies up behind itself, as it takes what it wrote for superfluous."""
+
+    capabilities = replace(StoreWal.capabilities, shareable=True)
+
+    async def _put_once(self, slot: int, body: list[Buffer]) -> None:
+        try:
+            await super()._put_once(slot, body)
+        except FencedError:
+            if len(body) > 1:  # a group, no seal
+                await self._drop([other for other in await self._slots() if other < slot])
+            raise

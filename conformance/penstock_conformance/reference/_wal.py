@@ -267,6 +267,10 @@ class FileWal:
             asyncio.get_running_loop().call_soon(self._flush)
         return append
 
+    def would_fit(self, entry_bytes: int) -> bool:
+        """See ``penstock.spi.wal.BoundedLog``."""
+        return self._end + RECORD_BYTES + entry_bytes - self._header.start <= self._capacity
+
     def _check_room(self, size: int) -> None:
         if self._end + RECORD_BYTES + size - self._header.start > self._capacity:
             raise FullError(f"the log is at its capacity, trim it: capacity={self._capacity}")

@@ -312,6 +312,34 @@ def test_connect_tells_that_the_store_answers(tmp_path: Path, capsys: pytest.Cap
     assert not data_dir.exists()
 
 
+def test_connect_tries_the_stores_that_plugins_open_for_themselves(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def check(*store: str) -> int:
+        sets = (
+            f"broker.data_dir={tmp_path / 'data'}",
+            "wal.plugin=wal_s3express_replicated",
+            "wal.replicas.0.plugin=wal_s3",
+            "wal.replicas.1.plugin=wal_block",
+            *(f"wal.replicas.0.object_store.{one}" for one in store),
+        )
+        return main(["config", "check", "--connect", *(f"--set={one}" for one in sets)])
+
+    assert check(f"url=file://{tmp_path}/zone") == 0
+    told = capsys.readouterr().out
+    assert (
+        f"object store of wal.replicas[0]: file://{tmp_path}/zone answers, put-if-absent: yes; it is empty"
+        in told
+    )
+    assert not (tmp_path / "zone").exists()
+
+    endpoint = ("options.endpoint_url=http://127.0.0.1:1", "options.anon=true", "retry_budget_ms=1ms")
+    assert check("url=s3://bucket", *endpoint) == 2
+    err = capsys.readouterr().err
+    assert "wal.replicas[0].object_store: " in err
+    assert len(err.splitlines()) == 1
+
+
 def test_connect_to_an_unreachable_endpoint_is_one_sentence_and_exit_code_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

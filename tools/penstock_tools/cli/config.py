@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from penstock.config import Config
     from penstock.plugins import Selection
-    from penstock.spi.object_store import ObjectInfo
+    from penstock.spi.object_store import ObjectInfo, ObjectStore
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -38,8 +38,8 @@ def check(
 ) -> None:
     """Check the configuration as `penstock serve` would, plugins' keys and combinations too.
 
-    With --connect the object store is tried as well: a small object is written and deleted (not on local files),
-    and the store is listed. Nothing else is made or changed. The exit code is 2 when anything is wrong.
+    With --connect the object store is tried as well, and those that plugins open for themselves: a small object is
+    written and deleted (not on local files), and the store is listed. Nothing else is made or changed. The exit code is 2 when anything is wrong.
     """
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()
@@ -68,9 +68,9 @@ def check(
 
 
 async def _connect(config: Config, selection: Selection) -> list[str]:
-    """Open the object store and list it; one line per fact. Raises ConfigError for whatever goes wrong."""
+    """Open the object stores and list them; one line each. Raises ConfigError for whatever goes wrong."""
     from penstock.errors import PenstockError
-    from penstock_tools.inspection.places import open_store
+    from penstock_tools.inspection.places import open_nested_store, open_store
 
     try:
         async with open_store(config, selection) as store:
@@ -87,13 +87,24 @@ async def _connect(config: Config, selection: Selection) -> list[str]:
                     f"the object store answers but can't do what is needed ({', '.join(missing)}), choose another: "
                     f"location={store.location}"
                 )
-            keys = [info.key async for info in _first(store.list(""))]
-            state = f"it holds objects, the first is {keys[0]}" if keys else "it is empty"
-            claims = "yes" if store.capabilities.put_if_absent else "no"
-            return [f"object store: {store.location} answers, put-if-absent: {claims}; {state}"]
+            told = [f"object store: {await _answer_of(store)}"]
+        for nested in selection.nested:
+            if nested.store is None:
+                continue
+            async with open_nested_store(config, nested) as store:
+                nested.check_store(store.capabilities, store.location)
+                told.append(f"object store of {nested.key}: {await _answer_of(store)}")
+        return told
     except PenstockError as error:
         # also what might pass at another time: this check has failed
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from error
+
+
+async def _answer_of(store: ObjectStore) -> str:
+    keys = [info.key async for info in _first(store.list(""))]
+    state = f"it holds objects, the first is {keys[0]}" if keys else "it is empty"
+    claims = "yes" if store.capabilities.put_if_absent else "no"
+    return f"{store.location} answers, put-if-absent: {claims}; {state}"
 
 
 async def _first(items: AsyncIterator[ObjectInfo]) -> AsyncIterator[ObjectInfo]:

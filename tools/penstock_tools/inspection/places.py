@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Places", "format_wal", "open_places", "open_store")
+__all__ = ("Places", "format_wal", "open_nested_store", "open_places", "open_store")
 
 import os
 import time
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
 
 from penstock.config import Config
-from penstock.errors import InvalidRequestError
+from penstock.errors import InvalidRequestError, PenstockError
 from penstock.metadata.service import load_image
 from penstock.metadata.words import ImageWords
-from penstock.plugins import PluginOpener, PluginRegistry, Selection
+from penstock.plugins import NestedPlugin, PluginOpener, PluginRegistry, Selection
 from penstock.spi.kinds import ALLOCATOR, METADATA_LOG, OBJECT_STORE, WAL
 from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
@@ -61,6 +61,21 @@ async def open_store(
     async with AsyncExitStack() as stack:
         services = _services(config, read_only=read_only)
         yield await PluginOpener(stack, selection, services).open(OBJECT_STORE)
+
+
+@asynccontextmanager
+async def open_nested_store(config: Config, plugin: NestedPlugin) -> AsyncIterator[ObjectStore]:
+    """Open the object store that another plugin opens for ``plugin``, which has one. An error says its key."""
+    assert plugin.store is not None, "it has one of its own"
+    services = _services(config)
+    try:
+        context = plugin.store.spec.open(plugin.store.settings, services)
+        store: ObjectStore = await context.__aenter__()
+    except PenstockError as error:
+        raise type(error)(f"{plugin.store.key}: {error}") from error
+    async with AsyncExitStack() as stack:
+        stack.push_async_exit(context)
+        yield store
 
 
 async def format_wal(config: Config, registry: PluginRegistry, consent: str) -> Mapping[str, object]:
