@@ -2,8 +2,8 @@
 the modules whose names go on after that.
 
 A *clause* is one test: its name says what is proved, its docstring quotes the rule in ``penstock.spi``. Clauses come
-in four levels: 1 semantics, 2 races between processes, 3 crashes (a real SIGKILL, damage on the medium), 4 faults (a
-medium that fills up, loses replies, or is away for a while).
+in five levels: 1 semantics, 2 races between processes, 3 crashes (a real SIGKILL, damage on the medium), 4 faults (a
+medium that fills up, loses replies, or is away for a while), 5 cost (what an idle one does, what a long use leaves).
 
 :func:`run` is what ``penstock conformance run`` calls. The same clauses run under a pytest of your own with
 ``pytest -p penstock_conformance.plugin --pyargs penstock_conformance --penstock-kind=wal --penstock-plugin=NAME``.

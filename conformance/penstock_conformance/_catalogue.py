@@ -12,7 +12,7 @@ from pathlib import Path
 _FOLDER = Path(__file__).parent
 
 #: The levels, and what a clause of each is called in a verdict.
-LEVELS = {1: "semantics", 2: "race", 3: "crash", 4: "fault"}
+LEVELS = {1: "semantics", 2: "race", 3: "crash", 4: "fault", 5: "cost"}
 
 
 @cache

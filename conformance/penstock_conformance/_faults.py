@@ -93,6 +93,7 @@ class FaultyStore:
         await self._pass("delete", self._store.delete(keys))
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        self.calls["list"] += 1
         self._meet(self._before, "list")
         async for info in self._store.list(prefix, start_after):
             yield info

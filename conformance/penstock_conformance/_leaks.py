@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("leaves_nothing",)
+__all__ = ("counts", "leaves_nothing")
 
 import asyncio
 import gc
@@ -27,14 +27,14 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
     kept: list[weakref.ref[Any]] = []
     for opening in range(_WARM + _OPENINGS):
         if opening == _WARM:
-            descriptors, tasks, threads = await _counts()
+            descriptors, tasks, threads = await counts()
             kept.clear()
         async with env.open(epoch=opening + 1) as opened:
             await use(opened)
             with suppress(TypeError):  # an object with slots can't be watched
                 kept.append(weakref.ref(getattr(opened, "_store", opened)))
         del opened
-    now_descriptors, now_tasks, now_threads = await _counts()
+    now_descriptors, now_tasks, now_threads = await counts()
     some = _OPENINGS // 2
     assert now_descriptors - descriptors < some, (
         f"{_OPENINGS} openings left {now_descriptors - descriptors} descriptors open"
@@ -45,7 +45,8 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
     assert alive < some, f"{alive} of {_OPENINGS} opened objects are still in memory after their end"
 
 
-async def _counts() -> tuple[int, int, int]:
+async def counts() -> tuple[int, int, int]:
+    """Descriptors, tasks and threads, when what can end has ended."""
     for _ in range(5):
         await checkpoint()
     gc.collect()

@@ -62,6 +62,11 @@ class WalMedium:
         return self._own_seen > 0
 
     @property
+    def accesses(self) -> int:
+        """Calls of the medium so far."""
+        return sum(self.store.calls.values()) + sum(self.disk.seen.values()) + self._own_seen
+
+    @property
     def failed(self) -> int:
         """Calls that failed."""
         return self.store.failed + self.disk.failed + self._own_failed

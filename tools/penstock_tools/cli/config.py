@@ -39,7 +39,8 @@ def check(
     """Check the configuration as `penstock serve` would, plugins' keys and combinations too.
 
     With --connect the object store is tried as well, and those that plugins open for themselves: a small object is
-    written and deleted (not on local files), and the store is listed. Nothing else is made or changed. The exit code is 2 when anything is wrong.
+    written and deleted (not on local files), and the store is listed. Nothing else is made or changed. The exit code
+    is 2 when anything is wrong.
     """
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()

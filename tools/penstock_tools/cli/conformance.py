@@ -47,8 +47,8 @@ LevelOption: TypeAlias = Annotated[
     typer.Option(
         "--level",
         min=1,
-        max=4,
-        help="Only this level: 1 semantics, 2 races, 3 crashes, 4 faults of the medium. May be repeated.",
+        max=5,
+        help="Only this level: 1 semantics, 2 races, 3 crashes, 4 faults of the medium, 5 cost. May be repeated.",
     ),
 ]
 SelectOption: TypeAlias = Annotated[

@@ -1,0 +1,99 @@
+"""Write-ahead logs and object stores that do what they should, and cost more the longer they are used."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import asyncio
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from penstock.spi.object_store import ObjectInfo
+from penstock.spi.plugin import Buffer
+from penstock.spi.wal import WalAppend
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.mutants._wal_in_store import StoreWal
+from penstock_conformance.reference._object_store import DirectoryStore
+from penstock_conformance.reference._wal import FileWal
+
+WAL = "wal"
+STORE = "object_store"
+
+
+@mutant(WAL, "looks_after_its_file_when_idle", "idle_log_leaves_its_medium_alone", level=5)
+class LooksAfterItsFileWhenIdle(FileWal):
+    """Syncs every tenth of a second, whether there is something or not."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        self._timer = asyncio.get_running_loop().call_later(0.1, self._sync_again)
+
+    def _sync_again(self) -> None:
+        os.fdatasync(self._file)
+        self._timer = asyncio.get_running_loop().call_later(0.1, self._sync_again)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        super().close()
+
+
+@mutant(WAL, "writes_every_entry_by_itself", "entries_that_come_together_share_accesses", level=5)
+class WritesEveryEntryByItself(FileWal):
+    """A write and a sync for each entry."""
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        for item in group:
+            super()._write([item])
+
+
+@mutant(WAL, "remembers_every_append", "long_use_grows_nothing", level=5)
+class RemembersEveryAppend(FileWal):
+    """Keeps what it answered, for its statistics."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        self._answered: list[WalAppend] = []
+
+    def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
+        self._answered.append(super().append(data, checksum))
+        return self._answered[-1]
+
+
+@mutant(WAL, "opens_its_file_for_each_trim", "long_use_grows_nothing", level=5)
+class OpensItsFileForEachTrim(FileWal):
+    """And forgets to close it."""
+
+    async def trim(self, position: int) -> None:
+        os.dup(self._file)
+        await super().trim(position)
+
+
+@mutant(WAL, "keeps_the_objects_that_it_trims", "long_use_grows_nothing", level=5)
+class KeepsTheObjectsThatItTrims(StoreWal):
+    """Trimmed is what recovery leaves out; the store keeps everything."""
+
+    async def _drop(self, slots: list[int]) -> None:
+        self._superfluous = []
+
+
+@mutant(STORE, "remembers_what_is_missing", "long_use_grows_nothing", level=5)
+class RemembersWhatIsMissing(DirectoryStore):
+    """Keeps an object for each key that was asked for."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._asked: list[list[str]] = []
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        self._asked.append([key])
+        return await super().get(key, start, end)
+
+
+@mutant(STORE, "opens_what_it_looks_at", "long_use_grows_nothing", level=5)
+class OpensWhatItLooksAt(DirectoryStore):
+    """A descriptor for each object whose size was asked for."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        os.open(self._path(key), os.O_RDONLY)
+        return await super().head(key)

@@ -1,0 +1,66 @@
+"""Clauses of ``penstock.spi.wal`` about continuity and cost: what an idle log does, and what a long use leaves."""
+
+from __future__ import annotations
+
+import anyio
+
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._env import Env
+from penstock_conformance._growth import grows_nothing
+from penstock_conformance._wal_medium import WalMedium, faulty_medium
+from penstock_conformance._wal_steps import append_all, make_bodies, recovered
+
+KIND = "wal"
+
+_LOOK_S = 0.3
+_LOOKS_MAX = 30
+_BURST = 2000
+
+
+def _accesses(medium: WalMedium) -> int:
+    if not medium.accesses:
+        not_applicable("the suite sees no access to the medium")
+    return medium.accesses
+
+
+@clause(level=5)
+async def test_idle_log_leaves_its_medium_alone(env: Env) -> None:
+    """While nothing is appended or trimmed, a log comes to rest: no request, no write, no read."""
+    async with faulty_medium(env) as medium, medium.open(1) as wal:
+        await recovered(wal)
+        appends = await append_all(wal, make_bodies(60))
+        await wal.trim(appends[29].next_position)
+        before, quiet = _accesses(medium), 0
+        for _ in range(_LOOKS_MAX):
+            await anyio.sleep(_LOOK_S)
+            now = _accesses(medium)
+            quiet = quiet + 1 if now == before else 0
+            before = now
+            if quiet == 3:
+                return
+        raise AssertionError(f"it never came to rest in {_LOOKS_MAX} looks, one every {_LOOK_S:g} s")
+
+
+@clause(level=5)
+async def test_entries_that_come_together_share_accesses(env: Env) -> None:
+    """What is appended while nothing else can run is made durable in few accesses, however many entries it is."""
+    async with faulty_medium(env) as medium, medium.open(1) as wal:
+        await recovered(wal)
+        await append_all(wal, make_bodies(1))
+        before = _accesses(medium)
+        await append_all(wal, make_bodies(_BURST, size=60))
+        made = _accesses(medium) - before
+        assert made <= _BURST // 10, f"{_BURST} entries that came together took {made} accesses"
+
+
+@clause(level=5)
+async def test_long_use_grows_nothing(env: Env) -> None:
+    """Hundreds of times appended and trimmed: no task, descriptor or object stays, nor what is trimmed."""
+    async with env.open() as wal:
+        await recovered(wal)
+
+        async def cycle(number: int) -> None:
+            appends = await append_all(wal, make_bodies(5, owner=number))
+            await wal.trim(appends[-1].next_position)
+
+        await grows_nothing(cycle, lambda: sum(path.is_file() for path in env.store_dir.rglob("*")))
