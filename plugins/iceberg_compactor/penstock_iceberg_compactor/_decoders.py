@@ -10,6 +10,7 @@ from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.spi.lake import LakeTopic
+from penstock_iceberg_compactor._columns import SYSTEM
 from penstock_iceberg_compactor._configs import TOPIC_CONFIGS, TableConfigs
 from penstock_iceberg_compactor._reading import Columns, DecodingReader
 from penstock_iceberg_compactor.decode import Decoder, DecodeSettings, Limits, SchemaRegistry, open_decoder
@@ -38,7 +39,11 @@ def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic, sch
             operation_field=values["operation.field"],
             timestamps=values["value.json.timestamps"] == "true",
             doubles=values["value.json.numbers"] == "double",
-            limits=Limits(columns_max=int(values["value.json.columns.max"])),
+            limits=Limits(
+                columns_max=int(values["value.json.columns.max"]),
+                reserved=frozenset((SYSTEM, "_key")),
+                rows_depth=2 if values["envelope"] == "debezium" else 1,
+            ),
         )
     except BaseException:
         if registry is not None:

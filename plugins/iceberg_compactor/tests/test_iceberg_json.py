@@ -95,6 +95,14 @@ async def test_a_schema_is_a_file_in_the_directory_of_schemas_and_nowhere_else(t
                 await put(compactor, values({"id": 2}), start=1, value_schema_file=name)
 
 
+async def test_hostile_names_follow_the_policy_too(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        hostile = values({"_kafka": 1}, {"_key": 1}, {"a": {"b": 1}}, {"a.b": 1})
+        await put(compactor, [*values({"id": 1}), *hostile], on_schema_change="dead_letter")
+        assert [row["id"] for row in content(compactor)] == [1, None]
+        assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [1, 2, 4]
+
+
 async def test_configs_say_how_json_becomes_columns(tmp_path: Path) -> None:
     configs: dict[str, Any] = {
         "value_json_timestamps": "true",

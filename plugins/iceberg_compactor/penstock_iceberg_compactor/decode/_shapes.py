@@ -28,7 +28,7 @@ import math
 import re
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -64,6 +64,10 @@ class Limits:
     depth_max: int = 16
     #: UTF-8 bytes of a column's name.
     name_bytes_max: int = 255
+    #: Names of rows' columns that a table has for other things.
+    reserved: frozenset[str] = frozenset()
+    #: How deep rows are: 1, or 2 if they are within envelopes.
+    rows_depth: int = 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -360,6 +364,7 @@ class Fitter:
         self._added, self._lost = 0, False
         fitted, shape = self._struct(record, self.shape, 1)
         if shape is not self.shape:
+            _refuse_same_paths(shape)
             self.shape = shape
             self._columns = count_columns(shape)
         self.nulled += self._lost
@@ -417,7 +422,7 @@ class Fitter:
                     if after is not before:
                         more[name] = after
                 elif self.grow:
-                    self._admit(name)
+                    self._admit(name, depth)
                     fitted[name], more[name] = self._fit(value, None, depth)
             except MisfitError as error:
                 if self._nulls and name not in fields:
@@ -453,7 +458,9 @@ class Fitter:
         for name in names:
             raise MisfitError(f'has "{name}" twice in one object')
 
-    def _admit(self, name: str) -> None:
+    def _admit(self, name: str, depth: int) -> None:
+        if name in self.limits.reserved and depth == self.limits.rows_depth:
+            raise MisfitError("has a name that the table needs itself")
         size = len(name.encode(errors="replace"))
         if not name or size > self.limits.name_bytes_max:
             fault = (
@@ -480,6 +487,31 @@ class Fitter:
                 return self._leaf(value, _ZONED)
             return value, _STRING
         return self._leaf(value, _DOUBLE if kind is float or self._doubles else _OPEN_LONG)
+
+
+def _refuse_same_paths(shape: Shape) -> None:
+    """Two columns ``a.b``, one of which is b in a, can't be in one table."""
+    seen: set[str] = set()
+    for path in _paths(shape, ()):
+        name = ".".join(path)
+        if name in seen:
+            error = MisfitError("has the name of another one, which is in a struct or list")
+            error.path.append(name)
+            raise error
+        seen.add(name)
+
+
+def _paths(shape: Shape, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    if path:
+        yield path
+    if isinstance(shape, StructShape):
+        for name, one in shape.fields.items():
+            yield from _paths(one, (*path, name))
+    elif isinstance(shape, ListShape):
+        yield from _paths(shape.element, (*path, "element"))
+    elif isinstance(shape, MapShape):
+        yield (*path, "key")
+        yield from _paths(shape.value, (*path, "value"))
 
 
 def _bound(table: Shape, seen: Shape) -> Any:
