@@ -6,10 +6,14 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from penstock_iceberg_compactor.decode import conform
+from penstock_iceberg_compactor.decode._arrow import storage
 
 
 def visible(array: Any, *, maps_in_order: bool = True) -> Any:
     """All that can be seen of an array: what null structs hide differs, and NaN isn't equal to itself."""
+    if "extension<" in str(array.type):
+        array = conform(array, storage(array.type)).rows
     if pa.types.is_struct(array.type):
         inside = [visible(one, maps_in_order=maps_in_order) for one in array.flatten()]
         return [str(array.is_valid()), *inside]

@@ -119,6 +119,29 @@ def test_rows_are_cast_to_the_tables_columns() -> None:
         assert found[-1] == {"a": None, "d": None, "l": [], "m": None, "o": None, "u": None}
 
 
+def test_uuids_in_lists_and_maps_are_cast() -> None:
+    one, other = b"1" * 16, b"2" * 16
+    kind = _struct(
+        l=pa.list_(pa.binary(16)), m=pa.map_(pa.string(), pa.binary(16)), u=_struct(v=pa.binary(16))
+    )
+    table = _struct(l=pa.list_(pa.uuid()), m=pa.map_(pa.string(), pa.uuid()), u=_struct(v=pa.uuid()))
+    values = [
+        {"l": [one, None], "m": [("a", one)], "u": {"v": one}},
+        {"l": None},
+        None,
+        {"l": [other], "m": []},
+    ]
+    rows = conform(pa.array(values, kind), table).rows
+    assert rows.type == table
+    more = pa.struct([*table, ("new", pa.int64())])
+    for begin in range(4):
+        cast = conform(rows[begin:], more)
+        cast.rows.validate(full=True)
+        assert conform(cast.rows, kind).rows.to_pylist() == pa.array(values, kind)[begin:].to_pylist()
+    chosen = rows.filter(pa.array([True, False, False, True])).take(pa.array([1, 0]))
+    assert conform(chosen, kind).rows.to_pylist() == pa.array([values[3], values[0]], kind).to_pylist()
+
+
 def test_values_that_cant_be_cast_are_null_and_their_rows_marked() -> None:
     rows = pa.array(
         [

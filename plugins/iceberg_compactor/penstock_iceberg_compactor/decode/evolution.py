@@ -189,6 +189,7 @@ class _Cast:
         return made if made.type == target else made.cast(target)
 
     def _list(self, array: pa.Array, target: pa.DataType, rows: pa.Array | None) -> pa.Array:
+        array = _stored(array)
         lengths = pc.fill_null(pc.list_value_length(array), 0)
         values = self.to(array.flatten(), target.value_type, self._parents(lengths, rows))
         mask = array.is_null() if array.null_count else None
@@ -198,6 +199,7 @@ class _Cast:
         return kind.from_arrays(offsets, values, type=target, mask=mask)
 
     def _map(self, array: pa.Array, target: pa.DataType, rows: pa.Array | None) -> pa.Array:
+        array = _stored(array)
         as_list = array.cast(
             pa.list_(pa.struct([("key", array.type.key_type), ("value", array.type.item_type)]))
         )
@@ -257,6 +259,24 @@ class _Cast:
             bad = pa.array(marks, pa.bool_())
         if pc.any(bad, min_count=0).as_py():
             self.bad = bad if self.bad is None else pc.or_(self.bad, bad)
+
+
+def _stored(array: pa.Array) -> pa.Array:
+    """The array without extension types, of which Arrow flattens no lists."""
+    types = pa.types
+    if isinstance(array.type, pa.BaseExtensionType):
+        return array.storage
+    if "extension<" not in str(array.type):
+        return array
+    mask = array.is_null()
+    if types.is_struct(array.type):
+        children = [_stored(array.field(at)) for at in range(array.type.num_fields)]
+        return pa.StructArray.from_arrays(children, [one.name for one in array.type], mask=mask)
+    offsets = pa.array(array.offsets.to_pylist(), array.offsets.type)
+    if types.is_map(array.type):
+        return pa.MapArray.from_arrays(offsets, _stored(array.keys), _stored(array.items), mask=mask)
+    kind = pa.LargeListArray if types.is_large_list(array.type) else pa.ListArray
+    return kind.from_arrays(offsets, _stored(array.values), mask=mask)
 
 
 def _offsets(lengths: pa.Array, kind: pa.DataType) -> Any:
