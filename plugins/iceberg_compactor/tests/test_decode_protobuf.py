@@ -27,13 +27,12 @@ _TEXT = """
 syntax = "proto3";
 package x;
 import "google/protobuf/timestamp.proto";
-import "google/protobuf/wrappers.proto";
 enum Color { NONE = 0; RED = 1; }
 message In { int32 a = 1; repeated string names = 2; message Deep { bool b = 1; } }
 message M {
   int64 id = 1; string s = 2; bytes b = 3; double d = 4; float f = 5; bool ok = 6; Color color = 7;
   In inner = 8; repeated In items = 9; map<string, int64> counts = 10; map<int32, In> ins = 11;
-  google.protobuf.Timestamp ts = 12; google.protobuf.StringValue w = 13; optional int32 opt = 14;
+  google.protobuf.Timestamp ts = 12; optional int32 opt = 14;
   oneof one { string os = 15; int64 oi = 16; In om = 17; }
   uint32 u32 = 18; uint64 u64 = 19; sint64 s64 = 20; fixed64 f64 = 21; repeated int32 nums = 22;
   repeated Color colors = 23; In.Deep deep = 24; sfixed32 sf = 25; repeated google.protobuf.Timestamp times = 26;
@@ -45,8 +44,10 @@ package y;
 import "google/protobuf/duration.proto";
 import "google/protobuf/struct.proto";
 import "google/protobuf/empty.proto";
+import "google/protobuf/wrappers.proto";
 message Odd {
   google.protobuf.Duration lasts = 1; google.protobuf.Struct any = 2; Odd next = 3; google.protobuf.Empty none = 4;
+  google.protobuf.StringValue w = 5; google.protobuf.Int64Value n = 6;
 }
 """
 _TWO = """
@@ -79,7 +80,6 @@ def test_each_type_has_its_arrow_type(row_wise: bool) -> None:
     made.counts["k"] = 2
     made.ins[3].a = 4
     made.ts.seconds, made.ts.nanos = -1, 999_999_999
-    made.w.value = ""
     made.opt = 0
     made.oi = 6
     made.u32, made.u64, made.s64, made.f64 = 2**32 - 1, 2**64 - 1, -1, 1
@@ -99,7 +99,6 @@ def test_each_type_has_its_arrow_type(row_wise: bool) -> None:
         "counts": [("k", 2)],
         "ins": [(3, {"a": 4, "names": []})],
         "ts": datetime.datetime(1969, 12, 31, 23, 59, 59, 999_999, tzinfo=datetime.UTC),
-        "w": "",
         "opt": 0,
         "os": None,
         "oi": 6,
@@ -138,9 +137,16 @@ def test_what_tables_dont_have_is_told_in_what_they_have() -> None:
     made.any["k"] = [1, "x"]
     made.next.lasts.seconds = 1
     made.none.SetInParent()
+    made.w.value = ""
     decoded = _codec(_ODD, 0).decode(pa.array([made.SerializeToString()], pa.binary()))
     assert decoded.rows.to_pylist() == [
-        {"lasts": 2_000_000, "any": '{"k": [1.0, "x"]}', "next": b"\n\x02\x08\x01"}
+        {
+            "lasts": 2_000_000,
+            "any": '{"k": [1.0, "x"]}',
+            "next": b"\n\x02\x08\x01",
+            "w": "",
+            "n": None,
+        }
     ]
 
 
@@ -179,7 +185,10 @@ _LONG = st.integers(-(2**63), 2**63 - 1)
 _IN = st.fixed_dictionaries({}, optional={"a": _SMALL, "names": st.lists(st.text(max_size=2), max_size=2)})
 _TS = st.fixed_dictionaries(
     {},
-    optional={"seconds": st.integers(-(2**40), 2**40) | _LONG, "nanos": st.integers(0, 10**9 - 1) | _SMALL},
+    optional={
+        "seconds": st.integers(-(2**40), 2**40) | st.integers(-(2**43), 2**43),
+        "nanos": st.integers(0, 10**9 - 1) | _SMALL,
+    },
 )
 _MESSAGES = st.fixed_dictionaries(
     {},
@@ -195,7 +204,6 @@ _MESSAGES = st.fixed_dictionaries(
         "counts": st.dictionaries(st.text(max_size=2), _LONG, max_size=2),
         "ts": _TS,
         "times": st.lists(_TS, max_size=2),
-        "w": st.fixed_dictionaries({"value": st.text(max_size=2)}),
         "opt": _SMALL,
         "os": st.text(max_size=2),
         "oi": _LONG,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from google.protobuf import descriptor_pb2, json_format, message_factory
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
@@ -58,6 +59,8 @@ _WELL_KNOWN = tuple(
     for name in ("any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers", "descriptor")
 )
 _DEPTH_MAX = 32
+#: The years 1 to 9999, in microseconds: what a ``Timestamp`` may be. Beyond +-292,000 years ptars starts anew.
+_TIMES = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 
 #: A type and what makes a Python object for it of a field's value.
 _Column = tuple[pa.DataType, Callable[[Any], Any]]
@@ -116,7 +119,7 @@ class ProtobufCodec:
             if type(error).__name__ != "PanicException":
                 raise
             raise RefusedError from error
-        if made.bad is not None or len(rows) != len(items):
+        if made.bad is not None or len(rows) != len(items) or not _in_range(made.rows):
             raise RefusedError
         return made.rows
 
@@ -174,8 +177,9 @@ class _Columns:
             self.bulk = False
         name = message.full_name
         if name == "google.protobuf.Timestamp":
-            return pa.timestamp("us", "UTC"), _microseconds
+            return pa.timestamp("us", "UTC"), _timestamp
         if name in _WRAPPERS:
+            self.bulk = False  # where one is there twice, ptars takes the last instead of merging them
             kind, _ = self._single(message.fields[0], inside)
             return kind, lambda found: found.value
         if name == "google.protobuf.Duration":
@@ -194,10 +198,30 @@ def _same(value: Any) -> Any:
     return value
 
 
+def _timestamp(value: Any) -> int:
+    found = value.seconds * 10**6 + int(value.nanos / 1000)
+    if not _TIMES[0] <= found <= _TIMES[1]:
+        raise ValueError("it has a timestamp out of range")
+    return int(found)
+
+
+def _in_range(array: pa.Array) -> bool:
+    """Whether all timestamps are such, as Protobuf has them."""
+    types = pa.types
+    if types.is_timestamp(array.type):
+        found = pc.min_max(array.cast(pa.int64())).as_py()
+        return found["min"] is None or bool(_TIMES[0] <= found["min"] and found["max"] <= _TIMES[1])
+    if types.is_struct(array.type):
+        return all(map(_in_range, array.flatten()))
+    if types.is_map(array.type):
+        return _in_range(array.items)
+    return not types.is_list(array.type) or _in_range(array.flatten())
+
+
 def _microseconds(value: Any) -> int:
     found = value.seconds * 10**6 + int(value.nanos / 1000)
     if not -(2**63) <= found < 2**63:
-        raise ValueError("it has a timestamp or duration out of range")
+        raise ValueError("it has a duration out of range")
     return int(found)
 
 
