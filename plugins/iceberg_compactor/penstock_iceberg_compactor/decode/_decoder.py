@@ -77,10 +77,10 @@ class Decoder(Protocol):
 class MisfitError(ValueError):
     """A value doesn't fit its column; ``path`` grows while it is on its way to the top."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, *path: str) -> None:
         super().__init__(reason)
         self.reason = reason
-        self.path: list[str] = []
+        self.path = list(path)
 
     def __str__(self) -> str:
         return f'column "{".".join(reversed(self.path))}" {self.reason}' if self.path else f"it {self.reason}"

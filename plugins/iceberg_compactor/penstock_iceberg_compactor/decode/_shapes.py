@@ -495,9 +495,7 @@ def _refuse_same_paths(shape: Shape) -> None:
     for path in _paths(shape, ()):
         name = ".".join(path)
         if name in seen:
-            error = MisfitError("has the name of another one, which is in a struct or list")
-            error.path.append(name)
-            raise error
+            raise MisfitError("has the name of another one, which is in a struct or list", name)
         seen.add(name)
 
 
