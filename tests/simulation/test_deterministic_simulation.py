@@ -13,6 +13,7 @@ import sys
 
 import pytest
 from penstock_wal_block._device import Device
+from penstock_wal_block._lone import LoneWrites
 from tests.patience import HANG_S
 from tests.simulation.seeded_bugs import BUGS
 
@@ -55,6 +56,15 @@ def test_the_simulated_disk_has_all_that_a_log_asks_of_its_device() -> None:
         *SimulatedDevice.__init__.__code__.co_names,
     }  # methods, and what it is given
     assert asked - has == set()
+
+
+def test_a_simulated_log_that_would_be_written_by_the_loop_is_written_by_threads_still(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Time stands still on the event loop, so nothing can wait for the disk there."""
+    monkeypatch.setattr(LoneWrites, "on_loop", True)
+    outcome = simulate("wal_block", 0)
+    assert outcome.failure == "", "\n".join([*outcome.trace[-60:], outcome.failure])
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -111,8 +111,11 @@ class SimulatedLock:
         self._depth = 0
         self._waiting: deque[_Turn] = deque()
 
-    def acquire(self) -> bool:
+    def acquire(self, blocking: bool = True) -> bool:
+        """``blocking`` False, for who must not wait: it never succeeds on the event loop, whose time stands still."""
         me = getattr(_local, "turn", None) or threading.current_thread()
+        if not blocking and (self._owner not in (None, me) or not isinstance(me, _Turn)):
+            return False
         while self._owner not in (None, me):
             assert isinstance(me, _Turn), "the event loop waits for a thread"
             self._waiting.append(me)
