@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ("RAW_CONFIGS", "TOPIC_CONFIGS", "Field", "Order", "TableConfigs", "beside", "fault_of")
+__all__ = (
+    "RAW_CONFIGS",
+    "TOPIC_CONFIGS",
+    "Field",
+    "Order",
+    "TableConfigs",
+    "beside",
+    "fault_of",
+    "without_user",
+)
 
 import re
 from collections.abc import Mapping
@@ -32,7 +41,8 @@ TOPIC_CONFIGS = (
     LakeTopicConfig(
         name="schema.registry.url",
         default="",
-        doc="Where the schemas of avro, protobuf and json are: the URL of a schema registry.",
+        doc="Where the schemas of avro, protobuf and json are: the URL of a schema registry, one of those that the "
+        "broker's configuration has.",
     ),
     LakeTopicConfig(
         name="value.schema.file",
@@ -228,6 +238,11 @@ def fault_of(configs: Mapping[str, str]) -> str:
     return ""
 
 
+def without_user(url: str) -> str:
+    """The URL without user and password."""
+    return re.sub(r"(?<=://)[^/?#]*@", "", url)
+
+
 def _check_modes(read: TableConfigs, values: Mapping[str, str]) -> None:
     if read.mode == "append" and read.key_columns:
         raise _wrong(
@@ -252,9 +267,15 @@ def _check_modes(read: TableConfigs, values: Mapping[str, str]) -> None:
         )
     if values["operation.field"] and (debezium or read.mode != "cdc"):
         raise _wrong("operation.field", values, "it is for mode=cdc without an envelope, which has its own")
+    url = values["schema.registry.url"]
+    if without_user(url) != url:  # whoever may describe a topic sees its configs
+        raise ConfigError(
+            "penstock.lake.schema.registry.url can't have a user in it, name the registry without one; the broker's "
+            "configuration has it, with its user, in lake_compactor.registries"
+        )
     for kind in ("value", "key"):
         form = values[f"{kind}.format"]
-        source = values["schema.registry.url"] or values[f"{kind}.schema.file"]
+        source = url or values[f"{kind}.schema.file"]
         if form in ("avro", "protobuf") and not source:
             raise _wrong(
                 f"{kind}.format",

@@ -4,26 +4,35 @@ from __future__ import annotations
 
 __all__ = ("decoding_reader",)
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.spi.lake import LakeTopic
 from penstock_iceberg_compactor._columns import SYSTEM
-from penstock_iceberg_compactor._configs import TOPIC_CONFIGS, TableConfigs
+from penstock_iceberg_compactor._configs import TOPIC_CONFIGS, TableConfigs, without_user
 from penstock_iceberg_compactor._reading import Columns, DecodingReader
-from penstock_iceberg_compactor.decode import Decoder, DecodeSettings, Limits, SchemaRegistry, open_decoder
+from penstock_iceberg_compactor.decode import (
+    Decoder,
+    DecodeSettings,
+    Limits,
+    SchemaRegistry,
+    open_decoder,
+)
 
 
-def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic, schemas: Path) -> DecodingReader:
+def decoding_reader(
+    table: Columns, configs: TableConfigs, topic: LakeTopic, schemas: Path, registries: Sequence[str]
+) -> DecodingReader:
     """The reader of a table that isn't raw; ``schemas`` is the directory of schema files.
 
-    Raises ConfigError, also for a schema's file that can't be read.
+    ``registries`` are the URLs of registries that a topic can name. Raises ConfigError, also for a schema's file that
+    can't be read.
     """
     values = {**{config.name: config.default for config in TOPIC_CONFIGS}, **topic.configs}
     url = values["schema.registry.url"]
-    registry = SchemaRegistry(url) if url else None
+    registry = _registry(url, registries) if url else None
     nulls = configs.on_schema_change == "null"
     try:
         keys = (
@@ -51,6 +60,17 @@ def decoding_reader(table: Columns, configs: TableConfigs, topic: LakeTopic, sch
         raise
     close = registry.close if registry is not None else _nothing
     return DecodingReader(table, configs, configs.table_of(topic.name), decoder, keys, close)
+
+
+def _registry(url: str, registries: Sequence[str]) -> SchemaRegistry:
+    """The registry that a topic config names: whoever may set that, may not have the broker ask any other host."""
+    for known in registries:
+        if without_user(known).rstrip("/") == url.rstrip("/"):
+            return SchemaRegistry(known)
+    raise ConfigError(
+        f"the broker may not ask this schema registry, add it to lake_compactor.registries in its configuration: "
+        f"penstock.lake.schema.registry.url={without_user(url)}"
+    )
 
 
 def _schema_file(kind: str, name: str, schemas: Path) -> str:

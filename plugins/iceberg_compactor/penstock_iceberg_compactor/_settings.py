@@ -43,6 +43,11 @@ class Settings(BaseSettings):
         description="The directory of schemas that topic configs can name; a relative one is below the data "
         "directory. Nothing outside of it is read.",
     )
+    registries: tuple[str, ...] = Field(
+        default=(),
+        description="URLs of the schema registries that topic configs can name; no other is asked. User and password "
+        "stand here: https://user:password@host.",
+    )
     buffer: Size = Field(
         default=64 * 2**20,
         ge=2**20,

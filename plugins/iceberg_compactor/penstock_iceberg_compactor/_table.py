@@ -48,7 +48,9 @@ async def opened_table(
     schemas = place.services.data_dir / place.settings.schemas
     if epoch and not configs.raw:
         reader = await place.run(
-            "opening decoders", lambda: decoding_reader(owned, configs, topic, schemas), table=name
+            "opening decoders",
+            lambda: decoding_reader(owned, configs, topic, schemas, place.settings.registries),
+            table=name,
         )
     table = IcebergTable(place, owned, configs, reader, dead)
     try:

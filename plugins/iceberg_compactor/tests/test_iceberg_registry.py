@@ -1,0 +1,121 @@
+"""Tables of Avro records, with a schema registry that the operator allows, and of what Debezium writes."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fastavro
+import pytest
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._configs import fault_of
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+from tests.schema_registry import SchemaRegistryServer
+
+from penstock.errors import ConfigError, UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+_ROW = {
+    "type": "record",
+    "name": "Value",
+    "fields": [{"name": "id", "type": "long"}, {"name": "name", "type": ["null", "string"]}],
+}
+_ENVELOPE = {
+    "type": "record",
+    "name": "Envelope",
+    "fields": [
+        {"name": "before", "type": ["null", _ROW]},
+        {"name": "after", "type": ["null", "Value"]},
+        {"name": "op", "type": "string"},
+    ],
+}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def registry() -> Iterator[SchemaRegistryServer]:
+    with SchemaRegistryServer() as server:
+        yield server
+
+
+def avro(number: int, schema: Any, value: Any) -> bytes:
+    out = io.BytesIO()
+    fastavro.schemaless_writer(out, fastavro.parse_schema(json.loads(json.dumps(schema))), value)
+    return b"\0" + number.to_bytes(4, "big") + out.getvalue()
+
+
+async def put(compactor: IcebergCompactor, items: list[bytes | None], start: int, **configs: str) -> None:
+    async with compactor.open_table(topic(**configs), 1) as table:
+        await table.write(lake_records(items, start=start))
+        await table.commit({0: start + len(items)})
+
+
+def rows_of(compactor: IcebergCompactor) -> list[tuple[Any, ...]]:
+    found = load(compactor).scan(selected_fields=("id", "name")).to_arrow().to_pylist()
+    return sorted((row["id"], row["name"]) for row in found)
+
+
+async def test_avro_records_are_rows_and_wait_while_the_registry_is_away(
+    tmp_path: Path, registry: SchemaRegistryServer
+) -> None:
+    registry.add(1, _ROW)
+    configs = {"value_format": "avro", "schema_registry_url": registry.url + "/"}
+    with_user = registry.url.replace("://", "://reader:hidden@")
+    async with opened(tmp_path, registries=[with_user]) as compactor:
+        await put(compactor, [avro(1, _ROW, {"id": 1, "name": "a"})], 0, **configs)
+        assert registry.authorizations == {"Basic cmVhZGVyOmhpZGRlbg=="}
+        registry.answers["/schemas/ids/2"] = 503, {}
+        with pytest.raises(UnavailableError, match="the schema registry refuses") as caught:
+            await put(compactor, [avro(2, _ROW, {"id": 2, "name": None})], 1, **configs)
+        assert "hidden" not in str(caught.value)
+        assert rows_of(compactor) == [(1, "a")]
+        registry.add(2, _ROW)
+        await put(compactor, [avro(2, _ROW, {"id": 2, "name": None})], 1, **configs)
+        assert rows_of(compactor) == [(1, "a"), (2, None)]
+
+
+async def test_a_topic_cant_have_the_broker_ask_a_host_that_its_operator_doesnt_allow(
+    tmp_path: Path, registry: SchemaRegistryServer
+) -> None:
+    registry.add(1, _ROW)
+    async with opened(tmp_path, registries=["http://127.0.0.1:1"]) as compactor:
+        with pytest.raises(ConfigError, match=r"may not ask this schema registry, add it to lake_compactor\."):
+            await put(compactor, [b""], 0, value_format="avro", schema_registry_url=registry.url)
+    assert registry.asked == []
+    fault = fault_of({"value.format": "avro", "schema.registry.url": "https://me:hidden@host"})
+    assert fault.startswith("penstock.lake.schema.registry.url can't have a user in it")
+    assert "hidden" not in fault
+
+
+async def test_changes_that_debezium_writes_as_avro_make_the_table_that_they_were_made_to(
+    tmp_path: Path, registry: SchemaRegistryServer
+) -> None:
+    registry.add(7, _ENVELOPE)
+
+    def change(operation: str, before: Any, after: Any) -> bytes:
+        return avro(7, _ENVELOPE, {"op": operation, "before": before, "after": after})
+
+    one, other, new = {"id": 1, "name": "a"}, {"id": 2, "name": "b"}, {"id": 1, "name": "c"}
+    configs = {
+        "value_format": "avro",
+        "schema_registry_url": registry.url,
+        "mode": "cdc",
+        "envelope": "debezium",
+        "key_columns": "id",
+    }
+    async with opened(tmp_path, registries=[registry.url]) as compactor:
+        await put(compactor, [change("r", None, one), change("c", None, other)], 0, **configs)
+        assert rows_of(compactor) == [(1, "a"), (2, "b")]
+        await put(compactor, [change("u", one, new), change("d", other, None), None], 2, **configs)
+        assert rows_of(compactor) == [(1, "c")]
+        await put(compactor, [change("c", None, other), change("d", new, None)], 5, **configs)
+        assert rows_of(compactor) == [(2, "b")]
