@@ -239,4 +239,12 @@ class IcebergTable:
         await self._run("removing files", self._owned.leave)
 
     async def _run(self, what: str, work: Callable[[], _R]) -> _R:
-        return await self._place.run(what, work, table=self.name)
+        def working() -> _R:
+            try:
+                return work()
+            except FileNotFoundError:
+                # A newer owner removes what it finds of this one: then it is fenced, and nothing is damaged.
+                self._owned.refresh()
+                raise
+
+        return await self._place.run(what, working, table=self.name)

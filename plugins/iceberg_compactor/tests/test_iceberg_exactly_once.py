@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._files import FileWriter
 from pyiceberg.exceptions import CommitFailedException
 from pyiceberg.table import Table
 from tests.iceberg_place import load, opened, topic
@@ -174,13 +177,30 @@ async def test_files_of_a_fenced_owner_cant_be_committed_after_they_were_removed
             def claim(name: str) -> None:
                 if name == "manifests written" and not newer:
                     newer.append(new)
-                    import anyio
-
                     anyio.run(append, new, 2, [b"new"])
 
             old.watch(claim)
             with pytest.raises(FencedError):
                 await table.commit({0: 1})
+        assert await content(new) == ([b"new"], {0: 1})
+
+
+async def test_an_owner_whose_file_was_removed_by_the_next_one_is_fenced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(tmp_path) as old, opened(tmp_path) as new:
+
+        def vanish(*_: Any) -> list[Any]:
+            patch.undo()  # the next owner's is written
+            anyio.run(append, new, 2, [b"new"])
+            raise FileNotFoundError(errno.ENOENT, "gone")
+
+        async with old.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"old"]))
+            with monkeypatch.context() as patch:
+                patch.setattr(FileWriter, "write", vanish)
+                with pytest.raises(FencedError):
+                    await table.commit({0: 1})
         assert await content(new) == ([b"new"], {0: 1})
 
 

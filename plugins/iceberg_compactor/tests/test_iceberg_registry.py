@@ -88,7 +88,9 @@ async def test_a_topic_cant_have_the_broker_ask_a_host_that_its_operator_doesnt_
 ) -> None:
     registry.add(1, _ROW)
     async with opened(tmp_path, registries=["http://127.0.0.1:1"]) as compactor:
-        with pytest.raises(ConfigError, match=r"may not ask this schema registry, add it to lake_compactor\."):
+        with pytest.raises(
+            ConfigError, match=r"may not ask this schema registry, add it to lake_compactor\."
+        ):
             await put(compactor, [b""], 0, value_format="avro", schema_registry_url=registry.url)
     assert registry.asked == []
     fault = fault_of({"value.format": "avro", "schema.registry.url": "https://me:hidden@host"})
