@@ -20,6 +20,8 @@ from tests.patience import HANG_S
 from penstock.errors import ConfigError, UnavailableError
 from penstock_tools.bench.cold_reads import measure_cold_reads
 from penstock_tools.bench.floor import compare
+from penstock_tools.bench.lake import measure_lake
+from penstock_tools.bench.lake import report as report_of_lake
 from penstock_tools.bench.results import Sample
 from penstock_tools.bench.run import Run
 from penstock_tools.bench.server import BrokerProcess
@@ -242,6 +244,16 @@ def test_cold_reads_are_measured(tmp_path: Path) -> None:
     assert found.floor is not None
     assert found.floor.read_megabytes_per_s > 0
     assert min(found.floor.quiet_p99_ms + found.floor.reading_p99_ms) > 0
+
+
+def test_the_lake_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("pyiceberg")
+    found = measure_lake(
+        tmp_path, seconds=0.6, rounds=1, rate=400, interval_s=0.2, sets=["wal.capacity=64MiB"]
+    )
+    assert min(found.without_p99_ms + found.with_p99_ms + found.late_s) > 0
+    assert found.rows > 200
+    assert "late by" in report_of_lake(found)
 
 
 def test_wal_latency_measures_each_load_and_writes_a_plot_and_figures(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import random
 import subprocess
+import threading
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +28,8 @@ from tests.patience import HANG_S
 
 WITH_TABLES = ("lake_compactor.plugin=reference", "lake.retry_min=50ms", "lake.retry_max=500ms")
 REFERENCE = ("-p", "penstock_conformance.reference")
+#: 100 by hand.
+KILLS = int(os.environ.get("PENSTOCK_LAKE_KILLS", "3"))
 TABLE = {"penstock.lake.enable": "true", "penstock.lake.commit.interval.ms": "200"}
 
 
@@ -98,19 +103,70 @@ def test_records_are_in_the_table_once_over_kills_and_a_clean_stop(serve: ServeF
     """kill -9 at random moments while a client produces: no row is missing, none is there twice."""
     broker = serve(*WITH_TABLES, "stream.upload_interval=1h", arguments=REFERENCE)
     create(broker, "orders", 3)
-    rng = random.Random(8)
-    sent: list[bytes] = []
-    for kill in range(5):
-        values = [b"%d/%d" % (kill, n) for n in range(400)]
-        produce(broker, "orders", values)
-        sent += values
-        time.sleep(rng.uniform(0, 0.4))
-        broker.kill()
-        broker.start()
+    sent = produced_over_kills(broker, "orders")
     assert values_of(wait_for_rows(broker, "orders", len(sent))) == Counter(sent)
     produce(broker, "orders", [b"the last"])
     assert broker.terminate() == 0
     assert values_of(rows_of(broker, "orders")) == Counter([*sent, b"the last"])
+
+
+def test_records_are_in_an_iceberg_table_once_over_kills(serve: ServeFactory) -> None:
+    """The same with the compactor that people use, whose commits are a catalog's."""
+    catalogs = pytest.importorskip("pyiceberg.catalog")
+    broker = serve("lake_compactor.plugin=iceberg_compactor", *WITH_TABLES[1:], "stream.upload_interval=1h")
+    create(broker, "orders", 3, TABLE | {"penstock.lake.commit.interval.ms": "300"})
+    sent = produced_over_kills(broker, "orders")
+    lake = broker.data_dir / "lake"
+    catalog = catalogs.load_catalog("penstock", type="sql", uri=f"sqlite:///{lake}/catalog.db")
+    found: Counter[bytes] = Counter()
+    until = time.monotonic() + HANG_S
+    while found.total() < len(sent) and time.monotonic() < until:
+        if catalog.table_exists("kafka.orders"):
+            rows = catalog.load_table("kafka.orders").scan(selected_fields=("value",)).to_arrow()
+            found = Counter(rows["value"].to_pylist())
+    assert found == Counter(sent)
+
+
+def produced_over_kills(broker: ServeProcess, topic: str) -> list[bytes]:
+    """What an idempotent producer produced, all of it acknowledged, while the broker was killed at random moments."""
+    rng = random.Random(8)
+    sent: list[bytes] = []
+    failed: list[object] = []
+    ended = threading.Event()
+
+    def go_on() -> None:
+        producer = Producer(
+            {
+                "bootstrap.servers": broker.bootstrap_servers,
+                "enable.idempotence": True,
+                "linger.ms": 5,
+                "message.timeout.ms": 0,  # never give up: what isn't acknowledged is sent again
+                "reconnect.backoff.max.ms": 100,
+                "retry.backoff.max.ms": 100,
+                "log_level": 0,
+            }
+        )
+        while not ended.wait(0.01):
+            while len(producer) < 1000:
+                sent.append(b"%d" % len(sent))
+                producer.produce(
+                    topic, sent[-1], on_delivery=lambda error, _: failed.append(error) if error else None
+                )
+            producer.poll(0)
+        assert producer.flush(HANG_S) == 0
+
+    with ThreadPoolExecutor(1) as threads:
+        producing = threads.submit(go_on)
+        try:
+            for _ in range(KILLS):
+                time.sleep(rng.uniform(0, 1.2))
+                broker.kill()
+                broker.start()
+        finally:
+            ended.set()
+        producing.result()
+    assert failed == []
+    return sent
 
 
 def test_configs_of_tables_are_checked_and_refused_without_a_compactor(serve: ServeFactory) -> None:

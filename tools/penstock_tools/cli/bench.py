@@ -364,6 +364,30 @@ def uploads(
         _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
 
 
+@app.command("lake")
+def lake(
+    context: typer.Context,
+    seconds: Annotated[float, typer.Option("--seconds", help="Length of one window.")] = 8.0,
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
+    rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 20_000.0,
+    interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between commits.")] = 2.0,
+    directory: _WorkDir = None,
+    json_path: _JsonPath = None,
+    sets: SetOption = None,
+) -> None:
+    """Measure what a table costs its topic's producers, in turn with a topic without one, and how late rows are."""
+    _need_extra()
+    from penstock_tools.bench.lake import measure_lake, report
+
+    settings = _sets(context, sets)
+    with _scratch("lake", directory) as folder:
+        found = measure_lake(
+            folder, seconds=seconds, rounds=rounds, rate=rate, interval_s=interval_s, sets=settings
+        )
+        typer.echo(report(found))
+        _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
+
+
 @app.command("budgets")
 def budgets(
     context: typer.Context,
