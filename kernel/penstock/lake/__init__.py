@@ -5,6 +5,6 @@ its records (``source``), makes columns of them (``columns``) and decides when t
 write-ahead log know nothing of it.
 
 ``configs`` are the topic configs of tables, which begin with ``penstock.lake.``: ``enable``, ``commit.interval.ms``,
-``commit.bytes`` and ``gap`` of the kernel, and those that the compactor adds, ``format`` or ``value.format`` for
-instance.
+``commit.bytes`` and ``gap`` of the kernel, and those that the compactor adds, such as ``value.format`` and
+``schema.registry.url``.
 """
