@@ -59,12 +59,17 @@ def capacity_of(location: str) -> tuple[int, int] | None:
     return usage.total, usage.free
 
 
+class DirectoryInUseError(ConfigError):
+    """Another process has the data directory."""
+
+
 @contextmanager
 def own_directory(path: Path, access: Access) -> Iterator[None]:
     """Hold the data directory for this process; the system lets go of it when the process ends, however it ends.
 
     A second broker on the same files would fence the first one, which is right between hosts and a mishap on one.
-    Raises ConfigError when another process has it, or it can't be used; UnavailableError when the disk fails.
+    Raises DirectoryInUseError when another process has it, ConfigError when it can't be used, UnavailableError when
+    the disk fails.
     """
     lock = path / "penstock.lock"
     try:
@@ -80,7 +85,7 @@ def own_directory(path: Path, access: Access) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise ConfigError(
+            raise DirectoryInUseError(
                 f"another broker runs on this data directory, stop it or set broker.data_dir: path={path} "
                 f"pid={(file.read(20) or b'unknown').decode('ascii', 'replace')}"
             ) from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("LAKE_PREFIX", "TableConfigs", "topic_config_table")
+__all__ = ("LAKE_PREFIX", "MAINTENANCE_REQUEST", "TableConfigs", "topic_config_table")
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +16,8 @@ from penstock.spi.lake import LakeCompactorSpec, LakeTopicConfig
 
 #: What all of them begin with, for Kafka's tools.
 LAKE_PREFIX: Final = "penstock.lake."
+#: What asks the owner of a table for maintenance: a number above those that were answered.
+MAINTENANCE_REQUEST: Final = LAKE_PREFIX + "maintenance.request"
 _ENABLE: Final = LAKE_PREFIX + "enable"
 _INTERVAL: Final = LAKE_PREFIX + "commit.interval.ms"
 _BYTES: Final = LAKE_PREFIX + "commit.bytes"
@@ -51,6 +53,13 @@ _OWN: Final = (
         doc="What to do if records were deleted before they were in the table: stop, or skip them.",
         choices=("stop", "skip"),
     ),
+    TopicConfig(
+        name=MAINTENANCE_REQUEST,
+        type=ConfigType.LONG,
+        default="0",
+        doc="A number above all before asks for maintenance of the table, once; penstock lake maintain sets it.",
+        low=0,
+    ),
 )
 _TYPES: Final = {
     "boolean": ConfigType.BOOLEAN,
@@ -71,6 +80,8 @@ class TableConfigs:
     commit_bytes: int
     #: Records that were deleted before they were in the table are passed over.
     skips_gaps: bool
+    #: Maintenance is wanted if this is above what the newest one answered.
+    maintenance_request: int
     #: The compactor's own, under the names of ``LakeCompactorSpec.topic_configs``.
     own: Mapping[str, str]
 
@@ -83,6 +94,7 @@ class TableConfigs:
             commit_interval_s=int(values[_INTERVAL]) / 1000,
             commit_bytes=int(values[_BYTES]),
             skips_gaps=values[_GAP] == "skip",
+            maintenance_request=int(values[MAINTENANCE_REQUEST]),
             own=_own(values, kernels),
         )
 

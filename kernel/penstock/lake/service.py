@@ -83,6 +83,7 @@ class LakeService:
         node_epoch: int,
         bus: EventBus,
         clock: Callable[[], float] = time.monotonic,
+        now_ms: Callable[[], int] = lambda: time.time_ns() // 1_000_000,
     ) -> AsyncIterator[LakeService]:
         """Make the tables of ``compactor`` until the context is left.
 
@@ -104,6 +105,7 @@ class LakeService:
                 begin_upload=engine.begin_upload,
                 durable_end=engine.durable_end,
                 clock=clock,
+                now_ms=now_ms,
                 random=Random(),
                 limiter=anyio.CapacityLimiter(settings.concurrency),
             )

@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from random import Random
+from types import MappingProxyType
 
 import anyio
 
@@ -26,10 +27,10 @@ from penstock.lake.configs import TableConfigs
 from penstock.lake.source import LakeSource
 from penstock.lake.states import LakeState
 from penstock.lake.statistics import LakeTableStatistics
-from penstock.metadata.commands.lake import ClaimLake, SetLakeState
+from penstock.metadata.commands.lake import REASON_LENGTH_MAX, ClaimLake, SetLakeMaintained, SetLakeState
 from penstock.metadata.service import MetadataService
 from penstock.metadata.streams import StreamState
-from penstock.metadata.topics import TopicState
+from penstock.metadata.topics import LakeMaintained, TopicState
 from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.lake import LakeCompactor, LakeRecords, LakeTable, LakeTopic
 from penstock.threads import run_in_thread
@@ -83,6 +84,8 @@ class Surroundings:
     begin_upload: Callable[[], None]
     durable_end: Callable[[int], int | None]
     clock: Callable[[], float]
+    #: Wall clock, in milliseconds: what is in metadata was written in another life, or on another host.
+    now_ms: Callable[[], int]
     random: Random
     #: Topics at work.
     limiter: anyio.CapacityLimiter
@@ -119,7 +122,10 @@ class TableTask:
         self._written_bytes = 0
         #: When the table had everything that was durable, by partition.
         self._whole_at: dict[int, float] = {}
-        self._maintained_at = around.clock()
+        #: When maintenance began last; None: not known before the table is open.
+        self._maintained_at: float | None = None
+        #: The greatest request for maintenance that was answered.
+        self._answered_request = 0
         self._rows = self._commits = self._failures = self._gap_records = self._maintenances = 0
         self._all_bytes = 0
         self._rejected: Counter[str] = Counter()
@@ -192,13 +198,12 @@ class TableTask:
                 except ClosedError:
                     return  # the broker ends
                 except _GapError as error:
-                    await self._tell(LakeState.GAP, str(error))
+                    await self._tell(LakeState.GAP, _sentence(error))
                 except PenstockError as error:
-                    await self._tell(LakeState.FAILED, str(error))
+                    await self._tell(LakeState.FAILED, _sentence(error))
                 except Exception as error:  # a plugin is a stranger: its bugs are its topic's affair
                     logger.exception("the lake compactor failed: topic=%s", self._name)
-                    text = " ".join(str(error).split())
-                    await self._tell(LakeState.FAILED, f"the compactor raised {type(error).__name__}: {text}")
+                    await self._tell(LakeState.FAILED, _sentence(error))
                 if self._commits > commits:
                     backoff.succeeded()
                 self._failures += 1
@@ -260,6 +265,7 @@ class TableTask:
             self._positions = dict(self._committed)
             self._written_bytes = 0
             self._pending_rejected.clear()
+            self._recall_maintenance()
             self._check_positions()
             await self._begin_partitions(table)
             if not self._is_standing:  # else the reason is shown until a commit shows that it has gone
@@ -294,7 +300,7 @@ class TableTask:
         while True:
             self._news = anyio.Event()  # what comes from here on is news: it may be too late for this round
             is_new = self.wanted.topic != topic
-            if self._stopping or is_new or clock() >= due_at:
+            if self._stopping or is_new or self._is_maintenance_asked or clock() >= due_at:
                 await self._cycle(table)
                 if self._stopping or is_new:
                     return
@@ -448,22 +454,78 @@ class TableTask:
         self._committed = dict(self._positions)
         logger.debug("committed %d rows: topic=%s version=%s", commit.rows, self._name, commit.version)
 
-    async def _maintain(self, table: LakeTable) -> None:
-        """On a schedule, with nothing written since the last commit."""
+    def _recall_maintenance(self) -> None:
+        """What metadata say of the newest maintenance: the schedule goes on over restarts and takeovers."""
+        state = self._around.metadata.image.topics.get(self._topic_id)
+        claim = None if state is None else state.lake
+        last = (claim and claim.maintained) or LakeMaintained(ended_ms=self._around.now_ms())
+        self._answered_request = last.request
+        if self._maintained_at is None:
+            passed_s = max(0, self._around.now_ms() - last.ended_ms) / 1000
+            self._maintained_at = self._around.clock() - passed_s
+
+    @property
+    def _is_maintenance_asked(self) -> bool:
+        return self.wanted.configs.maintenance_request > self._answered_request
+
+    @property
+    def _is_maintenance_due(self) -> bool:
+        """By the schedule, if the compactor maintains anything."""
+        assert self._maintained_at is not None, "the table is open"
         around = self._around
         interval_s = around.settings.maintenance_interval_s
         if not interval_s or not around.compactor.capabilities.maintains:
-            return
-        if around.clock() < self._maintained_at + interval_s:
+            return False
+        return around.clock() >= self._maintained_at + interval_s
+
+    async def _maintain(self, table: LakeTable) -> None:
+        """On a schedule or if asked for, with nothing written since the last commit; metadata say how it ended."""
+        if not self._is_maintenance_asked and not self._is_maintenance_due:
             return
         # before it is tried: one that fails mustn't keep records from the table until it succeeds
-        self._maintained_at = around.clock()
-        async with around.limiter:
-            done = await table.maintain()
+        self._maintained_at = self._around.clock()
+        self._answered_request = max(self._answered_request, self.wanted.configs.maintenance_request)
+        try:
+            async with self._around.limiter:
+                done = await table.maintain()
+        except (FencedError, ClosedError):
+            raise  # it is for the next owner to answer
+        except Exception as error:
+            await self._tell_maintained(_sentence(error))
+            raise
         self._maintenances += 1
         figures = " ".join(f"{name.replace(' ', '_')}={value}" for name, value in done.figures.items())
         logger.info("maintained the table: topic=%s saved_bytes=%d %s", self._name, done.saved_bytes, figures)
+        await self._tell_maintained("", done.saved_bytes, done.figures)
+
+    async def _tell_maintained(
+        self, reason: str, saved_bytes: int = 0, figures: Mapping[str, int] = MappingProxyType({})
+    ) -> None:
+        shown = {_storable(name): _clamped(value) for name, value in figures.items()}
+        await self._around.metadata.submit(
+            SetLakeMaintained(
+                self._topic_id, self._epoch, self._answered_request, reason, _clamped(saved_bytes), shown
+            )
+        )
 
 
 def _next_of(decoding: Iterator[LakeRecords]) -> LakeRecords | None:
     return next(decoding, None)
+
+
+def _sentence(error: Exception) -> str:
+    """Why, as metadata keep it; a plugin is a stranger, so its words may be no text, and long."""
+    text = _storable(" ".join(str(error).split()))[:REASON_LENGTH_MAX]
+    return (
+        text if isinstance(error, PenstockError) else f"the compactor raised {type(error).__name__}: {text}"
+    )
+
+
+def _storable(text: str) -> str:
+    """Without what UTF-8 can't say: halves of surrogate pairs, as in names of files."""
+    return text.encode(errors="replace").decode()
+
+
+def _clamped(value: int) -> int:
+    """As an integer that MessagePack has."""
+    return max(-(2**63), min(int(value), 2**63 - 1))

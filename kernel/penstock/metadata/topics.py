@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("NO_LEADER", "LakeClaim", "TopicState", "Topics")
+__all__ = ("NO_LEADER", "LakeClaim", "LakeMaintained", "TopicState", "Topics")
 
 from collections.abc import Collection, KeysView, Sequence
 from typing import Final
@@ -13,6 +13,21 @@ from penstock.metadata.table import Table
 
 #: Instead of a node's id.
 NO_LEADER: Final = -1
+
+
+class LakeMaintained(msgspec.Struct, frozen=True):
+    """The newest maintenance of a lake table, as its owner told it."""
+
+    #: Wall clock when it ended.
+    ended_ms: int
+    #: The greatest request for one (the topic config ``penstock.lake.maintenance.request``) that it answers.
+    request: int = 0
+    #: Why it failed, one sentence; empty if it ended well.
+    reason: str = ""
+    #: Bytes that the table takes less.
+    saved_bytes: int = 0
+    #: What was done, by words, in the order in which to show it.
+    figures: dict[str, int] = {}
 
 
 class LakeClaim(msgspec.Struct, frozen=True):
@@ -26,6 +41,8 @@ class LakeClaim(msgspec.Struct, frozen=True):
     reason: str = ""
     #: Wall clock when this state began.
     since_ms: int = 0
+    #: None: no maintenance has ended yet, of this claim or of an earlier one.
+    maintained: LakeMaintained | None = None
 
 
 class TopicState(msgspec.Struct):

@@ -13,6 +13,7 @@ damaged, or leave the field out of its next snapshot. Older entries and snapshot
 - 5: nothing new but the number: entries and snapshots had numbers of their own before.
 - 6: nodes have words of plugins, and entries a command for them.
 - 7: topics have a claim of their lake table, and entries two commands for it.
+- 8: such a claim says how the newest maintenance ended, and entries have a command for that.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ import msgspec
 from penstock.errors import NewerVersionError
 
 #: What is written now.
-METADATA_VERSION: Final[int] = 7
+METADATA_VERSION: Final[int] = 8
 
 
 class _Versioned(msgspec.Struct):

@@ -313,7 +313,8 @@ class LakeCompactorSpec(PluginSpec[S, LakeCompactor]):
 
     kind: ClassVar[str] = "lake_compactor"
     capabilities: LakeCompactorCapabilities
-    #: What may be set per topic, beside the kernel's own (``enable``, ``commit.interval.ms``, ``commit.bytes``).
+    #: What may be set per topic, beside the kernel's own (``enable``, ``commit.interval.ms``, ``commit.bytes``,
+    #: ``gap``, ``maintenance.request``).
     topic_configs: Sequence[LakeTopicConfig] = ()
     #: What is wrong with the values of all of them together, one sentence; empty if nothing is. Called whenever one
     #: is set, and before a table is opened. Must not raise.

@@ -23,7 +23,7 @@ from penstock.errors import (
 from penstock.metadata import snapshot as snapshot_module
 from penstock.metadata.commands import Command, Entry, decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.cluster import FormatCluster
-from penstock.metadata.commands.lake import ClaimLake, SetLakeState
+from penstock.metadata.commands.lake import ClaimLake, SetLakeMaintained, SetLakeState
 from penstock.metadata.commands.nodes import RegisterNode, ReleaseWal, UseWal
 from penstock.metadata.commands.objects import (
     AbandonObjects,
@@ -310,6 +310,15 @@ commands = st.lists(
         st.builds(SetTopicConfigs, st.just(TOPIC_ID), st.dictionaries(st.just("k"), st.sampled_from("ab"))),
         st.builds(ClaimLake, st.just(TOPIC_ID), st.just(1), st.integers(1, 6)),
         st.builds(SetLakeState, st.just(TOPIC_ID), st.integers(1, 9), st.sampled_from(("running", "failed"))),
+        st.builds(
+            SetLakeMaintained,
+            st.just(TOPIC_ID),
+            st.integers(1, 9),
+            st.integers(0, 9),
+            st.sampled_from(("", "failed")),
+            st.just(0),
+            st.just({"files": 1}),
+        ),
         st.builds(OpenStreams, st.just(1), st.integers(1, 6), st.lists(st.integers(1, 6), max_size=3)),
         st.builds(PrepareObjects, st.just(1), st.integers(1, 6), st.integers(1, 2), st.just(NOW_MS)),
         st.builds(

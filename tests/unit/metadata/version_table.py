@@ -49,6 +49,11 @@ VERSIONS: dict[int, dict[str, str]] = {
         "LakeClaim": "epoch: int; node_id: int; state: str = ''; reason: str = ''; since_ms: int = 0",
         "TopicState": "topic_id: bytes; name: str; configs: dict[str, str]; internal: bool; log_streams: list[int]; state_streams: list[int]; leaders: list[int] = list(); lake: LakeClaim | None = None",
     },
+    8: {
+        "lake!": "topic_id: bytes; epoch: int; request: int; reason: str; saved_bytes: int; figures: dict[str, int]",
+        "LakeClaim": "epoch: int; node_id: int; state: str = ''; reason: str = ''; since_ms: int = 0; maintained: LakeMaintained | None = None",
+        "LakeMaintained": "ended_ms: int; request: int = 0; reason: str = ''; saved_bytes: int = 0; figures: dict[str, int] = dict()",
+    },
 }
 
 #: Checksums of the lines of each version: they are changed by nobody unnoticed.
@@ -56,4 +61,5 @@ SEALS: dict[int, str] = {
     5: "cd48bd46",
     6: "a8c6db30",
     7: "229471d1",
+    8: "e18cfa5d",
 }

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 __all__ = ("app",)
 
-import dataclasses
 import json
 import time
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import anyio
+import msgspec
 import typer
 
+from penstock.errors import UnavailableError
+from penstock.work.retry import Backoff, doubling
 from penstock_tools.cli._app import ConfigOption, PluginOption, PluginsDirOption, SetOption, Setup
+from penstock_tools.cli._client import DEFAULT_BOOTSTRAP, BootstrapOption, connect, run
 from penstock_tools.cli._format import count_text, print_table
+
+if TYPE_CHECKING:
+    from penstock.metadata.topics import LakeMaintained
+    from penstock.spi.lake import LakeMaintenance
+    from penstock_tools.inspection.lake import Lake, TopicTable
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, help=__doc__)
 
@@ -45,40 +53,43 @@ def status(
 
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
 
-    async def look() -> list[dict[str, object]]:
+    async def look() -> list[TopicTable]:
         async with open_lake(setup.load_config(), setup.registry()) as lake:
-            return [dataclasses.asdict(found) for found in await topic_tables(lake, topic)]
+            return await topic_tables(lake, topic)
 
     found = anyio.run(look)
     if as_json:
-        typer.echo(json.dumps(found, indent=2))
+        typer.echo(json.dumps([msgspec.to_builtins(one, str_keys=True) for one in found], indent=2))
     else:
         print_table(
-            ("TOPIC", "TABLE", "STATE", "SINCE", "LAG", "REASON"),
+            ("TOPIC", "TABLE", "STATE", "SINCE", "LAG", "MAINTAINED", "REASON"),
             [
                 (
-                    str(one["topic"]),
-                    str(one["table"] or "-"),
-                    str(one["state"]),
-                    _ago(one["since_ms"]),
-                    _lag(one["lag_records"]),
-                    str(one["reason"] or one["fault"] or "-"),
+                    one.topic,
+                    one.table or "-",
+                    one.state,
+                    _ago(one.since_ms),
+                    "?" if one.lag_records is None else str(sum(one.lag_records.values())),
+                    _maintained(one.maintained),
+                    one.reason or one.fault or "-",
                 )
                 for one in found
             ],
         )
-    if any(one["state"] in ("failed", "gap") for one in found):
+    if any(one.state in ("failed", "gap") for one in found):
         raise typer.Exit(1)
 
 
-def _lag(lag: object) -> str:
-    return str(sum(lag.values())) if isinstance(lag, dict) else "?"
+def _maintained(maintained: LakeMaintained | None) -> str:
+    if maintained is None:
+        return "-"
+    return ("failed " if maintained.reason else "") + _ago(maintained.ended_ms)
 
 
-def _ago(since_ms: object) -> str:
+def _ago(since_ms: int | None) -> str:
     from penstock.units import format_duration
 
-    if not isinstance(since_ms, int):
+    if since_ms is None:
         return "-"
     passed = max(0, time.time_ns() // 1_000_000 - since_ms)
     return format_duration(passed // 1000 * 1000)
@@ -147,17 +158,18 @@ def maintain(
     sets: SetOption = None,
     plugins_dir: PluginsDirOption = None,
     plugin: PluginOption = None,
+    bootstrap_server: BootstrapOption = DEFAULT_BOOTSTRAP,
 ) -> None:
     """Bring a topic's table into good shape: small files together, what nothing needs any more removed.
 
-    The broker that owns the table does it on a schedule (lake.maintenance_interval). By this command it is done here,
-    while no broker runs: the data directory is locked meanwhile. With --dry-run a broker may run.
+    The broker that owns the table does it on a schedule (lake.maintenance_interval). While a broker runs on the data
+    directory, this command asks that one (--bootstrap-server) to do it now, and waits for the outcome. While none
+    does, it is done here, with the directory locked.
     """
     from pathlib import Path
 
-    from penstock.broker import own_directory
+    from penstock.broker import DirectoryInUseError, own_directory
     from penstock.files import ACCESSES
-    from penstock.spi.lake import LakeMaintenance
     from penstock.units import format_size
     from penstock_tools.inspection.lake import open_lake
 
@@ -172,16 +184,48 @@ def maintain(
             async with lake.compactor.open_table(wanted, epoch) as table:
                 return await table.maintain(dry_run=dry_run or not epoch)
 
+    async def ask() -> LakeMaintenance:
+        async with open_lake(loaded, setup.registry()) as lake:
+            return await _ask_owner(lake, topic, bootstrap_server)
+
     if dry_run:
         done = anyio.run(work)
     else:
         broker = loaded.tree.broker
-        with own_directory(Path(broker.data_dir).expanduser(), ACCESSES[broker.data_access]):
-            done = anyio.run(work)
+        try:
+            with own_directory(Path(broker.data_dir).expanduser(), ACCESSES[broker.data_access]):
+                done = anyio.run(work)
+        except DirectoryInUseError:
+            done = run(ask)
     for name, value in done.figures.items():
         typer.echo(f"{name}: {value}")
     verb = "would take" if done.dry_run else "takes"
     typer.echo(f"the table {verb} {format_size(done.saved_bytes)} less")
+
+
+async def _ask_owner(lake: Lake, topic: str, bootstrap_server: str) -> LakeMaintenance:
+    """Have the broker that owns the table maintain it, and wait for how that ends."""
+    from penstock.lake.configs import MAINTENANCE_REQUEST
+    from penstock.spi.lake import LakeMaintenance
+    from penstock_tools.client import Admin
+    from penstock_tools.inspection.lake import maintained_since, next_request
+
+    request = next_request(lake, topic)
+    async with connect(bootstrap_server) as cluster:
+        admin = Admin(cluster)
+        await admin.alter_topic_configs(topic, set_to={MAINTENANCE_REQUEST: str(request)})
+        typer.echo(f"asked the broker that owns the table to maintain it: topic={topic}", err=True)
+        pauses = Backoff(doubling(0.1, 2.0))
+        while (done := await maintained_since(lake, topic, request)) is None:
+            # the outcome is in metadata, and whoever only reads them isn't told of news; the answer shows that the
+            # broker is still there
+            await admin.topic_configs(topic)
+            await anyio.sleep(pauses.failed())
+    if done.reason:
+        raise UnavailableError(
+            f"maintenance failed, the table is as good as before: topic={topic} {done.reason}"
+        )
+    return LakeMaintenance(figures=done.figures, saved_bytes=done.saved_bytes, dry_run=False)
 
 
 @app.command()

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-__all__ = ("Lake", "Replayed", "TopicTable", "open_lake", "replay", "topic_tables")
+__all__ = (
+    "Lake",
+    "Replayed",
+    "TopicTable",
+    "maintained_since",
+    "next_request",
+    "open_lake",
+    "replay",
+    "topic_tables",
+)
 
 import os
 import time
@@ -14,18 +23,20 @@ from pathlib import Path
 import anyio
 
 from penstock.config import Config
-from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError
+from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError, UnavailableError
 from penstock.lake.columns import decode_entries
 from penstock.lake.configs import TableConfigs, topic_config_table
 from penstock.lake.source import LakeSource, Throttle
+from penstock.lake.states import LakeState
 from penstock.lake.topics import lake_topic
 from penstock.log.topic_config import TopicConfigTable
 from penstock.metadata.image import Image
 from penstock.metadata.service import load_image
-from penstock.metadata.topics import TopicState
+from penstock.metadata.topics import LakeMaintained, TopicState
 from penstock.plugins import PluginOpener, PluginRegistry
 from penstock.spi.kinds import ALLOCATOR, LAKE_COMPACTOR, METADATA_LOG, OBJECT_STORE
 from penstock.spi.lake import LakeCompactor, LakeCompactorSpec, LakeTable, LakeTopic
+from penstock.spi.metadata_log import MetadataLog
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 
@@ -40,6 +51,7 @@ class Lake:
     """What is needed to look at tables."""
 
     image: Image
+    metadata_log: MetadataLog
     object_store: ObjectStore
     compactor: LakeCompactor
     batch_bytes: int
@@ -72,6 +84,8 @@ class TopicTable:
     lag_records: dict[int, int] | None
     #: Why the table couldn't be looked at; empty if it could.
     fault: str = ""
+    #: How the newest maintenance ended; None: none has.
+    maintained: LakeMaintained | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +134,7 @@ async def open_lake(
         compactor = await plugins.open(LAKE_COMPACTOR)
         yield Lake(
             image=image,
+            metadata_log=metadata_log,
             object_store=object_store,
             compactor=compactor,
             batch_bytes=spec.batch_bytes,
@@ -168,7 +183,41 @@ async def _topic_table(lake: Lake, state: TopicState) -> TopicTable:
         node_id=claim.node_id if claim is not None else None,
         lag_records=lag,
         fault=fault,
+        maintained=claim.maintained if claim is not None else None,
     )
+
+
+def next_request(lake: Lake, topic: str) -> int:
+    """A request for maintenance of the topic's table that is above all before: the time, as far as clocks agree.
+
+    Raises NotFoundError, InvalidRequestError if the topic wants no table.
+    """
+    state, _ = lake.topic(topic)
+    configs = lake.configs(state)
+    if not configs.is_enabled:
+        raise InvalidRequestError(
+            f"nobody owns the table of a topic that wants none, set penstock.lake.enable=true: topic={topic}"
+        )
+    answered = state.lake.maintained.request if state.lake and state.lake.maintained else 0
+    return max(time.time_ns() // 1_000_000, configs.maintenance_request + 1, answered + 1)
+
+
+async def maintained_since(lake: Lake, topic: str, request: int) -> LakeMaintained | None:
+    """How the maintenance ended that answers this request, as metadata say by now; None: it hasn't ended.
+
+    Raises UnavailableError if the table stands, so that nothing is done before the reason is gone.
+    """
+    state = replace(lake, image=await load_image(lake.metadata_log)).topic(topic)[0]
+    claim = state.lake
+    if claim is None:
+        return None
+    if claim.maintained is not None and claim.maintained.request >= request:
+        return claim.maintained
+    if claim.state in (LakeState.FAILED, LakeState.GAP):
+        raise UnavailableError(
+            f"the table stands, it is maintained once it goes on: topic={topic} {claim.reason}"
+        )
+    return None
 
 
 async def replay(

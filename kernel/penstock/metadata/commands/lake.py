@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("REASON_LENGTH_MAX", "ClaimLake", "SetLakeState")
+__all__ = ("REASON_LENGTH_MAX", "ClaimLake", "SetLakeMaintained", "SetLakeState")
+
+from itertools import islice
 
 import msgspec
 
@@ -10,10 +12,13 @@ from penstock.errors import ConflictError, FencedError
 from penstock.metadata.command import Command
 from penstock.metadata.deltas import TopicChanged
 from penstock.metadata.state import Moment, State
-from penstock.metadata.topics import LakeClaim
+from penstock.metadata.topics import LakeClaim, LakeMaintained
 
 #: A reason is in every snapshot, and in memory.
 REASON_LENGTH_MAX = 1000
+#: So are figures, whose names are the compactor's.
+_FIGURES_MAX = 32
+_NAME_LENGTH_MAX = 100
 
 
 class ClaimLake(Command, tag="lake+", frozen=True):
@@ -52,13 +57,46 @@ class SetLakeState(Command, tag="lake=", frozen=True):
 
     def fold(self, image: State, at: Moment) -> None:
         """Refused once there is a later claim."""
-        claim = image.topics.require(self.topic_id).lake
-        if claim is None or claim.epoch != self.epoch:
-            raise FencedError(
-                f"the lake table was claimed again, leave it alone: topic_id={self.topic_id.hex()} "
-                f"epoch={self.epoch} current={claim.epoch if claim else None}"
-            )
+        claim = _current_claim(image, self.topic_id, self.epoch)
         image.topics.change(self.topic_id).lake = msgspec.structs.replace(
             claim, state=self.state, reason=self.reason[:REASON_LENGTH_MAX], since_ms=at.now_ms
         )
         at.tell(TopicChanged(self.topic_id))
+
+
+class SetLakeMaintained(Command, tag="lake!", frozen=True):
+    """The owner of a claim says how maintenance of the table ended; what is long is cut."""
+
+    topic_id: bytes
+    #: Of the claim.
+    epoch: int
+    request: int
+    reason: str
+    saved_bytes: int
+    figures: dict[str, int]
+
+    def fold(self, image: State, at: Moment) -> None:
+        """Refused once there is a later claim."""
+        claim = _current_claim(image, self.topic_id, self.epoch)
+        maintained = LakeMaintained(
+            ended_ms=at.now_ms,
+            request=self.request,
+            reason=self.reason[:REASON_LENGTH_MAX],
+            saved_bytes=self.saved_bytes,
+            figures={
+                name[:_NAME_LENGTH_MAX]: value for name, value in islice(self.figures.items(), _FIGURES_MAX)
+            },
+        )
+        image.topics.change(self.topic_id).lake = msgspec.structs.replace(claim, maintained=maintained)
+        at.tell(TopicChanged(self.topic_id))
+
+
+def _current_claim(image: State, topic_id: bytes, epoch: int) -> LakeClaim:
+    """The claim of this epoch. Raises FencedError once there is a later one."""
+    claim = image.topics.require(topic_id).lake
+    if claim is None or claim.epoch != epoch:
+        raise FencedError(
+            f"the lake table was claimed again, leave it alone: topic_id={topic_id.hex()} "
+            f"epoch={epoch} current={claim.epoch if claim else None}"
+        )
+    return claim
