@@ -2,33 +2,60 @@
 
 from __future__ import annotations
 
-__all__ = ("grows_nothing",)
+__all__ = ("grows_nothing", "kept_with_each")
 
 import gc
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import pairwise
 
 from penstock_conformance._leaks import counts
 
 #: Cycles after which caches are full, pools have their threads, and what is remembered is remembered.
 _WARM = 150
-_CYCLES = 200
+#: Then objects are counted, as often as there are parts of so many cycles.
+_PARTS = 4
+_PART = 50
+_CYCLES = _PARTS * _PART
 #: What may come and go. One task, thread or descriptor for each tenth cycle is more.
 _SOME = 20
-#: A cycle keeps nothing. An event loop may hold a hundred timers that were cancelled, each with a context; something
-#: that is kept in every cycle, with what it refers to, is more.
+#: An event loop may hold a hundred timers that were cancelled, each with a context; all that is kept beside is more.
 _OBJECTS = 2 * _CYCLES
 
 
 async def grows_nothing(cycle: Callable[[int], Awaitable[None]], held: Callable[[], int] = lambda: 0) -> None:
     """Run ``cycle(number)`` many times; ``held()``, something of the plugin's own, mustn't grow either."""
-    before, objects, own = (0, 0, 0), 0, 0
-    for number in range(_WARM + _CYCLES):
-        if number == _WARM:
-            before = await counts()
-            objects, own = len(gc.get_objects()), held()
+    for number in range(_WARM):
         await cycle(number)
-    for what, then, now in zip(("descriptors", "tasks", "threads"), before, await counts(), strict=True):
+    before = await counts()
+    own = held()
+    objects = [_by_type()]
+    for part in range(_PARTS):
+        for number in range(_PART):
+            await cycle(_WARM + part * _PART + number)
+        after = await counts()
+        objects.append(_by_type())
+    for what, then, now in zip(("descriptors", "tasks", "threads"), before, after, strict=True):
         assert now - then < _SOME, f"{_CYCLES} cycles left {now - then} {what} behind"
-    grown = len(gc.get_objects()) - objects
+    kept = kept_with_each(objects, _PART)
+    assert not kept, f"an object or more stays in memory with each cycle: {', '.join(kept)}"
+    grown = objects[-1].total() - objects[0].total()
     assert grown < _OBJECTS, f"{_CYCLES} cycles left {grown} objects in memory"
     assert held() - own < _SOME, f"what is held grew with {_CYCLES} cycles: before={own} now={held()}"
+
+
+def kept_with_each(objects: Sequence[Counter[str]], cycles: int) -> list[str]:
+    """The types of which each count has an object more for each of the ``cycles`` since the one before.
+
+    What is kept for a while, as a loop keeps timers that were cancelled, goes at some time, and is less in one of
+    them.
+    """
+    pairs = list(pairwise(objects))
+    return [
+        name for name in objects[-1] if all(after[name] - before[name] >= cycles for before, after in pairs)
+    ]
+
+
+def _by_type() -> Counter[str]:
+    """How many objects there are of each type that the collector knows, by name."""
+    return Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())

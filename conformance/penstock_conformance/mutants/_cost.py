@@ -60,6 +60,19 @@ class RemembersEveryAppend(FileWal):
         return self._answered[-1]
 
 
+@mutant(WAL, "remembers_every_trim", "long_use_grows_nothing", level=5)
+class RemembersEveryTrim(FileWal):
+    """Keeps one small object each time, in a clause that trims once a cycle."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        self._trims: list[list[int]] = []
+
+    async def trim(self, position: int) -> None:
+        self._trims.append([position])
+        await super().trim(position)
+
+
 @mutant(WAL, "opens_its_file_for_each_trim", "long_use_grows_nothing", level=5)
 class OpensItsFileForEachTrim(FileWal):
     """And forgets to close it."""
