@@ -131,7 +131,7 @@ def produced_over_kills(broker: ServeProcess, topic: str) -> list[bytes]:
     """What an idempotent producer produced, all of it acknowledged, while the broker was killed at random moments."""
     rng = random.Random(8)
     sent: list[bytes] = []
-    failed: list[object] = []
+    outcomes: list[object] = []
     ended = threading.Event()
 
     def go_on() -> None:
@@ -149,9 +149,7 @@ def produced_over_kills(broker: ServeProcess, topic: str) -> list[bytes]:
         while not ended.wait(0.01):
             while len(producer) < 1000:
                 sent.append(b"%d" % len(sent))
-                producer.produce(
-                    topic, sent[-1], on_delivery=lambda error, _: failed.append(error) if error else None
-                )
+                producer.produce(topic, sent[-1], on_delivery=lambda error, _: outcomes.append(error))
             producer.poll(0)
         assert producer.flush(HANG_S) == 0
 
@@ -159,13 +157,16 @@ def produced_over_kills(broker: ServeProcess, topic: str) -> list[bytes]:
         producing = threads.submit(go_on)
         try:
             for _ in range(KILLS):
-                time.sleep(rng.uniform(0, 1.2))
+                before, until = len(outcomes), time.monotonic() + HANG_S
+                while len(outcomes) == before and time.monotonic() < until:
+                    time.sleep(0.01)
+                time.sleep(rng.uniform(0, 0.8))
                 broker.kill()
                 broker.start()
         finally:
             ended.set()
         producing.result()
-    assert failed == []
+    assert Counter(outcomes) == {None: len(sent)}
     return sent
 
 
