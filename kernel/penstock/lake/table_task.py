@@ -301,11 +301,13 @@ class TableTask:
             self._news = anyio.Event()  # what comes from here on is news: it may be too late for this round
             is_new = self.wanted.topic != topic
             if self._stopping or is_new or self._is_maintenance_asked or clock() >= due_at:
+                began = clock()
                 await self._cycle(table)
                 if self._stopping or is_new:
                     return
                 await self._maintain(table)
-                due_at = clock() + self.wanted.configs.commit_interval_s
+                # from where it began: what came during a long upload mustn't wait for that and for the interval
+                due_at = began + self.wanted.configs.commit_interval_s
             elif await self._drain(table, only_full=True):
                 if self._written_bytes >= self.wanted.configs.commit_bytes:
                     await self._commit(table)

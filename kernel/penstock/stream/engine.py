@@ -620,8 +620,9 @@ class StreamEngine:
         self._made_progress()
 
     def begin_upload(self) -> None:
-        """Begin to upload what is durable now, at the usual pace, without waiting for its size or age."""
+        """Begin to upload what is durable now, at twice the usual pace, without waiting for its size or age."""
         self._freeze()
+        self._uploader.quicken()
 
     def durable_end(self, stream_id: int) -> int | None:
         """The offset up to which the stream is durable; None if this broker doesn't own it."""

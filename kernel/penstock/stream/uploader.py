@@ -114,6 +114,7 @@ class Uploader(Generic[B]):
         self._pacer = Pacer(clock())
         self._waiting = 0
         self._hurried = False
+        self._quickened = False
         self._hurry = Room()
         self._queue: deque[_Upload[B]] = deque()  # submitted, not committed, in log order
         self._fresh: deque[_Upload[B]] = deque()  # not yet being put
@@ -162,10 +163,16 @@ class Uploader(Generic[B]):
             self._hurried = True
             self._hurry.wake()
 
+    def quicken(self) -> None:
+        """Somebody would like what is pending soon, and can do without: put it twice as fast."""
+        self._quickened = bool(self._queue)
+
     async def _pace(self, size: int) -> None:
         if self._intake is None:
             return
         taken_bytes, pressure = self._intake()
+        if self._quickened:
+            pressure = max(1.0, pressure)
         if self._waiting or self._hurried:
             pressure = PRESSURE_MAX
         pause_s = self._pacer.pause_s(size, self._clock(), taken_bytes, pressure)
@@ -238,6 +245,7 @@ class Uploader(Generic[B]):
         if removed is not upload:
             raise InvariantError("uploads are committed in log order")
         self._hurried = self._hurried and bool(self._queue)
+        self._quickened = self._quickened and bool(self._queue)
         self._committed_blocks += 1
         self._committed_bytes += upload.block.size_bytes
         self._objects += len(committed)

@@ -246,6 +246,29 @@ async def test_uploads_keep_to_the_pace_until_somebody_waits_for_them(
         assert e.store.object_puts >= 1
 
 
+async def test_what_is_wanted_soon_is_put_twice_as_fast_and_what_comes_after_it_is_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pressures: list[float] = []
+
+    def pause_s(pacer: Pacer, size: int, now_s: float, taken_bytes: int, pressure: float) -> float:
+        pressures.append(pressure)
+        return 0.0
+
+    monkeypatch.setattr(Pacer, "pause_s", pause_s)
+    world.settings = dataclasses.replace(SETTINGS, upload_bytes=2000)
+    async with world.open() as e:
+        for count, begin in ((1, e.engine.begin_upload), (2, lambda: None)):
+            e.append(bytes(1000))
+            e.append(bytes(900 if count == 1 else 1100))
+            await anyio.wait_all_tasks_blocked()
+            begin()
+            with anyio.fail_after(HANG_S):
+                while e.engine.statistics().uploader.committed_blocks < count:
+                    await anyio.wait_all_tasks_blocked()
+    assert pressures == [1.0, 0.0]
+
+
 async def test_where_parts_cost_nothing_an_object_is_put_in_small_ones_each_in_its_time(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
