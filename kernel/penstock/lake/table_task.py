@@ -195,8 +195,6 @@ class TableTask:
                 try:
                     await self._make_table()
                     continue
-                except ClosedError:
-                    return  # the broker ends
                 except _GapError as error:
                     await self._tell(LakeState.GAP, _sentence(error))
                 except PenstockError as error:
@@ -218,7 +216,7 @@ class TableTask:
                 await self._wait(pause_s, ends_early=False)
             await self._tell(LakeState.STOPPED, "")
         except ClosedError:
-            return
+            return  # metadata are closed, which no pause mends: the broker ends
         finally:
             self.stopped.set()
 
@@ -227,9 +225,9 @@ class TableTask:
         self._state, self._reason = state, reason
         if not self._epoch or self._told == (state, reason):
             return
-        self._told = (state, reason)
         try:
             await self._around.metadata.submit(SetLakeState(self._topic_id, self._epoch, state, reason))
+            self._told = (state, reason)
         except (FencedError, NotFoundError) as error:
             logger.info(
                 "the state of a table isn't told, it is another's now: topic=%s: %s", self._name, error
@@ -317,14 +315,18 @@ class TableTask:
                 await self._wait(due_at - clock())
 
     async def _cycle(self, table: LakeTable) -> None:
-        """Bring everything into the table that is durable now."""
+        """Bring everything into the table that is durable now, or as much as an interval has time for."""
         clock = self._around.clock
         began = clock()
         ends = {stream.stream_id: self._durable_end(stream) for stream in self._streams()}
         await self._wait_uploaded(ends)
+        until = clock() + max(UPLOAD_WAIT_S, self.wanted.configs.commit_interval_s)
         while await self._drain(table, only_full=False):
             if self._written_bytes >= self.wanted.configs.commit_bytes:
                 await self._commit(table)
+            # what was read has to be seen, and configs and maintenance mustn't wait for hours of records
+            if not self._stopping and clock() >= until:
+                break
         if self._positions != self._committed:
             await self._commit(table)
         await self._tell(LakeState.RUNNING, "")
@@ -490,7 +492,7 @@ class TableTask:
         try:
             async with self._around.limiter:
                 done = await table.maintain()
-        except (FencedError, ClosedError):
+        except FencedError:
             raise  # it is for the next owner to answer
         except Exception as error:
             await self._tell_maintained(_sentence(error))
