@@ -275,6 +275,8 @@ def test_the_command_tells_of_tables_and_replays_beside_a_running_broker(serve: 
     produce(broker, "orders", [b"3"] * 10)
     wait_for_rows(broker, "orders", 40)
     assert broker.terminate() == 0
+    other = lake(broker, "maintain", "orders", "--set", "broker.node_id=7", *at)
+    assert "no broker listens there" in other.stderr, "it isn't the owner, and asks"
     assert "data files joined: 2" in lake(broker, "maintain", "orders").stdout
     assert values_of(rows_of(broker, "orders")) == {b"0": 10, b"1": 10, b"2": 10, b"3": 10}
 

@@ -6,6 +6,7 @@ __all__ = ("app",)
 
 import json
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING, Annotated
 
 import anyio
@@ -163,8 +164,8 @@ def maintain(
     """Bring a topic's table into good shape: small files together, what nothing needs any more removed.
 
     The broker that owns the table does it on a schedule (lake.maintenance_interval). While a broker runs on the data
-    directory, this command asks that one (--bootstrap-server) to do it now, and waits for the outcome. While none
-    does, it is done here, with the directory locked.
+    directory, this command asks that one (--bootstrap-server) to do it now, and waits for the outcome; so it does if
+    another node owns the table. Otherwise it is done here, with the directory locked.
     """
     from pathlib import Path
 
@@ -176,9 +177,13 @@ def maintain(
     setup = Setup.of(context, config, sets, plugins_dir, plugin)
     loaded = setup.load_config()
 
-    async def work() -> LakeMaintenance:
+    broker = loaded.tree.broker
+
+    async def work() -> LakeMaintenance | None:
         async with open_lake(loaded, setup.registry(), read_only=dry_run) as lake:
             state, wanted = lake.topic(topic)
+            if not dry_run and state.lake is not None and state.lake.node_id != broker.node_id:
+                return None  # the lock is on another directory than its owner's, which may be at work
             # as the last owner, of whom the lock says that it is gone: the next claim has a higher epoch
             epoch = 0 if dry_run or state.lake is None else state.lake.epoch
             async with lake.compactor.open_table(wanted, epoch) as table:
@@ -188,15 +193,15 @@ def maintain(
         async with open_lake(loaded, setup.registry()) as lake:
             return await _ask_owner(lake, topic, bootstrap_server)
 
+    done: LakeMaintenance | None = None
     if dry_run:
         done = anyio.run(work)
     else:
-        broker = loaded.tree.broker
-        try:
+        with suppress(DirectoryInUseError):
             with own_directory(Path(broker.data_dir).expanduser(), ACCESSES[broker.data_access]):
                 done = anyio.run(work)
-        except DirectoryInUseError:
-            done = run(ask)
+    if done is None:
+        done = run(ask)
     for name, value in done.figures.items():
         typer.echo(f"{name}: {value}")
     verb = "would take" if done.dry_run else "takes"
