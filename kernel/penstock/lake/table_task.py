@@ -32,7 +32,7 @@ from penstock.metadata.service import MetadataService
 from penstock.metadata.streams import StreamState
 from penstock.metadata.topics import LakeMaintained, TopicState
 from penstock.spi.allocator import Allocator, Charge
-from penstock.spi.lake import LakeCompactor, LakeRecords, LakeTable, LakeTopic
+from penstock.spi.lake import LakeCompactor, LakeRecords, LakeTable, LakeTopic, one_line
 from penstock.threads import run_in_thread
 from penstock.wire.record_batch import BatchError
 from penstock.work.retry import Backoff, doubling
@@ -222,6 +222,7 @@ class TableTask:
 
     async def _tell(self, state: LakeState, reason: str) -> None:
         """Say in metadata how it goes, if that is news, and if the claim is still ours."""
+        reason = one_line(reason, REASON_LENGTH_MAX - 3)  # it may quote a record, or be a stranger's
         self._state, self._reason = state, reason
         if not self._epoch or self._told == (state, reason):
             return
@@ -430,7 +431,7 @@ class TableTask:
         assert written.rows + sum(written.rejected.values()) == len(records), "every record has an outcome"
         self._pending_rejected.update(written.rejected)
         if written.reason:
-            self._last_rejection = written.reason
+            self._last_rejection = one_line(written.reason, REASON_LENGTH_MAX)
         self._written_bytes += size
         self._positions[records.partition] = records.next_offset
 

@@ -35,6 +35,7 @@ __all__ = (
     "LakeTopic",
     "LakeTopicConfig",
     "LakeWritten",
+    "one_line",
 )
 
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
@@ -43,6 +44,15 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple, Protocol
 
 from penstock.spi.plugin import Buffer, PluginSpec, S
+
+
+def one_line(text: str, length_max: int) -> str:
+    """``text`` for people: a line of what can be printed, and no more than that; records' bytes may be in it."""
+    shown = text[: 2 * length_max]
+    if not shown.isprintable():
+        shown = "".join(one if one.isprintable() else " " if one.isspace() else "\ufffd" for one in shown)
+    shown = " ".join(shown.split())
+    return shown if len(text) <= 2 * length_max and len(shown) <= length_max else f"{shown[:length_max]}..."
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ("RAW_SCHEMA", "SYSTEM", "SYSTEM_SCHEMA", "binary_array", "raw_rows", "system_column")
+__all__ = (
+    "KEY",
+    "OPERATION",
+    "RAW_SCHEMA",
+    "RESERVED",
+    "SYSTEM",
+    "SYSTEM_SCHEMA",
+    "binary_array",
+    "raw_rows",
+    "system_column",
+)
 
 from collections.abc import Sequence
 
@@ -25,6 +35,12 @@ from penstock.spi.lake import BinaryColumn, LakeRecords
 
 #: The column of what Kafka says of a record, in tables that aren't raw.
 SYSTEM = "_kafka"
+#: The column of decoded keys.
+KEY = "_key"
+#: In rows of upsert and cdc: whether the row deletes what is there. It isn't a column of the table.
+OPERATION = "_kafka_deletes"
+#: Names that no column of values has.
+RESERVED = frozenset((SYSTEM, KEY, OPERATION))
 #: 31 December 9999; a producer may write any number, and readers fail for those beyond.
 _TIMESTAMP_MAX_MS = 253_402_300_799_999
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from penstock.errors import ConfigError
 from penstock.spi.lake import LakeTopic
-from penstock_iceberg_compactor._columns import SYSTEM
+from penstock_iceberg_compactor._columns import RESERVED
 from penstock_iceberg_compactor._configs import TOPIC_CONFIGS, TableConfigs, without_user
 from penstock_iceberg_compactor._reading import Columns, DecodingReader
 from penstock_iceberg_compactor.decode import (
@@ -50,7 +50,7 @@ def decoding_reader(
             doubles=values["value.json.numbers"] == "double",
             limits=Limits(
                 columns_max=int(values["value.json.columns.max"]),
-                reserved=frozenset((SYSTEM, "_key")),
+                reserved=RESERVED,
                 rows_depth=2 if values["envelope"] == "debezium" else 1,
             ),
         )

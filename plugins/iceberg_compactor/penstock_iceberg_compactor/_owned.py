@@ -29,14 +29,20 @@ from penstock.errors import (
     kept,
 )
 from penstock.spi.lake import LakeRecord, LakeTopic
-from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
+from penstock_iceberg_compactor._columns import OPERATION, RAW_SCHEMA, SYSTEM_SCHEMA
 from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, guarded, head_of
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted
 from penstock_iceberg_compactor._io import listed, remove
 from penstock_iceberg_compactor._place import Place
-from penstock_iceberg_compactor._reading import OPERATION
-from penstock_iceberg_compactor._schema import change_shape, creation_properties, order_of, shape_of, spec_of
+from penstock_iceberg_compactor._schema import (
+    change_shape,
+    check_columns,
+    creation_properties,
+    order_of,
+    shape_of,
+    spec_of,
+)
 from penstock_iceberg_compactor._stamp import Stamp, newest_stamp
 from penstock_iceberg_compactor._upsert import collapsed, upserted
 
@@ -110,6 +116,8 @@ class OwnedTable:
             raise FencedError(
                 f"somebody else owns the table now: table={self.name} epoch={self._epoch} owner={stamp.epoch}"
             )
+        if self._epoch:
+            check_columns(self.table.schema(), self._configs, self.name)
         return stamp
 
     def check_owner(self) -> None:

@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock.errors import InvalidRequestError
-from penstock.spi.lake import BinaryColumn, LakeRecords
-from penstock_iceberg_compactor._columns import SYSTEM, raw_rows, system_column
+from penstock.spi.lake import BinaryColumn, LakeRecords, one_line
+from penstock_iceberg_compactor._columns import KEY, OPERATION, RESERVED, SYSTEM, raw_rows, system_column
 from penstock_iceberg_compactor._configs import TableConfigs
 
-#: In rows of upsert and cdc: whether the row deletes what is there. It isn't a column of the table.
-OPERATION = "_kafka_deletes"
+#: A reason is kept with each dead letter and shown to people; what it quotes is the producer's.
+_REASON_MAX = 500
 
 
 class Rejected(NamedTuple):
@@ -129,34 +129,35 @@ class DecodingReader:
         self._keys = keys
         #: Lets go of what the decoders use.
         self.close = close
-        values.bind(self._type())
+        self._bind()
 
     def _type(self) -> pa.DataType:
         """The table's columns but the system's, as a struct."""
-        return pa.struct([column for column in self._table.columns if column.name not in (SYSTEM, "_key")])
+        return pa.struct([column for column in self._table.columns if column.name != SYSTEM])
+
+    def _bind(self) -> None:
+        """Tell the decoders which columns there are."""
+        columns = {column.name: column for column in self._type()}
+        key = columns.pop(KEY, None)
+        self._values.bind(pa.struct(list(columns.values())))
+        if self._keys is not None and key is not None and pa.types.is_struct(key.type):
+            self._keys.bind(key.type)
 
     def read(self, records: LakeRecords) -> Read:
         """A row for each record that can be read; of upsert and cdc with what it does."""
         found = _Findings(self._name, records)
         decoded = self._values.decode(records.values)
-        bad = self._configs.on_bad_record
-        for failure in decoded.failures:
-            if failure.misfit:
-                what = f"a record doesn't fit the table: {failure.reason}"
-                found.reject(failure.index, self._configs.on_schema_change, what)
-            else:
-                found.reject(failure.index, bad, f"a record can't be read: {failure.reason}")
+        self._fail(decoded.failures, "a record", found)
         rows, indices = _as_struct(decoded.rows), decoded.indices
         operations = decoded.operations
-        fitted = self._fit(rows, indices, found)
-        columns = dict(zip((column.name for column in fitted.type), fitted.flatten(), strict=True))
-        columns[SYSTEM] = system_column(records, indices)
+        made = self._without_reserved(rows, indices, found)
         if self._keys is not None:
             keys = self._keys.decode(records.keys)
-            for failure in keys.failures:
-                found.reject(failure.index, bad, f"the key of a record can't be read: {failure.reason}")
-            columns["_key"] = _at(keys, len(records), indices)
-            self._take_key(columns["_key"].type)
+            self._fail(keys.failures, "the key of a record", found)
+            made = _with_column(made, KEY, _at(keys, len(records), indices))
+        fitted = self._fit(made, indices, found)
+        columns = dict(zip((column.name for column in fitted.type), fitted.flatten(), strict=True))
+        columns[SYSTEM] = system_column(records, indices)
         table = pa.table(columns)
         if self._configs.mode != "append":
             table = self._with_operations(table, rows, operations, indices, records, found)
@@ -169,32 +170,68 @@ class DecodingReader:
             counts["null"] = counts.get("null", 0) + decoded.nulled
         return Read(rows=table, dead=found.dead(), counts=counts, reason=found.reason)
 
+    def _fail(self, failures: Sequence[Any], what: str, found: _Findings) -> None:
+        for failure in failures:
+            if failure.misfit:
+                policy, why = (
+                    self._configs.on_schema_change,
+                    f"{what} doesn't fit the table: {failure.reason}",
+                )
+            else:
+                policy, why = self._configs.on_bad_record, f"{what} can't be read: {failure.reason}"
+            found.reject(failure.index, policy, why)
+
+    def _without_reserved(self, rows: pa.Array, indices: pa.Array, found: _Findings) -> pa.Array:
+        """Rows without columns that the table has for other things; what held a value there follows the policy."""
+        taken = [column.name for column in rows.type if column.name in RESERVED]
+        for name in taken:
+            self._misfit(
+                rows.flatten()[rows.type.get_field_index(name)].is_valid(),
+                indices,
+                f'column "{name}" has a name that the table needs itself',
+                found,
+            )
+        return _without_columns(rows, taken)
+
     def _fit(self, rows: pa.Array, indices: pa.Array, found: _Findings) -> pa.Array:
         from penstock_iceberg_compactor.decode import compare, conform
 
-        comparison = compare(self._type(), rows.type)
+        comparison = compare(self._type(), _storable(rows.type))
         policy = self._configs.on_schema_change
         if comparison.conflicts and policy == "stop":
             first = indices[0].as_py() if len(indices) else 0
             found.reject(first, policy, f"the table can't take a changed schema: {comparison.conflicts[0]}")
         if any(change.kind != "make_optional" for change in comparison.changes):
-            self._table.take_columns(pa.schema(list(comparison.merged)))
-            self._values.bind(self._type())
+            for name, why in self._take(list(comparison.merged)):
+                there = self._type()
+                at = there.get_field_index(name)
+                column = rows.flatten()[rows.type.get_field_index(name)]
+                self._misfit(_beyond(column, None if at < 0 else there.field(at).type), indices, why, found)
+            self._bind()
         conformed = conform(rows, self._type())
         if conformed.bad is not None:
             what = str(comparison.conflicts[0]) if comparison.conflicts else "a value doesn't fit its column"
-            for at in pc.indices_nonzero(conformed.bad).to_pylist():
-                found.reject(
-                    indices[at].as_py(),
-                    policy,
-                    f"a record doesn't fit the table: {what}",
-                    fits=policy == "null",
-                )
+            self._misfit(conformed.bad, indices, what, found)
         return conformed.rows
 
-    def _take_key(self, kind: pa.DataType) -> None:
-        if "_key" not in self._table.columns.names:
-            self._table.take_columns(pa.schema([pa.field("_key", kind)]))
+    def _take(self, columns: Sequence[pa.Field]) -> list[tuple[str, str]]:
+        """Give the table these columns, as far as it takes them; the names of the others, and why."""
+        try:
+            self._table.take_columns(pa.schema(columns))
+        except InvalidRequestError as error:
+            if len(columns) == 1:
+                return [(columns[0].name, str(error))]
+            half = len(columns) // 2
+            return self._take(columns[:half]) + self._take(columns[half:])
+        return []
+
+    def _misfit(self, bad: pa.Array, indices: pa.Array, why: str, found: _Findings) -> None:
+        """The rows that are marked don't fit, and follow the policy; with ``null`` the rest of them stays."""
+        policy = self._configs.on_schema_change
+        for at in pc.indices_nonzero(bad).to_pylist():
+            found.reject(
+                indices[at].as_py(), policy, f"a record doesn't fit the table: {why}", fits=policy == "null"
+            )
 
     def _with_operations(
         self,
@@ -211,13 +248,14 @@ class DecodingReader:
         if operations is not None:
             deletes = pc.or_(deletes, pc.fill_null(pc.equal(operations, "d"), False))
         table = table.append_column(OPERATION, deletes)
-        if pc.any(without).as_py() and "_key" in table.schema.names:
+        if pc.any(without).as_py() and KEY in table.schema.names:
             table = _keys_of_tombstones(table, without, self._configs.key_columns)
         for name in self._configs.key_columns:
-            if name not in table.schema.names:
-                found.reject(
-                    0, "stop", f"there is no such column, set penstock.lake.key.columns: column={name}"
-                )
+            if name not in table.schema.names:  # no record had it so far
+                table = table.append_column(name, pa.nulls(table.num_rows))
+            elif pa.types.is_nested(table.schema.field(name).type):
+                what = f"rows can't be told apart by a column with parts, set key.columns: column={name}"
+                found.reject(indices[0].as_py() if len(indices) else 0, "stop", what)
             for at in pc.indices_nonzero(table.column(name).is_null()).to_pylist():
                 index = indices[at].as_py()
                 if without[at].as_py() and records.keys[index] is None:
@@ -261,7 +299,7 @@ class _Findings:
     def reject(self, at: int, policy: str, why: str, *, fits: bool = False) -> None:
         """Record ``at`` isn't a whole row; with ``fits``, it is one with a null in it. Raises if it is to stop."""
         where = f"partition={self._records.partition} offset={self._records.offsets[at]}"
-        reason = f"{why}: table={self._name} {where}"
+        reason = f"{one_line(why, _REASON_MAX)}: table={self._name} {where}"
         if policy == "stop":
             raise InvalidRequestError(reason)
         if at not in self._by:
@@ -314,6 +352,42 @@ def _as_struct(rows: pa.Array) -> pa.Array:
     return pa.StructArray.from_arrays([rows], names=["value"], mask=mask)
 
 
+def _with_column(rows: pa.Array, name: str, column: pa.Array) -> pa.Array:
+    """Rows with one column more, none of them null; those that were have nulls."""
+    names = [one.name for one in rows.type]
+    return pa.StructArray.from_arrays([*rows.flatten(), column], [*names, name])
+
+
+def _without_columns(rows: pa.Array, names: Sequence[str]) -> pa.Array:
+    from penstock_iceberg_compactor.decode import conform
+
+    return (
+        conform(rows, pa.struct([one for one in rows.type if one.name not in names])).rows if names else rows
+    )
+
+
+def _storable(kind: pa.DataType) -> pa.DataType:
+    """The struct type without what files can't hold: columns that had only nulls so far, and structs without any."""
+    fields = []
+    for one in kind:
+        inner = _storable(one.type) if pa.types.is_struct(one.type) else one.type
+        if not pa.types.is_null(inner) and not (pa.types.is_struct(inner) and not inner.num_fields):
+            fields.append(pa.field(one.name, inner))
+    return pa.struct(fields)
+
+
+def _beyond(column: pa.Array, there: pa.DataType | None) -> pa.Array:
+    """Which items hold something that a column of the type ``there`` has no place for."""
+    if there is None or not (pa.types.is_struct(there) and pa.types.is_struct(column.type)):
+        return column.is_valid()
+    found = pa.repeat(pa.scalar(False), len(column))
+    for one, child in zip(list(column.type), column.flatten(), strict=True):
+        at = there.get_field_index(one.name)
+        if at < 0 or pa.types.is_struct(one.type):
+            found = pc.or_(found, _beyond(child, None if at < 0 else there.field(at).type))
+    return found
+
+
 def _at(keys: Any, count: int, indices: pa.Array) -> pa.Array:
     """The decoded keys of the records with these indices, null for those that couldn't be decoded."""
     if len(keys.rows) == count:
@@ -323,7 +397,9 @@ def _at(keys: Any, count: int, indices: pa.Array) -> pa.Array:
 
 
 def _keys_of_tombstones(table: pa.Table, without: pa.Array, columns: Sequence[str]) -> pa.Table:
-    key = table.column("_key").combine_chunks()
+    from penstock_iceberg_compactor.decode import conform
+
+    key = table.column(KEY).combine_chunks()
     for name in columns:
         kind = table.schema.field(name).type if name in table.schema.names else None
         if kind is None:
@@ -335,5 +411,7 @@ def _keys_of_tombstones(table: pa.Table, without: pa.Array, columns: Sequence[st
         if of_key is None:
             continue
         at = table.schema.get_field_index(name)
-        table = table.set_column(at, name, pc.if_else(without, of_key.cast(kind), table.column(name)))
+        # a key that can't be that is null, as one that isn't there
+        cast = conform(pa.StructArray.from_arrays([of_key], ["v"]), pa.struct([("v", kind)])).rows.field(0)
+        table = table.set_column(at, name, pc.if_else(without, cast, table.column(name)))
     return table

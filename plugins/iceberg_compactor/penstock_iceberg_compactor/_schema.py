@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("change_shape", "creation_properties", "shape_of", "spec_of")
+__all__ = ("change_shape", "check_columns", "creation_properties", "order_of", "shape_of", "spec_of")
 
 from typing import Any
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, ResolveError, ValidationError
+from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField, PartitionSpec
-from pyiceberg.schema import Schema
+from pyiceberg.schema import Schema, index_by_name, sanitize_column_names
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import NullOrder, SortDirection, SortField, SortOrder
 from pyiceberg.transforms import (
@@ -24,8 +25,13 @@ from pyiceberg.transforms import (
 )
 
 from penstock.errors import ConflictError, InvalidRequestError
+from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
 from penstock_iceberg_compactor._commit import LostError, guarded
 from penstock_iceberg_compactor._configs import Field, TableConfigs
+from penstock_iceberg_compactor.decode import plain
+
+#: Whatever schemas say, a table has no more columns, nested ones included: readers and metadata suffer.
+_COLUMNS_MAX = 10_000
 
 _TRANSFORMS: dict[str, Any] = {
     "identity": IdentityTransform,
@@ -111,6 +117,12 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
     if columns is not None:
         try:
             changes.update_schema().union_by_name(columns).commit()
+            after = changes.table_metadata.schema()
+            if len(after.column_names) > _COLUMNS_MAX:
+                raise ValueError(f"it would have too many columns: columns_max={_COLUMNS_MAX}")
+            index_by_name(
+                sanitize_column_names(after)
+            )  # names that are the same in Parquet files are refused
         except (ValidationError, ResolveError, ValueError, TypeError) as error:
             cause = " ".join(str(error).split())
             raise InvalidRequestError(
@@ -162,14 +174,16 @@ def shape_of(schema: Schema) -> str:
     return ", ".join(f"{field.name} {field.field_type}" for field in schema.fields)
 
 
-def fault_of_columns(schema: Schema, configs: TableConfigs) -> None:
-    """Raise ConflictError if somebody dropped the columns that Penstock writes."""
-    missing = [
-        name
-        for name in (("partition", "offset", "value") if configs.raw else ("_kafka",))
-        if name not in schema.column_names
-    ]
-    if missing:
-        raise ConflictError(
-            f"the table has no column that penstock needs, add it or drop the table: column={missing[0]}"
-        )
+def check_columns(schema: Schema, configs: TableConfigs, table: str) -> None:
+    """Raise ConflictError if the table has not, or no longer, the columns that Penstock itself writes.
+
+    What has no column is left out without a word, so rows would be lost.
+    """
+    there = {field.name: field.type for field in schema_to_pyarrow(schema, include_field_ids=False)}
+    for field in schema_to_pyarrow(RAW_SCHEMA if configs.raw else SYSTEM_SCHEMA, include_field_ids=False):
+        if field.name not in there or plain(there[field.name]) != plain(field.type):
+            raise ConflictError(
+                f"the table's columns aren't what penstock.lake.value.format makes, so the format was changed or "
+                f"somebody changed the table: set that back, or another name with penstock.lake.table: "
+                f"table={table} column={field.name}"
+            )

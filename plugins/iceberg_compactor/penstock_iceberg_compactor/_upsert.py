@@ -19,7 +19,7 @@ from pyiceberg.schema import Schema
 from pyiceberg.table import Table
 from pyiceberg.types import PrimitiveType
 
-from penstock_iceberg_compactor._reading import OPERATION
+from penstock_iceberg_compactor._columns import OPERATION
 from penstock_iceberg_compactor._scan import read_files
 
 _ROW = "_kafka_row"

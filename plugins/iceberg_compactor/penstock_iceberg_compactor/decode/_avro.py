@@ -26,8 +26,8 @@ _Read: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
 _DAY_US = 86_400_000_000
 #: Factors to microseconds; below 0: what to divide by.
 _MICROSECONDS = {"millis": 1000, "micros": 1, "nanos": -1000}
-#: Items of arrays that take no bytes, such as nulls, would cost nothing to send.
-_ITEMS_MAX = 2**20
+#: Items that take no bytes, such as nulls, would cost nothing to send: so many in one array.
+_ITEMS_MAX = 64
 
 
 class AvroCodec:
@@ -208,6 +208,10 @@ def _union_reader(node: Node) -> _Read:
 def _items_reader(node: Node) -> _Read:
     assert node.items is not None
     read, is_map = _reader(node.items), node.kind == "map"
+    hollow = node.items.hollow and not is_map
+
+    def items_max(data: bytes) -> int:
+        return _ITEMS_MAX if hollow else len(data)
 
     def items(data: bytes, at: int) -> tuple[list[Any], int]:
         found: list[Any] = []
@@ -218,7 +222,7 @@ def _items_reader(node: Node) -> _Read:
             if count < 0:  # followed by the block's size in bytes
                 count = -count
                 _, at = _long(data, at)
-            if len(found) + count > max(len(data), _ITEMS_MAX):
+            if len(found) + count > items_max(data):
                 raise ValueError("it has an array or map of more items than it has bytes")
             for _ in range(count):
                 if is_map:

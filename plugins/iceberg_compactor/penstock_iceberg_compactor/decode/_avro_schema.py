@@ -11,7 +11,7 @@ __all__ = ("Node", "parse_schema", "physical_schema")
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
@@ -38,6 +38,8 @@ _LOGICAL: dict[tuple[str, str], pa.DataType] = {
     **{("long", f"local-timestamp-{unit}"): pa.timestamp("us") for unit in ("millis", "micros", "nanos")},
 }
 _DEPTH_MAX = 64
+#: A schema that uses its own types again has few lines and any number of columns.
+_COLUMNS_MAX = 10_000
 
 
 @dataclass(slots=True, eq=False)
@@ -58,6 +60,10 @@ class Node:
     scale: int = 0
     #: There is nothing here that only the row-wise way reads.
     bulk: bool = True
+    #: Columns in it, itself included.
+    columns: int = 1
+    #: Its values may take no bytes at all.
+    hollow: bool = False
 
     @property
     def optional(self) -> Node | None:
@@ -72,9 +78,12 @@ def parse_schema(text: str, references: Sequence[str] = ()) -> Node:
     Raises ValueError with the reason.
     """
     parser = _Parser()
-    for referred in references:
-        parser.parse(_load(referred), "", 0)
-    return parser.parse(_load(text), "", 0)
+    try:
+        for referred in references:
+            parser.parse(_load(referred), "", 0)
+        return parser.parse(_load(text), "", 0)
+    except (LookupError, TypeError, AttributeError, OverflowError, pa.ArrowException) as error:
+        raise ValueError(f"the schema isn't what avro calls one: fault={type(error).__name__}") from error
 
 
 def _load(text: str) -> Any:
@@ -104,10 +113,12 @@ class _Parser:
             return self._declare(schema, kind, namespace, depth)
         if kind == "array":
             items = self.parse(schema.get("items"), namespace, depth + 1)
-            node = Node("array", pa.list_(pa.field("element", items.type)), items=items, bulk=items.bulk)
+            node = Node("array", pa.list_(pa.field("element", items.type)), items=items)
+            node.bulk, node.columns = items.bulk and not items.hollow, 1 + items.columns
         elif kind == "map":
             items = self.parse(schema.get("values"), namespace, depth + 1)
             node = Node("map", pa.map_(pa.string(), items.type), items=items, bulk=items.bulk)
+            node.columns = 1 + items.columns
         elif isinstance(kind, dict | list):
             node = self.parse(kind, namespace, depth + 1)
         else:
@@ -116,7 +127,7 @@ class _Parser:
 
     def _name(self, name: Any, namespace: str) -> Node:
         if name in _PRIMITIVES:
-            return Node(name, _PRIMITIVES[name])
+            return Node(name, _PRIMITIVES[name], hollow=name == "null")
         full = name if not isinstance(name, str) or "." in name or not namespace else f"{namespace}.{name}"
         for known in (full, name):
             if known in self.named:
@@ -140,12 +151,17 @@ class _Parser:
             node = Node("enum", pa.string(), symbols=tuple(schema["symbols"]))
         elif kind == "fixed":
             size = int(schema["size"])
-            node = _with_logical(Node("fixed", pa.binary(size), size=size, bulk=False), schema)
+            if size < 0:
+                raise ValueError(f"the schema has a fixed of negative size: name={name}")
+            node = Node("fixed", pa.binary(size), size=size, bulk=False, hollow=not size)
+            node = _with_logical(node, schema)
         else:
             fields = [
                 (str(one["name"]), self.parse(one["type"], namespace, depth + 1)) for one in schema["fields"]
             ]
+            columns = _counted(fields)
             node = Node("record", _struct(fields), fields=fields, bulk=all(one.bulk for _, one in fields))
+            node.columns, node.hollow = columns, all(one.hollow for _, one in fields)
         self.named[full] = node
         return node
 
@@ -154,9 +170,17 @@ class _Parser:
         others = [(name, node) for name, node in branches if node.kind != "null"]
         if len({name for name, _ in others}) != len(others):
             raise ValueError("the schema has a union with two branches of one name")
+        columns = _counted(branches)
         kind = others[0][1].type if len(others) == 1 else _struct(others)
         simple = len(others) == 1 and len(branches) == 2 and others[0][1].bulk
-        return Node("union", kind, fields=branches, bulk=simple)
+        return Node("union", kind, fields=branches, bulk=simple, columns=columns)
+
+
+def _counted(fields: list[tuple[str, Node]]) -> int:
+    columns = 1 + sum(node.columns for _, node in fields)
+    if columns > _COLUMNS_MAX:
+        raise ValueError(f"the schema has too many columns: columns_max={_COLUMNS_MAX}")
+    return columns
 
 
 def _struct(fields: list[tuple[str, Node]]) -> pa.DataType:
@@ -179,11 +203,11 @@ def _with_logical(node: Node, schema: dict[str, Any]) -> Node:
         if type(precision) is not int or type(scale) is not int or not 0 <= scale <= precision <= 38:
             return node  # bytes, then
         kind = pa.decimal128(precision, scale)
-        return Node(node.kind, kind, "decimal", size=node.size, scale=scale, bulk=node.bulk)
+        return replace(node, type=kind, logical="decimal", scale=scale)
     if logical == "uuid" and node.kind == "fixed" and node.size == 16:
         return Node("fixed", UUID, "uuid", size=16, bulk=False)
     known = _LOGICAL.get((node.kind, logical))
-    return node if known is None else Node(node.kind, known, logical)
+    return node if known is None else replace(node, type=known, logical=logical)
 
 
 def physical_schema(node: Node) -> str:

@@ -113,9 +113,12 @@ class JsonDecoder:
             return None
         if not isinstance(value, dict):
             raise ValueError(f"it is {json_name(value)}, not an object")
-        if "\\u" in text and not _is_text(value):
-            raise ValueError("it has half of a surrogate pair in a string")
-        return self._fitter.fit(value)
+        try:
+            if "\\u" in text and not _is_text(value):
+                raise ValueError("it has half of a surrogate pair in a string")
+            return self._fitter.fit(value)
+        except RecursionError:  # Python's own code takes more of the stack than the parser did
+            raise ValueError("it is nested too deep to be read") from None
 
     def _bulk(self, items: pa.Array) -> pa.Array:
         shape = self._fitter.shape

@@ -59,6 +59,8 @@ _WELL_KNOWN = tuple(
     for name in ("any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers", "descriptor")
 )
 _DEPTH_MAX = 32
+#: A schema that uses its messages in each other has few lines and any number of columns.
+_COLUMNS_MAX = 10_000
 #: The years 1 to 9999, in microseconds: what a ``Timestamp`` may be. Beyond +-292,000 years ptars starts anew.
 _TIMES = (-62_135_596_800_000_000, 253_402_300_799_999_999)
 
@@ -129,12 +131,16 @@ class _Columns:
 
     def __init__(self) -> None:
         self.bulk = True
+        self._columns = 0
 
     def message(self, message: Descriptor, inside: tuple[str, ...]) -> _Column:
         if len(inside) >= _DEPTH_MAX:
             raise ValueError(f"the schema is nested too deep: depth_max={_DEPTH_MAX}")
         inside = (*inside, message.full_name)
         fields = []
+        self._columns += len(message.fields)
+        if self._columns > _COLUMNS_MAX:
+            raise ValueError(f"the schema has too many columns: columns_max={_COLUMNS_MAX}")
         for field in message.fields:
             column = self._field(field, inside)
             if not (pa.types.is_struct(column[0]) and not column[0].num_fields):  # no table has such a column

@@ -94,7 +94,12 @@ class SchemaRegistry:
         if kind == "PROTOBUF":  # as a descriptor, where the registry can: text has to be compiled
             answer = self._get(f"{path}?format=serialized", answer)
         found: dict[str, str] = {}
-        self._follow(answer, found, set(), kind)
+        try:
+            self._follow(answer, found, set(), kind)
+        except (LookupError, TypeError, ValueError) as error:
+            raise NotFoundError(
+                f"the schema registry's references are none: url={self.location} path={path}"
+            ) from error
         return Schema(kind, answer["schema"], tuple(found.items()))
 
     def _follow(self, answer: dict[str, Any], found: dict[str, str], seen: set[str], kind: str) -> None:

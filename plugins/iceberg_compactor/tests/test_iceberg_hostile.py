@@ -1,0 +1,263 @@
+"""What hostile producers, careless operators and other writers do: policies decide, and nothing is lost unnoticed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from google.protobuf import descriptor_pb2
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
+from penstock_iceberg_compactor.decode._avro import AvroCodec
+from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+
+from penstock.errors import ConflictError, InvalidRequestError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def content(compactor: IcebergCompactor, name: str = "orders") -> list[dict[str, Any]]:
+    rows = load(compactor, name).scan().to_arrow().to_pylist()
+    return sorted(rows, key=lambda row: (row.get("_kafka") or row)["offset"])
+
+
+def objects(*items: Any) -> list[bytes | None]:
+    return [None if item is None else json.dumps(item).encode() for item in items]
+
+
+async def put(
+    compactor: IcebergCompactor,
+    values: Sequence[bytes | None],
+    *,
+    start: int = 0,
+    keys: Sequence[bytes | None] | None = None,
+    epoch: int = 1,
+    **configs: Any,
+) -> Any:
+    async with compactor.open_table(topic(**configs), epoch) as table:
+        written = await table.write(lake_records(values, start=start, keys=keys))
+        await table.commit({0: start + len(values)})
+        return written
+
+
+def avro_schema(place: Path, *fields: Any) -> str:
+    """A schema file in the place's directory of schemas, and its name."""
+    folder = place / "lake" / "schemas"
+    folder.mkdir(parents=True, exist_ok=True)
+    name = f"{len(list(folder.iterdir()))}.avsc"
+    (folder / name).write_text(json.dumps({"type": "record", "name": "r", "fields": list(fields)}))
+    return name
+
+
+def maybe_long(name: str) -> dict[str, Any]:
+    return {"name": name, "type": ["null", "long"]}
+
+
+@pytest.mark.parametrize("reserved", ["_kafka", "_key", "_kafka_deletes"])
+async def test_an_avro_field_with_a_name_of_the_tables_own_follows_the_policy(
+    tmp_path: Path, reserved: str
+) -> None:
+    schema = avro_schema(tmp_path, maybe_long("id"), maybe_long(reserved))
+    values = [b"\x02\x02\x00", b"\x02\x04\x02\x0e", b"\x02\x06\x00"]  # the second has a value there
+    configs: dict[str, Any] = {"value_format": "avro", "value_schema_file": schema}
+    async with opened(tmp_path) as compactor:
+        with pytest.raises(InvalidRequestError, match=rf'"{reserved}" has a name.*table needs.*offset=1'):
+            await put(compactor, values, **configs)
+        written = await put(compactor, values, on_schema_change="dead_letter", **configs)
+        assert (written.rows, written.rejected) == (2, {"dead_letter": 1})
+        assert [row["id"] for row in content(compactor)] == [1, 3]
+        assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [1]
+        await put(compactor, values, start=3, on_schema_change="null", **configs)
+        assert [row["id"] for row in content(compactor)] == [1, 3, 1, 2, 3]
+
+
+async def test_columns_that_a_table_cant_have_dont_keep_others_from_it(tmp_path: Path) -> None:
+    """``a-b`` and ``a_x2Db`` are one name in Parquet files."""
+    async with opened(tmp_path) as compactor:
+        values = objects({"a-b": 1}, {"a_x2Db": 2, "id": 2}, {"id": 3})
+        configs: dict[str, Any] = {"value_format": "json", "on_schema_change": "dead_letter"}
+        await put(compactor, objects({"a-b": 0}), **configs)
+        written = await put(compactor, values, start=1, **configs)
+        assert written.rejected == {"dead_letter": 1}
+        assert "the table can't take this change" in written.reason
+        assert [(row["a-b"], row["id"]) for row in content(compactor)] == [(0, None), (1, None), (None, 3)]
+        assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [2]
+
+
+async def test_keys_that_change_their_type_follow_the_policy(tmp_path: Path) -> None:
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "key_format": "json",
+        "on_schema_change": "dead_letter",
+    }
+    async with opened(tmp_path) as compactor:
+        await put(compactor, objects({"v": 1}), keys=[None], **configs)
+        await put(compactor, objects({"v": 2}), start=1, keys=objects({"id": 1}), **configs)
+        keys = objects({"id": "x"}, {"id": 2, "more": True})
+        written = await put(compactor, objects({"v": 3}, {"v": 4}), start=2, keys=keys, **configs)
+        assert written.rejected == {"dead_letter": 1}
+        found = [(row["v"], row["_key"]) for row in content(compactor)]
+        assert found == [(1, None), (2, {"id": 1, "more": None}), (4, {"id": 2, "more": True})]
+
+
+async def test_a_record_without_key_columns_follows_the_policy_also_as_the_first_of_a_table(
+    tmp_path: Path,
+) -> None:
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "mode": "upsert",
+        "key_columns": "id",
+        "on_bad_record": "dead_letter",
+    }
+    async with opened(tmp_path) as compactor:
+        written = await put(compactor, objects({"v": 1}), **configs)
+        assert written.rejected == {"dead_letter": 1}
+        await put(compactor, objects({"id": 1, "v": 2}), start=1, **configs)
+        assert [(row["id"], row["v"]) for row in content(compactor)] == [(1, 2)]
+
+
+async def test_a_tombstone_whose_key_is_of_another_type_follows_the_policy(tmp_path: Path) -> None:
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "key_format": "string",
+        "mode": "upsert",
+        "key_columns": "id",
+        "on_bad_record": "dead_letter",
+    }
+    async with opened(tmp_path) as compactor:
+        values = objects({"id": 1, "_x": 1}, None, {"id": 2})
+        written = await put(compactor, values, keys=[b"1", b"not a number", b"2"], **configs)
+        assert written.rejected == {"dead_letter": 1}
+        assert [row["id"] for row in content(compactor)] == [1, 2]
+
+
+async def test_keys_with_parts_are_refused_in_words(tmp_path: Path) -> None:
+    configs: dict[str, Any] = {"value_format": "json", "mode": "upsert", "key_columns": "id"}
+    async with opened(tmp_path) as compactor:
+        with pytest.raises(InvalidRequestError, match=r"can't be told apart by a column with parts"):
+            await put(compactor, objects({"id": {"a": 1}}), **configs)
+
+
+async def test_a_format_that_was_changed_loses_no_rows(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        await put(compactor, [b"1"], value_format="raw")
+        with pytest.raises(ConflictError, match=r"format was changed.*column=_kafka"):
+            await put(compactor, objects({"id": 1}), start=1, value_format="json", epoch=2)
+        await put(compactor, [b"2"], start=1, value_format="raw", epoch=3)
+        assert [row["value"] for row in content(compactor)] == [b"1", b"2"]
+        await put(compactor, objects({"id": 1}), value_format="json", table="t", epoch=4)
+        with pytest.raises(ConflictError, match=r"format was changed.*column=partition"):
+            await put(compactor, [b"2"], start=1, value_format="raw", table="t", epoch=5)
+
+
+@pytest.mark.parametrize("step", ["open", "commit"])
+async def test_a_column_of_penstock_that_somebody_dropped_stops_the_topic(tmp_path: Path, step: str) -> None:
+    async with opened(tmp_path) as compactor:
+        await put(compactor, [b"1"])
+
+        def drop() -> None:
+            with load(compactor).update_schema(allow_incompatible_changes=True) as update:
+                update.delete_column("value")
+            load(compactor).append(
+                pa.table(
+                    {"partition": pa.array([9], pa.int32()), "offset": [9]},
+                    schema=pa.schema(
+                        [pa.field("partition", pa.int32(), False), pa.field("offset", pa.int64(), False)]
+                    ),
+                )
+            )
+
+        if step == "open":
+            drop()
+
+        async def write() -> None:
+            async with compactor.open_table(topic(), 2) as table:
+                await table.write(lake_records([b"2"], start=1))
+                drop()
+                await table.commit({0: 2})
+
+        with pytest.raises(ConflictError, match=r"somebody changed the table.*column=value"):
+            await write()
+        assert load(compactor).scan().to_arrow().num_rows == 2
+
+
+async def test_what_a_reason_quotes_is_short_and_one_line(tmp_path: Path) -> None:
+    name = "\x1b[31m\n" + "n" * 900_000
+    async with opened(tmp_path) as compactor:
+        with pytest.raises(InvalidRequestError) as told:
+            await put(compactor, objects({name: 1}), value_format="json")
+    assert len(str(told.value)) < 1000
+    assert str(told.value).isprintable()
+    assert str(told.value).endswith("table=orders partition=0 offset=0")
+
+
+def test_json_as_deep_as_the_parser_takes_it_fails_alone() -> None:
+    decoder = JsonDecoder(Fitter())
+    for depth in (*range(400, 1000, 25), 2000, 100_000):
+        deep = b'{"a":' + b"[" * depth + b'"\\u0041"' + b"]" * depth + b"}"
+        decoded = decoder.decode(lake_records([b'{"a": []}', deep]).values)
+        assert len(decoded.failures) == 1
+
+
+@pytest.mark.parametrize("items", ["null", {"type": "record", "name": "e", "fields": []}])
+def test_avro_items_that_take_no_bytes_are_no_way_to_keep_a_thread_busy(items: Any) -> None:
+    schema = {
+        "type": "record",
+        "name": "r",
+        "fields": [{"name": "a", "type": {"type": "array", "items": items}}],
+    }
+    codec = AvroCodec.of(json.dumps(schema))
+    endless = b"\xfe\xff\xff\xff\x3f\x00"  # 2**33 of them
+    decoded = codec.decode(pa.array([b"\x00", endless], pa.binary()))
+    assert [failure.index for failure in decoded.failures] == [1]
+
+
+def test_a_schema_that_says_a_type_in_a_type_over_and_over_is_refused_at_once() -> None:
+    nested: Any = "long"
+    for level in range(40):
+        again = f"r{level - 1}" if level else "long"
+        fields = [{"name": "a", "type": nested}, {"name": "b", "type": again}]
+        nested = {"type": "record", "name": f"r{level}", "fields": fields}
+    with pytest.raises(ValueError, match=r"too many columns: columns_max="):
+        AvroCodec.of(json.dumps(nested))
+    file = descriptor_pb2.FileDescriptorProto(name="a.proto", syntax="proto3")
+    for level in range(30):
+        message = file.message_type.add(name=f"M{level}")
+        for number, name in ((1, "a"), (2, "b")):
+            field = message.field.add(name=name, number=number, label=1)
+            if level:
+                field.type, field.type_name = 11, f".M{level - 1}"
+            else:
+                field.type = 3
+    pool = descriptor_pool([file])
+    with pytest.raises(ValueError, match=r"too many columns: columns_max="):
+        ProtobufCodec(pool.FindMessageTypeByName("M29"))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "enum", "name": "e"},
+        {"type": "record", "name": "r"},
+        {"type": "record", "name": "r", "fields": [1]},
+        {"type": "record", "name": "r", "fields": [{"type": "int"}]},
+        {"type": "fixed", "name": "f"},
+        {"type": "fixed", "name": "f", "size": -1},
+        {"type": "fixed", "name": "f", "size": 2**40},
+        {"type": [[], {"type": {}}]},
+    ],
+)
+def test_a_schema_that_is_none_fails_the_records_that_name_it(schema: Any) -> None:
+    with pytest.raises(ValueError, match=r"^the schema "):
+        AvroCodec.of(json.dumps(schema))
