@@ -152,10 +152,15 @@ TOPIC_CONFIGS = (
 RAW_CONFIGS: Mapping[str, str] = {"value.format": "raw", "key.format": "raw", "mode": "append"}
 
 _DEFAULTS = {config.name: config.default for config in TOPIC_CONFIGS}
+#: One part of a partition spec. Whoever may set topic configs writes it, and it is read on the
+#: event loop: nothing in it may be matched in more than one way.
 _FIELD = re.compile(
-    r"\s*(?:(?P<transform>year|month|day|hour|bucket|truncate)\s*\(\s*(?:(?P<width>\d+)\s*,\s*)?(?P<of>[^(),]+?)\s*\)"
-    r"|(?P<column>[^(),]+?))\s*(?:,|$)"
+    r"(?P<transform>year|month|day|hour|bucket|truncate) ?\( ?(?:(?P<width>[0-9]{1,9}) ?, ?)?(?P<of>[^(),]+)\)"
+    r"|(?P<column>[^(),]+)"
 )
+_BLANKS = re.compile(r"\s+")
+#: So many columns divide or sort a table at most.
+_PARTS_MAX = 32
 _TABLE = re.compile(r"[A-Za-z0-9_]+")
 
 
@@ -285,31 +290,39 @@ def _check_modes(read: TableConfigs, values: Mapping[str, str]) -> None:
 
 
 def _fields(values: Mapping[str, str]) -> tuple[Field, ...]:
-    text = values["partition.by"].strip()
-    found = []
+    text = _BLANKS.sub(" ", values["partition.by"]).strip()
+    found: list[Field] = []
     at = 0
     while at < len(text):
         match = _FIELD.match(text, at)
-        if match is None:
+        end = match.end() if match else at
+        rest = text[end : end + 2].lstrip()
+        if match is None or (rest and not rest.startswith(",")) or len(found) == _PARTS_MAX:
             raise _wrong("partition.by", values, "write columns, or transforms as in day(ts), bucket(16, id)")
-        transform = match["transform"] or "identity"
-        if (match["width"] is not None) != (transform in ("bucket", "truncate")) or match["width"] == "0":
+        transform, width = match["transform"] or "identity", int(match["width"] or 0)
+        if (width > 0) != (transform in ("bucket", "truncate")) or (match["width"] and not width):
             raise _wrong(
                 "partition.by",
                 values,
                 "bucket and truncate have a number in front of their column, others none",
             )
-        found.append(Field(match["of"] or match["column"], transform, int(match["width"] or 0)))
-        at = match.end()
+        field = Field((match["of"] or match["column"]).strip(), transform, width)
+        if any((field.column, field.transform) == (one.column, one.transform) for one in found):
+            raise _wrong("partition.by", values, f"a part stands there twice, column={field.column}")
+        found.append(field)
+        at = text.find(",", end) + 1 or len(text)
+        at += text[at : at + 1] == " "
     return tuple(found)
 
 
 def _orders(values: Mapping[str, str]) -> tuple[Order, ...]:
-    found = []
+    found: list[Order] = []
     for item in _names(values["sort.by"]):
         column, _, direction = item.partition(" ")
         if direction.strip().lower() not in ("", "asc", "desc"):
             raise _wrong("sort.by", values, "after a column comes asc, desc or nothing")
+        if any(column == one.column for one in found) or len(found) == _PARTS_MAX:
+            raise _wrong("sort.by", values, f"a column stands there once, and at most {_PARTS_MAX} do")
         found.append(Order(column, direction.strip().lower() == "desc"))
     return tuple(found)
 
@@ -333,4 +346,4 @@ def _number(name: str, values: Mapping[str, str], least: int, most: int) -> int:
 
 
 def _wrong(name: str, values: Mapping[str, str], why: str) -> ConfigError:
-    return ConfigError(f"penstock.lake.{name} can't be that, {why}: value={values[name]}")
+    return ConfigError(f"penstock.lake.{name} can't be that, {why}: value={values[name][:200]}")

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from google.protobuf import descriptor_pb2
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
@@ -261,3 +262,20 @@ def test_a_schema_that_says_a_type_in_a_type_over_and_over_is_refused_at_once() 
 def test_a_schema_that_is_none_fails_the_records_that_name_it(schema: Any) -> None:
     with pytest.raises(ValueError, match=r"^the schema "):
         AvroCodec.of(json.dumps(schema))
+
+
+def test_a_topic_config_is_read_at_once_whatever_it_holds() -> None:
+    """It is checked on the event loop: what was matched in many ways stopped the broker for hours."""
+    for text in (
+        "day( " + " " * 20_000 + "(",
+        "a" + " " * 20_000 + "(",
+        "(" * 100_000,
+        "bucket(" + "9" * 5000 + ", a)",
+        "bucket(00, a)",
+        "day(a), day(a)",
+        ",".join(f"c{number}" for number in range(100_000)),
+    ):
+        assert "penstock.lake.partition.by can't be that" in fault_of({"partition.by": text})
+    read = TableConfigs.of({"partition.by": " day ( a.b ) , bucket( 16 , c ) ,d "})
+    assert read.partition_by == (Field("a.b", "day"), Field("c", "bucket", 16), Field("d"))
+    assert "stands there once" in fault_of({"sort.by": "a, a desc"})
