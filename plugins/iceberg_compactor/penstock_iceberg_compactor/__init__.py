@@ -10,6 +10,10 @@ from penstock_iceberg_compactor._configs import RAW_CONFIGS, TOPIC_CONFIGS, faul
 from penstock_iceberg_compactor._open import CAPABILITIES, open_compactor, watch
 from penstock_iceberg_compactor._settings import Settings
 
+#: Rows are allocated and copied with the interpreter lock held, a millisecond for two megabytes or so, in which no
+#: producer is served; more records in one go make decoding no cheaper.
+_BATCH_BYTES = 2**20
+
 
 @hookimpl
 def penstock_register_lake_compactor() -> LakeCompactorSpec[Settings]:
@@ -23,6 +27,7 @@ def penstock_register_lake_compactor() -> LakeCompactorSpec[Settings]:
         topic_configs=TOPIC_CONFIGS,
         fault_of=fault_of,
         raw_configs=RAW_CONFIGS,
+        batch_bytes=_BATCH_BYTES,
         policies=LakePolicies(
             configs={
                 policy: {"value.format": "json", "on.bad.record": policy}
