@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-__all__ = ("IcebergCompactor",)
+__all__ = ("IcebergCompactor", "bound_session")
 
 import logging
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import anyio
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchNamespaceError
+from requests import PreparedRequest, Response, Session
 
 from penstock.errors import ConfigError
 from penstock.files import make_directories
@@ -23,6 +25,9 @@ from penstock_iceberg_compactor._errors import Secrets, translated
 from penstock_iceberg_compactor._open import CAPABILITIES
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._settings import Settings
+
+#: How long a REST catalog may say nothing. pyiceberg waits for ever, and threads are few.
+_SILENCE_S = 60.0
 
 
 class IcebergCompactor:
@@ -42,6 +47,9 @@ class IcebergCompactor:
         def load() -> Catalog:
             with translated("opening the catalog", secrets, catalog=settings.catalog_name):
                 catalog = _load(settings.catalog_name, properties, secrets)
+                session = getattr(catalog, "_session", None)
+                if isinstance(session, Session):
+                    bound_session(session, _SILENCE_S)
                 if not services.read_only:
                     _make_namespace(catalog, settings.namespace)
                 return catalog
@@ -146,6 +154,16 @@ def _load(name: str, properties: Mapping[str, str], secrets: Secrets) -> Catalog
             f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
             f"cause={secrets.hide(' '.join(str(error).split()))}"
         ) from None
+
+
+def bound_session(session: Session, silence_s: float) -> None:
+    """Have requests of ``session`` that say nothing of it fail when the other side is silent for so long."""
+    send = session.send
+
+    def bounded(request: PreparedRequest, **how: Any) -> Response:
+        return send(request, **{**how, "timeout": how.get("timeout") or silence_s})
+
+    session.send = bounded  # type: ignore[method-assign] # what it was, with another default
 
 
 def _make_namespace(catalog: Catalog, namespace: str) -> None:

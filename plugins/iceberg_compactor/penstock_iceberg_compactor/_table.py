@@ -109,6 +109,8 @@ class IcebergTable:
             rejected = sum(read.counts.values())
             written = LakeWritten(rows=len(records) - rejected, rejected=read.counts, reason=read.reason)
         self._next[partition] = records.next_offset
+        if self._dead.nbytes >= self._place.settings.buffer:
+            await self._run("writing a file of dead letters", self._dead.spill)
         if self._bytes >= self._place.settings.buffer:
             await (self._spill() if self._configs.mode == "append" else self._collapse())
         return written

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+import requests
 from google.protobuf import descriptor_pb2
-from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._compactor import IcebergCompactor, bound_session
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
@@ -59,6 +61,10 @@ def avro_schema(place: Path, *fields: Any) -> str:
     name = f"{len(list(folder.iterdir()))}.avsc"
     (folder / name).write_text(json.dumps({"type": "record", "name": "r", "fields": list(fields)}))
     return name
+
+
+def data_files(place: Path, table: str) -> list[Path]:
+    return list(place.rglob(f"{table}/data/*.parquet"))
 
 
 def maybe_long(name: str) -> dict[str, Any]:
@@ -279,3 +285,21 @@ def test_a_topic_config_is_read_at_once_whatever_it_holds() -> None:
     read = TableConfigs.of({"partition.by": " day ( a.b ) , bucket( 16 , c ) ,d "})
     assert read.partition_by == (Field("a.b", "day"), Field("c", "bucket", 16), Field("d"))
     assert "stands there once" in fault_of({"sort.by": "a, a desc"})
+
+
+async def test_dead_letters_dont_pile_up_in_memory_until_the_commit(tmp_path: Path) -> None:
+    async with opened(tmp_path, buffer=2**20) as compactor:
+        configs = topic(value_format="json", on_bad_record="dead_letter")
+        async with compactor.open_table(configs, 1) as table:
+            await table.write(lake_records([b"{" + b" " * 2**20, b"{"]))
+            assert len(data_files(tmp_path, "orders__dead_letter")) == 1
+            await table.write(lake_records([b"{"], start=2))
+            await table.commit({0: 3})
+        assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [0, 1, 2]
+
+
+def test_a_catalog_that_says_nothing_holds_no_thread_for_ever() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, requests.Session() as session:
+        bound_session(session, 0.05)
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/config")
