@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from penstock.api.broker_configs import BROKER_CONFIGS
 from penstock.broker import Broker, _settings
 from penstock.broker._settings import _broker_configs
 from penstock.config import SECTIONS, load_config
+from penstock.log.topic_config import TopicConfigTable
 
 REPOSITORY = Path(__file__).parents[3]
 MIB = 2**20
@@ -60,7 +62,12 @@ def _keys_in_rooms() -> set[str]:
     """The keys that are read while the settings of all rooms are built."""
     read: set[str] = set()
     tree: Any = _Recorded(load_config().tree, "", read)
-    at_hand = {"tree": tree, "budget": _settings.budget(tree, 256 * MIB, 64 * MIB)}
+    at_hand = {
+        "tree": tree,
+        "budget": _settings.budget(tree, 256 * MIB, 64 * MIB),
+        "configs": TopicConfigTable(),
+        "selection": SimpleNamespace(specs={}),  # no plugin adds topic configs
+    }
     for name in _settings.__all__:
         build = getattr(_settings, name)
         parameters = list(inspect.signature(build).parameters)

@@ -139,7 +139,7 @@ def test_a_section_that_is_none_is_told_with_the_sections_that_there_are(
     assert main(["config", "check", "-c", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"penstock: {path}:1: {key} is no configuration key, ")
-    assert "broker, groups, listener, log_cache, logging, memory" in error
+    assert "broker, groups, lake, lake_compactor, listener, log_cache, logging, memory" in error
     assert "broker.node_id" not in error
 
 
