@@ -82,13 +82,16 @@ def missing_dependency(name: str, error: ImportError, origin: str = "") -> Plugi
 
 
 def _extra_with(module: str) -> str | None:
-    """The extra of Penstock's own distribution that brings ``module``, read from the metadata."""
+    """The smallest extra of Penstock's own distribution that brings ``module``, read from the metadata."""
     try:
         requirements = importlib.metadata.requires("penstock") or []
     except importlib.metadata.PackageNotFoundError:
         return None
+    brought: dict[str, list[str]] = {}
     for requirement in requirements:
         match = re.match(r"([A-Za-z0-9._-]+)[^;]*;.*extra == ['\"]([^'\"]+)['\"]", requirement)
-        if match and match[2] != "dev" and re.sub(r"[-.]", "_", match[1]).lower() == module.lower():
-            return match[2]
-    return None
+        if match and match[2] != "dev":
+            brought.setdefault(match[2], []).append(re.sub(r"[-.]", "_", match[1]).lower())
+    # an extra may hold another one: the metadata then list what that brings under both
+    fitting = [extra for extra, modules in brought.items() if module.lower() in modules]
+    return min(fitting, key=lambda extra: len(brought[extra]), default=None)
