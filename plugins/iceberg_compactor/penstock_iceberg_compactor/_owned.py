@@ -99,6 +99,7 @@ class OwnedTable:
         owned = cls(place, topic, configs, table, epoch)
         if epoch:
             owned._claim()
+            owned.take_columns(None)  # partitions and order that were set since
         return owned
 
     # what holds
@@ -267,19 +268,20 @@ class OwnedTable:
         """The columns that rows are fitted to."""
         return arrow_schema(self.table.schema())
 
-    def take_columns(self, wanted: pa.Schema) -> None:
-        """Have these columns, too: a commit of its own, guarded as the others are.
+    def take_columns(self, wanted: pa.Schema | None) -> None:
+        """Have these columns, too, and what configs say of partitions and order: a commit, guarded as the others are.
 
         Raises InvalidRequestError if Iceberg can't express the change.
         """
         self.check_owner()
         for _ in range(_TRIES_MAX):
             try:
-                change_shape(self.table, self._configs, wanted)
+                changed = change_shape(self.table, self._configs, wanted)
             except LostError:
                 self.refresh()
                 continue
-            self._place.step("columns changed")
+            if changed:
+                self._place.step("columns changed")
             return
         raise self._too_many()
 

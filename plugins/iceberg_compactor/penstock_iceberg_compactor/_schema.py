@@ -24,7 +24,7 @@ from pyiceberg.transforms import (
     YearTransform,
 )
 
-from penstock.errors import ConflictError, InvalidRequestError
+from penstock.errors import ConfigError, ConflictError, InvalidRequestError
 from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
 from penstock_iceberg_compactor._commit import LostError, guarded
 from penstock_iceberg_compactor._configs import Field, TableConfigs
@@ -93,6 +93,11 @@ def order_of(configs: TableConfigs, schema: Schema) -> SortOrder:
     """The sort order that is wanted; none as long as one of its columns isn't there."""
     if not _known(schema, [order.column for order in configs.sort_by]):
         return SortOrder()
+    for order in configs.sort_by:
+        if not schema.find_field(order.column).field_type.is_primitive:
+            raise ConfigError(
+                f"a table can't be sorted by a column with parts, set penstock.lake.sort.by: column={order.column}"
+            )
     return SortOrder(
         *(
             SortField(
@@ -129,8 +134,15 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
                 f"the table can't take this change of the schema: table={'.'.join(table.name())} cause={cause}"
             ) from error
     schema = changes.table_metadata.schema()
-    _change_spec(changes, spec_of(configs, schema), schema)
-    _change_order(changes, order_of(configs, schema))
+    try:
+        _change_spec(changes, spec_of(configs, schema), schema)
+        _change_order(changes, order_of(configs, schema))
+    except (ValidationError, ValueError, TypeError, KeyError) as error:
+        cause = " ".join(str(error).split())
+        raise ConfigError(
+            f"the table can't be divided or sorted as penstock.lake.partition.by and sort.by say: "
+            f"table={'.'.join(table.name())} cause={cause}"
+        ) from error
     if not changes._updates:
         return False
     own = tuple(item for item in changes._requirements)

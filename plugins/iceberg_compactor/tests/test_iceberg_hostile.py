@@ -20,7 +20,7 @@ from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descripto
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
-from penstock.errors import ConflictError, InvalidRequestError
+from penstock.errors import ConfigError, ConflictError, InvalidRequestError
 
 pytestmark = pytest.mark.anyio
 
@@ -303,3 +303,21 @@ def test_a_catalog_that_says_nothing_holds_no_thread_for_ever() -> None:
         bound_session(session, 0.05)
         with pytest.raises(requests.exceptions.ReadTimeout):
             session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/config")
+
+
+async def test_partitions_and_order_that_are_set_later_hold_from_then_on(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        values = objects({"id": 1, "a": "x"})
+        for epoch, by in enumerate(("", "bucket(4,id)", "day(_kafka.timestamp)", "bucket(4,id)", "a"), 1):
+            configs: dict[str, Any] = {"partition_by": by, "sort_by": by and "a desc, id"}
+            await put(compactor, values, start=epoch - 1, epoch=epoch, value_format="json", **configs)
+        assert [field.name for field in load(compactor).spec().fields] == ["a"]
+        versions = load(compactor).metadata_location.rpartition("/")[2].partition("-")[0]
+        async with compactor.open_table(topic(value_format="json", **configs), epoch):
+            pass
+        assert load(compactor).metadata_location.rpartition("/")[2].startswith(versions)  # nothing to change
+        twice = "day(_kafka.timestamp), hour(_kafka.timestamp)"
+        with pytest.raises(ConfigError, match=r"can't be divided or sorted as.*conflicts"):
+            await put(compactor, values, start=5, epoch=6, value_format="json", partition_by=twice)
+        with pytest.raises(ConfigError, match=r"can't be sorted by a column with parts.*column=_kafka"):
+            await put(compactor, values, start=5, epoch=7, value_format="json", sort_by="_kafka")
