@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
+import anyio.lowlevel
+
 from penstock.api.authorization import DENIED, NOBODY, each
 from penstock.api.configs import config_entry
 from penstock.api.context import RequestContext
@@ -67,6 +69,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
     taken = by_metric_name(context.api.logs.topics())
+    await anyio.lowlevel.checkpoint()  # that was a portion of its own
     table = context.api.logs.topic_configs
     denied = NOBODY
     if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):

@@ -92,10 +92,10 @@ class MetadataCheck:
         await self._check_wal_end(image, evidence)
         loss = await self._find_loss(image, evidence)
         if loss is not None:
-            await follow(
-                self._log, image
-            )  # whoever has the WAL now may have written since the image was read
-            loss = await self._find_loss(image, evidence)
+            # Whoever has the WAL now may have written since the image was read, and goes on: so what was found is
+            # looked at again, not what there is by now. An object's id is given out before it is written.
+            await follow(self._log, image)
+            loss = _loss(image, evidence, loss.object_id)
         if loss is not None and loss.name != self._accepted:
             raise self._refusal(image, evidence, loss)
         if loss is None and self._accepted:
@@ -145,10 +145,7 @@ class MetadataCheck:
                 )
 
     async def _find_loss(self, image: Image, evidence: Evidence) -> Loss | None:
-        object_id = await self._probe(image.objects.next_id)
-        if evidence.index <= image.index and not object_id:
-            return None
-        return Loss(max(evidence.index, image.index), object_id)
+        return _loss(image, evidence, await self._probe(image.objects.next_id))
 
     async def _probe(self, first: int) -> int:
         """The greatest of the first ids that weren't given out of which there is an object; 0 if there is none."""
@@ -197,3 +194,12 @@ async def give_up_entries(metadata: MetadataService, store: ObjectStore, loss: L
     await metadata.submit(SkipLost(last + 1, SKIPPED_IDS))
     while metadata.image.index < loss.reached:
         await metadata.submit(SkipLost(0, 0))
+
+
+def _loss(image: Image, evidence: Evidence, object_id: int) -> Loss | None:
+    """What the image lacks of the entries that the WAL knows of, and of the one that gave ``object_id`` out."""
+    if object_id < image.objects.next_id:
+        object_id = 0
+    if evidence.index <= image.index and not object_id:
+        return None
+    return Loss(max(evidence.index, image.index), object_id)

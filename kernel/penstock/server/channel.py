@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("Channel",)
 
 import asyncio
+import math
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -231,7 +232,12 @@ class Channel:
 
         A cancellation is expected where nobody waits any more: the client is gone, or the server ends.
         """
-        if isinstance(error, Exception) or self.pipeline.phase < Phase.CLOSING:
+        is_expected = not isinstance(error, Exception) and (
+            self.pipeline.phase >= Phase.CLOSING
+            # whoever ends the server cancels the scope that its tasks are in
+            or anyio.current_effective_deadline() == -math.inf
+        )
+        if not is_expected:
             self.core.handler_failed(-1, error, expected=False)
         self.abort()
 

@@ -217,6 +217,20 @@ _MESSAGES = st.fixed_dictionaries(
 )
 
 
+def test_of_several_fields_of_a_oneof_the_last_one_counts() -> None:
+    kind = message_factory.GetMessageClass(_message(_TEXT, 1))
+    one, other = kind(oi=5).SerializeToString(), kind(os="x").SerializeToString()
+    rows = _decode(one + other, other + one, one).rows.to_pylist()
+    assert [(row["oi"], row["os"]) for row in rows] == [(None, "x"), (5, None), (5, None)]
+
+
+def test_of_several_values_of_a_key_the_last_one_counts() -> None:
+    kind = message_factory.GetMessageClass(_message(_TEXT, 1))
+    one, other = kind(counts={"a": 1, "b": 2}).SerializeToString(), kind(counts={"a": 3}).SerializeToString()
+    rows = _decode(one + other, one).rows.to_pylist()
+    assert [sorted(row["counts"]) for row in rows] == [[("a", 3), ("b", 2)], [("a", 1), ("b", 2)]]
+
+
 @given(data=st.data())
 @settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
 def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> None:

@@ -12,6 +12,7 @@ __all__ = ("ProtobufCodec", "compile_files", "descriptor_pool", "files_of", "mes
 
 import base64
 import binascii
+import functools
 import importlib
 import importlib.util
 import tempfile
@@ -123,6 +124,8 @@ class ProtobufCodec:
             raise RefusedError from error
         if made.bad is not None or len(rows) != len(items) or not _in_range(made.rows):
             raise RefusedError
+        if not _is_merged(made.rows, self._class.DESCRIPTOR):
+            raise RefusedError
         return made.rows
 
 
@@ -222,6 +225,38 @@ def _in_range(array: pa.Array) -> bool:
     if types.is_map(array.type):
         return _in_range(array.items)
     return not types.is_list(array.type) or _in_range(array.flatten())
+
+
+def _is_merged(rows: pa.Array, message: Descriptor) -> bool:
+    """Whether of each oneof one field is set, and keys of maps differ: of several the last counts, ptars has all."""
+    columns = dict(zip((field.name for field in rows.type), rows.flatten(), strict=True))
+    for choice in message.oneofs:
+        members = [
+            columns[field.name].is_valid().cast(pa.int8()) for field in choice.fields if field.name in columns
+        ]
+        if len(members) > 1 and (pc.max(functools.reduce(pc.add, members)).as_py() or 0) > 1:
+            return False
+    for field in message.fields:
+        column, inner = columns.get(field.name), field.message_type
+        if column is None or inner is None:
+            continue
+        if inner.GetOptions().map_entry:
+            if _repeats_a_key(column):
+                return False
+            column, inner = column.items, inner.fields_by_name["value"].message_type
+        elif field.is_repeated:
+            column = column.flatten()
+        if inner is not None and pa.types.is_struct(column.type) and not _is_merged(column, inner):
+            return False
+    return True
+
+
+def _repeats_a_key(maps: pa.MapArray) -> bool:
+    if not len(maps.keys):
+        return False
+    lists = pa.ListArray.from_arrays(maps.offsets, maps.keys)
+    pairs = pa.table({"row": pc.list_parent_indices(lists), "key": lists.flatten()})
+    return bool(pairs.group_by(["row", "key"]).aggregate([]).num_rows < pairs.num_rows)
 
 
 def _microseconds(value: Any) -> int:
