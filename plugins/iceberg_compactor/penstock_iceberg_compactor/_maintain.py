@@ -1,7 +1,7 @@
 """Maintenance: small files become large ones, manifests are merged, snapshots expire with their files, orphans go.
 
 pyiceberg has none of it but the removal of snapshots from the metadata: rewriting data files waits for
-https://github.com/apache/iceberg-python/issues/1092, manifests for .../issues/270, orphans for .../issues/1200.
+https://github.com/apache/iceberg-python/issues/1092, manifests for .../issues/3629, orphans for .../issues/1065.
 """
 
 from __future__ import annotations
