@@ -30,6 +30,7 @@ from penstock.spi.kinds import (
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import PluginSpec, S, Services
 from penstock.spi.settings import Settings
+from penstock.spi.traffic import Traffic
 
 REPOSITORY = Path(__file__).parents[2]
 ROWS = [pytest.param(kind, id=name) for name, kind in KINDS.items()]
@@ -199,3 +200,9 @@ async def test_a_new_row_is_opened_without_a_line_elsewhere(monkeypatch: pytest.
         await opener.open_rest()
         assert str(opener[GATE]) == "the gate"
         assert str(opened.services["gate"].allocator) == "the allocator"
+
+
+def test_what_is_written_for_tables_goes_behind_all_others() -> None:
+    """Requests of a kind take their turn at the object store as its class does (RFC 0032)."""
+    assert LAKE_COMPACTOR.traffic is Traffic.LAKE
+    assert {kind.name for kind in KINDS.values() if kind.traffic is Traffic.WAL} == {"metadata_log", "wal"}

@@ -143,6 +143,7 @@ LAKE_COMPACTOR = Kind(
     meaning="Makes tables of the topics that want one; without it there are none.",
     needs=(ALLOCATOR,),
     statistics=False,  # told by the kernel, which knows lag and progress: penstock.lake
+    traffic=Traffic.LAKE,
 )
 PARTITIONER = Kind(
     spec=PartitionerSpec,

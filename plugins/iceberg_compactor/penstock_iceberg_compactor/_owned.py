@@ -10,6 +10,7 @@ import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pyarrow as pa
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
@@ -106,7 +107,9 @@ class OwnedTable:
 
     def _stamp_now(self) -> Stamp:
         metadata = self.table.metadata
-        stamp = newest_stamp(metadata.snapshots, head_of(self.table), metadata.properties, self.name)  # type: ignore[arg-type]
+        # pyiceberg's summaries have the methods of a mapping that are called, not all of them
+        snapshots: Any = metadata.snapshots
+        stamp = newest_stamp(snapshots, head_of(self.table), metadata.properties, self.name)
         if stamp.topic_id != self._topic.topic_id:
             raise ConflictError(
                 f"the table belongs to another topic, or to a former one of this name: choose another name "

@@ -69,7 +69,7 @@ async def test_many_small_commits_become_one_file_one_manifest_and_no_orphan(tmp
         assert len(data) == 1
         assert not orphan.exists()
         if COMMITS > 100:
-            print(f"{COMMITS} commits: {len(before)} files before, {len(left)} after", done.figures)  # noqa: T201
+            print(f"{COMMITS} commits: {len(before)} files before, {len(left)} after", done.figures)  # noqa: T201 # of -s
 
 
 async def test_files_of_others_that_are_young_stay(tmp_path: Path) -> None:
