@@ -7,8 +7,8 @@ __all__ = ("Settings", "penstock_register_lake_compactor")
 from penstock.hookspecs import hookimpl
 from penstock.spi.lake import LakeCompactorSpec, LakePolicies
 from penstock_iceberg_compactor._configs import RAW_CONFIGS, TOPIC_CONFIGS, fault_of
-from penstock_iceberg_compactor._open import CAPABILITIES, open_compactor, watch
-from penstock_iceberg_compactor._settings import Settings
+from penstock_iceberg_compactor._open import open_compactor, watch
+from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
 #: Rows are allocated and copied with the interpreter lock held, a millisecond for two megabytes or so, in which no
 #: producer is served; more records in one go make decoding no cheaper.

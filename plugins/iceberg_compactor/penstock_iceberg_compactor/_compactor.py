@@ -22,9 +22,8 @@ from penstock.spi.lake import LakeCompactorCapabilities, LakeTable, LakeTopic
 from penstock.threads import run_in_thread
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._errors import Secrets, translated
-from penstock_iceberg_compactor._open import CAPABILITIES
 from penstock_iceberg_compactor._place import Place
-from penstock_iceberg_compactor._settings import Settings
+from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
 #: How long a REST catalog may say nothing. pyiceberg waits for ever, and threads are few.
 _SILENCE_S = 60.0

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("CAPABILITIES", "open_compactor", "watch")
+__all__ = ("open_compactor", "watch")
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from penstock.errors import PluginError
 from penstock.spi import Services
-from penstock.spi.lake import LakeCompactor, LakeCompactorCapabilities
+from penstock.spi.lake import LakeCompactor
 from penstock_iceberg_compactor._settings import Settings
-
-CAPABILITIES = LakeCompactorCapabilities(maintains=True, shareable=True)
 
 
 @asynccontextmanager

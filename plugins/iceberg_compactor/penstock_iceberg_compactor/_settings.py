@@ -1,15 +1,18 @@
-"""The settings of the plugin: the catalog, the place of tables, and what is the same for all of them."""
+"""What the plugin can do, and its settings: the catalog, the place of tables, what is the same for all of them."""
 
 from __future__ import annotations
 
-__all__ = ("Settings",)
+__all__ = ("CAPABILITIES", "Settings")
 
 from collections.abc import Mapping
 
 from pydantic import Field
 
+from penstock.spi.lake import LakeCompactorCapabilities
 from penstock.spi.settings import Duration, Size
 from penstock.spi.settings import Settings as BaseSettings
+
+CAPABILITIES = LakeCompactorCapabilities(maintains=True, shareable=True)
 
 
 class Settings(BaseSettings):

@@ -32,7 +32,7 @@ async def open_store(settings: Settings, services: Services) -> AsyncIterator[Ob
     elif protocol == "memory":
         yield FsspecObjectStore(MemoryBackend(place))
     else:
-        from penstock_object_store_fsspec._remote import open_remote
+        from penstock_object_store_fsspec._connect import open_remote
 
         async with open_remote(protocol, place, settings, services.clock) as remote:
             yield FsspecObjectStore(remote)

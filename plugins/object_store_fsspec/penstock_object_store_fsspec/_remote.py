@@ -7,14 +7,12 @@ outcome, the object is read back and compared.
 
 from __future__ import annotations
 
-__all__ = ("RemoteBackend", "open_remote", "status_of")
+__all__ = ("DeniedError", "RemoteBackend", "status_of")
 
-import logging
-import os
 import random
 import weakref
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
@@ -24,11 +22,9 @@ import anyio
 
 from penstock.errors import (
     AlreadyExistsError,
-    ConfigError,
     InvalidRequestError,
     NotFoundError,
     PenstockError,
-    PluginError,
     UnavailableError,
     again,
     kept,
@@ -36,21 +32,14 @@ from penstock.errors import (
 from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStoreCapabilities
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import Health, body_size, check_range
-from penstock_object_store_fsspec._options import find_filesystem
 from penstock_object_store_fsspec._settings import Settings
-
-logger = logging.getLogger("penstock.store")
 
 T = TypeVar("T")
 
 _CAPABILITIES = ObjectStoreCapabilities(put_if_absent=True, durable=True, durability_domain="region")
 _DELAY_S_MIN = 0.05
 _DELAY_S_MAX = 2.0
-_CLOSE_S_MAX = 5
 _DELETES_IN_FLIGHT_MAX = 16
-#: So long a start waits in silence, and between two lines.
-_TELL_S = 3
-_TELL_AGAIN_S = 10
 #: One request whatever the size: in more than one, some stores forget the condition. S3 takes 5 GiB.
 _ONE_REQUEST_BYTES = 5 * 2**30
 #: What S3 answers with 400.
@@ -66,57 +55,6 @@ class RangeError(InvalidRequestError):
     """The store answered 416, range not satisfiable."""
 
 
-@asynccontextmanager
-async def open_remote(
-    protocol: str, place: str, settings: Settings, clock: Callable[[], float]
-) -> AsyncIterator[RemoteBackend]:
-    """Open a bucket and find out whether its conditional creation is one. See ``open_store`` for what is raised."""
-    bucket, _, prefix = place.partition("/")
-    prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    location = f"{protocol}://{bucket}/{prefix}"
-    backend_class, filesystem = _make_filesystem(protocol, bucket, settings)
-    backend = backend_class(filesystem, location, bucket, prefix, settings, clock)
-    try:
-        try:
-            await _connect(backend)
-        except DeniedError as error:
-            raise ConfigError(str(error)) from error
-        yield backend
-    finally:
-        with anyio.move_on_after(_CLOSE_S_MAX, shield=True):
-            await backend.close()
-
-
-async def _connect(backend: RemoteBackend) -> None:
-    """Say within seconds whom a start waits for, and say it again."""
-    failure: PenstockError | None = None
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(_tell_who_is_waited_for, backend)
-        try:
-            await backend.connect()
-        except PenstockError as error:
-            failure = kept(error)
-        tasks.cancel_scope.cancel()
-    if failure is not None:
-        raise again(failure)
-
-
-async def _tell_who_is_waited_for(backend: RemoteBackend) -> None:
-    waited_s, wait_s = 0, _TELL_S
-    while True:
-        await anyio.sleep(wait_s)
-        waited_s += wait_s
-        logger.warning(
-            "the object store doesn't answer yet, is its endpoint right, and is it running? location=%s endpoint=%s "
-            "waited_s=%d last_error=%r",
-            backend.location,
-            backend.endpoint or "default",
-            waited_s,
-            backend.health.last_error.partition(": ")[0] or "none",  # its values are those above
-        )
-        wait_s = _TELL_AGAIN_S
-
-
 def _endpoint(options: Mapping[str, Any]) -> str:
     """Scheme, host and port of the server that the options name; no user, password, path or query."""
     client = options.get("client_kwargs")
@@ -128,70 +66,6 @@ def _endpoint(options: Mapping[str, Any]) -> str:
             parts = urlsplit(named)
             return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
     return ""
-
-
-def _make_filesystem(protocol: str, bucket: str, settings: Settings) -> tuple[type[RemoteBackend], Any]:
-    # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
-    os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
-    try:
-        make, extra = find_filesystem(protocol)
-    except ImportError as error:
-        raise PluginError(str(error)) from error
-    backend_class, options = _choose_backend(extra)
-    if extra == "s3":
-        backend_class = _choose_client(backend_class, bucket, settings)
-    try:
-        filesystem = make(
-            asynchronous=True,
-            skip_instance_cache=True,
-            use_listings_cache=False,
-            **options(settings.options),
-        )
-    except (TypeError, ValueError, KeyError, OSError) as error:
-        raise ConfigError(
-            f"the object store's options were refused, compare them with the documentation of its fsspec class: "
-            f"protocol={protocol!r} keys={sorted(settings.options)} error={type(error).__name__}"
-        ) from None  # the cause may show secrets
-    return backend_class, filesystem
-
-
-def _choose_backend(extra: str) -> tuple[type[RemoteBackend], Callable[[dict[str, Any]], dict[str, Any]]]:
-    """The class for the extra, and what completes its file system's options."""
-    if extra == "s3":
-        from penstock_object_store_fsspec._s3 import S3Backend, lean_options
-
-        return S3Backend, lean_options
-    if extra == "gcs":
-        from penstock_object_store_fsspec._gcs import GcsBackend
-
-        return GcsBackend, dict
-    from penstock_object_store_fsspec._azure import AzureBackend
-
-    return AzureBackend, dict
-
-
-def _choose_client(
-    backend_class: type[RemoteBackend], bucket: str, settings: Settings
-) -> type[RemoteBackend]:
-    """The class whose frequent requests are made by the client of the settings."""
-    if settings.client == "fsspec":
-        return backend_class
-    try:
-        from penstock_object_store_fsspec._obstore import ObstoreBackend, unfit_option
-    except ImportError as error:
-        if settings.client == "auto":
-            return backend_class
-        raise PluginError(
-            "a package for object_store.client=obstore is missing, install it with pip install 'penstock[obstore]'"
-        ) from error
-    unfit = unfit_option(bucket, settings.options)
-    if not unfit:
-        return ObstoreBackend
-    if settings.client == "auto":
-        return backend_class
-    raise ConfigError(
-        f"object_store.client=obstore can't do what is configured, leave it to auto or fsspec: needs_fsspec={unfit}"
-    )
 
 
 class RemoteBackend:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from penstock_object_store_fsspec import Settings
-from penstock_object_store_fsspec._remote import _choose_client
+from penstock_object_store_fsspec._connect import _choose_client
 from penstock_object_store_fsspec._s3 import S3Backend
 
 from penstock.errors import ConfigError

@@ -143,7 +143,7 @@ def cloud(monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
     filesystem = FakeFilesystem()
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda protocol: filesystem)
     monkeypatch.setattr(
-        "penstock_object_store_fsspec._remote._choose_backend", lambda extra: (FakeBackend, dict)
+        "penstock_object_store_fsspec._connect._choose_backend", lambda extra: (FakeBackend, dict)
     )
     return filesystem
 
