@@ -8,10 +8,11 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,31 @@ def acks_stop(ledger: Ledger, quiet_s: float = 0.7, timeout_s: float = HANG_S) -
         if len(ledger.acked) == before:
             return
         assert time.monotonic() < deadline, "acknowledgements never stop"
+
+
+def overtake_while_stopped(serve: ServeFactory, tmp_path: Path, wal: Sequence[str]) -> str:
+    """Stop a broker that takes records, have another host take its log over, wake it up: it ends, nothing is lost.
+
+    ``wal`` are settings with which two hosts reach one log. The result is what the older broker said.
+    """
+    sets = (f"object_store.url=file://{tmp_path / 'shared'}", *wal)
+    old = serve(*sets)
+    create_topic(old.bootstrap_servers)
+    ledger = Ledger(old.bootstrap_servers, idempotent=True, writers=2)
+    with ledger:
+        acks_go_on(ledger)
+        old.signal(signal.SIGSTOP)
+        try:
+            new = serve(*sets, data_dir=tmp_path / "another-host")
+            found = read_all(new.bootstrap_servers)
+        finally:
+            old.signal(signal.SIGCONT)
+        code = old.wait(HANG_S)
+        ledger.stop(abandon=True)
+    assert code != 0
+    check(found, ledger, idempotent=True)
+    check(read_all(new.bootstrap_servers), ledger, idempotent=True)
+    return old.output
 
 
 def finish(broker: ServeProcess, ledger: Ledger) -> None:

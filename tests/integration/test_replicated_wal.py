@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-import signal
 from pathlib import Path
 
 from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import Ledger, check, create_topic, read_all
 from tests.integration.test_crash import run_crashes
-from tests.integration.test_faults import WITH_PLUGINS, Flaky, acks_go_on, acks_stop, finish
-from tests.patience import HANG_S
+from tests.integration.test_faults import (
+    WITH_PLUGINS,
+    Flaky,
+    acks_go_on,
+    acks_stop,
+    finish,
+    overtake_while_stopped,
+)
 
 #: Nothing is uploaded, so what was acknowledged is in the log only.
 WAL = (
@@ -101,20 +106,5 @@ def test_a_place_that_hangs_is_dropped_and_never_asked_again_what_was_acknowledg
 def test_a_stopped_broker_whose_replicated_log_was_taken_over_wakes_up_and_ends(
     serve: ServeFactory, tmp_path: Path
 ) -> None:
-    store = (f"object_store.url=file://{tmp_path / 'shared'}", *WAL)
-    old = serve(*store)
-    create_topic(old.bootstrap_servers)
-    ledger = Ledger(old.bootstrap_servers, idempotent=True, writers=2)
-    with ledger:
-        acks_go_on(ledger)
-        old.signal(signal.SIGSTOP)
-        try:
-            new = serve(*store, data_dir=tmp_path / "another-host")  # with the bucket only
-            found = read_all(new.bootstrap_servers)
-        finally:
-            old.signal(signal.SIGCONT)
-        code = old.wait(HANG_S)
-        ledger.stop(abandon=True)
-    assert code != 0
-    check(found, ledger, idempotent=True)
-    check(read_all(new.bootstrap_servers), ledger, idempotent=True)
+    """The newer broker, on another host, has the bucket only."""
+    overtake_while_stopped(serve, tmp_path, WAL)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +11,14 @@ import pytest
 from tests.integration.conftest import ServeFactory
 from tests.integration.ledger import Ledger, check, create_topic, read_all
 from tests.integration.test_crash import run_crashes
-from tests.integration.test_faults import WITH_PLUGINS, Flaky, acks_go_on, acks_stop, finish
+from tests.integration.test_faults import (
+    WITH_PLUGINS,
+    Flaky,
+    acks_go_on,
+    acks_stop,
+    finish,
+    overtake_while_stopped,
+)
 from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 
@@ -61,24 +67,7 @@ def test_a_stopped_broker_whose_log_was_taken_over_wakes_up_and_ends(
     serve: ServeFactory, tmp_path: Path
 ) -> None:
     """Two hosts, one store: the newer broker has all that the older one acknowledged, and that one ends."""
-    store = (f"object_store.url=file://{tmp_path / 'shared'}", *WAL)
-    old = serve(*store)
-    create_topic(old.bootstrap_servers)
-    ledger = Ledger(old.bootstrap_servers, idempotent=True, writers=2)
-    with ledger:
-        acks_go_on(ledger)
-        old.signal(signal.SIGSTOP)
-        try:
-            new = serve(*store, data_dir=tmp_path / "another-host")
-            found = read_all(new.bootstrap_servers)
-        finally:
-            old.signal(signal.SIGCONT)
-        code = old.wait(HANG_S)
-        ledger.stop(abandon=True)
-    assert code != 0
-    assert "a newer" in old.output
-    check(found, ledger, idempotent=True)
-    check(read_all(new.bootstrap_servers), ledger, idempotent=True)
+    assert "a newer" in overtake_while_stopped(serve, tmp_path, WAL)
 
 
 def test_the_log_is_changed_by_config_after_a_clean_stop_and_not_after_a_kill(serve: ServeFactory) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pytest
 from crc32c import crc32c
 from penstock_allocator_sequential import SequentialAllocatorSettings, penstock_register_allocator
 from penstock_cache_fifo import FifoLogCacheSettings, penstock_register_log_cache
@@ -22,7 +23,7 @@ from penstock_object_store_fsspec import penstock_register_object_store
 from tests.patience import HANG_S
 
 from penstock.bus import EventBus
-from penstock.errors import ClosedError, FullError, UnavailableError
+from penstock.errors import ClosedError, CorruptError, FullError, UnavailableError
 from penstock.metadata.commands.topics import CreateTopic
 from penstock.metadata.service import MetadataService
 from penstock.metadata.topics import TopicState
@@ -325,3 +326,31 @@ class Engine:
                 found.append((entry.base_offset, bytes(entry.data)))
             offset = entries[-1].next_offset
         return found
+
+
+def leaves(error: BaseException) -> list[BaseException]:
+    """The errors in a group of errors, and in the groups within it."""
+    if isinstance(error, BaseExceptionGroup):
+        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
+    return [error]
+
+
+async def swept_until_damage(world: World, monkeypatch: pytest.MonkeyPatch, sweeper: str) -> None:
+    """Run an engine whose ``sweeper`` fails twice, then finds damage; the engine ends with that."""
+    sweeps = 0
+
+    async def sweep() -> int:
+        nonlocal sweeps
+        sweeps += 1
+        raise CorruptError("damage") if sweeps == 3 else UnavailableError("not now")
+
+    async def live() -> None:
+        async with world.open() as e:
+            monkeypatch.setattr(getattr(e.engine, sweeper), "sweep", sweep)
+            with anyio.fail_after(HANG_S):
+                await anyio.sleep_forever()
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await live()
+    assert sweeps == 3
+    assert [type(error) for error in leaves(caught.value)] == [CorruptError]

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.patience import HANG_S
-from tests.unit.stream.harness import SETTINGS, World
+from tests.unit.stream.harness import SETTINGS, World, leaves
 
 from penstock.errors import (
     ClosedError,
@@ -430,9 +430,3 @@ async def test_any_history_keeps_exactly_the_acknowledged_records(tmp_path: Path
             if not steps:
                 return
         world.wal.crash()
-
-
-def leaves(error: BaseException) -> list[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        return [leaf for inner in error.exceptions for leaf in leaves(inner)]
-    return [error]

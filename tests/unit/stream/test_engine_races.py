@@ -8,8 +8,7 @@ from pathlib import Path
 import anyio
 import pytest
 from tests.patience import HANG_S
-from tests.unit.stream.harness import SETTINGS, FakeWal, World
-from tests.unit.stream.test_engine import leaves
+from tests.unit.stream.harness import SETTINGS, FakeWal, World, leaves
 
 from penstock.errors import ClosedError, CorruptError, FullError
 from penstock.metadata.commands.streams import TrimStreams

@@ -9,11 +9,9 @@ from typing import Any
 
 import anyio
 import pytest
-from tests.patience import HANG_S
-from tests.unit.stream.harness import NODE, SETTINGS, Engine, World
-from tests.unit.stream.test_engine import leaves
+from tests.unit.stream.harness import NODE, SETTINGS, Engine, World, swept_until_damage
 
-from penstock.errors import CorruptError, UnavailableError
+from penstock.errors import UnavailableError
 from penstock.metadata.commands.objects import ForgetObjects, PrepareObjects
 from penstock.metadata.image import Image
 from penstock.metadata.objects import ObjectState
@@ -147,22 +145,4 @@ async def test_sweeping_goes_on_after_the_store_failed_and_ends_the_engine_on_da
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     world.settings = dataclasses.replace(SETTINGS, lifecycle_interval_ms=0)
-    sweeps = 0
-
-    async def live() -> None:
-        nonlocal sweeps
-        async with world.open() as e:
-
-            async def sweep() -> int:
-                nonlocal sweeps
-                sweeps += 1
-                raise CorruptError("damage") if sweeps == 3 else UnavailableError("not now")
-
-            monkeypatch.setattr(e.engine._lifecycle, "sweep", sweep)
-            with anyio.fail_after(HANG_S):
-                await anyio.sleep_forever()
-
-    with pytest.raises(ExceptionGroup) as caught:
-        await live()
-    assert sweeps == 3
-    assert [type(error) for error in leaves(caught.value)] == [CorruptError]
+    await swept_until_damage(world, monkeypatch, "_lifecycle")

@@ -125,21 +125,29 @@ class Parts:
         self.ended = "aborted"
 
 
+def takes_parts(
+    store: Any, monkeypatch: pytest.MonkeyPatch, *, fails_at: int = -1, small_parts: bool = False
+) -> list[Parts]:
+    """The uploads in parts that ``store`` takes from now on; the first one fails at a part if that is asked for."""
+    uploads: list[Parts] = []
+
+    async def create_multipart(key: str) -> Parts:
+        uploads.append(Parts(store._inner, key, fail_part=-1 if uploads else fails_at))
+        return uploads[-1]
+
+    monkeypatch.setattr(store, "create_multipart", create_multipart)
+    capabilities = dataclasses.replace(store.capabilities, multipart=True, small_parts=small_parts)
+    monkeypatch.setattr(store, "capabilities", capabilities, raising=False)
+    return uploads
+
+
 async def test_a_large_object_is_put_in_parts_and_a_failed_attempt_is_aborted(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     upload = dataclasses.replace(SETTINGS.upload, multipart_bytes=1000, part_bytes=400)
     world.settings = dataclasses.replace(SETTINGS, upload=upload)
     async with world.open() as e:
-        attempts: list[Parts] = []
-
-        async def create_multipart(key: str) -> Parts:
-            attempts.append(Parts(e.store._inner, key, fail_part=-1 if attempts else 2))
-            return attempts[-1]
-
-        monkeypatch.setattr(e.store, "create_multipart", create_multipart)
-        capabilities = dataclasses.replace(e.store.capabilities, multipart=True)
-        monkeypatch.setattr(e.store, "capabilities", capabilities, raising=False)
+        attempts = takes_parts(e.store, monkeypatch, fails_at=2)
         payloads = [(i, bytes([i]) * 300) for i in range(6)]
         for _, payload in payloads:
             e.append(payload)
@@ -281,15 +289,7 @@ async def test_where_parts_cost_nothing_an_object_is_put_in_small_ones_each_in_i
 
     monkeypatch.setattr(Pacer, "pause_s", pause_s)
     async with world.open() as e:
-        uploads: list[Parts] = []
-
-        async def create_multipart(key: str) -> Parts:
-            uploads.append(Parts(e.store._inner, key, fail_part=-1))
-            return uploads[-1]
-
-        monkeypatch.setattr(e.store, "create_multipart", create_multipart)
-        capabilities = dataclasses.replace(e.store.capabilities, multipart=True, small_parts=True)
-        monkeypatch.setattr(e.store, "capabilities", capabilities, raising=False)
+        uploads = takes_parts(e.store, monkeypatch, small_parts=True)
         payloads = [(i, bytes([i]) * 300) for i in range(6)]
         for _, payload in payloads:
             e.append(payload)
@@ -329,15 +329,7 @@ async def test_small_parts_that_are_due_together_are_put_together(
 
     monkeypatch.setattr(uploader_module, "Pacer", make_pacer)
     async with world.open() as e:
-        uploads: list[Parts] = []
-
-        async def create_multipart(key: str) -> Parts:
-            uploads.append(Parts(e.store._inner, key, fail_part=-1))
-            return uploads[-1]
-
-        monkeypatch.setattr(e.store, "create_multipart", create_multipart)
-        capabilities = dataclasses.replace(e.store.capabilities, multipart=True, small_parts=True)
-        monkeypatch.setattr(e.store, "capabilities", capabilities, raising=False)
+        uploads = takes_parts(e.store, monkeypatch, small_parts=True)
         payloads = [(i, bytes([i]) * 600) for i in range(6)]
         for _, payload in payloads:
             e.append(payload)
