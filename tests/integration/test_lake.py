@@ -264,11 +264,8 @@ def test_the_command_tells_of_tables_and_replays_beside_a_running_broker(serve: 
     assert "data files joined: 0" in again.stdout, again.stderr
     (told_of,) = json.loads(lake(broker, "status", "orders", "--json").stdout)
     assert (told_of["state"], told_of["maintained"]["figures"]) == ("running", {"data files joined": 0})
-    refused = lake(broker, "maintain", "bad", *at)
-    assert refused.returncode == 1
-    assert (
-        "the table stands, it is maintained once it goes on: topic=bad a value isn't JSON" in refused.stderr
-    )
+    standing = lake(broker, "maintain", "bad", *at)  # its own records keep it from nothing but themselves
+    assert "data files joined: 0" in standing.stdout, standing.stderr
     replayed = lake(broker, "replay", "orders", "--from", "12", "--table", "again")
     assert "18 rows in table again" in replayed.stdout, replayed.stderr
     assert [row["offset"] for row in rows_of(broker, "again")] == list(range(12, 30))

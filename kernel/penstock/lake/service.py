@@ -19,6 +19,7 @@ from penstock.lake.source import LakeSource, Throttle
 from penstock.lake.statistics import LakeStatistics
 from penstock.lake.table_task import LakeSettings, Surroundings, TableTask, Wanted
 from penstock.lake.topics import lake_topic
+from penstock.lake.turns import Turns
 from penstock.log.topic_config import TopicConfigTable
 from penstock.metadata.deltas import (
     LeadersChanged,
@@ -108,6 +109,7 @@ class LakeService:
                 now_ms=now_ms,
                 random=Random(),
                 limiter=anyio.CapacityLimiter(settings.concurrency),
+                maintenance_turns=Turns(),
             )
             service = cls(around, topic_configs, tasks, bus)
             tasks.start_soon(service._follow)

@@ -27,6 +27,7 @@ from penstock.lake.configs import TableConfigs
 from penstock.lake.source import LakeSource
 from penstock.lake.states import LakeState
 from penstock.lake.statistics import LakeTableStatistics
+from penstock.lake.turns import Turns
 from penstock.metadata.commands.lake import REASON_LENGTH_MAX, ClaimLake, SetLakeMaintained, SetLakeState
 from penstock.metadata.service import MetadataService
 from penstock.metadata.streams import StreamState
@@ -89,6 +90,8 @@ class Surroundings:
     random: Random
     #: Topics at work.
     limiter: anyio.CapacityLimiter
+    #: Whose table is maintained: it can take long, and mustn't keep records of other topics from their tables.
+    maintenance_turns: Turns
     sleep: Callable[[float], Awaitable[None]] = anyio.sleep
 
 
@@ -122,10 +125,12 @@ class TableTask:
         self._written_bytes = 0
         #: When the table had everything that was durable, by partition.
         self._whole_at: dict[int, float] = {}
-        #: When maintenance began last; None: not known before the table is open.
+        #: When maintenance began last; None: not known before the topic is claimed.
         self._maintained_at: float | None = None
         #: The greatest request for maintenance that was answered.
         self._answered_request = 0
+        #: Whether the table could be opened when it was tried last.
+        self._opens = False
         self._rows = self._commits = self._failures = self._gap_records = self._maintenances = 0
         self._all_bytes = 0
         self._rejected: Counter[str] = Counter()
@@ -198,10 +203,13 @@ class TableTask:
                 except _GapError as error:
                     await self._tell(LakeState.GAP, _sentence(error))
                 except PenstockError as error:
+                    if isinstance(error, FencedError):
+                        self._epoch = 0  # another has a higher one
                     await self._tell(LakeState.FAILED, _sentence(error))
                 except Exception as error:  # a plugin is a stranger: its bugs are its topic's affair
                     logger.exception("the lake compactor failed: topic=%s", self._name)
                     await self._tell(LakeState.FAILED, _sentence(error))
+                await self._refuse_maintenance()
                 if self._commits > commits:
                     backoff.succeeded()
                 self._failures += 1
@@ -253,23 +261,35 @@ class TableTask:
         """Claim the topic, open its table and feed it, until it is to be opened anew, or stopped."""
         around = self._around
         wanted = self.wanted
+        self._opens = False
         if not self._is_standing:
             self._state = LakeState.OPENING
-        self._epoch = await around.metadata.submit(
-            ClaimLake(self._topic_id, around.node_id, around.node_epoch)
-        )
+        if not self._is_claimed:
+            self._epoch = await around.metadata.submit(
+                ClaimLake(self._topic_id, around.node_id, around.node_epoch)
+            )
+        self._recall_maintenance()
         async with around.compactor.open_table(wanted.topic, self._epoch) as table:
+            self._opens = True
             self._table_name = table.name
             self._committed = dict(await table.positions())
             self._positions = dict(self._committed)
             self._written_bytes = 0
             self._pending_rejected.clear()
-            self._recall_maintenance()
             self._check_positions()
             await self._begin_partitions(table)
-            if not self._is_standing:  # else the reason is shown until a commit shows that it has gone
+            if self._is_standing:  # the reason is shown until a commit shows that it has gone
+                await self._maintain(table)
+            else:
                 await self._tell(LakeState.RUNNING, "")
             await self._feed(table, wanted.topic)
+
+    @property
+    def _is_claimed(self) -> bool:
+        """Whether the last claim still holds: another try needs no new one, which costs the table a commit."""
+        state = self._around.metadata.image.topics.get(self._topic_id)
+        claim = None if state is None else state.lake
+        return claim is not None and claim.epoch == self._epoch
 
     @property
     def _is_standing(self) -> bool:
@@ -299,7 +319,8 @@ class TableTask:
         while True:
             self._news = anyio.Event()  # what comes from here on is news: it may be too late for this round
             is_new = self.wanted.topic != topic
-            if self._stopping or is_new or self._is_maintenance_asked or clock() >= due_at:
+            is_asked = self._is_maintenance_asked and self._around.maintenance_turns.is_free
+            if self._stopping or is_new or is_asked or clock() >= due_at:
                 began = clock()
                 await self._cycle(table)
                 if self._stopping or is_new:
@@ -476,7 +497,7 @@ class TableTask:
     @property
     def _is_maintenance_due(self) -> bool:
         """By the schedule, if the compactor maintains anything."""
-        assert self._maintained_at is not None, "the table is open"
+        assert self._maintained_at is not None, "the topic is claimed"
         around = self._around
         interval_s = around.settings.maintenance_interval_s
         if not interval_s or not around.compactor.capabilities.maintains:
@@ -484,15 +505,26 @@ class TableTask:
         return around.clock() >= self._maintained_at + interval_s
 
     async def _maintain(self, table: LakeTable) -> None:
-        """On a schedule or if asked for, with nothing written since the last commit; metadata say how it ended."""
+        """On a schedule or if asked for, with nothing written since the last commit; metadata say how it ended.
+
+        Not while another table's turn is: records go on into this one, and it is looked again.
+        """
         if not self._is_maintenance_asked and not self._is_maintenance_due:
             return
+        turns = self._around.maintenance_turns
+        if not turns.take(self.notify):
+            return
+        try:
+            await self._maintain_now(table)
+        finally:
+            turns.end()
+
+    async def _maintain_now(self, table: LakeTable) -> None:
         # before it is tried: one that fails mustn't keep records from the table until it succeeds
         self._maintained_at = self._around.clock()
         self._answered_request = max(self._answered_request, self.wanted.configs.maintenance_request)
         try:
-            async with self._around.limiter:
-                done = await table.maintain()
+            done = await table.maintain()
         except FencedError:
             raise  # it is for the next owner to answer
         except Exception as error:
@@ -502,6 +534,16 @@ class TableTask:
         figures = " ".join(f"{name.replace(' ', '_')}={value}" for name, value in done.figures.items())
         logger.info("maintained the table: topic=%s saved_bytes=%d %s", self._name, done.saved_bytes, figures)
         await self._tell_maintained("", done.saved_bytes, done.figures)
+
+    async def _refuse_maintenance(self) -> None:
+        """Answer who asked for maintenance of a table that can't be opened."""
+        if self._opens or not self._epoch or not self._is_maintenance_asked:
+            return
+        self._answered_request = self.wanted.configs.maintenance_request
+        try:
+            await self._tell_maintained(f"the table can't be opened: {self._reason}")
+        except (FencedError, NotFoundError) as error:
+            logger.info("nobody is told of maintenance, the topic is another's now: %s", error)
 
     async def _tell_maintained(
         self, reason: str, saved_bytes: int = 0, figures: Mapping[str, int] = MappingProxyType({})

@@ -302,9 +302,12 @@ class LakeCompactor(Protocol):
 
         ``epoch`` fences: it grows with each claim of the topic. Once a table was opened with an epoch, commits and
         maintenance of whoever has it open with a lower one fail with FencedError, in any process, and change nothing;
-        opening it with a lower one fails likewise. Epoch 0 only looks: it fences nobody, makes nothing and removes
-        nothing, and of its methods ``positions``, ``describe``, ``rows`` and ``maintain(dry_run=True)`` are called; a
-        table that isn't there is a NotFoundError.
+        opening it with a lower one fails likewise. After an error its owner opens it again with the same epoch, which
+        should leave no trace in the table: it may find over and over that it can't go on. What an earlier opening
+        sent and didn't hear of is then in ``positions``, or never happens, or fails the next commit.
+
+        Epoch 0 only looks: it fences nobody, makes nothing and removes nothing, and of its methods ``positions``,
+        ``describe``, ``rows`` and ``maintain(dry_run=True)`` are called; a table that isn't there is a NotFoundError.
 
         Leaving it drops what wasn't committed. Raises what the methods of :class:`LakeTable` raise.
         """

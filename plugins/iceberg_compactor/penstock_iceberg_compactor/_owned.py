@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ("OwnedTable",)
 
 import contextlib
-import itertools
 import logging
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -35,7 +34,7 @@ from penstock_iceberg_compactor._commit import Commit, Landed, LostError, Unknow
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted
 from penstock_iceberg_compactor._io import listed, remove
-from penstock_iceberg_compactor._place import Place
+from penstock_iceberg_compactor._place import Life, Place
 from penstock_iceberg_compactor._schema import (
     change_shape,
     check_columns,
@@ -70,7 +69,10 @@ class OwnedTable:
         #: Files of this life so far, as a number.
         self._files = 0
         self._pending: list[DataFile] = []
-        self._commits = itertools.count()
+        #: Where all files are that were begun since the last commit, also those that failed.
+        self._begun: list[str] = []
+        #: Commits of this life that were planned so far: they name manifests.
+        self._commits = 0
         self._fault: PenstockError | None = None
         self._outcome_known = True
 
@@ -135,9 +137,12 @@ class OwnedTable:
 
     def _claim(self) -> None:
         """Fence lower epochs, and whatever an earlier opening of this one left on its way."""
+        life = self._place.lives.pop(self.name, None)
         if self.stamp.epoch < self._epoch or self._leftovers(self.stamp):
             self._begin_life()
         # Else the same owner opens it again, perhaps only to find that it can't go on: no snapshot for that.
+        elif life is not None and life.name == self.stamp.life:
+            self._claimed, self._files, self._commits = True, life.file, life.commit
 
     def _begin_life(self) -> None:
         """Claim the table with a name of one's own for files.
@@ -149,7 +154,7 @@ class OwnedTable:
             before = self.stamp
             stamp = replace(before, epoch=self._epoch, life=new_life(self._epoch), files=0)
             try:
-                Commit(self.table, stamp, number=next(self._commits)).send()
+                Commit(self.table, stamp, number=self._next_commit()).send()
             except LostError:
                 self.table.refresh()
                 self.stamp = self._stamp_now()
@@ -182,7 +187,13 @@ class OwnedTable:
 
     def _location(self) -> str:
         number, self._files = self._files, self._files + 1
-        return f"{self.table.location_provider().data_path}/{self.stamp.life}-{number:06d}.parquet"
+        location = f"{self.table.location_provider().data_path}/{self.stamp.life}-{number:06d}.parquet"
+        self._begun.append(location)
+        return location
+
+    def _next_commit(self) -> int:
+        number, self._commits = self._commits, self._commits + 1
+        return number
 
     def write(self, rows: Sequence[pa.Table]) -> None:
         """Write rows into files for the next commit."""
@@ -201,7 +212,7 @@ class OwnedTable:
 
         def plan() -> tuple[Stamp, Commit]:
             stamp = replace(self.stamp, files=self._files, positions={**self.stamp.positions, **positions})
-            return stamp, Commit(self.table, stamp, added=self._pending, number=next(self._commits))
+            return stamp, Commit(self.table, stamp, added=self._pending, number=self._next_commit())
 
         return self._commit(plan)
 
@@ -212,7 +223,7 @@ class OwnedTable:
             self._drop()  # of an attempt on an older snapshot
             taken = upserted(self.table, batch, self._configs.key_columns, self.write)
             stamp = replace(self.stamp, files=self._files, positions={**self.stamp.positions, **positions})
-            commit = Commit(self.table, stamp, added=self._pending, taken=taken, number=next(self._commits))
+            commit = Commit(self.table, stamp, added=self._pending, taken=taken, number=self._next_commit())
             return stamp, commit
 
         return self._commit(plan)
@@ -241,7 +252,7 @@ class OwnedTable:
                 self._pending.append(writer.write_one(files[0].partition, read()))
                 self._place.step("file rewritten")
             stamp = replace(self.stamp, files=self._files)
-            number = next(self._commits)
+            number = self._next_commit()
             added = self._pending
             return stamp, Commit(
                 self.table, stamp, added=added, taken=taken, replaces=True, merge_all=True, number=number
@@ -308,7 +319,7 @@ class OwnedTable:
                 raise again(self._fault) from None
             self._outcome_known = True
             self.stamp = stamp
-            self._pending = []
+            self._pending, self._begun = [], []
             return landed
         raise self._too_many()
 
@@ -352,12 +363,14 @@ class OwnedTable:
     def leave(self) -> None:
         """Remove files that weren't committed; not if the commit may still be on its way."""
         if self._outcome_known:
+            if self._claimed:
+                self._place.lives[self.name] = Life(self.stamp.life, self._files, self._commits)
             with contextlib.suppress(OSError):  # the next owner removes them
                 self._drop()
 
     def _drop(self) -> None:
-        pending, self._pending = self._pending, []
-        self._remove([file.file_path for file in pending])
+        begun, self._begun, self._pending = self._begun, [], []
+        self._remove(begun)
 
     def _remove(self, locations: Sequence[str]) -> None:
         if locations:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("Place",)
+__all__ = ("Life", "Place")
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TypeVar
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import anyio
 from pyiceberg.catalog import Catalog
@@ -23,6 +23,15 @@ def _no_step(name: str) -> None:
     pass
 
 
+class Life(NamedTuple):
+    """What names the files of an opening, of which nothing is on its way any more: no name may be used twice."""
+
+    name: str
+    #: Numbers that come next: of a data file, and of a commit's manifests.
+    file: int
+    commit: int
+
+
 @dataclass(eq=False, kw_only=True)
 class Place:
     """The catalog, and the means to use it."""
@@ -33,14 +42,24 @@ class Place:
     settings: Settings
     services: Services
     limiter: anyio.CapacityLimiter
+    #: For maintenance, which can take long: it holds no thread that other tables need.
+    maintenance: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
+    #: Of tables that were left, by name: the next opening goes on with it, so that it needs no commit of its own.
+    lives: dict[str, Life] = field(default_factory=dict)
     #: Called after each thing that was done on a medium, for checks; what it raises is as if the reply were lost.
     step: Callable[[str], None] = _no_step
 
-    async def run(self, what: str, work: Callable[[], _R], **places: object) -> _R:
+    async def run(
+        self,
+        what: str,
+        work: Callable[[], _R],
+        limiter: anyio.CapacityLimiter | None = None,
+        **places: object,
+    ) -> _R:
         """``work`` in a thread; errors from outside become Penstock's, with ``what`` and ``places``."""
 
         def translating() -> _R:
             with translated(what, self.secrets, **places):
                 return work()
 
-        return await run_in_thread(translating, limiter=self.limiter)
+        return await run_in_thread(translating, limiter=limiter or self.limiter)

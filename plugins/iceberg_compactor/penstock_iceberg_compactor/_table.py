@@ -218,7 +218,9 @@ class IcebergTable:
             if self._rows or self._next:
                 raise InvalidRequestError(f"maintenance comes after a commit: table={self.name}")
             keeper = Keeper(self._owned, self._configs, self._place.settings.orphan_grace)
-            return await self._run("maintaining", lambda: keeper.maintain(dry_run=dry_run))
+            return await self._run(
+                "maintaining", lambda: keeper.maintain(dry_run=dry_run), self._place.maintenance
+            )
 
     async def describe(self) -> Mapping[str, str]:
         """Words about the newest snapshot."""
@@ -240,7 +242,9 @@ class IcebergTable:
         await self._run("removing files", self._dead.leave)
         await self._run("removing files", self._owned.leave)
 
-    async def _run(self, what: str, work: Callable[[], _R]) -> _R:
+    async def _run(
+        self, what: str, work: Callable[[], _R], limiter: anyio.CapacityLimiter | None = None
+    ) -> _R:
         def working() -> _R:
             try:
                 return work()
@@ -249,4 +253,4 @@ class IcebergTable:
                 self._owned.refresh()
                 raise
 
-        return await self._place.run(what, working, table=self.name)
+        return await self._place.run(what, working, limiter, table=self.name)

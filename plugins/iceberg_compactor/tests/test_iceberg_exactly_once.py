@@ -19,7 +19,7 @@ from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 from tests.patience import HANG_S
 
-from penstock.errors import ConflictError, FencedError, UnavailableError
+from penstock.errors import ConflictError, FencedError, InvalidRequestError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -279,3 +279,43 @@ async def test_an_owner_that_was_opened_again_elsewhere_commits_nothing(tmp_path
             with pytest.raises(ConflictError, match="opened the table again"):
                 await table.commit({0: 1})
         assert await content(compactor) == ([b"a"], {0: 1})
+
+
+def files_of(place: Path) -> list[str]:
+    return sorted(path.name for path in place.rglob("warehouse/**/*") if path.is_file())
+
+
+@pytest.mark.parametrize("fails", ["record", "file", "dead_letter"])
+async def test_tries_that_fail_leave_the_table_as_it_was(tmp_path: Path, fails: str) -> None:
+    """However many files they wrote before: a topic can stand for days, and is tried each minute."""
+    policy = "dead_letter" if fails == "dead_letter" else "stop"
+    configs = {"value_format": "json", "on_bad_record": policy}
+    good, bad = b'{"id": "%s"}' % (b"x" * 2**20), b"{"  # more than the buffer: a file of its own
+
+    async with opened(tmp_path, buffer=2**20) as compactor:
+
+        def full(step: str) -> None:
+            if fails == "file" and step == "files written":
+                raise OSError(28, "No space left on device")
+
+        async def attempt(last: bytes) -> None:
+            async with compactor.open_table(topic(**configs), 1) as table:
+                await table.write(lake_records([good, bad if fails == "dead_letter" else good]))
+                await table.write(lake_records([last], start=2))
+                if fails == "dead_letter" and last == bad:
+                    raise UnavailableError("the broker's memory is full")
+                await table.commit({0: 3})
+
+        async with compactor.open_table(topic(**configs), 1):
+            pass
+        compactor.watch(full)
+        seen = []
+        for _ in range(3):
+            with pytest.raises((InvalidRequestError, UnavailableError)):
+                await attempt(bad)
+            seen.append(files_of(tmp_path))
+        assert seen[0] == seen[1] == seen[2]
+        assert not any(name.endswith(".parquet") for name in seen[2])
+        compactor.watch(lambda step: None)
+        await attempt(good)
+        assert load(compactor).scan().to_arrow().num_rows == (2 if fails == "dead_letter" else 3)

@@ -21,6 +21,7 @@ from penstock.lake.configs import LAKE_PREFIX, MAINTENANCE_REQUEST, topic_config
 from penstock.lake.service import LakeService
 from penstock.lake.source import LakeSource, Throttle
 from penstock.lake.table_task import LakeSettings, Surroundings
+from penstock.lake.turns import Turns
 from penstock.metadata.command import Command
 from penstock.metadata.commands import decode_entry, encode_entry, new_entry
 from penstock.metadata.commands.lake import REASON_LENGTH_MAX, ClaimLake
@@ -112,6 +113,7 @@ class World:
         self.always: dict[tuple[str, str], Exception] = {}
         #: What a write takes, and how many records a read gives at most.
         self.write_s = 0.0
+        self.maintain_s = 0.0
         self.read_max = 10**9
         #: The step that never ends.
         self.hangs = ""
@@ -260,6 +262,7 @@ class World:
             now_ms=self.now_ms,
             random=Random(1),
             limiter=self.limiter,
+            maintenance_turns=Turns(),
             sleep=self.sleep,
         )
 
@@ -300,6 +303,7 @@ class FakeTable:
 
     async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
         await self._step("maintain")
+        await anyio.sleep(self._world.maintain_s)
         assert not self._written
         self._stored.maintained += 1
         return LakeMaintenance(figures=self._world.figures, saved_bytes=7, dry_run=dry_run)
@@ -703,6 +707,89 @@ def test_maintenance_that_fails_is_told_once_and_keeps_no_record_from_the_table(
             assert world.tables["orders"].rows == [0, 1]
             assert len(world.times("maintain")) == 1
             assert world.claim("orders").state == "running"
+
+    simulated(test)
+
+
+def test_a_table_that_stands_is_claimed_once_however_often_it_is_tried() -> None:
+    """A claim is a commit of the table, and an entry of metadata."""
+
+    async def test(world: World) -> None:
+        world.create("orders")
+        world.always["write", "orders"] = DOWN
+        world.upload("orders", 1)
+        async with world.serve():
+            await anyio.sleep(20 * INTERVAL_S)
+            assert len(world.times("open")) > 5
+            assert len(world.times("claim")) == 1
+
+    simulated(test)
+
+
+def test_a_table_that_stands_is_maintained_on_its_schedule_and_on_request() -> None:
+    async def test(world: World) -> None:
+        world.create("orders")
+        world.settings = replace(world.settings, maintenance_interval_s=1000)
+        world.always["write", "orders"] = DOWN
+        world.upload("orders", 1)
+        async with world.serve():
+            await anyio.sleep(20 * INTERVAL_S)
+            assert world.tables["orders"].maintained == 0
+            world.alter("orders", maintenance_request="1")
+            await anyio.sleep(1 + world.settings.retry_max_s)
+            told = world.claim("orders").maintained
+            assert told is not None
+            assert (told.request, told.reason) == (1, "")
+            assert world.claim("orders").state == "failed"
+            await anyio.sleep(1100)
+            assert world.tables["orders"].maintained == 2
+
+    simulated(test)
+
+
+def test_who_asks_for_maintenance_of_a_table_that_cant_be_opened_is_told_why() -> None:
+    async def test(world: World) -> None:
+        world.create("orders")
+        world.always["open", "orders"] = DOWN
+        async with world.serve():
+            await anyio.sleep(20 * INTERVAL_S)
+            assert world.claim("orders").maintained is None
+            world.alter("orders", maintenance_request="3")
+            await anyio.sleep(1)
+            told = world.claim("orders").maintained
+            assert told is not None
+            assert (told.request, told.reason) == (3, "the table can't be opened: the catalog is down")
+            del world.always["open", "orders"]
+            await anyio.sleep(20 * INTERVAL_S)
+            assert world.tables["orders"].maintained == 0, "it was answered"
+
+    simulated(test)
+
+
+def test_maintenance_that_takes_long_keeps_no_other_topics_records_from_their_tables() -> None:
+    """One table at a time is maintained; others take records meanwhile, and have their turn after it."""
+
+    async def test(world: World) -> None:
+        names = ("a", "b", "c")
+        world.maintain_s = 1000
+        for name in names:
+            world.create(name)
+        async with world.serve():
+            await anyio.sleep(1)
+            for name in names:
+                world.alter(name, maintenance_request="1")
+            await anyio.sleep(INTERVAL_S)
+            began = [name for name in names if world.times("maintain", name)]
+            assert len(began) == 1
+            for name in names:
+                world.upload(name, 2)
+            await anyio.sleep(2 * INTERVAL_S)
+            assert [name for name in names if world.tables[name].rows] == [
+                name for name in names if name not in began
+            ]
+            await anyio.sleep(3000)
+            assert [world.tables[name].maintained for name in names] == [1, 1, 1]
+            assert [world.tables[name].rows for name in names] == [[0, 1]] * 3
 
     simulated(test)
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from penstock.lake.table_task import TableTask
+from penstock.lake.turns import Turns
 
 pytestmark = pytest.mark.anyio
 
@@ -26,7 +27,7 @@ class Task(TableTask):
         self._takes_s = takes_s
         configs = SimpleNamespace(commit_interval_s=10.0, commit_bytes=1, maintenance_request=0)
         wanted: Any = SimpleNamespace(topic=None, configs=configs)
-        around: Any = SimpleNamespace(clock=lambda: self.now)
+        around: Any = SimpleNamespace(clock=lambda: self.now, maintenance_turns=Turns())
         state: Any = SimpleNamespace(topic_id="t", name="t")
         super().__init__(around, state, wanted)
 

@@ -23,11 +23,10 @@ from pathlib import Path
 import anyio
 
 from penstock.config import Config
-from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError, UnavailableError
+from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, PenstockError
 from penstock.lake.columns import decode_entries
 from penstock.lake.configs import TableConfigs, topic_config_table
 from penstock.lake.source import LakeSource, Throttle
-from penstock.lake.states import LakeState
 from penstock.lake.topics import lake_topic
 from penstock.log.topic_config import TopicConfigTable
 from penstock.metadata.image import Image
@@ -203,20 +202,13 @@ def next_request(lake: Lake, topic: str) -> int:
 
 
 async def maintained_since(lake: Lake, topic: str, request: int) -> LakeMaintained | None:
-    """How the maintenance ended that answers this request, as metadata say by now; None: it hasn't ended.
-
-    Raises UnavailableError if the table stands, so that nothing is done before the reason is gone.
-    """
+    """How the maintenance ended that answers this request, as metadata say by now; None: it hasn't ended."""
     state = replace(lake, image=await load_image(lake.metadata_log)).topic(topic)[0]
     claim = state.lake
     if claim is None:
         return None
     if claim.maintained is not None and claim.maintained.request >= request:
         return claim.maintained
-    if claim.state in (LakeState.FAILED, LakeState.GAP):
-        raise UnavailableError(
-            f"the table stands, it is maintained once it goes on: topic={topic} {claim.reason}"
-        )
     return None
 
 
