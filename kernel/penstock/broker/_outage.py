@@ -12,29 +12,24 @@ __all__ = ("WatchedStore",)
 import dataclasses
 import itertools
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import anyio
 
 from penstock.errors import UnavailableError
-from penstock.spi.object_store import (
-    MultipartUpload,
-    ObjectInfo,
-    ObjectStore,
-    ObjectStoreCapabilities,
-    ObjectStoreStatistics,
-)
-from penstock.spi.plugin import Buffer
+from penstock.spi.object_store import ObjectStore, ObjectStoreStatistics
 from penstock.work.periodic import Jobs, PeriodicJob
+from penstock.work.store_around import Request, StoreAround
 
 logger = logging.getLogger("penstock.broker")
 
 #: How often it's looked for calls that aren't answered.
 LOOK_S = 1.0
-#: So long a request that moves little may take before it's an outage; one that writes an object may take longer.
+#: So long a request that moves little may take before it's an outage; one that may move an object may take longer.
 ANSWER_S = 5.0
 WRITE_S = 20.0
+_LONG = frozenset({"get", "put", "delete", "write_part", "complete"})
 #: Attempts in a row that the store repeats by itself; one alone is no news.
 _ATTEMPTS = 2
 #: During an outage, a start says again that it waits after so long.
@@ -43,11 +38,11 @@ _AGAIN_S = 15.0
 _QUIET_S = 10.0
 
 
-class WatchedStore:
-    """See ``ObjectStore``: the one of the plugin, watched. Use ``async with WatchedStore.open(...)``."""
+class WatchedStore(StoreAround):
+    """The store of the plugin, watched. Use ``async with WatchedStore.open(...)``."""
 
     def __init__(self, store: ObjectStore, clock: Callable[[], float]) -> None:
-        self._store = store
+        super().__init__(store)
         self._clock = clock
         endpoint = getattr(store, "endpoint", "")
         #: Where it is, for people; never with credentials.
@@ -103,20 +98,21 @@ class WatchedStore:
 
     # -- watching --------------------------------------------------------------------------------------------
 
-    @contextmanager
-    def _call(self, kind: str, answer_s: float) -> Iterator[None]:
+    @asynccontextmanager
+    async def around(self, request: Request) -> AsyncIterator[None]:
+        """See what comes of ``request``."""
         number = next(self._numbers)
-        self._due[number] = self._clock() + answer_s
+        self._due[number] = self._clock() + (WRITE_S if request.call in _LONG else ANSWER_S)
         try:
             yield
         except UnavailableError as error:
             self._failures += 1
-            self._failed_call, self._failed_at, self._others_work = kind, self._clock(), False
+            self._failed_call, self._failed_at, self._others_work = request.call, self._clock(), False
             self._begin(str(error))
             raise
         else:
             self._others_work = True
-            if self._failed_call in ("", kind) or self._is_quiet():
+            if self._failed_call in ("", request.call) or self._is_quiet():
                 self._end()
         finally:
             del self._due[number]
@@ -169,68 +165,6 @@ class WatchedStore:
             self._told_at = now
             logger.warning("the start still waits for the object store: %s", self.outage)
 
-    # -- the store -------------------------------------------------------------------------------------------
-
-    @property
-    def capabilities(self) -> ObjectStoreCapabilities:
-        """See ``ObjectStore.capabilities``."""
-        return self._store.capabilities
-
-    @property
-    def location(self) -> str:
-        """See ``ObjectStore.location``."""
-        return self._store.location
-
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
-        """See ``ObjectStore.get``."""
-        with self._call("get", WRITE_S):
-            return await self._store.get(key, start, end)
-
-    async def head(self, key: str) -> ObjectInfo:
-        """See ``ObjectStore.head``."""
-        with self._call("head", ANSWER_S):
-            return await self._store.head(key)
-
-    async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        """See ``ObjectStore.put``."""
-        with self._call("put", WRITE_S):
-            return await self._store.put(key, body)
-
-    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        """See ``ObjectStore.put_if_absent``."""
-        with self._call("put_if_absent", ANSWER_S):
-            return await self._store.put_if_absent(key, body)
-
-    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
-        """See ``ObjectStore.compare_and_swap``."""
-        with self._call("compare_and_swap", ANSWER_S):
-            return await self._store.compare_and_swap(key, body, token)
-
-    async def create_multipart(self, key: str) -> MultipartUpload:
-        """See ``ObjectStore.create_multipart``."""
-        with self._call("create_multipart", ANSWER_S):
-            return _WatchedUpload(self, await self._store.create_multipart(key))
-
-    async def delete(self, keys: Sequence[str]) -> None:
-        """See ``ObjectStore.delete``."""
-        with self._call("delete", WRITE_S):
-            await self._store.delete(keys)
-
-    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        """See ``ObjectStore.list``."""
-        listing = aiter(self._store.list(prefix, start_after))
-        try:
-            while True:
-                with self._call("list", ANSWER_S):
-                    info = await anext(listing, None)
-                if info is None:
-                    return
-                yield info
-        finally:
-            close = getattr(listing, "aclose", None)
-            if close is not None:
-                await close()
-
     def statistics(self) -> ObjectStoreStatistics:
         """The plugin's statistics, with the outage that the calls have met."""
         told = self._store.statistics()
@@ -240,22 +174,3 @@ class WatchedStore:
             last_error=self._last_error or told.last_error,
             outage_s=0.0 if self._since is None else round(self._clock() - self._since, 1),
         )
-
-
-class _WatchedUpload:
-    """See ``MultipartUpload``."""
-
-    def __init__(self, store: WatchedStore, upload: MultipartUpload) -> None:
-        self._store = store
-        self._upload = upload
-
-    async def write_part(self, part: Sequence[Buffer]) -> None:
-        with self._store._call("write_part", WRITE_S):
-            await self._upload.write_part(part)
-
-    async def complete(self) -> None:
-        with self._store._call("complete", WRITE_S):
-            await self._upload.complete()
-
-    async def abort(self) -> None:
-        await self._upload.abort()

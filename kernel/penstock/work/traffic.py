@@ -26,16 +26,10 @@ from typing import Annotated, Final, Generic, NamedTuple, TypeVar
 import anyio
 
 from penstock.errors import InvariantError
-from penstock.spi.object_store import (
-    MultipartUpload,
-    ObjectInfo,
-    ObjectStore,
-    ObjectStoreCapabilities,
-    ObjectStoreStatistics,
-)
-from penstock.spi.plugin import Buffer
+from penstock.spi.object_store import ObjectStore
 from penstock.spi.statistics import counter, gauge
 from penstock.spi.traffic import Traffic
+from penstock.work.store_around import Request, StoreAround
 
 W = TypeVar("W")
 
@@ -243,109 +237,25 @@ def _wake(begun: Sequence[anyio.Event]) -> None:
         each.set()
 
 
-class _View:
-    """See ``ObjectStore``: a shared one, for one class of traffic."""
+class _View(StoreAround):
+    """A shared store, for one class of traffic."""
 
     def __init__(self, shared: SharedStore, store: ObjectStore, traffic: Traffic) -> None:
+        super().__init__(store)
         self.shared = shared
-        self._store = store
         self._traffic = traffic
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._traffic} {self.location}>"
 
-    @property
-    def capabilities(self) -> ObjectStoreCapabilities:
-        """See ``ObjectStore.capabilities``."""
-        return self._store.capabilities
-
-    @property
-    def location(self) -> str:
-        """See ``ObjectStore.location``."""
-        return self._store.location
-
-    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
-        """See ``ObjectStore.get``."""
-        async with self.shared.place(self._traffic, 0 if end is None else end - start):
-            data = await self._store.get(key, start, end)
-        self.shared.moved(self._traffic, len(data))
-        return data
-
-    async def head(self, key: str) -> ObjectInfo:
-        """See ``ObjectStore.head``."""
-        async with self.shared.place(self._traffic):
-            return await self._store.head(key)
-
-    async def put(self, key: str, body: Sequence[Buffer]) -> str:
-        """See ``ObjectStore.put``."""
-        async with self.sending(body):
-            return await self._store.put(key, body)
-
-    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
-        """See ``ObjectStore.put_if_absent``."""
-        async with self.sending(body):
-            return await self._store.put_if_absent(key, body)
-
-    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
-        """See ``ObjectStore.compare_and_swap``."""
-        async with self.sending(body):
-            return await self._store.compare_and_swap(key, body, token)
-
-    async def create_multipart(self, key: str) -> MultipartUpload:
-        """See ``ObjectStore.create_multipart``."""
-        async with self.shared.place(self._traffic):
-            return _Upload(self, await self._store.create_multipart(key))
-
-    async def delete(self, keys: Sequence[str]) -> None:
-        """See ``ObjectStore.delete``."""
-        async with self.shared.place(self._traffic):
-            await self._store.delete(keys)
-
-    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
-        """See ``ObjectStore.list``."""
-        listing = aiter(self._store.list(prefix, start_after))
-        is_first = True
-        try:
-            while True:
-                # one after the other: who takes its time between two must not hold a place meanwhile
-                async with self.shared.place(self._traffic, counts=is_first):
-                    info = await anext(listing, None)
-                is_first = False
-                if info is None:
-                    return
-                yield info
-        finally:
-            close = getattr(listing, "aclose", None)
-            if close is not None:
-                await close()
-
-    def statistics(self) -> ObjectStoreStatistics:
-        """The store's, of all classes together."""
-        return self._store.statistics()
-
     @asynccontextmanager
-    async def sending(self, body: Sequence[Buffer]) -> AsyncIterator[None]:
-        """The place of a request that sends ``body``."""
-        size = sum(map(len, body))
-        async with self.shared.place(self._traffic, size):
+    async def around(self, request: Request) -> AsyncIterator[None]:
+        """Have a place while ``request`` is on its way."""
+        size = request.sends + request.asks
+        async with self.shared.place(self._traffic, size, counts=not request.goes_on):
             yield
+        self.shared.moved(self._traffic, request.sends)
+
+    def came(self, size: int) -> None:
+        """Count what was read."""
         self.shared.moved(self._traffic, size)
-
-
-class _Upload:
-    """See ``MultipartUpload``."""
-
-    def __init__(self, view: _View, upload: MultipartUpload) -> None:
-        self._view = view
-        self._upload = upload
-
-    async def write_part(self, part: Sequence[Buffer]) -> None:
-        async with self._view.sending(part):
-            await self._upload.write_part(part)
-
-    async def complete(self) -> None:
-        async with self._view.sending(()):
-            await self._upload.complete()
-
-    async def abort(self) -> None:
-        await self._upload.abort()  # all is over, and there may be little time: it waits for nobody
