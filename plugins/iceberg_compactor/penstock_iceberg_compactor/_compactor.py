@@ -25,6 +25,8 @@ from penstock_iceberg_compactor._errors import Secrets, translated
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
+logger = logging.getLogger("penstock.lake.iceberg")
+
 #: How long a REST catalog may say nothing. pyiceberg waits for ever, and threads are few.
 _SILENCE_S = 60.0
 
@@ -122,11 +124,18 @@ def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str
         path = services.data_dir / warehouse
         warehouse = path.absolute().as_uri()
     default = settings.warehouse == type(settings).model_fields["warehouse"].default
-    if not given:
+    if not given.keys() & {"type", "uri", "py-catalog-impl"}:
         file = services.data_dir / "lake" / "catalog.db"
         if not services.read_only:
             make_directories(file.parent, services.access)
-        given = {"type": "sql", "uri": f"sqlite:///{file.absolute()}"}
+            if remote:
+                logger.warning(
+                    "the catalog is a file in the data directory and the tables aren't: who loses the directory "
+                    "loses sight of the tables, set lake_compactor.catalog to one that outlives it: warehouse=%s file=%s",
+                    warehouse,
+                    file,
+                )
+        given |= {"type": "sql", "uri": f"sqlite:///{file.absolute()}"}
     decides_itself = given.get("type") == "rest" and default
     if "warehouse" not in given and not decides_itself:
         if not remote and not services.read_only:

@@ -76,7 +76,9 @@ def _kind(error: Exception) -> tuple[str, type[PenstockError]] | None:
     if isinstance(error, RESTError | RequestException | SQLAlchemyError):
         return "the catalog can't be used for now", UnavailableError
     if isinstance(error, FileNotFoundError):
-        return "a file of the table is gone", CorruptError
+        return "the bucket or a file of the table isn't there", CorruptError
+    if isinstance(error, PermissionError):
+        return "the warehouse refuses access, check its credentials and rights", UnavailableError
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return "the warehouse is full, make room", UnavailableError

@@ -8,9 +8,11 @@ import contextlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from itertools import islice
 from typing import Any, NamedTuple, cast
 from urllib.parse import urlparse
 
+from fsspec import AbstractFileSystem
 from fsspec.implementations.local import LocalFileSystem
 from pyiceberg.io import FileIO
 from pyiceberg.io.fsspec import FsspecFileIO
@@ -49,6 +51,10 @@ class _SyncedFileSystem(LocalFileSystem):  # type: ignore[misc] # fsspec has no 
         return _SyncedFile(path)
 
 
+#: Files that a store is asked to remove at once; S3 takes no more.
+_REMOVED_AT_ONCE = 1000
+
+
 class WarehouseIO(FsspecFileIO):
     """What pyiceberg reads and writes files with; its property ``py-io-impl`` names this class."""
 
@@ -56,6 +62,13 @@ class WarehouseIO(FsspecFileIO):
         super().__init__(properties)
         for scheme in ("", "file"):
             self._scheme_to_fs[scheme] = _local
+
+    def _get_fs(self, scheme: str, hostname: str | None = None) -> AbstractFileSystem:
+        fs = super()._get_fs(scheme, hostname)
+        # What was listed once would hide for ever what others write there later.
+        fs.dircache.use_listings_cache = False
+        fs.dircache.clear()
+        return fs
 
 
 def _local(_: Properties) -> _SyncedFileSystem:
@@ -98,11 +111,16 @@ def _modified(info: dict[str, Any]) -> float | None:
     return None
 
 
-def remove(io: FileIO, locations: Iterable[str]) -> int:
-    """Remove files, and return how many there were; one that is gone already is no fault."""
-    removed = 0
-    for location in locations:
-        with contextlib.suppress(FileNotFoundError):
-            io.delete(location)
-            removed += 1
-    return removed
+def remove(io: FileIO, locations: Iterable[str]) -> None:
+    """Remove files; one that is gone already is no fault. Stores are asked for many at once."""
+    left = iter(locations)
+    while some := list(islice(left, _REMOVED_AT_ONCE)):
+        fs = cast(FsspecFileIO, io)._get_fs_from_uri(urlparse(some[0]), some[0])
+        one_store = len({urlparse(location)[:2] for location in some}) == 1
+        if one_store and not isinstance(fs, LocalFileSystem):
+            with contextlib.suppress(FileNotFoundError):  # some stores say so, others don't
+                fs.rm(some)
+                continue
+        for location in some:
+            with contextlib.suppress(FileNotFoundError):
+                io.delete(location)

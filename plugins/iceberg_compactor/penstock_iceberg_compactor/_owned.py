@@ -374,8 +374,8 @@ class OwnedTable:
 
     def _remove(self, locations: Sequence[str]) -> None:
         if locations:
-            removed = remove(self.table.io, locations)
-            logger.info("removed files of commits that failed: table=%s files=%d", self.name, removed)
+            remove(self.table.io, locations)
+            logger.info("removed files of commits that failed: table=%s files=%d", self.name, len(locations))
 
     def describe(self) -> dict[str, str]:
         """The table by words."""

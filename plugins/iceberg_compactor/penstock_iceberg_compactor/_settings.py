@@ -4,9 +4,10 @@ from __future__ import annotations
 
 __all__ = ("CAPABILITIES", "Settings")
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from penstock.spi.lake import LakeCompactorCapabilities
 from penstock.spi.settings import Duration, Size
@@ -21,8 +22,9 @@ class Settings(BaseSettings):
     catalog: Mapping[str, str] = Field(
         default={},
         description="The catalog, by pyiceberg's own properties: { type = 'rest', uri = 'https://...' }; also sql, "
-        "glue and hive. Empty: an SQLite file in the data directory. Credentials come from where pyiceberg and the "
-        "cloud's SDK look for them.",
+        "glue and hive. Without type and uri: an SQLite file in the data directory. The warehouse's properties stand "
+        "here, too: { s3.endpoint = 'http://...' }. Credentials come from where pyiceberg and the cloud's SDK look "
+        "for them.",
     )
     catalog_name: str = Field(
         default="penstock",
@@ -69,3 +71,21 @@ class Settings(BaseSettings):
         description="How old a file has to be that no snapshot knows before maintenance removes it. Another writer "
         "may need that long between a file and its commit.",
     )
+
+    @field_validator("catalog", mode="before")
+    @classmethod
+    def _flatten(cls, given: Any) -> Any:
+        """Take ``s3.endpoint = "..."``, which TOML reads as a table, for the property of this name."""
+        return dict(_flat(given)) if isinstance(given, Mapping) else given
+
+
+def _flat(given: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in given.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            yield prefix + key, str(value).lower()
+        elif isinstance(value, int | float):
+            yield prefix + key, str(value)
+        else:
+            yield prefix + key, value

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.iceberg_place import load, opened, topic
+from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
 
 pytestmark = pytest.mark.anyio
@@ -17,19 +16,6 @@ pytestmark = pytest.mark.anyio
 @pytest.fixture
 def anyio_backend() -> str:
     return "asyncio"
-
-
-def duckdb_with_iceberg() -> Any:
-    """A connection with extensions that came as wheels; nothing is downloaded."""
-    duckdb = pytest.importorskip("duckdb")
-    connection = duckdb.connect(config={"autoinstall_known_extensions": "false"})
-    for name in ("avro", "httpfs", "iceberg"):  # avro first: the last one needs it
-        found = importlib.util.find_spec(f"duckdb_extension_{name}")
-        if found is None or not found.submodule_search_locations:
-            pytest.skip(f"there is no wheel of this extension: {name}")
-        (file,) = Path(found.submodule_search_locations[0]).glob(f"extensions/*/{name}.duckdb_extension")
-        connection.execute(f"LOAD '{file}'")
-    return connection
 
 
 @pytest.mark.parametrize("mode", ["append", "upsert"])
