@@ -14,6 +14,8 @@ import anyio
 from pyiceberg.catalog import Catalog, load_catalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchNamespaceError
 from requests import PreparedRequest, Response, Session
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from penstock.errors import ConfigError
 from penstock.files import make_directories
@@ -29,6 +31,17 @@ logger = logging.getLogger("penstock.lake.iceberg")
 
 #: How long a REST catalog may say nothing. pyiceberg waits for ever, and threads are few.
 _SILENCE_S = 60.0
+
+
+#: Drivers of PostgreSQL that pass a URL's parameters on to libpq, and how long that may hear nothing.
+_LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
+_LIBPQ_LIMITS = {
+    "connect_timeout": "60",
+    "keepalives_idle": "30",
+    "keepalives_interval": "10",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "60000",
+}
 
 
 class IcebergCompactor:
@@ -131,7 +144,7 @@ def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str
             if remote:
                 logger.warning(
                     "the catalog is a file in the data directory and the tables aren't: who loses the directory "
-                    "loses sight of the tables, set lake_compactor.catalog to one that outlives it: warehouse=%s file=%s",
+                    "loses sight of them, set lake_compactor.catalog to one that outlives it: warehouse=%s file=%s",
                     warehouse,
                     file,
                 )
@@ -141,8 +154,12 @@ def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str
         if not remote and not services.read_only:
             make_directories(Path(services.data_dir / settings.warehouse), services.access)
         given["warehouse"] = warehouse
+    if "uri" in given and given.get("type", "sql") == "sql":
+        given["uri"] = bounded_url(given["uri"])
+        given.setdefault("pool_pre_ping", "true")  # a connection that broke while idle is no failure
     given.setdefault("py-io-impl", "penstock_iceberg_compactor._io.WarehouseIO")
-    where = f"{given.get('uri') or given.get('type')} {given.get('warehouse', '')}".strip()
+    shown = settings.catalog.get("uri") or given.get("uri") or given.get("type")
+    where = f"{shown} {given.get('warehouse', '')}".strip()
     return given, where
 
 
@@ -162,6 +179,18 @@ def _load(name: str, properties: Mapping[str, str], secrets: Secrets) -> Catalog
             f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
             f"cause={secrets.hide(' '.join(str(error).split()))}"
         ) from None
+
+
+def bounded_url(url: str) -> str:
+    """A URL of PostgreSQL with limits for a server that is gone without a word; what it has stays, as do others."""
+    try:
+        parts = make_url(url)
+    except ArgumentError:
+        return url  # the catalog says what is wrong with it
+    if parts.drivername not in _LIBPQ:
+        return url
+    missing = {name: value for name, value in _LIBPQ_LIMITS.items() if name not in parts.query}
+    return parts.update_query_dict(missing).render_as_string(hide_password=False)
 
 
 def bound_session(session: Session, silence_s: float) -> None:

@@ -1,0 +1,95 @@
+"""A catalog in PostgreSQL that is killed while it is asked: nothing is lost, nothing is there twice."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from penstock_iceberg_compactor._compactor import bounded_url
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+from tests.postgres_server import PostgresServer, serving_postgres
+
+from penstock.errors import ConflictError, FencedError, UnavailableError
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[PostgresServer]:
+    with serving_postgres() as server:
+        yield server
+
+
+@pytest.mark.parametrize(
+    "step", ["table made", "table claimed", "files written", "manifests written", "committed"]
+)
+async def test_a_catalog_killed_at_a_step_of_a_commit_is_gone_on_with(
+    tmp_path: Path, postgres: PostgresServer, step: str
+) -> None:
+    """What is in the table is told when the catalog is back, and no file is left over."""
+    catalog = {"type": "sql", "uri": postgres.url}
+    wanted = topic(step.replace(" ", "_"))
+    async with opened(tmp_path, catalog=catalog) as compactor:
+        kills = 0
+
+        def kill(name: str) -> None:
+            nonlocal kills
+            if name == step and not kills:
+                kills += 1
+                postgres.kill()
+
+        compactor.watch(kill)
+        at = 0
+        for _ in range(3):
+            try:
+                async with compactor.open_table(wanted, 1) as table:
+                    at = (await table.positions()).get(0, 0)
+                    if at < 2:
+                        await table.write(lake_records([b"a", b"b"][at:], start=at))
+                        await table.commit({0: 2})
+            except UnavailableError:
+                postgres.start()
+        assert kills == 1
+        async with compactor.open_table(wanted, 0) as table:
+            assert sorted([row.offset async for row in table.rows()]) == [0, 1]
+            assert await table.positions() == {0: 2}
+            known = {task.file.file_path for task in load(compactor, wanted.name).scan().plan_files()}
+        assert set(map(Path.as_uri, tmp_path.rglob("data/*.parquet"))) == known  # noqa: ASYNC240 - a local disk
+
+
+async def test_of_two_owners_of_one_table_the_older_is_fenced(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """Two processes, one catalog: what the older one wrote is neither visible nor left behind."""
+    catalog = {"type": "sql", "uri": postgres.url}
+    async with opened(tmp_path, catalog=catalog) as first, opened(tmp_path, catalog=catalog) as second:
+        async with first.open_table(topic(), 1) as older:
+            await older.write(lake_records([b"a"]))
+            await older.commit({0: 1})
+            await older.write(lake_records([b"b"], start=1))
+            async with second.open_table(topic(), 2) as newer:
+                with pytest.raises((FencedError, ConflictError), match="somebody else owns the table now"):
+                    await older.commit({0: 2})
+                assert await newer.positions() == {0: 1}
+                await newer.write(lake_records([b"b"], start=1))
+                await newer.commit({0: 2})
+        async with second.open_table(topic(), 0) as table:
+            assert sorted([row.offset async for row in table.rows()]) == [0, 1]
+
+
+def test_a_server_that_is_gone_without_a_word_holds_no_thread_for_ever() -> None:
+    """libpq's own limits are two hours and more; those that are given stay, and other databases aren't touched."""
+    bounded = bounded_url("postgresql+psycopg://me:se%40cret@host/db?connect_timeout=5")
+    assert bounded.startswith("postgresql+psycopg://me:se%40cret@host/db?")
+    assert "connect_timeout=5" in bounded
+    assert "tcp_user_timeout=60000" in bounded
+    assert "keepalives_idle=30" in bounded
+    for url in ("sqlite:////x/y.db", "postgresql+pg8000://host/db", "what is this"):
+        assert bounded_url(url) == url
