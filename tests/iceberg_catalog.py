@@ -44,7 +44,7 @@ class RestCatalogServer:
         self._lock = threading.Lock()
         self.url = ""
         #: What becomes of the next commits: "lose" (done, and no reply), "twice" (sent again by a proxy, which passes
-        #: on the second reply), "refuse" (503, nothing done).
+        #: on the second reply), "503" or another code (nothing done), "done 504" or another code (done all the same).
         self.faults: list[str] = []
 
     @contextmanager
@@ -77,11 +77,14 @@ class RestCatalogServer:
                 body = json.loads(self.rfile.read(size)) if size else {}
                 is_commit = self.command == "POST" and bool((_PATH.fullmatch(self.path) or [None] * 3)[2])
                 fault = outer.faults.pop(0) if is_commit and outer.faults else ""
-                code, answer = (503, {"error": {"message": "busy", "type": "Busy", "code": 503}})
-                if fault != "refuse":
+                code, answer = 0, None
+                if not fault.isdecimal():
                     code, answer = outer.answer(self.command, self.path, body)
                 if fault == "twice":
                     code, answer = outer.answer(self.command, self.path, body)
+                if fault[-3:].isdecimal():
+                    code = int(fault[-3:])
+                    answer = {"error": {"message": "busy", "type": "Busy", "code": code}}
                 if fault == "lose":
                     self.close_connection = True
                     self.connection.close()

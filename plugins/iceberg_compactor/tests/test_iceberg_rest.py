@@ -26,7 +26,11 @@ def server(tmp_path: Path) -> Iterator[RestCatalogServer]:
         yield server
 
 
-@pytest.mark.parametrize("fault", ["lose", "twice", "refuse"])
+_REFUSED = ("400", "404", "429", "500", "502", "503")
+_DONE = ("lose", "twice", "done 409", "done 500", "done 502", "done 503", "done 504")
+
+
+@pytest.mark.parametrize("fault", [*_REFUSED, *_DONE, "409"])
 async def test_a_commit_whose_reply_is_wrong_or_missing_is_there_once(
     tmp_path: Path, server: RestCatalogServer, fault: str
 ) -> None:
@@ -35,16 +39,16 @@ async def test_a_commit_whose_reply_is_wrong_or_missing_is_there_once(
         async with compactor.open_table(topic(), 1) as table:
             await table.write(lake_records([b"a"]))
             server.faults = [fault]
-            if fault == "refuse":
+            if fault in _REFUSED:
                 with pytest.raises(UnavailableError, match="catalog") as caught:
                     await table.commit({0: 1})
                 assert "very-secret" not in str(caught.value)
             else:
-                # the reply was lost, but the snapshot is there: it was looked up
+                # whatever the reply was, it was looked up whether the snapshot is there; one that lost is made again
                 assert (await table.commit({0: 1})).rows == 1
         async with compactor.open_table(topic(), 1) as table:
             at = (await table.positions()).get(0, 0)
-            assert at == (0 if fault == "refuse" else 1)
+            assert at == (0 if fault in _REFUSED else 1)
             await table.write(lake_records([b"a", b"b"][at:], start=at))
             await table.commit({0: 2})
         async with compactor.open_table(topic(), 0) as table:
