@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import random
+import shutil
 import subprocess
 import threading
 import time
@@ -207,6 +208,8 @@ def test_a_failing_table_stands_alone_and_goes_on_when_the_cause_is_gone(serve: 
     rows = wait_for_rows(broker, "bad", 3)
     assert [row["offset"] for row in rows] == [0, 1, 2]
     assert "isn't JSON" in str(rows[1]["reason"])
+    shutil.rmtree(broker.data_dir / "lake" / "good")
+    assert "somebody dropped the table" in lake(broker, "status", "good").stdout
 
 
 def test_a_deleted_topic_leaves_its_table_and_one_made_again_does_not_go_on_in_it(

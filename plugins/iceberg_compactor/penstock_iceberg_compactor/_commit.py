@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pyiceberg.exceptions import CommitFailedException
+from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Summary
@@ -166,7 +166,8 @@ class Commit:
     def send(self) -> Landed:
         """Send it; the table's metadata are then the new ones.
 
-        Raises LostError, after which nothing is left of it, and UnknownError, after which everything is.
+        Raises LostError, after which nothing is left of it, UnknownError, after which everything is, and
+        NoSuchTableError if there is no table any more.
         """
         try:
             self._table._do_commit(self._updates, self._requirements)
@@ -193,6 +194,8 @@ class Commit:
     def _landed(self, cause: Exception | None = None) -> bool:
         try:
             self._table.refresh()
+        except NoSuchTableError:
+            raise
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known now
             raise UnknownError(str(cause or error)) from (cause or error)
         return self._table.metadata.snapshot_by_id(self._snapshot.snapshot_id) is not None

@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-__all__ = ("IcebergCompactor", "bound_session")
+__all__ = ("IcebergCompactor",)
 
 import logging
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import anyio
-from pyiceberg.catalog import Catalog, load_catalog
-from pyiceberg.exceptions import NamespaceAlreadyExistsError, NoSuchNamespaceError
-from requests import PreparedRequest, Response, Session
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
+from pyiceberg.catalog import Catalog
+from pyiceberg.exceptions import NoSuchNamespaceError
 
-from penstock.errors import ConfigError
 from penstock.files import make_directories
 from penstock.spi import Services
 from penstock.spi.lake import LakeCompactorCapabilities, LakeTable, LakeTopic
 from penstock.threads import run_in_thread
+from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._configs import TableConfigs
-from penstock_iceberg_compactor._errors import Secrets, translated
+from penstock_iceberg_compactor._errors import Secrets
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
 logger = logging.getLogger("penstock.lake.iceberg")
-
-#: How long a REST catalog may say nothing. pyiceberg waits for ever, and threads are few.
-_SILENCE_S = 60.0
-
-
-#: Drivers of PostgreSQL that pass a URL's parameters on to libpq, and how long that may hear nothing.
-_LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
-_LIBPQ_LIMITS = {
-    "connect_timeout": "60",
-    "keepalives_idle": "30",
-    "keepalives_interval": "10",
-    "keepalives_count": "3",
-    "tcp_user_timeout": "60000",
-}
 
 
 class IcebergCompactor:
@@ -54,27 +36,27 @@ class IcebergCompactor:
     @classmethod
     @asynccontextmanager
     async def opened(cls, settings: Settings, services: Services) -> AsyncIterator[IcebergCompactor]:
-        """Load the catalog, and make the namespace."""
+        """Load the catalog, and make the namespace, if it answers; otherwise the first table that is opened does."""
         properties, location = catalog_properties(settings, services)
         secrets = Secrets(properties)
-
-        def load() -> Catalog:
-            with translated("opening the catalog", secrets, catalog=settings.catalog_name):
-                catalog = _load(settings.catalog_name, properties, secrets)
-                session = getattr(catalog, "_session", None)
-                if isinstance(session, Session):
-                    bound_session(session, _SILENCE_S)
-                if not services.read_only:
-                    _make_namespace(catalog, settings.namespace)
-                return catalog
 
         library = logging.getLogger("pyiceberg")
         if library.level == logging.NOTSET:
             library.setLevel(logging.WARNING)  # it tells of every file system that it opens
         limiter = anyio.CapacityLimiter(settings.threads)
-        catalog = await run_in_thread(load, limiter=limiter)
+        catalog = OpenCatalog(
+            settings.catalog_name,
+            properties,
+            settings.namespace,
+            secrets,
+            silence_s=settings.catalog_timeout / 1000,
+            read_only=services.read_only,
+        )
+        fault = await run_in_thread(catalog.first_try, limiter=limiter)
+        if fault is not None:  # tables wait for it, and nothing else does
+            logger.warning("tables wait for the catalog: %s", fault)
         place = Place(
-            catalog=catalog,
+            catalogs=catalog,
             namespace=settings.namespace,
             secrets=secrets,
             settings=settings,
@@ -114,11 +96,11 @@ class IcebergCompactor:
 
     async def tables(self) -> Sequence[str]:
         """The names of all tables in the namespace."""
-        catalog, namespace = self._place.catalog, self._place.namespace
+        namespace = self._place.namespace
 
         def names() -> list[str]:
             try:
-                return sorted(name[-1] for name in catalog.list_tables(namespace))
+                return sorted(name[-1] for name in self._place.catalog.list_tables(namespace))
             except NoSuchNamespaceError:
                 return []
 
@@ -155,57 +137,8 @@ def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str
             make_directories(Path(services.data_dir / settings.warehouse), services.access)
         given["warehouse"] = warehouse
     if "uri" in given and given.get("type", "sql") == "sql":
-        given["uri"] = bounded_url(given["uri"])
         given.setdefault("pool_pre_ping", "true")  # a connection that broke while idle is no failure
     given.setdefault("py-io-impl", "penstock_iceberg_compactor._io.WarehouseIO")
     shown = settings.catalog.get("uri") or given.get("uri") or given.get("type")
     where = f"{shown} {given.get('warehouse', '')}".strip()
     return given, where
-
-
-def _load(name: str, properties: Mapping[str, str], secrets: Secrets) -> Catalog:
-    try:
-        return load_catalog(name, **properties)
-    except (ValueError, KeyError, ModuleNotFoundError) as error:
-        raise ConfigError(
-            f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
-            f"cause={secrets.hide(' '.join(str(error).split()))}"
-        ) from None
-    except Exception as error:
-        # pyiceberg's own classes for what is missing in the properties have no base in common
-        if type(error).__name__ not in ("NoSuchPropertyException", "NotInstalledError", "ValidationError"):
-            raise
-        raise ConfigError(
-            f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
-            f"cause={secrets.hide(' '.join(str(error).split()))}"
-        ) from None
-
-
-def bounded_url(url: str) -> str:
-    """A URL of PostgreSQL with limits for a server that is gone without a word; what it has stays, as do others."""
-    try:
-        parts = make_url(url)
-    except ArgumentError:
-        return url  # the catalog says what is wrong with it
-    if parts.drivername not in _LIBPQ:
-        return url
-    missing = {name: value for name, value in _LIBPQ_LIMITS.items() if name not in parts.query}
-    return parts.update_query_dict(missing).render_as_string(hide_password=False)
-
-
-def bound_session(session: Session, silence_s: float) -> None:
-    """Have requests of ``session`` that say nothing of it fail when the other side is silent for so long."""
-    send = session.send
-
-    def bounded(request: PreparedRequest, **how: Any) -> Response:
-        return send(request, **{**how, "timeout": how.get("timeout") or silence_s})
-
-    session.send = bounded  # type: ignore[method-assign] # what it was, with another default
-
-
-def _make_namespace(catalog: Catalog, namespace: str) -> None:
-    if not catalog.namespace_exists(namespace):
-        try:
-            catalog.create_namespace(namespace)
-        except NamespaceAlreadyExistsError:
-            return  # another host was faster

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 __all__ = ("Keeper",)
 
+import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -22,9 +23,12 @@ from pyiceberg.table.snapshots import Snapshot, ancestors_of
 from penstock.spi.lake import LakeMaintenance
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._io import Listed, listed, remove
+from penstock_iceberg_compactor._lost import is_shared
 from penstock_iceberg_compactor._owned import OwnedTable
 from penstock_iceberg_compactor._scan import read_files
 from penstock_iceberg_compactor._stamp import PREFIX
+
+logger = logging.getLogger("penstock.lake.iceberg")
 
 #: A file below this part of the target is small.
 _SMALL = 0.75
@@ -117,14 +121,19 @@ class Keeper:
         known.update(_path(one.statistics_path) for one in metadata.partition_statistics)
         known.add(_path(self._table.metadata_location))
         before = time.time() - self._grace_ms / 1000
-        return [
+        unknown = [
             file
             for file in there
-            if file.modified is not None
-            and file.modified < before
-            and _path(file.location) not in known
-            and not file.location.endswith("version-hint.text")
+            if _path(file.location) not in known and not file.location.endswith("version-hint.text")
         ]
+        if is_shared(self._table, (file.location for file in unknown)):
+            logger.warning(
+                "another table's files are in the same place, so no orphans are removed: table=%s place=%s",
+                self._owned.name,
+                self._table.location(),
+            )
+            return []
+        return [file for file in unknown if file.modified is not None and file.modified < before]
 
 
 class Reach:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
+from pyiceberg.catalog import Catalog
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError, TableAlreadyExistsError
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
@@ -29,11 +30,13 @@ from penstock.errors import (
     kept,
 )
 from penstock.spi.lake import LakeRecord, LakeTopic
+from penstock_iceberg_compactor._catalog import make_namespace
 from penstock_iceberg_compactor._columns import OPERATION, RAW_SCHEMA, SYSTEM_SCHEMA
 from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, guarded, head_of
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted
 from penstock_iceberg_compactor._io import listed, remove
+from penstock_iceberg_compactor._lost import found_again, free_location
 from penstock_iceberg_compactor._place import Life, Place
 from penstock_iceberg_compactor._schema import (
     change_shape,
@@ -93,12 +96,17 @@ class OwnedTable:
     ) -> OwnedTable:
         """Load the table, or make it with ``schema``; fence lower epochs, and remove what they left."""
         identifier = (*place.namespace.split("."), name)
+        catalog = place.catalog
         try:
-            table = place.catalog.load_table(identifier)
+            table = catalog.load_table(identifier)
         except NoSuchTableError:
             if not epoch:
                 raise NotFoundError(f"there is no such table: table={name}") from None
-            table = _make(place, topic, configs, identifier, schema)
+            make_namespace(catalog, place.namespace)
+            table = found_again(place, catalog, identifier) or _make(
+                place, catalog, topic, configs, identifier, schema
+            )
+        place.catalogs.saw(name)
         owned = cls(place, topic, configs, table, epoch)
         if epoch:
             owned._claim()
@@ -161,7 +169,7 @@ class OwnedTable:
                 if self.stamp.epoch == self._epoch and self.stamp != before:
                     raise self._opened_again() from None
                 continue
-            except UnknownError as error:
+            except (UnknownError, NoSuchTableError) as error:
                 raise self._unknown("the table was claimed", error) from None
             self.stamp = stamp
             self._claimed = True
@@ -325,6 +333,7 @@ class OwnedTable:
 
     def _send(self, commit: Commit) -> Landed:
         self._place.step("manifests written")
+        self._place.catalogs.check()
         landed = commit.send()
         self._place.step("committed")
         return landed
@@ -332,6 +341,11 @@ class OwnedTable:
     def _unknown(self, what: str, error: Exception) -> PenstockError:
         if isinstance(error, PenstockError):
             return error
+        if isinstance(error, NoSuchTableError):
+            return NotFoundError(
+                f"somebody dropped the table or gave it another name, so it is made again from what the topic still "
+                f"has: table={self.name}"
+            )
         cause = self._place.secrets.hide(" ".join(str(error).split()))
         return UnavailableError(f"the catalog didn't say whether {what}: table={self.name} cause={cause}")
 
@@ -416,19 +430,25 @@ def new_life(epoch: int) -> str:
 
 
 def _make(
-    place: Place, topic: LakeTopic, configs: TableConfigs, identifier: tuple[str, ...], schema: Schema | None
+    place: Place,
+    catalog: Catalog,
+    topic: LakeTopic,
+    configs: TableConfigs,
+    identifier: tuple[str, ...],
+    schema: Schema | None,
 ) -> Table:
     schema = schema or (RAW_SCHEMA if configs.raw else SYSTEM_SCHEMA)
     stamp = Stamp(topic=topic.name, topic_id=topic.topic_id, epoch=0)
     try:
-        table = place.catalog.create_table(
+        table = catalog.create_table(
             identifier,
             schema,
+            location=free_location(catalog, identifier),
             partition_spec=spec_of(configs, schema),
             sort_order=order_of(configs, schema),
             properties={**creation_properties(configs), **stamp.properties()},
         )
     except TableAlreadyExistsError:
-        return place.catalog.load_table(identifier)  # another host was faster
+        return catalog.load_table(identifier)  # another host was faster
     place.step("table made")
     return table

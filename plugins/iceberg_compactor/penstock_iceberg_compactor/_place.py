@@ -13,6 +13,7 @@ from pyiceberg.catalog import Catalog
 
 from penstock.spi import Services
 from penstock.threads import run_in_thread
+from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._errors import Secrets, translated
 from penstock_iceberg_compactor._settings import Settings
 
@@ -36,7 +37,7 @@ class Life(NamedTuple):
 class Place:
     """The catalog, and the means to use it."""
 
-    catalog: Catalog
+    catalogs: OpenCatalog
     namespace: str
     secrets: Secrets
     settings: Settings
@@ -48,6 +49,11 @@ class Place:
     lives: dict[str, Life] = field(default_factory=dict)
     #: Called after each thing that was done on a medium, for checks; what it raises is as if the reply were lost.
     step: Callable[[str], None] = _no_step
+
+    @property
+    def catalog(self) -> Catalog:
+        """The catalog. Blocking; raises UnavailableError if it doesn't answer."""
+        return self.catalogs.get()
 
     async def run(
         self,

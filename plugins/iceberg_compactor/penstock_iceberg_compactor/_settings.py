@@ -31,6 +31,11 @@ class Settings(BaseSettings):
         min_length=1,
         description="The catalog's name, which some catalogs keep with each table.",
     )
+    catalog_timeout: Duration = Field(
+        default=30 * 1000,
+        ge=1000,
+        description="How long the catalog may be silent before a call of it is given up; the table is tried again.",
+    )
     warehouse: str = Field(
         default="lake/warehouse",
         min_length=1,

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-import requests
 from google.protobuf import descriptor_pb2
-from penstock_iceberg_compactor._compactor import IcebergCompactor, bound_session
+from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
 from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
@@ -296,13 +294,6 @@ async def test_dead_letters_dont_pile_up_in_memory_until_the_commit(tmp_path: Pa
             await table.write(lake_records([b"{"], start=2))
             await table.commit({0: 3})
         assert [row["offset"] for row in content(compactor, "orders__dead_letter")] == [0, 1, 2]
-
-
-def test_a_catalog_that_says_nothing_holds_no_thread_for_ever() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as silent, requests.Session() as session:
-        bound_session(session, 0.05)
-        with pytest.raises(requests.exceptions.ReadTimeout):
-            session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/config")
 
 
 async def test_partitions_and_order_that_are_set_later_hold_from_then_on(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from penstock_iceberg_compactor._compactor import bounded_url
+from penstock_iceberg_compactor._catalog import bounded_url
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 from tests.postgres_server import PostgresServer, serving_postgres
@@ -86,10 +86,10 @@ async def test_of_two_owners_of_one_table_the_older_is_fenced(
 
 def test_a_server_that_is_gone_without_a_word_holds_no_thread_for_ever() -> None:
     """libpq's own limits are two hours and more; those that are given stay, and other databases aren't touched."""
-    bounded = bounded_url("postgresql+psycopg://me:se%40cret@host/db?connect_timeout=5")
+    bounded = bounded_url("postgresql+psycopg://me:se%40cret@host/db?connect_timeout=5", 30)
     assert bounded.startswith("postgresql+psycopg://me:se%40cret@host/db?")
     assert "connect_timeout=5" in bounded
     assert "tcp_user_timeout=60000" in bounded
     assert "keepalives_idle=30" in bounded
     for url in ("sqlite:////x/y.db", "postgresql+pg8000://host/db", "what is this"):
-        assert bounded_url(url) == url
+        assert bounded_url(url, 30) == url

@@ -64,7 +64,7 @@ async def test_a_catalog_that_is_away_is_one_sentence_without_secrets(tmp_path: 
     with pytest.raises(
         UnavailableError, match="opening the catalog failed, the catalog can't be used for now"
     ) as caught:
-        async with opened(tmp_path, catalog=catalog):
+        async with opened(tmp_path, catalog=catalog) as compactor, compactor.open_table(topic(), 1):
             pass
     assert "\n" not in str(caught.value)
 

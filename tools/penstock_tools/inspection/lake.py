@@ -27,6 +27,7 @@ from penstock.errors import ConfigError, InvalidRequestError, NotFoundError, Pen
 from penstock.lake.columns import decode_entries
 from penstock.lake.configs import TableConfigs, topic_config_table
 from penstock.lake.source import LakeSource, Throttle
+from penstock.lake.states import LakeState
 from penstock.lake.topics import lake_topic
 from penstock.log.topic_config import TopicConfigTable
 from penstock.metadata.image import Image
@@ -168,7 +169,8 @@ async def _topic_table(lake: Lake, state: TopicState) -> TopicTable:
             position = max(stream.start, positions.get(stream.partition, 0))
             lag[stream.partition] = max(0, stream.end - position)
     except NotFoundError:
-        pass  # it isn't made yet
+        if state.lake is not None and state.lake.state == LakeState.RUNNING:  # else it isn't made yet
+            fault = "somebody dropped the table or gave it another name: it is made again at the next commit"
     except PenstockError as error:
         fault = str(error)
     claim = state.lake

@@ -109,6 +109,10 @@ class JsonDecoder:
             raise ValueError("it is nested too deep to be read") from None
         except json.JSONDecodeError as error:
             raise ValueError(f"it is no json: {_lower(error.msg)} at character {error.pos}") from None
+        except MisfitError:
+            raise
+        except ValueError:  # of Python, which bounds the digits of a whole number
+            raise ValueError("it has a number of thousands of digits") from None
         if value is None:
             return None
         if not isinstance(value, dict):

@@ -1,0 +1,153 @@
+"""Catalogs that are silent, away, lost or changed by somebody: nothing hangs, no file of a table is lost."""
+
+from __future__ import annotations
+
+import socket
+import time
+from pathlib import Path
+
+import pytest
+import requests
+from penstock_iceberg_compactor import _catalog
+from penstock_iceberg_compactor._catalog import bound_session, bounded_url, closing_if_silent
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._settings import Settings
+from tests.iceberg_place import load, opened, services, topic
+from tests.lake_records import lake_records
+from tests.patience import HANG_S
+
+from penstock.errors import NotFoundError, UnavailableError
+
+pytestmark = pytest.mark.anyio
+EAGER = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+async def put(compactor: IcebergCompactor, start: int, *values: bytes, epoch: int = 1) -> None:
+    async with compactor.open_table(topic(), epoch) as table:
+        assert (await table.positions()).get(0, 0) == start
+        await table.write(lake_records(list(values), start=start))
+        await table.commit({0: start + len(values)})
+
+
+def values(compactor: IcebergCompactor, name: str = "orders") -> list[bytes]:
+    return sorted(load(compactor, name).scan().to_arrow().column("value").to_pylist())
+
+
+def test_a_catalog_that_says_nothing_holds_no_thread_for_ever() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent, requests.Session() as session:
+        bound_session(session, lambda: 0.05)
+        with pytest.raises(requests.exceptions.ReadTimeout):
+            session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/config")
+
+
+async def test_a_silent_catalog_keeps_no_broker_from_starting_and_is_used_once_it_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the first request of all, which pyiceberg sends while it makes the catalog."""
+    monkeypatch.setattr(_catalog, "_FIRST_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        began = time.monotonic()
+        async with opened(tmp_path, catalog={"type": "rest", "uri": uri}, catalog_timeout="1s") as compactor:
+            with pytest.raises(
+                UnavailableError, match=r"opening the catalog failed, .*can't be used for now"
+            ):
+                async with compactor.open_table(topic(), 1):
+                    pass
+        assert time.monotonic() - began < HANG_S
+
+
+def test_a_database_that_says_nothing_holds_no_thread_for_ever() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stop = closing_if_silent(ours.fileno(), 0.05)
+        assert ours.recv(1) == b"", "the wait ends"
+        stop()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        closing_if_silent(ours.fileno(), HANG_S)()
+        theirs.send(b"x")
+        assert ours.recv(1) == b"x", "what answered in time isn't touched"
+    assert "connect_timeout=7" in bounded_url("postgresql+psycopg://u:p@host/db", 7)
+
+
+@pytest.mark.parametrize("by", ["removed", "replaced", "before a restart"])
+async def test_a_lost_catalog_is_noticed_and_its_tables_are_found_again(tmp_path: Path, by: str) -> None:
+    """What the table has is in the warehouse: it goes on from there, exactly."""
+    file = tmp_path / "lake" / "catalog.db"
+    async with opened(tmp_path) as compactor:
+        await put(compactor, 0, b"a", b"b")
+        if by != "before a restart":
+            async with compactor.open_table(topic(), 1) as table:
+                await table.write(lake_records([b"c"], start=2))
+                file.unlink()
+                if by == "replaced":
+                    file.touch()
+                with pytest.raises(
+                    UnavailableError, match=r"file was removed or replaced while.*catalog\.db"
+                ):
+                    await table.commit({0: 3})
+            await put(compactor, 2, b"c")
+            assert values(compactor) == [b"a", b"b", b"c"]
+    if by == "before a restart":
+        file.unlink()
+        async with opened(tmp_path) as compactor:
+            await put(compactor, 2, b"c", epoch=2)
+            assert values(compactor) == [b"a", b"b", b"c"]
+
+
+async def test_who_only_looks_makes_no_catalog(tmp_path: Path) -> None:
+    looking = services(tmp_path, read_only=True)
+    async with IcebergCompactor.opened(Settings(), looking) as compactor:
+        with pytest.raises(UnavailableError, match=r"the catalog's file isn't there"):
+            await compactor.tables()
+    assert not (tmp_path / "lake").exists()
+
+
+@pytest.mark.parametrize("how", ["dropped", "renamed"])
+async def test_a_table_that_somebody_dropped_or_renamed_keeps_its_files(tmp_path: Path, how: str) -> None:
+    """The topic's table is made again, in a place of its own; maintenance of one leaves the other alone."""
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        await put(compactor, 0, b"a", b"b")
+        old = load(compactor)
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"c"], start=2))
+            if how == "dropped":
+                compactor.catalog.drop_table("kafka.orders")
+            else:
+                compactor.catalog.rename_table("kafka.orders", "kafka.before")
+            with pytest.raises(
+                NotFoundError,
+                match=r"somebody dropped the table or gave it another name",
+            ):
+                await table.commit({0: 3})
+        await put(compactor, 0, b"A")
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            assert (await table.maintain()).figures["orphans removed"] == 0
+        assert load(compactor).location() != old.location()
+        assert values(compactor) == [b"A"]
+        assert sorted(old.scan().to_arrow().column("value").to_pylist()) == [b"a", b"b"]
+
+
+async def test_orphans_stay_where_another_table_has_its_files_too(tmp_path: Path) -> None:
+    """Whoever made it there: what isn't in this table's metadata may be all that the other one has."""
+    async with opened(tmp_path, orphan_grace=0) as compactor:
+        await put(compactor, 0, b"a")
+        mine = load(compactor)
+        other = compactor.catalog.create_table("kafka.other", mine.schema(), location=mine.location())
+        other.append(mine.scan().to_arrow())
+        async with compactor.open_table(topic(**EAGER), 1) as table:
+            assert (await table.maintain()).figures["orphans removed"] == 0
+        assert values(compactor, "other") == [b"a"]
+
+
+async def test_a_namespace_that_somebody_dropped_is_made_again(tmp_path: Path) -> None:
+    async with opened(tmp_path) as compactor:
+        compactor.catalog.drop_namespace("kafka")
+        await put(compactor, 0, b"a")
+        assert values(compactor) == [b"a"]
