@@ -201,8 +201,8 @@ MEANT: Final = (
     Meant(
         name="internal topics are fixed",
         reason="nobody grows __consumer_offsets, changes its configs or deletes it: groups live in it",
-        where=("alter_configs", "incremental_alter_configs", "create_partitions"),
-        request=".*'__(consumer_offsets|transaction_state)'",
+        where=("alter_configs", "incremental_alter_configs", "create_partitions", "growth"),
+        request=".*('__(consumer_offsets|transaction_state)'|__consumer_offsets to .*)",
     ),
     Meant(
         name="what is in internal topics",

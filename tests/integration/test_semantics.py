@@ -454,6 +454,29 @@ def test_produce_refuses_what_kafka_refuses(wire: Wire) -> None:
     assert wire.produce(topic, good).base_offset == 0, "nothing of all this was stored"
 
 
+def test_one_partition_that_begins_with_no_batch_has_the_whole_produce_refused(wire: Wire) -> None:
+    """As in Kafka, which looks at the first batch of each partition before it asks where they go."""
+    topic = wire.create("one-of-two", 2)
+    good = bytes(batch_of([b"one"]))
+    for spoilt in (good[:16] + b"\3" + good[17:], good[:8] + b"\xff" * 4 + good[12:]):
+        data = [
+            PartitionProduceData(index=index, records=records) for index, records in enumerate((good, spoilt))
+        ]
+        asked = [TopicProduceData(name=topic, partition_data=data)]
+        request = ProduceRequest(acks=-1, timeout_ms=5000, topic_data=asked)
+        (found,) = wire.ask(ApiKey.PRODUCE, 9, request).responses
+        assert [one.error_code for one in found.partition_responses] == [ErrorCode.CORRUPT_MESSAGE] * 2
+    assert wire.produce(topic, good).base_offset == 0, "nothing of all this was stored"
+    for acks, batch, code in (
+        (2, good, ErrorCode.INVALID_REQUIRED_ACKS),
+        (2, good[:-1], ErrorCode.INVALID_RECORD),
+        (-1, good, ErrorCode.INVALID_TOPIC_EXCEPTION),
+        (-1, good[:-1], ErrorCode.INVALID_RECORD),
+    ):
+        name = topic if acks == 2 else "__consumer_offsets"
+        assert wire.produce(name, batch, acks=acks).error_code == code
+
+
 @pytest.mark.parametrize("version", range(3, 14))
 def test_every_produce_and_fetch_version_works(wire: Wire, version: int) -> None:
     """By name up to v12, by topic id from v13 on; Fetch in the version of about the same age."""
@@ -843,6 +866,26 @@ def test_a_commit_without_a_group_and_one_with_long_metadata(wire: Wire) -> None
     assert commit("here") == 0
     assert commit("m" * 4097) == ErrorCode.OFFSET_METADATA_TOO_LARGE
     assert commit("", generation_id_or_member_epoch=3, member_id="somebody") == ErrorCode.UNKNOWN_MEMBER_ID
+
+
+def test_a_commit_answers_once_for_each_topic_that_is_not_there_and_before_those_that_are(wire: Wire) -> None:
+    topic, missing = wire.create("partly"), unique("missing")
+
+    def wanted(name: str, *indexes: int) -> OffsetCommitRequestTopic:
+        partitions = [
+            OffsetCommitRequestPartition(partition_index=one, committed_offset=1) for one in indexes
+        ]
+        return OffsetCommitRequestTopic(name=name, partitions=partitions)
+
+    asked = [wanted(topic, 0), wanted(missing, 0), wanted(topic, 9), wanted(missing, 1), wanted(unique("x"))]
+    request = OffsetCommitRequest(group_id=unique("partly"), topics=asked)
+    answer = wire.ask(ApiKey.OFFSET_COMMIT, 8, request).topics
+    unknown = ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
+    assert [(one.name, [(p.partition_index, p.error_code) for p in one.partitions]) for one in answer] == [
+        (missing, [(0, unknown), (1, unknown)]),
+        (topic, [(9, unknown), (0, 0)]),
+        (asked[-1].name, []),
+    ]
 
 
 # -- groups ----------------------------------------------------------------------------------------------------

@@ -87,6 +87,10 @@ class _Fetch:
         """Whether looking at all partitions takes too long to be done in one go."""
         return len(self.plan) > SLICE_PARTITIONS
 
+    def finds_any(self) -> bool:
+        """Whether one of the partitions is there, and may be read."""
+        return any(self._find(cached)[0] is not None for cached in self.plan)
+
     def collect(self) -> _Collected:
         """Look at all partitions, reading what the log cache has, within the limits."""
         found = _Collected()
@@ -341,10 +345,7 @@ class _Collected:
 
 def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchResponse | None:
     """The response, if there is nothing to wait for; else None, and ``handle_fetch`` goes on from there."""
-    by_id = context.version >= _TOPIC_IDS_VERSION
     api = context.api
-    if request.isolation_level not in _ISOLATION_LEVELS:
-        return _refused(request, by_id=by_id)
     if _asked_partitions(request) > SLICE_PARTITIONS:
         return None
     try:
@@ -352,6 +353,8 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
     except SessionError as error:
         return FetchResponse(error_code=error.error_code)
     fetch = _Fetch(request, context, plan)
+    if request.isolation_level not in _ISOLATION_LEVELS and fetch.finds_any():
+        return _refused(request, by_id=context.version >= _TOPIC_IDS_VERSION)
     if fetch.is_large:
         context.state = fetch
         return None
@@ -411,14 +414,14 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
 
     Cancelled when the client goes away.
     """
-    if context.state is None and request.isolation_level not in _ISOLATION_LEVELS:
-        return _refused(request, by_id=context.version >= _TOPIC_IDS_VERSION)
     if context.state is None:
         try:
             plan = await by_portions(_begin(request, context), 1)
         except SessionError as error:
             return FetchResponse(error_code=error.error_code)
-        context.state = _Fetch(request, context, plan)
+        begun = context.state = _Fetch(request, context, plan)
+        if request.isolation_level not in _ISOLATION_LEVELS and begun.finds_any():
+            return _refused(request, by_id=context.version >= _TOPIC_IDS_VERSION)
     fetch, context.state = context.state, None
     assert isinstance(fetch, _Fetch)
     await _wait(fetch, context)

@@ -15,7 +15,7 @@ import anyio.lowlevel
 from penstock.api.authorization import DENIED, each, the_group
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame, one_code
-from penstock.api.lookup import AskedTopic, find_topic, resolve_topics
+from penstock.api.lookup import AskedTopic, TopicKey, find_topic, resolve_topics
 from penstock.coordinator.group_types import CommittedOffset, OffsetAndMetadata, TopicPartition
 from penstock.spi.authorizer import Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
@@ -84,13 +84,7 @@ async def handle_offset_commit(request: OffsetCommitRequest, context: RequestCon
             group_instance_id=request.group_instance_id,
             retention_ms=request.retention_time_ms,
         )
-    return OffsetCommitResponse(
-        topics=[
-            await _committed(asked, known, errors, context.version)
-            async for asked, known in in_portions(zip(request.topics, found, strict=True))
-            if asked.partitions
-        ]
-    )
+    return OffsetCommitResponse(topics=await _committed(request.topics, found, errors, context.version))
 
 
 def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int) -> OffsetCommitResponse:
@@ -110,19 +104,52 @@ def _each_partition(request: OffsetCommitRequest, _version: int, error_code: int
 
 
 async def _committed(
-    asked: OffsetCommitRequestTopic,
-    known: AskedTopic,
+    topics: Sequence[OffsetCommitRequestTopic],
+    found: Sequence[AskedTopic],
     errors: Mapping[TopicPartition, ErrorCode],
     version: int,
+) -> list[OffsetCommitResponseTopic]:
+    """The answer as Kafka puts it together.
+
+    What isn't there comes first, each topic once; then the group's answers, as they were asked for, or beside what
+    isn't there of the same topic.
+    """
+    first: dict[TopicKey, OffsetCommitResponseTopic] = {}
+    of_group: list[OffsetCommitResponseTopic] = []
+    by_id = version >= _TOPIC_IDS_VERSION
+    async for asked, known in in_portions(zip(topics, found, strict=True)):
+        missing: list[OffsetCommitResponsePartition] = []
+        answered: list[OffsetCommitResponsePartition] = []
+        async for one in in_portions(asked.partitions):
+            index = one.partition_index
+            error = _partition_error(known, index, errors)
+            if error is ErrorCode.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
+                error = ErrorCode.ILLEGAL_GENERATION
+            result = OffsetCommitResponsePartition(partition_index=index, error_code=error)
+            (answered if (known.name, index) in errors else missing).append(result)
+        if missing or known.error is not ErrorCode.NONE:
+            topic = first.setdefault(_key(asked, by_id), _answer_of(asked, []))
+            topic.partitions.extend(missing)
+        if answered:
+            of_group.append(_answer_of(asked, answered))
+    if not first:
+        return of_group
+    async for topic in in_portions(of_group):
+        key = _key(topic, by_id)
+        if key in first:
+            first[key].partitions.extend(topic.partitions)
+        else:
+            first[key] = topic
+    return list(first.values())
+
+
+def _key(topic: OffsetCommitRequestTopic | OffsetCommitResponseTopic, by_id: bool) -> TopicKey:
+    return bytes(topic.topic_id) if by_id else topic.name
+
+
+def _answer_of(
+    asked: OffsetCommitRequestTopic, partitions: list[OffsetCommitResponsePartition]
 ) -> OffsetCommitResponseTopic:
-    partitions = []
-    async for one in in_portions(asked.partitions):
-        error = _partition_error(known, one.partition_index, errors)
-        if error is ErrorCode.GROUP_ID_NOT_FOUND and version < _COMMIT_GROUP_NOT_FOUND_VERSION:
-            error = ErrorCode.ILLEGAL_GENERATION
-        partitions.append(
-            OffsetCommitResponsePartition(partition_index=one.partition_index, error_code=error)
-        )
     return OffsetCommitResponseTopic(topic_id=asked.topic_id, name=asked.name, partitions=partitions)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = (
     "AskedTopic",
+    "TopicKey",
     "check_topic_permitted",
     "existing_topic",
     "find_topic",

@@ -42,11 +42,13 @@ from penstock.wire.messages.produce import (
     TopicProduceData,
     TopicProduceResponse,
 )
-from penstock.wire.record_batch import BatchError, is_transactional
+from penstock.wire.record_batch import BatchError, batch_end, is_transactional
+from penstock.wire.validation import check_frames
 
 logger = logging.getLogger("penstock.api")
 
 _TOPIC_IDS_VERSION: Final = 13
+_ACKS: Final = frozenset({-1, 0, 1})
 
 
 class ProduceSink(Protocol):
@@ -159,7 +161,7 @@ class ProduceCall:
             for data in topic.partition_data:
                 if index >= self._cursor:
                     if fault is not None:
-                        self._refuse_for(fault, index, topic, data)
+                        self._refuse(index, data, *fault)
                     else:
                         self._append(index, topic, data)
                     data.records = None  # drop the view: the log owns that memory now
@@ -177,7 +179,7 @@ class ProduceCall:
         """Return when the batch at the cursor is prepared, or refused. Cancellable."""
         work, self._due = self._due, None
         assert work is not None
-        data = self._next_data()
+        topic, data = self._next()
         self._is_working = True
         try:
             view, own = await work()
@@ -186,7 +188,11 @@ class ProduceCall:
                 self._drop_prepared()
                 data.records = None
                 index, self._cursor = self._cursor, self._cursor + 1
-                self._refuse(index, data, error.error_code, str(error), error.record_errors)
+                found = self._find(topic, data.index)
+                if isinstance(found, ErrorCode):  # it was deleted meanwhile
+                    self._refuse(index, data, found, None)
+                else:
+                    self._done(index, data.index, found.refused_batch(error))
             return
         finally:
             self._is_working = False
@@ -202,8 +208,8 @@ class ProduceCall:
         self._is_prepared = True
         data.records = view
 
-    def _next_data(self) -> PartitionProduceData:
-        parts = (data for topic in self._request.topic_data for data in topic.partition_data)
+    def _next(self) -> tuple[TopicProduceData, PartitionProduceData]:
+        parts = ((topic, data) for topic in self._request.topic_data for data in topic.partition_data)
         return next(islice(parts, self._cursor, None))
 
     def _drop_prepared(self) -> None:
@@ -236,41 +242,61 @@ class ProduceCall:
             self._allocation = None
 
     def _fault_of_request(self) -> tuple[int, str] | None:
+        """The code and message for all partitions, whatever they are asked to take."""
         request = self._request
-        if request.transactional_id is None and any(
-            data.records is not None and is_transactional(memoryview(data.records))
-            for topic in request.topic_data
-            for data in topic.partition_data
-        ):
-            return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS
-        if request.acks not in (-1, 0, 1):
-            code = ErrorCode.INVALID_REQUIRED_ACKS
-            return code, f"acks must be -1, 0 or 1: acks={request.acks}"
-        if request.transactional_id is not None:
+        try:
+            if self._is_transactional() and request.transactional_id is None:
+                return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS
+        except BatchError as error:
+            return error.error_code, str(error)
+        if request.transactional_id is not None and request.acks in _ACKS:
             return ErrorCode.INVALID_TXN_STATE, NO_TRANSACTIONS
         return None
 
-    def _refuse_for(
-        self, fault: tuple[int, str], index: int, topic: TopicProduceData, data: PartitionProduceData
-    ) -> None:
-        """Refuse what the request's ``fault`` keeps from being written; as in Kafka, some faults are found later."""
-        code, message = fault
-        found = self._find(topic, data.index)
-        if code == ErrorCode.INVALID_REQUIRED_ACKS and isinstance(found, ErrorCode):
-            self._refuse(index, data, found, None)
-        else:
-            self._refuse(index, data, code, message)
+    def _is_transactional(self) -> bool:
+        """Whether the first batch of a partition says so. Raises BatchError if, before that one, one is no batch."""
+        for topic in self._request.topic_data:
+            for data in topic.partition_data:
+                records = memoryview(data.records or b"")
+                if batch_end(records) and is_transactional(records):
+                    return True
+        return False
 
     def _append(self, index: int, topic: TopicProduceData, data: PartitionProduceData) -> None:
+        """Hand over what may be written.
+
+        Of several faults the one is told that Kafka finds first: there is no such partition, the frames of its
+        records, acks, a topic that is the broker's own, and last what the log finds.
+        """
         found = self._find(topic, data.index)
-        if not isinstance(found, ErrorCode):
-            records = data.records
-            if not isinstance(records, memoryview):
-                self._refuse(index, data, ErrorCode.INVALID_RECORD, "the partition has no records")
-            else:
-                self._append_to(found, index, data, records)
-        else:
+        if isinstance(found, ErrorCode):
             self._refuse(index, data, found, None)
+            return
+        records = data.records
+        if not isinstance(records, memoryview):
+            self._refuse(index, data, ErrorCode.INVALID_RECORD, "the partition has no records")
+            return
+        refusal = self._refusal_by_topic(found)
+        if refusal is None:
+            self._append_to(found, index, data, records)
+            return
+        try:
+            check_frames(records, self.version)
+        except BatchError as error:
+            self._refuse(index, data, error.error_code, str(error))
+        else:
+            self._refuse(index, data, *refusal)
+
+    def _refusal_by_topic(self, partition: Partition) -> tuple[int, str | None] | None:
+        acks = self._request.acks
+        if acks not in _ACKS:
+            return ErrorCode.INVALID_REQUIRED_ACKS, f"acks must be -1, 0 or 1: acks={acks}"
+        name = partition.topic
+        if name.startswith("__"):
+            known = self._api.logs.topics().get(name)
+            if known is not None and known.internal:
+                return ErrorCode.INVALID_TOPIC_EXCEPTION, None
+        return None
 
     def _append_to(
         self, partition: Partition, index: int, data: PartitionProduceData, records: memoryview
@@ -326,13 +352,7 @@ class ProduceCall:
         if name in self._denied:
             return ErrorCode.TOPIC_AUTHORIZATION_FAILED
         partition = logs.partition(name, index)
-        if partition is None:
-            return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
-        if name.startswith("__"):
-            known = logs.topics().get(name)
-            if known is not None and known.internal:
-                return ErrorCode.INVALID_TOPIC_EXCEPTION
-        return partition
+        return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION if partition is None else partition
 
     def _refuse(
         self,

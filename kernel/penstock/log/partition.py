@@ -276,7 +276,7 @@ class Partition:
             on_done(self._sequence_outcome(error))
             return False
         except BatchError as error:
-            on_done(self._batch_outcome(error, records))
+            on_done(self.refused_batch(error, records))
             return False
         append_time_ms = now_ms if rules.is_log_append_time else -1
         try:
@@ -294,12 +294,11 @@ class Partition:
             return AppendOutcome(ErrorCode.NOT_LEADER_OR_FOLLOWER, "the partition is closed on this broker")
         return AppendOutcome(ErrorCode.KAFKA_STORAGE_ERROR, self.unavailable)
 
-    def _batch_outcome(self, error: BatchError, records: memoryview | None = None) -> AppendOutcome:
-        """The outcome of a batch that isn't taken; with the log start, as in Kafka, if its records are at fault."""
+    def refused_batch(self, error: BatchError, records: memoryview | None = None) -> AppendOutcome:
+        """The outcome of a batch that isn't taken, with the log start where Kafka tells it."""
         if records is not None and is_transactional(records):  # as in Kafka, whatever else is wrong with it
             return AppendOutcome(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS)
-        is_for_log = isinstance(error, SequenceError) or error.is_for_log
-        start = self.stream.start_offset if is_for_log else -1
+        start = self.stream.start_offset if error.tells_log_start else -1
         return AppendOutcome(error.error_code, str(error), error.record_errors, log_start_offset=start)
 
     def _sequence_outcome(self, error: SequenceError) -> AppendOutcome:
@@ -311,7 +310,7 @@ class Partition:
         partitions at once). So it is told to try again, with the batches as they are, and the next start decides.
         """
         if self._engine.takes_appends:
-            return self._batch_outcome(error)
+            return self.refused_batch(error)
         return AppendOutcome(
             ErrorCode.NOT_LEADER_OR_FOLLOWER,
             "the broker takes nothing more, its next start knows what is stored",

@@ -28,6 +28,7 @@ __all__ = (
     "BatchHeader",
     "amend_header",
     "assign_offsets",
+    "batch_end",
     "is_transactional",
     "iter_batches",
     "pack_start_into",
@@ -86,6 +87,12 @@ TRANSACTIONAL_BIT: Final = 1 << 4
 CONTROL_BIT: Final = 1 << 5
 DELETE_HORIZON_BIT: Final = 1 << 6
 
+#: The least that a batch's length field counts in any format, and up to where the format's version is told.
+_LENGTH_MIN_EVER: Final = 14
+_MAGIC_END: Final = MAGIC_POS + 1
+_MAGIC_MAX: Final = 2
+_WITHOUT_LOG_START: Final = frozenset({ErrorCode.CORRUPT_MESSAGE, ErrorCode.MESSAGE_TOO_LARGE})
+
 _INT16: Final = Struct(">h")
 _INT32: Final = Struct(">i")
 _UINT32: Final = Struct(">I")
@@ -97,7 +104,7 @@ class BatchError(PenstockError):
 
     ``error_code`` is Kafka's. ``record_errors`` names the records at fault as (index in the batch,
     text or None), at most a hundred, empty if the batch as a whole is at fault (Produce v8+, KIP-467).
-    ``is_for_log``: Kafka finds the fault in the log, and answers with the log start.
+    ``is_of_frames``: the fault is one that ``check_frames`` finds.
     """
 
     def __init__(
@@ -106,12 +113,17 @@ class BatchError(PenstockError):
         error_code: int,
         record_errors: Iterable[tuple[int, str | None]] = (),
         *,
-        is_for_log: bool = False,
+        is_of_frames: bool = False,
     ) -> None:
         super().__init__(message)
         self.error_code = error_code
         self.record_errors: list[tuple[int, str | None]] = list(record_errors)
-        self.is_for_log = is_for_log or bool(self.record_errors)
+        self.is_of_frames = is_of_frames
+
+    @property
+    def tells_log_start(self) -> bool:
+        """Whether Kafka answers with the log start: it finds the fault in the log, and not by size or checksum."""
+        return not self.is_of_frames and self.error_code not in _WITHOUT_LOG_START
 
 
 def is_transactional(records: memoryview) -> bool:
@@ -122,6 +134,35 @@ def is_transactional(records: memoryview) -> bool:
         and bool(records[ATTRIBUTES_POS + 1] & TRANSACTIONAL_BIT)
         and int.from_bytes(records[LENGTH_POS:PREFIX_BYTES], "big") + PREFIX_BYTES <= len(records)
     )
+
+
+def batch_end(records: memoryview, pos: int = 0) -> int:
+    """The end of the batch, of any version, that begins at ``pos``; ``pos`` if there is no whole one.
+
+    Raises:
+        BatchError: what begins there is no batch, by its length or its version (CORRUPT_MESSAGE).
+    """
+    left = len(records) - pos
+    if left < PREFIX_BYTES:
+        return pos
+    (length,) = _INT32.unpack_from(records, pos + LENGTH_POS)
+    if length < _LENGTH_MIN_EVER:
+        raise BatchError(
+            f"record batch is shorter than its own header length={length}",
+            ErrorCode.CORRUPT_MESSAGE,
+            is_of_frames=True,
+        )
+    if left < _MAGIC_END:
+        return pos
+    magic = records[pos + MAGIC_POS]
+    if magic > _MAGIC_MAX:
+        raise BatchError(
+            f"only record batches of version 2 are accepted magic={magic}",
+            ErrorCode.CORRUPT_MESSAGE,
+            is_of_frames=True,
+        )
+    size = length + PREFIX_BYTES
+    return pos + size if size <= left else pos
 
 
 class BatchHeader(msgspec.Struct, frozen=True, gc=False):

@@ -18,12 +18,13 @@ __all__ = (
     "amend_batch",
     "amended_header",
     "check_batch",
+    "check_frames",
     "check_records",
     "check_records_nowait",
     "validate_produce_batch",
 )
 
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -38,13 +39,14 @@ from penstock.wire.record_batch import (
     CODEC_MASK,
     CONTROL_BIT,
     HEADER_BYTES,
-    LENGTH_MIN,
+    MAGIC_POS,
     PREFIX_BYTES,
     TIMESTAMP_TYPE_BIT,
     TRANSACTIONAL_BIT,
     BatchError,
     BatchHeader,
     amend_header,
+    batch_end,
     read_header,
 )
 from penstock.wire.record_walk import INFLATED_BYTES_MAX, plain_records, skim, walk
@@ -59,6 +61,7 @@ INLINE_INFLATED_BYTES_MAX: Final = 128 * 1024
 
 #: A codec, and no other bit.
 _USUAL_ATTRIBUTES: Final = frozenset(range(CODEC_ZSTD + 1))
+_ZSTD_VERSION: Final = 7
 _NO_TIMESTAMP: Final = -1
 _INT64_MIN: Final = -(1 << 63)
 _INT64_MAX: Final = (1 << 63) - 1
@@ -121,17 +124,14 @@ def check_batch(records: memoryview, rules: BatchRules, produce_version: int, no
     """
     size = len(records)
     if size < HEADER_BYTES:
-        raise BatchError(
-            f"exactly one record batch per partition is expected, there is none buffer_bytes={size}",
-            ErrorCode.INVALID_RECORD,
-        )
+        _refuse_short(records, produce_version)
     header = BatchHeader(*BATCH_HEADER.unpack_from(records))
     if (
         header.magic != 2
         or header.length + PREFIX_BYTES != size
         or size > rules.max_message_bytes
         or header.attributes not in _USUAL_ATTRIBUTES
-        or (produce_version < 7 and header.attributes == CODEC_ZSTD)
+        or (produce_version < _ZSTD_VERSION and header.attributes == CODEC_ZSTD)
         or header.base_offset
         or not 0 <= header.last_offset_delta == header.count - 1
         or (header.producer_id >= 0 and (header.base_sequence < 0 or header.producer_epoch < 0))
@@ -148,18 +148,48 @@ def check_batch(records: memoryview, rules: BatchRules, produce_version: int, no
     return header
 
 
+def _refuse_short(records: memoryview, produce_version: int) -> NoReturn:
+    """Refuse what is shorter than the header of a batch."""
+    check_frames(records, produce_version)
+    raise BatchError(
+        f"record batch is shorter than its own header buffer_bytes={len(records)}", ErrorCode.CORRUPT_MESSAGE
+    )
+
+
 def _look_closer(records: memoryview, header: BatchHeader, rules: BatchRules, produce_version: int) -> None:
-    """Say what is wrong, in the order of importance; or nothing is, and the batch is only unusual."""
-    _check_framing(len(records), header, rules.max_message_bytes)
-    _check_codec(header.codec, produce_version)
-    if checksum(records[ATTRIBUTES_POS:]) != header.crc:
+    """Say what is wrong, in Kafka's order; or nothing is, and the batch is only unusual."""
+    check_frames(records, produce_version)
+    if header.base_offset:
+        raise BatchError(
+            f"a client's record batch must start at offset 0 base_offset={header.base_offset}",
+            ErrorCode.INVALID_RECORD,
+        )
+    size = header.size_bytes
+    if size > rules.max_message_bytes:
+        raise BatchError(
+            f"record batch is over the topic's max.message.bytes batch_bytes={size} "
+            f"max_message_bytes={rules.max_message_bytes}",
+            ErrorCode.MESSAGE_TOO_LARGE,
+        )
+    if size < HEADER_BYTES or checksum(records[ATTRIBUTES_POS:size]) != header.crc:
         raise BatchError(
             f"record batch checksum mismatch stored={header.crc:#010x}", ErrorCode.CORRUPT_MESSAGE
+        )
+    if size < len(records):
+        raise BatchError(
+            "exactly one record batch per partition is expected, it is followed by more bytes "
+            f"batch_bytes={size} buffer_bytes={len(records)}",
+            ErrorCode.INVALID_RECORD,
+        )
+    if header.codec > CODEC_ZSTD:
+        raise BatchError(
+            f"unknown compression codec, kafka knows 0 to 4 codec={header.codec}",
+            ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
         )
     _check_offsets(header)
     _check_producer(header)
     if header.attributes & CONTROL_BIT:
-        raise BatchError("clients may not write control batches", ErrorCode.INVALID_RECORD, is_for_log=True)
+        raise BatchError("clients may not write control batches", ErrorCode.INVALID_RECORD)
     if header.attributes & TIMESTAMP_TYPE_BIT and (rules.is_log_append_time or not rules.full):
         text = "clients may not set the timestamp type to LogAppendTime"
         indexes = range(min(header.count, _RECORD_ERRORS_MAX))
@@ -177,40 +207,39 @@ def _check_header_times(header: BatchHeader, rules: BatchRules, now_ms: int) -> 
             )
 
 
-def _check_framing(size: int, header: BatchHeader, max_message_bytes: int) -> None:
-    if header.magic != 2:
-        code = ErrorCode.INVALID_RECORD if header.magic in (0, 1) else ErrorCode.CORRUPT_MESSAGE
-        raise BatchError(f"only record batches of version 2 are accepted magic={header.magic}", code)
-    if header.length < LENGTH_MIN:
-        raise BatchError(
-            f"record batch is shorter than its own header length={header.length}", ErrorCode.CORRUPT_MESSAGE
+def check_frames(records: memoryview, produce_version: int) -> None:
+    """Check that there is one batch of version 2, in a codec that this version of Produce may use.
+
+    This is what Kafka looks at first, before it asks whether the request may write there at all.
+
+    Raises:
+        BatchError: the batch is refused; ``is_of_frames``.
+    """
+    end = batch_end(records)
+    if not end:
+        _refuse_frames(
+            "exactly one record batch per partition is expected, there is no whole one "
+            f"buffer_bytes={len(records)}"
         )
-    if header.length + PREFIX_BYTES != size:
-        what = "is cut" if header.length + PREFIX_BYTES > size else "is followed by more bytes"
-        raise BatchError(
-            f"exactly one record batch per partition is expected, it {what} "
-            f"batch_bytes={header.length + PREFIX_BYTES} buffer_bytes={size}",
-            ErrorCode.INVALID_RECORD,
-        )
-    if size > max_message_bytes:
-        raise BatchError(
-            f"record batch is over the topic's max.message.bytes batch_bytes={size} "
-            f"max_message_bytes={max_message_bytes}",
-            ErrorCode.MESSAGE_TOO_LARGE,
+    if records[MAGIC_POS] != 2:
+        _refuse_frames(f"only record batches of version 2 are accepted magic={records[MAGIC_POS]}")
+    if produce_version < _ZSTD_VERSION and end > ATTRIBUTES_POS + 1:  # KIP-110
+        codec = records[ATTRIBUTES_POS + 1] & CODEC_MASK
+        if codec >= CODEC_ZSTD:
+            raise BatchError(
+                f"this codec needs produce version 7 or newer codec={codec} produce_version={produce_version}",
+                ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
+                is_of_frames=True,
+            )
+    if batch_end(records, end) != end:
+        _refuse_frames(
+            "exactly one record batch per partition is expected, another one follows "
+            f"batch_bytes={end} buffer_bytes={len(records)}"
         )
 
 
-def _check_codec(codec: int, produce_version: int) -> None:
-    if codec > CODEC_ZSTD:
-        raise BatchError(
-            f"unknown compression codec, kafka knows 0 to 4 codec={codec}",
-            ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
-        )
-    if codec == CODEC_ZSTD and produce_version < 7:
-        raise BatchError(  # KIP-110
-            f"zstd needs produce version 7 or newer produce_version={produce_version}",
-            ErrorCode.UNSUPPORTED_COMPRESSION_TYPE,
-        )
+def _refuse_frames(message: str) -> NoReturn:
+    raise BatchError(message, ErrorCode.INVALID_RECORD, is_of_frames=True)
 
 
 def _check_offsets(header: BatchHeader) -> None:
@@ -218,11 +247,6 @@ def _check_offsets(header: BatchHeader) -> None:
         raise BatchError(
             f"offset range and record count disagree last_offset_delta={header.last_offset_delta} "
             f"count={header.count}",
-            ErrorCode.INVALID_RECORD,
-        )
-    if header.base_offset != 0:
-        raise BatchError(
-            f"a client's record batch must start at offset 0 base_offset={header.base_offset}",
             ErrorCode.INVALID_RECORD,
         )
 
@@ -234,7 +258,6 @@ def _check_producer(header: BatchHeader) -> None:
                 f"a producer id needs a sequence producer_id={header.producer_id} "
                 f"producer_epoch={header.producer_epoch} base_sequence={header.base_sequence}",
                 ErrorCode.INVALID_RECORD,
-                is_for_log=True,
             )
     elif header.attributes & TRANSACTIONAL_BIT:
         raise BatchError("a transactional record batch needs a producer id", ErrorCode.INVALID_RECORD)

@@ -467,6 +467,8 @@ async def test_create_partitions_answers_for_each_topic(logs: FakeLogs) -> None:
         (5, [[7], [7]], ErrorCode.NONE),
         (5, [[7]], ErrorCode.INVALID_REPLICA_ASSIGNMENT),
         (4, [[8]], ErrorCode.INVALID_REPLICA_ASSIGNMENT),
+        (2, [[8]], ErrorCode.INVALID_PARTITIONS),
+        (10**9, [[8]], ErrorCode.INVALID_REPLICA_ASSIGNMENT),
     ],
 )
 async def test_create_partitions_is_validated(

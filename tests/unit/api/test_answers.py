@@ -263,6 +263,19 @@ async def test_an_isolation_level_that_nobody_knows_is_an_error(logs: FakeLogs, 
     assert [one.error_code for one in answer.responses[0].partitions] == [unknown]
 
 
+def test_a_fetch_in_no_session_or_of_no_topic_is_told_so_whatever_its_isolation_level(logs: FakeLogs) -> None:
+    request = FetchRequest(isolation_level=2, session_id=5, session_epoch=3, topics=[], max_wait_ms=0)
+    answer = fetch.fetch_nowait(request, make_context(logs, 12))
+    assert answer is not None
+    assert answer.error_code == ErrorCode.FETCH_SESSION_ID_NOT_FOUND
+    unknown = FetchTopic(topic="no", partitions=[FetchPartition(partition=0, partition_max_bytes=9)])
+    request = FetchRequest(isolation_level=2, session_epoch=-1, topics=[unknown], max_wait_ms=0)
+    answer = fetch.fetch_nowait(request, make_context(logs, 12))
+    assert answer is not None
+    codes = [one.error_code for one in answer.responses[0].partitions]
+    assert (answer.error_code, codes) == (0, [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION])
+
+
 @pytest.mark.parametrize(("replica_id", "version"), [(0, 11), (7, 11)])
 def test_a_follower_is_told_that_there_are_no_replicas(logs: FakeLogs, replica_id: int, version: int) -> None:
     asked = FetchTopic(

@@ -95,6 +95,57 @@ def test_good_batch_passes_unchanged(codec: int, full: bool) -> None:
     assert batch == before
 
 
+_BATCH = bytes(sample(1))
+_SHORT = (13).to_bytes(4, "big")
+
+
+@pytest.mark.parametrize(
+    ("batch", "code", "of_frames"),
+    [
+        pytest.param(_BATCH[:11], ErrorCode.INVALID_RECORD, True, id="no length"),
+        pytest.param(_BATCH[:8] + _SHORT, ErrorCode.CORRUPT_MESSAGE, True, id="a short length"),
+        pytest.param(_BATCH[:8] + b"\xff" * 4, ErrorCode.CORRUPT_MESSAGE, True, id="a length below zero"),
+        pytest.param(_BATCH[:16], ErrorCode.INVALID_RECORD, True, id="no version"),
+        pytest.param(_BATCH[:16] + b"\3", ErrorCode.CORRUPT_MESSAGE, True, id="a version of the future"),
+        pytest.param(_BATCH[:16] + b"\1" + _BATCH[17:], ErrorCode.INVALID_RECORD, True, id="an old version"),
+        pytest.param(_BATCH[:-1], ErrorCode.INVALID_RECORD, True, id="cut"),
+        pytest.param(_BATCH * 2, ErrorCode.INVALID_RECORD, True, id="two"),
+        pytest.param(_BATCH + _BATCH[:8] + _SHORT, ErrorCode.CORRUPT_MESSAGE, True, id="one and no batch"),
+        pytest.param(_BATCH + b"x", ErrorCode.INVALID_RECORD, False, id="one and a byte"),
+        pytest.param(
+            _BATCH[:8] + (48).to_bytes(4, "big") + _BATCH[12:60],
+            ErrorCode.CORRUPT_MESSAGE,
+            False,
+            id="no count",
+        ),
+    ],
+)
+def test_what_is_not_one_whole_batch_is_told_from_what_is_wrong_with_one(
+    batch: bytes, code: ErrorCode, of_frames: bool
+) -> None:
+    error = refused(batch)
+    assert (error.error_code, error.is_of_frames) == (code, of_frames)
+
+
+def test_of_several_faults_the_first_in_kafkas_order_is_told() -> None:
+    batch = with_header(bytearray(_BATCH), base_offset=1)
+    torn = bytearray(batch)
+    torn[-1] ^= 1
+    assert refused(torn, max_message_bytes=10).error_code == ErrorCode.INVALID_RECORD, "its offset"
+    torn[:8] = bytes(8)
+    assert refused(torn, max_message_bytes=10).error_code == ErrorCode.MESSAGE_TOO_LARGE
+    assert refused(torn).error_code == ErrorCode.CORRUPT_MESSAGE
+
+
+def test_the_log_start_is_told_of_what_the_log_finds_but_for_sizes_and_checksums() -> None:
+    torn = bytearray(_BATCH)
+    torn[-1] ^= 1
+    assert not refused(_BATCH[:-1]).tells_log_start
+    assert not refused(torn).tells_log_start
+    assert not refused(_BATCH, max_message_bytes=10).tells_log_start
+    assert refused(with_header(bytearray(_BATCH), count=77)).tells_log_start
+
+
 def good_idempotent(**fields: Any) -> bytearray:
     return sample(producer_id=9, producer_epoch=1, base_sequence=5, **fields)
 
