@@ -7,6 +7,7 @@ __all__ = ("PostgresServer", "serving_postgres")
 import os
 import pwd
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -52,6 +53,20 @@ class PostgresServer:
         """End it at once; it recovers from its log when it starts again."""
         if (self._directory / "data" / "postmaster.pid").exists():
             self._run("pg_ctl", "stop", "-m", "immediate", "-t", str(HANG_S), "-D", "data")
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """All its processes are stopped: connections stay, and nothing is answered."""
+        main = int((self._directory / "data" / "postmaster.pid").read_text().splitlines()[0])
+        children = Path(f"/proc/{main}/task/{main}/children").read_text().split()
+        processes = [main, *map(int, children)]
+        for one in processes:
+            os.kill(one, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for one in processes:
+                os.kill(one, signal.SIGCONT)
 
     def _run(self, program: str, *arguments: str) -> None:
         done = subprocess.run(

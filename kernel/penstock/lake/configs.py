@@ -45,6 +45,7 @@ _OWN: Final = (
         default=str(128 * 2**20),
         doc="So many bytes of records are committed without waiting for the interval.",
         low=1,
+        high=64 * 2**30,
     ),
     TopicConfig(
         name=_GAP,

@@ -123,6 +123,8 @@ class TableTask:
         self._committed: dict[int, int] = {}
         self._positions: dict[int, int] = {}
         self._written_bytes = 0
+        #: The compactor would rather commit now.
+        self._is_full = False
         #: When the table had everything that was durable, by partition.
         self._whole_at: dict[int, float] = {}
         #: When maintenance began last; None: not known before the topic is claimed.
@@ -275,6 +277,7 @@ class TableTask:
             self._committed = dict(await table.positions())
             self._positions = dict(self._committed)
             self._written_bytes = 0
+            self._is_full = False
             self._pending_rejected.clear()
             self._check_positions()
             await self._begin_partitions(table)
@@ -329,12 +332,17 @@ class TableTask:
                 # from where it began: what came during a long upload mustn't wait for that and for the interval
                 due_at = began + self.wanted.configs.commit_interval_s
             elif await self._drain(table, only_full=True):
-                if self._written_bytes >= self.wanted.configs.commit_bytes:
+                if self._is_enough:
                     await self._commit(table)
                     due_at = clock() + self.wanted.configs.commit_interval_s
             else:
                 due_at = min(due_at, clock() + self.wanted.configs.commit_interval_s)
                 await self._wait(due_at - clock())
+
+    @property
+    def _is_enough(self) -> bool:
+        """Whether what was written is to be committed before the interval is over."""
+        return self._is_full or self._written_bytes >= self.wanted.configs.commit_bytes
 
     async def _cycle(self, table: LakeTable) -> None:
         """Bring everything into the table that is durable now, or as much as an interval has time for."""
@@ -344,7 +352,7 @@ class TableTask:
         await self._wait_uploaded(ends)
         until = clock() + max(UPLOAD_WAIT_S, self.wanted.configs.commit_interval_s)
         while await self._drain(table, only_full=False):
-            if self._written_bytes >= self.wanted.configs.commit_bytes:
+            if self._is_enough:
                 await self._commit(table)
             # what was read has to be seen, and configs and maintenance mustn't wait for hours of records
             if not self._stopping and clock() >= until:
@@ -383,7 +391,7 @@ class TableTask:
                     continue
             async with self._around.limiter:
                 moved |= await self._step(table, stream, position)
-            if self._written_bytes >= self.wanted.configs.commit_bytes:
+            if self._is_enough:
                 break
         return moved
 
@@ -454,6 +462,7 @@ class TableTask:
         if written.reason:
             self._last_rejection = one_line(written.reason, REASON_LENGTH_MAX)
         self._written_bytes += size
+        self._is_full |= written.is_full
         self._positions[records.partition] = records.next_offset
 
     async def _memory(self, size: int) -> Charge:
@@ -477,6 +486,7 @@ class TableTask:
         self._pending_rejected.clear()
         self._all_bytes += self._written_bytes
         self._written_bytes = 0
+        self._is_full = False
         self._committed = dict(self._positions)
         logger.debug("committed %d rows: topic=%s version=%s", commit.rows, self._name, commit.version)
 

@@ -186,6 +186,8 @@ class LakeWritten:
     rejected: Mapping[str, int] = field(default_factory=dict)
     #: Why the last of them was rejected, one sentence that names its partition and offset; empty if none was.
     reason: str = ""
+    #: What waits for the commit can't be written before it, and takes so much memory that it had better come now.
+    is_full: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -229,18 +229,32 @@ def bounded_url(url: str, silence_s: float) -> str:
 def bound_connections(engine: Engine, silence_s: float) -> None:
     """Close the socket of a connection that is in use for so long: drivers wait for ever for a silent server."""
 
+    def watched(connection: Any) -> Callable[[], None]:
+        fileno = getattr(connection, "fileno", None)  # a driver without it bounds itself, or can't be
+        return _nothing if fileno is None else closing_if_silent(fileno(), silence_s)
+
     @event.listens_for(engine, "checkout")
     def begin(connection: Any, record: Any, _: Any) -> None:
-        fileno = getattr(connection, "fileno", None)
-        with suppress(Exception):  # a driver without it bounds itself, or can't be
-            if fileno is not None:
-                record.info["penstock"] = closing_if_silent(fileno(), silence_s)
+        record.info["penstock"] = watched(connection)
 
     @event.listens_for(engine, "checkin")
     def end(_: Any, record: Any) -> None:
-        stop = record.info.pop("penstock", None)
-        if stop is not None:
+        record.info.pop("penstock", _nothing)()
+
+    ping = engine.dialect.do_ping
+
+    def bounded_ping(connection: Any) -> bool:  # comes before the checkout
+        stop = watched(connection)
+        try:
+            return ping(connection)
+        finally:
             stop()
+
+    engine.dialect.do_ping = bounded_ping  # type: ignore[assignment,method-assign]
+
+
+def _nothing() -> None:
+    pass
 
 
 def closing_if_silent(fileno: int, silence_s: float) -> Callable[[], None]:

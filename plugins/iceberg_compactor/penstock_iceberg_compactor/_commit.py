@@ -59,6 +59,28 @@ class _Snapshot(_MergeAppendFiles):
         self._kept: list[ManifestFile] = []
         self._plan()
 
+    def adding(self, files: Iterable[DataFile]) -> None:
+        """Put these files in; the base knows one partition spec only, so those of others get their own manifest."""
+        default = self._transaction.table_metadata.default_spec_id
+        for file in files:
+            self.append_data_file(file)
+        self._others = [file for file in self._added_data_files if file.spec_id != default]
+        self._added_data_files = [file for file in self._added_data_files if file.spec_id == default]
+        for spec_id in {file.spec_id for file in self._others}:
+            with self.new_manifest_writer(self.spec(spec_id)) as writer:
+                for file in self._others:
+                    if file.spec_id == spec_id:
+                        writer.add(
+                            ManifestEntry.from_args(
+                                status=ManifestEntryStatus.ADDED,
+                                snapshot_id=self._snapshot_id,
+                                sequence_number=None,
+                                file_sequence_number=None,
+                                data_file=file,
+                            )
+                        )
+            self._kept.append(writer.to_manifest_file())
+
     def _plan(self) -> None:
         for manifest in super()._existing_manifests():
             if not (manifest.has_added_files() or manifest.has_existing_files()):
@@ -115,7 +137,10 @@ class _Snapshot(_MergeAppendFiles):
         )
 
     def _summary(self, snapshot_properties: dict[str, str] = {}) -> Summary:  # noqa: B006 - as its base has it
+        divided = self._added_data_files
+        self._added_data_files = [*divided, *self._others]
         summary = super()._summary(snapshot_properties)
+        self._added_data_files = divided
         if self.replaces:  # for which the base refuses to count
             return Summary(Operation.REPLACE, **summary.additional_properties)
         return summary
@@ -153,8 +178,7 @@ class Commit:
         self._snapshot.merge_all = merge_all
         try:
             self._snapshot.taking(taken)
-            for file in added:
-                self._snapshot.append_data_file(file)
+            self._snapshot.adding(added)
             changes, requirements = self._snapshot._commit()
         except BaseException:
             self.drop()

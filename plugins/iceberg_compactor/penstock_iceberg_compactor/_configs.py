@@ -86,6 +86,13 @@ TOPIC_CONFIGS = (
         "day(_kafka.timestamp), bucket(16, customer).",
     ),
     LakeTopicConfig(
+        name="partition.files.max",
+        default="200",
+        type="int",
+        doc="How many files by partition a commit makes; beyond that, rows of partitions with less than their share "
+        "go into one file that isn't divided.",
+    ),
+    LakeTopicConfig(
         name="sort.by",
         default="",
         type="list",
@@ -186,6 +193,7 @@ class TableConfigs:
     table: str
     raw: bool
     partition_by: tuple[Field, ...]
+    partition_files_max: int
     sort_by: tuple[Order, ...]
     target_file_bytes: int
     mode: Literal["append", "upsert", "cdc"]
@@ -212,6 +220,7 @@ class TableConfigs:
             table=table,
             raw=all(values[name] == value for name, value in RAW_CONFIGS.items()),
             partition_by=_fields(values),
+            partition_files_max=_number("partition.files.max", values, 1, 10_000),
             sort_by=_orders(values),
             target_file_bytes=_number("target.file.bytes", values, 2**20, 2**32),
             mode=values["mode"],  # type: ignore[arg-type] # one of the choices

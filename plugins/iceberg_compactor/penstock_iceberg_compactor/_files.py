@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("FileWriter", "arrow_schema", "fitted")
+__all__ = ("FileWriter", "arrow_schema", "fitted", "undivided_spec")
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +23,10 @@ from pyiceberg.table import Table
 from pyiceberg.table.sorting import SortDirection
 from pyiceberg.typedef import Record
 
-#: Rows of a row group, which is what readers skip by.
+#: Rows of a row group, which is what readers skip by, and about how many bytes they have in memory: readers hold
+#: several.
 _ROW_GROUP = 128 * 1024
+_ROW_GROUP_BYTES = 16 * 2**20
 
 
 def arrow_schema(schema: Schema) -> pa.Schema:
@@ -89,6 +91,18 @@ def _is_list(kind: pa.DataType) -> bool:
     return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
+def undivided_spec(table: Table) -> int | None:
+    """The partition spec of the table that has no partitions, for rows of more partitions than files are wanted."""
+    return next((number for number, spec in table.specs().items() if spec.is_unpartitioned()), None)
+
+
+class Part(NamedTuple):
+    """Rows of a file to be, and their partition; None for rows of many."""
+
+    partition: Record | None
+    rows: pa.Table
+
+
 class FileWriter:
     """Writes rows as files of one table, under the schema, partition spec and order that it has now. Blocking."""
 
@@ -98,6 +112,7 @@ class FileWriter:
         self._io = table.io
         self._name = name
         self._spec = table.spec()
+        self._undivided = undivided_spec(table)
         self._schema = table.schema()
         # Parquet and Avro disagree on names with dots and dashes; readers go by id.
         self._file_schema = sanitize_column_names(self._schema)
@@ -105,13 +120,22 @@ class FileWriter:
         #: The columns that rows are fitted to.
         self.columns = arrow_schema(self._schema)
 
-    def write(self, rows: pa.Table) -> list[DataFile]:
-        """A file for each partition that ``rows`` have a part in."""
+    def parts(self, rows: pa.Table, files_max: int) -> list[Part]:
+        """What each file would hold: a partition of ``rows``, or with a partition of None all that are too small.
+
+        With more than ``files_max`` partitions, those that have less than their share of the rows go into one file.
+        """
         rows = fitted(rows, self.columns)
-        return [
-            self._file(record, [self._sorted(part)])
-            for record, part in _partitions(rows, self._spec, self._schema)
-        ]
+        found = [Part(record, part) for record, part in _partitions(rows, self._spec, self._schema)]
+        if len(found) <= files_max:
+            return found
+        large = [part for part in found if part.rows.num_rows * files_max >= rows.num_rows]
+        small = [part.rows for part in found if part.rows.num_rows * files_max < rows.num_rows]
+        return [*large, Part(None, pa.concat_tables(small))] if small else large
+
+    def write(self, parts: Iterable[Part]) -> list[DataFile]:
+        """A file for each part."""
+        return [self.write_one(part.partition, iter([part.rows])) for part in parts]
 
     def _sorted(self, rows: pa.Table) -> pa.Table:
         order = self._metadata.sort_order_by_id(self._metadata.default_sort_order_id)
@@ -126,11 +150,14 @@ class FileWriter:
         ]
         return rows.take(pc.sort_indices(by, sort_keys=keys))
 
-    def write_one(self, partition: Record, parts: Iterator[pa.Table]) -> DataFile:
-        """One file of all parts, which are of one partition; one part at a time is in memory."""
-        return self._file(partition, (self._sorted(fitted(part, self.columns)) for part in parts))
+    def write_one(self, partition: Record | None, parts: Iterator[pa.Table]) -> DataFile:
+        """One file of all parts, which are of one partition, or of any; one part at a time is in memory."""
+        spec_id = self._spec.spec_id if partition is not None else self._undivided
+        assert spec_id is not None, "the table has a spec that doesn't divide"
+        rows = (self._sorted(fitted(part, self.columns)) for part in parts)
+        return self._file(partition or Record(), spec_id, rows)
 
-    def _file(self, partition: Record, parts: Iterable[pa.Table]) -> DataFile:
+    def _file(self, partition: Record, spec_id: int, parts: Iterable[pa.Table]) -> DataFile:
         location = self._name()
         output = self._io.new_output(location)
         with output.create(overwrite=True) as stream:
@@ -141,24 +168,26 @@ class FileWriter:
                     # the field ids are in the schema's metadata, so it is laid over columns of the same types
                     columns = [_fit(rows.column(at), field.type) for at, field in enumerate(self._arrow)]
                     table = pa.Table.from_arrays(columns, schema=self._arrow)
-                    writer.write_table(table, row_group_size=_ROW_GROUP)
+                    fit = _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)
+                    writer.write_table(table, row_group_size=max(1, min(_ROW_GROUP, fit)))
         statistics = data_file_statistics_from_parquet_metadata(
             parquet_metadata=writer.writer.metadata,
             stats_columns=compute_statistics_plan(self._file_schema, self._metadata.properties),
             parquet_column_mapping=parquet_path_to_id_mapping(self._file_schema),
         )
-        return DataFile.from_args(
+        made = DataFile.from_args(
             content=DataFileContent.DATA,
             file_path=location,
             file_format=FileFormat.PARQUET,
             partition=partition,
             file_size_in_bytes=len(output),
             sort_order_id=None,
-            spec_id=self._spec.spec_id,
             equality_ids=None,
             key_metadata=None,
             **statistics.to_serialized_dict(),
         )
+        made.spec_id = spec_id
+        return made
 
 
 def _partitions(rows: pa.Table, spec: PartitionSpec, schema: Schema) -> Iterator[tuple[Record, pa.Table]]:

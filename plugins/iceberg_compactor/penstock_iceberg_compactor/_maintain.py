@@ -10,7 +10,7 @@ __all__ = ("Keeper",)
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 from urllib.parse import urlparse
@@ -22,10 +22,11 @@ from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
 from penstock.spi.lake import LakeMaintenance
 from penstock_iceberg_compactor._configs import TableConfigs
+from penstock_iceberg_compactor._files import undivided_spec
 from penstock_iceberg_compactor._io import Listed, listed, remove
 from penstock_iceberg_compactor._lost import is_shared
 from penstock_iceberg_compactor._owned import OwnedTable
-from penstock_iceberg_compactor._scan import read_files
+from penstock_iceberg_compactor._scan import read_parts
 from penstock_iceberg_compactor._stamp import PREFIX
 
 logger = logging.getLogger("penstock.lake.iceberg")
@@ -52,7 +53,8 @@ class Keeper:
         """Do all of it, or say what that would do."""
         self._owned.refresh()
         tasks = list(self._table.scan().plan_files())
-        bins = packed(tasks, self._configs.target_file_bytes, self._table.metadata.default_spec_id)
+        specs = {self._table.metadata.default_spec_id, undivided_spec(self._table)}
+        bins = packed(tasks, self._configs.target_file_bytes, specs)
         manifests = len(self._manifests())
         written = 0
         rewrites = bool(bins) or manifests > _MANIFESTS_MAX
@@ -165,16 +167,18 @@ class _Group(NamedTuple):
     size: int
 
 
-def packed(tasks: Sequence[FileScanTask], target: int, spec_id: int) -> list[list[FileScanTask]]:
+def packed(
+    tasks: Sequence[FileScanTask], target: int, specs: Container[int | None]
+) -> list[list[FileScanTask]]:
     """Small files, and those with deletes, put together by partition to files of about ``target`` bytes.
 
-    Files of an older partition spec stay: their rows may belong into several partitions.
+    Files of other partition specs stay: their rows may belong into several partitions.
     """
-    by_partition: dict[str, list[FileScanTask]] = {}
+    by_partition: dict[tuple[int, str], list[FileScanTask]] = {}
     for task in tasks:
         small = task.file.file_size_in_bytes < target * _SMALL
-        if task.file.spec_id == spec_id and (small or task.delete_files):
-            by_partition.setdefault(repr(task.file.partition), []).append(task)
+        if task.file.spec_id in specs and (small or task.delete_files):
+            by_partition.setdefault((task.file.spec_id, repr(task.file.partition)), []).append(task)
     bins = []
     for members in by_partition.values():
         group = _Group([], 0)
@@ -216,7 +220,7 @@ def _part(
 
 def _read(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:
     for task in tasks:
-        yield read_files(table, [task])
+        yield from read_parts(table, task)
 
 
 def _path(location: str) -> str:

@@ -34,11 +34,12 @@ from penstock_iceberg_compactor._catalog import make_namespace
 from penstock_iceberg_compactor._columns import OPERATION, RAW_SCHEMA, SYSTEM_SCHEMA
 from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, guarded, head_of
 from penstock_iceberg_compactor._configs import TableConfigs
-from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted
+from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted, undivided_spec
 from penstock_iceberg_compactor._io import listed, remove
 from penstock_iceberg_compactor._lost import found_again, free_location
 from penstock_iceberg_compactor._place import Life, Place
 from penstock_iceberg_compactor._schema import (
+    add_undivided_spec,
     change_shape,
     check_columns,
     creation_properties,
@@ -209,8 +210,12 @@ class OwnedTable:
             self._begin_life()
         writer = FileWriter(self.table, self._location)
         wanted = writer.columns
-        made = writer.write(pa.concat_tables([fitted(part, wanted) for part in rows]))
-        self._pending += made
+        files_max = max(1, self._configs.partition_files_max - len(self._pending))
+        parts = writer.parts(pa.concat_tables([fitted(part, wanted) for part in rows]), files_max)
+        if any(part.partition is None for part in parts) and undivided_spec(self.table) is None:
+            self._change(add_undivided_spec)
+            writer = FileWriter(self.table, self._location)
+        self._pending += writer.write(parts)
         self._place.step("files written")
 
     # committing
@@ -257,7 +262,8 @@ class OwnedTable:
             taken = [file for files, _ in parts for file in files]
             writer = FileWriter(self.table, self._location)
             for files, read in parts:
-                self._pending.append(writer.write_one(files[0].partition, read()))
+                divided = files[0].spec_id == self.table.metadata.default_spec_id
+                self._pending.append(writer.write_one(files[0].partition if divided else None, read()))
                 self._place.step("file rewritten")
             stamp = replace(self.stamp, files=self._files)
             number = self._next_commit()
@@ -295,10 +301,14 @@ class OwnedTable:
 
         Raises InvalidRequestError if Iceberg can't express the change.
         """
+        self._change(lambda table: change_shape(table, self._configs, wanted))
+
+    def _change(self, change: Callable[[Table], bool]) -> None:
+        """Have ``change`` commit something to the table as it is; it says whether there was anything to commit."""
         self.check_owner()
         for _ in range(_TRIES_MAX):
             try:
-                changed = change_shape(self.table, self._configs, wanted)
+                changed = change(self.table)
             except LostError:
                 self.refresh()
                 continue

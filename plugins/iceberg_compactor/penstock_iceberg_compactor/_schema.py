@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("change_shape", "check_columns", "creation_properties", "order_of", "shape_of", "spec_of")
+__all__ = (
+    "add_undivided_spec",
+    "change_shape",
+    "check_columns",
+    "creation_properties",
+    "order_of",
+    "shape_of",
+    "spec_of",
+)
 
 from typing import Any
 
@@ -13,6 +21,7 @@ from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField,
 from pyiceberg.schema import Schema, index_by_name, sanitize_column_names
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import NullOrder, SortDirection, SortField, SortOrder
+from pyiceberg.table.update import AddPartitionSpecUpdate, TableRequirement, TableUpdate
 from pyiceberg.transforms import (
     BucketTransform,
     DayTransform,
@@ -143,11 +152,23 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
             f"the table can't be divided or sorted as penstock.lake.partition.by and sort.by say: "
             f"table={'.'.join(table.name())} cause={cause}"
         ) from error
-    if not changes._updates:
+    return _sent(table, changes._updates, tuple(changes._requirements))
+
+
+def add_undivided_spec(table: Table) -> bool:
+    """Give the table a spec without partitions beside its own, for files whose rows are of too many of them.
+
+    One commit, as :func:`change_shape`.
+    """
+    spec = PartitionSpec(spec_id=max(table.specs()) + 1)
+    return _sent(table, (AddPartitionSpecUpdate(spec=spec),), ())
+
+
+def _sent(table: Table, updates: tuple[TableUpdate, ...], requirements: tuple[TableRequirement, ...]) -> bool:
+    if not updates:
         return False
-    own = tuple(item for item in changes._requirements)
     try:
-        table._do_commit(changes._updates, (*own, *guarded(table)))
+        table._do_commit(updates, (*requirements, *guarded(table)))
     except CommitFailedException as error:
         table.refresh()
         raise LostError(str(error)) from error

@@ -7,6 +7,7 @@ __all__ = ("IcebergTable", "opened_table")
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TypeVar
 
@@ -74,6 +75,9 @@ class IcebergTable:
         self._rows: list[pa.Table] = []
         self._charges: list[Charge] = []
         self._bytes = 0
+        #: Of the rows of different keys, which nothing but a commit lets go of.
+        self._kept_bytes = 0
+        self._dead_charge: Charge | None = None
         self._fault: PenstockError | None = None
         #: Where the next records of each partition begin, of those that were written to since it was opened.
         self._next: dict[int, int] = {}
@@ -111,9 +115,23 @@ class IcebergTable:
         self._next[partition] = records.next_offset
         if self._dead.nbytes >= self._place.settings.buffer:
             await self._run("writing a file of dead letters", self._dead.spill)
-        if self._bytes >= self._place.settings.buffer:
-            await (self._spill() if self._configs.mode == "append" else self._collapse())
-        return written
+        self._charge_dead()
+        if self._bytes < self._place.settings.buffer:
+            return written
+        if self._configs.mode == "append":
+            await self._spill()
+            return written
+        await self._collapse()
+        return replace(written, is_full=self._kept_bytes > self._place.settings.buffer // 2)
+
+    def _charge_dead(self) -> None:
+        """Account for the dead letters that are in memory, which are there already."""
+        allocator, size = self._place.services.allocator, self._dead.nbytes
+        if self._dead_charge is not None:
+            self._dead_charge.release()
+            self._dead_charge = None
+        if allocator is not None and size:
+            self._dead_charge = allocator.charge_anyway(size, _PURPOSE)
 
     def _read(self, records: LakeRecords) -> Read:
         read = self._reader.read(records)
@@ -128,6 +146,7 @@ class IcebergTable:
         self._bytes = 0
         if rows:
             self._keep(await self._run("collapsing rows", lambda: self._owned.collapsed(rows)))
+            self._kept_bytes = self._rows[0].nbytes
             self._bytes = 0  # so that the buffer has to fill again before the next time
 
     @contextmanager
@@ -187,13 +206,17 @@ class IcebergTable:
         moved = {**self._next, **positions}
         if self._configs.mode == "append":
             await self._spill()
-            landed = await self._run("committing", lambda: self._commit_append(moved))
+            try:
+                landed = await self._run("committing", lambda: self._commit_append(moved))
+            finally:
+                self._charge_dead()
         else:
             rows, self._rows, self._bytes = self._rows, [], 0
             try:
                 landed = await self._run("committing", lambda: self._commit_upsert(moved, rows))
             finally:
                 self._release()
+                self._charge_dead()
         self._next.clear()
         return LakeCommit(
             version=str(landed.snapshot_id),
@@ -240,6 +263,7 @@ class IcebergTable:
         self._release()
         await self._run("closing decoders", self._reader.close)
         await self._run("removing files", self._dead.leave)
+        self._charge_dead()
         await self._run("removing files", self._owned.leave)
 
     async def _run(

@@ -20,7 +20,7 @@ from pyiceberg.table import Table
 from pyiceberg.types import PrimitiveType
 
 from penstock_iceberg_compactor._columns import OPERATION
-from penstock_iceberg_compactor._scan import read_files
+from penstock_iceberg_compactor._scan import read_parts
 
 _ROW = "_kafka_row"
 #: What stays of files that are written again is put together with others up to so many bytes in memory.
@@ -32,22 +32,22 @@ def upserted(
 ) -> list[DataFile]:
     """Write the batch (one row a key, marked by OPERATION), and what stays of the files that have keys of it.
 
-    ``write`` makes files of rows. The result is the files to be taken out. Blocking; one file at a time is in memory.
+    ``write`` makes files of rows. The result is the files to be taken out. Blocking; a part of a file is in memory.
     """
     taken = []
     waiting = [batch.filter(pc.invert(batch.column(OPERATION)))]
     for task in table.scan().plan_files() if batch.num_rows else ():
         if not keys_in_file(task.file, table.schema(), batch, keys):
             continue
-        if without_keys(read_files(table, [task], keys), batch, keys) is None:
+        if all(without_keys(part, batch, keys) is None for part in read_parts(table, task, keys)):
             continue
-        stay = without_keys(read_files(table, [task]), batch, keys)
-        assert stay is not None
         taken.append(task.file)
-        waiting.append(stay)
-        if sum(rows.nbytes for rows in waiting) > _TOGETHER_BYTES:
-            write(waiting)
-            waiting = []
+        for part in read_parts(table, task):
+            stay = without_keys(part, batch, keys)
+            waiting.append(part if stay is None else stay)
+            if sum(rows.nbytes for rows in waiting) > _TOGETHER_BYTES:
+                write(waiting)
+                waiting = []
     if any(rows.num_rows for rows in waiting):
         write(waiting)
     return taken

@@ -16,6 +16,7 @@ from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
 from tests.iceberg_place import load, opened, topic
+from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
 
 from penstock.errors import ConfigError, ConflictError, InvalidRequestError
@@ -312,3 +313,42 @@ async def test_partitions_and_order_that_are_set_later_hold_from_then_on(tmp_pat
             await put(compactor, values, start=5, epoch=6, value_format="json", partition_by=twice)
         with pytest.raises(ConfigError, match=r"can't be sorted by a column with parts.*column=_kafka"):
             await put(compactor, values, start=5, epoch=7, value_format="json", sort_by="_kafka")
+
+
+async def test_a_commit_has_so_many_files_whatever_timestamps_producers_write(tmp_path: Path) -> None:
+    """Rows of partitions with less than their share are in one file, which isn't divided; nothing is lost."""
+    days = [day * 86_400_000 for day in range(1000)]
+    today = [2000 * 86_400_000] * 500
+    configs: dict[str, Any] = {
+        "value_format": "json",
+        "partition_by": "day(_kafka.timestamp)",
+        "partition_files_max": "20",
+        "snapshot_retention_ms": "0",
+        "snapshot_retention_count": "1",
+    }
+    async with opened(tmp_path) as compactor:
+        for start in (0, 1500):
+            async with compactor.open_table(topic(**configs), 1) as table:
+                values = objects(*({"id": start + at} for at in range(1500)))
+                await table.write(lake_records(values, start=start, timestamps=[*days, *today]))
+                committed = await table.commit({0: start + 1500})
+                assert committed.files == 2
+                assert committed.rows == 1500
+        assert [row["id"] for row in content(compactor)] == list(range(3000))
+        made = load(compactor)
+        assert [str(field.transform) for field in made.spec().fields] == ["day"]
+        snapshot = made.current_snapshot()
+        assert snapshot is not None
+        assert snapshot.summary is not None
+        assert snapshot.summary["total-records"] == "3000"
+        assert snapshot.summary["total-data-files"] == "4"
+        past = made.scan("_kafka.timestamp < '1975-01-01T00:00:00+00:00'").plan_files()
+        assert sum(task.file.record_count for task in past) == 2000, "the day of many has files of its own"
+        async with compactor.open_table(topic(**configs), 1) as table:
+            done = await table.maintain()
+        assert done.figures["data files after"] == 2
+        assert [row["id"] for row in content(compactor)] == list(range(3000))
+        reader = duckdb_with_iceberg()
+        scan = f"iceberg_scan('{load(compactor).metadata_location}')"
+        assert reader.execute(f"SELECT count(DISTINCT id) FROM {scan}").fetchone() == (3000,)
+        reader.close()

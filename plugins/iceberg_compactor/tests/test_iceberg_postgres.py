@@ -93,3 +93,23 @@ def test_a_server_that_is_gone_without_a_word_holds_no_thread_for_ever() -> None
     assert "keepalives_idle=30" in bounded
     for url in ("sqlite:////x/y.db", "postgresql+pg8000://host/db", "what is this"):
         assert bounded_url(url, 30) == url
+
+
+@pytest.mark.parametrize("idle", [True, False])
+async def test_a_server_that_stands_still_is_given_up_on(
+    tmp_path: Path, postgres: PostgresServer, idle: bool
+) -> None:
+    """Its host answers for it, so no limit of libpq ends the wait; also before a connection is used again."""
+    catalog = {"type": "sql", "uri": postgres.url, "pool_pre_ping": str(idle).lower()}
+    name = f"standing_{idle}"
+    async with opened(tmp_path, catalog=catalog, catalog_timeout="1s") as compactor:
+        async with compactor.open_table(topic(name), 1) as table:
+            await table.write(lake_records([b"a"]))
+            with postgres.standing_still():
+                with pytest.raises(UnavailableError, match=r"catalog"):
+                    await table.commit({0: 1})
+        async with compactor.open_table(topic(name), 1) as table:
+            at = (await table.positions()).get(0, 0)
+            await table.write(lake_records([b"a", b"b"][at:], start=at))
+            await table.commit({0: 2})
+        assert load(compactor, name).scan().to_arrow().num_rows == 2

@@ -53,3 +53,19 @@ async def test_the_table_equals_a_replay_of_the_log_at_every_commit(tmp_path: Pa
             assert len(found) == len(rows), "a key is there once"
             assert found == replay
         assert len(list(load(compactor).scan().plan_files())) < 20
+
+
+async def test_rows_of_many_keys_ask_for_their_commit_before_they_fill_the_memory(tmp_path: Path) -> None:
+    """Those of few keys don't: they make room for one another. All of them are accounted for until the commit."""
+    configs = {"value_format": "json", "mode": "upsert", "key_columns": "id"}
+    async with opened(tmp_path, buffer=2**20) as compactor:
+        for epoch, keys in ((1, 3), (2, 10_000)):
+            async with compactor.open_table(topic(table=f"t{keys}", **configs), epoch) as table:
+                full = []
+                for start in range(0, 40, 4):
+                    rows = [
+                        json.dumps({"id": f"{at % keys:0100000}"}).encode() for at in range(start, start + 4)
+                    ]
+                    full.append((await table.write(lake_records(rows, start=start))).is_full)
+                assert any(full) is (keys > 40)
+                assert (await table.commit({0: 40})).rows == min(keys, 40)

@@ -114,6 +114,8 @@ class World:
         #: What a write takes, and how many records a read gives at most.
         self.write_s = 0.0
         self.maintain_s = 0.0
+        #: A table with so many rows that wait for their commit would rather commit.
+        self.rows_max = 10**9
         self.read_max = 10**9
         #: The step that never ends.
         self.hangs = ""
@@ -291,7 +293,7 @@ class FakeTable:
         await self._step("write")
         await anyio.sleep(self._world.write_s)
         self._written += list(records.offsets)
-        return LakeWritten(rows=len(records))
+        return LakeWritten(rows=len(records), is_full=len(self._written) >= self._world.rows_max)
 
     async def commit(self, positions: Mapping[int, int]) -> LakeCommit:
         await self._step("commit")
@@ -790,6 +792,20 @@ def test_maintenance_that_takes_long_keeps_no_other_topics_records_from_their_ta
             await anyio.sleep(3000)
             assert [world.tables[name].maintained for name in names] == [1, 1, 1]
             assert [world.tables[name].rows for name in names] == [[0, 1]] * 3
+
+    simulated(test)
+
+
+def test_a_table_that_is_full_is_committed_before_its_interval_is_over() -> None:
+    async def test(world: World) -> None:
+        world.create("orders")
+        world.rows_max, world.read_max = 20, 5
+        async with world.serve():
+            world.upload("orders", 100)
+            await anyio.sleep(1)
+            stored = world.tables["orders"]
+            assert len(stored.rows) >= 80, "batches that aren't whole wait for the interval"
+            assert stored.commits >= 4
 
     simulated(test)
 
