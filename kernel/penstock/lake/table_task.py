@@ -49,6 +49,13 @@ _MEMORY_PAUSES_S = doubling(0.05, 1.0)
 _MEMORY_PARTS = 3
 
 
+#: Said of a table that was taken away although nobody in this cluster claimed it.
+_STRANGER = (
+    "no broker of this cluster took it over, perhaps one that runs from a copy of this broker's data directory did: "
+    "end one of the two"
+)
+
+
 class _GapError(PenstockError):
     """Records were deleted before they were in the table, and the topic says to stop."""
 
@@ -199,15 +206,22 @@ class TableTask:
         try:
             while not self._stopping:
                 commits = self._commits
+                is_strangers = False
                 try:
                     await self._make_table()
                     continue
                 except _GapError as error:
                     await self._tell(LakeState.GAP, _sentence(error))
                 except PenstockError as error:
-                    if isinstance(error, FencedError):
-                        self._epoch = 0  # another has a higher one
-                    await self._tell(LakeState.FAILED, _sentence(error))
+                    is_fenced, reason = isinstance(error, FencedError), _sentence(error)
+                    is_strangers = is_fenced and self._is_claimed
+                    if is_strangers:
+                        reason = f"{reason} ({_STRANGER})"
+                    elif is_fenced:
+                        self._epoch = 0  # another has a higher one, and says how it goes
+                    await self._tell(LakeState.FAILED, reason)
+                    if is_strangers:
+                        self._epoch = 0  # only a higher one helps
                 except Exception as error:  # a plugin is a stranger: its bugs are its topic's affair
                     logger.exception("the lake compactor failed: topic=%s", self._name)
                     await self._tell(LakeState.FAILED, _sentence(error))
@@ -215,8 +229,9 @@ class TableTask:
                 if self._commits > commits:
                     backoff.succeeded()
                 self._failures += 1
-                pause_s = backoff.failed()
-                if backoff.is_news:
+                # with a stranger it isn't raced for the table
+                pause_s = settings.retry_max_s if is_strangers else backoff.failed()
+                if is_strangers or backoff.is_news:
                     logger.warning(
                         "the table stands, trying again in %.1f s: topic=%s reason=%s",
                         pause_s,

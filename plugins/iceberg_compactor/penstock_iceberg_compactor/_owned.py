@@ -374,8 +374,10 @@ class OwnedTable:
             self._fault = kept(error)
             raise
 
-    def _opened_again(self) -> ConflictError:
-        return ConflictError(f"the same owner opened the table again: table={self.name}")
+    def _opened_again(self) -> FencedError:
+        return FencedError(
+            f"somebody opened the table again with this epoch: table={self.name} epoch={self._epoch}"
+        )
 
     def _too_many(self) -> ConflictError:
         return ConflictError(

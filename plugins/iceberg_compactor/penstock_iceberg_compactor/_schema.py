@@ -54,9 +54,11 @@ _TRANSFORMS: dict[str, Any] = {
 
 
 def creation_properties(configs: TableConfigs) -> dict[str, str]:
-    """Properties of new tables: no retries that weren't looked at, and metadata that don't pile up."""
+    """Properties of new tables: metadata that don't pile up.
+
+    None forbids retries: Penstock's own commits have none anyway, and other writers need theirs beside it.
+    """
     return {
-        "commit.retry.num-retries": "0",
         "commit.manifest-merge.enabled": "true",
         "commit.manifest.min-count-to-merge": "20",
         "write.metadata.delete-after-commit.enabled": "true",

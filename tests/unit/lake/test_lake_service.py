@@ -20,6 +20,7 @@ from penstock.errors import ClosedError, FencedError, FullError, PenstockError, 
 from penstock.lake.configs import LAKE_PREFIX, MAINTENANCE_REQUEST, topic_config_table
 from penstock.lake.service import LakeService
 from penstock.lake.source import LakeSource, Throttle
+from penstock.lake.states import LakeState
 from penstock.lake.table_task import LakeSettings, Surroundings
 from penstock.lake.turns import Turns
 from penstock.metadata.command import Command
@@ -568,7 +569,7 @@ def test_a_table_that_was_opened_by_another_is_claimed_again_only_by_the_leader(
             world.tables["orders"].epoch = first + 1  # somebody's, who claimed nothing
             world.image.index += 5
             world.upload("orders", 2)
-            await anyio.sleep(2 * INTERVAL_S)
+            await anyio.sleep(2 * INTERVAL_S + 2 * world.settings.retry_max_s)
             assert world.claim("orders").epoch > first + 1
             assert world.tables["orders"].rows == [0, 1]
             # another node leads now
@@ -581,6 +582,34 @@ def test_a_table_that_was_opened_by_another_is_claimed_again_only_by_the_leader(
             claims = len(world.times("claim"))
             await anyio.sleep(100)
             assert len(world.times("claim")) == claims
+
+    simulated(test)
+
+
+def test_a_table_that_a_stranger_took_is_told_of_and_not_raced_for() -> None:
+    """A broker from a copy of this one's directory claims in metadata of its own: ours know of nobody."""
+
+    async def test(world: World) -> None:
+        world.create("orders")
+        async with world.serve() as service:
+            await anyio.sleep(1)
+            world.tables["orders"].epoch += 1000
+            claims = len(world.times("claim"))
+            world.upload("orders", 1)
+            await anyio.sleep(INTERVAL_S)
+            told = service.statistics().tables["orders"]
+            assert told.state == LakeState.FAILED
+            assert told.reason.startswith(
+                "somebody else owns the table: topic=orders (no broker of this cluster"
+            )
+            assert world.claim("orders").reason == told.reason
+            assert len(world.times("claim")) == claims
+            await anyio.sleep(world.settings.retry_max_s)
+            assert len(world.times("claim")) == claims + 1
+            world.image.index += 10_000
+            await anyio.sleep(world.settings.retry_max_s + INTERVAL_S)
+            assert service.statistics().tables["orders"].state == LakeState.RUNNING
+            assert world.tables["orders"].rows == [0]
 
     simulated(test)
 
