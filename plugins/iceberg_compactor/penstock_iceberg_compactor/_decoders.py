@@ -17,22 +17,28 @@ from penstock_iceberg_compactor.decode import (
     Decoder,
     DecodeSettings,
     Limits,
+    Outage,
     SchemaRegistry,
     open_decoder,
 )
 
 
 def decoding_reader(
-    table: Columns, configs: TableConfigs, topic: LakeTopic, schemas: Path, registries: Sequence[str]
+    table: Columns,
+    configs: TableConfigs,
+    topic: LakeTopic,
+    schemas: Path,
+    registries: Sequence[str],
+    outages: dict[str, Outage],
 ) -> DecodingReader:
     """The reader of a table that isn't raw; ``schemas`` is the directory of schema files.
 
-    ``registries`` are the URLs of registries that a topic can name. Raises ConfigError, also for a schema's file that
-    can't be read.
+    ``registries`` are the URLs of registries that a topic can name, ``outages`` what is known of each.
+    Raises ConfigError, also for a schema's file that can't be read.
     """
     values = {**{config.name: config.default for config in TOPIC_CONFIGS}, **topic.configs}
     url = values["schema.registry.url"]
-    registry = _registry(url, registries) if url else None
+    registry = _registry(url, registries, outages) if url else None
     nulls = configs.on_schema_change == "null"
     try:
         keys = (
@@ -62,11 +68,11 @@ def decoding_reader(
     return DecodingReader(table, configs, configs.table_of(topic.name), decoder, keys, close)
 
 
-def _registry(url: str, registries: Sequence[str]) -> SchemaRegistry:
+def _registry(url: str, registries: Sequence[str], outages: dict[str, Outage]) -> SchemaRegistry:
     """The registry that a topic config names: whoever may set that, may not have the broker ask any other host."""
     for known in registries:
         if without_user(known).rstrip("/") == url.rstrip("/"):
-            return SchemaRegistry(known)
+            return SchemaRegistry(known, outage=outages.setdefault(known, Outage()))
     raise ConfigError(
         f"the broker may not ask this schema registry, add it to lake_compactor.registries in its configuration: "
         f"penstock.lake.schema.registry.url={without_user(url)}"

@@ -16,6 +16,7 @@ from penstock.threads import run_in_thread
 from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._errors import Secrets, translated
 from penstock_iceberg_compactor._settings import Settings
+from penstock_iceberg_compactor.decode import Outage
 
 _R = TypeVar("_R")
 
@@ -47,6 +48,8 @@ class Place:
     maintenance: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     #: Of tables that were left, by name: the next opening goes on with it, so that it needs no commit of its own.
     lives: dict[str, Life] = field(default_factory=dict)
+    #: Of schema registries, by URL.
+    outages: dict[str, Outage] = field(default_factory=dict)
     #: Called after each thing that was done on a medium, for checks; what it raises is as if the reply were lost.
     step: Callable[[str], None] = _no_step
 

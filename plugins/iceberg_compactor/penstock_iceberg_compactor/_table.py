@@ -50,7 +50,7 @@ async def opened_table(
     if epoch and not configs.raw:
         reader = await place.run(
             "opening decoders",
-            lambda: decoding_reader(owned, configs, topic, schemas, place.settings.registries),
+            lambda: decoding_reader(owned, configs, topic, schemas, place.settings.registries, place.outages),
             table=name,
         )
     table = IcebergTable(place, owned, configs, reader, dead)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,10 @@ import fastavro
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import fault_of
+from penstock_iceberg_compactor.decode import Outage, SchemaRegistry
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
+from tests.patience import HANG_S
 from tests.schema_registry import SchemaRegistryServer
 
 from penstock.errors import ConfigError, UnavailableError
@@ -121,3 +126,56 @@ async def test_changes_that_debezium_writes_as_avro_make_the_table_that_they_wer
         assert rows_of(compactor) == [(1, "c")]
         await put(compactor, [change("c", None, other), change("d", new, None)], 5, **configs)
         assert rows_of(compactor) == [(2, "b")]
+
+
+@pytest.mark.parametrize(
+    "begin", [b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\ncontent-length: 1000000000\r\n\r\n"]
+)
+def test_a_registry_that_dribbles_holds_a_thread_for_so_long_and_isnt_asked_again_at_once(
+    begin: bytes,
+) -> None:
+    """Each byte comes in time, headers or a gigabyte of body, so no limit of a single read ends the wait."""
+    asked = 0
+    ended = threading.Event()
+
+    def dribble(server: socket.socket) -> None:
+        nonlocal asked
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = server.accept()
+                asked += 1
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(begin)
+                    while not ended.wait(0.02):
+                        connection.sendall(b" \r\n" if begin.endswith(b"\r\n\r\n") else b"a: b\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        thread = threading.Thread(target=dribble, args=(server,))
+        thread.start()
+        outage = Outage(pause_s=HANG_S)
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        try:
+            for _ in range(3):  # each table that is opened has a client of its own
+                client = SchemaRegistry(url, deadline_s=0.2, attempts=1, outage=outage)
+                with pytest.raises(UnavailableError, match="the schema registry can't be reached"):
+                    client.schema(1)
+                client.close()
+            assert asked == 1
+        finally:
+            ended.set()
+            server.shutdown(socket.SHUT_RDWR)
+            thread.join(HANG_S)
+
+
+def test_a_registry_that_answers_nonsense_for_one_schema_is_asked_for_others(
+    registry: SchemaRegistryServer,
+) -> None:
+    """Whoever writes an id into a record stops no other topic."""
+    registry.answers["/schemas/ids/7"] = (200, {"schema": 7})
+    registry.answers["/schemas/ids/8"] = (200, {"schema": '"long"'})
+    client = SchemaRegistry(registry.url)
+    with pytest.raises(UnavailableError, match="answer is no schema"):
+        client.schema(7)
+    assert client.schema(8).text == '"long"'
+    client.close()

@@ -17,6 +17,7 @@ __all__ = (
     "JsonDecoder",
     "Limits",
     "OperationDecoder",
+    "Outage",
     "PlainDecoder",
     "Schema",
     "SchemaRegistry",
@@ -40,5 +41,5 @@ from penstock_iceberg_compactor.decode.evolution import (
     compare,
     conform,
 )
-from penstock_iceberg_compactor.decode.registry import Schema, SchemaRegistry
+from penstock_iceberg_compactor.decode.registry import Outage, Schema, SchemaRegistry
 from penstock_iceberg_compactor.decode.settings import FORMATS, DecodeSettings, fault_of, open_decoder

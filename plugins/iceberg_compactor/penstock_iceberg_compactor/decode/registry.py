@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-__all__ = ("Schema", "SchemaRegistry")
+__all__ = ("Outage", "Schema", "SchemaRegistry")
 
 import json
+import socket
+import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
-from penstock.errors import ConfigError, NotFoundError, UnavailableError
+from penstock.errors import ConfigError, NotFoundError, UnavailableError, again, kept
 
 #: What one answer may hold; descriptors of large protobuf schemas take some 100 KB.
 _ANSWER_BYTES_MAX = 4 * 2**20
@@ -31,15 +38,54 @@ class Schema:
     references: tuple[tuple[str, str], ...] = ()
 
 
+class _UnreachableError(UnavailableError):
+    """A registry that doesn't answer, or not in time."""
+
+
+class Outage:
+    """What all who ask one registry know of it: one that is silent isn't asked again for a while.
+
+    Who waits for it takes a thread from the other tables. Any thread may use it.
+    """
+
+    def __init__(self, pause_s: float = 20, clock: Callable[[], float] = time.monotonic) -> None:
+        self._pause_s = pause_s
+        self._clock = clock
+        self._until = 0.0
+        self._fault: _UnreachableError | None = None
+
+    def check(self) -> None:
+        """Raise what the last one who asked was told, if that is not long ago."""
+        fault = self._fault
+        if fault is not None and self._clock() < self._until:
+            raise again(fault)
+
+    def begins(self, fault: _UnreachableError) -> None:
+        """Remember that somebody waited for nothing."""
+        self._fault, self._until = kept(fault), self._clock() + self._pause_s
+
+    def ends(self) -> None:
+        """The registry answers."""
+        self._fault = None
+
+
 class SchemaRegistry:
     """Asks a registry, and remembers the last ``schemas_max`` schemas, which never change.
 
-    ``url`` may have user and password in it; they, and ``token``, are sent and never shown. Calls block, for a few
-    seconds if the registry fails; one thread at a time.
+    ``url`` may have user and password in it; they, and ``token``, are sent and never shown. Calls block, for
+    ``deadline_s`` at most, whatever the registry sends meanwhile; one thread at a time.
     """
 
     def __init__(
-        self, url: str, *, token: str = "", timeout_s: float = 5, attempts: int = 3, schemas_max: int = 1000
+        self,
+        url: str,
+        *,
+        token: str = "",
+        timeout_s: float = 5,
+        attempts: int = 3,
+        deadline_s: float = 10,
+        schemas_max: int = 1000,
+        outage: Outage | None = None,
     ) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -58,6 +104,9 @@ class SchemaRegistry:
         self._base = self.location.rstrip("/")
         self._schemas_max = schemas_max
         self._schemas: OrderedDict[int, Schema] = OrderedDict()
+        self._deadline_s = deadline_s
+        self._outage = outage or Outage()
+        self._connections = _Connections()
         self._pool = urllib3.PoolManager(
             timeout=urllib3.Timeout(connect=timeout_s, read=timeout_s),
             retries=urllib3.Retry(
@@ -68,6 +117,7 @@ class SchemaRegistry:
                 raise_on_status=False,
             ),
         )
+        self._pool.pool_classes_by_scheme = self._connections.pools()
 
     def close(self) -> None:
         """Close its connections."""
@@ -80,7 +130,14 @@ class SchemaRegistry:
         """
         known = self._schemas.get(number)
         if known is None:
-            known = self._ask(number)
+            self._outage.check()
+            try:
+                with self._connections.ending_after(self._deadline_s):
+                    known = self._ask(number)
+            except _UnreachableError as error:  # one that answers, whatever that is, keeps nobody waiting
+                self._outage.begins(error)
+                raise
+            self._outage.ends()
             self._schemas[number] = known
             if len(self._schemas) > self._schemas_max:
                 self._schemas.popitem(last=False)
@@ -125,9 +182,13 @@ class SchemaRegistry:
                 "GET", self._base + path, headers=self._headers, preload_content=False
             )
             data = response.read(_ANSWER_BYTES_MAX + 1)
+            if len(data) > _ANSWER_BYTES_MAX:
+                response.close()  # what comes after it isn't read
             response.release_conn()
-        except urllib3.exceptions.HTTPError as error:
-            raise UnavailableError(
+            if self._connections.is_late:
+                raise TimeoutError("the answer takes too long")
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise _UnreachableError(
                 f"the schema registry can't be reached: url={self.location} fault={_fault(error)}"
             ) from None
         if response.status != 200 and otherwise is not None:
@@ -151,6 +212,65 @@ class SchemaRegistry:
                 f"the schema registry's answer is no schema: url={self.location} path={path}"
             )
         return answer
+
+
+class _Connections:
+    """The sockets of a registry's connections, which are shut when a call takes too long."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._sockets: list[socket.socket] = []
+        #: The time is over: what came of an answer is cut off.
+        self.is_late = False
+
+    def pools(self) -> dict[str, Any]:
+        """Classes of connection pools whose connections are known here."""
+        connected = self._connected
+
+        class Http(HTTPConnection):
+            def connect(self) -> None:
+                super().connect()
+                connected(self.sock)
+
+        class Https(HTTPSConnection):
+            def connect(self) -> None:
+                super().connect()
+                connected(self.sock)
+
+        class HttpPool(HTTPConnectionPool):
+            ConnectionCls = Http
+
+        class HttpsPool(HTTPSConnectionPool):
+            ConnectionCls = Https
+
+        return {"http": HttpPool, "https": HttpsPool}
+
+    def _connected(self, connection: Any) -> None:
+        with self._lock:
+            self._sockets = [one for one in self._sockets if one.fileno() >= 0]
+            self._sockets.append(connection)
+            is_late = self.is_late
+        if is_late:
+            raise TimeoutError("the time for all attempts is over")
+
+    @contextmanager
+    def ending_after(self, deadline_s: float) -> Iterator[None]:
+        """What waits for any of them gets an error after so long."""
+        self.is_late = False
+        timer = threading.Timer(deadline_s, self._shut)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _shut(self) -> None:
+        with self._lock:
+            self.is_late = True
+            for one in self._sockets:
+                with suppress(OSError):
+                    one.shutdown(socket.SHUT_RDWR)
 
 
 def _shown(url: str) -> str:
