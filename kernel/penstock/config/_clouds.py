@@ -10,12 +10,17 @@ from typing import Final
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cloud:
-    """A place to run in. ``store`` and ``wal`` are the lines of ``[object_store]`` and ``[wal]``, with comments."""
+    """A place to run in.
+
+    ``store``, ``wal`` and ``lake`` are the lines of ``[object_store]``, ``[wal]`` and ``[lake_compactor]``, with
+    comments.
+    """
 
     #: Ends the sentence "Configuration of a Penstock broker that ...".
     keeps: str
     store: str = ""
     wal: str = ""
+    lake: str = ""
 
 
 _AWS_CREDENTIALS: Final = """\
@@ -44,6 +49,20 @@ def _regional(disk: str, path: str) -> str:
 # shared = true
 # capacity = "16GiB"
 # reservations = "auto"
+"""
+
+
+def _lake(bucket: str, extra: str, *properties: str) -> str:
+    """Tables in a bucket, all of it commented out; ``properties`` are those of pyiceberg for the store."""
+    catalog = ", ".join(('type = "sql"', 'uri = "postgresql+psycopg://you@db.example.com/lake"', *properties))
+    return f"""\
+# Tables in the bucket, for DuckDB, Spark, Trino and others; docs/lake-catalogs.md says more. Credentials are found as
+# above. pip install 'penstock[iceberg,postgres,{extra}]'
+# plugin = "iceberg_compactor"
+# warehouse = "{bucket}/lake"
+# The catalog knows which tables there are: PostgreSQL, or REST, Glue and others that pyiceberg can. Without type and
+# uri it is a file in the data directory, and goes with that.
+# catalog = {{ {catalog} }}
 """
 
 
@@ -76,6 +95,7 @@ url = "s3://your-bucket/penstock"
 options.client_kwargs.region_name = "eu-central-1"
 {_PATIENCE}""",
         wal=_WAL,
+        lake=_lake("s3://your-bucket", "s3", 's3.region = "eu-central-1"'),
     ),
     "aws-express": Cloud(
         keeps="keeps its objects in Amazon S3, and its log in a zonal bucket and on its disk",
@@ -87,6 +107,7 @@ url = "s3://your-bucket/penstock"
 options.client_kwargs.region_name = "eu-central-1"
 {_PATIENCE}""",
         wal=_EXPRESS_WAL,
+        lake=_lake("s3://your-bucket", "s3", 's3.region = "eu-central-1"'),
     ),
     "minio": Cloud(
         keeps="keeps its objects in MinIO, or another store that speaks S3",
@@ -99,6 +120,7 @@ options.endpoint_url = "http://127.0.0.1:9000"
 options.client_kwargs.region_name = "us-east-1"
 {_PATIENCE}""",
         wal=_WAL,
+        lake=_lake("s3://penstock", "s3", 's3.endpoint = "http://127.0.0.1:9000"', 's3.region = "us-east-1"'),
     ),
     "r2": Cloud(
         keeps="keeps its objects in Cloudflare R2",
@@ -111,6 +133,12 @@ options.endpoint_url = "https://your-account-id.r2.cloudflarestorage.com"
 options.client_kwargs.region_name = "auto"
 {_PATIENCE}""",
         wal=_WAL,
+        lake=_lake(
+            "s3://your-bucket",
+            "s3",
+            's3.endpoint = "https://your-account-id.r2.cloudflarestorage.com"',
+            's3.region = "auto"',
+        ),
     ),
     "gcp": Cloud(
         keeps="keeps its objects in Google Cloud Storage",
@@ -125,6 +153,7 @@ options.project = "your-project"
             "a regional persistent disk in multi-writer mode, or a Hyperdisk Balanced High Availability volume",
             "/dev/disk/by-id/google-penstock-wal-{node_id}",
         ),
+        lake=_lake("gs://your-bucket", "gcs", 'gcs.project-id = "your-project"'),
     ),
     "azure": Cloud(
         keeps="keeps its objects in Azure Blob Storage",
@@ -156,6 +185,13 @@ options.config_kwargs.s3.addressing_style = "virtual"
         wal=_regional(
             "a regional ESSD with multi-attach",
             "/dev/disk/by-id/nvme-penstock-wal-{node_id}",
+        ),
+        lake=_lake(
+            "s3://your-bucket",
+            "s3",
+            's3.endpoint = "https://s3.oss-cn-hangzhou.aliyuncs.com"',
+            's3.region = "cn-hangzhou"',
+            "s3.force-virtual-addressing = true",
         ),
     ),
 }

@@ -41,7 +41,7 @@ from penstock.config._clouds import CLOUDS
 from penstock.config._load import Config
 from penstock.config._tree import DEFAULT_PLUGINS, SECTIONS
 from penstock.errors import ConfigError
-from penstock.spi.kinds import KINDS, OBJECT_STORE, WAL
+from penstock.spi.kinds import KINDS, LAKE_COMPACTOR, OBJECT_STORE, WAL
 from penstock.spi.settings import PluginTable, Settings, plugin_tables
 from penstock.units import format_duration, format_size
 
@@ -250,7 +250,9 @@ def init_template(cloud: str = "local", models: SettingsModels | None = None) ->
     for kind, name in DEFAULT_PLUGINS.items():
         optional = "" if name else " None is taken unless it is named."
         parts.append(f"\n# {KINDS[kind].meaning}{optional}\n[{kind}]\n# plugin = {json.dumps(name)}\n")
-        active = {OBJECT_STORE.name: place.store, WAL.name: place.wal}.get(kind, "")
+        active = {OBJECT_STORE.name: place.store, WAL.name: place.wal, LAKE_COMPACTOR.name: place.lake}.get(
+            kind, ""
+        )
         parts.append(active)
         if models is not None and name:
             chosen = _CHOSEN.search(active)

@@ -64,6 +64,9 @@ class WarehouseIO(FsspecFileIO):
             self._scheme_to_fs[scheme] = _local
 
     def _get_fs(self, scheme: str, hostname: str | None = None) -> AbstractFileSystem:
+        if scheme in ("gs", "gcs"):
+            # gcsfs would ask the bucket's type over gRPC first, which stalls for a minute against other servers.
+            os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
         fs = super()._get_fs(scheme, hostname)
         # What was listed once would hide for ever what others write there later.
         fs.dircache.use_listings_cache = False

@@ -126,7 +126,7 @@ async def test_at_every_snapshot_the_table_equals_a_replay_of_the_log(
                 break
         now = load(compactor)
         compared = compare_all(now, log, names)
-        assert compared > RECORDS // 120
+        assert compared >= 5
         truncates = sum(not outcome for events in log for _, _, outcome in events)
         if truncates:
             assert load(compactor, "orders__dead_letter").scan().to_arrow().num_rows == truncates
@@ -136,7 +136,7 @@ async def _write(
     table: Any, log: list[list[Event]], partition: int, positions: dict[int, int], rng: random.Random
 ) -> None:
     start = positions[partition]
-    end = min(len(log[partition]), start + rng.randrange(1, max(20, RECORDS // 30)))
+    end = min(len(log[partition]), start + rng.randrange(1, max(20, RECORDS // 100)))
     if end == start:
         return
     events = log[partition][start:end]

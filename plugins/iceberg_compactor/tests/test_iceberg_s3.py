@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
 from tests.s3_server import S3Server, serving_s3
 
+from penstock.config._clouds import CLOUDS
 from penstock.errors import UnavailableError
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +144,19 @@ async def test_a_bucket_that_refuses_access_is_one_sentence_without_secrets(
                 pass
     assert "very-secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cloud", [name for name, one in CLOUDS.items() if one.lake])
+def test_tables_in_the_template_of_a_cloud_can_be_set_up_as_they_stand_there(
+    tmp_path: Path, cloud: str
+) -> None:
+    """What is commented out is a configuration that the plugin takes."""
+    lines = [line for line in CLOUDS[cloud].lake.splitlines() if " = " in line]
+    section = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))
+    assert section.pop("plugin") == "iceberg_compactor"
+    found, where = catalog_properties(Settings(**section), services(tmp_path))
+    assert section["warehouse"] in where
+    assert set(found) > {"type", "uri", "warehouse"}
 
 
 def test_properties_of_the_warehouse_go_with_the_embedded_catalog(tmp_path: Path) -> None:
