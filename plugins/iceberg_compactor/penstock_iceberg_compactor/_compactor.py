@@ -25,6 +25,9 @@ from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
+#: The buffer of a table is at most this part of the broker's memory for payload.
+_BUFFER_PART = 8
+
 
 class IcebergCompactor:
     """Keeps the contract :class:`penstock.spi.lake.LakeCompactor`."""
@@ -62,6 +65,7 @@ class IcebergCompactor:
             settings=settings,
             services=services,
             limiter=limiter,
+            buffer=_buffer(settings.buffer, services),
         )
         try:
             yield cls(place, secrets.hide(location))
@@ -105,6 +109,13 @@ class IcebergCompactor:
                 return []
 
         return await self._place.run("listing the tables", names, namespace=namespace)
+
+
+def _buffer(wanted: int, services: Services) -> int:
+    """What a table may keep in memory: a part of what the broker has, as what is done with it takes as much again."""
+    if services.allocator is None:
+        return wanted
+    return min(wanted, max(2**20, services.allocator.statistics().limit_bytes // _BUFFER_PART))
 
 
 def catalog_properties(settings: Settings, services: Services) -> tuple[dict[str, str], str]:

@@ -13,6 +13,7 @@ __all__ = (
     "without_user",
 )
 
+import hashlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -169,6 +170,8 @@ _BLANKS = re.compile(r"\s+")
 #: So many columns divide or sort a table at most.
 _PARTS_MAX = 32
 _TABLE = re.compile(r"[A-Za-z0-9_]+")
+#: A table's name is also a folder's, with more behind it, and catalogs and file systems take 255 bytes.
+_TABLE_LENGTH_MAX = 200
 
 
 class Field(NamedTuple):
@@ -214,8 +217,10 @@ class TableConfigs:
             if config.choices and values[config.name] not in config.choices:
                 raise _wrong(config.name, values, f"it is one of {', '.join(config.choices)}")
         table = values["table"]
-        if not _TABLE.fullmatch(table.replace("{topic}", "t")):
-            raise _wrong("table", values, "letters, digits, _ and {topic} make a table's name")
+        if not _TABLE.fullmatch(table.replace("{topic}", "t")) or len(table) > _TABLE_LENGTH_MAX:
+            raise _wrong(
+                "table", values, f"{_TABLE_LENGTH_MAX} letters, digits, _ and {{topic}} make a table's name"
+            )
         read = cls(
             table=table,
             raw=all(values[name] == value for name, value in RAW_CONFIGS.items()),
@@ -234,8 +239,11 @@ class TableConfigs:
         return read
 
     def table_of(self, topic: str) -> str:
-        """The name of the topic's table."""
-        return self.table.replace("{topic}", re.sub(r"[^A-Za-z0-9_]", "_", topic))
+        """The name of the topic's table; a long one is cut, and a hash tells it from others."""
+        name = self.table.replace("{topic}", re.sub(r"[^A-Za-z0-9_]", "_", topic))
+        if len(name) <= _TABLE_LENGTH_MAX:
+            return name
+        return f"{name[: _TABLE_LENGTH_MAX - 17]}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def beside(configs: TableConfigs) -> TableConfigs:

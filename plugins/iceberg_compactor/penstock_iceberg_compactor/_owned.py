@@ -234,7 +234,7 @@ class OwnedTable:
 
         def plan() -> tuple[Stamp, Commit]:
             self._drop()  # of an attempt on an older snapshot
-            taken = upserted(self.table, batch, self._configs.key_columns, self.write)
+            taken = upserted(self.table, batch, self._configs.key_columns, self.write, self._place.buffer)
             stamp = replace(self.stamp, files=self._files, positions={**self.stamp.positions, **positions})
             commit = Commit(self.table, stamp, added=self._pending, taken=taken, number=self._next_commit())
             return stamp, commit

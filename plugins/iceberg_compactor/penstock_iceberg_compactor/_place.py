@@ -44,6 +44,8 @@ class Place:
     settings: Settings
     services: Services
     limiter: anyio.CapacityLimiter
+    #: Bytes of rows of one table that are kept in memory.
+    buffer: int
     #: For maintenance, which can take long: it holds no thread that other tables need.
     maintenance: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
     #: Of tables that were left, by name: the next opening goes on with it, so that it needs no commit of its own.

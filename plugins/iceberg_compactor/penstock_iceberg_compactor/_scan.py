@@ -8,8 +8,17 @@ from collections.abc import Iterator, Sequence
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 from pyiceberg.expressions import AlwaysTrue
-from pyiceberg.io.pyarrow import ArrowScan, _read_all_delete_files
+from pyiceberg.io.pyarrow import (
+    ArrowScan,
+    _get_column_projection_values,
+    _read_all_delete_files,
+    _to_requested_schema,
+    pyarrow_to_schema,
+)
+from pyiceberg.manifest import FileFormat
+from pyiceberg.schema import prune_columns
 from pyiceberg.table import FileScanTask, Table
 
 from penstock.spi.lake import LakeRecord
@@ -21,13 +30,45 @@ def read_files(table: Table, tasks: Sequence[FileScanTask], columns: Sequence[st
 
 
 def read_parts(table: Table, task: FileScanTask, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """The rows of a file, a few row groups of it in memory at a time: what is compressed may be large.
+    """The rows of a file, a row group at a time in memory: what is compressed may be large.
 
-    pyiceberg's own ``to_record_batches`` makes lists of them.
+    pyiceberg's own readers make lists of all of them, or read far ahead.
     """
-    deletes = _read_all_delete_files(table.io, [task])
-    batches = _scan(table, columns)._record_batches_from_scan_tasks_and_deletes([task], deletes)
+    scan = _scan(table, columns)
+    if task.delete_files or task.file.file_format != FileFormat.PARQUET:
+        deletes = _read_all_delete_files(table.io, [task])
+        batches = scan._record_batches_from_scan_tasks_and_deletes([task], deletes)
+    else:
+        batches = _row_groups(table, scan, task)
     return (pa.Table.from_batches([batch]) for batch in batches)
+
+
+def _row_groups(table: Table, scan: ArrowScan, task: FileScanTask) -> Iterator[pa.RecordBatch]:
+    """As pyiceberg reads a file without deletes: by field ids, with what the file doesn't have."""
+    metadata, wanted = table.metadata, scan._projected_schema
+    downcast = metadata.format_version <= 2
+    with table.io.new_input(task.file.file_path).open() as source:
+        file = pq.ParquetFile(source, pre_buffer=False)
+        schema = pyarrow_to_schema(
+            file.schema_arrow,
+            metadata.name_mapping(),
+            downcast_ns_timestamp_to_us=downcast,
+            format_version=metadata.format_version,
+        )
+        spec = metadata.specs().get(task.file.spec_id)
+        missing = _get_column_projection_values(task.file, wanted, metadata.schema(), spec, schema.field_ids)
+        there = prune_columns(schema, scan._projected_field_ids, select_full_types=False)
+        names = [column.name for column in there.columns]
+        for number in range(file.num_row_groups):
+            for batch in file.iter_batches(row_groups=[number], columns=names, use_threads=False):
+                yield _to_requested_schema(
+                    wanted,
+                    there,
+                    batch,
+                    downcast_ns_timestamp_to_us=downcast,
+                    projected_missing_fields=missing,
+                    allow_timestamp_tz_mismatch=True,
+                )
 
 
 def _scan(table: Table, columns: Sequence[str]) -> ArrowScan:

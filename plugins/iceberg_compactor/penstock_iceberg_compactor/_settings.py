@@ -62,7 +62,8 @@ class Settings(BaseSettings):
         default=64 * 2**20,
         ge=2**20,
         le=2**30,
-        description="Rows of one table that are kept in memory; beyond that a file is written before the commit.",
+        description="Rows of one table that are kept in memory, at most an eighth of the allocator's; beyond that a "
+        "file is written before the commit, and upserts are committed early.",
     )
     threads: int = Field(
         default=2,

@@ -72,6 +72,8 @@ class IcebergTable:
         self._configs = configs
         self._reader = reader
         self._dead = dead
+        #: Rows of upserts are copied more often on their way into files.
+        self._buffer = place.buffer if configs.mode == "append" else place.buffer // 4
         self._rows: list[pa.Table] = []
         self._charges: list[Charge] = []
         self._bytes = 0
@@ -113,16 +115,16 @@ class IcebergTable:
             rejected = sum(read.counts.values())
             written = LakeWritten(rows=len(records) - rejected, rejected=read.counts, reason=read.reason)
         self._next[partition] = records.next_offset
-        if self._dead.nbytes >= self._place.settings.buffer:
+        if self._dead.nbytes >= self._buffer:
             await self._run("writing a file of dead letters", self._dead.spill)
         self._charge_dead()
-        if self._bytes < self._place.settings.buffer:
+        if self._bytes < self._buffer:
             return written
         if self._configs.mode == "append":
             await self._spill()
             return written
         await self._collapse()
-        return replace(written, is_full=self._kept_bytes > self._place.settings.buffer // 2)
+        return replace(written, is_full=self._kept_bytes > self._buffer // 2)
 
     def _charge_dead(self) -> None:
         """Account for the dead letters that are in memory, which are there already."""
@@ -172,7 +174,7 @@ class IcebergTable:
             used = allocator.statistics()
             self._charges.append(allocator.charge_anyway(size, _PURPOSE))
             if used.used_bytes + size > used.limit_bytes:
-                self._bytes += self._place.settings.buffer  # as if the buffer were full
+                self._bytes += self._buffer  # as if the buffer were full
         self._rows.append(rows)
         self._bytes += size
 
@@ -215,8 +217,10 @@ class IcebergTable:
             try:
                 landed = await self._run("committing", lambda: self._commit_upsert(moved, rows))
             finally:
+                del rows
                 self._release()
                 self._charge_dead()
+                pa.default_memory_pool().release_unused()
         self._next.clear()
         return LakeCommit(
             version=str(landed.snapshot_id),
@@ -241,9 +245,12 @@ class IcebergTable:
             if self._rows or self._next:
                 raise InvalidRequestError(f"maintenance comes after a commit: table={self.name}")
             keeper = Keeper(self._owned, self._configs, self._place.settings.orphan_grace)
-            return await self._run(
-                "maintaining", lambda: keeper.maintain(dry_run=dry_run), self._place.maintenance
-            )
+            try:
+                return await self._run(
+                    "maintaining", lambda: keeper.maintain(dry_run=dry_run), self._place.maintenance
+                )
+            finally:
+                pa.default_memory_pool().release_unused()
 
     async def describe(self) -> Mapping[str, str]:
         """Words about the newest snapshot."""

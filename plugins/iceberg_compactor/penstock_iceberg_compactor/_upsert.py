@@ -23,16 +23,19 @@ from penstock_iceberg_compactor._columns import OPERATION
 from penstock_iceberg_compactor._scan import read_parts
 
 _ROW = "_kafka_row"
-#: What stays of files that are written again is put together with others up to so many bytes in memory.
-_TOGETHER_BYTES = 64 * 2**20
 
 
 def upserted(
-    table: Table, batch: pa.Table, keys: Sequence[str], write: Callable[[Sequence[pa.Table]], None]
+    table: Table,
+    batch: pa.Table,
+    keys: Sequence[str],
+    write: Callable[[Sequence[pa.Table]], None],
+    together_bytes: int,
 ) -> list[DataFile]:
     """Write the batch (one row a key, marked by OPERATION), and what stays of the files that have keys of it.
 
-    ``write`` makes files of rows. The result is the files to be taken out. Blocking; a part of a file is in memory.
+    ``write`` makes files of rows, of about ``together_bytes`` in memory. The result is the files to be taken out.
+    Blocking; a part of a file is in memory.
     """
     taken = []
     waiting = [batch.filter(pc.invert(batch.column(OPERATION)))]
@@ -45,7 +48,7 @@ def upserted(
         for part in read_parts(table, task):
             stay = without_keys(part, batch, keys)
             waiting.append(part if stay is None else stay)
-            if sum(rows.nbytes for rows in waiting) > _TOGETHER_BYTES:
+            if sum(rows.nbytes for rows in waiting) > together_bytes:
                 write(waiting)
                 waiting = []
     if any(rows.num_rows for rows in waiting):

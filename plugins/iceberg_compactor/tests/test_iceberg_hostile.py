@@ -12,6 +12,7 @@ import pytest
 from google.protobuf import descriptor_pb2
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
+from penstock_iceberg_compactor._scan import read_parts
 from penstock_iceberg_compactor.decode import Fitter, JsonDecoder
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._protobuf import ProtobufCodec, descriptor_pool
@@ -352,3 +353,33 @@ async def test_a_commit_has_so_many_files_whatever_timestamps_producers_write(tm
         scan = f"iceberg_scan('{load(compactor).metadata_location}')"
         assert reader.execute(f"SELECT count(DISTINCT id) FROM {scan}").fetchone() == (3000,)
         reader.close()
+
+
+async def test_the_longest_name_of_a_topic_makes_a_table_with_dead_letters(tmp_path: Path) -> None:
+    names = ["t" * 248 + end for end in "ab"]
+    async with opened(tmp_path) as compactor:
+        found = []
+        for number, name in enumerate(names):
+            wanted = topic(name, topic_id=f"t-{number}", value_format="json", on_bad_record="dead_letter")
+            async with compactor.open_table(wanted, 1) as table:
+                await table.write(lake_records([b"{"]))
+                await table.commit({0: 1})
+                found.append(table.name)
+        assert found[0] != found[1]
+        assert all(load(compactor, f"{name}__dead_letter").scan().to_arrow().num_rows == 1 for name in found)
+    assert "200 letters" in fault_of({"table": "x" * 201})
+
+
+async def test_rows_are_read_back_a_row_group_at_a_time_whatever_they_inflate_to(tmp_path: Path) -> None:
+    """A value over and over is a few bytes in a file, and was all of them at once in memory."""
+    async with opened(tmp_path) as compactor:
+        for start in (0, 40):
+            await put(compactor, [b"\0" * 2**20] * 40, start=start)
+        table = load(compactor)
+        tasks = list(table.scan().plan_files())
+        assert sum(task.file.file_size_in_bytes for task in tasks) < 2**20
+        parts = [part for task in tasks for part in read_parts(table, task)]
+        assert sum(part.num_rows for part in parts) == 80
+        assert max(part.nbytes for part in parts) < 20 * 2**20
+        again = pa.concat_tables(parts).sort_by("offset")
+        assert again.equals(table.scan().to_arrow().sort_by("offset").cast(again.schema))

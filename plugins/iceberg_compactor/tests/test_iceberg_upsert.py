@@ -58,7 +58,7 @@ async def test_the_table_equals_a_replay_of_the_log_at_every_commit(tmp_path: Pa
 async def test_rows_of_many_keys_ask_for_their_commit_before_they_fill_the_memory(tmp_path: Path) -> None:
     """Those of few keys don't: they make room for one another. All of them are accounted for until the commit."""
     configs = {"value_format": "json", "mode": "upsert", "key_columns": "id"}
-    async with opened(tmp_path, buffer=2**20) as compactor:
+    async with opened(tmp_path, buffer=4 * 2**20) as compactor:
         for epoch, keys in ((1, 3), (2, 10_000)):
             async with compactor.open_table(topic(table=f"t{keys}", **configs), epoch) as table:
                 full = []

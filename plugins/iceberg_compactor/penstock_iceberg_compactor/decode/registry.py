@@ -175,6 +175,9 @@ class SchemaRegistry:
             self._follow(referred, found, seen, kind)
             found[name] = referred["schema"]
 
+    def _fault(self, error: Exception) -> str:
+        return f"no whole answer in {self._deadline_s:g} s" if self._connections.is_late else _fault(error)
+
     def _get(self, path: str, otherwise: dict[str, Any] | None = None) -> dict[str, Any]:
         """The answer, a JSON object with a schema; ``otherwise`` if the registry has none of this form."""
         try:
@@ -189,7 +192,7 @@ class SchemaRegistry:
                 raise TimeoutError("the answer takes too long")
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise _UnreachableError(
-                f"the schema registry can't be reached: url={self.location} fault={_fault(error)}"
+                f"the schema registry can't be reached: url={self.location} fault={self._fault(error)}"
             ) from None
         if response.status != 200 and otherwise is not None:
             return otherwise
