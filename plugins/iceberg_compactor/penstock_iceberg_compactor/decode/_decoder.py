@@ -25,6 +25,8 @@ from penstock_iceberg_compactor.decode.evolution import conform
 
 #: A run of so few records is decoded one by one: halving it further would cost more than it saves.
 _ROW_WISE_MAX = 64
+#: Once a bulk decoder refused, it is given runs of so many records: what it does before it refuses is lost each time.
+_RUN = 256
 #: When so many times the records were decoded in bulk for nothing, the rest goes one by one.
 _WASTE_MAX = 8
 
@@ -131,16 +133,19 @@ def parts(
     kind: pa.DataType | Callable[[], pa.DataType],
     bulk: Callable[[pa.Array], pa.Array] | None,
     row: Callable[[bytes], Any],
+    *,
+    wary: bool = False,
 ) -> Decoded:
     """Decode ``items`` (binary) with ``bulk`` as far as it takes them, else each with ``row``.
 
-    ``bulk`` raises RefusedError, and is then tried without the one that is to blame, or with each half, until that
-    has cost more than it can save. ``row`` raises ValueError with the reason as text. They agree wherever both give a
-    result. ``kind`` is the type of all rows, asked for at the end.
+    ``bulk`` raises RefusedError, and is then tried with short runs, without the one that is to blame, or with
+    each half of a run, until that has cost more than it can save; ``wary`` begins with short runs. ``row`` raises
+    ValueError with the reason as text. They agree wherever both give a result. ``kind`` is the type of all rows,
+    asked for at the end.
     """
     made: list[pa.Array | list[Any]] = []
     failures: list[Failure] = []
-    todo = [(0, len(items))]
+    todo = _runs(0, len(items)) if wary else [(0, len(items))]
     waste = 0
     while todo:
         begin, end = todo.pop()
@@ -154,9 +159,12 @@ def parts(
                 continue
             except RefusedError as refused:
                 waste += refused.at if refused.at >= 0 else end - begin
-                if 0 <= refused.at < end - begin and end - begin > 1:
-                    bad = begin + refused.at
-                    todo += ((bad + 1, end), (bad, bad + 1), (begin, bad))
+                bad = begin + refused.at
+                if begin <= bad < end and end - begin > 1:
+                    todo += (*_runs(bad + 1, end), (bad, bad + 1), (begin, bad))
+                    continue
+                if end - begin > 2 * _RUN:
+                    todo += _runs(begin, end)
                     continue
                 if end - begin > _ROW_WISE_MAX:
                     middle = (begin + end) // 2
@@ -171,6 +179,11 @@ def parts(
                 failures.append(Failure(index, str(error), misfit))
         made.append(rows)
     return joined(made, kind if isinstance(kind, pa.DataType) else kind(), len(items), failures)
+
+
+def _runs(begin: int, end: int) -> list[tuple[int, int]]:
+    """Runs of what is between, the last one first."""
+    return [(at, min(at + _RUN, end)) for at in range(begin, end, _RUN)][::-1]
 
 
 def joined(

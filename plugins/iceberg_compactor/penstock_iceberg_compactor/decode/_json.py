@@ -59,6 +59,8 @@ class JsonDecoder:
         self._framed = framed
         self._connect = connect
         self._row_wise = row_wise
+        #: Whether a record of the last call failed: the next ones that do are probably not far.
+        self._wary = False
 
     def bind(self, columns: pa.DataType) -> None:
         """The table has these columns now."""
@@ -78,7 +80,9 @@ class JsonDecoder:
             items = without_connect_schema(items)
         if not self._row_wise and not self._fitter.shape.fields and self._fitter.grow:
             self._learn(items)
-        decoded = parts(items, lambda: self._fitter.type, None if self._row_wise else self._bulk, self._row)
+        bulk = None if self._row_wise else self._bulk
+        decoded = parts(items, lambda: self._fitter.type, bulk, self._row, wary=self._wary)
+        self._wary = bool(decoded.failures)
         return Decoded(
             rows=decoded.rows,
             indices=decoded.indices,
