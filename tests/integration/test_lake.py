@@ -128,7 +128,7 @@ def test_records_are_in_an_iceberg_table_once_over_kills(serve: ServeFactory) ->
     assert found == Counter(sent)
 
 
-def produced_over_kills(broker: ServeProcess, topic: str) -> list[bytes]:
+def produced_over_kills(broker: ServeProcess, topic: str, kills: int = KILLS) -> list[bytes]:
     """What an idempotent producer produced, all of it acknowledged, while the broker was killed at random moments."""
     rng = random.Random(8)
     sent: list[bytes] = []
@@ -157,7 +157,7 @@ def produced_over_kills(broker: ServeProcess, topic: str) -> list[bytes]:
     with ThreadPoolExecutor(1) as threads:
         producing = threads.submit(go_on)
         try:
-            for _ in range(KILLS):
+            for _ in range(kills):
                 before, until = len(outcomes), time.monotonic() + HANG_S
                 while len(outcomes) == before and time.monotonic() < until:
                     time.sleep(0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -12,6 +13,9 @@ from tests.integration.conftest import ServeFactory, penstock
 from tests.integration.test_lake import TABLE, WITH_TABLES, create, produced_over_kills
 from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
+
+#: 20 by hand.
+KILLS = int(os.environ.get("PENSTOCK_LAKE_KILLS", "1"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def test_records_are_in_a_table_in_the_bucket_once_over_kills(
     )
     broker = serve(*sets)
     create(broker, "orders", 3, TABLE | {"penstock.lake.commit.interval.ms": "300"})
-    sent = produced_over_kills(broker, "orders")
+    sent = produced_over_kills(broker, "orders", KILLS)
     arguments = [part for one in (f"broker.data_dir={broker.data_dir}", *sets) for part in ("--set", one)]
     with duckdb_with_iceberg() as connection:
         connection.execute(

@@ -20,7 +20,7 @@ from penstock.errors import PenstockError
 pytestmark = pytest.mark.anyio
 
 #: 20,000 by hand.
-RECORDS = int(os.environ.get("PENSTOCK_LAKE_REPLAY", "400"))
+RECORDS = int(os.environ.get("PENSTOCK_LAKE_REPLAY", "200"))
 PARTITIONS = 3
 KEYS = max(30, RECORDS // 20)
 
@@ -126,7 +126,7 @@ async def test_at_every_snapshot_the_table_equals_a_replay_of_the_log(
                 break
         now = load(compactor)
         compared = compare_all(now, log, names)
-        assert compared >= 5
+        assert compared >= 3
         truncates = sum(not outcome for events in log for _, _, outcome in events)
         if truncates:
             assert load(compactor, "orders__dead_letter").scan().to_arrow().num_rows == truncates
