@@ -3,10 +3,10 @@
 Each ``plugins/NAME/penstock_NAME`` goes into the wheel and gets the entry point ``NAME`` in the group
 ``penstock.plugins``; nothing lists them.
 
-The other hook compiles the one native file where a C compiler and Python's headers are, or silently leaves it out.
-With it the wheel is one for the platform (limited API: for CPython 3.11 and later), without it one for any. Penstock
-does the same either way (kernel/penstock/wire/native_code.py). ``PENSTOCK_NATIVE=off`` leaves it out, ``require``
-lets the build fail where it can't be had; ``CC`` names another compiler than ``cc``.
+The other hook compiles the native files where a C compiler and Python's headers are, or silently leaves them out.
+With them the wheel is one for the platform (limited API: for CPython 3.11 and later), without them one for any.
+Penstock does the same either way (kernel/penstock/native.py). ``PENSTOCK_NATIVE=off`` leaves them out, ``require``
+lets the build fail where they can't be had; ``CC`` names another compiler than ``cc``.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 from hatchling.metadata.plugin.interface import MetadataHookInterface
 
-SOURCE = "kernel/penstock/wire/_walk.c"
-MODULE = "_walk.abi3.so"
+#: Each is a module beside its source.
+SOURCES = ("kernel/penstock/_buffers.c", "kernel/penstock/wire/_walk.c")
+SUFFIX = ".abi3.so"
 FLAGS = ["-std=c11", "-O2", "-fPIC", "-shared", "-fvisibility=hidden"]
 
 
@@ -53,7 +54,7 @@ class EntryPoints(MetadataHookInterface):
 
 
 class WheelHook(BuildHookInterface):  # type: ignore[type-arg] # of the builder's settings, not used here
-    """Adds the plugins and the native module to wheels."""
+    """Adds the plugins and the native modules to wheels."""
 
     PLUGIN_NAME = "custom"
 
@@ -63,20 +64,23 @@ class WheelHook(BuildHookInterface):  # type: ignore[type-arg] # of the builder'
         self.build_config.target_config["packages"] += plugin_packages(Path(self.root)).values()
         self._temporary = tempfile.TemporaryDirectory(prefix="penstock-build-")
         folder = Path(self._temporary.name)
-        in_tree = Path(self.root, SOURCE).with_name(MODULE)
+        in_tree = [Path(self.root, source).with_suffix(SUFFIX) for source in SOURCES]
         if version == "editable":
-            in_tree.unlink(missing_ok=True)  # of older source, maybe
+            for module in in_tree:
+                module.unlink(missing_ok=True)  # of older source, maybe
         mode = os.environ.get("PENSTOCK_NATIVE") or "auto"
-        fault = "PENSTOCK_NATIVE=off" if mode == "off" else compile_module(Path(self.root), folder)
+        fault = "PENSTOCK_NATIVE=off" if mode == "off" else compile_modules(Path(self.root), folder)
         if fault:
             if mode == "require":
-                raise RuntimeError(f"PENSTOCK_NATIVE=require, but the native module can't be built: {fault}")
+                raise RuntimeError(f"PENSTOCK_NATIVE=require, but the native modules can't be built: {fault}")
             return
-        built = folder / MODULE
-        if version == "editable":
-            os.replace(shutil.copy(built, in_tree.with_suffix(".new")), in_tree)
-        else:
-            build_data["force_include"][str(built)] = f"penstock/wire/{MODULE}"
+        for module in in_tree:
+            built = folder / module.name
+            if version == "editable":
+                os.replace(shutil.copy(built, module.with_suffix(".new")), module)
+            else:
+                place = module.relative_to(Path(self.root, "kernel")).as_posix()
+                build_data["force_include"][str(built)] = place
         build_data["pure_python"] = False
         platform = sysconfig.get_platform().replace("-", "_").replace(".", "_")
         build_data["tag"] = f"cp311-abi3-{platform}"
@@ -86,19 +90,29 @@ class WheelHook(BuildHookInterface):  # type: ignore[type-arg] # of the builder'
         self._temporary.cleanup()
 
 
-def compile_module(root: Path, folder: Path, *flags: str) -> str:
-    """Compile into ``folder`` and load the result once; say why that doesn't work, or "" if it does."""
+def compile_modules(root: Path, folder: Path, *flags: str) -> str:
+    """Compile into ``folder`` and load the results once; say why that doesn't work, or "" if it does."""
     if sys.implementation.name != "cpython" or sys.platform != "linux":
         return "it is for CPython on Linux"
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
         return "it isn't for CPython without the GIL"
-    built = folder / MODULE
     compiler = shlex.split(os.environ.get("CC") or "cc")
     include = f"-I{sysconfig.get_paths()['include']}"
-    command = [*compiler, *FLAGS, *flags, include, str(root / SOURCE), "-o", str(built)]
-    fault = _run(command, folder)
-    if not fault and not flags:  # a sanitizer's runtime would have to be loaded first
-        fault = _run([sys.executable, "-c", "import _walk"], folder)
+    fault = ""
+    for source in SOURCES:
+        name = Path(source).stem
+        command = [
+            *compiler,
+            *FLAGS,
+            *flags,
+            include,
+            str(root / source),
+            "-o",
+            str(folder / f"{name}{SUFFIX}"),
+        ]
+        fault = fault or _run(command, folder)
+        if not fault and not flags:  # a sanitizer's runtime would have to be loaded first
+            fault = _run([sys.executable, "-c", f"import {name}"], folder)
     return fault
 
 

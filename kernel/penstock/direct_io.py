@@ -31,6 +31,8 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final, TypeAlias
 
+from penstock import native
+
 Buffer: TypeAlias = bytes | bytearray | memoryview
 
 #: Covers the logical block of all common devices, and is a page.
@@ -39,6 +41,10 @@ BLOCK_BYTES: Final = 4096
 LARGE_BYTES: Final = 64 * 1024
 #: Linux takes at most 1024 vectors a call (IOV_MAX).
 _VECTORS_MAX: Final = 512
+#: Without native code, buffers smaller than this on average are joined, so many at a time: a third of the time that
+#: they take one by one.
+_JOIN_PART_BYTES: Final = 4096
+_JOIN_PARTS: Final = 64
 
 
 def filler_bytes(position: int, buffers: Sequence[Buffer]) -> int:
@@ -225,6 +231,36 @@ class DirectGather:
             self._used = end
         else:
             self._copy(memoryview(buffer))
+
+    def add_all(self, buffers: Sequence[Buffer]) -> None:
+        """Append all of ``buffers``, as :meth:`add` one by one; many small ones are copied in one go."""
+        copy = native.copy
+        if copy is None:
+            self._add_each(buffers)
+            return
+        room = len(self._bounce) - self._used
+        run: list[Buffer] = []
+        run_bytes = 0
+        for buffer in buffers:
+            size = len(buffer)
+            if size < LARGE_BYTES and run_bytes + size < room:
+                run.append(buffer)
+                run_bytes += size
+                continue
+            self._used = copy(self._bounce, self._used, run)
+            self.add(buffer)
+            room = len(self._bounce) - self._used
+            run = []
+            run_bytes = 0
+        self._used = copy(self._bounce, self._used, run)
+
+    def _add_each(self, buffers: Sequence[Buffer]) -> None:
+        if len(buffers) * _JOIN_PART_BYTES <= sum(map(len, buffers)):
+            for buffer in buffers:
+                self.add(buffer)
+            return
+        for first in range(0, len(buffers), _JOIN_PARTS):
+            self.add(b"".join(buffers[first : first + _JOIN_PARTS]))
 
     def whole(self, buffers: Sequence[Buffer], size: int) -> memoryview | None:
         """``buffers`` (``size`` bytes) and zeros up to the next block, for a caller that writes them itself, at once.

@@ -6,7 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -77,6 +77,35 @@ def test_vectors_are_aligned_and_add_up(
     assert written == expected.ljust(len(written), b"\0")
     assert len(written) - len(expected) < BLOCK_BYTES
     gather.close()
+
+
+@pytest.mark.parametrize("native", [True, False])
+@settings(max_examples=60, deadline=None)
+@given(pieces=PIECES, bounce_blocks=st.sampled_from([1, 2, 7, 64]), groups=st.integers(1, 4))
+def test_many_buffers_at_once_are_written_as_one_by_one(
+    native: bool, pieces: list[tuple[int, int, bool]], bounce_blocks: int, groups: int
+) -> None:
+    """With native code, which copies many in one go, and without."""
+    buffers = [placed(size, offset, number + 1) for number, (size, offset, _) in enumerate(pieces)]
+
+    def gathered(add: Callable[[DirectGather, list[memoryview]], None]) -> bytes:
+        written = bytearray()
+        gather = DirectGather(bounce_blocks * BLOCK_BYTES, lambda vectors: written.extend(b"".join(vectors)))
+        for first in range(groups):
+            add(gather, buffers[first::groups])
+        gather.pad()
+        gather.flush()
+        gather.close()
+        return bytes(written)
+
+    def one_by_one(gather: DirectGather, some: list[memoryview]) -> None:
+        for buffer in some:
+            gather.add(buffer)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if not native:
+            patch.setattr("penstock.native.copy", None)
+        assert gathered(DirectGather.add_all) == gathered(one_by_one)
 
 
 def test_a_large_buffer_behind_its_filler_is_written_from_its_place() -> None:

@@ -1,8 +1,6 @@
-"""The one door to native code, which is optional: ``walk`` in C where it was built and may be used, else None.
+"""Native code that walks records: ``walk`` in C where it was built and may be used, else None.
 
-The build leaves it out where no C compiler is. ``PENSTOCK_NATIVE`` decides at start: ``auto`` (the default) uses it
-if it is there, ``off`` never, ``require`` refuses to start without it. A built file of another interface, which an
-editable install keeps when its source changes, isn't used.
+Whether it may be used is decided by :mod:`penstock.native`.
 """
 
 from __future__ import annotations
@@ -21,7 +19,6 @@ __all__ = (
     "walk",
 )
 
-import logging
 import os
 import sys
 from collections.abc import Callable
@@ -29,15 +26,11 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, Final, Protocol
 
-from penstock.errors import ConfigError
-
-logger = logging.getLogger("penstock.wire")
+from penstock.native import SWITCH, choose_module
 
 #: Of the native module that this code can call: raised with every change of what a caller can see.
 INTERFACE: Final = 2
-SWITCH: Final = "PENSTOCK_NATIVE"
 _MODULE: Final = "penstock.wire._walk"
-_MODES: Final = ("auto", "off", "require")
 
 
 class Walk(Protocol):
@@ -82,29 +75,11 @@ def choose(mode: str, load: Callable[[], ModuleType]) -> tuple[Walk | None, str]
     Raises:
         ConfigError: no such ``mode``, or it is ``require`` and there is nothing to use.
     """
-    if mode not in _MODES:
-        raise ConfigError(f"{SWITCH} must be auto, off or require: value={mode}")
-    if mode == "off":
-        return None, f"{SWITCH}=off"
-    try:
-        module = load()
-    except ModuleNotFoundError:
-        fault = "it wasn't built when penstock was installed, for want of a C compiler or Python's headers"
-    except ImportError as error:
-        fault = f"it can't be loaded: {error}"
-    else:
-        found = getattr(module, "INTERFACE", None)
-        if found == INTERFACE:
-            native: Walk = module.walk
-            return native, ""
-        fault = (
-            f"it was built from other source, install penstock again: interface={found} needed={INTERFACE}"
-        )
-        if mode == "auto":
-            logger.warning("the native module isn't used, %s", fault)
-    if mode == "require":
-        raise ConfigError(f"{SWITCH}=require, but the native module can't be used: {fault}")
-    return None, fault
+    module, fault = choose_module(mode, load, INTERFACE)
+    if module is None:
+        return None, fault
+    native: Walk = module.walk
+    return native, ""
 
 
 def _added(name: str) -> Any:

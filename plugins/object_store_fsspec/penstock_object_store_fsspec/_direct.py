@@ -12,7 +12,7 @@ __all__ = ("BUFFER_BYTES", "DIRECT_READ_BYTES_MIN", "FileWriter", "read_buffers"
 import errno
 import fcntl
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from penstock.direct_io import BLOCK_BYTES, BounceBuffers, DirectGather, ReadBuffers, write_vectors
 from penstock.spi.plugin import Buffer
@@ -28,9 +28,6 @@ DIRECT_READ_BYTES_MIN = 2**18
 _READ_BYTES = 2**18
 #: Memory that waits for the next reads, of which one asks for 4 MiB at most, unless a single block is larger.
 _REUSED_BYTES = 16 * 2**20
-#: Parts smaller than this on average are joined, so many at a time: a third of the time that they take one by one.
-_JOIN_PART_BYTES = 4096
-_JOIN_PARTS = 64
 #: Linux takes at most 1024 vectors a call (IOV_MAX).
 _VECTORS_MAX = 1024
 
@@ -49,17 +46,12 @@ class FileWriter:
 
     def write(self, body: Sequence[Buffer]) -> None:
         """Append ``body``. Each system call releases the GIL. Raises OSError."""
-        size = body_size(body)
-        if self._gather is None and (size < BUFFER_BYTES or not self._go_direct()):
+        if self._gather is None and (body_size(body) < BUFFER_BYTES or not self._go_direct()):
             for first in range(0, len(body), _VECTORS_MAX):
                 self._write_vectors([memoryview(part) for part in body[first : first + _VECTORS_MAX]])
             return
         assert self._gather is not None
-        pieces: Iterable[Buffer] = body
-        if len(body) * _JOIN_PART_BYTES > size:
-            pieces = (b"".join(body[i : i + _JOIN_PARTS]) for i in range(0, len(body), _JOIN_PARTS))
-        for piece in pieces:
-            self._gather.add(piece)
+        self._gather.add_all(body)
 
     def finish(self) -> None:
         """Write what is gathered still; nothing can be written afterwards. Raises OSError."""

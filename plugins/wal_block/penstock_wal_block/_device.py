@@ -505,7 +505,7 @@ class _Lane:
         if gather is not None:
             whole = gather.whole(parts, length) if length <= _WHOLE_BYTES_MAX else None
             if whole is None:
-                self._write_direct(gather, offset, parts, length)
+                self._write_direct(gather, offset, parts)
             elif os.pwritev(self.fd, (whole,), offset, self._flags) != len(whole):
                 write_vectors(self.fd, (whole,), offset, self._flags)  # tells why
             return
@@ -514,14 +514,11 @@ class _Lane:
             parts = [b"".join(parts)]
         write_vectors(self.fd, [memoryview(part) for part in parts], offset, self._flags)
 
-    def _write_direct(self, gather: DirectGather, offset: int, parts: Sequence[Buffer], length: int) -> None:
+    def _write_direct(self, gather: DirectGather, offset: int, parts: Sequence[Buffer]) -> None:
         """Write large payloads from where they are, and what is small from the bounce buffer."""
-        if length < _JOIN_PART_BYTES * len(parts):
-            parts = [b"".join(parts)]
         self._position = offset
         try:
-            for part in parts:
-                gather.add(part)
+            gather.add_all(parts)
             gather.pad()
             gather.flush()
         finally:

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.unit.wire.batches import NOW
 from tests.unit.wire.walk_mutants import compare, compare_columns, mutants, varint
 
+from penstock.checksum import combine_in_python
 from penstock.errors import ConfigError
 from penstock.wire import native_code
 from penstock.wire.record_batch import HEADER_BYTES
@@ -35,19 +36,35 @@ def compile_native(folder: Path, *flags: str) -> str:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    fault: str = module.compile_module(REPOSITORY, folder, *flags)
+    fault: str = module.compile_modules(REPOSITORY, folder, *flags)
     return fault
 
 
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The module as its source is now, whatever is installed."""
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of the modules as their sources are now, whatever is installed."""
     folder = tmp_path_factory.mktemp("native")
     if fault := compile_native(folder, "-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Werror"):
         if "-W" in fault:
             pytest.fail(fault)
-        pytest.skip(f"the native module can't be built here: {fault}")
-    spec = importlib.util.spec_from_file_location("_walk", folder / "_walk.abi3.so")
+        pytest.skip(f"the native modules can't be built here: {fault}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def native(built: Path) -> Any:
+    """The one that walks records."""
+    return load(built, "_walk")
+
+
+@pytest.fixture(scope="module")
+def buffers(built: Path) -> Any:
+    """The one that copies, and combines checksums."""
+    return load(built, "_buffers")
+
+
+def load(folder: Path, name: str) -> Any:
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.abi3.so")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -240,6 +257,58 @@ def test_wrong_arguments_are_errors_and_no_crash(native: Any) -> None:
             native.walk(*arguments)
     with pytest.raises(BufferError):
         native.walk(memoryview(bytes(20))[::2], 0, 1)
+
+
+CHECKSUMS = st.integers(0, 2**32 - 1)
+
+
+@given(first=CHECKSUMS, second=CHECKSUMS, size=st.integers(0, 2**63 - 1) | st.integers(0, 2**20))
+def test_checksums_combine_as_the_reference_does(buffers: Any, first: int, second: int, size: int) -> None:
+    assert buffers.combine(first, second, size) == combine_in_python(first, second, size)
+
+
+def test_wrong_arguments_of_buffers_are_errors_that_copy_nothing(buffers: Any) -> None:
+    for numbers in ((2**32, 0, 0), (0, -1, 0), (0, 0, -1), (0, 0, 2**64)):
+        with pytest.raises(OverflowError):
+            buffers.combine(*numbers)
+    target = bytearray(8)
+    for place in (-1, 6, 9, 2**62):
+        with pytest.raises(ValueError, match="don't fit"):
+            buffers.copy(target, place, [b"ab", b"c"])
+    wrong: list[tuple[Any, ...]] = [
+        (),
+        (target, 0),
+        (target, 0, (b"a",)),
+        (target, 0, ["a"]),
+        ("text", 0, []),
+        (target, "0", []),
+    ]
+    for arguments in wrong:
+        with pytest.raises(TypeError):
+            buffers.copy(*arguments)
+    for arguments in ((bytes(8), 0, [b"a"]), (target, 0, [b"a", memoryview(b"abcd")[::2]])):
+        with pytest.raises(BufferError):
+            buffers.copy(*arguments)
+    assert target == bytes(8)
+    target.extend(b"still mine")  # nobody holds it any more
+
+
+@given(st.lists(st.integers(0, 300), max_size=30), st.integers(0, 50), st.integers(0, 20))
+def test_buffers_are_copied_behind_each_other_and_nothing_beside_them(
+    buffers: Any, sizes: list[int], position: int, behind: int
+) -> None:
+    parts = [bytes([number + 1]) * size for number, size in enumerate(sizes)]
+    end = position + sum(sizes)
+    target = bytearray(end + behind)
+    assert buffers.copy(memoryview(target), position, [memoryview(part) for part in parts]) == end
+    assert target == bytes(position) + b"".join(parts) + bytes(behind)
+
+
+def test_many_bytes_are_copied_while_others_run(buffers: Any) -> None:
+    parts = [bytes([number]) * 2**16 for number in range(40)]
+    target = bytearray(1 + 40 * 2**16)
+    assert buffers.copy(target, 1, parts) == len(target)
+    assert target == b"\0" + b"".join(parts)
 
 
 def test_mutants_are_walked_without_a_report_from_sanitizers(tmp_path: Path) -> None:

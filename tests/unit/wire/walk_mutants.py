@@ -1,7 +1,7 @@
 """Good record bytes with something done to them, and what holds for each: native code gives the reference's answer.
 
 By hand, for as long as you like: ``python -m tests.unit.wire.walk_mutants FOLDER COUNT [SEED]``, where FOLDER has
-the compiled module (with sanitizers, say).
+the compiled modules (with sanitizers, say).
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from tests.unit.wire.batches import NOW
 
+from penstock.checksum import combine_in_python
 from penstock.wire.native_code import Walk
 from penstock.wire.record_batch import HEADER_BYTES, BatchError
 from penstock.wire.record_columns import Columns, Filled, Measured, gather_records, measure_records
@@ -164,6 +165,27 @@ def compare_columns(native: Any, data: bytes, count: int, bytes_max: int, *, roo
     return True
 
 
+def compare_buffers(random: Random, number: int) -> None:
+    """Buffers copied to where they just fit, or don't; and checksums combined."""
+    import _buffers  # type: ignore[import-not-found]
+
+    for _ in range(number):
+        parts = [random.randbytes(random.choice((0, 1, 24, 300))) for _ in range(random.randint(0, 9))]
+        position = random.randint(0, 9)
+        end = position + sum(map(len, parts))
+        target = array("B", bytes(max(0, end - random.choice((0, 0, 1, 400)))))
+        if len(target) < end:
+            with contextlib.suppress(ValueError):
+                _buffers.copy(target, position, parts)
+                raise AssertionError(f"more was copied than fits: room={len(target)} end={end}")
+            assert not any(target)
+        else:
+            assert _buffers.copy(target, position, parts) == end
+            assert bytes(target[position:]) == b"".join(parts)
+        numbers = (random.getrandbits(32), random.getrandbits(32), random.getrandbits(random.randint(1, 63)))
+        assert _buffers.combine(*numbers) == combine_in_python(*numbers)
+
+
 def main(folder: str, number: str, seed: str = "1") -> None:
     """Compare so many."""
     sys.path.insert(0, folder)
@@ -175,6 +197,7 @@ def main(folder: str, number: str, seed: str = "1") -> None:
         if count > 0:
             for bytes_max in (0, 100, 2**62):
                 compare_columns(_walk, data, count, bytes_max, roomy=bytes_max != 100)
+    compare_buffers(Random(int(seed)), int(number) // 10)
     print(f"{number} walked alike, {in_order} of them in order")
 
 
