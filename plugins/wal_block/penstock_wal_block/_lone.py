@@ -2,7 +2,8 @@
 
 A hand-over to a thread and back costs more than the group: two wake-ups, and the interpreter passes hands at each
 system call. On a quick disk the loop is done sooner than the thread would have begun. But it serves nobody meanwhile.
-So it writes only what would have been written alone, and only while the disk has been quick for long.
+So it writes only what would have been written alone, or is written so soon that company waits less than a thread
+would take to begin; and only while the disk has been quick for long.
 """
 
 from __future__ import annotations
@@ -13,9 +14,14 @@ from typing import Final
 
 #: Longer groups take the medium's time, not that of the hand-over.
 LONE_BYTES_MAX: Final = 2**16
-#: So many groups in a row were alone, and quick, before the loop writes one. It bounds, too, how often the loop meets
-#: a disk that stalls: once in so many groups.
+#: Of the last ``_SEEN`` groups that threads wrote, so many have to be good before the loop writes one. A slow one
+#: wipes them all out, which bounds, too, how often the loop meets a disk that stalls: once in so many groups.
+#: Who produces at a steady rate meets itself now and then, a fourth of the time at 1,000 requests a second, and is
+#: better served by the loop; of two clients that wait for their answers, two of three groups and more have company.
 _RUN: Final = 32
+_SEEN: Final = 48
+#: A group that a thread wrote so soon is good with company, too.
+_SOON_US: Final = 150
 #: What counts as quick: half of what a handler may take in one go. A thread's time has in it how long it waited for
 #: the interpreter, twice and more, which says nothing of the disk.
 _QUICK_US: Final = 1000
@@ -28,20 +34,25 @@ class LoneWrites:
     Some groups must go on being written by threads: only they find out that others would be written beside them.
     """
 
-    __slots__ = ("_run",)
+    __slots__ = ("_good",)
 
     def __init__(self) -> None:
-        self._run = 0
+        #: A bit for each of the last groups that threads wrote, the newest lowest.
+        self._good = 0
 
     @property
     def on_loop(self) -> bool:
         """Whether the loop may write a group that is small and alone."""
-        return self._run >= _RUN
+        return self._good.bit_count() >= _RUN
 
     def wrote_on_loop(self, elapsed_us: int) -> None:
         """The loop wrote a group."""
-        self._run = self._run + 1 if elapsed_us <= _QUICK_US else 0
+        if elapsed_us > _QUICK_US:
+            self._good = 0
 
     def wrote_in_thread(self, elapsed_us: int, *, alone: bool) -> None:
         """A thread wrote a group; ``alone``: nothing came before it was written."""
-        self._run = self._run + 1 if alone and elapsed_us <= _QUICK_IN_THREAD_US else 0
+        if elapsed_us > _QUICK_IN_THREAD_US:
+            self._good = 0
+        else:
+            self._good = (self._good << 1 | (alone or elapsed_us <= _SOON_US)) & (1 << _SEEN) - 1

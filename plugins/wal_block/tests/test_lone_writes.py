@@ -78,12 +78,11 @@ def keeps_lock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(BlockLog, "rest_after", lambda log, seconds: False)
 
 
-def test_the_loop_writes_after_32_groups_that_were_alone_and_quick() -> None:
+def test_the_loop_writes_after_32_groups_that_were_alone_and_none_since_the_last_slow_one() -> None:
     lone = LoneWrites()
     spoilers: list[Callable[[], None]] = [
         lambda: lone.wrote_on_loop(1001),
         lambda: lone.wrote_in_thread(4001, alone=True),
-        lambda: lone.wrote_in_thread(10, alone=False),
     ]
     for spoil in spoilers:
         for _ in range(32):
@@ -94,6 +93,30 @@ def test_the_loop_writes_after_32_groups_that_were_alone_and_quick() -> None:
         assert lone.on_loop
         spoil()
         assert not lone.on_loop
+
+
+@pytest.mark.parametrize(("good", "on_loop"), [(4, True), (3, False)])
+def test_the_loop_writes_for_who_meets_itself_at_times_and_not_for_two_who_wait_for_each_other(
+    good: int, on_loop: bool
+) -> None:
+    """Two of three groups are alone, or fewer."""
+    lone = LoneWrites()
+    for _ in range(20):
+        for number in range(6):
+            lone.wrote_in_thread(4000, alone=number < good)
+    assert lone.on_loop == on_loop
+
+
+def test_the_loop_writes_for_all_where_the_log_is_faster_than_a_thread_begins() -> None:
+    lone = LoneWrites()
+    for _ in range(32):
+        assert not lone.on_loop
+        lone.wrote_in_thread(150, alone=False)
+    assert lone.on_loop
+    for _ in range(17):
+        assert lone.on_loop
+        lone.wrote_in_thread(151, alone=False)
+    assert not lone.on_loop
 
 
 @pytest.mark.usefixtures("keeps_lock")
