@@ -9,6 +9,7 @@ __all__ = (
     "combine",
     "combine_in_python",
     "held_checksum",
+    "yielding_checksum",
 )
 
 import threading
@@ -30,6 +31,11 @@ _POLYNOMIAL: Final = 0x82F63B78
 def checksum(data: bytes | bytearray | memoryview, value: int = 0) -> int:
     """The CRC-32C of ``data``, going on from ``value``, the CRC-32C of what comes before it."""
     return crc32c(data, value, 0 if len(data) <= HOLD_BYTES_MAX else -1)
+
+
+def yielding_checksum(data: bytes | bytearray | memoryview, value: int = 0) -> int:
+    """``checksum`` for a thread that can wait for the interpreter: it is let go of from some 32 KiB on."""
+    return crc32c(data, value, -1)
 
 
 #: ``held_checksum(data, value, 0)`` is ``checksum`` of up to ``HOLD_BYTES_MAX`` bytes, without a call of Python.

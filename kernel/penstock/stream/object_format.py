@@ -64,7 +64,7 @@ from collections.abc import Iterator, Sequence
 from struct import Struct, iter_unpack
 from typing import NamedTuple
 
-from penstock.checksum import checksum, combine
+from penstock.checksum import checksum, combine, yielding_checksum
 from penstock.direct_io import BLOCK_BYTES, filler_bytes
 from penstock.errors import CorruptError, NewerVersionError
 from penstock.spi.log_cache import StreamEntry
@@ -293,7 +293,7 @@ def verify_block(data: Buffer, object_id: int, position: int) -> memoryview:
     if len(view) >= BLOCK_HEADER.size:
         magic, _count, length, crc = BLOCK_HEADER.unpack_from(view)
         entries = view[BLOCK_HEADER.size :]
-        found = checksum(entries, checksum(view[:_BLOCK_CRC_POS]))
+        found = yielding_checksum(entries, checksum(view[:_BLOCK_CRC_POS]))
         if magic == BLOCK_MAGIC and len(entries) == length and found == crc:
             return entries
     raise CorruptError(

@@ -20,6 +20,7 @@ from typing import Annotated, NamedTuple, cast
 import anyio
 from anyio.abc import TaskGroup
 
+from penstock import native
 from penstock.direct_io import ReadBuffers
 from penstock.errors import CorruptError, InvalidRequestError, NotFoundError, PenstockError, again, kept
 from penstock.metadata.image import Image
@@ -465,6 +466,9 @@ def _joined(parts: Sequence[Buffer], size: int, buffers: ReadBuffers) -> memoryv
     if size <= _COPY_BYTES:
         return memoryview(b"".join(parts))
     whole = buffers.take(size)
+    if native.copy is not None:  # lets go of the interpreter
+        native.copy(whole, 0, list(parts))
+        return whole.toreadonly()
     position = 0
     for part in parts:
         for piece in pieces(memoryview(part), _COPY_BYTES):

@@ -213,12 +213,12 @@ class BlockLog:
         """Begin ``group`` and put it, if that waits for nothing but the medium; None if it would.
 
         With the error why it couldn't be put: then it is begun, and may be put again. For the event loop: it never
-        waits for a lock, for a look at who owns the log, which are due every few groups, or for several devices.
+        waits for a lock, or for several devices; and looks who owns the log only where that comes from memory.
         """
         if self._device.devices or not self._mutex.acquire(blocking=False):
             return None
         try:
-            if not self._holds_lock or self._flights or self._is_check_due or self._headers.header.sealed:
+            if not self._holds_lock or self._flights or self._device.shareable or self._headers.header.sealed:
                 return None
             self.look_before_next()
             flight = self.begin(group)

@@ -22,6 +22,10 @@ _RUN: Final = 32
 _SEEN: Final = 48
 #: A group that a thread wrote so soon is good with company, too.
 _SOON_US: Final = 150
+#: Only threads see whether groups have company, so a thread writes one after so many that the loop wrote: fewer if the
+#: last one wasn't good. It takes several times as long, so it is less than one group in a hundred.
+_LOOK_AGAIN: Final = 256
+_LOOK_SOON: Final = 16
 #: What counts as quick: half of what a handler may take in one go. A thread's time has in it how long it waited for
 #: the interpreter, twice and more, which says nothing of the disk.
 _QUICK_US: Final = 1000
@@ -31,27 +35,31 @@ _QUICK_IN_THREAD_US: Final = 4000
 class LoneWrites:
     """Told of each group that was written, says whether the loop may write the next one.
 
-    Some groups must go on being written by threads: only they find out that others would be written beside them.
     """
 
-    __slots__ = ("_good",)
+    __slots__ = ("_good", "_since_thread")
 
     def __init__(self) -> None:
         #: A bit for each of the last groups that threads wrote, the newest lowest.
         self._good = 0
+        #: Groups that the loop wrote since.
+        self._since_thread = 0
 
     @property
     def on_loop(self) -> bool:
         """Whether the loop may write a group that is small and alone."""
-        return self._good.bit_count() >= _RUN
+        enough = _LOOK_AGAIN if self._good & 1 else _LOOK_SOON
+        return self._since_thread < enough and self._good.bit_count() >= _RUN
 
     def wrote_on_loop(self, elapsed_us: int) -> None:
         """The loop wrote a group."""
+        self._since_thread += 1
         if elapsed_us > _QUICK_US:
             self._good = 0
 
     def wrote_in_thread(self, elapsed_us: int, *, alone: bool) -> None:
         """A thread wrote a group; ``alone``: nothing came before it was written."""
+        self._since_thread = 0
         if elapsed_us > _QUICK_IN_THREAD_US:
             self._good = 0
         else:

@@ -16,6 +16,7 @@ from penstock_wal_block import BlockWal, Settings, penstock_register_wal
 from penstock_wal_block import _log as log_module
 from penstock_wal_block import _lone as lone_module
 from penstock_wal_block._device import FileDevice
+from penstock_wal_block._headers import Headers
 from penstock_wal_block._log import BlockLog
 from penstock_wal_block._lone import LONE_BYTES_MAX, LoneWrites
 from tests.patience import HANG_S
@@ -35,10 +36,11 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
-    """Any disk is quick, one lone group is enough to know it, and a look at the owner is due by number only."""
+    """Any disk is quick, one lone group is enough to know it, the next 15 are the loop's, and looks go by number only."""
     for name in ("_QUICK_US", "_QUICK_IN_THREAD_US"):
         monkeypatch.setattr(lone_module, name, 2**62)
     monkeypatch.setattr(lone_module, "_RUN", 1)
+    monkeypatch.setattr(lone_module, "_LOOK_AGAIN", 15)
     monkeypatch.setattr(log_module, "_CHECK_AFTER_S", HANG_S)
     monkeypatch.setattr(BlockWal, "look_later", lambda wal: None)
 
@@ -120,7 +122,7 @@ def test_the_loop_writes_for_all_where_the_log_is_faster_than_a_thread_begins() 
 
 
 @pytest.mark.usefixtures("keeps_lock")
-async def test_lone_groups_are_written_by_the_loop_and_every_sixteenth_by_a_thread_that_looks_at_the_owner(
+async def test_lone_groups_are_written_by_the_loop_and_every_sixteenth_by_a_thread_that_sees_company(
     open_wal: Opener, writers: list[str]
 ) -> None:
     async with open_wal() as wal:
@@ -131,6 +133,44 @@ async def test_lone_groups_are_written_by_the_loop_and_every_sixteenth_by_a_thre
         assert wal.statistics().written_groups == 40
     async with open_wal(2) as wal:
         assert await recovered(wal) == [b"%d" % number for number in range(40)]
+
+
+def test_threads_write_one_of_256_groups_and_one_of_16_once_it_had_company() -> None:
+    lone = LoneWrites()
+    for _ in range(48):
+        lone.wrote_in_thread(4000, alone=True)
+    for alone, next_ones in ((True, 256), (False, 16), (True, 256)):
+        lone.wrote_in_thread(4000, alone=alone)
+        for _ in range(next_ones):
+            assert lone.on_loop
+            lone.wrote_on_loop(1)
+        assert not lone.on_loop
+
+
+@pytest.mark.usefixtures("keeps_lock")
+async def test_the_loop_sees_within_sixteen_groups_that_the_log_has_a_newer_owner(
+    open_wal: Opener, writers: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So who takes over waits for the lock no longer than it did for a thread."""
+    monkeypatch.setattr(lone_module, "_LOOK_AGAIN", 2**62)
+    looks: list[str] = []
+    check = Headers.check
+
+    def watched(headers: Headers) -> None:
+        looks.append("loop" if threading.current_thread() is threading.main_thread() else "thread")
+        check(headers)
+        if len(looks) == 3:
+            raise FencedError("a newer owner took over the wal")
+
+    async with open_wal() as wal:
+        await recovered(wal)
+        monkeypatch.setattr(Headers, "check", watched)
+        with pytest.raises(FencedError):
+            for number in range(40):
+                await wal.append([b"%d" % number]).wait_durable()
+        assert looks == ["thread", "loop", "loop"]
+        assert writers == ["thread", *["loop"] * 31]
+        assert wal.statistics().state == "fenced"
 
 
 @pytest.mark.usefixtures("keeps_lock")
