@@ -22,8 +22,8 @@ _RUN: Final = 32
 _SEEN: Final = 48
 #: A group that a thread wrote so soon is good with company, too.
 _SOON_US: Final = 150
-#: Only threads see whether groups have company, so a thread writes one after so many that the loop wrote: fewer if the
-#: last one wasn't good. It takes several times as long, so it is less than one group in a hundred.
+#: Only threads see whether groups have company, so a thread writes one after so many that the loop wrote: fewer if
+#: the last one wasn't good. It takes several times as long, so it is less than one group in a hundred.
 _LOOK_AGAIN: Final = 256
 _LOOK_SOON: Final = 16
 #: What counts as quick: half of what a handler may take in one go. A thread's time has in it how long it waited for
@@ -33,9 +33,7 @@ _QUICK_IN_THREAD_US: Final = 4000
 
 
 class LoneWrites:
-    """Told of each group that was written, says whether the loop may write the next one.
-
-    """
+    """Told of each group that was written, says whether the loop may write the next one."""
 
     __slots__ = ("_good", "_since_thread")
 

@@ -36,7 +36,7 @@ def anyio_backend() -> str:
 
 @pytest.fixture
 def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
-    """Any disk is quick, one lone group is enough to know it, the next 15 are the loop's, and looks go by number only."""
+    """Any disk is quick, one lone group tells, the next 15 are the loop's, and looks go by number only."""
     for name in ("_QUICK_US", "_QUICK_IN_THREAD_US"):
         monkeypatch.setattr(lone_module, name, 2**62)
     monkeypatch.setattr(lone_module, "_RUN", 1)
@@ -165,9 +165,13 @@ async def test_the_loop_sees_within_sixteen_groups_that_the_log_has_a_newer_owne
     async with open_wal() as wal:
         await recovered(wal)
         monkeypatch.setattr(Headers, "check", watched)
-        with pytest.raises(FencedError):
+
+        async def produce() -> None:
             for number in range(40):
                 await wal.append([b"%d" % number]).wait_durable()
+
+        with pytest.raises(FencedError):
+            await produce()
         assert looks == ["thread", "loop", "loop"]
         assert writers == ["thread", *["loop"] * 31]
         assert wal.statistics().state == "fenced"
