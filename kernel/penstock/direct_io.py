@@ -259,8 +259,9 @@ class DirectGather:
             for buffer in buffers:
                 self.add(buffer)
             return
-        for first in range(0, len(buffers), _JOIN_PARTS):
-            self.add(b"".join(buffers[first : first + _JOIN_PARTS]))
+        while buffers:
+            self.add(b"".join(buffers[:_JOIN_PARTS]))
+            buffers = buffers[_JOIN_PARTS:]
 
     def whole(self, buffers: Sequence[Buffer], size: int) -> memoryview | None:
         """``buffers`` (``size`` bytes) and zeros up to the next block, for a caller that writes them itself, at once.

@@ -220,7 +220,11 @@ def test_loggers_have_one_spelling() -> None:
     for name in SHIPPED:
         if name.startswith(("kernel/", "plugins/")):
             is_kernel = name.startswith("kernel/")
-            room = name.removeprefix("kernel/penstock/").partition("/")[0] if is_kernel else r"\w+"
+            room = (
+                name.removeprefix("kernel/penstock/").partition("/")[0].removesuffix(".py")
+                if is_kernel
+                else r"\w+"
+            )
             wanted = rf"logger = logging\.getLogger\('penstock\.{room}(\.\w+)*'\)"
             made = [ast.unparse(node) for node in _logger_calls(_tree(name))]
             found += [f"{name}: {line}" for line in made if not re.fullmatch(wanted, line)]
