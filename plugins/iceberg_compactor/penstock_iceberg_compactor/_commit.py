@@ -7,7 +7,7 @@ its snapshot id.
 
 from __future__ import annotations
 
-__all__ = ("Commit", "Landed", "LostError", "UnknownError", "guarded", "head_of")
+__all__ = ("Commit", "Landed", "LostError", "UnknownError", "guarded", "head_of", "newest_ms")
 
 import contextlib
 import uuid
@@ -18,7 +18,13 @@ from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
 from pyiceberg.table import Table
 from pyiceberg.table.snapshots import Operation, Summary
-from pyiceberg.table.update import AssertRefSnapshotId, AssertTableUUID, SetPropertiesUpdate, TableUpdate
+from pyiceberg.table.update import (
+    AddSnapshotUpdate,
+    AssertRefSnapshotId,
+    AssertTableUUID,
+    SetPropertiesUpdate,
+    TableUpdate,
+)
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
 
 from penstock_iceberg_compactor._stamp import Stamp
@@ -183,6 +189,7 @@ class Commit:
         except BaseException:
             self.drop()
             raise
+        changes = tuple(_dated(change, newest_ms(table) + 1) for change in changes)
         copy = SetPropertiesUpdate(updates=stamp.table_properties(self._snapshot.snapshot_id))
         self._updates = (*updates, *changes, copy)
         self._requirements = (*requirements, AssertTableUUID(uuid=table.metadata.table_uuid))
@@ -231,6 +238,23 @@ class Commit:
             sum(file.record_count for file in self._added),
             sum(file.file_size_in_bytes for file in self._added),
         )
+
+
+def newest_ms(table: Table) -> int:
+    """When the table changed last, by the clock of whoever changed it, in milliseconds."""
+    metadata = table.metadata
+    return max((metadata.last_updated_ms, *(entry.timestamp_ms for entry in metadata.snapshot_log)))
+
+
+def _dated(change: TableUpdate, least_ms: int) -> TableUpdate:
+    """The change with a snapshot that is newer than what came before it, however far the clock went back.
+
+    Iceberg's Java library, and with it Spark, Trino and Flink, refuses to read a table whose log isn't sorted.
+    """
+    if not isinstance(change, AddSnapshotUpdate) or change.snapshot.timestamp_ms >= least_ms:
+        return change
+    dated = change.snapshot.model_copy(update={"timestamp_ms": least_ms})
+    return change.model_copy(update={"snapshot": dated})
 
 
 def commit_uuid(life: str, number: int) -> uuid.UUID:

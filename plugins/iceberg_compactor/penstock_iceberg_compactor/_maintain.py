@@ -21,6 +21,7 @@ from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
 
 from penstock.spi.lake import LakeMaintenance
+from penstock_iceberg_compactor._commit import newest_ms
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import undivided_spec
 from penstock_iceberg_compactor._io import Listed, listed, remove
@@ -33,6 +34,8 @@ logger = logging.getLogger("penstock.lake.iceberg")
 
 #: A file below this part of the target is small.
 _SMALL = 0.75
+#: Clocks of writers agree so far; Iceberg's Java library allows as much.
+_CLOCK_MS = 60_000
 #: Manifests beyond this number are merged although no file is small.
 _MANIFESTS_MAX = 10
 
@@ -84,6 +87,11 @@ class Keeper:
     def _expire(self, *, dry_run: bool) -> tuple[int, dict[str, int]]:
         """Expire snapshots; how many, and the files that only they needed, with sizes."""
         metadata = self._table.metadata
+        if newest_ms(self._table) > time.time() * 1000 + _CLOCK_MS:
+            return (
+                0,
+                {},
+            )  # the clock went back: what it says of ages is wrong, and so would be the time of the change
         gone = expirable(
             metadata.snapshots,
             self._table.current_snapshot(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,22 @@ async def test_maintenance_that_lost_to_another_writer_leaves_the_table_as_it_wa
             assert await table.positions() == {0: 3}
             await table.maintain()
         assert len(await values(compactor)) == 4
+
+
+async def test_a_clock_that_jumps_leaves_a_table_that_every_reader_takes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Iceberg's Java library refuses a log of snapshots that isn't sorted, but for a minute."""
+    now, jumped_s = time.time, [0.0]
+    monkeypatch.setattr(time, "time", lambda: now() + jumped_s[0])
+    async with opened(tmp_path) as compactor:
+        for offset, jump_s in enumerate((0, 86_400 * 365, -86_400, 0, 10)):
+            jumped_s[0] = jump_s
+            await commits(compactor, 1, start=offset)
+            async with compactor.open_table(topic(**EAGER), 1) as table:
+                done = await table.maintain()
+            log = [entry.timestamp_ms for entry in load(compactor).metadata.snapshot_log]
+            assert log == sorted(log)
+            if offset > 1:
+                assert not done.figures["snapshots expired"], "nobody knows how old they are"
+        assert await values(compactor) == [0, 1, 2, 3, 4]
