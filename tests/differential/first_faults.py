@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any, Final
 
 from crc32c import crc32c
-from tests.differential.compare import Pair
-from tests.differential.corner_cases import ask, make
-from tests.differential.odd_requests import GROUP, LIVE_GROUP, TIME_MS, records, topic_id_of
+from tests.differential.compare import Pair, create_topic, delete_topic
+from tests.differential.corner_cases import ask, make, message
+from tests.differential.odd_requests import GROUP, LIVE_GROUP, TIME_MS, TOPIC, records, topic_id_of
 
 from penstock.wire import ApiKey
 from penstock.wire.record_builder import build_batch
@@ -191,6 +191,123 @@ def growth(pair: Pair) -> None:
         )
 
 
+_SET, _DELETE, _APPEND = range(3)
+#: Changes of configs: (name, operation, value).
+_CHANGES: Final[tuple[tuple[tuple[str, int, str | None], ...], ...]] = (
+    (),
+    (("retention.ms", _SET, None),),
+    (("retention.ms", _DELETE, None),),
+    (("retention.ms", _APPEND, None),),
+    (("retention.ms", _APPEND, "5"),),
+    (("retention.ms", _SET, "5"), ("retention.ms", _SET, "6")),
+    (("no.such", _SET, "1"),),
+    (("no.such", _SET, None),),
+    (("no.such", _DELETE, None),),
+    (("no.such", _APPEND, "1"),),
+    (("cleanup.policy", _APPEND, "nonsense"),),
+    (("interval.ms", _SET, "x"),),
+    (("consumer.session.timeout.ms", _SET, "x"),),
+)
+
+
+def faults_of_config_changes(pair: Pair) -> None:
+    """Changes that are wrong in themselves, of resources that aren't there or can't be."""
+    make(pair, "changed")
+    for kind, name in (
+        *((2, name) for name in ("changed", "no", "", "a b", _INTERNAL)),
+        *((8, name) for name in ("1", "2", "", "x")),
+        *((kind, name) for kind in (16, 32) for name in ("s", "")),
+        *((4, name) for name in ("1", "", "2", "x")),
+        (0, "x"),
+        (64, ""),
+    ):
+        for changes in _CHANGES:
+            configs = [
+                {"name": key, "config_operation": operation, "value": value}
+                for key, operation, value in changes
+            ]
+            resource = {"resource_type": kind, "resource_name": name, "configs": configs}
+            label = f"resource {kind} {name!r}: {changes}"
+            ask(pair, label, ApiKey.INCREMENTAL_ALTER_CONFIGS, 1, resources=[resource], validate_only=True)
+            if all(operation == _SET for _, operation, _ in changes) and kind == 2:
+                ask(pair, f"{label}, all", ApiKey.ALTER_CONFIGS, 2, resources=[_as_before(resource)])
+
+
+def _as_before(resource: dict[str, Any]) -> dict[str, Any]:
+    """The resource as AlterConfigs has it."""
+    configs = [{"name": one["name"], "value": one["value"]} for one in resource["configs"]]
+    return resource | {"configs": configs}
+
+
+def sessions_out_of_step(pair: Pair) -> None:
+    """A session by ids that goes on by names in a wrong epoch, and one whose topic is made again and is smaller."""
+    make(pair, "steps", 2)
+    session = -7780
+
+    def request(epoch: int, *indexes: int, level: int = 0) -> dict[str, Any]:
+        partitions = [{"partition": one, "fetch_offset": 9, "partition_max_bytes": 99} for one in indexes]
+        topic = {"topic_id": topic_id_of("steps"), "partitions": partitions}
+        return {
+            "max_wait_ms": 0,
+            "min_bytes": 0,
+            "max_bytes": 1 << 20,
+            "isolation_level": level,
+            "session_id": session if epoch else 0,
+            "session_epoch": epoch,
+            "topics": [topic] if indexes else [],
+            "forgotten_topics_data": [],
+        }
+
+    for side in pair.sides:
+        opened = side.ask_message(ApiKey.FETCH, 13, message(ApiKey.FETCH, **request(0, 0, 1, 2)))
+        side.learn(session, opened.session_id)
+    ask(pair, "offsets that aren't there, in level 1", ApiKey.FETCH, 13, **request(1, 0, level=1))
+    ask(pair, "by names in an old epoch", ApiKey.FETCH, 12, **request(1))
+    ask(pair, "by names", ApiKey.FETCH, 12, **request(2))
+    for side in pair.sides:
+        delete_topic(side, "steps")
+        create_topic(side, "steps", 1)
+    ask(pair, "the topic is smaller now", ApiKey.FETCH, 13, **request(2))
+
+
+def strangers(pair: Pair) -> None:
+    """Requests about what isn't there, with something else wrong too."""
+    for member, session_ms, version in itertools.product(("", "no"), (1, 2**31 - 1), (0, 5)):
+        ask(
+            pair,
+            f"member {member!r} with a session of {session_ms} ms",
+            ApiKey.JOIN_GROUP,
+            version,
+            group_id="of-strangers",
+            member_id=member,
+            session_timeout_ms=session_ms,
+            rebalance_timeout_ms=1000,
+            protocol_type="consumer",
+            protocols=[{"name": "range", "metadata": b"bytes"}],
+        )
+    for name, operations in itertools.product(("no", "a b", TOPIC), (False, True)):
+        ask(
+            pair,
+            f"{name} with its operations: {operations}",
+            ApiKey.METADATA,
+            10,
+            topics=[{"name": name}],
+            allow_auto_topic_creation=False,
+            include_topic_authorized_operations=operations,
+        )
+    for election, timeout_ms in itertools.product((0, 1, 2), (0, 5000)):
+        wanted = [{"topic": TOPIC, "partitions": [0, 7]}]
+        ask(
+            pair,
+            f"election {election} in {timeout_ms} ms",
+            ApiKey.ELECT_LEADERS,
+            2,
+            election_type=election,
+            topic_partitions=wanted,
+            timeout_ms=timeout_ms,
+        )
+
+
 #: By name.
 FIRST_FAULTS: Final[dict[str, Callable[[Pair], None]]] = {
     "frames": frames,
@@ -198,4 +315,7 @@ FIRST_FAULTS: Final[dict[str, Callable[[Pair], None]]] = {
     "unknown isolation levels": unknown_isolation_levels,
     "commits of what isn't there": commits_of_what_is_not_there,
     "growth": growth,
+    "faults of config changes": faults_of_config_changes,
+    "sessions out of step": sessions_out_of_step,
+    "strangers": strangers,
 }

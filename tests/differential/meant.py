@@ -101,6 +101,14 @@ MEANT: Final = (
         penstock=True,
     ),
     Meant(
+        name="no dynamic configs",
+        reason="Kafka stores any config of a broker; here they come from the configuration, and nothing is stored",
+        where=("faults of config changes",),
+        request="resource 4 .*",
+        path=r".*error_code",
+        penstock=40,
+    ),
+    Meant(
         name="loggers of its own",
         reason="levels are read at start, and they are Python's",
         where=("kinds of configs",),
@@ -201,8 +209,14 @@ MEANT: Final = (
     Meant(
         name="internal topics are fixed",
         reason="nobody grows __consumer_offsets, changes its configs or deletes it: groups live in it",
-        where=("alter_configs", "incremental_alter_configs", "create_partitions", "growth"),
-        request=".*('__(consumer_offsets|transaction_state)'|__consumer_offsets to .*)",
+        where=(
+            "alter_configs",
+            "incremental_alter_configs",
+            "create_partitions",
+            "growth",
+            "faults of config changes",
+        ),
+        request=".*('__(consumer_offsets|transaction_state)'.*|__consumer_offsets to .*)",
     ),
     Meant(
         name="what is in internal topics",

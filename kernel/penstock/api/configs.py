@@ -15,7 +15,6 @@ __all__ = (
     "list_config_resources_nowait",
 )
 
-import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import partial
@@ -24,7 +23,20 @@ from typing import Final, Protocol
 import anyio
 
 from penstock.api.authorization import DENIED, each, the_cluster
-from penstock.api.broker_configs import broker_entry, broker_synonyms, check_broker_change
+from penstock.api.broker_configs import broker_entry, broker_synonyms
+from penstock.api.config_changes import (
+    BROKER,
+    BROKER_LOGGER,
+    CLIENT_METRICS,
+    GROUP,
+    TOPIC,
+    changed,
+    check_changes,
+    check_is_own,
+    check_unstored,
+    check_values,
+    replaced,
+)
 from penstock.api.context import RequestContext
 from penstock.api.deadline import Deadline
 from penstock.api.declaration import Api, one_code
@@ -37,13 +49,10 @@ from penstock.log.errors import KafkaError
 from penstock.log.topic import Topic
 from penstock.log.topic_config import (
     TopicConfig,
-    TopicConfigTable,
-    split_list,
 )
 from penstock.spi.authorizer import CLUSTER_NAME, Operation, ResourceType
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.messages.alter_configs import AlterableConfig as LegacyConfig
 from penstock.wire.messages.alter_configs import AlterConfigsRequest, AlterConfigsResponse
 from penstock.wire.messages.alter_configs import AlterConfigsResourceResponse as AlteredResource
 from penstock.wire.messages.describe_configs import (
@@ -73,20 +82,11 @@ _SLICE_RESOURCES: Final = 10
 _CHANGES: Final = 20
 #: Resources that are counted in one go.
 _NAMES: Final = 1_000
-# org.apache.kafka.common.config.ConfigResource.Type
-_TOPIC: Final = 2
-_BROKER: Final = 4
-_BROKER_LOGGER: Final = 8
-_CLIENT_METRICS: Final = 16
-_GROUP: Final = 32
 #: What is asked of the authorizer for each of them; all others are the cluster's.
-_AUTHORIZED_AS: Final = {_TOPIC: ResourceType.TOPIC, _GROUP: ResourceType.GROUP}
-_RESOURCE_TYPES: Final = frozenset({_TOPIC, _BROKER, _BROKER_LOGGER, _CLIENT_METRICS, _GROUP})
+_AUTHORIZED_AS: Final = {TOPIC: ResourceType.TOPIC, GROUP: ResourceType.GROUP}
+_RESOURCE_TYPES: Final = frozenset({TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP})
 
-_DEFAULTS: Final = {_CLIENT_METRICS: CLIENT_METRICS_CONFIGS, _GROUP: GROUP_CONFIGS}
-#: What Kafka reads as a number of a broker.
-_NODE_ID: Final = re.compile(r"[+-]?[0-9]{1,10}", re.ASCII)
-
+_DEFAULTS: Final = {CLIENT_METRICS: CLIENT_METRICS_CONFIGS, GROUP: GROUP_CONFIGS}
 #: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
 _ANY_RESOURCE_VERSION: Final = 1
 
@@ -95,12 +95,6 @@ _SOURCE_TOPIC: Final = 1
 _SOURCE_STATIC_BROKER: Final = 4
 _SOURCE_DEFAULT: Final = 5
 _SOURCE_BROKER_LOGGER: Final = 6
-
-# AlterConfigOp.OpType
-_SET: Final = 0
-_DELETE: Final = 1
-_APPEND: Final = 2
-_SUBTRACT: Final = 3
 
 
 def config_entry(
@@ -145,11 +139,11 @@ def describe_configs_nowait(
         )
         try:
             _check_permitted(resource, denied)
-            if resource.resource_type == _TOPIC:
+            if resource.resource_type == TOPIC:
                 result.configs = _describe_topic(resource, request, context)
-            elif resource.resource_type == _BROKER:
+            elif resource.resource_type == BROKER:
                 result.configs = _describe_broker(resource, request, context)
-            elif resource.resource_type == _BROKER_LOGGER:
+            elif resource.resource_type == BROKER_LOGGER:
                 result.configs = _describe_loggers(resource, context)
             elif (defaults := _DEFAULTS.get(resource.resource_type)) is None:
                 raise _unsupported(resource.resource_type)
@@ -188,19 +182,19 @@ def _list_config_resources(
     """ListConfigResources (KIP-1142): topics and the broker, which has loggers; no client metrics, no groups."""
     wanted = frozenset(request.resource_types) or _RESOURCE_TYPES
     if context.version < _ANY_RESOURCE_VERSION:
-        wanted = frozenset({_CLIENT_METRICS})
+        wanted = frozenset({CLIENT_METRICS})
     if not wanted <= _RESOURCE_TYPES:
         return ListConfigResourcesResponse(error_code=ErrorCode.UNSUPPORTED_VERSION, config_resources=[])
     logs = context.api.logs
     found: list[ConfigResource] = []
-    if _TOPIC in wanted:
+    if TOPIC in wanted:
         for name in sorted(logs.topics()):
             yield
-            found.append(ConfigResource(resource_name=name, resource_type=_TOPIC))
-    if _BROKER in wanted:
-        found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER))
-    if _BROKER_LOGGER in wanted:
-        found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=_BROKER_LOGGER))
+            found.append(ConfigResource(resource_name=name, resource_type=TOPIC))
+    if BROKER in wanted:
+        found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=BROKER))
+    if BROKER_LOGGER in wanted:
+        found.append(ConfigResource(resource_name=str(logs.node_id), resource_type=BROKER_LOGGER))
     return ListConfigResourcesResponse(config_resources=found)
 
 
@@ -276,7 +270,7 @@ def _describe_broker(
     resource: DescribeConfigsResource, request: DescribeConfigsRequest, context: RequestContext
 ) -> list[DescribeConfigsResourceResult]:
     if resource.resource_name:
-        _check_is_own(resource.resource_name, context)
+        check_is_own(resource.resource_name, context.api.logs.node_id)
     else:
         return []  # the dynamic default of all brokers: there are no dynamic broker configs
     configs = {**context.api.settings.broker_configs, "log.dirs": context.api.data_place.location}
@@ -289,7 +283,7 @@ def _describe_broker(
 def _describe_loggers(
     resource: DescribeConfigsResource, context: RequestContext
 ) -> list[DescribeConfigsResourceResult]:
-    _check_is_own(resource.resource_name, context)
+    check_is_own(resource.resource_name, context.api.logs.node_id)
     levels = dict(logger_levels())
     return [
         DescribeConfigsResourceResult(
@@ -297,12 +291,6 @@ def _describe_loggers(
         )
         for name in _asked_for(resource, levels)
     ]
-
-
-def _check_is_own(name: str, context: RequestContext) -> None:
-    node_id = context.api.logs.node_id
-    if not _NODE_ID.fullmatch(name) or int(name) != node_id:
-        raise KafkaError(ErrorCode.INVALID_REQUEST, f"this is another broker: node_id={node_id}")
 
 
 async def handle_incremental_alter_configs(
@@ -322,76 +310,19 @@ async def handle_incremental_alter_configs(
         responses.append(response)
         try:
             _check_permitted(resource, denied)
-            _check_resource(resource.resource_type, resource.resource_name, times, context)
-            if resource.resource_type == _BROKER:
-                check_broker_change(resource.resource_name, resource.configs, context.api.logs.node_id)
+            _check_once(resource, times)
+            kind, table = resource.resource_type, context.api.logs.topic_configs
+            check_changes(kind, resource.configs, table)
+            _check_resource(kind, resource.resource_name)
+            if kind != TOPIC:
+                check_unstored(kind, resource.resource_name, resource.configs, context.api.logs.node_id)
                 continue
-            topic = _topic(resource.resource_name, context)
-            change = partial(_changed, resource.configs, context.api.logs.topic_configs)
-            await deadline.of(_store(topic, change, request.validate_only, context))
+            change = partial(changed, resource.configs, table)
+            await deadline.of(_store(resource.resource_name, change, request.validate_only, context))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
     return IncrementalAlterConfigsResponse(responses=responses)
-
-
-def _changed(
-    changes: Sequence[AlterableConfig], table: TopicConfigTable, current: Mapping[str, str]
-) -> dict[str, str]:
-    """The ``current`` overrides with all ``changes``."""
-    configs = dict(current)
-    changed: set[str] = set()
-    for change in changes:
-        if change.name in changed:
-            raise KafkaError(
-                ErrorCode.INVALID_REQUEST,
-                f"config is changed twice in one request: name={quoted(change.name)}",
-            )
-        changed.add(change.name)
-        _apply(configs, change, table, current)
-    table.check_together(configs, current)
-    return configs
-
-
-def _apply(
-    configs: dict[str, str], change: AlterableConfig, table: TopicConfigTable, current: Mapping[str, str]
-) -> None:
-    name = change.name
-    if change.value is None and change.config_operation != _DELETE and name in table.known:
-        raise KafkaError(ErrorCode.INVALID_REQUEST, f"config has no value, null only deletes: name={name}")
-    if change.config_operation == _SET:
-        configs[name] = table.validate(name, change.value)
-        return
-    if change.config_operation == _DELETE:
-        configs.pop(name, None)  # what isn't set, or isn't known, is as it is wanted
-        return
-    config = table.known.get(name)
-    if config is None:
-        table.validate(name, change.value)  # says what is wrong
-        raise AssertionError("an unknown config was accepted")
-    if change.config_operation not in {_APPEND, _SUBTRACT}:
-        raise KafkaError(
-            ErrorCode.INVALID_REQUEST, f"operation is unknown: operation={change.config_operation}"
-        )
-    if not config.is_list:
-        raise KafkaError(
-            ErrorCode.INVALID_CONFIG, f"only lists can be appended to or subtracted from: name={name}"
-        )
-    items = split_list(table.value(name, current))
-    given = _given_items(change.value or "")
-    if change.config_operation == _APPEND:
-        items += [item for item in given if item not in items]
-    else:
-        items = [item for item in items if item not in given]
-    configs[name] = table.validate(name, ",".join(items))
-
-
-def _given_items(value: str) -> list[str]:
-    """The items that are added or taken away: what is empty counts, but at the end, as in Kafka."""
-    items = [item.strip() for item in value.split(",")]
-    while "," in value and items and not items[-1]:
-        items.pop()
-    return items
 
 
 async def handle_alter_configs(request: AlterConfigsRequest, context: RequestContext) -> AlterConfigsResponse:
@@ -409,78 +340,71 @@ async def handle_alter_configs(request: AlterConfigsRequest, context: RequestCon
         responses.append(response)
         try:
             _check_permitted(resource, denied)
-            _check_resource(resource.resource_type, resource.resource_name, times, context)
-            _check_values(resource.configs)
-            if resource.resource_type == _BROKER:
+            _check_once(resource, times)
+            kind = resource.resource_type
+            check_values(resource.configs)
+            _check_resource(kind, resource.resource_name)
+            if kind != TOPIC:
                 changes = [AlterableConfig(name=one.name, value=one.value) for one in resource.configs]
-                check_broker_change(resource.resource_name, changes, context.api.logs.node_id)
+                check_unstored(kind, resource.resource_name, changes, context.api.logs.node_id)
                 continue
-            topic = _topic(resource.resource_name, context)
-            table = context.api.logs.topic_configs
-            configs = {change.name: table.validate(change.name, change.value) for change in resource.configs}
-            await deadline.of(
-                _store(topic, partial(_replaced, configs, table), request.validate_only, context)
-            )
+            change = partial(replaced, resource.configs, context.api.logs.topic_configs)
+            await deadline.of(_store(resource.resource_name, change, request.validate_only, context))
         except OPERATING_ERRORS as error:
             response.error_code = error_code_of(error)
             response.error_message = str(error)
     return AlterConfigsResponse(responses=responses)
 
 
-def _check_values(configs: Iterable[LegacyConfig]) -> None:
-    """AlterConfigs sets each config once, to a value. Nothing is changed where one has none."""
-    seen: set[str] = set()
-    for config in configs:
-        if config.value is None:
-            raise KafkaError(ErrorCode.INVALID_REQUEST, f"config has no value: name={quoted(config.name)}")
-        if config.name in seen:
-            raise KafkaError(
-                ErrorCode.INVALID_REQUEST, f"config is in the request twice: name={quoted(config.name)}"
-            )
-        seen.add(config.name)
-
-
-def _check_resource(kind: int, name: str, times: Counter[tuple[int, str]], context: RequestContext) -> None:
-    if times[kind, name] > 1:
+def _check_once(resource: _Resource, times: Counter[tuple[int, str]]) -> None:
+    name = resource.resource_name
+    if times[resource.resource_type, name] > 1:
         raise KafkaError(ErrorCode.INVALID_REQUEST, f"resource is in the request twice: name={quoted(name)}")
-    if kind == _GROUP:
-        raise KafkaError(ErrorCode.INVALID_CONFIG, "groups have no configs here")
-    if kind not in {_TOPIC, _BROKER}:
+
+
+def _check_resource(kind: int, name: str) -> None:
+    """That there is such a kind of resource, and what is named can be one."""
+    if kind not in _RESOURCE_TYPES:
         raise _unsupported(kind)
-    if kind == _TOPIC and not name:
-        raise KafkaError(ErrorCode.INVALID_REQUEST, "there are no defaults of all topics to change")
-
-
-def _replaced(
-    configs: Mapping[str, str], table: TopicConfigTable, current: Mapping[str, str]
-) -> Mapping[str, str]:
-    table.check_together(configs, current)
-    return configs
+    if not name and kind not in {BROKER, BROKER_LOGGER}:
+        raise KafkaError(ErrorCode.INVALID_REQUEST, f"there is no such default: resource_type={kind}")
+    if kind == TOPIC:
+        _check_topic_name(name)
 
 
 async def _store(
-    topic: Topic,
+    name: str,
     change: Callable[[Mapping[str, str]], Mapping[str, str]],
     validate_only: bool,
     context: RequestContext,
 ) -> None:
-    if topic.internal:
-        raise KafkaError(ErrorCode.INVALID_CONFIG, f"configs of internal topics are fixed: name={topic.name}")
-    change(topic.configs)  # what is wrong with it is told before anything waits
+    """Carry out a change of a topic's configs. What is wrong with it is told before anything waits, and before
+    that there is no such topic.
+    """
+    known = context.api.logs.topics().get(name)
+    if known is not None and known.internal:
+        raise KafkaError(ErrorCode.INVALID_CONFIG, f"configs of internal topics are fixed: name={name}")
+    change({} if known is None else known.configs)
+    topic = existing_topic(name, context)
     if not validate_only:
         await context.api.logs.change_configs(topic.name, change)
 
 
 def _topic(name: str, context: RequestContext) -> Topic:
-    if name not in context.api.logs.topics() and not is_valid_topic_name(name):
-        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic name is invalid: name={quoted(name)}")
+    if name not in context.api.logs.topics():
+        _check_topic_name(name)
     return existing_topic(name, context)
+
+
+def _check_topic_name(name: str) -> None:
+    if not is_valid_topic_name(name):
+        raise KafkaError(ErrorCode.INVALID_TOPIC_EXCEPTION, f"topic name is invalid: name={quoted(name)}")
 
 
 def _unsupported(kind: int) -> KafkaError:
     return KafkaError(
         ErrorCode.INVALID_REQUEST,
-        f"only topics (2) and the broker (4) have configs here: resource_type={kind}",
+        f"nothing has configs that is of this kind: resource_type={kind}",
     )
 
 

@@ -204,11 +204,12 @@ class _Fetch:
     def _code_of_lost_topic(self, cached: CachedPartition) -> int:
         """The error of a topic id without a topic, as in Kafka's sessions (KIP-516).
 
-        The id was never known, its topic is gone, or another topic has the name now.
+        The id was never known, its topic is gone, or another topic has the name now, and such a partition.
         """
         if cached.known_as is None:
             return ErrorCode.UNKNOWN_TOPIC_ID
-        if cached.known_as in self._context.api.logs.topics():
+        other = self._context.api.logs.topics().get(cached.known_as)
+        if other is not None and 0 <= cached.partition < other.partition_count:
             return ErrorCode.INCONSISTENT_TOPIC_ID
         return ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
@@ -287,8 +288,9 @@ class _Entry:
         return partition.high_watermark, partition.last_stable_offset, partition.log_start_offset
 
     def data(self, committed: bool, offsets: tuple[int, int, int]) -> PartitionData:
-        # Kafka sends null to those who read uncommitted
-        aborted: list[AbortedTransaction] | None = [] if committed or self.error in _NOT_FOUND else None
+        # Kafka sends null where nothing committed was read, but for what it didn't even look for
+        reads = committed and not self.error and self.diverging is None
+        aborted: list[AbortedTransaction] | None = [] if reads or self.error in _NOT_FOUND else None
         if committed and self.result is not None and self.result.aborted:
             aborted = [
                 AbortedTransaction(producer_id=one.producer_id, first_offset=one.first_offset)

@@ -187,10 +187,10 @@ class FetchSessions:
         session = self._sessions.get(session_id)
         if session is None:
             raise SessionError(ErrorCode.FETCH_SESSION_ID_NOT_FOUND)
-        if session.by_id != by_id:
-            raise SessionError(ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR)
         if session.epoch != epoch:
             raise SessionError(ErrorCode.INVALID_FETCH_SESSION_EPOCH)
+        if session.by_id != by_id:
+            raise SessionError(ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR)
         # now: who comes with the same epoch while this one is folded in is refused
         session.epoch = 1 if epoch == _EPOCH_MAX else epoch + 1
         session.used_s = now_s

@@ -325,9 +325,15 @@ def _is_large(topics: Sequence[Topic | MetadataResponseTopic]) -> bool:
 def _described(
     topic: Topic | MetadataResponseTopic, context: RequestContext, operations: int
 ) -> MetadataResponseTopic:
+    is_known = operations != UNKNOWN_OPERATIONS and topic.name is not None
     if isinstance(topic, MetadataResponseTopic):
+        # as in Kafka, also of one that isn't there; but not of one that is hidden
+        if is_known and topic.error_code != DENIED[ResourceType.TOPIC]:
+            topic.topic_authorized_operations = context.authorized_operations(
+                ResourceType.TOPIC, topic.name or ""
+            )
         return topic
-    if operations != UNKNOWN_OPERATIONS:
+    if is_known:
         operations = context.authorized_operations(ResourceType.TOPIC, topic.name)
     return describe_topic(topic, context.api.logs, operations)
 

@@ -53,10 +53,10 @@ def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Ste
 
     If all partitions are asked for (null), all topics are answered, with those partitions that have no leader.
     """
-    if request.election_type not in {_PREFERRED, _UNCLEAN}:
-        return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
     if request.timeout_ms <= 0:
         return _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
+    if request.election_type not in {_PREFERRED, _UNCLEAN}:
+        return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:
         for name, indexes in partitions_by_topic(context.api.logs):

@@ -21,6 +21,7 @@ import anyio.lowlevel
 from penstock.account import Ledger
 from penstock.coordinator.group_member import GROUP_BYTES, member_bytes
 from penstock.coordinator.group_offsets import OffsetBook
+from penstock.coordinator.group_refusals import session_error
 from penstock.coordinator.group_table import Entry, GroupTable, offset_record
 from penstock.coordinator.group_types import (
     CommittedOffset,
@@ -159,7 +160,10 @@ class GroupCoordinator:
             return JoinResult(member_id=request.member_id, error=ErrorCode.GROUP_MAX_SIZE_REACHED)
         entry = self._table.entries.get(group_id)
         if entry is None and request.member_id:
-            return JoinResult(member_id=request.member_id, error=ErrorCode.UNKNOWN_MEMBER_ID)
+            error = session_error(request, self._settings)
+            if error is ErrorCode.NONE:
+                error = ErrorCode.UNKNOWN_MEMBER_ID
+            return JoinResult(member_id=request.member_id, error=error)
         if not self._has_room_to_join(entry, request):
             return JoinResult(member_id=request.member_id, error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
         if entry is None:

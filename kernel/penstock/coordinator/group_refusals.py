@@ -12,6 +12,7 @@ __all__ = (
     "delete_offsets_error",
     "heartbeat_error",
     "join_error",
+    "session_error",
     "sync_error",
 )
 
@@ -40,11 +41,19 @@ class GroupView(Protocol):
     def members(self) -> Roster: ...
 
 
-def join_error(group: GroupView, request: JoinRequest, settings: GroupSettings) -> ErrorCode:
-    """JoinGroup, of a new member or an old one."""
+def session_error(request: JoinRequest, settings: GroupSettings) -> ErrorCode:
+    """JoinGroup, whether or not there is such a group."""
     session_ms = request.session_timeout_ms
     if not settings.min_session_timeout_ms <= session_ms <= settings.max_session_timeout_ms:
         return ErrorCode.INVALID_SESSION_TIMEOUT
+    return ErrorCode.NONE
+
+
+def join_error(group: GroupView, request: JoinRequest, settings: GroupSettings) -> ErrorCode:
+    """JoinGroup, of a new member or an old one."""
+    error = session_error(request, settings)
+    if error is not ErrorCode.NONE:
+        return error
     if group.state is GroupState.DEAD:
         return ErrorCode.COORDINATOR_NOT_AVAILABLE
     if not _has_place(group, request.member_id, settings.group_size_max):

@@ -107,6 +107,18 @@ async def test_metadata_empty_list_means_all_in_version_0_and_none_later(logs: F
     assert len((await ask_metadata(logs, 1, all_topics=True)).topics) == 1
 
 
+def test_metadata_tells_the_operations_on_a_topic_that_is_not_there_too(logs: FakeLogs) -> None:
+    asked = [MetadataRequestTopic(name="t"), MetadataRequestTopic(name="no")]
+    request = MetadataRequest(
+        topics=asked, allow_auto_topic_creation=False, include_topic_authorized_operations=True
+    )
+    answer = metadata.metadata_nowait(request, make_context(logs, 10))
+    assert answer is not None
+    operations = {topic.topic_authorized_operations for topic in answer.topics}
+    assert len(operations) == 1, "the same as on one that is there"
+    assert operations != {-(2**31)}
+
+
 async def test_metadata_creates_topics_when_client_and_broker_agree(logs: FakeLogs) -> None:
     request = MetadataRequest(topics=[MetadataRequestTopic(name="new")], allow_auto_topic_creation=False)
     response = metadata.metadata_nowait(request, make_context(logs, 9))

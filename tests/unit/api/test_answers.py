@@ -32,7 +32,7 @@ from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopi
 pytestmark = pytest.mark.anyio
 
 TOPIC, BROKER = 2, 4
-SET, DELETE = 0, 1
+SET, DELETE, APPEND = 0, 1, 2
 
 
 @pytest.fixture
@@ -99,6 +99,46 @@ async def test_alter_configs_with_a_null_or_a_doubled_config_changes_nothing(
     (answer,) = (await configs.handle_alter_configs(request, make_context(logs, 2))).responses
     assert answer.error_code == ErrorCode.INVALID_REQUEST
     assert logs.topics()["t"].configs == {"segment.ms": "7"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "changes", "code"),
+    [
+        (TOPIC, "no", [("retention.ms", SET, "1")], ErrorCode.UNKNOWN_TOPIC_OR_PARTITION),
+        (TOPIC, "no", [("retention.ms", SET, "x")], ErrorCode.INVALID_CONFIG),
+        (TOPIC, "no", [("no.such", SET, None)], ErrorCode.INVALID_REQUEST),
+        (TOPIC, "a b", [("retention.ms", SET, "x")], ErrorCode.INVALID_TOPIC_EXCEPTION),
+        (TOPIC, "a b", [("retention.ms", APPEND, "1")], ErrorCode.INVALID_CONFIG),
+        (TOPIC, "", [("no.such", APPEND, "1")], ErrorCode.INVALID_CONFIG),
+        (TOPIC, "", [("no.such", SET, "1")], ErrorCode.INVALID_REQUEST),
+        (4, "7", [("no.such", SET, "1"), ("no.such", SET, "1")], ErrorCode.INVALID_REQUEST),
+        (8, "7", [], ErrorCode.NONE),
+        (8, "7", [("no.such", SET, "INFO")], ErrorCode.INVALID_CONFIG),
+        (8, "7", [("root", APPEND, "INFO")], ErrorCode.INVALID_REQUEST),
+        (8, "8", [("root", SET, "INFO")], ErrorCode.INVALID_REQUEST),
+        (16, "s", [("no.such", DELETE, None)], ErrorCode.NONE),
+        (16, "s", [("no.such", SET, "1")], ErrorCode.INVALID_REQUEST),
+        (16, "s", [("interval.ms", SET, "1")], ErrorCode.INVALID_CONFIG),
+        (32, "g", [("no.such", DELETE, None)], ErrorCode.NONE),
+        (32, "g", [("consumer.session.timeout.ms", SET, "1")], ErrorCode.INVALID_CONFIG),
+        (32, "", [("no.such", DELETE, None)], ErrorCode.INVALID_REQUEST),
+        (64, "x", [], ErrorCode.INVALID_REQUEST),
+    ],
+)
+async def test_of_a_change_its_form_is_looked_at_first_then_the_name_the_values_and_whether_it_is_there(
+    logs: FakeLogs, kind: int, name: str, changes: list[tuple[str, int, str | None]], code: ErrorCode
+) -> None:
+    resource = incremental_alter_configs.AlterConfigsResource(
+        resource_type=kind,
+        resource_name=name,
+        configs=[
+            incremental_alter_configs.AlterableConfig(name=key, config_operation=operation, value=value)
+            for key, operation, value in changes
+        ],
+    )
+    request = incremental_alter_configs.IncrementalAlterConfigsRequest(resources=[resource])
+    (answer,) = (await configs.handle_incremental_alter_configs(request, make_context(logs, 1))).responses
+    assert answer.error_code == code
 
 
 def test_describe_configs_tells_a_brokers_settings_from_defaults_with_synonyms(logs: FakeLogs) -> None:
@@ -403,6 +443,8 @@ def test_a_session_by_id_tells_a_topic_that_is_gone_from_one_that_came_back_as_a
     assert codes(2) == [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION]
     logs.add("t", 2).id = bytes(15) + b"\x09"
     assert codes(3) == [ErrorCode.INCONSISTENT_TOPIC_ID]
+    logs.topics()["t"].partition_count = 0
+    assert codes(4) == [ErrorCode.UNKNOWN_TOPIC_OR_PARTITION], "the other one has no such partition"
     stranger = FetchTopic(topic_id=bytes(15) + b"\7", partitions=asked.partitions)
     alone = fetch.fetch_nowait(FetchRequest(session_epoch=-1, topics=[stranger], max_wait_ms=0), context)
     assert alone is not None

@@ -328,6 +328,28 @@ async def test_aborted_transactions_are_null_only_for_readers_of_uncommitted(
     assert partitions(response)[0].aborted_transactions == aborted
 
 
+async def test_aborted_transactions_are_null_where_nothing_committed_was_read(logs: FakeLogs) -> None:
+    response = await call(request(99, isolation_level=1), make_context(logs, 11))
+    (one,) = partitions(response)
+    assert (one.error_code, one.aborted_transactions) == (ErrorCode.OFFSET_OUT_OF_RANGE, None)
+
+
+def test_a_session_out_of_step_is_told_so_before_that_it_goes_on_by_names(logs: FakeLogs) -> None:
+    by_ids = make_context(logs, 13)
+    opened = fetch_nowait(FetchRequest(session_epoch=0, topics=[], max_wait_ms=0), by_ids)
+    assert opened is not None
+    by_names = make_context(logs, 12)
+    by_names.api.fetch_sessions = by_ids.api.fetch_sessions
+    for epoch, code in (
+        (5, ErrorCode.INVALID_FETCH_SESSION_EPOCH),
+        (1, ErrorCode.FETCH_SESSION_TOPIC_ID_ERROR),
+    ):
+        asked = FetchRequest(session_id=opened.session_id, session_epoch=epoch, topics=[], max_wait_ms=0)
+        answer = fetch_nowait(asked, by_names)
+        assert answer is not None
+        assert answer.error_code == code
+
+
 async def test_cold_data_is_read_after_its_memory_is_paid_for(logs: FakeLogs) -> None:
     for at in range(2):
         logs.at("t", at).write(3, value=b"x" * 500)

@@ -37,6 +37,11 @@ def elect(
     return response.error_code, codes
 
 
+def test_a_timeout_of_0_is_over_before_the_election_type_is_looked_at(logs: FakeLogs) -> None:
+    request = ElectLeadersRequest(election_type=9, timeout_ms=0, topic_partitions=[])
+    assert elect_leaders_nowait(request, make_context(logs, 2)).error_code == ErrorCode.REQUEST_TIMED_OUT
+
+
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("election_type", [0, 1])
 def test_no_election_is_needed_where_the_one_replica_leads(

@@ -250,6 +250,14 @@ async def test_join_in_every_version(wire: Wire, version: int) -> None:
         assert [bytes(one.metadata) for one in joined.members] == [SUBSCRIPTION]
 
 
+async def test_a_session_timeout_out_of_range_is_told_before_that_there_is_no_such_member(wire: Wire) -> None:
+    async with wire.service:
+        joined = await wire.join(0, member_id="ghost", session_timeout_ms=1)
+        assert joined.error_code == ErrorCode.INVALID_SESSION_TIMEOUT
+        joined = await wire.join(0, member_id="ghost")
+        assert joined.error_code == ErrorCode.UNKNOWN_MEMBER_ID
+
+
 @pytest.mark.parametrize("version", versions(ApiKey.SYNC_GROUP))
 async def test_sync_in_every_version(wire: Wire, version: int) -> None:
     async with wire.service:
