@@ -223,7 +223,8 @@ class TableTask:
                     if is_strangers:
                         self._epoch = 0  # only a higher one helps
                 except Exception as error:  # a plugin is a stranger: its bugs are its topic's affair
-                    logger.exception("the lake compactor failed: topic=%s", self._name)
+                    if self._reason != _sentence(error):
+                        logger.exception("the lake compactor failed: topic=%s", self._name)
                     await self._tell(LakeState.FAILED, _sentence(error))
                 await self._refuse_maintenance()
                 if self._commits > commits:

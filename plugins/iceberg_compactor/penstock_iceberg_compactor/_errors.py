@@ -16,6 +16,7 @@ from pyiceberg.exceptions import (
     NoSuchTableError,
     RESTError,
     UnauthorizedError,
+    ValidationError,
 )
 from requests.exceptions import RequestException
 from sqlalchemy.exc import SQLAlchemyError
@@ -75,6 +76,11 @@ def _kind(error: Exception) -> tuple[str, type[PenstockError]] | None:
         return "the catalog refuses these credentials", UnavailableError
     if isinstance(error, RESTError | RequestException | SQLAlchemyError):
         return "the catalog can't be used for now", UnavailableError
+    if isinstance(error, ValidationError):
+        return (
+            "what the catalog or the table's metadata say can't be understood, they are damaged or newer",
+            CorruptError,
+        )
     if isinstance(error, FileNotFoundError):
         return "the bucket or a file of the table isn't there", CorruptError
     if isinstance(error, PermissionError):

@@ -54,6 +54,8 @@ logger = logging.getLogger("penstock.lake.iceberg")
 
 #: Another writer may be faster so often, then the kernel opens the table again.
 _TRIES_MAX = 10
+#: The newest version of Iceberg's format that pyiceberg writes.
+_FORMAT_MAX = 2
 
 
 class OwnedTable:
@@ -130,6 +132,12 @@ class OwnedTable:
         if self._epoch and stamp.epoch > self._epoch:
             raise FencedError(
                 f"somebody else owns the table now: table={self.name} epoch={self._epoch} owner={stamp.epoch}"
+            )
+        if self._epoch and metadata.format_version > _FORMAT_MAX:
+            raise ConflictError(
+                f"somebody made the table one of a newer format of Iceberg, which can't be written here: choose "
+                f"another name with penstock.lake.table, or replay into a new table: table={self.name} "
+                f"format_version={metadata.format_version} known={_FORMAT_MAX}"
             )
         if self._epoch:
             check_columns(self.table.schema(), self._configs, self.name)

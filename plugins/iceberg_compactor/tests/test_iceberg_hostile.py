@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 import pytest
 from google.protobuf import descriptor_pb2
@@ -20,7 +21,7 @@ from tests.iceberg_place import load, opened, topic
 from tests.iceberg_readers import duckdb_with_iceberg
 from tests.lake_records import lake_records
 
-from penstock.errors import ConfigError, ConflictError, InvalidRequestError
+from penstock.errors import ConfigError, ConflictError, CorruptError, InvalidRequestError
 
 pytestmark = pytest.mark.anyio
 
@@ -383,3 +384,21 @@ async def test_rows_are_read_back_a_row_group_at_a_time_whatever_they_inflate_to
         assert max(part.nbytes for part in parts) < 20 * 2**20
         again = pa.concat_tables(parts).sort_by("offset")
         assert again.equals(table.scan().to_arrow().sort_by("offset").cast(again.schema))
+
+
+@pytest.mark.parametrize(
+    ("version", "error", "why"),
+    [(3, ConflictError, "one of a newer format of Iceberg"), (99, CorruptError, "can't be understood")],
+)
+async def test_a_table_that_somebody_upgraded_beyond_what_can_be_written_stops_in_words(
+    tmp_path: Path, version: int, error: type[Exception], why: str
+) -> None:
+    async with opened(tmp_path) as compactor:
+        await put(compactor, [b"a"])
+        metadata = anyio.Path(load(compactor).metadata_location.removeprefix("file://"))
+        found = json.loads(await metadata.read_text())
+        await metadata.write_text(json.dumps(found | {"format-version": version, "next-row-id": 1}))
+        for epoch in (1, 2):
+            with pytest.raises(error, match=why) as told:
+                await put(compactor, [b"b"], start=1, epoch=epoch)
+            assert "\n" not in str(told.value)
