@@ -172,6 +172,12 @@ class OpenCatalog:
             raise self._wrong(error) from None
 
     def _wrong(self, error: Exception) -> ConfigError:
+        missing = isinstance(error, ModuleNotFoundError) or type(error).__name__ == "NotInstalledError"
+        if missing and self._properties.get("uri", "").startswith("postgresql"):
+            return ConfigError(
+                "the catalog's driver isn't installed, run pip install 'penstock[postgres]' and begin "
+                "lake_compactor.catalog.uri with postgresql+psycopg://"
+            )
         return ConfigError(
             f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
             f"cause={self._secrets.hide(' '.join(str(error).split()))}"

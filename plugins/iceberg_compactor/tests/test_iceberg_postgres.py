@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 from tests.postgres_server import PostgresServer, serving_postgres
 
-from penstock.errors import ConflictError, FencedError, UnavailableError
+from penstock.errors import ConfigError, ConflictError, FencedError, UnavailableError
 
 pytestmark = pytest.mark.anyio
 
@@ -113,3 +114,13 @@ async def test_a_server_that_stands_still_is_given_up_on(
             await table.write(lake_records([b"a", b"b"][at:], start=at))
             await table.commit({0: 2})
         assert load(compactor, name).scan().to_arrow().num_rows == 2
+
+
+async def test_a_missing_driver_is_named_with_the_extra_that_brings_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "psycopg", None)
+    catalog = {"type": "sql", "uri": "postgresql+psycopg://me:secret@127.0.0.1/db"}
+    with pytest.raises(ConfigError, match=r"pip install 'penstock\[postgres\]'"):
+        async with opened(tmp_path, catalog=catalog) as compactor, compactor.open_table(topic(), 1):
+            pass
