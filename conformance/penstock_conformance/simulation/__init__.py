@@ -8,19 +8,19 @@ from __future__ import annotations
 
 __all__ = ("STRATEGIES", "Cost", "Outcome", "measure_cost", "simulate")
 
-import asyncio
 import tempfile
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from penstock.plugins import PluginRegistry
 from penstock_conformance.simulation._block import BlockMedium
 from penstock_conformance.simulation._cost import Cost, measure_cost
 from penstock_conformance.simulation._history import History
-from penstock_conformance.simulation._loop import run_simulated
+from penstock_conformance.simulation._loop import SimulatedLoop, run_simulated
 from penstock_conformance.simulation._media import Medium, ObjectMedium
 from penstock_conformance.simulation._replicated import ReplicatedMedium
 
@@ -33,6 +33,10 @@ _MEDIA: dict[str, tuple[type[Medium], str, dict[str, object]]] = {
 
 #: What can be simulated: WAL plugins, one of them in two ways.
 STRATEGIES = tuple(_MEDIA)
+
+
+#: One for all histories: to look for plugins takes as long as a tenth of a history.
+_registry = cache(PluginRegistry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +62,12 @@ def simulate(
     bug: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Outcome:
     """The history of ``seed`` with the WAL ``strategy``; ``bug``, a defect to be found, is entered around it."""
-    registry = PluginRegistry()
+    registry = _registry()
     kind, plugin, own = _MEDIA[strategy]
     medium = kind(registry, plugin, {**own, **(settings or {})})
     histories: list[History] = []
 
-    async def main(loop: asyncio.AbstractEventLoop) -> None:
+    async def main(loop: SimulatedLoop) -> None:
         history = History(seed, loop, medium, registry, Path(directory))
         histories.append(history)
         await history.run()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ("BlockMedium", "SimulatedDevice")
 
-import asyncio
 import errno
 import importlib
 from collections import deque
@@ -18,6 +17,7 @@ from penstock.errors import UnavailableError
 from penstock.plugins import PluginRegistry, validate_settings
 from penstock.spi.plugin import Buffer
 from penstock_conformance.simulation._bucket import Bucket
+from penstock_conformance.simulation._loop import SimulatedLoop
 from penstock_conformance.simulation._media import Medium
 from penstock_conformance.simulation._threads import (
     THREADING,
@@ -37,7 +37,7 @@ _LOCK_TIMEOUT_S = 10.0
 class _Disk:
     """The bytes, which outlive every process."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, random: Random, size_bytes: int) -> None:
+    def __init__(self, loop: SimulatedLoop, random: Random, size_bytes: int) -> None:
         self.loop, self.random = loop, random
         self.seen = bytearray(size_bytes)
         self.durable = bytearray(size_bytes)
@@ -244,7 +244,7 @@ class BlockMedium(Medium):
         self._package = self.spec.open.__module__.rpartition(".")[0]
         self._find_header = importlib.import_module(f"{self._package}._place").find_header
 
-    def begin(self, loop: asyncio.AbstractEventLoop, random: Random, bucket: Bucket) -> None:
+    def begin(self, loop: SimulatedLoop, random: Random, bucket: Bucket) -> None:
         super().begin(loop, random, bucket)
         checked: Any = validate_settings(self.spec, self.settings)
         self.disk = _Disk(loop, random, checked.capacity)
@@ -267,7 +267,10 @@ class BlockMedium(Medium):
             mock.patch.object(inspect, "check_place", lambda _: any(self.disk.seen)),
             mock.patch.object(inspect, "run_in_thread", SimulatedWriter.run_in_turn),
         ):
-            yield
+            try:
+                yield
+            finally:
+                SimulatedWriter.turns.close()
 
     def set_pace(self, fault_rate: float, typical_s: float) -> None:
         self.disk.fault_rate = fault_rate

@@ -19,6 +19,7 @@ from penstock.spi.object_store import (
     ObjectStoreStatistics,
 )
 from penstock.spi.plugin import Buffer
+from penstock_conformance.simulation._loop import SimulatedLoop
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class Pace:
 class Bucket:
     """The objects. They outlive every process; each request has its effect at one moment."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, random: Random) -> None:
+    def __init__(self, loop: SimulatedLoop, random: Random) -> None:
         self.loop = loop
         self.pace = Pace(random)
         self.objects: dict[str, bytes] = {}

@@ -18,7 +18,7 @@ from penstock.plugins import PluginRegistry, validate_settings
 from penstock.spi.plugin import Services
 from penstock.spi.wal import WalAppend
 from penstock_conformance.simulation._bucket import Bucket, BucketClient
-from penstock_conformance.simulation._loop import run_simulated
+from penstock_conformance.simulation._loop import SimulatedLoop, run_simulated
 
 _GIB = 2**30
 _MIB = 2**20
@@ -59,7 +59,7 @@ def measure_cost(rate_mib_s: float, *, seconds: float, entry_bytes: int, wal: st
     registry = PluginRegistry()
     costs: list[Cost] = []
 
-    async def main(loop: asyncio.AbstractEventLoop) -> None:
+    async def main(loop: SimulatedLoop) -> None:
         bucket = Bucket(loop, Random(0))
         bucket.pace.typical_s = _TYPICAL_S
         spec = registry.select("wal", wal)
@@ -82,7 +82,7 @@ def measure_cost(rate_mib_s: float, *, seconds: float, entry_bytes: int, wal: st
 
 
 async def _use(
-    loop: asyncio.AbstractEventLoop,
+    loop: SimulatedLoop,
     bucket: Bucket,
     wal: Any,
     rate_mib_s: float,

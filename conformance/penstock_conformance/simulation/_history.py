@@ -31,6 +31,7 @@ from penstock.stream.object_puts import UploadSettings
 from penstock.stream.open_stream import Stream
 from penstock.stream.reader import ReaderSettings
 from penstock_conformance.simulation._bucket import Bucket, BucketClient
+from penstock_conformance.simulation._loop import SimulatedLoop
 from penstock_conformance.simulation._media import Medium
 from penstock_conformance.simulation._model import Model, WatchedWal, check_image
 from penstock_conformance.simulation._threads import life_of_task
@@ -56,6 +57,8 @@ class _Life:
         self.metadata: MetadataService | None = None
         self.wal: Any = None
         self.streams: list[Stream] = []
+        #: Set by each append that goes to the WAL.
+        self.appended = asyncio.Event()
         self.appends = 0
         self.appends_max = 20
 
@@ -66,7 +69,7 @@ class History:
     def __init__(
         self,
         seed: int,
-        loop: asyncio.AbstractEventLoop,
+        loop: SimulatedLoop,
         medium: Medium,
         registry: PluginRegistry,
         directory: Path,
@@ -189,9 +192,10 @@ class History:
 
     async def _wait_until_busy(self, life: _Life) -> None:
         """Something is on its way to the WAL, if anything is soon."""
-        with anyio.move_on_after(1):
-            while life.engine is None or not life.engine.statistics().in_flight_bytes:  # noqa: ASYNC110 - simulated time
-                await anyio.sleep(self._random.uniform(0.0001, 0.002))
+        if life.engine is None or not life.engine.statistics().in_flight_bytes:
+            life.appended.clear()
+            with anyio.move_on_after(1):
+                await life.appended.wait()
         await anyio.sleep(self._random.uniform(0, 0.5 * self._medium.typical_s))
 
     async def _kill(self, life: _Life) -> None:
@@ -267,7 +271,7 @@ class History:
                 StreamEngine.open(
                     metadata=metadata,
                     store=life.client,
-                    wal=WatchedWal(wal, metadata.image, ()),
+                    wal=WatchedWal(wal, metadata.image, life.appended.set),
                     log_cache=log_cache,
                     block_cache=block_cache,
                     allocator=allocator,
@@ -319,13 +323,16 @@ class History:
     async def _be_used(self, life: _Life) -> None:
         async with anyio.create_task_group() as tasks:
             for number in range(5):
-                tasks.start_soon(self._forever, life, self._produce, number)
-            tasks.start_soon(self._forever, life, self._trim, 0)
-            tasks.start_soon(self._forever, life, self._flush, 0)
-            tasks.start_soon(self._forever, life, self._look, 0)
+                tasks.start_soon(self._forever, life, self._produce, 1, number)
+            tasks.start_soon(self._forever, life, self._trim, 10)
+            tasks.start_soon(self._forever, life, self._flush, 5)
+            tasks.start_soon(self._forever, life, self._look, 5)
 
-    async def _forever(self, life: _Life, step: Callable[[_Life, int], Awaitable[None]], number: int) -> None:
-        pause_s = self._random.choice((0.02, 0.3, 1.0))
+    async def _forever(
+        self, life: _Life, step: Callable[[_Life, int], Awaitable[None]], rarity: int, number: int = 0
+    ) -> None:
+        """``step`` again and again, after pauses that are as many times longer as it is rare."""
+        pause_s = rarity * self._random.choice((0.02, 0.3, 1.0))
         while True:
             await anyio.sleep(self._random.uniform(0, pause_s) + 0.001)
             try:
@@ -376,8 +383,6 @@ class History:
             await last.wait()
 
     async def _trim(self, life: _Life, _: int) -> None:
-        if self._random.random() < 0.9:
-            return
         engine = life.engine
         assert engine is not None
         stream = self._random.choice(life.streams)
@@ -389,25 +394,24 @@ class History:
         self.note(f"trimmed {life.number} {stream.stream_id}@{offset}")
 
     async def _flush(self, life: _Life, _: int) -> None:
-        if self._random.random() < 0.2:
-            assert life.engine is not None
-            await life.engine.flush()
-            self.note(f"flushed {life.number}")
+        assert life.engine is not None
+        await life.engine.flush()
+        self.note(f"flushed {life.number}")
 
     async def _look(self, life: _Life, _: int) -> None:
         """A reader finds what is acknowledged, at any time."""
-        if self._random.random() < 0.2:
-            engine, stream = life.engine, self._random.choice(life.streams)
-            assert engine is not None
-            start, end = stream.start_offset, stream.confirmed_offset
-            if start < end:
-                offset = self._random.randrange(start, end)
-                entries = await engine.reads.read(stream, offset, 500)
-                known = self._model.of(stream.stream_id).acked.get(offset)
-                if entries and known is not None and entries[0].base_offset == offset:
-                    assert bytes(entries[0].data) == known[0], (
-                        f"I1: a read gave other bytes: stream={stream.stream_id} offset={offset}"
-                    )
+        engine, stream = life.engine, self._random.choice(life.streams)
+        assert engine is not None
+        start, end = stream.start_offset, stream.confirmed_offset
+        if start >= end:
+            return
+        offset = self._random.randrange(start, end)
+        entries = await engine.reads.read(stream, offset, 500)
+        known = self._model.of(stream.stream_id).acked.get(offset)
+        if entries and known is not None and entries[0].base_offset == offset:
+            assert bytes(entries[0].data) == known[0], (
+                f"I1: a read gave other bytes: stream={stream.stream_id} offset={offset}"
+            )
 
     # -- the end ---------------------------------------------------------------------------------------------
 
@@ -430,11 +434,11 @@ class History:
             for _ in range(3):
                 await self._produce(life, 0)
             await engine.flush()
-            await anyio.sleep(3 * _DEADLINE_MS / 1000)
+            await self._loop.skip(3 * _DEADLINE_MS / 1000)
             for _ in range(3):
                 await engine._lifecycle.sweep()
                 await engine._orphans.sweep()
-                await anyio.sleep(3 * _DEADLINE_MS / 1000)
+                await self._loop.skip(3 * _DEADLINE_MS / 1000)
             await self._medium.settle(life.wal)
             await self._model.check(engine, life.streams)
             image = metadata.image

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 __all__ = ("Medium", "ObjectMedium")
 
-import asyncio
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, nullcontext
 from random import Random
@@ -13,6 +12,7 @@ from typing import Any
 from penstock.plugins import PluginRegistry, validate_settings
 from penstock.spi.plugin import FencedWords, Services
 from penstock_conformance.simulation._bucket import Bucket
+from penstock_conformance.simulation._loop import SimulatedLoop
 
 #: Objects that a log puts beside each other at most.
 _PUTS_MAX = 8
@@ -31,7 +31,7 @@ class Medium:
         self.spec = registry.select("wal", plugin)
         self.settings = dict(settings)
 
-    def begin(self, loop: asyncio.AbstractEventLoop, random: Random, bucket: Bucket) -> None:
+    def begin(self, loop: SimulatedLoop, random: Random, bucket: Bucket) -> None:
         """A history begins, with an empty medium."""
         self.loop, self.random, self.bucket = loop, random, bucket
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ("Model", "WatchedWal", "check_image")
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from penstock.metadata.image import Image
@@ -108,10 +108,10 @@ def check_image(image: Image) -> None:
 class WatchedWal:
     """Between the engine and its WAL: I4, nothing is trimmed that metadata doesn't have."""
 
-    def __init__(self, wal: WriteAheadLog, image: Image, own_streams: Sequence[int]) -> None:
+    def __init__(self, wal: WriteAheadLog, image: Image, on_append: Callable[[], None]) -> None:
         self._wal = wal
         self._image = image
-        self._own = set(own_streams)
+        self._on_append = on_append
         #: Position, stream and next offset of what the log holds, oldest first.
         self._held: list[tuple[int, int, int]] = []
 
@@ -138,6 +138,7 @@ class WatchedWal:
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         append = self._wal.append(data, checksum)
         self._hold(data[0], append.position, append.next_position)
+        self._on_append()
         return append
 
     async def trim(self, position: int) -> None:

@@ -15,6 +15,7 @@ from penstock.plugins import NestedPlugins, Opened, PluginRegistry, validate_set
 from penstock.spi.plugin import FencedWords, Services
 from penstock_conformance.simulation._block import BlockMedium
 from penstock_conformance.simulation._bucket import Bucket, BucketClient
+from penstock_conformance.simulation._loop import SimulatedLoop
 from penstock_conformance.simulation._media import Medium, ObjectMedium
 
 _PREFIX = "wal/"
@@ -36,7 +37,7 @@ class ReplicatedMedium(Medium):
             {"plugin": "wal_block", **self._block.settings},
         ]
 
-    def begin(self, loop: asyncio.AbstractEventLoop, random: Random, bucket: Bucket) -> None:
+    def begin(self, loop: SimulatedLoop, random: Random, bucket: Bucket) -> None:
         super().begin(loop, random, bucket)
         #: Not the broker's: what happens to one happens to that alone.
         self.zone_bucket = Bucket(loop, Random(random.random()))

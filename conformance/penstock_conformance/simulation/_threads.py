@@ -21,6 +21,7 @@ from typing import Any
 import anyio
 
 from penstock.errors import ClosedError, again, kept
+from penstock_conformance.simulation._loop import SimulatedLoop
 
 #: The life that opens something, for what it opens.
 life_of_task: ContextVar[int] = ContextVar("life_of_task", default=-1)
@@ -28,52 +29,78 @@ _local = threading.local()
 
 
 class _Turn:
-    """A thread, and when it goes on."""
+    """A piece of work, who does it, and when it goes on."""
 
-    def __init__(self, life: int) -> None:
+    def __init__(self, life: int, work: Callable[[], Any]) -> None:
         self.life = life
-        #: Let go of to let the thread go on.
-        self.go = threading.Lock()
-        self.go.acquire()
+        self.worker: _Worker | None = None
+        self._work = work
         #: None: until somebody wakes it.
         self.pause_s: float | None = 0.0
         self.is_done = False
+        self.result: Any = None
+        self.error: Exception | None = None
         self.wake: Callable[[], None] = lambda: None
+
+    def run(self) -> None:
+        """In the thread."""
+        try:
+            self.result = self._work()
+        except Exception as error:  # noqa: BLE001 - handed to whoever started it
+            self.error = kept(error)
+        self.is_done = True
+
+
+class _Worker:
+    """A thread. It runs while the event loop waits, and the other way round."""
+
+    def __init__(self, turns: Turns) -> None:
+        self._turns = turns
+        #: What to do next; None: end.
+        self.turn: _Turn | None = None
+        #: Let go of to let the thread go on.
+        self.go = threading.Lock()
+        self.go.acquire()
+        threading.Thread(target=self._work, daemon=True).start()
+
+    def _work(self) -> None:
+        _local.turns = self._turns
+        self.go.acquire()
+        while (turn := self.turn) is not None:
+            _local.turn = turn
+            turn.run()
+            self._turns.end_turn()
+            self.go.acquire()
 
 
 class Turns:
-    """Gives turns to threads, one at a time, from the event loop."""
+    """Gives turns to threads, one at a time, from the event loop.
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, random: Random) -> None:
+    A thread that has done its work does the next: a history has thousands of them, and threads are slow to start.
+    """
+
+    def __init__(self, loop: SimulatedLoop, random: Random) -> None:
         self._loop = loop
         self._random = random
         self._back = threading.Lock()
         self._back.acquire()
+        self._idle: list[_Worker] = []
 
     def start(
         self, life: int, work: Callable[[], Any], done: Callable[[Any, Exception | None], None]
     ) -> None:
         """Run ``work()`` in a thread of ``life``, then ``done(result, error)`` on the loop."""
-        turn = _Turn(life)
-        outcome: list[tuple[Any, Exception | None]] = []
-
-        def body() -> None:
-            _local.turn, _local.turns = turn, self
-            turn.go.acquire()
-            try:
-                outcome.append((work(), None))
-            except Exception as error:  # noqa: BLE001 - handed to whoever started it
-                outcome.append((None, kept(error)))
-            turn.is_done = True
-            self._back.release()
-
-        threading.Thread(target=body, daemon=True).start()
+        turn = _Turn(life, work)
 
         def go_on() -> None:
-            turn.go.release()
+            if turn.worker is None:
+                turn.worker = self._idle.pop() if self._idle else _Worker(self)
+                turn.worker.turn = turn
+            turn.worker.go.release()
             self._back.acquire()
             if turn.is_done:
-                self._loop.call_later(self._random.uniform(0, 0.0005), done, *outcome[0])
+                self._idle.append(turn.worker)
+                self._loop.call_later(self._random.uniform(0, 0.0005), done, turn.result, turn.error)
             elif turn.pause_s is not None:
                 self._loop.call_later(turn.pause_s, go_on)
 
@@ -85,9 +112,23 @@ class Turns:
 
     def give_back(self, turn: _Turn, seconds: float | None) -> None:
         """From a thread: let simulated time go on, and wait for the next turn."""
+        if seconds is not None and self._loop.try_pass(seconds):
+            return
         turn.pause_s = seconds
         self._back.release()
-        turn.go.acquire()
+        assert turn.worker is not None
+        turn.worker.go.acquire()
+
+    def end_turn(self) -> None:
+        """From a thread: its work is done."""
+        self._back.release()
+
+    def close(self) -> None:
+        """No thread works any more: let them end. One that waits for a turn that nobody gives it stays."""
+        for worker in self._idle:
+            worker.turn = None
+            worker.go.release()
+        self._idle.clear()
 
 
 def pause(seconds: float) -> None:
