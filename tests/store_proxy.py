@@ -139,7 +139,9 @@ class _Handler(BaseHTTPRequestHandler):
         request = Request(
             operation=_operation(self.command, parts.query),
             path=parts.path,
-            conditional="If-None-Match" in self.headers or "If-Match" in self.headers,
+            conditional="If-None-Match" in self.headers
+            or "If-Match" in self.headers
+            or "ifGenerationMatch=" in parts.query,
             checked="x-amz-checksum-crc32c" in self.headers,
         )
         fault = proxy.decide(request)

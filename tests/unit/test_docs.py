@@ -248,6 +248,18 @@ def test_guide_to_testing_shows_programs_that_run(
     assert capsys.readouterr().out.startswith("127.0.0.1:")
 
 
+def test_losses_of_others_are_held_by_tests_that_are_there() -> None:
+    text = (REPOSITORY / "docs/conformance.md").read_text()
+    section = text.partition("## Losses that others had\n")[2].partition("\n## ")[0]
+    named = re.findall(r"`(\w+)`", section)
+    assert len(named) >= 15
+    sources = [
+        path.read_text() for root in ("tests", "conformance") for path in (REPOSITORY / root).rglob("*.py")
+    ]
+    missing = [name for name in named if not any(f"{name}(" in source for source in sources)]
+    assert missing == []
+
+
 def test_guide_to_testing_names_every_option_of_the_fixture() -> None:
     source = (REPOSITORY / "tools" / "penstock_tools" / "testing" / "pytest_plugin.py").read_text()
     options = set(re.findall(r'"(penstock_broker_\w+)"', source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -11,6 +12,7 @@ import pytest
 from penstock_object_store_fsspec import Settings, penstock_register_object_store
 from tests.cloud_servers import CloudServer, serving_azure, serving_gcs
 from tests.store_proxy import FAULTS, StoreProxy, each_first, proxied
+from tests.store_races import race_for_objects
 
 from penstock.errors import AlreadyExistsError, ConfigError, UnavailableError
 from penstock.spi.object_store import ObjectStore
@@ -40,16 +42,21 @@ def proxy(cloud: CloudServer) -> Iterator[StoreProxy]:
         yield running
 
 
+def _options(cloud: CloudServer, proxy: StoreProxy) -> dict[str, str]:
+    """Of a client that meets the proxy where it looks for the server."""
+    behind, before = f"127.0.0.1:{cloud.port}", proxy.endpoint_url.removeprefix("http://")
+    return {name: value.replace(behind, before) for name, value in cloud.options.items()}
+
+
 def _open(
     cloud: CloudServer, proxy: StoreProxy, budget_ms: int = 20_000
 ) -> AbstractAsyncContextManager[ObjectStore]:
     services = Services(
         node_id=1, epoch=1, cluster_id="test", data_dir=Path("/nonexistent"), clock=time.monotonic
     )
-    behind, before = f"127.0.0.1:{cloud.port}", proxy.endpoint_url.removeprefix("http://")
     settings = Settings(
         url=f"{cloud.protocol}://{cloud.make_bucket()}/some/prefix",
-        options={name: value.replace(behind, before) for name, value in cloud.options.items()},
+        options=_options(cloud, proxy),
         retry_budget_ms=budget_ms,
     )
     return penstock_register_object_store().open(settings, services)
@@ -96,6 +103,13 @@ async def test_what_may_be_done_twice_is_done_again(
         await store.delete(["k"])
         assert [info.key async for info in store.list()] == ["there"]
     assert proxy.faults[fault] == 6
+
+
+@pytest.mark.skipif("TESTS_RACE_ROUNDS" not in os.environ, reason="takes long: TESTS_RACE_ROUNDS=1000")
+async def test_one_of_eight_processes_wins_each_race_though_replies_are_lost(
+    store: ObjectStore, cloud: CloudServer, proxy: StoreProxy
+) -> None:
+    await race_for_objects(proxy, store, f"{cloud.protocol}://{cloud.make_bucket()}", _options(cloud, proxy))
 
 
 async def test_a_store_that_goes_on_failing_is_told_after_several_attempts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import threading
@@ -18,22 +17,18 @@ from penstock_object_store_fsspec import Settings, penstock_register_object_stor
 from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 from tests.store_proxy import FAULTS, Request, StoreProxy, each_first, proxied
+from tests.store_races import race_for_objects
 
 from penstock.config import load_config
 from penstock.errors import AlreadyExistsError, ConfigError, UnavailableError
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Services
 from penstock_tools.cli import _logging
-from penstock_tools.probe.races import open_writers, race
-from penstock_tools.probe.worker import Command, body_of
 
 #: As in the environment of a broker: writers in processes of their own have it too.
 CLIENT = "PENSTOCK__OBJECT_STORE__CLIENT"
 
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
-
-#: Races under lost replies; more of them by hand.
-ROUNDS = int(os.environ.get("TESTS_RACE_ROUNDS", "10"))
 
 
 @pytest.fixture
@@ -277,36 +272,10 @@ async def test_credentials_are_in_no_line_of_the_log_at_any_level(
 
 async def test_one_of_eight_processes_wins_each_race_though_replies_are_lost(proxy: StoreProxy) -> None:
     """Half of the puts are done and never answered; each writer still learns whether it won."""
-    bucket = proxy.server.make_bucket()
     options = {
         "key": S3Server.access_key,
         "secret": S3Server.secret_key,
         "endpoint_url": proxy.endpoint_url,
     }
-    setup = {
-        "config_path": None,
-        "sets": [
-            f"object_store.url=s3://{bucket}",
-            *(f"object_store.options.{name}={value}" for name, value in options.items()),
-        ],
-        "plugins_dirs": [],
-        "modules": [],
-    }
-    async with _open(proxy) as any_store, open_writers(8, setup, any_store) as writers:
-        turn = iter(range(10**9))
-        faults = ("reply lost", "", "done, 503 SlowDown", "", "409 ConditionalRequestConflict")
-        proxy.decide = lambda request: faults[next(turn) % len(faults)] if request.conditional else ""
-        for number in range(ROUNDS):
-            key = f"round-{number:06d}"
-            commands = [
-                Command(action="create", key=key, label=f"{key} by {writer}", size=2000)
-                for writer in range(len(writers))
-            ]
-            run = await race(writers, commands)
-            results = [outcome.result for outcome in run.outcomes]
-            assert sorted(results) == ["lost"] * 7 + ["won"], (number, run.outcomes)
-            winner = commands[results.index("won")]
-            commands = [Command(action="read", key=key)] * len(writers)
-            digest = hashlib.sha256(body_of(winner.label, winner.size)).hexdigest()
-            assert {outcome.detail for outcome in (await race(writers, commands)).outcomes} == {digest}
-    assert proxy.faults["reply lost"] >= ROUNDS
+    async with _open(proxy) as any_store:
+        await race_for_objects(proxy, any_store, f"s3://{proxy.server.make_bucket()}", options)

@@ -2,6 +2,7 @@
 
     penstock bench floor             # ratios for 200 KiB, 16 KiB and 1 KiB requests; latency of one and of two alone
     penstock bench floor --json out.json --seconds 5 --rounds 3 --dir /var/tmp
+    penstock bench floor -p penstock_tools.bench.stub_store --set wal.plugin=wal_s3 --set object_store.plugin=stub
 
 The floor does what no durable broker can leave out and nothing else: it frames Produce requests, checks each
 batch's checksum, hands the batches to one writer thread that writes and fdatasyncs whatever has gathered (group
@@ -395,9 +396,9 @@ def floor_process(directory: Path, batch_bytes: int, *, objects: bool = False) -
 
 
 @contextlib.contextmanager
-def penstock_process(directory: Path, sets: list[str]) -> Iterator[int]:
-    """``penstock serve`` with its defaults in ``directory``; gives its port."""
-    command = [sys.executable, "-m", "penstock", "serve", "--log-level", "warning"]
+def penstock_process(directory: Path, sets: list[str], arguments: Sequence[str] = ()) -> Iterator[int]:
+    """``penstock ARGUMENTS serve`` with its defaults in ``directory``; gives its port."""
+    command = [sys.executable, "-m", "penstock", *arguments, "serve", "--log-level", "warning"]
     for setting in [f"broker.data_dir={directory}", "listener.bind=127.0.0.1:0", *sets]:
         command += ["--set", setting]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -451,9 +452,14 @@ def measure(port: int, batch_bytes: int, connections: int, depth: int, seconds: 
 
 
 def compare(
-    directory: Path, seconds: float, rounds: int, sets: list[str], only: str | None
+    directory: Path,
+    seconds: float,
+    rounds: int,
+    sets: list[str],
+    only: str | None,
+    arguments: Sequence[str] = (),
 ) -> list[dict[str, Any]]:
-    """All cases, the servers in turn; prints a line per case."""
+    """All cases, the servers in turn; prints a line per case. ``arguments`` are the broker's, before ``serve``."""
     rows = []
     _say(f"{'request':<16}{'penstock':>22}{'floor':>22}{'ratio':>7}{'floor with objects':>22}{'ratio':>7}")
     for name, batch_bytes, connections, depth in CASES:
@@ -464,7 +470,7 @@ def compare(
         with_objects: list[Result] = []
         for _ in range(rounds):
             for process, results in (
-                (penstock_process(directory / "p", sets), ours),
+                (penstock_process(directory / "p", sets, arguments), ours),
                 (floor_process(directory, batch_bytes), floors),
                 (floor_process(directory, batch_bytes, objects=True), with_objects),
             ):

@@ -198,17 +198,23 @@ def compare_with_floor(
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
     sets: SetOption = None,
+    plugins_dir: PluginsDirOption = None,
+    plugin: PluginOption = None,
 ) -> None:
     """Print Penstock / floor for requests of 200 KiB, 16 KiB and 1 KiB, and p50 and p99 at depth 1.
 
     The floor is a bare server that only receives, checks the CRC and syncs to the same disk; a second one writes
     objects beside it too, as a broker with objects in files must. All take turns.
+
+    A log in an object store is measured on one that isn't the limit by -p penstock_tools.bench.stub_store --set
+    wal.plugin=wal_s3 --set object_store.plugin=stub.
     """
     from penstock_tools.bench.budgets import of_floor
     from penstock_tools.bench.floor import compare
 
+    settings, setup = _sets(context, sets), Setup.of(context, None, sets, plugins_dir, plugin)
     with _scratch("floor", directory) as folder:
-        rows = compare(folder, seconds, rounds, _sets(context, sets), only)
+        rows = compare(folder, seconds, rounds, settings, only, _plugin_arguments(setup))
         if verdicts := of_floor(rows):
             typer.echo(verdicts)
         _write_json(json_path, {"machine": _machine(folder), "rows": rows})
