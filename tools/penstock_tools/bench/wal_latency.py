@@ -3,11 +3,12 @@
     penstock bench wal-latency                                    # wal_s3: a lone writer, then 1, 10 and 100 MiB/s
     penstock bench wal-latency --wal wal_s3express_replicated     # the same beside a disk
     penstock bench wal-latency --plot latency.svg --json latency.json
+    penstock bench wal-latency --proxy-to http://127.0.0.1:7070 --set object_store.url=s3://bucket  # a real server
 
-Between the log and its store stands a delay: each put takes a time of its own, log-normally distributed (60 ms
-median, 200 ms p99, as a cloud's does). A lone writer appends when the append before is acknowledged; under load
-appends come at a rate, whatever the log does. Each figure is held against the puts of the same run, since these can't
-be avoided.
+Between the log and its store stands a delay, in this process or in a proxy in front of an S3 server: each put takes a
+time of its own, log-normally distributed (60 ms median, 200 ms p99, as a cloud's does). A lone writer appends when
+the append before is acknowledged; under load appends come at a rate, whatever the log does. Each figure is held
+against the puts of the same run, since these can't be avoided.
 """
 
 from __future__ import annotations
@@ -25,12 +26,10 @@ __all__ = (
 )
 
 import itertools
-import math
-import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -45,10 +44,9 @@ from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer, Services
 from penstock.spi.wal import WalAppend, WriteAheadLog
 from penstock_tools.bench._svg import Line, chart, log_axis, quantile_axis
+from penstock_tools.bench.late_proxy import Delays, proxy_process
 
 _MIB = 2**20
-#: Standard deviations from the median to p99.
-_P99 = 2.326
 #: Trimmed, as after an upload, when so much is acknowledged.
 _TRIM_BYTES = 64 * _MIB
 #: Seconds of load before anything counts: a log learns which puts are slow.
@@ -120,11 +118,10 @@ class Measured:
 class LateStore:
     """See ``ObjectStore``: puts take the time that a cloud's would, and all requests are counted."""
 
-    def __init__(self, store: ObjectStore, p50_ms: float, p99_ms: float, seed: int) -> None:
+    def __init__(self, store: ObjectStore, delays: Delays | None) -> None:
+        """Without ``delays``, those of the store itself are measured."""
         self._store = store
-        self._mu = math.log(p50_ms)
-        self._sigma = math.log(p99_ms / p50_ms) / _P99
-        self._random = random.Random(seed)
+        self._delays = delays
         #: Of the puts that were answered; those that were given up for a second one aren't among them.
         self.put_ms: list[float] = []
         self.requests = 0
@@ -136,7 +133,8 @@ class LateStore:
         """See ``ObjectStore.put_if_absent``."""
         self.requests += 1
         started = time.perf_counter()
-        await anyio.sleep(self._random.lognormvariate(self._mu, self._sigma) / 1000)
+        if self._delays is not None:
+            await anyio.sleep(self._delays.next_s())
         token = await self._store.put_if_absent(key, body)
         self.put_ms.append((time.perf_counter() - started) * 1000)
         return token
@@ -187,13 +185,42 @@ async def measure_wal(
     seed: int,
     sets: Sequence[str] = (),
     loads: Sequence[Load] = LOADS,
+    proxy_to: str | None = None,
     told: Callable[[Measured], None] = lambda _: None,
 ) -> list[Measured]:
-    """Measure each load on a log of its own. ``told`` hears of each as soon as it is done."""
+    """Measure each load on a log of its own. ``told`` hears of each as soon as it is done.
+
+    ``proxy_to`` is the URL of an S3 server, whose bucket ``sets`` name: a proxy in front of it delays the puts, in a
+    process of its own, instead of a wrapper here.
+    """
+    with ExitStack() as proxies:
+        delays: Delays | None = Delays(p50_ms, p99_ms, seed)
+        if proxy_to is not None:
+            url = proxies.enter_context(proxy_process(proxy_to, p50_ms, p99_ms, seed))
+            sets, delays = (*sets, f"object_store.options.endpoint_url={url}"), None
+        return await _measure_wal(folder, wal, seconds, idle_s, sets, loads, delays, told)
+
+
+async def _measure_wal(
+    folder: Path,
+    wal: str,
+    seconds: float,
+    idle_s: float,
+    sets: Sequence[str],
+    loads: Sequence[Load],
+    delays: Delays | None,
+    told: Callable[[Measured], None],
+) -> list[Measured]:
     found = []
     for number, load in enumerate(loads, 1):
-        own = (f"wal.plugin={wal}", f"object_store.url=memory://wal-latency-{folder.name}-{number}")
-        config = load_config(None, sets=(*own, *sets))
+        place = f"wal-latency-{folder.name}-{number}"
+        own = [f"wal.plugin={wal}", f"object_store.url=memory://{place}"]
+        for one in sets:
+            is_place = one.startswith("object_store.url=")
+            own.append(
+                f"{one.rstrip('/')}/{place}" if is_place else one
+            )  # a log is measured from its first entry
+        config = load_config(None, sets=own)
         selection = PluginRegistry().select_all(config)
         data_dir = folder / str(number)
         data_dir.mkdir()
@@ -202,7 +229,7 @@ async def measure_wal(
             plugins = PluginOpener(stack, selection, services)
             plugins.set_words(lambda owner, services: MemoryWords())
             await plugins.open(ALLOCATOR)
-            store = LateStore(await plugins.open(OBJECT_STORE), p50_ms, p99_ms, seed)
+            store = LateStore(await plugins.open(OBJECT_STORE), delays)
             plugins.set(OBJECT_STORE, cast("ObjectStore", store))
             found.append(await measure_load(await plugins.open(WAL), store, load, seconds, idle_s))
         told(found[-1])

@@ -287,6 +287,12 @@ def wal_latency(
     p50_ms: Annotated[float, typer.Option("--put-p50-ms", help="Median of the store's puts.")] = 60.0,
     p99_ms: Annotated[float, typer.Option("--put-p99-ms", help="p99 of the store's puts.")] = 200.0,
     seed: Annotated[int, typer.Option("--seed", help="Of the delays.")] = 1,
+    proxy_to: Annotated[
+        str | None,
+        typer.Option(
+            "--proxy-to", metavar="URL", help="An S3 server: a proxy in front of it delays, not this process."
+        ),
+    ] = None,
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
     plot_path: Annotated[
@@ -316,6 +322,7 @@ def wal_latency(
                 p99_ms=p99_ms,
                 seed=seed,
                 sets=settings,
+                proxy_to=proxy_to,
                 told=lambda one: typer.echo(f"{one.load.name} measured", err=True),
             )
 
