@@ -20,8 +20,8 @@ ASYNCIO_RIM = (
     "conformance/",
     "tools/penstock_tools/bench/attacks.py",  # thousands of hostile connections
     "tools/penstock_tools/bench/floor.py",  # the bare server that Penstock is measured against
-    "tools/penstock_tools/bench/late_proxy.py",  # a proxy that is as little work as can be
     "tools/penstock_tools/bench/bare_log.py",  # the other one
+    "tools/penstock_tools/bench/late_proxy.py",  # a proxy that is as little work as can be
     "kernel/penstock/broker",
     "tools/penstock_tools/cli/",
     "tools/penstock_tools/probe/",  # leads the connections of client libraries through a relay

@@ -91,14 +91,8 @@ class _Handle(asyncio.TimerHandle):
         self._cancelled = False
 
     def run(self) -> None:
-        """Errors of callbacks are nobody's: tasks and futures keep their own."""
         assert self._callback is not None
-        try:
-            self._context.run(self._callback, *self._args)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException:  # noqa: BLE001 - as asyncio does, which would log it
-            pass
+        self._context.run(self._callback, *self._args)
 
     def cancel(self) -> None:
         self._cancelled = True
@@ -177,7 +171,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         for _ in range(len(ready)):
             handle = ready.popleft()
             if not handle._cancelled:
-                handle.run()
+                try:
+                    handle.run()
+                except (SystemExit, KeyboardInterrupt):
+                    raise
+                except BaseException as error:  # noqa: BLE001 - tasks and futures keep their own
+                    self.call_exception_handler({"message": "a callback failed", "exception": error})
 
     async def skip(self, seconds: float) -> None:
         """Let ``seconds`` pass while nothing is under way: what is due each second is due a few times only."""
