@@ -38,10 +38,16 @@ from typing import IO, Any
 _MESSAGE_BYTES_MAX = 128 * 1024
 #: What Python reads when it starts, and Penstock and others when they are imported.
 _READ_AT_START = ("PYTHON", "PENSTOCK_NATIVE", "FSSPEC_", "LD_", "MALLOC_")
+#: But where compiled modules are kept changes nothing of what was imported.
+_OF_BYTECODE = ("PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
 
 
 def _read_at_start(environment: Mapping[str, str]) -> dict[str, str]:
-    return {name: value for name, value in environment.items() if name.startswith(_READ_AT_START)}
+    return {
+        name: value
+        for name, value in environment.items()
+        if name.startswith(_READ_AT_START) and name not in _OF_BYTECODE
+    }
 
 
 #: Of ours, besides plugins; what is only for benchmarks and people's own tests is left out.

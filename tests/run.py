@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 import random
+import sys
 import tempfile
 import time
 from collections.abc import Generator
@@ -22,6 +24,8 @@ from tests.keeper import MARK, Keeper, marked, remove_abandoned
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
 _HELPERS = "from multiprocessing."
 _LEFT_S = 10.0
+#: What a run sets in its environment, and gives back.
+_SET = (MARK, "TMPDIR", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
 #: Files of many tests that take no time.
 _SMALL = ("tests/unit/", "plugins/")
 
@@ -45,7 +49,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if not hasattr(config, "workerinput"):
         remove_abandoned()
         keeper = Keeper()
-        before = {name: os.environ.get(name) for name in (MARK, "TMPDIR")}, tempfile.tempdir
+        before = {name: os.environ.get(name) for name in _SET}, tempfile.tempdir
 
         def close() -> None:
             """The root is gone; a process may run tests again, as that of the conformance suite's mutants does."""
@@ -58,6 +62,22 @@ def pytest_configure(config: pytest.Config) -> None:
 
         config.add_cleanup(close)
         os.environ[MARK] = os.environ["TMPDIR"] = tempfile.tempdir = str(keeper.root)
+        if sys.dont_write_bytecode and sys.pycache_prefix is None:
+            # hundreds of processes would compile the same modules; the checkout stays as it is
+            os.environ["PYTHONPYCACHEPREFIX"] = str(keeper.root / "bytecode")
+            os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is there before the first test stays: the garbage collector needn't look at it, now or later."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.collect()
+        gc.freeze()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
