@@ -308,6 +308,42 @@ def strangers(pair: Pair) -> None:
         )
 
 
+def doubled_topics(pair: Pair) -> None:
+    """Topics that are named twice, by both name and id or by neither, in no time at all or in enough."""
+    make(pair, "doubled")
+    both = {"name": "doubled", "topic_id": b"\x08" * 16}
+    named, unclear = {"name": "no"}, {"name": None}
+    for states in ([both, both], [both, unclear, named], [named, named, both], [unclear, unclear]):
+        for timeout_ms in (0, 5000):
+            label = f"deleted in {timeout_ms} ms: {states}"
+            ask(pair, label, ApiKey.DELETE_TOPICS, 6, topics=states, timeout_ms=timeout_ms)
+    topic = {"name": "created-doubled", "num_partitions": 1, "replication_factor": 1, "assignments": []}
+    for topics in ([topic, topic], [topic, topic | {"name": "a b"}]):
+        for timeout_ms in (0, 5000):
+            label = f"created in {timeout_ms} ms: {[one['name'] for one in topics]}"
+            ask(
+                pair,
+                label,
+                ApiKey.CREATE_TOPICS,
+                4,
+                topics=topics,
+                timeout_ms=timeout_ms,
+                validate_only=True,
+            )
+    grown = {"name": "doubled", "count": 3, "assignments": None}
+    for timeout_ms in (0, 5000):
+        label = f"grown in {timeout_ms} ms"
+        ask(
+            pair,
+            label,
+            ApiKey.CREATE_PARTITIONS,
+            3,
+            topics=[grown, grown],
+            timeout_ms=timeout_ms,
+            validate_only=True,
+        )
+
+
 #: By name.
 FIRST_FAULTS: Final[dict[str, Callable[[Pair], None]]] = {
     "frames": frames,
@@ -318,4 +354,5 @@ FIRST_FAULTS: Final[dict[str, Callable[[Pair], None]]] = {
     "faults of config changes": faults_of_config_changes,
     "sessions out of step": sessions_out_of_step,
     "strangers": strangers,
+    "doubled topics": doubled_topics,
 }

@@ -74,6 +74,15 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     denied = NOBODY
     if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):
         denied = context.denied(Operation.CREATE, ResourceType.TOPIC, times)
+    if request.timeout_ms <= 0 and any(times[name] == 1 and name not in denied for name in times):
+        # as in Kafka, which doesn't look further, and answers what is named twice twice
+        late = ErrorCode.REQUEST_TIMED_OUT
+        return CreateTopicsResponse(
+            topics=[
+                CreatableTopicResult(name=asked.name, error_code=late, error_message=TIMED_OUT, configs=[])
+                async for asked in in_portions(request.topics, _NAMES)
+            ]
+        )
     hidden = context.denied(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC, times)
     async for asked in in_portions(request.topics, _CHECKS):
         if asked.name in results:
@@ -82,7 +91,6 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
         try:
             _check_once(asked.name, times)
             check_topic_permitted(asked.name, denied)
-            _check_time(request.timeout_ms)
             valid.append(_new_topic(asked, taken, context))
         except KafkaError as error:
             result.error_code = error.error_code
@@ -232,16 +240,19 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     ]
     denied = context.denied(Operation.DELETE, ResourceType.TOPIC, names_asked)
     hidden = context.denied(Operation.DESCRIBE, ResourceType.TOPIC, names_asked)
+    asked_times = Counter([_key(state) async for state in in_portions(asked, _NAMES) if _is_clear(state)])
+    left = [
+        state
+        async for state in in_portions(asked, _NAMES)
+        if _is_clear(state) and asked_times[_key(state)] == 1 and state.name not in denied
+    ]
     try:
-        awaited = [
-            one.name
-            async for one in in_portions(asked, _NAMES)
-            if one.name is not None and one.name not in denied
-        ]
-        await deadline.of(logs.wait_changed(awaited))
+        if left:  # else there is nothing to wait for, nor to be late with
+            _check_time(request.timeout_ms)
+            await deadline.of(logs.wait_changed([one.name for one in left if one.name is not None]))
     except KafkaError as error:
         return DeleteTopicsResponse(responses=[_not_deleted(state, error) for state in asked])
-    results, found = await _find_deletable(asked, request.timeout_ms, context, denied, hidden)
+    results, found = await _find_deletable(asked, asked_times, context, denied, hidden)
     times = Counter([name async for name, _ in in_portions(found, _NAMES)])
     names: dict[str, DeletableTopicResult] = {}
     twice: set[str] = set()
@@ -274,7 +285,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
 
 async def _find_deletable(
     asked: Sequence[DeleteTopicState],
-    timeout_ms: int,
+    asked_times: Counter[str | bytes],
     context: RequestContext,
     denied: Collection[str],
     hidden: Collection[str],
@@ -282,20 +293,18 @@ async def _find_deletable(
     """A result for each topic that was asked, those refused with their errors; and the names of the others."""
     results: list[DeletableTopicResult] = []
     found: list[tuple[str, DeletableTopicResult]] = []
-    asked_times = Counter([_key(state) async for state in in_portions(asked, _NAMES)])
     repeated: set[str | bytes] = set()
     async for state in in_portions(asked):
         key = _key(state)
-        if key in repeated:
+        if key in repeated and _is_clear(state):
             continue
         result = DeletableTopicResult(name=state.name, topic_id=state.topic_id)
         results.append(result)
         try:
             # whoever asks so has made a mistake: nothing of it is deleted, as in Kafka, whether it is there or not
-            if asked_times[key] > 1 and key != _ZERO_ID:
+            if asked_times[key] > 1 and _is_clear(state):
                 repeated.add(key)
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "the topic is in the request twice")
-            _check_time(timeout_ms)
             found.append((_name_to_delete(state, result, context, denied, hidden), result))
         except KafkaError as error:
             result.error_code = error.error_code
@@ -307,6 +316,11 @@ def _not_deleted(state: DeleteTopicState, error: KafkaError) -> DeletableTopicRe
     return DeletableTopicResult(
         name=state.name, topic_id=state.topic_id, error_code=error.error_code, error_message=str(error)
     )
+
+
+def _is_clear(state: DeleteTopicState) -> bool:
+    """Whether a topic is named either by its name or by its id: what isn't clear is refused for itself alone."""
+    return (state.name is None) != (bytes(state.topic_id) == _ZERO_ID)
 
 
 def _key(state: DeleteTopicState) -> str | bytes:

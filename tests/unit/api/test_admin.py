@@ -439,6 +439,37 @@ async def test_a_topic_that_is_named_twice_is_not_deleted(logs: FakeLogs) -> Non
     assert sorted(logs.topics()) == ["t", "u"]
 
 
+async def test_what_is_named_by_both_or_neither_is_refused_for_itself_alone(logs: FakeLogs) -> None:
+    both = DeleteTopicState(name="t", topic_id=b"\7" * 16)
+    asked = [both, both, DeleteTopicState(name=None), DeleteTopicState(name="t")]
+    request = DeleteTopicsRequest(timeout_ms=1000, topics=asked)
+    response = await topics.handle_delete_topics(request, make_context(logs, 6))
+    codes = [result.error_code for result in response.responses]
+    assert codes == [ErrorCode.INVALID_REQUEST] * 3 + [ErrorCode.NONE]
+    assert not logs.topics()
+
+
+async def test_a_timeout_of_0_is_answered_for_whatever_is_named_if_anything_is_left_to_do(
+    logs: FakeLogs,
+) -> None:
+    late = [ErrorCode.REQUEST_TIMED_OUT] * 3
+    named = [DeleteTopicState(name=name) for name in ("t", "t", "a b")]
+    deleted = await topics.handle_delete_topics(
+        DeleteTopicsRequest(timeout_ms=0, topics=named), make_context(logs, 6)
+    )
+    assert [result.error_code for result in deleted.responses] == late
+    asked = [CreatableTopic(name=name, num_partitions=1, replication_factor=1) for name in ("n", "n", "a b")]
+    created = await topics.handle_create_topics(
+        CreateTopicsRequest(timeout_ms=0, topics=asked), make_context(logs, 7)
+    )
+    assert [result.error_code for result in created.topics] == late
+    doubled = await topics.handle_create_topics(
+        CreateTopicsRequest(timeout_ms=0, topics=asked[:2]), make_context(logs, 7)
+    )
+    assert [result.error_code for result in doubled.topics] == [ErrorCode.INVALID_REQUEST]
+    assert sorted(logs.topics()) == ["t"]
+
+
 async def test_an_unknown_topic_that_is_named_twice_is_answered_once(logs: FakeLogs) -> None:
     states = [DeleteTopicState(name=None, topic_id=b"x" * 16), DeleteTopicState(name="no")]
     request = DeleteTopicsRequest(timeout_ms=1000, topics=[*states, *states])
