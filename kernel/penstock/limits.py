@@ -63,6 +63,7 @@ _WAL_PART: Final = 4
 _GROUPS_PART_MAX: Final = 4
 _STATE_PART: Final = 8
 _CARRIED_PART: Final = 16
+_PARKED_PART: Final = 8
 _APPEND_PART: Final = 8
 _FETCH_PART: Final = 4
 _RECEIVE_PART: Final = 2
@@ -327,6 +328,8 @@ class Budget:
     receive: int
     #: Those of them that are carried between reads, beyond the first MiB.
     carried: int
+    #: What fetches keep that wait for data.
+    parked: int
     #: State that clients make the broker remember.
     groups: int
     producers: int
@@ -364,6 +367,8 @@ class Budget:
             receive=allocator // _RECEIVE_PART,
             # not at the cost of the quarter that only payload takes
             carried=max(0, min(allocator // _CARRIED_PART, allocator // _GROUPS_PART_MAX - groups_bytes)),
+            # like requests that are handled, and beside them: payload makes up for it
+            parked=max(MIB, allocator // _PARKED_PART),
             groups=groups_bytes,
             producers=max(MIB, allocator // _STATE_PART),
             # without room for a session, clients are served without one

@@ -15,7 +15,8 @@ member is added to it, window by window (``WINDOW_S``).
    the time that has passed, so it waits a little often, not long once. What it used beyond its part counts in the
    next window.
 4. **What is left is for who asks one thing at a time.** A limited member that doesn't keep requests waiting goes on
-   at once, too, as long as all together use no more than ``SPARE_PART`` of the time that has passed.
+   at once, too, as long as all together use no more than ``SPARE_PART`` of the time that has passed; else when they
+   don't any more.
 5. **Limits last while somebody profits by them**: somebody who isn't limited was served within ``QUIET_S``.
 """
 
@@ -204,14 +205,13 @@ class TimeShares:
             member.waited = True
             kind.waited = kind.waited or kind.is_limited
             address.waited = address.waited or address.is_limited
-            if not is_greedy and self._is_spare(now):
-                return 0.0
+            if not is_greedy:
+                return min(ready, self._spare_at())
         return ready
 
-    def _is_spare(self, now: float) -> bool:
-        """Whether less is used of this window than may be."""
-        passed = now - self._begin + _SPARE_AHEAD_S
-        return self._used_s < SPARE_PART * max(self._speed, _SPEED_MIN) * passed
+    def _spare_at(self) -> float:
+        """When less is used of this window than may be, if nobody uses more until then."""
+        return self._begin - _SPARE_AHEAD_S + self._used_s / (SPARE_PART * max(self._speed, _SPEED_MIN))
 
     def _enter(self, member: TimeMember) -> None:
         if not member.enter(self._window):

@@ -253,6 +253,21 @@ def test_who_asks_one_thing_at_a_time_waits_when_the_loop_has_nothing_left() -> 
     assert sum(loop.used.values()) / end < SPARE_PART + 0.1
 
 
+def test_who_asks_one_thing_at_a_time_goes_on_as_soon_as_the_loop_has_something_left_not_at_its_pace() -> (
+    None
+):
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(40)]
+    single, modest = loop.join("a"), loop.join("a")
+    loop.run(1.0, [*crowd, single], [modest])
+    loop.compute(single, WINDOW_S / 2)
+    pace = loop.shares.ready_at(single, loop.now)
+    ready = loop.shares.ready_at(single, loop.now, is_greedy=False)
+    assert loop.now < ready < pace
+    loop.now = ready
+    assert loop.shares.ready_at(single, loop.now, is_greedy=False) <= loop.now
+
+
 def test_a_connection_counts_for_the_kind_of_work_that_it_asked_for_last() -> None:
     loop = Loop()
     crowd = [loop.join("a") for _ in range(20)]

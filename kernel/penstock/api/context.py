@@ -26,6 +26,7 @@ from penstock.api.authorization import deciding, denied, operation_bits
 from penstock.api.client import Client, Endpoint
 from penstock.api.fetch_session import FetchSessions
 from penstock.api.metadata_topics import MetadataFragments
+from penstock.api.parked import Parked
 from penstock.coordinator.group_service import GroupService
 from penstock.log.manager import LogManager
 from penstock.spi.allocator import Charge
@@ -118,6 +119,9 @@ class ApiContext:
     #: What fetch sessions may take; None: as many as there may be.
     session_memory: Ledger | None = None
     fetch_sessions: FetchSessions = field(init=False)
+    #: What fetches may keep while they wait for data; None: as much as they like.
+    parked_memory: Ledger | None = None
+    parked: Parked = field(init=False)
     #: Whether the log says that there are no transactions.
     told_of_transactions: bool = False
     #: Encoded topics, for Metadata.
@@ -128,6 +132,7 @@ class ApiContext:
         self.fetch_sessions = FetchSessions(
             self.settings.fetch_sessions_max, random.Random(), self.session_memory
         )
+        self.parked = Parked(self.parked_memory or Ledger("parked", 2**63))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -144,6 +149,8 @@ class RequestContext:
     state: object = None
     #: Its answer is a long one: it is encoded in a thread.
     is_long: bool = False
+    #: How long the client is to wait with its next request, as the handler says.
+    rest_s: float = 0.0
 
     @property
     def groups(self) -> GroupService:

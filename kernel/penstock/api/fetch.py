@@ -20,6 +20,7 @@ from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, one_code
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.fetch_session import CachedPartition, Plan, SessionError
+from penstock.api.parked import REST_S_MAX, ParkedFetch
 from penstock.api.portions import Steps, at_once, by_portions
 from penstock.errors import FullError, PenstockError
 from penstock.log.partition import Partition, ReadResult
@@ -47,6 +48,9 @@ _NO_EPOCH: Final = -1
 #: A fetch of more partitions looks at a portion of them at a time, then others get their turn.
 SLICE_PARTITIONS = 500
 _PORTION_PARTITIONS: Final = 200
+#: What a fetch that waits keeps, and for each partition (by the sizes of the objects).
+_PARKED_BYTES: Final = 4096
+_WATCHED_BYTES: Final = 1024
 #: So many fetches that an append wakes go on at once; of a crowd whoever uses much of the loop waits for its turn.
 _WOKEN_AT_ONCE: Final = 16
 
@@ -174,6 +178,12 @@ class _Fetch:
     def _is_zstd(self, partition: Partition) -> bool:
         """KIP-110: who can't read zstd is told, if the topic says that this is what is there."""
         return self._context.api.logs.config_value(partition.topic, "compression.type") == "zstd"
+
+    def left_s(self) -> float:
+        """How much longer its client waits."""
+        settings = self._context.api.settings
+        wait_s = min(self.request.max_wait_ms, settings.fetch_wait_ms_max) / 1000
+        return wait_s - (self._context.api.clock() - self.started_s)
 
     def limit(self, cached: CachedPartition, taken_bytes: int) -> int:
         """Bytes of one partition that may go into the response."""
@@ -431,26 +441,39 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
 
 
 async def _wait(fetch: _Fetch, context: RequestContext) -> None:
-    """Wait until there are enough bytes, or an error to answer, or the time is up."""
-    settings = context.api.settings
-    wait_s = min(fetch.request.max_wait_ms, settings.fetch_wait_ms_max) / 1000
-    left_s = wait_s - (context.api.clock() - fetch.started_s)
-    draining = context.api.draining
+    """Wait until there are enough bytes, or an error to answer, or the time is up, or it gives way to another."""
+    api = context.api
     watch = _Watch()
+    parked: ParkedFetch | None = None
     try:
-        draining.add_listener(watch.wake)
+        api.draining.add_listener(watch.wake)
         found = await fetch.collect_fairly(watch)
+        left_s = fetch.left_s()
+        if left_s > 0.0 and not found.cold and not fetch.is_due(found):
+            parked = _park(fetch, context, watch)
         with anyio.move_on_after(max(0.0, left_s)):
-            while not found.cold and not fetch.is_due(found):
+            while not found.cold and not fetch.is_due(found) and not (parked and parked.gave_way):
                 changed = await watch.wait()
                 if any(partition.watchers > _WOKEN_AT_ONCE for partition in changed.values()):
                     await (
                         anyio.lowlevel.checkpoint()
                     )  # all go on in one iteration: whoever has to waits for a turn
                 fetch.collect_again(changed, found)
+        if parked is not None and parked.gave_way:
+            context.rest_s = min(REST_S_MAX, max(0.0, fetch.left_s()))
     finally:
-        draining.remove_listener(watch.wake)
+        if parked is not None:
+            api.parked.leave(parked)
+        api.draining.remove_listener(watch.wake)
         watch.end()
+
+
+def _park(fetch: _Fetch, context: RequestContext, watch: _Watch) -> ParkedFetch:
+    """Account for what is kept while the fetch waits, and for its request no longer."""
+    fetch.request.topics, fetch.request.forgotten_topics_data = [], []  # they are in the plan
+    context.release_charges()
+    size_bytes = _PARKED_BYTES + len(fetch.plan) * _WATCHED_BYTES
+    return context.api.parked.enter(context.client.outgoing.address, size_bytes, watch.wake)
 
 
 class _Watch:

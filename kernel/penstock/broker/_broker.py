@@ -386,6 +386,7 @@ class Broker:
             groups=groups,
             settings=api_settings(tree, divided),
             session_memory=Ledger("sessions", divided.sessions, allocator),
+            parked_memory=Ledger("parked", divided.parked, allocator),
             clock=time.monotonic,
             now_ms=now_ms,
             authorizer=None,  # the one place where gate and handlers get theirs from; no plugin decides yet

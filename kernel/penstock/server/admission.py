@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("admit", "throttled")
+__all__ = ("admit", "rest", "throttled")
 
 import msgspec
 
@@ -24,6 +24,12 @@ def admit(channel: Channel, api: Api, request: Message, slot: Slot) -> None:
     slot.throttle_ms = channel.core.gate.admit(api, request, channel.client, slot.request_bytes)
     if slot.throttle_ms > 0:
         channel.rest(slot.throttle_ms)
+
+
+def rest(channel: Channel, slot: Slot, rest_s: float) -> None:
+    """Take nothing more of the client for so long, and say so in its answer."""
+    slot.throttle_ms = max(slot.throttle_ms, int(rest_s * 1000))
+    channel.rest(slot.throttle_ms)
 
 
 def throttled(response: Message, throttle_ms: int) -> Message:

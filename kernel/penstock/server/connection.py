@@ -57,13 +57,13 @@ class Connection(asyncio.BufferedProtocol):
         "_ending",
         "_header",
         "_in_turn",
-        "_is_greedy",
         "_is_paused",
         "_reader",
         "_short",
         "_transport",
         "channel",
         "has_asked",
+        "is_greedy",
         "last_active",
         "opened",
         "time",
@@ -83,7 +83,7 @@ class Connection(asyncio.BufferedProtocol):
         #: A frame wasn't taken, and the transport doesn't read.
         self._is_paused = False
         #: It asked for more than fits into one turn of the loop; it has such a turn just now.
-        self._is_greedy = self._in_turn = False
+        self.is_greedy = self._in_turn = False
         #: What ``_count`` told last of bytes that are carried.
         self._carried = 0
         #: What a client that has hung up waits for, since when, and when that is looked at again.
@@ -166,10 +166,9 @@ class Connection(asyncio.BufferedProtocol):
         if reader.partial:
             channel.incoming.moved(nbytes, now)
             end = reader.joined(nbytes)
-        if core.turns.hold_back(self, now, is_greedy=self._is_greedy):
-            self._is_greedy = False
+        if core.turns.hold_back(self, now, is_greedy=self.is_greedy):
             reader.keep(core.scratch[:end])
-            self._wait_for_turn()
+            self._wait_for_turn(is_greedy=self.is_greedy)
             return
         begin = core.processor_time() if core.loop_time.is_measured else None
         self._read(core.scratch, end, now)
@@ -422,8 +421,9 @@ class Connection(asyncio.BufferedProtocol):
             core.turns.used(self.time, now, begin)
         self._count()
 
-    def _wait_for_turn(self) -> None:
+    def _wait_for_turn(self, *, is_greedy: bool = True) -> None:
         """Others first: go on in the next turn of this connection."""
+        self.is_greedy = is_greedy
         self.channel.pipeline.begin(Wait.TURN)
         self._pause()
         self._core.turns.add(self)
@@ -438,7 +438,7 @@ class Connection(asyncio.BufferedProtocol):
         if self._reader.large is not None:
             self._core.turns.end_slice()  # what it receives now is its slice
         # what it receives next waits too, if this wasn't all
-        self._is_greedy = pipeline.is_waiting(Wait.TURN)
+        self.is_greedy = pipeline.is_waiting(Wait.TURN)
 
     # -- what the set of connections asks -------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from penstock.api.declaration import Api, Frame
 from penstock.api.errors import error_code_of, is_expected
 from penstock.api.gate import UnidentifiedError
 from penstock.errors import PenstockError
-from penstock.server.admission import admit, throttled
+from penstock.server.admission import admit, rest, throttled
 from penstock.server.channel import Channel
 from penstock.server.long_request import COUNTED_BYTES, HeldFrame, admit_and_decode, admit_nowait, encode
 from penstock.server.responses import count_response, encode_in_turn
@@ -122,6 +122,8 @@ async def _run(
                 _fail(channel, slot, api, message, error)
                 return
             channel.scopes.add(scope)  # who is gone doesn't wait to be answered
+            if context.rest_s > 0.0:
+                rest(channel, slot, context.rest_s)
             in_thread = context.is_long
             await _answer_in_turn(channel, slot, api.key, response, is_long=is_long, in_thread=in_thread)
     finally:

@@ -62,6 +62,8 @@ _payer: ContextVar[TimeMember | None] = ContextVar("_payer", default=None)
 
 class _Waits(Protocol):
     time: TimeMember
+    #: Whether it waits with more than it received last: who doesn't may go on before its pace says so.
+    is_greedy: bool
 
     def turn(self) -> None:
         """Go on for one slice. Doesn't raise."""
@@ -95,8 +97,9 @@ class Turns:
         #: Those that may not go on yet, by the time when they may.
         self._limited: list[tuple[float, int, _Waits]] = []
         self._number = 0
-        #: Those that may, and let others go first.
-        self._deferred: list[_Waits] = []
+        #: Those that may, and let others go first, by whether they are greedy. Only greedy ones wait for threads: one
+        #: that works for somebody who is limited may be there at any time.
+        self._deferred: dict[bool, list[_Waits]] = {False: [], True: []}
         #: Who else asked lately, and when.
         self._others: dict[_Waits, float] = {}
         #: Until then somebody waits here, or did a moment ago.
@@ -114,7 +117,7 @@ class Turns:
         self.slice_s = SLICE_S
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._limited) + len(self._deferred)
+        return len(self._waiting) + len(self._limited) + sum(map(len, self._deferred.values()))
 
     def hold_back(self, connection: _Waits, now: float, *, is_greedy: bool) -> bool:
         """Whether what ``connection`` has just received has to wait for a turn."""
@@ -124,7 +127,7 @@ class Turns:
             if self._shares.ready_at(member, now, is_greedy=is_greedy) > now:
                 return True
             if member.is_limited:
-                return self.defers(now)
+                return (is_greedy and self._threads > 0) or self._others_first(now)
         elif is_greedy and len(self) > 0:
             return True
         elif now > self._contended_until:
@@ -180,9 +183,9 @@ class Turns:
             finally:
                 spent_s = self.processor_time() - begin
 
+        if self.makes_wait(member):
+            await self._wait(member)  # without a place among the threads, which others may take meanwhile
         async with limiter:
-            if self.makes_wait(member):
-                await self._wait(member)
             is_slice = member.may_wait
             self._threads += is_slice
             self._at_work.add(member)
@@ -205,10 +208,8 @@ class Turns:
         self._waiting.append(connection)
         self._schedule()
 
-    def defers(self, now: float) -> bool:
-        """Whether who is limited lets others go first now."""
-        if self._threads:
-            return True
+    def _others_first(self, now: float) -> bool:
+        """Whether the last slice is so short ago that requests of others may be in the log's hands."""
         return bool(self._others) and now < self._last_slice + DEFER_S and self._others_wait(now)
 
     def _others_wait(self, now: float) -> bool:
@@ -219,7 +220,7 @@ class Turns:
 
     def answered(self) -> None:
         """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
-        if self._deferred and not self._is_scheduled:
+        if any(self._deferred.values()) and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
 
@@ -230,7 +231,7 @@ class Turns:
                 self._call_soon(self._let_others_first)
             return
         at = self._limited[0][0] if self._limited else math.inf
-        if self._deferred and not self._threads:
+        if self._deferred[False] or (self._deferred[True] and not self._threads):
             at = min(at, self._last_slice + DEFER_S)
         if at < (math.inf if self._wakes_at is None else self._wakes_at):
             self._wakes_at = at
@@ -257,21 +258,23 @@ class Turns:
         end = used + self.slice_s
         while limited and limited[0][0] <= now:
             waiting.append(heappop(limited)[2])
-        defers = self.defers(now)
-        if not defers and self._deferred:
-            waiting.extend(self._deferred)
-            self._deferred.clear()
+        waits_for_others = self._others_first(now)
+        defers = {False: waits_for_others, True: waits_for_others or self._threads > 0}
+        for is_greedy, deferred in self._deferred.items():
+            if not defers[is_greedy]:
+                waiting.extend(deferred)
+                deferred.clear()
         self.slice_s = SLICE_SHORT_S if self._others else SLICE_S
         self._slice_ended = False
         for _ in range(len(waiting)):
             connection = waiting.popleft()
-            ready = shares.ready_at(connection.time, now)
+            ready = shares.ready_at(connection.time, now, is_greedy=connection.is_greedy)
             if ready > now:
                 self._number += 1
                 heappush(limited, (ready, self._number, connection))
                 continue
-            if defers and connection.time.may_wait:
-                self._deferred.append(connection)
+            if defers[connection.is_greedy] and connection.time.may_wait:
+                self._deferred[connection.is_greedy].append(connection)
                 continue
             connection.turn()
             began, now = now, self.clock()
@@ -290,6 +293,7 @@ class _Portion:
     __slots__ = ("_go_on", "_turns", "time")
 
     awaits_log = False
+    is_greedy = True
 
     def __init__(self, member: TimeMember, turns: Turns) -> None:
         self.time = member

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
 from tests.unit.api.fakes import FakeLogs, make_context
 
+from penstock.account import Ledger
 from penstock.api import fetch as fetch_module
 from penstock.api.context import RequestContext
 from penstock.api.fetch import fetch_nowait, handle_fetch
+from penstock.api.parked import Parked
 from penstock.errors import UnavailableError
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.messages.fetch import (
@@ -236,6 +240,52 @@ async def test_of_a_crowd_that_an_append_wakes_each_may_be_made_to_wait_for_its_
         await anyio.lowlevel.checkpoint()
         assert bool(reads) == (count == 3), "a few go on at once, a crowd lets others go first"
     assert len(reads) >= count
+
+
+async def test_a_fetch_that_gives_way_is_answered_and_its_client_rests_as_long_as_it_would_have_waited(
+    logs: FakeLogs,
+) -> None:
+    context = make_context(logs, 11)
+    answers = []
+
+    async def wait() -> None:
+        answers.append(await call(request(0, max_wait_ms=3_000), context))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(wait)
+        while not len(context.api.parked):
+            await anyio.lowlevel.checkpoint()
+        context.api.parked.enter("127.0.0.1", 2**63 - 1, lambda: None)  # nearly all the room there is
+    assert sizes(answers[0]) == [0]
+    assert context.rest_s == pytest.approx(3.0)
+
+
+async def test_a_fetch_that_waits_is_charged_for_what_it_watches_and_no_longer_as_a_request(
+    logs: FakeLogs,
+) -> None:
+    logs.at("t", 1)
+    context = make_context(logs, 11)
+    context.api.parked = Parked(memory := Ledger("parked", 2**30))
+    requests = Ledger("requests", 2**30)
+    requests.add(1000)
+    charge = SimpleNamespace(release=lambda: requests.add(-1000))
+    context.charges.append(charge)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(call, asked := request(0, 0, max_wait_ms=3_600_000), context)
+        while not len(context.api.parked):
+            await anyio.lowlevel.checkpoint()
+        few = memory.used_bytes
+        assert few > 0
+        assert requests.used_bytes == 0
+        assert not asked.topics, "what was decoded isn't kept"
+        many = make_context(logs, 11)
+        many.api.parked = context.api.parked
+        tasks.start_soon(call, request(*[0] * 2, max_wait_ms=3_600_000), many)
+        while len(context.api.parked) < 2:
+            await anyio.lowlevel.checkpoint()
+        assert memory.used_bytes == 2 * few
+        tasks.cancel_scope.cancel()
+    assert memory.used_bytes == 0
 
 
 async def test_draining_ends_the_wait(logs: FakeLogs) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import anyio
@@ -16,8 +17,9 @@ from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 class Work:
     """Needs so many slices, each of which takes ``SLICE_S``."""
 
-    def __init__(self, loop: Loop, name: str, slices: int) -> None:
+    def __init__(self, loop: Loop, name: str, slices: int, *, is_greedy: bool = True) -> None:
         self._loop = loop
+        self.is_greedy = is_greedy
         self._name = name
         self._slices = slices
         self.time = loop.shares.join(name)
@@ -164,6 +166,23 @@ def test_who_is_limited_lets_others_go_first_for_a_bounded_time() -> None:
     assert loop.now == pytest.approx(last + DEFER_S + SLICE_S)
 
 
+def test_who_asks_one_thing_at_a_time_and_lets_others_go_first_does_not_wait_for_its_pace_then() -> None:
+    loop = Loop()
+    greedy, _ = limited(loop, 4)
+    single = Work(loop, "greedy", 1, is_greedy=False)
+    single.time = greedy.time
+    loop.shares.used(single.time, WINDOW_S * 0.35, WINDOW_S * 0.35, loop.now)
+    pace = loop.shares.ready_at(single.time, loop.now)
+    assert pace > loop.now + DEFER_S, "what it used is more than its part"
+    assert loop.turns.hold_back(single, loop.now, is_greedy=False)
+    loop.turns.add(single)
+    loop.iterate(2)
+    assert loop.history == []
+    while not loop.history:
+        loop.idle()
+    assert loop.now < pace
+
+
 def test_who_is_not_limited_lets_nobody_go_first() -> None:
     loop = Loop()
     modest = Work(loop, "modest", 1)
@@ -291,3 +310,39 @@ async def test_the_thread_of_who_is_limited_does_not_wait_for_itself_to_end() ->
                 loop.iterate(1)
                 await anyio.lowlevel.checkpoint()
     assert done == [1]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_who_asks_one_thing_at_a_time_does_not_wait_for_threads_of_those_who_are_limited() -> None:
+    loop = Loop()
+    greedy, single = Work(loop, "greedy", 1), Work(loop, "single", 1, is_greedy=False)
+    begun, end = threading.Event(), threading.Event()
+
+    def decode() -> None:
+        begun.set()
+        assert end.wait(HANG_S)
+
+    async def run() -> None:
+        await metered(loop.turns.run_in_thread(decode, anyio.CapacityLimiter(1)), greedy.time, loop.turns)
+
+    for one in (greedy, single):
+        one.time.limit(1.0)
+    try:
+        with anyio.fail_after(HANG_S):
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(run)
+                while not begun.is_set():
+                    loop.iterate(1)
+                    await anyio.lowlevel.checkpoint()
+                another = Work(loop, "another", 1)
+                another.time.limit(1.0)
+                assert loop.turns.hold_back(another, loop.now, is_greedy=True)
+                assert not loop.turns.hold_back(single, loop.now, is_greedy=False)
+                loop.turns.add(another)
+                loop.turns.add(single)
+                loop.iterate(4)
+                assert loop.history == ["single"]
+                end.set()
+    finally:
+        end.set()

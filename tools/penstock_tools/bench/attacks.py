@@ -9,7 +9,8 @@
 A good client produces a batch and fetches it again, one request at a time, beside a control and beside an attack in
 turn, round by round, so that a noisy machine disturbs both. Good client and attackers run in processes of their own,
 attackers at the lowest priority. The control is a process at that priority too, which uses as much processor time as
-the attackers did and never touches the broker. What counts is the ratio.
+the attackers did and never touches the broker. What counts is the ratio. With ``--realtime`` other work on the
+machine doesn't count, nor does a disk with ``--dir /dev/shm``.
 
 A further attack is an ``async def name(port)`` with ``@attack``; it goes on until it's cancelled, and its docstring
 says what it does. Attackers whose connection is closed come again at once.
@@ -17,7 +18,7 @@ says what it does. Attackers whose connection is closed come again at once.
 
 from __future__ import annotations
 
-__all__ = ("ATTACKS", "Attack", "GoodClient", "Peer", "attack", "attacking", "compare", "main")
+__all__ = ("ATTACKS", "Attack", "Peer", "attack", "attacking", "compare", "main", "make_topics")
 
 import argparse
 import asyncio
@@ -38,9 +39,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from penstock.wire import ApiKey, encode_request
+from penstock.wire import ApiKey
 from penstock.wire.messages import (
     api_versions,
+    create_topics,
     describe_configs,
     describe_groups,
     fetch,
@@ -53,15 +55,17 @@ from penstock.wire.messages import (
     produce,
 )
 from penstock.wire.records import build_batch
-from penstock.wire.registry import Message, decode_response
+from penstock.wire.registry import decode_response
 from penstock_tools.bench.floor import TOPIC, create_topic, produce_frame
+from penstock_tools.bench.good_client import HOST, GoodClient, exactly, fetch_request, request
 from penstock_tools.bench.server import BrokerProcess
 
 Attack: TypeAlias = Callable[[int], Awaitable[None]]
 MIB: Final = 2**20
 ATTACKS: dict[str, Attack] = {}
-_HOST: Final = "127.0.0.1"
 _READY: Final = "ready"
+#: Broker and good client have this priority with ``--realtime``, attackers one less.
+_REALTIME: Final = 2
 
 
 def attack(function: Attack) -> Attack:
@@ -86,7 +90,7 @@ class Peer:
         if self._receive_bytes:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._receive_bytes)
         sock.setblocking(False)
-        await asyncio.get_running_loop().sock_connect(sock, (_HOST, self._port))
+        await asyncio.get_running_loop().sock_connect(sock, (HOST, self._port))
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -141,35 +145,15 @@ async def crowd(
             tasks.create_task(one())
 
 
-def request(key: ApiKey, version: int, message: Message) -> bytes:
-    """The bytes of the request."""
-    return b"".join(encode_request(key, version, 1, "bad", message))
-
-
-def fetch_request(
-    max_bytes: int, partitions: int = 1, wait_ms: int = 0, min_bytes: int = 1, offset: int = 0
-) -> bytes:
-    """A Fetch from the oldest offset of the topic's first partition, and of others that aren't there."""
-    return request(
-        ApiKey.FETCH,
-        11,
-        fetch.FetchRequest(
-            max_wait_ms=wait_ms,
-            min_bytes=min_bytes,
-            max_bytes=max_bytes,
-            topics=[
-                fetch.FetchTopic(
-                    topic=TOPIC,
-                    partitions=[
-                        fetch.FetchPartition(
-                            partition=index, fetch_offset=offset, partition_max_bytes=max_bytes
-                        )
-                        for index in range(partitions)
-                    ],
-                )
-            ],
-        ),
-    )
+async def make_topics(port: int, *names: str, partitions: int = 1) -> None:
+    """Make topics that the attack needs, if they aren't there."""
+    topics = [
+        create_topics.CreatableTopic(name=name, num_partitions=partitions, replication_factor=1)
+        for name in names
+    ]
+    async with Peer(port) as peer:
+        await peer.send(request(ApiKey.CREATE_TOPICS, 5, create_topics.CreateTopicsRequest(topics=topics)))
+        await peer.frame()
 
 
 async def flood(count: int, port: int, data: bytes, pipelined: int) -> None:
@@ -285,11 +269,12 @@ async def never_read_metadata(port: int) -> None:
 async def parked(port: int) -> None:
     """2,000 fetches of 200 partitions wait for data that never come"""
 
+    await make_topics(port, "parked", partitions=200)
+    data = fetch_request(MIB, 200, wait_ms=300_000, topic="parked")
+
     async def conduct(peer: Peer) -> None:
-        end = 2**40
-        await peer.send(fetch_request(MIB, 200, wait_ms=300_000, min_bytes=MIB, offset=end))
+        await peer.send(data)
         await peer.frame()
-        await peer.hold()
 
     await crowd(2000, port, conduct)
 
@@ -539,64 +524,6 @@ async def unread_groups(port: int) -> None:
         tasks.create_task(crowd(60, port, reader, receive_bytes=4096))
 
 
-# -- the good client -------------------------------------------------------------------------------------------
-
-
-class GoodClient:
-    """Produces a batch and fetches it, one request at a time, with a connection for each."""
-
-    def __init__(self, port: int, batch_bytes: int, timeout_s: float = 60.0) -> None:
-        self._frame = produce_frame(batch_bytes)[0]
-        self._sockets = [socket.create_connection((_HOST, port), timeout_s) for _ in range(2)]
-        for sock in self._sockets:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._max_bytes = 2 * batch_bytes
-
-    def close(self) -> None:
-        """End."""
-        for sock in self._sockets:
-            sock.close()
-
-    def once(self) -> tuple[float, float]:
-        """(seconds to produce, seconds to fetch what was produced)."""
-        producer, consumer = self._sockets
-        begin = time.perf_counter()
-        answer: Any = self._ask(producer, self._frame, ApiKey.PRODUCE, 9)
-        produced = time.perf_counter()
-        result = answer.responses[0].partition_responses[0]
-        assert result.error_code == 0, f"refused: error_code={result.error_code} {result.error_message}"
-        data = fetch_request(self._max_bytes, wait_ms=500, offset=result.base_offset)
-        got: Any = self._ask(consumer, data, ApiKey.FETCH, 11)
-        assert got.responses[0].partitions[0].records, "nothing was fetched"
-        return produced - begin, time.perf_counter() - produced
-
-    @staticmethod
-    def _ask(sock: socket.socket, data: bytes, key: ApiKey, version: int) -> Message:
-        sock.sendall(data)
-        size = int.from_bytes(_exactly(sock, 4), "big")
-        return decode_response(key, version, _exactly(sock, size))[1]
-
-    def run(self, seconds: float) -> tuple[list[float], list[float]]:
-        """Latencies of as many as fit, and of one at least."""
-        end = time.perf_counter() + seconds
-        pairs = [self.once()]
-        while time.perf_counter() < end:
-            pairs.append(self.once())
-            time.sleep(0.001)
-        return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-
-
-def _exactly(sock: socket.socket, size: int) -> bytes:
-    data = bytearray(size)
-    view = memoryview(data)
-    while view:
-        got = sock.recv_into(view)
-        if not got:
-            raise ConnectionResetError("the broker closed the good client's connection")
-        view = view[got:]
-    return bytes(data)
-
-
 # -- comparing -------------------------------------------------------------------------------------------------
 
 
@@ -727,7 +654,11 @@ def _yield_to_others() -> None:
     """Have the lowest priority, as if on another machine: the broker isn't to wait for the processor.
 
     Where the system groups processes by session (sched_autogroup), only a group's priority counts among groups.
+    Of processes at real-time priority it is the one below the broker's.
     """
+    if os.sched_getscheduler(0) == os.SCHED_RR:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REALTIME - 1))
+        return
     os.nice(19)
     with contextlib.suppress(OSError):
         Path("/proc/self/autogroup").write_text("19")
@@ -749,15 +680,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=100 * 1024, help="bytes of the good client's batches")
     parser.add_argument("--memory", default="256MiB", help="memory.limit of the broker")
     parser.add_argument("--topics", type=int, default=200, help="topics in its metadata")
+    parser.add_argument("--dir", type=Path, help="where the broker's data go")
+    parser.add_argument(
+        "--realtime", action="store_true", help="at real-time priority, whatever else runs here"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if options.realtime:
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(_REALTIME))  # children inherit it
     names = options.only.split(",") if options.only else list(ATTACKS)
     rows: list[Row] = []
     _say("| attack | what it does | produce p50, ms | p99 | fetch p50, ms | p99 | resident, MiB |")
     _say("|---|---|---|---|---|---|---|")
     for name in names:
         with (
-            tempfile.TemporaryDirectory() as directory,
+            tempfile.TemporaryDirectory(dir=options.dir) as directory,
             BrokerProcess(Path(directory), [f"memory.limit={options.memory}"]) as broker,
         ):
             port = int(broker.bootstrap_servers.rpartition(":")[2])
@@ -777,9 +714,9 @@ def _prepare(port: int, topics: int, batch_bytes: int) -> None:
     create_topic(port)
     names = [metadata.MetadataRequestTopic(name=f"other-{number}") for number in range(topics)]
     ask = metadata.MetadataRequest(topics=names, allow_auto_topic_creation=True)
-    with socket.create_connection((_HOST, port)) as sock:
+    with socket.create_connection((HOST, port)) as sock:
         sock.sendall(request(ApiKey.METADATA, 9, ask))
-        _exactly(sock, int.from_bytes(_exactly(sock, 4), "big"))
+        exactly(sock, int.from_bytes(exactly(sock, 4), "big"))
     client = GoodClient(port, batch_bytes)
     for _ in range(300):
         with contextlib.suppress(AssertionError):
