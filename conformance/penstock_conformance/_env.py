@@ -67,6 +67,7 @@ class Env:
         """
         spec = self._registry.select(self.target.kind, self.target.plugin)
         checked = self.target.checked_settings(spec, self.data_dir, settings)
+        inside: BaseException | None = None
         async with AsyncExitStack() as stack:
             store = object_store
             needs = KINDS[spec.kind].needs
@@ -78,7 +79,15 @@ class Env:
                 self._services(node_id, epoch, allocator, store), spec, checked, registers=True
             )
             opened = await stack.enter_async_context(spec.open(checked, services))
-            yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened
+            try:
+                yield ScopedStore(opened, self.scope) if spec.kind == OBJECT_STORE.name else opened
+            except BaseException as error:
+                inside = error
+                raise
+        if inside is not None:  # a context that swallows it would have swallowed what a clause found, too
+            raise AssertionError(
+                f"leaving the context of the plugin swallowed an error: {inside}"
+            ) from inside
 
     async def identify(self, *, epoch: int = 0) -> str | None:
         """The identity of the WAL in this data directory. Breaks the clause if its plugin tells none."""
@@ -108,6 +117,12 @@ class Env:
     def can_read_outside(self) -> bool:
         """Whether the WAL has a ``read``."""
         return getattr(self._registry.select(self.target.kind, self.target.plugin), "read", None) is not None
+
+    def can_describe_outside(self) -> bool:
+        """Whether the WAL has a ``describe``."""
+        return (
+            getattr(self._registry.select(self.target.kind, self.target.plugin), "describe", None) is not None
+        )
 
     async def describe_outside(self) -> Mapping[str, object]:
         """What the WAL's ``describe`` tells of the log in this data directory."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("counts", "leaves_nothing")
+__all__ = ("counts", "errors_come_out", "leaves_nothing", "looks_leave_nothing")
 
 import asyncio
 import gc
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
+import anyio
 from anyio.lowlevel import checkpoint
 
 from penstock_conformance._env import Env
@@ -20,6 +21,7 @@ from penstock_conformance._env import Env
 #: Openings that may do something once and for all: import, start a pool of threads, open a shared client.
 _WARM = 3
 _OPENINGS = 12
+_LOOKS = 8
 
 
 async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> None:
@@ -43,6 +45,42 @@ async def leaves_nothing(env: Env, use: Callable[[Any], Awaitable[None]]) -> Non
     assert now_threads - threads < some, f"{_OPENINGS} openings left {now_threads - threads} threads behind"
     alive = sum(ref() is not None for ref in kept)
     assert alive < some, f"{alive} of {_OPENINGS} opened objects are still in memory after their end"
+
+
+async def looks_leave_nothing(look: Callable[[], Awaitable[None]]) -> None:
+    """Do something again and again that ends by itself: what is counted afterwards doesn't grow with the times."""
+    for number in range(_LOOKS + 1):
+        if number == 1:
+            before = await counts()
+        await look()
+    after = await counts()
+    for what, then, now in zip(("descriptors", "tasks", "threads"), before, after, strict=True):
+        assert now - then < _LOOKS // 2, f"{_LOOKS} times left {now - then} {what} behind"
+
+
+class _OwnersError(Exception):
+    """An error of who opened the plugin, which knows nothing of it."""
+
+
+async def errors_come_out(env: Env, use: Callable[[Any, int], Awaitable[None]]) -> None:
+    """Leave the context by an error, by a bug and by a cancellation: each comes out, as it is."""
+    for number, raised in enumerate((_OwnersError("of the owner"), KeyError("of the owner"))):
+        try:
+            async with env.open(epoch=number + 1) as opened:
+                await use(opened, number)
+                raise raised
+        except BaseException as error:  # noqa: BLE001 - whatever comes out is looked at
+            assert error is raised, f"{raised!r} was raised inside of the context, and {error!r} came out"
+            continue
+        raise AssertionError(f"{raised!r} was raised inside of the context, and nothing came out")
+    behind = False
+    with anyio.CancelScope() as scope:
+        async with env.open(epoch=3) as opened:
+            await use(opened, 2)
+            scope.cancel()
+            await checkpoint()
+        behind = True
+    assert not behind, "leaving the context swallowed a cancellation"
 
 
 async def counts() -> tuple[int, int, int]:

@@ -126,7 +126,7 @@ class LetsOlderOwnersOpen(FileWal):
 
     def _read_header(self) -> Header:
         header = super()._read_header()
-        return header._replace(epoch=min(header.epoch, self._epoch))
+        return header._replace(epoch=min(header.epoch, self._epoch - 1))
 
 
 @mutant(

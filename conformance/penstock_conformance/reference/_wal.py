@@ -106,8 +106,11 @@ class FileWal:
     def _take_over(self) -> None:
         with self._locked():
             header = self._read_header()
-            if header.epoch > self._epoch:
-                raise FencedError(f"a newer owner holds the log: epoch={header.epoch} own={self._epoch}")
+            if header.epoch >= self._epoch:
+                raise FencedError(
+                    "a newer owner holds the log, or this epoch was used before: "
+                    f"epoch={header.epoch} own={self._epoch}"
+                )
             self._header = header._replace(epoch=self._epoch)
             self._write_header()
         self._end = self._confirmed = self._header.start

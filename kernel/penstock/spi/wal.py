@@ -155,7 +155,7 @@ def complete_all(appends: Sequence[WalAppend], error: Exception | None = None) -
 
 @dataclass(frozen=True, slots=True)
 class WalEntry:
-    """One entry as recovered; ``data`` is exactly the bytes that were appended."""
+    """One entry as recovered; ``data`` is the very bytes that were appended, and stays so while it is referenced."""
 
     position: int
     next_position: int

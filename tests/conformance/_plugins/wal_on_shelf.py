@@ -71,8 +71,10 @@ class ShelfWal:
             self._commit, begin=self._begin, write=self._write, writes_max=1, linger_s=0.001
         )
         owner = self._owner()
-        if owner > epoch:
-            raise FencedError(f"a newer owner holds the log: epoch={owner} own={epoch}")
+        if owner >= epoch:
+            raise FencedError(
+                f"a newer owner holds the log, or the epoch was used: epoch={owner} own={epoch}"
+            )
         self._note()
 
     def _owner(self) -> int:

@@ -83,7 +83,7 @@ class Directory:
         """From the return of this call on, an older owner writes nothing any more. Raises FencedError."""
         with self._locked():
             last = self.owner(self._path) or Owner(secrets.randbits(63), 0, Cursor())
-            if last.epoch > epoch:
+            if last.epoch >= epoch:
                 raise FencedError(
                     f"a newer owner has the wal: path={self._path} epoch={epoch} owner={last.epoch}"
                 )
