@@ -1,0 +1,241 @@
+"""Clauses of ``penstock.spi.log_cache``, all at once: random operations, held against a model of what is cached."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from penstock.errors import InvariantError
+from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
+from penstock_conformance._env import Env
+from penstock_conformance._figures import Figures
+from penstock_conformance._leaks import errors_come_out
+from penstock_conformance.reference._allocator import PlainAllocator
+
+KIND = "log_cache"
+
+_STEPS = 900
+_STREAMS = (0, 1, 2, 2**31, 2**33 + 1)
+_ALL = 2**63 - 1
+
+
+class _Block:
+    """A frozen block, and what it was when it was frozen."""
+
+    def __init__(self, block: Any, entries: Sequence[StreamEntry]) -> None:
+        self.block = block
+        self.entries = list(entries)
+        self.wal_end = entries[-1].wal_position
+        self.size_bytes = sum(len(entry.data) for entry in entries)
+        self.uploaded = False
+
+
+class _Model:
+    """What a cache must have: everything that isn't uploaded, and of the rest whatever it likes."""
+
+    def __init__(self, env: Env, cache: Any, allocator: PlainAllocator) -> None:
+        self._random = env.random
+        self._cache = cache
+        self._allocator = allocator
+        self._before = allocator.statistics().used_bytes
+        self._position = env.random.choice((0, 2**31 - 500, 2**53))
+        self._active: list[StreamEntry] = []
+        self._blocks: list[_Block] = []
+        #: All entries of each stream that weren't dropped with it, evicted ones too.
+        self._history: dict[int, list[StreamEntry]] = {}
+        self._bodies: dict[int, bytes] = {}
+        self._got: list[tuple[Sequence[StreamEntry], list[StreamEntry]]] = []
+        self._figures = Figures(LogCacheStatistics)
+
+    def step(self) -> None:
+        """Do something, and look what came of it."""
+        steps: Sequence[Callable[[], None]] = (
+            *(self._put,) * 6,
+            *(self._get,) * 5,
+            self._freeze,
+            self._upload,
+            self._evict,
+            self._refuse,
+        )
+        self._random.choice(steps)()
+        if self._random.random() < 0.01:
+            self._drop()
+        self._check_account()
+
+    def _put(self) -> None:
+        stream_id = self._random.choice(_STREAMS)
+        mine = self._history.setdefault(stream_id, [])
+        base = mine[-1].next_offset if mine else self._random.choice((0, 5, 2**31 - 9, 2**40))
+        entry = self._entry(stream_id, base)
+        self._cache.put(entry)
+        mine.append(entry)
+        self._active.append(entry)
+
+    def _entry(self, stream_id: int, base: int) -> StreamEntry:
+        body = self._random.randbytes(self._random.choice((1, 40, 300, 5000)))
+        self._position += len(body) + 8
+        charge = self._allocator.charge_nowait(len(body), "append")
+        records = self._random.choice((1, 1, 7, 1000))
+        made = StreamEntry(stream_id, base, base + records, -1, memoryview(body), charge, self._position)
+        self._bodies[id(made)] = body
+        return made
+
+    def _refuse(self) -> None:
+        """An entry that doesn't continue its stream leaves all as it was, and is the caller's again."""
+        newest = [entry for entry in self._active if self._history.get(entry.stream_id, [None])[-1] is entry]
+        if not newest:
+            return
+        before = self._random.choice(newest)
+        refused = self._entry(before.stream_id, before.next_offset + self._random.choice((-1, 1, 10)))
+        try:
+            self._cache.put(refused)
+        except InvariantError:
+            assert refused.charge is not None
+            refused.charge.release()
+            self._position -= len(refused.data) + 8
+        else:
+            raise AssertionError(f"an entry that leaves a gap was taken: {refused!r} after {before!r}")
+
+    def _get(self) -> None:
+        stream_id = self._random.choice(_STREAMS)
+        mine = self._history.get(stream_id, [])
+        if not mine:
+            assert list(self._cache.get(stream_id, 0, _ALL, _ALL)) == [], "entries of a stream that has none"
+            return
+        at = self._random.choice(mine[-40:])
+        start = self._random.choice(
+            (at.base_offset, at.next_offset - 1, at.base_offset - 1, 0, mine[-1].next_offset)
+        )
+        end = self._random.choice((_ALL, start + 1, at.next_offset, mine[-1].next_offset))
+        bytes_max = self._random.choice((0, 1, 400, 12_000, _ALL))
+        got = self._cache.get(stream_id, max(start, 0), end, bytes_max)
+        self._check_run(mine, got, max(start, 0), end, bytes_max)
+        self._got.append((got, list(got)))
+        del self._got[:-50]
+
+    def _check_run(
+        self, mine: Sequence[StreamEntry], got: Sequence[StreamEntry], start: int, end: int, bytes_max: int
+    ) -> None:
+        what = f"a read of [{start}, {end}), {bytes_max} bytes"
+        surely = {id(entry) for entry in self._kept()}
+        holds = next((entry for entry in mine if entry.base_offset <= start < entry.next_offset), None)
+        if holds is not None and id(holds) in surely:
+            assert got and got[0] is holds, f"{what} doesn't begin with the entry that holds its start"
+        if not got:
+            return
+        first = next((place for place, entry in enumerate(mine) if entry is got[0]), None)
+        assert first is not None, f"{what} has an entry that isn't of the stream: {got[0]!r}"
+        run = mine[first : first + len(got)]
+        assert all(one is other for one, other in zip(got, run, strict=True)), f"{what} isn't continuous"
+        assert got[-1].base_offset < end, f"{what} goes on behind its end: {got[-1]!r}"
+        size = sum(len(entry.data) for entry in got)
+        assert len(got) == 1 or size <= bytes_max, f"{what} has {size} bytes"
+        if first + len(got) < len(mine):
+            following = mine[first + len(got)]
+            more = following.base_offset < end and size + len(following.data) <= bytes_max
+            assert not more or id(following) not in surely, f"{what} ends before {following!r}"
+        for entry in got:
+            assert entry.data == self._bodies[id(entry)], f"other bytes: {entry!r}"
+
+    def _kept(self) -> list[StreamEntry]:
+        """What surely is cached."""
+        waiting = [entry for block in self._blocks if not block.uploaded for entry in block.entries]
+        return [*waiting, *self._active]
+
+    def _freeze(self) -> None:
+        block = self._cache.freeze()
+        assert (block is None) == (not self._active), "freeze gave a block of nothing, or none of something"
+        if block is not None:
+            self._blocks.append(_Block(block, self._active))
+            self._active = []
+
+    def _upload(self) -> None:
+        waiting = [block for block in self._blocks if not block.uploaded]
+        if waiting:
+            block = self._random.choice(waiting[:3])
+            self._check_block(block)
+            self._cache.mark_uploaded(block.block)
+            block.uploaded = True
+
+    def _check_block(self, block: _Block) -> None:
+        assert block.block.wal_end == block.wal_end, (
+            f"the end of a frozen block moved: {block.wal_end} {block.block.wal_end}"
+        )
+        assert block.block.size_bytes == block.size_bytes, "the size of a frozen block changed"
+        for stream_id in {entry.stream_id for entry in block.entries}:
+            wanted = [entry for entry in block.entries if entry.stream_id == stream_id]
+            found = list(block.block.streams[stream_id])
+            assert all(one is other for one, other in zip(found, wanted, strict=True)), (
+                "a frozen block changed"
+            )
+
+    def _evict(self) -> None:
+        before = self._allocator.statistics().used_bytes
+        wanted = self._random.choice((0, 1, 700, 20_000, 10**9))
+        freed = self._cache.evict(wanted)
+        given = before - self._allocator.statistics().used_bytes
+        assert freed == given, f"evict({wanted}) says {freed}, the account got {given}"
+
+    def _drop(self) -> None:
+        stream_id = self._random.choice(_STREAMS)
+        if any(entry.stream_id == stream_id for block in self._blocks for entry in block.entries):
+            return  # whether a block that is on its way keeps it is the cache's own affair
+        self._cache.drop_stream(stream_id)
+        self._history.pop(stream_id, None)
+        self._active = [entry for entry in self._active if entry.stream_id != stream_id]
+        assert list(self._cache.get(stream_id, 0, _ALL, _ALL)) == [], "entries of a deleted stream are read"
+
+    def _check_account(self) -> None:
+        told = self._figures.look(self._cache.statistics())
+        kept = sum(len(entry.data) for entry in self._kept())
+        active = sum(len(entry.data) for entry in self._active)
+        assert self._cache.active_bytes == told.active_bytes == active, f"{active} bytes are active: {told}"
+        assert told.active_bytes + told.frozen_bytes == kept, f"{kept} bytes aren't uploaded: {told}"
+        used = self._allocator.statistics().used_bytes - self._before
+        whole = kept + told.uploaded_bytes
+        assert used == whole, f"{used} bytes are accounted for, {whole} are cached"
+
+    def end(self) -> None:
+        """What was returned is what it was, and so are the blocks that aren't uploaded."""
+        for got, was in self._got:
+            assert len(got) == len(was), "what a read returned has changed since"
+            assert all(one is other for one, other in zip(got, was, strict=True)), "a result changed since"
+        for block in self._blocks:
+            if not block.uploaded:
+                self._check_block(block)
+        self._figures.end()
+
+
+async def test_random_operations_agree_with_a_model(env: Env) -> None:
+    """What isn't uploaded is cached, continuous and as it was put, whatever was frozen, evicted and read."""
+    async with env.open() as cache:
+        model = _Model(env, cache, env.account)
+        for _ in range(_STEPS):
+            model.step()
+        model.end()
+    used = env.account.statistics().used_bytes
+    assert used == 0, f"{used} bytes are still accounted for"
+
+
+async def test_two_caches_have_nothing_to_do_with_each_other(env: Env) -> None:
+    """All calls are about the cache that was opened: another one of this process has streams of its own."""
+    async with env.open() as first:
+        one = _Model(env, first, env.account)
+        async with env.open() as second:
+            other = _Model(env, second, env.account)
+            for _ in range(150):
+                one.step()
+                other.step()
+            other.end()
+        one.end()
+
+
+async def test_error_of_its_owner_comes_out(env: Env) -> None:
+    """Leaving the context releases every charge, and hides nothing: an error inside comes out, as it is."""
+
+    async def use(cache: Any, _: int) -> None:
+        with contextlib.suppress(InvariantError):
+            cache.put(_Model(env, cache, env.account)._entry(1, 0))
+
+    await errors_come_out(env, use)
