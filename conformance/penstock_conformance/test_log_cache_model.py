@@ -107,10 +107,11 @@ class _Model:
         start = self._random.choice(
             (at.base_offset, at.next_offset - 1, at.base_offset - 1, 0, mine[-1].next_offset)
         )
-        end = self._random.choice((_ALL, start + 1, at.next_offset, mine[-1].next_offset))
+        start = max(start, 0)
+        end = max(start + 1, self._random.choice((_ALL, 0, at.next_offset, mine[-1].next_offset)))
         bytes_max = self._random.choice((0, 1, 400, 12_000, _ALL))
-        got = self._cache.get(stream_id, max(start, 0), end, bytes_max)
-        self._check_run(mine, got, max(start, 0), end, bytes_max)
+        got = self._cache.get(stream_id, start, end, bytes_max)
+        self._check_run(mine, got, start, end, bytes_max)
         self._got.append((got, list(got)))
         del self._got[:-50]
 
@@ -153,7 +154,7 @@ class _Model:
     def _upload(self) -> None:
         waiting = [block for block in self._blocks if not block.uploaded]
         if waiting:
-            block = self._random.choice(waiting[:3])
+            block = waiting[0]  # in order, so that what is evicted is older than what is kept
             self._check_block(block)
             self._cache.mark_uploaded(block.block)
             block.uploaded = True
