@@ -243,7 +243,7 @@ async def handle_delete_topics(request: DeleteTopicsRequest, context: RequestCon
     asked_times = Counter([_key(state) async for state in in_portions(asked, _NAMES) if _is_clear(state)])
     left = [
         state
-        async for state in in_portions(asked, _NAMES)
+        async for state in in_portions(asked)
         if _is_clear(state) and asked_times[_key(state)] == 1 and state.name not in denied
     ]
     try:

@@ -298,7 +298,7 @@ class Partition:
         """The outcome of a batch that isn't taken, with the log start where Kafka tells it."""
         if records is not None and is_transactional(records):  # as in Kafka, whatever else is wrong with it
             return AppendOutcome(ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS)
-        start = self.stream.start_offset if error.tells_log_start else -1
+        start = self.log_start_offset if error.tells_log_start else -1
         return AppendOutcome(error.error_code, str(error), error.record_errors, log_start_offset=start)
 
     def _sequence_outcome(self, error: SequenceError) -> AppendOutcome:
