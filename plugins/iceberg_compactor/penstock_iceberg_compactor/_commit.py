@@ -7,7 +7,7 @@ its snapshot id.
 
 from __future__ import annotations
 
-__all__ = ("Commit", "Landed", "LostError", "UnknownError", "guarded", "head_of", "newest_ms")
+__all__ = ("Commit", "Landed", "LostError", "UnknownError", "head_of", "newest_ms", "send_updates")
 
 import contextlib
 import uuid
@@ -23,6 +23,7 @@ from pyiceberg.table.update import (
     AssertRefSnapshotId,
     AssertTableUUID,
     SetPropertiesUpdate,
+    TableRequirement,
     TableUpdate,
 )
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
@@ -54,7 +55,8 @@ class _Snapshot(_MergeAppendFiles):
     https://github.com/apache/iceberg-python/issues/270.
     """
 
-    merge_all = False
+    #: Rows stay as they are, and all manifests are merged.
+    rewrites = False
 
     def taking(self, files: Iterable[DataFile]) -> None:
         """Take these files out."""
@@ -127,7 +129,7 @@ class _Snapshot(_MergeAppendFiles):
         return self._gone
 
     def _process_manifests(self, manifests: list[ManifestFile]) -> list[ManifestFile]:
-        if not self.merge_all:
+        if not self.rewrites:
             return super()._process_manifests(manifests)
         data = [manifest for manifest in manifests if manifest.content == ManifestContent.DATA]
         others = [manifest for manifest in manifests if manifest.content != ManifestContent.DATA]
@@ -147,11 +149,9 @@ class _Snapshot(_MergeAppendFiles):
         self._added_data_files = [*divided, *self._others]
         summary = super()._summary(snapshot_properties)
         self._added_data_files = divided
-        if self.replaces:  # for which the base refuses to count
+        if self.rewrites:  # for which the base refuses to count
             return Summary(Operation.REPLACE, **summary.additional_properties)
         return summary
-
-    replaces = False
 
 
 class Commit:
@@ -164,12 +164,10 @@ class Commit:
         *,
         added: Sequence[DataFile] = (),
         taken: Sequence[DataFile] = (),
-        replaces: bool = False,
-        merge_all: bool = False,
+        rewrites: bool = False,
         number: int = 0,
-        updates: Sequence[TableUpdate] = (),
     ) -> None:
-        """Plan it, and write its manifests. ``replaces`` says that rows stay as they are."""
+        """Plan it, and write its manifests. With ``rewrites`` rows stay as they are, and all manifests are merged."""
         self._table = table
         self._added = added
         transaction = table.transaction()
@@ -180,8 +178,7 @@ class Commit:
             commit_uuid=commit_uuid(stamp.life, number),
             snapshot_properties=stamp.properties(),
         )
-        self._snapshot.replaces = replaces
-        self._snapshot.merge_all = merge_all
+        self._snapshot.rewrites = rewrites
         try:
             self._snapshot.taking(taken)
             self._snapshot.adding(added)
@@ -191,7 +188,7 @@ class Commit:
             raise
         changes = tuple(_dated(change, newest_ms(table) + 1) for change in changes)
         copy = SetPropertiesUpdate(updates=stamp.table_properties(self._snapshot.snapshot_id))
-        self._updates = (*updates, *changes, copy)
+        self._updates = (*changes, copy)
         self._requirements = (*requirements, AssertTableUUID(uuid=table.metadata.table_uuid))
 
     def send(self) -> Landed:
@@ -268,9 +265,21 @@ def head_of(table: Table) -> int | None:
     return None if snapshot is None else snapshot.snapshot_id
 
 
-def guarded(table: Table) -> tuple[AssertRefSnapshotId, AssertTableUUID]:
-    """Requirements for changes without a snapshot: nobody committed since the table was loaded."""
-    return (
+def send_updates(
+    table: Table, updates: Sequence[TableUpdate], requirements: Sequence[TableRequirement] = ()
+) -> bool:
+    """Commit changes that make no snapshot, if nobody committed since the table was loaded. False if there are none.
+
+    Raises LostError if somebody did.
+    """
+    if not updates:
+        return False
+    guards = (
         AssertRefSnapshotId.model_validate({"ref": "main", "snapshot-id": head_of(table)}),
         AssertTableUUID(uuid=table.metadata.table_uuid),
     )
+    try:
+        table._do_commit(tuple(updates), (*requirements, *guards))
+    except CommitFailedException as error:
+        raise LostError(str(error)) from error
+    return True

@@ -17,7 +17,7 @@ from pyiceberg.types import NestedField, StringType, TimestamptzType
 
 from penstock.spi.lake import LakeRecords
 from penstock_iceberg_compactor._columns import RAW_SCHEMA, raw_rows
-from penstock_iceberg_compactor._owned import OwnedTable
+from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._reading import Rejected
 
 SUFFIX = "__dead_letter"
@@ -71,7 +71,7 @@ class DeadLetters:
         """Make them visible."""
         if self._positions and self._table is not None:
             self.spill()
-            self._table.commit(self._positions)
+            self._table.commit(lambda: Change(positions=self._positions))
             self._positions = {}
 
     def leave(self) -> None:

@@ -10,23 +10,22 @@ __all__ = ("Keeper",)
 
 import logging
 import time
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Container, Iterable, Sequence
 from typing import NamedTuple
 from urllib.parse import urlparse
 
-import pyarrow as pa
-from pyiceberg.manifest import DataFile
 from pyiceberg.table import FileScanTask, Table
 from pyiceberg.table.snapshots import Snapshot, ancestors_of
+from pyiceberg.table.update import RemoveSnapshotsUpdate
 
+from penstock.errors import ConflictError
 from penstock.spi.lake import LakeMaintenance
-from penstock_iceberg_compactor._commit import newest_ms
+from penstock_iceberg_compactor._commit import Landed, head_of, newest_ms, send_updates
 from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._files import undivided_spec
+from penstock_iceberg_compactor._find import is_shared
 from penstock_iceberg_compactor._io import Listed, listed, remove
-from penstock_iceberg_compactor._lost import is_shared
-from penstock_iceberg_compactor._owned import OwnedTable
+from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._scan import read_parts
 from penstock_iceberg_compactor._stamp import PREFIX
 
@@ -55,14 +54,14 @@ class Keeper:
     def maintain(self, *, dry_run: bool) -> LakeMaintenance:
         """Do all of it, or say what that would do."""
         self._owned.refresh()
-        tasks = list(self._table.scan().plan_files())
-        specs = {self._table.metadata.default_spec_id, undivided_spec(self._table)}
-        bins = packed(tasks, self._configs.target_file_bytes, specs)
+        tasks, bins = self._small()
         manifests = len(self._manifests())
         written = 0
         rewrites = bool(bins) or manifests > _MANIFESTS_MAX
         if rewrites and not dry_run:
-            written = self._owned.rewrite([_part(self._table, one) for one in bins]).size_bytes
+            self._owned.begin()  # which may be a commit, so what there is is looked at again
+            tasks, bins = self._small()
+            written = self._rewrite(bins).size_bytes
         expired, unneeded = self._expire(dry_run=dry_run)
         orphans = self._orphans(unneeded)
         removed = sum(unneeded.values()) + sum(file.size for file in orphans)
@@ -79,6 +78,44 @@ class Keeper:
             "orphans removed": len(orphans),
         }
         return LakeMaintenance(figures=figures, saved_bytes=removed - written, dry_run=dry_run)
+
+    def _small(self) -> tuple[list[FileScanTask], list[list[FileScanTask]]]:
+        """All files, and the small ones of them that would become one each."""
+        tasks = list(self._table.scan().plan_files())
+        specs = {self._table.metadata.default_spec_id, undivided_spec(self._table)}
+        return tasks, packed(tasks, self._configs.target_file_bytes, specs)
+
+    def _rewrite(self, bins: Sequence[Sequence[FileScanTask]]) -> Landed:
+        """Put the rows of each bin into one file, and merge manifests.
+
+        Raises ConflictError if somebody committed meanwhile: what was to be rewritten may be gone.
+        """
+        check_head = self._head_check()
+
+        def plan() -> Change:
+            check_head()
+            for tasks in bins:
+                file = tasks[0].file
+                divided = file.spec_id == self._table.metadata.default_spec_id
+                rows = (part for task in tasks for part in read_parts(self._table, task))
+                self._owned.write_file(file.partition if divided else None, rows)
+            return Change(taken=[task.file for tasks in bins for task in tasks], rewrites=True)
+
+        try:
+            return self._owned.commit(plan)
+        except ConflictError:
+            self._owned.drop()
+            raise
+
+    def _head_check(self) -> Callable[[], None]:
+        """A function that raises ConflictError once the table has another head than now."""
+        head = head_of(self._table)
+
+        def check() -> None:
+            if head_of(self._table) != head:
+                raise ConflictError(f"another writer committed during maintenance: table={self._owned.name}")
+
+        return check
 
     def _manifests(self) -> list[str]:
         snapshot = self._table.current_snapshot()
@@ -113,10 +150,21 @@ class Keeper:
             if location not in needed
         }
         if not dry_run:
-            self._owned.expire(sorted(gone))
+            self._let_go(sorted(gone))
             # Not needed by any snapshot from here on; if this is cut off, they are orphans.
             remove(self._table.io, unneeded)
         return len(gone), unneeded
+
+    def _let_go(self, snapshot_ids: Sequence[int]) -> None:
+        """Take snapshots out of the metadata. Raises ConflictError if somebody committed meanwhile."""
+        check_head = self._head_check()
+        update = RemoveSnapshotsUpdate.model_validate({"snapshot-ids": list(snapshot_ids)})
+
+        def change(table: Table) -> bool:
+            check_head()
+            return send_updates(table, (update,))
+
+        self._owned.change("snapshots expired", change)
 
     def _orphans(self, unneeded: Iterable[str]) -> list[Listed]:
         """Files below the table's place that no snapshot knows and that are older than the grace time."""
@@ -218,17 +266,6 @@ def expirable(
             keep.add(snapshot.snapshot_id)
         stamped = stamped or has_stamp
     return {one.snapshot_id for one in snapshots if one.timestamp_ms < before_ms} - keep
-
-
-def _part(
-    table: Table, tasks: Sequence[FileScanTask]
-) -> tuple[Sequence[DataFile], Callable[[], Iterator[pa.Table]]]:
-    return [task.file for task in tasks], partial(_read, table, tasks)
-
-
-def _read(table: Table, tasks: Sequence[FileScanTask]) -> Iterator[pa.Table]:
-    for task in tasks:
-        yield from read_parts(table, task)
 
 
 def _path(location: str) -> str:

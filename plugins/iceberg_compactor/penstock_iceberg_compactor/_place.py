@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-__all__ = ("Life", "Place")
+__all__ = ("Place",)
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import anyio
 from pyiceberg.catalog import Catalog
@@ -15,6 +15,7 @@ from penstock.spi import Services
 from penstock.threads import run_in_thread
 from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._errors import Secrets, translated
+from penstock_iceberg_compactor._life import Life
 from penstock_iceberg_compactor._settings import Settings
 from penstock_iceberg_compactor.decode import Outage
 
@@ -23,15 +24,6 @@ _R = TypeVar("_R")
 
 def _no_step(name: str) -> None:
     pass
-
-
-class Life(NamedTuple):
-    """What names the files of an opening, of which nothing is on its way any more: no name may be used twice."""
-
-    name: str
-    #: Numbers that come next: of a data file, and of a commit's manifests.
-    file: int
-    commit: int
 
 
 @dataclass(eq=False, kw_only=True)
@@ -48,7 +40,8 @@ class Place:
     buffer: int
     #: For maintenance, which can take long: it holds no thread that other tables need.
     maintenance: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(1))
-    #: Of tables that were left, by name: the next opening goes on with it, so that it needs no commit of its own.
+    #: Of tables that were left, by name, with nothing on its way any more: the next opening goes on with it, so it
+    #: needs no commit of its own.
     lives: dict[str, Life] = field(default_factory=dict)
     #: Of schema registries, by URL.
     outages: dict[str, Outage] = field(default_factory=dict)

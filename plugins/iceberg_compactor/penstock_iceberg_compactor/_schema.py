@@ -8,20 +8,19 @@ __all__ = (
     "check_columns",
     "creation_properties",
     "order_of",
-    "shape_of",
     "spec_of",
 )
 
 from typing import Any
 
 import pyarrow as pa
-from pyiceberg.exceptions import CommitFailedException, ResolveError, ValidationError
+from pyiceberg.exceptions import ResolveError, ValidationError
 from pyiceberg.io.pyarrow import schema_to_pyarrow
 from pyiceberg.partitioning import UNPARTITIONED_PARTITION_SPEC, PartitionField, PartitionSpec
 from pyiceberg.schema import Schema, index_by_name, sanitize_column_names
 from pyiceberg.table import Table
 from pyiceberg.table.sorting import NullOrder, SortDirection, SortField, SortOrder
-from pyiceberg.table.update import AddPartitionSpecUpdate, TableRequirement, TableUpdate
+from pyiceberg.table.update import AddPartitionSpecUpdate
 from pyiceberg.transforms import (
     BucketTransform,
     DayTransform,
@@ -35,7 +34,7 @@ from pyiceberg.transforms import (
 
 from penstock.errors import ConfigError, ConflictError, InvalidRequestError
 from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
-from penstock_iceberg_compactor._commit import LostError, guarded
+from penstock_iceberg_compactor._commit import send_updates
 from penstock_iceberg_compactor._configs import Field, TableConfigs
 from penstock_iceberg_compactor.decode import plain
 
@@ -154,7 +153,7 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
             f"the table can't be divided or sorted as penstock.lake.partition.by and sort.by say: "
             f"table={'.'.join(table.name())} cause={cause}"
         ) from error
-    return _sent(table, changes._updates, tuple(changes._requirements))
+    return send_updates(table, changes._updates, tuple(changes._requirements))
 
 
 def add_undivided_spec(table: Table) -> bool:
@@ -163,18 +162,7 @@ def add_undivided_spec(table: Table) -> bool:
     One commit, as :func:`change_shape`.
     """
     spec = PartitionSpec(spec_id=max(table.specs()) + 1)
-    return _sent(table, (AddPartitionSpecUpdate(spec=spec),), ())
-
-
-def _sent(table: Table, updates: tuple[TableUpdate, ...], requirements: tuple[TableRequirement, ...]) -> bool:
-    if not updates:
-        return False
-    try:
-        table._do_commit(updates, (*requirements, *guarded(table)))
-    except CommitFailedException as error:
-        table.refresh()
-        raise LostError(str(error)) from error
-    return True
+    return send_updates(table, (AddPartitionSpecUpdate(spec=spec),))
 
 
 def _change_spec(changes: Any, wanted: PartitionSpec, schema: Schema) -> None:
@@ -202,11 +190,6 @@ def _change_order(changes: Any, wanted: SortOrder) -> None:
             name, field.transform, field.null_order
         )
     update.commit()
-
-
-def shape_of(schema: Schema) -> str:
-    """The columns for people."""
-    return ", ".join(f"{field.name} {field.field_type}" for field in schema.fields)
 
 
 def check_columns(schema: Schema, configs: TableConfigs, table: str) -> None:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import anyio
 import pyarrow as pa
+from pyiceberg.table import FileScanTask
 
 from penstock.errors import InvalidRequestError, InvariantError, PenstockError, again, kept
 from penstock.spi.allocator import Charge
@@ -21,10 +22,13 @@ from penstock_iceberg_compactor._commit import Landed
 from penstock_iceberg_compactor._configs import TableConfigs, beside
 from penstock_iceberg_compactor._dead_letters import DEAD_SCHEMA, SUFFIX, DeadLetters
 from penstock_iceberg_compactor._decoders import decoding_reader
+from penstock_iceberg_compactor._describe import described
 from penstock_iceberg_compactor._maintain import Keeper
-from penstock_iceberg_compactor._owned import OwnedTable
+from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._reading import RawReader, Read, Reader
+from penstock_iceberg_compactor._scan import read_files, records_of
+from penstock_iceberg_compactor._upsert import collapsed, upsert
 
 _R = TypeVar("_R")
 #: What pending rows are charged under.
@@ -147,7 +151,7 @@ class IcebergTable:
         self._release()
         self._bytes = 0
         if rows:
-            self._keep(await self._run("collapsing rows", lambda: self._owned.collapsed(rows)))
+            self._keep(await self._run("collapsing rows", lambda: self._collapsed(rows)))
             self._kept_bytes = self._rows[0].nbytes
             self._bytes = 0  # so that the buffer has to fill again before the next time
 
@@ -231,13 +235,17 @@ class IcebergTable:
 
     def _commit_append(self, positions: Mapping[int, int]) -> Landed:
         self._dead.commit()
-        return self._owned.commit(positions)
+        return self._owned.commit(lambda: Change(positions=positions))
 
     def _commit_upsert(self, positions: Mapping[int, int], rows: list[pa.Table]) -> Landed:
         self._dead.commit()
         if not rows:
-            return self._owned.commit(positions)
-        return self._owned.upsert(positions, self._owned.collapsed(rows))
+            return self._owned.commit(lambda: Change(positions=positions))
+        batch = self._collapsed(rows)
+        return upsert(self._owned, positions, batch, self._configs.key_columns, self._place.buffer)
+
+    def _collapsed(self, rows: list[pa.Table]) -> pa.Table:
+        return collapsed(rows, self._owned.columns, self._configs.key_columns)
 
     async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
         """Rewrite small files, merge manifests, expire snapshots, and remove files that nothing needs."""
@@ -254,15 +262,22 @@ class IcebergTable:
 
     async def describe(self) -> Mapping[str, str]:
         """Words about the newest snapshot."""
-        return await self._run("describing", self._owned.describe)
+        return await self._run("describing", lambda: described(self._owned.table, self._owned.stamp))
 
     async def rows(self) -> AsyncIterator[LakeRecord]:
         """The records of all files, one file after the other."""
         if not self._configs.raw:
             raise InvalidRequestError(f"only raw tables give records back: table={self.name}")
-        for file in await self._run("listing files", self._owned.files):
-            for record in await self._run("reading a file", partial(self._owned.records_of, file)):
+        for task in await self._run("listing files", self._tasks):
+            for record in await self._run("reading a file", partial(self._records_of, task)):
                 yield record
+
+    def _tasks(self) -> list[FileScanTask]:
+        self._owned.refresh()
+        return list(self._owned.table.scan().plan_files())
+
+    def _records_of(self, task: FileScanTask) -> list[LakeRecord]:
+        return records_of(read_files(self._owned.table, [task]))
 
     async def leave(self) -> None:
         """Drop what wasn't committed."""

@@ -6,9 +6,9 @@ and readers in Python can't apply equality deletes, so none are written.
 
 from __future__ import annotations
 
-__all__ = ("collapsed", "keys_in_file", "upserted", "without_keys")
+__all__ = ("collapsed", "upsert")
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,54 +16,68 @@ import pyarrow.compute as pc
 from pyiceberg.conversions import from_bytes
 from pyiceberg.manifest import DataFile
 from pyiceberg.schema import Schema
-from pyiceberg.table import Table
 from pyiceberg.types import PrimitiveType
 
 from penstock_iceberg_compactor._columns import OPERATION
+from penstock_iceberg_compactor._commit import Landed
+from penstock_iceberg_compactor._files import fitted
+from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._scan import read_parts
 
 _ROW = "_kafka_row"
 
 
-def upserted(
-    table: Table,
+def collapsed(rows: Sequence[pa.Table], columns: pa.Schema, keys: Sequence[str]) -> pa.Table:
+    """The last row of each key, in the order that they came, with these columns and OPERATION."""
+    wanted = columns.append(pa.field(OPERATION, pa.bool_()))
+    together = pa.concat_tables([fitted(part, wanted) for part in rows])
+    numbered = together.select(list(keys)).append_column(_ROW, pa.array(range(together.num_rows), pa.int64()))
+    last = numbered.group_by(list(keys)).aggregate([(_ROW, "max")]).column(f"{_ROW}_max")
+    return together.take(last.take(pc.sort_indices(last)))
+
+
+def upsert(
+    owned: OwnedTable,
+    positions: Mapping[int, int],
     batch: pa.Table,
     keys: Sequence[str],
-    write: Callable[[Sequence[pa.Table]], None],
     together_bytes: int,
-) -> list[DataFile]:
-    """Write the batch (one row a key, marked by OPERATION), and what stays of the files that have keys of it.
+) -> Landed:
+    """Commit a batch of one row a key, marked by OPERATION, in place of what is there, with these positions.
 
-    ``write`` makes files of rows, of about ``together_bytes`` in memory. The result is the files to be taken out.
-    Blocking; a part of a file is in memory.
+    Files are made of about ``together_bytes`` of rows in memory. Blocking; a part of a file is in memory beside them.
     """
+
+    def plan() -> Change:
+        owned.drop()  # of an attempt on an older snapshot
+        return Change(positions=positions, taken=_write(owned, batch, keys, together_bytes))
+
+    return owned.commit(plan)
+
+
+def _write(owned: OwnedTable, batch: pa.Table, keys: Sequence[str], together_bytes: int) -> list[DataFile]:
+    """Write the batch, and what stays of the files that have keys of it; those are to be taken out."""
+    table = owned.table
     taken = []
     waiting = [batch.filter(pc.invert(batch.column(OPERATION)))]
     for task in table.scan().plan_files() if batch.num_rows else ():
-        if not keys_in_file(task.file, table.schema(), batch, keys):
+        if not _may_hold(task.file, table.schema(), batch, keys):
             continue
-        if all(without_keys(part, batch, keys) is None for part in read_parts(table, task, keys)):
+        if all(_without(part, batch, keys) is None for part in read_parts(table, task, keys)):
             continue
         taken.append(task.file)
         for part in read_parts(table, task):
-            stay = without_keys(part, batch, keys)
+            stay = _without(part, batch, keys)
             waiting.append(part if stay is None else stay)
             if sum(rows.nbytes for rows in waiting) > together_bytes:
-                write(waiting)
+                owned.write(waiting)
                 waiting = []
     if any(rows.num_rows for rows in waiting):
-        write(waiting)
+        owned.write(waiting)
     return taken
 
 
-def collapsed(rows: pa.Table, keys: Sequence[str]) -> pa.Table:
-    """The last row of each key, in the order that they came."""
-    numbered = rows.select(list(keys)).append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
-    last = numbered.group_by(list(keys)).aggregate([(_ROW, "max")]).column(f"{_ROW}_max")
-    return rows.take(last.take(pc.sort_indices(last)))
-
-
-def without_keys(rows: pa.Table, gone: pa.Table, keys: Sequence[str]) -> pa.Table | None:
+def _without(rows: pa.Table, gone: pa.Table, keys: Sequence[str]) -> pa.Table | None:
     """``rows`` but those whose key is in ``gone``; None if none is, so nothing changes."""
     names = list(keys)
     if len(names) == 1:
@@ -81,7 +95,7 @@ def without_keys(rows: pa.Table, gone: pa.Table, keys: Sequence[str]) -> pa.Tabl
     return rows.take(stay.take(pc.sort_indices(stay)))
 
 
-def keys_in_file(file: DataFile, schema: Schema, batch: pa.Table, keys: Sequence[str]) -> bool:
+def _may_hold(file: DataFile, schema: Schema, batch: pa.Table, keys: Sequence[str]) -> bool:
     """Whether the bounds of a file leave it possible that a key of the batch is in it."""
     possible: Any = None
     for name in keys:

@@ -1,8 +1,8 @@
-"""Where a table goes that the catalog doesn't know, and the one that is there already if the catalog was lost."""
+"""A table by its name: as the catalog knows it, as a lost catalog left it in the warehouse, or made new."""
 
 from __future__ import annotations
 
-__all__ = ("found_again", "free_location", "is_shared")
+__all__ = ("find_table", "is_shared")
 
 import logging
 import uuid
@@ -10,20 +10,75 @@ from collections.abc import Iterable
 from contextlib import suppress
 
 from pyiceberg.catalog import Catalog, MetastoreCatalog
-from pyiceberg.exceptions import TableAlreadyExistsError
+from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.schema import Schema
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import Table
 
+from penstock.errors import NotFoundError
+from penstock.spi.lake import LakeTopic
+from penstock_iceberg_compactor._catalog import make_namespace
+from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
+from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._io import listed
 from penstock_iceberg_compactor._place import Place
+from penstock_iceberg_compactor._schema import creation_properties, order_of, spec_of
+from penstock_iceberg_compactor._stamp import Stamp
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
 _METADATA = ".metadata.json"
 
 
-def found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) -> Table | None:
-    """The table that a lost catalog no longer knows: its newest metadata are in its folder. Blocking.
+def find_table(
+    place: Place, topic: LakeTopic, configs: TableConfigs, name: str, schema: Schema | None, *, may_make: bool
+) -> Table:
+    """The table of this name, made with ``schema`` if there is none. Blocking.
+
+    Raises NotFoundError if there is none and none may be made.
+    """
+    identifier = (*place.namespace.split("."), name)
+    catalog = place.catalog
+    try:
+        table = catalog.load_table(identifier)
+    except NoSuchTableError:
+        if not may_make:
+            raise NotFoundError(f"there is no such table: table={name}") from None
+        make_namespace(catalog, place.namespace)
+        table = _found_again(place, catalog, identifier) or _make(
+            place, catalog, topic, configs, identifier, schema
+        )
+    place.catalogs.saw(name)
+    return table
+
+
+def _make(
+    place: Place,
+    catalog: Catalog,
+    topic: LakeTopic,
+    configs: TableConfigs,
+    identifier: tuple[str, ...],
+    schema: Schema | None,
+) -> Table:
+    schema = schema or (RAW_SCHEMA if configs.raw else SYSTEM_SCHEMA)
+    stamp = Stamp(topic=topic.name, topic_id=topic.topic_id, epoch=0)
+    try:
+        table = catalog.create_table(
+            identifier,
+            schema,
+            location=_free_location(catalog, identifier),
+            partition_spec=spec_of(configs, schema),
+            sort_order=order_of(configs, schema),
+            properties={**creation_properties(configs), **stamp.properties()},
+        )
+    except TableAlreadyExistsError:
+        return catalog.load_table(identifier)  # another host was faster
+    place.step("table made")
+    return table
+
+
+def _found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) -> Table | None:
+    """The table that a lost catalog no longer knows: its newest metadata are in its folder.
 
     Its own stamp says which records it has, so it goes on from there exactly. None if there is no such table, or if
     somebody dropped it.
@@ -47,8 +102,8 @@ def found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) -> 
     return table
 
 
-def free_location(catalog: Catalog, identifier: tuple[str, ...]) -> str | None:
-    """A place that no other table has; None if a server decides that. Blocking.
+def _free_location(catalog: Catalog, identifier: tuple[str, ...]) -> str | None:
+    """A place that no other table has; None if a server decides that.
 
     A table that was renamed or dropped keeps its files: two in one place would remove each other's as orphans.
     """
