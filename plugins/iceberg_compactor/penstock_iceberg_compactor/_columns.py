@@ -61,13 +61,15 @@ RAW_SCHEMA = Schema(
     NestedField(5, "value", BinaryType()),
     NestedField(6, "headers", _headers(7, BinaryType())),
 )
+#: Nothing right in the struct is required: a row of another writer has none of it, and Arrow writes no required field
+#: of a struct that is null.
 SYSTEM_SCHEMA = Schema(
     NestedField(
         1,
         SYSTEM,
         StructType(
-            NestedField(2, "partition", IntegerType(), required=True),
-            NestedField(3, "offset", LongType(), required=True),
+            NestedField(2, "partition", IntegerType()),
+            NestedField(3, "offset", LongType()),
             NestedField(4, "timestamp", TimestamptzType()),
             NestedField(5, "key", BinaryType()),
             NestedField(6, "headers", _headers(7, StringType())),

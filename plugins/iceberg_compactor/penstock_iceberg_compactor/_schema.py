@@ -31,15 +31,19 @@ from pyiceberg.transforms import (
     TruncateTransform,
     YearTransform,
 )
+from pyiceberg.types import StructType
 
 from penstock.errors import ConfigError, ConflictError, InvalidRequestError
-from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM_SCHEMA
+from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM, SYSTEM_SCHEMA
 from penstock_iceberg_compactor._commit import send_updates
 from penstock_iceberg_compactor._configs import Field, TableConfigs
 from penstock_iceberg_compactor.decode import plain
 
 #: Whatever schemas say, a table has no more columns, nested ones included: readers and metadata suffer.
 _COLUMNS_MAX = 10_000
+
+#: Tables were made with 0 of it, for all of their writers.
+_RETRIES = "commit.retry.num-retries"
 
 _TRANSFORMS: dict[str, Any] = {
     "identity": IdentityTransform,
@@ -129,6 +133,7 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
     LostError if somebody committed meanwhile, and errors of the catalog.
     """
     changes = table.transaction()
+    open_to_others(changes)
     if columns is not None:
         try:
             changes.update_schema().union_by_name(columns).commit()
@@ -154,6 +159,20 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
             f"table={'.'.join(table.name())} cause={cause}"
         ) from error
     return send_updates(table, changes._updates, tuple(changes._requirements))
+
+
+def open_to_others(changes: Any) -> None:
+    """Take back what earlier versions gave their tables, and what other writers failed for."""
+    metadata = changes.table_metadata
+    if metadata.properties.get(_RETRIES) == "0":
+        changes.remove_properties(_RETRIES)
+    system = next((one.field_type for one in metadata.schema().fields if one.name == SYSTEM), None)
+    strict = [one.name for one in system.fields if one.required] if isinstance(system, StructType) else []
+    if strict:
+        update = changes.update_schema()
+        for name in strict:
+            update.make_column_optional((SYSTEM, name))
+        update.commit()
 
 
 def add_undivided_spec(table: Table) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -131,19 +132,40 @@ async def test_a_lost_reply_neither_loses_nor_repeats_records(tmp_path: Path, st
         assert data_files(tmp_path) == referenced(load(compactor))
 
 
-async def test_other_writers_may_try_again_and_ours_does_not(tmp_path: Path) -> None:
-    """An append that lost is sent again by pyiceberg and Spark, which is right for rows of their own."""
+@pytest.mark.parametrize("when", ["after ours", "while ours is on its way"])
+async def test_a_stale_append_of_another_writer_is_there_once_and_so_are_our_rows(
+    tmp_path: Path, when: str
+) -> None:
+    """pyiceberg plans an append that lost anew and sends it again; ours is looked at first, then planned anew."""
     async with opened(tmp_path) as compactor:
+        await append(compactor, 1, [b"a"])
         async with compactor.open_table(topic(), 1) as table:
-            await table.write(lake_records([b"a"]))
             other = load(compactor)
-            await table.commit({0: 1})
-            other.append(lost := other.scan().to_arrow().slice(0, 0))
-            assert lost.num_rows == 0
+            theirs = other.scan().to_arrow()
+            stale = other.metadata.current_snapshot_id
             await table.write(lake_records([b"b"], start=1))
             await table.commit({0: 2})
-        assert "commit.retry.num-retries" not in other.metadata.properties
-        assert await content(compactor) == ([b"a", b"b"], {0: 2})
+            await table.write(lake_records([b"c"], start=2))
+            assert load(compactor).metadata.current_snapshot_id != stale == other.metadata.current_snapshot_id
+            if when == "after ours":
+                other.append(theirs)
+            else:
+                compactor.watch(once("manifests written", lambda: other.append(theirs)))
+            await table.commit({0: 3})
+        assert other.metadata.current_snapshot_id != stale, "it did commit, by itself"
+        assert await content(compactor) == ([b"a", b"a", b"b", b"c"], {0: 3})
+        assert data_files(tmp_path) == referenced(load(compactor)), "no file of an attempt that lost is left"
+
+
+def once(step: str, act: Callable[[], object]) -> Callable[[str], None]:
+    """``act`` at the first ``step``."""
+    left = [act]
+
+    def watching(name: str) -> None:
+        if name == step and left:
+            left.pop()()
+
+    return watching
 
 
 @pytest.mark.parametrize("written", ["before", "after"])

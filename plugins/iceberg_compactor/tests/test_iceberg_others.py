@@ -1,0 +1,82 @@
+"""Other writers of a table: rows of their own, which Penstock keeps, and tables of before that kept them out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from penstock_iceberg_compactor._columns import SYSTEM_SCHEMA
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._stamp import Stamp
+from pyiceberg.schema import Schema
+from pyiceberg.types import IntegerType, LongType, NestedField, StructType
+from tests.iceberg_place import load, opened, topic
+from tests.lake_records import lake_records
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def rows(compactor: IcebergCompactor) -> list[tuple[int, int]]:
+    """Each row as its id and its offset, -1 for one of another writer."""
+    found = load(compactor).scan().to_arrow().to_pylist()
+    return sorted((row["id"], row["_kafka"]["offset"] if row["_kafka"] else -1) for row in found)
+
+
+@pytest.mark.parametrize("mode", ["append", "upsert"])
+async def test_rows_of_others_need_nothing_of_kafka_and_stay_when_their_files_are_written_again(
+    tmp_path: Path, mode: str
+) -> None:
+    configs = {"value_format": "json", "mode": mode}
+    if mode == "upsert":
+        configs |= {"key_format": "json", "key_columns": "id"}
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(**configs), 1) as table:
+            await table.write(lake_records([b'{"id": 1}'], keys=[b'{"id": 1}']))
+            await table.commit({0: 1})
+            load(compactor).append(pa.table({"id": pa.array([8, 9], pa.int64())}))
+            await table.write(lake_records([b'{"id": 9}'], start=1, keys=[b'{"id": 9}']))
+            await table.commit({0: 2})
+            expected = [(1, 0), (8, -1), *([(9, -1)] if mode == "append" else []), (9, 1)]
+            assert rows(compactor) == expected
+            done = await table.maintain()
+            assert done.figures["data files rewritten"] > 1
+            assert rows(compactor) == expected
+
+
+async def test_a_table_of_before_is_opened_to_other_writers_by_one_commit(tmp_path: Path) -> None:
+    """It forbade retries to all of them, and required an offset of their rows."""
+    configs = {"value_format": "json"}
+    kafka = StructType(
+        NestedField(2, "partition", IntegerType(), required=True),
+        NestedField(3, "offset", LongType(), required=True),
+        *system_fields()[2:],
+    )
+    stamp = Stamp(topic="orders", topic_id="t-1", epoch=0)
+    async with opened(tmp_path) as compactor:
+        old = compactor.catalog.create_table(
+            ("kafka", "orders"),
+            Schema(NestedField(1, "_kafka", kafka), NestedField(20, "id", LongType())),
+            properties={**stamp.properties(), "commit.retry.num-retries": "0"},
+        )
+        row = {"_kafka": {"partition": 0, "offset": 0}, "id": 1}
+        old.append(pa.Table.from_pylist([row], old.schema().as_arrow()))
+        async with compactor.open_table(topic(**configs), 1) as table:
+            load(compactor).append(pa.table({"id": pa.array([8], pa.int64())}))
+            await table.maintain()
+        assert "commit.retry.num-retries" not in load(compactor).metadata.properties
+        assert rows(compactor) == [(1, 0), (8, -1)]
+        before = load(compactor).metadata_location
+        async with compactor.open_table(topic(**configs), 1):
+            assert load(compactor).metadata_location == before, "there is nothing left to change"
+
+
+def system_fields() -> tuple[NestedField, ...]:
+    system = SYSTEM_SCHEMA.fields[0].field_type
+    assert isinstance(system, StructType)
+    return system.fields
