@@ -55,6 +55,8 @@ from penstock.wire.messages.describe_topic_partitions import (
     DescribeTopicPartitionsRequest,
 )
 from penstock.wire.messages.describe_topic_partitions import TopicRequest as PartitionsOf
+from penstock.wire.messages.describe_transactions import DescribeTransactionsRequest
+from penstock.wire.messages.describe_user_scram_credentials import DescribeUserScramCredentialsRequest
 from penstock.wire.messages.elect_leaders import ElectLeadersRequest, TopicPartitions
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
 from penstock.wire.messages.find_coordinator import FindCoordinatorRequest
@@ -404,6 +406,16 @@ def describe_producers_requests(version: int, topic_id: bytes) -> Iterator[Messa
     yield DescribeProducersRequest(topics=[TopicRequest(name=TOPIC, partition_indexes=[0])])
 
 
+@of(ApiKey.DESCRIBE_USER_SCRAM_CREDENTIALS)
+def describe_user_scram_credentials_requests(version: int, topic_id: bytes) -> Iterator[Message]:
+    yield DescribeUserScramCredentialsRequest(users=None)
+
+
+@of(ApiKey.DESCRIBE_TRANSACTIONS)
+def describe_transactions_requests(version: int, topic_id: bytes) -> Iterator[Message]:
+    yield DescribeTransactionsRequest(transactional_ids=["transactional"])
+
+
 @of(ApiKey.CONSUMER_GROUP_HEARTBEAT)
 def consumer_group_heartbeat_requests(version: int, topic_id: bytes) -> Iterator[Message]:
     yield ConsumerGroupHeartbeatRequest(group_id=GROUP, subscribed_topic_names=[TOPIC])
@@ -692,9 +704,9 @@ def test_a_permitted_topic_is_served_beside_one_that_is_not(tmp_path: Path) -> N
                     8,
                     OffsetCommitRequest(group_id="g", generation_id_or_member_epoch=-1, topics=commits),
                 )
-                assert [topic.partitions[0].error_code for topic in committed.topics] == [
-                    0,
-                    ErrorCode.TOPIC_AUTHORIZATION_FAILED,
+                assert [(topic.name, topic.partitions[0].error_code) for topic in committed.topics] == [
+                    (TOPIC, ErrorCode.TOPIC_AUTHORIZATION_FAILED),  # Kafka tells first what it refused
+                    ("open", 0),
                 ]
 
     anyio.run(main)

@@ -44,8 +44,11 @@ class ApiKey(IntEnum):
     LIST_PARTITION_REASSIGNMENTS = 46
     OFFSET_DELETE = 47
     DESCRIBE_CLIENT_QUOTAS = 48
+    DESCRIBE_USER_SCRAM_CREDENTIALS = 50
     DESCRIBE_CLUSTER = 60
     DESCRIBE_PRODUCERS = 61
+    DESCRIBE_TRANSACTIONS = 65
+    LIST_TRANSACTIONS = 66
     CONSUMER_GROUP_HEARTBEAT = 68
     LIST_CONFIG_RESOURCES = 74
     DESCRIBE_TOPIC_PARTITIONS = 75
@@ -86,8 +89,11 @@ INDEX: dict[int, tuple[str, int, int, int]] = {
     46: ("list_partition_reassignments", 0, 0, 0),
     47: ("offset_delete", 0, 0, 1),
     48: ("describe_client_quotas", 0, 1, 1),
+    50: ("describe_user_scram_credentials", 0, 0, 0),
     60: ("describe_cluster", 0, 2, 0),
     61: ("describe_producers", 0, 0, 0),
+    65: ("describe_transactions", 0, 0, 0),
+    66: ("list_transactions", 0, 2, 0),
     68: ("consumer_group_heartbeat", 0, 1, 0),
     74: ("list_config_resources", 0, 1, 0),
     75: ("describe_topic_partitions", 0, 0, 0),
