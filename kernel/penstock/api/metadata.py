@@ -15,7 +15,7 @@ __all__ = (
 
 import re
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 import anyio
@@ -282,7 +282,22 @@ def _wanted(
             found[key] = _asked_topic(asked, context, failed)
     if context.api.authorizer is not None:
         _hide(found, request, context)
+    if request.include_topic_authorized_operations:
+        _tell_operations_on_absent(found.values(), context)
     return list(found.values())
+
+
+def _tell_operations_on_absent(
+    topics: Iterable[Topic | MetadataResponseTopic], context: RequestContext
+) -> None:
+    """As Kafka tells them also of a topic that isn't there, but not of one that is hidden or has no name."""
+    for topic in topics:
+        if (
+            isinstance(topic, MetadataResponseTopic)
+            and topic.name is not None
+            and topic.error_code != DENIED[ResourceType.TOPIC]
+        ):
+            topic.topic_authorized_operations = context.authorized_operations(ResourceType.TOPIC, topic.name)
 
 
 def _hide(
@@ -325,15 +340,9 @@ def _is_large(topics: Sequence[Topic | MetadataResponseTopic]) -> bool:
 def _described(
     topic: Topic | MetadataResponseTopic, context: RequestContext, operations: int
 ) -> MetadataResponseTopic:
-    is_known = operations != UNKNOWN_OPERATIONS and topic.name is not None
     if isinstance(topic, MetadataResponseTopic):
-        # as in Kafka, also of one that isn't there; but not of one that is hidden
-        if is_known and topic.error_code != DENIED[ResourceType.TOPIC]:
-            topic.topic_authorized_operations = context.authorized_operations(
-                ResourceType.TOPIC, topic.name or ""
-            )
         return topic
-    if is_known:
+    if operations != UNKNOWN_OPERATIONS:
         operations = context.authorized_operations(ResourceType.TOPIC, topic.name)
     return describe_topic(topic, context.api.logs, operations)
 
