@@ -57,7 +57,7 @@ _TRANSFORMS: dict[str, Any] = {
 
 
 def creation_properties(configs: TableConfigs) -> dict[str, str]:
-    """Properties of new tables: metadata that don't pile up.
+    """Properties of new tables: metadata that don't pile up, but stay as long as readers remember where they were.
 
     None forbids retries: Penstock's own commits have none anyway, and other writers need theirs beside it.
     """
@@ -65,7 +65,7 @@ def creation_properties(configs: TableConfigs) -> dict[str, str]:
         "commit.manifest-merge.enabled": "true",
         "commit.manifest.min-count-to-merge": "20",
         "write.metadata.delete-after-commit.enabled": "true",
-        "write.metadata.previous-versions-max": "5",
+        "write.metadata.previous-versions-max": "30",
         "write.target-file-size-bytes": str(configs.target_file_bytes),
         "write.parquet.compression-codec": "zstd",
     }
