@@ -209,6 +209,11 @@ class TimeShares:
                 return min(ready, self._spare_at())
         return ready
 
+    def describe(self, member: TimeMember) -> str:
+        """What ``member`` used and may use, for the log."""
+        used_ms, part_ms = 1000 * member.used_s, 1000 * member.part_s
+        return f"is_limited={member.is_limited} used_ms={used_ms:.2f} part_ms={part_ms:.2f} speed={self._speed:.2f}"
+
     def _spare_at(self) -> float:
         """When less is used of this window than may be, if nobody uses more until then."""
         return self._begin - _SPARE_AHEAD_S + self._used_s / (SPARE_PART * max(self._speed, _SPEED_MIN))

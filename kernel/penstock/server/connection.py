@@ -26,6 +26,7 @@ from penstock.server.frames import FrameReader, ReadEnd, start_of
 from penstock.server.large_frame import LargeFrame, length_fault
 from penstock.server.long_produce import ProduceHeader
 from penstock.server.outbox import Outbox
+from penstock.server.overdue import Pending
 from penstock.server.pipeline import Phase, Wait
 from penstock.server.registry import Connections
 from penstock.server.settings import SHORT_BYTES
@@ -513,6 +514,30 @@ class Connection(asyncio.BufferedProtocol):
         """Whether it waits for nothing but acknowledgements of the log."""
         pipeline = self.channel.pipeline
         return bool(pipeline.slots) and not pipeline.is_waiting(Wait.ALONE)
+
+    @property
+    def pending(self) -> Pending | None:
+        """What the client waits for next, as ``Overdue`` wants to know it."""
+        pipeline, reader = self.channel.pipeline, self._reader
+        if pipeline.is_waiting(Wait.QUOTA | Wait.END) or self.outbox.waits_for_client:
+            return None
+        if pipeline.slots:
+            return Pending(pipeline.slots[0], pipeline.slots[0].asked_ms / 1000)
+        if reader.is_stuck:
+            return Pending(reader.backlog or reader.large, 0.0)
+        return None
+
+    def describe(self) -> str:
+        """Where its oldest request is, for the log."""
+        core, pipeline, reader = self._core, self.channel.pipeline, self._reader
+        waits = "+".join(wait.name for wait in Wait if pipeline.is_waiting(wait))
+        api_key = pipeline.slots[0].api_key if pipeline.slots else -1
+        client, turns = self.client, core.turns
+        return (
+            f"api_key={api_key} waits={waits or 'LOG'} phase={pipeline.phase.name} unanswered={len(pipeline.slots)} "
+            f"kept_bytes={reader.held_bytes} {turns.describe(self.time)} in_room={core.waiting_for_room} "
+            f"in_threads={core.preparing} peer={client.host}:{client.port} client_id={client.client_id}"
+        )
 
     def frame_is_late(self, now: float, grace_s: float) -> bool:
         """A frame that is due has stopped: nothing came for ``grace_s``, and a little more for each byte so far.

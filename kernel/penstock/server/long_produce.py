@@ -50,6 +50,11 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
     channel: Channel
     call: ProduceCall | None = None
 
+    @property
+    def asked_ms(self) -> int:
+        """See ``Slot.asked_ms``."""
+        return 0 if self.call is None else self.call.timeout_ms
+
     def complete(self, response: ProduceResponse | None) -> None:
         """The outcome of the call. Comes from within the log's callbacks, so it doesn't raise."""
         if response is None:

@@ -18,6 +18,7 @@ from penstock.api.client import Client
 from penstock.log.limiter import BytesLimiter
 from penstock.server.core import ServerCore
 from penstock.server.outbox import HUNG_UP, Outbox
+from penstock.server.overdue import Overdue, Pending
 from penstock.shares import GRACE_S, Member
 
 #: How long a closed connection may take to send its last bytes.
@@ -91,6 +92,13 @@ class Peer(Protocol):
     def outbox(self) -> Outbox:
         """What is on its way to it."""
 
+    @property
+    def pending(self) -> Pending | None:
+        """What its client waits for next (``penstock.server.overdue``)."""
+
+    def describe(self) -> str:
+        """Where its oldest request is, for the log."""
+
     def frame_is_late(self, now: float, grace_s: float) -> bool:
         """Whether an unfinished frame has stopped."""
 
@@ -129,6 +137,7 @@ class Connections:
         #: Connections that have lost their place and are to be closed, in this order.
         self._leaving: dict[Peer, None] = {}
         self._leaving_timer: asyncio.TimerHandle | None = None
+        self._overdue = Overdue[Peer](self._tell_overdue)
         self._is_draining = False
         self._sheds_soon = False
         self._all_closed = anyio.Event()
@@ -388,7 +397,7 @@ class Connections:
         self._schedule_sweep()
 
     def sweep(self) -> None:
-        """Close connections that are idle, half open, or don't take their responses."""
+        """Close connections that are idle, half open, or don't take their responses; tell of overdue requests."""
         settings = self._core.settings
         now = self._core.time()
         idle = now - settings.idle_timeout_ms / 1000
@@ -409,6 +418,10 @@ class Connections:
                 self.timeouts += 1
                 connection.close()
         self._end_gone()
+        self._overdue.look(self._open, now)
+
+    def _tell_overdue(self, connection: Peer, seconds: float) -> None:
+        self._core.warn(f"a request has no answer yet: age_s={seconds:.0f} {connection.describe()}")
 
     def _end_gone(self) -> None:
         """Notice clients that closed while nothing is read of them, which the transport doesn't notice then."""

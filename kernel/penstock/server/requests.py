@@ -37,7 +37,7 @@ def start(
     channel.client.client_id = header.client_id
     core = channel.core
     api = core.apis.get(api_key)
-    slot = Slot(version, header.correlation_id, len(frame))
+    slot = Slot(version, header.correlation_id, len(frame), api_key=api_key)
     if api is None or not api.low <= version <= api.high:
         if api is not None and api.unsupported is not None:
             slot.version = 0
@@ -66,6 +66,7 @@ def start(
     if response is not None:
         _answer(channel, slot, api_key, response)
     else:
+        slot.message = message
         channel.run_alone(slot, _run, channel, slot, api, message, context)
     return False
 
@@ -82,6 +83,7 @@ async def _run_long(
             except PenstockError as error:
                 channel.fault(f"request is malformed: api_key={api.key} version={slot.version}: {error}")
     channel.scopes.discard(scope)
+    slot.message = message
     if message is None or channel.is_lost:
         return
     try:

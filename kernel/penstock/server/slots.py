@@ -4,11 +4,17 @@ from __future__ import annotations
 
 __all__ = ("Slot",)
 
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from penstock.spi.allocator import Charge
+from penstock.wire.api_keys import ApiKey
+
+#: Fields of requests that say how long they may wait.
+_TIMES: Final = ("max_wait_ms", "rebalance_timeout_ms", "timeout_ms")
+#: A member waits for the one that makes the assignments; it has said in JoinGroup for how long, mostly so long.
+_SYNC_MS: Final = 300_000
 
 
 class Slot(msgspec.Struct, eq=False):
@@ -25,6 +31,16 @@ class Slot(msgspec.Struct, eq=False):
     close: bool = False
     #: How long the client is to wait with its next request, as the response tells it (KIP-219).
     throttle_ms: int = 0
+    #: What kind of request it is (the default is Produce), and the request while a task answers it.
+    api_key: int = 0
+    message: Any = None
+
+    @property
+    def asked_ms(self) -> int:
+        """For how long the request says that it may wait."""
+        if self.api_key == ApiKey.SYNC_GROUP:
+            return _SYNC_MS
+        return next((getattr(self.message, name) for name in _TIMES if hasattr(self.message, name)), 0)
 
     def release_charges(self) -> None:
         """Give back what its response holds."""

@@ -224,6 +224,16 @@ class Turns:
             self._is_scheduled = True
             self._call_soon(self._run)
 
+    def describe(self, member: TimeMember) -> str:
+        """Where ``member`` waits for its turn, and why, for the log."""
+        places = {
+            "waiting": self._waiting,
+            "limited": [waits for _, _, waits in self._limited],
+            "deferred": [waits for deferred in self._deferred.values() for waits in deferred],
+        }
+        found = "+".join(name for name, place in places.items() if any(one.time is member for one in place))
+        return f"turn={found or 'none'} threads={self._threads} {self._shares.describe(member)}"
+
     def _schedule(self) -> None:
         if self._waiting:
             if not self._is_scheduled:
