@@ -13,7 +13,7 @@ member is added to it, window by window (``WINDOW_S``).
    was made to wait, is *limited* to it.
 3. **A limit is a pace.** A limited member goes on as soon as what it used in this window is no more than its part of
    the time that has passed, so it waits a little often, not long once. What it used beyond its part counts in the
-   next window.
+   next ones, up to ``DEBT_S_MAX``: one long piece of work keeps nobody waiting for a minute.
 4. **What is left is for who asks one thing at a time.** A limited member that doesn't keep requests waiting goes on
    at once, too, as long as all together use no more than ``SPARE_PART`` of the time that has passed; else when they
    don't any more.
@@ -22,7 +22,7 @@ member is added to it, window by window (``WINDOW_S``).
 
 from __future__ import annotations
 
-__all__ = ("BUSY_PART", "QUIET_S", "SPARE_PART", "WINDOW_S", "TimeMember", "TimeShares")
+__all__ = ("BUSY_PART", "DEBT_S_MAX", "QUIET_S", "SPARE_PART", "WINDOW_S", "TimeMember", "TimeShares")
 
 import math
 from collections.abc import Iterable
@@ -41,6 +41,9 @@ _SPARE_AHEAD_S: Final = WINDOW_S / 20
 #: As long as less than this part of a window was used, and nobody is limited, the time that passed stands for the
 #: processor time: readings of the processor's clock are system calls, and parts are made of busy windows only.
 _MEASURED_S: Final = WINDOW_S * BUSY_PART / 2
+#: What was used beyond a part keeps nobody waiting for longer. Where others use the processors too, a part is some
+#: microseconds, and one long piece of work was as much as a minute of them.
+DEBT_S_MAX: Final = 2.0
 #: Limits end when nobody was served but those who are limited, for so long.
 QUIET_S: Final = 1.0
 #: How fast the loop gets on where others use the processors too: a mean of about so many windows, and at least this.
@@ -238,7 +241,8 @@ class TimeShares:
         active, self._active = self._active, []
         for use in self._limited:
             if use.window == self._window:
-                use.debt_s = max(0.0, use.used_s - use.part_s)
+                debt_s = max(0.0, use.used_s - use.part_s)
+                use.debt_s = min(debt_s, use.part_s * DEBT_S_MAX / WINDOW_S)
             use.is_limited = False
         was_limited, self._limited = bool(self._limited), []
         self._window += 1

@@ -48,6 +48,7 @@ def serving(data_dir: Path, *sets: str) -> Iterator[ServeProcess]:
         code = broker.terminate() if broker.running else None
     assert code == 0, broker.output
     assert "Traceback" not in broker.output, broker.output
+    assert "no answer yet" not in broker.output, broker.output
     assert "never awaited" not in broker.output, broker.output
 
 

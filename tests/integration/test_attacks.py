@@ -36,6 +36,7 @@ def test_a_good_client_is_served_beside(name: str, serve: ServeFactory) -> None:
         assert broker.resident_bytes() < LIMIT * 1.1
     broker.terminate()
     assert "this is a bug" not in broker.output
+    assert "no answer yet" not in broker.output
 
 
 def test_a_long_request_is_served_however_many_fetches_of_hundreds_of_partitions_wait_for_data(

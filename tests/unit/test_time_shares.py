@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.time_shares import BUSY_PART, QUIET_S, SPARE_PART, WINDOW_S, TimeMember, TimeShares
+from penstock.time_shares import BUSY_PART, DEBT_S_MAX, QUIET_S, SPARE_PART, WINDOW_S, TimeMember, TimeShares
 
 SLICE_S = 0.0005
 
@@ -118,6 +118,30 @@ def test_what_is_used_beyond_a_part_counts_in_the_next_window() -> None:
                 used[at] += seconds * (loop.now > 2.0)
         loop.now += SLICE_S / 5
     assert used[0] < 2.0 * used[1]
+
+
+def test_nobody_waits_long_for_one_piece_of_work_however_slowly_the_loop_gets_on() -> None:
+    """Where others use the processors, a part is a fraction of a millisecond, and a piece of work some hundreds."""
+    loop = Loop()
+    loop.speed = 0.02
+    greedy, modest = loop.join("a"), loop.join("a")
+
+    def go_on() -> bool:
+        loop.now += WINDOW_S / 10
+        loop.compute(modest, SLICE_S / 50)
+        return loop.shares.ready_at(greedy, loop.now) <= loop.now
+
+    pieces = 0
+    while pieces < 100 or not greedy.is_limited:
+        if go_on():
+            loop.compute(greedy, 2 * SLICE_S)
+            pieces += 1
+    loop.speed = 1.0
+    loop.compute(greedy, 0.3)
+    loop.speed = 0.02
+    since = loop.now
+    while not go_on():
+        assert loop.now - since < 2 * DEBT_S_MAX
 
 
 def test_limits_end_when_nobody_profits_by_them() -> None:

@@ -8,13 +8,15 @@ each of which is a slice.
 
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
-last slice, so that it gets on beside others who always have something in flight.
+last slice, so that it gets on beside others who always have something in flight; and no longer than ``DEFER_S_MAX``
+in all, since slices of others who aren't limited come one after the other, too.
 """
 
 from __future__ import annotations
 
 __all__ = (
     "DEFER_S",
+    "DEFER_S_MAX",
     "SLICE_REQUESTS",
     "SLICE_S",
     "SLICE_SHORT_S",
@@ -46,6 +48,9 @@ SLICE_S: Final = 0.0005
 SLICE_SHORT_S: Final = 0.0002
 #: How long who is limited waits after its last slice for others' requests to be answered.
 DEFER_S: Final = 0.001
+#: The first of those who wait for others' requests, or for threads, waits no longer: beside many who are always in
+#: the midst of something there is no moment at which nobody is.
+DEFER_S_MAX: Final = 0.25
 #: Others are those who asked for little in this time. So many of them are looked at, the latest first.
 _OTHERS_S: Final = 0.1
 _OTHERS_LOOK_MAX: Final = 32
@@ -100,6 +105,8 @@ class Turns:
         #: Those that may, and let others go first, by whether they are greedy. Only greedy ones wait for threads: one
         #: that works for somebody who is limited may be there at any time.
         self._deferred: dict[bool, list[_Waits]] = {False: [], True: []}
+        #: Since when the first of them waits.
+        self._deferred_since = {False: 0.0, True: 0.0}
         #: Who else asked lately, and when.
         self._others: dict[_Waits, float] = {}
         #: Until then somebody waits here, or did a moment ago.
@@ -243,6 +250,8 @@ class Turns:
         at = self._limited[0][0] if self._limited else math.inf
         if self._deferred[False] or (self._deferred[True] and not self._threads):
             at = min(at, self._last_slice + DEFER_S)
+        elif self._deferred[True]:
+            at = min(at, self._deferred_since[True] + DEFER_S_MAX)
         if at < (math.inf if self._wakes_at is None else self._wakes_at):
             self._wakes_at = at
             self._call_at(at, self._wake)
@@ -271,6 +280,8 @@ class Turns:
         waits_for_others = self._others_first(now)
         defers = {False: waits_for_others, True: waits_for_others or self._threads > 0}
         for is_greedy, deferred in self._deferred.items():
+            if deferred and now - self._deferred_since[is_greedy] >= DEFER_S_MAX:
+                defers[is_greedy] = False
             if not defers[is_greedy]:
                 waiting.extend(deferred)
                 deferred.clear()
@@ -284,7 +295,10 @@ class Turns:
                 heappush(limited, (ready, self._number, connection))
                 continue
             if defers[connection.is_greedy] and connection.time.may_wait:
-                self._deferred[connection.is_greedy].append(connection)
+                deferred = self._deferred[connection.is_greedy]
+                if not deferred:
+                    self._deferred_since[connection.is_greedy] = now
+                deferred.append(connection)
                 continue
             connection.turn()
             began, now = now, self.clock()

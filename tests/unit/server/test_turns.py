@@ -10,7 +10,15 @@ import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
 
-from penstock.server.turns import DEFER_S, SLICE_S, SLICE_SHORT_S, UNMEASURED_S_MAX, Turns, metered
+from penstock.server.turns import (
+    DEFER_S,
+    DEFER_S_MAX,
+    SLICE_S,
+    SLICE_SHORT_S,
+    UNMEASURED_S_MAX,
+    Turns,
+    metered,
+)
 from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 
 
@@ -164,6 +172,26 @@ def test_who_is_limited_lets_others_go_first_for_a_bounded_time() -> None:
     loop.idle()
     assert loop.history == ["greedy"]
     assert loop.now == pytest.approx(last + DEFER_S + SLICE_S)
+
+
+@pytest.mark.parametrize("is_greedy", [True, False])
+def test_who_is_limited_goes_on_in_the_end_beside_others_who_are_always_in_the_midst_of_something(
+    is_greedy: bool,
+) -> None:
+    """Handlers of others who aren't limited have their portions one after the other, and a thread always works."""
+    loop = Loop()
+    greedy, modest = limited(loop, 4)
+    greedy.is_greedy = is_greedy
+    loop.turns._threads = 1  # of somebody whose work takes long
+    since = loop.now
+    while not loop.history:
+        loop.now += DEFER_S / 2
+        loop.turns.hold_back(modest, loop.now, is_greedy=False)
+        loop.turns.used_slice(modest.time, loop.now, loop.now)
+        loop.iterate(2)
+        if any(at <= loop.now for at, _ in loop._later):
+            loop.idle()
+        assert loop.now - since < 2 * DEFER_S_MAX
 
 
 def test_who_asks_one_thing_at_a_time_and_lets_others_go_first_does_not_wait_for_its_pace_then() -> None:
