@@ -13,7 +13,7 @@ from penstock.wire.messages.fetch import FetchRequest
 from penstock.wire.messages.join_group import JoinGroupRequest
 from penstock.wire.messages.sync_group import SyncGroupRequest
 
-LOOK_S = 5.0
+BETWEEN_LOOKS = 5.0
 
 
 class One:
@@ -32,8 +32,8 @@ class Looks:
         self.overdue = Overdue[One](lambda one, _: self.told.append(one))
 
     def look(self, seconds: float, *connections: One) -> None:
-        for _ in range(int(seconds / LOOK_S)):
-            self.now += LOOK_S
+        for _ in range(int(seconds / BETWEEN_LOOKS)):
+            self.now += BETWEEN_LOOKS
             self.overdue.look(connections, self.now)
 
 
@@ -54,7 +54,7 @@ def test_who_gets_on_or_waits_for_nothing_of_ours_is_not_told() -> None:
     for number in range(20):
         one.pending = Pending(object(), 0.0)
         other.pending = Pending("same", 0.0) if number % 4 else None
-        looks.look(LOOK_S, one, other)
+        looks.look(BETWEEN_LOOKS, one, other)
     assert looks.told == []
 
 
@@ -92,7 +92,7 @@ async def test_a_produce_that_waits_for_room_beyond_its_time_is_told_with_what_i
         await client.send(ApiKey.PRODUCE, 9, produce(make_batch(), timeout_ms=10_000))
         await until(lambda: harness.server.core.waiting_for_room)
         for _ in range(10):
-            clock.now_s += LOOK_S
+            clock.now_s += BETWEEN_LOOKS
             harness.server.connections.sweep()
     lines = [record.message for record in caplog.records if "no answer yet" in record.message]
     assert len(lines) == 1
