@@ -470,6 +470,9 @@ public class Smoke {
         check(one.producerEpoch() == 0 && one.lastSequence() >= 0 && one.coordinatorEpoch().isEmpty(), one);
       check(!producers.get(first).activeProducers().isEmpty(), producers);
       check(admin.describeClientQuotas(ClientQuotaFilter.all()).entities().get().isEmpty(), "quotas");
+      check(admin.describeUserScramCredentials().all().get().isEmpty(), "users");
+      check(admin.listTransactions().all().get().isEmpty(), "transactions");
+      fails(TransactionalIdNotFoundException.class, admin.describeTransactions(List.of(topic)).all());
 
       try (var consumer = new KafkaConsumer<>(settings(), new StringDeserializer(), new StringDeserializer())) {
         var at = consumer.offsetsForTimes(Map.of(first, start + 100)).get(first);

@@ -387,5 +387,5 @@ def _validated_choice(config: TopicConfig, value: str) -> str:
 def _invalid(config: TopicConfig, value: str, why: str) -> KafkaError:
     return KafkaError(
         ErrorCode.INVALID_CONFIG,
-        f"invalid value of a topic config: {why} name={config.name} value={value[:100]!r}",
+        f"invalid value of a topic config, {why}: name={config.name} value={value[:100]!r}",
     )

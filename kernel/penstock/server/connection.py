@@ -242,7 +242,11 @@ class Connection(asyncio.BufferedProtocol):
             self.time.kind = _FETCHING if api_key == _FETCH else _ELSE
             is_kept = requests.start(channel, frame, api_key, version, allocation)
         except PenstockError as error:
-            self.channel.fault(f"request is malformed: api_key={api_key} version={version}: {error}")
+            api = channel.core.apis.get(api_key)
+            if api is None or api.low <= version <= api.high:
+                channel.fault(f"request is malformed: api_key={api_key} version={version}: {error}")
+            else:
+                channel.fault(requests.not_served(api, api_key, version, channel.client.client_id))
             return False
         if allocation is not None and not is_kept:
             allocation.release()

@@ -6,7 +6,7 @@ its pipeline, and ends with its client if the API says so. A long request is dec
 
 from __future__ import annotations
 
-__all__ = ("start",)
+__all__ = ("not_served", "start")
 
 from typing import Any
 
@@ -14,7 +14,7 @@ import anyio
 
 from penstock.api.context import RequestContext
 from penstock.api.declaration import Api, Frame
-from penstock.api.errors import error_code_of, is_expected
+from penstock.api.errors import error_code_of, is_expected, quoted
 from penstock.api.gate import UnidentifiedError
 from penstock.errors import PenstockError
 from penstock.server.admission import admit, rest, throttled
@@ -44,7 +44,7 @@ def start(
             channel.pipeline.take(slot)
             _answer(channel, slot, api_key, api.unsupported(core.api))
         else:
-            channel.fault(f"api or version is not supported: api_key={api_key} version={version}")
+            channel.fault(not_served(api, api_key, version, header.client_id))
         return False
     context = RequestContext(api=core.api, client=channel.client, version=version)
     slot.charges = context.charges
@@ -69,6 +69,17 @@ def start(
         slot.message = message
         channel.run_alone(slot, _run, channel, slot, api, message, context)
     return False
+
+
+def not_served(api: Api | None, api_key: int, version: int, client_id: str | None) -> str:
+    """Why a request can't be answered, so that whoever reads the log knows what to do about which client."""
+    asked = f"version={version}"
+    if client_id:
+        asked += f" client_id={quoted(client_id)}"
+    if api is None:
+        return f"there is no such api here: api_key={api_key} {asked}"
+    age, remedy = ("old", "a newer one") if version < api.low else ("new", "an older one")
+    return f"the client is too {age}, use {remedy}: api={api.name} versions={api.versions} {asked}"
 
 
 async def _run_long(

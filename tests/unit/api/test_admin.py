@@ -361,6 +361,17 @@ async def test_create_topic_is_validated(logs: FakeLogs, asked: CreatableTopic, 
     assert bool(results[0].error_message) == bool(code)
 
 
+async def test_a_config_that_is_refused_says_why_in_one_sentence_with_its_name_and_value_last(
+    logs: FakeLogs,
+) -> None:
+    """Kafka Streams, Kafka Connect and others show it as it is, when they make their compacted topics."""
+    (result,) = await create(logs, new(cleanup_policy="compact"))
+    assert result.error_message == (
+        "invalid value of a topic config, this broker doesn't compact topics, "
+        "only cleanup.policy=delete is supported: name=cleanup.policy value='compact'"
+    )
+
+
 async def test_topic_twice_in_a_request_is_refused(logs: FakeLogs) -> None:
     (result,) = await create(logs, new(), new())
     assert result.error_code == ErrorCode.INVALID_REQUEST

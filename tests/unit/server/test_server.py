@@ -552,6 +552,26 @@ BAD_FRAMES = {
 }
 
 
+@pytest.mark.parametrize(
+    ("api_key", "version", "said"),
+    [
+        (8, 1, "the client is too old, use a newer one: api=OffsetCommit versions=2-10 version=1"),
+        (0, 2, "the client is too old, use a newer one: api=Produce versions=3-13 version=2"),
+        (3, 99, "the client is too new, use an older one: api=Metadata versions=0-13 version=99"),
+        (4242, 1, "there is no such api here: api_key=4242 version=1"),
+    ],
+)
+async def test_a_client_that_is_not_served_is_told_of_by_name_and_with_what_to_do(
+    caplog: pytest.LogCaptureFixture, api_key: int, version: int, said: str
+) -> None:
+    async with serving() as harness, await harness.connect() as client:
+        await client.send_raw(struct.pack(">ihhih", 16, api_key, version, 1, 6) + b"sarama")
+        assert await client.ends()
+    (record,) = caplog.records
+    assert said in record.getMessage()
+    assert "client_id='sarama'" in record.getMessage() or api_key == ApiKey.PRODUCE
+
+
 @pytest.mark.parametrize("data", BAD_FRAMES.values(), ids=BAD_FRAMES.keys())
 async def test_bad_frame_ends_the_connection_with_one_line(
     data: bytes, caplog: pytest.LogCaptureFixture
