@@ -449,15 +449,27 @@ class Partition:
             done.set()
 
         header = read_header(batch)
-        while True:
-            if self._closed:
-                raise ClosedError(f"the partition is closed: topic={self.topic} partition={self.index}")
-            self._check_available()
-            try:
-                self._append_valid(memoryview(batch), header, None, -1, header.max_timestamp, None, on_done)
-                break
-            except FullError:
-                await self._engine.wait_for_room(len(batch))
+        own: Allocation | None = None
+        try:
+            while True:
+                if self._closed:
+                    raise ClosedError(f"the partition is closed: topic={self.topic} partition={self.index}")
+                self._check_available()
+                data = memoryview(batch) if own is None else own.view
+                try:
+                    self._append_valid(data, header, None, -1, header.max_timestamp, own, on_done)
+                    own = None
+                    break
+                except FullError:
+                    if own is None:
+                        # In one step: who only waits for memory finds that others wait, and may never get any.
+                        own = await self._engine.allocator.allocate(len(batch), "append")
+                        own.view[:] = batch
+                    else:
+                        await self._engine.wait_for_room(0)
+        finally:
+            if own is not None:
+                own.release()
         await done.wait()
         (outcome,) = outcomes
         if outcome.error_code:

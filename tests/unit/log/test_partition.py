@@ -13,6 +13,7 @@ import pytest
 from crc32c import crc32c
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.patience import HANG_S
 from tests.unit.stream.harness import World
 
 from penstock.bus import EventBus
@@ -351,6 +352,37 @@ async def test_producers_are_remembered_over_a_crash(world: World, flushed: bool
         assert [(o.error_code, o.base_offset) for o in again] == [(0, 0)]
         assert codes(append(partition, batch(b"z", producer=(7, 2, 5)))) == [ErrorCode.INVALID_PRODUCER_EPOCH]
         assert partition.leader_epoch == 1, "a new leader"
+
+
+async def test_a_batch_of_the_brokers_own_gets_memory_in_its_turn_beside_others_who_always_wait(
+    world: World,
+) -> None:
+    """A commit of offsets waits with the producers, and goes on when it has its memory, whoever waits behind it."""
+    async with open_logs(world) as logs, anyio.create_task_group() as tasks:
+        partition = await logs.create()
+        allocator = logs.manager._engine.allocator
+        left = world.limit - allocator.statistics().used_bytes
+        some, rest = (
+            allocator.charge_nowait(left // 2, "test"),
+            allocator.charge_nowait(left - left // 2, "test"),
+        )
+        ended = anyio.Event()
+
+        async def commit() -> None:
+            assert await partition.append_batch(batch(b"a")) == 0
+            ended.set()
+
+        tasks.start_soon(commit)
+        await anyio.wait_all_tasks_blocked()
+        tasks.start_soon(allocator.charge, world.limit - left // 4, "test")
+        await anyio.wait_all_tasks_blocked()
+        assert allocator.statistics().waiting == 2
+        some.release()
+        with anyio.fail_after(HANG_S):
+            await ended.wait()
+        assert allocator.statistics().waiting == 1
+        tasks.cancel_scope.cancel()
+    assert rest.size
 
 
 async def test_a_full_log_changes_nothing_and_the_same_batch_can_come_again(world: World) -> None:
