@@ -2,7 +2,8 @@
 
     load         every record, in order, is applied to a fresh state
     submit       a set of records is appended as one batch, all of them or none; then its submitter is told
-    checkpoint   the live state is appended once more, in portions, and everything before it is trimmed
+    checkpoint   the live state is appended once more, in portions, and everything before it is trimmed, beside what
+                 is appended after it
     close        nothing is submitted any more; what is being appended ends
 
 State is write-through: who submits changes the state when it is told that the records are durable, and not before. It
@@ -23,12 +24,14 @@ from typing import Final, Protocol
 
 import anyio
 import anyio.lowlevel
+from anyio.abc import TaskGroup
 
 from penstock.account import Ledger
 from penstock.errors import ClosedError, FencedError, PenstockError
 from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import Record, RecordLog
 from penstock.wire.error_codes import ErrorCode
+from penstock.work.one_error import one_error
 
 logger = logging.getLogger("penstock.coordinator")
 #: Records that are applied at a load before others get their turn: about a millisecond.
@@ -132,6 +135,9 @@ class StateLog:
         self._grown_bytes = 0
         self._live_records = 0
         self._live_bytes = 0
+        #: Where the newest checkpoint begins, until somebody trims to there.
+        self._trim_to: int | None = None
+        self._is_trimming = False
 
     @property
     def pending(self) -> int:
@@ -189,15 +195,20 @@ class StateLog:
         self._wake.set()
 
     async def run(self) -> None:
-        """Append what is submitted, and checkpoint when the log has grown enough, until it's closed or cancelled."""
-        while not self._is_closed:
-            if self._queue:
-                await self._append(self._take_batch())
-                if self._is_checkpoint_due() and not self._is_closed:
-                    await self._checkpoint()
-            else:
-                self._wake = anyio.Event()
-                await self._wake.wait()
+        """Append what is submitted, and checkpoint when the log has grown enough, until it's closed or cancelled.
+
+        Trims go on beside: they wait for the store, and what groups write doesn't.
+        """
+        with one_error():
+            async with anyio.create_task_group() as tasks:
+                while not self._is_closed:
+                    if self._queue:
+                        await self._append(self._take_batch())
+                        if self._is_checkpoint_due() and not self._is_closed and await self._checkpoint():
+                            self._trim_soon(tasks)
+                    else:
+                        self._wake = anyio.Event()
+                        await self._wake.wait()
 
     def _take_batch(self) -> list[_Write]:
         batch = [self._queue.popleft()]
@@ -236,7 +247,8 @@ class StateLog:
             self._settings.checkpoint_records, 2 * self._live_records
         ) or self._grown_bytes >= max(self._settings.checkpoint_bytes, 2 * self._live_bytes)
 
-    async def _checkpoint(self) -> None:
+    async def _checkpoint(self) -> bool:
+        """Write all that is alive again; whether what was before it may go."""
         start = self._next_offset  # with nothing alive, everything so far may go
         records = size = 0
         self._grown_records = self._grown_bytes = 0
@@ -248,13 +260,31 @@ class StateLog:
                 records += len(portion)
                 size += _size(portion)
                 if self._is_closed:
-                    return  # what was written says nothing new; nothing may be trimmed before the rest is there
-            await self._log.trim(self.partition, start)
+                    # what was written says nothing new; nothing may be trimmed before the rest is there
+                    return False
         except PenstockError as cause:
             self._failed(cause)
-            return
+            return False
         self._live_records, self._live_bytes = records, size
-        self._counters.checkpoints += 1
+        self._trim_to = start
+        return True
+
+    def _trim_soon(self, tasks: TaskGroup) -> None:
+        if not self._is_trimming:
+            self._is_trimming = True
+            tasks.start_soon(self._trim)
+
+    async def _trim(self) -> None:
+        """Trim to where the newest checkpoint begins."""
+        try:
+            while (start := self._trim_to) is not None:
+                self._trim_to = None
+                await self._log.trim(self.partition, start)
+                self._counters.checkpoints += 1
+        except PenstockError as cause:
+            self._failed(cause)
+        finally:
+            self._is_trimming = False
 
 
 def _answer(cause: PenstockError) -> ErrorCode:

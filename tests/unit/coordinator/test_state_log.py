@@ -195,6 +195,37 @@ async def test_a_closed_checkpoint_trims_nothing_that_it_has_not_written_again(l
     assert await loaded(log) == {**{f"n{number:02}": number for number in range(19)}, "last": 1}
 
 
+class SilentStore(MemoryLog):
+    """Trims wait for the store, appends don't."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.answers = anyio.Event()
+
+    async def trim(self, partition: int, offset: int) -> None:
+        await self.answers.wait()
+        await super().trim(partition, offset)
+
+
+async def test_what_is_written_does_not_wait_for_a_store_that_says_nothing_to_a_trim() -> None:
+    log = SilentStore()
+    life = Life(log)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        for number in range(30):
+            life.write([record("a", number)])
+            await settle()
+        assert life.answers == [ErrorCode.NONE] * 30
+        assert life.counters.checkpoints == 0
+        log.answers.set()
+        await settle()
+        life.log.close()
+    assert 1 <= life.counters.checkpoints <= 2, "the newest one counts"
+    assert log.starts[0] > 20
+    assert await loaded(log) == {"a": 29}
+
+
 async def test_a_record_that_is_not_understood_fails_the_load(log: MemoryLog) -> None:
     await log.append(0, [record("a", 1), (b"b", b"123")])
     life = Life(log)
