@@ -108,8 +108,10 @@ class Death:
         is_large = size >= self._largest
         if self._in_a_call and self._left <= 0 and is_large and self._timed >= _TIMED_CALLS:
             # nobody handles the signal, so it ends the process as SIGKILL does
-            signal.setitimer(signal.ITIMER_REAL, max(1e-6, random.random() * self._took_s))
+            signal.setitimer(signal.ITIMER_REAL, max(1e-6, random.uniform(0.1, 0.9) * self._took_s))
         yield
+        if self._in_a_call:
+            signal.setitimer(signal.ITIMER_REAL, 0)  # it came too late: the next call is tried
         if size > self._largest:
             self._largest, self._took_s, self._timed = size, 1e9, 0
         if size == self._largest:

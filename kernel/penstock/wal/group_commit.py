@@ -20,7 +20,15 @@ from collections.abc import Callable, Sequence
 from operator import itemgetter
 
 from penstock.direct_io import LARGE_BYTES
-from penstock.errors import ClosedError, FullError, InvalidRequestError, PenstockError, again, kept
+from penstock.errors import (
+    ClosedError,
+    FencedError,
+    FullError,
+    InvalidRequestError,
+    PenstockError,
+    again,
+    kept,
+)
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalStatistics, complete_all
 from penstock.wal.framing import ENTRY_HEADER_BYTES, GROUP_HEADER_BYTES
@@ -310,11 +318,14 @@ class GroupCommit:
         With ``group``, a group that was taken, what was appended before it is answered by its own end, finished or
         failed; only then are it and all that follows answered with its error.
 
-        ``refusal`` defaults to a ClosedError that quotes ``error``. A later call doesn't change them.
+        ``refusal`` defaults to ``error`` if that is a FencedError, else to a ClosedError that quotes it. A later
+        call doesn't change them.
         """
         if self._state in ("open", "closed"):
             self._state = state
             self._error = "" if state == "closed" else str(error)
+            if refusal is None and isinstance(error, FencedError):
+                refusal = kept(error)
             self._refusal = refusal or ClosedError(
                 f"the wal {state}, restart the broker to recover: cause={error}"
             )

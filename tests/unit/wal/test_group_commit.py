@@ -271,8 +271,7 @@ def test_in_whatever_order_groups_end_what_is_acknowledged_is_a_whole_beginning(
 
 def test_a_fence_is_told_as_a_fence() -> None:
     commit = started()
-    error = FencedError("a newer owner took over: epoch=2")
-    commit.fail(error, state="fenced", refusal=error)
+    commit.fail(FencedError("a newer owner took over: epoch=2"), state="fenced")
     assert commit.state == "fenced"
     with pytest.raises(FencedError, match="epoch=2"):
         commit.append([b"x"])

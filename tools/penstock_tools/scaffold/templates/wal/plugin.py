@@ -263,13 +263,22 @@ def _translated(error: Exception, path: Path) -> PenstockError:
     return UnavailableError(f"the wal's directory fails: path={path} reason={error}")
 
 
+def _taken_over(path: Path, epoch: int) -> tuple[Directory, Owner]:
+    """The medium, and who owns it from now on. Raises FencedError, and leaves nothing open then."""
+    medium = Directory(path)
+    try:
+        return medium, medium.take_over(epoch)
+    except BaseException:
+        medium.close()
+        raise
+
+
 @asynccontextmanager
 async def _open(settings: Settings, services: Services) -> AsyncIterator[WriteAheadLog]:
     path = services.data_dir / settings.path
     async with WriterThread("wal-directory") as thread:
         try:
-            medium = await thread.run(partial(Directory, path))
-            owner = await thread.run(partial(medium.take_over, services.epoch))
+            medium, owner = await thread.run(partial(_taken_over, path, services.epoch))
         except OSError as error:
             raise _translated(error, path) from error
         wal = DirectoryWal(path, medium, owner, thread)
