@@ -11,12 +11,14 @@ from typing import Any, Final
 from crc32c import crc32c
 from tests.differential.compare import Pair, create_topic, delete_topic
 from tests.differential.corner_cases import ask, make, message
-from tests.differential.odd_requests import GROUP, LIVE_GROUP, TIME_MS, TOPIC, records, topic_id_of
+from tests.differential.odd_requests import GROUP, LIVE_GROUP, TIME_MS, TOPIC, topic_id_of
 
 from penstock.wire import ApiKey
 from penstock.wire.record_builder import build_batch
 
-_GOOD: Final = records()
+#: With a shorter length, the last byte of its times is the beginning of the next one's: always below zero, whenever
+#: this runs.
+_GOOD: Final = bytes(build_batch([(b"key", b"value", (), TIME_MS | 0xFF)]))
 _INTERNAL: Final = "__consumer_offsets"
 
 
@@ -43,7 +45,12 @@ _FRAMES: Final = {
     "length -1": _of_length(-1),
     "length 13": _of_length(13),
     "length 14": _of_length(14),
+    "length 14, and no more": _of_length(14)[:26],
+    "length 14, of a transaction": _changed(22, b"\x10", batch=_of_length(14))[:26],
+    "length 38, and no more": _of_length(38)[:50],
+    "length 39, and no more": _of_length(39)[:51],
     "length 48": _of_length(48),
+    "length 48, and no more": _of_length(48)[:60],
     "length 49": _of_length(49),
     "one byte too many": _of_length(len(_GOOD) - 11),
     "one byte too few": _of_length(len(_GOOD) - 13),

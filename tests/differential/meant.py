@@ -205,6 +205,12 @@ MEANT: Final = (
         where=("produce",),
         request=r"topic_data.partition_data.records is b'.*\(77\)",
     ),
+    Meant(
+        name="batches without a producer id",
+        reason="Kafka fails with the whole request where a batch ends before that; here it is refused alone",
+        where=("frames",),
+        request="length (14|38), and no more, .*",
+    ),
     # -- what is kept to the coordinator
     Meant(
         name="internal topics are fixed",

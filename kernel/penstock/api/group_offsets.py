@@ -111,8 +111,8 @@ async def _committed(
 ) -> list[OffsetCommitResponseTopic]:
     """The answer as Kafka puts it together.
 
-    What isn't there comes first, each topic once; then the group's answers, as they were asked for, or beside what
-    isn't there of the same topic.
+    What isn't there, or may not be read, comes first, each topic once; then the group's answers, as they were asked
+    for, or beside what isn't there of the same topic.
     """
     first: dict[TopicKey, OffsetCommitResponseTopic] = {}
     of_group: list[OffsetCommitResponseTopic] = []

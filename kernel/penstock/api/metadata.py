@@ -283,15 +283,16 @@ def _wanted(
     if context.api.authorizer is not None:
         _hide(found, request, context)
     if request.include_topic_authorized_operations:
-        _tell_operations_on_absent(found.values(), context)
+        yield from _tell_operations_on_absent(found.values(), context)
     return list(found.values())
 
 
 def _tell_operations_on_absent(
     topics: Iterable[Topic | MetadataResponseTopic], context: RequestContext
-) -> None:
+) -> Steps[None]:
     """As Kafka tells them also of a topic that isn't there, but not of one that is hidden or has no name."""
     for topic in topics:
+        yield
         if (
             isinstance(topic, MetadataResponseTopic)
             and topic.name is not None

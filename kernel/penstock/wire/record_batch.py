@@ -90,6 +90,7 @@ DELETE_HORIZON_BIT: Final = 1 << 6
 #: The least that a batch's length field counts in any format, and up to where the format's version is told.
 _LENGTH_MIN_EVER: Final = 14
 _MAGIC_END: Final = MAGIC_POS + 1
+_ATTRIBUTES_END: Final = ATTRIBUTES_POS + 2
 _MAGIC_MAX: Final = 2
 _WITHOUT_LOG_START: Final = frozenset({ErrorCode.CORRUPT_MESSAGE, ErrorCode.MESSAGE_TOO_LARGE})
 
@@ -127,9 +128,12 @@ class BatchError(PenstockError):
 
 
 def is_transactional(records: memoryview) -> bool:
-    """Whether ``records`` begin with a whole batch that says it belongs to a transaction; nothing else is checked."""
+    """Whether ``records`` begin with a whole batch that says it belongs to a transaction.
+
+    Nothing else is checked: as in Kafka, a batch may say so that is shorter than its header.
+    """
     return (
-        len(records) >= HEADER_BYTES
+        len(records) >= _ATTRIBUTES_END
         and records[MAGIC_POS] == 2
         and bool(records[ATTRIBUTES_POS + 1] & TRANSACTIONAL_BIT)
         and int.from_bytes(records[LENGTH_POS:PREFIX_BYTES], "big") + PREFIX_BYTES <= len(records)

@@ -14,6 +14,7 @@ from tests.unit.wire.batches import GOOD, NOW, sample, with_body, with_header
 from penstock.errors import InvalidRequestError
 from penstock.wire import compression
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.record_batch import is_transactional
 from penstock.wire.records import (
     ATTRIBUTES_POS,
     CODEC_MASK,
@@ -125,6 +126,17 @@ def test_what_is_not_one_whole_batch_is_told_from_what_is_wrong_with_one(
 ) -> None:
     error = refused(batch)
     assert (error.error_code, error.is_of_frames) == (code, of_frames)
+
+
+@pytest.mark.parametrize("length", [14, 48, len(_BATCH) - 12])
+def test_a_whole_batch_is_of_a_transaction_if_it_says_so_however_short_it_is(length: int) -> None:
+    batch = bytearray(_BATCH[: 12 + length])
+    batch[8:12] = length.to_bytes(4, "big")
+    assert not is_transactional(memoryview(batch))
+    batch[22] |= 0x10
+    assert is_transactional(memoryview(batch))
+    for end in range(len(batch)):
+        assert not is_transactional(memoryview(batch)[:end]), "not a whole one"
 
 
 def test_of_several_faults_the_first_in_kafkas_order_is_told() -> None:
