@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from types import SimpleNamespace
 from typing import Any
 
@@ -206,6 +207,18 @@ async def test_waits_no_longer_than_max_wait(logs: FakeLogs) -> None:
     response = await call(request(0, min_bytes=150, max_wait_ms=10), make_context(logs, 11))
     assert sizes(response) == [0]
     assert not logs.at("t").listeners
+
+
+async def test_a_wait_that_ended_leaves_no_listeners_for_the_collector(logs: FakeLogs) -> None:
+    """They are hundreds of kilobytes where many partitions are watched, and the collector comes late."""
+    gc.collect()
+    gc.disable()
+    try:
+        await call(request(0, min_bytes=150, max_wait_ms=10), make_context(logs, 11))
+        left = [one for one in gc.get_objects() if isinstance(one, fetch_module._Watch)]
+    finally:
+        gc.enable()
+    assert not any(one._listeners or one._notified for one in left)
 
 
 async def test_empty_incremental_request_waits_too(logs: FakeLogs) -> None:
