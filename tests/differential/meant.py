@@ -20,8 +20,10 @@ class Meant:
 
     name: str
     reason: str
-    #: The comparisons, by API or scenario, that it is looked for in; it has to be in each of them.
+    #: The comparisons, by API or scenario, that it is looked for in; it has to be in each of them, unless it is
+    #: what another comparison left behind, which may have run before or not.
     where: tuple[str, ...]
+    is_left_behind: bool = False
     #: Patterns that must match the whole of the request's label and of the path of the field.
     request: str = ".*"
     path: str = ".*"
@@ -75,6 +77,13 @@ MEANT: Final = (
         reason="a producer with a transactional id is refused, before it relies on what isn't there",
         where=("produce", "init_producer_id"),
         request="transactional_id is 'odd'",
+    ),
+    Meant(
+        name="no transactions of other requests",
+        reason="the transactional id that Kafka gave a producer id for, and that is refused here",
+        where=("describe_transactions", "list_transactions"),
+        path=r"transaction_states.*",
+        is_left_behind=True,
     ),
     Meant(
         name="no new group protocol",
