@@ -256,7 +256,7 @@ def bound_connections(engine: Engine, silence_s: float) -> None:
         finally:
             stop()
 
-    engine.dialect.do_ping = bounded_ping  # type: ignore[assignment,method-assign]
+    engine.dialect.do_ping = bounded_ping  # type: ignore[assignment,method-assign] # of this engine only
 
 
 def _nothing() -> None:
