@@ -15,7 +15,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import KafkaError
 from tests.integration.conftest import ServeProcess, penstock
 from tests.integration.kafka_clients import DEADLINE_S, serving, unique
-from tests.integration.test_semantics import Wire, batch_of
+from tests.integration.wire import Wire, batch_of
 
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages.describe_client_quotas import ComponentData, DescribeClientQuotasRequest

@@ -20,7 +20,7 @@ from tests.integration.test_faults import (
     one_sentence,
     run_serve,
 )
-from tests.integration.test_semantics import Wire, batch_of
+from tests.integration.wire import Wire, batch_of
 from tests.patience import HANG_S
 
 from penstock.wire.api_keys import ApiKey

@@ -10,17 +10,12 @@ from contextlib import closing
 
 import pytest
 from confluent_kafka import KafkaError, KafkaException, Producer
-from confluent_kafka.admin import (
-    AdminClient,
-    AlterConfigOpType,
-    ConfigEntry,
-    ConfigResource,
-    ResourceType,
-)
+from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, ResourceType
 from tests.integration import test_aiokafka, test_confluent, test_kafka_python
 from tests.integration.conftest import ServeProcess
 from tests.integration.kafka_clients import DEADLINE_S, Row, real_rows, serving
-from tests.integration.test_semantics import Wire, batch_of, produce_request, write_with_all
+from tests.integration.test_between_clients import write_with_all
+from tests.integration.wire import Wire, batch_of, produce_request
 
 from penstock.wire import ApiKey, ErrorCode
 from penstock.wire.messages.produce import ProduceResponse

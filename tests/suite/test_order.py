@@ -14,7 +14,7 @@ REPOSITORY = Path(__file__).parents[2]
     ("file", "is_whole"),
     [
         ("tests/integration/test_crash.py", False),
-        ("tests/integration/test_semantics.py", True),  # a broker for the module
+        ("tests/integration/test_wire_log.py", True),  # a broker for the module
         ("tests/differential/test_answers.py", True),  # and a Kafka
         ("tests/unit/test_errors.py", True),
         ("plugins/partitioner/tests/test_partitioner.py", True),
