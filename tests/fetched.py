@@ -110,14 +110,15 @@ def node_modules(*packages: str) -> Path:
     return _made(f"npm-{'-'.join(packages)}", make) / "node_modules"
 
 
-def python_environment(*requirements: str) -> Path:
+def python_environment(*requirements: str, with_dependencies: bool = True) -> Path:
     """The ``bin`` of a virtual environment with distributions that don't go together with ours."""
 
     def make(directory: Path) -> None:
         _run([sys.executable, "-m", "venv", "venv"], directory)
         offline = [] if ONLINE else ["--no-index"]
         pip = [str(directory / "venv" / "bin" / "python"), "-m", "pip", "install", "--quiet", *offline]
-        _run([*pip, "--disable-pip-version-check", "--retries", "1", *requirements], directory)
+        alone = [] if with_dependencies else ["--no-deps"]
+        _run([*pip, "--disable-pip-version-check", "--retries", "1", *alone, *requirements], directory)
 
     base = _digest(f"{sys.version} {sys.base_prefix}")
     return _made(f"python{base}-{'-'.join(requirements)}", make) / "venv" / "bin"
