@@ -19,9 +19,9 @@ from tests.patience import HANG_S
 pytestmark = pytest.mark.slow
 
 KAFKAJS = "2.2.4"
-FRANZ_GO = "v1.21.5"
-SARAMA = "v1.60.2"
-JAVA_CLIENTS = ("4.2.0", "3.9.1", "3.6.2")
+FRANZ_GO = "v1.22.3"
+SARAMA = "v1.61.1"
+JAVA_CLIENTS = ("4.4.0", "3.9.1", "3.6.2")
 RECORDS = 500
 
 
