@@ -10,11 +10,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
 import anyio
 
+from penstock.errors import ConfigError, FencedError
 from penstock.plugins import NestedPlugins, Opened
 from penstock.spi.allocator import Allocator
 from penstock.spi.kinds import ALLOCATOR, KINDS, OBJECT_STORE, WAL, Kind
@@ -32,6 +34,12 @@ from penstock_conformance.reference._object_store import DirectoryStore
 T = TypeVar("T")
 
 EPOCHS_APART = 1000
+
+_ONE_LOG = (
+    "every clause begins with a log of its own, and this plugin has one for all: name the log after "
+    "services.cluster_id and services.node_id, or put {dir} into the setting that says where it is, as in "
+    "--set name={dir}"
+)
 
 
 class Env:
@@ -141,11 +149,22 @@ class Env:
         return await self._object_store(stack)
 
     async def look(self) -> tuple[Mapping[str, Any], str]:
-        """What the opened plugin claims, and where it says that its data are."""
+        """What the opened plugin claims, and where it says that its data are.
+
+        Raises ConfigError if all clauses would have one log.
+        """
         # elsewhere: a clause begins where nothing was, and an epoch has one owner
         async with self.elsewhere("capabilities").open() as opened:
             capabilities = opened.capabilities
             location = str(getattr(opened, "location", ""))
+        if self.target.kind == WAL.name:
+            try:
+                async with self.elsewhere("another").open():
+                    pass  # a new log takes every epoch
+            except FencedError as error:
+                raise ConfigError(
+                    f"{_ONE_LOG}: plugin={self.target.plugin} location={location} reason={error}"
+                ) from error
         names = getattr(capabilities, "__dataclass_fields__", {})
         return {name: getattr(capabilities, name) for name in names}, location
 
@@ -160,6 +179,11 @@ class Env:
         other = self.elsewhere("another-host")
         other.store_dir = self.store_dir
         return other
+
+    @property
+    def cluster_id(self) -> str:
+        """The cluster's, of all hosts: no other clause has it, so a log that is named after it is of this one."""
+        return f"conformance-{sha256(str(self.store_dir).encode()).hexdigest()[:16]}"
 
     @property
     def account(self) -> PlainAllocator:
@@ -190,7 +214,7 @@ class Env:
             node_id=node_id,
             # a plugin that opens others may need epochs between those of two owners
             epoch=epoch * EPOCHS_APART,
-            cluster_id="conformance",
+            cluster_id=self.cluster_id,
             data_dir=self.data_dir,
             allocator=allocator,
             object_store=store,

@@ -76,6 +76,8 @@ class Report:
     location: str = ""
     #: The settings as the plugin got them, defaults included.
     settings: Mapping[str, Any] = field(default_factory=dict)
+    #: Keys of settings whose values the plugin wants shown to nobody.
+    secrets: frozenset[str] = frozenset()
     started: datetime = field(default_factory=lambda: datetime.now(UTC))
     duration_s: float = 0.0
 
@@ -155,8 +157,10 @@ class Report:
                 "origin": self.info.origin,
                 "summary": self.info.summary,
             },
-            "settings": {key: _masked(key, value) for key, value in target.settings.items()},
-            "effective_settings": {key: _masked(key, str(value)) for key, value in self.settings.items()},
+            "settings": {key: self._masked(key, value) for key, value in target.settings.items()},
+            "effective_settings": {
+                key: self._masked(key, str(value)) for key, value in self.settings.items()
+            },
             "services": {
                 "object_store": target.object_store or "suite",
                 "object_store_settings": {
@@ -170,7 +174,7 @@ class Report:
             "versions": _versions(target.kind),
             "target": {
                 **dataclasses.asdict(target),
-                "settings": {key: _masked(key, value) for key, value in target.settings.items()},
+                "settings": {key: self._masked(key, value) for key, value in target.settings.items()},
                 "object_store_settings": {
                     key: _masked(key, value) for key, value in target.object_store_settings.items()
                 },
@@ -203,7 +207,7 @@ class Report:
         else:
             words = ["penstock", "conformance", "run", target.kind, "--plugin", target.plugin]
         for key, value in target.settings.items():
-            words += ["--set", f"{key}={_masked(key, value)}"]
+            words += ["--set", f"{key}={self._masked(key, value)}"]
         for directory in target.plugins_dirs:
             words += ["--plugins-dir", directory]
         for module in target.modules:
@@ -223,6 +227,9 @@ class Report:
         if target.work_dir:
             words += ["--work-dir", target.work_dir]
         return shlex.join(words)
+
+    def _masked(self, key: str, value: str) -> str:
+        return "***" if key in self.secrets else _masked(key, value)
 
     def _medium(self) -> dict[str, Any]:
         work_dir = Path(self.target.work_dir or tempfile.gettempdir())

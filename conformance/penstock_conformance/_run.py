@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from penstock.errors import PluginError
+from penstock.errors import ConfigError, PluginError
 from penstock.spi.kinds import SERVICES
 from penstock_conformance._catalogue import clause_files
 from penstock_conformance._report import ClauseResult, Report
@@ -46,6 +46,8 @@ def run(
         for name in _TOLD_OF_CI:
             os.environ.pop(name, None)
         code = pytest.ExitCode(pytest.main(_arguments(target, select, report_path), plugins=[listener]))
+    if listener.refusal:
+        raise ConfigError(listener.refusal)
     if listener.report is None or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
         reason = "no clause is selected" if code == pytest.ExitCode.NO_TESTS_COLLECTED else code.name
         raise PluginError(f"the conformance suite couldn't run: reason={reason} {listener.error}".rstrip())
@@ -107,6 +109,8 @@ class _Listener:
     def __init__(self, on_clause: Callable[[ClauseResult], None] | None) -> None:
         self.report: Report | None = None
         self.error = ""
+        #: Why the plugin can't be tried at all.
+        self.refusal = ""
         self._on_clause = on_clause
         self._told = 0
 
@@ -119,6 +123,10 @@ class _Listener:
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:
             self.error = str(report.longrepr)[-1000:]
+
+    def pytest_keyboard_interrupt(self, excinfo: pytest.ExceptionInfo[BaseException]) -> None:
+        if isinstance(excinfo.value, pytest.exit.Exception):
+            self.refusal = str(excinfo.value)
 
     def pytest_internalerror(self, excrepr: object) -> None:
         self.error = str(excrepr)[-2000:]

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import penstock
-from penstock.config import DEFAULT, Config, explain, load_config, plugin_values
+from penstock.config import DEFAULT, Config, explain, is_secret, load_config, plugin_values
 from penstock.plugins import PluginInfo, PluginRegistry, validate_settings
 from penstock.spi import kinds
 from penstock.spi.plugin import SPI_VERSION, PluginSpec
@@ -112,6 +112,14 @@ class Target:
         names = registry.select_all(config).names  # also checks that all of it fits together
         plugins = {f"{kind}.plugin": name for kind, name in names.items()}
         return plugins | {row.key: row.value for row in explain(config, registry)}
+
+    def secrets(self, registry: PluginRegistry) -> frozenset[str]:
+        """The keys of ``settings`` that the plugin marks as secret. Raises PluginError."""
+        if self.kind == STRATEGY:
+            rows = explain(self.broker_config(Path("DIR")), registry)
+            return frozenset(row.key for row in rows if row.value.strip('"') == "***")
+        fields = registry.select(self.kind, self.plugin).settings.model_fields
+        return frozenset(key for key, field in fields.items() if is_secret(field))
 
     def deadline_of(self, level: int) -> float:
         """Seconds for a clause of this level; races, crashes and faults do the same many times."""

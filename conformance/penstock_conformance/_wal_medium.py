@@ -100,7 +100,9 @@ class WalMedium:
 
     def _fail_own(self, call: str, number: int, times: int, skip: int = 0) -> None:
         if not self.is_own:
-            not_applicable("the suite can't disturb the medium: the plugin offers no `medium` with a `step`")
+            not_applicable(
+                "the medium isn't files or the object store: give the opened log a `medium` with a `step`"
+            )
         self._own_faults[call] += [0] * skip + [number] * times
 
     def fail_reads(self, times: int) -> None:

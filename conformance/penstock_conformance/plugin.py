@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, cast
 import anyio
 import pytest
 
-from penstock.errors import PenstockError
+from penstock.errors import ConfigError, PenstockError
 from penstock.spi.kinds import SERVICES
 from penstock_conformance._catalogue import LEVELS
 from penstock_conformance._clause import Clause, NotApplicable, clause_of
@@ -109,10 +109,13 @@ def pytest_configure(config: pytest.Config) -> None:
         registry = target.registry()
         info = target.info(registry)
         settings = target.effective_settings(registry)
+        secrets = target.secrets(registry)
     except (PenstockError, ValueError) as error:
         raise pytest.UsageError(str(error)) from error
     config.stash[_TARGET] = target
-    config.stash[_REPORT] = Report(target, info, select=str(option.keyword or ""), settings=settings)
+    config.stash[_REPORT] = Report(
+        target, info, select=str(option.keyword or ""), settings=settings, secrets=secrets
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -185,7 +188,10 @@ def _run_clause(
     try:
         capabilities = report.capabilities
         if capabilities is None:
-            capabilities, report.location = _run(surroundings.look, deadline_s)
+            try:
+                capabilities, report.location = _run(surroundings.look, deadline_s)
+            except ConfigError as error:  # no clause could be tried
+                pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
             report.capabilities = capabilities
         if clause.refuses and capabilities.get(clause.refuses):
             result.outcome, result.detail = "not_applicable", f"{clause.refuses} is claimed"
@@ -229,7 +235,7 @@ def _run(function: Any, deadline_s: float) -> Any:
             with anyio.fail_after(deadline_s):
                 return await function()
         except TimeoutError as error:
-            raise MissedDeadline(f"it didn't end within {deadline_s:g} s") from error
+            raise MissedDeadline(f"it didn't end within {deadline_s:g} s; more with --deadline") from error
 
     try:
         with _watchdog(deadline_s + _GRACE_S):

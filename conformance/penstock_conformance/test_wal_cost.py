@@ -19,7 +19,9 @@ _BURST = 2000
 
 def _accesses(medium: WalMedium) -> int:
     if not medium.accesses:
-        not_applicable("the suite sees no access to the medium")
+        not_applicable(
+            "the medium isn't files or the object store: give the opened log a `medium` with a `step`"
+        )
     return medium.accesses
 
 

@@ -361,3 +361,56 @@ def test_body_tells_whole_from_torn() -> None:
     ):
         with pytest.raises(AssertionError):
             check_body(broken)
+
+
+_ONE_FOR_ALL = """
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from pydantic import Field
+
+from penstock.hookspecs import hookimpl
+from penstock.spi import Settings as BaseSettings
+from penstock_conformance.reference import _wal
+
+plain = _wal.penstock_register_wal()
+
+class Settings(BaseSettings):
+    place: str
+    name: str = "{services.cluster_id}"
+    login: str = Field(default="", json_schema_extra={"secret": True})
+
+@asynccontextmanager
+async def open_wal(settings, services):
+    place = Path(settings.place) / settings.name.format(services=services).strip("/")
+    place.mkdir(exist_ok=True, parents=True)
+    async with plain.open(plain.settings(), replace(services, data_dir=place)) as wal:
+        yield wal
+
+@hookimpl
+def penstock_register_wal():
+    capabilities = replace(plain.capabilities, identity=False)
+    return replace(plain, name="one_for_all", settings=Settings, open=open_wal, capabilities=capabilities,
+                   identify=None, read=None, describe=None)
+"""
+
+
+@pytest.mark.parametrize("name", ["always the same", "{services.cluster_id}"])
+def test_a_log_that_is_one_for_all_clauses_is_refused_with_what_to_do(tmp_path: Path, name: str) -> None:
+    """A log that isn't in the data directory is named after its cluster, or by a setting with {dir}."""
+    (tmp_path / "one_for_all.py").write_text(_ONE_FOR_ALL)
+    done, report = _run(
+        tmp_path,
+        *("wal", "--plugin", "one_for_all", "--plugins-dir", str(tmp_path), "-k", "new_log or describing"),
+        *("--set", f"place={tmp_path}", "--set", f"name={name}", "--set", "login=sesame"),
+    )
+    if name == "always the same":
+        assert done.returncode == 2
+        assert "put {dir} into the setting that says where it is" in done.stderr
+        return
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 clause not applicable: the plugin can't describe a log from outside" in done.stdout
+    # what a plugin marks as secret is in no report
+    assert "sesame" not in json.dumps(report)
+    assert report["settings"]["login"] == report["effective_settings"]["login"] == "***"

@@ -21,6 +21,7 @@ __all__ = (
     "dotted",
     "explain",
     "init_template",
+    "is_secret",
     "key_rows",
     "known_keys",
     "load_config",
@@ -33,7 +34,7 @@ __all__ = (
     "validate",
 )
 
-from penstock.config._check import DEFAULT, Origin, Origins, dotted, nearest, origin_of, validate
+from penstock.config._check import DEFAULT, Origin, Origins, dotted, is_secret, nearest, origin_of, validate
 from penstock.config._explain import (
     ExplainedKey,
     SettingsModels,

@@ -6,6 +6,7 @@ __all__ = ("app",)
 
 import importlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
@@ -387,6 +388,7 @@ def _show(console: Any, result: Any, verbose: bool) -> None:
 
 
 def _summarize(console: Any, outcome: Any, report: Path | None) -> None:
+    from rich.markup import escape
     from rich.table import Table
 
     info = outcome.info
@@ -401,6 +403,12 @@ def _summarize(console: Any, outcome: Any, report: Path | None) -> None:
         ]
         table.add_row(str(level), *map(str, counts))
     console.print(table)
+    idle: Counter[str] = Counter(
+        result.detail for result in outcome.clauses if result.outcome == "not_applicable" and not result.moot
+    )
+    for reason, count in idle.most_common():
+        noun = "clause" if count == 1 else "clauses"
+        console.print(f"{count} {noun} not applicable: {escape(reason)}", soft_wrap=True)
     claimed = [name for name, value in (outcome.capabilities or {}).items() if value is True]
     console.print(f"claimed: {', '.join(claimed) or 'nothing optional'}; from {info.origin}", soft_wrap=True)
     console.print(f"{outcome.verdict}, {outcome.duration_s:.1f} s", soft_wrap=True)

@@ -22,8 +22,8 @@ def new_plugin(
     kind: Annotated[
         str,
         typer.Argument(
-            help="What it is: allocator, object_store, metadata_log, wal, log_cache, block_cache, partitioner, "
-            "or observer."
+            help="What it is: allocator, object_store, metadata_log, wal, log_cache, block_cache, "
+            "lake_compactor, partitioner, or observer."
         ),
     ],
     name: Annotated[str, typer.Argument(help="What configurations will call it.")],
