@@ -228,6 +228,32 @@ async def test_failed_trim_loses_nothing(env: Env) -> None:
             epoch += 2
 
 
+@clause(level=4)
+async def test_trim_of_a_log_that_has_failed_says_so_or_nothing(env: Env) -> None:
+    """The kernel trims what it uploaded while a log fails: an error of operation at most, and nothing is lost."""
+    bodies = make_bodies(60)
+    async with faulty_medium(env) as medium:
+        async with medium.open(1) as wal:
+            await recovered(wal)
+            appends = await append_all(wal, bodies[:40])
+            medium.fail_writes(BROKEN, times=60)
+            with suppress(ClosedError, FencedError, FullError):
+                appends += [wal.append([body]) for body in bodies[40:]]
+            with anyio.move_on_after(env.target.deadline_s / 60):
+                await _ended(appends)
+            for append in (appends[9], appends[19]):
+                error = await error_of(wal.trim(append.next_position))
+                assert error is None or isinstance(error, UnavailableError | FencedError), (
+                    f"a trim of a log that has failed raised {error!r}"
+                )
+            medium.heal()
+            await _ended(appends)
+            acked = bodies[20 : sum(append.error is None for append in appends)]
+        found = await read(env, 2)
+        begin = found.index(acked[0]) if acked[0] in found else len(found)
+        check_same(found[begin:][: len(acked)], acked, "above the trims of a log that has failed")
+
+
 @clause(level=4, claims="fencing")
 async def test_late_write_of_a_fenced_owner_is_never_acknowledged(env: Env) -> None:
     """A write that a fenced owner had on its way lands after the takeover: not acknowledged, no part of the log."""

@@ -30,6 +30,7 @@ _POWER = "power_cut_takes_nothing_that_was_acknowledged"
 _LOST = "lost_replies_are_resolved"
 _OUTAGE = "outage_is_not_the_end_of_the_log"
 _TRIM = "failed_trim_loses_nothing"
+_TRIM_FAILED = "trim_of_a_log_that_has_failed_says_so_or_nothing"
 _LATE = "late_write_of_a_fenced_owner_is_never_acknowledged"
 _ORDER = "writes_that_end_out_of_order_are_acknowledged_in_order"
 
@@ -76,6 +77,16 @@ class GoesOnBehindAFailedGroup(WithSteps):
             return
         for append, _ in group:
             append.complete(error)
+
+
+@mutant(KIND, "takes_a_trim_after_its_end_for_a_bug", _TRIM_FAILED, level=4)
+class TakesATrimAfterItsEndForABug(WithSteps):
+    """Has nothing left that a trim could be about, and didn't expect one."""
+
+    async def trim(self, position: int) -> None:
+        if self._state == "failed":
+            raise ValueError("there is nothing to trim")
+        await super().trim(position)
 
 
 @mutant(KIND, "waits_for_room_and_forgets", _FULL, level=4)

@@ -61,6 +61,10 @@ class _Disk:
         held_s = self.cut_off_until_s.get(life, 0.0) - self.loop.time()
         if held_s > 0 and life not in self.dead:
             pause(held_s)
+        self.check_alive(life)
+
+    def check_alive(self, life: int) -> None:
+        """Raises OSError for a dead process."""
         if life in self.dead:
             raise OSError(errno.EIO, "simulated: this process is dead")
 
@@ -183,12 +187,12 @@ class SimulatedDevice:
         disk = self._disk
         name = self._host + name
         deadline_s = disk.loop.time() + _LOCK_TIMEOUT_S
+        disk.check_alive(self._life)
         while disk.locks.get(name, self._life) != self._life:
             if disk.loop.time() > deadline_s:
                 raise UnavailableError("simulated: another process holds the lock, and doesn't let go")
             pause(0.02)
-            if self._life in disk.dead:
-                raise OSError(errno.EIO, "simulated: this process is dead")
+            disk.check_alive(self._life)
         disk.locks[name] = self._life
         try:
             yield

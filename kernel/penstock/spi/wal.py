@@ -230,6 +230,8 @@ class WriteAheadLog(Protocol):
         """Entries whose next position is at most ``position`` may be dropped. Lower values are no-ops.
 
         May become durable later; a crash may bring trimmed entries back to ``recover``.
+        May raise UnavailableError when the medium, or the log, has failed, and FencedError after a newer owner took
+        over; nothing above ``position`` is lost by that.
         """
 
     async def seal(self) -> None:

@@ -567,6 +567,9 @@ class ReplicatedWal:
 
     async def _trim_all(self, position: int) -> None:
         """For a bounded time: one that hangs is dropped for what it doesn't append."""
+        if not self._following:
+            reasons = "; ".join(str(replica.error) for replica in self._counting)
+            raise UnavailableError(f"no replica is left to be trimmed: reason={reasons}")
         tasks = [self._spawn(replica.trim(position)) for replica in self._following]
         await asyncio.wait(tasks, timeout=self._limit_s)
 

@@ -174,6 +174,23 @@ async def test_the_last_replica_is_not_dropped_the_log_fails() -> None:
         assert len(members(place)) == 2
 
 
+async def test_a_trim_when_the_last_replica_failed_while_the_other_one_was_dropped_is_told() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        (first,) = await acked(wal, b"one")
+        place.words.gate = anyio.Event()
+        place.media[0].fail()
+        wal.append([b"two"])
+        await anyio.wait_all_tasks_blocked()  # the smaller set is on its way to metadata
+        place.media[1].fail()
+        three = wal.append([b"three"])
+        place.words.gate.set()
+        with anyio.fail_after(HANG_S), pytest.raises(UnavailableError, match="every replica failed"):
+            await three.wait_durable()
+        with pytest.raises(UnavailableError, match="no replica is left to be trimmed: reason="):
+            await wal.trim(first.next_position)
+
+
 async def test_a_fence_of_one_replica_is_a_fence_of_the_log() -> None:
     place = Place()
     async with place.recovered() as wal:
