@@ -285,8 +285,8 @@ async def test_largest_entry_is_taken_and_comes_back(env: Env) -> None:
 
 
 @clause(claims="fencing")
-async def test_epoch_has_one_owner_at_a_time(env: Env) -> None:
-    """FencedError if this epoch was used before: its owner, who is still at it, shares the log with nobody."""
+async def test_epoch_has_one_owner(env: Env) -> None:
+    """FencedError if this epoch was used before: while its owner is at it, and when he has closed the log."""
     async with env.open(epoch=3) as wal:
         await recovered(wal)
         await append_all(wal, make_bodies(3))
@@ -294,6 +294,9 @@ async def test_epoch_has_one_owner_at_a_time(env: Env) -> None:
             async with env.open(epoch=3) as again:
                 await recovered(again)
         await append_all(wal, make_bodies(2, owner=1))
+    with raises(FencedError):
+        async with env.open(epoch=3):
+            pass
     check_same(await read(env, 4), [*make_bodies(3), *make_bodies(2, owner=1)], "after an epoch came twice")
 
 

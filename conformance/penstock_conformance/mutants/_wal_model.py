@@ -199,7 +199,7 @@ class TellsFencedAsClosed(FileWal):
 # --- owners
 
 
-@mutant(KIND, "lets_an_epoch_in_twice", "epoch_has_one_owner_at_a_time")
+@mutant(KIND, "lets_an_epoch_in_twice", "epoch_has_one_owner")
 class LetsAnEpochInTwice(FileWal):
     """Refuses older epochs, and not its own."""
 
@@ -208,6 +208,20 @@ class LetsAnEpochInTwice(FileWal):
         with self._locked():
             self._epoch += self._read_header().epoch == epoch
         super()._take_over()
+
+
+@mutant(KIND, "lets_the_epoch_of_a_closed_log_in_again", "epoch_has_one_owner")
+class LetsTheEpochOfAClosedLogInAgain(FileWal):
+    """Refuses its own epoch only while an owner has it."""
+
+    def _take_over(self) -> None:
+        self._closed = self._path.with_suffix(f".{self._epoch}")
+        self._epoch += self._closed.exists()
+        super()._take_over()
+
+    def close(self) -> None:
+        super().close()
+        self._closed.touch()
 
 
 @mutant(KIND, "forgets_its_seal_at_the_second_opening", "sealed_log_stays_sealed")

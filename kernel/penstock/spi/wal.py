@@ -260,8 +260,8 @@ class BoundedLog(Protocol):
 class WalSpec(PluginSpec[S, WriteAheadLog]):
     """Registration of a WAL.
 
-    ``open`` raises FencedError if a newer owner holds the log, or this epoch was used before; NewerVersionError if a
-    newer version wrote it.
+    ``open`` raises FencedError if a newer owner holds the log, or this epoch was used before, also by an owner that
+    has closed the log; NewerVersionError if a newer version wrote it.
 
     *Taking over* (capability ``shareable``): the log that ``open`` opens is the one of ``Services.node_id``, whoever
     opens it and on whatever host, with the same settings. So a survivor opens a dead node's log with that node's id

@@ -142,6 +142,10 @@ class Headers:
             raise FencedError(
                 f"a newer owner holds the wal: path={path} owner_epoch={header.epoch} epoch={owner.epoch}"
             )
+        if header.epoch == owner.epoch and not self.is_ours(header):
+            raise FencedError(
+                f"this epoch had the wal before, open it with a newer one: path={path} epoch={header.epoch}"
+            )
 
     def update(self, *, final: bool = False, **changes: Any) -> None:
         """Replace the header, unless it isn't ours any more. ``final``: on return, it was ours.
@@ -240,13 +244,8 @@ class SharedHeaders(Headers):
 
     def _refuse_older(self, slots: list[Header], found: Header) -> None:
         for other in slots:
-            if other.epoch > self.owner.epoch:
+            if other.epoch >= self.owner.epoch:
                 self._judge(other)
-            if other.epoch == self.owner.epoch and not self.is_ours(other):
-                raise FencedError(
-                    f"this epoch had the wal before, open it with a newer one: path={self.location} "
-                    f"epoch={other.epoch}"
-                )
 
     def _is_gone(self, found: Header) -> bool:
         """The process of its owner has ended, and with it all that it wrote."""

@@ -596,6 +596,16 @@ async def test_a_fenced_owner_can_not_trim_or_seal(open_wal: Opener) -> None:
         assert await recovered(wal) == [b"acked"]
 
 
+async def test_an_epoch_that_had_the_log_can_not_open_it_again(open_wal: Opener) -> None:
+    async with open_wal(5) as wal:
+        await wal.append([b"entry"]).wait_durable()
+    with pytest.raises(FencedError, match=r"open it with a newer one.* epoch=5"):
+        async with open_wal(5, recover=False):
+            pass
+    async with open_wal(6, recover=False) as wal:
+        assert await recovered(wal) == [b"entry"]
+
+
 async def test_an_older_epoch_can_not_open(open_wal: Opener) -> None:
     async with open_wal(5):
         pass
