@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("append_all", "check_same", "make_bodies", "read", "recovered", "room_of", "surviving")
+__all__ = ("append_all", "check_same", "fitting", "make_bodies", "read", "recovered", "room_of", "surviving")
 
+from collections.abc import Sequence
 from typing import Any
 
 from penstock.spi.wal import WalAppend, WalEntry
@@ -51,6 +52,13 @@ def check_same(found: list[bytes], wanted: list[bytes], what: str) -> None:
     raise AssertionError(
         f"{what}: {len(found)} entries instead of {len(wanted)}, wrong from number {place} on"
     )
+
+
+def fitting(wal: Any, sizes: Sequence[int]) -> list[int]:
+    """``sizes`` in bytes, each no larger than an entry may be, and all of them within the room of a bounded log."""
+    room = room_of(wal, sum(sizes))
+    largest: int = min(wal.capabilities.entry_bytes_max, room if room == sum(sizes) else room // len(sizes))
+    return [min(size, largest) for size in sizes]
 
 
 def room_of(wal: Any, wanted_bytes: int) -> int:

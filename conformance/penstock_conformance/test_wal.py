@@ -27,7 +27,7 @@ from penstock_conformance._child import Child, Moment, killed
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
 from penstock_conformance._medium import flipped, medium_of, torn, zero_around
-from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
+from penstock_conformance._wal_steps import append_all, fitting, make_bodies, read, recovered, surviving
 
 KIND = "wal"
 
@@ -46,9 +46,10 @@ async def test_new_log_is_empty(env: Env) -> None:
 
 async def test_recover_returns_exactly_what_was_appended(env: Env) -> None:
     """All acknowledged entries in append order; ``data`` is exactly the bytes that were appended."""
-    payloads = [env.random.randbytes(size) for size in (1, 2, 3, 511, 512, 513, 4095, 4096, 4097, 70_000, 7)]
+    sizes = (1, 2, 3, 511, 512, 513, 4095, 4096, 4097, 70_000, 7)
     async with env.open() as wal:
         await recovered(wal)
+        payloads = [env.random.randbytes(size) for size in fitting(wal, sizes)]
         for payload in payloads:  # one group each
             await wal.append([payload]).wait_durable()
         await append_all(wal, payloads[3::-1])  # one group, as far as they fit
@@ -70,9 +71,9 @@ async def test_entry_is_the_concatenation_of_its_buffers(env: Env) -> None:
 
 async def test_known_checksum_changes_nothing(env: Env) -> None:
     """``checksum`` is the CRC-32C of the entry, or None: the same comes back in either case."""
-    bodies = [env.random.randbytes(size) for size in (1, 5000, 100_000)]
     async with env.open() as wal:
         await recovered(wal)
+        bodies = [env.random.randbytes(size) for size in fitting(wal, (1, 5000, 100_000) * 2)[:3]]
         for body in bodies:
             wal.append([body[:1], body[1:]], crc32c(body))
             last = wal.append([body])

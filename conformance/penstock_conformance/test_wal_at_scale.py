@@ -95,6 +95,7 @@ async def test_entries_of_all_sizes_come_back_as_they_were(env: Env) -> None:
         bodies: list[bytes] = [env.random.randbytes(largest), env.random.randbytes(largest - 1)]
         while left > 0 and len(bodies) < 150:
             size = env.random.choice((1, 30, 4096, env.random.randrange(1, 70_000), largest // 3))
+            size = min(size, largest)
             bodies.append(env.random.randbytes(size))
             left -= size + _GROUP_BYTES
         last = [await _append_in_pieces(env, wal, body) for body in bodies][-1]
@@ -450,11 +451,13 @@ async def test_statistics_go_along(env: Env) -> None:
         for append in pending:
             await append.wait_durable()
         assert wal.statistics().written_groups >= count, "groups are written one after the other"
-        used = wal.statistics().used_bytes
+        before = wal.statistics()
         await wal.trim(appends[-1].next_position)
         counters = wal.statistics()
-        assert counters.used_bytes < used, "a trim of nearly all gave no room back"
-        assert counters.trimmed_position >= appends[-1].next_position, "the trim point isn't told"
+        if wal.capabilities.bounded:  # others may drop entries later, or never
+            assert counters.trimmed_position >= appends[-1].next_position, "the trim point isn't told"
+        if counters.trimmed_position > before.trimmed_position:
+            assert counters.used_bytes < before.used_bytes, "a trim of nearly all gave no room back"
         assert counters.confirmed_position >= pending[-1].next_position, "the confirmed position lags"
 
 

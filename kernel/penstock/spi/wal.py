@@ -229,7 +229,8 @@ class WriteAheadLog(Protocol):
     async def trim(self, position: int) -> None:
         """Entries whose next position is at most ``position`` may be dropped. Lower values are no-ops.
 
-        May become durable later; a crash may bring trimmed entries back to ``recover``.
+        A bounded log has their room again when this returns; others drop them then, later or never, as
+        ``trimmed_position`` tells. May become durable later; a crash may bring trimmed entries back to ``recover``.
         May raise UnavailableError when the medium, or the log, has failed, and FencedError after a newer owner took
         over; nothing above ``position`` is lost by that.
         """
