@@ -51,6 +51,8 @@ class Env:
         #: Where the object store is, if it is a directory.
         self.store_dir = data_dir
         self.name = name
+        #: What a bounded log has room for, once somebody looked; 0 for others.
+        self.capacity_bytes = 0
         self.random = random.Random(f"{target.seed}/{target.kind}/{name}")
         self.rounds = target.rounds
         #: Prefix of the clause's keys; child processes have the same.
@@ -157,6 +159,8 @@ class Env:
         async with self.elsewhere("capabilities").open() as opened:
             capabilities = opened.capabilities
             location = str(getattr(opened, "location", ""))
+            if self.target.kind == WAL.name:
+                self.capacity_bytes = opened.statistics().capacity_bytes
         if self.target.kind == WAL.name:
             try:
                 async with self.elsewhere("another").open():

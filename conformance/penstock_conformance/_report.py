@@ -74,6 +74,8 @@ class Report:
     capabilities: Mapping[str, Any] | None = None
     #: Where the opened instance keeps its data, if it says so.
     location: str = ""
+    #: What a bounded log has room for; 0 for others.
+    capacity_bytes: int = 0
     #: The settings as the plugin got them, defaults included.
     settings: Mapping[str, Any] = field(default_factory=dict)
     #: Keys of settings whose values the plugin wants shown to nobody.
