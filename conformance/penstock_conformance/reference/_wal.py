@@ -20,6 +20,7 @@ import struct
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -76,6 +77,9 @@ class FileWal:
         self._path = path
         self._epoch = epoch
         self._capacity = capacity
+        # more than it has room for, no log takes
+        largest = min(WAL_CAPABILITIES.entry_bytes_max, capacity - RECORD_BYTES)
+        self._capabilities = replace(WAL_CAPABILITIES, entry_bytes_max=largest)
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
         self._queue: list[tuple[WalAppend, list[Buffer]]] = []
@@ -95,7 +99,7 @@ class FileWal:
 
     @property
     def capabilities(self) -> WalCapabilities:
-        return WAL_CAPABILITIES
+        return self._capabilities
 
     @property
     def location(self) -> str:
@@ -257,7 +261,7 @@ class FileWal:
         if self._state != "open":
             raise ClosedError(f"the log is {self._state}")
         size = sum(len(part) for part in data)
-        if not 0 < size <= WAL_CAPABILITIES.entry_bytes_max:
+        if not 0 < size <= self._capabilities.entry_bytes_max:
             raise InvalidRequestError(f"an entry is empty or too large: bytes={size}")
         self._check_room(size)
         append = WalAppend(self._end, self._end + RECORD_BYTES + size)

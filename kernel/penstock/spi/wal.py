@@ -53,7 +53,7 @@ class WalCapabilities:
     identity: bool = False
     #: Median milliseconds from append to durable on the intended medium, for people and schedulers.
     expected_latency_ms_p50: float = 1.0
-    #: The largest entry in bytes.
+    #: The largest entry in bytes; of a bounded log no larger than what it has room for when it is empty.
     entry_bytes_max: int = 128 * 2**20
 
 
