@@ -5,7 +5,15 @@ Records are in them, so their modes are what is configured, whatever the umask s
 
 from __future__ import annotations
 
-__all__ = ("ACCESSES", "Access", "create_file", "excess_mode", "make_directories", "open_own")
+__all__ = (
+    "ACCESSES",
+    "Access",
+    "create_file",
+    "excess_mode",
+    "make_directories",
+    "open_own",
+    "sync_directory",
+)
 
 import errno
 import os
@@ -33,7 +41,10 @@ ACCESSES: Final[Mapping[str, Access]] = {
 
 
 def make_directories(path: str | os.PathLike[str], access: Access) -> list[Path]:
-    """Make the directory and those above it that are missing; which these were, from the top. Raises OSError."""
+    """Make the directory and those above it that are missing; which these were, from the top. Raises OSError.
+
+    Their names are durable once their parents are synced.
+    """
     missing: list[Path] = []
     directory = Path(path)
     while not _is_directory(directory):
@@ -62,6 +73,15 @@ def _is_directory(path: Path) -> bool:
     if not stat.S_ISDIR(mode):
         raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), os.fspath(path))
     return True
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make durable what was put into a directory, or taken out of it. Raises OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
 
 
 def create_file(path: str | os.PathLike[str], flags: int, access: Access) -> int:

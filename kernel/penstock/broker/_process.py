@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from penstock.errors import ConfigError, UnavailableError
-from penstock.files import Access, create_file, make_directories, open_own
+from penstock.files import Access, create_file, make_directories, open_own, sync_directory
 
 logger = logging.getLogger("penstock.broker")
 
@@ -25,8 +25,8 @@ logger = logging.getLogger("penstock.broker")
 #: default of 5 ms a saturated loop starves the WAL's writer thread for seconds (measured).
 SWITCH_INTERVAL_S = 1e-4
 
-#: What a broker writes into its lock: the number of its process.
-_LOCK_CONTENT = re.compile(rb"\d{0,19}\n?")
+#: What a broker writes into its lock, the number of its process, which isn't synced: a power failure leaves zeros.
+_LOCK_CONTENT = re.compile(rb"[\d\0]{0,19}\n?")
 _LOCK_BYTES_MAX = 20
 _NOT_A_LOCK = {errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO}
 #: What may go away by itself; anything else is a mistake in the path or its permissions.
@@ -73,7 +73,8 @@ def own_directory(path: Path, access: Access) -> Iterator[None]:
     """
     lock = path / "penstock.lock"
     try:
-        make_directories(path, access)
+        for made in make_directories(path, access):
+            sync_directory(made.parent)  # else a power failure takes it, and what is in it
         fd = _open_lock(lock, access)
     except OSError as error:
         kind = UnavailableError if error.errno in _DISK_ERRORS else ConfigError

@@ -33,7 +33,15 @@ from penstock.errors import (
     PenstockError,
     UnavailableError,
 )
-from penstock.files import ACCESSES, Access, create_file, excess_mode, make_directories, open_own
+from penstock.files import (
+    ACCESSES,
+    Access,
+    create_file,
+    excess_mode,
+    make_directories,
+    open_own,
+    sync_directory,
+)
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import check_range
@@ -55,7 +63,6 @@ _BUFFERS_KEPT = 2
 #: Linux reads at most 0x7ffff000 bytes a call.
 _READ_BYTES_MAX = 2**30
 _OURS = re.compile(r"[0-9a-f]{16}\.(lock|\d+)")
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 #: Opening says so of links, special files and directories.
 _NOT_A_FILE = frozenset({errno.ELOOP, errno.EINVAL, errno.EISDIR, errno.ENXIO})
 #: A key that can't be a file here: too long, or one of its parts is a file, or it is a directory.
@@ -174,7 +181,7 @@ class FileTree:
         while directory != os.path.dirname(directory):
             directory = os.path.dirname(directory)
             with suppress(PermissionError):  # what we may not open, we didn't make
-                _sync_directory(directory)
+                sync_directory(directory)
 
     def close(self) -> None:
         """Give the owner's name back; and the directories that we made, if nothing was put there."""
@@ -374,7 +381,7 @@ class FileTree:
             except FileExistsError:
                 _refuse_foreign(target)
                 # The loser acts on what it finds there, so the winner's name must be durable too.
-                _sync_directory(os.path.dirname(target))
+                sync_directory(os.path.dirname(target))
                 raise AlreadyExistsError(f"the object exists: path={target!r}") from None
 
     def discard(self, partial: PartialFile) -> None:
@@ -401,7 +408,7 @@ class FileTree:
             directories.add(os.path.dirname(path))
         for directory in directories:
             with self._translated("delete", directory):
-                _sync_directory(directory)
+                sync_directory(directory)
 
     # --- helpers ---------------------------------------------------------------------------------------
 
@@ -424,11 +431,11 @@ class FileTree:
             self._check_root()
             make_directories(directory, self._access)
             step()
-        _sync_directory(directory)
+        sync_directory(directory)
         # A directory, whoever made it, is only there for good once its parents are synced, up to the root.
         fresh = [path for path in self._up_to_root(directory) if path not in self._anchored]
         for path in fresh:
-            _sync_directory(os.path.dirname(path))
+            sync_directory(os.path.dirname(path))
         self._anchored.update(fresh)
 
     def _up_to_root(self, directory: str) -> Iterator[str]:
@@ -496,11 +503,3 @@ def _info(key: str, status: os.stat_result) -> ObjectInfo:
 def _identity(path: str) -> tuple[int, int]:
     status = os.stat(path)
     return status.st_dev, status.st_ino
-
-
-def _sync_directory(path: str) -> None:
-    fd = os.open(path, _DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,15 @@ from typing import Literal, Protocol
 
 from penstock.direct_io import LARGE_BYTES, DirectGather, write_vectors
 from penstock.errors import ConfigError, UnavailableError
-from penstock.files import ACCESSES, Access, create_file, excess_mode, make_directories, open_own
+from penstock.files import (
+    ACCESSES,
+    Access,
+    create_file,
+    excess_mode,
+    make_directories,
+    open_own,
+    sync_directory,
+)
 from penstock.spi import Buffer
 from penstock_wal_block._format import BLOCK_BYTES, HEADER_AREA_BYTES, SHARED_AREA_BYTES, Header
 from penstock_wal_block._place import check_place, find_header, mounted_type, real_path
@@ -205,13 +213,14 @@ class FileDevice:
     def _open_or_create(path: Path, access: Access) -> int:
         """Never through a link, and never a file that somebody else made in between."""
         if not check_place(path):
-            make_directories(path.parent, access)
+            made = make_directories(path.parent, access)
             try:
                 fd = create_file(path, os.O_RDWR, access)
             except FileExistsError:
                 pass  # another broker, at the same time
             else:
-                _sync_directory(path.parent)
+                for name in (*made, path):
+                    sync_directory(name.parent)
                 return fd
         fd = open_own(path, os.O_RDWR, block_device=True)
         if not stat.S_ISBLK(os.fstat(fd).st_mode) and (mode := excess_mode(fd, access)):
@@ -527,11 +536,3 @@ class _Lane:
     def _write_vectors(self, vectors: Sequence[memoryview]) -> None:
         write_vectors(self.fd, vectors, self._position, self._flags)
         self._position += sum(map(len, vectors))
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -225,3 +225,25 @@ async def test_a_removed_log_is_noticed_without_an_append(tmp_path: Path) -> Non
         with anyio.fail_after(HANG_S):
             while wal.statistics().state == "open":  # noqa: ASYNC110 - a WAL has no event for it
                 await anyio.sleep(0.01)
+
+
+@pytest.mark.anyio
+async def test_the_names_of_a_new_log_and_of_all_directories_above_it_are_durable_before_an_acknowledgement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power failure takes a directory whose name was never synced, and all that is in it."""
+    synced: set[str] = set()
+    sync = os.fsync
+
+    def noted(fd: int) -> None:
+        sync(fd)
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+
+    monkeypatch.setattr(os, "fsync", noted)
+    directory = tmp_path / "data" / "deeper"
+    async with penstock_register_wal().open(SETTINGS, services(directory)) as wal:
+        async for _ in wal.recover():
+            pass
+        await wal.append([b"one"]).wait_durable()
+        path = directory / SETTINGS.path
+        assert {str(above) for above in path.parents if above.is_relative_to(tmp_path)} <= synced

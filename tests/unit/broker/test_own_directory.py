@@ -33,8 +33,9 @@ def test_the_directory_and_its_lock_are_private_and_name_the_process(tmp_path: P
         os.umask(before)
 
 
-@pytest.mark.parametrize("content", [b"", b"4194304", b"17\n"])
+@pytest.mark.parametrize("content", [b"", b"4194304", b"17\n", bytes(5), b"41\0\0"])
 def test_the_lock_of_a_dead_broker_is_taken(tmp_path: Path, content: bytes) -> None:
+    """Also after a power failure, when a file system may have its size and zeros in place of what was written."""
     lock = tmp_path / "penstock.lock"
     lock.write_bytes(content)
     with own_directory(tmp_path, OWNER):
