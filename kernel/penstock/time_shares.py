@@ -17,12 +17,23 @@ member is added to it, window by window (``WINDOW_S``).
 4. **What is left is for who asks one thing at a time.** A limited member that doesn't keep requests waiting goes on
    at once, too, as long as all together use no more than ``SPARE_PART`` of the time that has passed; else when they
    don't any more.
-5. **Limits last while somebody profits by them**: somebody who isn't limited was served within ``QUIET_S``.
+5. **Limits last while somebody profits by them**: somebody who asks for little was served within ``QUIET_S``. That is
+   less than ``LITTLE_PART`` of what those use on average who want more than their parts. Equals use about as much as
+   each other; some of them are always a little below their part, and none the better for it if the others wait.
 """
 
 from __future__ import annotations
 
-__all__ = ("BUSY_PART", "DEBT_S_MAX", "QUIET_S", "SPARE_PART", "WINDOW_S", "TimeMember", "TimeShares")
+__all__ = (
+    "BUSY_PART",
+    "DEBT_S_MAX",
+    "LITTLE_PART",
+    "QUIET_S",
+    "SPARE_PART",
+    "WINDOW_S",
+    "TimeMember",
+    "TimeShares",
+)
 
 import math
 from collections.abc import Iterable
@@ -44,7 +55,9 @@ _MEASURED_S: Final = WINDOW_S * BUSY_PART / 2
 #: What was used beyond a part keeps nobody waiting for longer. Where others use the processors too, a part is some
 #: microseconds, and one long piece of work was as much as a minute of them.
 DEBT_S_MAX: Final = 2.0
-#: Limits end when nobody was served but those who are limited, for so long.
+#: Clients with the same load differ by a fourth from one window to the next.
+LITTLE_PART: Final = 0.5
+#: Limits end when nobody was served who asks for little, for so long.
 QUIET_S: Final = 1.0
 #: How fast the loop gets on where others use the processors too: a mean of about so many windows, and at least this.
 _SPEED_WINDOWS: Final = 4
@@ -151,7 +164,7 @@ class TimeShares:
         self._speed = 1.0
         #: Whether what is used is to be told in processor time; else in time that passed.
         self.is_measured = False
-        #: When a busy window ended last in which somebody was served who isn't limited.
+        #: When a busy window ended last in which somebody was served who asks for little.
         self._served = -math.inf
 
     def join(self, address: str) -> TimeMember:
@@ -263,6 +276,7 @@ class TimeShares:
     def _divide(self, active: list[_Address], now: float) -> None:
         whole = BUSY_PART * WINDOW_S * max(self._speed, _SPEED_MIN)
         part = _fair_part(active, whole)
+        some_profit = _some_profit(active, part)
         hungry: list[tuple[_Use, float]] = []
         for address in active:
             is_over = address.is_hungry(part)
@@ -275,14 +289,24 @@ class TimeShares:
                 if is_kind_over:
                     hungry.append((kind, share))
                 own = kind.own_s = _fair_part(kind.active, share if is_kind_over else room)
-                over = [member for member in kind.active if member.is_hungry(own)]
-                hungry += [(member, own) for member in over]
-                if len(over) < len(kind.active) and not (is_over and len(active) > 1):
-                    self._served = now
+                hungry += [(member, own) for member in kind.active if member.is_hungry(own)]
+                if len(active) == 1 and is_kind_over:
+                    some_profit = some_profit or _some_profit(kind.active, own)
+            if len(active) == 1 and is_over:
+                some_profit = some_profit or _some_profit(address.active, share)
+        if some_profit:
+            self._served = now
         if now - self._served <= QUIET_S:
             for use, size in hungry:
                 use.limit(size)
                 self._limited.append(use)
+
+
+def _some_profit(uses: Iterable[_Use], part: float) -> bool:
+    """Whether one asks for little, beside others who want more than ``part``."""
+    hungry = [use.used_s for use in uses if use.is_hungry(part)]
+    others = [use.used_s for use in uses if not use.is_hungry(part)]
+    return bool(hungry and others) and min(others) < LITTLE_PART * sum(hungry) / len(hungry)
 
 
 def _fair_part(uses: Iterable[_Use], whole: float) -> float:

@@ -72,6 +72,20 @@ def test_equals_use_all_of_the_loop_together() -> None:
     assert sum(loop.used.values()) == pytest.approx(5.0, abs=0.05)
 
 
+@pytest.mark.parametrize("addresses", ["aaaa", "abcd"])
+def test_equals_that_use_about_what_would_be_divided_arent_limited(addresses: str) -> None:
+    """Whichever of them is below its part in a window; and what they did a moment ago doesn't count either."""
+    loop = Loop()
+    many = [loop.join(address) for address in addresses]
+    for window in range(40):
+        load = 0.9 if window % 8 == 0 else 1.15  # of what would be divided
+        for at, member in 20 * list(enumerate(many)):
+            differs = (0.8, 1.0, 1.1, 1.1)[(at + window) % 4]
+            loop.compute(member, BUSY_PART * WINDOW_S * load * differs / len(many) / 20)
+        loop.now = (window + 1) * WINDOW_S + SLICE_S
+        assert not any(member.may_wait for member in many), f"window={window}"
+
+
 @pytest.mark.parametrize("address", ["a", "b"])
 def test_beside_a_modest_client_the_greedy_leave_a_part_of_the_loop_idle(address: str) -> None:
     loop = Loop()
