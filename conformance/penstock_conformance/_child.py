@@ -8,9 +8,12 @@ import json
 import multiprocessing
 import os
 import signal
+import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
+from unittest import mock
 
 import anyio
 from anyio.lowlevel import checkpoint
@@ -20,6 +23,10 @@ from penstock_conformance._target import Target
 
 if TYPE_CHECKING:
     from penstock_conformance._env import Env
+
+
+#: What of the module ``__main__`` is hidden, is so for one start at a time.
+_starting = threading.Lock()
 
 
 class Surroundings(Protocol):
@@ -59,10 +66,10 @@ class Child:
 
     async def __aenter__(self) -> Child:
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["__main__", run_job.__module__, self._room])
+        context.set_forkserver_preload([run_job.__module__, self._room])
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=run_job, args=(self._order, theirs), daemon=True)
-        await anyio.to_thread.run_sync(self._process.start)
+        await anyio.to_thread.run_sync(self._start)
         theirs.close()
         return self
 
@@ -72,6 +79,14 @@ class Child:
             await anyio.to_thread.run_sync(self._process.join)
             self._process.close()
             self._connection.close()
+
+    def _start(self) -> None:
+        """Start it without the script that runs the suite, which without a guard would run the suite again there."""
+        with (
+            _starting,
+            mock.patch.multiple(sys.modules["__main__"], create=True, __file__=None, __spec__=None),
+        ):
+            self._process.start()
 
     async def tell(self, value: object) -> None:
         """Send a line."""

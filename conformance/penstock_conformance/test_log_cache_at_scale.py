@@ -147,9 +147,9 @@ async def test_reads_go_on_over_many_blocks(env: Env) -> None:
         for block in blocks[:25]:
             cache.mark_uploaded(block)
         cache.evict(sum(len(entry.data) for entry in uploaded))
-        gone = set(map(id, uploaded))
+        gone = {entry.wal_position for entry in uploaded}
         for stream_id, entries in log.streams.items():
-            left = [entry for entry in entries if id(entry) not in gone]
+            left = [entry for entry in entries if entry.wal_position not in gone]
             kept = cache.get(stream_id, left[0].base_offset, _ALL, _ALL)
             _check(kept, left, "a read of what was never uploaded, after the rest was evicted")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from penstock.errors import InvariantError
 from penstock.spi.log_cache import LogCacheStatistics, StreamEntry
+from penstock_conformance._entries import told
 from penstock_conformance._env import Env
 from penstock_conformance._figures import Figures
 from penstock_conformance._leaks import errors_come_out
@@ -44,8 +45,7 @@ class _Model:
         self._blocks: list[_Block] = []
         #: All entries of each stream that weren't dropped with it, evicted ones too.
         self._history: dict[int, list[StreamEntry]] = {}
-        self._bodies: dict[int, bytes] = {}
-        self._got: list[tuple[Sequence[StreamEntry], list[StreamEntry]]] = []
+        self._got: list[tuple[Sequence[StreamEntry], list[tuple[Any, ...]]]] = []
         self._figures = Figures(LogCacheStatistics)
 
     def step(self) -> None:
@@ -77,9 +77,7 @@ class _Model:
         self._position += len(body) + 8
         charge = self._allocator.charge_nowait(len(body), "append")
         records = self._random.choice((1, 1, 7, 1000))
-        made = StreamEntry(stream_id, base, base + records, -1, memoryview(body), charge, self._position)
-        self._bodies[id(made)] = body
-        return made
+        return StreamEntry(stream_id, base, base + records, -1, memoryview(body), charge, self._position)
 
     def _refuse(self) -> None:
         """An entry that doesn't continue its stream leaves all as it was, and is the caller's again."""
@@ -112,32 +110,34 @@ class _Model:
         bytes_max = self._random.choice((0, 1, 400, 12_000, _ALL))
         got = self._cache.get(stream_id, start, end, bytes_max)
         self._check_run(mine, got, start, end, bytes_max)
-        self._got.append((got, list(got)))
+        self._got.append((got, told(got)))
         del self._got[:-50]
 
     def _check_run(
         self, mine: Sequence[StreamEntry], got: Sequence[StreamEntry], start: int, end: int, bytes_max: int
     ) -> None:
         what = f"a read of [{start}, {end}), {bytes_max} bytes"
-        surely = {id(entry) for entry in self._kept()}
+        surely = {entry.wal_position for entry in self._kept()}
         holds = next((entry for entry in mine if entry.base_offset <= start < entry.next_offset), None)
-        if holds is not None and id(holds) in surely:
-            assert got and got[0] is holds, f"{what} doesn't begin with the entry that holds its start"
+        if holds is not None and holds.wal_position in surely:
+            assert got and got[0].wal_position == holds.wal_position, (
+                f"{what} doesn't begin with the entry that holds its start"
+            )
         if not got:
             return
-        first = next((place for place, entry in enumerate(mine) if entry is got[0]), None)
+        first = next(
+            (place for place, entry in enumerate(mine) if entry.wal_position == got[0].wal_position), None
+        )
         assert first is not None, f"{what} has an entry that isn't of the stream: {got[0]!r}"
         run = mine[first : first + len(got)]
-        assert all(one is other for one, other in zip(got, run, strict=True)), f"{what} isn't continuous"
+        assert told(got) == told(run), f"{what} isn't continuous, or has other entries than were put"
         assert got[-1].base_offset < end, f"{what} goes on behind its end: {got[-1]!r}"
         size = sum(len(entry.data) for entry in got)
         assert len(got) == 1 or size <= bytes_max, f"{what} has {size} bytes"
         if first + len(got) < len(mine):
             following = mine[first + len(got)]
             more = following.base_offset < end and size + len(following.data) <= bytes_max
-            assert not more or id(following) not in surely, f"{what} ends before {following!r}"
-        for entry in got:
-            assert entry.data == self._bodies[id(entry)], f"other bytes: {entry!r}"
+            assert not more or following.wal_position not in surely, f"{what} ends before {following!r}"
 
     def _kept(self) -> list[StreamEntry]:
         """What surely is cached."""
@@ -166,10 +166,7 @@ class _Model:
         assert block.block.size_bytes == block.size_bytes, "the size of a frozen block changed"
         for stream_id in {entry.stream_id for entry in block.entries}:
             wanted = [entry for entry in block.entries if entry.stream_id == stream_id]
-            found = list(block.block.streams[stream_id])
-            assert all(one is other for one, other in zip(found, wanted, strict=True)), (
-                "a frozen block changed"
-            )
+            assert told(block.block.streams[stream_id]) == told(wanted), "a frozen block changed"
 
     def _evict(self) -> None:
         before = self._allocator.statistics().used_bytes
@@ -200,8 +197,7 @@ class _Model:
     def end(self) -> None:
         """What was returned is what it was, and so are the blocks that aren't uploaded."""
         for got, was in self._got:
-            assert len(got) == len(was), "what a read returned has changed since"
-            assert all(one is other for one, other in zip(got, was, strict=True)), "a result changed since"
+            assert told(got) == was, "what a read returned has changed since"
         for block in self._blocks:
             if not block.uploaded:
                 self._check_block(block)

@@ -414,3 +414,17 @@ def test_a_log_that_is_one_for_all_clauses_is_refused_with_what_to_do(tmp_path: 
     # what a plugin marks as secret is in no report
     assert "sesame" not in json.dumps(report)
     assert report["settings"]["login"] == report["effective_settings"]["login"] == "***"
+
+
+def test_a_script_without_a_guard_runs_the_suite_once(tmp_path: Path) -> None:
+    """Child processes don't run the script that runs the suite, as multiprocessing does unless it is guarded."""
+    script = tmp_path / "prove.py"
+    script.write_text(
+        "from penstock_conformance import Target, run\n"
+        'target = Target(kind="object_store", plugin="reference", modules=("penstock_conformance.reference",))\n'
+        'print(run(target, select="objects_outlive_the_opener").result)\n'
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
+    assert done.stdout.splitlines() == ["pass"], done.stdout + done.stderr

@@ -107,17 +107,17 @@ class LogCache(Protocol):
     ) -> Sequence[StreamEntry]:
         """Cached entries of [start_offset, end_offset), in offset order, continuous, about ``bytes_max``.
 
-        If the entry that holds ``start_offset`` is cached: a run beginning with it, of at most ``bytes_max``
-        payload bytes but at least that one entry. Otherwise: a run beginning at the oldest cached offset of
-        the newest continuous range, if that is below ``end_offset`` (the caller reads the missing prefix
-        elsewhere). Otherwise empty.
+        If the entry that holds ``start_offset`` is cached: the longest run beginning with it, of at most
+        ``bytes_max`` payload bytes but at least that one entry. Otherwise: a run beginning at the oldest cached
+        offset of the newest continuous range, if that is below ``end_offset`` (the caller reads the missing
+        prefix elsewhere). Otherwise empty. Entries are those that were put, or others that tell the same.
         """
 
     def freeze(self) -> LogCacheBlock | None:
         """Close the active block and start a new one; None if the active block is empty."""
 
     def mark_uploaded(self, block: LogCacheBlock) -> None:
-        """The block's data are committed elsewhere: from now on it may be evicted."""
+        """The block's data are committed elsewhere: from now on ``evict`` may drop it; until then it serves reads."""
 
     def evict(self, bytes_wanted: int) -> int:
         """Drop uploaded entries, oldest first, until ``bytes_wanted`` are free or none is left; bytes freed.
@@ -126,7 +126,10 @@ class LogCache(Protocol):
         """
 
     def drop_stream(self, stream_id: int) -> None:
-        """The stream was deleted: its entries are never read again and may be dropped at once."""
+        """The stream was deleted: its entries are never read again.
+
+        Those of the active block are dropped at once; those of a block that was frozen may go with it.
+        """
 
     def statistics(self) -> LogCacheStatistics:
         """A snapshot of the state."""
