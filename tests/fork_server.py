@@ -4,7 +4,8 @@ Most of the processor time of a broker's start is imports, and the tests start h
 process like any other, with an id, a session, arguments, environment, descriptors, signals and an exit code of its
 own, that may be killed and leaves behind what any other does; only that it began as a copy of one that had imported.
 What is read while Python starts or modules are imported is as it was for the fork server: ``same_start`` says whether
-that is as wanted. Whoever tests the command itself runs ``python -m penstock``.
+that is as wanted. It ends with all that ends a process, but doesn't take apart what was imported, which costs as much
+as the rest of a command. Whoever tests the command itself runs ``python -m penstock``.
 
 The server is this module as a program. It has one thread, opens nothing that a copy could see, and ends when the
 process that began it does.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 __all__ = ("Forked", "close", "run", "same_start", "start")
 
+import atexit
 import contextlib
 import gc
 import importlib
@@ -293,7 +295,24 @@ def _become(request: _Request) -> None:
     sys.argv[1:] = request.arguments
 
 
+class _End:
+    """What a process does after everything else as it ends: threads were joined, and all others at exit called."""
+
+    #: None while nobody knows: then Python ends the process in its own way.
+    code: int | None = None
+
+    def __call__(self) -> None:
+        """Leave it at once, with what was printed."""
+        if self.code is not None:
+            with contextlib.suppress(OSError, ValueError):  # Python says of a closed pipe what it says
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(self.code)
+
+
 def _main() -> int:
+    end = _End()
+    atexit.register(end)  # before anybody else: the first is the last to be called
     _import_all()
     assert threading.active_count() == 1, threading.enumerate()
     gc.collect()
@@ -304,7 +323,8 @@ def _main() -> int:
     _become(request)
     from penstock_tools.cli import main
 
-    return main()
+    end.code = main()
+    return end.code
 
 
 if __name__ == "__main__":
