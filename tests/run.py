@@ -9,7 +9,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +17,10 @@ import hypothesis.configuration
 import hypothesis.database
 import pytest
 from tests import fork_server
+from tests.bytecode import lend_compiled
 from tests.fetched import cache_dir
 from tests.interrupted import Interruption
-from tests.keeper import MARK, Keeper, marked, remove_abandoned
+from tests.keeper import MARK, Keeper, in_memory, marked, remove_abandoned
 
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
 _HELPERS = "from multiprocessing."
@@ -64,7 +65,9 @@ def pytest_configure(config: pytest.Config) -> None:
         os.environ[MARK] = os.environ["TMPDIR"] = tempfile.tempdir = str(keeper.root)
         if sys.dont_write_bytecode and sys.pycache_prefix is None:
             # hundreds of processes would compile the same modules; the checkout stays as it is
-            os.environ["PYTHONPYCACHEPREFIX"] = str(keeper.root / "bytecode")
+            bytecode = (in_memory() or keeper.root) / "bytecode"
+            lend_compiled(bytecode, [place for place in sys.path if Path(place).name == "site-packages"])
+            os.environ["PYTHONPYCACHEPREFIX"] = str(bytecode)
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
@@ -80,7 +83,28 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.freeze()
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+class _OwnOrder(pytest.Dir):  # type: ignore[misc] # final, but there is no other that can be told its order
+    """A folder that each worker goes through in its own order, so that hardly a module is compiled by two at once."""
+
+    def collect(self) -> Iterable[pytest.Item | pytest.Collector]:
+        found = list(super().collect())
+        random.Random(f"{_worker(self.config)} {self.path}").shuffle(found)
+        return found
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collect_directory(path: Path, parent: pytest.Collector) -> pytest.Collector | None:
+    if not _worker(parent.config) or (path / "__init__.py").is_file():
+        return None
+    return _OwnOrder.from_parent(parent, path=path)
+
+
+def _worker(config: pytest.Config) -> str:
+    """Which worker of pytest-xdist this is; empty if it is none."""
+    return str(getattr(config, "workerinput", {}).get("workerid", ""))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long goes first, so that all workers end together; in a file everything stays as it is.
 
     But with ``TESTS_ORDER``, a seed: then all tests are shuffled, those of a file among themselves.
@@ -91,6 +115,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         files = {item.path: random.Random(f"{order} {item.path}").random() for item in items}
         items.sort(key=lambda item: (files[item.path], place[item]))
         return
+    if _worker(config):
+        items.sort(key=lambda item: item.path)  # each worker came upon them in its own order
     slow = {_unit(item) for item in items if item.get_closest_marker("slow")}
     items.sort(
         key=lambda item: (
