@@ -204,14 +204,20 @@ def _repairs_nothing() -> AbstractContextManager[object]:
     return mock.patch.object(Replica, "copy", copy)
 
 
-def _takes_back_what_was_out() -> AbstractContextManager[object]:
-    """A replica that returns is taken as it is, with what it missed and what nobody acknowledged."""
+@contextmanager
+def _takes_back_what_was_out() -> Iterator[None]:
+    """A replica that returns is taken as it is: what it holds of before counts, with what nobody acknowledged."""
+    real = Replica._filtered
 
     async def empty(self: Replica, tag: bytes) -> None:
         async for _ in self.wal.recover():
             pass
 
-    return mock.patch.object(Replica, "empty", empty)
+    def filtered(self: Replica, entries: Any, _since: int) -> AsyncIterator[Any]:
+        return real(self, entries, 0)
+
+    with mock.patch.object(Replica, "empty", empty), mock.patch.object(Replica, "_filtered", filtered):
+        yield
 
 
 def _recovers_from_the_first_that_answers() -> AbstractContextManager[object]:
