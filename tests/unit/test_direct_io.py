@@ -6,6 +6,7 @@ import ctypes
 import mmap
 import os
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -231,6 +232,20 @@ def test_of_memory_for_reads_the_closest_fit_is_used_and_the_oldest_goes() -> No
     assert [len(memory) for memory in buffers._kept] == [MIB, MIB - 32 * 1024]
     buffers.take(MIB // 2)
     assert [len(memory) for memory in buffers._kept] == [MIB - 32 * 1024, MIB // 2]
+
+
+def test_memory_for_reads_that_isnt_kept_is_given_back_by_who_takes_the_next_not_by_who_lets_go() -> None:
+    """Who lets go may be the event loop, which would stand still for it: 0.3 ms for a mebibyte."""
+    buffers = ReadBuffers(4 * MIB)
+    many = [buffers.take(MIB) for _ in range(7)]
+    while many:
+        many.pop()
+    assert len(buffers._kept) == 4
+    assert [len(memory) for memory in buffers._surplus] == [MIB], "a quarter of what is kept at most"
+    gone = weakref.ref(buffers._surplus[0])
+    buffers.take(MIB)
+    assert not buffers._surplus
+    assert gone() is None
 
 
 def test_memory_for_reads_that_ends_in_the_middle_of_another_call_is_kept_by_the_next() -> None:
