@@ -61,7 +61,8 @@ def kinds_of_configs(pair: Pair) -> None:
                     continue  # all that Kafka has
                 resource = {"resource_type": kind, "resource_name": name, "configuration_keys": keys}
                 label = f"resource {kind} {name!r}, {keys}"
-                ask(pair, label, ApiKey.DESCRIBE_CONFIGS, 4, resources=[resource])
+                flags = {"include_synonyms": keys is None, "include_documentation": keys is None}
+                ask(pair, label, ApiKey.DESCRIBE_CONFIGS, 4, resources=[resource], **flags)
 
 
 def empty_values(pair: Pair) -> None:

@@ -220,6 +220,20 @@ MEANT: Final = (
         where=("frames",),
         request="length (14|38), and no more, .*",
     ),
+    Meant(
+        name="ids that come as static members",
+        reason="Kafka fails where an id that it gave to a dynamic member comes with an instance id",
+        where=("pending members",),
+        request="it comes as a static member",
+    ),
+    Meant(
+        name="who never came leaves quietly",
+        reason="Kafka lets all members join again when an id goes that no member ever had",
+        where=("pending members",),
+        request="the member beside one that left",
+        kafka=27,
+        penstock=0,
+    ),
     # -- what is kept to the coordinator
     Meant(
         name="internal topics are fixed",
@@ -239,12 +253,5 @@ MEANT: Final = (
         where=("describe_log_dirs", "fetch", "list_offsets", "offset_for_leader_epoch"),
         path=r".*(records|high_watermark|last_stable_offset|offset|partition_size)",
         request=".*(__consumer_offsets|__transaction_state|topics is null).*",
-    ),
-    Meant(
-        name="groups without members and offsets",
-        reason="such a group is gone at once, in Kafka at the next look at what has expired",
-        where=("offset_delete",),
-        path="error_code|topics.*",
-        request="(?!nothing|group_id is '').*",
     ),
 )

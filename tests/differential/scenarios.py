@@ -112,7 +112,7 @@ def leader_epochs(pair: Pair) -> None:
     """Where epochs end, of a new log, one with a moved start and one that is empty again."""
     make(pair, "epochs")
     for label in ("new", "moved", "empty"):
-        for epoch in (-1, 0, 1, 7):
+        for epoch in (-2, -1, 0, 1, 7):
             partition = offset_for_leader_epoch.OffsetForLeaderPartition(
                 partition=0, current_leader_epoch=-1, leader_epoch=epoch
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("CLOSED", "LATE", "NOTHING", "Side", "records_shown")
+__all__ = ("CLOSED", "LATE", "NOTHING", "TEXT", "Side", "records_shown")
 
 import re
 import socket
@@ -21,15 +21,17 @@ from penstock.wire.messages.metadata import MetadataRequest, MetadataRequestTopi
 CLOSED: Final = "the connection is closed"
 NOTHING: Final = "there is no answer"
 LATE: Final = "there was no answer in time"
+#: A sentence for people.
+TEXT: Final = "<text>"
 
 _MS_PER_HOUR: Final = 3_600_000
 #: Ids that a test made up have fewer different bytes than those that a broker drew.
 _SET_BYTES: Final = 2
 _UUID: Final = re.compile(r"[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}")
 #: Fields that say nothing of how a request was understood.
-_LEFT_OUT: Final = frozenset(
-    {"throttle_time_ms", "error_message", "batch_index_error_message", "documentation"}
-)
+_LEFT_OUT: Final = frozenset({"throttle_time_ms"})
+#: Sentences, of which counts whether there is one.
+_TEXTS: Final = frozenset({"error_message", "batch_index_error_message", "documentation"})
 _TIMES: Final = frozenset({"log_append_time_ms", "last_timestamp"})
 #: Numbers that one broker makes up, where they aren't 0 or -1.
 _OWN: Final = frozenset({"session_id", "port", "total_bytes", "usable_bytes"})
@@ -165,6 +167,8 @@ class Side:
             return self._names.get(data, unknown)
         if isinstance(answer, list):
             return sorted((self.shown(each, field) for each in answer), key=repr)
+        if field in _TEXTS:
+            return TEXT if answer else answer
         if field == "log_dir":
             return "<log_dir>"
         if isinstance(answer, str):

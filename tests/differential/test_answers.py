@@ -11,6 +11,7 @@ from tests.differential.compare import Pair, Report, grouped
 from tests.differential.corner_cases import CORNER_CASES
 from tests.differential.first_faults import FIRST_FAULTS
 from tests.differential.further_cases import FURTHER_CASES
+from tests.differential.group_cases import GROUP_CASES
 from tests.differential.kafka import ApacheKafka, kafka_jars
 from tests.differential.meant import MEANT
 from tests.differential.odd_requests import odd_requests
@@ -25,7 +26,7 @@ from penstock.wire import ApiKey
 pytestmark = pytest.mark.slow
 
 REQUESTS_PER_VERSION_MIN = 10
-SCRIPTS = {**SCENARIOS, **CORNER_CASES, **FURTHER_CASES, **FIRST_FAULTS}
+SCRIPTS = {**SCENARIOS, **CORNER_CASES, **FURTHER_CASES, **FIRST_FAULTS, **GROUP_CASES}
 SETTINGS = ("broker.node_id=1", "groups.initial_rebalance_delay=0ms", "groups.offsets_partitions=1")
 
 

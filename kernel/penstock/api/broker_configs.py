@@ -36,42 +36,83 @@ _SUBTRACT: Final = 3
 
 
 class BrokerConfig(NamedTuple):
-    """Type and default of a broker config in Kafka; None where it has no default."""
+    """Type and default of a broker config in Kafka, None where it has no default; and what it means here."""
 
     type: ConfigType
     default: str | None
+    doc: str
 
 
 #: Kafka's configs that say something of this broker, by name.
 BROKER_CONFIGS: Final[Mapping[str, BrokerConfig]] = {
-    "advertised.listeners": BrokerConfig(ConfigType.LIST, None),
-    "auto.create.topics.enable": BrokerConfig(ConfigType.BOOLEAN, "true"),
-    "broker.id": BrokerConfig(ConfigType.INT, "-1"),
-    "compression.type": BrokerConfig(ConfigType.STRING, "producer"),
-    "connections.max.idle.ms": BrokerConfig(ConfigType.LONG, "600000"),
-    "default.replication.factor": BrokerConfig(ConfigType.INT, "1"),
-    "group.initial.rebalance.delay.ms": BrokerConfig(ConfigType.INT, "3000"),
-    "group.max.session.timeout.ms": BrokerConfig(ConfigType.INT, "1800000"),
-    "group.max.size": BrokerConfig(ConfigType.INT, "2147483647"),
-    "group.min.session.timeout.ms": BrokerConfig(ConfigType.INT, "6000"),
-    "listeners": BrokerConfig(ConfigType.LIST, "PLAINTEXT://:9092"),
-    "log.cleanup.policy": BrokerConfig(ConfigType.LIST, "delete"),
-    "log.dirs": BrokerConfig(ConfigType.LIST, None),
-    "log.message.timestamp.type": BrokerConfig(ConfigType.STRING, "CreateTime"),
-    "log.retention.bytes": BrokerConfig(ConfigType.LONG, "-1"),
-    "log.retention.ms": BrokerConfig(ConfigType.LONG, None),
-    "max.connections": BrokerConfig(ConfigType.INT, "2147483647"),
-    "max.connections.per.ip": BrokerConfig(ConfigType.INT, "2147483647"),
-    "message.max.bytes": BrokerConfig(ConfigType.INT, "1048588"),
-    "min.insync.replicas": BrokerConfig(ConfigType.INT, "1"),
-    "node.id": BrokerConfig(ConfigType.INT, None),
-    "num.partitions": BrokerConfig(ConfigType.INT, "1"),
-    "offsets.retention.minutes": BrokerConfig(ConfigType.INT, "10080"),
-    "offsets.topic.num.partitions": BrokerConfig(ConfigType.INT, "50"),
-    "socket.request.max.bytes": BrokerConfig(ConfigType.INT, "104857600"),
+    "advertised.listeners": BrokerConfig(ConfigType.LIST, None, "Where clients find the broker."),
+    "auto.create.topics.enable": BrokerConfig(
+        ConfigType.BOOLEAN, "true", "Whether Metadata requests make topics that aren't there."
+    ),
+    "broker.id": BrokerConfig(ConfigType.INT, "-1", "The node id of the broker."),
+    "compression.type": BrokerConfig(
+        ConfigType.STRING,
+        "producer",
+        "Codec of stored batches, where a topic sets none; producer keeps them as they come.",
+    ),
+    "connections.max.idle.ms": BrokerConfig(
+        ConfigType.LONG, "600000", "A connection without a request for this long is closed."
+    ),
+    "default.replication.factor": BrokerConfig(
+        ConfigType.INT,
+        "1",
+        "Replicas of a new topic. Durability comes from the write-ahead log, so it is one.",
+    ),
+    "group.initial.rebalance.delay.ms": BrokerConfig(
+        ConfigType.INT, "3000", "How long the first rebalance of a group waits for further members."
+    ),
+    "group.max.session.timeout.ms": BrokerConfig(
+        ConfigType.INT, "1800000", "The longest session timeout that a member of a group may ask for."
+    ),
+    "group.max.size": BrokerConfig(ConfigType.INT, "2147483647", "How many members a group may have."),
+    "group.min.session.timeout.ms": BrokerConfig(
+        ConfigType.INT, "6000", "The shortest session timeout that a member of a group may ask for."
+    ),
+    "listeners": BrokerConfig(ConfigType.LIST, "PLAINTEXT://:9092", "Where the broker listens."),
+    "log.cleanup.policy": BrokerConfig(
+        ConfigType.LIST, "delete", "What happens to old records, where a topic doesn't say."
+    ),
+    "log.dirs": BrokerConfig(ConfigType.LIST, None, "Where the records are: the object store."),
+    "log.message.timestamp.type": BrokerConfig(
+        ConfigType.STRING,
+        "CreateTime",
+        "Whose time a record carries, where a topic doesn't say: the producer's or the broker's.",
+    ),
+    "log.retention.bytes": BrokerConfig(
+        ConfigType.LONG, "-1", "How much of a partition is kept, where a topic doesn't say; -1 for no limit."
+    ),
+    "log.retention.ms": BrokerConfig(
+        ConfigType.LONG, None, "How long records are kept, where a topic doesn't say; -1 for no limit."
+    ),
+    "max.connections": BrokerConfig(ConfigType.INT, "2147483647", "How many connections the broker takes."),
+    "max.connections.per.ip": BrokerConfig(
+        ConfigType.INT, "2147483647", "How many connections the broker takes from one address."
+    ),
+    "message.max.bytes": BrokerConfig(
+        ConfigType.INT, "1048588", "The largest batch, where a topic doesn't say."
+    ),
+    "min.insync.replicas": BrokerConfig(
+        ConfigType.INT, "1", "Durability doesn't come from replicas, so one is enough."
+    ),
+    "node.id": BrokerConfig(ConfigType.INT, None, "The node id of the broker."),
+    "num.partitions": BrokerConfig(
+        ConfigType.INT, "1", "Partitions of a topic that is made without a number of them."
+    ),
+    "offsets.retention.minutes": BrokerConfig(
+        ConfigType.INT, "10080", "How long offsets of a group without members are kept."
+    ),
+    "offsets.topic.num.partitions": BrokerConfig(
+        ConfigType.INT, "50", "Partitions of the topic that groups live in."
+    ),
+    "socket.request.max.bytes": BrokerConfig(ConfigType.INT, "104857600", "The largest request."),
 }
 
-_NOT_IN_KAFKA: Final = BrokerConfig(ConfigType.STRING, None)
+_NOT_IN_KAFKA: Final = BrokerConfig(ConfigType.STRING, None, "A setting that Kafka doesn't have.")
 
 #: The broker config that is the default of a topic config. Those of _WITHOUT_DEFAULT have none themselves in Kafka.
 SYNONYMS: Final[Mapping[str, str]] = {
@@ -127,7 +168,9 @@ def broker_synonyms(topic_config: str, effective: str | None) -> list[DescribeCo
     return synonyms
 
 
-def broker_entry(name: str, value: str | None, *, with_synonyms: bool) -> DescribeConfigsResourceResult:
+def broker_entry(
+    name: str, value: str | None, *, with_synonyms: bool, with_doc: bool
+) -> DescribeConfigsResourceResult:
     """One broker config as DescribeConfigs shows it; ``value`` None: it is not set."""
     config = BROKER_CONFIGS.get(name, _NOT_IN_KAFKA)
     is_set = value is not None and value != config.default
@@ -144,7 +187,7 @@ def broker_entry(name: str, value: str | None, *, with_synonyms: bool) -> Descri
         config_source=_SOURCE_STATIC_BROKER if is_set else _SOURCE_DEFAULT,
         synonyms=synonyms,
         config_type=config.type,
-        documentation=None,
+        documentation=config.doc if with_doc else None,
     )
 
 

@@ -132,7 +132,7 @@ def describe_configs_nowait(
                 continue
             seen.add(key)
         result = DescribeConfigsResult(
-            error_message=None,
+            error_message="",
             resource_type=resource.resource_type,
             resource_name=resource.resource_name,
             configs=[],
@@ -151,7 +151,14 @@ def describe_configs_nowait(
                 raise KafkaError(ErrorCode.INVALID_REQUEST, "the resource has no name")
             else:
                 result.configs = [
-                    default_entry(name, defaults[name]) for name in _asked_for(resource, defaults)
+                    default_entry(
+                        name,
+                        defaults[name],
+                        # a subscription's configs have no synonyms in Kafka, not even themselves
+                        with_synonyms=request.include_synonyms and resource.resource_type == GROUP,
+                        with_doc=request.include_documentation,
+                    )
+                    for name in _asked_for(resource, defaults)
                 ]
         except KafkaError as error:
             result.error_code = error.error_code
@@ -275,7 +282,12 @@ def _describe_broker(
         return []  # the dynamic default of all brokers: there are no dynamic broker configs
     configs = {**context.api.settings.broker_configs, "log.dirs": context.api.data_place.location}
     return [
-        broker_entry(name, configs[name], with_synonyms=request.include_synonyms)
+        broker_entry(
+            name,
+            configs[name],
+            with_synonyms=request.include_synonyms,
+            with_doc=request.include_documentation,
+        )
         for name in _asked_for(resource, sorted(configs))
     ]
 

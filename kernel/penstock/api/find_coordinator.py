@@ -47,7 +47,8 @@ async def handle_find_coordinator(
     one = _coordinator(request.key, request.key_type, denied, context)
     return FindCoordinatorResponse(
         error_code=one.error_code,
-        error_message=one.error_message,
+        # versions 1 to 3 of Kafka name the code that is none
+        error_message=one.error_message or "NONE",
         node_id=one.node_id,
         host=one.host,
         port=one.port,
@@ -67,7 +68,7 @@ def _coordinator(key: str, key_type: int, denied: Collection[str], context: Requ
     # transactional producer is sent to InitProducerId, whose UNSUPPORTED_VERSION says what is the matter.
     endpoint = context.client.advertised
     return Coordinator(
-        key=key, node_id=endpoint.node_id, host=endpoint.host, port=endpoint.port, error_message=None
+        key=key, node_id=endpoint.node_id, host=endpoint.host, port=endpoint.port, error_message=""
     )
 
 

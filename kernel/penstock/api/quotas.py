@@ -33,7 +33,7 @@ def describe_client_quotas_nowait(
     request: DescribeClientQuotasRequest, context: RequestContext
 ) -> DescribeClientQuotasResponse:
     """DescribeClientQuotas (KIP-546): no entries, and a null list only beside an error."""
-    response = DescribeClientQuotasResponse(error_message=None, entries=[])
+    response = DescribeClientQuotasResponse(error_message="", entries=[])
     try:
         _check_filter(request.components)
     except KafkaError as error:

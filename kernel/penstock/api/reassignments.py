@@ -148,7 +148,7 @@ def _alter_partition_reassignments(
     return AlterPartitionReassignmentsResponse(
         error_code=ErrorCode.REQUEST_TIMED_OUT if is_late else ErrorCode.NONE,
         allow_replication_factor_change=request.allow_replication_factor_change,
-        error_message=None,
+        error_message=None if request.topics else "",
         responses=responses,
     )
 

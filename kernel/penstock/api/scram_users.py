@@ -43,7 +43,7 @@ def _describe_user_scram_credentials(
             error_message=f"{what}: name={quoted(user.name)}",
             credential_infos=[],
         )
-    return DescribeUserScramCredentialsResponse(error_message=None, results=list(results.values()))
+    return DescribeUserScramCredentialsResponse(error_message="", results=list(results.values()))
 
 
 describe_user_scram_credentials_nowait: Final = first_portion(_describe_user_scram_credentials)

@@ -159,11 +159,12 @@ class GroupCoordinator:
         if request_bytes > self._settings.member_bytes_max:
             return JoinResult(member_id=request.member_id, error=ErrorCode.GROUP_MAX_SIZE_REACHED)
         entry = self._table.entries.get(group_id)
-        if entry is None and request.member_id:
+        if entry is None:
             error = session_error(request, self._settings)
-            if error is ErrorCode.NONE:
+            if error is ErrorCode.NONE and request.member_id:
                 error = ErrorCode.UNKNOWN_MEMBER_ID
-            return JoinResult(member_id=request.member_id, error=error)
+            if error is not ErrorCode.NONE:
+                return JoinResult(member_id=request.member_id, error=error)
         if not self._has_room_to_join(entry, request):
             return JoinResult(member_id=request.member_id, error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
         if entry is None:
@@ -307,7 +308,6 @@ class GroupCoordinator:
             ) -> None:
                 group.settle_commit(offsets, durable=error is ErrorCode.NONE)
                 self._table.account(entry)
-                self._table.drop_if_disposable(entry)
                 errors.update(dict.fromkeys(offsets, error))
                 waiter.answer(error)
 
@@ -382,7 +382,11 @@ class GroupCoordinator:
                     "offsets expired: group_id=%r offsets=%d failed=%d", group.group_id, len(gone), failed
                 )
             is_current = self._table.entries.get(group.group_id) is entry
-            if group.is_abandoned and entry.deletion is None and is_current:
+            if not group.is_abandoned or entry.deletion is not None or not is_current:
+                continue
+            if group.is_disposable and entry.value is None:
+                self._table.drop(entry)  # nothing of it is in the log
+            else:
                 await self._tombstone_group(entry)
 
     async def _tombstone_offsets(
@@ -411,7 +415,6 @@ class GroupCoordinator:
                     self._table.drop(entry)
                     self._carry_out(entry, group.close(ErrorCode.COORDINATOR_NOT_AVAILABLE))
                 else:
-                    self._table.drop_if_disposable(entry)
                     self._table.account(entry)
             waiter.answer(error)
 
@@ -490,7 +493,6 @@ class GroupCoordinator:
                 output.waiter.answer(output.result)
             else:
                 self._persist(entry, output, persisted)
-        self._table.drop_if_disposable(entry)
         self._table.account(entry)
 
     def _persist(self, entry: Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:

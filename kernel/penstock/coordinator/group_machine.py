@@ -104,7 +104,7 @@ class Group:
 
     @property
     def is_disposable(self) -> bool:
-        """Whether nothing would be lost if the group were forgotten: it never had a generation nor an offset."""
+        """Whether nothing would be lost if the group were forgotten: it had no generation yet, and has no offset."""
         return self.generation_id == 0 and self.is_abandoned
 
     @property
@@ -229,7 +229,7 @@ class Group:
                 leaving[member_id] = self._members[member_id]
             elif member_id in leaving:
                 error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice: it is gone already
-            elif member_id in self._pending_joins and one.group_instance_id is None:
+            elif member_id in self._pending_joins:
                 pending.append(member_id)
             else:
                 error = self._members.error_of(member_id, one.group_instance_id)

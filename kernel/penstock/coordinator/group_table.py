@@ -150,11 +150,6 @@ class GroupTable:
             del self.entries[group_id]
             self.account(entry)
 
-    def drop_if_disposable(self, entry: Entry) -> None:
-        """Forget a group that nothing would be lost of."""
-        if entry.group.is_disposable and entry.value is None and entry.deletion is None:
-            self.drop(entry)
-
     def drop_raw(self) -> None:
         """Forget what was replayed and never became a group."""
         for key in list(self._raw):

@@ -641,11 +641,13 @@ class Partition:
         epochs = state.leader_epochs if state is not None else []
         if not epochs or epoch == _NO_EPOCH or epoch > epochs[-1][0]:
             return -1, -1
-        for i in range(len(epochs) - 1, -1, -1):
-            if epochs[i][0] <= epoch:
-                return epochs[i][0], self.stream.confirmed_offset if i == len(epochs) - 1 else epochs[i + 1][
-                    1
-                ]
+        end = self.stream.confirmed_offset
+        for known, start in reversed(epochs):
+            if known <= epoch:
+                return known, end
+            if start <= self.log_start_offset:
+                return epoch, self.log_start_offset  # as if what ended before the log begins had never been
+            end = start
         return epoch, epochs[0][1]
 
     def leader_epoch_at(self, offset: int) -> int:

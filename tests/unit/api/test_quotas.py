@@ -42,4 +42,4 @@ def test_there_are_no_quotas_and_filters_are_checked(
     response = describe_client_quotas_nowait(request, make_context(logs, version))
     encode_response(ApiKey.DESCRIBE_CLIENT_QUOTAS, version, 1, response)
     assert (response.error_code, response.entries) == (code, None if code else []), "as Kafka has it"
-    assert (response.error_message is None) == (code == ErrorCode.NONE)
+    assert (response.error_message == "") == (code == ErrorCode.NONE)  # empty, not null, as in Kafka

@@ -161,14 +161,37 @@ async def test_a_cancelled_join_leaves_its_member_until_it_expires(opened: Open,
         assert service.statistics().members == 0
 
 
-async def test_a_group_that_never_was_is_forgotten(opened: Open, clock: Clock) -> None:
+async def test_a_group_that_never_was_is_forgotten_at_the_next_look_at_what_has_expired(
+    opened: Open, clock: Clock, log: Log
+) -> None:
+    """Until then it is there, as in Kafka, and can be deleted; nothing of it is ever written."""
     async with opened() as service:
+        assert (await service.join("g", replace(REQUEST, session_timeout_ms=1))).error == 26
+        assert service.statistics().groups == 0
         result = await service.join("g", replace(REQUEST, require_known_member_id=True))
         assert result.error is ErrorCode.MEMBER_ID_REQUIRED
-        assert service.statistics().groups == 1
+        assert (await service.join("h", replace(REQUEST, protocols=()))).error == 23
+        assert (await service.join("i", replace(REQUEST, protocols=()))).error == 23
         await clock.advance(REQUEST.session_timeout_ms)
+        described = await service.describe(["g", "h"])
+        assert [one.state for one in described] == [GroupState.EMPTY] * 2
+        await clock.advance(SETTINGS.offsets_retention_check_interval_ms)
         assert service.statistics().groups == 0
-        assert (await service.join("g", replace(REQUEST, session_timeout_ms=1))).error == 26
+        assert not any(log.records)
+        assert await service.delete_groups(["i"]) == {"i": ErrorCode.GROUP_ID_NOT_FOUND}
+
+
+async def test_a_group_that_lost_its_last_offset_is_empty_until_it_expires(
+    opened: Open, clock: Clock
+) -> None:
+    async with opened() as service:
+        await service.commit_offsets("g", {TP: OFFSET})
+        assert await service.delete_offsets("g", [TP]) == (ErrorCode.NONE, {TP: ErrorCode.NONE})
+        assert [one.state for one in await service.describe(["g"])] == [GroupState.EMPTY]
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
+        await service.commit_offsets("g", {TP: OFFSET})
+        await service.delete_offsets("g", [TP])
+        await clock.advance(SETTINGS.offsets_retention_check_interval_ms)
         assert service.statistics().groups == 0
 
 
@@ -560,7 +583,7 @@ async def test_a_damaged_partition_costs_only_its_own_groups_their_coordinator(
         assert [one.error for one in await service.describe(["g"])] == [unavailable]
         await service.on_topics_deleted(["t"])
         assert service.coordinates(other)
-        assert [one.group_id for one in (await service.list_groups())[1]] == []
+        assert [one.state for one in (await service.list_groups())[1]] == [GroupState.EMPTY]
         assert await service.commit_offsets(other, {TP: OFFSET}) == {TP: ErrorCode.NONE}
         assert service.statistics().damaged_partitions == 1
     assert log.records[damaged] == before

@@ -472,6 +472,27 @@ async def test_leader_epochs_tell_where_each_ended(world: World) -> None:
         assert epochs == [0, 1]
 
 
+async def test_epochs_that_ended_before_the_log_begins_are_forgotten(world: World) -> None:
+    """Asked for one of them, Kafka answers that it ended where the log begins."""
+    async with open_logs(world) as logs:
+        append(await logs.create(), batch(b"a", b"b"))
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        append(logs.partition(), batch(b"c", b"d"))
+    world.wal.crash()
+    async with open_logs(world) as logs:
+        partition = logs.partition()
+        append(partition, batch(b"e"))
+        ends = [partition.end_offset_for_epoch(epoch) for epoch in (-2, 0, 1, 2)]
+        assert ends == [(-2, 0), (0, 2), (1, 4), (2, 5)]
+        await partition.delete_records(3)
+        ends = [partition.end_offset_for_epoch(epoch) for epoch in (-2, 0, 1, 2)]
+        assert ends == [(-2, 3), (0, 3), (1, 4), (2, 5)]
+        await partition.delete_records(5)
+        ends = [partition.end_offset_for_epoch(epoch) for epoch in (-2, 0, 1, 2)]
+        assert ends == [(-2, 5), (0, 5), (1, 5), (2, 5)]
+
+
 async def test_retention_by_size_and_by_time_drops_the_oldest_only(world: World) -> None:
     async with open_logs(world) as logs:
         partition = await logs.create(retention_bytes="250", retention_ms="-1")
