@@ -108,6 +108,8 @@ class FaultyDisk:
             "pread",
             "preadv",
             "ftruncate",
+            "rename",
+            "replace",
         ):
             if hasattr(os, name):
                 self._system[name] = getattr(os, name)
@@ -241,6 +243,22 @@ class FaultyDisk:
                 image = self._durable[path]
                 del image[size:]
                 image.extend(bytes(size - len(image)))
+
+    def _rename(self, source: Any, target: Any, **places: Any) -> None:
+        self._renamed("rename", source, target, places)
+
+    def _replace(self, source: Any, target: Any, **places: Any) -> None:
+        self._renamed("replace", source, target, places)
+
+    def _renamed(self, name: str, source: Any, target: Any, places: dict[str, Any]) -> None:
+        """A file takes its bytes with it, synced or not. That the directory has to be synced, too, isn't seen."""
+        with self._lock:
+            self._system[name](source, target, **places)
+            before, after = (os.path.realpath(os.fsdecode(path)) for path in (source, target))
+            if places or before not in self._durable:
+                return
+            self._durable[after] = self._durable.pop(before)
+            self._unsynced[after] = self._unsynced.pop(before)
 
 
 def _put(image: bytearray, offset: int, data: bytes) -> None:

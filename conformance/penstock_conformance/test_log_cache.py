@@ -87,8 +87,12 @@ async def test_entries_must_continue_their_stream(env: Env) -> None:
         cache.put(feeder.entry(2, base=7))
         cache.mark_uploaded(block)
         cache.evict(10**9)
-        cache.put(feeder.entry(1, base=500))  # nothing of the stream is cached any more
-        assert _ranges(cache.get(1, 0, 10**9, 10**9)) == [(500, 501)], "entries from before a gap came back"
+        for base in (500, 3):  # nothing of the stream is cached any more: it goes on anywhere
+            cache.put(feeder.entry(1, base=base))
+            found = _ranges(cache.get(1, 0, 10**9, 10**9))
+            assert found == [(base, base + 1)], f"entries from before a gap came back: {found}"
+            cache.mark_uploaded(cache.freeze())
+            cache.evict(10**9)
 
 
 async def test_get_respects_bytes_max(env: Env) -> None:
@@ -235,8 +239,7 @@ async def test_statistics_add_up(env: Env) -> None:
         counters = cache.statistics()
         assert (counters.uploaded_bytes, counters.frozen_bytes, counters.active_bytes) == (10, 20, 40)
         assert counters.entries == 3
-        assert counters.hits >= 1
-        assert counters.misses >= 1
+        assert (counters.hits, counters.misses) == (1, 1), "each read is one of the two"
 
 
 async def test_random_walk_agrees_with_a_model(env: Env) -> None:

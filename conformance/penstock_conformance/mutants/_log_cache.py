@@ -5,7 +5,9 @@ from __future__ import annotations
 __all__ = ()
 
 from collections.abc import Sequence
+from dataclasses import replace
 
+from penstock.errors import InvariantError
 from penstock.hookspecs import hookimpl
 from penstock.spi.log_cache import LogCacheCapabilities, LogCacheSpec, LogCacheStatistics, StreamEntry
 from penstock_conformance.mutants._mutant import NAME, SUMMARY, Defective, make, mutant
@@ -39,6 +41,34 @@ class ServesEvictedEntries(PlainLogCache):
 
     def _entries(self, stream_id: int) -> list[StreamEntry]:
         return self._index.get(stream_id, [])
+
+
+@mutant(KIND, "remembers_where_streams_ended", "entries_must_continue_their_stream")
+class RemembersWhereStreamsEnded(PlainLogCache):
+    """Refuses what begins below the end of a stream, though nothing of the stream is cached any more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ends: dict[int, int] = {}
+
+    def put(self, entry: StreamEntry) -> None:
+        if entry.base_offset < self._ends.get(entry.stream_id, 0):
+            raise InvariantError(f"the entry was there already: {entry!r}")
+        super().put(entry)
+        self._ends[entry.stream_id] = entry.next_offset
+
+    def drop_stream(self, stream_id: int) -> None:
+        super().drop_stream(stream_id)
+        self._ends.pop(stream_id, None)
+
+
+@mutant(KIND, "counts_each_hit_twice", "statistics_add_up")
+class CountsEachHitTwice(PlainLogCache):
+    """Once when it finds the stream, and once when it finds the entry."""
+
+    def statistics(self) -> LogCacheStatistics:
+        counters = super().statistics()
+        return replace(counters, hits=2 * counters.hits)
 
 
 @mutant(KIND, "releases_twice", "dropped_streams_are_gone")

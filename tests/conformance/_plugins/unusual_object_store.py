@@ -96,7 +96,8 @@ class UnusualStore:
     def __init__(self, way: Way, path: Path) -> None:
         self._way = way
         self.location = f"sqlite:{path}"
-        self._database = sqlite3.connect(path, timeout=30, isolation_level=None, check_same_thread=False)
+        self._database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+        self._database.execute("pragma busy_timeout = 60000")
         self._database.execute("pragma journal_mode = wal")
         self._database.execute("pragma synchronous = full")
         self._database.execute(

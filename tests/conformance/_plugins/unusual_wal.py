@@ -493,7 +493,8 @@ class UnusualWal:
         ):
             return
         if self._failure is not None:
-            raise again(self._failure)
+            fenced = isinstance(self._failure, FencedError)
+            raise again(self._failure) if fenced else UnavailableError(str(self._failure))
         await self._ask(lambda: self._trim(position))
         self._trimmed = max(self._trimmed, position)
         while self._entries and self._entries[0][1] <= position:
