@@ -5,12 +5,13 @@ from __future__ import annotations
 __all__ = ("FURTHER_CASES",)
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 from crc32c import crc32c
 from tests.differential.compare import Pair
 from tests.differential.corner_cases import ask, make
-from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, topic_id_of
+from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, OddRequest, sane_request, topic_id_of
 
 from penstock.wire import ApiKey
 from penstock.wire.record_builder import build_batch
@@ -143,7 +144,7 @@ _CONFIG_VALUES: Final = {
 def limits_of_fetches(pair: Pair) -> None:
     """Sizes that are nothing or less, of the request and of its partitions, with and without a minimum."""
     make(pair, "limits", 2)
-    for version in (4, 16):
+    for version, level in ((4, 0), (16, 0), (16, 1)):
         for max_bytes in (-(2**31), -1, 0, 1, 1 << 20):
             for partition_max in (-1, 0, 1, 1 << 20):
                 for minimum in (0, 1):
@@ -154,16 +155,43 @@ def limits_of_fetches(pair: Pair) -> None:
                     topic = {"topic": "limits", "topic_id": topic_id_of("limits"), "partitions": partitions}
                     ask(
                         pair,
-                        f"max_bytes={max_bytes} partition_max_bytes={partition_max} min_bytes={minimum}",
+                        f"max_bytes={max_bytes}, {partition_max} of each, min_bytes={minimum} level={level}",
                         ApiKey.FETCH,
                         version,
                         max_wait_ms=0,
                         min_bytes=minimum,
                         max_bytes=max_bytes,
+                        isolation_level=level,
                         session_epoch=-1,
                         topics=[topic],
                         forgotten_topics_data=[],
                     )
+
+
+def tags(pair: Pair) -> None:
+    """Tagged fields: unknown ones, also twice and out of order, and counts and sizes that say more than there is."""
+    for label, data in (
+        ("none", b"\0"),
+        ("one", b"\1\5\1a"),
+        ("one twice", b"\2\5\1a\5\1b"),
+        ("two, out of order", b"\2\6\1a\5\1b"),
+        ("a large one", b"\1\xff\xff\xff\xff\x0f\1a"),
+        ("fewer than counted", b"\5\5\1a"),
+        ("fewer bytes than said", b"\1\5\x40a"),
+        ("a size below zero", b"\1\5\xff\xff\xff\xff\x0f"),
+        ("a count of two bytes", b"\x80\0"),
+        ("a count of six bytes", b"\x80\x80\x80\x80\x80\0"),
+        ("a count of 2^32 - 1", b"\xff\xff\xff\xff\x0f"),
+    ):
+        for api_key, version in ((ApiKey.METADATA, 12), (ApiKey.DESCRIBE_CLUSTER, 2)):
+            request = OddRequest(label, sane_request(api_key, version), edit=partial(_ending, data))
+            pair.compare(api_key, version, request)
+
+
+def _ending(data: bytes, frame: bytes) -> bytes:
+    """The frame with other tagged fields at its end."""
+    assert frame.endswith(b"\0")
+    return frame[:-1] + data
 
 
 def names_and_ids(pair: Pair) -> None:
@@ -299,6 +327,7 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "kinds of configs": kinds_of_configs,
     "empty values": empty_values,
     "limits of fetches": limits_of_fetches,
+    "tags": tags,
     "names and ids": names_and_ids,
     "groups twice": groups_twice,
     "orders of checks": orders_of_checks,

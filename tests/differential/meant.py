@@ -221,6 +221,21 @@ MEANT: Final = (
         request="length (14|38), and no more, .*",
     ),
     Meant(
+        name="counts below zero",
+        reason="Kafka takes a count of tagged fields of 2^31 and more for none; here it is more than any frame holds",
+        where=("tags",),
+        request=r"a count of 2\^32 - 1",
+        penstock=_CLOSED,
+    ),
+    Meant(
+        name="aborted transactions where nothing was read",
+        reason="Kafka says null where the first batch is larger than what is left; clients read both as none",
+        where=("limits of fetches",),
+        request=".* level=1",
+        path=r".*\.aborted_transactions",
+        kafka=None,
+    ),
+    Meant(
         name="ids that come as static members",
         reason="Kafka fails where an id that it gave to a dynamic member comes with an instance id",
         where=("pending members",),
