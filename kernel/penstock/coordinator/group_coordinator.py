@@ -70,6 +70,8 @@ class GroupSurroundings:
     #: Of groups, members, offsets and parked requests.
     memory: Ledger
     timers: Timers[GroupCoordinator | None, Timer]
+    #: Memory is short: forget, in all partitions, groups that stay only until it is looked what has expired.
+    make_room: Callable[[], None]
 
 
 class GroupCoordinator:
@@ -85,6 +87,7 @@ class GroupCoordinator:
         self._new_id = surroundings.new_id
         self._memory = surroundings.memory
         self._timers = surroundings.timers
+        self._make_room = surroundings.make_room
         self._table = GroupTable(log.partition, self._settings, self._memory)
         #: What parked requests have of ``memory``.
         self._parked_bytes = 0
@@ -167,8 +170,7 @@ class GroupCoordinator:
                 return JoinResult(member_id=request.member_id, error=error)
         if not self._has_room_to_join(entry, request):
             return JoinResult(member_id=request.member_id, error=ErrorCode.COORDINATOR_NOT_AVAILABLE)
-        if entry is None:
-            entry = self._create(group_id)
+        entry = self._table.entries.get(group_id) or self._create(group_id)
         waiter = Waiter[JoinResult]()
         prefix = request.client_id if request.group_instance_id is None else request.group_instance_id
         new_member_id = f"{prefix}-{self._new_id()}"
@@ -184,7 +186,13 @@ class GroupCoordinator:
             growth -= member.size_bytes - len(member.assignment)
         elif entry is None:
             growth += GROUP_BYTES
-        return growth <= 0 or self._memory.has_room(growth + request.protocols_bytes)
+        return growth <= 0 or self._has_room(growth + request.protocols_bytes)
+
+    def _has_room(self, size: int) -> bool:
+        """Whether so much may be remembered. Groups that have nothing may be forgotten for it."""
+        if self._memory.used_bytes + size > self._memory.limit_bytes:
+            self._make_room()
+        return self._memory.has_room(size)
 
     @contextmanager
     def _parked(self, size: int) -> Iterator[None]:
@@ -277,10 +285,9 @@ class GroupCoordinator:
         growth += (
             OffsetBook().growth_bytes(offsets) if entry is None else entry.group.offsets.growth_bytes(offsets)
         )
-        if growth > 0 and not self._memory.has_room(growth):
+        if growth > 0 and not self._has_room(growth):
             return dict.fromkeys(offsets, ErrorCode.COORDINATOR_NOT_AVAILABLE)
-        if entry is None:
-            entry = self._create(group_id)
+        entry = self._table.entries.get(group_id) or self._create(group_id)
         plan, outputs = entry.group.plan_commit(
             member_id, generation_id, group_instance_id, offsets, retention_ms, self._clock.now_ms()
         )
@@ -384,10 +391,20 @@ class GroupCoordinator:
             is_current = self._table.entries.get(group.group_id) is entry
             if not group.is_abandoned or entry.deletion is not None or not is_current:
                 continue
-            if group.is_disposable and entry.value is None:
-                self._table.drop(entry)  # nothing of it is in the log
-            else:
+            if not self._forget_if_nothing(entry):
                 await self._tombstone_group(entry)
+
+    def forget_nothings(self) -> None:
+        """Forget groups that have nothing, without waiting until it is looked what has expired."""
+        for entry in list(self._table.entries.values()):
+            self._forget_if_nothing(entry)
+
+    def _forget_if_nothing(self, entry: Entry) -> bool:
+        """Forget the group if nothing of it is in the log, or on its way there; whether that is so."""
+        is_nothing = entry.value is None and entry.deletion is None and entry.group.is_disposable
+        if is_nothing:
+            self._table.drop(entry)
+        return is_nothing
 
     async def _tombstone_offsets(
         self, entry: Entry, gone: Sequence[TopicPartition]

@@ -49,6 +49,8 @@ _STRING_BYTES_MAX: Final = 32_767
 _DELETIONS: Final = 50
 #: Records that may wait for the log, whatever the memory of groups is.
 _WRITES_BYTES_MIN: Final = 2 * 1024 * 1024
+#: Where memory is short, groups that have nothing are looked for no more often than this.
+_MAKE_ROOM_PAUSE_MS: Final = 1_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +98,10 @@ class GroupService:
             "groups", max(_WRITES_BYTES_MIN, self._settings.memory_bytes_max // 4), allocator
         )
         self._timers: Timers[GroupCoordinator | None, Timer] = Timers(self._clock, self._fire, _is_needed)
-        surroundings = GroupSurroundings(self._settings, self._clock, new_id, self._memory, self._timers)
+        surroundings = GroupSurroundings(
+            self._settings, self._clock, new_id, self._memory, self._timers, self._make_room
+        )
+        self._made_room_ms = -_MAKE_ROOM_PAUSE_MS
         self._coordinators: Coordinators[GroupCoordinator] = Coordinators(
             log,
             self._settings.log,
@@ -416,6 +421,14 @@ class GroupService:
         assert self._task_group is not None, "timers run inside the scope"
         self._task_group.start_soon(self._expire_offsets)
         self._schedule_check(now_ms)
+
+    def _make_room(self) -> None:
+        now_ms = self._clock.now_ms()
+        if now_ms - self._made_room_ms < _MAKE_ROOM_PAUSE_MS:
+            return  # there may be tens of thousands of groups, and many who ask
+        self._made_room_ms = now_ms
+        for coordinator in self._coordinators.active():
+            coordinator.forget_nothings()
 
     async def _expire_offsets(self) -> None:
         for coordinator in self._coordinators.active():

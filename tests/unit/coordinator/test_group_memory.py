@@ -98,6 +98,24 @@ async def test_ids_that_are_given_out_and_never_come_back_are_bounded(opened: Op
         assert used(service) <= SMALL.memory_bytes_max
 
 
+async def test_groups_that_have_nothing_give_way_to_others_before_they_expire(
+    opened: Open, clock: FakeClock
+) -> None:
+    """Refused members leave an empty group each, until it is looked what has expired: every ten minutes."""
+    one = {("t", 0): OffsetAndMetadata(1)}
+    async with opened() as service:
+        assert await service.commit_offsets("kept", one) == {("t", 0): ErrorCode.NONE}
+        errors = {(await service.join(f"g{at}", replace(REQUEST, protocols=()))).error for at in range(500)}
+        assert errors == {ErrorCode.INCONSISTENT_GROUP_PROTOCOL, ErrorCode.COORDINATOR_NOT_AVAILABLE}
+        await clock.advance(1_000)
+        for number in range(10):
+            assert await service.commit_offsets(f"more{number}", one) == {("t", 0): ErrorCode.NONE}
+        kept = {group.group_id for group in (await service.list_groups())[1]}
+        assert kept >= {"kept", *(f"more{number}" for number in range(10))}
+        again = await service.join("kept", replace(REQUEST, require_known_member_id=True))
+        assert again.error is ErrorCode.MEMBER_ID_REQUIRED
+
+
 async def test_assignments_over_the_memory_are_refused(opened: Open, clock: FakeClock) -> None:
     async with opened() as service:
         member = await stable(service, clock)
