@@ -401,7 +401,8 @@ def _summarize(console: Any, outcome: Any, report: Path | None) -> None:
             sum(result.level == level and result.outcome == kind for result in outcome.clauses)
             for kind in _WORDS
         ]
-        table.add_row(str(level), *map(str, counts))
+        if any(counts):  # not every kind has clauses of every level
+            table.add_row(str(level), *map(str, counts))
     console.print(table)
     idle: Counter[str] = Counter(
         result.detail for result in outcome.clauses if result.outcome == "not_applicable" and not result.moot
