@@ -119,11 +119,14 @@ class PlainMetadataLog:
 
     async def read_snapshot(self) -> MetadataSnapshot | None:
         self._check_open()
-        keys = [info.key async for info in self._store.list("snapshot/")]
-        if not keys:
-            return None
-        index = int(keys[-1].rpartition("/")[2])
-        return MetadataSnapshot(index, _unpack(index, bytes(await self._store.get(keys[-1]))))
+        while keys := [info.key async for info in self._store.list("snapshot/")]:
+            index = int(keys[-1].rpartition("/")[2])
+            try:
+                body = bytes(await self._store.get(keys[-1]))
+            except NotFoundError:
+                continue  # newer ones took its place since the listing
+            return MetadataSnapshot(index, _unpack(index, body))
+        return None
 
     def statistics(self) -> MetadataLogStatistics:
         return MetadataLogStatistics(

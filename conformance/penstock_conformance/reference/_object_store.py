@@ -10,6 +10,7 @@ import secrets
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote, unquote
 
@@ -136,7 +137,7 @@ class DirectoryStore:
             names = os.listdir(self._objects)
         except OSError as error:
             raise UnavailableError(f"the medium failed, try again: error={error.strerror}") from error
-        return (unquote(name) for name in names)
+        return map(_key_of, names)
 
     def statistics(self) -> ObjectStoreStatistics:
         counts = self._counts
@@ -214,6 +215,12 @@ class DirectoryStore:
         with self._lock_path.open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
+
+
+@lru_cache(maxsize=8192)
+def _key_of(name: str) -> str:
+    """The key of a file. Listings are most of what is asked of a directory: of the same names, again and again."""
+    return unquote(name)
 
 
 def _told(key: str, error: OSError) -> Exception:

@@ -35,7 +35,7 @@ class MetadataLogCapabilities:
 
 @dataclass(frozen=True, slots=True)
 class MetadataEntry:
-    """One entry as read."""
+    """One entry as read. ``data`` stays as it is while it is referenced."""
 
     index: int
     data: bytes
@@ -73,7 +73,8 @@ class MetadataLog(Protocol):
     async def append(self, index: int, data: bytes) -> None:
         """Make ``data`` the entry ``index``, durably, if there is none yet and ``index`` - 1 exists.
 
-        Instead of the entry ``index`` - 1, the newest snapshot may be of it: it holds everything.
+        Instead of the entry ``index`` - 1, the newest snapshot may be of it: it holds everything. Of several attempts
+        at one index one returns, though all have the same bytes; it returns when the entry is stored.
 
         An attempt whose outcome is unknown is resolved by reading back before answering.
         Raises ConflictError if the index is taken by another entry (catch up and try again);
@@ -82,17 +83,22 @@ class MetadataLog(Protocol):
         """
 
     def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
-        """Entries from ``start_index`` in order, up to the newest at the time it is reached.
+        """Entries from ``start_index`` in order, up to the newest at the time it is reached; none if it is past that.
 
         Raises NotFoundError if ``start_index`` was already dropped below a snapshot; CorruptError on a
         failed checksum or a gap.
         """
 
     async def wait_for_news(self, after_index: int) -> None:
-        """Return when there may be an entry past ``after_index``. May return early; may be cancelled."""
+        """Return when there may be an entry past ``after_index``. May return early; may be cancelled.
+
+        Everybody who waits hears of it, also of an entry that another wrote and somebody read here.
+        """
 
     async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
         """Keep the snapshot, durably; then entries up to its index, and older snapshots, may be dropped.
+
+        The newest is the one of the greatest index, whichever was written last.
 
         The entries of at least one older snapshot's span are kept for readers that are just behind.
         """
