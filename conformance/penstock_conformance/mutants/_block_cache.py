@@ -4,13 +4,20 @@ from __future__ import annotations
 
 __all__ = ()
 
+import dataclasses
 from collections.abc import Sequence
 
 from pydantic import Field
 
 from penstock.errors import UnavailableError
 from penstock.hookspecs import hookimpl
-from penstock.spi.block_cache import BlockCacheCapabilities, BlockCacheSpec, BlockLoader, BlockRef
+from penstock.spi.block_cache import (
+    BlockCacheCapabilities,
+    BlockCacheSpec,
+    BlockCacheStatistics,
+    BlockLoader,
+    BlockRef,
+)
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import DEFECT, NAME, SUMMARY, make, mutant
 from penstock_conformance.reference._block_cache import BlockCacheSettings, PlainBlockCache, _Slot
@@ -120,9 +127,12 @@ class MixesUpObjects(PlainBlockCache):
         )
 
 
-@mutant(KIND, "keeps_nothing", "cached_blocks_are_not_loaded_again")
-class KeepsNothing(PlainBlockCache):
-    """Drops every block once it was read."""
+@mutant(KIND, "says_that_it_keeps", "cached_blocks_are_not_loaded_again")
+class SaysThatItKeeps(PlainBlockCache):
+    """Drops every block once it was read, and tells that it has them."""
+
+    def statistics(self) -> BlockCacheStatistics:
+        return dataclasses.replace(super().statistics(), blocks=self._misses)
 
     async def get(
         self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 
 from penstock.errors import UnavailableError
-from penstock.spi.allocator import Allocator
+from penstock.spi.allocator import Allocator, Charge
 from penstock.spi.block_cache import BlockLoader, BlockRef
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
@@ -186,25 +186,17 @@ class ReturnsEachBlockOnce(PlainBlockCache):
 class ChargesTheFirstOfALoad(PlainBlockCache):
     """Charges one block for each load."""
 
-    def _start_load(self, missing: Sequence[BlockRef], load: BlockLoader) -> None:
-        allocator, later = self._allocator, missing[1:]
-        super()._start_load(missing[:1], load)
-        self._allocator = None
-        if later:
-            super()._start_load(later, load)
-        self._allocator = allocator
+    def _charges(self, missing: Sequence[BlockRef]) -> list[Charge | None] | None:
+        first = super()._charges(missing[:1])
+        return None if first is None else [*first, *(None for _ in missing[1:])]
 
 
 @mutant(KIND, "charges_what_arrived", _ACCOUNT)
 class ChargesWhatArrived(PlainBlockCache):
     """What is being loaded takes no memory yet."""
 
-    def _start_load(self, missing: Sequence[BlockRef], load: BlockLoader) -> None:
-        super()._start_load(missing, load)
-        for block in missing:
-            charge, self._slots[block].charge = self._slots[block].charge, None
-            if charge is not None:
-                charge.release()
+    def _charges(self, missing: Sequence[BlockRef]) -> list[Charge | None] | None:
+        return [None for _ in missing]
 
     async def _load(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], load: BlockLoader) -> None:
         await super()._load(missing, slots, load)

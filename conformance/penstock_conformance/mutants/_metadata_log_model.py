@@ -265,7 +265,7 @@ class _StoresLater(PlainMetadataLog):
         if not self._is_late(body):
             await super()._create(key, body)
             return
-        self._task = asyncio.ensure_future(super()._create(key, body))
+        self._task = asyncio.get_running_loop().create_task(super()._create(key, body))
         await anyio.lowlevel.checkpoint()
 
 
@@ -356,4 +356,4 @@ class KeepsATaskOfEachWait(PlainMetadataLog):
     """Who gives up leaves a task that waits on."""
 
     async def wait_for_news(self, after_index: int) -> None:
-        await asyncio.shield(asyncio.ensure_future(super().wait_for_news(after_index)))
+        await asyncio.shield(asyncio.get_running_loop().create_task(super().wait_for_news(after_index)))

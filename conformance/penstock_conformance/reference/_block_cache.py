@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import anyio
 from pydantic import Field
 
-from penstock.errors import ClosedError
+from penstock.errors import ClosedError, FullError
 from penstock.hookspecs import hookimpl
 from penstock.spi import Settings, Size
 from penstock.spi.allocator import Allocator, Charge
@@ -80,16 +80,21 @@ class PlainBlockCache:
         while True:
             missing = [block for block in dict.fromkeys(blocks) if block not in self._slots]
             wanted = sum(block.size for block in missing)
-            if self._make_room(wanted, keep=blocks):
+            if not self._make_room(wanted, keep=blocks):
+                if prefetch:
+                    return []
+                await self._room.wait()
+            elif (charges := self._charges(missing)) is not None:
                 break
-            if prefetch:
+            elif prefetch:
                 return []
-            await self._room.wait()
+            else:
+                await self._wait_for_memory(wanted)
             self._check_open()
         self._hits += sum(block in self._slots and self._slots[block].done.is_set() for block in blocks)
         self._joined += sum(block in self._slots and not self._slots[block].done.is_set() for block in blocks)
         if missing:
-            self._start_load(missing, load)
+            self._start_load(missing, charges, load)
         slots = [self._slots[block] for block in blocks]
         for block, slot in zip(blocks, slots, strict=True):
             slot.waiting += 1
@@ -100,6 +105,8 @@ class PlainBlockCache:
         finally:
             for slot in slots:
                 slot.waiting -= 1
+            if self._used > self._limit:
+                self._make_room(0, keep=())  # what is larger than the limit isn't kept
             self._tell_room()
 
     async def _collect(self, slots: Sequence[_Slot]) -> Sequence[Buffer]:
@@ -119,17 +126,36 @@ class PlainBlockCache:
                 break
             if slot.done.is_set() and not slot.waiting and block not in kept:
                 self._drop(block)
+                self._evicted += 1
         # One block over the limit is let in alone, so that a small limit can't stop reading.
         return self._used + wanted <= self._limit or self._used == 0
 
-    def _start_load(self, missing: Sequence[BlockRef], load: BlockLoader) -> None:
-        slots = []
+    def _charges(self, missing: Sequence[BlockRef]) -> list[Charge | None] | None:
+        """A charge for each block; None, with nothing charged, if the memory is full."""
+        charges: list[Charge | None] = []
         for block in missing:
-            charge = (
-                self._allocator.charge_nowait(block.size, "block_cache")
-                if self._allocator is not None
-                else None
-            )
+            if self._allocator is None:
+                charges.append(None)
+                continue
+            try:
+                charges.append(self._allocator.charge_nowait(block.size, "block_cache"))
+            except FullError:
+                for taken in charges:
+                    if taken is not None:
+                        taken.release()
+                return None
+        return charges
+
+    async def _wait_for_memory(self, size: int) -> None:
+        """Others have it; what they give back is asked for again, block by block."""
+        if self._allocator is not None:
+            (await self._allocator.charge(size, "block_cache")).release()
+
+    def _start_load(
+        self, missing: Sequence[BlockRef], charges: Sequence[Charge | None], load: BlockLoader
+    ) -> None:
+        slots = []
+        for block, charge in zip(missing, charges, strict=True):
             slot = self._slots[block] = _Slot(charge)
             self._used += block.size
             slots.append(slot)
@@ -168,7 +194,6 @@ class PlainBlockCache:
     def _drop(self, block: BlockRef) -> int:
         slot = self._slots.pop(block)
         self._used -= block.size
-        self._evicted += 1
         if slot.charge is not None:
             slot.charge.release()
         return block.size
@@ -190,6 +215,7 @@ class PlainBlockCache:
                 break
             if slot.done.is_set() and not slot.waiting:
                 freed += self._drop(block)
+                self._evicted += 1
         return freed
 
     def _on_pressure(self, bytes_wanted: int) -> None:

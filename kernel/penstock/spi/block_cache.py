@@ -73,13 +73,14 @@ class BlockCache(Protocol):
     async def get(
         self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
     ) -> Sequence[Buffer]:
-        """The bytes of ``blocks``, in order; those not cached nor being loaded go to one ``load`` call.
+        """The bytes of ``blocks``, in order; those not cached nor being loaded go to one ``load`` call, ascending.
 
         Concurrent readers of one block share one load; if the reader that loads is cancelled, the others
         still get their block. A failed load raises its error to all who wait for it and caches nothing.
         With ``prefetch`` the blocks are for later: they must not push out blocks that are being waited for,
         and the result may be empty when there is no room.
-        Memory stays under the limit; a read that finds no room waits for it.
+        Memory stays under the limit; a read that finds no room waits for it. A block larger than the limit is read,
+        and not kept. What is returned stays as it is while it is referenced; ``load`` is let go with its call.
         """
 
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
@@ -93,7 +94,7 @@ class BlockCache(Protocol):
         """Drop blocks that nobody waits for until ``bytes_wanted`` are free or none is left; bytes freed."""
 
     def forget_object(self, object_id: int) -> None:
-        """The object was destroyed: its blocks are never read again."""
+        """The object was destroyed: its blocks are never read again. Who waits for one already gets it."""
 
     def statistics(self) -> BlockCacheStatistics:
         """A snapshot of the state."""

@@ -208,6 +208,7 @@ class LruBlockCache:
         missing = [ref for ref, block in found.items() if block is None]
         load: _Load | None = None
         if missing:
+            missing.sort()
             load = self._start(missing, found, loader, prefetch)
             if load is None:
                 return None
