@@ -17,7 +17,13 @@ import pytest
 from penstock import plugins as plugins_module
 from penstock.config import DEFAULT_PLUGINS, load_config
 from penstock.errors import CapabilityError, ConfigError, PluginError
-from penstock.plugins import PluginRegistry, check_combination, missing_dependency, validate_settings
+from penstock.plugins import (
+    PluginRegistry,
+    _discovery,
+    check_combination,
+    missing_dependency,
+    validate_settings,
+)
 from penstock.spi import SPI_VERSION, PluginSpec, Services, Settings
 from penstock.spi.events import (
     BrokerStarted,
@@ -96,7 +102,7 @@ def install(monkeypatch: pytest.MonkeyPatch, *points: tuple[str, str, str]) -> N
         point = importlib.metadata.EntryPoint(name, module, plugins_module.ENTRY_POINT_GROUP)
         vars(point)["dist"] = FakeDistribution(distribution, "1.2")
         found.append(point)
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda *, group: found)
+    monkeypatch.setattr(_discovery, "_of_group", lambda path: found)
 
 
 # Discovery
@@ -107,6 +113,21 @@ def test_entry_points_are_listed_without_importing(write: Write, monkeypatch: py
     registry = PluginRegistry()
     assert "lazy_one_module" not in sys.modules
     assert list(registry.load_all()) == ["lazy_one"]
+
+
+def test_what_is_installed_is_read_once_and_again_after_an_installation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(tmp_path)
+    names = [*_discovery.entry_points()]
+    read = _discovery._of_group.cache_info().misses
+    assert [*_discovery.entry_points()] == names
+    assert _discovery._of_group.cache_info().misses == read
+    told = tmp_path / "late-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[penstock.plugins]\nlate = late_module\n")
+    assert set(_discovery.entry_points()) == {*names, "late"}
 
 
 def test_only_the_selected_plugin_is_imported(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:

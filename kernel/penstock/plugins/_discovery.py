@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
 from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,11 +21,26 @@ ENTRY_POINT_GROUP = "penstock.plugins"
 def entry_points() -> dict[str, list[importlib.metadata.EntryPoint]]:
     """The entry points of the group by name. One distribution found twice on the path counts once."""
     found: dict[str, list[importlib.metadata.EntryPoint]] = {}
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    for entry_point in _of_group(tuple((place, _changed_ns(place)) for place in sys.path)):
         same_name = found.setdefault(entry_point.name, [])
         if not any(_distribution(other) == _distribution(entry_point) for other in same_name):
             same_name.append(entry_point)
     return found
+
+
+@lru_cache(maxsize=4)
+def _of_group(path: tuple[tuple[str, int], ...]) -> importlib.metadata.EntryPoints:
+    """What is on the path, as long as no folder of it changes: reading what is installed takes milliseconds."""
+    del path
+    return importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+
+
+def _changed_ns(place: str) -> int:
+    """When something was installed there or removed; 0 where nothing is."""
+    try:
+        return os.stat(place or os.curdir).st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _distribution(entry_point: importlib.metadata.EntryPoint) -> str:
