@@ -269,10 +269,11 @@ async def test_put_if_absent_minds_empty_and_deleted_objects(env: Env) -> None:
         assert bytes(await store.get("key")) == b"", "an empty object was taken for none"
         for number in range(20):
             await store.delete(["key"])
-            await store.put_if_absent("key", [b"%d" % number])
-            assert bytes(await store.get("key")) == b"%d" % number, "an older object came back"
+            body = b"%d" % number if number % 4 else b""  # an empty one may come where one was
+            await store.put_if_absent("key", [body])
+            assert bytes(await store.get("key")) == body, "an older object came back"
             with raises(AlreadyExistsError):
-                await store.put_if_absent("key", [b"%d" % number, b"x"])
+                await store.put_if_absent("key", [body, b"x"])
 
 
 async def test_empty_objects_are_listed_like_others(env: Env) -> None:

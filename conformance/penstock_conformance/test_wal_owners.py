@@ -9,13 +9,13 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ClosedError, FencedError
+from penstock.errors import ClosedError, FencedError, UnavailableError
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
-from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
+from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
 
 KIND = "wal"
 
@@ -41,6 +41,26 @@ async def test_end_of_the_log_is_told(env: Env) -> None:
             assert _end_of(wal) >= end, "the end didn't move with what was appended"
             if epoch % 2:
                 await wal.trim(end)
+
+
+@clause(claims="fencing")
+async def test_trim_of_a_fenced_owner_takes_nothing_of_its_successor(env: Env) -> None:
+    """FencedError after a newer owner took over; nothing above ``position`` is lost by that, whoever appended it."""
+    async with env.open(epoch=1) as old:
+        await recovered(old)
+        appends = await append_all(old, make_bodies(10))
+        async with env.open(epoch=2) as new:
+            await recovered(new)
+            wanted = make_bodies(10)[5:]
+            for owner in (1, 2):
+                await append_all(new, make_bodies(10, owner=owner))
+                wanted += make_bodies(10, owner=owner)
+                with suppress(FencedError, UnavailableError, ClosedError):
+                    await old.trim(appends[2 * owner].next_position)
+            await append_all(new, make_bodies(3, owner=3))
+            wanted += make_bodies(3, owner=3)
+    found = await read(env, 3)
+    check_same(found[-len(wanted) :], wanted, "above the trims of an owner that was fenced")
 
 
 @clause(claims="fencing")

@@ -156,6 +156,21 @@ class HasNoRoomForTheLargest(FileWal):
 # --- who wakes up too late
 
 
+@mutant(KIND, "trims_without_looking", "trim_of_a_fenced_owner_takes_nothing_of_its_successor")
+class TrimsWithoutLooking(FileWal):
+    """Writes the header as it knew it, whoever owns the log meanwhile."""
+
+    _trims = False
+
+    def _is_owner(self) -> bool:
+        return self._trims or super()._is_owner()
+
+    def _drop(self, position: int) -> None:
+        self._trims = True
+        super()._drop(position)
+        self._trims = False
+
+
 @mutant(KIND, "trims_when_it_is_fenced", "stopped_owner_that_wakes_up_acknowledges_nothing_more", level=2)
 class TrimsWhenItIsFenced(StoreWal):
     """Tidies up behind itself, as it takes what it wrote for superfluous."""
