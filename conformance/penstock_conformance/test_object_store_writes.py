@@ -189,12 +189,17 @@ async def test_ranges_of_empty_objects_are_empty(env: Env) -> None:
 
 
 async def test_listings_are_each_for_itself(env: Env) -> None:
-    """A listing tells all objects, beside another one and after one that was left half-way."""
+    """A listing tells all objects, beside another one, after one that was left half-way, and as they are deleted."""
     keys = [f"each/{number:02}" for number in range(35)]
     async with env.open() as store:
         for key in keys:
             await store.put(key, [b"x"])
         await check_listings_beside_each_other(store, "each/", keys)
+        told = []
+        async for info in store.list("each/"):
+            told.append(info.key)
+            await store.delete([info.key])
+        assert told == keys, f"a listing whose objects are deleted tells {len(told)} of {len(keys)}"
 
 
 async def test_openers_end_each_for_itself(env: Env) -> None:

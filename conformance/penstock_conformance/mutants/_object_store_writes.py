@@ -13,11 +13,7 @@ from typing import ClassVar
 
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import (
-    AlreadyExistsError,
-    InvalidRequestError,
-    UnavailableError,
-)
+from penstock.errors import AlreadyExistsError, InvalidRequestError, NotFoundError, UnavailableError
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
@@ -260,6 +256,26 @@ class CountsEndsIn32Bits(DirectoryStore):
 
     async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
         return await super().get(key, start, None if end is None else max(start, end & 0xFFFF_FFFF))
+
+
+@mutant(KIND, "ends_where_its_place_is_deleted", "listings_are_each_for_itself")
+class EndsWhereItsPlaceIsDeleted(DirectoryStore):
+    """Goes on behind the object that it told last, if that is still there."""
+
+    async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
+        last = ""
+        async for info in super().list(prefix, start_after):
+            if last and not await self._is_there(last):
+                return
+            last = info.key
+            yield info
+
+    async def _is_there(self, key: str) -> bool:
+        try:
+            await self.head(key)
+        except NotFoundError:
+            return False
+        return True
 
 
 @mutant(KIND, "has_one_cursor", "listings_are_each_for_itself")
