@@ -222,7 +222,7 @@ async def test_memory_stays_under_the_limit(env: Env) -> None:
             _check([_block(1, number, size)], await cache.get([_block(1, number, size)], store.load))
             counters = cache.statistics()
             assert counters.used_bytes <= limit, "the limit is exceeded"
-        assert counters.evicted >= 1 or not counters.blocks
+        assert counters.evicted >= 1 or counters.blocks < 5, "not all fit, and nothing was evicted"
 
         async def read(number: int) -> None:
             for step in range(6):

@@ -350,7 +350,8 @@ class _Model:
     def _wrote(self, owner: _Owner, index: int) -> None:
         data = self._maybe_snapshots.pop(index)
         self._snapshots[index] = data
-        owner.snapshot = max(owner.snapshot, index)
+        if index == max(self._snapshots):  # an older one may be passed over
+            owner.snapshot = index
 
     async def _check_snapshot(self, owner: _Owner) -> None:
         self.steps.note("read the snapshot")
