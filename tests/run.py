@@ -29,6 +29,8 @@ _LEFT_S = 10.0
 _SET = (MARK, "TMPDIR", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
 #: Files of many tests that take no time.
 _SMALL = ("tests/unit/", "plugins/")
+#: Where some files take half a minute all the same: a worker that begins with one at the end would be the last.
+_SOME_LONG = ("plugins/", "tests/unit/wire/test_native.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -122,6 +124,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         key=lambda item: (
             _unit(item) not in slow,
             item.nodeid.startswith(_SMALL),
+            not item.nodeid.startswith(_SOME_LONG),
             _unit(item) == item.nodeid,  # after those that are one for a whole file
         )
     )

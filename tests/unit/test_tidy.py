@@ -63,7 +63,14 @@ def _tree(name: str) -> ast.Module:
 def _calls(tree: ast.Module) -> Iterator[tuple[int, str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            yield node.lineno, ast.unparse(node.func)
+            yield node.lineno, _dotted(node.func)
+
+
+def _dotted(node: ast.expr) -> str:
+    """A dotted name, many times quicker than by ``ast.unparse``; what isn't one has a question mark."""
+    if isinstance(node, ast.Attribute):
+        return f"{_dotted(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else "?"
 
 
 def test_there_are_files_to_look_at() -> None:
