@@ -19,6 +19,7 @@ import atexit
 import contextlib
 import gc
 import importlib
+import importlib.util
 import json
 import os
 import pkgutil
@@ -187,13 +188,20 @@ def start(arguments: Sequence[str], environment: Mapping[str, str]) -> Forked:
 
 
 def run(
-    arguments: Sequence[str], *, text: bytes = b"", merged: bool = False, timeout_s: float
+    arguments: Sequence[str],
+    *,
+    text: bytes = b"",
+    merged: bool = False,
+    more: Mapping[str, str] | None = None,
+    timeout_s: float,
 ) -> subprocess.CompletedProcess[bytes]:
-    """``penstock ARGUMENTS`` in this directory and environment, to its end; ``merged``: stderr goes to stdout.
+    """``penstock ARGUMENTS`` in this directory and environment, and with ``more`` of it, to its end.
+
+    ``merged``: stderr goes to stdout.
 
     A process that hasn't ended in time is killed. Raises ``subprocess.TimeoutExpired``.
     """
-    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1", **(more or {})}
     assert same_start(environment), "its environment needs a process that is executed"
     with (
         tempfile.TemporaryFile() as stdin,
@@ -293,6 +301,8 @@ def _become(request: _Request) -> None:
     os.environ.update(request.environment)
     sys.path.insert(0, request.directory)
     sys.argv[1:] = request.arguments
+    main = sys.modules["__main__"]
+    main.__spec__ = importlib.util.find_spec("penstock.__main__")  # what processes of its own import
 
 
 class _End:

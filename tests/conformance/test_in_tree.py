@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from tests.integration.conftest import penstock
 from tests.patience import HANG_S
 
 from penstock_conformance import KINDS
@@ -63,15 +62,9 @@ def test_plugin_conforms(run: tuple[str, ...], tmp_path: Path) -> None:
     """No clause fails, and something was proved."""
     kind, plugin, *options = run
     report = tmp_path / "report.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "penstock", "conformance", "run", kind, "--plugin", plugin),
-            *("--report", str(report), "--deadline", str(HANG_S / 3), *options),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
+    done = penstock(
+        *("conformance", "run", kind, "--plugin", plugin),
+        *("--report", str(report), "--deadline", str(HANG_S / 3), *options),
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     outcome = json.loads(report.read_text())

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.conftest import penstock
 from tests.loop_device import loop_device
 from tests.patience import HANG_S
 
@@ -25,18 +23,12 @@ OF_OWNERS = "owner or node or fence or identit or kill or sealed or end_of_the_l
 def run_suite(tmp_path: Path, devices: list[Path], *settings: str, clauses: str = "") -> dict[str, Any]:
     """The report of these clauses, or all, on these devices; all that apply must hold."""
     report = tmp_path / "report.json"
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "penstock", "conformance", "run", "wal", "--plugin", "wal_on_device"),
-            *("--plugins-dir", str(PLUGINS), "--report", str(report), "--deadline", str(HANG_S / 3)),
-            *(("-k", clauses) if clauses else ()),
-            *(part for setting in settings for part in ("--set", setting)),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-        env={**os.environ, "PENSTOCK_TEST_DEVICES": ":".join(map(str, devices))},
+    done = penstock(
+        *("conformance", "run", "wal", "--plugin", "wal_on_device"),
+        *("--plugins-dir", str(PLUGINS), "--report", str(report), "--deadline", str(HANG_S / 3)),
+        *(("-k", clauses) if clauses else ()),
+        *(part for setting in settings for part in ("--set", setting)),
+        more={"PENSTOCK_TEST_DEVICES": ":".join(map(str, devices))},
     )
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-3000:]
     outcome: dict[str, Any] = json.loads(report.read_text())

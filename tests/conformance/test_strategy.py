@@ -8,11 +8,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.conftest import penstock
 from tests.keeper import in_memory
 from tests.patience import HANG_S
 
@@ -22,13 +22,7 @@ _ALL = os.environ.get("TESTS_STRATEGY") == "all"
 
 
 def conformance(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "penstock", "conformance", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=HANG_S,
-        check=False,
-    )
+    return penstock("conformance", *arguments)
 
 
 def strategy(report: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

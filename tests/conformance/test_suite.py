@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.integration.conftest import penstock
 from tests.patience import HANG_S
 
 import penstock_conformance.test_partitioner as clauses_of_partitioner
@@ -284,13 +285,7 @@ def test_mistakes_of_the_user_are_one_sentence(
 ) -> None:
     """Exit code 2, and a sentence that names what is wrong."""
     if "no_such_clause" in arguments:
-        done = subprocess.run(
-            [sys.executable, "-m", "penstock", "conformance", "run", *arguments],
-            capture_output=True,
-            text=True,
-            timeout=HANG_S,
-            check=False,
-        )
+        done = penstock("conformance", "run", *arguments)
         code, text = done.returncode, done.stderr
     else:
         code, text = main(["conformance", "run", *arguments]), capsys.readouterr().err

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -168,10 +168,14 @@ def _started(arguments: list[str], environment: dict[str, str]) -> subprocess.Po
 
 
 def penstock(
-    *arguments: str, text: bytes = b"", merged: bool = False, timeout_s: float = HANG_S
+    *arguments: str,
+    text: bytes = b"",
+    merged: bool = False,
+    more: Mapping[str, str] | None = None,
+    timeout_s: float = HANG_S,
 ) -> subprocess.CompletedProcess[str]:
-    """``penstock ARGUMENTS`` to its end, with ``text`` on stdin; ``merged``: stderr goes to stdout."""
-    done = fork_server.run(arguments, text=text, merged=merged, timeout_s=timeout_s)
+    """``penstock ARGUMENTS`` to its end, with ``text`` on stdin; see ``fork_server.run``."""
+    done = fork_server.run(arguments, text=text, merged=merged, more=more, timeout_s=timeout_s)
     stdout, stderr = (each.decode(errors="surrogateescape") for each in (done.stdout, done.stderr))
     return subprocess.CompletedProcess(arguments, done.returncode, stdout, stderr)
 
