@@ -26,6 +26,7 @@ _LOGGING: Final = """<Configuration status="WARN"><Appenders><Console name="out"
 <Logger name="kafka.server.KafkaRaftServer" level="INFO"/></Loggers></Configuration>
 """
 
+#: On a busy machine a broker is late with its heartbeats: fenced by its controller, it would begin new leader epochs.
 _SETTINGS: Final = """process.roles=broker,controller
 node.id=1
 controller.quorum.voters=1@127.0.0.1:{controller}
@@ -38,6 +39,7 @@ transaction.state.log.replication.factor=1
 transaction.state.log.min.isr=1
 transaction.state.log.num.partitions=1
 group.initial.rebalance.delay.ms=0
+broker.session.timeout.ms=600000
 """
 
 
