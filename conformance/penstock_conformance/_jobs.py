@@ -36,7 +36,7 @@ from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._env import Env
-from penstock_conformance._lake import feed_until_killed
+from penstock_conformance._lake import feed_until_killed, made, topic_of
 from penstock_conformance._target import Target
 
 
@@ -389,6 +389,14 @@ async def lake_feed(env: Env, *, epoch: int, step: int, commits: int) -> None:
     await feed_until_killed(env, tell, hear, epoch=epoch, step=step, commits=commits)
 
 
+async def lake_write(env: Env, *, epoch: int, size: int) -> None:
+    """Lake compactor: write records of a size, and never commit them."""
+    async with env.open() as compactor, compactor.open_table(topic_of(env), epoch) as table:
+        await table.write(made(0, 0, 14, size))
+        tell("written")
+        await hear()
+
+
 JOBS: dict[str, Callable[..., Awaitable[None]]] = {
     function.__name__: function
     for function in (
@@ -405,6 +413,7 @@ JOBS: dict[str, Callable[..., Awaitable[None]]] = {
         append_race,
         append_metadata_until_killed,
         lake_feed,
+        lake_write,
     )
 }
 

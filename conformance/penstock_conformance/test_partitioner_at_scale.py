@@ -14,6 +14,9 @@ from penstock_conformance._leaks import leaves_nothing
 
 KIND = "partitioner"
 
+#: As much as a batch has at most: whoever sticks to a partition until one is full leaves it with the next record.
+_TURN_BYTES = 2**20
+
 #: ``org.apache.kafka.common.utils.Utils.murmur2`` of each key. The first six are those of Kafka's own tests.
 _JAVA = {
     b"21": -973932308,
@@ -60,7 +63,7 @@ _COUNTS = (1, 2, 3, 7, 10, 64, 999, 1_000_003)
 
 
 def _spread(partitioner: Any, topic: str, count: int, partition_count: int) -> Counter[int]:
-    return Counter(partitioner.choose(topic, None, 4000, partition_count) for _ in range(count))
+    return Counter(partitioner.choose(topic, None, _TURN_BYTES, partition_count) for _ in range(count))
 
 
 @clause(claims="java_hash")
@@ -137,7 +140,7 @@ async def test_memory_does_not_grow_with_keys(env: Env) -> None:
 async def test_many_partitions_are_all_used(env: Env) -> None:
     """Records without a key use all partitions, over time, however many there are, none far more than others."""
     async with env.open() as partitioner:
-        chosen = Counter(partitioner.choose("wide", None, 20_000, 300) for _ in range(20 * 300))
+        chosen = Counter(partitioner.choose("wide", None, _TURN_BYTES, 300) for _ in range(20 * 300))
         unused = sorted(set(range(300)) - set(chosen))
         assert not unused, f"{len(unused)} of 300 partitions get nothing, the first is {unused[0]}"
         assert max(chosen.values()) < 4 * 20, (

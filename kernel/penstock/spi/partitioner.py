@@ -50,7 +50,10 @@ class Partitioner(Protocol):
         """
 
     def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
-        """News about the partitions of ``topic``; ignored by partitioners that aren't adaptive."""
+        """News about the partitions of ``topic``; ignored by partitioners that aren't adaptive.
+
+        They take the place of those told of this topic before, whatever ``now_ms`` is, and say nothing of others.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
