@@ -392,7 +392,8 @@ async def lake_feed(env: Env, *, epoch: int, step: int, commits: int) -> None:
 async def lake_write(env: Env, *, epoch: int, size: int) -> None:
     """Lake compactor: write records of a size, and never commit them."""
     async with env.open() as compactor, compactor.open_table(topic_of(env), epoch) as table:
-        await table.write(made(0, 0, 14, size))
+        for offset in range(14):
+            await table.write(made(0, offset, offset + 1, size))
         tell("written")
         await hear()
 

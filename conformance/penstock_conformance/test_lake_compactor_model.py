@@ -86,7 +86,8 @@ class _LeavesError(Exception):
 class _History:
     """What one table must hold: what was committed, and what is written since."""
 
-    def __init__(self, env: Env, topic: LakeTopic) -> None:
+    def __init__(self, env: Env, topic: LakeTopic, *, maintains: bool) -> None:
+        self.maintains = maintains
         self._env = env
         self._topic = topic
         self._epoch = 1
@@ -139,7 +140,7 @@ class _History:
         rng = self._env.random
         partition = rng.choice((0, 1, rng.randrange(self._topic.partition_count)))
         start = self._next.get(partition, rng.choice(_BEGINNINGS))
-        await self.write(table, partition, self._invent(partition, start), start)
+        await self.write(table, partition, self._invent(partition, start), start, rng.choice((0, 0, 2)))
 
     def _invent(self, partition: int, start: int) -> list[LakeRecord]:
         """Some records from ``start`` on, of which some have equals, and between which others were left out."""
@@ -152,14 +153,21 @@ class _History:
             offset += 1
         return rows
 
-    async def write(self, table: Any, partition: int, rows: list[LakeRecord], start: int) -> None:
-        """Write them, and take the memory back."""
-        stop = (rows[-1].offset + 1 if rows else start) + self._env.random.choice((0, 0, 2))
-        records = columns(partition, rows, start, stop)
+    async def write(
+        self, table: Any, partition: int, rows: list[LakeRecord], start: int, gap: int = 0
+    ) -> None:
+        """Write them, in parts that aren't larger than a write gets; behind them is a gap. Take the memory back."""
+        stop = rows[-1].offset + 1 if rows else start
+        records = columns(partition, rows, start, stop + gap)
+        half = len(rows) // 2
+        if half and records.nbytes > spec_of(self._env).batch_bytes:
+            await self.write(table, partition, rows[:half], start)
+            await self.write(table, partition, rows[half:], self._next[partition], gap)
+            return
         written = await table.write(records)
         assert (written.rows, dict(written.rejected)) == (len(rows), {}), f"not all are rows: {written}"
         _overwrite(records)
-        self._next[partition] = stop
+        self._next[partition] = records.next_offset
         self._written += rows
         if written.is_full:
             await self._commit(table)
@@ -176,7 +184,7 @@ class _History:
         self._positions |= moved
         self._rows += self._written
         self._written = []
-        if self._env.random.random() < 0.1 and _maintains(self._env):
+        if self._env.random.random() < 0.1 and self.maintains:
             await table.maintain()
 
     async def look(self, compactor: Any) -> None:
@@ -191,11 +199,6 @@ class _History:
         _check_rows(rows, self._rows, what)
 
 
-def _maintains(env: Env) -> bool:
-    """Whether maintenance is claimed."""
-    return bool(spec_of(env).capabilities.maintains)
-
-
 async def test_random_histories_agree_with_a_model(env: Env) -> None:
     """It has every record below its positions once, as it was written, and none at or above them: whatever is written
     and committed, to several tables at once, whoever leaves one by an error and opens it again."""
@@ -204,17 +207,22 @@ async def test_random_histories_agree_with_a_model(env: Env) -> None:
         for n, name in enumerate(("orders", "orders-2"))
     ]
     async with env.open() as compactor:
-        await together([call(lambda n: _History(env, topics[n]).live(compactor, 3), n) for n in range(2)])
+        maintains = compactor.capabilities.maintains
+
+        async def live(n: int) -> None:
+            await _History(env, topics[n], maintains=maintains).live(compactor, 3)
+
+        await together([call(live, n) for n in range(2)])
 
 
 async def test_many_rows_partitions_and_commits(env: Env) -> None:
     """The same of thousands of rows in one write, a hundred writes in one commit, values of more than a MiB, and
     more commits than one history has."""
     topic = topic_of(env, partitions=_PARTITIONS)
-    history = _History(env, topic)
     async with env.open() as compactor:
+        history = _History(env, topic, maintains=compactor.capabilities.maintains)
         async with compactor.open_table(topic, 1) as table:
-            if _maintains(env):
+            if history.maintains:
                 await table.maintain()  # of nothing yet
             rows = [_odd_row(env, 0, offset) for offset in range(_MANY_ROWS)]
             await history.write(table, 0, rows, 0)
@@ -227,7 +235,7 @@ async def test_many_rows_partitions_and_commits(env: Env) -> None:
                 start = history._next[69]
                 await history.write(table, 69, [_odd_row(env, 69, start)], start)
                 await history._commit(table)
-            if _maintains(env):
+            if history.maintains:
                 await table.maintain()
         async with env.open(node_id=2) as reader:
             await history.look(reader)
@@ -278,7 +286,8 @@ async def test_files_of_failed_attempts_are_removed(env: Env) -> None:
         for number in range(3):
             with suppress(_LeavesError):
                 async with compactor.open_table(topic, 1 + number // 2) as table:
-                    await table.write(made(0, 5, 13, _MEGABYTE // 2))
+                    for offset in range(5, 13):
+                        await table.write(made(0, offset, offset + 1, _MEGABYTE // 2))
                     raise _LeavesError
         async with compactor.open_table(topic, 2):
             left = _size_of(env.data_dir) - before
