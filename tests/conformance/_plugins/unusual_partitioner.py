@@ -102,7 +102,7 @@ class _Shortest(_TwoChoices):
         return random.choice([number for number in fit if known[number].queued_batches == shortest])
 
 
-_MANNERS: dict[str, type[_Anywhere]] = {
+WAYS: dict[str, type[_Anywhere]] = {
     "anywhere": _Anywhere,
     "in_turn": _InTurn,
     "java_only": _JavaOnly,
@@ -115,19 +115,19 @@ _MANNERS: dict[str, type[_Anywhere]] = {
 class UnusualSettings(Settings):
     """Which of them."""
 
-    manner: str = Field(default="anywhere", description="How it is unusual.")
+    way: str = Field(default="anywhere", description="How it is unusual.")
 
 
 @asynccontextmanager
 async def _open(settings: UnusualSettings, services: Services) -> AsyncIterator[_Anywhere]:
-    yield _MANNERS[settings.manner]()
+    yield WAYS[settings.way]()
 
 
 @hookimpl
 def penstock_register_partitioner() -> PartitionerSpec[UnusualSettings]:
     """Register all of them."""
     return PartitionerSpec(
-        name="unusual",
+        name="unusual_partitioner",
         summary="Right, in its own way.",
         settings=UnusualSettings,
         open=_open,

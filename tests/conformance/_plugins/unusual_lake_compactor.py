@@ -158,7 +158,7 @@ class _NamedById(JsonLinesTable):
         raise InvalidRequestError("tables aren't maintained")
 
 
-_MANNERS: dict[str, type[JsonLinesTable]] = {
+WAYS: dict[str, type[JsonLinesTable]] = {
     "file_per_row": _FilePerRow,
     "writes_at_the_commit": _WritesAtTheCommit,
     "partition_by_partition": _PartitionByPartition,
@@ -169,24 +169,24 @@ _MANNERS: dict[str, type[JsonLinesTable]] = {
 class UnusualSettings(Settings):
     """Which of them."""
 
-    manner: str = Field(default="file_per_row", description="How it is unusual.")
+    way: str = Field(default="file_per_row", description="How it is unusual.")
 
 
 class _Compactor(JsonLinesCompactor):
-    """Tables of a manner."""
+    """Tables of one way."""
 
     def __init__(self, settings: UnusualSettings, services: Services) -> None:
         super().__init__(services.data_dir / "lake", services.access)
         assert services.allocator is not None
         self.allocator = services.allocator
-        self._manner = _MANNERS[settings.manner]
+        self._way = WAYS[settings.way]
 
     @property
     def capabilities(self) -> LakeCompactorCapabilities:
-        return LakeCompactorCapabilities(maintains=self._manner is not _NamedById)
+        return LakeCompactorCapabilities(maintains=self._way is not _NamedById)
 
     def _table(self, topic: LakeTopic, epoch: int) -> JsonLinesTable:
-        return self._manner(self, topic, epoch)
+        return self._way(self, topic, epoch)
 
 
 @asynccontextmanager
@@ -199,7 +199,7 @@ def penstock_register_lake_compactor() -> LakeCompactorSpec[Any]:
     """Register all of them."""
     return replace(
         _SPEC,
-        name="unusual",
+        name="unusual_lake_compactor",
         summary="Right, in its own way.",
         settings=UnusualSettings,
         open=_open,
