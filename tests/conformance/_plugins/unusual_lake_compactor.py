@@ -29,7 +29,7 @@ from penstock.spi.lake import (
 from penstock_conformance.reference import _lake_compactor as reference
 from penstock_conformance.reference._lake_compactor import JsonLinesCompactor, JsonLinesTable
 
-_SPEC = reference.penstock_register_lake_compactor()
+_SPEC: LakeCompactorSpec[Any] = reference.penstock_register_lake_compactor()
 
 
 class _Part:
@@ -74,7 +74,7 @@ class _FilePerRow(_Parts):
         """The next opening does."""
 
     async def positions(self) -> Mapping[int, int]:
-        return MappingProxyType(dict(reversed((await super().positions()).items())))
+        return MappingProxyType(dict(reversed(list((await super().positions()).items()))))
 
     async def rows(self) -> AsyncIterator[LakeRecord]:
         rows = [row async for row in super().rows()]
