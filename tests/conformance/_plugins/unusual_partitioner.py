@@ -107,7 +107,6 @@ WAYS: dict[str, type[_Anywhere]] = {
     "in_turn": _InTurn,
     "java_only": _JavaOnly,
     "sticky": _Sticky,
-    "two_choices": _TwoChoices,
     "shortest": _Shortest,
 }
 
