@@ -95,7 +95,7 @@ class Commits64Files(JsonLinesTable):
 
 @_broken("keeps_64_commits", _MANY)
 class Keeps64Commits(JsonLinesTable):
-    """Its manifest has room for so many files."""
+    """A manifest that has room for so many files."""
 
     def _replace(self, manifest: Mapping[str, Any]) -> None:
         super()._replace({**manifest, "files": manifest["files"][-64:]})
@@ -125,7 +125,7 @@ class StoresPositionsAsFloats(JsonLinesTable):
 
 @_broken("stores_offsets_as_floats", _HISTORY)
 class StoresOffsetsAsFloats(_Picks):
-    """The same of the offsets of rows."""
+    """Offsets of rows are floats, too."""
 
     def _pick(self, rows: list[LakeRecord]) -> Iterable[LakeRecord]:
         return [row._replace(offset=int(float(row.offset))) for row in rows]
