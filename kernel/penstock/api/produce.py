@@ -8,8 +8,11 @@ from __future__ import annotations
 
 __all__ = (
     "APIS",
+    "PORTION_PARTITIONS",
+    "CheckedRequest",
     "ProduceCall",
     "ProduceSink",
+    "check_request",
     "failed_append",
     "response_of_one",
 )
@@ -18,7 +21,9 @@ import logging
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from itertools import islice
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol, cast
+
+from anyio.lowlevel import checkpoint
 
 from penstock.api.authorization import denied, each, the_transactional_id
 from penstock.api.context import ApiContext, Client
@@ -49,6 +54,8 @@ logger = logging.getLogger("penstock.api")
 
 _TOPIC_IDS_VERSION: Final = 13
 _ACKS: Final = frozenset({-1, 0, 1})
+#: So many partitions are handed over in one go, which takes about a millisecond; then others get their turn.
+PORTION_PARTITIONS: Final = 64
 
 
 class ProduceSink(Protocol):
@@ -79,6 +86,7 @@ class ProduceCall:
         "_cursor",
         "_denied",
         "_due",
+        "_fault",
         "_gone",
         "_is_prepared",
         "_is_working",
@@ -99,8 +107,13 @@ class ProduceCall:
         client: Client,
         allocation: Allocation | None,
         sink: ProduceSink,
+        checked: CheckedRequest | None = None,
     ) -> None:
-        self._request = request = _distinct(request)
+        """``checked`` is what ``check_request`` made of ``request`` already, in a thread."""
+        found = check_request(request) if checked is None else checked
+        self._request = request = found.request
+        #: What is wrong with all of it.
+        self._fault = found.fault
         self.version = version
         self._api = api
         self._client = client
@@ -154,21 +167,27 @@ class ProduceCall:
             NotNowError: not all could go now; ``wait``, then call again. What went before is on its way.
         """
         self._due = None
-        request = self._request
-        fault = self._fault_of_request()
+        cursor = self._cursor
+        fault = self._fault
+        end = cursor + PORTION_PARTITIONS
         index = 0
-        for topic in request.topic_data:
-            for data in topic.partition_data:
-                if index >= self._cursor:
-                    if fault is not None:
-                        self._refuse(index, data, *fault)
-                    else:
-                        self._append(index, topic, data)
-                    data.records = None  # drop the view: the log owns that memory now
-                    if self._is_prepared:
-                        self._drop_prepared()
-                    self._cursor = index + 1
+        for topic in self._request.topic_data:
+            partitions = topic.partition_data
+            if index < cursor:
+                done = min(cursor - index, len(partitions))
+                index, partitions = index + done, partitions[done:]
+            for data in partitions:
+                if index == end:
+                    raise NotNowError("others get their turn", checkpoint, is_work=True)
+                if fault is not None:
+                    self._refuse(index, data, *fault)
+                else:
+                    self._append(index, topic, data)
+                data.records = None  # drop the view: the log owns that memory now
+                if self._is_prepared:
+                    self._drop_prepared()
                 index += 1
+                self._cursor = index
         if self._allocation is not None:
             self._allocation.release()
             self._allocation = None
@@ -240,27 +259,6 @@ class ProduceCall:
         if self._allocation is not None:
             self._allocation.release()
             self._allocation = None
-
-    def _fault_of_request(self) -> tuple[int, str] | None:
-        """The code and message for all partitions, whatever they are asked to take."""
-        request = self._request
-        try:
-            if self._is_transactional() and request.transactional_id is None:
-                return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS
-        except BatchError as error:
-            return error.error_code, str(error)
-        if request.transactional_id is not None and request.acks in _ACKS:
-            return ErrorCode.INVALID_TXN_STATE, NO_TRANSACTIONS
-        return None
-
-    def _is_transactional(self) -> bool:
-        """Whether the first batch of a partition says so. Raises BatchError if, before that one, one is no batch."""
-        for topic in self._request.topic_data:
-            for data in topic.partition_data:
-                records = memoryview(data.records or b"")
-                if batch_end(records) and is_transactional(records):
-                    return True
-        return False
 
     def _append(self, index: int, topic: TopicProduceData, data: PartitionProduceData) -> None:
         """Hand over what may be written.
@@ -408,12 +406,9 @@ class ProduceCall:
         at = 0
         results = self._results
         for topic in self._request.topic_data:
-            partitions: list[PartitionProduceResponse] = []
-            for _ in topic.partition_data:
-                result = results[at]
-                assert result is not None
-                partitions.append(result)
-                at += 1
+            end = at + len(topic.partition_data)
+            partitions = cast("list[PartitionProduceResponse]", results[at:end])  # each has its result
+            at = end
             responses.append(
                 TopicProduceResponse(topic_id=topic.topic_id, name=topic.name, partition_responses=partitions)
             )
@@ -446,6 +441,40 @@ def response_of_one(topic: str, topic_id: bytes, index: int, outcome: AppendOutc
 
 def _record_errors(errors: Sequence[tuple[int, str | None]]) -> list[BatchIndexAndErrorMessage]:
     return [BatchIndexAndErrorMessage(batch_index=at, batch_index_error_message=text) for at, text in errors]
+
+
+class CheckedRequest(NamedTuple):
+    """A request with each partition once, and the code and message for all of them where it is at fault."""
+
+    request: ProduceRequest
+    fault: tuple[int, str] | None
+
+
+def check_request(request: ProduceRequest) -> CheckedRequest:
+    """Look at a request as a whole; where it has thousands of partitions, that is work for a thread."""
+    request = _distinct(request)
+    return CheckedRequest(request, _fault_of(request))
+
+
+def _fault_of(request: ProduceRequest) -> tuple[int, str] | None:
+    try:
+        if _is_transactional(request) and request.transactional_id is None:
+            return ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED, NO_TRANSACTIONS
+    except BatchError as error:
+        return error.error_code, str(error)
+    if request.transactional_id is not None and request.acks in _ACKS:
+        return ErrorCode.INVALID_TXN_STATE, NO_TRANSACTIONS
+    return None
+
+
+def _is_transactional(request: ProduceRequest) -> bool:
+    """Whether the first batch of a partition says so. Raises BatchError if, before that one, one is no batch."""
+    for topic in request.topic_data:
+        for data in topic.partition_data:
+            records = memoryview(data.records or b"")
+            if batch_end(records) and is_transactional(records):
+                return True
+    return False
 
 
 def _distinct(request: ProduceRequest) -> ProduceRequest:

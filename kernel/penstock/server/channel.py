@@ -22,7 +22,7 @@ from penstock.server.outbox import Outbox
 from penstock.server.pipeline import Phase, Pipeline, Wait
 from penstock.server.registry import Connections, Peer
 from penstock.server.slots import Slot
-from penstock.server.waiting import WaitingProduce
+from penstock.server.waiting import Waiting
 from penstock.shares import Member, address_of
 from penstock.spi.allocator import Charge
 from penstock.time_shares import TimeMember
@@ -79,7 +79,7 @@ class Channel:
         )
         #: The request that runs alone, if any; and a Produce that was told to wait.
         self.running: Slot | None = None
-        self.waiting: WaitingProduce | None = None
+        self.waiting: Waiting | None = None
         #: What waits on behalf of this client, and ends with it.
         self.scopes: set[anyio.CancelScope] = set()
         self.flush_scheduled = False
@@ -140,13 +140,13 @@ class Channel:
         self.pipeline.end(Wait.QUOTA)
         self.go_on()
 
-    def wait_not_now(self, waiting: WaitingProduce) -> None:
+    def wait_not_now(self, waiting: Waiting) -> None:
         """A Produce waits. Later frames of the connection wait behind it, so appends stay in order."""
         self.waiting = waiting
         self.pipeline.begin(Wait.NOT_NOW)
-        self.core.start_soon(self, self._wait_not_now, waiting)
+        self.core.start_metered(self, self._wait_not_now, waiting)
 
-    async def _wait_not_now(self, waiting: WaitingProduce) -> None:
+    async def _wait_not_now(self, waiting: Waiting) -> None:
         await waiting.run(self.scopes, self.go_on)
         if not waiting.is_over:
             raise InvariantError("a produce that waited has ended before all of it was handed over")

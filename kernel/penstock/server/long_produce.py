@@ -4,19 +4,22 @@ from __future__ import annotations
 
 __all__ = ("ProduceHeader", "start")
 
+from functools import partial
 from typing import Final
 
 from penstock.api.context import Client
 from penstock.api.gate import UnidentifiedError
-from penstock.api.produce import ProduceCall, response_of_one
+from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall, response_of_one
 from penstock.api.produce_scan import has_too_many_partitions
-from penstock.errors import InvalidRequestError, NotNowError
+from penstock.errors import NotNowError
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.server.admission import admit
 from penstock.server.channel import Channel
+from penstock.server.long_request import encode
 from penstock.server.slots import Slot
 from penstock.server.waiting import WaitingProduce
+from penstock.server.wide_produce import WideProduce
 from penstock.spi.allocator import Allocation
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.produce import ProduceRequest, ProduceResponse, TopicProduceData
@@ -49,6 +52,8 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
 
     channel: Channel
     call: ProduceCall | None = None
+    #: It has so many partitions that its answer is encoded in a thread.
+    is_wide: bool = False
 
     @property
     def asked_ms(self) -> int:
@@ -62,12 +67,24 @@ class _ProduceSlot(Slot, eq=False, kw_only=True):
             self.close = self.call is not None and self.call.failed
         else:
             response.throttle_time_ms = self.throttle_ms
+            if self.is_wide and not self.channel.is_lost:
+                self.call = None
+                self.channel.core.start_metered(self.channel, self._encode, response)
+                return
             try:
                 self.buffers = encode_response(ApiKey.PRODUCE, self.version, self.correlation_id, response)
             except Exception as error:  # noqa: BLE001 - logged as a bug
                 self.channel.answer_failed(self, error)
         self.call = None
         self.channel.slot_completed(self)
+
+    async def _encode(self, response: ProduceResponse) -> None:
+        channel = self.channel
+        buffers = await encode(channel.core, channel.client, self, ApiKey.PRODUCE, response)
+        if buffers is None:
+            self.close = True
+        self.buffers = buffers or []
+        channel.slot_completed(self)
 
     def complete_one(self, topic: TopicProduceData, index: int, result: AppendOutcome) -> None:
         """One partition, and it went well."""
@@ -104,17 +121,21 @@ def start(
     """
     core = channel.core
     body_pos = header.body_pos(frame, version, channel.client)
-    if allocation is not None:
-        maximum = core.settings.produce_partitions_max
-        if has_too_many_partitions(frame, body_pos, version, maximum):
-            raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
-    request = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
-    assert isinstance(request, ProduceRequest)
+    request: ProduceRequest | None = None
+    if allocation is None or not has_too_many_partitions(frame, body_pos, version, PORTION_PARTITIONS):
+        decoded = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
+        assert isinstance(decoded, ProduceRequest)
+        request = None if _is_wide(decoded) else decoded
+    slot = _ProduceSlot(version, correlation_id, len(frame), channel=channel, is_wide=request is None)
+    channel.pipeline.take(slot)
+    if request is None:
+        slot.charges = []
+        begin = partial(_begin, channel, slot)
+        channel.wait_not_now(WideProduce(channel, slot, frame, body_pos, allocation, begin))
+        return
+    core.requests_by_api[_PRODUCE] += 1
     if allocation is None:
         core.produce_heads.learn(frame, channel.client.client_id, version, request)
-    core.requests_by_api[_PRODUCE] += 1
-    slot = _ProduceSlot(version, correlation_id, len(frame), channel=channel)
-    channel.pipeline.take(slot)
     call = ProduceCall(request, version, core.api, channel.client, allocation, slot)
     slot.call = call
     if not core.gate.is_open and not _admit(channel, slot, call, request):
@@ -133,6 +154,24 @@ def start(
                 size=len(frame),
             )
         )
+
+
+def _is_wide(request: ProduceRequest) -> bool:
+    topics = request.topic_data
+    return max(len(topics), sum([len(topic.partition_data) for topic in topics])) > PORTION_PARTITIONS
+
+
+def _begin(
+    channel: Channel, slot: _ProduceSlot, checked: CheckedRequest, allocation: Allocation
+) -> ProduceCall | None:
+    """The call of a wide Produce, which keeps ``allocation``; None if the gate refuses it."""
+    core, request = channel.core, checked.request
+    core.requests_by_api[_PRODUCE] += 1
+    call = ProduceCall(request, slot.version, core.api, channel.client, allocation, slot, checked)
+    slot.call = call
+    if not core.gate.is_open and not _admit(channel, slot, call, request):
+        return None
+    return call
 
 
 def _admit(channel: Channel, slot: _ProduceSlot, call: ProduceCall, request: ProduceRequest) -> bool:

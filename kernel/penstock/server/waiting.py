@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("WaitingProduce",)
+__all__ = ("Waiting", "WaitingProduce")
 
 from collections.abc import Callable, Coroutine
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import anyio
 
@@ -19,6 +19,27 @@ from penstock.wire.registry import decode_request, decode_request_header
 
 #: A Produce waits for work on a batch of its own at least so long, however short its own time is.
 _WORK_WAIT_MS_MIN: Final = 5_000
+
+
+class Waiting(Protocol):
+    """A request that the later ones of its connection wait behind."""
+
+    @property
+    def carried_bytes(self) -> int:
+        """Bytes that it keeps outside of the allocator."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether there is nothing left to hand over."""
+
+    async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
+        """Go on to the end; ``moved`` is called when it carries nothing any more.
+
+        Whoever drops this cancels what is in ``scopes``.
+        """
+
+    def drop(self) -> None:
+        """The connection is lost: what isn't handed over never will be."""
 
 
 class WaitingProduce:

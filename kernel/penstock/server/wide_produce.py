@@ -1,0 +1,132 @@
+"""A Produce of many partitions: looked at in a thread, then handed to the log some partitions at a time, in turns.
+
+Each partition takes some microseconds to be decoded, checked and appended, and each may have a batch of 70 bytes: in
+one go a request of 600 KB kept everybody waiting for a tenth of a second.
+"""
+
+from __future__ import annotations
+
+__all__ = ("WideProduce",)
+
+from collections.abc import Callable
+from typing import Final
+
+import anyio
+
+from penstock.api.produce import CheckedRequest, ProduceCall, check_request
+from penstock.api.produce_scan import has_too_many_partitions
+from penstock.errors import InvalidRequestError, PenstockError
+from penstock.server.channel import Channel
+from penstock.server.slots import Slot
+from penstock.server.waiting import WaitingProduce
+from penstock.spi.allocator import Allocation
+from penstock.wire.api_keys import ApiKey
+from penstock.wire.messages.produce import ProduceRequest
+from penstock.wire.registry import decode_request
+
+#: What a partition takes that is decoded, until it is answered; and how many bytes of the request it has at least.
+_PARTITION_BYTES: Final = 640
+_ENCODED_BYTES_MIN: Final = 6
+
+
+class WideProduce:
+    """See ``Waiting``. ``begin`` makes the call, or refuses the request and returns None."""
+
+    def __init__(
+        self,
+        channel: Channel,
+        slot: Slot,
+        frame: memoryview,
+        body_pos: int,
+        allocation: Allocation | None,
+        begin: Callable[[CheckedRequest, Allocation], ProduceCall | None],
+    ) -> None:
+        self._channel = channel
+        self._slot = slot
+        self._body_pos = body_pos
+        self._size = len(frame)
+        #: The request: in the memory that it was received into, or a copy until there is some.
+        self._allocation = allocation
+        self._carried = bytes(frame) if allocation is None else b""
+        self._begin = begin
+        self._waiting: WaitingProduce | None = None
+        self._is_running = False
+        self._is_over = False
+
+    @property
+    def carried_bytes(self) -> int:
+        """See ``Waiting.carried_bytes``."""
+        return len(self._carried)
+
+    @property
+    def is_over(self) -> bool:
+        """See ``Waiting.is_over``."""
+        return self._is_over or (self._waiting is not None and self._waiting.is_over)
+
+    async def run(self, scopes: set[anyio.CancelScope], moved: Callable[[], None]) -> None:
+        """See ``Waiting.run``."""
+        self._is_running = True
+        scope = anyio.CancelScope()
+        try:
+            with scope:
+                scopes.add(scope)
+                if not self._is_over:
+                    self._waiting = await self._prepare(moved)
+        finally:
+            scopes.discard(scope)
+            self._release()
+        if self._waiting is None:
+            self._is_over = True
+        else:
+            await self._waiting.run(scopes, moved)
+
+    async def _prepare(self, moved: Callable[[], None]) -> WaitingProduce | None:
+        channel, core = self._channel, self._channel.core
+        if self._allocation is None:
+            self._allocation = await core.allocator.allocate(self._size, "append")
+            self._allocation.view[:] = self._carried
+            self._carried = b""
+            moved()
+        count_max = min(self._size // _ENCODED_BYTES_MIN, core.settings.produce_partitions_max)
+        charges = self._slot.charges
+        assert charges is not None
+        charges.append(await core.handling.charge(count_max * _PARTITION_BYTES, channel.handling))
+        charges.append(core.allocator.charge_anyway(count_max * _PARTITION_BYTES, "requests"))
+        try:
+            checked = await core.turns.run_in_thread(self._check, core.long_requests)
+        except PenstockError as error:
+            version = self._slot.version
+            self._slot.release_charges()
+            channel.fault(f"request is malformed: api_key={int(ApiKey.PRODUCE)} version={version}: {error}")
+            return None
+        if self._is_over:  # dropped meanwhile
+            return None
+        allocation, self._allocation = self._allocation, None
+        call = self._begin(checked, allocation)
+        if call is None:
+            return None
+        return WaitingProduce(core, call, None, is_work=True, address=channel.address, size=self._size)
+
+    def _check(self) -> CheckedRequest:
+        assert self._allocation is not None
+        view, version = self._allocation.view, self._slot.version
+        maximum = self._channel.core.settings.produce_partitions_max
+        if has_too_many_partitions(view, self._body_pos, version, maximum):
+            raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")
+        request = decode_request(ApiKey.PRODUCE, version, view, self._body_pos, lenient=True)
+        assert isinstance(request, ProduceRequest)
+        return check_request(request)
+
+    def drop(self) -> None:
+        """See ``Waiting.drop``."""
+        self._is_over = True
+        self._carried = b""
+        if self._waiting is not None:
+            self._waiting.drop()
+        elif not self._is_running:  # else a thread may read it, and ``run`` gives it back
+            self._release()
+
+    def _release(self) -> None:
+        allocation, self._allocation = self._allocation, None
+        if allocation is not None:
+            allocation.release()
