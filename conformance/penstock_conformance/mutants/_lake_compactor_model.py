@@ -472,6 +472,7 @@ class WritesTheManifestInPlace(JsonLinesTable):
         with open(self._folder / "manifest.json", "wb", buffering=0) as file:
             file.write(data[: len(data) // 2])
             self._step("half of the manifest is written")
+            time.sleep(0.01)
             file.write(data[len(data) // 2 :])
 
 
