@@ -16,7 +16,7 @@ member is added to it, window by window (``WINDOW_S``).
    next ones, up to ``DEBT_S_MAX``: one long piece of work keeps nobody waiting for a minute.
 4. **What is left is for who asks one thing at a time.** A limited member that doesn't keep requests waiting goes on
    at once, too, as long as all together use no more than ``SPARE_PART`` of the time that has passed; else when they
-   don't any more.
+   don't any more, and, of those who wait for that, whoever came first (``penstock.server.turns``).
 5. **Limits last while somebody profits by them**: somebody who asks for little was served within ``QUIET_S``. That is
    less than ``LITTLE_PART`` of what those use on average who want more than their parts. Equals use about as much as
    each other; some of them are always a little below their part, and none the better for it if the others wait.

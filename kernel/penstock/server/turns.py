@@ -4,7 +4,8 @@ A connection handles what it received in the call that received it, as long as t
 Connections that wait get their turns one after the other, for one slice in each second iteration of the loop; so
 whoever asks for little is served after one slice, however many others ask for much. Who used more than its share of
 the loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions,
-each of which is a slice.
+each of which is a slice. Those of them that ask one thing at a time go on in the order in which they came, so nobody
+waits while its equals are served again and again.
 
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
@@ -38,7 +39,7 @@ from typing import Any, Final, Protocol, TypeVar
 from anyio import CapacityLimiter
 
 from penstock.threads import run_in_thread
-from penstock.time_shares import TimeMember, TimeShares
+from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 
 T = TypeVar("T")
 
@@ -102,11 +103,19 @@ class Turns:
         #: Those that may not go on yet, by the time when they may.
         self._limited: list[tuple[float, int, _Waits]] = []
         self._number = 0
-        #: Those that may, and let others go first, by whether they are greedy. Only greedy ones wait for threads: one
-        #: that works for somebody who is limited may be there at any time.
-        self._deferred: dict[bool, list[_Waits]] = {False: [], True: []}
+        #: Those that may, and let others go first.
+        self._deferred: list[_Waits] = []
         #: Since when the first of them waits.
-        self._deferred_since = {False: 0.0, True: 0.0}
+        self._deferred_since = 0.0
+        #: Those that ask one thing at a time, in the order in which they came, whether they may go on or not. They
+        #: don't wait for threads: one that works for somebody who is limited may be there at any time.
+        self._singles: deque[_Waits] = deque()
+        #: Since when the first of them may go on and lets others go first.
+        self._single_deferred_since: float | None = None
+        #: When all of them are looked at next: who waits for a whole window would seem to ask for nothing in it.
+        self._singles_look_at = 0.0
+        #: Whether the next slice begins with one of them: slices do by turns.
+        self._single_first = True
         #: Who else asked lately, and when.
         self._others: dict[_Waits, float] = {}
         #: Until then somebody waits here, or did a moment ago.
@@ -124,17 +133,19 @@ class Turns:
         self.slice_s = SLICE_S
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._limited) + sum(map(len, self._deferred.values()))
+        return len(self._waiting) + len(self._singles) + len(self._limited) + len(self._deferred)
 
     def hold_back(self, connection: _Waits, now: float, *, is_greedy: bool) -> bool:
         """Whether what ``connection`` has just received has to wait for a turn."""
         member = connection.time
         kind = member.among
         if member.is_limited or kind.is_limited or kind.address.is_limited:
-            if self._shares.ready_at(member, now, is_greedy=is_greedy) > now:
+            # what is left of the loop is for those who wait for it already: newcomers would take it for seconds
+            if self._shares.ready_at(member, now, is_greedy=is_greedy or bool(self._singles)) > now:
                 return True
             if member.is_limited:
-                return (is_greedy and self._threads > 0) or self._others_first(now)
+                goes_behind = self._threads > 0 if is_greedy else bool(self._singles)
+                return goes_behind or self._others_first(now)
         elif is_greedy and len(self) > 0:
             return True
         elif now > self._contended_until:
@@ -212,8 +223,8 @@ class Turns:
 
     def add(self, connection: _Waits) -> None:
         """Give ``connection`` a turn after those that wait already."""
-        self._waiting.append(connection)
-        self._schedule()
+        (self._waiting if connection.is_greedy else self._singles).append(connection)
+        self._run_soon()
 
     def _others_first(self, now: float) -> bool:
         """Whether the last slice is so short ago that requests of others may be in the log's hands."""
@@ -227,7 +238,8 @@ class Turns:
 
     def answered(self) -> None:
         """Some requests were, or a thread's work is done: see whether who let them go first can go on."""
-        if any(self._deferred.values()) and not self._is_scheduled:
+        is_deferred = self._deferred or self._single_deferred_since is not None
+        if is_deferred and not self._is_scheduled:
             self._is_scheduled = True
             self._call_soon(self._run)
 
@@ -235,26 +247,45 @@ class Turns:
         """Where ``member`` waits for its turn, and why, for the log."""
         places = {
             "waiting": self._waiting,
+            "single": self._singles,
             "limited": [waits for _, _, waits in self._limited],
-            "deferred": [waits for deferred in self._deferred.values() for waits in deferred],
+            "deferred": self._deferred,
         }
         found = "+".join(name for name, place in places.items() if any(one.time is member for one in place))
         return f"turn={found or 'none'} threads={self._threads} {self._shares.describe(member)}"
 
-    def _schedule(self) -> None:
-        if self._waiting:
-            if not self._is_scheduled:
-                self._is_scheduled = True
-                self._call_soon(self._let_others_first)
+    def _run_soon(self) -> None:
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._call_soon(self._let_others_first)
+
+    def _schedule(self, now: float) -> None:
+        at = self._single_at(now, defers=self._others_first(now))
+        if self._waiting or at <= now:
+            self._run_soon()
             return
-        at = self._limited[0][0] if self._limited else math.inf
-        if self._deferred[False] or (self._deferred[True] and not self._threads):
+        if self._limited:
+            at = min(at, self._limited[0][0])
+        if self._deferred and not self._threads:
             at = min(at, self._last_slice + DEFER_S)
-        elif self._deferred[True]:
-            at = min(at, self._deferred_since[True] + DEFER_S_MAX)
+        elif self._deferred:
+            at = min(at, self._deferred_since + DEFER_S_MAX)
         if at < (math.inf if self._wakes_at is None else self._wakes_at):
             self._wakes_at = at
             self._call_at(at, self._wake)
+
+    def _single_at(self, now: float, *, defers: bool) -> float:
+        """When the first of those who ask one thing at a time may go on."""
+        if not self._singles:
+            return math.inf
+        member = self._singles[0].time
+        ready = self._shares.ready_at(member, now, is_greedy=False)
+        if ready > now or not (defers and member.may_wait):
+            return ready
+        if self._single_deferred_since is None:
+            self._single_deferred_since = now
+        until = self._single_deferred_since + DEFER_S_MAX
+        return now if until <= now else min(until, self._last_slice + DEFER_S)
 
     def _let_others_first(self) -> None:
         """Run the next slice one iteration later.
@@ -278,28 +309,40 @@ class Turns:
         while limited and limited[0][0] <= now:
             waiting.append(heappop(limited)[2])
         waits_for_others = self._others_first(now)
-        defers = {False: waits_for_others, True: waits_for_others or self._threads > 0}
-        for is_greedy, deferred in self._deferred.items():
-            if deferred and now - self._deferred_since[is_greedy] >= DEFER_S_MAX:
-                defers[is_greedy] = False
-            if not defers[is_greedy]:
-                waiting.extend(deferred)
-                deferred.clear()
+        defers = waits_for_others or self._threads > 0
+        if self._deferred and now - self._deferred_since >= DEFER_S_MAX:
+            defers = False
+        if not defers:
+            waiting.extend(self._deferred)
+            self._deferred.clear()
         self.slice_s = SLICE_SHORT_S if self._others else SLICE_S
         self._slice_ended = False
-        for _ in range(len(waiting)):
-            connection = waiting.popleft()
-            ready = shares.ready_at(connection.time, now, is_greedy=connection.is_greedy)
-            if ready > now:
-                self._number += 1
-                heappush(limited, (ready, self._number, connection))
-                continue
-            if defers[connection.is_greedy] and connection.time.may_wait:
-                deferred = self._deferred[connection.is_greedy]
-                if not deferred:
-                    self._deferred_since[connection.is_greedy] = now
-                deferred.append(connection)
-                continue
+        if self._singles and now >= self._singles_look_at:
+            self._singles_look_at = now + WINDOW_S
+            for single in self._singles:
+                shares.ready_at(single.time, now)
+        looks, single_first = len(waiting), self._single_first
+        self._single_first = not single_first
+        while True:
+            if (single_first or not looks) and self._single_at(now, defers=waits_for_others) <= now:
+                connection = self._singles.popleft()
+                self._single_deferred_since = None
+            elif looks:
+                looks -= 1
+                connection = waiting.popleft()
+                ready = shares.ready_at(connection.time, now)
+                if ready > now:
+                    self._number += 1
+                    heappush(limited, (ready, self._number, connection))
+                    continue
+                if defers and connection.time.may_wait:
+                    if not self._deferred:
+                        self._deferred_since = now
+                    self._deferred.append(connection)
+                    continue
+            else:
+                break
+            single_first = False
             connection.turn()
             began, now = now, self.clock()
             begin, used = used, self.processor_time()
@@ -308,7 +351,7 @@ class Turns:
             if used >= end or self._slice_ended:
                 break
         self._contended_until = now + _OTHERS_S
-        self._schedule()
+        self._schedule(now)
 
 
 class _Portion:

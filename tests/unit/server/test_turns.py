@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 
@@ -209,6 +210,60 @@ def test_who_asks_one_thing_at_a_time_and_lets_others_go_first_does_not_wait_for
     while not loop.history:
         loop.idle()
     assert loop.now < pace
+
+
+class Single(Work):
+    """Asks one thing that takes ``costs_s``, and the next a moment after it was answered."""
+
+    def __init__(self, loop: Loop, costs_s: float) -> None:
+        super().__init__(loop, "crowd", 1, is_greedy=False)
+        self._costs_s = costs_s
+        self._asked = 0
+        self.asks_at = 0.0
+        #: How many requests of others were served while one of its own waited, at most.
+        self.overtaken = 0
+
+    def ask(self) -> None:
+        loop = self._loop
+        self.asks_at, self._asked = math.inf, len(loop.history)
+        if loop.turns.hold_back(self, loop.now, is_greedy=False):
+            loop.turns.add(self)
+            return
+        began = loop.now
+        self.turn()
+        loop.turns.used(self.time, began, began)
+
+    def turn(self) -> None:
+        loop = self._loop
+        self.overtaken = max(self.overtaken, len(loop.history) - self._asked)
+        loop.now += self._costs_s
+        loop.history.append(self._name)
+        self.asks_at = loop.now + DEFER_S / 5
+
+
+def test_of_a_crowd_that_asks_one_thing_at_a_time_nobody_waits_while_others_are_served_again_and_again() -> (
+    None
+):
+    loop = Loop()
+    crowd = [Single(loop, 0.0002 if number % 10 else 0.002) for number in range(100)]
+    modest, modest_at = loop.shares.join("modest"), 0.0
+    while len(loop.history) < 30 * len(crowd):
+        if loop.now >= modest_at:
+            modest_at = loop.now + WINDOW_S / 10
+            loop.shares.used(modest, SLICE_S / 100, SLICE_S / 100, loop.now)
+        for one in crowd:
+            if one.asks_at <= loop.now:
+                one.ask()
+        loop.iterate()
+        due = min([one.asks_at for one in crowd] + [at for at, _ in loop._later])
+        if not loop._next:
+            loop.now = max(loop.now, due)
+        if any(at <= loop.now for at, _ in loop._later):
+            loop.idle()
+        if len(loop.history) <= 8 * len(crowd):  # from then on they are limited
+            for one in crowd:
+                one.overtaken = 0
+    assert max(one.overtaken for one in crowd) < 2 * len(crowd)
 
 
 def test_who_is_not_limited_lets_nobody_go_first() -> None:
