@@ -42,6 +42,8 @@ _RESULT = pytest.StashKey[ClauseResult]()
 _PROBE_SHARE = 0.1
 #: A plugin that blocks the event loop, or shields itself, is interrupted this long after its deadline.
 _GRACE_S = 3.0
+#: The first opening may import libraries, and what is interrupted in that stays half imported: so much longer.
+_IMPORT_S = 60.0
 #: A smaller log may be full of what a clause appends at once.
 _CAPACITY_BYTES_MIN = 2**20
 
@@ -191,7 +193,7 @@ def _run_clause(
         capabilities = report.capabilities
         if capabilities is None:
             try:
-                capabilities, report.location = _run(surroundings.look, deadline_s)
+                capabilities, report.location = _run(surroundings.look, deadline_s, grace_s=_IMPORT_S)
             except ConfigError as error:  # no clause could be tried
                 pytest.exit(str(error), returncode=pytest.ExitCode.USAGE_ERROR)
             report.capabilities = capabilities
@@ -232,7 +234,7 @@ class MissedDeadline(Exception):  # noqa: N818 # an outcome, not an error
     """The clause didn't end in time, which proves nothing."""
 
 
-def _run(function: Any, deadline_s: float) -> Any:
+def _run(function: Any, deadline_s: float, grace_s: float = _GRACE_S) -> Any:
     """Run a coroutine function with the deadline inside it, so that a plugin that hangs holds nobody up.
 
     Raises MissedDeadline.
@@ -246,7 +248,7 @@ def _run(function: Any, deadline_s: float) -> Any:
             raise MissedDeadline(f"it didn't end within {deadline_s:g} s; more with --deadline") from error
 
     try:
-        with _watchdog(deadline_s + _GRACE_S):
+        with _watchdog(deadline_s + grace_s):
             return anyio.run(bounded)
     except BaseExceptionGroup as group:
         error = _single(group)

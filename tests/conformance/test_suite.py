@@ -8,9 +8,11 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 from tests.integration.conftest import penstock
 from tests.patience import HANG_S
@@ -18,6 +20,7 @@ from tests.patience import HANG_S
 import penstock_conformance.test_partitioner as clauses_of_partitioner
 from penstock.spi import SPI_VERSION
 from penstock_conformance import KINDS, Target
+from penstock_conformance import plugin as suite
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._catalogue import clause_files, clause_names
 from penstock_conformance._report import ClauseResult, Report
@@ -206,6 +209,20 @@ def test_clauses_that_cannot_apply_are_in_the_verdict() -> None:
     """How many, and of which level."""
     report = _report_of(("a", 1, "pass"), ("b", 3, "not_applicable"), ("c", 3, "pass"))
     assert report.verdict.startswith("conforms, 1 of 2 crash clauses not applicable")
+
+
+def test_the_first_opening_is_not_interrupted_in_its_imports() -> None:
+    """A module that is cut off in the middle stays half imported, and all clauses after it would fail for that."""
+    ended = []
+
+    async def opens() -> None:
+        time.sleep(0.05)  # noqa: ASYNC251 - as an import that takes long, it lets nobody go on
+        ended.append(True)
+        await anyio.lowlevel.checkpoint()
+
+    with pytest.raises(suite.MissedDeadline, match="didn't end within"):
+        suite._run(opens, 0.0, grace_s=suite._IMPORT_S)
+    assert ended
 
 
 def test_missed_deadline_is_named_in_the_verdict() -> None:
