@@ -153,7 +153,7 @@ class OpenCatalog:
                 return _rest(self._name, cast(dict[str, str], given), silence_s, self._silence_s)
             if kind.endswith("sql") and given.get("uri"):
                 uri = str(given["uri"])
-                catalog = load_catalog(self._name, **{**self._properties, "uri": bounded_url(uri, silence_s)})
+                catalog = _sql(self._name, {**self._properties, "uri": bounded_url(uri, silence_s)})
             else:
                 catalog = load_catalog(self._name, **self._properties)
             if isinstance(catalog, SqlCatalog):
@@ -184,12 +184,28 @@ class OpenCatalog:
         )
 
 
+def _sql(name: str, properties: dict[str, Any]) -> Catalog:
+    """A catalog in a database. Where its tables are missing pyiceberg makes them, as another broker may meanwhile."""
+    try:
+        return load_catalog(name, **properties)
+    except Exception as error:
+        if not any(words in str(error) for words in ("already exists", "unique constraint")):
+            raise
+    return load_catalog(name, **properties)
+
+
 def make_namespace(catalog: Catalog, namespace: str) -> bool:
     """Make it if there is none; whether there was none."""
     if catalog.namespace_exists(namespace):
         return False
-    with suppress(NamespaceAlreadyExistsError):  # another host was faster
+    try:
         catalog.create_namespace(namespace)
+    except NamespaceAlreadyExistsError:
+        pass  # another host was faster
+    except Exception:
+        # which a catalog in a database tells as a constraint that would be broken
+        if not catalog.namespace_exists(namespace):
+            raise
     return True
 
 
