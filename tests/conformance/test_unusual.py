@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
 import inspect
 from contextlib import suppress
@@ -38,6 +39,13 @@ _MANNERS = {
 }
 #: What takes long, and depends on no manner.
 _LONG = ("thousands", "large_snapshot", "kill", "memory_stays", "system", "claimed")
+
+
+@pytest.fixture(autouse=True)
+def small_heap() -> None:
+    """Clauses let the collector run hundreds of times, over all that the tests before have left in this process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.mark.parametrize(
