@@ -46,7 +46,7 @@ from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
 from penstock.stream.events import BlockUploaded
 from penstock.work.finish import Finisher
 from penstock.work.periodic import Jobs, JobsStatistics, PeriodicJob
-from penstock.work.pieces import pieces
+from penstock.work.pieces import in_portions, pieces
 
 logger = logging.getLogger("penstock.log")
 
@@ -119,6 +119,8 @@ class LogManager:
         self._now_ms = now_ms
         self._bus = bus
         self._tasks = tasks
+        #: (configs, whether the topic is internal, what they mean) of the topic that was asked for last.
+        self._last_config: tuple[Mapping[str, str], bool, PartitionConfig | None] = ({}, False, None)
         self._served = ServedTopics(
             engine,
             node_id=node_id,
@@ -312,6 +314,14 @@ class LogManager:
         return self._topic_configs.value(key, overrides)
 
     def _config(self, state: TopicState) -> PartitionConfig:
+        """What the topic's configs mean; most topics have the same as the one before."""
+        configs, internal, parsed = self._last_config
+        if parsed is None or state.configs != configs or state.internal != internal:
+            parsed = self._parse_config(state)
+            self._last_config = (state.configs, state.internal, parsed)
+        return parsed
+
+    def _parse_config(self, state: TopicState) -> PartitionConfig:
         values = effective_values(state.configs, self._settings.topic_defaults)
         if state.internal:
             # its owner trims it; client limits don't apply
@@ -382,7 +392,7 @@ class LogManager:
         commands: list[Command] = []
         reserved = 0
         try:
-            for new in topics:
+            async for new in in_portions(topics):
                 if new.name in self._topics:
                     refused[new.name] = AlreadyExistsError(f"a topic of that name exists: topic={new.name}")
                     continue

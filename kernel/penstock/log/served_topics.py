@@ -82,6 +82,9 @@ class ServedTopics:
         self._fresh: set[bytes] = set()
         #: Topics that are gone, and still served.
         self._removed: dict[bytes, TopicRemoved] = {}
+        #: Held by the pass that computes: several at a time would each do a slice in the same iteration of the loop.
+        #: Not acquired fast: its owner may have done a slice in this iteration.
+        self._computing = anyio.Lock()
         self._ended = False
         bus.subscribe(AvailabilityChanged, self._availability_changed)
 
@@ -135,9 +138,11 @@ class ServedTopics:
         if unled:
             await self._engine.own_streams(unled)
         self._reconciler.unmark(topic_ids)  # by what we just wrote, or before it: it is seen from here on
-        opened = await self._make(topic_ids)
+        async with self._computing:
+            opened = await self._make(topic_ids)
         await self._load([partition for partition in opened if partition.has_records], errors)
-        await self._show(topic_ids, opened, errors)
+        async with self._computing:
+            await self._show(topic_ids, opened, errors)
         return errors
 
     async def _find_unled(self, topic_ids: Iterable[bytes]) -> list[int]:

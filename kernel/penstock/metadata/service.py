@@ -52,7 +52,7 @@ logger = logging.getLogger("penstock.metadata")
 #: A snapshot is due after this many entries: it bounds replay at start to about a second.
 SNAPSHOT_ENTRIES = 1000
 #: Commands in one entry at most; the entry's size is bounded as well.
-BATCH_COMMANDS_MAX = 500
+BATCH_COMMANDS_MAX = 200
 #: What the commands of one entry change in the image (``Command.weight``), unless it is one command: an entry is
 #: folded in one go, some milliseconds.
 BATCH_WEIGHT_MAX = 2000
@@ -96,14 +96,26 @@ def _unknown() -> int:
     return 0
 
 
+class _Call:
+    """Commands that were handed over together: who did waits once for all their answers, not once for each."""
+
+    __slots__ = ("answered", "left")
+
+    def __init__(self, commands: int) -> None:
+        #: How many have no answer yet.
+        self.left = commands
+        self.answered = anyio.Event()
+
+
 class _Submission:
     """A command on its way, and its answer."""
 
-    __slots__ = ("command", "done", "result")
+    __slots__ = ("call", "command", "is_answered", "result")
 
-    def __init__(self, command: Command) -> None:
+    def __init__(self, command: Command, call: _Call) -> None:
         self.command = command
-        self.done = anyio.Event()
+        self.call = call
+        self.is_answered = False
         self.result: Any = None
 
 
@@ -225,11 +237,13 @@ class MetadataService:
     async def _submit_all(self, commands: list[Command]) -> list[Any]:
         if self._closed:
             raise ClosedError("the metadata service is closed")
-        submissions = [_Submission(command) for command in commands]
+        if not commands:
+            return []
+        call = _Call(len(commands))
+        submissions = [_Submission(command, call) for command in commands]
         self._pending.extend(submissions)
         self._news.set()
-        for submission in submissions:
-            await submission.done.wait()
+        await call.answered.wait()
         return [submission.result for submission in submissions]
 
     def set_witness(
@@ -275,8 +289,12 @@ class MetadataService:
 
     @staticmethod
     def _answer(submission: _Submission, result: Any) -> None:
-        submission.result = result
-        submission.done.set()
+        if submission.is_answered:
+            return  # one that doesn't wait for the mark, when the others of its entry are
+        submission.is_answered, submission.result = True, result
+        submission.call.left -= 1
+        if not submission.call.left:
+            submission.call.answered.set()
 
     async def _write_forever(self) -> None:
         while True:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,11 +17,18 @@ from penstock.errors import UnavailableError
 from penstock.log import manager as manager_module
 from penstock.log import served_topics as served_module
 from penstock.log.partition import Partition
+from penstock.log.partition_bound import PartitionBound
+from penstock.log.partition_config import PartitionConfig
+from penstock.log.served_topics import SLICE_PARTITIONS, ServedTopics
+from penstock.log.topic import NewTopic, Topic
 from penstock.metadata.commands import Command
 from penstock.metadata.commands.streams import TrimStreams
+from penstock.metadata.commands.topics import CreateTopic
+from penstock.metadata.service import BATCH_COMMANDS_MAX
 from penstock.spi.events import PartitionClosed
 from penstock.stream import engine as engine_module
 from penstock.stream.events import BlockUploaded
+from penstock.work.pieces import PORTION
 
 pytestmark = pytest.mark.anyio
 COUNT = 7
@@ -159,3 +168,61 @@ async def test_a_deleted_topic_leaves_no_partition_behind(world: World, sliced: 
         assert closed == list(range(COUNT))
         assert streams.isdisjoint(logs.manager._engine._streams)
         assert streams.isdisjoint(logs.manager._by_stream)
+
+
+async def test_topics_that_are_created_together_are_dealt_with_some_at_a_time(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every part of their way: what is reserved for them, folded, opened; others get their turn meanwhile."""
+    in_this_turn: Counter[str] = Counter()
+    most: Counter[str] = Counter()
+
+    def watch(owner: type, name: str) -> None:
+        original = getattr(owner, name)
+
+        def watched(*args: Any) -> Any:
+            in_this_turn[name] += 1
+            most[name] = max(most[name], in_this_turn[name])
+            return original(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(PartitionBound, "reserve")
+    watch(CreateTopic, "fold")
+    watch(ServedTopics, "_make_partition")
+    watch(ServedTopics, "_put_in")
+
+    async def begin_turns() -> None:
+        while True:
+            in_this_turn.clear()
+            await anyio.lowlevel.checkpoint()
+
+    async with open_logs(world) as logs, anyio.create_task_group() as tasks:
+        tasks.start_soon(begin_turns)
+        count = 3 * BATCH_COMMANDS_MAX
+        made = await logs.manager.create_topics([NewTopic(f"t{i}", 1) for i in range(count)])
+        tasks.cancel_scope.cancel()
+        assert [topic.name for topic in made if isinstance(topic, Topic)] == [f"t{i}" for i in range(count)]
+    assert set(most) == {"reserve", "fold", "_make_partition", "_put_in"}
+    assert most.pop("fold") <= BATCH_COMMANDS_MAX <= 200
+    assert max(most.values()) <= max(PORTION, SLICE_PARTITIONS)
+
+
+async def test_topics_with_the_same_configs_have_them_parsed_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parsed = 0
+    parse = PartitionConfig.parse
+
+    def count(values: Mapping[str, str], *, validate_full: bool) -> PartitionConfig:
+        nonlocal parsed
+        parsed += 1
+        return parse(values, validate_full=validate_full)
+
+    async with open_logs(world) as logs:
+        monkeypatch.setattr(PartitionConfig, "parse", count)
+        await logs.manager.create_topics([NewTopic(f"a{i}", 1, {"retention.ms": "5"}) for i in range(COUNT)])
+        assert parsed == 1
+        await logs.manager.create_topics([NewTopic("b", 1, {"retention.ms": "6"})])
+        assert parsed == 2
+        assert [logs.partition(name).config.retention_ms for name in ("a0", "a6", "b")] == [5, 5, 6]

@@ -100,6 +100,22 @@ def test_a_topic_name_is_taken_once(log: Log) -> None:
     assert isinstance(log.refused(CreateTopic("events", b"u" * 16, 1)), AlreadyExistsError)
 
 
+def test_how_many_partitions_clients_have_made_is_known_without_a_look_at_their_topics(
+    log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = log.image.topics.client_partitions()
+    log.ok(CreateTopic("a", b"a" * 16, 2))
+    log.ok(CreateTopic("b", b"b" * 16, 3))
+    log.ok(CreateTopic("internal", b"i" * 16, 50, internal=True))
+    log.ok(AddPartitions(b"b" * 16, 7))
+    log.do(CreateTopic("a", b"c" * 16, 9), AddPartitions(b"b" * 16, 1), DeleteTopic(b"c" * 16))  # refused
+    log.ok(DeleteTopic(b"a" * 16))
+    again = Image.from_snapshot(log.image.to_snapshot())
+    for topic in log.image.topics.all():
+        monkeypatch.setattr(topic, "log_streams", None)
+    assert log.image.topics.client_partitions() == again.topics.client_partitions() == made + 7
+
+
 def test_partitions_never_shrink(log: Log) -> None:
     assert isinstance(log.refused(AddPartitions(TOPIC_ID, 2)), InvalidRequestError)
 

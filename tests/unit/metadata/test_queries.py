@@ -18,6 +18,7 @@ CHANGES = frozenset(
     {
         "put",
         "drop",
+        "grown",
         "change",
         "cut",
         "uncut",

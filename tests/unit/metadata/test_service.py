@@ -355,6 +355,27 @@ async def test_what_is_folded_in_one_go_is_bounded(log: FakeLog, monkeypatch: py
         assert batches == [[5, 5, 10], [1], [50], [1, 1]]
 
 
+async def test_who_hands_many_commands_over_is_woken_once(log: FakeLog) -> None:
+    """Not once for each: two thousand answers would be as many iterations of the loop."""
+    async with open_service(log) as service:
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                await anyio.lowlevel.checkpoint()
+                turns += 1
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(count)
+            results = await service.submit_many(
+                [topic(f"t{i}") for i in range(service_module.BATCH_COMMANDS_MAX)]
+            )
+            tasks.cancel_scope.cancel()
+        assert [result.name for result in results] == [f"t{i}" for i in range(len(results))]
+        assert turns < len(results) / 2
+
+
 async def test_a_snapshot_that_cant_be_written_stops_nothing(
     log: FakeLog, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -26,6 +26,7 @@ from penstock.metadata.topics import NO_LEADER, TopicState
 
 def _grow(image: State, at: Moment, topic: TopicState, partition_count: int) -> None:
     first = image.streams.next_id
+    image.topics.grown(topic, partition_count - topic.partition_count)
     for partition in range(topic.partition_count, partition_count):
         for streams in (topic.log_streams, topic.state_streams):
             streams.append(image.streams.add(topic.topic_id, partition))
