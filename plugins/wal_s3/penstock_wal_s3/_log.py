@@ -87,7 +87,9 @@ class ObjectLog:
         for _ in range(_SURVEYS_MAX):
             try:
                 return await self._survey()
-            except NotFoundError as error:  # an owner that lives deleted it since the listing
+            except (
+                NotFoundError
+            ) as error:  # an owner that lives deleted it since the listing, or went on in it
                 missing = kept(error)
         assert missing is not None
         raise UnavailableError(f"the wal changes faster than it can be read: wal={self.location} {missing}")
@@ -143,7 +145,16 @@ class ObjectLog:
         behind = [key for key in sizes if key > end]
         for header in await self._headers(behind):
             if header.key.epoch > end.epoch or header.confirmed_slot >= end.slot:
+                if await self._is_there(end):  # a listing needn't tell what is put while it goes on
+                    raise NotFoundError(f"a listing didn't tell of an object: key={end.under(self.folder)!r}")
                 raise self.hole(end, f"{header.key.under(self.folder)} says that it was there")
+
+    async def _is_there(self, key: Key) -> bool:
+        try:
+            await self.header(key)
+        except NotFoundError:
+            return False
+        return True
 
     def hole(self, key: Key, why: str) -> CorruptError:
         """The object at ``key`` must be there."""
