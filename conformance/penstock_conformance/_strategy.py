@@ -44,16 +44,32 @@ class Medium:
 
     #: No request gets there.
     down: bool = False
+    #: It takes no more writes; what is there can be read and deleted.
+    full: bool = False
+    #: The part of the requests that fail before they have any effect.
+    failing: float = 0.0
     #: The part of the writes whose reply is lost after they took effect.
     lost_replies: float = 0.0
     random: random.Random = field(default_factory=random.Random)
+    #: How many requests were made.
+    requests: int = 0
 
     def request(self) -> None:
         """Raises UnavailableError if the store is away."""
+        self.requests += 1
         if self.down:
             raise UnavailableError("the conformance suite took the object store away")
+        if self.failing and self.random.random() < self.failing:
+            raise UnavailableError("the conformance suite had a request fail")
 
-    async def write(self, begun: Callable[[], Awaitable[T]]) -> T:
+    def write(self, begun: Callable[[], Awaitable[T]]) -> Awaitable[T]:
+        """Make a request that writes an object."""
+        if self.full:
+            self.requests += 1
+            raise UnavailableError("the conformance suite has the object store full")
+        return self.change(begun)
+
+    async def change(self, begun: Callable[[], Awaitable[T]]) -> T:
         """Make a request that changes something."""
         self.request()
         result = await begun()
@@ -91,7 +107,7 @@ class UnreliableStore(ScopedStore):
         return await super().create_multipart(key)
 
     async def delete(self, keys: Sequence[str]) -> None:
-        await self._medium.write(partial(super().delete, keys))
+        await self._medium.change(partial(super().delete, keys))
 
     async def list(self, prefix: str = "", start_after: str = "") -> AsyncIterator[ObjectInfo]:
         self._medium.request()
@@ -134,6 +150,8 @@ class StrategyEnv:
         #: Prefix of the cluster's keys; child processes have the same.
         self.scope = f"penstock-conformance/{data_dir.name}/"
         self.port = _free_port()
+        #: Settings of the clause's brokers where the user has none.
+        self.defaults: dict[str, str] = {}
 
     @property
     def bootstrap_servers(self) -> str:
@@ -200,10 +218,10 @@ class StrategyEnv:
             await store.clean()
 
 
-def _config(target: Target, data_dir: Path, port: int) -> Config:
+def _config(target: Target, data_dir: Path, port: int, defaults: Mapping[str, str] | None = None) -> Config:
     """``data_dir`` is that of one host, in the directory of the clause, which is what ``{dir}`` stands for."""
     ours = {"broker.data_dir": str(data_dir), "listener.bind": f"127.0.0.1:{port}"}
-    return target.broker_config(data_dir.parent, ours)
+    return target.broker_config(data_dir.parent, ours, defaults)
 
 
 def _free_port() -> int:
@@ -245,6 +263,7 @@ class BrokerProcess:
             scope=self._env.scope,
             medium=medium,
             seed=self._env.target.seed,
+            defaults=self._env.defaults,
         )
         self._child = await self._stack.enter_async_context(child)
         answer = await self._child.next()
@@ -310,13 +329,14 @@ async def serve(
     scope: str,
     medium: Mapping[str, Any],
     seed: int,
+    defaults: Mapping[str, str],
 ) -> None:
     """The life of a broker process: it serves until it is told to stop, or its parent is gone."""
     way = Medium(**medium, random=random.Random(f"{seed}/{scope}"))
     registry = _Registry(target, scope, way)
     stopped = False
     try:
-        async with Broker(_config(target, data_dir / host, port), registry=registry):
+        async with Broker(_config(target, data_dir / host, port, defaults), registry=registry):
             tell(["ready"])
             while (order := await hear()) not in (None, "stop"):
                 for name, value in order["medium"].items():

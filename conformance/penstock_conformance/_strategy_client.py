@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 __all__ = (
+    "EAGER",
     "Acked",
     "Fetched",
     "Writer",
+    "checked",
     "commit_of",
     "create_topic",
     "fetch_all",
     "fetch_in_group",
+    "make_producer",
     "produce",
 )
 
@@ -32,7 +35,7 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from penstock_conformance._body import check_body, make_body
 
 #: It is asked often, so that a broker that comes back is found at once.
-_EAGER = {
+EAGER = {
     "reconnect.backoff.ms": 20,
     "reconnect.backoff.max.ms": 200,
     "retry.backoff.ms": 20,
@@ -61,12 +64,13 @@ class Fetched(NamedTuple):
 
 def create_topic(servers: str, topic: str, partitions: int, configs: Mapping[str, str] | None = None) -> None:
     """Create it, and return when that is done. Raises KafkaException."""
-    admin = AdminClient({"bootstrap.servers": servers, **_EAGER})
+    admin = AdminClient({"bootstrap.servers": servers, **EAGER})
     made = admin.create_topics([NewTopic(topic, partitions, 1, config=dict(configs or {}))])
     made[topic].result()
 
 
-def _producer(servers: str, codec: str) -> Producer:
+def make_producer(servers: str, codec: str) -> Producer:
+    """An idempotent one, which doesn't give up."""
     return Producer(
         {
             "bootstrap.servers": servers,
@@ -75,7 +79,7 @@ def _producer(servers: str, codec: str) -> Producer:
             "message.timeout.ms": 300_000,
             "linger.ms": 2,
             "compression.type": codec,
-            **_EAGER,
+            **EAGER,
         }
     )
 
@@ -103,7 +107,7 @@ class Writer:
         self.fault = ""
         self._topic = topic
         self._owner = owner
-        self._producer = _producer(servers, codec)
+        self._producer = make_producer(servers, codec)
         self._over = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -187,7 +191,7 @@ def _consumer(servers: str, **settings: Any) -> Consumer:
             "fetch.wait.max.ms": 50,
             "session.timeout.ms": 6000,
             "heartbeat.interval.ms": 500,
-            **_EAGER,
+            **EAGER,
             **settings,
         }
     )

@@ -21,7 +21,7 @@ from penstock.spi.settings import Settings
 from penstock_conformance._catalogue import LEVELS
 
 #: Grows with each change that could turn a pass into a fail or the other way round.
-SUITE_VERSION = "6"
+SUITE_VERSION = "7"
 
 #: Plugin kinds; the clauses of each are in ``test_<kind>.py`` and ``test_<kind>_*.py``.
 KINDS = tuple(kinds.KINDS)
@@ -29,7 +29,8 @@ KINDS = tuple(kinds.KINDS)
 #: The kind of a whole broker on the plugins that a configuration selects.
 STRATEGY = "strategy"
 
-_REBALANCE_DELAY = "groups.initial_rebalance_delay"
+#: No clause waits for members of a group that might come.
+_DEFAULTS = {"groups.initial_rebalance_delay": "0ms"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,15 +93,25 @@ class Target:
         }
         return validate_settings(spec, *plugin_values(spec.kind, values))
 
-    def broker_config(self, data_dir: Path, overrides: Mapping[str, Any] | None = None) -> Config:
-        """The configuration of a strategy's broker, ``{dir}`` standing for ``data_dir``. Raises ConfigError."""
+    def broker_config(
+        self,
+        data_dir: Path,
+        overrides: Mapping[str, Any] | None = None,
+        defaults: Mapping[str, Any] | None = None,
+    ) -> Config:
+        """The configuration of a strategy's broker, ``{dir}`` standing for ``data_dir``. Raises ConfigError.
+
+        ``defaults`` hold where the user has set nothing.
+        """
         sets = [f"{key}={value.replace('{dir}', str(data_dir))}" for key, value in self.settings.items()]
         ours: dict[str, Any] = dict(overrides or {})
         config = load_config(self.config or None, env=os.environ, sets=sets, overrides=ours)
-        if config.origin(_REBALANCE_DELAY) != DEFAULT:
-            return config
-        ours[_REBALANCE_DELAY] = "0ms"  # no clause waits for members that might come
-        return load_config(self.config or None, env=os.environ, sets=sets, overrides=ours)
+        unset = {
+            key: value
+            for key, value in (_DEFAULTS | dict(defaults or {})).items()
+            if config.origin(key) == DEFAULT
+        }
+        return load_config(self.config or None, env=os.environ, sets=sets, overrides=unset | ours)
 
     def effective_settings(self, registry: PluginRegistry) -> Mapping[str, Any]:
         """All settings that count, with defaults. Raises PluginError or ConfigError when it can't be tried."""

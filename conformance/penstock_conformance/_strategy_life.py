@@ -1,0 +1,170 @@
+"""A random life of a cluster: what its clients do is drawn, and compared with a model at every step."""
+
+from __future__ import annotations
+
+__all__ = ("QUICK", "Life", "living")
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
+
+import anyio
+from anyio.to_thread import run_sync
+
+from penstock_conformance._steps import Steps
+from penstock_conformance._strategy import BrokerProcess, StrategyEnv
+from penstock_conformance._strategy_model import ClusterModel
+from penstock_conformance._strategy_session import Session
+
+#: What a broker does in minutes happens within a life: uploads, in several objects each, drops and deletions. These
+#: are settings of brokers, not of plugins, and hold where the user has set nothing.
+QUICK = {
+    "stream.upload_interval": "150ms",
+    "stream.upload_bytes": "64KiB",
+    "stream.object_split_bytes": "8KiB",
+    "stream.block_bytes": "4KiB",
+    "stream.delete_delay": "0ms",
+    "stream.retention_interval": "100ms",
+}
+_SIZES = (28, 300, 300, 3000, 30_000)
+_TOPICS = ("orders", "orders-2", "o", "clicks")
+_GROUPS = ("group", "another")
+_PARTITIONS_MAX = 4
+_RETENTION_BYTES = "60000"
+
+
+class Life:
+    """A client that does this and that; ``broker`` is where it does it."""
+
+    def __init__(self, env: StrategyEnv, broker: BrokerProcess, steps: Steps) -> None:
+        self.broker = broker
+        self.model = ClusterModel()
+        self.steps = steps
+        self.session = Session(env.bootstrap_servers, self.model)
+        self._random = env.random
+        self._do = {
+            self._write: 8,
+            self._read: 4,
+            self._commit: 3,
+            self._trim: 2,
+            self._create: 2,
+            self._delete: 1,
+            self._add_partitions: 1,
+            self._configure: 1,
+            self._rest: 2,
+        }
+
+    def move_to(self, servers: str) -> None:
+        """Go on at another address; records on their way are given up."""
+        self.session.close()
+        self.session = Session(servers, self.model)
+
+    async def _ask(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
+        self.steps.note(f"{what} {', '.join(map(str, arguments))}".strip())
+        await run_sync(partial(call, *arguments), abandon_on_cancel=True)
+
+    async def go_on(self, count: int) -> None:
+        """So many random steps; then every record is answered."""
+        if not self.model.topics:
+            await self._create()
+        for _ in range(count):
+            (step,) = self._random.choices(list(self._do), list(self._do.values()))
+            await step()
+        await self.flush()
+
+    async def begin_to_write(self) -> None:
+        """Records on their way to every partition, which nobody waits for."""
+        for topic, number, _ in list(self.model.partitions()):
+            await self._write_to(topic, number)
+
+    async def flush(self) -> None:
+        """Wait for the answers."""
+        await self._ask("wait for answers", self.session.flush)
+
+    async def look(self) -> None:
+        """Compare everything."""
+        await self._ask("look at topics", self.session.look_at_topics)
+        await self._ask("look at commits", self.session.look_at_commits)
+        await self._ask("read all", self.session.read_all)
+
+    async def _write_to(self, topic: str, number: int) -> None:
+        sizes = self._random.choices(_SIZES, k=self._random.choice((1, 1, 4, 40)))
+        self.steps.note(f"write {len(sizes)} records to {topic}/{number}")
+        await run_sync(self.session.write, topic, number, sizes)
+
+    async def _write(self) -> None:
+        for _ in range(self._random.choice((1, 3))):
+            await self._write_to(*self._somewhere())
+        if self._random.random() < 0.7:
+            await self.flush()
+
+    async def _read(self) -> None:
+        await self.flush()
+        where = self._random.choice((0.0, 0.9, self._random.random()))
+        await self._ask(
+            "read", self.session.read, *self._somewhere(), where, self._random.choice((1, 20, 500))
+        )
+
+    async def _commit(self) -> None:
+        await self._ask(
+            "commit",
+            self.session.commit,
+            self._random.choice(_GROUPS),
+            *self._somewhere(),
+            self._random.random(),
+        )
+
+    async def _trim(self) -> None:
+        await self.flush()
+        await self._ask("trim", self.session.trim, *self._somewhere(), self._random.random())
+
+    async def _create(self) -> None:
+        names = [name for name in _TOPICS if name not in self.model.topics]
+        if names:
+            configs = {"retention.bytes": _RETENTION_BYTES} if self._random.random() < 0.3 else {}
+            count = self._random.randint(1, 3)
+            await self._ask("create", self.session.create, self._random.choice(names), count, configs)
+
+    async def _delete(self) -> None:
+        if len(self.model.topics) > 1:
+            await self.flush()
+            topic, _ = self._somewhere()
+            await self._ask("delete", self.session.delete, topic)
+            if self._random.random() < 0.5:
+                await self._ask("create", self.session.create, topic, self._random.randint(1, 3), {})
+                await self._write_to(topic, 0)
+
+    async def _add_partitions(self) -> None:
+        topic, _ = self._somewhere()
+        if len(self.model.topics[topic].partitions) < _PARTITIONS_MAX:
+            await self._ask("add a partition", self.session.add_partitions, topic)
+
+    async def _configure(self) -> None:
+        value = str(self._random.randrange(1, 10) * 3_600_000)
+        await self._ask("set", self.session.configure, self._somewhere()[0], "delete.retention.ms", value)
+
+    async def _rest(self) -> None:
+        """Time for the broker to upload and to drop; that it does isn't asked."""
+        self.steps.note("rest")
+        await anyio.sleep(0.25)
+
+    def _somewhere(self) -> tuple[str, int]:
+        topic = self._random.choice(sorted(self.model.topics))
+        return topic, self._random.randrange(len(self.model.topics[topic].partitions))
+
+
+@asynccontextmanager
+async def living(env: StrategyEnv, **medium: Any) -> AsyncIterator[Life]:
+    """A life with a broker that runs; a clause that breaks in it tells the last steps and the seed."""
+    env.defaults.update(QUICK)
+    steps = Steps()
+    steps.note(f"seed {env.target.seed}")
+    with steps.told():
+        async with env.broker() as broker:
+            life = Life(env, broker, steps)
+            try:
+                await broker.start(**medium)
+                yield life
+            finally:
+                life.session.close()

@@ -1,0 +1,303 @@
+"""A client for a random life: it does as it is told, and holds what it is answered against the model."""
+
+from __future__ import annotations
+
+__all__ = ("Session",)
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any, TypeVar, cast
+
+from confluent_kafka import (
+    Consumer,
+    ConsumerGroupTopicPartitions,
+    KafkaError,
+    KafkaException,
+    Message,
+    Producer,
+    TopicPartition,
+)
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+)
+
+from penstock_conformance._body import make_body
+from penstock_conformance._strategy_client import EAGER, checked, make_producer
+from penstock_conformance._strategy_model import ClusterModel, PartitionModel, TopicModel
+
+T = TypeVar("T")
+
+_POLL_S = 0.1
+#: What isn't answered for so long is missing.
+_PATIENCE_S = 60.0
+_COUNT = 500
+
+
+class Session:
+    """Everything a client wants of a cluster whose brokers come and go at one address. Its methods block.
+
+    Producers are idempotent, one for each life of a topic, so that none mistakes a topic for the one before it.
+    """
+
+    def __init__(self, servers: str, model: ClusterModel) -> None:
+        self._model = model
+        self._servers = servers
+        self._admin = AdminClient({"bootstrap.servers": servers, **EAGER})
+        self._consumer = _make_consumer(servers)
+        self._producers: dict[int, Producer] = {}
+        self._over = threading.Event()
+        #: Why a record was refused; empty as long as none was.
+        self._refused = ""
+
+    def close(self) -> None:
+        """End everything that waits; records without an answer are given up."""
+        self._over.set()
+        for producer in self._producers.values():
+            _give_up(producer)
+        self._producers.clear()
+        self._consumer.close()
+
+    # -- records
+
+    def write(self, topic: str, partition: int, sizes: Sequence[int]) -> None:
+        """Hand over a record of each size; nobody waits for answers."""
+        of_topic = self._model.topics[topic]
+        producer = self._producers.get(of_topic.owner)
+        if producer is None:
+            producer = self._producers[of_topic.owner] = make_producer(self._servers, "none")
+        place = of_topic.partitions[partition]
+        for size in sizes:
+            sequence = place.hand_over(size)
+            producer.produce(
+                topic,
+                make_body(self._owner(of_topic, partition), sequence, size),
+                f"{self._owner(of_topic, partition)}/{sequence}",
+                partition,
+                on_delivery=partial(self._told, place, sequence),
+            )
+        producer.poll(0)
+
+    def _told(self, place: PartitionModel, sequence: int, error: KafkaError | None, message: Message) -> None:
+        if error is None:
+            offset = message.offset()
+            assert offset is not None
+            place.acknowledge(sequence, offset)
+        elif error.code() not in (KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT):  # so they are called
+            self._refused = str(error)
+
+    @staticmethod
+    def _owner(topic: TopicModel, partition: int) -> int:
+        """Who a record says that it is from: no other partition's records say so."""
+        return topic.owner * 1000 + partition
+
+    def flush(self) -> None:
+        """Wait until every record is answered."""
+        for producer in self._producers.values():
+            while producer.flush(_POLL_S) and not self._over.is_set():
+                pass
+        assert not self._refused, f"a record wasn't taken: {self._refused}"
+
+    def give_up(self) -> None:
+        """Forget the records that are on their way: they may be there or not."""
+        for producer in self._producers.values():
+            _give_up(producer)
+        self._producers.clear()
+
+    def read_all(self) -> None:
+        """Ends and records of every partition."""
+        self._read([(topic, number, 0, 0) for topic, number, _ in self._model.partitions()])
+
+    def read(self, topic: str, partition: int, where: float, count: int) -> None:
+        """Some records of one partition, from a part ``where`` (0 to 1) of it on."""
+        self._read([(topic, partition, where, count)])
+
+    def _read(self, wanted: Sequence[tuple[str, int, float, int]]) -> None:
+        left: dict[tuple[str, int], int] = {}
+        starts: dict[tuple[str, int], int] = {}
+        self._eager(partial(self._consumer.list_topics, timeout=_PATIENCE_S))  # it learns of what is new
+        for topic, number, where, count in wanted:
+            low, end = self._eager(
+                partial(self._consumer.get_watermark_offsets, TopicPartition(topic, number), _PATIENCE_S)
+            )
+            self._model.topics[topic].partitions[number].check_ends(low, end)
+            start = low + int((end - low) * where)
+            if start < end:
+                starts[topic, number] = start
+                left[topic, number] = min(end, start + count) if count else end
+        self._consumer.assign([TopicPartition(*place, start) for place, start in starts.items()])
+        found: dict[tuple[str, int], list[tuple[int, int]]] = {place: [] for place in starts}
+        until = time.monotonic() + _PATIENCE_S
+        trouble = ""
+        while left and not self._over.is_set():
+            assert time.monotonic() < until, f"records don't come: wanted={left} starts={starts} {trouble}"
+            missing = sum(left[place] - starts[place] - len(found[place]) for place in left)
+            for message in self._consumer.consume(max(1, min(missing, _COUNT)), _POLL_S):
+                error = message.error()
+                if error is not None:
+                    trouble = str(error)
+                    assert error.code() != KafkaError._AUTO_OFFSET_RESET or self._reset(  # so it is called
+                        message, left
+                    ), f"an offset between the ends isn't there: {trouble}"
+                    continue
+                place = message.topic() or "", message.partition() or 0
+                record = checked(message)
+                if place in left and record.offset < left[place]:
+                    owner = self._owner(self._model.topics[place[0]], place[1])
+                    assert record.owner == owner, f"a record of another stream: {place=} {record=} {owner=}"
+                    found[place].append((record.offset, record.sequence))
+                if place in left and record.offset >= left[place] - 1:
+                    del left[place]
+        self._consumer.unassign()
+        for place, records in found.items():
+            self._model.topics[place[0]].partitions[place[1]].check_records(starts[place], records)
+
+    def _reset(self, message: Message, left: dict[tuple[str, int], int]) -> bool:
+        """Whether what is missing may have been dropped meanwhile; it is read another time then."""
+        place = message.topic() or "", message.partition() or 0
+        if place[0] not in self._model.topics:
+            return True  # a word about what was assigned before
+        kept = self._model.topics[place[0]].partitions[place[1]].bytes_kept
+        left.pop(place, None)
+        return kept >= 0
+
+    def trim(self, topic: str, partition: int, where: float) -> None:
+        """DeleteRecords up to a part of the partition."""
+        place = self._model.topics[topic].partitions[partition]
+        offset = place.low + int((place.end - place.low) * where)
+        place.trim(offset, acknowledged=False)
+        wanted = TopicPartition(topic, partition, offset)
+        self._change("delete_records", wanted, wanted)
+        place.trim(offset)
+
+    # -- groups
+
+    def commit(self, group: str, topic: str, partition: int, where: float) -> None:
+        """Commit a part of the partition."""
+        offset = int(self._model.topics[topic].partitions[partition].end * where)
+        self._model.commit(group, topic, partition, offset, acknowledged=False)
+        asked = ConsumerGroupTopicPartitions(group, [TopicPartition(topic, partition, offset)])
+        told = self._of_group(asked, "alter_consumer_group_offsets")
+        errors = [str(each.error) for each in told.topic_partitions if each.error is not None]
+        assert not errors, f"a commit wasn't taken: {errors[0]}"
+        self._model.commit(group, topic, partition, offset)
+
+    def look_at_commits(self) -> None:
+        """What every group has committed."""
+        for group in sorted({group for group, _, _ in self._model.commits}):
+            told = self._of_group(ConsumerGroupTopicPartitions(group), "list_consumer_group_offsets")
+            self._model.check_commits(
+                group, {(each.topic, each.partition): each.offset for each in told.topic_partitions}
+            )
+
+    def _of_group(self, asked: ConsumerGroupTopicPartitions, request: str) -> ConsumerGroupTopicPartitions:
+        """Ask with a client made for it: one that knew the coordinator of before waits for that."""
+
+        def once() -> ConsumerGroupTopicPartitions:
+            admin = AdminClient({"bootstrap.servers": self._servers, **EAGER})
+            told: ConsumerGroupTopicPartitions = getattr(admin, request)([asked])[asked.group_id].result()
+            return told
+
+        return self._eager(once)
+
+    # -- topics
+
+    def create(self, topic: str, partitions: int, configs: Mapping[str, str]) -> None:
+        """A topic."""
+        made = NewTopic(topic, partitions, 1, config=dict(configs))
+        self._change("create_topics", made, topic, KafkaError.TOPIC_ALREADY_EXISTS)
+        self._model.create(topic, partitions, configs)
+
+    def delete(self, topic: str) -> None:
+        """Delete it, with all that it holds."""
+        self._change("delete_topics", topic, topic, KafkaError.UNKNOWN_TOPIC_OR_PART)
+        _give_up(self._producers.pop(self._model.topics[topic].owner, None))
+        self._consumer.close()  # it would take the next topic of the name for this one
+        self._consumer = _make_consumer(self._servers)
+        self._model.delete(topic)
+
+    def add_partitions(self, topic: str) -> None:
+        """One more; a producer that is made anew knows it at once."""
+        self.flush()
+        _give_up(self._producers.pop(self._model.topics[topic].owner, None))
+        count = len(self._model.topics[topic].partitions) + 1
+        wanted = NewPartitions(topic, count)
+        self._change("create_partitions", wanted, topic, KafkaError.INVALID_PARTITIONS)
+        self._model.add_partitions(topic, count)
+
+    def configure(self, topic: str, key: str, value: str) -> None:
+        """Set a config."""
+        resource = ConfigResource(
+            ConfigResource.Type.TOPIC,
+            topic,
+            incremental_configs=[ConfigEntry(key, value, incremental_operation=AlterConfigOpType.SET)],
+        )
+        self._change("incremental_alter_configs", resource, resource)
+        self._model.topics[topic].configs[key] = value
+
+    def look_at_topics(self) -> None:
+        """Topics, partitions and configs."""
+        listed = self._eager(partial(self._admin.list_topics, timeout=_PATIENCE_S)).topics
+        ours = {name: len(each.partitions) for name, each in listed.items() if not name.startswith("__")}
+        self._model.check_topics(ours)
+        for topic in self._model.topics:
+            resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
+            told = self._eager(partial(self._describe, resource))
+            self._model.check_configs(topic, {key: entry.value for key, entry in told.items()})
+
+    def _describe(self, resource: ConfigResource) -> Mapping[str, Any]:
+        told: Mapping[str, Any] = self._admin.describe_configs([resource])[resource].result()
+        return told
+
+    def _change(self, request: str, wanted: object, key: object, done: int | None = None) -> None:
+        """Make a request for one thing, which is answered under ``key``."""
+
+        def once() -> object:
+            return getattr(self._admin, request)([wanted])[key].result()
+
+        self._eager(once, done)
+
+    def _eager(self, call: Callable[[], T], done: int | None = None) -> T:
+        """Make a request until it is answered; ``done`` is what says that an attempt before had been heard."""
+        until = time.monotonic() + _PATIENCE_S
+        tries = 0
+        while True:
+            try:
+                return call()
+            except KafkaException as error:
+                told = error.args[0]
+                if tries and told.code() == done:
+                    return cast("T", None)
+                tries += 1
+                again = told.retriable() or told.code() < 0  # its own errors: nobody answered
+                assert again, f"refused: {told}"
+                assert time.monotonic() < until, f"not answered: {told}"
+                assert not self._over.wait(_POLL_S), "over"
+
+
+def _make_consumer(servers: str) -> Consumer:
+    return Consumer(
+        {
+            "bootstrap.servers": servers,
+            "group.id": "life",
+            "enable.auto.commit": False,
+            "auto.offset.reset": "error",
+            "fetch.wait.max.ms": 20,
+            **EAGER,
+        }
+    )
+
+
+def _give_up(producer: Producer | None) -> None:
+    """Forget what is on its way."""
+    if producer is not None:
+        with suppress(KafkaException):  # after a fatal error it can't even forget
+            producer.purge()
+            producer.poll(0)

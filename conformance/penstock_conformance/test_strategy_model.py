@@ -1,0 +1,126 @@
+"""Clauses about a strategy, all at once: random lives of whole clusters, held against a model of what they must hold.
+
+Acknowledged records are there, once, in order and whole; those that nobody answered at most once; offsets are dense
+and never given twice; starts and ends never go back; commits, topics and configs are those acknowledged. Whether it
+comes from the log, from caches or from objects, what is read is compared byte by byte.
+"""
+
+from __future__ import annotations
+
+import anyio
+
+from penstock_conformance._clause import clause, not_applicable
+from penstock_conformance._strategy import StrategyEnv
+from penstock_conformance._strategy_life import Life, living
+
+KIND = "strategy"
+
+_STEPS = 25
+
+
+async def test_random_lives_with_restarts_agree_with_a_model(env: StrategyEnv) -> None:
+    """Records, trims, retention, groups, topics that are deleted and made again, uploads in between: nothing that
+    was acknowledged is changed by a stop in order, and what is read cold is what was read warm."""
+    env.need_durable()
+    async with living(env) as life:
+        for _ in range(2 * env.rounds):
+            await life.go_on(_STEPS)
+            await life.look()
+            await _restart(life)
+            await life.look()
+            await life.look()  # from caches that the first look has filled
+        await life.broker.stop()
+        await env.verify()
+
+
+async def _restart(life: Life) -> None:
+    life.steps.note("stop and start")
+    await life.broker.stop()
+    await life.broker.start()
+
+
+@clause(level=3)
+async def test_random_lives_with_kills_agree_with_a_model(env: StrategyEnv) -> None:
+    """SIGKILL, directly after something was acknowledged or in the midst of writing, again and again."""
+    env.need_durable()
+    async with living(env) as life:
+        for number in range(4 * env.rounds):
+            await life.go_on(_STEPS // 2)
+            if env.random.random() < 0.7:
+                await life.begin_to_write()
+                await anyio.sleep(env.random.random() * 0.05)
+            life.steps.note("kill and start")
+            await life.broker.kill()
+            if env.random.random() < 0.3:
+                life.session.give_up()
+            await life.broker.start()
+            if number % 2 or env.random.random() < 0.5:  # else it is killed again with nothing between
+                await life.flush()
+                await life.look()
+        await life.look()
+        await life.broker.stop()
+        await env.verify()
+
+
+@clause(level=4)
+async def test_random_lives_with_a_failing_store_agree_with_a_model(env: StrategyEnv) -> None:
+    """An object store that is away, full, fails a part of its requests or loses replies, and a broker that sleeps
+    (SIGSTOP) or is killed meanwhile."""
+    env.need_durable()
+    async with living(env) as life:
+        for number in range(4 * env.rounds):
+            await life.go_on(_STEPS // 3)
+            trouble = ({"down": True}, {"full": True}, {"failing": 0.3}, {"lost_replies": 0.3})[number % 4]
+            life.steps.note(f"store {trouble}")
+            await life.broker.change_medium(**trouble)
+            await life.begin_to_write()
+            await anyio.sleep(0.2 + env.random.random() * 0.2)
+            if env.random.random() < 0.4:
+                life.steps.note("kill and start")
+                await life.broker.kill()
+                await life.broker.start()
+            else:
+                life.broker.pause()
+                await anyio.sleep(0.05)
+                life.broker.resume()
+                await life.broker.change_medium(down=False, full=False, failing=0.0, lost_replies=0.0)
+            await life.flush()
+            await life.look()
+        await life.broker.stop()
+        await env.verify()
+
+
+@clause(level=4)
+async def test_random_lives_with_takeovers_agree_with_a_model(env: StrategyEnv) -> None:
+    """Another host takes the log over while its owner sleeps, and the next one from that: nothing is lost, nothing
+    that was given up comes twice, and who wakes up ends."""
+    env.need_durable()
+    if not (await env.look())[0]["shareable"]:
+        not_applicable("the log can't be taken over by another host")
+    if not await env.shares("another"):
+        not_applicable(
+            "another data directory has another object store: try object_store.url=file://{dir}/objects"
+        )
+    async with living(env) as life:
+        for number in range(2 * env.rounds):
+            await life.go_on(_STEPS // 2)
+            await life.begin_to_write()
+            life.broker.pause()
+            life.steps.note("another host takes over")
+            port = env.another_port()
+            async with env.broker(host=f"another-{number}", port=port) as successor:
+                await successor.start()
+                sleeper, life.broker = life.broker, successor
+                life.move_to(f"127.0.0.1:{port}")
+                await life.look()
+                sleeper.resume()
+                ending = await sleeper.ending()
+                assert "FencedError" in ending, f"the owner before ended otherwise: {ending}"
+                await life.go_on(_STEPS // 2)
+                await life.look()
+                await successor.stop()
+                await env.verify(host=f"another-{number}")
+            await sleeper.start()
+            life.broker = sleeper
+            life.move_to(env.bootstrap_servers)
+            await life.look()
