@@ -147,5 +147,5 @@ class _Builder:
         return records
 
 
-def _column(data: bytearray, ends: bytearray, valid: bytearray, has_nulls: bool) -> BinaryColumn:
+def _column(data: bytearray | memoryview, ends: bytearray, valid: bytearray, has_nulls: bool) -> BinaryColumn:
     return BinaryColumn(data=data, offsets=memoryview(ends).cast("i"), valid=valid if has_nulls else None)

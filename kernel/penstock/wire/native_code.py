@@ -62,7 +62,7 @@ class Gather(Protocol):
         base_offset: int,
         base_timestamp: int,
         is_timed: bool,
-        columns: tuple[bytearray, ...],
+        columns: tuple[bytearray | memoryview, ...],
         filled: tuple[int, ...],
         /,
     ) -> tuple[int, ...] | None:

@@ -23,6 +23,7 @@ __all__ = (
     "seek",
 )
 
+from mmap import MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import Final, NamedTuple
 
 from penstock.wire import native_code
@@ -32,6 +33,8 @@ from penstock.wire.record_walk import long_varint, malformed, record_cut
 #: a header takes beside its name and value.
 RECORD_COST: Final = 8 + 8 + 3 * 4
 HEADER_COST: Final = 2 * 4
+#: Columns from this size on are memory of their own.
+_MAPPED_MIN: Final = 64 * 1024
 
 _INT64_MAX: Final = (1 << 63) - 1
 
@@ -82,16 +85,16 @@ class Columns(NamedTuple):
     offsets: bytearray
     timestamps: bytearray
     key_ends: bytearray
-    keys: bytearray
+    keys: bytearray | memoryview
     key_valid: bytearray
     value_ends: bytearray
-    values: bytearray
+    values: bytearray | memoryview
     value_valid: bytearray
     header_ends: bytearray
     name_ends: bytearray
-    names: bytearray
+    names: bytearray | memoryview
     header_value_ends: bytearray
-    header_values: bytearray
+    header_values: bytearray | memoryview
     header_value_valid: bytearray
 
     @classmethod
@@ -102,18 +105,25 @@ class Columns(NamedTuple):
             offsets=bytearray(8 * records),
             timestamps=bytearray(8 * records),
             key_ends=bytearray(4 * (records + 1)),
-            keys=bytearray(size.key_bytes),
+            keys=_zeros(size.key_bytes),
             key_valid=bytearray((records + 7) // 8),
             value_ends=bytearray(4 * (records + 1)),
-            values=bytearray(size.value_bytes),
+            values=_zeros(size.value_bytes),
             value_valid=bytearray((records + 7) // 8),
             header_ends=bytearray(4 * (records + 1)),
             name_ends=bytearray(4 * (headers + 1)),
-            names=bytearray(size.name_bytes),
+            names=_zeros(size.name_bytes),
             header_value_ends=bytearray(4 * (headers + 1)),
-            header_values=bytearray(size.header_value_bytes),
+            header_values=_zeros(size.header_value_bytes),
             header_value_valid=bytearray((headers + 7) // 8),
         )
+
+
+def _zeros(size: int) -> bytearray | memoryview:
+    """Memory that is zero; much of it isn't touched for that, which would hold the interpreter for a ms per MiB."""
+    if size < _MAPPED_MIN:
+        return bytearray(size)
+    return memoryview(mmap(-1, size, flags=MAP_PRIVATE | MAP_ANONYMOUS))
 
 
 def measure(data: bytes | memoryview, position: int, count: int, last_delta: int, bytes_max: int) -> Measured:
@@ -314,7 +324,7 @@ def _header_count(data: bytes, pos: int, end: int, index: int) -> tuple[int, int
 
 
 def _put(
-    column: bytearray,
+    column: bytearray | memoryview,
     valid: bytearray | None,
     ends: memoryview,
     row: int,

@@ -79,8 +79,12 @@ SYSTEM_SCHEMA = Schema(
 
 
 def _copied(buffer: Buffer | None) -> pa.Buffer | None:
-    """A copy, as rows live longer than the records that they are made of."""
-    return None if buffer is None else pa.py_buffer(bytes(buffer))
+    """A copy, as rows live longer than the records that they are made of; made without holding the interpreter."""
+    if buffer is None:
+        return None
+    made = pa.allocate_buffer(memoryview(buffer).nbytes)
+    pa.FixedSizeBufferWriter(made).write(buffer)
+    return made
 
 
 def binary_array(column: BinaryColumn) -> pa.Array:
