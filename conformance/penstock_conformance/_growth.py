@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("grows_nothing", "kept_with_each")
+__all__ = ("grows_nothing", "kept_with_each", "objects_by_type")
 
 import gc
 from collections import Counter
@@ -29,12 +29,12 @@ async def grows_nothing(cycle: Callable[[int], Awaitable[None]], held: Callable[
         await cycle(number)
     before = await counts()
     own = held()
-    objects = [_by_type()]
+    objects = [objects_by_type()]
     for part in range(_PARTS):
         for number in range(_PART):
             await cycle(_WARM + part * _PART + number)
         after = await counts()
-        objects.append(_by_type())
+        objects.append(objects_by_type())
     for what, then, now in zip(("descriptors", "tasks", "threads"), before, after, strict=True):
         assert now - then < _SOME, f"{_CYCLES} cycles left {now - then} {what} behind"
     kept = kept_with_each(objects, _PART)
@@ -56,6 +56,6 @@ def kept_with_each(objects: Sequence[Counter[str]], cycles: int) -> list[str]:
     ]
 
 
-def _by_type() -> Counter[str]:
+def objects_by_type() -> Counter[str]:
     """How many objects there are of each type that the collector knows, by name."""
     return Counter(f"{type(each).__module__}.{type(each).__qualname__}" for each in gc.get_objects())

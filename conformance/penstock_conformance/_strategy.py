@@ -7,7 +7,7 @@ store away, or lose its replies.
 
 from __future__ import annotations
 
-__all__ = ("BrokerProcess", "Medium", "StrategyEnv", "serve")
+__all__ = ("BrokerProcess", "Medium", "StrategyEnv", "restart", "serve")
 
 import dataclasses
 import os
@@ -21,6 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
+import anyio
+
 from penstock.broker import Broker
 from penstock.config import Config
 from penstock.errors import PenstockError, UnavailableError
@@ -30,6 +32,8 @@ from penstock.spi.object_store import MultipartUpload, ObjectInfo, ObjectStore
 from penstock.spi.plugin import Buffer, PluginSpec, Services
 from penstock_conformance._child import Child
 from penstock_conformance._clause import not_applicable
+from penstock_conformance._growth import objects_by_type
+from penstock_conformance._leaks import counts
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._target import STRATEGY, Target
 from penstock_tools.inspection.places import open_places, open_store
@@ -147,6 +151,7 @@ class StrategyEnv:
         self.name = name
         self.random = random.Random(f"{target.seed}/{STRATEGY}/{name}")
         self.rounds = target.rounds
+        self.deadline_s = target.deadline_s
         #: Prefix of the cluster's keys; child processes have the same.
         self.scope = f"penstock-conformance/{data_dir.name}/"
         self.port = _free_port()
@@ -254,6 +259,21 @@ class BrokerProcess:
 
     async def try_start(self, **medium: Any) -> str:
         """Why the broker doesn't start, one sentence; empty if it runs."""
+        answer = await self._begin(medium)
+        assert answer is not None, "the broker died at its start"
+        if answer[0] == "ended":
+            self._child = None
+            return str(answer[1])
+        return ""
+
+    async def die_at_start(self, after_s: float) -> None:
+        """Start it, and kill it so long after that: it has begun to recover, or has recovered, or serves already."""
+        with anyio.move_on_after(after_s):
+            await self._begin({})
+        await self.kill()
+
+    async def _begin(self, medium: Mapping[str, Any]) -> Any:
+        """Start a process; its first word, or None if it died."""
         assert self._child is None, "it runs already"
         child = Child(
             self._env,
@@ -266,17 +286,14 @@ class BrokerProcess:
             defaults=self._env.defaults,
         )
         self._child = await self._stack.enter_async_context(child)
-        answer = await self._child.next()
-        assert answer is not None, "the broker died at its start"
-        if answer[0] == "ended":
-            self._child = None
-            return str(answer[1])
-        return ""
+        return await self._child.next()
 
-    async def change_medium(self, **medium: Any) -> None:
-        """Set fields of its :class:`Medium`; they hold when this returns."""
+    async def change_medium(self, **medium: Any) -> int:
+        """Set fields of its :class:`Medium`; they hold when this returns. How many requests it made until now."""
         answer = await self._order({"medium": medium})
-        assert answer == ["changed"], f"the broker ended: {answer}"
+        assert answer[0] == "changed", f"the broker ended: {answer}"
+        requests: int = answer[1]
+        return requests
 
     async def stop(self) -> None:
         """Stop it in order: it uploads what it has, and its log is empty."""
@@ -341,10 +358,31 @@ async def serve(
             while (order := await hear()) not in (None, "stop"):
                 for name, value in order["medium"].items():
                     setattr(way, name, value)
-                tell(["changed"])
+                tell(["changed", way.requests])
             stopped = True
     except PenstockError as error:
         tell(["ended", f"{type(error).__name__}: {error}"])
         return
     if stopped:
         tell(["stopped"])
+
+
+async def restart(
+    target: Target,
+    data_dir: Path,
+    tell: Callable[[object], None],
+    _hear: Callable[[], Awaitable[Any]],
+    *,
+    port: int,
+    scope: str,
+    parts: int,
+    times: int,
+) -> None:
+    """Start and stop a broker in one process ``parts`` times ``times`` times; tell what is there after each part."""
+    for _ in range(parts):
+        for _ in range(times):
+            registry = _Registry(target, scope, Medium())
+            async with Broker(_config(target, data_dir / "broker", port), registry=registry):
+                pass
+        told = await counts()
+        tell([*told, objects_by_type()])

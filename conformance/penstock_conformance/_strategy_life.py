@@ -41,7 +41,8 @@ class Life:
         self.broker = broker
         self.model = ClusterModel()
         self.steps = steps
-        self.session = Session(env.bootstrap_servers, self.model)
+        self._patience_s = env.deadline_s / 2
+        self.session = Session(env.bootstrap_servers, self.model, self._patience_s)
         self._random = env.random
         self._do = {
             self._write: 8,
@@ -49,7 +50,7 @@ class Life:
             self._commit: 3,
             self._trim: 2,
             self._create: 2,
-            self._delete: 1,
+            self._delete: 2,
             self._add_partitions: 1,
             self._configure: 1,
             self._rest: 2,
@@ -58,7 +59,7 @@ class Life:
     def move_to(self, servers: str) -> None:
         """Go on at another address; records on their way are given up."""
         self.session.close()
-        self.session = Session(servers, self.model)
+        self.session = Session(servers, self.model, self._patience_s)
 
     async def _ask(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
         self.steps.note(f"{what} {', '.join(map(str, arguments))}".strip())
@@ -72,6 +73,13 @@ class Life:
             (step,) = self._random.choices(list(self._do), list(self._do.values()))
             await step()
         await self.flush()
+
+    async def start_in_trouble(self, **medium: Any) -> None:
+        """Start the broker with a store that fails, and with one that works if it says that it can't."""
+        refusal = await self.broker.try_start(**medium)
+        assert not refusal or "UnavailableError" in refusal, f"the broker doesn't start: {refusal}"
+        if refusal:
+            await self.broker.start()
 
     async def begin_to_write(self) -> None:
         """Records on their way to every partition, which nobody waits for."""

@@ -36,8 +36,8 @@ from penstock_conformance._strategy_model import ClusterModel, PartitionModel, T
 T = TypeVar("T")
 
 _POLL_S = 0.1
-#: What isn't answered for so long is missing.
-_PATIENCE_S = 60.0
+#: A request without an answer is made again.
+_REQUEST_S = 2.0
 _COUNT = 500
 
 
@@ -47,23 +47,28 @@ class Session:
     Producers are idempotent, one for each life of a topic, so that none mistakes a topic for the one before it.
     """
 
-    def __init__(self, servers: str, model: ClusterModel) -> None:
+    def __init__(self, servers: str, model: ClusterModel, patience_s: float) -> None:
         self._model = model
+        #: What isn't answered for so long is missing.
+        self._patience_s = patience_s
         self._servers = servers
         self._admin = AdminClient({"bootstrap.servers": servers, **EAGER})
         self._consumer = _make_consumer(servers)
         self._producers: dict[int, Producer] = {}
         self._over = threading.Event()
+        #: Held while the consumer is used: a client that is closed meanwhile would end the process.
+        self._reading = threading.Lock()
         #: Why a record was refused; empty as long as none was.
         self._refused = ""
 
     def close(self) -> None:
         """End everything that waits; records without an answer are given up."""
         self._over.set()
-        for producer in self._producers.values():
+        for producer in list(self._producers.values()):
             _give_up(producer)
         self._producers.clear()
-        self._consumer.close()
+        with self._reading:
+            self._consumer.close()
 
     # -- records
 
@@ -100,32 +105,35 @@ class Session:
 
     def flush(self) -> None:
         """Wait until every record is answered."""
-        for producer in self._producers.values():
+        until = time.monotonic() + self._patience_s
+        for producer in list(self._producers.values()):
             while producer.flush(_POLL_S) and not self._over.is_set():
-                pass
+                assert time.monotonic() < until, "records are never answered"
         assert not self._refused, f"a record wasn't taken: {self._refused}"
 
     def give_up(self) -> None:
         """Forget the records that are on their way: they may be there or not."""
-        for producer in self._producers.values():
+        for producer in list(self._producers.values()):
             _give_up(producer)
         self._producers.clear()
 
     def read_all(self) -> None:
         """Ends and records of every partition."""
-        self._read([(topic, number, 0, 0) for topic, number, _ in self._model.partitions()])
+        with self._reading:
+            self._read([(topic, number, 0, 0) for topic, number, _ in self._model.partitions()])
 
     def read(self, topic: str, partition: int, where: float, count: int) -> None:
         """Some records of one partition, from a part ``where`` (0 to 1) of it on."""
-        self._read([(topic, partition, where, count)])
+        with self._reading:
+            self._read([(topic, partition, where, count)])
 
     def _read(self, wanted: Sequence[tuple[str, int, float, int]]) -> None:
         left: dict[tuple[str, int], int] = {}
         starts: dict[tuple[str, int], int] = {}
-        self._eager(partial(self._consumer.list_topics, timeout=_PATIENCE_S))  # it learns of what is new
+        self._eager(partial(self._consumer.list_topics, timeout=_REQUEST_S))  # it learns of what is new
         for topic, number, where, count in wanted:
             low, end = self._eager(
-                partial(self._consumer.get_watermark_offsets, TopicPartition(topic, number), _PATIENCE_S)
+                partial(self._consumer.get_watermark_offsets, TopicPartition(topic, number), _REQUEST_S)
             )
             self._model.topics[topic].partitions[number].check_ends(low, end)
             start = low + int((end - low) * where)
@@ -134,7 +142,7 @@ class Session:
                 left[topic, number] = min(end, start + count) if count else end
         self._consumer.assign([TopicPartition(*place, start) for place, start in starts.items()])
         found: dict[tuple[str, int], list[tuple[int, int]]] = {place: [] for place in starts}
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + self._patience_s
         trouble = ""
         while left and not self._over.is_set():
             assert time.monotonic() < until, f"records don't come: wanted={left} starts={starts} {trouble}"
@@ -143,6 +151,7 @@ class Session:
                 error = message.error()
                 if error is not None:
                     trouble = str(error)
+                    assert error.code() != KafkaError.INVALID_MSG, f"the broker can't read it: {trouble}"
                     assert error.code() != KafkaError._AUTO_OFFSET_RESET or self._reset(  # so it is called
                         message, left
                     ), f"an offset between the ends isn't there: {trouble}"
@@ -219,8 +228,9 @@ class Session:
         """Delete it, with all that it holds."""
         self._change("delete_topics", topic, topic, KafkaError.UNKNOWN_TOPIC_OR_PART)
         _give_up(self._producers.pop(self._model.topics[topic].owner, None))
-        self._consumer.close()  # it would take the next topic of the name for this one
-        self._consumer = _make_consumer(self._servers)
+        with self._reading:  # it would take the next topic of the name for this one
+            self._consumer.close()
+            self._consumer = _make_consumer(self._servers)
         self._model.delete(topic)
 
     def add_partitions(self, topic: str) -> None:
@@ -244,7 +254,7 @@ class Session:
 
     def look_at_topics(self) -> None:
         """Topics, partitions and configs."""
-        listed = self._eager(partial(self._admin.list_topics, timeout=_PATIENCE_S)).topics
+        listed = self._eager(partial(self._admin.list_topics, timeout=_REQUEST_S)).topics
         ours = {name: len(each.partitions) for name, each in listed.items() if not name.startswith("__")}
         self._model.check_topics(ours)
         for topic in self._model.topics:
@@ -266,7 +276,7 @@ class Session:
 
     def _eager(self, call: Callable[[], T], done: int | None = None) -> T:
         """Make a request until it is answered; ``done`` is what says that an attempt before had been heard."""
-        until = time.monotonic() + _PATIENCE_S
+        until = time.monotonic() + self._patience_s
         tries = 0
         while True:
             try:

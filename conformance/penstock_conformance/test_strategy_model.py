@@ -41,7 +41,7 @@ async def _restart(life: Life) -> None:
 
 @clause(level=3)
 async def test_random_lives_with_kills_agree_with_a_model(env: StrategyEnv) -> None:
-    """SIGKILL, directly after something was acknowledged or in the midst of writing, again and again."""
+    """SIGKILL, directly after something was acknowledged, in the midst of writing or of a start, again and again."""
     env.need_durable()
     async with living(env) as life:
         for number in range(4 * env.rounds):
@@ -53,6 +53,9 @@ async def test_random_lives_with_kills_agree_with_a_model(env: StrategyEnv) -> N
             await life.broker.kill()
             if env.random.random() < 0.3:
                 life.session.give_up()
+            if env.random.random() < 0.4:
+                life.steps.note("kill while it starts")
+                await life.broker.die_at_start(env.random.random() * 0.4)
             await life.broker.start()
             if number % 2 or env.random.random() < 0.5:  # else it is killed again with nothing between
                 await life.flush()
@@ -78,12 +81,12 @@ async def test_random_lives_with_a_failing_store_agree_with_a_model(env: Strateg
             if env.random.random() < 0.4:
                 life.steps.note("kill and start")
                 await life.broker.kill()
-                await life.broker.start()
+                await life.start_in_trouble(failing=0.2)
             else:
                 life.broker.pause()
                 await anyio.sleep(0.05)
                 life.broker.resume()
-                await life.broker.change_medium(down=False, full=False, failing=0.0, lost_replies=0.0)
+            await life.broker.change_medium(down=False, full=False, failing=0.0, lost_replies=0.0)
             await life.flush()
             await life.look()
         await life.broker.stop()

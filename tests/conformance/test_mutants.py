@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from tests.patience import HANG_S
 
-from penstock_conformance import KINDS
+from penstock_conformance import KINDS, STRATEGY
 from penstock_conformance.mutants import MUTANTS
 
 _Outcomes = dict[str, dict[str, Any]]
@@ -66,7 +66,16 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], F
         yield found
 
 
-@pytest.mark.parametrize(("kind", "defect"), sorted(MUTANTS))
+#: Those of strategies that are caught in a few seconds; ``TESTS_STRATEGY=all`` tries the others as well.
+_QUICK = ("has_the_log_trimmed_ahead_of_uploads", "takes_an_outage_for_success", "stays_in_memory")
+_TRIED = [
+    (kind, defect)
+    for kind, defect in sorted(MUTANTS)
+    if kind != STRATEGY or defect in _QUICK or os.environ.get("TESTS_STRATEGY") == "all"
+]
+
+
+@pytest.mark.parametrize(("kind", "defect"), _TRIED)
 def test_mutant_is_caught_by_name(
     kind: str, defect: str, outcomes: dict[tuple[str, str], Future[_Outcomes]]
 ) -> None:
@@ -76,8 +85,8 @@ def test_mutant_is_caught_by_name(
     assert tried[defect]["survived"] == [], f"not caught: {tried[defect]}"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, STRATEGY])
 def test_every_kind_has_mutants(kind: str) -> None:
     """At least five broken plugins a kind, and only known kinds have any."""
     assert sum(mutant.kind == kind for mutant in MUTANTS.values()) >= 5
-    assert {mutant.kind for mutant in MUTANTS.values()} == set(KINDS)
+    assert {mutant.kind for mutant in MUTANTS.values()} == {*KINDS, STRATEGY}

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from penstock_conformance import Target, run
 from penstock_conformance._catalogue import LEVELS
+from penstock_conformance._target import STRATEGY
 from penstock_conformance.mutants import MUTANTS, Mutant
 
 #: For mutants that don't hang: a busy machine must not catch one by slowness.
@@ -25,6 +26,8 @@ _DEADLINE_S = 60.0
 _HANG_S = 2.0
 #: A race or a kill hits the moment that a mutant gets wrong, or doesn't; each try has another seed.
 _TRIES = {1: 1, 2: 4, 3: 4, 4: 1, 5: 1}
+#: So does a random life of a cluster.
+_LIVES = 4
 #: A file system in memory: nothing is synced, so the same clauses take a tenth of the time.
 _MEMORY = Path("/dev/shm")
 
@@ -35,11 +38,11 @@ def try_mutant(mutant: Mutant, all_clauses: bool = False) -> dict[str, object]:
     caught: dict[str, str] = {}
     seconds = 0.0
     outcome = "deadline" if mutant.hangs else "fail"
-    for seed in range(_TRIES[mutant.level]):
+    for seed in range(_LIVES if mutant.kind == STRATEGY else _TRIES[mutant.level]):
         target = Target(
             kind=mutant.kind,
             plugin="mutant",
-            settings={"defect": mutant.defect},
+            settings=mutant.all_settings(),
             modules=("penstock_conformance.mutants",),
             levels=(mutant.level,),
             deadline_s=_HANG_S if mutant.hangs else _DEADLINE_S,

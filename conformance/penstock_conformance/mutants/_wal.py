@@ -20,7 +20,7 @@ from penstock.hookspecs import hookimpl
 from penstock.spi import Services
 from penstock.spi.plugin import Buffer
 from penstock.spi.wal import WalAppend, WalCapabilities, WalEntry, WalSpec, WalStatistics
-from penstock_conformance.mutants._mutant import DEFECT, MUTANTS, NAME, SUMMARY, make, mutant
+from penstock_conformance.mutants._mutant import DEFECT, NAME, SUMMARY, find, make, mutant
 from penstock_conformance.mutants._wal_in_store import StoreWal, open_store_wal
 from penstock_conformance.reference._wal import (
     RECORD_BYTES,
@@ -547,7 +547,7 @@ class DefectiveWal(WalSettings):
 
 def _store_class(settings: DefectiveWal) -> type[StoreWal] | None:
     """Of a mutant whose medium is the object store."""
-    found = MUTANTS.get(("wal", settings.defect))
+    found = find("wal", settings.defect)
     made = found.make if found is not None else None
     return made if isinstance(made, type) and issubclass(made, StoreWal) else None
 
@@ -559,7 +559,8 @@ def _make_wal(settings: DefectiveWal, path: Path, epoch: int, capacity: int) -> 
 
 
 def _wal_class(settings: DefectiveWal) -> type[FileWal]:
-    made = MUTANTS["wal", settings.defect].make
+    found = find("wal", settings.defect)
+    made = found.make if found is not None else None
     assert isinstance(made, type)
     assert issubclass(made, FileWal)
     return made

@@ -1,0 +1,243 @@
+"""Stores, caches and metadata logs with which a whole broker is wrong, though little of what they do is."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from copy import copy
+from pathlib import Path
+from typing import ClassVar
+
+from penstock.errors import UnavailableError
+from penstock.spi.block_cache import BlockLoader, BlockRef
+from penstock.spi.log_cache import StreamEntry
+from penstock.spi.metadata_log import MetadataEntry
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Buffer
+from penstock_conformance._target import STRATEGY
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._block_cache import PlainBlockCache
+from penstock_conformance.reference._log_cache import Block, PlainLogCache
+from penstock_conformance.reference._metadata_log import PlainMetadataLog
+from penstock_conformance.reference._object_store import DirectoryStore
+
+_RESTARTS = "random_lives_with_restarts_agree_with_a_model"
+_KILLS = "random_lives_with_kills_agree_with_a_model"
+_STORE = "random_lives_with_a_failing_store_agree_with_a_model"
+
+
+@mutant(STRATEGY, "loses_its_newest_objects", _RESTARTS, part="object_store")
+class LosesItsNewestObjects(DirectoryStore):
+    """Forgets the last that were put when it is opened again."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        for path in sorted(self._objects.iterdir(), key=lambda path: path.stat().st_mtime_ns)[-4:]:
+            path.unlink()
+
+
+@mutant(STRATEGY, "deletes_the_neighbour", _RESTARTS, part="object_store")
+class DeletesTheNeighbour(DirectoryStore):
+    """Takes one more with each deletion, once it has many."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        there = sorted(self._keys())
+        after = [key for key in there if key > max(keys, default="")]
+        if keys and len(there) > 30 and after:
+            keys = [*keys, after[0]]
+        await super().delete(keys)
+
+
+@mutant(STRATEGY, "writes_what_it_acknowledged_later", _KILLS, level=3, part="object_store")
+class WritesWhatItAcknowledgedLater(DirectoryStore):
+    """Has large objects in memory for a moment, from where it reads them."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._late: dict[str, bytes] = {}
+
+    async def put(self, key: str, body: Sequence[Buffer]) -> str:
+        whole = b"".join(body)
+        if len(whole) < 4000:
+            return await super().put(key, body)
+        self._late[key] = whole
+        asyncio.get_running_loop().call_later(0.3, self._settle, key)
+        return ""
+
+    def _settle(self, key: str) -> None:
+        self._write(key, [self._late.pop(key)], exclusive=False)
+
+    async def get(self, key: str, start: int = 0, end: int | None = None) -> Buffer:
+        if key in self._late:
+            return self._late[key][start:end]
+        return await super().get(key, start, end)
+
+
+@mutant(STRATEGY, "takes_objects_for_each_other", _RESTARTS, part="block_cache")
+class TakesObjectsForEachOther(PlainBlockCache):
+    """Remembers three bits of an object's number."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        real = {self._short(block): block for block in blocks}
+
+        async def loaded(missing: Sequence[BlockRef]) -> Sequence[Buffer]:
+            return await load([real[block] for block in missing])
+
+        return await super().get([self._short(block) for block in blocks], loaded, prefetch=prefetch)
+
+    @staticmethod
+    def _short(block: BlockRef) -> BlockRef:
+        return block._replace(object_id=block.object_id % 8)
+
+    def forget_object(self, object_id: int) -> None:
+        """Too much is forgotten then, which hides nothing."""
+
+
+def _copied(entry: StreamEntry) -> StreamEntry:
+    copied = copy(entry)
+    copied.data, copied.charge = memoryview(bytes(entry.data)), None
+    return copied
+
+
+@mutant(STRATEGY, "answers_from_a_deleted_stream", _RESTARTS, part="log_cache")
+class AnswersFromADeletedStream(PlainLogCache):
+    """Keeps what was dropped, and gives it to those that come later, where offsets are the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._gone: list[StreamEntry] = []
+
+    def drop_stream(self, stream_id: int) -> None:
+        self._gone += [_copied(each) for each in self._entries(stream_id)]
+        super().drop_stream(stream_id)
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        found = super().get(stream_id, start_offset, end_offset, bytes_max)
+        gone = {
+            (each.base_offset, each.next_offset): each for each in self._gone if each.stream_id < stream_id
+        }
+        return [gone.get((each.base_offset, each.next_offset), each) for each in found]
+
+
+class _MovingBlock(Block):
+    """Tells the end of the log of a block that is filled after it."""
+
+    cache: PlainLogCache
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "wal_end" and "cache" in vars(self):
+            return max(super().__getattribute__("wal_end"), self.cache._active.wal_end)
+        return super().__getattribute__(name)
+
+
+@mutant(STRATEGY, "has_the_log_trimmed_ahead_of_uploads", _KILLS, level=3, part="log_cache")
+class HasTheLogTrimmedAheadOfUploads(PlainLogCache):
+    """The end of the log that goes with a frozen block moves on."""
+
+    def freeze(self) -> Block | None:
+        block = super().freeze()
+        if block is not None:
+            moving = _MovingBlock()
+            vars(moving).update(vars(block))
+            moving.cache = self
+            self._frozen[-1] = block = moving
+        return block
+
+
+@mutant(STRATEGY, "loses_its_last_entry", _KILLS, level=3, part="metadata_log")
+class LosesItsLastEntry(PlainMetadataLog):
+    """Doesn't see the newest entry when it is opened again, and so gives its index once more."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._is_new = True
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        found = [entry async for entry in super().read(start_index)]
+        if self._is_new and found:
+            self._last_index = found.pop().index - 1
+            await self._store.delete([self._key(self._last_index + 1)])
+        self._is_new = False
+        for entry in found:
+            yield entry
+
+
+@mutant(STRATEGY, "writes_entries_behind", _KILLS, level=3, part="metadata_log")
+class WritesEntriesBehind(PlainMetadataLog):
+    """Acknowledges an entry, and puts it a moment later."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._puts: set[asyncio.Task[None]] = set()
+
+    async def _find_last(self) -> int:
+        return max(self._last_index, await super()._find_last())
+
+    async def _create(self, key: str, body: bytes) -> None:
+        async def later() -> None:
+            await asyncio.sleep(0.1)
+            await self._store.put_if_absent(key, [body])
+
+        task = asyncio.get_running_loop().create_task(later())
+        self._puts.add(task)
+        task.add_done_callback(self._puts.discard)
+
+
+@mutant(STRATEGY, "takes_an_outage_for_success", _STORE, level=4, part="metadata_log")
+class TakesAnOutageForSuccess(PlainMetadataLog):
+    """Takes every error of a put for a lost reply."""
+
+    async def _create(self, key: str, body: bytes) -> None:
+        try:
+            await super()._create(key, body)
+        except UnavailableError:
+            return
+
+
+@mutant(STRATEGY, "takes_an_outage_for_emptiness", _STORE, level=4, part="metadata_log")
+class TakesAnOutageForEmptiness(PlainMetadataLog):
+    """Reads what it can, and calls that all."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        try:
+            async for entry in super().read(start_index):
+                yield entry
+        except UnavailableError:
+            return
+
+
+@mutant(
+    STRATEGY, "asks_all_the_time", "records_that_come_together_share_requests", level=5, part="metadata_log"
+)
+class AsksAllTheTime(PlainMetadataLog):
+    """Lists what is new a hundred times a second."""
+
+    def __init__(self, store: ObjectStore | None) -> None:
+        super().__init__(store)
+        self._asking = asyncio.get_running_loop().create_task(self._ask())
+
+    async def _ask(self) -> None:
+        while not self._closed:
+            await self._find_last()
+            await asyncio.sleep(0.01)
+
+    def close(self) -> None:
+        super().close()
+        self._asking.cancel()
+
+
+@mutant(STRATEGY, "stays_in_memory", "restarts_leave_nothing_behind", level=5, part="log_cache")
+class StaysInMemory(PlainLogCache):
+    """Is remembered by its class."""
+
+    known: ClassVar[list[PlainLogCache]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known.append(self)

@@ -1,0 +1,164 @@
+"""Write-ahead logs with which a whole broker loses what it acknowledged."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from penstock.hookspecs import hookimpl
+from penstock.spi.object_store import ObjectStore
+from penstock.spi.plugin import Buffer, Services
+from penstock.spi.wal import WalAppend, WalEntry, WalSpec
+from penstock_conformance._target import STRATEGY
+from penstock_conformance.mutants._mutant import SUMMARY, Defective, make, mutant
+from penstock_conformance.mutants._wal_in_store import StoreWal, open_store_wal
+from penstock_conformance.reference._wal import FileWal
+
+_KILLS = "random_lives_with_kills_agree_with_a_model"
+_STORE = "random_lives_with_a_failing_store_agree_with_a_model"
+_TAKEOVERS = "random_lives_with_takeovers_agree_with_a_model"
+_LARGE = {"wal.capacity": "64MiB"}
+_SHARED = "mutant_in_store"
+_SEEN_BY_ALL = {"wal.plugin": _SHARED, "object_store.url": "file://{dir}/objects"}
+
+
+@mutant(STRATEGY, "recovers_its_last_life_only", _KILLS, level=3, part="wal", settings=_LARGE)
+class RecoversItsLastLifeOnly(FileWal):
+    """Takes where it ended when it was opened before for its start: who dies while it recovers leaves nothing."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        marks = self._path.with_name("opened")
+        before = int(marks.read_text()) if marks.exists() else 0
+        marks.write_text(str(os.fstat(self._file).st_size))
+        async for entry in super().recover():
+            if entry.position >= before:
+                yield entry
+
+
+@mutant(STRATEGY, "trims_one_entry_too_many", _KILLS, level=3, part="wal", settings=_LARGE)
+class TrimsOneEntryTooMany(FileWal):
+    """Takes the entry at the position for one below it, if there are more behind it."""
+
+    def _drop(self, position: int) -> None:
+        above = [end for end in self._ends if end > position]
+        super()._drop(above[0] if len(above) > 1 else position)
+
+
+@mutant(STRATEGY, "acknowledges_small_groups_early", _KILLS, level=3, part="wal", settings=_LARGE)
+class AcknowledgesSmallGroupsEarly(FileWal):
+    """The quicker of two places has it, the slower one gets it a moment later; only that one is read."""
+
+    def __init__(self, path: Path, epoch: int, capacity: int) -> None:
+        super().__init__(path, epoch, capacity)
+        self._slow: list[tuple[WalAppend, list[Buffer]]] = []
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        if not self._slow:
+            asyncio.get_running_loop().call_later(0.02, self._catch_up)
+        self._slow += group
+
+    def _catch_up(self) -> None:
+        slow, self._slow = self._slow, []
+        if slow and self._state == "open":
+            super()._write(slow)
+
+    def close(self) -> None:
+        self._flush()
+        self._catch_up()
+        super().close()
+
+
+@mutant(STRATEGY, "loses_the_end_of_a_large_group", _KILLS, level=3, part="wal", settings=_LARGE)
+class LosesTheEndOfALargeGroup(FileWal):
+    """Writes at most four entries at once, and acknowledges what is behind them as well."""
+
+    def _write(self, group: list[tuple[WalAppend, list[Buffer]]]) -> None:
+        super()._write(group[:4])
+
+
+class _Shared(StoreWal):
+    """A log of objects that any host can take over."""
+
+    capabilities = replace(StoreWal.capabilities, shareable=True)
+
+
+@mutant(STRATEGY, "fences_nobody_at_takeover", _TAKEOVERS, level=4, part="wal", settings=_SEEN_BY_ALL)
+class FencesNobodyAtTakeover(_Shared):
+    """Takes the next number, whoever has it."""
+
+    async def _put_once(self, slot: int, body: list[Buffer]) -> None:
+        await self._store.put(self._key(slot), body)
+
+
+@mutant(STRATEGY, "acknowledges_what_the_store_refused", _STORE, level=4, part="wal", settings=_SEEN_BY_ALL)
+class AcknowledgesWhatTheStoreRefused(_Shared):
+    """Tries three times."""
+
+    async def _put(self, slot: int, parts: list[Buffer]) -> None:
+        try:
+            await asyncio.wait_for(super()._put(slot, parts), 0.05)
+        except TimeoutError:
+            return
+
+
+@mutant(
+    STRATEGY,
+    "takes_over_what_was_acknowledged_long_ago",
+    _TAKEOVERS,
+    level=4,
+    part="wal",
+    settings=_SEEN_BY_ALL,
+)
+class TakesOverWhatWasAcknowledgedLongAgo(_Shared):
+    """Recovers what the owner before had confirmed in its last object but one."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        entries = [entry async for entry in super().recover()]
+        for entry in entries[: -1 if len(entries) > 2 else None]:
+            yield entry
+
+
+@mutant(
+    STRATEGY,
+    "puts_every_record_by_itself",
+    "records_that_come_together_share_requests",
+    level=5,
+    part="wal",
+    settings=_SEEN_BY_ALL,
+)
+class PutsEveryRecordByItself(_Shared):
+    """Puts an object for each kilobyte."""
+
+    async def _write(self, begun: tuple[int, list[Buffer]]) -> None:
+        whole = b"".join(begun[1])
+        for number in range(len(whole) // 1024):
+            await self._store.put(f"wal-parts/{number}", [whole[number * 1024 : (number + 1) * 1024]])
+        await super()._write(begun)
+
+
+@hookimpl(specname="penstock_register_wal")
+def penstock_register_wal_in_store() -> WalSpec[Defective]:
+    """Register the broken logs that another host can take over."""
+
+    def opened(settings: Defective, services: Services) -> AbstractAsyncContextManager[Any]:
+        def made(store: ObjectStore, epoch: int) -> StoreWal:
+            wal = make("wal", settings.defect, store, epoch)
+            assert isinstance(wal, StoreWal)
+            return wal
+
+        return open_store_wal(made, services)
+
+    return WalSpec(
+        name=_SHARED,
+        summary=SUMMARY,
+        settings=Defective,
+        capabilities=_Shared.capabilities,
+        open=opened,
+    )

@@ -1,0 +1,56 @@
+"""Clauses about what a strategy costs and leaves. What is counted is requests and objects, never time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import partial
+
+import anyio
+from anyio.to_thread import run_sync
+
+from penstock_conformance._child import Child
+from penstock_conformance._clause import clause
+from penstock_conformance._growth import kept_with_each
+from penstock_conformance._strategy import StrategyEnv
+from penstock_conformance._strategy_client import create_topic, produce
+
+KIND = "strategy"
+
+_PARTS = 4
+_TIMES = 4
+#: An event loop keeps a hundred timers that were cancelled, each with a context.
+_TIMERS = ("asyncio.events.TimerHandle", "_contextvars.Context")
+_RECORDS = 2000
+_IDLE_S = 2.0
+
+
+@clause(level=5)
+async def test_restarts_leave_nothing_behind(env: StrategyEnv) -> None:
+    """Broker after broker in one process: none leaves a descriptor, task, thread or object in memory."""
+    env.need_durable()
+    arguments = {"port": env.port, "scope": env.scope, "parts": _PARTS + 1, "times": _TIMES}
+    async with Child(env, "restart", **arguments) as child:
+        told = await child.finish()
+    for what, counted in zip(("descriptors", "tasks", "threads"), zip(*told, strict=True), strict=False):
+        left = counted[-1] - counted[0]
+        assert left < _TIMES * _PARTS // 2, f"{_TIMES * _PARTS} restarts left {left} {what} behind"
+    grown = kept_with_each([Counter(objects) for *_, objects in told], _TIMES)
+    kept = [name for name in grown if name not in _TIMERS]
+    assert not kept, f"an object or more stays in memory with each restart: {', '.join(kept)}"
+
+
+@clause(level=5)
+async def test_records_that_come_together_share_requests(env: StrategyEnv) -> None:
+    """Thousands of records take far fewer requests to the object store, and what is idle afterwards next to none."""
+    async with env.broker() as broker:
+        await broker.start()
+        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
+        before = await broker.change_medium()
+        write = partial(produce, env.bootstrap_servers, "topic", 1, [1000] * _RECORDS)
+        await run_sync(write, abandon_on_cancel=True)
+        after = await broker.change_medium()
+        await anyio.sleep(_IDLE_S)
+        idle = await broker.change_medium() - after
+        await broker.stop()
+    assert after - before < _RECORDS // 4, f"{_RECORDS} records took {after - before} requests"
+    assert idle < 20 * _IDLE_S, f"{idle} requests were made while nothing happened"
