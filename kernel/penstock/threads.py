@@ -12,7 +12,8 @@ __all__ = ("run_in_thread",)
 from collections.abc import Callable
 from typing import TypeVar, TypeVarTuple
 
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, create_task_group, sleep_forever, to_thread
+from anyio.lowlevel import checkpoint_if_cancelled
 
 from penstock.errors import clear_frames
 
@@ -30,13 +31,26 @@ class _Raised:
 
 
 async def run_in_thread(
-    work: Callable[[*_Arguments], _R], *arguments: *_Arguments, limiter: CapacityLimiter | None = None
+    work: Callable[[*_Arguments], _R],
+    *arguments: *_Arguments,
+    limiter: CapacityLimiter | None = None,
+    give_up: Callable[[], None] | None = None,
 ) -> _R:
     """``work(*arguments)`` in a thread; at most as many at a time as ``limiter`` allows (default: 40).
 
-    Raises what it raises, without the variables of its frames. A caller that is cancelled waits for its end first.
+    Raises what it raises, without the variables of its frames. A caller that is cancelled waits for its end first;
+    ``give_up`` is called then, so that it comes soon (and may be called afterwards).
     """
-    outcome = await to_thread.run_sync(_run, work, arguments, limiter=limiter)
+    outcome: _R | _Raised
+    if give_up is None:
+        outcome = await to_thread.run_sync(_run, work, arguments, limiter=limiter)
+    else:
+        async with create_task_group() as tasks:
+            tasks.start_soon(_call_if_cancelled, give_up)
+            outcome = await to_thread.run_sync(_run, work, arguments, limiter=limiter)
+            tasks.cancel_scope.cancel()
+        if isinstance(outcome, _Raised):  # a caller that is cancelled hears no error that giving up made
+            await checkpoint_if_cancelled()
     if not isinstance(outcome, _Raised):
         return outcome
     error = outcome.error
@@ -45,6 +59,13 @@ async def run_in_thread(
         raise error
     finally:
         del error, outcome
+
+
+async def _call_if_cancelled(give_up: Callable[[], None]) -> None:
+    try:
+        await sleep_forever()
+    finally:
+        give_up()
 
 
 def _run(work: Callable[[*_Arguments], _R], arguments: tuple[*_Arguments]) -> _R | _Raised:

@@ -35,6 +35,9 @@ from penstock.stream.engine import StreamEngine
 
 logger = logging.getLogger("penstock.lake")
 
+#: How long a stop waits for another try of tables that stand.
+_STANDING_STOP_S = 1.0
+
 
 class _Running:
     """A task, and how it is ended."""
@@ -190,8 +193,15 @@ class LakeService:
     async def _stop(self) -> None:
         """Commit what is durable, and leave the tables."""
         self._ending = True
-        tasks = [running.task for running in self._running.values()]
-        for task in tasks:
-            task.stop()
-        for task in tasks:
-            await task.stopped.wait()
+        all_running = list(self._running.values())
+        for running in all_running:
+            running.task.stop()
+        # one that stands has nothing that the next start doesn't read again, and may wait for what is dead
+        standing = [running for running in all_running if running.task.is_standing]
+        with anyio.move_on_after(_STANDING_STOP_S):
+            for running in standing:
+                await running.task.stopped.wait()
+        for running in standing:
+            running.scope.cancel()
+        for running in all_running:
+            await running.task.stopped.wait()

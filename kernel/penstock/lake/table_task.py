@@ -280,7 +280,7 @@ class TableTask:
         around = self._around
         wanted = self.wanted
         self._opens = False
-        if not self._is_standing:
+        if not self.is_standing:
             self._state = LakeState.OPENING
         if not self._is_claimed:
             self._epoch = await around.metadata.submit(
@@ -297,7 +297,7 @@ class TableTask:
             self._pending_rejected.clear()
             self._check_positions()
             await self._begin_partitions(table)
-            if self._is_standing:  # the reason is shown until a commit shows that it has gone
+            if self.is_standing:  # the reason is shown until a commit shows that it has gone
                 await self._maintain(table)
             else:
                 await self._tell(LakeState.RUNNING, "")
@@ -311,7 +311,8 @@ class TableTask:
         return claim is not None and claim.epoch == self._epoch
 
     @property
-    def _is_standing(self) -> bool:
+    def is_standing(self) -> bool:
+        """Whether it failed when it was tried last."""
         return self._state in (LakeState.FAILED, LakeState.GAP)
 
     def _check_positions(self) -> None:

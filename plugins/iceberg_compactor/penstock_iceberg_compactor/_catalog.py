@@ -16,7 +16,8 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,14 +27,21 @@ from pyiceberg.catalog.sql import SqlCatalog
 from pyiceberg.exceptions import NamespaceAlreadyExistsError
 from pyiceberg.utils.config import merge_config
 from requests import PreparedRequest, Response, Session
+from requests.adapters import HTTPAdapter
 from sqlalchemy import Engine, event, make_url
 from sqlalchemy.exc import ArgumentError
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.response import HTTPResponse
 
 from penstock.errors import ConfigError, PenstockError, UnavailableError, again, kept
 from penstock_iceberg_compactor._errors import Secrets, translated
+from penstock_iceberg_compactor.decode.waits import ended_with_call
 
 #: How long the broker's start waits for a catalog that is silent, and how long others are then told the same.
 _FIRST_S = 5.0
+#: How long a database may take to accept a connection: a wait that can't be ended, and leaves nothing in doubt.
+_CONNECT_S = 5.0
 #: Drivers of PostgreSQL that pass a URL's parameters on to libpq, and for how long that may hear nothing of a host.
 _LIBPQ = ("postgresql", "postgresql+psycopg", "postgresql+psycopg2")
 _LIBPQ_LIMITS = {
@@ -153,7 +161,9 @@ class OpenCatalog:
                 return _rest(self._name, cast(dict[str, str], given), silence_s, self._silence_s)
             if kind.endswith("sql") and given.get("uri"):
                 uri = str(given["uri"])
-                catalog = _sql(self._name, {**self._properties, "uri": bounded_url(uri, silence_s)})
+                catalog = _sql(
+                    self._name, {**self._properties, "uri": bounded_url(uri, min(silence_s, _CONNECT_S))}
+                )
             else:
                 catalog = load_catalog(self._name, **self._properties)
             if isinstance(catalog, SqlCatalog):
@@ -226,13 +236,47 @@ def _rest(name: str, properties: dict[str, str], first_s: float, silence_s: floa
 
 
 def bound_session(session: Session, silence_s: Callable[[], float]) -> None:
-    """Have requests of ``session`` that say nothing of it fail when the other side is silent for so long."""
+    """Have requests of ``session`` that say nothing of it fail when the other side is silent for so long.
+
+    They end when whoever waits for them gives up.
+    """
+    for adapter in session.adapters.values():
+        cast(HTTPAdapter, adapter).poolmanager.pool_classes_by_scheme = {
+            "http": _HttpPool,
+            "https": _HttpsPool,
+        }
     send = session.send
 
     def bounded(request: PreparedRequest, **how: Any) -> Response:
         return send(request, **{**how, "timeout": how.get("timeout") or silence_s()})
 
     session.send = bounded  # type: ignore[method-assign] # what it was, with another default
+
+
+class _Http(HTTPConnection):
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as in its base
+        with ended_with_call(partial(_shut, self.sock)):
+            return super().getresponse()
+
+
+class _Https(HTTPSConnection):
+    def getresponse(self) -> HTTPResponse:  # type: ignore[override] # as in its base
+        with ended_with_call(partial(_shut, self.sock)):
+            return super().getresponse()
+
+
+class _HttpPool(HTTPConnectionPool):
+    ConnectionCls = _Http
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    ConnectionCls = _Https
+
+
+def _shut(connection: socket.socket | None) -> None:
+    with suppress(OSError):
+        if connection is not None:
+            connection.shutdown(socket.SHUT_RDWR)
 
 
 def bounded_url(url: str, silence_s: float) -> str:
@@ -280,9 +324,13 @@ def _nothing() -> None:
 
 
 def closing_if_silent(fileno: int, silence_s: float) -> Callable[[], None]:
-    """Shut the socket down after ``silence_s``, unless what is returned is called before."""
+    """Shut the socket down after ``silence_s``, or when whoever waits gives up.
+
+    Not after what is returned was called.
+    """
     held = socket.socket(fileno=os.dup(fileno))  # the same connection, whatever becomes of the number
     lock = threading.Lock()
+    waiting = ExitStack()
 
     def shut() -> None:
         with lock, suppress(OSError):
@@ -291,9 +339,11 @@ def closing_if_silent(fileno: int, silence_s: float) -> Callable[[], None]:
     timer = threading.Timer(silence_s, shut)
     timer.daemon = True
     timer.start()
+    waiting.enter_context(ended_with_call(shut))
 
     def stop() -> None:
         timer.cancel()
+        waiting.close()
         with lock:
             held.close()
 

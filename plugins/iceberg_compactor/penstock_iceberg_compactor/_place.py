@@ -18,6 +18,7 @@ from penstock_iceberg_compactor._errors import Secrets, translated
 from penstock_iceberg_compactor._life import Life
 from penstock_iceberg_compactor._settings import Settings
 from penstock_iceberg_compactor.decode import Outage
+from penstock_iceberg_compactor.decode.waits import Call
 
 _R = TypeVar("_R")
 
@@ -60,10 +61,15 @@ class Place:
         limiter: anyio.CapacityLimiter | None = None,
         **places: object,
     ) -> _R:
-        """``work`` in a thread; errors from outside become Penstock's, with ``what`` and ``places``."""
+        """``work`` in a thread; errors from outside become Penstock's, with ``what`` and ``places``.
+
+        Cancelled, it doesn't wait for a catalog or a registry: what was sent may have happened or not.
+        """
+        call = Call()
 
         def translating() -> _R:
+            call.begin()
             with translated(what, self.secrets, **places):
                 return work()
 
-        return await run_in_thread(translating, limiter=limiter or self.limiter)
+        return await run_in_thread(translating, limiter=limiter or self.limiter, give_up=call.end)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from pathlib import Path
 
+import anyio
 import pytest
 import requests
 from penstock_iceberg_compactor import _catalog
@@ -17,6 +19,7 @@ from tests.lake_records import lake_records
 from tests.patience import HANG_S
 
 from penstock.errors import NotFoundError, UnavailableError
+from penstock.threads import run_in_thread
 
 pytestmark = pytest.mark.anyio
 EAGER = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
@@ -74,6 +77,32 @@ def test_a_database_that_says_nothing_holds_no_thread_for_ever() -> None:
         theirs.send(b"x")
         assert ours.recv(1) == b"x", "what answered in time isn't touched"
     assert "connect_timeout=7" in bounded_url("postgresql+psycopg://u:p@host/db", 7)
+
+
+@pytest.mark.parametrize("kind", ["rest", "postgres"])
+async def test_who_gives_up_on_a_silent_catalog_waits_for_it_no_longer(tmp_path: Path, kind: str) -> None:
+    """A broker that stops, or a topic that wants no table any more. The time for silence is a test's patience."""
+    ours, theirs = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as silent, requests.Session() as session, ours, theirs:
+        bound_session(session, lambda: HANG_S)
+        asked = threading.Event()
+
+        def wait() -> None:
+            if kind == "rest":
+                asked.set()
+                session.get(f"http://127.0.0.1:{silent.getsockname()[1]}/v1/config")
+            else:
+                stop = closing_if_silent(ours.fileno(), HANG_S)
+                asked.set()
+                ours.recv(1)
+                stop()
+
+        async with opened(tmp_path) as compactor, anyio.create_task_group() as tasks:
+            began = time.monotonic()
+            tasks.start_soon(compactor._place.run, "waiting", wait)
+            await run_in_thread(asked.wait, HANG_S)
+            tasks.cancel_scope.cancel()
+        assert time.monotonic() - began < HANG_S
 
 
 @pytest.mark.parametrize("by", ["removed", "replaced", "before a restart"])

@@ -8,6 +8,8 @@ import json
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -166,6 +168,33 @@ def test_a_registry_that_dribbles_holds_a_thread_for_so_long_and_isnt_asked_agai
             ended.set()
             server.shutdown(socket.SHUT_RDWR)
             thread.join(HANG_S)
+
+
+def test_of_those_who_ask_a_registry_that_was_silent_one_waits_and_the_others_are_told() -> None:
+    """Each who waits has one of the few threads of all tables."""
+    outage = Outage(pause_s=0)
+    with socket.create_server(("127.0.0.1", 0)) as server, ThreadPoolExecutor(1) as threads:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}"
+        unreachable = partial(pytest.raises, UnavailableError, match="the schema registry can't be reached")
+        first, second = (
+            SchemaRegistry(url, deadline_s=after, attempts=1, outage=outage) for after in (0.05, HANG_S)
+        )
+        with unreachable():
+            first.schema(1)
+        server.accept()[0].close()
+        waiting = threads.submit(second.schema, 1)
+        connection, _ = server.accept()
+        with unreachable():
+            first.schema(2)
+        server.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            server.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(b'HTTP/1.1 200 OK\r\ncontent-length: 17\r\n\r\n{"schema":"null"}')
+            assert waiting.result(HANG_S).text == "null"
+        for client in (first, second):
+            client.close()
 
 
 def test_a_registry_that_answers_nonsense_for_one_schema_is_asked_for_others(

@@ -478,6 +478,25 @@ def test_a_stop_that_hangs_ends_after_its_time() -> None:
     simulated(test)
 
 
+def test_a_stop_waits_little_for_a_table_that_stands() -> None:
+    """What it waits for may be dead: a catalog, a registry."""
+
+    async def test(world: World) -> None:
+        world.create("bad")
+        world.settings = replace(world.settings, stop_timeout_s=1000)
+        world.always["open", "bad"] = UnavailableError("the catalog is away")
+        async with world.serve():
+            await anyio.sleep(1)
+            assert world.claim("bad").state == "failed"
+            del world.always["open", "bad"]
+            world.hangs = "open"
+            await anyio.sleep(3 * INTERVAL_S)
+            began = world.clock()
+        assert world.clock() - began < 10
+
+    simulated(test)
+
+
 def test_a_failing_table_stops_no_other() -> None:
     """Whatever it raises, also what isn't one of our errors."""
 

@@ -20,6 +20,7 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from penstock.errors import ConfigError, NotFoundError, UnavailableError, again, kept
+from penstock_iceberg_compactor.decode.waits import ended_with_call
 
 #: What one answer may hold; descriptors of large protobuf schemas take some 100 KB.
 _ANSWER_BYTES_MAX = 4 * 2**20
@@ -48,25 +49,29 @@ class Outage:
     Who waits for it takes a thread from the other tables. Any thread may use it.
     """
 
-    def __init__(self, pause_s: float = 20, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, pause_s: float = 5, clock: Callable[[], float] = time.monotonic) -> None:
         self._pause_s = pause_s
         self._clock = clock
         self._until = 0.0
         self._fault: _UnreachableError | None = None
+        self._probing = threading.Lock()
 
-    def check(self) -> None:
-        """Raise what the last one who asked was told, if that is not long ago."""
+    @contextmanager
+    def asking(self) -> Iterator[None]:
+        """Ask within. After a wait for nothing one asks at a time, and not at once; others are told of it."""
         fault = self._fault
-        if fault is not None and self._clock() < self._until:
+        if fault is not None and (self._clock() < self._until or not self._probing.acquire(blocking=False)):
             raise again(fault)
-
-    def begins(self, fault: _UnreachableError) -> None:
-        """Remember that somebody waited for nothing."""
-        self._fault, self._until = kept(fault), self._clock() + self._pause_s
-
-    def ends(self) -> None:
-        """The registry answers."""
-        self._fault = None
+        try:
+            yield
+        except _UnreachableError as error:  # one that answers, whatever that is, keeps nobody waiting
+            self._fault, self._until = kept(error), self._clock() + self._pause_s
+            raise
+        else:
+            self._fault = None
+        finally:
+            if fault is not None:
+                self._probing.release()
 
 
 class SchemaRegistry:
@@ -130,14 +135,8 @@ class SchemaRegistry:
         """
         known = self._schemas.get(number)
         if known is None:
-            self._outage.check()
-            try:
-                with self._connections.ending_after(self._deadline_s):
-                    known = self._ask(number)
-            except _UnreachableError as error:  # one that answers, whatever that is, keeps nobody waiting
-                self._outage.begins(error)
-                raise
-            self._outage.ends()
+            with self._outage.asking(), self._connections.ending_after(self._deadline_s):
+                known = self._ask(number)
             self._schemas[number] = known
             if len(self._schemas) > self._schemas_max:
                 self._schemas.popitem(last=False)
@@ -264,7 +263,8 @@ class _Connections:
         timer.daemon = True
         timer.start()
         try:
-            yield
+            with ended_with_call(self._shut):
+                yield
         finally:
             timer.cancel()
 

@@ -1,0 +1,58 @@
+"""What a thread waits for on behalf of somebody who may give up: it is ended then."""
+
+from __future__ import annotations
+
+__all__ = ("Call", "ended_with_call")
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_current: ContextVar[Call | None] = ContextVar("call", default=None)
+
+
+class Call:
+    """Work in a thread that nobody may need any more. Any thread may use it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._is_over = False
+        self._waits: set[Callable[[], None]] = set()
+
+    def begin(self) -> None:
+        """What this thread waits for from here on, in this context, belongs to the call."""
+        _current.set(self)
+
+    def end(self) -> None:
+        """Nobody needs it any more: what it waits for ends, and what it would wait for then does at once."""
+        with self._lock:
+            self._is_over = True
+            waits = list(self._waits)
+        for shut in waits:
+            shut()
+
+    @contextmanager
+    def ends(self, shut: Callable[[], None]) -> Iterator[None]:
+        """Within, ``shut`` is called when the call ends, perhaps at once."""
+        with self._lock:
+            self._waits.add(shut)
+            is_over = self._is_over
+        if is_over:
+            shut()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._waits.discard(shut)
+
+
+@contextmanager
+def ended_with_call(shut: Callable[[], None]) -> Iterator[None]:
+    """Within, ``shut`` is called when whoever this thread works for gives up; never, if that is nobody."""
+    call = _current.get()
+    if call is None:
+        yield
+        return
+    with call.ends(shut):
+        yield
