@@ -122,16 +122,18 @@ def start(
     core = channel.core
     body_pos = header.body_pos(frame, version, channel.client)
     request: ProduceRequest | None = None
+    timeout_ms = 0  # of one that waits for memory
     if allocation is None or not has_too_many_partitions(frame, body_pos, version, PORTION_PARTITIONS):
         decoded = decode_request(_PRODUCE, version, frame, body_pos, lenient=True)
         assert isinstance(decoded, ProduceRequest)
+        timeout_ms = decoded.timeout_ms
         request = None if _is_wide(decoded) else decoded
     slot = _ProduceSlot(version, correlation_id, len(frame), channel=channel, is_wide=request is None)
     channel.pipeline.take(slot)
     if request is None:
         slot.charges = []
         begin = partial(_begin, channel, slot)
-        channel.wait_not_now(WideProduce(channel, slot, frame, body_pos, allocation, begin))
+        channel.wait_not_now(WideProduce(channel, slot, frame, body_pos, allocation, timeout_ms, begin))
         return
     core.requests_by_api[_PRODUCE] += 1
     if allocation is None:
@@ -162,7 +164,7 @@ def _is_wide(request: ProduceRequest) -> bool:
 
 
 def _begin(
-    channel: Channel, slot: _ProduceSlot, checked: CheckedRequest, allocation: Allocation
+    channel: Channel, slot: _ProduceSlot, checked: CheckedRequest, allocation: Allocation | None
 ) -> ProduceCall | None:
     """The call of a wide Produce, which keeps ``allocation``; None if the gate refuses it."""
     core, request = channel.core, checked.request

@@ -15,7 +15,7 @@ import anyio
 
 from penstock.api.produce import CheckedRequest, ProduceCall, check_request
 from penstock.api.produce_scan import has_too_many_partitions
-from penstock.errors import InvalidRequestError, PenstockError
+from penstock.errors import FullError, InvalidRequestError, PenstockError, kept
 from penstock.server.channel import Channel
 from penstock.server.slots import Slot
 from penstock.server.waiting import WaitingProduce
@@ -30,7 +30,10 @@ _ENCODED_BYTES_MIN: Final = 6
 
 
 class WideProduce:
-    """See ``Waiting``. ``begin`` makes the call, or refuses the request and returns None."""
+    """See ``Waiting``. ``begin`` makes the call, or refuses the request and returns None.
+
+    Without an ``allocation`` it waits for memory as long as its client waits for the answer, ``timeout_ms``.
+    """
 
     def __init__(
         self,
@@ -39,7 +42,8 @@ class WideProduce:
         frame: memoryview,
         body_pos: int,
         allocation: Allocation | None,
-        begin: Callable[[CheckedRequest, Allocation], ProduceCall | None],
+        timeout_ms: int,
+        begin: Callable[[CheckedRequest, Allocation | None], ProduceCall | None],
     ) -> None:
         self._channel = channel
         self._slot = slot
@@ -48,6 +52,7 @@ class WideProduce:
         #: The request: in the memory that it was received into, or a copy until there is some.
         self._allocation = allocation
         self._carried = bytes(frame) if allocation is None else b""
+        self._timeout_ms = timeout_ms
         self._begin = begin
         self._waiting: WaitingProduce | None = None
         self._is_running = False
@@ -82,16 +87,13 @@ class WideProduce:
 
     async def _prepare(self, moved: Callable[[], None]) -> WaitingProduce | None:
         channel, core = self._channel, self._channel.core
-        if self._allocation is None:
-            self._allocation = await core.allocator.allocate(self._size, "append")
-            self._allocation.view[:] = self._carried
-            self._carried = b""
-            moved()
+        refusal = None if self._allocation is not None else await self._move(moved)
         count_max = min(self._size // _ENCODED_BYTES_MIN, core.settings.produce_partitions_max)
-        charges = self._slot.charges
-        assert charges is not None
-        charges.append(await core.handling.charge(count_max * _PARTITION_BYTES, channel.handling))
-        charges.append(core.allocator.charge_anyway(count_max * _PARTITION_BYTES, "requests"))
+        held = await core.handling.charge(count_max * _PARTITION_BYTES, channel.handling)
+        if self._slot.charges is None:  # dropped meanwhile, and what it held is given back already
+            held.release()
+            return None
+        self._slot.charges += (held, core.allocator.charge_anyway(count_max * _PARTITION_BYTES, "requests"))
         try:
             checked = await core.turns.run_in_thread(self._check, core.long_requests)
         except PenstockError as error:
@@ -105,11 +107,38 @@ class WideProduce:
         call = self._begin(checked, allocation)
         if call is None:
             return None
+        if refusal is not None:
+            call.give_up(refusal)
+            return None
         return WaitingProduce(core, call, None, is_work=True, address=channel.address, size=self._size)
 
+    async def _move(self, moved: Callable[[], None]) -> PenstockError | None:
+        """Move the request into memory of the log's; returns why there was none in time."""
+        allocator, settings = self._channel.core.allocator, self._channel.core.api.settings
+        wait_ms = min(max(self._timeout_ms, 0), settings.produce_wait_ms_max)
+        allocation: Allocation | None = None
+        try:
+            try:  # whatever the client's time is: it may be 0
+                allocation = allocator.allocate_nowait(self._size, "append")
+            except FullError:
+                with anyio.move_on_after(wait_ms / 1000):
+                    allocation = await allocator.allocate(self._size, "append")
+        except PenstockError as error:  # the log is closing
+            return kept(error)
+        if allocation is None:
+            return FullError(f"no room for the records in time: waited_ms={wait_ms}")
+        if self._is_over:  # dropped in the moment when it was granted
+            allocation.release()
+            return None
+        self._allocation = allocation
+        allocation.view[:] = self._carried
+        self._carried = b""
+        moved()
+        return None
+
     def _check(self) -> CheckedRequest:
-        assert self._allocation is not None
-        view, version = self._allocation.view, self._slot.version
+        view = memoryview(self._carried) if self._allocation is None else self._allocation.view
+        version = self._slot.version
         maximum = self._channel.core.settings.produce_partitions_max
         if has_too_many_partitions(view, self._body_pos, version, maximum):
             raise InvalidRequestError(f"too many partitions in one request: partitions_max={maximum}")

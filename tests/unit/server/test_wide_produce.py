@@ -10,7 +10,9 @@ from tests.unit.api.fakes import FakeLogs, make_batch
 from tests.unit.server.harness import offsets, produce, serving, until
 
 from penstock.api.produce import PORTION_PARTITIONS
+from penstock.server.connection import Connection
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
 
 pytestmark = pytest.mark.anyio
 
@@ -74,3 +76,53 @@ async def test_a_connection_lost_while_its_wide_produce_waits_for_room_leaves_no
             for charge in logs.at("wide", at).charges:
                 charge.release()
         assert harness.allocator.used == 0
+
+
+@pytest.mark.parametrize("acks", [-1, 0])
+async def test_a_produce_to_many_partitions_waits_for_memory_no_longer_than_its_client(acks: int) -> None:
+    count = 2 * PORTION_PARTITIONS
+    logs = FakeLogs()
+    logs.add("t", count)
+    async with serving(logs, memory_bytes=1 << 16) as harness, await harness.connect() as client:
+        full = harness.allocator.allocate_nowait(1 << 16, "network")
+        wide = produce(*[make_batch()] * count, acks=acks, timeout_ms=20)
+        await client.send(PRODUCE, 9, wide, answered=acks != 0)
+        if acks:
+            assert offsets(await client.receive()) == [(ErrorCode.NOT_ENOUGH_REPLICAS, -1)] * count
+            full.release()
+            assert offsets(await client.call(PRODUCE, 9, produce(make_batch()))) == [(0, 0)]
+        else:
+            assert await client.ends()
+            full.release()
+        for charge in logs.at("t").charges:
+            charge.release()
+        await until(lambda: harness.server.core.handling.used == 0)
+        await until(lambda: harness.allocator.used == 0)
+        assert harness.server.statistics().waiting_for_room == 0
+
+
+async def test_a_produce_to_many_partitions_that_waits_for_no_time_is_taken_where_there_is_room() -> None:
+    count = PORTION_PARTITIONS + 1
+    logs = FakeLogs()
+    logs.add("t", count)
+    async with serving(logs) as harness, await harness.connect() as client:
+        response = await client.call(PRODUCE, 9, produce(*[make_batch()] * count, timeout_ms=0))
+        assert offsets(response) == [(0, 0)] * count
+
+
+async def test_a_connection_lost_while_its_wide_produce_is_given_memory_leaves_nothing() -> None:
+    """Both happen before the task goes on, so it isn't cancelled where it waited."""
+    logs = FakeLogs()
+    logs.add("t", 100)
+    async with serving(logs, memory_bytes=1 << 16) as harness, await harness.connect() as client:
+        full = harness.allocator.allocate_nowait(1 << 16, "network")
+        await client.send(PRODUCE, 9, produce(*[make_batch()] * 100))
+        await until(lambda: bool(harness.allocator._waiters))
+        full.release()
+        (channel,) = [one.channel for one in harness.server.connections if isinstance(one, Connection)]
+        channel.abort()
+        channel.lose()
+        await until(lambda: not harness.allocator._waiters)
+        await until(lambda: harness.allocator.used == 0)
+        assert harness.server.core.handling.used == 0
+        assert harness.server.core.handler_errors == 0
