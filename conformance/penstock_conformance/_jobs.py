@@ -313,9 +313,12 @@ async def append_until_fenced(env: Env, *, epoch: int, owner: int, pending: int 
 
 
 async def append_kinds_until_killed(
-    env: Env, *, epoch: int, owner: int, size: int, seed: int, die_after: int
+    env: Env, *, epoch: int, owner: int, size: int, seed: int, die_after: int, pause_s: float = 0.0
 ) -> None:
-    """WAL: append small and large entries, with their checksums and without; tell each once it is acknowledged."""
+    """WAL: append small and large entries, with their checksums and without; tell each once it is acknowledged.
+
+    ``pause_s`` passes before each.
+    """
     rng, death = random.Random(seed), Death(die_after)
     async with env.open(epoch=epoch) as wal:
         async for _ in wal.recover():
@@ -330,6 +333,7 @@ async def append_kinds_until_killed(
                 tell(told)
                 death.told()
 
+            await anyio.sleep(pause_s)
             append = wal.append([body], crc32c(body) if is_checked else None)
             append.set_callback(acked)
             await append.wait_durable()

@@ -239,6 +239,8 @@ async def test_swap_needs_the_current_token(env: Env) -> None:
         for stale in (first, "nonsense"):
             with raises(ConflictError):
                 await store.compare_and_swap("key", [b"x"], stale)
+        with raises(ConflictError, InvalidRequestError):
+            await store.compare_and_swap("key", [b"x"], "")  # nobody's
         assert bytes(await store.get("key")) == b"2", "a refused swap changed the object"
         assert (await store.head("key")).token == second
         third = await store.put("key", [b"3"])  # the same bytes might have the same token

@@ -185,7 +185,7 @@ async def test_newest_news_count(env: Env) -> None:
             partitioner.update_load("topic", loads, round_number * 100.0 + 1)
             chosen = _spread(partitioner, "topic", 1500, 3)
             best = (slow + 2) % 3
-            assert chosen[best] > 1200, (
+            assert chosen[best] > 1000, (  # who draws two and takes the better one comes to three of four
                 f"the only free partition, {best}, gets {chosen[best]} of 1500: {dict(chosen)}"
             )
         partitioner.update_load("topic", {number: PartitionLoad() for number in range(3)}, 1000.0)

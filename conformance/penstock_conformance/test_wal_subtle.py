@@ -15,6 +15,9 @@ from penstock_conformance._wal_steps import append_all, make_bodies, read, recov
 
 KIND = "wal"
 
+#: A log has come to rest after it.
+_PAUSE_S = 0.12
+
 #: Epochs are indexes of the metadata log: int64. These are just beyond 31, 32 and 53 bits, and far beyond any log.
 _EPOCHS = tuple(-(-number // EPOCHS_APART) for number in (7000, 2**31, 2**32, 2**53, 2**60))
 
@@ -71,6 +74,21 @@ async def test_every_kind_of_entry_survives_a_kill(env: Env) -> None:
             found = {check_body(entry.data) for entry in await recovered(wal)}
             for kind, sequence in acked:
                 assert (number, sequence) in found, f"an acknowledged entry is lost: {kind}"
+            await wal.trim(wal.statistics().end_position)
+
+
+@clause(level=3)
+async def test_entry_after_a_pause_survives_a_kill(env: Env) -> None:
+    """Durable when it completes, also where nothing was appended for a while."""
+    async with env.open(epoch=1) as wal:
+        surviving(wal)
+    for number in range(1, 3 * env.rounds + 1):
+        arguments = {"epoch": 2 * number, "owner": number, "size": 300, "seed": number, "pause_s": _PAUSE_S}
+        acked = await killed(env, "append_kinds_until_killed", "at an ack", 4, **arguments)
+        async with env.open(epoch=2 * number + 1) as wal:
+            found = {check_body(entry.data) for entry in await recovered(wal)}
+            for _, sequence in acked:
+                assert (number, sequence) in found, "an entry that came after a pause was lost"
             await wal.trim(wal.statistics().end_position)
 
 

@@ -17,7 +17,7 @@ _WAYS = {
         "histories or kept_is_charged or failed_attempts or epochs_are or topic_is_who or nothing_is_visible",
     ),
     "partitioner": (
-        ["anywhere", "in_turn", "java_only", "sticky", "shortest"],
+        ["anywhere", "in_turn", "java_only", "sticky", "two_choices", "shortest"],
         "model or keyless or unavailable or drain or newest or new_partitions",
     ),
 }

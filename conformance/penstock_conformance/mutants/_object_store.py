@@ -301,6 +301,16 @@ class SwapsWhateverIsThere(DirectoryStore):
         return await self.put(key, body)
 
 
+@mutant(KIND, "swaps_for_an_empty_token", "swap_needs_the_current_token")
+class SwapsForAnEmptyToken(DirectoryStore):
+    """Takes no token for any token."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        if not token:
+            return await self.put(key, body)
+        return await super().compare_and_swap(key, body, token)
+
+
 @mutant(KIND, "counts_nothing", "statistics_count")
 class CountsNothing(DirectoryStore):
     """Has no counters."""

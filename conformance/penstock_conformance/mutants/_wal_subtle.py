@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ()
 
 import os
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +39,17 @@ class _AcksSomeEarly(FileWal):
 
     def _answer(self, group: _Group) -> None:
         super()._answer([item for item in group if not item[0].done])
+
+
+@mutant(KIND, "acks_early_after_a_pause", "entry_after_a_pause_survives_a_kill", level=3)
+class AcksEarlyAfterAPause(_AcksSomeEarly):
+    """Has a moment to spare where nothing came for 50 ms."""
+
+    _last_s = 0.0
+
+    def _is_early(self, data: Sequence[Buffer], checksum: int | None) -> bool:
+        before, self._last_s = self._last_s, time.monotonic()
+        return self._last_s - before > 0.05
 
 
 @mutant(KIND, "acks_large_entries_before_they_are_written", "every_kind_of_entry_survives_a_kill", level=3)

@@ -150,8 +150,8 @@ class ObjectStore(Protocol):
     async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
         """Replace the object only if its token is still ``token``; returns the new token.
 
-        The same bytes may have the same token again, as where it is a hash of them; other bytes have another one.
-        Raises ConflictError if it changed or vanished; InvalidRequestError if unclaimed.
+        The same bytes may have the same token again, as where it is a hash of them; other bytes have another one,
+        and an empty one is none. Raises ConflictError if it changed or vanished; InvalidRequestError if unclaimed.
         """
 
     async def create_multipart(self, key: str) -> MultipartUpload:

@@ -107,6 +107,7 @@ WAYS: dict[str, type[_Anywhere]] = {
     "in_turn": _InTurn,
     "java_only": _JavaOnly,
     "sticky": _Sticky,
+    "two_choices": _TwoChoices,
     "shortest": _Shortest,
 }
 
