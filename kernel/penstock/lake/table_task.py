@@ -144,6 +144,7 @@ class TableTask:
         self._all_bytes = 0
         self._rejected: Counter[str] = Counter()
         self._pending_rejected: Counter[str] = Counter()
+        self._pending_gap = 0
         self._last_rejection = ""
 
     # -- from outside ----------------------------------------------------------------------------------------
@@ -295,6 +296,7 @@ class TableTask:
             self._written_bytes = 0
             self._is_full = False
             self._pending_rejected.clear()
+            self._pending_gap = 0
             self._check_positions()
             await self._begin_partitions(table)
             if self.is_standing:  # the reason is shown until a commit shows that it has gone
@@ -420,13 +422,15 @@ class TableTask:
         if position >= stream.start:
             return position
         if not self.wanted.configs.skips_gaps:
+            if self._positions != self._committed:
+                await self._commit(table)  # what was read in time isn't read again
             raise _GapError(
                 f"records were deleted before they were in the table, set penstock.lake.gap=skip to go on without "
                 f"them, or replay into a new table: topic={self._name} partition={stream.partition} "
                 f"position={position} start={stream.start}"
             )
         lost = stream.start - position
-        self._gap_records += lost
+        self._pending_gap += lost
         logger.warning(
             "%d records were deleted before they were in the table: topic=%s partition=%d from=%d to=%d",
             lost,
@@ -501,6 +505,8 @@ class TableTask:
         self._rows += commit.rows
         self._rejected.update(self._pending_rejected)
         self._pending_rejected.clear()
+        self._gap_records += self._pending_gap
+        self._pending_gap = 0
         self._all_bytes += self._written_bytes
         self._written_bytes = 0
         self._is_full = False

@@ -674,6 +674,55 @@ def test_a_gap_stops_the_topic_and_nothing_is_skipped_before_its_config_says_so(
     simulated(test)
 
 
+def test_what_was_read_before_retention_deleted_it_is_in_the_table() -> None:
+    """Also if it waits for its commit when there is a gap behind it: it couldn't be read again."""
+
+    async def test(world: World) -> None:
+        world.create("orders")
+        async with world.serve():
+            await anyio.sleep(1)
+            world.upload("orders", 20)
+            await anyio.sleep(INTERVAL_S / 10)
+            assert world.times("write")
+            assert world.tables["orders"].rows == []
+            world.upload("orders", 20)
+            world.trim("orders", 30)
+            await anyio.sleep(3 * INTERVAL_S)
+            told = world.claim("orders")
+            assert told.state == "gap"
+            assert "position=20 start=30" in told.reason
+            assert world.tables["orders"].rows == list(range(20))
+
+    simulated(test)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_beside_retention_each_record_is_in_the_table_once_or_counted_as_a_gap(seed: int) -> None:
+    """Retention doesn't wait for the table."""
+    random = Random(seed)
+
+    async def test(world: World) -> None:
+        world.create("orders", ENABLED | {LAKE_PREFIX + "gap": "skip"})
+        world.write_s = INTERVAL_S / 3
+        world.read_max = 7
+        async with world.serve() as service:
+            await anyio.sleep(1)
+            for _ in range(100):
+                world.upload("orders", random.randrange(1, 30))
+                await anyio.sleep(random.random() * INTERVAL_S)
+                stream = world.stream("orders")
+                world.trim("orders", random.randrange(stream.start, stream.end + 1))
+                if not random.randrange(10):
+                    world.errors["write", "orders"] = [DOWN]
+            await anyio.sleep(100 * INTERVAL_S)
+            rows, of_table = world.tables["orders"].rows, service.statistics().tables["orders"]
+            assert rows == sorted(set(rows))
+            assert rows
+            assert of_table.gap_records == world.stream("orders").end - len(rows) > 0
+
+    simulated(test)
+
+
 def test_a_state_that_was_refused_is_told_by_the_next_claim() -> None:
     """What metadata didn't take isn't known to anybody."""
 
