@@ -330,6 +330,10 @@ class ColdReader:
     async def _load(self, source: _Source, refs: Sequence[BlockRef]) -> Sequence[Buffer]:
         """The given blocks, verified; neighbours share a ranged read. Raises the first error that one met."""
         results: dict[BlockRef, Buffer] = {}
+        runs = merge_near(refs, self._settings.merge_bytes_max, self._settings.merge_gap_max)
+        if len(runs) == 1:  # as most are: a task group takes the event loop ten times as long as this
+            await self._load_run(source, runs[0], results)
+            return [results[ref] for ref in refs]
         errors: list[PenstockError] = []
 
         async def load(run: list[BlockRef]) -> None:
@@ -339,7 +343,7 @@ class ColdReader:
                 errors.append(kept(error))
 
         async with anyio.create_task_group() as tasks:
-            for run in merge_near(refs, self._settings.merge_bytes_max, self._settings.merge_gap_max):
+            for run in runs:
                 tasks.start_soon(load, run)
         if errors:
             raise again(errors[0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ctypes
 import dataclasses
 from itertools import pairwise
@@ -360,6 +361,22 @@ async def test_readers_near_the_end_do_not_wait_behind_those_that_catch_up(world
             with anyio.fail_after(HANG_S):
                 assert (await e.engine.reads.read(e.stream, 39, 1))[0].base_offset == 39
             held.set()
+
+
+async def test_a_load_of_one_ranged_read_is_one_task(world: World) -> None:
+    """A task group for it was a tenth of what a catch-up reader took of the event loop."""
+    world.settings = dataclasses.replace(SETTINGS, reader=ReaderSettings(prefetch_max=0))
+    async with world.open() as e:
+        await cold(e)
+        before, during = asyncio.all_tasks(), set[str]()
+
+        async def look() -> None:
+            during.update(task.get_name() for task in asyncio.all_tasks() - before)
+
+        e.store.before_get = look
+        assert (await e.engine.reads.read(e.stream, 0, 1))[0].base_offset == 0
+        assert e.store.gets == 2, "the index, and the block"
+        assert len(during) == 1, "the block cache's, which no reader's cancellation touches"
 
 
 async def many_streams(e: Engine, count: int, entry_bytes: int) -> list[Stream]:
