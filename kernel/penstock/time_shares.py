@@ -2,15 +2,17 @@
 
 Pure: the clock is handed in, nothing waits here. A *member* is one connection; members belong to an *address*, and
 there to the *kind* of work that they asked for last, a number of the caller's. The time that the loop computes for a
-member is added to it, window by window (``WINDOW_S``).
+member is added to it, window by window (``WINDOW_S``). Members have a *name*, too, which clients choose
+themselves.
 
 1. **Who asks for little is served at once.** While the loop isn't busy, and while nobody asks for little, everybody
    goes on as fast as it can: a lone client may use all of the loop.
 2. **Shares are max-min fair.** When a busy window ends, ``BUSY_PART`` of the next one is divided between the
    addresses: who used less than an equal part keeps what it used, the others share the rest equally. The part of an
-   address is divided between kinds of work in the same way, and the part of a kind between its members: so a hundred
-   connections that ask for one kind don't push aside the one that asks for another. Who used more than its part, or
-   was made to wait, is *limited* to it.
+   address is divided between kinds of work in the same way, the part of a kind between the names of those who ask for
+   it, and the part of a name between its members: so a hundred connections that ask for one kind don't push aside the
+   one that asks for another, nor a hundred of one program another program's. Who used more than its part, or was made
+   to wait, is *limited* to it.
 3. **A limit is a pace.** A limited member goes on as soon as what it used in this window is no more than its part of
    the time that has passed, so it waits a little often, not long once. What it used beyond its part counts in the
    next ones, up to ``DEBT_S_MAX``: one long piece of work keeps nobody waiting for a minute.
@@ -28,6 +30,7 @@ __all__ = (
     "BUSY_PART",
     "DEBT_S_MAX",
     "LITTLE_PART",
+    "NAMES",
     "QUIET_S",
     "SPARE_PART",
     "WINDOW_S",
@@ -38,9 +41,12 @@ __all__ = (
 import math
 from collections.abc import Iterable
 from typing import Final
+from zlib import crc32
 
 #: What is used is added up, and parts are made, once per window.
 WINDOW_S: Final = 0.1
+#: Names count as so many different ones at most: who makes up names by the thousand is no more than these.
+NAMES: Final = 64
 #: The loop is busy when more than this part of a window was used, and so much is divided. A flood's throughput is the
 #: same with 0.6 (threads that write the log wait less for the interpreter), and falls by a twentieth at 0.35.
 BUSY_PART: Final = 0.4
@@ -102,14 +108,40 @@ class _Use:
 class _Kind(_Use):
     """The members of one address that asked for one kind of work."""
 
-    __slots__ = ("active", "address", "own_s")
+    __slots__ = ("active", "address", "names", "own_s")
 
     def __init__(self, address: _Address) -> None:
         super().__init__()
         self.address = address
+        self.names: dict[int, _Name] = {}
+        #: What each of its names may use.
+        self.own_s = 0.0
+        self.active: list[_Name] = []
+
+    def name(self, number: int) -> _Name:
+        found = self.names.get(number)
+        if found is None:
+            found = self.names[number] = _Name(self)
+        return found
+
+
+class _Name(_Use):
+    """The members of one kind that have a name in common."""
+
+    __slots__ = ("active", "kind", "own_s")
+
+    def __init__(self, kind: _Kind) -> None:
+        super().__init__()
+        self.kind = kind
         #: What each of its members may use, whatever the others used: newcomers too.
         self.own_s = 0.0
         self.active: list[TimeMember] = []
+
+    @property
+    def may_wait(self) -> bool:
+        """Whether it, its kind or its address is limited."""
+        kind = self.kind
+        return self.is_limited or kind.is_limited or kind.address.is_limited
 
 
 class _Address(_Use):
@@ -134,19 +166,24 @@ class _Address(_Use):
 class TimeMember(_Use):
     """One connection. Its caller sets ``kind`` to the number of the kind of work that it asks for; there are few."""
 
-    __slots__ = ("among", "kind")
+    __slots__ = ("among", "kind", "name")
 
     def __init__(self, address: _Address) -> None:
         super().__init__()
         self.kind = 0
-        #: Those that it's counted with in this window: of its address, and of its kind when the window began.
-        self.among: _Kind = address.kind(0)
+        #: The number of its name.
+        self.name = 0
+        #: Those that it's counted with in this window: of its address, of its kind and name when the window began.
+        self.among: _Name = address.kind(0).name(0)
+
+    def set_name(self, name: str) -> None:
+        """Count it among those of its address that call themselves so, from the next window on."""
+        self.name = crc32(name.encode(errors="replace")) % NAMES
 
     @property
     def may_wait(self) -> bool:
-        """Whether it, its kind or its address is limited."""
-        among = self.among
-        return self.is_limited or among.is_limited or among.address.is_limited
+        """Whether it, or what it's counted with, is limited."""
+        return self.is_limited or self.among.may_wait
 
 
 class TimeShares:
@@ -177,7 +214,7 @@ class TimeShares:
 
     def leave(self, member: TimeMember) -> None:
         """Remove a member. What its address used in this window stays used."""
-        address = member.among.address
+        address = member.among.kind.address
         address.members -= 1
         self._forget(address)
 
@@ -191,8 +228,10 @@ class TimeShares:
             self._roll(now)
         if member.window != self._window:
             self._enter(member)
-        kind = member.among
+        name = member.among
+        kind = name.kind
         member.used_s += processor_s
+        name.used_s += processor_s
         kind.used_s += processor_s
         kind.address.used_s += processor_s
         self._used_s += processor_s
@@ -210,15 +249,19 @@ class TimeShares:
         if not member.may_wait:
             return 0.0
         self._enter(member)
-        kind = member.among
+        name = member.among
+        kind = name.kind
         address = kind.address
         ready = member.ready_at(self._begin)
-        if member.used_s > kind.own_s:
-            ready = max(ready, kind.ready_at(self._begin))
-            if kind.used_s > address.own_s:
-                ready = max(ready, address.ready_at(self._begin))
+        if member.used_s > name.own_s:
+            ready = max(ready, name.ready_at(self._begin))
+            if name.used_s > kind.own_s:
+                ready = max(ready, kind.ready_at(self._begin))
+                if kind.used_s > address.own_s:
+                    ready = max(ready, address.ready_at(self._begin))
         if ready > now:
             member.waited = True
+            name.waited = name.waited or name.is_limited
             kind.waited = kind.waited or kind.is_limited
             address.waited = address.waited or address.is_limited
             if not is_greedy:
@@ -237,15 +280,19 @@ class TimeShares:
     def _enter(self, member: TimeMember) -> None:
         if not member.enter(self._window):
             return
-        address = member.among.address
-        kind = member.among = address.kind(member.kind)
+        address = member.among.kind.address
+        kind = address.kind(member.kind)
+        name = member.among = kind.name(member.name)
         if address.enter(self._window):
             address.active = []
             self._active.append(address)
         if kind.enter(self._window):
             kind.active = []
             address.active.append(kind)
-        kind.active.append(member)
+        if name.enter(self._window):
+            name.active = []
+            kind.active.append(name)
+        name.active.append(member)
 
     # -- when a window ends ---------------------------------------------------------------------------
 
@@ -265,6 +312,8 @@ class TimeShares:
             self._divide(active, now)
         for address in active:
             for kind in address.active:
+                for name in kind.active:
+                    name.active = []
                 kind.active = []
             address.active = []
             self._forget(address)
@@ -288,8 +337,16 @@ class TimeShares:
                 is_kind_over = kind.is_hungry(share)
                 if is_kind_over:
                     hungry.append((kind, share))
-                own = kind.own_s = _fair_part(kind.active, share if is_kind_over else room)
-                hungry += [(member, own) for member in kind.active if member.is_hungry(own)]
+                room_s = share if is_kind_over else room
+                own = kind.own_s = _fair_part(kind.active, room_s)
+                for name in kind.active:
+                    is_name_over = name.is_hungry(own)
+                    if is_name_over:
+                        hungry.append((name, own))
+                    each = name.own_s = _fair_part(name.active, own if is_name_over else room_s)
+                    hungry += [(member, each) for member in name.active if member.is_hungry(each)]
+                    if len(active) == 1 and is_name_over:
+                        some_profit = some_profit or _some_profit(name.active, each)
                 if len(active) == 1 and is_kind_over:
                     some_profit = some_profit or _some_profit(kind.active, own)
             if len(active) == 1 and is_over:

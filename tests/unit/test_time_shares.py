@@ -4,7 +4,16 @@ from __future__ import annotations
 
 import pytest
 
-from penstock.time_shares import BUSY_PART, DEBT_S_MAX, QUIET_S, SPARE_PART, WINDOW_S, TimeMember, TimeShares
+from penstock.time_shares import (
+    BUSY_PART,
+    DEBT_S_MAX,
+    NAMES,
+    QUIET_S,
+    SPARE_PART,
+    WINDOW_S,
+    TimeMember,
+    TimeShares,
+)
 
 SLICE_S = 0.0005
 
@@ -241,6 +250,43 @@ def test_a_crowd_that_asks_for_one_kind_of_work_doesnt_push_aside_who_asks_for_a
     assert not other.is_limited
     assert loop.part(other, 2.0) > 4 * BUSY_PART / 41
     assert sum(loop.used.values()) / 2.0 < BUSY_PART + 0.1
+
+
+def test_a_crowd_of_one_name_doesnt_push_aside_another_that_asks_for_the_same_kind_of_work() -> None:
+    """Of the same address: hundreds of connections of one program, beside another program's."""
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(100)]
+    other = loop.join("a")
+    other.set_name("other")
+    loop.run(1.0, crowd, [other], every=0.002)
+    loop.waited_s = 0.0
+    loop.run(2.0, crowd, [other], every=0.002)
+    assert loop.waited_s <= 0
+    assert not other.is_limited
+    assert loop.part(other, 2.0) > 10 * BUSY_PART / 101
+
+
+def test_who_makes_up_names_takes_no_more_from_those_who_ask_for_another_kind_of_work() -> None:
+    loop = Loop()
+    crowd = [loop.join("a") for _ in range(100)]
+    for number, one in enumerate(crowd):
+        one.set_name(f"made-up-{number}")
+    other = loop.join("a")
+    other.kind = 1
+    loop.run(1.0, crowd, [other], every=0.002)
+    loop.waited_s = 0.0
+    loop.run(2.0, crowd, [other], every=0.002)
+    assert loop.waited_s <= 0
+    assert not other.is_limited
+
+
+def test_names_are_bounded_however_many_a_client_makes_up() -> None:
+    loop = Loop()
+    member = loop.join("a")
+    for number in range(10 * NAMES):
+        member.set_name(f"made-up-{number}")
+        loop.compute(member, WINDOW_S)
+    assert len(member.among.kind.names) <= NAMES
 
 
 def test_a_kind_of_work_that_floods_leaves_the_others_their_part() -> None:

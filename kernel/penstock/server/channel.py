@@ -91,6 +91,11 @@ class Channel:
         """Where the client is."""
         return self.incoming.address
 
+    def set_client_id(self, client_id: str | None) -> None:
+        """The client says who it is; those of its address that say the same are one client to the loop's time."""
+        self.client.client_id = client_id
+        self.time.set_name(client_id or "")
+
     @property
     def is_lost(self) -> bool:
         """Whether there is nobody left to answer."""

@@ -7,7 +7,6 @@ __all__ = ("ProduceHeader", "start")
 from functools import partial
 from typing import Final
 
-from penstock.api.context import Client
 from penstock.api.gate import UnidentifiedError
 from penstock.api.produce import PORTION_PARTITIONS, CheckedRequest, ProduceCall, response_of_one
 from penstock.api.produce_scan import has_too_many_partitions
@@ -37,12 +36,12 @@ class ProduceHeader:
         self._tail = b""
         self._header: RequestHeader | None = None
 
-    def body_pos(self, frame: memoryview, version: int, client: Client) -> int:
+    def body_pos(self, frame: memoryview, version: int, channel: Channel) -> int:
         """Where the body of ``frame`` begins; notes the client's id."""
         tail, header = self._tail, self._header
         if header is None or version != header.api_version or frame[8 : 8 + len(tail)] != tail:
             header = self._header = decode_request_header(frame)
-            client.client_id = header.client_id
+            channel.set_client_id(header.client_id)
             self._tail = bytes(frame[8 : header.body_pos])
         return header.body_pos
 
@@ -120,7 +119,7 @@ def start(
     Raises PenstockError, with nothing changed, when it's malformed.
     """
     core = channel.core
-    body_pos = header.body_pos(frame, version, channel.client)
+    body_pos = header.body_pos(frame, version, channel)
     request: ProduceRequest | None = None
     timeout_ms = 0  # of one that waits for memory
     if allocation is None or not has_too_many_partitions(frame, body_pos, version, PORTION_PARTITIONS):

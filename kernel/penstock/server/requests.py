@@ -34,7 +34,8 @@ def start(
     Raises PenstockError, with nothing changed, when it's malformed.
     """
     header = decode_request_header(frame)
-    channel.client.client_id = header.client_id
+    if header.client_id != channel.client.client_id:
+        channel.set_client_id(header.client_id)
     core = channel.core
     api = core.apis.get(api_key)
     slot = Slot(version, header.correlation_id, len(frame), api_key=api_key)

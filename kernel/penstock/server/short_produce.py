@@ -165,7 +165,7 @@ class ShortProduces:
             slot.done(AppendOutcome(code, message))
         if head is not self._head:
             self._head, self._head_end = head, head.end
-            self._channel.client.client_id = head.client_id
+            self._channel.set_client_id(head.client_id)
         self.taken += 1
         return True
 

@@ -138,8 +138,7 @@ class Turns:
     def hold_back(self, connection: _Waits, now: float, *, is_greedy: bool) -> bool:
         """Whether what ``connection`` has just received has to wait for a turn."""
         member = connection.time
-        kind = member.among
-        if member.is_limited or kind.is_limited or kind.address.is_limited:
+        if member.may_wait:
             # what is left of the loop is for those who wait for it already: newcomers would take it for seconds
             if self._shares.ready_at(member, now, is_greedy=is_greedy or bool(self._singles)) > now:
                 return True

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import struct
 from typing import Any
+from zlib import crc32
 
 import anyio
 import pytest
@@ -15,6 +16,7 @@ from tests.unit.server.test_any_order import Transport
 from penstock.api.declaration import Api
 from penstock.server import Server
 from penstock.server.connection import Connection
+from penstock.time_shares import NAMES
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
@@ -198,7 +200,7 @@ async def test_producing_fetching_and_the_rest_have_their_own_parts_of_an_addres
     """A connection counts among those that asked for the same kind of work last."""
     asked = FetchTopic(topic="t", partitions=[FetchPartition(partition=0, partition_max_bytes=1)])
     fetch = FetchRequest(max_wait_ms=0, min_bytes=0, max_bytes=1, topics=[asked])
-    kinds = []
+    kinds, names = [], set[int]()
     async with serving(logs) as harness, await harness.connect() as client:
         (connection,) = harness.server.connections
         assert isinstance(connection, Connection)
@@ -212,6 +214,10 @@ async def test_producing_fetching_and_the_rest_have_their_own_parts_of_an_addres
         for api_key, version, request in requests:
             await client.call(api_key, version, request)
             kinds.append(connection.time.kind)
+            names.add(connection.time.name)
+    assert names == {crc32((connection.client.client_id or "").encode()) % NAMES}, (
+        "the client id, in each way to be served"
+    )
     producing, metadata, fetching, groups, short = kinds
     assert len({producing, metadata, fetching}) == 3
     assert groups == metadata

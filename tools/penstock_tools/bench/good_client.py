@@ -16,9 +16,9 @@ from penstock_tools.bench.floor import TOPIC, produce_frame
 HOST: Final = "127.0.0.1"
 
 
-def request(key: ApiKey, version: int, message: Message) -> bytes:
+def request(key: ApiKey, version: int, message: Message, client_id: str = "bad") -> bytes:
     """The bytes of the request."""
-    return b"".join(encode_request(key, version, 1, "bad", message))
+    return b"".join(encode_request(key, version, 1, client_id, message))
 
 
 def fetch_request(
@@ -28,6 +28,7 @@ def fetch_request(
     min_bytes: int = 1,
     offset: int = 0,
     topic: str = TOPIC,
+    client_id: str = "bad",
 ) -> bytes:
     """A Fetch of the topic's first partitions, whether they are there or not."""
     return request(
@@ -49,6 +50,7 @@ def fetch_request(
                 )
             ],
         ),
+        client_id,
     )
 
 
@@ -75,7 +77,7 @@ class GoodClient:
         produced = time.perf_counter()
         result = answer.responses[0].partition_responses[0]
         assert result.error_code == 0, f"refused: error_code={result.error_code} {result.error_message}"
-        data = fetch_request(self._max_bytes, wait_ms=500, offset=result.base_offset)
+        data = fetch_request(self._max_bytes, wait_ms=500, offset=result.base_offset, client_id="bench")
         got: Any = self._ask(consumer, data, ApiKey.FETCH, 11)
         assert got.responses[0].partitions[0].records, "nothing was fetched"
         return produced - begin, time.perf_counter() - produced
