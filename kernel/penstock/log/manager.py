@@ -40,6 +40,7 @@ from penstock.log.topic_config import TopicConfigTable, effective_values
 from penstock.metadata.commands import Command
 from penstock.metadata.commands.producer_ids import AllocateProducerIds
 from penstock.metadata.commands.topics import AddPartitions, CreateTopic, DeleteTopic, SetTopicConfigs
+from penstock.metadata.deltas import TopicAdded, TopicGrown
 from penstock.metadata.topics import TopicState
 from penstock.spi.statistics import gauge
 from penstock.stream.engine import STREAMS_PER_COMMAND, StreamEngine
@@ -110,7 +111,10 @@ class LogManager:
         self._metadata = engine.metadata
         memory = Ledger("producers", settings.producers_bytes_max, engine.allocator)
         self._producer_memory = ProducerMemory(memory)
-        self._bound = PartitionBound(settings.partitions_max, self._partition_count)
+        self._bound = bound = PartitionBound(settings.partitions_max, self._partition_count)
+        deltas = engine.metadata.bus
+        deltas.subscribe(TopicAdded, lambda delta: bound.release(delta.topic_id))
+        deltas.subscribe(TopicGrown, lambda delta: bound.release(delta.topic_id))
         self._preparer = Preparer(engine.allocator, threads=PREPARATION_THREADS)
         self._settings = settings
         self._topic_configs = settings.topic_configs or TopicConfigTable(defaults=settings.topic_defaults)
@@ -390,28 +394,28 @@ class LogManager:
     async def _create_topics(self, topics: Sequence[NewTopic], internal: bool) -> list[Topic | Exception]:
         refused: dict[str, PenstockError] = {}
         commands: list[Command] = []
-        reserved = 0
+        reserved: list[bytes] = []
         try:
             async for new in in_portions(topics):
                 if new.name in self._topics:
                     refused[new.name] = AlreadyExistsError(f"a topic of that name exists: topic={new.name}")
                     continue
+                topic_id = uuid.uuid4().bytes
                 if not internal:
                     try:
-                        self._bound.reserve(new.partition_count)
+                        self._bound.reserve(topic_id, new.partition_count)
                     except KafkaError as error:
                         refused[new.name] = kept(error)
                         continue
-                    reserved += new.partition_count
+                    reserved.append(topic_id)
                 commands.append(
-                    CreateTopic(
-                        new.name, uuid.uuid4().bytes, new.partition_count, dict(new.configs), internal
-                    )
+                    CreateTopic(new.name, topic_id, new.partition_count, dict(new.configs), internal)
                 )
             created = iter(await self._create_fresh(commands))
             return [refused.get(topic.name) or next(created) for topic in topics]
         finally:
-            self._bound.release(reserved)
+            for topic_id in reserved:
+                self._bound.release(topic_id)
 
     async def _create_fresh(self, commands: list[Command]) -> list[Topic | Exception]:
         if not commands:
@@ -461,11 +465,11 @@ class LogManager:
     async def _create_partitions(self, name: str, count: int) -> None:
         topic = self._require(name)
         added = max(0, count - topic.partition_count)
-        self._bound.reserve(added)
+        self._bound.reserve(topic.id, added)
         try:
             await self._metadata.submit(AddPartitions(topic.id, count))
         finally:
-            self._bound.release(added)
+            self._bound.release(topic.id)
         await self._served.settled([topic.id])
 
     async def alter_configs(self, name: str, configs: Mapping[str, str]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -23,7 +23,7 @@ from penstock.log.events import TopicsDeleted
 from penstock.log.limiter import BytesLimiter
 from penstock.log.partition import Partition
 from penstock.log.producer_book import ProducerBook
-from penstock.log.topic import NewTopic
+from penstock.log.topic import NewTopic, Topic
 from penstock.spi.events import PartitionOpened, UploadCommitted
 from penstock.spi.plugin import Buffer
 from penstock.stream.events import BlockUploaded
@@ -387,6 +387,32 @@ async def test_topics_that_are_created_at_the_same_time_share_the_bound(world: W
             for number in range(6):
                 tasks.start_soon(create, f"t{number}")
         assert sum(not isinstance(one, Exception) for one in made) == 2
+
+
+async def test_what_is_made_and_not_yet_open_is_bounded_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as reserved, too, while it is being opened, it would leave no room for others."""
+    async with open_logs(world, partitions_max=7) as logs, anyio.create_task_group() as tasks:
+        opens = anyio.Event()
+        settled = logs.manager._served.settled
+
+        async def hang(topic_ids: Collection[bytes]) -> None:
+            await opens.wait()
+            await settled(topic_ids)
+
+        monkeypatch.setattr(logs.manager._served, "settled", hang)
+        made: list[object] = []
+
+        async def create(name: str) -> None:
+            made.extend(await logs.manager.create_topics([NewTopic(name, 3)]))
+
+        for name in ("a", "b", "c"):  # the harness has one
+            tasks.start_soon(create, name)
+            await anyio.wait_all_tasks_blocked()
+        assert [type(one) for one in made] == [KafkaError], "there is room for two"
+        opens.set()
+    assert [type(one) for one in made] == [KafkaError, Topic, Topic]
 
 
 async def test_changes_that_wait_for_a_hanging_metadata_log_are_bounded(
