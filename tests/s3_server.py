@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("S3Server", "free_port", "serving_s3")
 
 import contextlib
+import http.client
 import itertools
 import os
 import socket
@@ -78,22 +79,24 @@ class S3Server:
 
     def make_bucket(self, name: str | None = None) -> str:
         """A new bucket; its name."""
-        import botocore.config
-        import botocore.session
-
         name = name or f"bucket-{next(self._numbers)}"
-        session = botocore.session.Session()
-        client = session.create_client(
-            "s3",
-            endpoint_url=self.endpoint_url,
-            region_name=self.region,
-            aws_access_key_id=self.access_key,
-            aws_secret_access_key=self.secret_key,
-            config=botocore.config.Config(s3={"addressing_style": "path"}, read_timeout=HANG_S),
-        )
-        with contextlib.closing(client):
-            client.create_bucket(Bucket=name)
+        status, _, body = self.ask("PUT", f"/{name}")
+        assert status == 200, body
         return name
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, list[tuple[str, str]], bytes]:
+        """Status, headers and body of a signed request; a client of botocore's costs a tenth of a second each."""
+        from botocore.auth import S3SigV4Auth
+        from botocore.awsrequest import AWSRequest
+        from botocore.credentials import Credentials
+
+        request = AWSRequest(method=method, url=f"{self.endpoint_url}{path}", data=body)
+        S3SigV4Auth(Credentials(self.access_key, self.secret_key), "s3", self.region).add_auth(request)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=HANG_S)
+        with contextlib.closing(connection):
+            connection.request(method, path, body, dict(request.headers.items()))
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
 
     def _command(self, port: int) -> list[str]:
         if self.kind == "ministack":

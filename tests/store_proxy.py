@@ -229,14 +229,4 @@ def _ask(
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """A request of the proxy's own, without conditions, to S3."""
     assert isinstance(server, S3Server)
-    from botocore.auth import S3SigV4Auth
-    from botocore.awsrequest import AWSRequest
-    from botocore.credentials import Credentials
-
-    request = AWSRequest(method=method, url=f"{server.endpoint_url}{urlsplit(path).path}", data=body)
-    S3SigV4Auth(Credentials(server.access_key, server.secret_key), "s3", server.region).add_auth(request)
-    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=HANG_S)
-    with contextlib.closing(connection):
-        connection.request(method, urlsplit(path).path, body, dict(request.headers.items()))
-        answer = connection.getresponse()
-        return answer.status, answer.getheaders(), answer.read()
+    return server.ask(method, urlsplit(path).path, body)

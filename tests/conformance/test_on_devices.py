@@ -20,13 +20,16 @@ SHARED_DEVICE_BYTES = 32 * 2**20
 OF_OWNERS = "owner or node or fence or identit or kill or sealed or end_of_the_log"
 
 
-def run_suite(tmp_path: Path, devices: list[Path], *settings: str, clauses: str = "") -> dict[str, Any]:
-    """The report of these clauses, or all, on these devices; all that apply must hold."""
+def run_suite(
+    tmp_path: Path, devices: list[Path], *settings: str, clauses: str = "", levels: str = ""
+) -> dict[str, Any]:
+    """The report of these clauses and levels, or all, on these devices; all that apply must hold."""
     report = tmp_path / "report.json"
     done = penstock(
         *("conformance", "run", "wal", "--plugin", "wal_on_device"),
         *("--plugins-dir", str(PLUGINS), "--report", str(report), "--deadline", str(HANG_S / 3)),
         *(("-k", clauses) if clauses else ()),
+        *(part for level in levels for part in ("--level", level)),
         *(part for setting in settings for part in ("--set", setting)),
         more={"PENSTOCK_TEST_DEVICES": ":".join(map(str, devices))},
     )
@@ -36,9 +39,11 @@ def run_suite(tmp_path: Path, devices: list[Path], *settings: str, clauses: str 
     return outcome
 
 
-@pytest.mark.parametrize(("sector_bytes", "io"), [(512, "direct"), (4096, "direct"), (4096, "buffered")])
-def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: str) -> None:
-    """All three levels; only the clauses that damage the log on purpose can't be tried."""
+@pytest.mark.parametrize(
+    ("sector_bytes", "io", "levels"), [(512, "direct", "13"), (4096, "direct", ""), (4096, "buffered", "13")]
+)
+def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: str, levels: str) -> None:
+    """All levels on one, semantics and crashes on the others; clauses that damage the log can't be tried."""
     with (
         loop_device(tmp_path, DEVICE_BYTES, sector_bytes) as device,
         loop_device(tmp_path, DEVICE_BYTES, 4608 - sector_bytes) as other,
@@ -49,6 +54,7 @@ def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: st
             f"io={io}",
             f"capacity={DEVICE_BYTES}",
             "group_bytes_max=256KiB",
+            levels=levels,
         )
     assert outcome["counts"]["pass"] >= 27
 

@@ -7,6 +7,7 @@ those that were closed come again at once. A good client sends one frame of usua
 
 from __future__ import annotations
 
+import os
 import random
 
 import pytest
@@ -19,6 +20,8 @@ MIB = 1024 * KIB
 LIMIT = 64 * MIB
 FRAME_MAX = 100 * MIB
 STEP_S = 0.05
+#: Of worlds in which the seed only says in which order equal peers take their steps.
+SEEDS = int(os.environ.get("TESTS_SEEDS", "2"))
 #: Who lost its place is closed at this pace, and comes again then.
 RETURNS_PER_STEP = 5
 #: A good client waits for the grace of those that hold everything, twice for what arrived in bursts, and a step.
@@ -190,7 +193,7 @@ def test_a_good_client_is_served_whatever_others_announce_and_however_they_send(
     assert good.frames >= 100, "alone it sends one in each step, 200"
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(SEEDS))
 @pytest.mark.parametrize("count", [60, 200])
 def test_a_newcomer_is_served_although_a_crowd_of_its_address_came_first(seed: int, count: int) -> None:
     world = World(seed)
