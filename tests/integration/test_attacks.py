@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 from contextlib import ExitStack
 
@@ -10,9 +11,11 @@ import pytest
 from tests.integration.conftest import ServeFactory
 from tests.patience import HANG_S
 
-from penstock_tools.bench.attacks import ATTACKS, attacking, make_topics
+from penstock_tools.bench import attacks_of_crowds
+from penstock_tools.bench.attacks import ATTACKS, attacking
 from penstock_tools.bench.floor import TOPIC, create_topic
 from penstock_tools.bench.good_client import GoodClient, fetch_request
+from penstock_tools.bench.peers import make_topics
 
 #: More than fit into the memory of a broker that gives its bytes away.
 ROUNDS = 25
@@ -21,7 +24,18 @@ MIB = 2**20
 LIMIT = 256 * MIB
 
 
-@pytest.mark.parametrize("name", sorted(ATTACKS))
+#: Of the crowds these, or all of them: each takes some seconds.
+CROWDS = {"woken_by_own", "churn", "cheap_from_200"}
+NAMES = sorted(
+    name
+    for name, function in ATTACKS.items()
+    if function.__module__ != attacks_of_crowds.__name__
+    or name in CROWDS
+    or os.environ.get("TESTS_ALL_ATTACKS")
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_a_good_client_is_served_beside(name: str, serve: ServeFactory) -> None:
     broker = serve(f"memory.limit={LIMIT}", "listener.connections_max=4000")
     create_topic(broker.port)

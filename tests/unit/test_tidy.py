@@ -19,6 +19,8 @@ GENERATED = "kernel/penstock/wire/messages/"
 ASYNCIO_RIM = (
     "conformance/",
     "tools/penstock_tools/bench/attacks.py",  # thousands of hostile connections
+    "tools/penstock_tools/bench/attacks_of_crowds.py",
+    "tools/penstock_tools/bench/peers.py",
     "tools/penstock_tools/bench/floor.py",  # the bare server that Penstock is measured against
     "tools/penstock_tools/bench/bare_log.py",  # the other one
     "tools/penstock_tools/bench/late_proxy.py",  # a proxy that is as little work as can be
