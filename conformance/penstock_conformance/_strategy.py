@@ -164,7 +164,8 @@ class StrategyEnv:
         return f"127.0.0.1:{self.port}"
 
     def config(self, *, host: str = "broker", port: int = 0) -> Config:
-        """The configuration of a broker whose data directory is ``host``. Raises ConfigError."""
+        """The configuration of a broker whose data directory is ``host``, which is made. Raises ConfigError."""
+        (self.data_dir / host).mkdir(mode=0o700, exist_ok=True)  # as a broker does before it opens plugins
         return _config(self.target, self.data_dir / host, port)
 
     def registry(self, medium: Medium | None = None) -> PluginRegistry:
