@@ -10,8 +10,9 @@ member holds are bytes that are in its hands: of a request that isn't whole, or 
    leave of that, an address eight times what it leaves, and a member of it begins only while that is no more than it
    leaves, so that who has begun finds room to go on. Who needs at most half of what each of those does that have
    begun and wait begins before they go on; a sixteenth of what is left may be taken when they have their eight parts.
-   So a crowd that never moves anything leaves room for one more address, for who needs much less, and half of the
-   limit for those who have moved something.
+   The last quarter is for those whose whole need is at most a sixteenth of what is left: many addresses, each within
+   its part, would leave nothing. So a crowd that never moves anything leaves room for one more address, for who needs
+   much less, and half of the limit for those who have moved something.
 3. **Room is left for who comes next.** A member may hold as much as it leaves free, the members of one address
    together eight times as much: a lone address gets 8/9 of the limit, two get 8/17 each. Who is alone may take
    everything, and even more than the limit.
@@ -19,8 +20,8 @@ member holds are bytes that are in its hands: of a request that isn't whole, or 
    earned what they want; of these who has earned it, then who needs least until it is done: it gives back what it
    holds soonest. In turn, who has begun may hold what its address may (rule 2). If nobody fits, one becomes the
    *elder*, for whom rules 2 and 3 don't hold: of the address whose turn it is, and there of those who come first, who
-   waits longest, and every other time who has moved most, so that a crowd of newcomers can't keep others from their
-   turn.
+   had to wait first for what it is at, though it may have got on since, and every other time who has moved most, so
+   that a crowd of newcomers can't keep others from their turn.
 5. **Who doesn't move loses its place first**, and only while somebody finds no room: a member that holds bytes, waits
    for nothing of ours, and moved nothing in the last second, or less than ``PACE_MIN`` bytes a second, or less than
    would move what it holds within a minute. While others of its address wait, who holds more than it has earned has
@@ -60,8 +61,11 @@ _ADDRESS_PARTS: Final = 8
 _BEGIN_PARTS: Final = 1
 #: Who needs so many times less than all who have begun and wait begins before they go on.
 _LESS_PARTS: Final = 2
-#: In turn, who needs this part of what is left until it is done finds room as long as its address holds as many.
+#: Who needs this part of what is left until it is done needs little: it may have what is kept, and in turn it finds
+#: room as long as its address holds as many.
 _SMALL_PARTS: Final = 16
+#: This part of what may be held unearned is kept for those who need a small part of what is left until they are done.
+_KEPT_PARTS: Final = 4
 #: Credit grows by this part of what was moved.
 _CREDIT_PART: Final = 8
 #: Who holds unearned so many times what another needs gives way to it.
@@ -131,6 +135,7 @@ class Member:
         "_given",
         "_last",
         "_moved",
+        "_number",
         "_since",
         "_slow",
         "_turn",
@@ -156,6 +161,8 @@ class Member:
         self.busy = False
         #: Bytes that it holds beyond what it has earned.
         self._ahead = 0
+        #: Its number among those that began to wait, by its first wait for what it is at; 0 before that.
+        self._number = 0
         #: Its place among those that wait.
         self._turn: tuple[int, int, int, Member] = (0, 0, 0, self)
         self._moved = 0
@@ -280,10 +287,13 @@ class Shares:
 
     # -- taking and giving ----------------------------------------------------------------------------
 
-    def fits(self, member: Member, size: int, *, in_turn: bool = False, begins: bool = False) -> bool:
+    def fits(
+        self, member: Member, size: int, rest: int = 0, *, in_turn: bool = False, begins: bool = False
+    ) -> bool:
         """Whether ``member`` may take ``size`` bytes more now; ``in_turn``, up to the end of rule 2.
 
-        ``begins``: as if it had begun.
+        ``rest`` is what it needs after that until it's done, which is known of who waits. ``begins``: as if it had
+        begun.
         """
         if self.used == member.held:
             return True  # alone
@@ -300,10 +310,14 @@ class Shares:
         if ahead <= 0:
             return True
         more = ahead - member._ahead
-        left = self.limit // _AHEAD_PART - self._ahead - more
+        room = self.limit // _AHEAD_PART
+        left = room - self._ahead - more
+        until_done = member.until_done if member.wants else size + rest
+        if left * _KEPT_PARTS < room and (member.held + until_done) * _SMALL_PARTS > left:
+            return False
         together = member._address.ahead + more
         parts = _ADDRESS_PARTS if member.held or begins else _BEGIN_PARTS
-        if in_turn and member.until_done * _SMALL_PARTS <= left:
+        if in_turn and until_done * _SMALL_PARTS <= left:
             parts = _SMALL_PARTS
         if together > parts * left:
             return False
@@ -343,6 +357,7 @@ class Shares:
         self._reckon(member)
         if not member.held:
             del self._holders[member]
+            member._number = 0
             if self._elder is member and not member.wants:
                 self._elder = None
 
@@ -366,8 +381,10 @@ class Shares:
         assert size > 0
         member.wants = size
         self.waiting += 1
-        self._number += 1
-        member._turn = (member.held + size > member.earned, size + rest, self._number, member)
+        if not member._number:
+            self._number += 1
+            member._number = self._number
+        member._turn = (member.held + size > member.earned, size + rest, member._number, member)
         address = member._address
         address.waiting[member] = None
         address.queue_of(member).add(member)
@@ -445,7 +462,7 @@ class Shares:
         return None
 
     def _new_elder(self) -> Member:
-        """Of the address whose turn it is, who waits longest, and every other time who has moved most."""
+        """Of the address whose turn it is, who had to wait first, and every other time who has moved most."""
         address = next(iter(self._turns.values()))
         self._turns[address.name] = self._turns.pop(address.name)
         address.by_credit = not address.by_credit
@@ -453,7 +470,7 @@ class Shares:
         waiting = begun or list(islice(address.waiting, _LOOK_MAX))
         if address.by_credit:
             return max(waiting, key=lambda member: member.credit)
-        return min(waiting, key=lambda member: member._turn[2])
+        return min(waiting, key=lambda member: member._number)
 
     # -- losing one's place ---------------------------------------------------------------------------
 

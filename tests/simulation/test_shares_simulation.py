@@ -86,10 +86,11 @@ class Peer:
     def grow(self, frame: LargeFrame) -> None:
         upto = frame.next_grant()
         more, frame.granted = upto - frame.granted, upto
-        if self.world.try_take(self.member, more):
+        rest = frame.size - upto
+        if self.world.try_take(self.member, more, rest):
             return
         self.waits_since = self.world.now
-        self.world.shares.wait(self.member, more, frame.size - upto)
+        self.world.shares.wait(self.member, more, rest)
 
     def served(self) -> None:
         assert self.waits_since is not None
@@ -121,8 +122,8 @@ class World:
         self.peers.append(peer)
         return peer
 
-    def try_take(self, member: Member, size: int) -> bool:
-        while not self.shares.fits(member, size):
+    def try_take(self, member: Member, size: int, rest: int) -> bool:
+        while not self.shares.fits(member, size, rest):
             if self.looked == self.now or not self.close_one(member):
                 self.looked = self.now
                 return False
@@ -263,6 +264,21 @@ def test_a_crowd_that_fills_the_room_of_its_address_leaves_room_for_newcomers_of
     assert good.closed == 0
     assert good.waited_max_s <= STEP_S
     assert good.frames >= 38
+
+
+@pytest.mark.parametrize(("size", "stops_at"), [(90 * MIB, 2 * MIB), (MIB, 900 * KIB)])
+def test_a_crowd_of_as_many_addresses_as_peers_that_stops_within_large_requests_leaves_room_for_a_small_one(
+    size: int, stops_at: int
+) -> None:
+    world = World(0)
+    for number in range(200):
+        world.add(f"10.1.0.{number}", size, 50 * MIB, stops_at=stops_at)
+    world.run(0.3)
+    good = world.add("10.0.0.1", 100 * KIB, 20 * MIB)
+    world.run(0.5)
+    assert good.closed == 0
+    assert good.waited_max_s == 0.0
+    assert good.frames >= 9, "one in each step"
 
 
 @pytest.mark.parametrize("seed", range(5))

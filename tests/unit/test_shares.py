@@ -78,6 +78,23 @@ def test_a_newcomer_begins_although_newcomers_of_another_address_hold_what_they_
     assert of.fits(newcomer, 16 * KIB)
 
 
+def test_many_addresses_leave_a_quarter_of_what_may_be_held_unearned_to_those_who_need_little() -> None:
+    of = shares(64 * MIB)
+    (holder,) = crowd(of, 1, "holder")
+    of.take(holder, 1, 0.0)
+    for number in range(200):
+        (member,) = crowd(of, 1, f"a{number}")
+        while of.fits(member, 64 * KIB, 8 * MIB):
+            of.take(member, 64 * KIB, 0.0)
+    assert of.limit // 2 - of.used == pytest.approx(of.limit // 8, abs=64 * KIB)
+    (newcomer,) = crowd(of, 1, "new")
+    assert not of.fits(newcomer, 64 * KIB, MIB), "it needs more than a sixteenth of what is left"
+    assert of.fits(newcomer, 64 * KIB, 36 * KIB)
+    assert of.fits(newcomer, 100 * KIB)
+    of.earn(newcomer, 8 * MIB)
+    assert of.fits(newcomer, MIB - 64 * KIB, 8 * MIB), "what it has earned is its own"
+
+
 def test_of_an_address_who_has_begun_is_served_first_and_of_these_who_needs_least_until_it_is_done() -> None:
     of = shares()
     holder, beginner, large, small, trusted = crowd(of, 5)
@@ -155,6 +172,19 @@ def test_one_after_the_other_passes_when_nobody_fits() -> None:
     assert of.serve(0.0) == []
     of.give(first, first.held)
     assert of.serve(0.0) == [second], "then the next"
+
+
+def test_who_got_on_meanwhile_is_no_later_for_it() -> None:
+    of = shares(90 * MIB, passes_elder=True)
+    holder, early, late = crowd(of, 3)
+    of.take(holder, 60 * MIB, 0.0)
+    for member in (early, late):
+        of.take(member, 5 * MIB, 0.0)
+        of.wait(member, 25 * MIB)
+    of.withdraw(early)
+    of.take(early, MIB, 0.0)
+    of.wait(early, 25 * MIB)
+    assert of.serve(0.0) == [early], "it waits again, but for what it waited for before"
 
 
 def test_others_leave_the_elder_what_it_waits_for() -> None:

@@ -89,14 +89,17 @@ class BytesLimiter:
         """How many bytes are sensible to give ``member`` in one response."""
         return self.shares.allowance(member)
 
-    def try_take(self, member: Member, size: int) -> bool:
-        """Take ``size`` bytes for ``member`` if there is room, or room can be made; whether there was."""
+    def try_take(self, member: Member, size: int, rest: int = 0) -> bool:
+        """Take ``size`` bytes for ``member`` if there is room, or room can be made; whether there was.
+
+        ``rest`` is what it needs after that until it's done.
+        """
         shares = self.shares
-        if not shares.fits(member, size):
+        if not shares.fits(member, size, rest):
             if self.on_shortage is None:
                 return False
             for _ in self.on_shortage(member):
-                if shares.fits(member, size):
+                if shares.fits(member, size, rest):
                     break
             else:
                 return False

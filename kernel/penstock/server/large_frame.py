@@ -72,7 +72,7 @@ class LargeFrame:
         """Let the next piece be received if ``member`` has a share of ``limiter`` for it, and memory is there."""
         upto = self.next_grant()
         more = upto - self.granted
-        if not limiter.try_take(member, more):
+        if not limiter.try_take(member, more, self.size - upto):
             return False
         try:
             self.grant_nowait(allocator, upto)
