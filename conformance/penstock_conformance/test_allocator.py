@@ -151,7 +151,14 @@ async def test_double_release_is_a_bug(env: Env) -> None:
     """Give the bytes back. Once; a second call raises InvariantError."""
     async with env.open(settings=_SETTINGS) as allocator:
         other = allocator.charge_nowait(5000, "append")
-        for item in (allocator.allocate_nowait(1000, "append"), allocator.charge_nowait(1000, "append")):
+        for item in (
+            allocator.allocate_nowait(1000, "append"),
+            allocator.charge_nowait(1000, "append"),
+            allocator.charge_anyway(1000, "append"),
+            await allocator.allocate(1000, "append"),
+            await allocator.charge(1000, "append"),
+            allocator.reserve(1000, "append"),
+        ):
             item.release()
             with raises(InvariantError):
                 item.release()

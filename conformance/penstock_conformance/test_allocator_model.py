@@ -7,6 +7,7 @@ import gc
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
+from itertools import product
 from typing import Any
 
 import anyio
@@ -111,7 +112,8 @@ class _Model:
         self.steps.note(f"reserve {size}")
         item = self._allocator.reserve(size, "network")
         held = _Held(item, 0, "network")
-        for part in sorted(self._random.sample(range(1, size + 1), 3)):
+        whole = self._random.choice((size, self._random.randrange(1, size)))
+        for part in sorted({*self._random.sample(range(1, size), 2), whole}):
             held.check()
             try:
                 item.grant_nowait(part)
@@ -324,12 +326,16 @@ async def test_large_request_waits_until_it_is_alone(env: Env) -> None:
     """A request larger than the whole limit is granted alone: not beside a single byte, however it is asked for."""
     async with env.open(settings=_SETTINGS) as allocator:
         reserved = allocator.reserve(_LIMIT + 1, "network")
-        for ask in (
-            partial(allocator.charge, _LIMIT + 1, "append"),
-            partial(allocator.allocate, _LIMIT + 1, "append"),
-            partial(reserved.grant, _LIMIT + 1),
+        for ask, pinned in (
+            (partial(allocator.charge, _LIMIT + 1, "append"), False),
+            (partial(allocator.charge, _LIMIT + 1, "append"), True),
+            (partial(allocator.allocate, _LIMIT + 1, "append"), False),
+            (partial(reserved.grant, _LIMIT + 1), False),
         ):
-            small = allocator.charge_nowait(1, "append")
+            small = allocator.allocate_nowait(1, "append")
+            view = small.view if pinned else None
+            if pinned:
+                small.release()
             got: list[Any] = []
 
             async def wait(ask: Any = ask, got: list[Any] = got) -> None:
@@ -340,10 +346,42 @@ async def test_large_request_waits_until_it_is_alone(env: Env) -> None:
                 for _ in range(4):
                     await checkpoint()
                 assert not got, "more than the whole limit was granted while something else is in use"
-                small.release()
+                if view is None:
+                    small.release()
+                view = small = None
             (reserved if got[0] is None else got[0]).release()
             got.clear()
         del reserved, ask, wait
+        await _expect_free(allocator)
+
+
+async def test_no_way_of_asking_passes_another(env: Env) -> None:
+    """One queue: what would fit waits behind what came first and doesn't fit, whatever way either was asked for."""
+    async with env.open(settings=_SETTINGS) as allocator:
+
+        async def grant(size: int, purpose: str) -> Any:
+            item = allocator.reserve(size, purpose)
+            await item.grant(size)
+            return item
+
+        ways = (allocator.charge, allocator.allocate, grant)
+        for large, small in product(ways, ways):
+            held = allocator.charge_nowait(_LIMIT - _MIB, "append")
+            order: list[int] = []
+
+            async def ask(way: Any, size: int, order: list[int] = order) -> None:
+                (await way(size, "upload")).release()
+                order.append(size)
+
+            async with anyio.create_task_group() as tasks:
+                for way, size in ((large, 2 * _MIB), (small, 1000)):
+                    tasks.start_soon(ask, way, size)
+                    for _ in range(4):
+                        await checkpoint()
+                names = f"{small.__name__} behind {large.__name__}"
+                assert order == [], f"a small request passed a large one: {names}"
+                held.release()
+            assert order == [2 * _MIB, 1000], f"served out of order: {order} {names}"
         await _expect_free(allocator)
 
 

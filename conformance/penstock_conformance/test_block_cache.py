@@ -10,11 +10,18 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import PenstockError, UnavailableError
+from penstock.errors import (
+    CorruptError,
+    FullError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.spi.block_cache import BlockRef
 from penstock.spi.plugin import Buffer
 from penstock_conformance._clause import clause, not_applicable
-from penstock_conformance._env import Env, call, together
+from penstock_conformance._env import Env, call, raises, together
 
 KIND = "block_cache"
 
@@ -206,6 +213,20 @@ async def test_failed_load_is_told_to_all_and_not_cached(env: Env) -> None:
         assert cache.statistics().used_bytes == 0
         store.error = None
         _check([_block(1, 0)], await cache.get([_block(1, 0)], store.load))
+
+
+async def test_no_kind_of_error_is_kept(env: Env) -> None:
+    """A failed load caches nothing: not even that the object isn't there, or can't be read."""
+    async with env.open() as cache:
+        kinds = (NotFoundError, CorruptError, InvalidRequestError, FullError, UnavailableError)
+        for number, kind in enumerate(kinds):
+            blocks = [_block(number, 0), _block(number, 1)]
+            store = _Store()
+            store.error = kind("the suite lets the load fail")
+            with raises(kind):
+                await cache.get(blocks, store.load)
+            store.error = None
+            _check(blocks, await cache.get(blocks, store.load))
 
 
 async def test_memory_stays_under_the_limit(env: Env) -> None:

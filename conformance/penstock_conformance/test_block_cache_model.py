@@ -116,8 +116,8 @@ class _Model:
         self._check_figures()
 
     def _blocks(self) -> list[BlockRef]:
-        """Of one object, or of two, in any order."""
-        count = self._random.choice((1, 2, 5, 5, 90))
+        """Of one object, or of two, in any order; or none."""
+        count = self._random.choice((0, 1, 2, 5, 5, 90))
         found = set()
         for object_id in self._random.sample(_OBJECTS, self._random.choice((1, 2))):
             place = self._random.choice(_PLACES)

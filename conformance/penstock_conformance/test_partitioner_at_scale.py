@@ -195,6 +195,22 @@ async def test_newest_news_count(env: Env) -> None:
 
 
 @clause(claims="adaptive")
+async def test_news_take_the_place_of_older_ones(env: Env) -> None:
+    """They take the place of those told before, whatever ``now_ms`` is: of others nothing is known."""
+    away = {number: PartitionLoad(available=False, queued_batches=50) for number in (0, 2)}
+    async with env.open() as partitioner:
+        for now_ms in (100.0, 50.0):
+            partitioner.update_load("topic", away, now_ms)
+            _spread(partitioner, "topic", 20, 3)
+            partitioner.update_load("topic", {}, now_ms)
+            _spread(partitioner, "topic", 20, 3)
+            chosen = _spread(partitioner, "topic", 3000, 3)
+            assert min(chosen[number] for number in range(3)) >= 300, (
+                f"older news still count: {dict(chosen)}"
+            )
+
+
+@clause(claims="adaptive")
 async def test_news_are_taken_as_they_were_told(env: Env) -> None:
     """What the caller does with its mapping afterwards is its own affair."""
     async with env.open() as partitioner:

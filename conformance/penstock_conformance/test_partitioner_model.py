@@ -19,6 +19,7 @@ _TOPICS = 90
 _COUNTS = (1, 2, 3, 6, 8, 12, 50)
 _SIZES = (0, 1, 100, 4000, 16_384, 2**20, 2**20 + 1, 2**31, 2**53)
 _QUEUES = (0, 0, 1, 5, 90, 2**31, 2**53, 2**63)
+_TIMES = (0.0, 100.0, 100.0, 1e15)
 #: Kinds of keys: every one of many is seen again, and some are longer than any buffer.
 _KEYS = 11_000
 _LONG = 7
@@ -43,8 +44,8 @@ class _Model:
         self._claims = partitioner.capabilities
         self._places: dict[tuple[int, int], int] = {}
         self._news: dict[str, dict[int, PartitionLoad]] = {}
-        # beyond 64 characters and 255 bytes, too
-        self._topics = ["t" * (n % 249) + f"-{n}" for n in range(_TOPICS)]
+        # each is the beginning of the next, and some are beyond 64 characters
+        self._topics = ["t" * (n + 1) for n in range(_TOPICS)] + ["t" * 248 + "-"]
 
     def choose(self, topic: str, key: bytes | None, count: int, size: int | None = None) -> int:
         """A choice that is in range."""
@@ -68,7 +69,7 @@ class _Model:
             )
 
     def tell(self) -> None:
-        """News of some topic, which may be the same moment's, and about partitions that don't exist."""
+        """News of some topic, also of the same moment as others or before, and about partitions that don't exist."""
         topic = self._random.choice(self._topics[:7])
         loads = {
             number: PartitionLoad(
@@ -78,13 +79,13 @@ class _Model:
             )
             for number in range(self._random.choice((0, 1, 6, 14)))
         }
-        self._partitioner.update_load(topic, loads, 100.0)
+        self._partitioner.update_load(topic, loads, self._random.choice(_TIMES))
         self._news[topic] = dict(loads)
         loads.clear()  # it is the caller's again
 
     def tell_of_all(self) -> None:
         """News of every topic, in each of which another partition is away."""
-        for n, topic in enumerate(self._topics):
+        for n, topic in self._random.sample(list(enumerate(self._topics)), len(self._topics)):
             loads = {number: PartitionLoad(available=number != n % 3) for number in range(3)}
             self._partitioner.update_load(topic, loads, 100.0)
             self._news[topic] = loads

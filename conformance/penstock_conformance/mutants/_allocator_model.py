@@ -263,3 +263,60 @@ class KeepsAllWhoGaveUp(PlainAllocator):
     def _give_up(self, waiter: _Waiter) -> None:
         self._gone.append(waiter)
         super()._give_up(waiter)
+
+
+@mutant(KIND, "lets_charges_pass_allocations", "no_way_of_asking_passes_another")
+class LetsChargesPassAllocations(PlainAllocator):
+    """Has a queue for memory and another one for figures."""
+
+    async def charge(self, size: int, purpose: str) -> _Grant:
+        self._check(size, mapped=False)
+        passes = all(waiter.mapped for waiter in self._waiters)
+        grant = self._grant(size, purpose, mapped=False, own=0) if passes else None
+        return grant or await self.take(size, purpose)
+
+
+@mutant(KIND, "takes_back_twice_what_was_charged_anyway", "double_release_is_a_bug")
+class TakesBackTwiceWhatWasChargedAnyway(PlainAllocator):
+    """Says nothing when such a charge is released again."""
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        return _Lenient(self, super().charge_anyway(size, purpose))
+
+
+class _Lenient(_Grant):
+    """What stands for ``grant``."""
+
+    def __init__(self, owner: PlainAllocator, grant: _Grant) -> None:
+        super().__init__(owner, grant.size, grant.purpose, None)
+
+    def release(self) -> None:
+        if self._owner is not None:
+            super().release()
+
+
+@mutant(KIND, "lets_large_requests_in_beside_pinned_memory", _ALONE)
+class LetsLargeRequestsInBesidePinnedMemory(PlainAllocator):
+    """Nobody owns what is pinned, so it isn't in use."""
+
+    def _fits(self, size: int, own: int) -> bool:
+        used = self._used.total()
+        return used + size <= self._limit or (own + size > self._limit and used - self._used["pinned"] == own)
+
+
+@mutant(KIND, "accounts_for_whole_pages_of_a_reservation", _MODEL)
+class AccountsForWholePagesOfAReservation(PlainAllocator):
+    """What is beyond them is forgotten once all is granted."""
+
+    def reserve(self, size: int, purpose: str) -> _Reservation:
+        return _WholePages(self, size, purpose, self._map(size))
+
+
+class _WholePages(_Reservation):
+    def _absorb(self, grant: _Grant, size: int) -> None:
+        super()._absorb(grant, size)
+        if size == self.size > mmap.PAGESIZE:
+            rest = size % mmap.PAGESIZE
+            assert self._owner is not None
+            self.accounted -= rest
+            self._owner._used[self.purpose] -= rest

@@ -398,3 +398,30 @@ class TiresOfLongReaders(PlainBlockCache):
     def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
         window = super().readahead_bytes(stream_id, offset, next_offset)
         return window // 4 if offset % 2**30 > 1000 else window
+
+
+@mutant(KIND, "calls_the_loader_for_no_block", _MODEL)
+class CallsTheLoaderForNoBlock(PlainBlockCache):
+    """A read of nothing is a request, too."""
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        return await super().get(blocks, load, prefetch=prefetch) if blocks else await load([])
+
+
+@mutant(KIND, "remembers_what_was_missing", "no_kind_of_error_is_kept")
+class RemembersWhatWasMissing(PlainBlockCache):
+    """Caches that an object isn't there."""
+
+    def _settle_failed(self, missing: Sequence[BlockRef], slots: Sequence[_Slot], error: Exception) -> None:
+        super()._settle_failed(missing, slots, error)
+        if isinstance(error, NotFoundError):
+            self.__dict__.setdefault("_missing", set()).update(missing)
+
+    async def get(
+        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
+    ) -> Sequence[Buffer]:
+        if not self.__dict__.get("_missing", set()).isdisjoint(blocks):
+            raise NotFoundError("the object wasn't there a while ago")
+        return await super().get(blocks, load, prefetch=prefetch)

@@ -6,6 +6,7 @@ __all__ = ()
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar
 
 from penstock.errors import UnavailableError
@@ -16,6 +17,7 @@ from penstock_conformance.reference._log_cache import Block, PlainLogCache
 KIND = "log_cache"
 
 _MODEL = "random_operations_agree_with_a_model"
+_SHORT = "short_lives_agree_with_a_model"
 
 
 @mutant(KIND, "has_one_list_of_results", _MODEL)
@@ -112,3 +114,90 @@ class HidesItsOwnersError(PlainLogCache):
         super().close()
         if sys.exc_info()[1] is not None:
             raise UnavailableError("the cache broke off")
+
+
+@mutant(KIND, "freezes_no_empty_payloads", _MODEL, _SHORT)
+class FreezesNoEmptyPayloads(PlainLogCache):
+    """No bytes, so no block: what the log holds of it is never trimmed."""
+
+    def freeze(self) -> Block | None:
+        return super().freeze() if self._active.size_bytes else None
+
+
+@mutant(KIND, "evicts_something_at_any_rate", _MODEL)
+class EvictsSomethingAtAnyRate(PlainLogCache):
+    """Looks whether enough is free only after it has dropped a block."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        return super().evict(max(bytes_wanted, 1))
+
+
+@mutant(KIND, "leaves_out_an_entry_far_past_the_end", _SHORT)
+class LeavesOutAnEntryFarPastTheEnd(PlainLogCache):
+    """The one entry that has what was asked for goes on too long behind it."""
+
+    def _run(
+        self, entries: list[StreamEntry], first: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        run = super()._run(entries, first, end_offset, bytes_max)
+        return [] if len(run) == 1 and run[0].next_offset > end_offset + 1000 else run
+
+
+@mutant(KIND, "knows_one_negative_time", _SHORT)
+class KnowsOneNegativeTime(PlainLogCache):
+    """No timestamp is -1."""
+
+    def put(self, entry: StreamEntry) -> None:
+        entry.time_ms = max(entry.time_ms, -1)
+        super().put(entry)
+
+
+@mutant(KIND, "keeps_offsets_as_32_bit_deltas", _MODEL, _SHORT)
+class KeepsOffsetsAs32BitDeltas(PlainLogCache):
+    """What is further than 2**31 offsets from a stream's first entry isn't found."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        entries = self._entries(stream_id)
+        if entries and start_offset - entries[0].base_offset >= 2**31:
+            return []
+        return super().get(stream_id, start_offset, end_offset, bytes_max)
+
+
+@mutant(KIND, "returns_its_own_list", _SHORT)
+class ReturnsItsOwnList(PlainLogCache):
+    """A read of all of a young stream grows with the next entry."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        found = super().get(stream_id, start_offset, end_offset, bytes_max)
+        own = self._active.streams.get(stream_id, [])
+        return own if own == found else found
+
+
+@mutant(KIND, "counts_entries_of_deleted_streams", _SHORT)
+class CountsEntriesOfDeletedStreams(PlainLogCache):
+    """Only eviction takes from the number of entries."""
+
+    _deleted = 0
+
+    def drop_stream(self, stream_id: int) -> None:
+        self._deleted += len(self._entries(stream_id))
+        super().drop_stream(stream_id)
+
+    def statistics(self) -> LogCacheStatistics:
+        told = super().statistics()
+        return replace(told, entries=told.entries + self._deleted)
+
+
+@mutant(KIND, "is_active_after_its_only_stream_went", _SHORT)
+class IsActiveAfterItsOnlyStreamWent(PlainLogCache):
+    """The size of an active block goes back only as long as something is left in it."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        before = self._active.size_bytes
+        super().drop_stream(stream_id)
+        if not self._active.streams:
+            self._active.size_bytes = before

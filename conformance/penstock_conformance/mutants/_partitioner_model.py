@@ -142,3 +142,45 @@ class MovesKeysAfterKeylessRecords(PlainPartitioner):
             self._sticky[topic] = (self._sticky[topic][0], 0)
             return self._sticky[topic][0] % partition_count
         return super().choose(topic, key, size_bytes, partition_count)
+
+
+@mutant(KIND, "keeps_what_newer_news_leave_out", "news_take_the_place_of_older_ones")
+class KeepsWhatNewerNewsLeaveOut(PlainPartitioner):
+    """Adds news to what it knows."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        super().update_load(topic, {**self._loads.get(topic, {}), **loads}, now_ms)
+
+
+@mutant(KIND, "takes_empty_news_for_none", "news_take_the_place_of_older_ones")
+class TakesEmptyNewsForNone(PlainPartitioner):
+    """Nothing was told, so nothing changes."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        if loads:
+            super().update_load(topic, loads, now_ms)
+
+
+@mutant(KIND, "ignores_news_of_an_earlier_moment", _MODEL)
+class IgnoresNewsOfAnEarlierMoment(PlainPartitioner):
+    """Trusts a clock that was set."""
+
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__(seed)
+        self._told_at: dict[str, float] = {}
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        if now_ms >= self._told_at.get(topic, now_ms):
+            self._told_at[topic] = now_ms
+            super().update_load(topic, loads, now_ms)
+
+
+@mutant(KIND, "takes_news_for_topics_that_begin_alike", _MODEL)
+class TakesNewsForTopicsThatBeginAlike(PlainPartitioner):
+    """Looks topics up by the beginning of their names."""
+
+    def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
+        super().update_load(topic, loads, now_ms)
+        for other in self._loads:
+            if other.startswith(topic):
+                self._loads[other] = dict(loads)

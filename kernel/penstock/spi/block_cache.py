@@ -73,7 +73,8 @@ class BlockCache(Protocol):
     async def get(
         self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
     ) -> Sequence[Buffer]:
-        """The bytes of ``blocks``, in order; those not cached nor being loaded go to one ``load`` call, ascending.
+        """The bytes of ``blocks``, in order; those not cached nor being loaded go to one ``load`` call, ascending. If
+        there are none of those, ``load`` isn't called.
 
         Concurrent readers of one block share one load; if the reader that loads is cancelled, the others
         still get their block. A failed load raises its error to all who wait for it and caches nothing.

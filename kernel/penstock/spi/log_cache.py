@@ -31,7 +31,8 @@ class StreamEntry(msgspec.Struct, eq=False, gc=False):  # one per append: made w
     """A run of records [base_offset, next_offset) of one stream and its payload.
 
     ``time_ms`` is the largest timestamp in it, for lookups and retention; negative where no record has one, and to
-    be kept as it is. ``charge`` is the memory that goes when the entry does; who drops the entry releases it.
+    be kept as it is. A payload may be empty, and a run longer than 2**31 offsets. ``charge`` is the memory that goes
+    when the entry does; who drops the entry releases it.
     ``checksum`` is the CRC-32C of the payload if it is known.
 
     The garbage collector doesn't look at entries: a cache has hundreds of thousands, and a pass over them held
@@ -110,7 +111,8 @@ class LogCache(Protocol):
         If the entry that holds ``start_offset`` is cached: the longest run beginning with it, of at most
         ``bytes_max`` payload bytes but at least that one entry. Otherwise: a run beginning at the oldest cached
         offset of the newest continuous range, if that is below ``end_offset`` (the caller reads the missing
-        prefix elsewhere). Otherwise empty. Entries are those that were put, or others that tell the same.
+        prefix elsewhere). Otherwise empty. Entries are those that were put, or others that tell the same. What was
+        returned doesn't change, whatever is put or dropped later.
         """
 
     def freeze(self) -> LogCacheBlock | None:
@@ -122,7 +124,8 @@ class LogCache(Protocol):
     def evict(self, bytes_wanted: int) -> int:
         """Drop uploaded entries, oldest first, until ``bytes_wanted`` are free or none is left; bytes freed.
 
-        A block needn't go as a whole: of one with a great many entries, only as many may go as are wanted.
+        A block needn't go as a whole: of one with a great many entries, only as many may go as are wanted. If none
+        are, none goes.
         """
 
     def drop_stream(self, stream_id: int) -> None:

@@ -52,7 +52,8 @@ class Partitioner(Protocol):
     def update_load(self, topic: str, loads: Mapping[int, PartitionLoad], now_ms: float) -> None:
         """News about the partitions of ``topic``; ignored by partitioners that aren't adaptive.
 
-        They take the place of those told of this topic before, whatever ``now_ms`` is, and say nothing of others.
+        They take the place of those told of this topic before, whatever ``now_ms`` is, and say nothing of others. Of
+        a partition that isn't among them nothing is known: it is chosen as if nobody had ever told of it.
         """
 
 
