@@ -112,8 +112,7 @@ class _Model:
         self.steps.note(f"reserve {size}")
         item = self._allocator.reserve(size, "network")
         held = _Held(item, 0, "network")
-        whole = self._random.choice((size, self._random.randrange(1, size)))
-        for part in sorted({*self._random.sample(range(1, size), 2), whole}):
+        for part in sorted(self._random.sample(range(1, size + 1), 3)):
             held.check()
             try:
                 item.grant_nowait(part)
@@ -352,6 +351,20 @@ async def test_large_request_waits_until_it_is_alone(env: Env) -> None:
             (reserved if got[0] is None else got[0]).release()
             got.clear()
         del reserved, ask, wait
+        await _expect_free(allocator)
+
+
+async def test_whole_reservation_is_on_the_account(env: Env) -> None:
+    """Memory that is accounted for as it is granted: to the last byte, once all of it is."""
+    async with env.open(settings=_SETTINGS) as allocator:
+        for size in (1, 4_097, 400_003, 3 * _MIB + 5):
+            item = allocator.reserve(size, "network")
+            item.grant_nowait(size // 2)
+            item.grant_nowait(size)
+            told = allocator.statistics().used_by_purpose.get("network", 0)
+            assert told >= size, f"{told} bytes are on the account, {size} are granted"
+            item.release()
+            del item
         await _expect_free(allocator)
 
 

@@ -73,7 +73,9 @@ class _Model:
         mine = self._history.setdefault(stream_id, [])
         base = mine[-1].next_offset if mine else self._random.choice((0, 5, 2**31 - 9, 2**40))
         entry = self._entry(stream_id, base)
+        was = told([entry])
         self._cache.put(entry)
+        assert told([entry]) == was, f"an entry changed when it was put: {entry!r}"
         mine.append(entry)
         self._active.append(entry)
 
@@ -236,6 +238,21 @@ async def test_short_lives_agree_with_a_model(env: Env) -> None:
             for _ in range(12):
                 model.step(drops=0.3)
             model.end()
+
+
+async def test_entry_of_many_offsets_is_found(env: Env) -> None:
+    """The entry that holds ``start_offset``, however far its offsets go on; and the one behind it."""
+    span = 2**31 + 5
+    entries = [
+        StreamEntry(1, n * span, (n + 1) * span, -1, memoryview(b"%d" % n), None, n + 1) for n in range(3)
+    ]
+    async with env.open() as cache:
+        for entry in entries:
+            cache.put(entry)
+        for entry in entries:
+            for start in (entry.base_offset, entry.base_offset + 7, entry.next_offset - 1):
+                found = told(cache.get(1, start, start + 1, 100))
+                assert found == told([entry]), f"a read of [{start}, {start + 1}) didn't find {entry!r}"
 
 
 async def test_two_caches_have_nothing_to_do_with_each_other(env: Env) -> None:

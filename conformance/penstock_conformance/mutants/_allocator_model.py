@@ -304,7 +304,7 @@ class LetsLargeRequestsInBesidePinnedMemory(PlainAllocator):
         return used + size <= self._limit or (own + size > self._limit and used - self._used["pinned"] == own)
 
 
-@mutant(KIND, "accounts_for_whole_pages_of_a_reservation", _MODEL)
+@mutant(KIND, "accounts_for_whole_pages_of_a_reservation", "whole_reservation_is_on_the_account")
 class AccountsForWholePagesOfAReservation(PlainAllocator):
     """What is beyond them is forgotten once all is granted."""
 

@@ -132,7 +132,7 @@ class EvictsSomethingAtAnyRate(PlainLogCache):
         return super().evict(max(bytes_wanted, 1))
 
 
-@mutant(KIND, "leaves_out_an_entry_far_past_the_end", _SHORT)
+@mutant(KIND, "leaves_out_an_entry_far_past_the_end", "entry_of_many_offsets_is_found")
 class LeavesOutAnEntryFarPastTheEnd(PlainLogCache):
     """The one entry that has what was asked for goes on too long behind it."""
 
@@ -152,7 +152,7 @@ class KnowsOneNegativeTime(PlainLogCache):
         super().put(entry)
 
 
-@mutant(KIND, "keeps_offsets_as_32_bit_deltas", _MODEL, _SHORT)
+@mutant(KIND, "keeps_offsets_as_32_bit_deltas", "entry_of_many_offsets_is_found")
 class KeepsOffsetsAs32BitDeltas(PlainLogCache):
     """What is further than 2**31 offsets from a stream's first entry isn't found."""
 
