@@ -14,12 +14,14 @@ consumer groups use it, and so can whatever keeps values by keys.
 
 from __future__ import annotations
 
-__all__ = ("State", "StateLog", "StateLogCounters", "StateLogSettings", "cut")
+__all__ = ("State", "StateLog", "StateLogCounters", "StateLogSettings", "cut", "cut_in_portions")
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, Protocol
 
 import anyio
@@ -32,6 +34,7 @@ from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import Record, RecordLog
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.one_error import one_error
+from penstock.work.pieces import in_portions
 
 logger = logging.getLogger("penstock.coordinator")
 #: Records that are applied at a load before others get their turn: about a millisecond.
@@ -80,22 +83,50 @@ class StateLogCounters:
 
 def cut(records: Iterable[Record], bytes_max: int) -> Iterator[list[Record]]:
     """``records`` in order, as sets of at most ``bytes_max`` bytes and of one record at least."""
-    portion: list[Record] = []
-    size = 0
+    cutter = _Cutter(bytes_max)
     for record in records:
+        if full := cutter.add(record):
+            yield full
+    if cutter.rest:
+        yield cutter.rest
+
+
+async def cut_in_portions(records: Iterable[Record], bytes_max: int) -> AsyncGenerator[list[Record], None]:
+    """The sets of `cut`, of records that are made one by one: others get their turn between some of them."""
+    cutter = _Cutter(bytes_max)
+    async for record in in_portions(records):
+        if full := cutter.add(record):
+            yield full
+    if cutter.rest:
+        yield cutter.rest
+
+
+class _Cutter:
+    """Gathers records to sets of a size."""
+
+    __slots__ = ("_bytes_max", "_size", "rest")
+
+    def __init__(self, bytes_max: int) -> None:
+        self._bytes_max = bytes_max
+        self._size = 0
+        #: What is no full set yet.
+        self.rest: list[Record] = []
+
+    def add(self, record: Record) -> list[Record] | None:
+        """The set that is full now that there's no room in it for ``record``."""
         key, value = record
-        record_size = len(key) + len(value or b"")
-        size += record_size
-        if size > bytes_max and portion:
-            yield portion
-            portion, size = [], record_size
-        portion.append(record)
-    if portion:
-        yield portion
+        size = len(key) + len(value or b"")
+        full = None
+        if self.rest and self._size + size > self._bytes_max:
+            full, self.rest, self._size = self.rest, [], 0
+        self.rest.append(record)
+        self._size += size
+        return full
 
 
-def _size(records: Sequence[Record]) -> int:
-    return sum([len(key) + len(value or b"") for key, value in records])
+def _size(records: Iterable[Record]) -> int:
+    # sets are large, and no step of this waits: no bytecode for each record; nulls and empty values have no bytes
+    return sum(map(len, filter(None, chain.from_iterable(records))))
 
 
 class _Write:
@@ -221,7 +252,7 @@ class StateLog:
     async def _append(self, batch: Sequence[_Write]) -> None:
         error = ErrorCode.NOT_COORDINATOR  # the answer if this task is cancelled
         try:
-            records = [record for write in batch for record in write.records]
+            records = list(chain.from_iterable([write.records for write in batch]))
             self._next_offset = await self._log.append(self.partition, records) + len(records)
             error = ErrorCode.NONE
             self._counters.appends += 1
@@ -253,17 +284,20 @@ class StateLog:
         records = size = 0
         self._grown_records = self._grown_bytes = 0
         try:
-            for portion in cut(self._live(), self._settings.append_bytes_max):
-                offset = await self._log.append(self.partition, portion)
-                start = offset if records == 0 else start
-                self._next_offset = offset + len(portion)
-                records += len(portion)
-                size += _size(portion)
-                if self._is_closed:
-                    # what was written says nothing new; nothing may be trimmed before the rest is there
-                    return False
+            async with aclosing(cut_in_portions(self._live(), self._settings.append_bytes_max)) as portions:
+                async for portion in portions:
+                    if self._is_closed:
+                        break
+                    offset = await self._log.append(self.partition, portion)
+                    start = offset if records == 0 else start
+                    self._next_offset = offset + len(portion)
+                    records += len(portion)
+                    size += _size(portion)
         except PenstockError as cause:
             self._failed(cause)
+            return False
+        if self._is_closed:
+            # what was written says nothing new; nothing may be trimmed before the rest is there
             return False
         self._live_records, self._live_bytes = records, size
         self._trim_to = start

@@ -5,15 +5,18 @@ from __future__ import annotations
 __all__ = ("KeyedLog", "Record", "RecordLog")
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Protocol, TypeAlias
+from typing import Final, Protocol, TypeAlias
 
 from penstock.errors import ClosedError
 from penstock.log.errors import KafkaError
 from penstock.log.partition import Partition
 from penstock.wire.error_codes import ErrorCode
-from penstock.wire.records import build_batch, iter_records, read_header
+from penstock.wire.records import BatchBuilder, iter_records, read_header
+from penstock.work.pieces import in_portions
 
 READ_BYTES = 2**20
+#: A set is one batch however large it is; who submits sets bounds them.
+_NO_LIMIT: Final = 1 << 62
 
 #: (key, value) of a record; a null value is a tombstone.
 Record: TypeAlias = tuple[bytes, bytes | None]
@@ -80,10 +83,17 @@ class KeyedLog:
         return partition
 
     async def append(self, partition: int, records: Sequence[Record]) -> int:
-        """Append the records as one batch; returns the first one's offset once they are durable."""
+        """Append the records as one batch; returns the first one's offset once they are durable.
+
+        A long batch is built in portions, between which others get their turn: no other append of this partition,
+        by the contract. Cancelled meanwhile, nothing lands.
+        """
         now_ms = self._now_ms()
-        batch = build_batch([(key, value, (), now_ms) for key, value in records])
-        return await self._partition(partition).append_batch(batch)
+        builder = BatchBuilder(bytes_max=_NO_LIMIT)
+        async for key, value in in_portions(records):
+            builder.append(key, value, (), now_ms)
+        # looked up last: it may have been closed meanwhile
+        return await self._partition(partition).append_batch(builder.build())
 
     async def read_all(self, partition: int) -> AsyncIterator[Record]:
         """Every record from the log start to the end, in order. Damage takes the partition offline."""

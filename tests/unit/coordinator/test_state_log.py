@@ -250,6 +250,42 @@ async def test_a_long_load_lets_others_have_their_turn(log: MemoryLog) -> None:
     assert turns >= 5
 
 
+async def test_a_long_checkpoint_lets_others_have_their_turn_and_says_what_was_durable_when_it_began(
+    log: MemoryLog,
+) -> None:
+    """What is submitted meanwhile comes behind it."""
+    life = Life(log, checkpoint_records=3_000, append_bytes_max=1_000_000)
+    await life.log.load(life.counts)
+    turns = 0
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        life.write([record(f"n{number}", number) for number in range(3_000)])
+        while not life.answers:
+            await anyio.lowlevel.checkpoint()
+        life.write([record("n0", 7)])
+        while len(life.answers) < 2:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+        life.log.close()
+    assert log.batches == [3_000, 3_000, 1]
+    assert turns >= 30
+    assert await loaded(log) == {**{f"n{number}": number for number in range(3_000)}, "n0": 7}
+
+
+async def test_a_checkpoint_that_is_closed_while_it_gathers_writes_and_trims_nothing(log: MemoryLog) -> None:
+    life = Life(log, checkpoint_records=3_000, append_bytes_max=1_000_000)
+    await life.log.load(life.counts)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(life.log.run)
+        life.write([record(f"n{number}", number) for number in range(3_000)])
+        while not life.answers:
+            await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        life.log.close()
+    assert log.batches == [3_000]
+    assert log.starts == [0, 0, 0]
+
+
 # -- any history ----------------------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(["a", "b", "c", "transactional-id"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import anyio
+import anyio.lowlevel
 import pytest
 from crc32c import crc32c
 from hypothesis import given
@@ -17,7 +18,7 @@ from tests.patience import HANG_S
 from tests.unit.stream.harness import World
 
 from penstock.bus import EventBus
-from penstock.errors import FullError, InvalidRequestError, NotNowError
+from penstock.errors import ClosedError, FullError, InvalidRequestError, NotNowError
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.log.events import TopicsDeleted
@@ -630,6 +631,52 @@ async def test_a_keyed_log_gives_back_every_record_from_its_start(world: World) 
         assert [record async for record in log.read_all(0)] == [(b"k1", b"v1"), (b"k2", None), (b"k3", b"v3")]
         await log.trim(0, 1)
         assert [record async for record in log.read_all(0)] == [(b"k2", None), (b"k3", b"v3")]
+
+
+async def test_a_long_set_of_a_keyed_log_is_built_in_portions_and_is_one_batch(world: World) -> None:
+    records = [(str(number).encode(), b"v") for number in range(2_500)]
+    async with open_logs(world) as logs:
+        partition = await logs.create("keyed")
+        log = KeyedLog("keyed", 1, logs.manager.partition, lambda: NOW_MS)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.append, 0, records)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+                assert partition.stream.next_offset == 0
+        result = await partition.read(0, 2**20, read_committed=False, at_least_one=True)
+        assert [read_header(one).count for one in result.records] == [2_500]
+        assert [record async for record in log.read_all(0)] == records
+
+
+async def test_a_set_of_a_keyed_log_that_is_cancelled_while_it_is_built_does_not_land(world: World) -> None:
+    async with open_logs(world) as logs:
+        partition = await logs.create("keyed")
+        log = KeyedLog("keyed", 1, logs.manager.partition, lambda: NOW_MS)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(log.append, 0, [(b"k", b"v")] * 2_500)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        assert await log.append(0, [(b"k", b"v")]) == 0
+        assert partition.high_watermark == 1
+
+
+async def test_a_set_of_a_keyed_log_whose_partition_is_lost_while_it_is_built_is_refused(
+    world: World,
+) -> None:
+    async with open_logs(world) as logs:
+        found: Partition | None = await logs.create("keyed")
+        log = KeyedLog("keyed", 1, lambda _topic, _index: found, lambda: NOW_MS)
+
+        async def refused() -> None:
+            with pytest.raises(ClosedError, match="doesn't lead the partition"):
+                await log.append(0, [(b"k", b"v")] * 2_500)
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(refused)
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            found = None
 
 
 class _Settled(ProducerBook):
