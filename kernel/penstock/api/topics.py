@@ -96,8 +96,16 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
             result.error_code = error.error_code
             result.error_message = str(error)
     if request.validate_only:
+        counted = 0
         async for new in in_portions(valid, _DESCRIPTIONS):
-            _describe(results[new.name], new, _ZERO_ID, hidden, table)
+            result = results[new.name]
+            try:
+                context.api.logs.check_room(new.partition_count, counted)
+            except KafkaError as error:
+                _refuse(result, error)
+                continue
+            counted += new.partition_count
+            _describe(result, new, _ZERO_ID, hidden, table)
     elif valid:
         created: Sequence[Topic | Exception]
         try:
@@ -377,6 +385,7 @@ async def handle_create_partitions(
     times = Counter([topic.name async for topic in in_portions(request.topics, _NAMES)])
     denied = context.denied(Operation.ALTER, ResourceType.TOPIC, times)
     results: dict[str, CreatePartitionsTopicResult] = {}
+    counted = 0
     async for asked in in_portions(request.topics, _GROWTHS):
         if asked.name in results:
             continue
@@ -386,8 +395,11 @@ async def handle_create_partitions(
             check_topic_permitted(asked.name, denied)
             _check_time(request.timeout_ms)
             await deadline.of(context.api.logs.wait_changed([asked.name]))
-            _check_growth(asked, context)
-            if not request.validate_only:
+            added = _check_growth(asked, context)
+            if request.validate_only:
+                context.api.logs.check_room(added, counted)
+                counted += added
+            else:
                 await deadline.of(_grow(asked, context))
         except OPERATING_ERRORS as error:
             result.error_code = controller_code_of(error)
@@ -402,8 +414,11 @@ async def _grow(asked: CreatePartitionsTopic, context: RequestContext) -> None:
         raise KafkaError(ErrorCode.INVALID_PARTITIONS, str(error)) from error
 
 
-def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None:
-    """Of several faults the one is told that Kafka finds first; what only Penstock refuses comes last."""
+def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> int:
+    """How many partitions the topic would get.
+
+    Of several faults the one is told that Kafka finds first; what only Penstock refuses comes last.
+    """
     topic = existing_topic(asked.name, context)
     if asked.count <= topic.partition_count:
         raise KafkaError(
@@ -426,6 +441,7 @@ def _check_growth(asked: CreatePartitionsTopic, context: RequestContext) -> None
             ErrorCode.INVALID_PARTITIONS,
             f"a topic has at most {maximum} partitions: name={asked.name} asked={asked.count}",
         )
+    return asked.count - topic.partition_count
 
 
 APIS: Final = (

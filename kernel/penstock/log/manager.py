@@ -457,6 +457,10 @@ class LogManager:
     def _partition_count(self) -> int:
         return self._metadata.image.topics.client_partitions()
 
+    def check_room(self, partitions: int, beside: int = 0) -> None:
+        """See ``PartitionBound.check``: whether so many partitions could be made now."""
+        self._bound.check(partitions, beside)
+
     async def create_partitions(self, name: str, count: int) -> None:
         """Grow a topic to ``count`` partitions. Raises NotFoundError, InvalidRequestError."""
         # one at a time: a partition is opened once, a second opening would depose the first

@@ -23,15 +23,22 @@ class PartitionBound:
         self._reserved: dict[bytes, int] = {}
         self._reserved_sum = 0
 
-    def reserve(self, topic_id: bytes, partitions: int) -> None:
-        """Take places, until ``release``. Raises KafkaError POLICY_VIOLATION, which no client retries."""
-        count = self._count() + self._reserved_sum
+    def check(self, partitions: int, beside: int = 0) -> None:
+        """Raises KafkaError POLICY_VIOLATION, which no client retries, unless there are places for so many.
+
+        ``beside`` more count as if they were there.
+        """
+        count = self._count() + self._reserved_sum + beside
         if count + partitions > self._partitions_max:
             raise KafkaError(
                 ErrorCode.POLICY_VIOLATION,
                 "too many partitions, delete topics or raise topics.partitions_max: "
                 f"partitions={count} wanted={partitions} partitions_max={self._partitions_max}",
             )
+
+    def reserve(self, topic_id: bytes, partitions: int) -> None:
+        """Take places, until ``release``. Raises what ``check`` raises."""
+        self.check(partitions)
         self._reserved[topic_id] = partitions
         self._reserved_sum += partitions
 

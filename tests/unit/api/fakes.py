@@ -24,6 +24,7 @@ from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition, ReadResult
+from penstock.log.partition_bound import PartitionBound
 from penstock.log.preparation import Preparation, Preparer
 from penstock.log.producer_book import ProducerInfo
 from penstock.log.topic import NewTopic, Topic
@@ -365,6 +366,11 @@ class FakeLogs(LogManager):
         #: The calls of ``prepare_reads``: topic, partition, offset, bytes, and the bytes in all.
         self.prepared: list[tuple[list[tuple[str, int, int, int]], int]] = []
         self.changed = anyio.Event()
+        self.bound_partitions(2**31 - 1)
+
+    def bound_partitions(self, partitions_max: int) -> None:
+        """Let there be no more than so many in all."""
+        self._bound = PartitionBound(partitions_max, lambda: len(self._partitions))
 
     def add(self, name: str, partitions: int = 1, *, internal: bool = False, **configs: str) -> FakeTopic:
         """Make a topic, at once."""

@@ -316,6 +316,28 @@ async def test_create_topic_answers_with_id_and_all_configs(logs: FakeLogs) -> N
     assert set(values) == set(TOPIC_CONFIGS)
 
 
+async def test_validate_only_says_what_topics_partitions_max_leaves_no_room_for(logs: FakeLogs) -> None:
+    """As the creation would: of several topics those that fit are counted, those that don't aren't."""
+    logs.bound_partitions(8)  # there is one with three
+    asked = [new("a", 3), new("b", 3), new("c", 2), new("d", 1)]
+    results = await create(logs, *asked, validate_only=True)
+    full = ErrorCode.POLICY_VIOLATION
+    assert [result.error_code for result in results] == [0, full, 0, full]
+    growths = [CreatePartitionsTopic(name="t", count=count, assignments=None) for count in (8, 9)]
+    codes = [
+        (
+            await topics.handle_create_partitions(
+                CreatePartitionsRequest(timeout_ms=1000, topics=[growth], validate_only=True),
+                make_context(logs, 3),
+            )
+        )
+        .results[0]
+        .error_code
+        for growth in growths
+    ]
+    assert codes == [0, full]
+
+
 async def test_validate_only_creates_nothing(logs: FakeLogs) -> None:
     (result,) = await create(logs, new(), validate_only=True)
     assert result.error_code == 0
