@@ -394,6 +394,18 @@ async def test_a_damaged_replica_is_out_and_the_other_is_recovered() -> None:
         assert members(place) == {place.media[1].identity}
 
 
+async def test_while_a_replica_is_only_unavailable_the_damage_of_another_loses_nothing() -> None:
+    place = Place()
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+    place.media[0].error = CorruptError("the log is damaged")
+    place.media[1].fail()
+    with pytest.raises(UnavailableError, match=r"the log is damaged; .*the medium failed"):
+        await place.read()
+    place.media[1].error = None
+    assert await place.read() == [b"one"]
+
+
 async def test_the_end_is_known_after_everything_was_trimmed() -> None:
     place = Place()
     async with place.recovered() as wal:
