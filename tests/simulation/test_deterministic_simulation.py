@@ -10,6 +10,9 @@ import json
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from random import Random
 
 import pytest
 from penstock_wal_block._device import Device
@@ -18,7 +21,8 @@ from tests.patience import HANG_S
 from tests.simulation.seeded_bugs import BUGS
 
 from penstock_conformance.simulation import STRATEGIES, Outcome, simulate
-from penstock_conformance.simulation._block import SimulatedDevice
+from penstock_conformance.simulation._block import SimulatedDevice, _Disk
+from penstock_conformance.simulation._loop import SimulatedLoop
 
 _COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "4"))
 #: The contract with ourselves: a bug that takes more histories to be found might as well not be looked for.
@@ -56,6 +60,32 @@ def test_the_simulated_disk_has_all_that_a_log_asks_of_its_device() -> None:
         *SimulatedDevice.__init__.__code__.co_names,
     }  # methods, and what it is given
     assert asked - has == set()
+
+
+def test_a_failed_sync_of_the_simulated_disk_is_told_once_over_each_descriptor_as_linux_does() -> None:
+    with closing(SimulatedLoop()) as loop, ThreadPoolExecutor(1) as other:
+        disk = _Disk(loop, Random(0), 2**16)
+        device = SimulatedDevice(disk, None, shared=False)
+        device.write(8192, [b"ours"], 4)
+        other.submit(device.write, 12288, [b"theirs"], 6).result()
+        disk.is_failing = True
+        with pytest.raises(OSError, match="the disk failed"):
+            device.sync()
+        disk.is_failing = False
+        assert not any(disk.seen), "it took the writes of both with it"
+        with pytest.raises(OSError, match="the disk failed before"):
+            other.submit(device.sync).result()
+        device.sync()
+        other.submit(device.sync).result()
+        with pytest.raises(OSError, match="the disk failed before"):
+            device.write_header_slot(0, bytes(4096))
+
+
+@pytest.mark.parametrize("seed", [7498, 7603])
+def test_a_history_that_once_broke_a_promise_keeps_it(seed: int) -> None:
+    """A disk out of reach beside a bucket that is damaged; syncs of two threads, of which the first fails."""
+    outcome = simulate("wal_s3express_replicated", seed)
+    assert outcome.failure == "", "\n".join([*outcome.trace[-60:], outcome.failure])
 
 
 def test_a_simulated_log_that_would_be_written_by_the_loop_is_written_by_threads_still(

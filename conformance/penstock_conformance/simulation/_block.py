@@ -6,6 +6,7 @@ __all__ = ("BlockMedium", "SimulatedDevice")
 
 import errno
 import importlib
+import threading
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -32,6 +33,8 @@ _BLOCK_BYTES = 4096
 #: All header slots that a log may have.
 _AREA_BYTES_MAX = 16 * _BLOCK_BYTES
 _LOCK_TIMEOUT_S = 10.0
+#: The descriptor for the header; others are named by their threads.
+_HEADER = 0
 
 
 class _Disk:
@@ -95,7 +98,10 @@ class _Disk:
 
 
 class SimulatedDevice:
-    """The disk as one process has it open: ``penstock_wal_block._device.Device``, on one host."""
+    """The disk as one process has it open: ``penstock_wal_block._device.Device``, on one host.
+
+    Like the real one it has a descriptor for the header, and one for each thread that writes.
+    """
 
     in_place = is_linked = True
     devices = stripe_bytes = 0
@@ -109,6 +115,9 @@ class SimulatedDevice:
         self.shareable = self.is_block_device = self.direct = shared
         self._host = f"host {self._life} " if shared else ""
         self.seat = (self._host or "the only host").ljust(16)[:16].encode()
+        self._descriptors = {_HEADER}
+        #: Those that are still to be told of a sync that failed.
+        self._untold: set[int] = set()
 
     def find_header(self, location: str) -> Any:
         seen = self._disk.seen
@@ -130,7 +139,7 @@ class SimulatedDevice:
 
     def write_header_slot(self, index: int, slot: bytes) -> None:
         self._put(index * _BLOCK_BYTES, slot)
-        self.sync()
+        self._sync(_HEADER)
 
     def read(self, offset: int, size: int) -> memoryview:
         self._disk.wait(self._life)
@@ -140,6 +149,7 @@ class SimulatedDevice:
     def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
         data = b"".join(parts)
         assert len(data) == length, "the length is that of the parts"
+        self._descriptors.add(threading.get_ident())
         self._disk.written.append((offset, offset + length))
         self._put(offset, data.ljust(-(-length // _BLOCK_BYTES) * _BLOCK_BYTES, b"\0"))
 
@@ -154,7 +164,13 @@ class SimulatedDevice:
                 self._disk.unsynced.setdefault(self._life, []).append((offset + start, offset + end))
 
     def sync(self) -> None:
-        """One that fails takes with it what it was about: a second one finds nothing to do, and succeeds."""
+        self._sync(threading.get_ident())
+
+    def _sync(self, descriptor: int) -> None:
+        """One that fails takes with it what was written over all descriptors, and each is told of it once.
+
+        A second one over the same descriptor finds nothing to do, and succeeds.
+        """
         disk = self._disk
         disk.wait(self._life)
         ranges = disk.unsynced.pop(self._life, [])
@@ -163,9 +179,13 @@ class SimulatedDevice:
         except OSError:
             for start, end in ranges:
                 disk.seen[start:end] = disk.durable[start:end]
+            self._untold = self._descriptors - {descriptor}
             raise
         for start, end in ranges:
             disk.durable[start:end] = disk.seen[start:end]
+        if descriptor in self._untold:
+            self._untold.remove(descriptor)
+            raise OSError(errno.EIO, "simulated: the disk failed before")
 
     def sync_all(self) -> None:
         self._disk.wait(self._life)
