@@ -24,6 +24,9 @@ logger = logging.getLogger("penstock.log")
 REPLAY_BYTES = 4 * 2**20
 #: A partition without idempotent producers is snapshot too once so much was appended: it bounds what a start reads.
 SNAPSHOT_BYTES = 64 * 1024
+#: The same after so many uploads, or batches that a start had to read: each may be in an object of its own, and a
+#: broker that is killed soon after each start would take longer to start each time.
+SNAPSHOT_UPLOADS = 8
 
 
 class ProducerSnapshots:
@@ -42,6 +45,7 @@ class ProducerSnapshots:
         "_saved_bytes",
         "_state",
         "_table",
+        "_unsaved_uploads",
         "replay_offset",
     )
 
@@ -57,6 +61,8 @@ class ProducerSnapshots:
         #: Bytes that the last rebuilding read, and bytes replayed and appended up to the newest snapshot.
         self._replayed_bytes = 0
         self._saved_bytes = 0
+        #: Objects that a start would read after the newest snapshot, at most.
+        self._unsaved_uploads = 0
         #: Where the rebuilding stands in the log; None: at the snapshot.
         self.replay_offset: int | None = None
 
@@ -69,7 +75,7 @@ class ProducerSnapshots:
         table, log, state = self._table, self._log, self._state
         self.forget()
         self.replay_offset = None
-        self._replayed_bytes = self._saved_bytes = 0
+        self._replayed_bytes = self._saved_bytes = self._unsaved_uploads = 0
         replay_from = log.start_offset
         if state.confirmed_offset > state.start_offset:
             newest = await self._engine.reads.read(state, state.confirmed_offset - 1, 1)
@@ -88,9 +94,12 @@ class ProducerSnapshots:
             for entry in entries:
                 table.replay(read_header(entry.data), now_ms)
                 self._replayed_bytes += len(entry.data)
+            self._unsaved_uploads += len(entries)
             replay_from = entries[-1].next_offset
         table.expire(now_ms)
         self._is_whole = True
+        if self._unsaved_uploads >= SNAPSHOT_UPLOADS:
+            self.write_if_due(now_ms, 0)
 
     def forget(self) -> None:
         """The table isn't the whole state, and can't be known to be before the next :meth:`load`: empty it."""
@@ -109,7 +118,12 @@ class ProducerSnapshots:
         if self._is_closed or not self._is_whole or self._log.confirmed_offset == self._end:
             return
         self._table.expire(now_ms)
-        if not len(self._table) and self._unsaved_bytes(appended_bytes) < SNAPSHOT_BYTES:
+        self._unsaved_uploads += 1
+        if (
+            not len(self._table)
+            and self._unsaved_uploads < SNAPSHOT_UPLOADS
+            and self._unsaved_bytes(appended_bytes) < SNAPSHOT_BYTES
+        ):
             return
 
         def on_done(error: Exception | None) -> None:
@@ -156,6 +170,7 @@ class ProducerSnapshots:
             if error is None:
                 self._end = max(self._end, end)
                 self._saved_bytes = max(self._saved_bytes, saved_bytes)
+                self._unsaved_uploads = 0
             on_done(error)
 
         self._table.trimmed_to(self._log.start_offset)

@@ -264,6 +264,45 @@ async def test_a_start_reads_a_bounded_part_of_a_log_without_idempotent_producer
         assert replayed == [10] * records_at_last
 
 
+@pytest.mark.parametrize("producer", [None, 7])
+async def test_starts_of_a_broker_that_is_killed_again_and_again_read_a_bounded_part(
+    world: World, monkeypatch: pytest.MonkeyPatch, producer: int | None
+) -> None:
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_UPLOADS", 3)
+    replayed: list[int] = []
+    replay = ProducerBook.replay
+
+    def count(self: ProducerBook, header: Any, now_ms: int) -> None:
+        replayed[-1] += 1
+        replay(self, header, now_ms)
+
+    monkeypatch.setattr(ProducerBook, "replay", count)
+    for life in range(10):
+        replayed.append(0)
+        async with open_logs(world) as logs:
+            partition = logs.partition() if life else await logs.create()
+            sent = batch(b"a") if producer is None else batch(b"a", producer=(producer, 0, life))
+            (outcome,) = append(partition, sent)
+            assert (outcome.error_code, outcome.base_offset) == (0, life)
+        world.wal.crash()
+    assert replayed == [0, 1, 2, 3, 1, 2, 3, 1, 2, 3]
+
+
+async def test_many_small_uploads_without_idempotent_producers_end_in_a_snapshot(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of them is in an object of its own, which a start would read."""
+    monkeypatch.setattr(snapshots_module, "SNAPSHOT_UPLOADS", 3)
+    async with open_logs(world) as logs:
+        partition = await logs.create()
+        ends: list[int] = []
+        for _ in range(6):
+            append(partition, batch(b"a"))
+            partition.snapshot_producers(NOW_MS)
+            ends.append(partition.state_stream.confirmed_offset)
+    assert ends == [0, 0, 1, 1, 1, 2]
+
+
 @pytest.mark.parametrize("by", ["request", "retention"])
 async def test_producers_go_on_after_a_crash_though_what_they_wrote_was_deleted(
     world: World, by: str
