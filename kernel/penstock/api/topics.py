@@ -68,21 +68,28 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     times = Counter([topic.name async for topic in in_portions(request.topics, _NAMES)])
     results: dict[str, CreatableTopicResult] = {}
     valid: list[NewTopic] = []
-    taken = by_metric_name(context.api.logs.topics())
-    await anyio.lowlevel.checkpoint()  # that was a portion of its own
-    table = context.api.logs.topic_configs
+    logs, deadline = context.api.logs, Deadline(request.timeout_ms)
+    table = logs.topic_configs
     denied = NOBODY
     if not context.may(Operation.CREATE, ResourceType.CLUSTER, CLUSTER_NAME):
         denied = context.denied(Operation.CREATE, ResourceType.TOPIC, times)
-    if request.timeout_ms <= 0 and any(times[name] == 1 and name not in denied for name in times):
+    left = [name async for name in in_portions(times, _NAMES) if times[name] == 1 and name not in denied]
+    try:
+        if left:  # one that is being deleted won't be there
+            _check_time(request.timeout_ms)
+            changing = [name async for name in in_portions(left, _NAMES) if logs.is_changing(name)]
+            await deadline.of(logs.wait_changed(changing))
+    except KafkaError as error:
         # as in Kafka, which doesn't look further, and answers what is named twice twice
-        late = ErrorCode.REQUEST_TIMED_OUT
+        late, why = error.error_code, str(error)
         return CreateTopicsResponse(
             topics=[
-                CreatableTopicResult(name=asked.name, error_code=late, error_message=TIMED_OUT, configs=[])
+                CreatableTopicResult(name=asked.name, error_code=late, error_message=why, configs=[])
                 async for asked in in_portions(request.topics, _NAMES)
             ]
         )
+    taken = by_metric_name(logs.topics())
+    await anyio.lowlevel.checkpoint()  # that was a portion of its own
     hidden = context.denied(Operation.DESCRIBE_CONFIGS, ResourceType.TOPIC, times)
     async for asked in in_portions(request.topics, _CHECKS):
         if asked.name in results:
@@ -109,7 +116,7 @@ async def handle_create_topics(request: CreateTopicsRequest, context: RequestCon
     elif valid:
         created: Sequence[Topic | Exception]
         try:
-            created = await Deadline(request.timeout_ms).of(context.api.logs.create_topics(valid))
+            created = await deadline.of(logs.create_topics(valid))
         except KafkaError as error:
             created = [error] * len(valid)
         async for new, outcome in in_portions(zip(valid, created, strict=True), _DESCRIPTIONS):

@@ -105,6 +105,39 @@ async def test_topics_are_deleted_and_grown_when_they_are_made(logs: FakeLogs) -
     assert (grown, deleted) == ([0], [0])
 
 
+async def test_a_topic_that_is_being_deleted_is_created_anew_and_does_not_exist_already(
+    logs: FakeLogs,
+) -> None:
+    """Also if whoever deletes it was told that its time is over: Kafka does one after the other."""
+    logs.add("new")
+    logs.changing.add("new")
+    codes: list[int] = []
+
+    async def create() -> None:
+        asked = CreatableTopic(name="new", num_partitions=1, replication_factor=1)
+        request = CreateTopicsRequest(topics=[asked], timeout_ms=60_000)
+        response = await topics.handle_create_topics(request, make_context(logs, 7))
+        codes.append(response.topics[0].error_code)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(create)
+        await anyio.wait_all_tasks_blocked()
+        assert not codes
+        assert await logs.delete_topics(["new"]) == [None]
+        logs.changing.clear()
+        logs.changed.set()
+    assert codes == [0]
+
+
+async def test_a_creation_behind_a_deletion_that_hangs_keeps_its_time(logs: FakeLogs) -> None:
+    logs.add("new")
+    logs.changing.add("new")
+    asked = CreatableTopic(name="new", num_partitions=1, replication_factor=1)
+    request = CreateTopicsRequest(topics=[asked], timeout_ms=1)
+    response = await topics.handle_create_topics(request, make_context(logs, 7))
+    assert response.topics[0].error_code == ErrorCode.REQUEST_TIMED_OUT
+
+
 async def test_partitions_that_somebody_else_added_meanwhile_are_invalid_partitions(
     logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
