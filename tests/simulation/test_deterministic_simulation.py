@@ -14,15 +14,18 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from random import Random
 
+import anyio
 import pytest
 from penstock_wal_block._device import Device
 from penstock_wal_block._lone import LoneWrites
 from tests.patience import HANG_S
 from tests.simulation.seeded_bugs import BUGS
 
+from penstock.errors import UnavailableError
 from penstock_conformance.simulation import STRATEGIES, Outcome, simulate
 from penstock_conformance.simulation._block import SimulatedDevice, _Disk
-from penstock_conformance.simulation._loop import SimulatedLoop
+from penstock_conformance.simulation._loop import SimulatedLoop, run_simulated
+from penstock_conformance.simulation._threads import SimulatedWriter, Turns
 
 _COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "4"))
 #: The contract with ourselves: a bug that takes more histories to be found might as well not be looked for.
@@ -86,6 +89,43 @@ def test_a_history_that_once_broke_a_promise_keeps_it(seed: int) -> None:
     """A disk out of reach beside a bucket that is damaged; syncs of two threads, of which the first fails."""
     outcome = simulate("wal_s3express_replicated", seed)
     assert outcome.failure == "", "\n".join([*outcome.trace[-60:], outcome.failure])
+
+
+def test_a_simulated_opening_waits_for_the_locks_of_another_one_of_its_process() -> None:
+    """As those of Linux on open files: a replica that returns must not be written by its opening before."""
+
+    async def main(loop: SimulatedLoop) -> None:
+        disk, SimulatedWriter.turns = _Disk(loop, Random(0), 2**20), Turns(loop, Random(0))
+        before, after = (SimulatedDevice(disk, None, shared=False) for _ in range(2))
+
+        def take_both() -> bool:
+            try:
+                with before.data_lock(), after.data_lock():
+                    return True
+            except UnavailableError:
+                return False
+
+        assert not await SimulatedWriter.run_in_turn(take_both)
+        assert (before.claim(7), after.claim(7), after.claim(8)) == (True, False, True)
+        before.close()
+        assert (after.is_free(7), after.is_free(8)) == (True, False)
+        SimulatedWriter.turns.close()
+
+    run_simulated(main, 0)
+
+
+def test_an_access_to_a_simulated_disk_ends_soon_once_the_disk_is_fast_again() -> None:
+    async def main(loop: SimulatedLoop) -> None:
+        disk, SimulatedWriter.turns = _Disk(loop, Random(0), 2**20), Turns(loop, Random(0))
+        disk.slowness = 1_000_000.0
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(SimulatedWriter.run_in_turn, disk.wait, 0)
+            await anyio.sleep(1)
+            disk.slowness, fast_s = 1.0, loop.time()
+        assert 0 < loop.time() - fast_s < 1  # simulated time
+        SimulatedWriter.turns.close()
+
+    run_simulated(main, 0)
 
 
 def test_a_simulated_log_that_would_be_written_by_the_loop_is_written_by_threads_still(

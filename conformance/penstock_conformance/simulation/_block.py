@@ -35,6 +35,8 @@ _AREA_BYTES_MAX = 16 * _BLOCK_BYTES
 _LOCK_TIMEOUT_S = 10.0
 #: The descriptor for the header; others are named by their threads.
 _HEADER = 0
+#: An access to a slow disk looks so often whether it still is.
+_SLICE_S = 0.25
 
 
 class _Disk:
@@ -48,7 +50,8 @@ class _Disk:
         self.unsynced: dict[int, list[tuple[int, int]]] = {}
         #: The newest places in the ring.
         self.written: deque[tuple[int, int]] = deque(maxlen=6)
-        self.locks: dict[str, int] = {}
+        #: Who holds them: as on Linux, an opening and not a process, which may open the log again while it closes it.
+        self.locks: dict[str, SimulatedDevice] = {}
         self.dead: set[int] = set()
         self.cut_off_until_s: dict[int, float] = {}
         self.fault_rate = 0.0
@@ -60,7 +63,12 @@ class _Disk:
     def wait(self, life: int) -> None:
         """Take the time of one access. Raises OSError for a dead process."""
         slow = 40 if self.random.random() < 0.02 else 1
-        pause(self.random.uniform(0.1, 1.0) * self.typical_s * self.slowness * slow)
+        left_s = self.random.uniform(0.1, 1.0) * self.typical_s * slow
+        while self.slowness > 1 and left_s > 0:  # once the disk is fast again, so is the rest of what it does
+            slice_s = min(left_s, _SLICE_S / self.slowness)
+            pause(slice_s * self.slowness)
+            left_s -= slice_s
+        pause(left_s)
         held_s = self.cut_off_until_s.get(life, 0.0) - self.loop.time()
         if held_s > 0 and life not in self.dead:
             pause(held_s)
@@ -86,7 +94,7 @@ class _Disk:
     def kill(self, life: int, *, with_host: bool) -> None:
         """The process is gone, and its locks; with its host, what it didn't sync, sector by sector."""
         self.dead.add(life)
-        self.locks = {name: owner for name, owner in self.locks.items() if owner != life}
+        self.locks = {name: owner for name, owner in self.locks.items() if owner._life != life}
         kept = self.random.choice((0.0, 0.5, 0.9))
         for start, end in self.unsynced.pop(life, []):
             for sector in range(start, end, _SECTOR_BYTES):
@@ -208,20 +216,20 @@ class SimulatedDevice:
         name = self._host + name
         deadline_s = disk.loop.time() + _LOCK_TIMEOUT_S
         disk.check_alive(self._life)
-        while disk.locks.get(name, self._life) != self._life:
+        while disk.locks.get(name, self) is not self:
             if disk.loop.time() > deadline_s:
                 raise UnavailableError("simulated: another process holds the lock, and doesn't let go")
             pause(0.02)
             disk.check_alive(self._life)
-        disk.locks[name] = self._life
+        disk.locks[name] = self
         try:
             yield
         finally:
-            if disk.locks.get(name) == self._life:
+            if disk.locks.get(name) is self:
                 del disk.locks[name]
 
     def claim(self, epoch: int) -> bool:
-        return self._disk.locks.setdefault(f"{self._host}epoch {epoch}", self._life) == self._life
+        return self._disk.locks.setdefault(f"{self._host}epoch {epoch}", self) is self
 
     def reserve(self, epoch: int, earlier: Sequence[int]) -> frozenset[int]:
         return frozenset()  # the fence of headers alone must do
@@ -232,7 +240,7 @@ class SimulatedDevice:
     def close(self) -> None:
         """Ends the locks."""
         locks = self._disk.locks
-        self._disk.locks = {name: owner for name, owner in locks.items() if owner != self._life}
+        self._disk.locks = {name: owner for name, owner in locks.items() if owner is not self}
 
 
 class _ReadOnlyDisk:
