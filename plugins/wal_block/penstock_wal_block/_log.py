@@ -83,6 +83,8 @@ class BlockLog:
         self._wrote_at_once = False
         #: Groups being written under the lock.
         self._writing = 0
+        #: Why the last sync failed that did.
+        self._sync_error: OSError | None = None
         #: Begun, and not yet counted; oldest first.
         self._flights: deque[Flight] = deque()
         self._owner = owner
@@ -113,7 +115,11 @@ class BlockLog:
         """Replace the header, unless it isn't ours any more."""
         self.rest()
         with self._mutex:
-            self._headers.update(final=final, **changes)
+            try:
+                self._headers.update(final=final, **changes)
+            except OSError as error:
+                self._sync_error = kept(error)
+                raise
 
     # -- recovery ------------------------------------------------------------------------------------------
 
@@ -262,9 +268,10 @@ class BlockLog:
         """
         self._enter()
         is_durable = False
+        failed_before = self._sync_error
         try:
             self._write_ring(flight.before.position, flight.parts, flight.length)
-            self._device.sync()
+            self._sync(failed_before)
             if self._device.shareable:
                 # Locks end at the host: only this second look shows the claim of another one.
                 with self._mutex:
@@ -277,6 +284,21 @@ class BlockLog:
                 self._wrote_at_once = False
                 if is_durable:
                     self._landed(flight)
+
+    def _sync(self, failed_before: OSError | None) -> None:
+        """Make durable what was written since a sync failed with ``failed_before``.
+
+        One that fails may take with it what other threads have written, to a cache of the system or of the disk;
+        theirs may find nothing left to do, and succeed. So they fail alike.
+        """
+        try:
+            self._device.sync()
+        except OSError as error:
+            self._sync_error = kept(error)
+            raise
+        failed = self._sync_error
+        if failed is not None and failed is not failed_before:
+            raise OSError(failed.errno, f"a sync beside it failed: {failed.strerror}")
 
     def _landed(self, flight: Flight) -> None:
         """A group is durable; those that no gap is before any more are confirmed."""

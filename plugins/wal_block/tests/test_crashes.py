@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import cast
 
@@ -396,6 +397,57 @@ def test_a_group_behind_a_lost_one_that_was_confirmed_makes_it_a_loss() -> None:
     run.open()
     with pytest.raises(CorruptError, match="lost acknowledged entries"):
         list(run.log.scan())
+
+
+class FailingSync(SimulatedDevice):
+    """One sync fails and loses all that wasn't durable, in the midst of another thread's write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: Callable[[], None] | None = None
+        self.fails = False
+
+    def write(self, offset: int, parts: Sequence[Buffer], length: int) -> None:
+        super().write(offset, parts, length)
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+
+    def sync(self) -> None:
+        if self.fails:
+            self.fails = False
+            self._unsynced.clear()
+            raise OSError(errno.EIO, "the disk failed")
+        super().sync()
+
+
+def test_a_group_isnt_acknowledged_that_another_ones_failed_sync_may_have_lost() -> None:
+    """The system tells one caller that a sync failed; the next one finds nothing to do, and succeeds."""
+    device = FailingSync()
+    run = Run(device)
+    run.open()
+    run.recover()
+    flights = []
+    for data in (b"first", b"second"):
+        run.commit.append([data])
+        group = run.commit.take()
+        assert group is not None
+        flights.append(run.log.begin(group))
+
+    def put_second() -> None:
+        device.fails = True
+        with pytest.raises(OSError, match="the disk failed"):
+            run.log.put(flights[1])
+
+    device.meanwhile = put_second
+    with pytest.raises(OSError, match="a sync beside it failed"):
+        run.log.put(flights[0])
+    for flight in flights:
+        run.log.put(flight)
+    device.power_off(random.Random(1))
+    run.open()
+    found = [bytes(entry.data) for group in run.log.scan() for entry in group.entries]
+    assert found == [b"first", b"second"]
 
 
 def _end(run: Run, rng: random.Random) -> None:
