@@ -6,7 +6,7 @@ and acknowledged, and an assignment is handed out, only once the log has it.
 
 from __future__ import annotations
 
-__all__ = ("GroupCoordinator", "GroupSurroundings", "Timer")
+__all__ = ("CommitOutcome", "GroupCoordinator", "GroupSurroundings", "Timer")
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,10 +19,11 @@ import anyio
 import anyio.lowlevel
 
 from penstock.account import Ledger
+from penstock.coordinator.group_commits import CommitSet, PreparedCommit
 from penstock.coordinator.group_member import GROUP_BYTES, member_bytes
 from penstock.coordinator.group_offsets import OffsetBook
 from penstock.coordinator.group_refusals import session_error
-from penstock.coordinator.group_table import Entry, GroupTable, offset_record
+from penstock.coordinator.group_table import Entry, GroupTable
 from penstock.coordinator.group_types import (
     CommittedOffset,
     Complete,
@@ -31,7 +32,6 @@ from penstock.coordinator.group_types import (
     JoinResult,
     LeaveMember,
     LeaveResult,
-    OffsetAndMetadata,
     Output,
     PersistGroup,
     SetTimer,
@@ -53,7 +53,24 @@ logger = logging.getLogger("penstock.coordinator")
 #: partitions load at a time.
 _SLICE_GROUPS: Final = 20
 
-_Offsets: TypeAlias = Mapping[TopicPartition, CommittedOffset]
+
+class CommitOutcome:
+    """What becomes of a commit."""
+
+    __slots__ = ("errors", "waiters")
+
+    def __init__(self, errors: dict[TopicPartition, ErrorCode]) -> None:
+        #: Of each partition, once it is known.
+        self.errors = errors
+        #: Of what is on its way to the log.
+        self.waiters: list[Waiter[ErrorCode]] = []
+
+    async def wait(self) -> dict[TopicPartition, ErrorCode]:
+        """One error per partition, once what was accepted is durable."""
+        for waiter in self.waiters:
+            await waiter.wait()
+        return self.errors
+
 
 #: A timer of a group; None: of none, time to look for offsets that have expired.
 Timer: TypeAlias = tuple[Entry, TimerKey] | None
@@ -263,66 +280,56 @@ class GroupCoordinator:
 
     # -- offsets ------------------------------------------------------------------------------------------
 
-    async def commit_offsets(
+    def commit_offsets(
         self,
         group_id: str,
-        offsets: Mapping[TopicPartition, OffsetAndMetadata],
+        commit: PreparedCommit,
         *,
         member_id: str,
         generation_id: int,
         group_instance_id: str | None,
-        retention_ms: int | None,
-    ) -> dict[TopicPartition, ErrorCode]:
-        """OffsetCommit: one error per partition, returned once the accepted offsets are durable.
+    ) -> CommitOutcome:
+        """OffsetCommit: decide, and hand what is accepted to the log, which is made durable also if the caller goes
+        away. In one step: so commits are in the log in the order in which the group allowed them.
 
         A group that doesn't exist is created by a simple consumer (generation -1); for a generation of a
         group that doesn't exist the error is GROUP_ID_NOT_FOUND (ILLEGAL_GENERATION before version 9).
         """
         entry = self._table.entries.get(group_id)
         if entry is None and generation_id >= 0:
-            return dict.fromkeys(offsets, ErrorCode.GROUP_ID_NOT_FOUND)
+            return CommitOutcome(dict.fromkeys(commit.asked, ErrorCode.GROUP_ID_NOT_FOUND))
+        book = OffsetBook() if entry is None else entry.group.offsets
         growth = GROUP_BYTES if entry is None else 0
-        growth += (
-            OffsetBook().growth_bytes(offsets) if entry is None else entry.group.offsets.growth_bytes(offsets)
-        )
+        growth += sum(book.growth_bytes(one.offsets) for one in commit.sets)
         if growth > 0 and not self._has_room(growth):
-            return dict.fromkeys(offsets, ErrorCode.COORDINATOR_NOT_AVAILABLE)
+            return CommitOutcome(dict.fromkeys(commit.asked, ErrorCode.COORDINATOR_NOT_AVAILABLE))
         entry = self._table.entries.get(group_id) or self._create(group_id)
-        plan, outputs = entry.group.plan_commit(
-            member_id, generation_id, group_instance_id, offsets, retention_ms, self._clock.now_ms()
+        error, outputs = entry.group.begin_commit(
+            member_id,
+            generation_id,
+            group_instance_id,
+            [one.offsets for one in commit.sets],
+            self._clock.now_ms(),
         )
         self._carry_out(entry, outputs)
-        if plan.error is not ErrorCode.NONE:
-            return dict.fromkeys(offsets, plan.error)
-        result = dict(plan.refused)
-        result.update(await self._write_offsets(entry, plan.accepted))
-        return result
+        if error is not ErrorCode.NONE:
+            return CommitOutcome(dict.fromkeys(commit.asked, error))
+        outcome = CommitOutcome(dict(commit.refused))
+        for one in commit.sets:
+            self._submit_offsets(entry, one, outcome)
+        return outcome
 
-    async def _write_offsets(
-        self, entry: Entry, accepted: Mapping[TopicPartition, CommittedOffset]
-    ) -> dict[TopicPartition, ErrorCode]:
-        """Make offsets durable, also if the caller goes away. Each counts by itself, so many go in several sets."""
-        group = entry.group
-        errors: dict[TopicPartition, ErrorCode] = {}
-        waiters: list[Waiter[ErrorCode]] = []
-        left = iter(accepted.items())
-        records = [offset_record(group.group_id, *item) for item in accepted.items()]
-        for chunk in cut(records, self._settings.append_bytes_max):
-            offsets, waiter = dict(islice(left, len(chunk))), Waiter[ErrorCode]()
+    def _submit_offsets(self, entry: Entry, one: CommitSet, outcome: CommitOutcome) -> None:
+        offsets, waiter = one.offsets, Waiter[ErrorCode]()
 
-            def settle(
-                error: ErrorCode, offsets: _Offsets = offsets, waiter: Waiter[ErrorCode] = waiter
-            ) -> None:
-                group.settle_commit(offsets, durable=error is ErrorCode.NONE)
-                self._table.account(entry)
-                errors.update(dict.fromkeys(offsets, error))
-                waiter.answer(error)
+        def settle(error: ErrorCode) -> None:
+            entry.group.settle_commit(offsets, durable=error is ErrorCode.NONE)
+            self._table.account(entry)
+            outcome.errors.update(dict.fromkeys(offsets, error))
+            waiter.answer(error)
 
-            waiters.append(waiter)
-            self._log.submit(chunk, settle)
-        for waiter in waiters:
-            await waiter.wait()
-        return errors
+        outcome.waiters.append(waiter)
+        self._log.submit(one.records, settle)
 
     def fetch_offsets(
         self, group_id: str, partitions: Iterable[TopicPartition] | None

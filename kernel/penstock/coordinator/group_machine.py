@@ -32,7 +32,6 @@ from penstock.coordinator.group_protocols import selected_protocol, subscription
 from penstock.coordinator.group_refusals import CONSUMER_PROTOCOL_TYPE
 from penstock.coordinator.group_roster import PendingIds, Roster
 from penstock.coordinator.group_types import (
-    CommitPlan,
     CommittedOffset,
     Complete,
     GroupDescription,
@@ -45,7 +44,6 @@ from penstock.coordinator.group_types import (
     JoinResult,
     LeaveMember,
     LeaveResult,
-    OffsetAndMetadata,
     Output,
     PersistGroup,
     SetTimer,
@@ -317,27 +315,26 @@ class Group:
 
     # -- offsets ------------------------------------------------------------------------------------------
 
-    def plan_commit(
+    def begin_commit(
         self,
         member_id: str,
         generation_id: int,
         group_instance_id: str | None,
-        offsets: Mapping[TopicPartition, OffsetAndMetadata],
-        retention_ms: int | None,
+        sets: Iterable[Mapping[TopicPartition, CommittedOffset]],
         now_ms: int,
-    ) -> tuple[CommitPlan, list[Output]]:
-        """OffsetCommit: decide. What the plan accepts is pending until `settle_commit`."""
+    ) -> tuple[ErrorCode, list[Output]]:
+        """OffsetCommit: decide. Without an error each of the sets is pending until `settle_commit`."""
         error = refusals.commit_error(self, member_id, generation_id, group_instance_id)
         if error is not ErrorCode.NONE:
-            return CommitPlan(error, {}, {}), []
+            return error, []
         if member_id in self._members:
             self._renew_session(self._members[member_id], now_ms)
-        metadata_max = self._settings.offset_metadata_bytes_max
-        plan = self.offsets.plan(offsets, retention_ms, now_ms, metadata_max)
-        return plan, self._take_outputs()
+        for offsets in sets:
+            self.offsets.begin(offsets)
+        return ErrorCode.NONE, self._take_outputs()
 
     def settle_commit(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
-        """The commit that `plan_commit` accepted is durable, or failed."""
+        """A set of a commit is durable, or failed."""
         self.offsets.settle(offsets, durable=durable)
 
     def delete_error(self) -> ErrorCode:

@@ -7,18 +7,17 @@ the record of a newer one.
 
 from __future__ import annotations
 
-__all__ = ("OffsetBook",)
+__all__ = ("OffsetBook", "committed_offset")
 
-from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain
+from operator import attrgetter, itemgetter
 
 from penstock.coordinator.group_types import (
-    CommitPlan,
     CommittedOffset,
     OffsetAndMetadata,
     TopicPartition,
 )
-from penstock.wire.error_codes import ErrorCode
 
 _STRING_BYTES_MAX = 32_767
 #: So many characters fit, whatever they are.
@@ -31,8 +30,33 @@ def _offset_bytes(partition: TopicPartition, metadata: str) -> int:
     return _OFFSET_BYTES + len(partition[0]) + len(metadata)
 
 
+def _offsets_bytes(
+    partitions: Collection[TopicPartition], offsets: Mapping[TopicPartition, CommittedOffset]
+) -> int:
+    """`_offset_bytes` of all; without a bytecode for each, since nothing of a commit of thousands may wait here."""
+    topics = sum(map(len, map(itemgetter(0), partitions)))
+    metadata = sum(map(len, map(attrgetter("metadata"), map(offsets.__getitem__, partitions))))
+    return _OFFSET_BYTES * len(partitions) + topics + metadata
+
+
 #: The last time that a record can hold: a client may ask for any retention.
 _TIMESTAMP_MAX = 2**63 - 1
+
+
+def committed_offset(
+    asked: OffsetAndMetadata, retention_ms: int | None, now_ms: int, metadata_max: int
+) -> CommittedOffset | None:
+    """What is kept of an offset that is committed now; None if its metadata are too large."""
+    metadata = asked.metadata
+    # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
+    if len(metadata) > metadata_max or (
+        len(metadata) > _SHORT_CHARACTERS and len(metadata.encode()) > _STRING_BYTES_MAX
+    ):
+        return None
+    expire_ms = None
+    if retention_ms is not None and retention_ms >= 0:
+        expire_ms = min(now_ms + retention_ms, _TIMESTAMP_MAX)
+    return CommittedOffset(asked.offset, asked.leader_epoch, metadata, now_ms, expire_ms)
 
 
 class OffsetBook:
@@ -44,7 +68,8 @@ class OffsetBook:
         #: What the committed offsets take in memory.
         self.size_bytes = 0
         self._committed: dict[TopicPartition, CommittedOffset] = {}
-        self._pending: Counter[TopicPartition] = Counter()
+        #: By identity: the same offsets may be committed many times at once.
+        self._pending: dict[int, Mapping[TopicPartition, CommittedOffset]] = {}
 
     def __len__(self) -> int:
         return len(self._committed)
@@ -62,53 +87,21 @@ class OffsetBook:
         """All committed offsets, in the order of the first commit."""
         return iter(self._committed.items())
 
-    def plan(
-        self,
-        offsets: Mapping[TopicPartition, OffsetAndMetadata],
-        retention_ms: int | None,
-        now_ms: int,
-        metadata_max: int,
-    ) -> CommitPlan:
-        """Decide what of a commit is to be written; that is pending until `settle`."""
-        accepted: dict[TopicPartition, CommittedOffset] = {}
-        refused: dict[TopicPartition, ErrorCode] = {}
-        expire_ms = None
-        if retention_ms is not None and retention_ms >= 0:
-            expire_ms = min(now_ms + retention_ms, _TIMESTAMP_MAX)
-        for partition, asked in offsets.items():
-            metadata = asked.metadata
-            # Kafka counts characters; the record's string holds at most 32767 bytes whatever the setting says.
-            if len(metadata) > metadata_max or (
-                len(metadata) > _SHORT_CHARACTERS and len(metadata.encode()) > _STRING_BYTES_MAX
-            ):
-                refused[partition] = ErrorCode.OFFSET_METADATA_TOO_LARGE
-            else:
-                accepted[partition] = CommittedOffset(
-                    asked.offset, asked.leader_epoch, metadata, now_ms, expire_ms
-                )
-        self._pending.update(list(accepted))  # a list, since Counter would add up a mapping's values
-        return CommitPlan(ErrorCode.NONE, accepted, refused)
+    def begin(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> None:
+        """These offsets are on their way to the log, and pending until `settle`."""
+        self._pending[id(offsets)] = offsets
 
     def settle(self, offsets: Mapping[TopicPartition, CommittedOffset], *, durable: bool) -> None:
-        """The commit accepted by `plan` is durable and becomes visible, or it failed and is forgotten."""
-        for partition in offsets:
-            self._pending[partition] -= 1
-            if self._pending[partition] <= 0:
-                del self._pending[partition]
+        """What was begun is durable and becomes visible, all of it at once, or it failed and is forgotten."""
+        self._pending.pop(id(offsets), None)
         if durable:
-            for partition, committed in offsets.items():
-                self._put(partition, committed)
+            self.size_bytes += self.growth_bytes(offsets)
+            self._committed.update(offsets)
 
-    def growth_bytes(self, offsets: Mapping[TopicPartition, OffsetAndMetadata]) -> int:
+    def growth_bytes(self, offsets: Mapping[TopicPartition, CommittedOffset]) -> int:
         """How much more memory the book takes with these offsets in it; negative for less."""
-        growth = 0
-        for partition, asked in offsets.items():
-            held = self._committed.get(partition)
-            if held is None:
-                growth += _offset_bytes(partition, asked.metadata)
-            else:
-                growth += len(asked.metadata) - len(held.metadata)
-        return growth
+        replaced = list(filter(self._committed.__contains__, offsets))
+        return _offsets_bytes(offsets, offsets) - _offsets_bytes(replaced, self._committed)
 
     def _put(self, partition: TopicPartition, committed: CommittedOffset) -> None:
         before = self._committed.get(partition)
@@ -137,7 +130,7 @@ class OffsetBook:
 
     def known(self) -> list[TopicPartition]:
         """The partitions that have an offset or are about to get one."""
-        return list(dict.fromkeys(self._committed) | dict.fromkeys(self._pending))
+        return list(dict.fromkeys(chain(self._committed, *self._pending.values())))
 
     def of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
         """The offsets of `known` that belong to these topics."""
@@ -157,8 +150,9 @@ class OffsetBook:
         time (OffsetCommit v2-4) wins over both. Topics in `keep_topics` are subscribed to and never expire.
         """
         gone = []
+        pending = set(chain.from_iterable(self._pending.values()))
         for partition, committed in self._committed.items():
-            if partition in self._pending or partition[0] in keep_topics:
+            if partition in pending or partition[0] in keep_topics:
                 continue
             if committed.expire_timestamp_ms is not None:
                 is_expired = now_ms >= committed.expire_timestamp_ms

@@ -6,7 +6,8 @@ __all__ = ("GroupService", "GroupStatistics")
 
 import uuid
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from operator import itemgetter
 from types import TracebackType
@@ -18,6 +19,7 @@ import anyio.lowlevel
 
 from penstock.account import Ledger, LedgerStatistics
 from penstock.coordinator.coordinators import Coordinators, Phase
+from penstock.coordinator.group_commits import prepare_commit
 from penstock.coordinator.group_coordinator import GroupCoordinator, GroupSurroundings, Timer
 from penstock.coordinator.group_types import (
     CommittedOffset,
@@ -42,7 +44,7 @@ from penstock.log.keyed_log import RecordLog
 from penstock.spi.allocator import Allocator
 from penstock.spi.statistics import counter, gauge
 from penstock.wire.error_codes import ErrorCode
-from penstock.work.pieces import pieces
+from penstock.work.pieces import PORTION, pieces
 
 _STRING_BYTES_MAX: Final = 32_767
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
@@ -101,6 +103,9 @@ class GroupService:
         surroundings = GroupSurroundings(
             self._settings, self._clock, new_id, self._memory, self._timers, self._make_room
         )
+        self._long_commits = anyio.Lock()
+        #: Records of a long commit that aren't submitted yet: no more than may wait for the log.
+        self._prepared = Ledger("groups", self._writes.limit_bytes, allocator)
         self._made_room_ms = -_MAKE_ROOM_PAUSE_MS
         self._coordinators: Coordinators[GroupCoordinator] = Coordinators(
             log,
@@ -144,6 +149,7 @@ class GroupService:
         finally:
             self._memory.close()
             self._writes.close()
+            self._prepared.close()
         if self._coordinators.fatal is not None:
             raise again(self._coordinators.fatal)
         return swallowed
@@ -255,17 +261,51 @@ class GroupService:
         retention_ms: int | None = None,
     ) -> dict[TopicPartition, ErrorCode]:
         """OffsetCommit: one error per partition, returned once the accepted offsets are durable."""
-        found = await self._admit(group_id, may_be_empty=True)
-        if not isinstance(found, GroupCoordinator):
-            return dict.fromkeys(offsets, found)
-        return await found.commit_offsets(
-            group_id,
-            offsets,
-            member_id=member_id,
-            generation_id=generation_id,
-            group_instance_id=group_instance_id,
-            retention_ms=retention_ms,
-        )
+        while True:
+            found = await self._admit(group_id, may_be_empty=True)
+            if not isinstance(found, GroupCoordinator):
+                return dict.fromkeys(offsets, found)
+            async with self._preparing(len(offsets)) as take:
+                commit = await prepare_commit(
+                    group_id,
+                    offsets,
+                    retention_ms=retention_ms,
+                    now_ms=self._clock.now_ms(),
+                    settings=self._settings,
+                    take=take,
+                )
+                # others had their turn: the partition may be another broker's, the group on its way out
+                if self._find(group_id) is found and found.deletion_of(group_id) is None:
+                    outcome = found.commit_offsets(
+                        group_id,
+                        commit,
+                        member_id=member_id,
+                        generation_id=generation_id,
+                        group_instance_id=group_instance_id,
+                    )
+                    break
+        return await outcome.wait()
+
+    @asynccontextmanager
+    async def _preparing(self, count: int) -> AsyncIterator[Callable[[int], bool]]:
+        """While the records of a commit are made; gives what is told of their bytes.
+
+        One long commit at a time: each record has the group's id, so they may take a thousand times what the
+        request did.
+        """
+        if count <= PORTION:
+            yield lambda size: True
+            return
+        async with self._long_commits:
+            try:
+                yield self._take_prepared
+            finally:
+                self._prepared.close()
+
+    def _take_prepared(self, size: int) -> bool:
+        if self._not_ready is ErrorCode.NONE:  # else the scope ends, and all memory is given back
+            self._prepared.add(size)
+        return self._prepared.used_bytes <= self._prepared.limit_bytes
 
     async def fetch_offsets(
         self, group_id: str, partitions: Iterable[TopicPartition] | None = None

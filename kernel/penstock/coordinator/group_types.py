@@ -7,7 +7,6 @@ returns results and outputs; the coordinator (`penstock.coordinator.group_coordi
 from __future__ import annotations
 
 __all__ = (
-    "CommitPlan",
     "CommittedOffset",
     "Complete",
     "GroupDescription",
@@ -209,15 +208,6 @@ class CommittedOffset:
     metadata: str
     commit_timestamp_ms: int
     expire_timestamp_ms: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class CommitPlan:
-    """What `Group.plan_commit` decided: an error for all, or what to make durable and what is refused."""
-
-    error: ErrorCode
-    accepted: Mapping[TopicPartition, CommittedOffset]
-    refused: Mapping[TopicPartition, ErrorCode]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

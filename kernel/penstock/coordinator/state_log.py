@@ -14,7 +14,16 @@ consumer groups use it, and so can whatever keeps values by keys.
 
 from __future__ import annotations
 
-__all__ = ("State", "StateLog", "StateLogCounters", "StateLogSettings", "cut", "cut_in_portions")
+__all__ = (
+    "Cutter",
+    "State",
+    "StateLog",
+    "StateLogCounters",
+    "StateLogSettings",
+    "cut",
+    "cut_in_portions",
+    "records_bytes",
+)
 
 import logging
 from collections import deque
@@ -83,7 +92,7 @@ class StateLogCounters:
 
 def cut(records: Iterable[Record], bytes_max: int) -> Iterator[list[Record]]:
     """``records`` in order, as sets of at most ``bytes_max`` bytes and of one record at least."""
-    cutter = _Cutter(bytes_max)
+    cutter = Cutter(bytes_max)
     for record in records:
         if full := cutter.add(record):
             yield full
@@ -93,7 +102,7 @@ def cut(records: Iterable[Record], bytes_max: int) -> Iterator[list[Record]]:
 
 async def cut_in_portions(records: Iterable[Record], bytes_max: int) -> AsyncGenerator[list[Record], None]:
     """The sets of `cut`, of records that are made one by one: others get their turn between some of them."""
-    cutter = _Cutter(bytes_max)
+    cutter = Cutter(bytes_max)
     async for record in in_portions(records):
         if full := cutter.add(record):
             yield full
@@ -101,7 +110,7 @@ async def cut_in_portions(records: Iterable[Record], bytes_max: int) -> AsyncGen
         yield cutter.rest
 
 
-class _Cutter:
+class Cutter:
     """Gathers records to sets of a size."""
 
     __slots__ = ("_bytes_max", "_size", "rest")
@@ -124,7 +133,8 @@ class _Cutter:
         return full
 
 
-def _size(records: Iterable[Record]) -> int:
+def records_bytes(records: Iterable[Record]) -> int:
+    """What keys and values have, together."""
     # sets are large, and no step of this waits: no bytecode for each record; nulls and empty values have no bytes
     return sum(map(len, filter(None, chain.from_iterable(records))))
 
@@ -136,7 +146,7 @@ class _Write:
 
     def __init__(self, records: Sequence[Record], done: Callable[[ErrorCode], None]) -> None:
         self.records = records
-        self.size = _size(records)
+        self.size = records_bytes(records)
         self.done = done
 
 
@@ -292,7 +302,7 @@ class StateLog:
                     start = offset if records == 0 else start
                     self._next_offset = offset + len(portion)
                     records += len(portion)
-                    size += _size(portion)
+                    size += records_bytes(portion)
         except PenstockError as cause:
             self._failed(cause)
             return False

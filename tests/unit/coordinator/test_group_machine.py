@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from penstock.coordinator.group_machine import Group
+from penstock.coordinator.group_offsets import committed_offset
 from penstock.coordinator.group_types import (
+    CommittedOffset,
     Complete,
     GroupMetadata,
     GroupSettings,
@@ -806,11 +808,15 @@ def commit(
     retention: int | None = None,
     topic: str = "t",
 ) -> ErrorCode:
-    offsets = {(topic, 0): OffsetAndMetadata(offset, 3, metadata)}
-    plan, outputs = driver.group.plan_commit(member, generation, instance, offsets, retention, driver.now)
+    asked = OffsetAndMetadata(offset, 3, metadata)
+    committed = committed_offset(asked, retention, driver.now, SETTINGS.offset_metadata_bytes_max)
+    sets = [] if committed is None else [{(topic, 0): committed}]
+    error, outputs = driver.group.begin_commit(member, generation, instance, sets, driver.now)
     driver.do(outputs)
-    driver.group.settle_commit(plan.accepted, durable=True)
-    return plan.error or plan.refused.get((topic, 0), ErrorCode.NONE)
+    if error is ErrorCode.NONE:
+        for offsets in sets:
+            driver.group.settle_commit(offsets, durable=True)
+    return error or (ErrorCode.OFFSET_METADATA_TOO_LARGE if committed is None else ErrorCode.NONE)
 
 
 def test_a_simple_consumer_commits_to_an_empty_group_only() -> None:
@@ -872,11 +878,11 @@ def test_offset_metadata_has_a_limit() -> None:
 
 def test_an_offset_is_visible_only_when_durable() -> None:
     driver = Driver()
-    offsets = {("t", 0): OffsetAndMetadata(1)}
-    plan, _ = driver.group.plan_commit("", -1, None, offsets, None, driver.now)
+    offsets = {("t", 0): CommittedOffset(1, -1, "", driver.now)}
+    driver.group.begin_commit("", -1, None, [offsets], driver.now)
     assert driver.group.offsets.get(("t", 0)) is None
     assert not driver.group.is_disposable
-    driver.group.settle_commit(plan.accepted, durable=False)
+    driver.group.settle_commit(offsets, durable=False)
     assert driver.group.offsets.get(("t", 0)) is None
     assert driver.group.is_disposable
 
@@ -922,8 +928,8 @@ def test_offsets_of_topics_nobody_subscribes_to_expire_in_a_stable_group() -> No
 def test_a_pending_commit_keeps_its_offset_from_expiring() -> None:
     driver = Driver()
     commit(driver)
-    offsets = {("t", 0): OffsetAndMetadata(9)}
-    driver.group.plan_commit("", -1, None, offsets, None, driver.now)
+    offsets = {("t", 0): CommittedOffset(9, -1, "", driver.now)}
+    driver.group.begin_commit("", -1, None, [offsets], driver.now)
     assert driver.group.expired_offsets(driver.now + RETENTION) == []
 
 

@@ -11,13 +11,13 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_types import (
+    CommittedOffset,
     Complete,
     GroupSettings,
     GroupState,
     JoinRequest,
     JoinResult,
     LeaveMember,
-    OffsetAndMetadata,
     Output,
     PersistGroup,
     SetTimer,
@@ -240,19 +240,16 @@ class GroupProtocol(RuleBasedStateMachine):
     def commit(self, data: st.DataObject, offset: int) -> None:
         client = data.draw(st.sampled_from(self.clients))
         before = self.group.offsets.get(("t", 0))
-        plan, outputs = self.group.plan_commit(
-            client.member_id,
-            client.generation,
-            client.instance,
-            {("t", 0): OffsetAndMetadata(offset)},
-            None,
-            self.now,
+        offsets = {("t", 0): CommittedOffset(offset, -1, "", self.now)}
+        error, outputs = self.group.begin_commit(
+            client.member_id, client.generation, client.instance, [offsets], self.now
         )
         self.do(outputs)
         assert self.group.offsets.get(("t", 0)) is before, "not visible before it is durable"
-        self.group.settle_commit(plan.accepted, durable=True)
+        if error is ErrorCode.NONE:
+            self.group.settle_commit(offsets, durable=True)
         after = self.group.offsets.get(("t", 0))
-        if plan.error is ErrorCode.NONE:
+        if error is ErrorCode.NONE:
             assert after is not None
             assert after.offset == offset
             is_member = client.member_id in self.group.members

@@ -22,9 +22,10 @@ from tests.unit.server.harness import serving
 from tests.wire_requests import API_REQUESTS, Field, Request, encode_frame, minimal
 
 from penstock.api.dispatch import apis
-from penstock.coordinator.group_types import GroupSettings
+from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata
 from penstock.threads import run_in_thread
 from penstock.wire.api_keys import ApiKey
+from penstock.wire.error_codes import ErrorCode
 
 pytestmark = [
     pytest.mark.anyio,
@@ -213,4 +214,15 @@ async def test_a_long_request_is_handled_in_portions(key: ApiKey, path: tuple[st
         port = harness.server.endpoints[0].port
         with meter.measuring():
             await run_in_thread(exchange, port, frame)
+    assert meter.most <= STEPS_MAX, meter.where
+
+
+async def test_a_long_commit_is_decided_and_becomes_visible_in_short_steps() -> None:
+    """5,000 offsets, new and then once more."""
+    meter = Meter()
+    offsets = {("t", index): OffsetAndMetadata(index) for index in range(5_000)}
+    async with LedService(MemoryLog(), GroupSettings(), FakeClock(), lambda: "member") as groups:
+        with meter.measuring():
+            for _ in range(2):
+                assert set((await groups.commit_offsets("g", offsets)).values()) == {ErrorCode.NONE}
     assert meter.most <= STEPS_MAX, meter.where
