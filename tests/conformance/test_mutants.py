@@ -67,7 +67,7 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], F
 
 
 #: Those of strategies that are caught in a few seconds; ``TESTS_STRATEGY=all`` tries the others as well.
-_QUICK = ("has_the_log_trimmed_ahead_of_uploads", "takes_an_outage_for_success", "stays_in_memory")
+_QUICK = ("stays_in_memory",)
 _TRIED = [
     (kind, defect)
     for kind, defect in sorted(MUTANTS)

@@ -67,8 +67,8 @@ _STRATEGIES: dict[str, tuple[dict[str, str], str]] = {
         "kills",
     ),
 }
-#: Those that every run tries; the others come to the same places by other ways.
-_QUICK = ("all_of_references", "caches_that_keep_nothing_and_a_slow_metadata_log", "slow_store")
+#: What every run tries; the others come to the same places by other ways.
+_QUICK = ("all_of_references",)
 _SCRIPT = """
 import json, sys
 from penstock_conformance import Target, run

@@ -5,7 +5,6 @@ from __future__ import annotations
 __all__ = ()
 
 import asyncio
-import os
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
@@ -27,19 +26,6 @@ _TAKEOVERS = "random_lives_with_takeovers_agree_with_a_model"
 _LARGE = {"wal.capacity": "64MiB"}
 _SHARED = "mutant_in_store"
 _SEEN_BY_ALL = {"wal.plugin": _SHARED, "object_store.url": "file://{dir}/objects"}
-
-
-@mutant(STRATEGY, "recovers_its_last_life_only", _KILLS, level=3, part="wal", settings=_LARGE)
-class RecoversItsLastLifeOnly(FileWal):
-    """Takes where it ended when it was opened before for its start: who dies while it recovers leaves nothing."""
-
-    async def recover(self) -> AsyncIterator[WalEntry]:
-        marks = self._path.with_name("opened")
-        before = int(marks.read_text()) if marks.exists() else 0
-        marks.write_text(str(os.fstat(self._file).st_size))
-        async for entry in super().recover():
-            if entry.position >= before:
-                yield entry
 
 
 @mutant(STRATEGY, "trims_one_entry_too_many", _KILLS, level=3, part="wal", settings=_LARGE)
