@@ -28,6 +28,9 @@ _AT_ONCE = 25
 def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
     """What came out for these mutants of one kind."""
     kind = names[0][0]
+    env = {**os.environ, "CI": "true"}  # where pytest would tell differences in full
+    if kind != "strategy":
+        env["PENSTOCK_LOAD_PLUGINS"] = ""  # they stand alone; a strategy is a broker with all its plugins
     done = subprocess.run(
         [
             *(sys.executable, "-m", "penstock_conformance.mutants", "--json"),
@@ -35,11 +38,7 @@ def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:
         ],
         capture_output=True,
         text=True,
-        env={
-            **os.environ,
-            "PENSTOCK_LOAD_PLUGINS": "",
-            "CI": "true",
-        },  # where pytest would tell differences in full
+        env=env,
         timeout=HANG_S,
         check=False,
     )
