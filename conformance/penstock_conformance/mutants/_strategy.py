@@ -6,19 +6,15 @@ __all__ = ()
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from copy import copy
 from pathlib import Path
 from typing import ClassVar
 
 from penstock.errors import UnavailableError
-from penstock.spi.block_cache import BlockLoader, BlockRef
-from penstock.spi.log_cache import StreamEntry
 from penstock.spi.metadata_log import MetadataEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.plugin import Buffer
 from penstock_conformance._target import STRATEGY
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._block_cache import PlainBlockCache
 from penstock_conformance.reference._log_cache import Block, PlainLogCache
 from penstock_conformance.reference._metadata_log import PlainMetadataLog
 from penstock_conformance.reference._object_store import DirectoryStore
@@ -73,56 +69,6 @@ class WritesWhatItAcknowledgedLater(DirectoryStore):
         if key in self._late:
             return self._late[key][start:end]
         return await super().get(key, start, end)
-
-
-@mutant(STRATEGY, "takes_objects_for_each_other", _RESTARTS, part="block_cache")
-class TakesObjectsForEachOther(PlainBlockCache):
-    """Remembers three bits of an object's number."""
-
-    async def get(
-        self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
-    ) -> Sequence[Buffer]:
-        real = {self._short(block): block for block in blocks}
-
-        async def loaded(missing: Sequence[BlockRef]) -> Sequence[Buffer]:
-            return await load([real[block] for block in missing])
-
-        return await super().get([self._short(block) for block in blocks], loaded, prefetch=prefetch)
-
-    @staticmethod
-    def _short(block: BlockRef) -> BlockRef:
-        return block._replace(object_id=block.object_id % 8)
-
-    def forget_object(self, object_id: int) -> None:
-        """Too much is forgotten then, which hides nothing."""
-
-
-def _copied(entry: StreamEntry) -> StreamEntry:
-    copied = copy(entry)
-    copied.data, copied.charge = memoryview(bytes(entry.data)), None
-    return copied
-
-
-@mutant(STRATEGY, "answers_from_a_deleted_stream", _RESTARTS, part="log_cache")
-class AnswersFromADeletedStream(PlainLogCache):
-    """Keeps what was dropped, and gives it to those that come later, where offsets are the same."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._gone: list[StreamEntry] = []
-
-    def drop_stream(self, stream_id: int) -> None:
-        self._gone += [_copied(each) for each in self._entries(stream_id)]
-        super().drop_stream(stream_id)
-
-    def get(
-        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
-    ) -> Sequence[StreamEntry]:
-        found = super().get(stream_id, start_offset, end_offset, bytes_max)
-        gone = {
-            (each.base_offset, each.next_offset): each for each in self._gone if each.stream_id < stream_id
-        }
-        return [gone.get((each.base_offset, each.next_offset), each) for each in found]
 
 
 class _MovingBlock(Block):
