@@ -261,19 +261,35 @@ async def test_large_put_if_absent_creates_once(env: Env) -> None:
 
 @clause(claims="put_if_absent")
 async def test_put_if_absent_minds_empty_and_deleted_objects(env: Env) -> None:
-    """Only if there is no such object: an empty one is there, a deleted one isn't."""
-    async with env.open() as store:
+    """Only if there is no such object: an empty one is there, a deleted one isn't, whoever deleted it."""
+    async with env.open() as store, env.open() as second:
+        is_shared = store.location == second.location and store.capabilities.durable
         await store.put_if_absent("key", [])
         with raises(AlreadyExistsError):
             await store.put_if_absent("key", [b"x"])
         assert bytes(await store.get("key")) == b"", "an empty object was taken for none"
         for number in range(20):
-            await store.delete(["key"])
+            await (second if is_shared and number % 3 else store).delete(["key"])
             body = b"%d" % number if number % 4 else b""  # an empty one may come where one was
             await store.put_if_absent("key", [body])
             assert bytes(await store.get("key")) == body, "an older object came back"
             with raises(AlreadyExistsError):
                 await store.put_if_absent("key", [body, b"x"])
+
+
+@clause(claims="compare_and_swap")
+async def test_token_changes_with_any_byte(env: Env) -> None:
+    """Replace the object only if it didn't change: where in it, and whether its size did, makes no difference."""
+    size = 200_000
+    async with env.open() as store:
+        for place in (0, size // 2, size - 1):
+            body = bytearray(size)
+            first = await store.put("key", [bytes(body)])
+            body[place] = 1
+            second = await store.put("key", [bytes(body)])
+            assert second != first, f"the token is that of other bytes: size={size} differs_at={place}"
+            with raises(ConflictError):
+                await store.compare_and_swap("key", [b"x"], first)
 
 
 async def test_empty_objects_are_listed_like_others(env: Env) -> None:

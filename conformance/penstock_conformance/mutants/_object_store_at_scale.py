@@ -9,6 +9,8 @@ import os
 import unicodedata
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from penstock.errors import AlreadyExistsError, NotFoundError, UnavailableError
 from penstock.spi.object_store import ObjectInfo
 from penstock.spi.plugin import Buffer
 from penstock_conformance.mutants._mutant import mutant
-from penstock_conformance.reference._object_store import DirectoryStore, _Upload
+from penstock_conformance.reference._object_store import _TOKEN_BYTES, DirectoryStore, _Upload
 
 KIND = "object_store"
 
@@ -655,6 +657,40 @@ class ListsNoEmptyObjects(DirectoryStore):
         async for info in super().list(prefix, start_after):
             if info.size:
                 yield info
+
+
+@mutant(KIND, "remembers_what_it_created", "put_if_absent_minds_empty_and_deleted_objects")
+class RemembersWhatItCreated(DirectoryStore):
+    """Asks the medium no more for what it has created, until it deletes that itself."""
+
+    def __init__(self, directory: Path, *, synced: bool = True) -> None:
+        super().__init__(directory, synced=synced)
+        self._created: set[str] = set()
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        if key in self._created:
+            raise AlreadyExistsError(f"the object exists: key={key}")
+        token = await super().put_if_absent(key, body)
+        self._created.add(key)
+        return token
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        self._created.difference_update(keys)
+        await super().delete(keys)
+
+
+@mutant(KIND, "has_tokens_of_the_beginning", "token_changes_with_any_byte")
+class HasTokensOfTheBeginning(DirectoryStore):
+    """Hashes 64 KiB and the size."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        begin = self._read(key)[_TOKEN_BYTES:][:65_536]
+        return replace(info, token=sha256(begin + b"%d" % info.size).hexdigest())
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        super()._write(key, body, exclusive=exclusive, locked=locked)
+        return self._info(key).token
 
 
 class _ThousandParts(_Upload):
