@@ -300,9 +300,9 @@ class BlockWal:
     def _put(self, flight: Flight) -> None:
         """Make a group durable. While the medium is full, waits for room.
 
-        A failed fdatasync may have dropped the pages it couldn't write, and says so once to each descriptor. Each
-        thread has its own, so it knows of its own group; writing that again from memory loses nothing. That is done
-        for want of space; after any other error the medium isn't trusted, and the WAL fails.
+        A failed fdatasync may have dropped the pages it couldn't write, also those of groups beside it, which fail
+        alike. Writing a group again from memory loses nothing. That is done for want of space; after any other error
+        the medium isn't trusted, and the WAL fails.
         """
         delay_s, delay_max_s = _SPACE_RETRY_S
         stalled = False
