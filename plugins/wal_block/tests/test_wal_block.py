@@ -310,7 +310,7 @@ async def test_an_owner_keeps_the_lock_over_lone_groups_and_lets_go_of_it_when_i
         with locked(device):
             locks.append("taken")
             yield
-        locks.append("let go")
+            locks.append("let go")  # before the lock is free: its next owner adds its own from another thread
 
     def when_idle(log: BlockLog, seconds: float) -> None:
         if is_idle.is_set():
