@@ -73,6 +73,12 @@ def pytest_configure(config: pytest.Config) -> None:
             os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """What runs ``async`` tests, where they say nothing else."""
+    return "asyncio"
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     """What is there before the first test stays: the garbage collector needn't look at it, now or later."""

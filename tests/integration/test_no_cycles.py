@@ -30,11 +30,6 @@ TIMES = 4
 NOW_MS = 1_700_000_000_000
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @asynccontextmanager
 async def broker_at(path: Path, **more: Any) -> AsyncIterator[Broker]:
     overrides = {

@@ -27,11 +27,6 @@ CODECS = range(len(CODEC_NAMES))
 WEEK_MS = 7 * 24 * 3_600_000
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(params=["auto", "off"])
 def broker(
     request: pytest.FixtureRequest, serve: ServeFactory, monkeypatch: pytest.MonkeyPatch

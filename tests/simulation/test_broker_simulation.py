@@ -59,11 +59,6 @@ SEEDS = [int(_SEED)] if _SEED else list(range(_COUNT))
 Place = tuple[bytes, int]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses on the real clock, no threads, and bounds that a short history meets."""

@@ -17,11 +17,6 @@ from penstock.wire.records import BatchError
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Payload(bytearray):
     """Can be referred to weakly."""
 

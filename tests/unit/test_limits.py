@@ -180,11 +180,6 @@ def sizes(low: int, high: int) -> st.SearchStrategy[int]:
     return st.builds(lambda exponent: round(2**exponent), st.floats(low, high, allow_nan=False))
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 SETTINGS: dict[str, st.SearchStrategy[int]] = {
     "memory.limit": sizes(26, 34),
     "memory.reserve": sizes(20, 30),

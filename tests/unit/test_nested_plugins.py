@@ -68,11 +68,6 @@ OWN_STORE = 'wal.replicas=[{plugin="wal_s3", object_store={url="memory://other"}
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory: pytest.TempPathFactory) -> PluginRegistry:
     directory = tmp_path_factory.mktemp("plugins")

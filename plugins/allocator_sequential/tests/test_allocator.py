@@ -33,11 +33,6 @@ SERVICES = Services(node_id=1, epoch=1, cluster_id="c", data_dir=Path(), clock=l
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def make(limit: int = 16 * MIB, chunk: int = 64 * KIB, idle: int = 4) -> SequentialAllocator:
     def soon(function: Callable[[], None]) -> None:
         function()

@@ -23,11 +23,6 @@ from penstock.spi.log_cache import LogCacheBlock, LogCacheStatistics, StreamEntr
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class CountingCharge:
     """Counts how often it was released, and can look around at that moment."""
 

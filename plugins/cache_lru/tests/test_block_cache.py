@@ -24,11 +24,6 @@ pytestmark = pytest.mark.anyio
 SERVICES = Services(node_id=1, epoch=1, cluster_id="c", data_dir=Path(), clock=lambda: 0.0)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def ref(number: int, size: int = 10, object_id: int = 1) -> BlockRef:
     return BlockRef(object_id, number * 1000, size)
 

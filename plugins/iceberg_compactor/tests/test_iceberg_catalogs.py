@@ -25,11 +25,6 @@ pytestmark = pytest.mark.anyio
 EAGER = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def put(compactor: IcebergCompactor, start: int, *values: bytes, epoch: int = 1) -> None:
     async with compactor.open_table(topic(), epoch) as table:
         assert (await table.positions()).get(0, 0) == start

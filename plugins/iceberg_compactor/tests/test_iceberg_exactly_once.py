@@ -26,11 +26,6 @@ pytestmark = pytest.mark.anyio
 STEPS = ("table made", "table claimed", "files written", "manifests written", "committed")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def append(compactor: IcebergCompactor, epoch: int, values: list[bytes], start: int = 0) -> None:
     async with compactor.open_table(topic(), epoch) as table:
         await table.write(lake_records(list(values), start=start))

@@ -26,11 +26,6 @@ from penstock.errors import ConfigError, ConflictError, CorruptError, InvalidReq
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def content(compactor: IcebergCompactor, name: str = "orders") -> list[dict[str, Any]]:
     rows = load(compactor, name).scan().to_arrow().to_pylist()
     return sorted(rows, key=lambda row: (row.get("_kafka") or row)["offset"])

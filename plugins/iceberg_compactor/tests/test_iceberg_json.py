@@ -16,11 +16,6 @@ from penstock.errors import ConfigError, InvalidRequestError
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def values(*items: Any) -> list[bytes | None]:
     return [item if item is None or isinstance(item, bytes) else json.dumps(item).encode() for item in items]
 

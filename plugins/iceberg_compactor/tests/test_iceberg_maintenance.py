@@ -20,11 +20,6 @@ COMMITS = int(os.environ.get("PENSTOCK_LAKE_COMMITS", "25"))
 EAGER = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def commits(compactor: IcebergCompactor, count: int, start: int = 0) -> None:
     async with compactor.open_table(topic(**EAGER), 1) as table:
         for offset in range(start, start + count):

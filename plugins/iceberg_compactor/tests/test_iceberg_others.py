@@ -17,11 +17,6 @@ from tests.lake_records import lake_records
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def rows(compactor: IcebergCompactor) -> list[tuple[int, int]]:
     """Each row as its id and its offset, -1 for one of another writer."""
     found = load(compactor).scan().to_arrow().to_pylist()

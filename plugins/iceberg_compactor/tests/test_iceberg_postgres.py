@@ -17,11 +17,6 @@ from penstock.errors import ConfigError, ConflictError, FencedError, Unavailable
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def postgres() -> Iterator[PostgresServer]:
     with serving_postgres() as server:

@@ -12,11 +12,6 @@ from tests.lake_records import lake_records
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_committed_records_are_read_back_as_they_were_written(tmp_path: Path) -> None:
     headers: list[list[tuple[bytes, bytes | None]]] = [[(b"trace", b"1"), (b"\xff", None)], [], [(b"", b"")]]
     records = lake_records([b"one", None, b"\x00\xff"], keys=[b"k", None, b""], headers=headers, start=5)

@@ -23,11 +23,6 @@ EXPECTED = {
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @asynccontextmanager
 async def written(place: Path, mode: str) -> AsyncIterator[Any]:
     """A table of 300 records in three commits, a column of which comes with the second; each id is there twice."""

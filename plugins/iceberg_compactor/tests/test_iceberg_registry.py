@@ -44,11 +44,6 @@ _ENVELOPE = {
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def registry() -> Iterator[SchemaRegistryServer]:
     with SchemaRegistryServer() as server:
         yield server

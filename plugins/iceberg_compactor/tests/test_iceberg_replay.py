@@ -30,11 +30,6 @@ State = dict[tuple[object, ...], tuple[int, object]]
 Event = tuple[bytes, bytes | None, list[tuple[tuple[object, ...], object | None]]]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def plain(rng: random.Random) -> Iterator[Event]:
     """Values that replace, and records without value that delete; of keys of two columns."""
     for number in range(RECORDS):

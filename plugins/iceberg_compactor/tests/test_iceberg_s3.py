@@ -26,11 +26,6 @@ _KEEPS_LITTLE = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
 TOPIC = topic(value_format="json", **_KEEPS_LITTLE)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
     pytest.importorskip("s3fs", reason="needs pip install 'penstock[s3]'")

@@ -13,11 +13,6 @@ from tests.lake_records import lake_records
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.mark.parametrize("keys", ["id", "id,area"])
 async def test_the_table_equals_a_replay_of_the_log_at_every_commit(tmp_path: Path, keys: str) -> None:
     rng = random.Random(keys)

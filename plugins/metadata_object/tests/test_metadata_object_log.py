@@ -114,11 +114,6 @@ class FakeStore:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def store() -> FakeStore:
     return FakeStore()
 

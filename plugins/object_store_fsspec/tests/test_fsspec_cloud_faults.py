@@ -25,11 +25,6 @@ WRITE = {"gs": "POST", "az": "PUT"}
 SERVING = {"gs": serving_gcs, "az": serving_azure}
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module", params=list(SERVING))
 def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudServer]:
     with SERVING[request.param](tmp_path_factory.mktemp(request.param)) as running:

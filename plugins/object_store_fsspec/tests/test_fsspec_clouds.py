@@ -46,11 +46,6 @@ CLOUDS: dict[str, Callable[[Path], AbstractAsyncContextManager[CloudServer]]] = 
 }
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(scope="module", params=list(CLOUDS))
 def cloud(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[CloudServer]:
     with CLOUDS[request.param](tmp_path_factory.mktemp(request.param)) as running:  # type: ignore[attr-defined]

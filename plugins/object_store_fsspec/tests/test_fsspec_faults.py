@@ -31,11 +31,6 @@ CLIENT = "PENSTOCK__OBJECT_STORE__CLIENT"
 pytestmark = [pytest.mark.anyio, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True, params=["fsspec", "obstore"])
 def client(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Whoever makes the frequent requests, what comes of them is the same."""

@@ -134,11 +134,6 @@ Opener = Callable[..., AbstractAsyncContextManager[ObjectStore]]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def cloud(monkeypatch: pytest.MonkeyPatch) -> FakeFilesystem:
     filesystem = FakeFilesystem()
     monkeypatch.setattr("fsspec.get_filesystem_class", lambda protocol: filesystem)

@@ -32,11 +32,6 @@ Opener = Callable[[str], AbstractAsyncContextManager[ObjectStore]]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def open_url(tmp_path: Path) -> Opener:
     """Opens the store of a URL, with the test's directory as the data directory."""
 

@@ -22,11 +22,6 @@ from penstock.errors import (
 from penstock.spi import Services
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def write(tmp_path: Path, epoch: int, entries: list[bytes], *, live: bool = False) -> Path:
     services = Services(node_id=4, epoch=epoch, cluster_id="cluster", data_dir=tmp_path, clock=lambda: 0.0)
     settings = Settings(capacity=2**20, group_bytes_max=2**16, io="buffered")

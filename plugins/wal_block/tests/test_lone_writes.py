@@ -30,11 +30,6 @@ Opener = Callable[..., AbstractAsyncContextManager[BlockWal]]
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def open_wal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Opener:
     """Any disk is quick, one lone group tells, the next 15 are the loop's, and looks go by number only."""
     for name in ("_QUICK_US", "_QUICK_IN_THREAD_US"):

@@ -22,11 +22,6 @@ from penstock.spi import Services
 SETTINGS = Settings(capacity=2**20, group_bytes_max=2**16, io="buffered")
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def services(tmp_path: Path, epoch: int = 1, access: str = "owner") -> Services:
     return Services(
         node_id=4, epoch=epoch, cluster_id="c", data_dir=tmp_path, access=ACCESSES[access], clock=lambda: 0.0

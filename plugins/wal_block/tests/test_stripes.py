@@ -22,11 +22,6 @@ from penstock.spi import Services
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @given(st.integers(0, 40), st.integers(1, 40), st.integers(2, 5))
 def test_each_block_of_the_log_has_a_place_of_its_own_and_all_devices_the_same_share(
     start: int, blocks: int, count: int

@@ -30,11 +30,6 @@ from penstock.spi.wal import WalAppend
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def acked(wal: ReplicatedWal, *bodies: bytes) -> list[WalAppend]:
     appends = [wal.append([body]) for body in bodies]
     with anyio.fail_after(HANG_S):

@@ -7,11 +7,6 @@ from tests.unit.api.fakes import FakeLogs
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def logs() -> FakeLogs:
     """A broker with the topic ``t`` of three partitions."""
     logs = FakeLogs()

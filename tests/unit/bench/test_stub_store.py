@@ -11,11 +11,6 @@ from penstock_tools.bench.stub_store import KEPT_BYTES_MAX, StubStore
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_small_bodies_are_kept_and_of_large_ones_the_size() -> None:
     store = StubStore()
     large = memoryview(bytes(KEPT_BYTES_MAX))

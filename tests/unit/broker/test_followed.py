@@ -29,11 +29,6 @@ TOPIC_ID = b"made by another!"
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def place(tmp_path: Path) -> Place:
     return Place(tmp_path)
 

@@ -16,11 +16,6 @@ from penstock.spi.plugin import Buffer
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Store:
     """Answers as the test says."""
 

@@ -19,11 +19,6 @@ from penstock_tools.inspection.verify import Problem, verify
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def write(broker: Broker, count: int) -> None:
     async with broker.producer() as producer:
         for i in range(count):

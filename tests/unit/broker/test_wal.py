@@ -49,11 +49,6 @@ OTHER_WAL = """
 """
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Place:
     """Starts brokers on one data directory."""

@@ -139,11 +139,6 @@ def entries(service: GroupService) -> dict[str, Entry]:
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def clock() -> FakeClock:
     return FakeClock()
 

@@ -13,11 +13,6 @@ from penstock.lake.turns import Turns
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Task(TableTask):
     """Each commit takes seconds; no time passes otherwise."""
 

@@ -30,11 +30,6 @@ LARGE = 1_100_000
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path, now_ms=NOW_MS)
 

@@ -27,11 +27,6 @@ BATCHES = 10
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def store() -> SimulatedStore:
     return SimulatedStore(Random(0))
 

@@ -14,11 +14,6 @@ from penstock.shares import Member
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def members(limiter: BytesLimiter, count: int, address: str = "here") -> list[Member]:
     return [limiter.join(address, None) for _ in range(count)]
 

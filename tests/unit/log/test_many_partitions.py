@@ -35,11 +35,6 @@ COUNT = 7
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path, now_ms=NOW_MS)
 

@@ -47,11 +47,6 @@ pytestmark = pytest.mark.anyio
 NOW_MS = 2_000_000
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @dataclass
 class Logs:
     """A log manager over the engine's harness; what survives a crash is the world."""

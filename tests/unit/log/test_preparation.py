@@ -41,11 +41,6 @@ CODECS = [pytest.param(codec, id=name) for codec, name in enumerate(CODEC_NAMES)
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path, now_ms=NOW_MS)
 

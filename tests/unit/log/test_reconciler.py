@@ -19,11 +19,6 @@ pytestmark = pytest.mark.anyio
 A, B, C = b"a", b"b", b"c"
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reconciler_module, "_PAUSES_S", (0,))

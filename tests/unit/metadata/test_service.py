@@ -43,11 +43,6 @@ pytestmark = pytest.mark.anyio
 NODE = 1
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(service_module, "_BACKOFF_S", (0,))

@@ -38,11 +38,6 @@ CLUSTER_DENIED = ErrorCode.CLUSTER_AUTHORIZATION_FAILED
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def logs() -> FakeLogs:
     logs = FakeLogs()
     logs.add("t", 2)

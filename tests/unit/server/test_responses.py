@@ -25,11 +25,6 @@ REQUEST = DescribeGroupsRequest(groups=["g"])
 METADATA = bytes(300_000)
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 def response() -> DescribeGroupsResponse:
     member = DescribedGroupMember(
         member_id="m", client_id="c", client_host="h", member_metadata=METADATA, member_assignment=b""

@@ -38,11 +38,6 @@ def _load() -> ModuleType:
 counts = _load()
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class NoHeads(ProduceHeads):
     """Learns nothing, so that every request goes the long way."""
 

@@ -18,11 +18,6 @@ PAYLOAD = b"x" * 10_000
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
 

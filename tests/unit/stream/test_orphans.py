@@ -29,11 +29,6 @@ GRACE_MS = SETTINGS.orphan_grace_ms
 
 
 @pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
-@pytest.fixture
 def world(tmp_path: Path) -> World:
     """The sweep tells the store's times by its own clock: the tests set both."""
     return World(tmp_path)

@@ -44,11 +44,6 @@ pytestmark = pytest.mark.anyio
 DEAD = 2
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pauses on the real clock, and no threads."""

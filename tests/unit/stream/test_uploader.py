@@ -29,11 +29,6 @@ from penstock.stream.upload_plan import first_part, live_offsets, object_pieces,
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 @pytest.fixture(autouse=True)
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uploader_module, "_BACKOFF_S", (0,))

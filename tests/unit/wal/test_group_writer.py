@@ -21,11 +21,6 @@ pytestmark = pytest.mark.anyio
 GROUP_BYTES_MAX = 1000
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class Medium:
     """Writes stay under way until the test ends them."""
 

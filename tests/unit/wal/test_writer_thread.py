@@ -15,11 +15,6 @@ from penstock.wal import WriterThread
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 async def test_jobs_run_in_order_in_one_thread_and_report_on_the_loop() -> None:
     ran: list[tuple[int, int]] = []
     told: list[tuple[object, int]] = []
