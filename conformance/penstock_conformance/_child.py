@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol
 from unittest import mock
@@ -42,7 +42,8 @@ class Surroundings(Protocol):
 
 
 class Child:
-    """A child process that does a job of ``penstock_conformance._jobs`` in the data directory of ``env``.
+    """A child process that does a job in the data directory of ``env``: one of ``penstock_conformance._jobs``, by
+    name, or a function of another module.
 
     Parent and child tell each other JSON values, one a line.
 
@@ -50,15 +51,15 @@ class Child:
     ``async with`` that is left kills what still runs.
     """
 
-    def __init__(self, env: Surroundings, job: str, **arguments: Any) -> None:
+    def __init__(self, env: Surroundings, job: str | Callable[..., Any], **arguments: Any) -> None:
         #: Where the environment is from. Imported once, in the server, so that no child has to.
         self._room = type(env).__module__
         self._order = json.dumps(
             {
                 "target": env.target.to_json(),
                 "data_dir": str(env.data_dir),
-                "room": self._room,
-                "job": job,
+                "room": "" if isinstance(job, str) else job.__module__,
+                "job": job if isinstance(job, str) else job.__name__,
                 "arguments": arguments,
             }
         )
@@ -133,6 +134,12 @@ class Child:
         """SIGCONT."""
         assert self._process.pid is not None
         os.kill(self._process.pid, signal.SIGCONT)
+
+    async def ending(self) -> str:
+        """Wait for the end, and say which it was."""
+        await anyio.to_thread.run_sync(self._process.join)
+        code = self._process.exitcode or 0
+        return f"signal={signal.Signals(-code).name}" if code < 0 else f"exit={code}"
 
     async def finish(self) -> list[Any]:
         """Wait for the regular end; the lines that came."""

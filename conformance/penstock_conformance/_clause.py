@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ("Clause", "NotApplicable", "clause", "clause_of", "not_applicable")
+__all__ = (
+    "Clause",
+    "MissedDeadline",
+    "NotApplicable",
+    "Undecided",
+    "clause",
+    "clause_of",
+    "not_applicable",
+)
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,6 +32,14 @@ class Clause:
 
 class NotApplicable(Exception):  # noqa: N818 # an outcome, not an error
     """The clause says nothing about this plugin or medium; the text says why."""
+
+
+class MissedDeadline(Exception):  # noqa: N818 # an outcome, not an error
+    """The clause didn't end in time, which proves nothing."""
+
+
+class Undecided(Exception):  # noqa: N818 # an outcome, not an error
+    """The clause broke off by something that isn't under test, which proves nothing; the text says what."""
 
 
 def clause(*, level: int = 1, claims: str = "", refuses: str = "") -> Callable[[F], F]:

@@ -26,6 +26,7 @@ from penstock.spi.settings import Settings
 from penstock.spi.wal import WalEntry, WalSpec
 from penstock_conformance._clause import NotApplicable, not_applicable
 from penstock_conformance._scoped_store import ScopedStore
+from penstock_conformance._steps import Steps
 from penstock_conformance._target import Target
 from penstock_conformance._words import FileWords
 from penstock_conformance.reference._allocator import PlainAllocator
@@ -57,6 +58,8 @@ class Env:
         self.rounds = target.rounds
         #: Prefix of the clause's keys; child processes have the same.
         self.scope = f"penstock-conformance/{data_dir.name}/"
+        #: What was begun, where a clause says so.
+        self.steps = Steps()
         #: The suite's own allocator, once something was opened with it.
         self.plain_allocator: PlainAllocator | None = None
         self._registry = target.registry()

@@ -428,9 +428,9 @@ def run_job(order_text: str, connection: Connection) -> None:
     _link.connection = connection
     order = json.loads(order_text)
     target, data_dir = Target.from_json(order["target"]), Path(order["data_dir"])
-    if order["job"] in JOBS:
+    if not order["room"]:
         job = partial(JOBS[order["job"]], Env(target, data_dir))
-    else:  # a room that has its own, and isn't imported for the others
+    else:  # a module that isn't imported for the others
         own = getattr(importlib.import_module(order["room"]), order["job"])
         job = partial(own, target, data_dir, tell, hear)
 

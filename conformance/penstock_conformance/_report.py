@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("DEADLINE", "ClauseResult", "Report")
+__all__ = ("DEADLINE", "UNDECIDED", "ClauseResult", "Report")
 
 import dataclasses
 import json
@@ -32,6 +32,8 @@ REPORT_VERSION = 2
 
 #: The outcome of a clause that didn't end in time: neither proved nor broken.
 DEADLINE = "deadline"
+#: The outcome of a clause that broke off by something that isn't under test.
+UNDECIDED = "undecided"
 
 _SECRET = re.compile(r"secret|password|token|key|options", re.IGNORECASE)
 _USERINFO = re.compile(r"(//)[^/@\s]+@")
@@ -40,7 +42,8 @@ _NAMES_MAX = 3
 
 @dataclass(slots=True, kw_only=True)
 class ClauseResult:
-    """``outcome``: ``pass``, ``fail``, ``deadline``, ``unclaimed``, ``unclaimed_passes`` or ``not_applicable``.
+    """``outcome``: ``pass``, ``fail``, ``deadline``, ``undecided``, ``unclaimed``, ``unclaimed_passes`` or
+    ``not_applicable``.
 
     ``deadline_s`` is what the clause had, ``duration_ms`` what it took.
     """
@@ -98,7 +101,7 @@ class Report:
         outcomes = self.counts
         if outcomes["fail"]:
             return "fail"
-        return "pass" if outcomes["pass"] and not outcomes[DEADLINE] else "undecided"
+        return "pass" if outcomes["pass"] and not outcomes[DEADLINE] + outcomes[UNDECIDED] else "undecided"
 
     @property
     def passed(self) -> bool:
@@ -121,10 +124,13 @@ class Report:
         """One sentence: whether it conforms, and what that doesn't say."""
         broken = self._names("fail")
         late = self._names(DEADLINE)
+        broken_off = self._names(UNDECIDED)
         if broken:
             words = f"does not conform: {_count(broken, 'clause', 'fails', 'fail')}"
         elif late:
             words = f"undecided: {_count(late, 'clause', 'missed its deadline', 'missed their deadlines')}"
+        elif broken_off:
+            words = f"undecided: {_count(broken_off, 'clause', 'broke off', 'broke off')}"
         elif not self.counts["pass"]:
             words = "undecided: no clause proved anything"
         else:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from penstock_conformance._clause import NotApplicable
+from penstock_conformance._clause import NotApplicable, Undecided
 
 #: As many fit into a verdict; the seed repeats all of them.
 _SHOWN = 8
@@ -24,12 +24,16 @@ class Steps:
         """Something is about to be done."""
         self._last.append(step)
 
+    def last(self) -> str:
+        """What was begun last; empty if nothing was."""
+        return self._last[-1] if self._last else ""
+
     @contextmanager
     def told(self) -> Iterator[None]:
         """A clause that breaks inside says what was done before."""
         try:
             yield
-        except NotApplicable:
+        except (NotApplicable, Undecided):
             raise
         except Exception as error:
             what = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"

@@ -35,6 +35,10 @@ from penstock_conformance._clause import not_applicable
 from penstock_conformance._growth import objects_by_type
 from penstock_conformance._leaks import counts
 from penstock_conformance._scoped_store import ScopedStore
+from penstock_conformance._steps import Steps
+from penstock_conformance._strategy_client import Client
+from penstock_conformance._strategy_kafka import Records, Writer
+from penstock_conformance._strategy_session import Session
 from penstock_conformance._target import STRATEGY, Target
 from penstock_tools.inspection.places import open_places, open_store
 from penstock_tools.inspection.verify import verify
@@ -151,7 +155,8 @@ class StrategyEnv:
         self.name = name
         self.random = random.Random(f"{target.seed}/{STRATEGY}/{name}")
         self.rounds = target.rounds
-        self.deadline_s = target.deadline_s
+        #: What was begun.
+        self.steps = Steps()
         #: Prefix of the cluster's keys; child processes have the same.
         self.scope = f"penstock-conformance/{data_dir.name}/"
         self.port = _free_port()
@@ -175,6 +180,18 @@ class StrategyEnv:
     def broker(self, *, host: str = "broker", port: int = 0) -> BrokerProcess:
         """A broker of this cluster, not started yet."""
         return BrokerProcess(self, host, port or self.port)
+
+    def client(self, servers: str = "") -> Client[Records]:
+        """A client of the cluster's broker, or of another one, in a process of its own."""
+        return Client(self, self.steps, Records, servers or self.bootstrap_servers)
+
+    def writer(self, topic: str, owner: int) -> Client[Writer]:
+        """A producer in a process of its own."""
+        return Client(self, self.steps, Writer, self.bootstrap_servers, topic, owner)
+
+    def session(self) -> Client[Session]:
+        """A client that compares, in a process of its own."""
+        return Client(self, self.steps, Session, self.bootstrap_servers)
 
     async def shares(self, host: str) -> bool:
         """Whether a broker with another data directory sees the same object store."""
@@ -278,7 +295,7 @@ class BrokerProcess:
         assert self._child is None, "it runs already"
         child = Child(
             self._env,
-            "serve",
+            serve,
             host=self._host,
             port=self._port,
             scope=self._env.scope,

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 __all__ = ("QUICK", "Life", "living")
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import anyio
-from anyio.to_thread import run_sync
 
-from penstock_conformance._steps import Steps
 from penstock_conformance._strategy import BrokerProcess, StrategyEnv
-from penstock_conformance._strategy_model import ClusterModel
+from penstock_conformance._strategy_client import Client
 from penstock_conformance._strategy_session import Session
 
 #: What a broker does in minutes happens within a life: uploads, in several objects each, drops and deletions. These
@@ -37,12 +34,12 @@ _RETENTION_BYTES = "60000"
 class Life:
     """A client that does this and that; ``broker`` is where it does it."""
 
-    def __init__(self, env: StrategyEnv, broker: BrokerProcess, steps: Steps) -> None:
+    def __init__(self, env: StrategyEnv, broker: BrokerProcess, session: Client[Session]) -> None:
         self.broker = broker
-        self.model = ClusterModel()
-        self.steps = steps
-        self._patience_s = env.deadline_s / 2
-        self.session = Session(env.bootstrap_servers, self.model, self._patience_s)
+        self.session = session
+        self.steps = env.steps
+        #: How many partitions each topic has.
+        self._topics: dict[str, int] = {}
         self._random = env.random
         self._do = {
             self._write: 8,
@@ -56,18 +53,9 @@ class Life:
             self._rest: 2,
         }
 
-    def move_to(self, servers: str) -> None:
-        """Go on at another address; records on their way are given up."""
-        self.session.close()
-        self.session = Session(servers, self.model, self._patience_s)
-
-    async def _ask(self, what: str, call: Callable[..., None], *arguments: Any) -> None:
-        self.steps.note(f"{what} {', '.join(map(str, arguments))}".strip())
-        await run_sync(partial(call, *arguments), abandon_on_cancel=True)
-
     async def go_on(self, count: int) -> None:
         """So many random steps; then every record is answered."""
-        if not self.model.topics:
+        if not self._topics:
             await self._create()
         for _ in range(count):
             (step,) = self._random.choices(list(self._do), list(self._do.values()))
@@ -83,23 +71,23 @@ class Life:
 
     async def begin_to_write(self) -> None:
         """Records on their way to every partition, which nobody waits for."""
-        for topic, number, _ in list(self.model.partitions()):
-            await self._write_to(topic, number)
+        for topic, count in self._topics.items():
+            for number in range(count):
+                await self._write_to(topic, number)
 
     async def flush(self) -> None:
         """Wait for the answers."""
-        await self._ask("wait for answers", self.session.flush)
+        await self.session.ask(Session.flush)
 
     async def look(self) -> None:
         """Compare everything."""
-        await self._ask("look at topics", self.session.look_at_topics)
-        await self._ask("look at commits", self.session.look_at_commits)
-        await self._ask("read all", self.session.read_all)
+        await self.session.ask(Session.look_at_topics)
+        await self.session.ask(Session.look_at_commits)
+        await self.session.ask(Session.read_all)
 
     async def _write_to(self, topic: str, number: int) -> None:
         sizes = self._random.choices(_SIZES, k=self._random.choice((1, 1, 4, 40)))
-        self.steps.note(f"write {len(sizes)} records to {topic}/{number}")
-        await run_sync(self.session.write, topic, number, sizes)
+        await self.session.ask(Session.write, topic, number, sizes)
 
     async def _write(self) -> None:
         for _ in range(self._random.choice((1, 3))):
@@ -110,47 +98,46 @@ class Life:
     async def _read(self) -> None:
         await self.flush()
         where = self._random.choice((0.0, 0.9, self._random.random()))
-        await self._ask(
-            "read", self.session.read, *self._somewhere(), where, self._random.choice((1, 20, 500))
-        )
+        await self.session.ask(Session.read, *self._somewhere(), where, self._random.choice((1, 20, 500)))
 
     async def _commit(self) -> None:
-        await self._ask(
-            "commit",
-            self.session.commit,
-            self._random.choice(_GROUPS),
-            *self._somewhere(),
-            self._random.random(),
-        )
+        group = self._random.choice(_GROUPS)
+        await self.session.ask(Session.commit, group, *self._somewhere(), self._random.random())
 
     async def _trim(self) -> None:
         await self.flush()
-        await self._ask("trim", self.session.trim, *self._somewhere(), self._random.random())
+        await self.session.ask(Session.trim, *self._somewhere(), self._random.random())
 
     async def _create(self) -> None:
-        names = [name for name in _TOPICS if name not in self.model.topics]
+        names = [name for name in _TOPICS if name not in self._topics]
         if names:
             configs = {"retention.bytes": _RETENTION_BYTES} if self._random.random() < 0.3 else {}
-            count = self._random.randint(1, 3)
-            await self._ask("create", self.session.create, self._random.choice(names), count, configs)
+            await self._create_named(self._random.choice(names), configs)
+
+    async def _create_named(self, topic: str, configs: dict[str, str]) -> None:
+        count = self._random.randint(1, 3)
+        await self.session.ask(Session.create, topic, count, configs)
+        self._topics[topic] = count
 
     async def _delete(self) -> None:
-        if len(self.model.topics) > 1:
+        if len(self._topics) > 1:
             await self.flush()
             topic, _ = self._somewhere()
-            await self._ask("delete", self.session.delete, topic)
+            await self.session.ask(Session.delete, topic)
+            del self._topics[topic]
             if self._random.random() < 0.5:
-                await self._ask("create", self.session.create, topic, self._random.randint(1, 3), {})
+                await self._create_named(topic, {})
                 await self._write_to(topic, 0)
 
     async def _add_partitions(self) -> None:
         topic, _ = self._somewhere()
-        if len(self.model.topics[topic].partitions) < _PARTITIONS_MAX:
-            await self._ask("add a partition", self.session.add_partitions, topic)
+        if self._topics[topic] < _PARTITIONS_MAX:
+            await self.session.ask(Session.add_partitions, topic)
+            self._topics[topic] += 1
 
     async def _configure(self) -> None:
         value = str(self._random.randrange(1, 10) * 3_600_000)
-        await self._ask("set", self.session.configure, self._somewhere()[0], "delete.retention.ms", value)
+        await self.session.ask(Session.configure, self._somewhere()[0], "delete.retention.ms", value)
 
     async def _rest(self) -> None:
         """Time for the broker to upload and to drop; that it does isn't asked."""
@@ -158,21 +145,16 @@ class Life:
         await anyio.sleep(0.25)
 
     def _somewhere(self) -> tuple[str, int]:
-        topic = self._random.choice(sorted(self.model.topics))
-        return topic, self._random.randrange(len(self.model.topics[topic].partitions))
+        topic = self._random.choice(sorted(self._topics))
+        return topic, self._random.randrange(self._topics[topic])
 
 
 @asynccontextmanager
 async def living(env: StrategyEnv, **medium: Any) -> AsyncIterator[Life]:
     """A life with a broker that runs; a clause that breaks in it tells the last steps and the seed."""
     env.defaults.update(QUICK)
-    steps = Steps()
-    steps.note(f"seed {env.target.seed}")
-    with steps.told():
-        async with env.broker() as broker:
-            life = Life(env, broker, steps)
-            try:
-                await broker.start(**medium)
-                yield life
-            finally:
-                life.session.close()
+    env.steps.note(f"seed {env.target.seed}")
+    with env.steps.told():
+        async with env.broker() as broker, env.session() as session:
+            await broker.start(**medium)
+            yield Life(env, broker, session)

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 __all__ = ("Session",)
 
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any
 
 from confluent_kafka import (
     Consumer,
     ConsumerGroupTopicPartitions,
     KafkaError,
-    KafkaException,
     Message,
     Producer,
     TopicPartition,
 )
 from confluent_kafka.admin import (
-    AdminClient,
     AlterConfigOpType,
     ConfigEntry,
     ConfigResource,
@@ -30,14 +25,18 @@ from confluent_kafka.admin import (
 )
 
 from penstock_conformance._body import make_body
-from penstock_conformance._strategy_client import EAGER, checked, make_producer
+from penstock_conformance._strategy_kafka import (
+    EAGER,
+    REQUEST_S,
+    checked,
+    eager,
+    give_up,
+    make_admin,
+    make_producer,
+)
 from penstock_conformance._strategy_model import ClusterModel, PartitionModel, TopicModel
 
-T = TypeVar("T")
-
 _POLL_S = 0.1
-#: A request without an answer is made again.
-_REQUEST_S = 2.0
 _COUNT = 500
 
 
@@ -45,30 +44,26 @@ class Session:
     """Everything a client wants of a cluster whose brokers come and go at one address. Its methods block.
 
     Producers are idempotent, one for each life of a topic, so that none mistakes a topic for the one before it.
+    A call ends when the broker has answered.
     """
 
-    def __init__(self, servers: str, model: ClusterModel, patience_s: float) -> None:
-        self._model = model
-        #: What isn't answered for so long is missing.
-        self._patience_s = patience_s
-        self._servers = servers
-        self._admin = AdminClient({"bootstrap.servers": servers, **EAGER})
-        self._consumer = _make_consumer(servers)
+    def __init__(self, servers: str) -> None:
+        self._model = ClusterModel()
         self._producers: dict[int, Producer] = {}
-        self._over = threading.Event()
-        #: Held while the consumer is used: a client that is closed meanwhile would end the process.
-        self._reading = threading.Lock()
         #: Why a record was refused; empty as long as none was.
         self._refused = ""
+        self._connect(servers)
 
-    def close(self) -> None:
-        """End everything that waits; records without an answer are given up."""
-        self._over.set()
-        for producer in list(self._producers.values()):
-            _give_up(producer)
-        self._producers.clear()
-        with self._reading:
-            self._consumer.close()
+    def _connect(self, servers: str) -> None:
+        self._servers = servers
+        self._admin = make_admin(servers)
+        self._consumer = _make_consumer(servers)
+
+    def move_to(self, servers: str) -> None:
+        """Go on at another address; records on their way are given up."""
+        self.give_up()
+        self._consumer.close()
+        self._connect(servers)
 
     # -- records
 
@@ -105,35 +100,32 @@ class Session:
 
     def flush(self) -> None:
         """Wait until every record is answered."""
-        until = time.monotonic() + self._patience_s
         for producer in list(self._producers.values()):
-            while producer.flush(_POLL_S) and not self._over.is_set():
-                assert time.monotonic() < until, "records are never answered"
+            while producer.flush(_POLL_S):
+                pass
         assert not self._refused, f"a record wasn't taken: {self._refused}"
 
     def give_up(self) -> None:
         """Forget the records that are on their way: they may be there or not."""
         for producer in list(self._producers.values()):
-            _give_up(producer)
+            give_up(producer)
         self._producers.clear()
 
     def read_all(self) -> None:
         """Ends and records of every partition."""
-        with self._reading:
-            self._read([(topic, number, 0, 0) for topic, number, _ in self._model.partitions()])
+        self._read([(topic, number, 0, 0) for topic, number, _ in self._model.partitions()])
 
     def read(self, topic: str, partition: int, where: float, count: int) -> None:
         """Some records of one partition, from a part ``where`` (0 to 1) of it on."""
-        with self._reading:
-            self._read([(topic, partition, where, count)])
+        self._read([(topic, partition, where, count)])
 
     def _read(self, wanted: Sequence[tuple[str, int, float, int]]) -> None:
         left: dict[tuple[str, int], int] = {}
         starts: dict[tuple[str, int], int] = {}
-        self._eager(partial(self._consumer.list_topics, timeout=_REQUEST_S))  # it learns of what is new
+        eager(partial(self._consumer.list_topics, timeout=REQUEST_S))  # it learns of what is new
         for topic, number, where, count in wanted:
-            low, end = self._eager(
-                partial(self._consumer.get_watermark_offsets, TopicPartition(topic, number), _REQUEST_S)
+            low, end = eager(
+                partial(self._consumer.get_watermark_offsets, TopicPartition(topic, number), REQUEST_S)
             )
             self._model.topics[topic].partitions[number].check_ends(low, end)
             start = low + int((end - low) * where)
@@ -142,21 +134,20 @@ class Session:
                 left[topic, number] = min(end, start + count) if count else end
         self._consumer.assign([TopicPartition(*place, start) for place, start in starts.items()])
         found: dict[tuple[str, int], list[tuple[int, int]]] = {place: [] for place in starts}
-        until = time.monotonic() + self._patience_s
-        trouble = ""
-        while left and not self._over.is_set():
-            assert time.monotonic() < until, f"records don't come: wanted={left} starts={starts} {trouble}"
+        while left:
             missing = sum(left[place] - starts[place] - len(found[place]) for place in left)
             for message in self._consumer.consume(max(1, min(missing, _COUNT)), _POLL_S):
                 error = message.error()
-                if error is not None:
-                    trouble = str(error)
-                    assert error.code() != KafkaError.INVALID_MSG, f"the broker can't read it: {trouble}"
-                    assert error.code() != KafkaError._AUTO_OFFSET_RESET or self._reset(  # so it is called
-                        message, left
-                    ), f"an offset between the ends isn't there: {trouble}"
-                    continue
                 place = message.topic() or "", message.partition() or 0
+                if error is not None:
+                    assert error.code() != KafkaError.INVALID_MSG, f"the broker can't read it: {error}"
+                    assert error.code() != KafkaError._PARTITION_EOF or place not in left, (
+                        f"records are missing at the end: {place=} end={message.offset()} told={left[place]}"
+                    )
+                    assert error.code() != KafkaError._AUTO_OFFSET_RESET or self._reset(place, left), (
+                        f"an offset between the ends isn't there: {error}"
+                    )
+                    continue
                 record = checked(message)
                 if place in left and record.offset < left[place]:
                     owner = self._owner(self._model.topics[place[0]], place[1])
@@ -168,9 +159,8 @@ class Session:
         for place, records in found.items():
             self._model.topics[place[0]].partitions[place[1]].check_records(starts[place], records)
 
-    def _reset(self, message: Message, left: dict[tuple[str, int], int]) -> bool:
+    def _reset(self, place: tuple[str, int], left: dict[tuple[str, int], int]) -> bool:
         """Whether what is missing may have been dropped meanwhile; it is read another time then."""
-        place = message.topic() or "", message.partition() or 0
         if place[0] not in self._model.topics:
             return True  # a word about what was assigned before
         kept = self._model.topics[place[0]].partitions[place[1]].bytes_kept
@@ -210,11 +200,11 @@ class Session:
         """Ask with a client made for it: one that knew the coordinator of before waits for that."""
 
         def once() -> ConsumerGroupTopicPartitions:
-            admin = AdminClient({"bootstrap.servers": self._servers, **EAGER})
+            admin = make_admin(self._servers)
             told: ConsumerGroupTopicPartitions = getattr(admin, request)([asked])[asked.group_id].result()
             return told
 
-        return self._eager(once)
+        return eager(once)
 
     # -- topics
 
@@ -227,16 +217,15 @@ class Session:
     def delete(self, topic: str) -> None:
         """Delete it, with all that it holds."""
         self._change("delete_topics", topic, topic, KafkaError.UNKNOWN_TOPIC_OR_PART)
-        _give_up(self._producers.pop(self._model.topics[topic].owner, None))
-        with self._reading:  # it would take the next topic of the name for this one
-            self._consumer.close()
-            self._consumer = _make_consumer(self._servers)
+        give_up(self._producers.pop(self._model.topics[topic].owner, None))
+        self._consumer.close()  # it would take the next topic of the name for this one
+        self._consumer = _make_consumer(self._servers)
         self._model.delete(topic)
 
     def add_partitions(self, topic: str) -> None:
         """One more; a producer that is made anew knows it at once."""
         self.flush()
-        _give_up(self._producers.pop(self._model.topics[topic].owner, None))
+        give_up(self._producers.pop(self._model.topics[topic].owner, None))
         count = len(self._model.topics[topic].partitions) + 1
         wanted = NewPartitions(topic, count)
         self._change("create_partitions", wanted, topic, KafkaError.INVALID_PARTITIONS)
@@ -254,12 +243,12 @@ class Session:
 
     def look_at_topics(self) -> None:
         """Topics, partitions and configs."""
-        listed = self._eager(partial(self._admin.list_topics, timeout=_REQUEST_S)).topics
+        listed = eager(partial(self._admin.list_topics, timeout=REQUEST_S)).topics
         ours = {name: len(each.partitions) for name, each in listed.items() if not name.startswith("__")}
         self._model.check_topics(ours)
         for topic in self._model.topics:
             resource = ConfigResource(ConfigResource.Type.TOPIC, topic)
-            told = self._eager(partial(self._describe, resource))
+            told = eager(partial(self._describe, resource))
             self._model.check_configs(topic, {key: entry.value for key, entry in told.items()})
 
     def _describe(self, resource: ConfigResource) -> Mapping[str, Any]:
@@ -272,24 +261,7 @@ class Session:
         def once() -> object:
             return getattr(self._admin, request)([wanted])[key].result()
 
-        self._eager(once, done)
-
-    def _eager(self, call: Callable[[], T], done: int | None = None) -> T:
-        """Make a request until it is answered; ``done`` is what says that an attempt before had been heard."""
-        until = time.monotonic() + self._patience_s
-        tries = 0
-        while True:
-            try:
-                return call()
-            except KafkaException as error:
-                told = error.args[0]
-                if tries and told.code() == done:
-                    return cast("T", None)
-                tries += 1
-                again = told.retriable() or told.code() < 0  # its own errors: nobody answered
-                assert again, f"refused: {told}"
-                assert time.monotonic() < until, f"not answered: {told}"
-                assert not self._over.wait(_POLL_S), "over"
+        eager(once, done)
 
 
 def _make_consumer(servers: str) -> Consumer:
@@ -298,16 +270,9 @@ def _make_consumer(servers: str) -> Consumer:
             "bootstrap.servers": servers,
             "group.id": "life",
             "enable.auto.commit": False,
+            "enable.partition.eof": True,
             "auto.offset.reset": "error",
             "fetch.wait.max.ms": 20,
             **EAGER,
         }
     )
-
-
-def _give_up(producer: Producer | None) -> None:
-    """Forget what is on its way."""
-    if producer is not None:
-        with suppress(KafkaException):  # after a fatal error it can't even forget
-            producer.purge()
-            producer.poll(0)

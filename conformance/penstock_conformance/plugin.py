@@ -26,9 +26,9 @@ import pytest
 from penstock.errors import ConfigError, FullError, PenstockError
 from penstock.spi.kinds import SERVICES
 from penstock_conformance._catalogue import LEVELS
-from penstock_conformance._clause import Clause, NotApplicable, clause_of
+from penstock_conformance._clause import Clause, MissedDeadline, NotApplicable, Undecided, clause_of
 from penstock_conformance._env import Env
-from penstock_conformance._report import DEADLINE, ClauseResult, Report
+from penstock_conformance._report import DEADLINE, UNDECIDED, ClauseResult, Report
 from penstock_conformance._target import KINDS, STRATEGY, Target
 
 if TYPE_CHECKING:
@@ -212,8 +212,11 @@ def _run_clause(
             raise
         result.outcome = "not_applicable"
         result.detail = "the log is too small for what is appended here, set a capacity of at least 1MiB"
+    except Undecided as reason:
+        result.outcome, result.detail = UNDECIDED, str(reason)
     except MissedDeadline as reason:
-        result.outcome, result.detail = DEADLINE, str(reason)
+        step = surroundings.steps.last()
+        result.outcome, result.detail = DEADLINE, f"{reason}{step and f'; the last step: {step}'}"
 
 
 def _probe(function: Any, surroundings: Env | StrategyEnv, clause: Clause, result: ClauseResult) -> None:
@@ -228,10 +231,6 @@ def _probe(function: Any, surroundings: Env | StrategyEnv, clause: Clause, resul
     else:
         result.outcome = "unclaimed_passes"
         result.detail = f"{clause.claims} isn't claimed, but this clause passes"
-
-
-class MissedDeadline(Exception):  # noqa: N818 # an outcome, not an error
-    """The clause didn't end in time, which proves nothing."""
 
 
 def _run(function: Any, deadline_s: float, grace_s: float = _GRACE_S) -> Any:
@@ -271,7 +270,7 @@ def _single(group: BaseExceptionGroup[BaseException]) -> BaseException:
             pending.extend(error.exceptions)
         else:
             leaves.append(error)
-    for kind in (NotApplicable, AssertionError, TimeoutError):
+    for kind in (NotApplicable, AssertionError, Undecided, TimeoutError):
         for leaf in leaves:
             if isinstance(leaf, kind):
                 return leaf

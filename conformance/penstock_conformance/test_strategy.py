@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 
 import anyio
-from anyio.to_thread import run_sync
 
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._strategy import StrategyEnv
-from penstock_conformance._strategy_client import (
-    Acked,
-    Fetched,
-    Writer,
-    commit_of,
-    create_topic,
-    fetch_all,
-    fetch_in_group,
-    produce,
-)
+from penstock_conformance._strategy_kafka import Acked, Fetched, Records, Writer
 
 KIND = "strategy"
 
@@ -50,25 +39,24 @@ def _in_order(fetched: list[Fetched]) -> None:
 
 async def test_what_is_produced_is_fetched(env: StrategyEnv) -> None:
     """Every record comes back, byte by byte, at the offset that was acknowledged: small, large, compressed or not."""
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
         for codec in ("none", "lz4", "zstd", "gzip"):
-            await run_sync(create_topic, env.bootstrap_servers, codec, 3)
-            write = partial(produce, env.bootstrap_servers, codec, 1, _SIZES * 4, codec=codec)
-            acked = await run_sync(write)
-            fetched = await run_sync(fetch_all, env.bootstrap_servers, codec)
+            await client.ask(Records.create_topic, codec, 3)
+            acked = await client.ask(Records.produce, codec, 1, _SIZES * 4, codec=codec)
+            fetched = await client.ask(Records.fetch_all, codec)
             _compare(fetched, acked)
             _in_order(fetched)
 
 
 async def test_a_group_goes_on_where_it_committed(env: StrategyEnv) -> None:
     """A member that comes later gets what was not committed, and nothing else."""
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-        acked = await run_sync(produce, env.bootstrap_servers, "topic", 1, [100] * 200)
-        first = await run_sync(fetch_in_group, env.bootstrap_servers, "topic", "group", 80)
-        second = await run_sync(fetch_in_group, env.bootstrap_servers, "topic", "group", 200 - len(first))
+        await client.ask(Records.create_topic, "topic", 2)
+        acked = await client.ask(Records.produce, "topic", 1, [100] * 200)
+        first = await client.ask(Records.fetch_in_group, "topic", "group", 80)
+        second = await client.ask(Records.fetch_in_group, "topic", "group", 200 - len(first))
         _compare([*first, *second], acked)
 
 
@@ -76,16 +64,15 @@ async def test_an_orderly_restart_keeps_everything(env: StrategyEnv) -> None:
     """What was uploaded at the end of a run is fetched in the next one, offsets go on, and so do groups."""
     env.need_durable()
     acked: dict[int, Acked] = {}
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         for run in range(3):
             await broker.start()
             if run == 0:
-                await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-            write = partial(produce, env.bootstrap_servers, "topic", 1, [3000] * 50, first=50 * run)
-            acked |= await run_sync(write)
-            part = await run_sync(fetch_in_group, env.bootstrap_servers, "topic", "group", 50)
+                await client.ask(Records.create_topic, "topic", 2)
+            acked |= await client.ask(Records.produce, "topic", 1, [3000] * 50, first=50 * run)
+            part = await client.ask(Records.fetch_in_group, "topic", "group", 50)
             assert {record.sequence for record in part} == set(range(50 * run, 50 * run + 50))
-            fetched = await run_sync(fetch_all, env.bootstrap_servers, "topic")
+            fetched = await client.ask(Records.fetch_all, "topic")
             _compare(fetched, acked)
             _in_order(fetched)
             await broker.stop()
@@ -100,14 +87,16 @@ async def test_producers_and_consumers_beside_each_other(env: StrategyEnv) -> No
     read: dict[str, list[Fetched]] = {}
 
     async def write(owner: int) -> None:
-        acked[owner] = await run_sync(produce, env.bootstrap_servers, "topic", owner, [500] * count)
+        async with env.client() as client:
+            acked[owner] = await client.ask(Records.produce, "topic", owner, [500] * count)
 
     async def consume(group: str) -> None:
-        read[group] = await run_sync(fetch_in_group, env.bootstrap_servers, "topic", group, 3 * count)
+        async with env.client() as client:
+            read[group] = await client.ask(Records.fetch_in_group, "topic", group, 3 * count, growing=True)
 
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 4)
+        await client.ask(Records.create_topic, "topic", 4)
         async with anyio.create_task_group() as tasks:
             for owner in (1, 2, 3):
                 tasks.start_soon(write, owner)
@@ -123,23 +112,21 @@ async def test_acknowledged_records_survive_kills_once_and_in_order(env: Strateg
     """Whatever was acknowledged before a SIGKILL is there after it; an idempotent producer goes on over it, and
     what it sends again isn't there twice."""
     env.need_durable()
-    sizes = [env.random.choice((28, 300, 5000)) for _ in range(1_000_000)]
-    async with env.broker() as broker:
+    sizes = [env.random.choice((28, 300, 5000)) for _ in range(1000)]
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-        with Writer(env.bootstrap_servers, "topic", 1) as writer:
-            writer.keep_writing(sizes)
+        await client.ask(Records.create_topic, "topic", 2)
+        async with env.writer("topic", 1) as writer:
+            await writer.ask(Writer.keep_writing, sizes)
             for _ in range(3 * env.rounds):
-                more = len(writer.acked) + env.random.randrange(20, 400)
-                await run_sync(writer.wait_for_acks, more, abandon_on_cancel=True)
+                await writer.ask(Writer.wait_for_acks, env.random.randrange(20, 400))
                 await broker.kill()
-                before = dict(writer.acked)
+                before = await writer.ask(Writer.acked)
                 await broker.start()
-                _compare(await run_sync(fetch_all, env.bootstrap_servers, "topic"), before)
-            await run_sync(writer.rest, abandon_on_cancel=True)
-        assert not writer.errors, f"a record wasn't taken: {next(iter(writer.errors.items()))}"
-        fetched = await run_sync(fetch_all, env.bootstrap_servers, "topic")
-        _compare(fetched, writer.acked)
+                _compare(await client.ask(Records.fetch_all, "topic"), before)
+            acked = await writer.ask(Writer.rest)
+        fetched = await client.ask(Records.fetch_all, "topic")
+        _compare(fetched, acked)
         _in_order(fetched)
         await broker.stop()
     await env.verify()
@@ -149,18 +136,16 @@ async def test_acknowledged_records_survive_kills_once_and_in_order(env: Strateg
 async def test_committed_offsets_survive_a_kill(env: StrategyEnv) -> None:
     """A group whose commit was acknowledged before a SIGKILL goes on from there."""
     env.need_durable()
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-        acked = await run_sync(produce, env.bootstrap_servers, "topic", 1, [200] * 200)
-        first = await run_sync(fetch_in_group, env.bootstrap_servers, "topic", "group", 100)
-        committed = await run_sync(commit_of, env.bootstrap_servers, "topic", "group", 2)
+        await client.ask(Records.create_topic, "topic", 2)
+        acked = await client.ask(Records.produce, "topic", 1, [200] * 200)
+        first = await client.ask(Records.fetch_in_group, "topic", "group", 100)
+        committed = await client.ask(Records.commit_of, "topic", "group", 2)
         await broker.kill()
         await broker.start()
-        assert committed == await run_sync(commit_of, env.bootstrap_servers, "topic", "group", 2)
-        second = await run_sync(
-            fetch_in_group, env.bootstrap_servers, "topic", "group", len(acked) - len(first)
-        )
+        assert committed == await client.ask(Records.commit_of, "topic", "group", 2)
+        second = await client.ask(Records.fetch_in_group, "topic", "group", len(acked) - len(first))
         _compare([*first, *second], acked)
 
 
@@ -168,12 +153,12 @@ async def test_committed_offsets_survive_a_kill(env: StrategyEnv) -> None:
 async def test_topics_created_before_a_kill_are_there_after_it(env: StrategyEnv) -> None:
     """An acknowledged change of metadata is durable."""
     env.need_durable()
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         for number in range(5 * env.rounds):
             await broker.start()
             for earlier in range(number):
-                assert await run_sync(fetch_all, env.bootstrap_servers, f"topic-{earlier}") == []
-            await run_sync(create_topic, env.bootstrap_servers, f"topic-{number}", number % 3 + 1)
+                assert await client.ask(Records.fetch_all, f"topic-{earlier}") == []
+            await client.ask(Records.create_topic, f"topic-{number}", number % 3 + 1)
             await broker.kill()
 
 
@@ -191,51 +176,51 @@ async def test_a_second_owner_fences_the_first(env: StrategyEnv) -> None:
     async with (
         env.broker() as first,
         env.broker(host="another" if shareable else "broker", port=port) as second,
+        env.client() as client,
+        env.client(f"127.0.0.1:{port}") as client_of_second,
     ):
         await first.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 1)
-        with Writer(env.bootstrap_servers, "topic", 1) as writer:
-            writer.keep_writing([300] * 1_000_000)
-            await run_sync(writer.wait_for_acks, 100, abandon_on_cancel=True)
+        await client.ask(Records.create_topic, "topic", 1)
+        async with env.writer("topic", 1) as writer:
+            await writer.ask(Writer.keep_writing, [300])
+            await writer.ask(Writer.wait_for_acks, 100)
             first.pause()
             refusal = await second.try_start()
             if refusal:
                 first.resume()
-                await run_sync(writer.wait_for_acks, len(writer.acked) + 100, abandon_on_cancel=True)
+                await writer.ask(Writer.wait_for_acks, 100)
                 assert not shareable, f"the log claims to be shareable, and can't be taken over: {refusal}"
                 not_applicable(f"the log can't be opened beside its owner: {refusal}")
-            servers = f"127.0.0.1:{port}"
-            taken = await run_sync(fetch_all, servers, "topic")
-            acked = dict(writer.acked)
+            taken = await client_of_second.ask(Records.fetch_all, "topic")
+            acked = await writer.ask(Writer.acked)
             _compare(taken, acked)
             first.resume()
             ending = await first.ending()
             assert "FencedError" in ending, f"the first owner ended otherwise: {ending}"
-            late = set(writer.acked) - {record.sequence for record in taken}
+            late = set(await writer.ask(Writer.acked)) - {record.sequence for record in taken}
             assert not late, f"the first owner acknowledged after it was fenced: sequences={sorted(late)[:5]}"
-        await run_sync(produce, servers, "topic", 2, [300] * 50)
-        after = await run_sync(fetch_all, servers, "topic")
+        await client_of_second.ask(Records.produce, "topic", 2, [300] * 50)
+        after = await client_of_second.ask(Records.fetch_all, "topic")
         _compare(after, acked)
 
 
 @clause(level=4)
 async def test_an_outage_of_the_object_store_loses_nothing(env: StrategyEnv) -> None:
     """While the store is away acknowledgements may wait; when it is back everything is taken, once and in order."""
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-        with Writer(env.bootstrap_servers, "topic", 1) as writer:
-            writer.keep_writing([2000] * 1_000_000)
+        await client.ask(Records.create_topic, "topic", 2)
+        async with env.writer("topic", 1) as writer:
+            await writer.ask(Writer.keep_writing, [2000])
             for _ in range(2 * env.rounds):
-                await run_sync(writer.wait_for_acks, len(writer.acked) + 100, abandon_on_cancel=True)
+                await writer.ask(Writer.wait_for_acks, 100)
                 await broker.change_medium(down=True)
                 await anyio.sleep(0.3 + env.random.random())
                 await broker.change_medium(down=False)
-            await run_sync(writer.wait_for_acks, len(writer.acked) + 100, abandon_on_cancel=True)
-            await run_sync(writer.rest, abandon_on_cancel=True)
-        assert not writer.errors, f"a record wasn't taken: {next(iter(writer.errors.items()))}"
-        fetched = await run_sync(fetch_all, env.bootstrap_servers, "topic")
-        _compare(fetched, writer.acked)
+            await writer.ask(Writer.wait_for_acks, 100)
+            acked = await writer.ask(Writer.rest)
+        fetched = await client.ask(Records.fetch_all, "topic")
+        _compare(fetched, acked)
         _in_order(fetched)
         await broker.stop()
 
@@ -244,21 +229,21 @@ async def test_an_outage_of_the_object_store_loses_nothing(env: StrategyEnv) -> 
 async def test_a_kill_during_an_outage_loses_nothing(env: StrategyEnv) -> None:
     """A broker that is killed while the object store is away recovers all that was acknowledged when it is back."""
     env.need_durable()
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-        with Writer(env.bootstrap_servers, "topic", 1) as writer:
-            writer.keep_writing([2000] * 1_000_000)
-            await run_sync(writer.wait_for_acks, 200, abandon_on_cancel=True)
+        await client.ask(Records.create_topic, "topic", 2)
+        async with env.writer("topic", 1) as writer:
+            await writer.ask(Writer.keep_writing, [2000])
+            await writer.ask(Writer.wait_for_acks, 200)
             await broker.change_medium(down=True)
             await anyio.sleep(0.3)
             await broker.kill()
-            before = dict(writer.acked)
+            before = await writer.ask(Writer.acked)
             await broker.start()
-            _compare(await run_sync(fetch_all, env.bootstrap_servers, "topic"), before)
-            await run_sync(writer.rest, abandon_on_cancel=True)
-        fetched = await run_sync(fetch_all, env.bootstrap_servers, "topic")
-        _compare(fetched, writer.acked)
+            _compare(await client.ask(Records.fetch_all, "topic"), before)
+            acked = await writer.ask(Writer.rest)
+        fetched = await client.ask(Records.fetch_all, "topic")
+        _compare(fetched, acked)
         _in_order(fetched)
         await broker.stop()
     await env.verify()
@@ -268,13 +253,13 @@ async def test_a_kill_during_an_outage_loses_nothing(env: StrategyEnv) -> None:
 async def test_writes_whose_reply_is_lost_happen_once(env: StrategyEnv) -> None:
     """A store that does what it is told and loses every fifth reply: nothing is lost, doubled or out of order."""
     env.need_durable()
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start(lost_replies=0.2)
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
-        acked = await run_sync(produce, env.bootstrap_servers, "topic", 1, [2000] * 300)
+        await client.ask(Records.create_topic, "topic", 2)
+        acked = await client.ask(Records.produce, "topic", 1, [2000] * 300)
         await broker.stop()
         await broker.start(lost_replies=0.2)
-        fetched = await run_sync(fetch_all, env.bootstrap_servers, "topic")
+        fetched = await client.ask(Records.fetch_all, "topic")
         _compare(fetched, acked)
         _in_order(fetched)
         await broker.kill()

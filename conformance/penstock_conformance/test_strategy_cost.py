@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import partial
 
 import anyio
-from anyio.to_thread import run_sync
 
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause
 from penstock_conformance._growth import kept_with_each
-from penstock_conformance._strategy import StrategyEnv
-from penstock_conformance._strategy_client import create_topic, produce
+from penstock_conformance._strategy import StrategyEnv, restart
+from penstock_conformance._strategy_kafka import Records
 
 KIND = "strategy"
 
@@ -29,7 +27,7 @@ async def test_restarts_leave_nothing_behind(env: StrategyEnv) -> None:
     """Broker after broker in one process: none leaves a descriptor, task, thread or object in memory."""
     env.need_durable()
     arguments = {"port": env.port, "scope": env.scope, "parts": _PARTS + 1, "times": _TIMES}
-    async with Child(env, "restart", **arguments) as child:
+    async with Child(env, restart, **arguments) as child:
         told = await child.finish()
     for what, counted in zip(("descriptors", "tasks", "threads"), zip(*told, strict=True), strict=False):
         left = counted[-1] - counted[0]
@@ -42,12 +40,11 @@ async def test_restarts_leave_nothing_behind(env: StrategyEnv) -> None:
 @clause(level=5)
 async def test_records_that_come_together_share_requests(env: StrategyEnv) -> None:
     """Thousands of records take far fewer requests to the object store, and what is idle afterwards next to none."""
-    async with env.broker() as broker:
+    async with env.broker() as broker, env.client() as client:
         await broker.start()
-        await run_sync(create_topic, env.bootstrap_servers, "topic", 2)
+        await client.ask(Records.create_topic, "topic", 2)
         before = await broker.change_medium()
-        write = partial(produce, env.bootstrap_servers, "topic", 1, [1000] * _RECORDS)
-        await run_sync(write, abandon_on_cancel=True)
+        await client.ask(Records.produce, "topic", 1, [1000] * _RECORDS)
         after = await broker.change_medium()
         await anyio.sleep(_IDLE_S)
         idle = await broker.change_medium() - after

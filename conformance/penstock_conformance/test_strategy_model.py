@@ -12,6 +12,7 @@ import anyio
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._strategy import StrategyEnv
 from penstock_conformance._strategy_life import Life, living
+from penstock_conformance._strategy_session import Session
 
 KIND = "strategy"
 
@@ -52,7 +53,7 @@ async def test_random_lives_with_kills_agree_with_a_model(env: StrategyEnv) -> N
             life.steps.note("kill and start")
             await life.broker.kill()
             if env.random.random() < 0.3:
-                life.session.give_up()
+                await life.session.ask(Session.give_up)
             if env.random.random() < 0.4:
                 life.steps.note("kill while it starts")
                 await life.broker.die_at_start(env.random.random() * 0.4)
@@ -114,7 +115,7 @@ async def test_random_lives_with_takeovers_agree_with_a_model(env: StrategyEnv) 
             async with env.broker(host=f"another-{number}", port=port) as successor:
                 await successor.start()
                 sleeper, life.broker = life.broker, successor
-                life.move_to(f"127.0.0.1:{port}")
+                await life.session.ask(Session.move_to, f"127.0.0.1:{port}")
                 await life.look()
                 sleeper.resume()
                 ending = await sleeper.ending()
@@ -125,5 +126,5 @@ async def test_random_lives_with_takeovers_agree_with_a_model(env: StrategyEnv) 
                 await env.verify(host=f"another-{number}")
             await sleeper.start()
             life.broker = sleeper
-            life.move_to(env.bootstrap_servers)
+            await life.session.ask(Session.move_to, env.bootstrap_servers)
             await life.look()

@@ -23,6 +23,7 @@ from penstock_conformance import KINDS, Target
 from penstock_conformance import plugin as suite
 from penstock_conformance._body import check_body, make_body
 from penstock_conformance._catalogue import clause_files, clause_names
+from penstock_conformance._clause import MissedDeadline
 from penstock_conformance._report import ClauseResult, Report
 from penstock_conformance.mutants import MUTANTS
 from penstock_tools.cli import main
@@ -220,7 +221,7 @@ def test_the_first_opening_is_not_interrupted_in_its_imports() -> None:
         ended.append(True)
         await anyio.lowlevel.checkpoint()
 
-    with pytest.raises(suite.MissedDeadline, match="didn't end within"):
+    with pytest.raises(MissedDeadline, match="didn't end within"):
         suite._run(opens, 0.0, grace_s=suite._IMPORT_S)
     assert ended
 
@@ -230,6 +231,13 @@ def test_missed_deadline_is_named_in_the_verdict() -> None:
     report = _report_of(("a", 1, "pass"), ("b", 1, "deadline"))
     assert report.result == "undecided"
     assert report.verdict.startswith("undecided: 1 clause missed its deadline (b)")
+
+
+def test_clause_that_broke_off_is_named_in_the_verdict() -> None:
+    """What isn't under test ended it: nothing is proved, nobody is accused."""
+    report = _report_of(("a", 1, "pass"), ("b", 1, "undecided"))
+    assert report.result == "undecided"
+    assert report.verdict.startswith("undecided: 1 clause broke off (b)")
 
 
 def test_failure_goes_before_a_missed_deadline() -> None:

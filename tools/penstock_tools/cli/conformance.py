@@ -24,6 +24,7 @@ _WORDS = {
     "pass": ("pass", "green"),
     "fail": ("FAIL", "bold red"),
     "deadline": ("out of time", "red"),
+    "undecided": ("undecided", "red"),
     "unclaimed": ("not claimed", "dim"),
     "unclaimed_passes": ("not claimed, but passes", "yellow"),
     "not_applicable": ("not applicable", "dim"),
@@ -381,9 +382,9 @@ def _show(console: Any, result: Any, verbose: bool) -> None:
     duration = f"{result.duration_ms / 1000:.1f} s" if result.duration_ms >= 100 else ""
     name = result.name.replace("_", " ")
     console.print(f"  {result.level}  {name}  [{style}]{word}[/]  [dim]{duration}[/]", soft_wrap=True)
-    if verbose or result.outcome in ("fail", "deadline"):
+    if verbose or result.outcome in ("fail", "deadline", "undecided"):
         console.print(f"       [dim]rule:[/] {escape(result.rule)}", soft_wrap=True)
-    if result.detail and (verbose or result.outcome in ("fail", "deadline", "unclaimed_passes")):
+    if result.detail and (verbose or result.outcome in ("fail", "deadline", "undecided", "unclaimed_passes")):
         console.print(f"       {escape(result.detail)}", soft_wrap=True)
 
 
