@@ -9,6 +9,7 @@ from __future__ import annotations
 __all__ = ("S3Server", "free_port", "serving_s3")
 
 import contextlib
+import functools
 import http.client
 import itertools
 import os
@@ -125,10 +126,22 @@ class S3Server:
         return False
 
 
+@functools.cache
+def _read_models_once() -> None:
+    """Have botocore parse what it knows of S3 once a process, not for each client: two thirds of opening a store."""
+    from botocore.loaders import JSONFileLoader, Loader
+
+    load = functools.cache(JSONFileLoader().load_file)
+    find = functools.cache(Loader().list_available_services)
+    JSONFileLoader.load_file = lambda self, path: load(path)
+    Loader.list_available_services = lambda self, type_name: find(type_name)
+
+
 @contextmanager
 def serving_s3(directory: Path) -> Iterator[S3Server]:
     """A running server with its files in ``directory``; skips where none can be had."""
     pytest.importorskip("botocore", reason="needs pip install 'penstock[s3]'")
+    _read_models_once()
     server = S3Server(directory)
     try:
         server.start()
