@@ -253,6 +253,8 @@ class Place:
                 raise NotFoundError("no log")
             for position, end, data in list(medium.entries):
                 await anyio.lowlevel.checkpoint()
+                if medium.damage is not None:
+                    raise again(medium.damage)
                 if end > medium.trimmed:
                     yield WalEntry(position, end, memoryview(data))
 

@@ -7,11 +7,11 @@ __all__ = ("describe_wal", "identify_wal", "read_wal")
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
-from penstock.errors import NotFoundError, PenstockError, again, kept
+from penstock.errors import NotFoundError, PenstockError, kept
 from penstock.spi import ChosenPlugin, Services
 from penstock.spi.wal import WalEntry, WalSpec, WriteAheadLog
 from penstock_wal_s3express_replicated._format import Entry, Kind, Members, decode_entry
-from penstock_wal_s3express_replicated._replica import chosen_replica, identity_of
+from penstock_wal_s3express_replicated._replica import chosen_replica, identity_of, one_for_all
 from penstock_wal_s3express_replicated._settings import Settings
 from penstock_wal_s3express_replicated._wal import WORD
 
@@ -22,7 +22,7 @@ async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalE
     A replica that can't be read is passed over while another one has all that it had.
     """
     members = await _members(services)
-    failure: PenstockError | None = None
+    failures: list[PenstockError] = []
     async with AsyncExitStack() as stack:
         sources: list[_Source] = []
         for table in settings.replicas:
@@ -30,7 +30,7 @@ async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalE
                 chosen = await stack.enter_async_context(chosen_replica(services, table))
                 identity = await identity_of(chosen)
             except PenstockError as error:
-                failure = kept(error)
+                failures.append(kept(error))
                 continue
             # without a word, metadata are new, and whatever is there speaks against that
             since = members.since.get(identity or "") if members.since else 0
@@ -38,11 +38,9 @@ async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalE
                 sources.append(_Source(chosen, since))
                 await sources[-1].advance()
         if not sources:
-            raise (
-                NotFoundError("there is no wal: no replica holds a recorded log")
-                if failure is None
-                else again(failure)
-            )
+            if failures:
+                raise one_for_all(failures, "no replica that may hold the log can be read")
+            raise NotFoundError("there is no wal: no replica holds a recorded log")
         while heads := [source.head for source in sources if source.head is not None]:
             entry = min(heads, key=lambda head: head.position)
             if entry.kind is Kind.DATA:
@@ -51,9 +49,10 @@ async def read_wal(settings: Settings, services: Services) -> AsyncIterator[WalE
                 while source.head is not None and source.head.position < entry.next_position:
                     await source.advance()
         whole = max((source.end for source in sources if source.error is None), default=-1)
-        for source in sources:
-            if source.error is not None and source.end > whole:
-                raise again(source.error)
+        broken = [source for source in sources if source.error is not None]
+        if any(source.end > whole for source in broken):
+            errors = [source.error for source in broken if source.error is not None]
+            raise one_for_all([*errors, *failures], "no replica can be read to its end")
 
 
 class _Source:
@@ -110,16 +109,16 @@ async def describe_wal(settings: Settings, services: Services) -> dict[str, obje
 async def identify_wal(settings: Settings, services: Services) -> str | None:
     """See ``WalSpec.identify``: the recorded one, if a replica that holds it is there."""
     members = await _members(services)
-    failure: PenstockError | None = None
+    failures: list[PenstockError] = []
     for table in settings.replicas if members.since else ():
         try:
             async with chosen_replica(services, table) as chosen:
                 if await identity_of(chosen) in members.since:
                     return members.log_id
         except PenstockError as error:  # another one may be there
-            failure = kept(error)
-    if failure is not None:
-        raise again(failure)
+            failures.append(kept(error))
+    if failures:
+        raise one_for_all(failures, "no replica that is there holds the log")
     return None
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Replica", "ReplicaStatistics", "chosen_replica", "identity_of", "known_checksum")
+__all__ = ("Replica", "ReplicaStatistics", "chosen_replica", "identity_of", "known_checksum", "one_for_all")
 
 import asyncio
 import logging
@@ -19,6 +19,10 @@ from penstock.errors import (
     CapabilityError,
     ClosedError,
     ConfigError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NewerVersionError,
     PenstockError,
     UnavailableError,
     again,
@@ -277,6 +281,21 @@ def chosen_replica(
         if isinstance(value, str)
     }
     return services.choose_plugin(WalSpec, table, epoch=epoch, keys=keys)
+
+
+#: Of several errors the first of these kinds is told: a newer owner ends everything; a replica that can't be reached,
+#: has no room, or waits for a newer Penstock may hold the whole log, so nothing is known to be lost.
+_FIRST = (FencedError, UnavailableError, FullError, NewerVersionError)
+
+
+def one_for_all(errors: Sequence[Exception], what: str) -> PenstockError:
+    """One error for those of several replicas, of the kind that leaves most open, and with all their reasons."""
+    if not errors:
+        return CorruptError(f"{what}: each replica is another log than the recorded one")
+    by_kind = (error for kind in _FIRST for error in errors if isinstance(error, kind))
+    first = next(by_kind, errors[0])
+    kind = type(first) if isinstance(first, PenstockError) else UnavailableError
+    return kind(f"{what}: reason={'; '.join(map(str, errors))}")
 
 
 async def identity_of(chosen: ChosenPlugin[Any]) -> str | None:

@@ -47,6 +47,7 @@ from penstock_wal_s3express_replicated._replica import (
     Replica,
     ReplicaStatistics,
     known_checksum,
+    one_for_all,
 )
 from penstock_wal_s3express_replicated._settings import Settings
 
@@ -165,7 +166,7 @@ class ReplicatedWal:
                 replica.fail(error)
         self._counting = [replica for replica in self._counting if replica.error is None]
         if not self._counting:
-            raise _one_for_all(errors, "no replica that holds the log can be used")
+            raise one_for_all(errors, "no replica that holds the log can be used")
         await self._record()
 
     async def _open_all(self) -> list[Exception]:
@@ -263,7 +264,7 @@ class ReplicatedWal:
         for replica in (*self._counting, *joining):
             await replica.wait_copied(self._limit_s)
         if all(replica.error is not None for replica in self._counting):
-            raise _one_for_all(
+            raise one_for_all(
                 [replica.error for replica in self._counting if replica.error], "recovery failed"
             )
         self._tail = self._confirmed = position or 0
@@ -402,7 +403,7 @@ class ReplicatedWal:
         async with self._recording:
             counting = [replica for replica in (*self._counting, *joining) if replica.error is None]
             if not counting:
-                raise _one_for_all([r.error for r in self._counting if r.error], "every replica failed")
+                raise one_for_all([r.error for r in self._counting if r.error], "every replica failed")
             members = Members(self._members.log_id, {r.identity: r.since for r in counting})
             if (word := members.encode()) != self._word:
                 self._epoch = max(self._epoch, await self._words.write(WORD, word, self._word))
@@ -638,15 +639,6 @@ class ReplicatedWal:
             dropped=slot.dropped,
             last_error=slot.reason if replica is None else "",
         )
-
-
-def _one_for_all(errors: Sequence[Exception], what: str) -> PenstockError:
-    """One error for several. As long as a replica is only unavailable, nothing is lost: it may hold the log."""
-    if not errors:
-        return CorruptError(f"{what}: each replica is another log than the recorded one")
-    first = next((error for error in errors if isinstance(error, UnavailableError)), errors[0])
-    kind = type(first) if isinstance(first, PenstockError) else UnavailableError
-    return kind(f"{what}: reason={'; '.join(map(str, errors))}")
 
 
 @asynccontextmanager

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from itertools import pairwise
 
 import anyio
 import anyio.lowlevel
@@ -21,6 +22,7 @@ from penstock.errors import (
     CorruptError,
     FencedError,
     FullError,
+    NewerVersionError,
     NotFoundError,
     PenstockError,
     UnavailableError,
@@ -364,6 +366,36 @@ async def test_from_outside_a_damaged_replica_is_passed_over_while_another_has_i
     assert found == [b"one", b"two"]
     place.media[1].entries[:] = place.media[1].entries[:0]
     with pytest.raises(CorruptError):
+        async for _ in read(place.settings, place.services(0)):
+            pass
+
+
+_KINDS = [FencedError, UnavailableError, FullError, NewerVersionError, CorruptError]
+
+
+@pytest.mark.parametrize("order", [slice(None), slice(None, None, -1)])
+@pytest.mark.parametrize(("first", "second"), list(pairwise(_KINDS)))
+async def test_of_two_errors_that_is_told_which_leaves_more_open(
+    first: type[PenstockError], second: type[PenstockError], order: slice
+) -> None:
+    """Whichever replica has which: nobody is told of damage while the other replica may hold all."""
+    place = Place()
+    identify, read = place.spec.identify, place.spec.read
+    assert identify is not None
+    assert read is not None
+    async with place.recovered() as wal:
+        await acked(wal, b"one")
+    for medium, kind in zip(place.media, [first, second][order], strict=True):
+        medium.damage = kind(f"it is {kind.__name__}")
+    reasons = f"it is {first.__name__}; it is {second.__name__}" if order.step is None else "it is"
+    with pytest.raises(first, match=reasons):
+        async for _ in read(place.settings, place.services(0)):
+            pass
+    for medium in place.media:
+        medium.error, medium.damage = medium.damage, None
+    with pytest.raises(first, match=reasons):
+        await identify(place.settings, place.services(0))
+    with pytest.raises(first, match=reasons):
         async for _ in read(place.settings, place.services(0)):
             pass
 
