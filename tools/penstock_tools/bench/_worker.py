@@ -35,13 +35,35 @@ _QUIET = logging.getLogger("penstock_tools.bench.librdkafka")
 
 
 def payloads(spec: dict[str, Any]) -> list[bytes]:
-    """What messages hold behind their header: random bytes and zeros, or a file."""
+    """What messages hold behind their header: random bytes and zeros, a file, or members of a JSON object."""
     size = spec["size"] - _HEADER.size
+    if spec.get("json"):
+        dice = random.Random(spec["seed"])
+        return [_members(dice, spec["size"]) for _ in range(spec["pool"])]
     if spec["file"] is not None:
         return [Path(spec["file"]).read_bytes()[_HEADER.size :]]
     dice = random.Random(spec["seed"])
     noise = max(0, int(spec["size"] * spec["random_ratio"]) - _HEADER.size)
     return [dice.randbytes(noise) + bytes(size - noise) for _ in range(spec["pool"])]
+
+
+def _members(dice: random.Random, size: int) -> bytes:
+    """The rest of a JSON object behind its first two members, of about ``size`` bytes with them."""
+    members = {
+        "customer": dice.randbytes(8).hex(),
+        "amount": round(dice.uniform(1, 1000), 2),
+        "paid": dice.random() < 0.5,
+        "items": [{"article": dice.randbytes(6).hex(), "count": dice.randrange(1, 9)} for _ in range(6)],
+        "tags": [dice.choice(("new", "gift", "export", "express")) for _ in range(4)],
+        "address": {"street": dice.randbytes(10).hex(), "zip": str(dice.randrange(10_000, 99_999))},
+    }
+    rest = json.dumps(members)[1:-1]
+    text = dice.randbytes(size).hex()[: max(0, size - len(rest) - 72)]
+    return f'{rest}, "text": "{text}"}}'.encode()
+
+
+def _json_head(at_ns: int, number: int) -> bytes:
+    return b'{"at_ns": %d, "number": %d, ' % (at_ns, number)
 
 
 def keys(distributor: str) -> Callable[[], bytes | None] | None:
@@ -66,6 +88,7 @@ class ProducingClient(threading.Thread):
         self._bodies: Iterator[bytes] = itertools.cycle(payloads(load["payload"]))
         self._key = keys(load["keys"])
         self._size: int = load["payload"]["size"]
+        self._head: Callable[[int, int], bytes] = _json_head if load["payload"].get("json") else _HEADER.pack
         self._producer = Producer({**spec["config"], "on_delivery": self._delivered}, logger=_QUIET)
         self._producer.list_topics(self._topic, timeout=30)
         self.index: int = spec["index"]
@@ -128,7 +151,7 @@ class ProducingClient(threading.Thread):
             self._producer.poll(0.05)
 
     def _send(self, count: int) -> None:
-        produce, topic, pack, clock = self._producer.produce, self._topic, _HEADER.pack, time.monotonic_ns
+        produce, topic, pack, clock = self._producer.produce, self._topic, self._head, time.monotonic_ns
         key = None
         for _ in range(count):
             value = pack(clock(), self._identity | self.sent) + next(self._bodies)

@@ -68,10 +68,19 @@ class Lake:
 
 
 def measure_lake(
-    directory: Path, *, seconds: float, rounds: int, rate: float, interval_s: float, sets: Sequence[str] = ()
+    directory: Path,
+    *,
+    seconds: float,
+    rounds: int,
+    rate: float,
+    interval_s: float,
+    json_values: bool = False,
+    sets: Sequence[str] = (),
 ) -> Lake:
     """Run it against a broker of its own. Raises UnavailableError when the broker, a client or the table fails."""
     table = {"penstock.lake.enable": "true", "penstock.lake.commit.interval.ms": str(int(interval_s * 1000))}
+    if json_values:
+        table["penstock.lake.value.format"] = "json"
     found: dict[str, list[Histogram]] = {"without": [], "with": []}
     cpu_s = dict.fromkeys(found, 0.0)
     with ExitStack() as stack:
@@ -83,7 +92,7 @@ def measure_lake(
         for kind, configs in (("without", {}), ("with", table)):
             create_topics(place, Driver(topicConfig=configs), [kind], PARTITIONS)
             crew = stack.enter_context(Crew())
-            crew.hire("producer", [probe(place, kind, linger_ms=1)], probe_load(), 1)
+            crew.hire("producer", [probe(place, kind, linger_ms=1)], probe_load(json=json_values), 1)
             windows[kind] = _Windows(crew, directory / "broker" if configs else None)
         for number in range(rounds + 1):  # the first round warms up
             for kind, window in windows.items():

@@ -21,7 +21,14 @@ def probe(bootstrap_servers: str, topic: str, *, linger_ms: int) -> dict[str, An
     return {"index": 0, "topic": topic, "config": config}
 
 
-def probe_load() -> dict[str, Any]:
-    """What it sends: messages of ``MESSAGE_BYTES``, half of them random bytes, without keys."""
-    payload = {"size": MESSAGE_BYTES, "file": None, "random_ratio": 0.5, "pool": 100, "seed": 0}
+def probe_load(*, json: bool = False) -> dict[str, Any]:
+    """What it sends: messages of ``MESSAGE_BYTES``, half of them random bytes, or JSON objects; without keys."""
+    payload = {
+        "size": MESSAGE_BYTES,
+        "file": None,
+        "json": json,
+        "random_ratio": 0.5,
+        "pool": 100,
+        "seed": 0,
+    }
     return {"payload": payload, "keys": "NO_KEY"}

@@ -384,6 +384,9 @@ def lake(
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Windows of each kind.")] = 5,
     rate: Annotated[float, typer.Option("--rate", help="Messages of 1 KiB a second.")] = 20_000.0,
     interval_s: Annotated[float, typer.Option("--interval", min=0.1, help="Seconds between commits.")] = 2.0,
+    json_values: Annotated[
+        bool, typer.Option("--json-values", help="Produce JSON, and make columns of it.")
+    ] = False,
     directory: _WorkDir = None,
     json_path: _JsonPath = None,
     sets: SetOption = None,
@@ -395,7 +398,13 @@ def lake(
     settings = _sets(context, sets)
     with _scratch("lake", directory) as folder:
         found = measure_lake(
-            folder, seconds=seconds, rounds=rounds, rate=rate, interval_s=interval_s, sets=settings
+            folder,
+            seconds=seconds,
+            rounds=rounds,
+            rate=rate,
+            interval_s=interval_s,
+            json_values=json_values,
+            sets=settings,
         )
         typer.echo(report(found))
         _write_json(json_path, {"machine": _machine(folder), **asdict(found), "ratio": found.ratio})
