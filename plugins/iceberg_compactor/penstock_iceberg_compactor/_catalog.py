@@ -36,7 +36,7 @@ from urllib3.response import HTTPResponse
 
 from penstock.errors import ConfigError, PenstockError, UnavailableError, again, kept
 from penstock_iceberg_compactor._errors import Secrets, translated
-from penstock_iceberg_compactor.decode.waits import ended_with_call
+from penstock_iceberg_compactor.decode.waits import check_wanted, ended_with_call
 
 #: How long the broker's start waits for a catalog that is silent, and how long others are then told the same.
 _FIRST_S = 5.0
@@ -139,6 +139,7 @@ class OpenCatalog:
         return self._file is not None and self._opened is not None and _identity(self._file) != self._opened
 
     def _load(self, silence_s: float) -> Catalog:
+        check_wanted()
         if self._file is not None and self._read_only and not self._file.exists():
             raise UnavailableError(
                 f"the catalog's file isn't there: somebody removed it, or no broker has run yet: file={self._file}"
@@ -293,7 +294,14 @@ def bounded_url(url: str, silence_s: float) -> str:
 
 
 def bound_connections(engine: Engine, silence_s: float) -> None:
-    """Close the socket of a connection that is in use for so long: drivers wait for ever for a silent server."""
+    """Close the socket of a connection that is in use for so long: drivers wait for ever for a silent server.
+
+    Who gave up begins no connection more, which would be waited for until its own limit.
+    """
+
+    @event.listens_for(engine, "do_connect")
+    def connect(*_: Any) -> None:
+        check_wanted()
 
     def watched(connection: Any) -> Callable[[], None]:
         fileno = getattr(connection, "fileno", None)  # a driver without it bounds itself, or can't be

@@ -28,6 +28,7 @@ from pyiceberg.table.update import (
 )
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
 
+from penstock_iceberg_compactor._errors import cause_of
 from penstock_iceberg_compactor._stamp import Stamp
 
 
@@ -209,7 +210,7 @@ class Commit:
             if self._landed(error):
                 return self._result()
             # It isn't there now. It may still be on its way to a server, so its files have to stay.
-            raise UnknownError(str(error)) from error
+            raise UnknownError(cause_of(error)) from error
         return self._result()
 
     def drop(self) -> None:
@@ -225,7 +226,7 @@ class Commit:
         except NoSuchTableError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it was, nothing is known now
-            raise UnknownError(str(cause or error)) from (cause or error)
+            raise UnknownError(cause_of(cause or error)) from (cause or error)
         return self._table.metadata.snapshot_by_id(self._snapshot.snapshot_id) is not None
 
     def _result(self) -> Landed:

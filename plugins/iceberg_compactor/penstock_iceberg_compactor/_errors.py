@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ("Secrets", "translated")
+__all__ = ("Secrets", "cause_of", "translated")
 
 import errno
 import re
@@ -19,7 +19,7 @@ from pyiceberg.exceptions import (
     ValidationError,
 )
 from requests.exceptions import RequestException
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from penstock.errors import ConflictError, CorruptError, NotFoundError, PenstockError, UnavailableError
 
@@ -44,6 +44,12 @@ class Secrets:
         return text
 
 
+def cause_of(error: Exception) -> str:
+    """What an error says, in one line; of a database's without the statement and SQLAlchemy's advice around it."""
+    said = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    return " ".join(str(said).split()) or type(said).__name__
+
+
 @contextmanager
 def translated(what: str, secrets: Secrets, **places: object) -> Iterator[None]:
     """Raise errors from outside as Penstock's; ``what`` was to be done, and ``places`` are the values for the end.
@@ -59,7 +65,7 @@ def translated(what: str, secrets: Secrets, **places: object) -> Iterator[None]:
         if kind is None:
             raise
         why, known = kind
-        cause = secrets.hide(" ".join(str(error).split()))[:300] or type(error).__name__
+        cause = secrets.hide(cause_of(error))[:300]
         where = "".join(f" {key}={value}" for key, value in places.items())
         raise known(
             f"{what} failed, {why}:{where} cause={cause}"

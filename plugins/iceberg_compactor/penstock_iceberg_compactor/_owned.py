@@ -29,6 +29,7 @@ from penstock.errors import (
 from penstock.spi.lake import LakeTopic
 from penstock_iceberg_compactor._commit import Commit, Landed, LostError, UnknownError, head_of
 from penstock_iceberg_compactor._configs import TableConfigs
+from penstock_iceberg_compactor._errors import cause_of
 from penstock_iceberg_compactor._files import FileWriter, arrow_schema, fitted, undivided_spec
 from penstock_iceberg_compactor._find import find_table
 from penstock_iceberg_compactor._life import Life, leftovers, remove_failed
@@ -307,7 +308,7 @@ class OwnedTable:
                 f"somebody dropped the table or gave it another name, so it is made again from what the topic still "
                 f"has: table={self.name}"
             )
-        cause = self._place.secrets.hide(" ".join(str(error).split()))
+        cause = self._place.secrets.hide(cause_of(error))
         return UnavailableError(f"the catalog didn't say whether {what}: table={self.name} cause={cause}")
 
     def _opened_again(self) -> FencedError:

@@ -77,6 +77,7 @@ def test_null_and_records_without_value_are_null_rows() -> None:
     ("item", "reason"),
     [
         (b"", "it is no json: expecting value at character 0"),
+        (b'{"a":"\n"}', "it is no json: invalid control character at character 6"),
         (b"[1]", "it is a list, not an object"),
         (b'{"a":1} x', "it is no json: extra data at character 8"),
         (b'{"a":1,"a":2}', 'it has "a" twice in one object'),

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import cast
+from unittest.mock import patch
 
+import anyio
 import pytest
 from penstock_iceberg_compactor._catalog import bounded_url
+from pyiceberg.catalog.sql import SqlCatalog
+from sqlalchemy import event
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
+from tests.patience import HANG_S
 from tests.postgres_server import PostgresServer, serving_postgres
 
 from penstock.errors import ConfigError, ConflictError, FencedError, UnavailableError
+from penstock.threads import run_in_thread
 
 pytestmark = pytest.mark.anyio
 
@@ -109,6 +117,33 @@ async def test_a_server_that_stands_still_is_given_up_on(
             await table.write(lake_records([b"a", b"b"][at:], start=at))
             await table.commit({0: 2})
         assert load(compactor, name).scan().to_arrow().num_rows == 2
+
+
+async def test_who_gave_up_on_a_commit_begins_no_connection_more(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """What became of the commit would be looked up over a new connection, for which nobody waits any more."""
+    catalog = {"type": "sql", "uri": postgres.url, "pool_pre_ping": "false"}
+    begun: list[object] = []
+    async with opened(tmp_path, catalog=catalog) as compactor:
+        asked = threading.Event()
+        async with compactor.open_table(topic("left"), 1) as table:
+            await table.write(lake_records([b"a"]))
+            database = cast(SqlCatalog, compactor.catalog).engine
+            event.listen(database, "before_cursor_execute", lambda *_: asked.set())
+            event.listen(database.pool, "connect", lambda *_: begun.append(1))
+            with postgres.standing_still():
+                async with anyio.create_task_group() as tasks:
+                    tasks.start_soon(table.commit, {0: 1})
+                    assert await run_in_thread(asked.wait, HANG_S)
+                    with patch.object(database.dialect, "connect", side_effect=AssertionError) as connect:
+                        tasks.cancel_scope.cancel()
+                        with anyio.CancelScope(shield=True):
+                            await compactor._place.run("waiting for the thread", lambda: None)
+                            while compactor._place.limiter.borrowed_tokens:
+                                await anyio.lowlevel.checkpoint()
+                assert not connect.called
+                assert not begun
 
 
 async def test_a_missing_driver_is_named_with_the_extra_that_brings_it(

@@ -113,7 +113,9 @@ class JsonDecoder:
         except RecursionError:
             raise ValueError("it is nested too deep to be read") from None
         except json.JSONDecodeError as error:
-            raise ValueError(f"it is no json: {_lower(error.msg)} at character {error.pos}") from None
+            raise ValueError(
+                f"it is no json: {_lower(error.msg).removesuffix(' at')} at character {error.pos}"
+            ) from None
         except MisfitError:
             raise
         except ValueError:  # of Python, which bounds the digits of a whole number

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-__all__ = ("Call", "ended_with_call")
+__all__ = ("Call", "check_wanted", "ended_with_call")
 
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+
+from penstock.errors import UnavailableError
 
 _current: ContextVar[Call | None] = ContextVar("call", default=None)
 
@@ -19,6 +21,11 @@ class Call:
         self._lock = threading.Lock()
         self._is_over = False
         self._waits: set[Callable[[], None]] = set()
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nobody needs it any more."""
+        return self._is_over
 
     def begin(self) -> None:
         """What this thread waits for from here on, in this context, belongs to the call."""
@@ -56,3 +63,10 @@ def ended_with_call(shut: Callable[[], None]) -> Iterator[None]:
         return
     with call.ends(shut):
         yield
+
+
+def check_wanted() -> None:
+    """Raise UnavailableError if whoever this thread works for gave up: before a wait that nothing ends."""
+    call = _current.get()
+    if call is not None and call.is_over:
+        raise UnavailableError("nobody waits for it any more, so no connection is begun")
