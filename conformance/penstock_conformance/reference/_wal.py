@@ -326,6 +326,7 @@ class FileWal:
     # Trimming, sealing, closing
 
     async def trim(self, position: int) -> None:
+        position = min(position, self._confirmed)  # what is there now, nothing that comes later
         await checkpoint()
         try:
             self._drop(position)

@@ -208,6 +208,8 @@ class WriteAheadLog(Protocol):
     def recover(self) -> AsyncIterator[WalEntry]:
         """All acknowledged entries since the trim point in append order, before the first append, once.
 
+        Who reads only a part has recovered nothing, and changed nothing. A second call raises InvalidRequestError, or
+        begins anew.
         Entries that were appended but never acknowledged may be there or not, but only as a continuation:
         no entry is returned after a missing one, and an append that completed with an error never comes
         back once a later append was acknowledged. Entries below the trim point may come again.
@@ -218,21 +220,25 @@ class WriteAheadLog(Protocol):
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
         """Append one entry, the concatenation of ``data``; the call fixes its order and returns at once.
 
-        The caller leaves the buffers unchanged until the append is done; views are of bytes. ``checksum`` is the
-        CRC-32C of the entry if the caller knows it: a log that keeps that one needn't go over the bytes, others
-        ignore it.
+        ``data`` is any sequence, and the caller's again when this returns; its buffers are left unchanged until the
+        append is done, and views are of bytes. ``checksum`` is the CRC-32C of the entry if the caller knows it: a
+        log that keeps that one needn't go over the bytes, others ignore it. Callbacks append, too; while the
+        context is left, that is flushed, or refused with ClosedError.
         Raises FullError when a bounded log has no room (trim, then retry: nothing was appended);
         FencedError after a newer owner took over; ClosedError when closed or failed; InvalidRequestError
-        when the entry is empty, larger than ``entry_bytes_max``, or ``recover`` wasn't run to its end.
+        when the entry is empty, larger than ``entry_bytes_max``, or ``recover`` wasn't run to its end. What is
+        refused takes no room and leaves nothing, however often.
         """
 
     async def trim(self, position: int) -> None:
-        """Entries whose next position is at most ``position`` may be dropped. Lower values are no-ops.
+        """Entries whose next position is at most ``position`` may be dropped. Lower ones, also negative, are no-ops.
 
+        That goes for what was acknowledged when this is called: a position beyond it stands for its end. What isn't
+        acknowledged yet, or is appended later, stays, wherever it is, and later trims are as ever.
         A bounded log has their room again when this returns; others drop them then, later or never, as
         ``trimmed_position`` tells. May become durable later; a crash may bring trimmed entries back to ``recover``.
         May raise UnavailableError when the medium, or the log, has failed, and FencedError after a newer owner took
-        over; nothing above ``position`` is lost by that.
+        over. From then on it changes nothing: the newer owner finds what was there when it opened.
         """
 
     async def seal(self) -> None:

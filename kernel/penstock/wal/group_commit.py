@@ -170,7 +170,7 @@ class GroupCommit:
         if end > self._open_end or not 0 < size < self._small_end:
             return self._append_elsewhere(data, checksum, size)
         append = WalAppend(position, end)
-        self._open_entries.append((append, data, checksum))
+        self._open_entries.append((append, tuple(data), checksum))  # the caller's list is the caller's again
         self._tail = end
         return append
 
@@ -203,7 +203,7 @@ class GroupCommit:
         elif end > self._limit:
             raise self._full(size)
         append = WalAppend(position, end)
-        group.entries.append((append, data, checksum))
+        group.entries.append((append, tuple(data), checksum))
         group.filler_bytes += position - max(self._tail, group.position + GROUP_HEADER_BYTES)
         self._tail = end
         return append

@@ -168,6 +168,9 @@ class BlockWal:
         """See ``WriteAheadLog.trim``. On return it is durable. Raises UnavailableError when the medium fails."""
         if not self._recovered:
             raise InvalidRequestError("recover the wal to its end before trimming")
+        position = min(
+            position, self._commit.confirmed_position
+        )  # what is there now, nothing that comes later
         if position <= self._commit.trimmed_position:
             await anyio.lowlevel.checkpoint()
             return

@@ -174,6 +174,9 @@ class ObjectWal:
         """See ``WriteAheadLog.trim``. The next object tells of it, the next trim deletes; or the end does both."""
         if not self._recovered:
             raise InvalidRequestError("recover the wal to its end before trimming")
+        position = min(
+            position, self._commit.confirmed_position
+        )  # what is there now, nothing that comes later
         await anyio.lowlevel.checkpoint()
         if position <= self._commit.trimmed_position:
             return

@@ -552,6 +552,7 @@ class ReplicatedWal:
         """See ``WriteAheadLog.trim``. The newest entry stays, as it says where the log ends; or a note does."""
         if self._recovery != "done":
             raise InvalidRequestError("recover the wal to its end before trimming")
+        position = min(position, self._confirmed)  # what is there now, nothing that comes later
         await anyio.lowlevel.checkpoint()
         if position <= self._trimmed:
             return

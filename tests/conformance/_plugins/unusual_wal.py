@@ -484,8 +484,8 @@ class UnusualWal:
     # -- the rest ----------------------------------------------------------------------------------------------
 
     async def trim(self, position: int) -> None:
-        await checkpoint()
         position = min(position, self._confirmed)
+        await checkpoint()
         if position <= self._trimmed:
             return
         if self._way.trim_bytes_min and sum(e[2] for e in self._entries if e[1] <= position) < (
