@@ -6,7 +6,9 @@ Damage is done on purpose, to files; what is a file and what isn't is told by th
 from __future__ import annotations
 
 __all__ = (
+    "Bits",
     "OwnMedium",
+    "bits_of",
     "disk_with_room_for",
     "file_system",
     "flip_in_files",
@@ -27,7 +29,7 @@ import random
 import resource
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -82,6 +84,60 @@ def medium_of(opened: Any) -> Path | _Whole:
     if path.stat().st_size > _SIZE_MAX:
         not_applicable("the log's file is too large to be copied, set a smaller capacity")
     return path
+
+
+class Bits(Protocol):
+    """All that a closed log has on its medium, in which single bits can be wrong for a while."""
+
+    def damaged(self, payload: bytes, place: int) -> AbstractContextManager[None]:
+        """A bit of the byte ``place`` of the payload is wrong, wherever it is; then all is again as it was."""
+
+
+def bits_of(opened: Any, directory: Path) -> Bits:
+    """What is called when the log is closed to damage it: files below ``directory``, or the plugin's ``medium``."""
+    return _OwnBits(_Whole(opened.medium)) if hasattr(opened, "medium") else _FileBits(directory)
+
+
+class _OwnBits:
+    def __init__(self, medium: _Whole) -> None:
+        self._medium = medium
+
+    @contextmanager
+    def damaged(self, payload: bytes, place: int) -> Iterator[None]:
+        whole = self._medium.read_bytes()
+        self._medium.write_bytes(_with_wrong_bit(whole, find(whole, payload) + place))
+        yield
+        self._medium.write_bytes(whole)
+
+
+class _FileBits:
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def _files(self) -> dict[Path, bytes]:
+        paths = [path for path in self._directory.rglob("*") if path.is_file()]
+        if sum(path.stat().st_size for path in paths) > _SIZE_MAX:
+            not_applicable("the log's files are too large to be copied, set a smaller capacity")
+        return {path: path.read_bytes() for path in paths}
+
+    @contextmanager
+    def damaged(self, payload: bytes, place: int) -> Iterator[None]:
+        whole = self._files()
+        holders = [path for path, data in whole.items() if payload in data]
+        if not holders:
+            not_applicable("the payload isn't on the medium as it was given")
+        for path in holders:
+            path.write_bytes(_with_wrong_bit(whole[path], whole[path].find(payload) + place))
+        yield
+        for path, data in self._files().items():
+            if path not in whole:
+                path.unlink()
+            elif data != whole[path]:
+                path.write_bytes(whole[path])
+
+
+def _with_wrong_bit(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
 
 
 def find(medium: bytes, payload: bytes) -> int:

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-__all__ = ("append_all", "check_same", "fitting", "make_bodies", "read", "recovered", "room_of", "surviving")
+__all__ = (
+    "append_all",
+    "check_same",
+    "end_of",
+    "fitting",
+    "make_bodies",
+    "read",
+    "recovered",
+    "room_of",
+    "surviving",
+)
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +21,9 @@ from penstock.spi.wal import WalAppend, WalEntry
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import not_applicable
 from penstock_conformance._env import Env
+
+#: The SPI version from which on a log tells where it ends.
+_TELLS_ITS_END = 2
 
 
 async def recovered(wal: Any) -> list[WalEntry]:
@@ -30,6 +43,15 @@ async def append_all(wal: Any, payloads: list[bytes]) -> list[WalAppend]:
     for append in appends:
         await append.wait_durable()
     return appends
+
+
+def end_of(env: Env, wal: Any) -> int:
+    """Where the recovered log says that it ends; plugins of SPI version 1 needn't."""
+    end: int = wal.statistics().end_position
+    if end < 0 and env.spec().spi_version < _TELLS_ITS_END:
+        not_applicable("the log doesn't tell its end, as SPI version 2 asks")
+    assert end >= 0, "a log that was recovered doesn't know where it ends"
+    return end
 
 
 def surviving(wal: Any) -> None:

@@ -509,14 +509,32 @@ async def test_describing_changes_nothing_and_fences_nobody(env: Env) -> None:
 
 
 async def test_looking_for_a_log_that_is_not_there_makes_none(env: Env) -> None:
-    """NotFoundError if there is no log; then there is still none."""
+    """NotFoundError, or no identity, if there is no log; then there is still none, and no place for one."""
     async with env.elsewhere().open() as wal:
         surviving(wal)
-    before = _files(env.data_dir)
-    for look in (env.read_outside, env.describe_outside):
-        with raises(NotFoundError):
-            await look()
-    assert _files(env.data_dir) == before, "looking made something"
+    before = _places(env)
+    if wal.capabilities.identity:
+        assert await env.identify() is None, "there is no log, and it has an identity"
+        made = set(_places(env)) - set(before)
+        assert not made, f"looking for the identity made {sorted(path.name for path in made)}"
+    for look, can in (
+        (env.read_outside, env.can_read_outside()),
+        (env.describe_outside, env.can_describe_outside()),
+    ):
+        if can:
+            with raises(NotFoundError):
+                await look()
+    assert _places(env) == before, "looking made something"
+
+
+def _places(env: Env) -> list[Path]:
+    """Files and folders of the data directory, but folders that the suite itself makes."""
+    places = (path.relative_to(env.data_dir) for path in env.data_dir.rglob("*"))
+    return sorted(
+        place
+        for place in places
+        if (env.data_dir / place).is_file() or not place.parts[0].startswith("conformance-")
+    )
 
 
 def _files(directory: Path) -> dict[str, bytes]:

@@ -15,16 +15,17 @@ from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
-from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered, surviving
+from penstock_conformance._wal_steps import (
+    append_all,
+    check_same,
+    end_of,
+    make_bodies,
+    read,
+    recovered,
+    surviving,
+)
 
 KIND = "wal"
-
-
-def _end_of(wal: Any) -> int:
-    end: int = wal.statistics().end_position
-    if end < 0:
-        not_applicable("the log doesn't tell its end, as SPI version 2 asks")
-    return end
 
 
 async def test_end_of_the_log_is_told(env: Env) -> None:
@@ -33,12 +34,12 @@ async def test_end_of_the_log_is_told(env: Env) -> None:
     for epoch in range(1, 5):
         async with env.open(epoch=epoch) as wal:
             await recovered(wal)
-            assert _end_of(wal) >= end, "the log ends before what it held"
-            found = _end_of(wal)
+            assert end_of(env, wal) >= end, "the log ends before what it held"
+            found = end_of(env, wal)
             appends = await append_all(wal, make_bodies(3, owner=epoch))
             assert appends[0].position >= found, "an entry is before where the log ended"
             end = appends[-1].next_position
-            assert _end_of(wal) >= end, "the end didn't move with what was appended"
+            assert end_of(env, wal) >= end, "the end didn't move with what was appended"
             if epoch % 2:
                 await wal.trim(end)
 
