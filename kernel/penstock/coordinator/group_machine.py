@@ -28,7 +28,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from penstock.coordinator import group_refusals as refusals
 from penstock.coordinator.group_member import GROUP_BYTES, Member, Replacement
 from penstock.coordinator.group_offsets import OffsetBook
-from penstock.coordinator.group_protocols import selected_protocol, subscription_of
+from penstock.coordinator.group_protocols import subscription_of
 from penstock.coordinator.group_refusals import CONSUMER_PROTOCOL_TYPE
 from penstock.coordinator.group_roster import PendingIds, Roster
 from penstock.coordinator.group_types import (
@@ -407,7 +407,7 @@ class Group:
         # A second JoinGroup of the same member: the first one's connection is most likely gone.
         superseded = JoinResult(member_id=member.member_id, error=ErrorCode.REBALANCE_IN_PROGRESS)
         self._answer_join(member, superseded)
-        member.join_waiter = waiter
+        self._members.park(member, waiter)
 
     def _join_result(self, member: Member) -> JoinResult:
         is_leader = member.member_id == self.leader_id
@@ -437,9 +437,9 @@ class Group:
         self._answer_join(old, JoinResult(member_id=old.member_id, error=ErrorCode.FENCED_INSTANCE_ID))
         self._answer_sync(old, SyncResult(error=ErrorCode.FENCED_INSTANCE_ID))
         self._swap(old, new)
-        new.join_waiter = waiter
+        self._members.park(new, waiter)
         self._renew_session(new, now_ms)
-        keeps_protocol = selected_protocol(self._members.values()) == self.protocol_name
+        keeps_protocol = self._members.selected_protocol() == self.protocol_name
         if self.state is GroupState.STABLE and keeps_protocol:
             token = self._persist({name: one.assignment for name, one in self._members.items()}, now_ms)
             self._replacing[token] = Replacement(old, new, leader_before)
@@ -463,7 +463,7 @@ class Group:
             # Replaced once more, gone, or part of a rebalance that has begun since and will answer it.
             return
         if error is not ErrorCode.NONE:
-            waiter, new.join_waiter = new.join_waiter, None
+            waiter = self._members.park(new, None)
             self._swap(new, replacement.old)
             self._renew_session(replacement.old, now_ms)
             if waiter is not None:
@@ -553,7 +553,7 @@ class Group:
             self._topics = self._subscribed()
             self._persist({}, now_ms)
             return
-        self.protocol_name = selected_protocol(self._members.values())
+        self.protocol_name = self._members.selected_protocol()
         self._transition(GroupState.COMPLETING_REBALANCE, now_ms)
         self._topics = self._subscribed()
         for member in self._members.values():
@@ -645,9 +645,9 @@ class Group:
         self.state_timestamp_ms = now_ms
 
     def _answer_join(self, member: Member, result: JoinResult) -> None:
-        if member.join_waiter is not None:
-            self._outputs.append(Complete(member.join_waiter, result))
-            member.join_waiter = None
+        waiter = self._members.park(member, None)
+        if waiter is not None:
+            self._outputs.append(Complete(waiter, result))
 
     def _answer_sync(self, member: Member, result: SyncResult) -> None:
         if member.sync_waiter is not None:

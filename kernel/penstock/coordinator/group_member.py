@@ -104,10 +104,6 @@ class Member:
         """Whether the member has an instance id (KIP-345)."""
         return self.group_instance_id is not None
 
-    def supports(self, protocol_name: str) -> bool:
-        """Whether the member speaks this protocol."""
-        return any(name == protocol_name for name, _ in self.protocols)
-
     def metadata_for(self, protocol_name: str | None) -> bytes:
         """What the member said for this protocol, empty if it doesn't speak it."""
         for name, metadata in self.protocols:

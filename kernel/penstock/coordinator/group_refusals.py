@@ -18,7 +18,6 @@ __all__ = (
 
 from typing import Final, Protocol
 
-from penstock.coordinator.group_protocols import shares_a_protocol
 from penstock.coordinator.group_roster import Roster
 from penstock.coordinator.group_types import GroupSettings, GroupState, JoinRequest, SyncRequest
 from penstock.wire.error_codes import ErrorCode
@@ -77,7 +76,7 @@ def _supports_protocols(group: GroupView, request: JoinRequest) -> bool:
         return bool(request.protocol_type and request.protocols)
     if request.protocol_type != group.protocol_type:
         return False
-    return shares_a_protocol(group.members.values(), request)
+    return group.members.shares_a_protocol(request)
 
 
 def sync_error(group: GroupView, request: SyncRequest) -> ErrorCode:

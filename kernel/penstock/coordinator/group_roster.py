@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("PendingIds", "Roster")
 
+from collections import Counter
 from collections.abc import Mapping
 
 from penstock.coordinator.group_member import PENDING_BYTES, Member
@@ -12,7 +13,11 @@ from penstock.wire.error_codes import ErrorCode
 
 
 class Roster(dict[str, Member]):
-    """member id -> member, in the order of joining; knows what they take together, and who has which instance id."""
+    """member id -> member, in the order of joining; knows what they take together, and who has which instance id.
+
+    It counts as members come and go what each JoinGroup asks of all of them: a pass over thousands of members for
+    each of them is minutes of the loop.
+    """
 
     def __init__(self, members: Mapping[str, Member] | None = None) -> None:
         super().__init__(members or {})
@@ -23,17 +28,24 @@ class Roster(dict[str, Member]):
             for name, member in self.items()
             if member.group_instance_id is not None
         }
+        #: How many wait for the join phase to end.
+        self.joined = sum(member.join_waiter is not None for member in self.values())
+        self._spoken = Counter(name for member in self.values() for name in dict(member.protocols))
 
     def __setitem__(self, member_id: str, member: Member) -> None:
         assert member_id not in self, f"a member joins once: member_id={member_id!r}"
         super().__setitem__(member_id, member)
         self.size_bytes += member.size_bytes
+        self.joined += member.join_waiter is not None
+        self._spoken.update(dict(member.protocols).keys())
         if member.group_instance_id is not None:
             self.static[member.group_instance_id] = member_id
 
     def __delitem__(self, member_id: str) -> None:
         member = self[member_id]
         self.size_bytes -= member.size_bytes
+        self.joined -= member.join_waiter is not None
+        self._forget_protocols(member)
         if member.group_instance_id is not None:
             del self.static[member.group_instance_id]
         super().__delitem__(member_id)
@@ -42,7 +54,8 @@ class Roster(dict[str, Member]):
         """Nobody is a member any more."""
         super().clear()
         self.static.clear()
-        self.size_bytes = 0
+        self._spoken.clear()
+        self.size_bytes = self.joined = 0
 
     def replaced(self, old: Member, new: Member) -> Roster:
         """With ``new`` in the place of ``old``."""
@@ -56,13 +69,27 @@ class Roster(dict[str, Member]):
     def renew(self, member: Member, request: JoinRequest) -> None:
         """The member says something else with a new JoinGroup."""
         self.size_bytes -= member.size_bytes
+        self._forget_protocols(member)
         member.update(request)
+        self._spoken.update(dict(member.protocols).keys())
         self.size_bytes += member.size_bytes
+
+    def park(self, member: Member, waiter: object | None) -> object | None:
+        """The member waits for the join phase to end, or with None no more; who waited in its place until now."""
+        before, member.join_waiter = member.join_waiter, waiter
+        self.joined += (waiter is not None) - (before is not None)
+        return before
 
     def assign(self, member: Member, assignment: bytes) -> None:
         """The member gets an assignment, or with an empty one none."""
         self.size_bytes += len(assignment) - len(member.assignment)
         member.assign(assignment)
+
+    def _forget_protocols(self, member: Member) -> None:
+        for name in dict(member.protocols):
+            self._spoken[name] -= 1
+            if not self._spoken[name]:
+                del self._spoken[name]  # names are the clients': there may be any
 
     # -- who is there -------------------------------------------------------------------------------------
 
@@ -76,10 +103,17 @@ class Roster(dict[str, Member]):
                 return ErrorCode.FENCED_INSTANCE_ID
         return ErrorCode.NONE if member_id in self else ErrorCode.UNKNOWN_MEMBER_ID
 
-    @property
-    def joined(self) -> int:
-        """How many wait for the join phase to end."""
-        return sum(member.join_waiter is not None for member in self.values())
+    def shares_a_protocol(self, request: JoinRequest) -> bool:
+        """Whether one of the request's protocols is spoken by all members."""
+        return any(self._spoken[name] == len(self) for name, _ in request.protocols)
+
+    def selected_protocol(self) -> str:
+        """The protocol with the most votes; every member votes for its first one that all speak."""
+        common = {name for name, count in self._spoken.items() if count == len(self)}
+        if len(common) == 1:
+            return common.pop()
+        votes = Counter(member.vote(common) for member in self.values())
+        return votes.most_common(1)[0][0]
 
     @property
     def parked_requests(self) -> int:

@@ -11,6 +11,7 @@ import pytest
 
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_offsets import committed_offset
+from penstock.coordinator.group_roster import Roster
 from penstock.coordinator.group_types import (
     CommittedOffset,
     Complete,
@@ -287,6 +288,46 @@ def test_an_emptied_group_may_change_its_protocol_type() -> None:
     driver.pass_ms(DELAY)
     assert driver.joined(waiter).protocol_type == "connect"
     assert driver.joined(waiter).generation_id == 3
+
+
+def test_a_join_and_a_heartbeat_pass_over_no_other_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of members join one by one: a pass over all for each of them was minutes of the loop."""
+    driver = Driver()
+    members = driver.stable(3)
+    passes: list[str] = []
+    for name in ("__iter__", "keys", "values", "items"):
+        real = getattr(dict, name)
+
+        def counted(self: Any, name: str = name, real: Any = real) -> Any:
+            passes.append(name)
+            return real(self)
+
+        monkeypatch.setattr(Roster, name, counted, raising=False)
+    first = driver.join(request(members[1], protocols=(("range", subscription("u")),)))
+    assert driver.state() is GroupState.PREPARING_REBALANCE
+    begun = len(passes)
+    new = driver.join()
+    refused = driver.join(request(protocols=(("other", b""),)))
+    assert driver.heartbeat(members[0]) is ErrorCode.REBALANCE_IN_PROGRESS
+    again = driver.join(request(members[0]))
+    assert len(passes) == begun
+    assert driver.joined(refused).error is ErrorCode.INCONSISTENT_GROUP_PROTOCOL
+    last = driver.join(request(members[2]))
+    assert {driver.joined(waiter).generation_id for waiter in (first, new, again, last)} == {2}
+    assert len(passes) > begun
+
+
+def test_a_protocol_that_only_members_of_before_spoke_is_forgotten() -> None:
+    driver = Driver()
+    members = driver.stable(2, protocols=(("a", b""), ("b", b"")))
+    driver.leave(LeaveMember(members[1]))
+    waiter = driver.join(request(members[0], protocols=(("b", b""), ("b", b"again"), ("c", b""))))
+    assert driver.joined(waiter).protocol_name == "b"
+    assert driver.joined(driver.join(request(protocols=(("a", b""),)))).error is (
+        ErrorCode.INCONSISTENT_GROUP_PROTOCOL
+    )
+    driver.leave(LeaveMember(members[0]))
+    assert not driver.group.members._spoken
 
 
 def test_the_protocol_with_most_first_votes_among_common_ones_wins() -> None:
