@@ -46,7 +46,7 @@ from penstock.wire.messages.join_group import JoinGroupRequest, JoinGroupRespons
 from penstock.wire.messages.leave_group import LeaveGroupRequest, LeaveGroupResponse, MemberResponse
 from penstock.wire.messages.list_groups import ListedGroup, ListGroupsRequest, ListGroupsResponse
 from penstock.wire.messages.sync_group import SyncGroupRequest, SyncGroupResponse
-from penstock.work.pieces import in_portions
+from penstock.work.pieces import PORTION, in_portions
 
 # Versions at which a rule changed.
 _JOIN_MEMBER_ID_REQUIRED_VERSION: Final = 4
@@ -208,6 +208,7 @@ async def handle_list_groups(request: ListGroupsRequest, context: RequestContext
     if not context.may(Operation.DESCRIBE, ResourceType.CLUSTER, CLUSTER_NAME):
         hidden = context.denied(Operation.DESCRIBE, ResourceType.GROUP, (one.group_id for one in listings))
         listings = [one for one in listings if one.group_id not in hidden]
+    context.is_long = len(listings) > PORTION
     return ListGroupsResponse(
         error_code=error,
         groups=[
@@ -217,7 +218,7 @@ async def handle_list_groups(request: ListGroupsRequest, context: RequestContext
                 group_state=str(one.state),
                 group_type=one.group_type,
             )
-            for one in listings
+            async for one in in_portions(listings)
         ],
     )
 

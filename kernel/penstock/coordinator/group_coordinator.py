@@ -10,9 +10,10 @@ __all__ = ("CommitOutcome", "GroupCoordinator", "GroupSurroundings", "Timer")
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from functools import partial
+from itertools import chain, islice
 from typing import Final, TypeAlias
 
 import anyio
@@ -41,7 +42,7 @@ from penstock.coordinator.group_types import (
     TopicPartition,
 )
 from penstock.coordinator.records import encode_group_key, encode_group_value, encode_offset_key
-from penstock.coordinator.state_log import StateLog, cut
+from penstock.coordinator.state_log import StateLog, cut_in_portions
 from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Clock, Waiter
 from penstock.log.keyed_log import Record
@@ -356,14 +357,21 @@ class GroupCoordinator:
         error = group.delete_offsets_error()
         if error is not ErrorCode.NONE:
             return error, {}
-        result = {
-            one: ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if group.is_subscribed_to(one[0]) else ErrorCode.NONE
-            for one in partitions
-        }
-        known = set(group.offsets.known())
-        gone = [one for one, refused in result.items() if refused is ErrorCode.NONE and one in known]
+        result: dict[TopicPartition, ErrorCode] = {}
+        for chunk in pieces(list(partitions), PORTION):
+            if result:
+                await anyio.lowlevel.checkpoint()
+            for one in chunk:
+                subscribed = group.is_subscribed_to(one[0])
+                result[one] = ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if subscribed else ErrorCode.NONE
+
+        def still(partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
+            known = group.offsets.known_of(partitions)
+            return [one for one in known if not group.is_subscribed_to(one[0])]
+
+        gone = group.offsets.known_of(one for one, refused in result.items() if refused is ErrorCode.NONE)
         if gone:
-            result.update(await self._tombstone_offsets(entry, gone))
+            result.update(await self._tombstone_offsets(entry, gone, still))
         return ErrorCode.NONE, result
 
     async def forget_topics(self, topics: Collection[str]) -> int:
@@ -372,7 +380,7 @@ class GroupCoordinator:
 
         async def forget(entry: Entry, gone: Sequence[TopicPartition]) -> None:
             nonlocal failed
-            errors = await self._tombstone_offsets(entry, gone)
+            errors = await self._tombstone_offsets(entry, gone, entry.group.offsets.known_of)
             failed += any(error is not ErrorCode.NONE for error in errors.values())
 
         async with anyio.create_task_group() as tasks:
@@ -388,9 +396,10 @@ class GroupCoordinator:
             group = entry.group
             if entry.deletion is not None:
                 continue
-            gone = group.expired_offsets(self._clock.now_ms())
+            now_ms = self._clock.now_ms()
+            gone = group.expired_offsets(now_ms)
             if gone:
-                errors = await self._tombstone_offsets(entry, gone)
+                errors = await self._tombstone_offsets(entry, gone, partial(group.expired_offsets, now_ms))
                 failed = sum(error is not ErrorCode.NONE for error in errors.values())
                 logger.info(
                     "offsets expired: group_id=%r offsets=%d failed=%d", group.group_id, len(gone), failed
@@ -414,15 +423,29 @@ class GroupCoordinator:
         return is_nothing
 
     async def _tombstone_offsets(
-        self, entry: Entry, gone: Sequence[TopicPartition]
+        self,
+        entry: Entry,
+        gone: Sequence[TopicPartition],
+        still: Callable[[Sequence[TopicPartition]], Collection[TopicPartition]],
     ) -> dict[TopicPartition, ErrorCode]:
-        """Remove offsets; each counts by itself, so many go in several sets, in order."""
+        """Remove offsets; each counts by itself, so many go in several sets, in order.
+
+        Others have their turns while a set is made or appended. So ``still`` says of each set, when it is submitted,
+        what of it is to go: a tombstone behind a newer commit would be the loss of that.
+        """
         errors: dict[TopicPartition, ErrorCode] = {}
         left = iter(gone)
         records = ((encode_offset_key(entry.group.group_id, *one), None) for one in gone)
-        for chunk in cut(records, self._settings.append_bytes_max):
-            offsets = list(islice(left, len(chunk)))
-            errors.update(dict.fromkeys(offsets, await self._remove(entry, offsets, chunk)))
+        async with aclosing(cut_in_portions(records, self._settings.append_bytes_max)) as chunks:
+            async for chunk in chunks:
+                offsets = list(islice(left, len(chunk)))
+                if self._table.entries.get(entry.group.group_id) is not entry:
+                    break  # deleted meanwhile; another group may have its id
+                going = set(still(offsets))
+                tombstones = [one for offset, one in zip(offsets, chunk, strict=True) if offset in going]
+                if tombstones:
+                    offsets = [offset for offset in offsets if offset in going]
+                    errors.update(dict.fromkeys(offsets, await self._remove(entry, offsets, tombstones)))
         return errors
 
     async def _remove(
@@ -465,14 +488,20 @@ class GroupCoordinator:
         group = entry.group
         known = group.offsets.known()
         left = iter(known)
-        records: list[Record] = [(encode_offset_key(group.group_id, *one), None) for one in known]
-        records.append((encode_group_key(group.group_id), None))
+        records: Iterator[Record] = (
+            (
+                encode_group_key(group.group_id) if one is None else encode_offset_key(group.group_id, *one),
+                None,
+            )
+            for one in chain(known, [None])
+        )
         entry.deletion = deletion = anyio.Event()
         try:
-            for chunk in cut(records, self._settings.append_bytes_max):
-                error = await self._remove(entry, list(islice(left, len(chunk))), chunk)
-                if error is not ErrorCode.NONE:
-                    return error
+            async with aclosing(cut_in_portions(records, self._settings.append_bytes_max)) as chunks:
+                async for chunk in chunks:
+                    error = await self._remove(entry, list(islice(left, len(chunk))), chunk)
+                    if error is not ErrorCode.NONE:
+                        return error
             return ErrorCode.NONE
         finally:
             entry.deletion = None

@@ -345,19 +345,25 @@ class Group:
         """Whether OffsetDelete may look at single topics; subscribed ones are refused one by one."""
         return refusals.delete_offsets_error(self)
 
-    def expired_offsets(self, now_ms: int) -> list[TopicPartition]:
-        """The offsets whose retention is over (KIP-211)."""
+    def expired_offsets(
+        self, now_ms: int, among: Iterable[TopicPartition] | None = None
+    ) -> list[TopicPartition]:
+        """The offsets (of ``among``, else of all) whose retention is over (KIP-211)."""
         retention_ms = self._settings.offsets_retention_ms
         if self.state is GroupState.EMPTY:
             # A group that never had members (simple consumer) has no moment at which it became empty.
             since_ms = self.state_timestamp_ms if self.protocol_type is not None else None
-            return self.offsets.expired(now_ms, retention_ms, empty_since_ms=since_ms, keep_topics=())
+            return self.offsets.expired(
+                now_ms, retention_ms, empty_since_ms=since_ms, keep_topics=(), among=among
+            )
         if (
             self.state is GroupState.STABLE
             and self.protocol_type == CONSUMER_PROTOCOL_TYPE
             and self._topics is not None
         ):
-            return self.offsets.expired(now_ms, retention_ms, empty_since_ms=None, keep_topics=self._topics)
+            return self.offsets.expired(
+                now_ms, retention_ms, empty_since_ms=None, keep_topics=self._topics, among=among
+            )
         return []
 
     # -- joining ------------------------------------------------------------------------------------------

@@ -132,6 +132,11 @@ class OffsetBook:
         """The partitions that have an offset or are about to get one."""
         return list(dict.fromkeys(chain(self._committed, *self._pending.values())))
 
+    def known_of(self, partitions: Iterable[TopicPartition]) -> list[TopicPartition]:
+        """The ones among these partitions that have an offset or are about to get one."""
+        pending = set(chain.from_iterable(self._pending.values()))
+        return [one for one in partitions if one in self._committed or one in pending]
+
     def of_topics(self, topics: Collection[str]) -> list[TopicPartition]:
         """The offsets of `known` that belong to these topics."""
         return [partition for partition in self.known() if partition[0] in topics]
@@ -143,16 +148,18 @@ class OffsetBook:
         *,
         empty_since_ms: int | None,
         keep_topics: Collection[str],
+        among: Iterable[TopicPartition] | None = None,
     ) -> list[TopicPartition]:
-        """The partitions whose offset has outlived its retention.
+        """The partitions (of ``among``, else of all) whose offset has outlived its retention.
 
         The retention counts from `empty_since_ms`, or from the commit if that is None. An explicit expiry
         time (OffsetCommit v2-4) wins over both. Topics in `keep_topics` are subscribed to and never expire.
         """
         gone = []
         pending = set(chain.from_iterable(self._pending.values()))
-        for partition, committed in self._committed.items():
-            if partition in pending or partition[0] in keep_topics:
+        for partition in self._committed if among is None else among:
+            committed = self._committed.get(partition)
+            if committed is None or partition in pending or partition[0] in keep_topics:
                 continue
             if committed.expire_timestamp_ms is not None:
                 is_expired = now_ms >= committed.expire_timestamp_ms

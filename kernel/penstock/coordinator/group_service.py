@@ -6,9 +6,10 @@ __all__ = ("GroupService", "GroupStatistics")
 
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from types import TracebackType
 from typing import Annotated, Final, Self
@@ -44,7 +45,7 @@ from penstock.log.keyed_log import RecordLog
 from penstock.spi.allocator import Allocator
 from penstock.spi.statistics import counter, gauge
 from penstock.wire.error_codes import ErrorCode
-from penstock.work.pieces import PORTION, pieces
+from penstock.work.pieces import PORTION, in_portions, pieces
 
 _STRING_BYTES_MAX: Final = 32_767
 #: Groups of one request that are deleted at the same time: each has a task, and their tombstones go together.
@@ -384,17 +385,15 @@ class GroupService:
             return ErrorCode.COORDINATOR_LOAD_IN_PROGRESS, []
         wanted_states = {state.lower() for state in states}
         wanted_types = {kind.lower() for kind in types}
+        entries = [list(coordinator.entries.values()) for coordinator in self._coordinators.active()]
         return ErrorCode.NONE, [
             one
-            for one in self._listings()
-            if (not wanted_states or one.state.lower() in wanted_states)
+            async for entry in in_portions(chain.from_iterable(entries))
+            # else it was deleted while others had their turn
+            if (one := entry.group.listing()).state is not GroupState.DEAD
+            and (not wanted_states or one.state.lower() in wanted_states)
             and (not wanted_types or one.group_type in wanted_types)
         ]
-
-    def _listings(self) -> Iterator[GroupListing]:
-        for coordinator in self._coordinators.active():
-            for entry in coordinator.entries.values():
-                yield entry.group.listing()
 
     async def delete_groups(self, group_ids: Sequence[str]) -> dict[str, ErrorCode]:
         """DeleteGroups: one error per group; a deleted group's offsets are gone with it."""

@@ -20,7 +20,6 @@ __all__ = (
     "StateLog",
     "StateLogCounters",
     "StateLogSettings",
-    "cut",
     "cut_in_portions",
     "records_bytes",
 )
@@ -90,18 +89,11 @@ class StateLogCounters:
     checkpoints: int = 0
 
 
-def cut(records: Iterable[Record], bytes_max: int) -> Iterator[list[Record]]:
-    """``records`` in order, as sets of at most ``bytes_max`` bytes and of one record at least."""
-    cutter = Cutter(bytes_max)
-    for record in records:
-        if full := cutter.add(record):
-            yield full
-    if cutter.rest:
-        yield cutter.rest
-
-
 async def cut_in_portions(records: Iterable[Record], bytes_max: int) -> AsyncGenerator[list[Record], None]:
-    """The sets of `cut`, of records that are made one by one: others get their turn between some of them."""
+    """``records`` in order, as sets of at most ``bytes_max`` bytes and of one record at least.
+
+    They may be made one by one: others get their turn between some of them.
+    """
     cutter = Cutter(bytes_max)
     async for record in in_portions(records):
         if full := cutter.add(record):

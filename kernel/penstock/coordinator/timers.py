@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 import anyio
 
 from penstock.coordinator.waiting import Clock
+from penstock.work.pieces import in_portions
 
 _Owner = TypeVar("_Owner", bound=Hashable)
 _Key = TypeVar("_Key", bound=Hashable)
@@ -127,7 +128,8 @@ class Timers(Generic[_Owner, _Key]):
         while True:
             now_ms = self._clock.now_ms()
             for owner, heap in list(self._heaps.items()):
-                for key in heap.pop_due(now_ms):
+                # thousands of sessions end at a time where a whole application is killed
+                async for key in in_portions(heap.pop_due(now_ms)):
                     self._fire(owner, key, now_ms)
             self._moved = anyio.Event()
             times = [heap.next_at_ms for heap in self._heaps.values()]

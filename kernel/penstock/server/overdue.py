@@ -8,7 +8,7 @@ from __future__ import annotations
 
 __all__ = ("PATIENCE_S", "Overdue", "Pending")
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Final, Generic, NamedTuple, Protocol, TypeVar
 
 #: So much longer than it asked for may a request take before that is told.
@@ -51,12 +51,13 @@ class Overdue(Generic[C]):
         self._seen: dict[C, _Seen] = {}
         self._looked = 0.0
 
-    def look(self, connections: Iterable[C], now: float) -> None:
-        """See who waits for the same thing as before; to be called every few seconds."""
+    def look(self, connections: Iterable[C], now: float) -> Iterator[None]:
+        """See who waits for the same thing as before, one connection a step; to be gone through every few seconds."""
         before = self._seen if now - self._looked < _GAP_S else {}
         self._looked = now
         self._seen = {}
         for connection in connections:
+            yield
             pending = connection.pending
             if pending is None:
                 continue

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.unit.coordinator.conftest import MemoryLog, settle
 
 from penstock.account import Ledger
-from penstock.coordinator.state_log import StateLog, StateLogCounters, StateLogSettings, cut
+from penstock.coordinator.state_log import StateLog, StateLogCounters, StateLogSettings, cut_in_portions
 from penstock.errors import ClosedError, CorruptError, FencedError, UnavailableError
 from penstock.log.errors import KafkaError
 from penstock.log.keyed_log import Record
@@ -122,11 +122,12 @@ async def test_small_sets_that_wait_are_appended_together_up_to_the_bound(log: M
         life.log.close()
 
 
-def test_cutting_keeps_the_order_and_takes_one_record_at_least() -> None:
+async def test_cutting_keeps_the_order_and_takes_one_record_at_least() -> None:
     records = [record("a" * size, 1) for size in (1, 1, 100, 1)]
-    assert [len(some) for some in cut(iter(records), 20)] == [2, 1, 1]
-    assert [one for some in cut(iter(records), 20) for one in some] == records
-    assert list(cut(iter(()), 20)) == []
+    sets = [one async for one in cut_in_portions(iter(records), 20)]
+    assert [len(some) for some in sets] == [2, 1, 1]
+    assert [one for some in sets for one in some] == records
+    assert [one async for one in cut_in_portions(iter(()), 20)] == []
 
 
 # -- what is told ---------------------------------------------------------------------------------------------

@@ -34,7 +34,8 @@ class Looks:
     def look(self, seconds: float, *connections: One) -> None:
         for _ in range(int(seconds / BETWEEN_LOOKS)):
             self.now += BETWEEN_LOOKS
-            self.overdue.look(connections, self.now)
+            for _ in self.overdue.look(connections, self.now):
+                pass
 
 
 def test_a_request_is_told_once_when_it_has_had_no_answer_for_longer_than_it_asked_for() -> None:

@@ -20,6 +20,7 @@ from penstock.api.dispatch import apis
 from penstock.errors import UnavailableError
 from penstock.log.preparation import Preparation, Preparer
 from penstock.server import ListenerSettings, Server
+from penstock.server.connection import Connection
 from penstock.server.settings import SCRATCH_BYTES
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.compression import CODEC_GZIP
@@ -667,6 +668,30 @@ async def test_a_thousand_idle_and_half_open_connections_hold_almost_nothing() -
         harness.server.connections.sweep()
         await until(lambda: harness.server.statistics().connections == 0)
         assert harness.server.statistics().connections_closed_for_timeout == 1000
+        for client in clients:
+            await client.__aexit__(None, None, None)
+
+
+async def test_a_sweep_of_many_connections_lets_others_have_their_turn(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = FakeClock()
+    looked: list[object] = []
+    real = Connection.probe
+
+    def probe(connection: Connection, now: float) -> None:
+        looked.append(connection)
+        real(connection, now)
+
+    async with serving(logs, clock=clock, idle_timeout_ms=60_000) as harness:
+        clients = [await harness.connect() for _ in range(250)]
+        await until(lambda: harness.server.statistics().connections == 250)
+        monkeypatch.setattr(Connection, "probe", probe)
+        clock.now_s += 61
+        harness.server.connections._sweep_and_schedule()
+        assert 0 < len(looked) <= 100
+        await until(lambda: harness.server.statistics().connections == 0)
+        assert len(set(looked)) == 250
         for client in clients:
             await client.__aexit__(None, None, None)
 

@@ -1,0 +1,152 @@
+"""Long work of groups is done in portions: others get their turn, and what they do meanwhile counts."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Final, Self, TypeAlias
+
+import anyio
+import anyio.abc
+import anyio.lowlevel
+import pytest
+from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
+from tests.unit.coordinator.test_group_service import OFFSET, REQUEST, SETTINGS
+
+from penstock.coordinator import group_coordinator
+from penstock.coordinator.group_machine import Group
+from penstock.coordinator.group_service import GroupService
+from penstock.coordinator.group_types import OffsetAndMetadata
+from penstock.wire.error_codes import ErrorCode
+from penstock.work.pieces import PORTION
+
+pytestmark = pytest.mark.anyio
+LONG: Final = {("t", index): OffsetAndMetadata(index) for index in range(1_000)}
+Open: TypeAlias = Callable[[], AbstractAsyncContextManager[GroupService]]
+
+
+@pytest.fixture
+def opened(log: MemoryLog, clock: FakeClock) -> Open:
+    ids = itertools.count(1)
+
+    @asynccontextmanager
+    async def open_service() -> AsyncIterator[GroupService]:
+        async with LedService(log, SETTINGS, clock, lambda: str(next(ids))) as service:
+            yield service
+
+    return open_service
+
+
+class Turns:
+    """Counts calls of functions by the turn of the loop that they are made in."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self._patch = patch
+        self._turn = 0
+        self._calls: Counter[int] = Counter()
+
+    def count(self, owner: Any, name: str) -> None:
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            self._calls[self._turn] += 1
+            return real(*args, **kwargs)
+
+        self._patch.setattr(owner, name, counted)
+
+    @property
+    def calls(self) -> int:
+        return self._calls.total()
+
+    @property
+    def most(self) -> int:
+        """Calls in one turn."""
+        return max(self._calls.values())
+
+    async def __aenter__(self) -> Self:
+        self._tasks = anyio.create_task_group()
+        await self._tasks.__aenter__()
+        self._tasks.start_soon(self._turn_over)
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
+
+    async def _turn_over(self) -> None:
+        while True:
+            await anyio.lowlevel.checkpoint()
+            self._turn += 1
+
+
+@pytest.mark.parametrize("what", ["offsets", "group"])
+async def test_tombstones_of_many_offsets_are_made_in_portions(
+    opened: Open, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    async with opened() as service:
+        await service.commit_offsets("g", LONG)
+        turns = Turns(monkeypatch)
+        turns.count(group_coordinator, "encode_offset_key")
+        async with turns:
+            if what == "group":
+                assert await service.delete_groups(["g"]) == {"g": ErrorCode.NONE}
+            else:
+                errors = dict.fromkeys(LONG, ErrorCode.NONE)
+                assert await service.delete_offsets("g", list(LONG)) == (ErrorCode.NONE, errors)
+        assert turns.calls == len(LONG)
+        assert turns.most <= PORTION + 1
+        assert (await service.fetch_offsets("g"))[1] == {}
+
+
+async def test_groups_are_listed_in_portions(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with opened() as service:
+        for number in range(700):
+            await service.commit_offsets(f"g{number}", {("t", 0): OFFSET})
+        turns = Turns(monkeypatch)
+        turns.count(Group, "listing")
+        async with turns:
+            _, groups = await service.list_groups()
+        assert len(groups) == turns.calls == 700
+        assert turns.most <= PORTION + 1
+
+
+async def test_sessions_that_end_together_are_ended_in_portions(
+    opened: Open, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened() as service, anyio.create_task_group() as tasks:
+        for _ in range(300):
+            tasks.start_soon(service.join, "g", REQUEST)
+        await settle()
+        await clock.advance(2 * SETTINGS.initial_rebalance_delay_ms)
+        assert service.statistics().members == 300
+        turns = Turns(monkeypatch)
+        turns.count(Group, "timer_fired")
+        async with turns:
+            await clock.advance(REQUEST.session_timeout_ms)
+        assert turns.calls >= 300
+        assert turns.most <= PORTION + 1
+        assert service.statistics().members == 0
+
+
+async def test_an_offset_that_is_committed_while_tombstones_of_old_ones_are_made_is_kept(
+    opened: Open, clock: FakeClock
+) -> None:
+    """Its tombstone would be behind its record: the loss of an acknowledged commit."""
+    old = dict(itertools.islice(LONG.items(), 500))
+    async with opened() as service, anyio.create_task_group() as tasks:
+        await service.commit_offsets("g", old)
+        await clock.advance(SETTINGS.offsets_retention_ms - 1_000)
+        service.drain()
+        clock._now_ms += 2_000
+        tasks.start_soon(service._expire_offsets)
+        await anyio.lowlevel.checkpoint()
+        await anyio.lowlevel.checkpoint()
+        assert len((await service.fetch_offsets("g"))[1]) == len(old), "tombstones are being made"
+        last = ("t", len(old) - 1)
+        assert await service.commit_offsets("g", {last: OFFSET}) == {last: ErrorCode.NONE}
+        await settle()
+        assert set((await service.fetch_offsets("g"))[1]) == {last}
+    async with opened() as service:
+        assert set((await service.fetch_offsets("g"))[1]) == {last}
