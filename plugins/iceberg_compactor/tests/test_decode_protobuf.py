@@ -231,6 +231,30 @@ def test_of_several_values_of_a_key_the_last_one_counts() -> None:
     assert [sorted(row["counts"]) for row in rows] == [[("a", 3), ("b", 2)], [("a", 1), ("b", 2)]]
 
 
+@pytest.mark.parametrize(
+    "item",
+    [
+        pytest.param(b"\xbb\x06\x14", id="an unknown group that ends as another"),
+        pytest.param(b"\x42\x02\x3b\x14", id="such a group in a message inside"),
+        pytest.param(b"\xbb\x06" * 110 + b"\xbc\x06" * 110, id="unknown groups nested too deep"),
+        pytest.param(b"\x88\x80\x80\x80\x10\x01", id="a tag beyond 32 bits"),
+        pytest.param(b"\x88\x80\x80\x80\x80\x00\x01", id="an overlong tag"),
+    ],
+)
+@pytest.mark.parametrize("beside", [0, 100])
+def test_what_protobuf_refuses_is_refused_whatever_is_beside_it(item: bytes, beside: int) -> None:
+    got = _decode(item, *[b"\x08\x01"] * beside)
+    assert [(failure.index, failure.reason) for failure in got.failures] == [
+        (0, "it is no message of its schema")
+    ]
+    assert len(got.rows) == beside
+
+
+def test_a_timestamp_that_is_there_twice_is_merged() -> None:
+    rows = _decode(b"b\x02\x08\x01b\x00", *[b"b\x00"] * 100).rows.to_pylist()
+    assert [row["ts"].timestamp() for row in rows] == [1, *[0] * 100]
+
+
 @given(data=st.data())
 @settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
 def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> None:

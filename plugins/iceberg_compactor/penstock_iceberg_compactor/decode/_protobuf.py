@@ -76,6 +76,7 @@ class ProtobufCodec:
         self._class = message_factory.GetMessageClass(message)
         columns = _Columns()
         self._type, self._convert = columns.message(message, ())
+        self._merges = columns.merges
         self._handler: Any = None
         if columns.bulk and not row_wise and importlib.util.find_spec("ptars") is not None:
             import ptars
@@ -108,9 +109,25 @@ class ProtobufCodec:
         except UnicodeDecodeError:
             raise ValueError("it has a string that is no utf-8") from None
 
+    def _check(self, items: pa.Array) -> None:
+        """Refuse what Protobuf refuses, or merges: what becomes of a record mustn't depend on those beside it.
+
+        ptars takes unknown groups that end as another one or nest too deep, and overlong tags; of a timestamp that is
+        there twice it takes the last. Merged, a message is shorter than what it was read from.
+        """
+        parse, merged = self._class.FromString, self._merges
+        for at, item in enumerate(items.to_pylist()):
+            try:
+                message = parse(item)
+            except (DecodeError, UnicodeDecodeError) as error:
+                raise RefusedError(at) from error
+            if merged and message.ByteSize() != len(item):
+                raise RefusedError(at)
+
     def _bulk(self, items: pa.Array) -> pa.Array:
         if items.null_count or not len(items):
             raise RefusedError
+        self._check(items)
         try:
             batch = self._handler.array_to_record_batch(items)
             rows = pa.StructArray.from_arrays(batch.columns, fields=list(batch.schema))
@@ -130,10 +147,11 @@ class ProtobufCodec:
 
 
 class _Columns:
-    """The columns of messages, and whether ptars makes the same of them."""
+    """The columns of messages, and whether ptars makes the same of them, if none has to be merged for that."""
 
     def __init__(self) -> None:
         self.bulk = True
+        self.merges = False
         self._columns = 0
 
     def message(self, message: Descriptor, inside: tuple[str, ...]) -> _Column:
@@ -186,6 +204,7 @@ class _Columns:
             self.bulk = False
         name = message.full_name
         if name == "google.protobuf.Timestamp":
+            self.merges = True
             return pa.timestamp("us", "UTC"), _timestamp
         if name in _WRAPPERS:
             self.bulk = False  # where one is there twice, ptars takes the last instead of merging them
