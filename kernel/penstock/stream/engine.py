@@ -49,7 +49,7 @@ from penstock.spi.traffic import Traffic
 from penstock.spi.wal import WalAppend, WalStatistics, WriteAheadLog
 from penstock.stream.events import BlockUploaded
 from penstock.stream.lifecycle import ObjectLifecycle
-from penstock.stream.marks import MetadataMarks
+from penstock.stream.marks import MetadataMarks, index_to_mark
 from penstock.stream.object_puts import UploadSettings
 from penstock.stream.open_stream import Stream
 from penstock.stream.orphans import OrphanStatistics, OrphanSweeper
@@ -732,7 +732,7 @@ class StreamEngine:
         )
         # from here on no command is told to have succeeded before the WAL says how far metadata got
         self.metadata.set_witness(self._marks.mark, self._marks.durable_end)
-        self._marks.mark(self.metadata.image.index)
+        self._marks.mark(index_to_mark(self.metadata.image, self._node_id, self._node_epoch))
         return RecoveryFinished(
             entries=recovered.entries,
             recovered_bytes=recovered.payload_bytes,

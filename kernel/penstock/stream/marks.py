@@ -26,7 +26,15 @@ rolled back, or cut off, is noticed as well.
 
 from __future__ import annotations
 
-__all__ = ("MARK_STREAM", "Mark", "MetadataMarks", "Evidence", "collect_evidence", "encode_mark")
+__all__ = (
+    "MARK_STREAM",
+    "Mark",
+    "MetadataMarks",
+    "Evidence",
+    "collect_evidence",
+    "encode_mark",
+    "index_to_mark",
+)
 
 import logging
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +50,7 @@ from penstock.errors import (
     NotFoundError,
     UnavailableError,
 )
+from penstock.metadata.image import Image
 from penstock.spi.wal import WalAppend, WalEntry, WriteAheadLog
 from penstock.stream.entry import HEADER, WalHeader, decode_header, encode_header
 
@@ -110,6 +119,15 @@ async def collect_evidence(entries: AsyncIterator[WalEntry]) -> Evidence:
         evidence.end = 0
         logger.debug("the WAL was looked at until it couldn't be read: %s", error)
     return evidence
+
+
+def index_to_mark(image: Image, node_id: int, node_epoch: int) -> int:
+    """How far metadata got in a life of a node: up to the entry before a newer life's first, if there is one.
+
+    A newer life takes a mark of its first entry, or a later one, for metadata that were lost, and refuses to start.
+    """
+    node = image.nodes.get(node_id)
+    return image.index if node is None or node.epoch <= node_epoch else node.epoch - 1
 
 
 class MetadataMarks:

@@ -29,7 +29,7 @@ from penstock.spi.log_cache import StreamEntry
 from penstock.spi.object_store import ObjectStore
 from penstock.spi.wal import WriteAheadLog
 from penstock.stream.entry import HEADER
-from penstock.stream.marks import MetadataMarks
+from penstock.stream.marks import MetadataMarks, index_to_mark
 from penstock.stream.object_puts import UploadSettings
 from penstock.stream.replay import Replay
 from penstock.stream.uploader import Uploader
@@ -129,7 +129,7 @@ async def recover_wal(
         for block in blocks:
             block.release()
     # nothing that was committed on the way may be undone by a metadata log that lost its newest entries
-    marks.mark(metadata.image.index)
+    marks.mark(index_to_mark(metadata.image, node_id, node_epoch))
     await marks.renew()
     if replay.end_position:
         await marks.trim(replay.end_position)

@@ -268,6 +268,20 @@ async def test_a_recovery_ends_when_a_newer_life_of_the_node_took_over(tmp_path:
         assert await place.committed(place.stream_ids[0]) == []
 
 
+async def test_a_recovery_beside_a_newer_life_marks_nothing_that_the_newer_one_began_with(
+    tmp_path: Path,
+) -> None:
+    """The newer one would take its own registration, in a WAL from before it, for metadata that were lost."""
+    async with opened(tmp_path, SimulatedStore(Random(1))) as place:
+        await place.create_streams(1)
+        wal = FakeWal()
+        older = await place.register()
+        newer = await place.register()
+        await place.recover(wal, older)
+        wal.crash()
+        await place.recover(wal, newer)
+
+
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 2**16),
