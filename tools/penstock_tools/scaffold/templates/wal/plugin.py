@@ -175,6 +175,8 @@ class DirectoryWal:
         return self._commit.statistics()
 
     async def recover(self) -> AsyncIterator[WalEntry]:
+        # whoever came before may have stopped half-way
+        self._cursor, self._boundaries = self._owner.start, Boundaries(self._owner.start, step_bytes=1)
         confirmed = 0
         positions = await self._run(self._medium.positions)
         for position in positions:
@@ -232,7 +234,8 @@ class DirectoryWal:
             self._progress.set()
 
     async def trim(self, position: int) -> None:
-        start = self._boundaries.trim(min(position, self._commit.confirmed_position))
+        position = min(position, self._commit.confirmed_position)  # not what comes later
+        start = self._boundaries.trim(position)
         if start.position > self._owner.start.position:
             self._owner = await self._run(partial(self._medium.trim, self._owner, start))
             self._commit.release(start.position, position)
