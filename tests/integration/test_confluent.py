@@ -609,9 +609,15 @@ class Group:
         consumer.close()
 
     def poll(self) -> list[Message]:
-        """Let every member do its work; all that the group ever received."""
+        """Let every member do its work; all that the group ever received.
+
+        One message at a time: of a batch librdkafka throws away what a rebalance has overtaken, and may have
+        committed it (librdkafka 2.0.0, known issues of the batch consume API).
+        """
         for consumer in self.members:
-            for message in consumer.consume(500, 0.05):
+            wait_s = 0.05
+            while (message := consumer.poll(wait_s)) is not None:
+                wait_s = 0
                 if message.error() is None:
                     self.received.append(message)
         return self.received
