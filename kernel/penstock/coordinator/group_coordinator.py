@@ -366,8 +366,13 @@ class GroupCoordinator:
                 result[one] = ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if subscribed else ErrorCode.NONE
 
         def still(partitions: Sequence[TopicPartition]) -> list[TopicPartition]:
-            known = group.offsets.known_of(partitions)
-            return [one for one in known if not group.is_subscribed_to(one[0])]
+            going = []
+            for one in group.offsets.known_of(partitions):
+                if group.is_subscribed_to(one[0]):
+                    result[one] = ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC  # since the others had their turns
+                else:
+                    going.append(one)
+            return going
 
         gone = group.offsets.known_of(one for one, refused in result.items() if refused is ErrorCode.NONE)
         if gone:

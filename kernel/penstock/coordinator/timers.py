@@ -130,6 +130,8 @@ class Timers(Generic[_Owner, _Key]):
             for owner, heap in list(self._heaps.items()):
                 # thousands of sessions end at a time where a whole application is killed
                 async for key in in_portions(heap.pop_due(now_ms)):
+                    if self._heaps.get(owner) is not heap:
+                        break  # the owner was forgotten while others had their turn
                     self._fire(owner, key, now_ms)
             self._moved = anyio.Event()
             times = [heap.next_at_ms for heap in self._heaps.values()]

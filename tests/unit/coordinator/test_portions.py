@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final, Self, TypeAlias
 
 import anyio
@@ -18,13 +19,14 @@ from tests.unit.coordinator.test_group_service import OFFSET, REQUEST, SETTINGS
 from penstock.coordinator import group_coordinator
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_service import GroupService
-from penstock.coordinator.group_types import OffsetAndMetadata
+from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata, TopicPartition
+from penstock.coordinator.timers import Timers
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import PORTION
 
 pytestmark = pytest.mark.anyio
 LONG: Final = {("t", index): OffsetAndMetadata(index) for index in range(1_000)}
-Open: TypeAlias = Callable[[], AbstractAsyncContextManager[GroupService]]
+Open: TypeAlias = Callable[..., AbstractAsyncContextManager[GroupService]]
 
 
 @pytest.fixture
@@ -32,8 +34,8 @@ def opened(log: MemoryLog, clock: FakeClock) -> Open:
     ids = itertools.count(1)
 
     @asynccontextmanager
-    async def open_service() -> AsyncIterator[GroupService]:
-        async with LedService(log, SETTINGS, clock, lambda: str(next(ids))) as service:
+    async def open_service(settings: GroupSettings = SETTINGS) -> AsyncIterator[GroupService]:
+        async with LedService(log, settings, clock, lambda: str(next(ids))) as service:
             yield service
 
     return open_service
@@ -150,3 +152,58 @@ async def test_an_offset_that_is_committed_while_tombstones_of_old_ones_are_made
         assert set((await service.fetch_offsets("g"))[1]) == {last}
     async with opened() as service:
         assert set((await service.fetch_offsets("g"))[1]) == {last}
+
+
+async def test_offsets_of_a_topic_that_is_subscribed_to_while_they_are_deleted_are_said_to_be_kept(
+    opened: Open, log: MemoryLog, clock: FakeClock
+) -> None:
+    answers: list[tuple[ErrorCode, dict[TopicPartition, ErrorCode]]] = []
+    async with (
+        opened(replace(SETTINGS, append_bytes_max=2_000)) as service,
+        anyio.create_task_group() as tasks,
+    ):
+        await service.commit_offsets("g", LONG)
+
+        async def delete() -> None:
+            answers.append(await service.delete_offsets("g", list(LONG)))
+
+        log.gate = anyio.Event()
+        tasks.start_soon(delete)
+        await settle()
+        tasks.start_soon(service.join, "g", REQUEST)
+        await settle()
+        await clock.advance(SETTINGS.initial_rebalance_delay_ms)
+        log.gate.set()
+        while not answers:
+            await settle()
+        kept = (await service.fetch_offsets("g"))[1]
+        assert 0 < len(kept) < len(LONG), "some were on their way when the member came"
+        assert answers == [
+            (
+                ErrorCode.NONE,
+                {one: ErrorCode.GROUP_SUBSCRIBED_TO_TOPIC if one in kept else ErrorCode.NONE for one in LONG},
+            )
+        ]
+        service.drain()
+
+
+async def test_timers_of_an_owner_that_is_forgotten_between_two_portions_fire_no_more(
+    clock: FakeClock,
+) -> None:
+    fired: list[int] = []
+
+    def fire(owner: str, key: int, _now_ms: int) -> None:
+        fired.append(key)
+        tasks.start_soon(forget, owner)
+
+    async def forget(owner: str) -> None:
+        timers.forget(owner)
+
+    timers = Timers[str, int](clock, fire, lambda _owner, _key: True)
+    for key in range(3 * PORTION):
+        timers.schedule("partition", key, clock.now_ms())
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(timers.run)
+        await settle()
+        tasks.cancel_scope.cancel()
+    assert fired == list(range(PORTION))
