@@ -25,6 +25,7 @@ from penstock.spi.plugin import PluginSpec, Services
 from penstock.spi.settings import Settings
 from penstock.spi.wal import WalEntry, WalSpec
 from penstock_conformance._clause import NotApplicable, not_applicable
+from penstock_conformance._memory_store import MemoryStore
 from penstock_conformance._scoped_store import ScopedStore
 from penstock_conformance._steps import Steps
 from penstock_conformance._target import Target
@@ -202,6 +203,10 @@ class Env:
     def plain_store(self) -> DirectoryStore:
         """The suite's own object store, on this data directory: not synced, as it has no power cut to survive."""
         return DirectoryStore(self.store_dir / "conformance-objects", synced=False)
+
+    def large_store(self) -> ObjectStore | None:
+        """For what is in the object store thousands of times: a store in memory, unless one was chosen."""
+        return None if self.target.object_store else MemoryStore()
 
     async def clean(self) -> None:
         """Remove what the clause left in a place outside its data directory."""

@@ -8,7 +8,14 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ConflictError, CorruptError, NotFoundError, PenstockError, UnavailableError
+from penstock.errors import (
+    ConflictError,
+    CorruptError,
+    InvalidRequestError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.spi.metadata_log import MetadataSnapshot
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause, not_applicable
@@ -21,6 +28,10 @@ KIND = "metadata_log"
 
 #: Beyond the 1,000 keys that a listing of most stores stops at.
 _MANY = 1004
+#: Beyond what windows and pages hold that are a power of two.
+_VERY_MANY = 4200
+#: Where numbers get another digit, or don't fit into what programs keep them in.
+_EDGES = (10**4, 10**6, 10**9, 2**31, 2**32, 10**10, 2**53, 2**62)
 
 
 def _entry(index: int) -> bytes:
@@ -53,11 +64,12 @@ def _check_entries(got: list[tuple[int, bytes]], start: int, stop: int, what: st
 
 async def test_thousands_of_entries_come_back(env: Env) -> None:
     """Entries from ``start_index`` in order, up to the newest, however many; they vanish only below a snapshot."""
-    async with env.open() as log:
+    store = env.large_store()
+    async with env.open(object_store=store) as log:
         await _fill(log, 1, _MANY + 1)
         for start in (1, 2, 500, 998, 999, 1000, 1001, _MANY):
             _check_entries(await _read(log, start), start, _MANY + 1, f"a read from {start}")
-    async with env.open(node_id=2, epoch=2) as log:
+    async with env.open(node_id=2, epoch=2, object_store=store) as log:
         _check_entries(await _read(log), 1, _MANY + 1, "a read of another opener")
         for index in (998, 1002):
             await log.write_snapshot(MetadataSnapshot(index, b"at %d" % index))
@@ -68,6 +80,61 @@ async def test_thousands_of_entries_come_back(env: Env) -> None:
             await log.append(1000, b"another")
         await log.append(_MANY + 1, _entry(_MANY + 1))
         _check_entries(await _read(log, _MANY), _MANY, _MANY + 2, "a read across a snapshot's span")
+
+
+async def test_more_than_four_thousand_entries_are_read(env: Env) -> None:
+    """Entries up to the newest: a read has no size of its own, however far behind the reader is."""
+    store = env.large_store()
+    async with env.open(object_store=store) as log:
+        await _fill(log, 1, _VERY_MANY + 1)
+        _check_entries(await _read(log), 1, _VERY_MANY + 1, "a read")
+    async with env.open(node_id=2, epoch=2, object_store=store) as log:
+        _check_entries(await _read(log), 1, _VERY_MANY + 1, "a read of another opener")
+        with raises(ConflictError):
+            await log.append(_VERY_MANY, b"another")
+        await log.append(_VERY_MANY + 1, _entry(_VERY_MANY + 1))
+
+
+async def test_indexes_of_all_sizes_are_in_order(env: Env) -> None:
+    """Indexes fit into 63 bits: an empty log begins with a snapshot of any, and goes on behind it, in order."""
+    for place, edge in enumerate(_EDGES):
+        here = env.elsewhere(f"edge-{place}")
+        first = edge - 3  # the entries after it are on both sides of the edge
+        async with here.open() as log:
+            try:
+                await log.write_snapshot(MetadataSnapshot(first, b"brought"))
+            except InvalidRequestError as error:
+                raise AssertionError(f"an empty log refused the snapshot of {first}: {error}") from error
+            await _fill(log, first + 1, first + 8)
+            await _goes_on(log, first, first + 8, MetadataSnapshot(first, b"brought"))
+        end, newest = first + 8, MetadataSnapshot(first, b"brought")
+        async with here.open(node_id=2, epoch=2) as log:
+            await _goes_on(log, first, end, newest)
+            for index in (edge - 1, edge + 1, edge + 3):
+                newest = MetadataSnapshot(index, b"at %d" % index)
+                await log.write_snapshot(newest)
+                await log.append(end, _entry(end))
+                end += 1
+                found = await log.read_snapshot()
+                assert found == newest, f"the snapshot of {index} was written, and {found} came back"
+            _check_entries(await _read(log, edge + 2), edge + 2, end, "a read of the older snapshot's span")
+        async with here.open(node_id=3, epoch=3) as log:
+            await _goes_on(log, newest.index, end, newest)
+
+
+async def _goes_on(log: Any, dropped: int, end: int, newest: MetadataSnapshot) -> None:
+    """The log has the entries after the newest snapshot, and not those that came before its first."""
+    found = await log.read_snapshot()
+    assert found == newest, f"the newest snapshot is of {newest.index}, and {found} came back"
+    _check_entries(await _read(log, newest.index + 1), newest.index + 1, end, "a read behind the snapshot")
+    for taken in (dropped, newest.index + 1, end - 1):
+        with raises(ConflictError):
+            await log.append(taken, b"another")
+    with raises(InvalidRequestError):
+        await log.append(end + 1, b"behind a gap")
+    if dropped == newest.index:
+        with raises(NotFoundError):
+            await _read(log, 1)
 
 
 async def test_older_snapshot_never_wins(env: Env) -> None:

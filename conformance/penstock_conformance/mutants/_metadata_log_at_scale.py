@@ -19,6 +19,7 @@ from penstock_conformance.reference._metadata_log import PlainMetadataLog, _unpa
 KIND = "metadata_log"
 
 _MANY = "thousands_of_entries_come_back"
+_EDGES = "indexes_of_all_sizes_are_in_order"
 _AGAIN = "each_opening_continues_the_log"
 _8_MIB = 8 * 2**20
 
@@ -57,6 +58,62 @@ class HasRoomForThreeDigits(PlainMetadataLog):
 
     def _key(self, index: int) -> str:
         return f"log/{max(index, 0):03}"
+
+
+@mutant(KIND, "reads_4096_entries", "more_than_four_thousand_entries_are_read")
+class Reads4096Entries(PlainMetadataLog):
+    """Has a window that is large enough for everybody."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        async for entry in super().read(start_index):
+            if entry.index < start_index + 4096:
+                yield entry
+
+
+@mutant(KIND, "has_room_for_nine_digits", _EDGES)
+class HasRoomForNineDigits(PlainMetadataLog):
+    """Orders entries as texts, whose numbers have nine digits."""
+
+    def _key(self, index: int) -> str:
+        return f"log/{max(index, 0):09}"
+
+
+@mutant(KIND, "keeps_indexes_in_doubles", _EDGES)
+class KeepsIndexesInDoubles(PlainMetadataLog):
+    """Took the index from a JSON document, as other languages do."""
+
+    def _key(self, index: int) -> str:
+        return super()._key(int(float(index)))
+
+
+@mutant(KIND, "wraps_snapshot_indexes", _EDGES)
+class WrapsSnapshotIndexes(PlainMetadataLog):
+    """Has 31 bits for the index of a snapshot."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(MetadataSnapshot(snapshot.index & 0x7FFFFFFF, snapshot.data))
+
+
+@mutant(KIND, "orders_snapshots_by_nine_digits", _EDGES)
+class OrdersSnapshotsByNineDigits(PlainMetadataLog):
+    """The snapshot of 999,999,999 comes after that of 1,000,000,001."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        indexes = [_index(info.key) for info in await _listed(self._store, "snapshot/")]
+        if not indexes:
+            return None
+        index = int(max(f"{index:09}" for index in indexes))
+        body = bytes(await self._store.get(f"snapshot/{index:020}"))
+        return MetadataSnapshot(index, _unpack(index, body))
+
+
+@mutant(KIND, "begins_at_one", _EDGES)
+class BeginsAtOne(PlainMetadataLog):
+    """Knows entries only: a snapshot that was brought here stands for nothing."""
+
+    async def _dropped(self) -> int:
+        keys = [info.key for info in await _listed(self._store, "snapshot/")]
+        return _index(keys[0]) if len(keys) > 1 else 0
 
 
 @mutant(KIND, "frees_indexes_below_a_snapshot", _MANY)

@@ -141,6 +141,8 @@ class PlainMetadataLog:
 
     async def _find_last(self) -> int:
         keys = [info.key async for info in self._store.list("log/", self._key(self._last_index))]
+        if not keys and not self._last_index:
+            keys = [info.key async for info in self._store.list("snapshot/")]
         last = int(keys[-1].rpartition("/")[2]) if keys else self._last_index
         self._learn(last)
         return last
@@ -148,7 +150,13 @@ class PlainMetadataLog:
     async def _dropped(self) -> int:
         """Entries up to here are gone: those of the span of the older of two snapshots are kept."""
         keys = [info.key async for info in self._store.list("snapshot/")]
-        return int(keys[0].rpartition("/")[2]) if len(keys) > 1 else 0
+        if not keys:
+            return 0
+        if len(keys) > 1:
+            return int(keys[0].rpartition("/")[2])
+        first = [info.key async for info in self._store.list("log/")][:1]
+        index = int(keys[0].rpartition("/")[2])
+        return index if not first or first[0] > self._key(index) else 0  # the log began with it
 
     def _learn(self, index: int) -> None:
         if index > self._last_index:

@@ -1,7 +1,7 @@
 """Metadata log: a numbered sequence of small entries, appended by compare-and-append, with snapshots.
 
-Indexes start at 1 and have no gap. An entry, once appended, never changes; it may vanish only below a snapshot.
-Compare-and-append is what fences a deposed writer: whoever appends at an index first, wins.
+Indexes start at 1, have no gap and fit into 63 bits. An entry, once appended, never changes; it may vanish only below
+a snapshot. Compare-and-append is what fences a deposed writer: whoever appends at an index first, wins.
 """
 
 from __future__ import annotations
@@ -101,6 +101,10 @@ class MetadataLog(Protocol):
         The newest is the one of the greatest index, whichever was written last.
 
         The entries of at least one older snapshot's span are kept for readers that are just behind.
+
+        A log that has neither entries nor snapshots takes one of any index, and goes on behind it, as if everything
+        up to there had been dropped: the state of another log, brought here. Otherwise InvalidRequestError may be
+        raised for a snapshot of an entry that isn't there.
         """
 
     async def read_snapshot(self) -> MetadataSnapshot | None:

@@ -132,12 +132,15 @@ class ObjectMetadataLog:
             await checkpoint()
             raise self._conflict(index)
         if index - 1 > self._last_index and not await self._exists(index - 1):
+            is_dropped = False
             try:
                 await self._snapshots.assert_not_dropped(index - 1)
             except NotFoundError:
-                raise self._conflict(index) from None  # what is dropped was followed by entries that are kept
+                is_dropped = True
             if self._snapshots.newest_index == index - 1:
-                return  # that entry is lost, and nothing with it
+                return  # the snapshot has that entry
+            if is_dropped:
+                raise self._conflict(index)  # what is dropped was followed by entries, or a snapshot
             raise InvalidRequestError(
                 f"the metadata entry would leave a gap, append the one before it first: index={index}"
             )
@@ -179,6 +182,8 @@ class ObjectMetadataLog:
         if start_index < 1:
             raise InvalidRequestError(f"metadata indexes start at 1: start_index={start_index}")
         end = await self._listed_end(start_index)
+        if end == start_index and (not self._last_index or self._last_index < start_index - 1):
+            await self._snapshots.assert_not_dropped(start_index)  # nothing is known of what came before
         for first in range(start_index, end, _READS_MAX):
             indexes = range(first, min(first + _READS_MAX, end))
             window = await self._read_window(indexes)
@@ -295,9 +300,13 @@ class ObjectMetadataLog:
         """See ``MetadataLog.write_snapshot``. If a newer snapshot is there already, nothing is written."""
         self._check_open()
         index = snapshot.index
-        if index < 1 or (index > self._last_index and not await self._exists(index)):
+        begins = index > self._last_index and not await self._exists(index)
+        if index < 1 or (begins and not await self._is_empty()):
             raise InvalidRequestError(f"a metadata snapshot is of an entry that exists: index={index}")
-        await self._snapshots.write(snapshot, secrets.token_bytes(NONCE_BYTES))
+        await self._snapshots.write(snapshot, secrets.token_bytes(NONCE_BYTES), begins=begins)
+
+    async def _is_empty(self) -> bool:
+        return await self._listed_end(1) == 1 and await self._snapshots.read() is None
 
     async def read_snapshot(self) -> MetadataSnapshot | None:
         """See ``MetadataLog.read_snapshot``."""

@@ -63,8 +63,11 @@ class Snapshots:
                 f"the metadata entry was dropped below a snapshot: index={index} dropped_up_to={floor}"
             )
 
-    async def write(self, snapshot: MetadataSnapshot, nonce: bytes) -> None:
-        """Keep the snapshot, then delete what it makes superfluous. Nothing happens if a newer one is there."""
+    async def write(self, snapshot: MetadataSnapshot, nonce: bytes, *, begins: bool = False) -> None:
+        """Keep the snapshot, then delete what it makes superfluous. Nothing happens if a newer one is there.
+
+        The log ``begins`` with it if there is no entry up to its index.
+        """
         there = await self._list()
         if there and there[-1].index >= snapshot.index:
             return
@@ -72,6 +75,8 @@ class Snapshots:
         floor = max((found.floor for found in there), default=0)
         if len(indexes) >= self._kept:
             floor = max(floor, indexes[-self._kept])
+        if begins:
+            floor = snapshot.index
         key = SnapshotKey(snapshot.index, floor, nonce.hex())
         encode = partial(encode_header, SNAPSHOT_MAGIC, snapshot.index, snapshot.data, nonce)
         # the checksum of a large one takes milliseconds: not on the event loop

@@ -324,8 +324,26 @@ async def test_a_stranger_among_the_entries_is_reported(log: MetadataLog, store:
 async def test_an_index_out_of_range_is_refused(log: MetadataLog) -> None:
     with pytest.raises(InvalidRequestError):
         await entries(log, 0)
-    with pytest.raises(InvalidRequestError):
-        await log.write_snapshot(MetadataSnapshot(1, b"of nothing"))
+    await log.append(1, b"one")
+    for index in (0, 2):
+        with pytest.raises(InvalidRequestError):
+            await log.write_snapshot(MetadataSnapshot(index, b"of nothing"))
+
+
+async def test_an_empty_log_begins_with_a_snapshot_of_any_index(log: MetadataLog, open_log: Opener) -> None:
+    """As if everything up to there had been dropped: by whom else it is asked, too."""
+    await log.write_snapshot(MetadataSnapshot(2**31, b"all"))
+    async with open_log() as again:
+        for each in (log, again):
+            with pytest.raises(NotFoundError):
+                await entries(each, 1)
+            for index in (1, 2**31):
+                with pytest.raises(ConflictError):
+                    await each.append(index, b"no")
+        await again.append(2**31 + 1, b"next")
+        assert await entries(log, 2**31 + 1) == [(2**31 + 1, b"next")]
+        with pytest.raises(InvalidRequestError):
+            await log.write_snapshot(MetadataSnapshot(2**32, b"of nothing"))
 
 
 # --- snapshots -----------------------------------------------------------------------------------------

@@ -146,7 +146,8 @@ class KeepsAllEntries(PlainMetadataLog):
     """Drops nothing."""
 
     async def _dropped(self) -> int:
-        return 0
+        entries = [info.key async for info in self._store.list("log/")]
+        return int(entries[0].rpartition("/")[2]) - 1 if entries else await super()._dropped()
 
 
 class DropsAsMuchAsItMay(PlainMetadataLog):
