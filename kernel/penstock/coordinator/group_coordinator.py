@@ -58,18 +58,23 @@ _SLICE_GROUPS: Final = 20
 class CommitOutcome:
     """What becomes of a commit."""
 
-    __slots__ = ("errors", "waiters")
+    __slots__ = ("errors", "writes")
 
     def __init__(self, errors: dict[TopicPartition, ErrorCode]) -> None:
         #: Of each partition, once it is known.
         self.errors = errors
-        #: Of what is on its way to the log.
-        self.waiters: list[Waiter[ErrorCode]] = []
+        #: What is on its way to the log.
+        self.writes: list[tuple[CommitSet, Waiter[ErrorCode]]] = []
 
-    async def wait(self) -> dict[TopicPartition, ErrorCode]:
-        """One error per partition, once what was accepted is durable."""
-        for waiter in self.waiters:
-            await waiter.wait()
+    async def wait_until(self, clock: Clock, at_ms: int) -> dict[TopicPartition, ErrorCode]:
+        """One error per partition, once what was accepted is durable.
+
+        COORDINATOR_NOT_AVAILABLE for what isn't at ``at_ms``; it may become so later, and is visible then.
+        """
+        for one, waiter in self.writes:
+            error = await waiter.wait_until(clock, at_ms)
+            late = ErrorCode.COORDINATOR_NOT_AVAILABLE
+            self.errors.update(dict.fromkeys(one.offsets, late if error is None else error))
         return self.errors
 
 
@@ -170,6 +175,10 @@ class GroupCoordinator:
         entry = self._table.entries.get(group_id)
         return None if entry is None else entry.deletion
 
+    def _write_until_ms(self) -> int:
+        """How long a request that comes now waits for what it writes."""
+        return self._clock.now_ms() + self._settings.write_timeout_ms
+
     # -- members ------------------------------------------------------------------------------------------
 
     async def join(self, group_id: str, request: JoinRequest) -> JoinResult:
@@ -252,32 +261,34 @@ class GroupCoordinator:
         self._carry_out(entry, outputs)
         return error
 
-    async def leave(self, group_id: str, members: Sequence[LeaveMember]) -> list[LeaveResult]:
-        """LeaveGroup: one result per member.
+    async def leave(
+        self, group_id: str, members: Sequence[LeaveMember]
+    ) -> tuple[ErrorCode, list[LeaveResult]]:
+        """LeaveGroup: an error for the whole request, or one result per member.
 
         When the last member leaves, this returns once the empty group is durable: a member that was told it has
-        left must not hold up the group for a session timeout after a crash.
+        left must not hold up the group for a session timeout after a crash. The members are gone at once all the
+        same, also if that is COORDINATOR_NOT_AVAILABLE because it takes too long.
         """
+        until_ms = self._write_until_ms()
         results: list[LeaveResult] = []
         for chunk in pieces(members, PORTION):
             if results:
                 await anyio.lowlevel.checkpoint()
-            results += await self._leave(group_id, chunk)
-        return results
-
-    async def _leave(self, group_id: str, members: Sequence[LeaveMember]) -> list[LeaveResult]:
-        entry = self._table.entries.get(group_id)
-        if entry is None:
-            unknown = ErrorCode.UNKNOWN_MEMBER_ID
-            return [LeaveResult(o.member_id, o.group_instance_id, unknown) for o in members]
-        results, outputs = entry.group.leave(members, self._clock.now_ms())
-        if any(isinstance(output, PersistGroup) for output in outputs):
-            written = anyio.Event()  # or not, after an error: the member is gone all the same, here and now
-            self._carry_out(entry, outputs, written.set)
-            await written.wait()
-        else:
-            self._carry_out(entry, outputs)
-        return results
+            entry = self._table.entries.get(group_id)
+            if entry is None:
+                unknown = ErrorCode.UNKNOWN_MEMBER_ID
+                results += [LeaveResult(o.member_id, o.group_instance_id, unknown) for o in chunk]
+                continue
+            some, outputs = entry.group.leave(chunk, self._clock.now_ms())
+            results += some
+            written = None
+            if any(isinstance(output, PersistGroup) for output in outputs):
+                written = Waiter[bool]()
+            self._carry_out(entry, outputs, None if written is None else partial(written.answer, True))
+            if written is not None and await written.wait_until(self._clock, until_ms) is None:
+                return ErrorCode.COORDINATOR_NOT_AVAILABLE, []
+        return ErrorCode.NONE, results
 
     # -- offsets ------------------------------------------------------------------------------------------
 
@@ -326,10 +337,9 @@ class GroupCoordinator:
         def settle(error: ErrorCode) -> None:
             entry.group.settle_commit(offsets, durable=error is ErrorCode.NONE)
             self._table.account(entry)
-            outcome.errors.update(dict.fromkeys(offsets, error))
             waiter.answer(error)
 
-        outcome.waiters.append(waiter)
+        outcome.writes.append((one, waiter))
         self._log.submit(one.records, settle)
 
     def fetch_offsets(
@@ -349,7 +359,11 @@ class GroupCoordinator:
     async def delete_offsets(
         self, group_id: str, partitions: Collection[TopicPartition]
     ) -> tuple[ErrorCode, dict[TopicPartition, ErrorCode]]:
-        """OffsetDelete: an error for the whole request, or one per partition."""
+        """OffsetDelete: an error for the whole request, or one per partition.
+
+        COORDINATOR_NOT_AVAILABLE for all if it takes too long: some offsets are gone then, or will be.
+        """
+        until_ms = self._write_until_ms()
         entry = self._table.entries.get(group_id)
         if entry is None:
             return ErrorCode.GROUP_ID_NOT_FOUND, {}
@@ -376,7 +390,10 @@ class GroupCoordinator:
 
         gone = group.offsets.known_of(one for one, refused in result.items() if refused is ErrorCode.NONE)
         if gone:
-            result.update(await self._tombstone_offsets(entry, gone, still))
+            errors = await self._tombstone_offsets(entry, gone, still, until_ms)
+            if errors is None:
+                return ErrorCode.COORDINATOR_NOT_AVAILABLE, {}
+            result.update(errors)
         return ErrorCode.NONE, result
 
     async def forget_topics(self, topics: Collection[str]) -> int:
@@ -386,7 +403,7 @@ class GroupCoordinator:
         async def forget(entry: Entry, gone: Sequence[TopicPartition]) -> None:
             nonlocal failed
             errors = await self._tombstone_offsets(entry, gone, entry.group.offsets.known_of)
-            failed += any(error is not ErrorCode.NONE for error in errors.values())
+            failed += any(error is not ErrorCode.NONE for error in (errors or {}).values())
 
         async with anyio.create_task_group() as tasks:
             for entry in list(self._table.entries.values()):
@@ -405,7 +422,7 @@ class GroupCoordinator:
             gone = group.expired_offsets(now_ms)
             if gone:
                 errors = await self._tombstone_offsets(entry, gone, partial(group.expired_offsets, now_ms))
-                failed = sum(error is not ErrorCode.NONE for error in errors.values())
+                failed = sum(error is not ErrorCode.NONE for error in (errors or {}).values())
                 logger.info(
                     "offsets expired: group_id=%r offsets=%d failed=%d", group.group_id, len(gone), failed
                 )
@@ -432,8 +449,10 @@ class GroupCoordinator:
         entry: Entry,
         gone: Sequence[TopicPartition],
         still: Callable[[Sequence[TopicPartition]], Collection[TopicPartition]],
-    ) -> dict[TopicPartition, ErrorCode]:
-        """Remove offsets; each counts by itself, so many go in several sets, in order.
+        until_ms: int | None = None,
+    ) -> dict[TopicPartition, ErrorCode] | None:
+        """Remove offsets; each counts by itself, so many go in several sets, in order. None if a set isn't durable
+        at ``until_ms``: it may become so, those after it are left alone.
 
         Others have their turns while a set is made or appended. So ``still`` says of each set, when it is submitted,
         what of it is to go: a tombstone behind a newer commit would be the loss of that.
@@ -450,12 +469,19 @@ class GroupCoordinator:
                 tombstones = [one for offset, one in zip(offsets, chunk, strict=True) if offset in going]
                 if tombstones:
                     offsets = [offset for offset in offsets if offset in going]
-                    errors.update(dict.fromkeys(offsets, await self._remove(entry, offsets, tombstones)))
+                    error = await self._answer(self._remove(entry, offsets, tombstones), until_ms)
+                    if error is None:
+                        return None
+                    errors.update(dict.fromkeys(offsets, error))
         return errors
 
-    async def _remove(
+    async def _answer(self, waiter: Waiter[ErrorCode], until_ms: int | None) -> ErrorCode | None:
+        """What becomes of a write; None if that isn't known at ``until_ms``."""
+        return await (waiter.wait() if until_ms is None else waiter.wait_until(self._clock, until_ms))
+
+    def _remove(
         self, entry: Entry, offsets: Sequence[TopicPartition], tombstones: Sequence[Record]
-    ) -> ErrorCode:
+    ) -> Waiter[ErrorCode]:
         """Append one set of tombstones; ``offsets`` are gone with it, and the group if its own is among them."""
         group = entry.group
         waiter = Waiter[ErrorCode]()
@@ -471,7 +497,7 @@ class GroupCoordinator:
             waiter.answer(error)
 
         self._log.submit(tombstones, settle)
-        return await waiter.wait()
+        return waiter
 
     # -- deletion -----------------------------------------------------------------------------------------
 
@@ -483,12 +509,14 @@ class GroupCoordinator:
         error = entry.group.delete_error()
         if error is not ErrorCode.NONE:
             return error
-        return await self._tombstone_group(entry)
+        return await self._tombstone_group(entry, self._write_until_ms())
 
-    async def _tombstone_group(self, entry: Entry) -> ErrorCode:
+    async def _tombstone_group(self, entry: Entry, until_ms: int | None = None) -> ErrorCode:
         """Delete an empty group; requests that arrive meanwhile wait for the outcome.
 
         Its own tombstone comes last, after those of all offsets: a group that is half deleted can be deleted again.
+        COORDINATOR_NOT_AVAILABLE if what is being appended isn't durable at ``until_ms``; it may become so, and
+        requests for the group wait until that is known.
         """
         group = entry.group
         known = group.offsets.known()
@@ -501,16 +529,26 @@ class GroupCoordinator:
             for one in chain(known, [None])
         )
         entry.deletion = deletion = anyio.Event()
+        under_way: Waiter[ErrorCode] | None = None
+
+        def end() -> None:
+            entry.deletion = None
+            deletion.set()
+
         try:
             async with aclosing(cut_in_portions(records, self._settings.append_bytes_max)) as chunks:
                 async for chunk in chunks:
-                    error = await self._remove(entry, list(islice(left, len(chunk))), chunk)
+                    under_way = self._remove(entry, list(islice(left, len(chunk))), chunk)
+                    error = await self._answer(under_way, until_ms)
                     if error is not ErrorCode.NONE:
-                        return error
+                        return ErrorCode.COORDINATOR_NOT_AVAILABLE if error is None else error
             return ErrorCode.NONE
         finally:
-            entry.deletion = None
-            deletion.set()
+            if under_way is None:
+                end()
+            else:
+                # what was submitted may land: whoever was let in before would be lost to it
+                under_way.when_answered(end)
 
     # -- inside -------------------------------------------------------------------------------------------
 

@@ -193,7 +193,7 @@ class Group:
         member.sync_waiter = waiter
         if member.member_id == self.leader_id:
             assignments = {name: bytes(request.assignments.get(name, b"")) for name in self._members}
-            token = self._persist(assignments, now_ms)
+            token = self._persist_awaited(assignments, now_ms)
             self._assigning = (token, self.generation_id, assignments)
         return self._take_outputs()
 
@@ -251,6 +251,8 @@ class Group:
             self._expire_session(member_id, now_ms)
         elif kind is TimerKind.SYNC:
             self._expire_syncs(now_ms)
+        elif kind is TimerKind.WRITE:
+            return self.persisted(int(member_id), ErrorCode.COORDINATOR_NOT_AVAILABLE, now_ms)
         elif (
             self._previous_state is GroupState.EMPTY
             and self._joined_during_delay
@@ -262,7 +264,11 @@ class Group:
         return self._take_outputs()
 
     def persisted(self, token: int, error: ErrorCode, now_ms: int) -> list[Output]:
-        """The metadata of `PersistGroup` with this token is durable (NONE), or couldn't be written."""
+        """The metadata of `PersistGroup` with this token is durable (NONE), or couldn't be written.
+
+        Nothing if whoever waited for it was answered already, with its time over: the members were told to rejoin.
+        """
+        self._cancel_timer((TimerKind.WRITE, str(token)))
         replacement = self._replacing.pop(token, None)
         if replacement is not None:
             self._finish_replacement(replacement, error, now_ms)
@@ -447,7 +453,8 @@ class Group:
         self._renew_session(new, now_ms)
         keeps_protocol = self._members.selected_protocol() == self.protocol_name
         if self.state is GroupState.STABLE and keeps_protocol:
-            token = self._persist({name: one.assignment for name, one in self._members.items()}, now_ms)
+            kept = {name: one.assignment for name, one in self._members.items()}
+            token = self._persist_awaited(kept, now_ms)
             self._replacing[token] = Replacement(old, new, leader_before)
         else:
             # While completing a rebalance the leader may already assign to the old id, so it starts again.
@@ -687,6 +694,12 @@ class Group:
         )
         self._outputs.append(PersistGroup(self._token, metadata))
         return self._token
+
+    def _persist_awaited(self, assignments: Mapping[str, bytes], now_ms: int) -> int:
+        """`_persist`, with members who wait for it, but not for ever."""
+        token = self._persist(assignments, now_ms)
+        self._set_timer((TimerKind.WRITE, str(token)), now_ms + self._settings.write_timeout_ms)
+        return token
 
     def _take_outputs(self) -> list[Output]:
         outputs, self._outputs = self._outputs, []

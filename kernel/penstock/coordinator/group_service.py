@@ -246,7 +246,7 @@ class GroupService:
         """LeaveGroup: an error for the whole request, or one result per member."""
         found = await self._admit(group_id)
         if isinstance(found, GroupCoordinator):
-            return ErrorCode.NONE, await found.leave(group_id, members)
+            return await found.leave(group_id, members)
         return found, []
 
     # -- offsets ------------------------------------------------------------------------------------------
@@ -261,7 +261,11 @@ class GroupService:
         group_instance_id: str | None = None,
         retention_ms: int | None = None,
     ) -> dict[TopicPartition, ErrorCode]:
-        """OffsetCommit: one error per partition, returned once the accepted offsets are durable."""
+        """OffsetCommit: one error per partition, returned once the accepted offsets are durable.
+
+        COORDINATOR_NOT_AVAILABLE for those that aren't after ``write_timeout_ms``; they may become so later.
+        """
+        until_ms = self._clock.now_ms() + self._settings.write_timeout_ms
         while True:
             found = await self._admit(group_id, may_be_empty=True)
             if not isinstance(found, GroupCoordinator):
@@ -285,7 +289,7 @@ class GroupService:
                         group_instance_id=group_instance_id,
                     )
                     break
-        return await outcome.wait()
+        return await outcome.wait_until(self._clock, until_ms)
 
     @asynccontextmanager
     async def _preparing(self, count: int) -> AsyncIterator[Callable[[int], bool]]:
@@ -417,7 +421,11 @@ class GroupService:
     async def _admit(
         self, group_id: str, *, may_be_empty: bool = False, may_park: bool = False
     ) -> GroupCoordinator | ErrorCode:
-        """The group's coordinator, once a deletion of the group that is under way has ended; or the answer."""
+        """The group's coordinator, once a deletion of the group that is under way has ended; or the answer.
+
+        COORDINATOR_NOT_AVAILABLE if such a deletion takes longer than ``write_timeout_ms``.
+        """
+        until_ms = self._clock.now_ms() + self._settings.write_timeout_ms
         await anyio.lowlevel.checkpoint()
         if not group_id and not may_be_empty:
             return ErrorCode.INVALID_GROUP_ID
@@ -430,7 +438,10 @@ class GroupService:
             deletion = found.deletion_of(group_id)
             if deletion is None:
                 break
-            await deletion.wait()
+            left_ms = until_ms - self._clock.now_ms()
+            if left_ms <= 0:
+                return ErrorCode.COORDINATOR_NOT_AVAILABLE
+            await self._clock.wait(deletion, left_ms)
         if may_park and self._is_draining:
             return ErrorCode.NOT_COORDINATOR
         return found

@@ -77,6 +77,10 @@ class GroupSettings:
     """Offsets live this long after their group became empty (KIP-211)."""
     offsets_retention_check_interval_ms: int = 600_000
     offset_metadata_bytes_max: int = 4_096
+    write_timeout_ms: int = 5_000
+    """Whoever waits longer for a write to the group log is told COORDINATOR_NOT_AVAILABLE (Kafka's
+    offsets.commit.timeout.ms). The write isn't taken back, and may become durable later.
+    """
     checkpoint_records: int = 10_000
     """A partition of the group log is rewritten after so many records (or twice its live records, if more)."""
     checkpoint_bytes: int = 8 * 1024 * 1024
@@ -279,9 +283,11 @@ class TimerKind(enum.Enum):
     """Members that didn't send SyncGroup in time are dropped."""
     SESSION = "session"
     """A member's session (or a pending member's id) expires."""
+    WRITE = "write"
+    """Requests that wait for a write of the group have waited long enough."""
 
 
-#: (kind, member id); the member id is empty for the timers of the group itself.
+#: (kind, member id); the member id is empty for the timers of the group itself, and of a write its token.
 TimerKey: TypeAlias = tuple[TimerKind, str]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("Clock", "SystemClock", "Waiter")
 
 import time
+from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
 import anyio
@@ -43,17 +44,33 @@ class SystemClock:
 class Waiter(Generic[_T]):
     """A request that waits for its answer."""
 
-    __slots__ = ("_event", "_result")
+    __slots__ = ("_event", "_result", "_then")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
         self._result: _T | None = None
+        self._then: Callable[[], None] | None = None
 
     def answer(self, result: _T) -> None:
         """Give the one answer."""
         assert self._result is None, "a request is answered once"
         self._result = result
         self._event.set()
+        if self._then is not None:
+            self._then()
+
+    def when_answered(self, then: Callable[[], None]) -> None:
+        """Call ``then`` with the answer, or now if it is there."""
+        if self._result is None:
+            self._then = then
+        else:
+            then()
+
+    async def wait_until(self, clock: Clock, at_ms: int) -> _T | None:
+        """The answer, or None if it isn't there at ``at_ms``; it may come later."""
+        if self._result is None and (left_ms := at_ms - clock.now_ms()) > 0:
+            await clock.wait(self._event, left_ms)
+        return self._result
 
     async def wait(self) -> _T:
         """The answer, once it is there."""

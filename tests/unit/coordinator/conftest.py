@@ -26,7 +26,7 @@ class FakeClock:
 
     def __init__(self) -> None:
         self._now_ms = 1_000_000
-        self._sleepers: list[tuple[int, anyio.Event]] = []
+        self._sleepers: list[tuple[int, anyio.CancelScope]] = []
 
     def now_ms(self) -> int:
         return self._now_ms
@@ -35,18 +35,22 @@ class FakeClock:
         if delay_ms == 0:
             await anyio.lowlevel.checkpoint()
             return
-        if delay_ms is not None:
-            self._sleepers.append((self._now_ms + delay_ms, event))
-        await event.wait()
+        with anyio.CancelScope() as scope:
+            sleeper = (self._now_ms + (delay_ms or 0), scope)
+            if delay_ms is not None:
+                self._sleepers.append(sleeper)
+            await event.wait()
+        if sleeper in self._sleepers:
+            self._sleepers.remove(sleeper)
 
     async def advance(self, ms: int) -> None:
         end = self._now_ms + ms
-        while due := [at for at, event in self._sleepers if at <= end and not event.is_set()]:
+        while due := [at for at, _ in self._sleepers if at <= end]:
             self._now_ms = min(due)
-            for at, event in self._sleepers:
+            for at, scope in self._sleepers:
                 if at <= self._now_ms:
-                    event.set()
-            self._sleepers = [(at, event) for at, event in self._sleepers if not event.is_set()]
+                    scope.cancel()
+            self._sleepers = [(at, scope) for at, scope in self._sleepers if at > self._now_ms]
             await settle()
         self._now_ms = end
         await settle()
