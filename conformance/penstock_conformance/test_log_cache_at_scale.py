@@ -328,6 +328,61 @@ async def test_streams_that_come_again_begin_anew(env: Env) -> None:
     assert log.used_bytes == 0, f"{log.used_bytes} bytes are still accounted for"
 
 
+async def test_deleted_stream_changes_no_frozen_block(env: Env) -> None:
+    """``size_bytes`` and ``wal_end`` are what they were at the freeze; of a deleted stream nothing else is there."""
+    async with env.open() as cache:
+        log = _Log(env.account)
+        blocks = []
+        for order in ((2, 1), (1, 2, 1), (1,), (1, 3, 2), (2, 2, 1)):
+            put = [log.entry(stream_id, records=3, size=50 + stream_id) for stream_id in order]
+            for entry in put:
+                cache.put(entry)
+            blocks.append((cache.freeze(), put, sum(len(entry.data) for entry in put)))
+        old = log.streams.pop(1)
+        cache.drop_stream(1)
+        _check_frozen(blocks, "a stream in them was deleted")
+        for _ in range(3):  # its successor has the same offsets
+            cache.put(log.entry(1, records=3, size=400))
+        _check_frozen(blocks, "a stream of the same id came again")
+        _check(cache.get(1, 0, _ALL, _ALL), log.streams[1], "the successor of a deleted stream")
+        last = old[-1].base_offset
+        assert list(cache.get(1, last, last + 1, _ALL)) == [], "an entry of a deleted stream was read"
+        blocks.append((cache.freeze(), log.streams[1], 1200))
+        _check_frozen(blocks, "their successor was frozen, too")
+        _check(cache.get(2, 0, _ALL, _ALL), log.streams[2], "a stream beside one that was deleted")
+        cache.drop_stream(3)
+        _check_frozen(blocks, "another stream in them was deleted")
+        for block, _, _ in blocks:
+            cache.mark_uploaded(block)
+        before = log.used_bytes
+        freed = cache.evict(10**9)
+        assert freed == before - log.used_bytes, (
+            f"evict says {freed}, the account got {before - log.used_bytes}"
+        )
+        assert log.used_bytes == 0, f"{log.used_bytes} bytes of uploaded blocks never went"
+        told = cache.statistics()
+        left = (told.active_bytes, told.frozen_bytes, told.uploaded_bytes, told.entries)
+        assert left == (0, 0, 0, 0), f"nothing is cached any more: {told}"
+
+
+def _check_frozen(blocks: Sequence[tuple[Any, Sequence[StreamEntry], int]], when: str) -> None:
+    for number, (block, put, size_bytes) in enumerate(blocks):
+        wal_end = put[-1].wal_position
+        assert block.wal_end == wal_end, (
+            f"block {number} ended at {wal_end}, and ends at {block.wal_end} since {when}"
+        )
+        assert block.size_bytes == size_bytes, (
+            f"block {number} had {size_bytes} bytes, and has {block.size_bytes} since {when}"
+        )
+        for stream_id, entries in dict(block.streams).items():
+            wanted = [entry for entry in put if entry.stream_id == stream_id]
+            if entries or stream_id == 2:
+                _check(entries, wanted, f"stream {stream_id} in block {number}, since {when}")
+        assert 2 in block.streams or all(entry.stream_id != 2 for entry in put), (
+            f"a stream that nobody deleted went from block {number} since {when}"
+        )
+
+
 async def test_opening_leaves_nothing_behind(env: Env) -> None:
     """Leaving the context ends what was opened: no descriptor, task, thread or object of it stays."""
 

@@ -14,6 +14,7 @@ from penstock_conformance.reference._log_cache import Block, PlainLogCache
 KIND = "log_cache"
 
 _FROZEN = "frozen_block_stays_as_it_was"
+_DELETED = "deleted_stream_changes_no_frozen_block"
 _STREAMS = "thousands_of_streams_are_kept_apart"
 _LONG = "long_streams_are_read_to_their_end"
 _SIZES = "offsets_and_positions_of_any_size"
@@ -336,6 +337,68 @@ class RevivesDeletedStreams(PlainLogCache):
         else:
             self._told.add(stream_id)
             super().drop_stream(stream_id)
+
+
+@mutant(KIND, "takes_deleted_streams_off_frozen_blocks", _DELETED)
+class TakesDeletedStreamsOffFrozenBlocks(PlainLogCache):
+    """A block is as large as what is in it, also when it is on its way."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        super().drop_stream(stream_id)
+        for block in self._frozen:
+            block.size_bytes = block.held_bytes
+
+
+@mutant(KIND, "ends_blocks_where_others_end", _DELETED)
+class EndsBlocksWhereOthersEnd(PlainLogCache):
+    """The end of a block is that of the entries which are left."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        super().drop_stream(stream_id)
+        for block in self._frozen:
+            ends = [entry.wal_position for entries in block.streams.values() for entry in entries]
+            block.wal_end = max(ends, default=0)
+
+
+@mutant(KIND, "frees_deleted_streams_twice", _DELETED)
+class FreesDeletedStreamsTwice(PlainLogCache):
+    """What a block had counts as freed when it goes, though a part went before."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        sizes = {id(block): block.size_bytes for block in self._frozen if block.uploaded}
+        held = sum(block.held_bytes for block in self._frozen if block.uploaded)
+        freed = super().evict(bytes_wanted)
+        return sum(sizes.values()) if freed == held else freed
+
+
+@mutant(KIND, "keeps_deleted_streams_for_ever", _DELETED)
+class KeepsDeletedStreamsForEver(PlainLogCache):
+    """Looks no more at a stream that was deleted, and so doesn't release it with its block."""
+
+    def drop_stream(self, stream_id: int) -> None:
+        self._release(self._active.streams.pop(stream_id, []))
+        self._active.size_bytes = self._active.held_bytes
+        for block in self._frozen:
+            block.streams.pop(stream_id, None)
+
+
+@mutant(KIND, "uploads_the_successor", _DELETED)
+class UploadsTheSuccessor(PlainLogCache):
+    """A block that was frozen before a deletion takes what comes of a stream of the same id."""
+
+    def put(self, entry: StreamEntry) -> None:
+        super().put(entry)
+        for block in self._frozen:
+            if entry.stream_id in self._deleted and not block.uploaded:
+                block.streams.setdefault(entry.stream_id, []).append(entry)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._deleted: set[int] = set()
+
+    def drop_stream(self, stream_id: int) -> None:
+        self._deleted.add(stream_id)
+        super().drop_stream(stream_id)
 
 
 _OPENED: list[Any] = []

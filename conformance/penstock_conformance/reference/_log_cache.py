@@ -29,6 +29,11 @@ class Block:
         self.wal_end = 0
         self.uploaded = False
 
+    @property
+    def held_bytes(self) -> int:
+        """What of it is in memory: less than its size, if streams were deleted since it was frozen."""
+        return sum(len(entry.data) for entries in self.streams.values() for entry in entries)
+
     def add(self, entry: StreamEntry) -> None:
         self.streams.setdefault(entry.stream_id, []).append(entry)
         self.size_bytes += len(entry.data)
@@ -121,7 +126,7 @@ class PlainLogCache:
             if freed >= bytes_wanted:
                 break
             self._frozen.remove(block)
-            freed += block.size_bytes
+            freed += block.held_bytes
             for entries in block.streams.values():
                 self._release(entries)
         return freed
@@ -129,7 +134,8 @@ class PlainLogCache:
     def drop_stream(self, stream_id: int) -> None:
         for block in (*self._frozen, self._active):
             entries = block.streams.pop(stream_id, [])
-            block.size_bytes -= sum(len(entry.data) for entry in entries)
+            if block is self._active:
+                block.size_bytes -= sum(len(entry.data) for entry in entries)
             self._release(entries)
 
     def _release(self, entries: Sequence[StreamEntry]) -> None:
@@ -148,8 +154,8 @@ class PlainLogCache:
     def statistics(self) -> LogCacheStatistics:
         return LogCacheStatistics(
             active_bytes=self._active.size_bytes,
-            frozen_bytes=sum(block.size_bytes for block in self._frozen if not block.uploaded),
-            uploaded_bytes=sum(block.size_bytes for block in self._frozen if block.uploaded),
+            frozen_bytes=sum(block.held_bytes for block in self._frozen if not block.uploaded),
+            uploaded_bytes=sum(block.held_bytes for block in self._frozen if block.uploaded),
             entries=sum(
                 len(entries) for block in (*self._frozen, self._active) for entries in block.streams.values()
             ),

@@ -59,7 +59,11 @@ class LogCacheCapabilities:
 
 
 class LogCacheBlock(Protocol):
-    """A frozen block; its entries don't change any more."""
+    """A frozen block; its entries don't change any more.
+
+    Until it is uploaded ``size_bytes`` and ``wal_end`` are what they were when it was frozen. Of ``streams`` one may
+    vanish that was deleted meanwhile: nobody uploads that.
+    """
 
     @property
     def streams(self) -> Mapping[int, Sequence[StreamEntry]]:
@@ -67,11 +71,14 @@ class LogCacheBlock(Protocol):
 
     @property
     def size_bytes(self) -> int:
-        """Payload bytes."""
+        """Payload bytes, those of streams that were deleted since the freeze included."""
 
     @property
     def wal_end(self) -> int:
-        """The greatest ``wal_position`` in the block: once committed, the WAL may be trimmed up to here."""
+        """The greatest ``wal_position`` in the block: once committed, the WAL may be trimmed up to here.
+
+        A deletion after the freeze lowers it no more: the log would keep what nobody needs.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +138,8 @@ class LogCache(Protocol):
     def drop_stream(self, stream_id: int) -> None:
         """The stream was deleted: its entries are never read again.
 
-        Those of the active block are dropped at once; those of a block that was frozen may go with it.
+        Those of the active block are dropped at once; those of a block that was frozen may go with it. Its memory is
+        released, and told by ``evict``, once. A stream of this id may come again, at any offset.
         """
 
     def statistics(self) -> LogCacheStatistics:

@@ -52,7 +52,7 @@ WAYS = {
 
 
 class Settings(BaseSettings):
-    way: str = "plain"
+    way: str = "entry_by_entry"
 
 
 class Block:
