@@ -259,8 +259,13 @@ class ConsumingClient(threading.Thread):
         self.failure = str(error)
 
     def statistics(self) -> dict[str, int]:
-        """Counts so far."""
-        return {"received": self.received, "receivedBytes": self.bytes, "assigned": self.assigned}
+        """Counts so far; ``owners`` is 1 if it has partitions."""
+        return {
+            "received": self.received,
+            "receivedBytes": self.bytes,
+            "assigned": self.assigned,
+            "owners": min(self.assigned, 1),
+        }
 
     def end(self) -> None:
         """Leave the group."""

@@ -156,7 +156,10 @@ class Run:
             for index, (topic, group) in enumerate(groups * workload.consumerPerSubscription)
         ]
         crew.hire("consumer", consumers, {}, processes_max())
-        self._wait_assigned(crew, len(groups) * workload.partitionsPerTopic if consumers else 0)
+        owners = min(workload.consumerPerSubscription, workload.partitionsPerTopic)
+        self._wait_assigned(
+            crew, len(groups) * workload.partitionsPerTopic if consumers else 0, len(groups) * owners
+        )
         writing = {**_PRODUCER_DEFAULTS, **base, **driver.producerConfig}
         producers = [
             {"index": index, "topic": topic, "config": writing}
@@ -176,16 +179,20 @@ class Run:
             processes_max(),
         )
 
-    def _wait_assigned(self, crew: Crew, partitions: int) -> None:
-        """Until the consumers own all partitions: before, a backlog would be the groups' fault."""
+    def _wait_assigned(self, crew: Crew, partitions: int, owners: int) -> None:
+        """Until the consumers own all partitions, and each has some: before, a backlog would be the groups' fault.
+
+        Whoever joined later would have partitions read again that were not committed, which counts as duplicates.
+        """
         self._on_phase("waiting for the consumers")
         deadline = time.monotonic() + _ASSIGNED_S
-        while (counters := crew.counters()).assigned < partitions:
+        while (counters := crew.counters()).assigned < partitions or counters.owners < owners:
             if time.monotonic() > deadline:
                 reason = "; ".join(counters.failures) or "no error reported"
                 raise UnavailableError(
                     f"consumers didn't get their partitions: {reason}, "
-                    f"assigned={counters.assigned} wanted={partitions} waited_s={_ASSIGNED_S:.0f}"
+                    f"assigned={counters.assigned} wanted={partitions} "
+                    f"consumers={counters.owners} of={owners} waited_s={_ASSIGNED_S:.0f}"
                 )
             time.sleep(0.1)
 

@@ -96,7 +96,9 @@ class Counters:
     sent_bytes: int = 0
     received: int = 0
     received_bytes: int = 0
+    #: Partitions that consumers have, and how many consumers have any.
     assigned: int = 0
+    owners: int = 0
     cpu_s: float = 0.0
     histograms: dict[str, Histogram] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
@@ -111,6 +113,7 @@ class Counters:
         self.received += counts.get("received", 0)
         self.received_bytes += counts.get("receivedBytes", 0)
         self.assigned += counts.get("assigned", 0)
+        self.owners += counts.get("owners", 0)
         self.cpu_s += answer["cpu_s"]
         self.failures += answer["failures"]
         for name, buckets in answer["histograms"].items():
