@@ -148,33 +148,46 @@ def test_members_of_a_group_may_be_at_the_end_of_what_still_grows(monkeypatch: p
 
 _SCRIPT = """
 import json, os, signal, sys
+from contextlib import contextmanager
+import anyio
 from penstock_conformance import Target, run
 from penstock_conformance._strategy import BrokerProcess
 from penstock_conformance._strategy_client import Client
 from penstock_conformance._strategy_kafka import Records
 
 way, select, work_dir, deadline_s = json.loads(sys.argv[1])
-ask, start = Client.ask, BrokerProcess.start
+ask, start, fail_after = Client.ask, BrokerProcess.start, anyio.fail_after
+scopes, met = [], []
 
 async def dies(self, method, *arguments, **named):
     if method is Records.fetch_all:
+        met.append("death")
         os.kill(self._child._process.pid, signal.SIGABRT)
     return await ask(self, method, *arguments, **named)
+
+@contextmanager
+def kept(*arguments, **named):
+    with fail_after(*arguments, **named) as scope:
+        scopes.append(scope)
+        yield scope
 
 async def falls_silent(self, **medium):
     await start(self, **medium)
     self.pause()
+    met.append("silence")
+    scopes[-1].deadline = anyio.current_time() + 2  # not before: however long the start took, the deadline comes now
 
 if way == "dies":
     Client.ask = dies
 else:
-    BrokerProcess.start = falls_silent
+    BrokerProcess.start, anyio.fail_after = falls_silent, kept
 report = run(Target(kind="strategy", plugin="default", work_dir=work_dir, deadline_s=deadline_s), select=select)
-print(json.dumps([report.result, [[clause.outcome, clause.detail] for clause in report.clauses]]))
+print(json.dumps([met, report.result, [[clause.outcome, clause.detail] for clause in report.clauses]]))
 """
 
 
-def _tried(*arguments: object) -> tuple[str, list[list[str]]]:
+def _tried(*arguments: object) -> tuple[list[str], str, list[list[str]]]:
+    """What the suite met, the verdict, and what came out for each clause."""
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, json.dumps(arguments)],
         capture_output=True,
@@ -183,15 +196,15 @@ def _tried(*arguments: object) -> tuple[str, list[list[str]]]:
         check=False,
     )
     assert done.stdout, done.stderr
-    result, clauses = json.loads(done.stdout.splitlines()[-1])
-    return result, clauses
+    met, result, clauses = json.loads(done.stdout.splitlines()[-1])
+    return met, result, clauses
 
 
 def test_a_client_that_dies_decides_nothing(tmp_path: Path) -> None:
     """The C library aborts: the suite goes on and says so, and no plugin is accused."""
     place = str(in_memory() or tmp_path)
-    result, clauses = _tried("dies", "what_is_produced or group_goes_on", place, HANG_S / 3)
-    assert result == "undecided"
+    met, result, clauses = _tried("dies", "what_is_produced or group_goes_on", place, HANG_S / 3)
+    assert (met, result) == (["death"], "undecided")
     assert sorted(clauses) == [
         ["pass", ""],
         ["undecided", "the suite's own client died: signal=SIGABRT"],
@@ -201,7 +214,7 @@ def test_a_client_that_dies_decides_nothing(tmp_path: Path) -> None:
 def test_a_broker_that_never_answers_misses_the_deadline(tmp_path: Path) -> None:
     """Neither the broker's silence nor the client's, which can't be told apart, is a failure."""
     place = str(in_memory() or tmp_path)
-    result, ((outcome, detail),) = _tried("is silent", "random_lives_with_restarts", place, 4)
-    assert (result, outcome) == ("undecided", "deadline")
-    assert "didn't end within 4 s" in detail
+    met, result, ((outcome, detail),) = _tried("is silent", "random_lives_with_restarts", place, HANG_S / 3)
+    assert (met, result, outcome) == (["silence"], "undecided", "deadline")
+    assert "didn't end within" in detail
     assert "the last step: " in detail
