@@ -84,8 +84,6 @@ class History:
         self._model = Model()
         self._living = 0
         self._opened_at_loss = -1
-        #: The newest life that began to register: an older one may be behind, and not know.
-        self._newest = -1
         choose = self._random.choice
         self._settings = EngineSettings(
             upload_bytes=choose((3_000, 20_000, 2**20)),
@@ -261,7 +259,6 @@ class History:
             )
             log_cache = await opened(kinds.LOG_CACHE, services)
             block_cache = await opened(kinds.BLOCK_CACHE, services, limit=2**20)
-            self._newest = max(self._newest, life.number)
             epoch = await metadata.register(_NODE)
             services = replace(services, epoch=epoch, cluster_id="simulated")
             wal = await stack.enter_async_context(
@@ -288,7 +285,7 @@ class History:
             life.metadata, life.wal = metadata, wal
             life.streams = await engine.open_streams(topic.log_streams)
             self.note(f"open {life.number} index={metadata.image.index}")
-            await self._check(life, engine)
+            await self._check(life, engine, epoch)
             check_image(metadata.image)
             life.engine = engine
             life.opened.set()
@@ -296,12 +293,18 @@ class History:
             used = allocator.statistics().used_bytes
             assert used <= _MEMORY_BYTES + 2**20, f"I8: over the limit of memory: used={used}"
 
-    async def _check(self, life: _Life, engine: StreamEngine) -> None:
-        """Everything acknowledged is there, if this life isn't one that was overtaken and will be told."""
+    async def _check(self, life: _Life, engine: StreamEngine, epoch: int) -> None:
+        """Everything acknowledged is there, if this life isn't one that was overtaken and will be told.
+
+        Who is the newest owner metadata says, not the numbers of lives: one that began earlier may register later.
+        """
         try:
             await self._model.check(engine, life.streams)
         except AssertionError:
-            if self._newest <= life.number:
+            now = Bucket(self._loop, self._random)
+            now.objects.update(self._bucket.objects)
+            node = (await self._image(BucketClient(now))).nodes.get(_NODE)
+            if node is None or node.epoch <= epoch:
                 raise
             self.note(f"overtaken {life.number}")
 

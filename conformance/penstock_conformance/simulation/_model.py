@@ -35,8 +35,6 @@ class Model:
 
     def __init__(self) -> None:
         self.streams: dict[int, Written] = {}
-        #: The newest life that has opened, and with how much.
-        self.newest = -1
 
     def of(self, stream_id: int) -> Written:
         """The stream."""
