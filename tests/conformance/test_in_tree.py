@@ -58,8 +58,11 @@ _RUNS: list[tuple[str, ...]] = [
         "3",
     ),
     ("partitioner", "partitioner"),
-    # kills at each step are in its own tests, where processes needn't import its libraries each
-    ("lake_compactor", "iceberg_compactor", *("--level", "1", "--level", "2", "--level", "4")),
+    # kills at each step, and its process of its own, are in its own tests: each process has to import its libraries
+    (
+        *("lake_compactor", "iceberg_compactor", "--set", "own_process=false"),
+        *("--level", "1", "--level", "2", "--level", "4"),
+    ),
     ("wal", "wal_on_shelf", "--plugins-dir", str(Path(__file__).with_name("_plugins"))),
     *((kind, "reference", *_REFERENCE) for kind in KINDS),
 ]

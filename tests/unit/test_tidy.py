@@ -33,6 +33,8 @@ ASYNCIO_RIM = (
     "kernel/penstock/wal/group_writer.py",  # writes that outlive the cancellation of their scope
     "kernel/penstock/wal/writer_thread.py",
     "plugins/allocator_sequential/",  # memory is given back from finalizers, on any thread
+    "plugins/iceberg_compactor/penstock_iceberg_compactor/_apart.py",  # what a thread reads from another process
+    "plugins/iceberg_compactor/penstock_iceberg_compactor/_serving.py",
     "plugins/object_store_fsspec/",
     "plugins/wal_block/",
     "plugins/wal_s3express_replicated/",  # replicas that outlive the cancellation of who opened them

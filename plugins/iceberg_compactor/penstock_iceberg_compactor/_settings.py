@@ -71,6 +71,11 @@ class Settings(BaseSettings):
         le=64,
         description="Threads for all tables: they decode, write files and talk to the catalog.",
     )
+    own_process: bool = Field(
+        default=True,
+        description="Whether a broker makes tables in a process of its own, of lower priority, so that producers "
+        "don't wait for it.",
+    )
     orphan_grace: Duration = Field(
         default=3 * 24 * 3600 * 1000,
         ge=0,

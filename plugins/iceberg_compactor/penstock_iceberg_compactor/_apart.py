@@ -1,0 +1,409 @@
+"""The compactor in a process of its own, as the broker sees it.
+
+What makes tables out of records holds Python's lock for a tenth of the time, and works for tenths of a second
+without a pause: in the broker's process producers wait for both. Threads of lower priority don't help, since one
+that has the lock and doesn't get a processor keeps it from the threads of higher priority. (RFC 0059.)
+
+The process is started with the broker, and again when a table is opened after it ended; it ends when this end of its
+socket is closed, so it never outlives the broker, however that ends.
+"""
+
+from __future__ import annotations
+
+__all__ = ("ApartCompactor",)
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import anyio
+
+from penstock.errors import UnavailableError
+from penstock.spi import Services
+from penstock.spi.allocator import Charge
+from penstock.spi.lake import (
+    LakeCommit,
+    LakeCompactorCapabilities,
+    LakeMaintenance,
+    LakeRecord,
+    LakeRecords,
+    LakeTopic,
+    LakeWritten,
+)
+from penstock.spi.plugin import Buffer
+from penstock.threads import run_in_thread
+from penstock_iceberg_compactor._frames import Failed, error_of, failed_of, receive, send, taken_apart
+from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
+
+logger = logging.getLogger("penstock.lake.iceberg")
+
+#: What the process keeps between calls is charged under.
+_PURPOSE = "lake"
+#: So long a call that is cancelled is waited for, and the end of a process that was told to end.
+_GIVE_UP_S = 15.0
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A call that has no answer yet."""
+
+    done: anyio.Event = field(default_factory=anyio.Event)
+    #: None: the process ended first.
+    answer: Any = None
+
+
+class _Sending:
+    """One frame on its way, by a thread that stands if the process reads nothing."""
+
+    def __init__(self, send: Callable[[], None], kill: Callable[[], None]) -> None:
+        self._send = send
+        self._kill = kill
+        self._lock = threading.Lock()
+        self._is_given_up = False
+        self._is_sent = threading.Event()
+        self.has_begun = False
+
+    def run(self) -> None:
+        """Send it, unless it was given up before."""
+        with self._lock:
+            if self._is_given_up:
+                return
+            self.has_begun = True
+        self._send()
+        self._is_sent.set()
+
+    def give_up(self) -> None:
+        """Have the thread end soon: half a frame can't be taken back, so what doesn't read the rest is killed."""
+        with self._lock:
+            self._is_given_up = True
+        if self.has_begun and not self._is_sent.is_set():
+            timer = threading.Timer(_GIVE_UP_S, self._kill_if_it_stands)
+            timer.daemon = True
+            timer.start()
+
+    def _kill_if_it_stands(self) -> None:
+        if not self._is_sent.is_set():
+            self._kill()
+
+
+class _Process:
+    """One process, from its start to its end."""
+
+    def __init__(self, on_charged: Callable[[int], None]) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._on_charged = on_charged
+        self._numbers = itertools.count()
+        self._waiting: dict[int, _Waiting] = {}
+        self._sending = threading.Lock()
+        self.step: Callable[[str], None] | None = None
+        self.ended = anyio.Event()
+        ours, theirs = socket.socketpair()
+        self._socket = ours
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "penstock_iceberg_compactor._serving"]
+                + [str(theirs.fileno()), str(logger.getEffectiveLevel())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # the broker is told to stop, and it stops this one
+            )
+        self._reader = threading.Thread(target=self._read, name="penstock-lake-process", daemon=True)
+        self._reader.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def _read(self) -> None:
+        """In a thread of its own: what the process says, to the end."""
+        try:
+            while True:
+                message, _ = receive(self._socket)
+                match message:
+                    case ("answer", number, charged, answer):
+                        self._loop.call_soon_threadsafe(self._answer, number, charged, answer)
+                    case ("log", name, level, text):
+                        logging.getLogger(name).log(level, "%s", text)
+                    case ("step", name):
+                        self._send(("stepped", self._step(name)), ())
+        except (EOFError, OSError):
+            pass
+        code = self._process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(self._end, code)
+
+    def _step(self, name: str) -> Failed | None:
+        try:
+            if self.step is not None:
+                self.step(name)
+        except Exception as error:  # noqa: BLE001 - raised again there
+            return failed_of(error)
+        return None
+
+    def _answer(self, number: int, charged: int, answer: Any) -> None:
+        self._on_charged(charged)
+        waiting = self._waiting.pop(number, None)
+        if waiting is not None:
+            waiting.answer = answer
+            waiting.done.set()
+
+    def _end(self, code: int) -> None:
+        self.ended.set()
+        self._on_charged(0)
+        if code:
+            logger.warning("the process of the lake compactor ended: pid=%d code=%d", self.pid, code)
+        for waiting in self._waiting.values():
+            waiting.done.set()
+        self._waiting.clear()
+
+    def _send(self, message: object, buffers: Sequence[Buffer]) -> None:
+        with self._sending:
+            send(self._socket, message, buffers)
+
+    async def call(self, name: str, *arguments: Any, buffers: Sequence[Buffer] = ()) -> Any:
+        """Have the process do something. Cancelled, it is told so, and killed if it doesn't leave off.
+
+        Raises UnavailableError if it ends before it answers.
+        """
+        number, waiting = next(self._numbers), _Waiting()
+        if self.ended.is_set():
+            raise self._gone()
+        self._waiting[number] = waiting
+        sending = _Sending(
+            partial(self._send, ("call", number, name, arguments), buffers), self._process.kill
+        )
+        try:
+            await run_in_thread(sending.run, give_up=sending.give_up)
+            await waiting.done.wait()
+        except OSError:
+            with anyio.CancelScope(shield=True):
+                await self.ended.wait()
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await self._leave_off(number, waiting, is_known=sending.has_begun)
+            raise
+        answer = waiting.answer
+        if answer is None:
+            raise self._gone()
+        if isinstance(answer, Failed):
+            raise error_of(answer)
+        return answer[0]
+
+    async def _leave_off(self, number: int, waiting: _Waiting, *, is_known: bool) -> None:
+        if not is_known:
+            del self._waiting[number]
+            return
+        with anyio.move_on_after(_GIVE_UP_S):
+            sending = _Sending(partial(self._send, ("cancel", number), ()), self._process.kill)
+            with contextlib.suppress(OSError):  # it has ended
+                await run_in_thread(sending.run, give_up=sending.give_up)
+            await waiting.done.wait()
+        if not waiting.done.is_set():
+            self._process.kill()
+            await self.ended.wait()
+
+    def _gone(self) -> UnavailableError:
+        return UnavailableError(
+            f"the process of the lake compactor ended, it is started again with the next try: pid={self.pid}"
+        )
+
+    def watch(self, step: Callable[[str], None]) -> None:
+        """Have ``step`` called from now on, in a thread, while the process waits."""
+        self.step = step
+        self._send(("watch",), ())
+
+    async def close(self) -> None:
+        """End it."""
+        with contextlib.suppress(OSError):  # it has ended
+            self._socket.shutdown(socket.SHUT_RDWR)
+        with anyio.move_on_after(_GIVE_UP_S):
+            await self.ended.wait()
+        if not self.ended.is_set():
+            self._process.kill()
+            await self.ended.wait()
+        self._reader.join()
+        self._socket.close()
+
+
+class ApartCompactor:
+    """Keeps the contract :class:`penstock.spi.lake.LakeCompactor` with an ``IcebergCompactor`` elsewhere."""
+
+    def __init__(self, settings: Settings, services: Services) -> None:
+        self._settings = settings
+        self._services = services
+        self._charge: Charge | None = None
+        self._process: _Process | None = None
+        self._starting = anyio.Lock()
+        self._step: Callable[[str], None] | None = None
+        self._location = ""
+        self._numbers = itertools.count()
+
+    @classmethod
+    @asynccontextmanager
+    async def opened(cls, settings: Settings, services: Services) -> AsyncIterator[ApartCompactor]:
+        """Start the process. Raises what opening the compactor in it raises."""
+        apart = cls(settings, services)
+        try:
+            await apart.process()
+            yield apart
+        finally:
+            with anyio.CancelScope(shield=True):
+                if apart._process is not None:
+                    await apart._process.close()
+                apart._account(0)
+
+    async def process(self) -> _Process:
+        """The process, which is started if there is none."""
+        async with self._starting:
+            if self._process is not None and self._process.ended.is_set():
+                ended, self._process = self._process, None
+                await ended.close()
+            if self._process is None:
+                process = _Process(self._account)
+                try:
+                    self._location = await process.call(
+                        "open", self._settings, self._plain_services(), self.memory()
+                    )
+                except BaseException:
+                    with anyio.CancelScope(shield=True):
+                        await process.close()
+                    raise
+                self._process = process
+                self._have_watched()
+            return self._process
+
+    def _plain_services(self) -> dict[str, Any]:
+        """What goes through a pickle: no object that is alive here."""
+        services = self._services
+        return {
+            "node_id": services.node_id,
+            "epoch": services.epoch,
+            "cluster_id": services.cluster_id,
+            "data_dir": services.data_dir.absolute(),
+            "access": services.access,
+            "read_only": services.read_only,
+        }
+
+    def memory(self) -> tuple[int, int]:
+        """The limit of the broker's memory, and what of it others use."""
+        assert self._services.allocator is not None
+        used = self._services.allocator.statistics()
+        return used.limit_bytes, used.used_bytes - (self._charge.size if self._charge else 0)
+
+    def charged(self, size: int) -> Charge:
+        """Account for what is there anyway."""
+        assert self._services.allocator is not None
+        return self._services.allocator.charge_anyway(size, _PURPOSE)
+
+    def _account(self, size: int) -> None:
+        """The process keeps so much."""
+        if self._charge is not None:
+            if self._charge.size == size:
+                return
+            self._charge.release()
+            self._charge = None
+        if size:
+            self._charge = self.charged(size)
+
+    @property
+    def capabilities(self) -> LakeCompactorCapabilities:
+        """Maintains tables, which several hosts may share."""
+        return CAPABILITIES
+
+    @property
+    def location(self) -> str:
+        """Catalog and warehouse."""
+        return self._location
+
+    def watch(self, step: Callable[[str], None]) -> None:
+        """Have ``step(name)`` called after each thing that is done on a medium, while the process waits."""
+        self._step = step
+        self._have_watched()
+
+    def _have_watched(self) -> None:
+        if self._process is not None and self._step is not None:
+            self._process.watch(self._step)
+
+    @asynccontextmanager
+    async def open_table(self, topic: LakeTopic, epoch: int) -> AsyncIterator[ApartTable]:
+        """The table, fenced for whoever has it open with a lower epoch."""
+        process, number = await self.process(), next(self._numbers)
+        try:
+            name = await process.call("open_table", number, topic, epoch, self.memory())
+            yield ApartTable(self, process, number, name)
+        finally:
+            with anyio.CancelScope(shield=True):
+                if not process.ended.is_set():
+                    await process.call("leave", number)
+
+    async def tables(self) -> Sequence[str]:
+        """The names of all tables in the namespace."""
+        found: Sequence[str] = await (await self.process()).call("tables")
+        return found
+
+
+class ApartTable:
+    """Keeps the contract :class:`penstock.spi.lake.LakeTable` with a table that is open elsewhere."""
+
+    def __init__(self, compactor: ApartCompactor, process: _Process, number: int, name: str) -> None:
+        self._compactor = compactor
+        self._process = process
+        self._number = number
+        self._name = name
+
+    async def _call(self, name: str, *arguments: Any, buffers: Sequence[Buffer] = ()) -> Any:
+        memory = self._compactor.memory()
+        return await self._process.call("table", self._number, memory, name, arguments, buffers=buffers)
+
+    @property
+    def name(self) -> str:
+        """Without the namespace."""
+        return self._name
+
+    async def positions(self) -> Mapping[int, int]:
+        """Where this opening goes on from."""
+        found: Mapping[int, int] = await self._call("positions")
+        return found
+
+    async def write(self, records: LakeRecords) -> LakeWritten:
+        """Hand records over, and wait until they are taken."""
+        numbers, buffers = taken_apart(records)
+        charge = self._compactor.charged(max(1, records.nbytes))  # they are there and here
+        try:
+            written: LakeWritten = await self._call("write", numbers, buffers=buffers)
+        finally:
+            charge.release()
+        return written
+
+    async def commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        """Commit all that was written with the positions."""
+        made: LakeCommit = await self._call("commit", dict(positions))
+        return made
+
+    async def maintain(self, *, dry_run: bool = False) -> LakeMaintenance:
+        """Rewrite small files, merge manifests, expire snapshots, and remove files that nothing needs."""
+        done: LakeMaintenance = await self._call("maintain", dry_run)
+        return done
+
+    async def describe(self) -> Mapping[str, str]:
+        """Words about the newest snapshot."""
+        words: Mapping[str, str] = await self._call("describe")
+        return words
+
+    async def rows(self) -> AsyncIterator[LakeRecord]:
+        """The records of all files, some at a time."""
+        found: Sequence[LakeRecord] = await self._call("rows", True)
+        while found:
+            for record in found:
+                yield record
+            found = await self._call("rows", False)

@@ -1,0 +1,194 @@
+"""The compactor in a process of its own: the same tables, and whatever becomes of the process, each record once."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import anyio
+import pytest
+from penstock_iceberg_compactor import _apart
+from penstock_iceberg_compactor._apart import ApartCompactor
+from penstock_iceberg_compactor._open import open_compactor, watch
+from penstock_iceberg_compactor._settings import Settings
+from tests.iceberg_place import services, topic
+from tests.lake_records import lake_records
+from tests.patience import HANG_S
+
+from penstock.errors import ConfigError, FencedError, InvalidRequestError, UnavailableError
+from penstock_conformance.reference._allocator import PlainAllocator
+
+pytestmark = pytest.mark.anyio
+
+
+@asynccontextmanager
+async def apart(place: Path, allocator: PlainAllocator, **settings: Any) -> AsyncIterator[ApartCompactor]:
+    async with open_compactor(Settings(**settings), services(place, allocator=allocator)) as compactor:
+        assert isinstance(compactor, ApartCompactor)
+        yield compactor
+
+
+async def kill(compactor: ApartCompactor, number: int = signal.SIGKILL) -> None:
+    os.kill((await compactor.process()).pid, number)
+
+
+async def test_a_table_that_is_made_elsewhere_has_what_was_written(tmp_path: Path) -> None:
+    """Keys, values, headers, nulls and gaps; and nothing of what makes tables is imported here."""
+    allocator = PlainAllocator(512 * 2**20)
+    async with apart(tmp_path, allocator) as compactor:
+        async with compactor.open_table(topic(), 1) as table:
+            assert await table.positions() == {}
+            records = lake_records(
+                [b"a", None, b""],
+                keys=[None, b"k", b""],
+                headers=[[(b"n", b"v"), (b"n", None)], [], []],
+                offsets=[0, 4, 9],
+                partition=3,
+            )
+            assert (await table.write(records)).rows == 3
+            assert allocator.statistics().used_by_purpose["lake"] > 0
+            assert (await table.commit({3: 10})).rows == 3
+            assert not allocator.statistics().used_bytes
+            assert [row async for row in table.rows()] == list(records.rows())
+            assert await table.positions() == {3: 10}
+            assert (await table.maintain()).figures
+            assert table.name in (await table.describe())["place"]
+        assert await compactor.tables() == ["orders"]
+        assert str(tmp_path) in compactor.location
+    assert not allocator.statistics().used_bytes
+
+
+async def test_errors_come_with_their_kind_and_their_words(tmp_path: Path) -> None:
+    allocator = PlainAllocator(512 * 2**20)
+    with pytest.raises(ConfigError, match="no_such_catalog"):
+        async with apart(tmp_path, allocator, catalog={"type": "no_such_catalog"}):
+            pass
+    async with apart(tmp_path, allocator) as compactor:
+        async with compactor.open_table(topic(value_format="json"), 2) as table:
+            with pytest.raises(InvalidRequestError, match=r"it is no json.*partition=0 offset=0"):
+                await table.write(lake_records([b"{"]))
+        with pytest.raises(FencedError, match="somebody else owns the table now"):
+            async with compactor.open_table(topic(value_format="json"), 1):
+                pass
+
+
+async def test_a_process_that_is_killed_is_started_again_and_each_record_is_in_the_table_once(
+    tmp_path: Path,
+) -> None:
+    allocator = PlainAllocator(512 * 2**20)
+    async with apart(tmp_path, allocator) as compactor:
+        for _ in range(2):
+            async with compactor.open_table(topic(), 1) as table:
+                await table.write(lake_records([b"a", b"b"]))
+                await kill(compactor)
+                with pytest.raises(UnavailableError, match="process of the lake compactor ended"):
+                    await table.commit({0: 2})
+            assert not allocator.statistics().used_bytes
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a", b"b"]))
+            await table.commit({0: 2})
+            assert [row.offset async for row in table.rows()] == [0, 1]
+
+
+async def test_a_call_that_is_cancelled_leaves_the_process_to_others(tmp_path: Path) -> None:
+    async with apart(tmp_path, PlainAllocator(512 * 2**20)) as compactor:
+        async with compactor.open_table(topic("other"), 1) as other:
+            pid = (await compactor.process()).pid
+            with anyio.CancelScope() as scope:
+                async with compactor.open_table(topic(), 1) as table:
+                    scope.cancel()
+                    await table.write(lake_records([b"a"]))
+            assert scope.cancelled_caught
+            await other.write(lake_records([b"a"]))
+            await other.commit({0: 1})
+            assert (await compactor.process()).pid == pid
+
+
+async def test_a_process_that_stands_still_is_killed_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    """It neither answers nor hears that it is to leave off."""
+    with patch.object(_apart, "_GIVE_UP_S", 0.0):
+        async with apart(tmp_path, PlainAllocator(512 * 2**20)) as compactor:
+            with anyio.CancelScope() as scope, contextlib.suppress(UnavailableError):
+                async with compactor.open_table(topic(), 1) as table:
+                    await kill(compactor, signal.SIGSTOP)
+                    async with anyio.create_task_group() as tasks:
+                        # more than the socket takes
+                        tasks.start_soon(table.write, lake_records([bytes(8 * 2**20)]))
+                        await anyio.wait_all_tasks_blocked()
+                        scope.cancel()
+            assert await compactor.tables() == ["orders"]  # of the next process
+
+
+async def test_what_a_step_raises_here_is_raised_there(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def lose(step: str) -> None:
+        seen.append(step)
+        if step == "committed" and seen.count(step) == 1:
+            raise UnavailableError("the reply is lost")
+
+    async with apart(tmp_path, PlainAllocator(512 * 2**20)) as compactor:
+        watch(compactor, lose)
+        async with compactor.open_table(topic(), 1) as table:
+            await table.write(lake_records([b"a"]))
+            with pytest.raises(UnavailableError, match="the reply is lost"):
+                await table.commit({0: 1})
+        async with compactor.open_table(topic(), 1) as table:
+            assert await table.positions() == {0: 1}
+    assert {"table made", "files written", "manifests written", "committed"} <= set(seen)
+
+
+async def test_what_is_logged_there_is_logged_here(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "penstock.lake")
+    catalog = {"type": "sql", "uri": f"sqlite:////{tmp_path}/nowhere/c.db"}
+    async with apart(tmp_path, PlainAllocator(512 * 2**20), catalog=catalog):
+        pass
+    assert [one.name for one in caplog.records if "tables wait for the catalog" in one.getMessage()] == [
+        "penstock.lake.iceberg"
+    ]
+
+
+_BROKER = """
+import sys, anyio
+from pathlib import Path
+from penstock_conformance.reference._allocator import PlainAllocator
+from penstock_iceberg_compactor._open import open_compactor
+from penstock_iceberg_compactor._settings import Settings
+from penstock.spi import Services
+
+async def main():
+    services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=Path(sys.argv[1]), clock=lambda: 0.0,
+                        allocator=PlainAllocator(2**29))
+    async with open_compactor(Settings(), services) as compactor:
+        print((await compactor.process()).pid, "pyarrow" in sys.modules, flush=True)
+        await anyio.sleep_forever()
+
+anyio.run(main)
+"""
+
+
+def test_the_process_is_gone_when_the_broker_is_and_the_broker_has_none_of_its_libraries(
+    tmp_path: Path,
+) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _BROKER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as broker:
+        assert broker.stdout is not None
+        pid, has_libraries = broker.stdout.readline().split()
+        watched = os.pidfd_open(int(pid))
+        broker.kill()
+    try:
+        assert select.select([watched], [], [], HANG_S)[0]  # readable when it has ended
+    finally:
+        os.close(watched)
+    assert has_libraries == "False"
