@@ -337,7 +337,8 @@ class TableTask:
 
     async def _feed(self, table: LakeTable, topic: LakeTopic) -> None:
         clock = self._around.clock
-        due_at = clock() + self.wanted.configs.commit_interval_s
+        # one that stands shows at once whether the reason has gone, not after an interval that may be an hour
+        due_at = clock() + (0 if self.is_standing else self.wanted.configs.commit_interval_s)
         while True:
             self._news = anyio.Event()  # what comes from here on is news: it may be too late for this round
             is_new = self.wanted.topic != topic

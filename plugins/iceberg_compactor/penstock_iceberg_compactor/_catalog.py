@@ -28,8 +28,9 @@ from pyiceberg.exceptions import NamespaceAlreadyExistsError
 from pyiceberg.utils.config import merge_config
 from requests import PreparedRequest, Response, Session
 from requests.adapters import HTTPAdapter
-from sqlalchemy import Engine, event, make_url
+from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
+from sqlalchemy.pool import NullPool
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.response import HTTPResponse
@@ -89,7 +90,8 @@ class OpenCatalog:
             if self._catalog is not None and self._is_another():
                 self._close()
             if self._catalog is None:
-                if self._fault is not None and time.monotonic() < self._fault_until:
+                # who only looks, as a command does, has no time to wait for it again with each table
+                if self._fault is not None and (self._read_only or time.monotonic() < self._fault_until):
                     raise again(self._fault)
                 try:
                     self._catalog = self._load(silence_s or self._silence_s)
@@ -162,6 +164,7 @@ class OpenCatalog:
                 return _rest(self._name, cast(dict[str, str], given), silence_s, self._silence_s)
             if kind.endswith("sql") and given.get("uri"):
                 uri = str(given["uri"])
+                _reach(bounded_url(uri, min(silence_s, _CONNECT_S)))
                 catalog = _sql(
                     self._name, {**self._properties, "uri": bounded_url(uri, min(silence_s, _CONNECT_S))}
                 )
@@ -193,6 +196,14 @@ class OpenCatalog:
             f"the catalog can't be used like this, set lake_compactor.catalog as pyiceberg wants it: "
             f"cause={self._secrets.hide(' '.join(str(error).split()))}"
         )
+
+
+def _reach(url: str) -> None:
+    """Raise if the database can't be reached: pyiceberg takes that for missing tables, and tries once more."""
+    if _sqlite_file(url) is None:
+        engine = create_engine(url, poolclass=NullPool)
+        with engine.connect():
+            pass
 
 
 def _sql(name: str, properties: dict[str, Any]) -> Catalog:

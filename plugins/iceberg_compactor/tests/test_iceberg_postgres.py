@@ -11,9 +11,11 @@ from unittest.mock import patch
 
 import anyio
 import pytest
-from penstock_iceberg_compactor._catalog import bounded_url
+from penstock_iceberg_compactor import _catalog
+from penstock_iceberg_compactor._catalog import OpenCatalog, bounded_url
+from penstock_iceberg_compactor._errors import Secrets
 from pyiceberg.catalog.sql import SqlCatalog
-from sqlalchemy import event
+from sqlalchemy import Engine, event
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 from tests.patience import HANG_S
@@ -144,6 +146,34 @@ async def test_who_gave_up_on_a_commit_begins_no_connection_more(
                                 await anyio.lowlevel.checkpoint()
                 assert not connect.called
                 assert not begun
+
+
+def test_who_only_looks_waits_once_for_a_server_that_stands_still(
+    tmp_path: Path, postgres: PostgresServer
+) -> None:
+    """For one connection, however many tables are looked at."""
+    begun: list[object] = []
+
+    def count(*_: object) -> None:
+        begun.append(1)
+
+    looking = OpenCatalog(
+        "penstock",
+        {"type": "sql", "uri": postgres.url, "warehouse": tmp_path.as_uri()},
+        "kafka",
+        Secrets({}),
+        silence_s=1.0,
+        read_only=True,
+    )
+    event.listen(Engine, "do_connect", count)
+    try:
+        with postgres.standing_still(), patch.object(_catalog, "_FIRST_S", 0.0):
+            for _ in range(3):
+                with pytest.raises(UnavailableError, match="opening the catalog failed"):
+                    looking.get()
+        assert len(begun) == 1
+    finally:
+        event.remove(Engine, "do_connect", count)
 
 
 async def test_a_missing_driver_is_named_with_the_extra_that_brings_it(

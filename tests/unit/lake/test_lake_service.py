@@ -387,6 +387,29 @@ def test_pauses_double_up_to_the_longest_and_begin_anew_after_a_commit() -> None
     simulated(test)
 
 
+def test_a_table_runs_again_with_the_next_try_and_not_an_interval_later() -> None:
+    """Whether records wait for it, or it has them all."""
+
+    async def test(world: World) -> None:
+        world.create("orders")
+        world.alter("orders", commit_interval_ms="3600000")
+        async with world.serve():
+            await anyio.sleep(1)
+            for rows in ([], [0]):
+                world.always["open", "orders"] = DOWN
+                world.alter("orders", format=f"with {len(rows)}")  # so it is opened again
+                await anyio.sleep(20)
+                assert world.claim("orders").state == "failed"
+                if rows:
+                    world.upload("orders", 1)
+                del world.always["open", "orders"]
+                await anyio.sleep(1.2 * world.settings.retry_max_s)
+                assert world.claim("orders").state == "running"
+                assert world.tables["orders"].rows == rows
+
+    simulated(test)
+
+
 def test_a_stop_ends_the_pause_after_a_failure() -> None:
     async def test(world: World) -> None:
         world.create("orders")
