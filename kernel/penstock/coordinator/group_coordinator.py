@@ -20,6 +20,7 @@ import anyio
 import anyio.lowlevel
 
 from penstock.account import Ledger
+from penstock.coordinator.answers import Answers
 from penstock.coordinator.group_commits import CommitSet, PreparedCommit
 from penstock.coordinator.group_member import GROUP_BYTES, member_bytes
 from penstock.coordinator.group_offsets import OffsetBook
@@ -93,6 +94,7 @@ class GroupSurroundings:
     #: Of groups, members, offsets and parked requests.
     memory: Ledger
     timers: Timers[GroupCoordinator | None, Timer]
+    answers: Answers
     #: Memory is short: forget, in all partitions, groups that stay only until it is looked what has expired.
     make_room: Callable[[], None]
 
@@ -110,6 +112,7 @@ class GroupCoordinator:
         self._new_id = surroundings.new_id
         self._memory = surroundings.memory
         self._timers = surroundings.timers
+        self._answers = surroundings.answers
         self._make_room = surroundings.make_room
         self._table = GroupTable(log.partition, self._settings, self._memory)
         #: What parked requests have of ``memory``.
@@ -581,14 +584,16 @@ class GroupCoordinator:
         persisted: Callable[[], None] | None = None,
     ) -> None:
         """Do what the machine says; `persisted` is called when the group is written, or couldn't be."""
+        answers: list[Complete] = []
         for output in outputs:
             if isinstance(output, SetTimer):
                 self._schedule(entry, output.key, output.at_ms)
             elif isinstance(output, Complete):
-                assert isinstance(output.waiter, Waiter), "waiters come from here"
-                output.waiter.answer(output.result)
+                answers.append(output)
             else:
                 self._persist(entry, output, persisted)
+        if answers:
+            self._answers.give(answers)
         self._table.account(entry)
 
     def _persist(self, entry: Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:

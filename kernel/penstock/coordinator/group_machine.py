@@ -423,13 +423,16 @@ class Group:
 
     def _join_result(self, member: Member) -> JoinResult:
         is_leader = member.member_id == self.leader_id
+        # without names: of one member in thousands each microsecond is milliseconds
         return JoinResult(
-            member_id=member.member_id,
-            generation_id=self.generation_id,
-            protocol_type=self.protocol_type,
-            protocol_name=self.protocol_name,
-            leader=self.leader_id or "",
-            members=self._member_list() if is_leader else (),
+            member.member_id,
+            ErrorCode.NONE,
+            self.generation_id,
+            self.protocol_type,
+            self.protocol_name,
+            self.leader_id or "",
+            False,
+            self._member_list() if is_leader else (),
         )
 
     def _member_list(self) -> tuple[JoinMember, ...]:

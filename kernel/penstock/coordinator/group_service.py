@@ -19,6 +19,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from penstock.account import Ledger, LedgerStatistics
+from penstock.coordinator.answers import Answers
 from penstock.coordinator.coordinators import Coordinators, Phase
 from penstock.coordinator.group_commits import prepare_commit
 from penstock.coordinator.group_coordinator import GroupCoordinator, GroupSurroundings, Timer
@@ -101,8 +102,9 @@ class GroupService:
             "groups", max(_WRITES_BYTES_MIN, self._settings.memory_bytes_max // 4), allocator
         )
         self._timers: Timers[GroupCoordinator | None, Timer] = Timers(self._clock, self._fire, _is_needed)
+        self._answers = Answers()
         surroundings = GroupSurroundings(
-            self._settings, self._clock, new_id, self._memory, self._timers, self._make_room
+            self._settings, self._clock, new_id, self._memory, self._timers, self._answers, self._make_room
         )
         self._long_commits = anyio.Lock()
         #: Records of a long commit that aren't submitted yet: no more than may wait for the log.
@@ -132,6 +134,7 @@ class GroupService:
         self._not_ready = ErrorCode.NONE
         self._schedule_check(self._clock.now_ms())
         self._task_group.start_soon(self._timers.run)
+        self._task_group.start_soon(self._answers.run)
         return self
 
     async def __aexit__(
@@ -144,6 +147,7 @@ class GroupService:
         assert self._task_group is not None, "the scope was entered"
         self._not_ready = ErrorCode.NOT_COORDINATOR
         await self._coordinators.close()
+        self._answers.flush()
         self._task_group.cancel_scope.cancel()
         try:
             swallowed = await self._task_group.__aexit__(exc_type, exc, traceback)

