@@ -79,6 +79,7 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
     protocol_name = result.protocol_name
     if protocol_name is None and version < _JOIN_NULLABLE_PROTOCOL_VERSION:
         protocol_name = ""
+    context.is_long = len(result.members) > PORTION
     return JoinGroupResponse(
         error_code=result.error,
         generation_id=result.generation_id,
@@ -91,7 +92,7 @@ async def handle_join_group(request: JoinGroupRequest, context: RequestContext) 
             JoinGroupResponseMember(
                 member_id=one.member_id, group_instance_id=one.group_instance_id, metadata=one.metadata
             )
-            for one in result.members
+            async for one in in_portions(result.members)
         ],
     )
 
@@ -157,7 +158,8 @@ async def handle_describe_groups(
     denied = context.denied(Operation.DESCRIBE, ResourceType.GROUP, asked)
     permitted = [name async for name in in_portions(asked) if name not in denied]
     descriptions = await context.groups.describe(permitted)
-    groups = [_described(one, context.version) async for one in in_portions(descriptions)]
+    context.is_long = sum(len(one.members) for one in descriptions) > PORTION
+    groups = [await _described(one, context.version) async for one in in_portions(descriptions)]
     groups += [
         DescribedGroup(group_id=name, error_code=DENIED[ResourceType.GROUP])
         async for name in in_portions(asked)
@@ -172,7 +174,7 @@ async def handle_describe_groups(
     return DescribeGroupsResponse(groups=groups)
 
 
-def _described(group: GroupDescription, version: int) -> DescribedGroup:
+async def _described(group: GroupDescription, version: int) -> DescribedGroup:
     error, message, state = group.error, None, str(group.state)
     if error is ErrorCode.GROUP_ID_NOT_FOUND:
         if version < _DESCRIBE_NOT_FOUND_VERSION:
@@ -197,7 +199,7 @@ def _described(group: GroupDescription, version: int) -> DescribedGroup:
                 member_metadata=one.metadata,
                 member_assignment=one.assignment,
             )
-            for one in group.members
+            async for one in in_portions(group.members)
         ],
     )
 

@@ -42,7 +42,12 @@ from penstock.coordinator.group_types import (
     TimerKey,
     TopicPartition,
 )
-from penstock.coordinator.records import encode_group_key, encode_group_value, encode_offset_key
+from penstock.coordinator.records import (
+    encode_group_key,
+    encode_group_value,
+    encode_long_group_value,
+    encode_offset_key,
+)
 from penstock.coordinator.state_log import StateLog, cut_in_portions
 from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Clock, Waiter
@@ -597,7 +602,12 @@ class GroupCoordinator:
         self._table.account(entry)
 
     def _persist(self, entry: Entry, output: PersistGroup, persisted: Callable[[], None] | None) -> None:
-        value = encode_group_value(output.metadata)
+        key, metadata, value = encode_group_key(entry.group.group_id), output.metadata, b""
+
+        async def make() -> list[Record]:
+            nonlocal value
+            value = await encode_long_group_value(metadata)
+            return [(key, value)]
 
         def done(error: ErrorCode) -> None:
             if error is ErrorCode.NONE:
@@ -607,4 +617,8 @@ class GroupCoordinator:
             if persisted is not None:
                 persisted()
 
-        self._log.submit([(encode_group_key(entry.group.group_id), value)], done)
+        if len(metadata.members) > PORTION:
+            self._log.submit_later(make, metadata.size_bytes, done)
+        else:
+            value = encode_group_value(metadata)
+            self._log.submit([(key, value)], done)

@@ -236,6 +236,11 @@ class GroupMetadata:
     state_timestamp_ms: int
     members: tuple[MemberMetadata, ...] = ()
 
+    @property
+    def size_bytes(self) -> int:
+        """About what the record of it takes."""
+        return sum(128 + len(one.subscription) + len(one.assignment) for one in self.members)
+
 
 class MemberDescription(NamedTuple):
     """One member as DescribeGroups shows it."""

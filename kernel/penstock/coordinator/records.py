@@ -33,15 +33,17 @@ __all__ = (
     "decode_offset_value",
     "encode_group_key",
     "encode_group_value",
+    "encode_long_group_value",
     "encode_offset_key",
     "encode_offset_value",
 )
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
+import anyio.lowlevel
 import msgspec
 
 from penstock.coordinator.group_types import CommittedOffset, GroupMetadata, MemberMetadata
@@ -54,6 +56,7 @@ from penstock.wire.messages.group_metadata_value import MemberMetadata as Member
 from penstock.wire.messages.offset_commit_key import OffsetCommitKey
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
 from penstock.wire.registry import data_encoder, decode_data, encode_data
+from penstock.work.pieces import PORTION, pieces
 
 #: The name of the log, for messages.
 OFFSETS_LOG: Final = "__consumer_offsets"
@@ -65,6 +68,7 @@ _OFFSET_VALUE_VERSION_EXPIRING: Final = 1
 _GROUP_VALUE_VERSION: Final = 3
 _NO_EXPIRY: Final = -1
 
+_pack_count = struct.Struct(">i").pack
 _unpack_version = struct.Struct(">h").unpack_from
 # of commits there are thousands a second
 _encode_offset_key = data_encoder(_OFFSET_KEY_VERSION, offset_commit_key.ENCODERS)
@@ -156,6 +160,21 @@ def decode_offset_value(value: bytes) -> CommittedOffset:
 
 def encode_group_value(metadata: GroupMetadata) -> bytes:
     """GroupMetadataValue version 3."""
+    return _encode_group_value(metadata, metadata.members)
+
+
+async def encode_long_group_value(metadata: GroupMetadata) -> bytes:
+    """`encode_group_value` of any number of members, in portions: others get their turn between them."""
+    # members come last: of each portion's value only they are taken, and the empty value's count is replaced
+    head = _encode_group_value(metadata, ())
+    value = bytearray(head[: -len(_pack_count(0))] + _pack_count(len(metadata.members)))
+    for portion in pieces(metadata.members, PORTION):
+        value += _encode_group_value(metadata, portion)[len(head) :]
+        await anyio.lowlevel.checkpoint()
+    return bytes(value)
+
+
+def _encode_group_value(metadata: GroupMetadata, members: Sequence[MemberMetadata]) -> bytes:
     return encode_data(
         _GROUP_VALUE_VERSION,
         GroupMetadataValue(
@@ -175,7 +194,7 @@ def encode_group_value(metadata: GroupMetadata) -> bytes:
                     subscription=member.subscription,
                     assignment=member.assignment,
                 )
-                for member in metadata.members
+                for member in members
             ],
         ),
     )

@@ -26,7 +26,7 @@ __all__ = (
 
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import chain
@@ -132,14 +132,22 @@ def records_bytes(records: Iterable[Record]) -> int:
 
 
 class _Write:
-    """A set of records, and who is told."""
+    """A set of records, or who makes them, and who is told."""
 
     __slots__ = ("done", "records", "size")
 
-    def __init__(self, records: Sequence[Record], done: Callable[[ErrorCode], None]) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record] | Callable[[], Awaitable[Sequence[Record]]],
+        size: int,
+        done: Callable[[ErrorCode], None],
+    ) -> None:
         self.records = records
-        self.size = records_bytes(records)
+        self.size = size
         self.done = done
+
+    async def made(self) -> Sequence[Record]:
+        return await self.records() if callable(self.records) else self.records
 
 
 class StateLog:
@@ -201,6 +209,18 @@ class StateLog:
         COORDINATOR_NOT_AVAILABLE where too much waits. After an error the set may still land, as a newer one of its
         keys says.
         """
+        self._submit(_Write(records, records_bytes(records), done))
+
+    def submit_later(
+        self, make: Callable[[], Awaitable[Sequence[Record]]], size: int, done: Callable[[ErrorCode], None]
+    ) -> None:
+        """`submit` of records that take long to make, of about ``size`` bytes: ``make`` is called when their turn has
+        come, and whoever is served beside that sees them behind what was submitted before.
+        """
+        self._submit(_Write(make, size, done))
+
+    def _submit(self, write: _Write) -> None:
+        done = write.done
         if self._is_closed:
             done(ErrorCode.NOT_COORDINATOR)
             return
@@ -208,7 +228,6 @@ class StateLog:
             self._counters.failures += 1
             done(ErrorCode.COORDINATOR_NOT_AVAILABLE)
             return
-        write = _Write(records, done)
         # with nothing on the way even a large write goes: else it never would
         if self._memory.used_bytes and not self._memory.has_room(write.size):
             self._counters.failures += 1
@@ -254,7 +273,7 @@ class StateLog:
     async def _append(self, batch: Sequence[_Write]) -> None:
         error = ErrorCode.NOT_COORDINATOR  # the answer if this task is cancelled
         try:
-            records = list(chain.from_iterable([write.records for write in batch]))
+            records = list(chain.from_iterable([await write.made() for write in batch]))
             self._next_offset = await self._log.append(self.partition, records) + len(records)
             error = ErrorCode.NONE
             self._counters.appends += 1

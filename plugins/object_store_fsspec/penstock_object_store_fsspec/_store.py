@@ -6,7 +6,9 @@ __all__ = ("FsspecObjectStore",)
 
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, contextmanager
-from typing import Any, cast
+from typing import Any, Final, cast
+
+from anyio.lowlevel import checkpoint
 
 from penstock.errors import InvalidRequestError, UnavailableError
 from penstock.spi.object_store import (
@@ -17,6 +19,9 @@ from penstock.spi.object_store import (
 )
 from penstock.spi.plugin import Buffer
 from penstock_object_store_fsspec._backend import Backend, body_size, check_key, check_prefix
+
+#: Objects that are listed before others get their turn: about a millisecond.
+_LISTED: Final = 100
 
 
 class FsspecObjectStore:
@@ -122,7 +127,13 @@ class FsspecObjectStore:
         with self._counted("lists"):
             # Every backend's list is an async generator; closing it here keeps its clean-up in this scope.
             async with aclosing(cast("Any", self._backend.list(prefix, start_after))) as found:
+                left = _LISTED
                 async for info in found:
+                    if not left:
+                        # a page comes at once, and what is done with each object takes some time, too
+                        await checkpoint()
+                        left = _LISTED
+                    left -= 1
                     yield info
 
     def statistics(self) -> ObjectStoreStatistics:

@@ -11,6 +11,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import anyio
+import anyio.lowlevel
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -320,3 +321,24 @@ async def test_statistics_count_requests_and_bytes(store: ObjectStore) -> None:
 def test_a_url_that_means_nothing_is_refused(wrong: str) -> None:
     with pytest.raises(ValueError, match="write it like"):
         Settings(url=wrong)
+
+
+async def test_a_long_list_lets_others_have_their_turns(open_url: Opener, url: str) -> None:
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await anyio.lowlevel.checkpoint()
+            turns += 1
+
+    listed: list[int] = []
+    async with open_url(url) as store, anyio.create_task_group() as tasks:
+        for number in range(350):
+            await store.put(f"k/{number:03}", [b"x"])
+        tasks.start_soon(take_turns)
+        async for _ in store.list("k/"):
+            listed.append(turns)
+        tasks.cancel_scope.cancel()
+    assert len(listed) == 350
+    assert max(listed.count(turn) for turn in listed) <= 100

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, Final, Self, TypeAlias
 
 import anyio
@@ -16,7 +17,8 @@ import pytest
 from tests.unit.coordinator.conftest import FakeClock, LedService, MemoryLog, settle
 from tests.unit.coordinator.test_group_service import OFFSET, REQUEST, SETTINGS
 
-from penstock.coordinator import group_coordinator
+from penstock.api import groups
+from penstock.coordinator import group_coordinator, records
 from penstock.coordinator.answers import ANSWERS
 from penstock.coordinator.group_machine import Group
 from penstock.coordinator.group_service import GroupService
@@ -24,6 +26,7 @@ from penstock.coordinator.group_types import GroupSettings, OffsetAndMetadata, S
 from penstock.coordinator.timers import Timers
 from penstock.coordinator.waiting import Waiter
 from penstock.wire.error_codes import ErrorCode
+from penstock.wire.messages.describe_groups import DescribeGroupsRequest
 from penstock.work.pieces import PORTION
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +145,8 @@ async def test_members_of_a_large_group_are_answered_some_at_a_time(
     async with opened() as service, anyio.create_task_group() as tasks:
         turns = Turns(monkeypatch)
         turns.count(Waiter, "answer")
+        encoded = Turns(monkeypatch)
+        encoded.count(records, "MemberValue")
 
         async def sync(member: str) -> None:
             request = SyncRequest(member_id=member, generation_id=1, assignments=dict.fromkeys(members, b"x"))
@@ -157,10 +162,20 @@ async def test_members_of_a_large_group_are_answered_some_at_a_time(
         assert turns.most <= ANSWERS
         for member in reversed(members):
             tasks.start_soon(sync, member)
-        async with turns:
+        async with turns, encoded:
             await settle()
+        assert encoded.calls == len(members)
+        assert encoded.most <= PORTION
         assert answered == members
         assert turns.most <= ANSWERS
+        made = Turns(monkeypatch)
+        made.count(groups, "DescribedGroupMember")
+        context: Any = SimpleNamespace(denied=lambda *_: set(), groups=service, version=5)
+        async with made:
+            response = await groups.handle_describe_groups(DescribeGroupsRequest(groups=["g"]), context)
+        assert len(response.groups[0].members) == made.calls == len(members)
+        assert made.most <= PORTION
+        assert context.is_long, "others have their turn while it is encoded, too"
         for _ in members:
             tasks.start_soon(service.join, "h", REQUEST)
         await settle()

@@ -20,6 +20,7 @@ from penstock.coordinator.records import (
     decode_offset_value,
     encode_group_key,
     encode_group_value,
+    encode_long_group_value,
     encode_offset_key,
     encode_offset_value,
 )
@@ -31,6 +32,7 @@ from penstock.wire.messages.group_metadata_value import GroupMetadataValue
 from penstock.wire.messages.group_metadata_value import MemberMetadata as WireMember
 from penstock.wire.messages.offset_commit_value import OffsetCommitValue
 from penstock.wire.registry import decode_data, encode_data
+from penstock.work.pieces import PORTION
 
 TEXT = st.text(max_size=20)
 INT32 = st.integers(0, 2**31 - 1)
@@ -55,6 +57,26 @@ GROUPS = st.builds(
     state_timestamp_ms=INT64,
     members=st.lists(MEMBERS, max_size=3).map(tuple),
 )
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("count", [0, 1, PORTION, 2 * PORTION + 1])
+async def test_a_group_of_any_size_is_the_same_bytes_in_portions(count: int) -> None:
+    members = tuple(
+        MemberMetadata(
+            f"m{i}", None if i % 2 else f"i{i}", "c", "/h", i, i + 1, bytes([i % 256]), b"a" * (i % 7)
+        )
+        for i in range(count)
+    )
+    metadata = GroupMetadata(
+        protocol_type="consumer",
+        generation_id=3,
+        protocol_name="range",
+        leader="m0",
+        state_timestamp_ms=5,
+        members=members,
+    )
+    assert await encode_long_group_value(metadata) == encode_group_value(metadata)
 
 
 def test_keys_are_kafkas_bytes() -> None:

@@ -377,3 +377,30 @@ def _possible(expected: dict[str, int], doubtful: list[list[Record]]) -> list[di
                 counts.apply(*one)
             states.append(dict(counts.of))
     return states
+
+
+async def test_records_that_are_made_late_keep_their_place() -> None:
+    log = MemoryLog(1)
+    life = Life(log)
+    ready = anyio.Event()
+    answers: list[str] = []
+
+    async def make() -> list[Record]:
+        await ready.wait()
+        return [(b"late", b"1")]
+
+    async with anyio.create_task_group() as tasks:
+        await life.log.load(life.counts)
+        tasks.start_soon(life.log.run)
+        life.log.submit_later(make, 5, lambda error: answers.append(f"late {error.name}"))
+        life.log.submit([(b"early", b"2")], lambda error: answers.append(f"early {error.name}"))
+        await settle()
+        assert answers == []
+        assert log.records == [[]]
+        assert life.memory.used_bytes >= 5, "accounted for before it is there"
+        ready.set()
+        await settle()
+        life.log.close()
+    assert answers == ["late NONE", "early NONE"]
+    assert [record for _, record in log.records[0]] == [(b"late", b"1"), (b"early", b"2")]
+    assert life.memory.used_bytes == 0
