@@ -77,6 +77,9 @@ def pending_members(pair: Pair) -> None:
     give_id("pending-3")
     static = _join("pending-3", _PENDING, "range", group_instance_id="instance")
     ask(pair, "it comes as a static member", ApiKey.JOIN_GROUP, 5, **static)
+    give_id("pending-5")
+    twice = [{"member_id": _PENDING, "group_instance_id": instance} for instance in ("a", "b")]
+    ask(pair, "it leaves twice", ApiKey.LEAVE_GROUP, 5, group_id="pending-5", members=twice)
     learn(_MEMBER, "pending-4", 3)
     give_id("pending-4")
     member = {"member_id": _PENDING, "group_instance_id": None}

@@ -213,7 +213,7 @@ class Group:
         """LeaveGroup with one or many members, each with its own result (KIP-345)."""
         results = []
         leaving: dict[str, Member] = {}
-        pending: list[str] = []
+        pending: dict[str, None] = {}
         for one in members:
             error = ErrorCode.NONE
             member_id = one.member_id
@@ -225,10 +225,10 @@ class Group:
                 if member_id in leaving:
                     error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice, as below
                 leaving[member_id] = self._members[member_id]
-            elif member_id in leaving:
+            elif member_id in leaving or member_id in pending:
                 error = ErrorCode.UNKNOWN_MEMBER_ID  # named twice: it is gone already
             elif member_id in self._pending_joins:
-                pending.append(member_id)
+                pending[member_id] = None
             else:
                 error = self._members.error_of(member_id, one.group_instance_id)
                 if error is ErrorCode.NONE:

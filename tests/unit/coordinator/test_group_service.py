@@ -334,6 +334,24 @@ async def test_oversized_metadata_is_refused_next_to_good_partitions(opened: Ope
         assert set((await service.fetch_offsets("g"))[1]) == {TP}
 
 
+@pytest.mark.parametrize("offsets", [{}, {TP: OffsetAndMetadata(1, -1, "m" * 5_000)}])
+async def test_a_commit_of_nothing_that_is_kept_makes_no_group(
+    opened: Open, offsets: dict[TopicPartition, OffsetAndMetadata]
+) -> None:
+    async with opened() as service:
+        refused = dict.fromkeys(offsets, ErrorCode.OFFSET_METADATA_TOO_LARGE)
+        assert await service.commit_offsets("g", offsets) == refused
+        assert service.statistics().groups == 0
+        assert await service.delete_groups(["g"]) == {"g": ErrorCode.GROUP_ID_NOT_FOUND}
+
+
+async def test_an_id_that_was_given_out_leaves_once(opened: Open) -> None:
+    async with opened() as service:
+        given = await service.join("g", replace(REQUEST, require_known_member_id=True))
+        _, results = await service.leave("g", [LeaveMember(given.member_id, name) for name in ("a", "b")])
+        assert [one.error for one in results] == [ErrorCode.NONE, ErrorCode.UNKNOWN_MEMBER_ID]
+
+
 async def test_deleting_offsets_spares_subscribed_topics(opened: Open, clock: Clock) -> None:
     async with opened() as service:
         member = await stable(service, clock)
