@@ -312,15 +312,15 @@ class GroupCoordinator:
         """OffsetCommit: decide, and hand what is accepted to the log, which is made durable also if the caller goes
         away. In one step: so commits are in the log in the order in which the group allowed them.
 
-        A group that doesn't exist is created by a simple consumer (generation -1) with its first offset; for a
-        generation of a group that doesn't exist the error is GROUP_ID_NOT_FOUND (ILLEGAL_GENERATION before
-        version 9).
+        A group that doesn't exist is created by a simple consumer (generation -1) with the first offset that it
+        commits, also a refused one, as in Kafka; for a generation of a group that doesn't exist the error is
+        GROUP_ID_NOT_FOUND (ILLEGAL_GENERATION before version 9).
         """
         entry = self._table.entries.get(group_id)
         if entry is None and generation_id >= 0:
             return CommitOutcome(dict.fromkeys(commit.asked, ErrorCode.GROUP_ID_NOT_FOUND))
-        if entry is None and not commit.sets:
-            return CommitOutcome(dict(commit.refused))
+        if entry is None and not commit.asked:
+            return CommitOutcome({})
         book = OffsetBook() if entry is None else entry.group.offsets
         growth = GROUP_BYTES if entry is None else 0
         growth += sum(book.growth_bytes(one.offsets) for one in commit.sets)
