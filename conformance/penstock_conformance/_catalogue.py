@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-__all__ = ("LEVELS", "clause_files", "clause_names")
+__all__ = ("LEVELS", "clause_files", "clause_names", "clause_places")
 
 import ast
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -22,11 +22,16 @@ def clause_files(kind: str) -> Sequence[Path]:
 
 
 @cache
-def clause_names(kind: str) -> Sequence[str]:
-    """All clauses of a kind, without their ``test_``, in the order of the text."""
-    return [
-        node.name.removeprefix("test_")
+def clause_places(kind: str) -> Mapping[str, Path]:
+    """Each clause of a kind, without its ``test_``, in the order of the text, and the module that it is in."""
+    return {
+        node.name.removeprefix("test_"): path
         for path in clause_files(kind)
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.AsyncFunctionDef) and node.name.startswith("test_")
-    ]
+    }
+
+
+def clause_names(kind: str) -> Sequence[str]:
+    """All clauses of a kind, without their ``test_``, in the order of the text."""
+    return list(clause_places(kind))

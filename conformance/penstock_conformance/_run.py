@@ -6,7 +6,7 @@ __all__ = ("run",)
 
 import gc
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import pytest
 
 from penstock.errors import ConfigError, PluginError
 from penstock.spi.kinds import SERVICES
-from penstock_conformance._catalogue import clause_files
+from penstock_conformance._catalogue import clause_files, clause_places
 from penstock_conformance._report import ClauseResult, Report
 from penstock_conformance._target import Target
 
@@ -27,25 +27,32 @@ def run(
     target: Target,
     *,
     select: str = "",
+    clauses: Sequence[str] = (),
+    tracebacks: bool = True,
     report_path: Path | None = None,
     on_clause: Callable[[ClauseResult], None] | None = None,
 ) -> Report:
     """Put ``target`` through its clauses and return what came out. Blocks; call it from the main thread.
 
-    ``select`` is a pytest ``-k`` expression over clause names. ``on_clause`` is called after each clause.
+    ``select`` is a pytest ``-k`` expression over clause names. ``clauses`` are whole names of the only ones to try:
+    no module without one of them is looked at. Without ``tracebacks`` a failed clause says only what was wrong, since
+    finding the source of each frame can take longer than the clause. ``on_clause`` is called after each clause.
     Raises PluginError or ConfigError when the plugin can't be tried at all: unknown, unloadable, wrong settings,
-    or no clause selected.
+    or no clause selected; and KeyError where ``clauses`` has one that the kind hasn't.
     """
+    from penstock_conformance import plugin  # for others pytest loads it, which may rewrite its assertions
+
     registry = target.registry()
     target.info(registry)
     target.effective_settings(registry)
-    listener = _Listener(on_clause)
+    arguments = _arguments(target, select, clauses, report_path)
+    listener = _Listener(on_clause, tracebacks)
     # Only what the suite needs: plugins and settings of whatever project this runs in stay out.
     ours = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_ADDOPTS": ""}
     with mock.patch.dict(os.environ, ours), _not_collected():
         for name in _TOLD_OF_CI:
             os.environ.pop(name, None)
-        code = pytest.ExitCode(pytest.main(_arguments(target, select, report_path), plugins=[listener]))
+        code = pytest.ExitCode(pytest.main(arguments, plugins=[plugin, listener]))
     if listener.refusal:
         raise ConfigError(listener.refusal)
     if listener.report is None or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
@@ -69,7 +76,9 @@ def _not_collected() -> Iterator[None]:
 _TOLD_OF_CI = ("CI", "BUILD_NUMBER")
 
 
-def _arguments(target: Target, select: str, report_path: Path | None) -> list[str]:
+def _arguments(target: Target, select: str, clauses: Sequence[str], report_path: Path | None) -> list[str]:
+    places = clause_places(target.kind)
+    chosen = [f"{places[name]}::test_{name}" for name in clauses] or map(str, clause_files(target.kind))
     arguments = [
         *(
             "-c",
@@ -80,8 +89,8 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
             str(_FOLDER),
             "--import-mode=importlib",
         ),
-        *("-p", "no:cacheprovider", "-p", "no:terminal", "-p", "penstock_conformance.plugin"),
-        *map(str, clause_files(target.kind)),
+        *("-p", "no:cacheprovider", "-p", "no:terminal"),
+        *chosen,
         f"--penstock-kind={target.kind}",
         f"--penstock-plugin={target.plugin}",
         *([f"--penstock-config={target.config}"] if target.config else ()),
@@ -98,20 +107,22 @@ def _arguments(target: Target, select: str, report_path: Path | None) -> list[st
         arguments.append(f"--penstock-work-dir={target.work_dir}")
     if report_path is not None:
         arguments.append(f"--penstock-report={report_path}")
-    if select:
-        arguments += ["-k", select]
+    if select or clauses:
+        # the report tells it, for whoever repeats the run
+        arguments += ["-k", select or " or ".join(f"test_{name}" for name in clauses)]
     return arguments
 
 
 class _Listener:
     """Picks up the report and passes each clause on."""
 
-    def __init__(self, on_clause: Callable[[ClauseResult], None] | None) -> None:
+    def __init__(self, on_clause: Callable[[ClauseResult], None] | None, tracebacks: bool) -> None:
         self.report: Report | None = None
         self.error = ""
         #: Why the plugin can't be tried at all.
         self.refusal = ""
         self._on_clause = on_clause
+        self._tracebacks = tracebacks
         self._told = 0
 
     @pytest.hookimpl(trylast=True)
@@ -119,6 +130,8 @@ class _Listener:
         from penstock_conformance.plugin import report_of
 
         self.report = report_of(config)
+        if not self._tracebacks:
+            config.option.tbstyle = "no"  # it belongs to the terminal, which isn't here
 
     def pytest_collectreport(self, report: Any) -> None:
         if report.failed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import tracemalloc
 from typing import Any
@@ -35,6 +36,12 @@ def _key(number: int) -> bytes:
     return b"" if number == 5 else b"\xffkey" * (number % 5) + b"%d" % number
 
 
+@functools.cache
+def _java_hash(number: int) -> int:
+    """Where Java sends a key, before there is a count: a key of many parts takes long to hash."""
+    return murmur2(_key(number)) & 0x7FFFFFFF
+
+
 class _Model:
     """Where keys belong, and what was told of each topic last."""
 
@@ -60,8 +67,7 @@ class _Model:
         key, topic = _key(number), self._random.choice(self._topics)
         chosen = self.choose(topic, key, count)
         if self._claims.java_hash:
-            # a key of many parts takes long to hash, and is the same each time
-            self._places.setdefault((number, count), (murmur2(key) & 0x7FFFFFFF) % count)
+            self._places.setdefault((number, count), _java_hash(number) % count)
         if self._claims.key_affinity or self._claims.java_hash:
             wanted = self._places.setdefault((number, count), chosen)
             assert chosen == wanted, (

@@ -206,6 +206,24 @@ def test_partial_run_says_that_it_is_partial(tmp_path: Path) -> None:
     assert report["verdict"] == "conforms"
 
 
+def test_clauses_that_are_named_are_all_that_is_looked_at() -> None:
+    """Those and no others are tried, and modules of their kind without any of them aren't imported."""
+    chosen = ["missing_object_is_not_found", "objects_outlive_the_opener"]
+    script = (
+        "import json, sys\n"
+        "from penstock_conformance import Target, run\n"
+        'target = Target(kind="object_store", plugin="reference", modules=("penstock_conformance.reference",))\n'
+        "report = run(target, clauses=sys.argv[1:])\n"
+        'modules = {name.rpartition(".")[2] for name in sys.modules}\n'
+        "tried = [clause.name for clause in report.clauses]\n"
+        'print(json.dumps([report.result, tried, [name for name in modules if name.startswith("test_")]]))\n'
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, *chosen], capture_output=True, text=True, timeout=HANG_S, check=False
+    )
+    assert json.loads(done.stdout) == ["pass", chosen, ["test_object_store"]], done.stdout + done.stderr
+
+
 def test_clauses_that_cannot_apply_are_in_the_verdict() -> None:
     """How many, and of which level."""
     report = _report_of(("a", 1, "pass"), ("b", 3, "not_applicable"), ("c", 3, "pass"))

@@ -5,6 +5,7 @@ from __future__ import annotations
 __all__ = ("PlainPartitioner", "murmur2")
 
 import random
+import struct
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
@@ -17,13 +18,14 @@ from penstock.spi.plugin import Services
 _CAPABILITIES = PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True)
 _STICKY_BYTES = 16384
 _MASK = 0xFFFFFFFF
+_NO_NEWS = PartitionLoad()
 
 
 def murmur2(data: bytes) -> int:
     """The hash of Kafka's default partitioner, as an unsigned 32-bit integer."""
     m, h = 0x5BD1E995, 0x9747B28C ^ len(data)
-    for offset in range(0, len(data) & ~3, 4):
-        k = int.from_bytes(data[offset : offset + 4], "little") * m & _MASK
+    for part in struct.unpack_from(f"<{len(data) // 4}I", data):
+        k = part * m & _MASK
         h = (h * m & _MASK) ^ ((k ^ k >> 24) * m & _MASK)
     tail = data[len(data) & ~3 :]
     if tail:
@@ -62,7 +64,7 @@ class PlainPartitioner:
 
     def _draw(self, topic: str, partition_count: int) -> int:
         loads = self._loads.get(topic, {})
-        queues = [loads.get(partition, PartitionLoad()) for partition in range(partition_count)]
+        queues = [loads.get(partition, _NO_NEWS) for partition in range(partition_count)]
         longest = max(load.queued_batches for load in queues)
         weights = [longest + 1 - load.queued_batches if load.available else 0 for load in queues]
         if not any(weights):
