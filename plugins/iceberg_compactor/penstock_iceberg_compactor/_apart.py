@@ -138,6 +138,11 @@ class _Process:
                         self._send(("stepped", self._step(name)), ())
         except (EOFError, OSError):
             pass
+        except Exception:
+            logger.exception(
+                "what the lake compactor's process said can't be read, it is ended: pid=%d", self.pid
+            )
+            self._process.kill()
         code = self._process.wait()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._end, code)

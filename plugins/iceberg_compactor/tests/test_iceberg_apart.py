@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import pickle
 import select
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import AsyncIterator
@@ -17,7 +19,7 @@ from unittest.mock import patch
 
 import anyio
 import pytest
-from penstock_iceberg_compactor import _apart
+from penstock_iceberg_compactor import _apart, _frames
 from penstock_iceberg_compactor._apart import ApartCompactor
 from penstock_iceberg_compactor._open import open_compactor, watch
 from penstock_iceberg_compactor._settings import Settings
@@ -98,6 +100,27 @@ async def test_a_process_that_is_killed_is_started_again_and_each_record_is_in_t
             await table.write(lake_records([b"a", b"b"]))
             await table.commit({0: 2})
             assert [row.offset async for row in table.rows()] == [0, 1]
+
+
+async def test_a_process_whose_answer_cannot_be_read_is_started_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits for an answer that can't come any more, and the log says why."""
+
+    def unreadable(connection: socket.socket) -> tuple[Any, list[memoryview]]:
+        _frames.receive(connection)
+        raise pickle.UnpicklingError("invalid load key")
+
+    async with apart(tmp_path, PlainAllocator(512 * 2**20)) as compactor:
+        process = await compactor.process()
+        monkeypatch.setattr(_apart, "receive", unreadable)
+        await compactor.tables()  # the reader was waiting already
+        with anyio.fail_after(HANG_S), pytest.raises(UnavailableError):
+            await compactor.tables()
+        assert process.ended.is_set()
+        assert "can't be read" in caplog.text
+        monkeypatch.undo()
+        assert await compactor.tables() == []
 
 
 async def test_a_call_that_is_cancelled_leaves_the_process_to_others(tmp_path: Path) -> None:
