@@ -188,6 +188,38 @@ def tags(pair: Pair) -> None:
             pair.compare(api_key, version, request)
 
 
+def later_versions(pair: Pair) -> None:
+    """ApiVersions of versions that nobody has: answered (KIP-511), unless the header isn't one."""
+    for version in (5, 6, 127, 32767):
+        for label, data in (
+            ("nothing behind the client id", b""),
+            ("no tags", b"\0"),
+            ("a tag", b"\1\0\3abc"),
+            ("a torn tag", b"\1\0\3a"),
+            ("a body of its own", b"\0\xff\xff"),
+        ):
+            edit = partial(_of_version, version, data)
+            request = OddRequest(
+                f"version {version}, {label}", sane_request(ApiKey.API_VERSIONS, 3), edit=edit
+            )
+            pair.compare(ApiKey.API_VERSIONS, 3, request)
+
+
+def _of_version(version: int, data: bytes, frame: bytes) -> bytes:
+    """The request with another version and what comes behind its client id."""
+    return frame[:2] + version.to_bytes(2, "big") + frame[4:8] + b"\0\1c" + data
+
+
+def elections(pair: Pair) -> None:
+    """The type of an election is looked at where there is something to elect."""
+    make(pair, "elected")
+    for version in (1, 2):
+        for kind in (0, 1, 2, -1):
+            for partitions in (None, [], [{"topic": "elected", "partitions": [0, 7]}]):
+                election = {"election_type": kind, "topic_partitions": partitions, "timeout_ms": 5_000}
+                ask(pair, f"type {kind} of {partitions}", ApiKey.ELECT_LEADERS, version, **election)
+
+
 def _ending(data: bytes, frame: bytes) -> bytes:
     """The frame with other tagged fields at its end."""
     assert frame.endswith(b"\0")
@@ -328,6 +360,8 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "empty values": empty_values,
     "limits of fetches": limits_of_fetches,
     "tags": tags,
+    "later versions": later_versions,
+    "elections": elections,
     "names and ids": names_and_ids,
     "groups twice": groups_twice,
     "orders of checks": orders_of_checks,

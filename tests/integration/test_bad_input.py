@@ -281,7 +281,7 @@ def test_batches_that_are_wrong(target: ServeProcess) -> None:
 def test_unknown_apis_and_versions(target: ServeProcess) -> None:
     """ApiVersions of an unknown version is told what there is (KIP-511); all else ends its connection."""
     with connect(target) as sock:
-        sock.sendall(struct.pack(">ihhih", 10, ApiKey.API_VERSIONS, 99, 5, -1))
+        sock.sendall(struct.pack(">ihhihB", 11, ApiKey.API_VERSIONS, 99, 5, -1, 0))
         frame = receive(sock)
     assert frame is not None
     correlation_id, response = decode_response(ApiKey.API_VERSIONS, 0, frame)

@@ -55,7 +55,8 @@ def _elect_leaders(request: ElectLeadersRequest, context: RequestContext) -> Ste
     """
     if request.timeout_ms <= 0:
         return _refused_election(request, ErrorCode.REQUEST_TIMED_OUT, TIMED_OUT)
-    if request.election_type not in {_PREFERRED, _UNCLEAN}:
+    # as in Kafka, nobody looks at the type where nothing is to be elected
+    if request.topic_partitions != [] and request.election_type not in {_PREFERRED, _UNCLEAN}:
         return _refused_election(request, ErrorCode.INVALID_REQUEST, "the election type is unknown")
     results: list[ReplicaElectionResult] = []
     if request.topic_partitions is None:

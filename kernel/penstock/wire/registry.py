@@ -109,8 +109,9 @@ def is_flexible(api_key: int, version: int) -> bool:
 def decode_request_header(buf: Buffer) -> RequestHeader:
     """Read the header of a request frame (without length prefix).
 
-    For an API version without a codec, ``body_pos`` is where the client id ends: enough to answer ApiVersions
-    with UNSUPPORTED_VERSION, and to name the request when closing the connection.
+    For an API version without a codec, ``body_pos`` is where the client id ends: enough to name the request when
+    closing the connection. Of ApiVersions, which is answered with UNSUPPORTED_VERSION then (KIP-511), a header of
+    any later version is read whole, as Kafka does.
 
     Raises:
         DecodeError: the header is malformed.
@@ -128,7 +129,11 @@ def decode_request_header(buf: Buffer) -> RequestHeader:
             client_id = str(view[10:pos], "utf-8", "kafka")
             check_text("RequestHeader.client_id", size, client_id)
         entry = INDEX.get(api_key)
-        if entry is not None and entry[3] <= version <= entry[2]:
+        if (
+            entry is not None
+            and entry[3] <= version
+            and (version <= entry[2] or api_key == API_KEYS.API_VERSIONS)
+        ):
             count = view[pos]
             pos += 1
             if count:

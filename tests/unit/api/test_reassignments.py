@@ -42,6 +42,13 @@ def test_a_timeout_of_0_is_over_before_the_election_type_is_looked_at(logs: Fake
     assert elect_leaders_nowait(request, make_context(logs, 2)).error_code == ErrorCode.REQUEST_TIMED_OUT
 
 
+def test_the_election_type_is_looked_at_where_there_is_something_to_elect(logs: FakeLogs) -> None:
+    assert elect(logs, [], 2) == (0, {})
+    assert elect(logs, None, 2) == (ErrorCode.INVALID_REQUEST, {})
+    asked = [TopicPartitions(topic="t", partitions=[0])]
+    assert elect(logs, asked, 2) == (ErrorCode.INVALID_REQUEST, {("t", 0): ErrorCode.INVALID_REQUEST})
+
+
 @pytest.mark.parametrize("version", [0, 1, 2])
 @pytest.mark.parametrize("election_type", [0, 1])
 def test_no_election_is_needed_where_the_one_replica_leads(

@@ -501,7 +501,7 @@ async def test_client_that_never_reads_is_cut_off(logs: FakeLogs) -> None:
 
 async def test_unknown_version_of_api_versions_gets_a_version_0_answer() -> None:
     async with serving() as harness, await harness.connect() as client:
-        await client.send_raw(struct.pack(">ihhih", 10, ApiKey.API_VERSIONS, 99, 5, -1))
+        await client.send_raw(struct.pack(">ihhihB", 11, ApiKey.API_VERSIONS, 99, 5, -1, 0))
         size = struct.unpack(">i", await client._exactly(4))[0]
         correlation_id, message = decode_response(ApiKey.API_VERSIONS, 0, await client._exactly(size))
         assert correlation_id == 5

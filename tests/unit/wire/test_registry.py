@@ -75,13 +75,20 @@ def test_null_client_id_is_legal() -> None:
 
 def test_header_of_an_unknown_version_still_tells_who_asked() -> None:
     """Enough to answer ApiVersions with UNSUPPORTED_VERSION (KIP-511)."""
-    header = decode_request_header(bytes.fromhex("0012 7fff 00000007 0001 78 ff ff"))
+    header = decode_request_header(bytes.fromhex("0012 7fff 00000007 0001 78 01 00 01 61 ff ff"))
     assert (header.api_key, header.api_version, header.correlation_id, header.client_id) == (
         18,
         0x7FFF,
         7,
         "x",
     )
+
+
+@pytest.mark.parametrize("tail", ["", "01 00 03 61", "ff"])
+def test_header_of_a_later_api_versions_is_read_whole(tail: str) -> None:
+    with pytest.raises(DecodeError):
+        decode_request_header(bytes.fromhex("0012 7fff 00000007 0001 78" + tail))
+    assert decode_request_header(bytes.fromhex("0003 7fff 00000007 0001 78" + tail)).client_id == "x"
 
 
 @pytest.mark.parametrize("tail", ["", "0005 61", "0001 ff", "0001 61", "0001 61 01", "0001 61 01 00 05"])
