@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from crc32c import crc32c
 from tests.differential.compare import Pair
-from tests.differential.corner_cases import ask, make
+from tests.differential.corner_cases import ask, make, message
 from tests.differential.odd_requests import GROUP, TIME_MS, TOPIC, OddRequest, sane_request, topic_id_of
 
 from penstock.wire import ApiKey
@@ -210,6 +210,23 @@ def _of_version(version: int, data: bytes, frame: bytes) -> bytes:
     return frame[:2] + version.to_bytes(2, "big") + frame[4:8] + b"\0\1c" + data
 
 
+def negative_times(pair: Pair) -> None:
+    """Records of times before 1970, which aren't the one that stands for none, as they are and compressed anew."""
+    for name, kind in (("before", "producer"), ("before-packed", "gzip")):
+        config = {"name": "compression.type", "value": kind}
+        topic = {"name": name, "num_partitions": 1, "replication_factor": 1, "configs": [config]}
+        for side in pair.sides:
+            made = message(ApiKey.CREATE_TOPICS, topics=[topic], timeout_ms=5_000)
+            assert side.ask_message(ApiKey.CREATE_TOPICS, 4, made).topics[0].error_code == 0
+        for time_ms in (-3, -2, -1, 0):
+            data = build_batch([(b"key", b"value", (), TIME_MS)])
+            data[27:43] = 2 * time_ms.to_bytes(8, "big", signed=True)
+            data[17:21] = crc32c(memoryview(data)[21:]).to_bytes(4, "big")
+            written = {"name": name, "partition_data": [{"index": 0, "records": bytes(data)}]}
+            label = f"a record of {time_ms} ms, {kind}"
+            ask(pair, label, ApiKey.PRODUCE, 9, acks=-1, timeout_ms=5_000, topic_data=[written])
+
+
 def elections(pair: Pair) -> None:
     """The type of an election is looked at where there is something to elect."""
     make(pair, "elected")
@@ -362,6 +379,7 @@ FURTHER_CASES: Final[dict[str, Callable[[Pair], None]]] = {
     "tags": tags,
     "later versions": later_versions,
     "elections": elections,
+    "negative times": negative_times,
     "names and ids": names_and_ids,
     "groups twice": groups_twice,
     "orders of checks": orders_of_checks,

@@ -215,6 +215,13 @@ MEANT: Final = (
         request=r"topic_data.partition_data.records is b'.*\(77\)",
     ),
     Meant(
+        name="negative times are compressed, too",
+        reason="Kafka fails on a record of a time below -1 where it compresses anew, and takes it everywhere else",
+        where=("negative times",),
+        request="a record of -[23] ms, gzip",
+        path=r"responses\[.*",
+    ),
+    Meant(
         name="batches without a producer id",
         reason="Kafka fails with the whole request where a batch ends before that; here it is refused alone",
         where=("frames",),
