@@ -159,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         now = self.last_active = core.time()
         if reader.large is not None:
             channel.incoming.moved(nbytes, now)
-            self._received_large(reader.large, nbytes)
+            self._received_large(reader.large, nbytes, now)
             return
         if channel.pipeline.waits & _END:
             return
@@ -306,14 +306,20 @@ class Connection(asyncio.BufferedProtocol):
             self.last_active = core.time()
             self._go_on()
 
-    def _received_large(self, large: LargeFrame, nbytes: int) -> None:
+    def _received_large(self, large: LargeFrame, nbytes: int, now: float) -> None:
         large.pos += nbytes
-        if large.is_whole:
-            self._take_large(large)
-        else:
+        if not large.is_whole:
             if large.pos == large.granted:
                 self._grant(large)
             self._received_fresh(large, nbytes)
+            return
+        core = self._core
+        if core.turns.hold_back(self, now, is_greedy=self.is_greedy):
+            self._wait_for_turn(is_greedy=self.is_greedy)
+            return
+        begin = core.processor_time() if core.loop_time.is_measured else None
+        self._take_large(large)
+        core.turns.used(self.time, now, begin)
 
     def _received_fresh(self, large: LargeFrame, nbytes: int) -> None:
         """Let others go first if that was much; at once would be for as long as the client has bytes on their way."""
@@ -409,22 +415,22 @@ class Connection(asyncio.BufferedProtocol):
             self.close()
 
     def _take_kept(self) -> None:
-        reader = self._reader
-        large = reader.large
-        if large is not None and large.is_whole and not self._take_large(large):
+        core, reader = self._core, self._reader
+        if not reader.is_stuck:
             return
-        if not reader.backlog:
-            return
-        core = self._core
         now, begin = core.time(), core.processor_time()
         if not self._in_turn and core.turns.hold_back(self, now, is_greedy=True):
             self._wait_for_turn()
             return
-        backlog = reader.take_backlog()
-        self._read(memoryview(backlog), len(backlog), now)
+        large = reader.large
+        if large is not None:
+            self._take_large(large)
+        else:
+            backlog = reader.take_backlog()
+            self._read(memoryview(backlog), len(backlog), now)
+            self._count()
         if not self._in_turn:
             core.turns.used(self.time, now, begin)
-        self._count()
 
     def _wait_for_turn(self, *, is_greedy: bool = True) -> None:
         """Others first: go on in the next turn of this connection."""

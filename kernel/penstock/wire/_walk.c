@@ -26,6 +26,13 @@
 /* From this size on the interpreter is let go of: walking a mebibyte takes 50 to 150 us, and getting the interpreter
  * back from a busy event loop takes about as long (penstock/checksum.py has the same limit). */
 #define HOLD_BYTES_MAX (1 << 20)
+/* Small records take as long each as large ones: so many take 250 us. */
+#define HOLD_RECORDS_MAX (1 << 14)
+
+static int takes_long(Py_ssize_t bytes, int64_t records)
+{
+    return bytes > HOLD_BYTES_MAX || records > HOLD_RECORDS_MAX;
+}
 
 typedef struct {
     int64_t low;  /* the lowest timestamp delta */
@@ -214,7 +221,7 @@ static PyObject *walk(PyObject *module, PyObject *const *args, Py_ssize_t nargs)
     int in_order = 0;
     if (start >= 0 && start <= buffer.len && count > 0 && count <= INT32_MAX) {
         const uint8_t *data = buffer.buf, *end = data + buffer.len;
-        if (buffer.len - start > HOLD_BYTES_MAX) {
+        if (takes_long(buffer.len - start, count)) {
             Py_BEGIN_ALLOW_THREADS
             in_order = walk_records(data + start, end, (uint32_t)count, &found);
             Py_END_ALLOW_THREADS
@@ -371,7 +378,7 @@ static PyObject *measure(PyObject *module, PyObject *const *args, Py_ssize_t nar
         const uint8_t *data = buffer.buf, *end = data + buffer.len;
         sum.position = given[0];
         sum.last_delta = given[2];
-        if (buffer.len - given[0] > HOLD_BYTES_MAX) {
+        if (takes_long(buffer.len - given[0], given[1])) {
             Py_BEGIN_ALLOW_THREADS
             in_order = measure_records(data, end, given[1], given[3], &sum);
             Py_END_ALLOW_THREADS
@@ -503,7 +510,7 @@ static PyObject *gather(PyObject *module, PyObject *const *args, Py_ssize_t narg
         is_place = is_place && at[i] >= 0 && at[i] <= INT32_MAX;
     if (is_place) {
         const uint8_t *data = (const uint8_t *)buffer.buf + given[0], *end = (const uint8_t *)buffer.buf + buffer.len;
-        if (end - data > HOLD_BYTES_MAX) {
+        if (takes_long(end - data, given[1])) {
             Py_BEGIN_ALLOW_THREADS
             in_order = gather_records(data, end, given[1], given[2], given[3], given[4] != 0, to, at);
             Py_END_ALLOW_THREADS

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import math
 import struct
 from typing import Any
 from zlib import crc32
@@ -16,7 +18,7 @@ from tests.unit.server.test_any_order import Transport
 from penstock.api.declaration import Api
 from penstock.server import Server
 from penstock.server.connection import Connection
-from penstock.time_shares import NAMES
+from penstock.time_shares import NAMES, WINDOW_S
 from penstock.wire.api_keys import ApiKey
 from penstock.wire.messages.api_versions import ApiVersionsRequest
 from penstock.wire.messages.fetch import FetchPartition, FetchRequest, FetchTopic
@@ -375,3 +377,61 @@ async def test_newcomers_receive_little_into_fresh_memory_in_one_turn_of_the_loo
         for one in crowd:
             one.connection.connection_lost(None)
         assert harness.allocator.used == 0
+
+
+def large_produce(records_bytes: int = 100 * KIB) -> bytes:
+    """A whole Produce that is received into memory of its own."""
+    request = produce(make_batch(1, bytes(records_bytes)))
+    return b"".join(encode_request(ApiKey.PRODUCE, 9, 1, "t", request))
+
+
+async def test_the_handling_of_a_large_produce_is_paid_for(logs: FakeLogs) -> None:
+    """Else who sends nothing but large requests is never found to use the loop."""
+    async with serving(logs, clock=FakeClock()) as harness:
+        core = harness.server.core
+        frame = large_produce()
+        client = _Newcomer(harness.server, frame[:-1])
+        client.receive()
+        time = client.connection.time
+        core.loop_time.used(time, 0.0, 0.0, core.time())  # a window begins
+        core.loop_time.is_measured = True
+        ticks = itertools.count()
+        core.processor_time = core.turns.processor_time = lambda: float(next(ticks))
+        client.data = memoryview(frame[-1:])
+        client.receive()
+        assert core.requests_by_api[ApiKey.PRODUCE] == 1
+        assert time.used_s == 1.0
+        client.connection.connection_lost(None)
+
+
+async def test_large_produces_of_those_who_used_their_part_wait_for_turns(logs: FakeLogs) -> None:
+    """However many become whole at a time: they are handled a slice at a time, and none is lost."""
+    count = 20
+    clock = FakeClock()
+    async with serving(logs, clock=clock) as harness:
+        core = harness.server.core
+        handled = core.requests_by_api
+        ticks = itertools.count()
+        core.turns.processor_time = lambda: float(next(ticks))  # one request is more than a slice
+        frame = large_produce()
+        crowd = [_Newcomer(harness.server, frame[:-1]) for _ in range(count)]
+        for one in crowd:
+            one.receive()
+            assert not one.data
+        await until(lambda: all(one.transport.is_reading for one in crowd))  # they received much at a time
+        for one in crowd:
+            core.loop_time.used(one.connection.time, 1.0, 0.0, core.time())
+            one.connection.time.limit(math.ulp(0.0))
+        for one in crowd:
+            one.data = memoryview(frame[-1:])
+            one.receive()
+            assert not one.data
+        assert handled[ApiKey.PRODUCE] == 0, "all wait"
+        clock.now_s += WINDOW_S
+        while handled[ApiKey.PRODUCE] < count:
+            before = handled[ApiKey.PRODUCE]
+            await anyio.lowlevel.checkpoint()
+            assert handled[ApiKey.PRODUCE] <= before + 1
+        await until(lambda: all(one.transport.sent for one in crowd))
+        for one in crowd:
+            one.connection.connection_lost(None)

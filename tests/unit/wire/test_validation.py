@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.unit.wire.batches import GOOD, NOW, sample, with_body, with_header
 
 from penstock.errors import InvalidRequestError
-from penstock.wire import compression
+from penstock.wire import compression, native_code
 from penstock.wire.error_codes import ErrorCode
 from penstock.wire.record_batch import is_transactional
 from penstock.wire.records import (
@@ -33,6 +33,7 @@ from penstock.wire.validation import (
     INLINE_BYTES_MAX,
     INLINE_INFLATED_BYTES_MAX,
     INLINE_PYTHON_BYTES_MAX,
+    INLINE_RECORDS_MAX,
     BatchRules,
     amend_batch,
     check_batch,
@@ -486,6 +487,16 @@ def test_what_takes_long_is_not_done_at_once(codec: int, fault: bool) -> None:
                 check_records_nowait(batch, header, rules, NOW)
         else:
             assert check_records_nowait(batch, header, rules, NOW) == NOW
+
+
+@pytest.mark.skipif(native_code.walk is None, reason="without native code less is done at once")
+def test_many_small_records_are_not_looked_at_at_once_however_few_bytes_they_are() -> None:
+    rules = BatchRules(max_message_bytes=1 << 30, keys_required=False)
+    for count in (INLINE_RECORDS_MAX, INLINE_RECORDS_MAX + 1):
+        batch = memoryview(build_batch([(None, None, (), NOW)] * count))
+        assert len(batch) < INLINE_BYTES_MAX
+        found = check_records_nowait(batch, read_header(batch), rules, NOW)
+        assert found == (NOW if count <= INLINE_RECORDS_MAX else None)
 
 
 # --- nothing that gets in stops a reader ---
