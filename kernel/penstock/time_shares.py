@@ -181,6 +181,11 @@ class TimeMember(_Use):
         self.name = crc32(name.encode(errors="replace")) % NAMES
 
     @property
+    def address(self) -> str:
+        """Where its client is."""
+        return self.among.kind.address.name
+
+    @property
     def may_wait(self) -> bool:
         """Whether it, or what it's counted with, is limited."""
         return self.is_limited or self.among.may_wait

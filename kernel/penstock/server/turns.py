@@ -4,8 +4,9 @@ A connection handles what it received in the call that received it, as long as t
 Connections that wait get their turns one after the other, for one slice in each second iteration of the loop; so
 whoever asks for little is served after one slice, however many others ask for much. Who used more than its share of
 the loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions,
-each of which is a slice. Those of them that ask one thing at a time go on in the order in which they came, so nobody
-waits while its equals are served again and again.
+each of which is a slice. Those of them that ask one thing at a time go on in turn by address and name, and there in
+the order in which they came (``penstock.server.singles``), so nobody waits while its equals are served again and
+again.
 
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
@@ -29,7 +30,7 @@ __all__ = (
 import asyncio
 import math
 from collections import deque
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator, Iterable
 from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import islice
@@ -38,6 +39,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from anyio import CapacityLimiter
 
+from penstock.server.singles import Singles
 from penstock.threads import run_in_thread
 from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 
@@ -107,9 +109,9 @@ class Turns:
         self._deferred: list[_Waits] = []
         #: Since when the first of them waits.
         self._deferred_since = 0.0
-        #: Those that ask one thing at a time, in the order in which they came, whether they may go on or not. They
-        #: don't wait for threads: one that works for somebody who is limited may be there at any time.
-        self._singles: deque[_Waits] = deque()
+        #: Those that ask one thing at a time, whether they may go on or not. They don't wait for threads: one that
+        #: works for somebody who is limited may be there at any time.
+        self._singles = Singles[_Waits]()
         #: Since when the first of them may go on and lets others go first.
         self._single_deferred_since: float | None = None
         #: When all of them are looked at next: who waits for a whole window would seem to ask for nothing in it.
@@ -222,7 +224,10 @@ class Turns:
 
     def add(self, connection: _Waits) -> None:
         """Give ``connection`` a turn after those that wait already."""
-        (self._waiting if connection.is_greedy else self._singles).append(connection)
+        if connection.is_greedy:
+            self._waiting.append(connection)
+        else:
+            self._singles.add(connection)
         self._run_soon()
 
     def _others_first(self, now: float) -> bool:
@@ -244,7 +249,7 @@ class Turns:
 
     def describe(self, member: TimeMember) -> str:
         """Where ``member`` waits for its turn, and why, for the log."""
-        places = {
+        places: dict[str, Iterable[_Waits]] = {
             "waiting": self._waiting,
             "single": self._singles,
             "limited": [waits for _, _, waits in self._limited],
@@ -259,7 +264,7 @@ class Turns:
             self._call_soon(self._let_others_first)
 
     def _schedule(self, now: float) -> None:
-        at = self._single_at(now, defers=self._others_first(now))
+        at, _ = self._next_single(now, defers=self._others_first(now))
         if self._waiting or at <= now:
             self._run_soon()
             return
@@ -273,18 +278,21 @@ class Turns:
             self._wakes_at = at
             self._call_at(at, self._wake)
 
-    def _single_at(self, now: float, *, defers: bool) -> float:
-        """When the first of those who ask one thing at a time may go on."""
-        if not self._singles:
-            return math.inf
-        member = self._singles[0].time
-        ready = self._shares.ready_at(member, now, is_greedy=False)
-        if ready > now or not (defers and member.may_wait):
-            return ready
-        if self._single_deferred_since is None:
-            self._single_deferred_since = now
-        until = self._single_deferred_since + DEFER_S_MAX
-        return now if until <= now else min(until, self._last_slice + DEFER_S)
+    def _next_single(self, now: float, *, defers: bool) -> tuple[float, str]:
+        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its address."""
+        earliest, where = math.inf, ""
+        for address, single in self._singles.heads():
+            ready = self._shares.ready_at(single.time, now, is_greedy=False)
+            if ready <= now and defers and single.time.may_wait:
+                if self._single_deferred_since is None:
+                    self._single_deferred_since = now
+                until = self._single_deferred_since + DEFER_S_MAX
+                ready = now if until <= now else min(until, self._last_slice + DEFER_S)
+            if ready < earliest:
+                earliest, where = ready, address
+                if ready <= now:
+                    break
+        return earliest, where
 
     def _let_others_first(self) -> None:
         """Run the next slice one iteration later.
@@ -323,8 +331,12 @@ class Turns:
         looks, single_first = len(waiting), self._single_first
         self._single_first = not single_first
         while True:
-            if (single_first or not looks) and self._single_at(now, defers=waits_for_others) <= now:
-                connection = self._singles.popleft()
+            single_at, address = math.inf, ""
+            if single_first or not looks:
+                single_at, address = self._next_single(now, defers=waits_for_others)
+            connection: _Waits
+            if single_at <= now:
+                connection = self._singles.take(address)
                 self._single_deferred_since = None
             elif looks:
                 looks -= 1

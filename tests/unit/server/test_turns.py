@@ -11,6 +11,7 @@ import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
 
+from penstock.server.singles import LOOK_MAX, Singles
 from penstock.server.turns import (
     DEFER_S,
     DEFER_S_MAX,
@@ -223,6 +224,10 @@ class Single(Work):
         #: How many requests of others were served while one of its own waited, at most.
         self.overtaken = 0
 
+    def label(self, name: str) -> None:
+        """Be in the history as ``name``."""
+        self._name = name
+
     def ask(self) -> None:
         loop = self._loop
         self.asks_at, self._asked = math.inf, len(loop.history)
@@ -264,6 +269,54 @@ def test_of_a_crowd_that_asks_one_thing_at_a_time_nobody_waits_while_others_are_
             for one in crowd:
                 one.overtaken = 0
     assert max(one.overtaken for one in crowd) < 2 * len(crowd)
+
+
+def held_back(loop: Loop, address: str, name: str = "") -> Single:
+    """One that is limited and waits to ask one thing."""
+    single = Single(loop, SLICE_S)
+    single.time = loop.shares.join(address)
+    single.time.set_name(name)
+    single.label(address + name)
+    loop.turns.add(single)
+    return single
+
+
+def test_of_those_who_ask_one_thing_addresses_take_turns_then_names_then_whoever_came_first() -> None:
+    loop = Loop()
+    for _ in range(3):
+        held_back(loop, "a", "x")
+    for _ in range(2):
+        held_back(loop, "a", "y")
+    held_back(loop, "b")
+    loop.iterate(12)
+    assert loop.history == ["ax", "b", "ay", "ax", "ay", "ax"]
+
+
+def test_an_address_that_may_not_go_on_keeps_no_other_waiting_behind_it() -> None:
+    loop = Loop()
+    crowd = [held_back(loop, "crowd") for _ in range(500)]
+    for one in crowd:
+        loop.shares.used(one.time, WINDOW_S, WINDOW_S, loop.now)  # nothing of the loop is left, either
+        one.time.limit(math.ulp(0.0))
+    other = held_back(loop, "other")
+    other.time.limit(WINDOW_S)
+    loop.iterate(2)
+    assert loop.history == ["other"]
+    assert len(loop.turns) == len(crowd)
+
+
+def test_of_many_addresses_that_may_not_go_on_a_bounded_number_is_looked_at() -> None:
+    singles = Singles[Single]()
+    loop = Loop()
+    for number in range(2 * LOOK_MAX):
+        single = Single(loop, SLICE_S)
+        single.time = loop.shares.join(str(number))
+        singles.add(single)
+    assert [address for address, _ in singles.heads()] == [str(number) for number in range(LOOK_MAX)]
+    served = [singles.take(next(singles.heads())[0]) for _ in range(len(singles))]
+    assert [one.time.address for one in served] == [str(number) for number in range(2 * LOOK_MAX)]
+    assert not len(singles)
+    assert not list(singles)
 
 
 def test_who_is_not_limited_lets_nobody_go_first() -> None:
