@@ -19,6 +19,7 @@ from __future__ import annotations
 __all__ = (
     "DEFER_S",
     "DEFER_S_MAX",
+    "LOOKS_MAX",
     "SLICE_REQUESTS",
     "SLICE_S",
     "SLICE_SHORT_S",
@@ -29,8 +30,8 @@ __all__ = (
 
 import asyncio
 import math
-from collections import deque
-from collections.abc import Callable, Coroutine, Generator, Iterable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator
 from contextvars import ContextVar
 from heapq import heappop, heappush
 from itertools import islice
@@ -62,6 +63,8 @@ _OTHERS_LOOK_MAX: Final = 32
 UNMEASURED_S_MAX: Final = 0.005
 #: Requests of one connection in one slice.
 SLICE_REQUESTS: Final = 64
+#: So many of those that wait for one pace are looked at for one that may go on.
+LOOKS_MAX: Final = 8
 
 
 #: Who pays for what the current task does.
@@ -101,12 +104,16 @@ class Turns:
         self.clock = clock
         self.processor_time = processor_time
         self._shares = shares
-        self._waiting: deque[_Waits] = deque()
-        #: Those that may not go on yet, by the time when they may.
-        self._limited: list[tuple[float, int, _Waits]] = []
+        #: How many wait.
+        self._size = 0
+        self._waiting: deque[_Waits | _Group] = deque()
+        #: Those that may have to wait for their pace; each group waits, or is limited, or deferred.
+        self._groups: dict[object, _Group] = {}
+        #: Groups that may not go on yet, by the time when they may.
+        self._limited: list[tuple[float, int, _Group]] = []
         self._number = 0
         #: Those that may, and let others go first.
-        self._deferred: list[_Waits] = []
+        self._deferred: list[_Waits | _Group] = []
         #: Since when the first of them waits.
         self._deferred_since = 0.0
         #: Those that ask one thing at a time, whether they may go on or not. They don't wait for threads: one that
@@ -118,8 +125,9 @@ class Turns:
         self._singles_look_at = 0.0
         #: Whether the next slice begins with one of them: slices do by turns.
         self._single_first = True
-        #: Who else asked lately, and when.
-        self._others: dict[_Waits, float] = {}
+        #: Who else asked lately, and when, the longest ago first. Of a plain dict it takes a step for each that was
+        #: removed before to find the first.
+        self._others: OrderedDict[_Waits, float] = OrderedDict()
         #: Until then somebody waits here, or did a moment ago.
         self._contended_until = 0.0
         self._last_slice = 0.0
@@ -135,7 +143,7 @@ class Turns:
         self.slice_s = SLICE_S
 
     def __len__(self) -> int:
-        return len(self._waiting) + len(self._singles) + len(self._limited) + len(self._deferred)
+        return self._size
 
     def hold_back(self, connection: _Waits, now: float, *, is_greedy: bool) -> bool:
         """Whether what ``connection`` has just received has to wait for a turn."""
@@ -147,12 +155,12 @@ class Turns:
             if member.is_limited:
                 goes_behind = self._threads > 0 if is_greedy else bool(self._singles)
                 return goes_behind or self._others_first(now)
-        elif is_greedy and len(self) > 0:
+        elif is_greedy and self._size > 0:
             return True
         elif now > self._contended_until:
             return False
-        self._others.pop(connection, None)  # to the end
         self._others[connection] = now
+        self._others.move_to_end(connection)
         return False
 
     def makes_wait(self, member: TimeMember) -> bool:
@@ -162,7 +170,7 @@ class Turns:
         """
         if member in self._at_work:
             return False
-        return len(self) > 0 or member.may_wait
+        return self._size > 0 or member.may_wait
 
     def used(self, member: TimeMember, began: float, begin: float | None) -> None:
         """The loop computed for ``member`` until now, from ``began`` on the clock and ``begin`` of processor time.
@@ -224,11 +232,25 @@ class Turns:
 
     def add(self, connection: _Waits) -> None:
         """Give ``connection`` a turn after those that wait already."""
+        self._size += 1
         if connection.is_greedy:
-            self._waiting.append(connection)
+            self._add_greedy(connection)
         else:
             self._singles.add(connection)
         self._run_soon()
+
+    def _add_greedy(self, connection: _Waits) -> None:
+        """Behind those of its group if it may have to wait for its pace, not in front of those who needn't."""
+        member = connection.time
+        if not member.may_wait:
+            self._waiting.append(connection)
+            return
+        among = member.among
+        group = self._groups.get(among)
+        if group is None:
+            group = self._groups[among] = _Group(among)
+            self._waiting.append(group)
+        group.queue.append(connection)
 
     def _others_first(self, now: float) -> bool:
         """Whether the last slice is so short ago that requests of others may be in the log's hands."""
@@ -237,7 +259,7 @@ class Turns:
     def _others_wait(self, now: float) -> bool:
         others = self._others
         while others and now - others[next(iter(others))] > _OTHERS_S:
-            del others[next(iter(others))]
+            others.popitem(last=False)
         return any(other.awaits_log for other in islice(reversed(others), _OTHERS_LOOK_MAX))
 
     def answered(self) -> None:
@@ -250,10 +272,10 @@ class Turns:
     def describe(self, member: TimeMember) -> str:
         """Where ``member`` waits for its turn, and why, for the log."""
         places: dict[str, Iterable[_Waits]] = {
-            "waiting": self._waiting,
+            "waiting": _each(self._waiting),
             "single": self._singles,
-            "limited": [waits for _, _, waits in self._limited],
-            "deferred": self._deferred,
+            "limited": _each(group for _, _, group in self._limited),
+            "deferred": _each(self._deferred),
         }
         found = "+".join(name for name, place in places.items() if any(one.time is member for one in place))
         return f"turn={found or 'none'} threads={self._threads} {self._shares.describe(member)}"
@@ -340,20 +362,14 @@ class Turns:
                 self._single_deferred_since = None
             elif looks:
                 looks -= 1
-                connection = waiting.popleft()
-                ready = shares.ready_at(connection.time, now)
-                if ready > now:
-                    self._number += 1
-                    heappush(limited, (ready, self._number, connection))
+                found = self._look_at_next(now, defers=defers)
+                if found is None:
                     continue
-                if defers and connection.time.may_wait:
-                    if not self._deferred:
-                        self._deferred_since = now
-                    self._deferred.append(connection)
-                    continue
+                connection = found
             else:
                 break
             single_first = False
+            self._size -= 1
             connection.turn()
             began, now = now, self.clock()
             begin, used = used, self.processor_time()
@@ -363,6 +379,72 @@ class Turns:
                 break
         self._contended_until = now + _OTHERS_S
         self._schedule(now)
+
+    def _look_at_next(self, now: float, *, defers: bool) -> _Waits | None:
+        """The next of those that wait, if it may go on; else it's put where it waits for that."""
+        first = self._waiting.popleft()
+        if isinstance(first, _Group):
+            at, ready = self._look_at_group(first, now)
+            connection = first.queue[at]
+        else:
+            connection = first
+            if first.time.may_wait:  # by now
+                self._add_greedy(first)
+                return None
+            ready = self._shares.ready_at(first.time, now)
+        if ready > now:
+            if not isinstance(first, _Group):  # a new window has just limited it
+                self._add_greedy(first)
+            else:
+                self._number += 1
+                heappush(self._limited, (ready, self._number, first))
+            return None
+        if defers and connection.time.may_wait:
+            if not self._deferred:
+                self._deferred_since = now
+            self._deferred.append(first)
+            return None
+        if isinstance(first, _Group):
+            del first.queue[at]
+            if first.queue:
+                self._waiting.append(first)
+            else:
+                del self._groups[first.among]
+        return connection
+
+    def _look_at_group(self, group: _Group, now: float) -> tuple[int, float]:
+        """Which of the first of a group may go on first, and when."""
+        earliest, found = math.inf, 0
+        for at, one in enumerate(islice(group.queue, LOOKS_MAX)):
+            ready = self._shares.ready_at(one.time, now)
+            if ready < earliest:
+                earliest, found = ready, at
+                if ready <= now:
+                    break
+        return found, earliest
+
+
+class _Group:
+    """Connections that are counted together, and may have to wait for their pace, in the order in which they came.
+
+    A thousand may wait for one pace, which the first that goes on uses up: looking at all of them each time would
+    take longer than what they wait for.
+    """
+
+    __slots__ = ("among", "queue")
+
+    def __init__(self, among: object) -> None:
+        self.among = among
+        #: Not empty while it waits.
+        self.queue: deque[_Waits] = deque()
+
+
+def _each(waiting: Iterable[_Waits | _Group]) -> Iterator[_Waits]:
+    for one in waiting:
+        if isinstance(one, _Group):
+            yield from one.queue
+        else:
+            yield one
 
 
 class _Portion:

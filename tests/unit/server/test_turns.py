@@ -15,6 +15,7 @@ from penstock.server.singles import LOOK_MAX, Singles
 from penstock.server.turns import (
     DEFER_S,
     DEFER_S_MAX,
+    LOOKS_MAX,
     SLICE_S,
     SLICE_SHORT_S,
     UNMEASURED_S_MAX,
@@ -482,3 +483,65 @@ async def test_who_asks_one_thing_at_a_time_does_not_wait_for_threads_of_those_w
                 end.set()
     finally:
         end.set()
+
+
+def test_of_many_that_wait_for_one_pace_a_few_are_looked_at_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else each slice of one of them costs a look at all of them, which nobody pays for."""
+    loop = Loop()
+    crowd = [Work(loop, "crowd", 1) for _ in range(1_000)]
+    loop.limit(crowd[0].time)
+    looks, ready_at = 0, loop.shares.ready_at
+
+    def counted(member: TimeMember, now: float, *, is_greedy: bool = True) -> float:
+        nonlocal looks
+        looks += 1
+        return ready_at(member, now, is_greedy=is_greedy)
+
+    monkeypatch.setattr(loop.shares, "ready_at", counted)
+    for one in crowd:
+        loop.turns.add(one)
+    total = 0
+    while len(loop.history) < 20:
+        looks = 0
+        if loop._next:
+            loop.iterate()
+        else:
+            loop.idle()
+        total += looks
+        assert looks <= 2 * LOOKS_MAX
+    assert total <= len(crowd) + 20 * 3 * LOOKS_MAX, "each once, and a few for each that went on"
+
+
+def test_who_need_not_wait_goes_on_before_a_crowd_that_came_first_and_has_to() -> None:
+    loop = Loop()
+    crowd = [Work(loop, "crowd", 1) for _ in range(1_000)]
+    loop.limit(crowd[0].time)
+    for one in crowd:
+        loop.turns.add(one)
+    loop.turns.add(Work(loop, "modest", 1))
+    loop.iterate(4)
+    assert "modest" in loop.history[:2], "one of the crowd is within its pace"
+
+
+def test_of_those_that_wait_for_one_pace_who_came_first_goes_on_first_also_before_newcomers() -> None:
+    loop = Loop()
+    crowd = [Work(loop, "crowd", 1) for _ in range(20)]
+    loop.limit(loop.shares.join("crowd"))
+    gone: list[int] = []
+    for number, one in enumerate(crowd):
+        one.turn = lambda number=number: gone.append(number)  # type: ignore[method-assign,misc]
+    for one in crowd[:10]:
+        loop.turns.add(one)
+    late = iter(crowd[10:])
+    while len(gone) < 20:
+        before = len(gone)
+        if loop._next:
+            loop.iterate()
+        else:
+            loop.idle()
+        if len(gone) > before and (one_more := next(late, None)) is not None:
+            loop.turns.add(one_more)
+    assert gone == list(range(20))
+    assert len(loop.turns) == 0
