@@ -9,8 +9,7 @@ from __future__ import annotations
 
 __all__ = ("APIS", "fetch_nowait", "handle_fetch")
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 import anyio
@@ -458,11 +457,11 @@ async def _wait(fetch: _Fetch, context: RequestContext) -> None:
         with anyio.move_on_after(max(0.0, left_s)):
             while not found.cold and not fetch.is_due(found) and not (parked and parked.gave_way):
                 changed = await watch.wait()
-                if any(partition.watchers > _WOKEN_AT_ONCE for partition in changed.values()):
-                    await (
-                        anyio.lowlevel.checkpoint()
-                    )  # all go on in one iteration: whoever has to waits for a turn
-                fetch.collect_again(changed, found)
+                if any(watched.partition.watchers > _WOKEN_AT_ONCE for watched in changed):
+                    await anyio.lowlevel.checkpoint()  # many go on at a time: whoever has to waits for a turn
+                for watched in changed:
+                    watched.again()
+                fetch.collect_again([watched.cached for watched in changed], found)
         if parked is not None and parked.gave_way:
             context.rest_s = min(REST_S_MAX, max(0.0, fetch.left_s()))
     finally:
@@ -480,43 +479,62 @@ def _park(fetch: _Fetch, context: RequestContext, watch: _Watch) -> ParkedFetch:
     return context.api.parked.enter(context.client.outgoing.address, size_bytes, watch.wake)
 
 
+class _Watched:
+    """One partition of a fetch that waits; called when the partition has something new."""
+
+    __slots__ = ("_watch", "cached", "partition")
+
+    def __init__(self, watch: _Watch, cached: CachedPartition, partition: Partition) -> None:
+        self._watch = watch
+        self.cached = cached
+        self.partition = partition
+
+    def __call__(self) -> None:
+        self._watch.notify(self)
+
+    def again(self) -> None:
+        """Be called when there is something new after what is looked at next."""
+        self.partition.add_listener(self)
+
+
 class _Watch:
     """Listens to partitions, and collects those that have changed, until ``end``."""
 
-    __slots__ = ("_event", "_listeners", "_notified", "wake")
+    __slots__ = ("_all", "_event", "_notified", "wake")
 
     def __init__(self) -> None:
         self._event = anyio.Event()
-        self._notified: dict[CachedPartition, Partition] = {}
-        self._listeners: list[tuple[Partition, Callable[[], None]]] = []
+        self._notified: list[_Watched] = []
+        self._all: list[_Watched] = []
         self.wake: Callable[[], None] = self._wake  # one object, to be found again by remove_listener
 
     def add(self, cached: CachedPartition, partition: Partition) -> None:
         """Listen to a partition."""
-        listener = partial(self._notify, cached, partition)
-        self._listeners.append((partition, listener))
-        partition.add_listener(listener)
+        watched = _Watched(self, cached, partition)
+        self._all.append(watched)
+        watched.again()
 
     def end(self) -> None:
         """Stop listening; what only the collector would free, hundreds of kilobytes a fetch, is let go."""
-        for partition, listener in self._listeners:
-            partition.remove_listener(listener)
-        self._listeners.clear()
+        for watched in self._all:
+            watched.partition.remove_listener(watched)
+        self._all.clear()
         self._notified.clear()
         del self.wake
 
     def _wake(self) -> None:
         self._event.set()
 
-    def _notify(self, cached: CachedPartition, partition: Partition) -> None:
-        self._notified[cached] = partition
+    def notify(self, watched: _Watched) -> None:
+        """A partition has something new; it says so once, until ``_Watched.again``."""
+        self._notified.append(watched)
         self._event.set()
 
-    async def wait(self) -> Mapping[CachedPartition, Partition]:
+    async def wait(self) -> Sequence[_Watched]:
         """Return the partitions that changed, as soon as there are any (none: the broker drains)."""
         await self._event.wait()
         self._event = anyio.Event()
-        changed, self._notified = self._notified, {}
+        changed, self._notified = self._notified, []
         return changed
 
 

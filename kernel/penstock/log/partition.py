@@ -32,6 +32,7 @@ from penstock.errors import (
 from penstock.log.append_outcome import AppendOutcome, append_error_code, doubtful_error_code
 from penstock.log.errors import KafkaError
 from penstock.log.events import AvailabilityChanged
+from penstock.log.listeners import Listener, Listeners
 from penstock.log.mending import Mender
 from penstock.log.partition_config import PartitionConfig
 from penstock.log.preparation import Preparation, Preparer
@@ -147,8 +148,7 @@ class Partition:
         self._closed = False
         #: Whether somebody may wait for the high watermark: a listener or a duplicate.
         self._is_watched = False
-        #: In the order in which they came; as keys, since thousands may come and go.
-        self._listeners: dict[Callable[[], None], None] = {}
+        self._listeners = Listeners()
         #: Duplicates of batches that aren't durable yet: (last offset, outcome, who asks).
         self._duplicates: list[tuple[int, AppendOutcome, Callable[[AppendOutcome], None]]] = []
         #: Bytes appended since the partition was opened.
@@ -419,8 +419,7 @@ class Partition:
             self._duplicates = [waiting for waiting in self._duplicates if waiting[0] >= confirmed]
             for _, outcome, on_done in due:
                 on_done(outcome)
-        for listener in tuple(self._listeners):
-            listener()
+        self._listeners.tell()
         self._is_watched = bool(self._listeners or self._duplicates)
 
     def _reset(self, next_offset: int) -> None:
@@ -564,18 +563,21 @@ class Partition:
             self._damage = str(error)
             logger.error("can't read topic=%s partition=%d: %s", self.topic, self.index, error)
 
-    def add_listener(self, listener: Callable[[], None]) -> None:
-        """Call ``listener()`` each time the high watermark moves, and once when the partition closes."""
-        self._listeners[listener] = None
+    def add_listener(self, listener: Listener) -> None:
+        """Call ``listener()`` once, when the high watermark moves next or the partition closes.
+
+        One of a crowd is called some iterations of the loop later. Who wants to know more is added again.
+        """
+        self._listeners.add(listener)
         self._is_watched = True
 
-    def remove_listener(self, listener: Callable[[], None]) -> None:
+    def remove_listener(self, listener: Listener) -> None:
         """Stop calling it; an unknown one is ignored. May be called from within a listener."""
-        self._listeners.pop(listener, None)
+        self._listeners.remove(listener)
 
     @property
     def watchers(self) -> int:
-        """How many listeners there are."""
+        """How many listeners there are, with those that were called and neither removed nor added again."""
         return len(self._listeners)
 
     async def offset_for_timestamp(self, timestamp: int) -> tuple[int, int, int] | None:
@@ -714,6 +716,4 @@ class Partition:
         self._is_open = False
         self._snapshots.close()
         self.producers.release()
-        for listener in tuple(self._listeners):
-            listener()
-        self._listeners.clear()
+        self._listeners.tell()

@@ -22,6 +22,7 @@ from penstock.errors import AlreadyExistsError, FullError, InvariantError, NotFo
 from penstock.log.append_outcome import AppendOutcome
 from penstock.log.errors import KafkaError
 from penstock.log.limiter import BytesLimiter
+from penstock.log.listeners import Listeners
 from penstock.log.manager import LogManager
 from penstock.log.partition import Partition, ReadResult
 from penstock.log.partition_bound import PartitionBound
@@ -164,7 +165,7 @@ class FakePartition(Partition):
         self.batches: list[tuple[int, int, bytes]] = []
         self.charges: list[Allocation] = []
         self.pending: deque[tuple[Callable[[AppendOutcome], None], AppendOutcome, int]] = deque()
-        self.listeners: list[Callable[[], None]] = []
+        self.listeners = Listeners()
         self.cold = False
         self.cold_reads = 0
         self.fail_with: Exception | None = None
@@ -229,8 +230,7 @@ class FakePartition(Partition):
             on_done, result, end = self.pending.popleft()
             self.high_watermark = end
             on_done(result)
-        for listener in tuple(self.listeners):
-            listener()
+        self.listeners.tell()
 
     def write(self, count: int, *, timestamp: int = 1000, value: bytes = b"v") -> None:
         """Append a batch of ``count`` records directly."""
@@ -240,8 +240,7 @@ class FakePartition(Partition):
         end = self.next_offset + count
         self.batches.append((self.next_offset, end, bytes(batch)))
         self.next_offset = self.high_watermark = end
-        for listener in tuple(self.listeners):
-            listener()
+        self.listeners.tell()
 
     def read_nowait(
         self, offset: int, bytes_max: int, *, read_committed: bool, at_least_one: bool
@@ -276,11 +275,10 @@ class FakePartition(Partition):
         return ReadResult(pieces, size)
 
     def add_listener(self, listener: Callable[[], None]) -> None:
-        self.listeners.append(listener)
+        self.listeners.add(listener)
 
     def remove_listener(self, listener: Callable[[], None]) -> None:
-        if listener in self.listeners:
-            self.listeners.remove(listener)
+        self.listeners.remove(listener)
 
     @property
     def watchers(self) -> int:

@@ -218,7 +218,7 @@ async def test_a_wait_that_ended_leaves_no_listeners_for_the_collector(logs: Fak
         left = [one for one in gc.get_objects() if isinstance(one, fetch_module._Watch)]
     finally:
         gc.enable()
-    assert not any(one._listeners or one._notified for one in left)
+    assert not any(one._all or one._notified for one in left)
 
 
 async def test_empty_incremental_request_waits_too(logs: FakeLogs) -> None:
@@ -321,8 +321,7 @@ async def test_deleting_the_topic_ends_the_wait(logs: FakeLogs) -> None:
         await anyio.wait_all_tasks_blocked()
         gone = logs.at("t")
         await logs.delete_topics(["t"])
-        for listener in tuple(gone.listeners):
-            listener()
+        gone.listeners.tell()
     assert partitions(responses[0])[0].error_code == ErrorCode.UNKNOWN_TOPIC_OR_PARTITION
 
 

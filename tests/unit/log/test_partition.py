@@ -166,7 +166,12 @@ async def test_offsets_follow_and_the_high_watermark_moves_with_durability(world
         partition = await logs.create()
         world.wal.automatic = False
         woken: list[int] = []
-        partition.add_listener(lambda: woken.append(partition.high_watermark))
+
+        def listener() -> None:
+            woken.append(partition.high_watermark)
+            partition.add_listener(listener)
+
+        partition.add_listener(listener)
         first, second = append(partition, batch(b"a", b"b")), append(partition, batch(b"c"))
         assert (first, second, partition.high_watermark) == ([], [], 0)
         world.wal.complete()
