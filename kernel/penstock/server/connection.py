@@ -101,6 +101,7 @@ class Connection(asyncio.BufferedProtocol):
         assert isinstance(transport, asyncio.Transport) or hasattr(transport, "writelines")
         self._transport = transport  # type: ignore[assignment] # uvloop's has the methods, not the class
         core = self._core
+        began, begin = core.time(), core.processor_time()
         self.channel = Channel(core, self._connections, self, self._transport, self._advertised, self._go_on)
         self._short = ShortProduces(self.channel)
         self.time = self.channel.time
@@ -111,8 +112,11 @@ class Connection(asyncio.BufferedProtocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         if not self._connections.opened(self):
             self.abort()
+        core.turns.used(core.visitors.enter(self.address), began, begin)
 
     def connection_lost(self, exc: Exception | None) -> None:
+        core = self._core
+        began, begin = core.time(), core.processor_time()
         self._release_large()
         self._reader.drop()
         self.channel.lose()
@@ -121,6 +125,8 @@ class Connection(asyncio.BufferedProtocol):
             self._ending.cancel()
         self._count()
         self._connections.closed(self)
+        core.turns.used(core.visitors.member(self.address), began, begin)
+        core.visitors.leave(self.address)
 
     def eof_received(self) -> bool:
         pipeline, is_sending = self.channel.pipeline, self.outbox.is_sending

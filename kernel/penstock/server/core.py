@@ -25,6 +25,7 @@ from penstock.server.room_turns import RoomTurns
 from penstock.server.sender import Sender
 from penstock.server.settings import SCRATCH_BYTES, ServerSettings
 from penstock.server.turns import Turns, metered
+from penstock.server.visitors import Visitors
 from penstock.spi.allocator import Allocator
 from penstock.time_shares import TimeMember, TimeShares
 
@@ -122,6 +123,7 @@ class ServerCore:
         self.long_requests = anyio.CapacityLimiter(1)
         #: Who used how much of the loop's time.
         self.loop_time = TimeShares()
+        self.visitors = Visitors(self.loop_time.join, self.loop_time.leave)
         self.processor_time: Callable[[], float] = time.thread_time
         self.turns = Turns(self.call_soon, self._call_at, self.time, self.processor_time, self.loop_time)
         self._dirty: list[Flushable] = []
@@ -142,6 +144,11 @@ class ServerCore:
         return self.carried.bytes
 
     # -- tasks and timers -------------------------------------------------------------------------------
+
+    def start_task(self, function: Callable[..., Coroutine[Any, Any, None]], *args: Any) -> None:
+        """Run ``function``, which doesn't raise, in the server's scope."""
+        assert self._tasks is not None
+        self._tasks.start_soon(function, *args)
 
     def start_soon(
         self, channel: Flushable, function: Callable[..., Coroutine[Any, Any, None]], *args: Any

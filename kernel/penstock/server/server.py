@@ -6,7 +6,6 @@ __all__ = ("Server",)
 
 import asyncio
 import errno
-import os
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -21,14 +20,13 @@ from penstock.api.declaration import Api
 from penstock.api.dispatch import advertised
 from penstock.api.gate import Gate
 from penstock.errors import ConfigError, UnavailableError
+from penstock.server.arrivals import Arrivals
 from penstock.server.connection import Connection
 from penstock.server.core import ServerCore
 from penstock.server.registry import Connections
 from penstock.server.settings import ListenerSettings, ServerSettings, ServerStatistics
 from penstock.spi.allocator import Allocator
 
-#: Connections that are accepted in one turn of the loop.
-_ACCEPTS_MAX: Final = 4
 #: Why a listener can't be bound now, and may be in a moment: the process before this one may still hold the port.
 _MAY_PASS: Final = frozenset({errno.EADDRINUSE, errno.ENOBUFS, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 #: Why the others don't, and what to do.
@@ -66,6 +64,7 @@ class Server(AsyncContextManagerMixin):
             gate=gate or Gate(authorizer=api.authorizer),
         )
         self.connections = Connections(self.core)
+        self._arrivals = Arrivals(self.core)
         #: Where clients reach this broker, one per listener, once the scope is open.
         self.endpoints: tuple[Endpoint, ...] = ()
         self._listeners = tuple(listeners)
@@ -112,7 +111,6 @@ class Server(AsyncContextManagerMixin):
                 connect,
                 listener.host or None,
                 listener.port,
-                backlog=_ACCEPTS_MAX,
                 start_serving=False,
             )
         except OSError as error:
@@ -135,14 +133,12 @@ class Server(AsyncContextManagerMixin):
             listener=listener.name,
         )
         self.endpoints += (endpoint,)
-        await server.start_serving()
         for bound in server.sockets:
-            # asyncio accepts as many at a time, without turns for others, as wait at most
-            with socket.socket(fileno=os.dup(bound.fileno())) as same:
-                same.listen(self.core.settings.backlog)
+            self._arrivals.listen(bound.fileno(), connect, self.core.settings.backlog)
         return server
 
     async def _drain(self, sockets: Sequence[asyncio.Server]) -> None:
+        self._arrivals.close()
         for server in sockets:
             server.close()
         self.core.api.draining.set()

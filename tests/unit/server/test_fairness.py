@@ -412,7 +412,9 @@ async def test_large_produces_of_those_who_used_their_part_wait_for_turns(logs: 
         core = harness.server.core
         handled = core.requests_by_api
         ticks = itertools.count()
-        core.turns.processor_time = lambda: float(next(ticks))  # one request is more than a slice
+        core.processor_time = core.turns.processor_time = lambda: float(
+            next(ticks)
+        )  # one request is more than a slice
         frame = large_produce()
         crowd = [_Newcomer(harness.server, frame[:-1]) for _ in range(count)]
         for one in crowd:
