@@ -291,7 +291,7 @@ def check_records_nowait(
             raise
     size = len(data) - start
     is_short = size <= INLINE_PYTHON_BYTES_MAX
-    if native is None or size > INLINE_BYTES_MAX or header.count > INLINE_RECORDS_MAX:
+    if native is None or (not is_short and (size > INLINE_BYTES_MAX or header.count > INLINE_RECORDS_MAX)):
         return check_records(data, start, header, rules, now_ms) if is_short else None
     facts = native(data, start, header.count)
     if facts is not None:
