@@ -47,6 +47,35 @@ async def _expect_free(allocator: Any, what: str, held: int = 0) -> None:
         raise AssertionError(f"{what}: more can be had than the limit: {used}")
 
 
+async def test_account_counts_beyond_32_bits(env: Env) -> None:
+    """Account for bytes made elsewhere: any number of them, each under its purpose, whatever that is called."""
+    gib = 2**30
+    purposes = ["append", f"{'a purpose of many words ' * 5}1", f"{'a purpose of many words ' * 5}2", "größe"]
+    async with env.open(settings={"limit": "24GiB"}) as allocator:
+        before = dict(allocator.statistics().used_by_purpose)
+        charges = [
+            allocator.charge_nowait(2 * gib + 1, purposes[0]),
+            allocator.charge_nowait(4 * gib, purposes[1]),
+            await allocator.charge(5 * gib, purposes[2]),
+            allocator.charge_anyway(6 * gib + 3, purposes[3]),
+        ]
+        told = allocator.statistics()
+        assert told.limit_bytes == 24 * gib, f"24 GiB are the limit: {told}"
+        assert told.used_bytes == sum(before.values()) + 17 * gib + 4, (
+            f"17 GiB and 4 bytes are in use: {told}"
+        )
+        for charge, purpose in zip(charges, purposes, strict=True):
+            used = told.used_by_purpose.get(purpose, 0) - before.get(purpose, 0)
+            assert used == charge.size, f"{charge.size} bytes are in use as {purpose!r}: {told}"
+        for size in (8 * gib, 2**33 + 1):
+            with raises(FullError):
+                allocator.charge_nowait(size, "append")
+        for charge in charges:
+            charge.release()
+        left = allocator.statistics().used_bytes
+        assert left == sum(before.values()), f"all is released, and {left} bytes are in use"
+
+
 async def test_small_requests_pass_no_large_one(env: Env) -> None:
     """Waits, first come first served: what fits waits behind what came first and doesn't fit yet."""
     async with env.open(settings=_SETTINGS) as allocator:

@@ -297,8 +297,11 @@ async def test_eviction_frees_memory(env: Env) -> None:
         _expect_kept(cache, 10)
         allocator = env.plain_allocator
         before = allocator.statistics().used_bytes if allocator is not None else 0
+        assert cache.evict(0) == 0, "blocks were dropped though nobody wanted memory"
         freed = cache.evict(25_000)
         assert 25_000 <= freed < 60_000, f"freed={freed}"
+        evicted = cache.statistics().evicted
+        assert evicted == freed // _BLOCK_BYTES, f"{freed} bytes were freed: evicted={evicted}"
         assert cache.statistics().used_bytes == 100_000 - freed
         if allocator is not None and before >= 100_000:
             assert allocator.statistics().used_bytes <= before - freed, (
@@ -420,6 +423,10 @@ async def test_sequential_readers_read_further_ahead(env: Env) -> None:
             for offset in env.random.sample(range(0, 10**6, 1000), 30)
         ]
         assert max(jumps[1:]) < max(grown), "a random reader reads ahead as far as a sequential one"
+        strides = [cache.readahead_bytes(3, offset, offset + 100) for offset in range(0, 60 * 10**6, 10**6)]
+        assert max(strides[1:]) < max(grown), "a reader that leaves most out reads ahead as if it read all"
+        odd = [window for window in (*windows, *jumps, *strides) if type(window) is not int or window < 0]
+        assert not odd, f"not a number of bytes: {odd[:3]}"
 
 
 @clause(refuses="readahead")

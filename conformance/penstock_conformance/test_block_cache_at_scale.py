@@ -348,6 +348,20 @@ async def test_readers_do_not_disturb_each_other(env: Env) -> None:
             assert max(windows) * 4 >= max(alone), f"reader {stream_id} reads far less ahead beside others"
 
 
+async def test_object_of_thousands_of_blocks_is_forgotten(env: Env) -> None:
+    """The object was destroyed: none of its blocks takes memory, however many there were."""
+    async with env.open() as cache:
+        store = _Store()
+        other = [BlockRef(2, number * 50, 50) for number in range(100)]
+        await cache.get([BlockRef(1, number * 50, 50) for number in range(4400)], store.load)
+        await cache.get(other, store.load)
+        cache.forget_object(1)
+        used = cache.statistics().used_bytes
+        assert used <= 5000, f"{used} bytes are used by 100 blocks of 50"
+        _check(other, await cache.get(other, store.load), "blocks beside those of a destroyed object")
+        assert cache.evict(10**9) == used, "memory that nobody uses was freed, or wasn't"
+
+
 async def test_opening_leaves_nothing_behind(env: Env) -> None:
     """Leaving the context ends what was opened: no descriptor, task, thread or object of it stays."""
 

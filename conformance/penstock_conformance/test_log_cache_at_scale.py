@@ -7,6 +7,8 @@ import weakref
 from collections.abc import Sequence
 from typing import Any
 
+from crc32c import crc32c
+
 from penstock.spi.log_cache import StreamEntry
 from penstock_conformance._env import Env
 from penstock_conformance._leaks import leaves_nothing
@@ -180,6 +182,55 @@ async def test_thousands_of_streams_are_kept_apart(env: Env) -> None:
             f"{cache.statistics().entries} of {2 * len(ids)} entries"
         )
     assert log.used_bytes == 0, f"{log.used_bytes} bytes are still accounted for"
+
+
+async def test_hundreds_of_blocks_wait_for_their_upload(env: Env) -> None:
+    """Until it is uploaded a block serves reads and isn't evicted, however many wait: an outage may last."""
+    async with env.open() as cache:
+        log = _Log(env.account)
+        blocks = []
+        for number in range(300):
+            for stream_id in (1, 1000 + number):
+                cache.put(log.entry(stream_id))
+            block = cache.freeze()
+            assert block is not None, f"nothing was frozen, with {number} blocks that wait"
+            blocks.append(block)
+        assert cache.evict(10**9) == 0, "data that were never uploaded were dropped"
+        for stream_id, entries in log.streams.items():
+            _check(cache.get(stream_id, 0, _ALL, _ALL), entries, "a read with 300 blocks that wait")
+        told = cache.statistics()
+        assert told.frozen_bytes == log.used_bytes, f"{log.used_bytes} bytes wait: {told}"
+        for number, block in enumerate(blocks):
+            _check(block.streams[1000 + number], log.streams[1000 + number], f"block {number} of 300")
+            assert block.wal_end == log.streams[1000 + number][0].wal_position, (
+                f"the end of block {number} moved"
+            )
+            cache.mark_uploaded(block)
+        assert cache.evict(10**9) == told.frozen_bytes, "not all that was uploaded went"
+        assert log.used_bytes == 0, f"{log.used_bytes} bytes are still accounted for"
+
+
+async def test_payloads_of_all_sizes_are_whole(env: Env) -> None:
+    """Entries are those that were put, or others that tell the same: also large ones; ``bytes_max`` is 64 bits."""
+    sizes = (2**16, 1, 2**20, 2**20 + 1, 2**22, 2**23, 2**24 + 1)
+    async with env.open() as cache:
+        log = _Log(env.account)
+        sums = []
+        for size in sizes:
+            entry = log.entry(1, size=size)
+            entry.data[:] = body = env.random.randbytes(size)
+            sums.append(crc32c(body))
+            cache.put(entry)
+        for when in ("active", "frozen"):
+            for bytes_max in (2**31, 2**32, 2**32 + 1, _ALL):
+                got = cache.get(1, 0, _ALL, bytes_max)
+                found = [len(entry.data) for entry in got]
+                assert found == list(sizes), f"{when}, at most {bytes_max} bytes: payloads of {found} bytes"
+            assert [crc32c(entry.data) for entry in got] == sums, f"{when}: other bytes than were put"
+            if when == "active":
+                assert cache.active_bytes == sum(sizes), f"{cache.active_bytes} of {sum(sizes)} bytes"
+                block = cache.freeze()
+        assert block.size_bytes == sum(sizes), f"a block of {sum(sizes)} bytes has {block.size_bytes}"
 
 
 async def test_long_streams_are_read_to_their_end(env: Env) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import AsyncExitStack
 from typing import Any
 
@@ -61,6 +62,7 @@ async def test_entry_data_of_any_kind(env: Env) -> None:
     async with env.open() as log:
         entry_bytes_max = log.capabilities.entry_bytes_max
         datas = [b"", b"\0", b"same", b"same", env.random.randbytes(50_000)]
+        datas += [env.random.randbytes(size) for size in (2**12, 2**16, 2**17) if size <= entry_bytes_max]
         if entry_bytes_max <= 8 * 2**20:
             datas.append(env.random.randbytes(entry_bytes_max))
         for index, data in enumerate(datas, start=1):
@@ -231,6 +233,30 @@ async def test_waiters_are_answered_at_the_end(env: Env) -> None:
                 await checkpoint()
     with raises(ClosedError):
         await log.append(3, b"late")
+
+
+async def test_closed_log_is_no_empty_one(env: Env) -> None:
+    """After its context was left every method that asks the log raises ClosedError."""
+    async with env.open() as log:
+        await _fill(log, 1, 6)
+        await log.write_snapshot(MetadataSnapshot(3, b"at 3"))
+        reading = log.read(4)
+        assert (await anext(reading)).index == 4
+    for what, ask in (
+        ("a read", lambda: _read(log, 4)),
+        ("a read of news", lambda: _read(log, 6)),
+        ("a read of the snapshot", log.read_snapshot),
+        ("a snapshot", lambda: log.write_snapshot(MetadataSnapshot(5, b"at 5"))),
+        ("a wait for news", lambda: log.wait_for_news(0)),
+        ("an append", lambda: log.append(6, b"late")),
+    ):
+        try:
+            found = await ask()
+        except ClosedError:
+            continue
+        raise AssertionError(f"{what} of a closed log gave {found!r}")
+    with contextlib.suppress(ClosedError):  # what was begun may go on, and doesn't end before its end
+        assert [entry.index async for entry in reading] == [5], "a read that was under way ended early"
 
 
 async def test_newest_snapshot_comes_back(env: Env) -> None:

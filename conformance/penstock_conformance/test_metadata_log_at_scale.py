@@ -167,8 +167,8 @@ async def test_older_snapshot_never_wins(env: Env) -> None:
 
 
 async def test_large_snapshot_comes_back_whole(env: Env) -> None:
-    """Keep the snapshot: its bytes, also beyond 8 MiB."""
-    data = env.random.randbytes(8 * 2**20 + 4099)
+    """Keep the snapshot: its bytes, also beyond 16 MiB."""
+    data = env.random.randbytes(16 * 2**20 + 4099)
     async with env.open() as log:
         await _fill(log, 1, 3)
         await log.write_snapshot(MetadataSnapshot(1, data[::-1]))

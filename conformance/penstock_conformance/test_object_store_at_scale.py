@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import anyio
@@ -202,6 +202,65 @@ async def test_large_objects_come_back_whole(env: Env) -> None:
         assert listed == [len(data)], f"the size of a large object is listed wrong: {listed}"
         await store.put("large", [b"small"])
         _check_bytes(await store.get("large"), b"small", "a small object in the place of a large one")
+
+
+@clause(claims="multipart")
+async def test_abort_of_what_has_ended_changes_nothing(env: Env) -> None:
+    """Never raises for an upload that is already gone, and leaves what it completed."""
+    async with env.open() as store:
+        await store.put("key", [b"older"])
+        given_up = await store.create_multipart("key")
+        await given_up.write_part([b"given up"])
+        for times in range(3):
+            error = await error_of(given_up.abort())
+            assert error is None, f"abort number {times + 1} raised {error!r}"
+            assert bytes(await store.get("key")) == b"older", "an upload that was aborted took what was there"
+        for newer in (b"", b"newer"):
+            upload = await store.create_multipart("key")
+            await upload.write_part([b"whole"])
+            await upload.complete()
+            if newer:
+                await store.put("key", [newer])
+            error = await error_of(upload.abort())
+            assert error is None, f"abort of a completed upload raised {error!r}"
+            error = await error_of(given_up.abort())
+            assert error is None, f"a late abort raised {error!r}"
+            found = bytes(await store.get("key"))
+            assert found == (newer or b"whole"), f"an abort came after the end, and {found!r} is there"
+
+
+async def test_bodies_of_round_sizes_come_back_whole(env: Env) -> None:
+    """The concatenation of ``body``, also where it ends with what others write at a time."""
+    piece = env.random.randbytes(2**20)
+    async with env.open() as store:
+        for size in (2**12, 2**16, 2**18, 2**20, 5 * 2**20, 2**23, 2**24):
+            whole, rest = divmod(size, len(piece))
+            body = [number.to_bytes(4, "big") + piece[4:] for number in range(whole)] + [piece[:rest]]
+            wanted = b"".join(body)
+            for way, write in _ways_of_writing(store):
+                key = f"round/{size}/{way}"
+                await write(key, body)
+                told = (await store.head(key)).size
+                assert told == size, f"{way}: an object of {size} bytes is told to have {told}"
+                found = bytes(await store.get(key))
+                if found != wanted:  # an assertion would show both
+                    raise AssertionError(f"{way}, {size} bytes: {_difference(found, wanted)}")
+            await store.delete([f"round/{size}/{way}" for way, _ in _ways_of_writing(store)])
+
+
+def _ways_of_writing(store: Any) -> list[tuple[str, Callable[[str, list[bytes]], Awaitable[object]]]]:
+    async def in_parts(key: str, body: list[bytes]) -> None:
+        upload = await store.create_multipart(key)
+        for at in range(0, len(body), 8):
+            await upload.write_part(body[at : at + 8])
+        await upload.complete()
+
+    ways = [("put", store.put)]
+    if store.capabilities.put_if_absent:
+        ways.append(("put_if_absent", store.put_if_absent))
+    if store.capabilities.multipart:
+        ways.append(("parts", in_parts))
+    return ways
 
 
 async def test_ranges_lie_right_in_large_objects(env: Env) -> None:

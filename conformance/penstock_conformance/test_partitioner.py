@@ -49,7 +49,7 @@ async def test_partition_stays_in_range_when_the_count_changes(env: Env) -> None
 async def test_no_partitions_is_refused(env: Env) -> None:
     """Raises InvalidRequestError if ``partition_count`` < 1."""
     async with env.open() as partitioner:
-        for partition_count in (0, -1):
+        for partition_count in (0, -1, -2, -(2**31)):
             for key in (None, b"key"):
                 with raises(InvalidRequestError):
                     partitioner.choose("topic", key, 10, partition_count)

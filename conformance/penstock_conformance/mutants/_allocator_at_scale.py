@@ -6,6 +6,7 @@ __all__ = ()
 
 import mmap
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from penstock.spi.allocator import AllocatorStatistics
@@ -19,6 +20,7 @@ _QUEUE = "long_queue_is_served_in_order"
 _GIVE_UP = "many_who_give_up_leave_nothing"
 _LISTENER = "account_is_right_with_a_listener"
 _ASKED = "listeners_are_asked_as_long_as_they_free"
+_BITS = "account_counts_beyond_32_bits"
 
 
 @mutant(KIND, "lets_small_ones_pass", _ORDER)
@@ -334,3 +336,28 @@ class ForgetsThoseBehindWhoGaveUp(PlainAllocator):
             self._waiters.remove(waiter)
         else:
             super()._give_up(waiter)
+
+
+@mutant(KIND, "counts_in_32_bits", _BITS)
+class CountsIn32Bits(PlainAllocator):
+    """Has a field of four bytes for a size."""
+
+    def charge_anyway(self, size: int, purpose: str) -> _Grant:
+        return super().charge_anyway(size & 0xFFFFFFFF, purpose)
+
+
+@mutant(KIND, "counts_in_31_bits", _BITS)
+class CountsIn31Bits(PlainAllocator):
+    """Takes a large size for a negative one, and that for none."""
+
+    def take_nowait(self, size: int, purpose: str, *, mapped: bool = False, own: int = 0) -> _Grant:
+        return super().take_nowait(size if size < 2**31 else 0, purpose, mapped=mapped, own=own)
+
+
+@mutant(KIND, "cuts_purposes", _BITS)
+class CutsPurposes(PlainAllocator):
+    """Has a column of a fixed width for the name of a purpose."""
+
+    def statistics(self) -> AllocatorStatistics:
+        told = super().statistics()
+        return replace(told, used_by_purpose={name[:64]: size for name, size in told.used_by_purpose.items()})

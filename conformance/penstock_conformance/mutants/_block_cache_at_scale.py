@@ -261,3 +261,52 @@ class GivesAThousandBlocks(PlainBlockCache):
         self, blocks: Sequence[BlockRef], load: BlockLoader, *, prefetch: bool = False
     ) -> Sequence[Buffer]:
         return await super().get(blocks[:1000], load, prefetch=prefetch)
+
+
+@mutant(KIND, "forgets_a_page_of_blocks", "object_of_thousands_of_blocks_is_forgotten")
+class ForgetsAPageOfBlocks(PlainBlockCache):
+    """Looks for the blocks of a destroyed object among the newest 4,096."""
+
+    def forget_object(self, object_id: int) -> None:
+        for block, slot in list(self._slots.items())[-4096:]:
+            if block.object_id == object_id and slot.done.is_set() and not slot.waiting:
+                self._drop(block)
+
+
+@mutant(KIND, "evicts_at_any_rate", "eviction_frees_memory")
+class EvictsAtAnyRate(PlainBlockCache):
+    """Whoever asks gets a block, also if nothing is wanted."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        return super().evict(max(bytes_wanted, 1))
+
+
+@mutant(KIND, "counts_what_pressure_evicts", "eviction_frees_memory")
+class CountsWhatPressureEvicts(PlainBlockCache):
+    """Counts what it evicts for itself, not for others."""
+
+    def evict(self, bytes_wanted: int) -> int:
+        before = self._evicted
+        freed = super().evict(bytes_wanted)
+        self._evicted = before
+        return freed
+
+
+@mutant(KIND, "takes_leaps_for_going_on", "sequential_readers_read_further_ahead")
+class TakesLeapsForGoingOn(PlainBlockCache):
+    """Everybody who comes from below is sequential."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        expected, window = self._readers.get(stream_id, (-1, 0))
+        if 0 <= expected < offset:
+            self._readers[stream_id] = (offset, window)
+        return super().readahead_bytes(stream_id, offset, next_offset)
+
+
+@mutant(KIND, "reads_parts_of_bytes_ahead", "sequential_readers_read_further_ahead")
+class ReadsPartsOfBytesAhead(PlainBlockCache):
+    """Grows by a factor, which isn't whole."""
+
+    def readahead_bytes(self, stream_id: int, offset: int, next_offset: int) -> int:
+        window: Any = super().readahead_bytes(stream_id, offset, next_offset) * 0.75
+        return window  # type: ignore[no-any-return]

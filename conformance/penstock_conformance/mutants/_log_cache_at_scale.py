@@ -15,6 +15,8 @@ KIND = "log_cache"
 
 _FROZEN = "frozen_block_stays_as_it_was"
 _DELETED = "deleted_stream_changes_no_frozen_block"
+_WAITING = "hundreds_of_blocks_wait_for_their_upload"
+_PAYLOADS = "payloads_of_all_sizes_are_whole"
 _STREAMS = "thousands_of_streams_are_kept_apart"
 _LONG = "long_streams_are_read_to_their_end"
 _SIZES = "offsets_and_positions_of_any_size"
@@ -419,3 +421,52 @@ class EvictsAMegabyteAtATime(PlainLogCache):
 
     def evict(self, bytes_wanted: int) -> int:
         return super().evict(min(bytes_wanted, 2**20))
+
+
+@mutant(KIND, "freezes_64_blocks", _WAITING)
+class Freezes64Blocks(PlainLogCache):
+    """Has no more blocks than that, and hopes that one is uploaded soon."""
+
+    def freeze(self) -> Block | None:
+        return None if len(self._frozen) >= 64 else super().freeze()
+
+
+@mutant(KIND, "gives_up_the_oldest_of_a_hundred", _WAITING)
+class GivesUpTheOldestOfAHundred(PlainLogCache):
+    """What waits for so long was surely uploaded."""
+
+    def freeze(self) -> Block | None:
+        if len(self._frozen) >= 100:
+            for entries in self._frozen.pop(0).streams.values():
+                self._release(entries)
+        return super().freeze()
+
+
+@mutant(KIND, "keeps_a_mebibyte_of_a_payload", _PAYLOADS)
+class KeepsAMebibyteOfAPayload(PlainLogCache):
+    """Has slots of a fixed size."""
+
+    def put(self, entry: StreamEntry) -> None:
+        entry.data = entry.data[: 2**20]
+        super().put(entry)
+
+
+@mutant(KIND, "passes_large_payloads_over", _PAYLOADS)
+class PassesLargePayloadsOver(PlainLogCache):
+    """Leaves payloads of 4 MiB and more for a read of their own."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        found = super().get(stream_id, start_offset, end_offset, bytes_max)
+        return [entry for place, entry in enumerate(found) if not place or len(entry.data) < 2**22]
+
+
+@mutant(KIND, "has_32_bits_for_bytes_max", _PAYLOADS)
+class Has32BitsForBytesMax(PlainLogCache):
+    """Takes a bound of 4 GiB for none at all, and gives one entry."""
+
+    def get(
+        self, stream_id: int, start_offset: int, end_offset: int, bytes_max: int
+    ) -> Sequence[StreamEntry]:
+        return super().get(stream_id, start_offset, end_offset, bytes_max & 0xFFFFFFFF)

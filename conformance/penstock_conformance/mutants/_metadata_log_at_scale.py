@@ -181,6 +181,40 @@ class CutsLargeSnapshots(PlainMetadataLog):
         await super().write_snapshot(MetadataSnapshot(snapshot.index, snapshot.data[:_8_MIB]))
 
 
+@mutant(KIND, "cuts_snapshots_at_16_mib", "large_snapshot_comes_back_whole")
+class CutsSnapshotsAt16MiB(PlainMetadataLog):
+    """Has 24 bits for the size of a snapshot."""
+
+    async def write_snapshot(self, snapshot: MetadataSnapshot) -> None:
+        await super().write_snapshot(MetadataSnapshot(snapshot.index, snapshot.data[: 2 * _8_MIB]))
+
+
+@mutant(KIND, "loses_a_byte_of_64_kib", "entry_data_of_any_kind")
+class LosesAByteOf64KiB(PlainMetadataLog):
+    """The length of an entry is less than 2**16."""
+
+    async def append(self, index: int, data: bytes) -> None:
+        await super().append(index, data[:-1] if len(data) == 2**16 else data)
+
+
+@mutant(KIND, "is_empty_when_closed", "closed_log_is_no_empty_one")
+class IsEmptyWhenClosed(PlainMetadataLog):
+    """Has no entries any more when it is closed."""
+
+    async def read(self, start_index: int) -> AsyncIterator[MetadataEntry]:
+        if not self._closed:
+            async for entry in super().read(start_index):
+                yield entry
+
+
+@mutant(KIND, "has_no_snapshot_when_closed", "closed_log_is_no_empty_one")
+class HasNoSnapshotWhenClosed(PlainMetadataLog):
+    """Has no snapshot any more when it is closed."""
+
+    async def read_snapshot(self) -> MetadataSnapshot | None:
+        return None if self._closed else await super().read_snapshot()
+
+
 @mutant(KIND, "mixes_large_snapshots", "large_snapshot_comes_back_whole")
 class MixesLargeSnapshots(PlainMetadataLog):
     """Writes large snapshots over the older one, piece by piece, and not the last piece."""

@@ -39,6 +39,7 @@ def _size(body: Sequence[Buffer]) -> int:
 
 
 # --- many
+_ABORT = "abort_of_what_has_ended_changes_nothing"
 
 
 @mutant(KIND, "lists_one_page", _MANY)
@@ -706,3 +707,68 @@ class KeepsAThousandParts(DirectoryStore):
     async def create_multipart(self, key: str) -> _Upload:
         await checkpoint()
         return _ThousandParts(self, key)
+
+
+@mutant(KIND, "ends_a_page_too_early", "bodies_of_round_sizes_come_back_whole")
+class EndsAPageTooEarly(DirectoryStore):
+    """Writes 8 MiB at a time, and takes a last whole piece for the end of one that was written before."""
+
+    def _fill(self, path: Path, parts: Sequence[Buffer]) -> None:
+        body = b"".join(parts)
+        size = len(body) - _TOKEN_BYTES
+        super()._fill(path, [body[:-1] if size and size % 2**23 == 0 else body])
+
+
+@mutant(KIND, "knows_sizes_of_16_bits", "bodies_of_round_sizes_come_back_whole")
+class KnowsSizesOf16Bits(DirectoryStore):
+    """Takes an object of 64 KiB for an empty one."""
+
+    def _info(self, key: str) -> ObjectInfo:
+        info = super()._info(key)
+        return replace(info, size=0 if info.size == 2**16 else info.size)
+
+
+class _Ended(_Upload):
+    """Knows whether it has ended, and how."""
+
+    _completed = _aborted = False
+
+    async def complete(self) -> None:
+        await super().complete()
+        self._completed = True
+
+    async def abort(self) -> None:
+        await super().abort()
+        self._aborted = True
+
+
+class _TakesBack(_Ended):
+    async def abort(self) -> None:
+        if self._completed:
+            await self._store.delete([self._key])
+        await super().abort()
+
+
+@mutant(KIND, "takes_back_what_is_complete", _ABORT)
+class TakesBackWhatIsComplete(DirectoryStore):
+    """Aborts by deleting the key that the upload was for."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _TakesBack(self, key)
+
+
+class _Insists(_Ended):
+    async def abort(self) -> None:
+        if self._completed or self._aborted:
+            raise NotFoundError(f"there is no such upload: key={self._key}")
+        await super().abort()
+
+
+@mutant(KIND, "insists_on_aborting", _ABORT)
+class InsistsOnAborting(DirectoryStore):
+    """Passes on what the store says of an upload that it doesn't know any more."""
+
+    async def create_multipart(self, key: str) -> _Upload:
+        await checkpoint()
+        return _Insists(self, key)

@@ -121,3 +121,12 @@ def penstock_register_partitioner() -> PartitionerSpec[Defective]:
         capabilities=PartitionerCapabilities(key_affinity=True, java_hash=True, adaptive=True),
         open=closing(lambda settings, _: make("partitioner", settings.defect)),
     )
+
+
+@mutant(KIND, "takes_minus_two_for_a_count", "no_partitions_is_refused")
+class TakesMinusTwoForACount(PlainPartitioner):
+    """Knows 0 and -1 for topics that have no partitions, and makes one of all else."""
+
+    def choose(self, topic: str, key: bytes | None, size_bytes: int, partition_count: int) -> int:
+        count = partition_count if partition_count >= -1 else 1
+        return super().choose(topic, key, size_bytes, count)

@@ -92,7 +92,9 @@ class BlockCache(Protocol):
         """
 
     def evict(self, bytes_wanted: int) -> int:
-        """Drop blocks that nobody waits for until ``bytes_wanted`` are free or none is left; bytes freed."""
+        """Drop blocks that nobody waits for until ``bytes_wanted`` are free or none is left; bytes freed. If none are
+        wanted, none goes.
+        """
 
     def forget_object(self, object_id: int) -> None:
         """The object was destroyed: its blocks are never read again. Who waits for one already gets it."""

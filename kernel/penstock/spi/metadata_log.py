@@ -60,7 +60,10 @@ class MetadataLogStatistics:
 
 
 class MetadataLog(Protocol):
-    """The contract of a metadata log. Every durable byte is checksummed (I11)."""
+    """The contract of a metadata log. Every durable byte is checksummed (I11).
+
+    After its context was left every method that asks the log raises ClosedError: nothing looks empty then.
+    """
 
     @property
     def capabilities(self) -> MetadataLogCapabilities:

@@ -1,7 +1,8 @@
 """Object store: ranged reads, atomic puts, put-if-absent, ordered listing.
 
-Keys are ``/``-separated printable ASCII without a leading slash. Every method is safe to call from several
-tasks at once. A cancelled call may or may not have taken effect; what took effect is whole.
+Keys are ``/``-separated printable ASCII without a leading slash; no part between slashes is empty, ``.`` or ``..``.
+Every method is safe to call from several tasks at once. A cancelled call may or may not have taken effect; what took
+effect is whole.
 
 Every method may raise UnavailableError when the store fails, stalls or refuses for now. Implementations
 retry nothing that isn't idempotent without resolving the outcome first.
@@ -106,7 +107,7 @@ class MultipartUpload(Protocol):
         """
 
     async def abort(self) -> None:
-        """Drop what was written. Never raises for an upload that is already gone."""
+        """Drop what was written. Never raises for an upload that is already gone, and leaves what it completed."""
 
 
 class ObjectStore(Protocol):
