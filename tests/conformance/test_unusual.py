@@ -38,7 +38,7 @@ _MANNERS = {
     "allocator": ("RoundsUp", "GrantsLate", "PressesTwice", "AsksForMore", "IsAligned", "HasIdleMemory"),
 }
 #: What takes long, and depends on no manner.
-_LONG = ("thousands", "large_snapshot", "kill", "memory_stays", "system", "claimed")
+_LONG = ("thousand", "large_snapshot", "kill", "memory_stays", "system", "claimed")
 
 
 @pytest.fixture(autouse=True)
