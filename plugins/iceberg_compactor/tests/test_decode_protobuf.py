@@ -250,6 +250,35 @@ def test_what_protobuf_refuses_is_refused_whatever_is_beside_it(item: bytes, bes
     assert len(got.rows) == beside
 
 
+def test_good_records_are_looked_at_together_and_no_object_is_made_of_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = message_factory.GetMessageClass(_message(_TEXT, 1))
+    items = [kind(oi=number, ts={"seconds": number}).SerializeToString() for number in range(300)]
+    codec = ProtobufCodec(_message(_TEXT, 1))
+    alone: list[bytes] = []
+
+    class Counted:
+        DESCRIPTOR = kind.DESCRIPTOR
+
+        @staticmethod
+        def FromString(item: bytes) -> Any:  # noqa: N802 - as Protobuf has it
+            alone.append(item)
+            return kind.FromString(item)
+
+    monkeypatch.setattr(codec, "_class", Counted)
+    assert len(codec.decode(pa.array(items, pa.binary())).rows) == 300
+    assert alone == []
+    codec.decode(pa.array([b"b\x02\x08\x01b\x00"], pa.binary()))
+    assert alone, "one to be merged is looked at alone"
+
+
+def test_a_schema_that_takes_the_name_of_the_list_is_read_all_the_same() -> None:
+    text = 'syntax = "proto3"; message penstock_lists { int64 a = 1; }'
+    got = _codec(text, 0).decode(pa.array([b"\x08\x01", b"\x08\x02"], pa.binary()))
+    assert got.rows.to_pylist() == [{"a": 1}, {"a": 2}]
+
+
 def test_a_timestamp_that_is_there_twice_is_merged() -> None:
     rows = _decode(b"b\x02\x08\x01b\x00", *[b"b\x00"] * 100).rows.to_pylist()
     assert [row["ts"].timestamp() for row in rows] == [1, *[0] * 100]

@@ -12,6 +12,7 @@ __all__ = ("ProtobufCodec", "compile_files", "descriptor_pool", "files_of", "mes
 
 import base64
 import binascii
+import contextlib
 import functools
 import importlib
 import importlib.util
@@ -78,6 +79,7 @@ class ProtobufCodec:
         self._type, self._convert = columns.message(message, ())
         self._merges = columns.merges
         self._handler: Any = None
+        self._list_class: type[Message] | None = None
         if columns.bulk and not row_wise and importlib.util.find_spec("ptars") is not None:
             import ptars
 
@@ -91,6 +93,7 @@ class ProtobufCodec:
             )
             self._pool = ptars.HandlerPool([message.file], config)
             self._handler = self._pool.get_for_message(message)
+            self._list_class = _list_class(message)
 
     @property
     def type(self) -> pa.DataType:
@@ -115,6 +118,8 @@ class ProtobufCodec:
         ptars takes unknown groups that end as another one or nest too deep, and overlong tags; of a timestamp that is
         there twice it takes the last. Merged, a message is shorter than what it was read from.
         """
+        if self._passes_together(items):
+            return
         parse, merged = self._class.FromString, self._merges
         for at, item in enumerate(items.to_pylist()):
             try:
@@ -123,6 +128,27 @@ class ProtobufCodec:
                 raise RefusedError(at) from error
             if merged and message.ByteSize() != len(item):
                 raise RefusedError(at)
+
+    def _passes_together(self, items: pa.Array) -> bool:
+        """Whether all of them pass, by one call of the parser, as the messages that another one has a list of.
+
+        There is no object for each then. One that is nested as deep as the parser goes doesn't pass, being a level
+        deeper here.
+        """
+        if self._list_class is None:
+            return False
+        lengths = pc.binary_length(items).dictionary_encode()
+        heads = pa.array(
+            [b"\x0a" + _varint(length) for length in lengths.dictionary.to_pylist()], pa.binary()
+        )
+        data = pc.binary_join_element_wise(heads.take(lengths.indices), items, b"").buffers()[2]
+        try:
+            parsed = self._list_class.FromString(memoryview(data))
+        except (DecodeError, UnicodeDecodeError):
+            return False
+        # Sizes of all together tell nothing: one that grows makes up for one that is merged. Maps in another order
+        # cost a look at each.
+        return not self._merges or parsed.SerializePartialToString() == memoryview(data).cast("B")
 
     def _bulk(self, items: pa.Array) -> pa.Array:
         if items.null_count or not len(items):
@@ -144,6 +170,41 @@ class ProtobufCodec:
         if not _is_merged(made.rows, self._class.DESCRIPTOR):
             raise RefusedError
         return made.rows
+
+
+def _list_class(message: Descriptor) -> type[Message] | None:
+    """Messages that have a list of ``message`` as their field 1; None if the schema has something of its name."""
+    name = f"List{message.full_name.encode().hex()}"
+    file = descriptor_pb2.FileDescriptorProto(
+        name=f"penstock/{name}.proto",
+        package="penstock_lists",
+        syntax="proto2",
+        dependency=[message.file.name],
+    )
+    file.message_type.add(name=name).field.add(
+        name="items",
+        number=1,
+        type=_F.TYPE_MESSAGE,
+        label=_F.LABEL_REPEATED,
+        type_name=f".{message.full_name}",
+    )
+    pool, full_name = message.file.pool, f"penstock_lists.{name}"
+    try:
+        with contextlib.suppress(TypeError):  # it is there, or something else is
+            pool.AddSerializedFile(file.SerializeToString())
+        found: type[Message] = message_factory.GetMessageClass(pool.FindMessageTypeByName(full_name))
+    except KeyError:
+        return None
+    return found
+
+
+def _varint(number: int) -> bytes:
+    made = bytearray()
+    while number >= 0x80:
+        made.append(number & 0x7F | 0x80)
+        number >>= 7
+    made.append(number)
+    return bytes(made)
 
 
 class _Columns:
