@@ -85,6 +85,10 @@ class Decoded(Protocol):
         """In how many rows a value that doesn't fit became null."""
 
     @property
+    def lost(self) -> Any:
+        """The last of those rows, as a failure; None if there is none."""
+
+    @property
     def operations(self) -> pa.Array | None:
         """What each row does to the table."""
 
@@ -168,6 +172,8 @@ class DecodingReader:
         counts = found.counts()
         if decoded.nulled:
             counts["null"] = counts.get("null", 0) + decoded.nulled
+            if decoded.lost is not None and not found.reason:
+                found.tell(decoded.lost.index, f"a record doesn't fit the table: {decoded.lost.reason}")
         return Read(rows=table, dead=found.dead(), counts=counts, reason=found.reason)
 
     def _fail(self, failures: Sequence[Any], what: str, found: _Findings) -> None:
@@ -298,8 +304,7 @@ class _Findings:
 
     def reject(self, at: int, policy: str, why: str, *, fits: bool = False) -> None:
         """Record ``at`` isn't a whole row; with ``fits``, it is one with a null in it. Raises if it is to stop."""
-        where = f"partition={self._records.partition} offset={self._records.offsets[at]}"
-        reason = f"{one_line(why, _REASON_MAX)}: table={self._name} {where}"
+        reason = self._sentence(at, why)
         if policy == "stop":
             raise InvalidRequestError(reason)
         if at not in self._by:
@@ -307,6 +312,14 @@ class _Findings:
             self.reason = reason
         if fits:
             self._fits.add(at)
+
+    def tell(self, at: int, why: str) -> None:
+        """A value of record ``at`` is null for this reason."""
+        self.reason = self._sentence(at, why)
+
+    def _sentence(self, at: int, why: str) -> str:
+        where = f"partition={self._records.partition} offset={self._records.offsets[at]}"
+        return f"{one_line(why, _REASON_MAX)}: table={self._name} {where}"
 
     def drop(self, at: int) -> None:
         """Record ``at`` says nothing."""

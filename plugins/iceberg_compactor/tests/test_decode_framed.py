@@ -91,6 +91,8 @@ def test_a_schema_that_contradicts_the_table_fails_only_records_with_such_values
     assert decoded.rows.to_pylist() == [{"a": None, "b": "y"}, {"a": 1, "b": "z"}]
     decoded = _decode(_decoder(_client(registry), known=known, nulls=True), *items)
     assert decoded.nulled == 1
+    assert decoded.lost is not None
+    assert (decoded.lost.index, decoded.lost.misfit) == (0, True)
     assert decoded.rows.to_pylist()[0] == {"a": None, "b": "x"}
 
 

@@ -153,3 +153,14 @@ async def test_partitions_and_order_are_as_configured(tmp_path: Path) -> None:
         assert len(list(table.scan(row_filter="id = 7").plan_files())) == 1, (
             "partitions are right, so readers skip"
         )
+
+
+@pytest.mark.parametrize("wrong", [{"id": "x"}, {"id": 5, "new": [1, "a"]}, {"id": 2**63}])
+async def test_it_is_told_which_value_became_null_and_why(tmp_path: Path, wrong: Any) -> None:
+    async with opened(tmp_path) as compactor:
+        await put(compactor, values({"id": 1}))
+        written = await put(compactor, values({"id": 2}, wrong, {"id": 3}), start=1, on_schema_change="null")
+        assert (written.rows, dict(written.rejected)) == (2, {"null": 1})
+        name = "new" if "new" in wrong else "id"
+        assert written.reason.startswith(f'a record doesn\'t fit the table: column "{name}" ')
+        assert written.reason.endswith("table=orders partition=0 offset=2")

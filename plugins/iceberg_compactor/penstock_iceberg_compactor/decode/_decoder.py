@@ -55,6 +55,8 @@ class Decoded:
     failures: Sequence[Failure] = ()
     #: In how many rows a value that doesn't fit became null, by a decoder that was told so.
     nulled: int = 0
+    #: The last of those rows, and why.
+    lost: Failure | None = None
     #: For each row what it does to the table, "c", "u", "d" or "r" (string), if the format says so; else None.
     operations: pa.Array | None = None
 

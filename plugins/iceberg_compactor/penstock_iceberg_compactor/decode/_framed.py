@@ -10,6 +10,7 @@ __all__ = ("Codec", "FramedDecoder", "GivenDecoder")
 
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -65,18 +66,18 @@ class _Columns:
 
     def fit(
         self, decoded: Decoded, comparison: Comparison, indices: pa.Array
-    ) -> tuple[pa.Array, pa.Array, int, list[Failure]]:
-        """Rows under all columns, their places, how many have lost a value, and those that don't fit."""
+    ) -> tuple[pa.Array, pa.Array, list[Failure], list[Failure]]:
+        """Rows under all columns, their places, those that have lost a value, and those that don't fit."""
         cast = conform(pa.StructArray.from_arrays([decoded.rows], ["v"]), pa.struct([("v", self.type)]))
         rows, places = cast.rows.field(0), indices.take(decoded.indices)
         if cast.bad is None:
-            return rows, places, 0, []
-        if self._nulls:
-            return rows, places, pc.sum(cast.bad).as_py(), []
+            return rows, places, [], []
         conflicts = "; ".join(map(str, comparison.conflicts[:3])) or "a value is beyond what its column holds"
         failures = [Failure(index, conflicts, misfit=True) for index in places.filter(cast.bad).to_pylist()]
+        if self._nulls:
+            return rows, places, failures, []
         good = pc.invert(cast.bad)
-        return rows.filter(good), places.filter(good), 0, failures
+        return rows.filter(good), places.filter(good), [], failures
 
 
 class GivenDecoder:
@@ -234,7 +235,7 @@ def _zigzag(body: bytes, at: int) -> tuple[int, int]:
 def _in_value(decoded: Decoded) -> Decoded:
     """Rows that are no structs in a column ``value``, as tables have them."""
     rows = pa.StructArray.from_arrays([decoded.rows], ["value"], mask=decoded.rows.is_null())
-    return Decoded(rows=rows, indices=decoded.indices, failures=decoded.failures, nulled=decoded.nulled)
+    return replace(decoded, rows=rows)
 
 
 def _places(items: pa.Array) -> pa.Array:
@@ -250,7 +251,8 @@ class _Groups:
         self._rows: list[pa.Array] = []
         self._places: list[pa.Array] = []
         self._failures: list[Failure] = []
-        self._nulled = 0
+        #: Those with a value that became null.
+        self._lost: list[Failure] = []
 
     def add(self, codec: Codec, items: pa.Array, places: pa.Array) -> None:
         if not len(items):
@@ -260,10 +262,10 @@ class _Groups:
             decoded = _in_value(decoded)
         comparison = self._columns.admit(decoded.rows.type)
         self._failures += [Failure(places[one.index].as_py(), one.reason) for one in decoded.failures]
-        rows, there, nulled, failures = self._columns.fit(decoded, comparison, places)
+        rows, there, lost, failures = self._columns.fit(decoded, comparison, places)
         self._rows.append(rows)
         self._places.append(there)
-        self._nulled += nulled + decoded.nulled
+        self._lost += lost
         self._failures += failures
 
     def add_nulls(self, places: pa.Array) -> None:
@@ -289,4 +291,5 @@ class _Groups:
             rows, places = rows.take(order), places.take(order)
         failures = sorted(self._failures, key=lambda one: one.index)
         assert len(rows) + len(failures) == self._count
-        return Decoded(rows=rows, indices=places, failures=failures, nulled=self._nulled)
+        last = max(self._lost, key=lambda one: one.index, default=None)
+        return Decoded(rows=rows, indices=places, failures=failures, nulled=len(self._lost), lost=last)

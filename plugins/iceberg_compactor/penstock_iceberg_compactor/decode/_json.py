@@ -23,7 +23,7 @@ import pyarrow.json as pj
 from penstock.spi.lake import BinaryColumn
 from penstock_iceberg_compactor.decode._arrow import arrow_column, cut
 from penstock_iceberg_compactor.decode._connect import without_connect_schema
-from penstock_iceberg_compactor.decode._decoder import Decoded, MisfitError, RefusedError, parts
+from penstock_iceberg_compactor.decode._decoder import Decoded, Failure, MisfitError, RefusedError, parts
 from penstock_iceberg_compactor.decode._shapes import (
     Fitter,
     Leaf,
@@ -60,6 +60,8 @@ class JsonDecoder:
         self._framed = framed
         self._connect = connect
         self._row_wise = row_wise
+        #: The last record of which a value became null that doesn't fit.
+        self._lost: bytes | None = None
         #: Whether a record of the last call failed: the next ones that do are probably not far.
         self._wary = False
 
@@ -89,7 +91,12 @@ class JsonDecoder:
             indices=decoded.indices,
             failures=decoded.failures,
             nulled=self._fitter.nulled - before,
+            lost=self._lost_of(items) if self._fitter.nulled > before else None,
         )
+
+    def _lost_of(self, items: pa.Array) -> Failure:
+        """The last of the records with a value that became null, or one with the same bytes."""
+        return Failure(items.index(pa.scalar(self._lost, items.type)).as_py(), self._fitter.lost, misfit=True)
 
     def _learn(self, items: pa.Array) -> None:
         """Infer the columns of the first record that isn't null, so that the bulk way has something to begin with.
@@ -127,7 +134,11 @@ class JsonDecoder:
         try:
             if "\\u" in text and not _is_text(value):
                 raise ValueError("it has half of a surrogate pair in a string")
-            return self._fitter.fit(value)
+            nulled = self._fitter.nulled
+            fitted = self._fitter.fit(value)
+            if self._fitter.nulled > nulled:
+                self._lost = item
+            return fitted
         except RecursionError:  # Python's own code takes more of the stack than the parser did
             raise ValueError("it is nested too deep to be read") from None
 

@@ -337,6 +337,10 @@ class Fitter:
         self.limits = limits or Limits()
         self.grow = grow
         self.nulled = 0
+        #: Why the last value became null that doesn't fit.
+        self.lost = ""
+        #: Where in the record it is, as far as values that don't fit become null.
+        self._names: list[str] = []
         self._nulls, self._timestamps, self._doubles = nulls, timestamps, doubles
         self.shape: StructShape = StructShape({})
         self._columns = self._added = 0
@@ -362,6 +366,7 @@ class Fitter:
         Raises MisfitError, and nothing has changed.
         """
         self._added, self._lost = 0, False
+        self._names.clear()
         fitted, shape = self._struct(record, self.shape, 1)
         if shape is not self.shape:
             _refuse_same_paths(shape)
@@ -385,11 +390,15 @@ class Fitter:
             if isinstance(shape, MapShape) and isinstance(value, dict):
                 return self._map(value, shape, depth + 1)
             raise self._misfit(value, shape)
-        except MisfitError:
+        except MisfitError as error:
             if not self._nulls:
                 raise
-            self._lost = True
+            self._lose(error)
             return None, shape
+
+    def _lose(self, error: MisfitError) -> None:
+        self._lost = True
+        self.lost = str(MisfitError(error.reason, *error.path, *reversed(self._names)))
 
     def _leaf(self, value: Any, shape: Leaf) -> tuple[Any, Leaf]:
         if type(value) is float and shape.open:
@@ -415,6 +424,8 @@ class Fitter:
         if isinstance(record, RepeatedNames):
             self._refuse_repeated(name for name in record.names if self.grow or name in fields)
         for name, value in record.items():
+            if self._nulls:
+                self._names.append(name)
             try:
                 if name in fields:
                     before = fields[name]
@@ -426,10 +437,13 @@ class Fitter:
                     fitted[name], more[name] = self._fit(value, None, depth)
             except MisfitError as error:
                 if self._nulls and name not in fields:
-                    self._lost = True
+                    self._lose(error)
                     continue
                 error.path.append(name)
                 raise
+            finally:
+                if self._nulls:
+                    self._names.pop()
         return fitted, StructShape({**fields, **more}) if more else shape
 
     def _list(self, values: list[Any], shape: ListShape, depth: int) -> tuple[list[Any], ListShape]:

@@ -115,6 +115,7 @@ def _rejecting(
             indices=decoded.indices,
             failures=decoded.failures,
             nulled=decoded.nulled,
+            lost=decoded.lost,
             operations=operations,
         )
     bad = pc.invert(good)
@@ -128,5 +129,6 @@ def _rejecting(
         indices=decoded.indices.filter(good),
         failures=sorted([*decoded.failures, *failures], key=lambda one: one.index),
         nulled=decoded.nulled,
+        lost=decoded.lost,
         operations=operations.filter(good),
     )
