@@ -76,6 +76,13 @@ def _not_collected() -> Iterator[None]:
 _TOLD_OF_CI = ("CI", "BUILD_NUMBER")
 
 
+#: Parts of pytest that clauses don't use: in each that is there, every run looks for hooks and fixtures.
+_UNUSED = (
+    *("cacheprovider", "doctest", "junitxml", "legacypath", "pastebin", "recwarn", "setuponly", "setupplan"),
+    *("stepwise", "terminal", "unittest"),
+)
+
+
 def _arguments(target: Target, select: str, clauses: Sequence[str], report_path: Path | None) -> list[str]:
     places = clause_places(target.kind)
     chosen = [f"{places[name]}::test_{name}" for name in clauses] or map(str, clause_files(target.kind))
@@ -89,7 +96,7 @@ def _arguments(target: Target, select: str, clauses: Sequence[str], report_path:
             str(_FOLDER),
             "--import-mode=importlib",
         ),
-        *("-p", "no:cacheprovider", "-p", "no:terminal"),
+        *(f"-pno:{name}" for name in _UNUSED),
         *chosen,
         f"--penstock-kind={target.kind}",
         f"--penstock-plugin={target.plugin}",
