@@ -103,6 +103,10 @@ class Env:
                 f"leaving the context of the plugin swallowed an error: {inside}"
             ) from inside
 
+    def random_of(self, who: int) -> random.Random:
+        """The randomness of one of several tasks: what a seed gives it doesn't depend on when the others draw."""
+        return random.Random(f"{self.target.seed}/{self.target.kind}/{self.name}/{who}")
+
     async def identify(self, *, epoch: int = 0) -> str | None:
         """The identity of the WAL in this data directory. Breaks the clause if its plugin tells none."""
         spec = self._registry.select(self.target.kind, self.target.plugin)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import tracemalloc
 import weakref
 from collections import Counter
@@ -24,11 +25,14 @@ from penstock_conformance._leaks import counts
 
 KIND = "lake_compactor"
 
-_STEPS = 18
+_STEPS = 12
 _PARTITIONS = 130
 #: Where the first record of a partition may be: around what 31, 32 and 53 bits count, and near the end.
 _BEGINNINGS = (0, 0, 1, 2**31 - 3, 2**32 - 5, 2**53 - 4, 2**62)
 _TEXTS = (b"", b"k", b"k ", b"k\0", b"\r\n", b"\xff\xfe", b"\x80", b"null", "é\u2028".encode())
+_TIMES = (-1, 0, 1, 7, 2**31, 2**41 + 123)
+#: Partitions that a history has its own use for.
+_ONLY_GAPS, _ALL_KINDS, _FIRST_OTHER = 2, 3, 4
 _MANY_ROWS = 2500
 _LARGE = 1_500_000
 #: Below what is left of a megabyte that was written and not committed.
@@ -38,17 +42,15 @@ _OPENINGS = 24
 _LATE_S = 0.2
 
 
-def _text(env: Env) -> bytes | None:
-    return env.random.choice((None, *_TEXTS, env.random.randbytes(env.random.randrange(80))))
+def _text(rng: random.Random) -> bytes | None:
+    return rng.choice((None, *_TEXTS, rng.randbytes(rng.randrange(80))))
 
 
-def _odd_row(env: Env, partition: int, offset: int) -> LakeRecord:
+def _odd_row(rng: random.Random, partition: int, offset: int) -> LakeRecord:
     """A record of the kinds that somebody might take for another."""
-    rng = env.random
     count = 300 if rng.random() < 0.01 else rng.choice((0, 0, 1, 2, 4))
-    headers = tuple((rng.choice(_TEXTS), _text(env)) for _ in range(count))
-    timestamp = rng.choice((-1, 0, 1, 7, 2**31, 2**41 + 123))
-    return LakeRecord(partition, offset, timestamp, _text(env), _text(env), headers)
+    headers = tuple((rng.choice(_TEXTS), _text(rng)) for _ in range(count))
+    return LakeRecord(partition, offset, rng.choice(_TIMES), _text(rng), _text(rng), headers)
 
 
 def _overwrite(records: LakeRecords) -> None:
@@ -86,9 +88,10 @@ class _LeavesError(Exception):
 class _History:
     """What one table must hold: what was committed, and what is written since."""
 
-    def __init__(self, env: Env, topic: LakeTopic, *, maintains: bool) -> None:
+    def __init__(self, env: Env, topic: LakeTopic, rng: random.Random, *, maintains: bool) -> None:
         self.maintains = maintains
         self._env = env
+        self._random = rng
         self._topic = topic
         self._epoch = 1
         self._positions: dict[int, int] = {}
@@ -106,16 +109,38 @@ class _History:
             with suppress(_LeavesError):
                 async with compactor.open_table(self._topic, self._epoch) as table:
                     self._settle(dict(await table.positions()))
+                    await self._one_of_each(compactor, table)
                     for _ in range(_STEPS):
-                        await self._env.random.choice((self._write, self._write, self._write, self._commit))(
+                        await self._random.choice((self._write, self._write, self._write, self._commit))(
                             table
                         )
                         await checkpoint()
-                    if self._env.random.random() < 0.7:
+                    if self._random.random() < 0.7:
                         await self._leave(table)
             async with self._env.open(node_id=2) as reader:
                 await self.look(reader)
-            self._epoch += self._env.random.choice((0, 0, 1, 5))
+            self._epoch += self._random.choice((0, 0, 1, 5))
+
+    async def _one_of_each(self, compactor: Any, table: Any) -> None:
+        """What every life has, however the steps fall: a partition among others that moves without rows, one that
+        is come back to, the newest one, and all kinds of records; and another table is left by an error meanwhile."""
+        start = self._next.get(_ALL_KINDS, 2**53 - 3)  # its positions are odd, and no float is
+        rows = [
+            LakeRecord(_ALL_KINDS, start + at, _TIMES[at % len(_TIMES)], text, text, ((text or b"", text),))
+            for at, text in enumerate((None, *_TEXTS, _TEXTS[-1]))
+        ]
+        rows[-1] = rows[-2]._replace(offset=start + 2**33)  # they are equal
+        await self.write(table, _ALL_KINDS, rows, start)
+        newest = self._topic.partition_count - 1
+        await self._add_one(table, newest)
+        await self._add_one(table, _ALL_KINDS)
+        await self.write(table, _ONLY_GAPS, [], self._next.get(_ONLY_GAPS, 0), gap=2)
+        topic_id = self._topic.topic_id.replace("-8000-", "-9000-")
+        beside = replace(self._topic, name=f"{self._topic.name}-beside", topic_id=topic_id)
+        with suppress(_LeavesError):
+            async with compactor.open_table(beside, self._epoch):
+                raise _LeavesError
+        await self._commit(table)
 
     def _settle(self, found: dict[int, int]) -> None:
         """A table was opened: a commit in doubt has happened, or it never will."""
@@ -128,28 +153,32 @@ class _History:
 
     async def _leave(self, table: Any) -> None:
         """Leave it by an error, or in the middle of a commit."""
-        if self._env.random.random() < 0.5:
+        if self._random.random() < 0.5:
             self._doubt = {
                 key: value for key, value in self._next.items() if self._positions.get(key) != value
             }
-            with anyio.move_on_after(self._env.random.random() * 0.01):
+            with anyio.move_on_after(self._random.random() * 0.01):
                 await table.commit(dict(self._doubt))
         raise _LeavesError
 
     async def _write(self, table: Any) -> None:
-        rng = self._env.random
-        partition = rng.choice((0, 1, rng.randrange(self._topic.partition_count)))
+        rng = self._random
+        partition = rng.choice((0, 1, rng.randrange(_FIRST_OTHER, self._topic.partition_count)))
         start = self._next.get(partition, rng.choice(_BEGINNINGS))
         await self.write(table, partition, self._invent(partition, start), start, rng.choice((0, 0, 2)))
 
+    async def _add_one(self, table: Any, partition: int) -> None:
+        start = self._next.get(partition, 0)
+        await self.write(table, partition, [_odd_row(self._random, partition, start)], start)
+
     def _invent(self, partition: int, start: int) -> list[LakeRecord]:
         """Some records from ``start`` on, of which some have equals, and between which others were left out."""
-        rng, offset = self._env.random, start
+        rng, offset = self._random, start
         rows: list[LakeRecord] = []
         for _ in range(rng.choice((0, 1, 1, 5, 70))):
             offset += rng.choice((0, 0, 0, 0, 0, 1, 9)) if rng.random() < 0.99 else 2**33
             like = rows and rng.random() < 0.2
-            rows.append(rows[-1]._replace(offset=offset) if like else _odd_row(self._env, partition, offset))
+            rows.append(rows[-1]._replace(offset=offset) if like else _odd_row(rng, partition, offset))
             offset += 1
         return rows
 
@@ -184,7 +213,7 @@ class _History:
         self._positions |= moved
         self._rows += self._written
         self._written = []
-        if self._env.random.random() < 0.1 and self.maintains:
+        if self._random.random() < 0.1 and self.maintains:
             await table.maintain()
 
     async def look(self, compactor: Any) -> None:
@@ -210,7 +239,7 @@ async def test_random_histories_agree_with_a_model(env: Env) -> None:
         maintains = compactor.capabilities.maintains
 
         async def live(n: int) -> None:
-            await _History(env, topics[n], maintains=maintains).live(compactor, 3)
+            await _History(env, topics[n], env.random_of(n), maintains=maintains).live(compactor, 3)
 
         await together([call(live, n) for n in range(2)])
 
@@ -220,20 +249,20 @@ async def test_many_rows_partitions_and_commits(env: Env) -> None:
     more commits than one history has."""
     topic = topic_of(env, partitions=_PARTITIONS)
     async with env.open() as compactor:
-        history = _History(env, topic, maintains=compactor.capabilities.maintains)
+        history = _History(env, topic, env.random, maintains=compactor.capabilities.maintains)
         async with compactor.open_table(topic, 1) as table:
             if history.maintains:
                 await table.maintain()  # of nothing yet
-            rows = [_odd_row(env, 0, offset) for offset in range(_MANY_ROWS)]
+            rows = [_odd_row(env.random, 0, offset) for offset in range(_MANY_ROWS)]
             await history.write(table, 0, rows, 0)
             large = [LakeRecord(1, n, 5, b"k", env.random.randbytes(_LARGE // n)) for n in (1, 2)]
             await history.write(table, 1, large, 0)
             for partition in range(2, 70):
-                await history.write(table, partition, [_odd_row(env, partition, 3)], 3)
+                await history.write(table, partition, [_odd_row(env.random, partition, 3)], 3)
             await history._commit(table)
             for _number in range(66):
                 start = history._next[69]
-                await history.write(table, 69, [_odd_row(env, 69, start)], start)
+                await history.write(table, 69, [_odd_row(env.random, 69, start)], start)
                 await history._commit(table)
             if history.maintains:
                 await table.maintain()
