@@ -5,7 +5,8 @@ without a pause: in the broker's process producers wait for both. Threads of low
 that has the lock and doesn't get a processor keeps it from the threads of higher priority. (RFC 0059.)
 
 The process is started with the broker, and again when a table is opened after it ended; it ends when this end of its
-socket is closed, so it never outlives the broker, however that ends.
+socket is closed, so it never outlives the broker, however that ends. It says every few seconds that it is there: one
+that stands still is ended as if it had crashed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -28,7 +31,7 @@ from typing import Any
 
 import anyio
 
-from penstock.errors import UnavailableError
+from penstock.errors import CorruptError, PenstockError, UnavailableError, again, kept
 from penstock.spi import Services
 from penstock.spi.allocator import Charge
 from penstock.spi.lake import (
@@ -47,10 +50,23 @@ from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
+#: What the process runs; its socket, the level of its log and _BEAT_S follow.
+_SERVING = ("-P", "-m", "penstock_iceberg_compactor._serving")
 #: What the process keeps between calls is charged under.
 _PURPOSE = "lake"
-#: So long a call that is cancelled is waited for, and the end of a process that was told to end.
+#: So long a call that is cancelled is waited for.
 _GIVE_UP_S = 15.0
+#: So often the process says that it is there, and so long it may say nothing: of a healthy one whole seconds are what
+#: it may wait for a processor. Until it is open, it imports what it needs.
+_BEAT_S = 5.0
+_SILENCE_S = 30.0
+_START_S = 120.0
+#: So long a process has to end after its socket did.
+_END_S = 5.0
+#: So long nobody tries to start it again after it couldn't be: there may be many topics that want it.
+_START_PAUSE_S = 5.0
+#: The most that is believed to be one answer.
+_ANSWER_MAX = 2**30
 
 
 @dataclass(eq=False)
@@ -105,20 +121,37 @@ class _Process:
         self._numbers = itertools.count()
         self._waiting: dict[int, _Waiting] = {}
         self._sending = threading.Lock()
+        #: One frame goes at a time: those behind it keep no thread that others need, if the process reads nothing.
+        self._limiter = anyio.CapacityLimiter(1)
         self.step: Callable[[str], None] | None = None
         self.ended = anyio.Event()
+        #: How it ended, for people.
+        self._end_words = "ended"
+        self._is_closing = False
         ours, theirs = socket.socketpair()
         self._socket = ours
         with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "penstock_iceberg_compactor._serving"]
-                + [str(theirs.fileno()), str(logger.getEffectiveLevel())],
-                stdin=subprocess.DEVNULL,
-                pass_fds=[theirs.fileno()],
-                start_new_session=True,  # the broker is told to stop, and it stops this one
-            )
+            try:
+                self._process = subprocess.Popen(
+                    [sys.executable, *_SERVING]
+                    + [str(theirs.fileno()), str(logger.getEffectiveLevel()), str(_BEAT_S)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    start_new_session=True,  # the broker is told to stop, and it stops this one
+                )
+            except BaseException:
+                ours.close()
+                raise
+        self.listen_for(_START_S)
         self._reader = threading.Thread(target=self._read, name="penstock-lake-process", daemon=True)
         self._reader.start()
+
+    def listen_for(self, silence_s: float) -> None:
+        """End it when it has said nothing for so long, from the next thing on that it says."""
+        self._silence_s = silence_s
+        seconds, rest = divmod(silence_s, 1)
+        time = struct.pack("@ll", int(seconds), int(rest * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, time)
 
     @property
     def pid(self) -> int:
@@ -128,7 +161,7 @@ class _Process:
         """In a thread of its own: what the process says, to the end."""
         try:
             while True:
-                message, _ = receive(self._socket)
+                message, _ = receive(self._socket, _ANSWER_MAX)
                 match message:
                     case ("answer", number, charged, answer):
                         self._loop.call_soon_threadsafe(self._answer, number, charged, answer)
@@ -136,16 +169,31 @@ class _Process:
                         logging.getLogger(name).log(level, "%s", text)
                     case ("step", name):
                         self._send(("stepped", self._step(name)), ())
+                    case ("here",):
+                        pass
+                    case _:
+                        raise CorruptError("the frame is no message")
+        except BlockingIOError:
+            self._end_words = f"said nothing for {self._silence_s:g} s and was ended"
         except (EOFError, OSError):
-            pass
+            if not self._is_closing and not self._ends_by_itself():
+                self._end_words = "hung up and was ended"
         except Exception:
+            self._end_words = "said what can't be read and was ended"
             logger.exception(
                 "what the lake compactor's process said can't be read, it is ended: pid=%d", self.pid
             )
-            self._process.kill()
+        self._process.kill()  # it is of no use any more
         code = self._process.wait()
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
             self._loop.call_soon_threadsafe(self._end, code)
+
+    def _ends_by_itself(self) -> bool:
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            return False
+        return True
 
     def _step(self, name: str) -> Failed | None:
         try:
@@ -165,8 +213,10 @@ class _Process:
     def _end(self, code: int) -> None:
         self.ended.set()
         self._on_charged(0)
-        if code:
-            logger.warning("the process of the lake compactor ended: pid=%d code=%d", self.pid, code)
+        if not self._is_closing:
+            if self._end_words == "ended":
+                self._end_words = _how_ended(code)
+            logger.warning("the process of the lake compactor %s: pid=%d", self._end_words, self.pid)
         for waiting in self._waiting.values():
             waiting.done.set()
         self._waiting.clear()
@@ -188,7 +238,7 @@ class _Process:
             partial(self._send, ("call", number, name, arguments), buffers), self._process.kill
         )
         try:
-            await run_in_thread(sending.run, give_up=sending.give_up)
+            await run_in_thread(sending.run, limiter=self._limiter, give_up=sending.give_up)
             await waiting.done.wait()
         except OSError:
             with anyio.CancelScope(shield=True):
@@ -211,15 +261,17 @@ class _Process:
         with anyio.move_on_after(_GIVE_UP_S):
             sending = _Sending(partial(self._send, ("cancel", number), ()), self._process.kill)
             with contextlib.suppress(OSError):  # it has ended
-                await run_in_thread(sending.run, give_up=sending.give_up)
+                await run_in_thread(sending.run, limiter=self._limiter, give_up=sending.give_up)
             await waiting.done.wait()
         if not waiting.done.is_set():
+            self._end_words = "didn't leave off and was ended"
             self._process.kill()
             await self.ended.wait()
 
     def _gone(self) -> UnavailableError:
         return UnavailableError(
-            f"the process of the lake compactor ended, it is started again with the next try: pid={self.pid}"
+            f"the process of the lake compactor {self._end_words}, it is started again with the next try: "
+            f"pid={self.pid}"
         )
 
     def watch(self, step: Callable[[str], None]) -> None:
@@ -229,15 +281,21 @@ class _Process:
 
     async def close(self) -> None:
         """End it."""
+        self._is_closing = True
         with contextlib.suppress(OSError):  # it has ended
             self._socket.shutdown(socket.SHUT_RDWR)
-        with anyio.move_on_after(_GIVE_UP_S):
-            await self.ended.wait()
-        if not self.ended.is_set():
-            self._process.kill()
-            await self.ended.wait()
+        await self.ended.wait()
         self._reader.join()
         self._socket.close()
+
+
+def _how_ended(code: int) -> str:
+    if code >= 0:
+        return f"ended with code {code}"
+    with contextlib.suppress(ValueError):
+        name = signal.Signals(-code).name
+        return f"was ended by {name}" + (", perhaps for want of memory" if code == -signal.SIGKILL else "")
+    return f"was ended by signal {-code}"
 
 
 class ApartCompactor:
@@ -249,6 +307,8 @@ class ApartCompactor:
         self._charge: Charge | None = None
         self._process: _Process | None = None
         self._starting = anyio.Lock()
+        #: Why it couldn't be started, and until when nobody tries again.
+        self._failed: tuple[PenstockError, float] | None = None
         self._step: Callable[[str], None] | None = None
         self._location = ""
         self._numbers = itertools.count()
@@ -274,18 +334,31 @@ class ApartCompactor:
                 ended, self._process = self._process, None
                 await ended.close()
             if self._process is None:
-                process = _Process(self._account)
+                if self._failed is not None and anyio.current_time() < self._failed[1]:
+                    raise again(self._failed[0])
                 try:
-                    self._location = await process.call(
-                        "open", self._settings, self._plain_services(), self.memory()
-                    )
-                except BaseException:
-                    with anyio.CancelScope(shield=True):
-                        await process.close()
+                    self._process = await self._start()
+                except PenstockError as error:
+                    self._failed = kept(error), anyio.current_time() + _START_PAUSE_S
                     raise
-                self._process = process
                 self._have_watched()
             return self._process
+
+    async def _start(self) -> _Process:
+        try:
+            process = _Process(self._account)
+        except OSError as error:  # of processes, descriptors or memory
+            raise UnavailableError(
+                f"the process of the lake compactor can't be started: cause={error}"
+            ) from None
+        try:
+            self._location = await process.call("open", self._settings, self._plain_services(), self.memory())
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await process.close()
+            raise
+        process.listen_for(_SILENCE_S)
+        return process
 
     def _plain_services(self) -> dict[str, Any]:
         """What goes through a pickle: no object that is alive here."""

@@ -5,7 +5,7 @@ Both ends are one installation of one version, started by one another, on a sock
 
 from __future__ import annotations
 
-__all__ = ("Failed", "error_of", "failed_of", "receive", "records_of", "send", "taken_apart")
+__all__ = ("Failed", "error_of", "failed_of", "packed", "receive", "records_of", "send", "taken_apart")
 
 import pickle
 import socket
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock import errors
-from penstock.errors import PenstockError
+from penstock.errors import CorruptError, PenstockError
 from penstock.spi.lake import BinaryColumn, HeaderColumn, LakeRecords
 from penstock.spi.plugin import Buffer
 
@@ -26,17 +26,26 @@ _SIZE = struct.Struct("<Q")
 
 def send(connection: socket.socket, message: object, buffers: Sequence[Buffer] = ()) -> None:
     """Send a frame. Blocking; raises OSError."""
-    body = pickle.dumps(message)
     views = [memoryview(buffer).cast("B") for buffer in buffers]
-    head = _HEAD.pack(len(body), len(views)) + b"".join(_SIZE.pack(view.nbytes) for view in views)
-    connection.sendall(head + body)
+    connection.sendall(packed(message, [view.nbytes for view in views]))
     for view in views:
         connection.sendall(view)
 
 
-def receive(connection: socket.socket) -> tuple[Any, list[memoryview]]:
-    """The next message and its buffers. Blocking; raises EOFError at the end, OSError."""
+def packed(message: object, sizes: Sequence[int] = ()) -> bytes:
+    """The frame as far as buffers of these sizes."""
+    body = pickle.dumps(message)
+    return _HEAD.pack(len(body), len(sizes)) + b"".join(_SIZE.pack(size) for size in sizes) + body
+
+
+def receive(connection: socket.socket, size_max: int | None = None) -> tuple[Any, list[memoryview]]:
+    """The next message and its buffers. Blocking; raises EOFError at the end, OSError.
+
+    With ``size_max``, a frame that says to be larger is a CorruptError, and has no buffers.
+    """
     size, count = _HEAD.unpack(_exactly(connection, _HEAD.size))
+    if size_max is not None and (size > size_max or count):
+        raise CorruptError(f"the frame is larger than any: size={size} buffers={count}")
     sizes = _exactly(connection, _SIZE.size * count)
     body = _exactly(connection, size)
     buffers = [_exactly(connection, one) for (one,) in _SIZE.iter_unpack(sizes)]

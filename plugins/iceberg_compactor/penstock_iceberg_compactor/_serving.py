@@ -9,6 +9,8 @@ from __future__ import annotations
 __all__ = ("main",)
 
 import asyncio
+import contextlib
+import ctypes
 import logging
 import os
 import queue
@@ -19,6 +21,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -27,12 +30,15 @@ from anyio.abc import TaskGroup
 from penstock.spi import Services
 from penstock.spi.allocator import AllocatorStatistics
 from penstock.spi.lake import LakeCompactor, LakeRecord, LakeTable, LakeTopic
-from penstock_iceberg_compactor._frames import Failed, error_of, failed_of, receive, records_of, send
+from penstock_iceberg_compactor._frames import Failed, error_of, failed_of, packed, receive, records_of
 from penstock_iceberg_compactor._open import open_here, watch
 from penstock_iceberg_compactor._settings import Settings
 
 #: How far the broker is preferred where processors are scarce.
 _NICE = 5
+#: How much sooner than the broker the kernel ends this process where memory is scarce.
+_OOM_SCORE = 300
+_PR_SET_PDEATHSIG = 1
 #: Rows that checks get in one answer.
 _ROWS = 1000
 
@@ -69,6 +75,7 @@ class _Server:
         self._tasks = tasks
         self._stack = stack
         self._loop = asyncio.get_running_loop()
+        self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._scopes: dict[int, anyio.CancelScope] = {}
         self._account = _Account()
@@ -80,12 +87,20 @@ class _Server:
         self._stepping = threading.Lock()
 
     def say(self, *message: object) -> None:
-        """Send a message; whoever can't isn't heard any more."""
-        try:
-            with self._sending:
-                send(self._connection, message)
-        except OSError:
-            os._exit(1)
+        """Send a message, after those before it; whoever can't isn't heard any more.
+
+        If another call is sending, it sends this one, too. That call may be this very thread's: the garbage collector
+        runs in the middle of whatever there is, and what it collects may log.
+        """
+        self._outbox.put(packed(message))
+        while not self._outbox.empty() and self._sending.acquire(blocking=False):
+            try:
+                while not self._outbox.empty():
+                    self._connection.sendall(self._outbox.get())
+            except OSError:
+                os._exit(0)
+            finally:
+                self._sending.release()
 
     def read(self) -> None:
         """In a thread of its own: what the broker says, until it is gone."""
@@ -102,6 +117,7 @@ class _Server:
     def _take(self, message: Any, buffers: list[memoryview]) -> None:
         match message:
             case ("call", number, name, arguments):
+                self._scopes[number] = anyio.CancelScope()  # it may be cancelled before the task begins
                 self._tasks.start_soon(self._answer, number, name, arguments, buffers)
             case ("cancel", number) if number in self._scopes:
                 self._scopes[number].cancel()
@@ -117,8 +133,7 @@ class _Server:
 
     async def _answer(self, number: int, name: str, arguments: Any, buffers: list[memoryview]) -> None:
         answer: object = Failed("", "it was cancelled")
-        with anyio.CancelScope() as scope:
-            self._scopes[number] = scope
+        with self._scopes[number]:
             try:
                 answer = (await getattr(self, f"_do_{name}")(*arguments, buffers),)
             except Exception as error:  # noqa: BLE001 - raised again in the broker
@@ -193,33 +208,48 @@ class _Handler(logging.Handler):
         self._say("log", record.name, record.levelno, self.format(record))
 
 
-async def _serve(connection: socket.socket, level: int) -> None:
+async def _serve(connection: socket.socket, level: int, beat_s: float) -> None:
     async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
         server = _Server(connection, tasks, stack)
         logging.basicConfig(handlers=[_Handler(server.say)], level=level, format="%(message)s", force=True)
         threading.Thread(target=server.read, name="penstock-lake-broker", daemon=True).start()
-        await anyio.sleep_forever()
+        while True:  # from here, as what keeps this loop keeps everything
+            server.say("here")
+            await anyio.sleep(beat_s)
 
 
 def _give_way() -> None:
     """Let the broker have the processors that it wants: all threads so far, of which later ones inherit it."""
     for task in os.listdir("/proc/self/task"):
-        policy = os.sched_getscheduler(int(task))
-        if policy in (os.SCHED_FIFO, os.SCHED_RR):
-            least = os.sched_param(os.sched_get_priority_min(policy))
-            os.sched_setscheduler(int(task), policy, least)
-        else:
-            os.setpriority(os.PRIO_PROCESS, int(task), _NICE)
+        with contextlib.suppress(OSError):  # a thread that has ended, or a host that forbids it
+            _give_way_of(int(task))
 
 
-def main(descriptor: int, level: int) -> None:
+def _give_way_of(task: int) -> None:
+    policy = os.sched_getscheduler(task)
+    if policy in (os.SCHED_FIFO, os.SCHED_RR):
+        os.sched_setscheduler(task, policy, os.sched_param(os.sched_get_priority_min(policy)))
+    else:
+        os.setpriority(os.PRIO_PROCESS, task, _NICE)
+
+
+def _go_first() -> None:
+    """Be ended with the broker, also while standing still, and before it where memory is scarce."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # it was as high already
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(min(1000, int(score.read_text()) + _OOM_SCORE)))
+
+
+def main(descriptor: int, level: int, beat_s: float) -> None:
     """Serve the broker at the other end of the socket ``descriptor``; logs below ``level`` stay here."""
+    _go_first()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(
             number, signal.SIG_IGN
         )  # whoever stops all of a service stops the broker, which commits
-    anyio.run(_serve, socket.socket(fileno=descriptor), level)
+    anyio.run(_serve, socket.socket(fileno=descriptor), level, beat_s)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(int(sys.argv[1]), int(sys.argv[2]), float(sys.argv[3]))

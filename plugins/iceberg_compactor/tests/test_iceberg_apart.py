@@ -5,21 +5,20 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import pickle
 import select
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from unittest.mock import patch
 
 import anyio
 import pytest
-from penstock_iceberg_compactor import _apart, _frames
+from penstock_iceberg_compactor import _apart, _frames, _serving
 from penstock_iceberg_compactor._apart import ApartCompactor
 from penstock_iceberg_compactor._open import open_compactor, watch
 from penstock_iceberg_compactor._settings import Settings
@@ -93,7 +92,9 @@ async def test_a_process_that_is_killed_is_started_again_and_each_record_is_in_t
             async with compactor.open_table(topic(), 1) as table:
                 await table.write(lake_records([b"a", b"b"]))
                 await kill(compactor)
-                with pytest.raises(UnavailableError, match="process of the lake compactor ended"):
+                with pytest.raises(
+                    UnavailableError, match="process of the lake compactor was ended by SIGKILL"
+                ):
                     await table.commit({0: 2})
             assert not allocator.statistics().used_bytes
         async with compactor.open_table(topic(), 1) as table:
@@ -102,25 +103,112 @@ async def test_a_process_that_is_killed_is_started_again_and_each_record_is_in_t
             assert [row.offset async for row in table.rows()] == [0, 1]
 
 
-async def test_a_process_whose_answer_cannot_be_read_is_started_again(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+#: What a process may do instead of answering, with its socket ``s``, and what people are told.
+_STRANGERS = {
+    "s.sendall(struct.pack('<QI', 2**60, 0))": "said what can't be read and was ended",
+    "s.sendall(struct.pack('<QI', 9, 2**32 - 1))": "said what can't be read and was ended",
+    "s.sendall(struct.pack('<QI', 3, 0) + b'...')": "said what can't be read and was ended",
+    "s.sendall(struct.pack('<QI', 12, 0) + pickle.dumps(('hello',)))": "said what can't be read and was ended",
+    "s.sendall(struct.pack('<QI', 100, 0) + b'...'); sys.exit(3)": "ended with code 3",
+    "os.kill(os.getpid(), signal.SIGSEGV)": "was ended by SIGSEGV",
+    "os.kill(os.getpid(), signal.SIGKILL)": "was ended by SIGKILL, perhaps for want of memory",
+    "s.close()": "hung up and was ended",
+    "": r"said nothing for 0\.\d+ s and was ended",
+}
+
+
+@pytest.mark.parametrize("does", _STRANGERS)
+async def test_a_process_that_does_anything_but_answer_is_ended_and_it_is_said_in_a_sentence(
+    tmp_path: Path, does: str
 ) -> None:
-    """Nobody waits for an answer that can't come any more, and the log says why."""
+    """Nobody waits for an answer that can't come any more."""
+    script = "import os, pickle, signal, socket, struct, sys; s = socket.socket(fileno=int(sys.argv[1]))\n"
+    words = (
+        f"the process of the lake compactor {_STRANGERS[does]}, it is started again with the next try: pid="
+    )
+    with (
+        patch.object(_apart, "_SERVING", ("-S", "-E", "-c", f"{script}{does}\nsignal.pause()")),
+        patch.object(_apart, "_START_S", HANG_S if does else 0.2),
+        patch.object(_apart, "_END_S", 0.1 if does == "s.close()" else HANG_S),
+        pytest.raises(UnavailableError, match=words),
+    ):
+        async with apart(tmp_path, PlainAllocator(512 * 2**20)):
+            pass
 
-    def unreadable(connection: socket.socket) -> tuple[Any, list[memoryview]]:
-        _frames.receive(connection)
-        raise pickle.UnpicklingError("invalid load key")
 
-    async with apart(tmp_path, PlainAllocator(512 * 2**20)) as compactor:
-        process = await compactor.process()
-        monkeypatch.setattr(_apart, "receive", unreadable)
-        await compactor.tables()  # the reader was waiting already
-        with anyio.fail_after(HANG_S), pytest.raises(UnavailableError):
-            await compactor.tables()
-        assert process.ended.is_set()
-        assert "can't be read" in caplog.text
-        monkeypatch.undo()
-        assert await compactor.tables() == []
+@pytest.mark.parametrize(("pause_s", "starts"), [(HANG_S, 1), (0.0, 2)])
+async def test_a_process_that_cannot_be_started_is_tried_again_after_a_pause(
+    tmp_path: Path, pause_s: float, starts: int
+) -> None:
+    """However many tables want it meanwhile."""
+    compactor = ApartCompactor(Settings(), services(tmp_path, allocator=PlainAllocator(512 * 2**20)))
+    with (
+        patch.object(subprocess, "Popen", side_effect=BlockingIOError(11, "no more processes")) as start,
+        patch.object(_apart, "_START_PAUSE_S", pause_s),
+    ):
+        for _ in range(2):
+            with pytest.raises(UnavailableError, match=r"can't be started: cause=.*no more processes"):
+                await compactor.process()
+    assert start.call_count == starts
+
+
+async def test_a_process_says_that_it_is_there_and_is_ended_when_it_stands_still(tmp_path: Path) -> None:
+    """Whatever holds it: it is seen without a call, and those who wait for an answer hear of it."""
+    heard: list[Any] = []
+
+    def receive(connection: socket.socket, size_max: int) -> tuple[Any, list[memoryview]]:
+        message, buffers = _frames.receive(connection, size_max)
+        heard.append(message)
+        if len(heard) == 2:
+            os.kill(process.pid, signal.SIGSTOP)
+            process.listen_for(0.05)
+        return message, buffers
+
+    with patch.object(_apart, "_BEAT_S", 0.01):
+        process = _apart._Process(lambda charged: None)
+    with patch.object(_apart, "receive", receive), anyio.fail_after(HANG_S):
+        await process.ended.wait()
+        with pytest.raises(UnavailableError, match=r"said nothing for 0\.05 s"):
+            await process.call("tables")
+        await process.close()
+    assert heard == [("here",)] * 2
+
+
+class _Sent:
+    """A connection that keeps what is sent, and on which something else has to be said meanwhile."""
+
+    def __init__(self) -> None:
+        self.frames: list[bytes] = []
+        self.meanwhile: Callable[[], None] = lambda: None
+
+    def sendall(self, frame: bytes) -> None:
+        meanwhile, self.meanwhile = self.meanwhile, lambda: None
+        meanwhile()
+        self.frames.append(frame)
+
+
+async def test_a_message_can_be_said_in_the_middle_of_another(tmp_path: Path) -> None:
+    """As when the garbage collector comes then, and what it finds logs that it wasn't closed."""
+    sent = _Sent()
+    async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+        server = _serving._Server(cast(socket.socket, sent), tasks, stack)
+        sent.meanwhile = lambda: server.say("second")
+        server.say("first")
+    assert sent.frames == [_frames.packed(("first",)), _frames.packed(("second",))]
+
+
+async def test_a_call_that_is_cancelled_before_it_begins_is_cancelled(tmp_path: Path) -> None:
+    """Both may be heard at once; otherwise the broker would wait, and end the process of all tables."""
+    sent = _Sent()
+    with anyio.fail_after(HANG_S):
+        async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+            server = _serving._Server(cast(socket.socket, sent), tasks, stack)
+            with patch.object(server, "_do_tables", lambda _: anyio.sleep_forever()):
+                server._take(("call", 7, "tables", ()), [])
+                server._take(("cancel", 7), [])
+                while not sent.frames:
+                    await anyio.lowlevel.checkpoint()
+    assert b"it was cancelled" in sent.frames[0]
 
 
 async def test_a_call_that_is_cancelled_leaves_the_process_to_others(tmp_path: Path) -> None:
@@ -209,6 +297,7 @@ def test_the_process_is_gone_when_the_broker_is_and_the_broker_has_none_of_its_l
         assert broker.stdout is not None
         pid, has_libraries = broker.stdout.readline().split()
         watched = os.pidfd_open(int(pid))
+        os.kill(int(pid), signal.SIGSTOP)  # the hardest case: it doesn't see that its socket is closed
         broker.kill()
     try:
         assert select.select([watched], [], [], HANG_S)[0]  # readable when it has ended
