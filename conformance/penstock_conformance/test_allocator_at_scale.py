@@ -12,7 +12,7 @@ from anyio.lowlevel import checkpoint
 
 from penstock.errors import FullError
 from penstock_conformance._clause import not_applicable
-from penstock_conformance._env import Env, raises, together
+from penstock_conformance._env import Env, call, raises, together
 from penstock_conformance._leaks import leaves_nothing
 
 KIND = "allocator"
@@ -155,13 +155,20 @@ async def test_many_who_give_up_leave_nothing(env: Env) -> None:
             item = allocator.reserve(3 * _MIB, "network")
             scopes = [anyio.CancelScope() for _ in range(12)]
 
-            async def wait(number: int, scopes: list[anyio.CancelScope] = scopes, item: Any = item) -> None:
+            sizes = [env.random.choice((10, 70_000, 900_000)) for _ in scopes]
+
+            async def wait(
+                number: int,
+                scopes: list[anyio.CancelScope] = scopes,
+                sizes: list[int] = sizes,
+                item: Any = item,
+            ) -> None:
                 with scopes[number]:
                     if number == 4:
                         await item.grant(2 * _MIB)
                     else:
                         take = allocator.allocate if number % 2 else allocator.charge
-                        (await take(env.random.choice((10, 70_000, 900_000)), "upload")).release()
+                        (await take(sizes[number], "upload")).release()
 
             async with anyio.create_task_group() as tasks:
                 for number in range(12):
@@ -430,19 +437,20 @@ async def test_many_tasks_are_all_served(env: Env) -> None:
     async with env.open(settings=_SETTINGS) as allocator:
         done = 0
 
-        async def work() -> None:
+        async def work(number: int) -> None:
             nonlocal done
+            rng = env.random_of(number)
             for _ in range(6):
                 # Whoever holds memory waits for no more of it: two who did would wait for each other.
                 item = allocator.reserve(_MIB, "network")
-                await item.grant(env.random.choice((1000, 200_000, _MIB)))
+                await item.grant(rng.choice((1000, 200_000, _MIB)))
                 await checkpoint()
                 item.release()
                 del item
-                (await allocator.allocate(env.random.choice((10, 90_000)), "append")).release()
+                (await allocator.allocate(rng.choice((10, 90_000)), "append")).release()
             done += 1
 
-        await together([work] * 150)
+        await together([call(work, number) for number in range(150)])
         assert done == 150, f"{150 - done} of 150 tasks didn't come to their end"
         await _expect_free(allocator, "after many tasks")
 

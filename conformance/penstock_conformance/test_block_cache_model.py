@@ -170,6 +170,9 @@ class _Model:
         large = self._large if self._random.random() < 0.1 else 0
         scopes = [anyio.CancelScope() for _ in range(8)]
         shared = self._blocks()
+        wants = [self._blocks() if number % 3 == 0 else shared[: number + 1] for number in range(8)]
+        late, gone = self._random.randrange(8), self._random.sample(range(8), 2)
+        evicted, forgotten = self._random.choice((0, 1000)), self._random.choice(_OBJECTS)
         self.steps.note("a crowd reads" + (" large blocks" if large else ""))
 
         async def read(number: int) -> None:
@@ -178,7 +181,7 @@ class _Model:
             loads.append(load)
             if error is not None:
                 errors.append((str(error), load))
-            blocks = shared[: number + 1] if number % 3 else self._blocks()
+            blocks = wants[number]
             if large:
                 blocks = [BlockRef(9, (2 * number + half) * _LIMIT_MAX, large) for half in (0, 1)]
             ahead = number == 6
@@ -196,11 +199,11 @@ class _Model:
             load.check_calls(blocks)
 
         async def disturb() -> None:
-            await _turns(self._random.randrange(8))
-            for number in self._random.sample(range(8), 2):
+            await _turns(late)
+            for number in gone:
                 scopes[number].cancel()
-            self._cache.evict(self._random.choice((0, 1000)))
-            self._cache.forget_object(self._random.choice(_OBJECTS))
+            self._cache.evict(evicted)
+            self._cache.forget_object(forgotten)
             await _turns(3)
             told = self._cache.statistics()
             limit = told.limit_bytes
