@@ -19,7 +19,7 @@ from penstock_conformance._leaks import errors_come_out, leaves_nothing
 
 KIND = "object_store"
 
-_STEPS: Final = 220
+_STEPS: Final = 200
 #: Beyond what a pool of buffers may have, before what was returned is looked at once more.
 _MORE_READS: Final = 150
 _MIB: Final = 2**20
@@ -49,6 +49,13 @@ class _Model:
         ]
         self._keys += ["m/" + "deep/" * 12 + "k", "m/" + "long" * 45]
 
+    async def begin(self) -> None:
+        """An object of each size, and its second half."""
+        self._store = self._random.choice(self._stores)
+        for size, key in zip(_SIZES, self._keys, strict=False):
+            await self.write(key, size)
+            await self._check_range(key, size // 2, size)
+
     async def step(self) -> None:
         """Do something with one of the openers, and look what came of it."""
         self._store = self._random.choice(self._stores)
@@ -61,14 +68,16 @@ class _Model:
         for store, figures in zip(self._stores, self._figures, strict=True):
             figures.look(store.statistics())
 
-    async def write(self) -> None:
+    async def write(self, key: str = "", size: int | None = None) -> None:
         """In any way, from buffers that are the caller's again at once."""
-        key, way = self._random.choice(self._keys), self._random.choice(self._ways)
+        key, way = key or self._random.choice(self._keys), self._random.choice(self._ways)
         if (way == "put_if_absent" and key in self._objects) or (
             way == "compare_and_swap" and key not in self._objects
         ):
             way = "put"
-        raw = self._random.randbytes(self._random.choice((*_SIZES, self._random.randrange(20_000))))
+        if size is None:
+            size = self._random.choice((*_SIZES, self._random.randrange(20_000)))
+        raw = self._random.randbytes(size)
         cuts = sorted(self._random.randrange(len(raw) + 1) for _ in range(self._random.randrange(4)))
         cuts += cuts[-1:]  # an empty buffer among the others
         buffers = [bytearray(raw[at:end]) for at, end in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
@@ -101,6 +110,10 @@ class _Model:
             with raises(InvalidRequestError):
                 await self._store.get(key, start, end)
             return
+        await self._check_range(key, start, end)
+
+    async def _check_range(self, key: str, start: int, end: int | None) -> None:
+        wanted = self._objects[key]
         found = await self._store.get(key, start, end)
         self._got.append((f"[{start}, {end}) of {key}, {len(wanted)} bytes", found, wanted[start:end]))
         assert found == wanted[start:end], f"other bytes or another object: {self._got[-1][0]}"
@@ -182,6 +195,7 @@ async def test_random_operations_agree_with_a_model(env: Env) -> None:
         is_shared = first.location == second.location and first.capabilities.durable
         model = _Model(env, [first, second] if is_shared else [first])
         until = time.monotonic() + env.target.deadline_s / 4  # a store over a network may be slow
+        await model.begin()
         for _ in range(_STEPS):
             await model.step()
             if time.monotonic() > until:
