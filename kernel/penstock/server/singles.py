@@ -1,22 +1,26 @@
 """Who waits to ask one thing: an address at a time, of it a name at a time, of that whoever came first. Pure.
 
-In one queue of all, a crowd of one address would be in front of everybody else's one request. An address whose next
-one may not go on yet doesn't keep those of others waiting, either: the first of several addresses are looked at.
+In one queue of all, a crowd of one address would be in front of everybody else's one request. An address or a name
+whose next one may not go on yet doesn't keep others waiting, either: the first of several are looked at.
 """
 
 from __future__ import annotations
 
-__all__ = ("LOOK_MAX", "Singles")
+__all__ = ("LOOK_MAX", "LOOK_NAMES_MAX", "Place", "Singles")
 
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
-from typing import Final, Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeAlias, TypeVar
 
 from penstock.time_shares import TimeMember
 
 #: So many addresses are looked at for one that may go on.
 LOOK_MAX: Final = 16
+#: And of each address so many names.
+LOOK_NAMES_MAX: Final = 4
+#: An address, and the number of a name.
+Place: TypeAlias = tuple[str, int]
 
 
 class _Waits(Protocol):
@@ -48,15 +52,16 @@ class Singles(Generic[W]):
         names.setdefault(one.time.name, deque()).append(one)
         self._size += 1
 
-    def heads(self) -> Iterator[tuple[str, W]]:
-        """The next one of each address, with the address: of the first ``LOOK_MAX``, in turn."""
+    def heads(self) -> Iterator[tuple[Place, W]]:
+        """The next one of each name of each address, with its place: of the first ones, in turn."""
         for address, names in islice(self._addresses.items(), LOOK_MAX):
-            yield address, next(iter(names.values()))[0]
+            for name, queue in islice(names.items(), LOOK_NAMES_MAX):
+                yield (address, name), queue[0]
 
-    def take(self, address: str) -> W:
-        """The next one of ``address``, out of the queue; its address and its name come last then."""
+    def take(self, place: Place) -> W:
+        """The next one of ``place``, out of the queue; its address and its name come last then."""
+        address, name = place
         names = self._addresses.pop(address)
-        name = next(iter(names))
         queue = names.pop(name)
         one = queue.popleft()
         if queue:

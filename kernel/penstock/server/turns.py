@@ -6,7 +6,8 @@ whoever asks for little is served after one slice, however many others ask for m
 the loop's time (``penstock.time_shares``) waits until it may go on; so does a handler, between two of its portions,
 each of which is a slice. Those of them that ask one thing at a time go on in turn by address and name, and there in
 the order in which they came (``penstock.server.singles``), so nobody waits while its equals are served again and
-again.
+again. In one iteration of the loop those that may have to wait go on at once for one slice all together; what else
+came in it waits here, too, however little each asks for.
 
 Who is limited to its share goes on when nobody else waits for the log: the threads that write it need the
 interpreter, and what they have done is to be told at once. It waits for that no longer than ``DEFER_S`` after its
@@ -40,7 +41,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from anyio import CapacityLimiter
 
-from penstock.server.singles import Singles
+from penstock.server.singles import Place, Singles
 from penstock.threads import run_in_thread
 from penstock.time_shares import WINDOW_S, TimeMember, TimeShares
 
@@ -65,7 +66,7 @@ UNMEASURED_S_MAX: Final = 0.005
 SLICE_REQUESTS: Final = 64
 #: So many of those that wait for one pace are looked at for one that may go on.
 LOOKS_MAX: Final = 8
-
+_NOWHERE: Final[Place] = "", 0
 
 #: Who pays for what the current task does.
 _payer: ContextVar[TimeMember | None] = ContextVar("_payer", default=None)
@@ -137,6 +138,8 @@ class Turns:
         #: Who has a thread at work, or is about to.
         self._at_work: set[TimeMember] = set()
         self._is_scheduled = False
+        #: When the first of those that may have to wait went on in this iteration of the loop.
+        self._iteration_began: float | None = None
         #: When ``_wake`` is called next.
         self._wakes_at: float | None = None
         #: How long a connection may take in its turn.
@@ -154,7 +157,9 @@ class Turns:
                 return True
             if member.is_limited:
                 goes_behind = self._threads > 0 if is_greedy else bool(self._singles)
-                return goes_behind or self._others_first(now)
+                return goes_behind or self._others_first(now) or self._is_used_up(now)
+            if self._is_used_up(now):
+                return True
         elif is_greedy and self._size > 0:
             return True
         elif now > self._contended_until:
@@ -162,6 +167,19 @@ class Turns:
         self._others[connection] = now
         self._others.move_to_end(connection)
         return False
+
+    def _is_used_up(self, now: float) -> bool:
+        """Whether those that may have to wait have had a slice in this iteration of the loop.
+
+        Each of a crowd may ask for little. All of it at once would still be as long as it is large.
+        """
+        if self._iteration_began is None:
+            self._iteration_began = now
+            self._call_soon(self._end_iteration)
+        return now - self._iteration_began >= SLICE_S
+
+    def _end_iteration(self) -> None:
+        self._iteration_began = None
 
     def makes_wait(self, member: TimeMember) -> bool:
         """Whether a handler's next portion has to wait for a turn.
@@ -300,10 +318,10 @@ class Turns:
             self._wakes_at = at
             self._call_at(at, self._wake)
 
-    def _next_single(self, now: float, *, defers: bool) -> tuple[float, str]:
-        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its address."""
-        earliest, where = math.inf, ""
-        for address, single in self._singles.heads():
+    def _next_single(self, now: float, *, defers: bool) -> tuple[float, Place]:
+        """When one of those who ask one thing at a time may go on, not after ``now`` if at once; and its place."""
+        earliest, where = math.inf, _NOWHERE
+        for place, single in self._singles.heads():
             ready = self._shares.ready_at(single.time, now, is_greedy=False)
             if ready <= now and defers and single.time.may_wait:
                 if self._single_deferred_since is None:
@@ -311,7 +329,7 @@ class Turns:
                 until = self._single_deferred_since + DEFER_S_MAX
                 ready = now if until <= now else min(until, self._last_slice + DEFER_S)
             if ready < earliest:
-                earliest, where = ready, address
+                earliest, where = ready, place
                 if ready <= now:
                     break
         return earliest, where
@@ -353,12 +371,12 @@ class Turns:
         looks, single_first = len(waiting), self._single_first
         self._single_first = not single_first
         while True:
-            single_at, address = math.inf, ""
+            single_at, place = math.inf, _NOWHERE
             if single_first or not looks:
-                single_at, address = self._next_single(now, defers=waits_for_others)
+                single_at, place = self._next_single(now, defers=waits_for_others)
             connection: _Waits
             if single_at <= now:
-                connection = self._singles.take(address)
+                connection = self._singles.take(place)
                 self._single_deferred_since = None
             elif looks:
                 looks -= 1

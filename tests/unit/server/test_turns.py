@@ -11,7 +11,7 @@ import anyio.lowlevel
 import pytest
 from tests.patience import HANG_S
 
-from penstock.server.singles import LOOK_MAX, Singles
+from penstock.server.singles import LOOK_MAX, LOOK_NAMES_MAX, Singles
 from penstock.server.turns import (
     DEFER_S,
     DEFER_S_MAX,
@@ -313,11 +313,58 @@ def test_of_many_addresses_that_may_not_go_on_a_bounded_number_is_looked_at() ->
         single = Single(loop, SLICE_S)
         single.time = loop.shares.join(str(number))
         singles.add(single)
-    assert [address for address, _ in singles.heads()] == [str(number) for number in range(LOOK_MAX)]
+    assert [address for (address, _), _ in singles.heads()] == [str(number) for number in range(LOOK_MAX)]
     served = [singles.take(next(singles.heads())[0]) for _ in range(len(singles))]
     assert [one.time.address for one in served] == [str(number) for number in range(2 * LOOK_MAX)]
     assert not len(singles)
     assert not list(singles)
+
+
+def test_a_name_that_may_not_go_on_keeps_no_other_of_its_address_waiting_behind_it() -> None:
+    loop = Loop()
+    for name in ("x", "y"):
+        crowd = [held_back(loop, "a", name) for _ in range(50)]
+        for one in crowd:
+            loop.shares.used(one.time, WINDOW_S, WINDOW_S, loop.now)
+            one.time.limit(math.ulp(0.0))
+    other = held_back(loop, "a", "z")
+    other.time.limit(WINDOW_S)
+    loop.iterate(2)
+    assert loop.history == ["az"]
+    heads = Singles[Single]()
+    for name in "abcdefgh":
+        single = Single(loop, SLICE_S)
+        single.time.set_name(name)
+        heads.add(single)
+    assert len(list(heads.heads())) == LOOK_NAMES_MAX, "a bounded number is looked at"
+
+
+def test_a_crowd_that_comes_in_one_iteration_goes_on_by_turns_though_each_asks_for_little() -> None:
+    """Who comes after a pause used nothing, so its own pace lets it go on at once, and all others like it."""
+    loop = Loop()
+
+    def one_of(name: str) -> Single:
+        single = Single(loop, SLICE_S)
+        single.time = loop.shares.join("a")
+        single.time.set_name(name)
+        single.label(name)
+        return single
+
+    loop.limit(one_of("flood").time)
+    good = one_of("good")
+    assert good.time.may_wait, "since its address is limited"
+    for one in [*(one_of("crowd") for _ in range(500)), good]:  # in the order in which the loop finds them
+        one.ask()
+    assert loop.history == ["crowd"], "one slice, in the iteration in which all of them came"
+    while "good" not in loop.history:
+        loop.iterate()
+    assert good.overtaken <= 1
+    served = len(loop.history)
+    loop.iterate(20)
+    assert len(loop.history) >= served + 9, "the others go on, with a slice in each second iteration"
+    late = one_of("late")
+    late.ask()
+    assert loop.history[-1] == "late", "in an iteration of its own it goes on at once"
 
 
 def test_who_is_not_limited_lets_nobody_go_first() -> None:
