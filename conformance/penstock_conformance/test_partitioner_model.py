@@ -89,6 +89,21 @@ class _Model:
         self._news[topic] = dict(loads)
         loads.clear()  # it is the caller's again
 
+    def tell_of_each_kind(self) -> None:
+        """News of partitions that are all away, and others of the same moment and of an earlier one."""
+        topic = self._topics[0]
+        for now_ms, away in ((100.0, (0, 1, 2)), (100.0, (0,)), (0.0, (1,)), (0.0, (2,))):
+            loads = {
+                number: PartitionLoad(queued_batches=queued, available=number not in away)
+                for number, queued in enumerate((0, 2**31, 2**63))
+            }
+            self._partitioner.update_load(topic, loads, now_ms)
+            self._news[topic] = loads
+            for _ in range(_TURN):
+                self.choose(topic, None, 3, _TURN_BYTES)
+            if self._claims.adaptive:
+                self.avoid(topic, 3)
+
     def tell_of_all(self) -> None:
         """News of every topic, in each of which another partition is away."""
         for n, topic in self._random.sample(list(enumerate(self._topics)), len(self._topics)):
@@ -116,6 +131,12 @@ async def test_random_choices_agree_with_a_model(env: Env) -> None:
     rng = env.random
     async with env.open() as partitioner:
         model = _Model(env, partitioner)
+        model.tell_of_each_kind()
+        model.tell_of_all()
+        if partitioner.capabilities.adaptive:
+            for topic in model._topics:
+                model.avoid(topic, 3)
+                await checkpoint()
         for _ in range(2):
             for number in range(_KEYS):
                 model.keyed(number, 12)
@@ -128,11 +149,6 @@ async def test_random_choices_agree_with_a_model(env: Env) -> None:
                 model.tell()
                 if partitioner.capabilities.adaptive:
                     model.avoid(rng.choice(list(model._news)), rng.choice(_COUNTS))
-        model.tell_of_all()
-        if partitioner.capabilities.adaptive:
-            for topic in model._topics:
-                model.avoid(topic, 3)
-                await checkpoint()
 
 
 async def test_memory_does_not_grow_with_news(env: Env) -> None:

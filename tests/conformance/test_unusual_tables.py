@@ -1,4 +1,4 @@
-"""Logs, log caches, lake compactors and partitioners that are right in unusual ways: no clause accuses them."""
+"""Plugins of several kinds that are right in unusual ways: no clause accuses them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ from tests.patience import HANG_S
 
 #: The ways of each kind's unusual plugin, the levels, and the clauses.
 _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
+    "object_store": (
+        ["no_conditions", "tiny_pages", "gives_views", "compresses", "loses_replies"],
+        (1,),
+        "operations_agree or told_alike or minds_empty or listings_are_each",
+    ),
     "wal": (
         [
             *("an_entry_a_group", "positions_with_gaps", "completes_in_bursts", "completes_one_by_one"),
