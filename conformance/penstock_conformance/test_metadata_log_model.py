@@ -29,7 +29,7 @@ from penstock_conformance._steps import Steps
 KIND = "metadata_log"
 
 _LIVES = 5
-_STEPS = 40
+_STEPS = 39
 _READ = ("get", "get", "list", "head")
 _ASKED = (*_READ, "put", "put_if_absent", "delete")
 
@@ -86,6 +86,8 @@ class _Model:
             for owner in owners:
                 await self._check_snapshot(owner)
                 await self._read(owner)
+            if not self._entries:
+                await self._begin(*owners)
             for _ in range(steps):
                 await self._random.choice(every)(self._random.choice(owners))
                 self._check_figures()
@@ -94,6 +96,17 @@ class _Model:
                 owner.figures.end()
             for entry, copy in self._got:
                 assert entry.data == copy, f"an entry changed after it was read: index={entry.index}"
+
+    async def _begin(self, owner: _Owner, other: _Owner) -> None:
+        """A snapshot after a newer one, and an entry of another where an append failed."""
+        for _ in range(3):
+            await self._append(owner)
+        for index in (self._end - 1, self._end - 2):
+            await self._write_snapshot(owner, index)
+            self._check_figures()
+        await self._append(owner, fails=("put", "put_if_absent"))
+        await self._plain_append(other)
+        await self._take_a_taken_index(owner)
 
     @property
     def _end(self) -> int:
@@ -112,11 +125,18 @@ class _Model:
         return choice((b"", b"same", head + b"\0\0", head + b"\r\n", b" " + head + b" ", head))
 
     async def _or_unavailable(
-        self, owner: _Owner, attempt: Awaitable[None], asked: Sequence[str] = _ASKED
+        self,
+        owner: _Owner,
+        attempt: Awaitable[None],
+        asked: Sequence[str] = _ASKED,
+        fails: Sequence[str] = (),
     ) -> bool:
         """Whether it was done; an outage that the suite made may be told instead."""
         failed = 0
-        if owner.store is not None and self._random.random() < 0.4:
+        if owner.store is not None and fails:
+            for method in fails:
+                owner.store.fail(method)
+        elif owner.store is not None and self._random.random() < 0.4:
             method, times = self._random.choice(asked), self._random.choice((1, 1, 3))
             self.steps.note(f"{method} fails")
             if self._random.random() < 0.4:
@@ -137,11 +157,11 @@ class _Model:
 
     # --- entries
 
-    async def _append(self, owner: _Owner) -> None:
+    async def _append(self, owner: _Owner, fails: Sequence[str] = ()) -> None:
         index, data = self._end, self._data()
         self.steps.note(f"append {index}")
         try:
-            done = await self._or_unavailable(owner, owner.log.append(index, data))
+            done = await self._or_unavailable(owner, owner.log.append(index, data), fails=fails)
         except ConflictError:
             await self._expect_maybe(owner, index)
             return
@@ -331,12 +351,13 @@ class _Model:
 
     # --- snapshots
 
-    async def _write_snapshot(self, owner: _Owner) -> None:
+    async def _write_snapshot(self, owner: _Owner, index: int | None = None) -> None:
         """The newest one counts, whichever was written last."""
         if not self._entries:
             return
         # not of what may be dropped: whether a log knows of it any more is its own affair
-        index = self._random.choice((self._end - 1, self._random.randrange(self._floor(), self._end)))
+        if index is None:
+            index = self._random.choice((self._end - 1, self._random.randrange(self._floor(), self._end)))
         if index == self._floor() or index in self._snapshots or index in self._maybe_snapshots:
             return
         data = self._data()
