@@ -32,7 +32,8 @@ def broker(
     request: pytest.FixtureRequest, serve: ServeFactory, monkeypatch: pytest.MonkeyPatch
 ) -> ServeProcess:
     """A broker with default settings, with native code (where it was built) and without."""
-    monkeypatch.setenv("PENSTOCK_NATIVE", os.environ.get("PENSTOCK_NATIVE") or request.param)
+    mode = "off" if request.param == "off" else os.environ.get("PENSTOCK_NATIVE", "auto")
+    monkeypatch.setenv("PENSTOCK_NATIVE", mode)
     return serve()
 
 
