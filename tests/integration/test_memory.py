@@ -34,7 +34,7 @@ RUNS = {
     ],
     # hundreds of pipelining connections, all held back: they take turns, and none starves
     "crowd": [
-        "--bytes=200MiB",
+        "--bytes=110MiB",  # all that may wait is full with half of it
         "--request=1KiB",
         "--connections=400",
         "--depth=128",
@@ -43,7 +43,7 @@ RUNS = {
         "--limit=320MiB",
     ],
     # a small limit
-    "tight": ["--bytes=700MiB", "--limit=256MiB", "--request=64KiB", "--stuck=20"],
+    "tight": ["--bytes=500MiB", "--limit=256MiB", "--request=64KiB", "--stuck=20"],
 }
 
 
