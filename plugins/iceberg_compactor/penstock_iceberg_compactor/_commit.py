@@ -7,7 +7,16 @@ its snapshot id.
 
 from __future__ import annotations
 
-__all__ = ("Commit", "Landed", "LostError", "UnknownError", "head_of", "newest_ms", "send_updates")
+__all__ = (
+    "Commit",
+    "Landed",
+    "LostError",
+    "Planning",
+    "UnknownError",
+    "head_of",
+    "newest_ms",
+    "send_updates",
+)
 
 import contextlib
 import uuid
@@ -16,7 +25,8 @@ from typing import Any, NamedTuple
 
 from pyiceberg.exceptions import CommitFailedException, NoSuchTableError
 from pyiceberg.manifest import DataFile, ManifestContent, ManifestEntry, ManifestEntryStatus, ManifestFile
-from pyiceberg.table import Table
+from pyiceberg.table import Table, Transaction
+from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update import (
     AddSnapshotUpdate,
@@ -25,6 +35,7 @@ from pyiceberg.table.update import (
     SetPropertiesUpdate,
     TableRequirement,
     TableUpdate,
+    update_table_metadata,
 )
 from pyiceberg.table.update.snapshot import _ManifestMergeManager, _MergeAppendFiles
 
@@ -47,6 +58,27 @@ class Landed(NamedTuple):
     files: int
     rows: int
     size_bytes: int
+
+
+class Planning(Transaction):
+    """A transaction whose metadata are made once for its updates.
+
+    pyiceberg's makes a deep copy of all columns and snapshots whenever somebody looks at them, a few dozen times for
+    each commit: most of the time of commits on tables with hundreds of either.
+    """
+
+    def __init__(self, table: Table) -> None:
+        super().__init__(table)
+        self._made = table.metadata, self._updates
+
+    @property
+    def table_metadata(self) -> TableMetadata:
+        """The table's metadata with all updates so far."""
+        metadata, updates = self._made
+        if updates is not self._updates:
+            metadata = update_table_metadata(self._table.metadata, self._updates)
+            self._made = metadata, self._updates
+        return metadata
 
 
 class _Snapshot(_MergeAppendFiles):
@@ -171,10 +203,9 @@ class Commit:
         """Plan it, and write its manifests. With ``rewrites`` rows stay as they are, and all manifests are merged."""
         self._table = table
         self._added = added
-        transaction = table.transaction()
         self._snapshot = _Snapshot(
             operation=Operation.OVERWRITE if taken else Operation.APPEND,
-            transaction=transaction,
+            transaction=Planning(table),
             io=table.io,
             commit_uuid=commit_uuid(stamp.life, number),
             snapshot_properties=stamp.properties(),

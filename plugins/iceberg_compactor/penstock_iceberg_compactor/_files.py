@@ -38,10 +38,11 @@ def fitted(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
     """``rows`` with the columns of ``wanted``, nested ones too, by name: those that are missing are null."""
     if rows.schema.equals(wanted):
         return rows
+    there = set(rows.schema.names)
     return pa.table(
         [
             _fit(rows.column(field.name), field.type)
-            if field.name in rows.schema.names
+            if field.name in there
             else pa.chunked_array([pa.nulls(rows.num_rows, field.type)])
             for field in wanted
         ],

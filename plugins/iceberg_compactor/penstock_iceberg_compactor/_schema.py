@@ -35,7 +35,7 @@ from pyiceberg.types import StructType
 
 from penstock.errors import ConfigError, ConflictError, InvalidRequestError
 from penstock_iceberg_compactor._columns import RAW_SCHEMA, SYSTEM, SYSTEM_SCHEMA
-from penstock_iceberg_compactor._commit import send_updates
+from penstock_iceberg_compactor._commit import Planning, send_updates
 from penstock_iceberg_compactor._configs import Field, TableConfigs
 from penstock_iceberg_compactor.decode import plain
 
@@ -132,7 +132,7 @@ def change_shape(table: Table, configs: TableConfigs, columns: pa.Schema | None 
     one, and the table's metadata are the new ones. Raises InvalidRequestError for what Iceberg can't express,
     LostError if somebody committed meanwhile, and errors of the catalog.
     """
-    changes = table.transaction()
+    changes = Planning(table)
     open_to_others(changes)
     if columns is not None:
         try:

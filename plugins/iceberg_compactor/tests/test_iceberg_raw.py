@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import pyiceberg.table
 import pytest
-from penstock_iceberg_compactor import penstock_register_lake_compactor
+from penstock_iceberg_compactor import _commit, penstock_register_lake_compactor
+from pyiceberg.table.metadata import TableMetadata
+from pyiceberg.table.update import update_table_metadata
 from tests.iceberg_place import opened, topic
 from tests.lake_records import lake_records
 
@@ -25,6 +29,24 @@ async def test_committed_records_are_read_back_as_they_were_written(tmp_path: Pa
         async with compactor.open_table(topic(), 0) as table:
             assert [row async for row in table.rows()] == list(records.rows())
             assert await table.positions() == {0: 8}
+
+
+async def test_a_commit_makes_metadata_once_however_often_they_are_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A deep copy of all columns and snapshots each time was most of what a commit took."""
+    made: list[int] = []
+
+    def counted(*given: Any, **more: Any) -> TableMetadata:
+        made.append(len(given))
+        return update_table_metadata(*given, **more)
+
+    async with opened(tmp_path) as compactor, compactor.open_table(topic(), 1) as table:
+        await table.write(lake_records([b"one"]))
+        monkeypatch.setattr(_commit, "update_table_metadata", counted)
+        monkeypatch.setattr(pyiceberg.table, "update_table_metadata", counted)
+        await table.commit({0: 1})
+    assert not made
 
 
 def test_a_batch_is_small_as_its_copies_hold_the_interpreter_lock() -> None:
