@@ -380,13 +380,23 @@ def _without_columns(rows: pa.Array, names: Sequence[str]) -> pa.Array:
 
 
 def _storable(kind: pa.DataType) -> pa.DataType:
-    """The struct type without what files can't hold: columns that had only nulls so far, and structs without any."""
-    fields = []
-    for one in kind:
-        inner = _storable(one.type) if pa.types.is_struct(one.type) else one.type
-        if not pa.types.is_null(inner) and not (pa.types.is_struct(inner) and not inner.num_fields):
-            fields.append(pa.field(one.name, inner))
-    return pa.struct(fields)
+    """The struct type without what files can't hold: columns that had only nulls so far, structs without any, and
+    lists and maps of such.
+    """
+    types = pa.types
+    if types.is_struct(kind):
+        return pa.struct([(one.name, inner) for one in kind if not _is_hollow(inner := _storable(one.type))])
+    if types.is_list(kind):
+        inner = _storable(kind.value_type)
+        return pa.null() if _is_hollow(inner) else pa.list_(kind.value_field.with_type(inner))
+    if types.is_map(kind):
+        inner = _storable(kind.item_type)
+        return pa.null() if _is_hollow(inner) else pa.map_(kind.key_type, inner)
+    return kind
+
+
+def _is_hollow(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_null(kind) or (pa.types.is_struct(kind) and not kind.num_fields))
 
 
 def _beyond(column: pa.Array, there: pa.DataType | None) -> pa.Array:

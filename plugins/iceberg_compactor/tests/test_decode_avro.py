@@ -164,6 +164,27 @@ def test_bytes_that_arent_of_the_schema_say_why(item: bytes, reason: str, row_wi
     assert len(decoded.rows) == 40
 
 
+@pytest.mark.parametrize("row_wise", [False, True])
+@pytest.mark.parametrize(
+    ("of", "logical", "least", "most", "what"),
+    [
+        ("int", "date", -719_162, 2_932_896, "date"),
+        ("int", "time-millis", 0, 86_399_999, "time"),
+        ("long", "timestamp-millis", -62_135_596_800_000, 253_402_300_799_999, "timestamp"),
+        ("long", "local-timestamp-micros", -62_135_596_800_000_000, 253_402_300_799_999_999, "timestamp"),
+    ],
+)
+def test_what_no_calendar_has_fails_alone(
+    of: str, logical: str, least: int, most: int, what: str, row_wise: bool
+) -> None:
+    """It would be a row that nobody can read, and for which no partition by days can be found."""
+    items = _encode(_record(f=of), *({"f": one} for one in (least - 1, least, most, most + 1)))
+    decoded = _decode(_record(f=_logical(of, logical)), *items, row_wise=row_wise)
+    reason = f"it has a {what} out of range"
+    assert [(one.index, one.reason) for one in decoded.failures] == [(0, reason), (3, reason)]
+    assert len(decoded.rows.to_pylist()) == 2
+
+
 def test_arrays_in_blocks_with_sizes_are_read() -> None:
     schema = _record(l={"type": "array", "items": "int"})
     decoded = _decode(schema, b"\x01\x02\x02\x02\x04\x00", b"\x02\x02\x00")
@@ -177,6 +198,19 @@ def test_arrays_in_blocks_with_sizes_are_read() -> None:
         (json.dumps("nope"), "the schema uses a name that it doesn't declare: name=nope"),
         (json.dumps(_record(f=["null", "R"])), "the schema is recursive, which no table can be: name=R"),
         (json.dumps({"items": "int"}), "the schema has a part that is no type"),
+        (
+            json.dumps({"type": "enum", "name": "E", "symbols": ["A", 1]}),
+            "the schema has names of an enum's symbols that are no text",
+        ),
+        (
+            json.dumps(_record(**{"\ud800": "int"})),
+            "the schema has names of a record's fields that are no text",
+        ),
+        (
+            json.dumps({"type": "record", "name": "R", "fields": [{"name": "a", "type": "int"}] * 2}),
+            "the schema has a name of a record's fields twice",
+        ),
+        (json.dumps({"type": "fixed", "name": "F", "size": 0}), "the schema has a fixed of no bytes"),
     ],
 )
 def test_a_schema_that_cant_be_a_table_says_why(schema: str, reason: str) -> None:

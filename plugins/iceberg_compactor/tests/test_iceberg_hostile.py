@@ -35,6 +35,12 @@ def objects(*items: Any) -> list[bytes | None]:
     return [None if item is None else json.dumps(item).encode() for item in items]
 
 
+def write_schema(place: Path, name: str, schema: Any) -> None:
+    folder = place / "lake" / "schemas"
+    folder.mkdir(parents=True)
+    (folder / name).write_text(json.dumps(schema))
+
+
 async def put(
     compactor: IcebergCompactor,
     values: Sequence[bytes | None],
@@ -143,6 +149,32 @@ async def test_a_tombstone_whose_key_is_of_another_type_follows_the_policy(tmp_p
         written = await put(compactor, values, keys=[b"1", b"not a number", b"2"], **configs)
         assert written.rejected == {"dead_letter": 1}
         assert [row["id"] for row in content(compactor)] == [1, 2]
+
+
+async def test_lists_of_what_has_no_columns_are_no_column_until_it_has(tmp_path: Path) -> None:
+    """Avro's arrays and maps of nulls, or of records without fields, which no file can hold."""
+    parts = [{"type": "record", "name": f"E{n}", "fields": []} for n in range(3)]
+    kinds = [
+        {"type": "array", "items": "null"},
+        {"type": "array", "items": parts[0]},
+        {"type": "map", "values": {"type": "array", "items": parts[1]}},
+        {
+            "type": "record",
+            "name": "S",
+            "fields": [{"name": "l", "type": {"type": "array", "items": parts[2]}}],
+        },
+        "int",
+    ]
+    fields = [{"name": f"f{at}", "type": kind} for at, kind in enumerate(kinds)]
+    write_schema(tmp_path, "r.avsc", {"type": "record", "name": "R", "fields": fields})
+    async with opened(tmp_path) as compactor:
+        configs = {"value_format": "avro", "value_schema_file": "r.avsc"}
+        async with compactor.open_table(topic(**configs), 1) as table:
+            # two nulls, one record, a map of one list with a record, a list with a record, 7
+            await table.write(lake_records([b"\4\0" + b"\2\0" + b"\2\2k\2\0\0" + b"\2\0" + b"\x0e"]))
+            await table.commit({0: 1})
+        rows = load(compactor).scan().to_arrow().drop_columns("_kafka").to_pylist()
+    assert rows == [{"f4": 7}]
 
 
 async def test_keys_with_parts_are_refused_in_words(tmp_path: Path) -> None:

@@ -23,7 +23,13 @@ from penstock_iceberg_compactor.decode._avro_schema import Node, parse_schema, p
 from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, parts
 
 _Read: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
-_DAY_US = 86_400_000_000
+#: What of logical types' values there is, by the first word of their names: days, or microseconds; years 1 to 9999,
+#: beyond which neither Python nor a partition by days can say them.
+_RANGES = {
+    "date": (-719_162, 2_932_896, "date"),
+    "time": (0, 86_400_000_000 - 1, "time"),
+    **dict.fromkeys(("timestamp", "local"), (-62_135_596_800_000_000, 253_402_300_799_999_999, "timestamp")),
+}
 #: Factors to microseconds; below 0: what to divide by.
 _MICROSECONDS = {"millis": 1000, "micros": 1, "nanos": -1000}
 #: Items that take no bytes, such as nulls, would cost nothing to send: so many in one array.
@@ -156,7 +162,7 @@ def _reader(node: Node) -> _Read:
     if node.kind == "enum":
         return _enum_reader(node)
     read = _fixed_reader(node.size) if node.kind == "fixed" else _PRIMITIVE_READERS[node.kind]
-    if not node.logical or node.logical == "date":
+    if not node.logical:
         return read
     convert = _converter(node)
 
@@ -251,15 +257,13 @@ def _converter(node: Node) -> Callable[[Any], Any]:
         return lambda value: _decimal(value, node.type)
     if node.logical == "uuid":
         return lambda value: value if isinstance(value, bytes) else _uuid(value)
-    factor = _MICROSECONDS[node.logical.rpartition("-")[2]]
-    is_time = node.logical.startswith("time-")
+    least, most, what = _RANGES[node.logical.partition("-")[0]]
+    factor = _MICROSECONDS.get(node.logical.rpartition("-")[2], 1)
 
     def convert(value: int) -> int:
         value = value * factor if factor > 0 else (abs(value) // -factor) * (1 if value >= 0 else -1)
-        if not -(2**63) <= value < 2**63:
-            raise ValueError("it has a timestamp out of range")
-        if is_time and not 0 <= value < _DAY_US:
-            raise ValueError("it has a time out of range")
+        if not least <= value <= most:
+            raise ValueError(f"it has a {what} out of range")
         return value
 
     return convert
@@ -323,8 +327,6 @@ def _text(array: pa.Array) -> pa.Array:
 
 
 def _logical_leaf(node: Node, array: pa.Array) -> pa.Array:
-    if node.logical == "date":
-        return array.view(pa.date32())
     if node.logical in ("decimal", "uuid"):
         convert = _converter(node)
         try:
@@ -333,17 +335,17 @@ def _logical_leaf(node: Node, array: pa.Array) -> pa.Array:
         except ValueError as error:
             raise RefusedError from error
         return pa.ExtensionArray.from_storage(node.type, made) if node.logical == "uuid" else made
-    factor = _MICROSECONDS[node.logical.rpartition("-")[2]]
+    factor = _MICROSECONDS.get(node.logical.rpartition("-")[2], 1)
     try:
         scaled = array.cast(pa.int64())
         scaled = pc.multiply_checked(scaled, factor) if factor > 0 else pc.divide(scaled, -factor)
     except pa.ArrowInvalid as error:
         raise RefusedError from error
-    if node.logical.startswith("time-"):
-        least = pc.min_max(scaled).as_py()
-        if least["min"] is not None and not 0 <= least["min"] <= least["max"] < _DAY_US:
-            raise RefusedError
-    return scaled.view(node.type)
+    least, most, _ = _RANGES[node.logical.partition("-")[0]]
+    found = pc.min_max(scaled).as_py()
+    if found["min"] is not None and not least <= found["min"] <= found["max"] <= most:
+        raise RefusedError
+    return array.view(node.type) if node.logical == "date" else scaled.view(node.type)
 
 
 def _sizes(node: Node, array: pa.Array) -> pa.Array:

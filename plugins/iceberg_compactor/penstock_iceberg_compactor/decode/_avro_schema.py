@@ -10,7 +10,8 @@ from __future__ import annotations
 __all__ = ("Node", "parse_schema", "physical_schema")
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -148,17 +149,17 @@ class _Parser:
         full = name if "." in name or not namespace else f"{namespace}.{name}"
         self.named[full] = None
         if kind == "enum":
-            node = Node("enum", pa.string(), symbols=tuple(schema["symbols"]))
+            node = Node("enum", pa.string(), symbols=_names(schema["symbols"], "an enum's symbols"))
         elif kind == "fixed":
             size = int(schema["size"])
-            if size < 0:
-                raise ValueError(f"the schema has a fixed of negative size: name={name}")
-            node = Node("fixed", pa.binary(size), size=size, bulk=False, hollow=not size)
+            if size < 1:
+                raise ValueError(f"the schema has a fixed of no bytes, which no table can have: name={name}")
+            node = Node("fixed", pa.binary(size), size=size, bulk=False)
             node = _with_logical(node, schema)
         else:
-            fields = [
-                (str(one["name"]), self.parse(one["type"], namespace, depth + 1)) for one in schema["fields"]
-            ]
+            names = _names((one["name"] for one in schema["fields"]), "a record's fields")
+            kinds = [self.parse(one["type"], namespace, depth + 1) for one in schema["fields"]]
+            fields = list(zip(names, kinds, strict=True))
             columns = _counted(fields)
             node = Node("record", _struct(fields), fields=fields, bulk=all(one.bulk for _, one in fields))
             node.columns, node.hollow = columns, all(one.hollow for _, one in fields)
@@ -174,6 +175,16 @@ class _Parser:
         kind = others[0][1].type if len(others) == 1 else _struct(others)
         simple = len(others) == 1 and len(branches) == 2 and others[0][1].bulk
         return Node("union", kind, fields=branches, bulk=simple, columns=columns)
+
+
+def _names(names: Iterable[Any], what: str) -> tuple[str, ...]:
+    """Names of fields or symbols: text, each once."""
+    found = tuple(names)
+    if not all(isinstance(name, str) and not re.search("[\ud800-\udfff]", name) for name in found):
+        raise ValueError(f"the schema has names of {what} that are no text")
+    if len(set(found)) < len(found):
+        raise ValueError(f"the schema has a name of {what} twice")
+    return found
 
 
 def _counted(fields: list[tuple[str, Node]]) -> int:
@@ -200,7 +211,12 @@ def _with_logical(node: Node, schema: dict[str, Any]) -> Node:
         return node
     if logical == "decimal" and node.kind in ("bytes", "fixed"):
         precision, scale = schema.get("precision"), schema.get("scale", 0)
-        if type(precision) is not int or type(scale) is not int or not 0 <= scale <= precision <= 38:
+        if (
+            type(precision) is not int
+            or type(scale) is not int
+            or not 0 <= scale <= precision <= 38
+            or not precision
+        ):
             return node  # bytes, then
         kind = pa.decimal128(precision, scale)
         return replace(node, type=kind, logical="decimal", scale=scale)
