@@ -17,7 +17,7 @@ from penstock_iceberg_compactor._catalog import OpenCatalog
 from penstock_iceberg_compactor._errors import Secrets, translated
 from penstock_iceberg_compactor._life import Life
 from penstock_iceberg_compactor._settings import Settings
-from penstock_iceberg_compactor.decode import Outage
+from penstock_iceberg_compactor.decode import Outage, panics_caught
 from penstock_iceberg_compactor.decode.waits import Call
 
 _R = TypeVar("_R")
@@ -69,7 +69,7 @@ class Place:
 
         def translating() -> _R:
             call.begin()
-            with translated(what, self.secrets, **places):
+            with translated(what, self.secrets, **places), panics_caught():
                 return work()
 
         return await run_in_thread(translating, limiter=limiter or self.limiter, give_up=call.end)

@@ -279,6 +279,14 @@ def test_a_schema_that_takes_the_name_of_the_list_is_read_all_the_same() -> None
     assert got.rows.to_pylist() == [{"a": 1}, {"a": 2}]
 
 
+def test_a_schema_at_which_the_bulk_decoder_panics_is_read_all_the_same() -> None:
+    """ptars refuses names that differ by case, by a panic, which no ``except Exception`` stops."""
+    got = _codec('syntax = "proto3"; message M { int32 a = 1; string A = 2; }', 0).decode(
+        pa.array([b"\x08\x01\x12\x01x"] * 100, pa.binary())
+    )
+    assert got.rows.to_pylist() == [{"a": 1, "A": "x"}] * 100
+
+
 def test_a_timestamp_that_is_there_twice_is_merged() -> None:
     rows = _decode(b"b\x02\x08\x01b\x00", *[b"b\x00"] * 100).rows.to_pylist()
     assert [row["ts"].timestamp() for row in rows] == [1, *[0] * 100]

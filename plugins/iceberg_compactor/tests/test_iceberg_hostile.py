@@ -237,6 +237,18 @@ async def test_what_a_reason_quotes_is_short_and_one_line(tmp_path: Path) -> Non
     assert str(told.value).endswith("table=orders partition=0 offset=0")
 
 
+async def test_a_panic_of_a_library_is_an_error_of_its_table_only(tmp_path: Path) -> None:
+    """It is no Exception, and would end the process that makes all tables, at each try again."""
+    panic = type("PanicException", (BaseException,), {})
+
+    def work() -> None:
+        raise panic("called `Option::unwrap()` on a `None` value")
+
+    async with opened(tmp_path) as compactor:
+        with pytest.raises(RuntimeError, match="a library panicked: called"):
+            await compactor._place.run("reading records", work)
+
+
 def test_json_as_deep_as_the_parser_takes_it_fails_alone() -> None:
     decoder = JsonDecoder(Fitter())
     for depth in (*range(400, 1000, 25), 2000, 100_000):

@@ -25,11 +25,12 @@ __all__ = (
     "conform",
     "fault_of",
     "open_decoder",
+    "panics_caught",
     "plain",
 )
 
 from penstock_iceberg_compactor.decode._arrow import plain
-from penstock_iceberg_compactor.decode._decoder import Decoded, Decoder, Failure, PlainDecoder
+from penstock_iceberg_compactor.decode._decoder import Decoded, Decoder, Failure, PlainDecoder, panics_caught
 from penstock_iceberg_compactor.decode._json import JsonDecoder
 from penstock_iceberg_compactor.decode._shapes import Fitter, Limits
 from penstock_iceberg_compactor.decode.changes import DebeziumDecoder, OperationDecoder

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from penstock_iceberg_compactor.decode._avro_schema import Node, parse_schema, physical_schema
-from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, parts
+from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, panics_caught, parts
 
 _Read: TypeAlias = Callable[[bytes, int], tuple[Any, int]]
 #: What of logical types' values there is, by the first word of their names: days, or microseconds; years 1 to 9999,
@@ -76,12 +76,9 @@ class AvroCodec:
         if items.null_count or not len(items):
             raise RefusedError
         try:
-            batch = pyruhvro.deserialize_array(items.to_pylist(), self._physical)
+            with panics_caught():
+                batch = pyruhvro.deserialize_array(items.to_pylist(), self._physical)
         except Exception as error:
-            raise RefusedError from error
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":
-                raise
             raise RefusedError from error
         values = batch.column(0)
         sizes = _sizes(self._node, values)

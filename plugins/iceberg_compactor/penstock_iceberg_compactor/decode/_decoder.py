@@ -10,10 +10,12 @@ __all__ = (
     "PlainDecoder",
     "RefusedError",
     "joined",
+    "panics_caught",
     "parts",
 )
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -97,6 +99,17 @@ class RefusedError(Exception):
         super().__init__()
         #: Which one it is, if that is known; a wrong guess costs time only.
         self.at = at
+
+
+@contextmanager
+def panics_caught() -> Iterator[None]:
+    """Raises a panic of a library in Rust as a RuntimeError: it is no Exception, so it would end the process."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"a library panicked: {error}") from None
 
 
 class PlainDecoder:

@@ -16,6 +16,7 @@ import contextlib
 import functools
 import importlib
 import importlib.util
+import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.descriptor_pool import DescriptorPool
 from google.protobuf.message import DecodeError, Message
 
-from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, parts
+from penstock_iceberg_compactor.decode._decoder import Decoded, RefusedError, panics_caught, parts
 from penstock_iceberg_compactor.decode.evolution import conform
 
 _F = FieldDescriptor
@@ -60,6 +61,8 @@ _WELL_KNOWN = tuple(
     f"google/protobuf/{name}.proto"
     for name in ("any", "duration", "empty", "field_mask", "struct", "timestamp", "wrappers", "descriptor")
 )
+logger = logging.getLogger("penstock.lake.iceberg")
+
 _DEPTH_MAX = 32
 #: A schema that uses its messages in each other has few lines and any number of columns.
 _COLUMNS_MAX = 10_000
@@ -91,9 +94,14 @@ class ProtobufCodec:
                 list_value_nullable=True,
                 map_value_nullable=True,
             )
-            self._pool = ptars.HandlerPool([message.file], config)
-            self._handler = self._pool.get_for_message(message)
-            self._list_class = _list_class(message)
+            try:
+                with panics_caught():
+                    self._pool = ptars.HandlerPool([message.file], config)
+                    self._handler = self._pool.get_for_message(message)
+            except Exception as error:  # noqa: BLE001 - it refuses more schemas than Protobuf does
+                logger.info("messages are read one by one: name=%s cause=%s", message.full_name, error)
+            else:
+                self._list_class = _list_class(message)
 
     @property
     def type(self) -> pa.DataType:
@@ -155,15 +163,12 @@ class ProtobufCodec:
             raise RefusedError
         self._check(items)
         try:
-            batch = self._handler.array_to_record_batch(items)
+            with panics_caught():
+                batch = self._handler.array_to_record_batch(items)
             rows = pa.StructArray.from_arrays(batch.columns, fields=list(batch.schema))
             rows.validate(full=True)
             made = conform(rows, self._type)
         except Exception as error:
-            raise RefusedError from error
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":
-                raise
             raise RefusedError from error
         if made.bad is not None or len(rows) != len(items) or not _in_range(made.rows):
             raise RefusedError
@@ -452,6 +457,6 @@ def _compiled(
         if others:
             command.append(f"--descriptor_set_in={known}")
         if protoc.main([*command, *texts]):
-            raise ValueError("the schema can't be compiled: see the lines of protoc above")
+            raise ValueError("the schema can't be compiled, protoc says why on the broker's stderr")
         made = descriptor_pb2.FileDescriptorSet.FromString(out.read_bytes())
     return list(made.file)
