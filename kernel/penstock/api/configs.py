@@ -86,6 +86,8 @@ _NAMES: Final = 1_000
 _AUTHORIZED_AS: Final = {TOPIC: ResourceType.TOPIC, GROUP: ResourceType.GROUP}
 _RESOURCE_TYPES: Final = frozenset({TOPIC, BROKER, BROKER_LOGGER, CLIENT_METRICS, GROUP})
 
+#: One for all entries: of thousands of topics there are a hundred thousand, and the collector looks at each list.
+_NO_SYNONYMS: Final[list[DescribeConfigsSynonym]] = []
 _DEFAULTS: Final = {CLIENT_METRICS: CLIENT_METRICS_CONFIGS, GROUP: GROUP_CONFIGS}
 #: ListConfigResources v0 was ListClientMetricsResources (KIP-1142).
 _ANY_RESOURCE_VERSION: Final = 1
@@ -111,7 +113,7 @@ def config_entry(
         name=config.name,
         value=value,
         config_source=source,
-        synonyms=[],
+        synonyms=_NO_SYNONYMS,
         config_type=config.type,
         documentation=config.doc if with_doc else None,
     )

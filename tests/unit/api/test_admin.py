@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 from tests.unit.api.fakes import ENDPOINT, FakeLogs, any_request, make_context
 
@@ -584,6 +586,27 @@ async def test_describe_configs_gives_all_with_their_sources(logs: FakeLogs) -> 
         assert found["retention.ms"] == ("1000", 1, 1), "log.retention.ms has no default in Kafka"
         assert found["max.message.bytes"] == ("500", 4, 2)
         assert found["cleanup.policy"] == ("delete", 5, 1)
+
+
+def test_the_configs_of_many_topics_are_few_objects_for_the_collector(logs: FakeLogs) -> None:
+    """It looks at all of them, again and again, while a long answer is made."""
+    topics = 50
+    resources = [
+        DescribeConfigsResource(resource_type=TOPIC, resource_name=logs.add(f"many-{number}").name)
+        for number in range(topics)
+    ]
+    context = make_context(logs, 4)
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        before = gc.get_count()[0]
+        response = configs.describe_configs_nowait(DescribeConfigsRequest(resources=resources), context)
+        objects = gc.get_count()[0] - before
+    finally:
+        if is_enabled:
+            gc.enable()
+    assert len(response.results) == topics
+    assert objects < topics * len(TOPIC_CONFIGS) / 2, "not one for each config"
 
 
 async def test_describe_configs_of_the_broker_and_of_others(logs: FakeLogs) -> None:
