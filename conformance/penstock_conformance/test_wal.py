@@ -325,7 +325,7 @@ async def test_positions_grow_over_a_trimmed_end(env: Env) -> None:
 
 
 async def test_statistics_tell_the_state(env: Env) -> None:
-    """A snapshot of the state."""
+    """A snapshot of the state, also when the context was left: nothing pends then."""
     async with env.open() as wal:
         await recovered(wal)
         appends = await append_all(wal, make_bodies(10, size=100))
@@ -337,6 +337,12 @@ async def test_statistics_tell_the_state(env: Env) -> None:
         assert counters.confirmed_position >= appends[-1].next_position, "the confirmed position lags"
         assert counters.written_bytes >= 1000
         assert counters.capacity_bytes == 0 or counters.used_bytes <= counters.capacity_bytes
+        for body in make_bodies(5):
+            wal.append([body])
+    counters = wal.statistics()
+    assert counters.appended_entries == 15
+    pending = (counters.pending_entries, counters.pending_bytes)
+    assert pending == (0, 0), f"the log was left, and says that so many entries and bytes pend: {pending}"
 
 
 @clause(claims="identity")

@@ -342,16 +342,19 @@ async def test_fence_is_told_to_callbacks(env: Env) -> None:
 
 @clause(claims="seal")
 async def test_sealed_log_stays_sealed(env: Env) -> None:
-    """From the return of ``seal`` on, no append of *any* owner is acknowledged: not of the next ones, either."""
+    """From the return of ``seal`` on, no append of *any* owner is acknowledged: not of the next ones, either. Each of
+    them may seal it again."""
     async with env.open(epoch=1) as wal:
         await recovered(wal)
         await append_all(wal, make_bodies(4))
-        await wal.seal()
+        for _ in range(2):
+            await wal.seal()
     for epoch in range(2, 6):
         async with env.open(epoch=epoch) as wal:
             check_same([bytes(e.data) for e in await recovered(wal)], make_bodies(4), "a sealed log")
             with raises(FencedError):
                 await wal.append([b"late"]).wait_durable()
+            await wal.seal()
 
 
 async def test_looking_and_being_refused_leaves_nothing(env: Env) -> None:

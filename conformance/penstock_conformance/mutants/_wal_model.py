@@ -106,6 +106,31 @@ class ClaimsMoreThanItTakes(FileWal):
 # --- what is told
 
 
+@mutant(KIND, "is_sealed_once", "sealed_log_stays_sealed")
+class IsSealedOnce(FileWal):
+    """Takes a seal that is there for that of somebody else."""
+
+    async def seal(self) -> None:
+        if not self._is_owner():
+            raise FencedError("a newer owner took over the log, or it is sealed")
+        await super().seal()
+
+
+@mutant(KIND, "pends_after_its_end", "statistics_tell_the_state")
+class PendsAfterItsEnd(FileWal):
+    """What it flushes as it ends it never counts as done."""
+
+    _left = 0
+
+    def close(self) -> None:
+        self._left = len(self._queue)
+        super().close()
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, pending_entries=told.pending_entries + self._left)
+
+
 @mutant(KIND, "confirms_what_pends", _LIVES)
 class ConfirmsWhatPends(FileWal):
     """Tells the end of the log as durable."""

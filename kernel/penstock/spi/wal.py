@@ -244,11 +244,12 @@ class WriteAheadLog(Protocol):
     async def seal(self) -> None:
         """From the return of this call on, no append of any owner is acknowledged.
 
+        A log that is sealed already, by this owner or an earlier one, is sealed again, and nothing changes.
         Raises InvalidRequestError if unclaimed.
         """
 
     def statistics(self) -> WalStatistics:
-        """A snapshot of the state."""
+        """A snapshot of the state, also when the context was left: nothing pends then."""
 
 
 @runtime_checkable
