@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import anyio
@@ -41,19 +41,22 @@ async def test_rows_are_the_records(env: Env) -> None:
         LakeRecord(0, 1, -1, None, None),
         LakeRecord(0, 2, 0, b"", b""),
         LakeRecord(0, 3, 2**42, bytes(range(256)), env.random.randbytes(3 * 2**20)),
-        LakeRecord(0, 4, 7, b"\n", b'{"a": "line\nline"}\n'),
+        LakeRecord(0, 4, 2**46 + 1, b"\n", b'{"a": "line\nline"}\n'),
+        LakeRecord(0, 5, 7, b"k" * 70_001, b"v", ((b"n" * 70_001, b"v" * 70_001),)),
     ]
     async with env.open() as compactor:
         async with compactor.open_table(topic, 1) as table:
             assert await table.positions() == {}, "a new table has positions"
-            written = await table.write(columns(0, rows, 0, 5))
-            assert (written.rows, dict(written.rejected)) == (5, {})
-            commit = await table.commit({0: 5})
-            assert commit.rows == 5
+            written = await table.write(columns(0, rows, 0, 6))
+            assert (written.rows, dict(written.rejected)) == (6, {})
+            commit = await table.commit({0: 6})
+            assert commit.rows == 6
             assert commit.version
-            assert await table.positions() == {0: 5}
+            assert commit.files > 0
+            assert commit.size_bytes > 3 * 2**20, f"a commit of more than 3 MiB says otherwise: {commit}"
+            assert await table.positions() == {0: 6}
         positions, found = await look_at(compactor, topic)
-    assert positions == {0: 5}
+    assert positions == {0: 6}
     assert found == rows, "rows aren't the records"
 
 
@@ -90,14 +93,16 @@ async def test_a_table_goes_on_where_its_last_commit_ended(env: Env) -> None:
 
 async def test_positions_of_other_partitions_stay(env: Env) -> None:
     """A commit names some partitions; those of others stay. With many partitions, too."""
-    topic = topic_of(env, partitions=40)
+    topic = topic_of(env, partitions=2**16 + 1)
     async with env.open() as compactor:
         async with compactor.open_table(topic, 1) as table:
             for partition in range(40):
                 await table.write(made(partition, 0, partition % 3))
             await table.commit({partition: partition % 3 for partition in range(40)})
             await _commit(table, 39, 0, 4)
-        expected = {partition: partition % 3 for partition in range(40)} | {39: 4}
+            for partition in (2**15, 2**16):
+                await _commit(table, partition, 0, 1)
+        expected = {partition: partition % 3 for partition in range(40)} | {39: 4, 2**15: 1, 2**16: 1}
         await check_table(compactor, topic, expected)
 
 
@@ -167,16 +172,22 @@ async def test_the_largest_batch_and_a_larger_record(env: Env) -> None:
 
 
 async def test_the_account_is_even_at_the_end(env: Env) -> None:
-    """What it keeps it charges to ``Services.allocator``, and gives back when the table is left."""
+    """What it keeps it charges to ``Services.allocator``, and gives back when the table is left, also by an error."""
     topic = topic_of(env)
     async with env.open() as compactor:
         before = env.account.statistics().used_bytes
-        async with compactor.open_table(topic, 1) as table:
-            for start in range(0, 40, 10):
-                await table.write(made(0, start, start + 10, 50_000))
-            await table.commit({0: 40})
-            await table.write(made(0, 40, 50, 50_000))
-        assert env.account.statistics().used_bytes == before, "memory stays charged after the table was left"
+        for leaves in (False, True):
+            with suppress(ZeroDivisionError):
+                async with compactor.open_table(topic, 1) as table:
+                    position = dict(await table.positions()).get(0, 0)
+                    for start in range(position, position + 40, 10):
+                        await table.write(made(0, start, start + 10, 50_000))
+                    await table.commit({0: position + 40})
+                    await table.write(made(0, position + 40, position + 50, 50_000))
+                    if leaves:
+                        raise ZeroDivisionError
+            used = env.account.statistics().used_bytes
+            assert used == before, f"memory stays charged after the table was left: by an error={leaves}"
 
 
 # --- owners
@@ -229,7 +240,9 @@ async def test_a_claim_alone_fences(env: Env) -> None:
                 assert await new.positions() == {}
             with raises(FencedError):
                 await old.commit({0: 5})
-        await check_table(compactor, topic, {})
+        assert list(await compactor.tables()) == [new.name], "an empty table isn't among those that are kept"
+        async with compactor.open_table(topic, 0) as looked:
+            assert (await looked.positions(), [row async for row in looked.rows()]) == ({}, [])
 
 
 async def test_epoch_zero_only_looks(env: Env) -> None:
@@ -265,8 +278,10 @@ async def test_a_topic_made_again_does_not_go_on_in_the_old_table(env: Env) -> N
             async with compactor.open_table(again, 2) as table:
                 assert dict(await table.positions()) == {}, "the new topic goes on at the old one's offsets"
                 await _commit(table, 0, 0, 3)
-        except ConflictError:
-            await check_table(compactor, topic, {0: 5})
+        except ConflictError:  # and who has the table isn't fenced
+            async with compactor.open_table(topic, 1) as table:
+                await _commit(table, 0, 5, 6)
+            await check_table(compactor, topic, {0: 6})
         else:
             await check_table(compactor, again, {0: 3})
 

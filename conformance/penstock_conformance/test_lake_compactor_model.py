@@ -264,6 +264,8 @@ async def test_many_rows_partitions_and_commits(env: Env) -> None:
                 start = history._next[69]
                 await history.write(table, 69, [_odd_row(env.random, 69, start)], start)
                 await history._commit(table)
+            await history.write(table, 69, [], history._next[69], gap=2)
+            await history._commit(table)
             if history.maintains:
                 await table.maintain()
         async with env.open(node_id=2) as reader:
@@ -501,12 +503,12 @@ async def test_policies_count_every_batch_by_itself(env: Env) -> None:
     if policies is None:
         not_applicable("every record can be read")
     for number, (policy, configs) in enumerate(policies.configs.items()):
-        topic = topic_of(env, configs, name=f"policy-{number}")
+        topic = topic_of(env, configs, name=f"policy-{number}", partitions=_PARTITIONS)
+        partition, start = 83, 2**33 + 1000
         async with env.open() as compactor:
-            start, waiting = 0, 0
             for _ in range(2):
                 async with compactor.open_table(topic, 1) as table:
-                    start, waiting = dict(await table.positions()).get(0, 0), 0
+                    start, waiting = dict(await table.positions()).get(partition, start), 0
                     for _ in range(8):
                         bad = {
                             at
@@ -516,10 +518,12 @@ async def test_policies_count_every_batch_by_itself(env: Env) -> None:
                         if policy == "stop":
                             bad = set()
                         rows = [
-                            LakeRecord(0, start + at, 5, b"k", policies.bad if at in bad else policies.good)
+                            LakeRecord(
+                                partition, start + at, 5, b"k", policies.bad if at in bad else policies.good
+                            )
                             for at in range(90)
                         ]
-                        written = await table.write(columns(0, rows, start, start + 90))
+                        written = await table.write(columns(partition, rows, start, start + 90))
                         wanted = {policy: len(bad)} if bad else {}
                         assert dict(written.rejected) == wanted, f"rejected {written}, and it were {wanted}"
                         assert written.rows == 90 - len(bad), "rows and rejected aren't all records"
@@ -527,11 +531,15 @@ async def test_policies_count_every_batch_by_itself(env: Env) -> None:
                         assert last in written.reason, (
                             f"the reason isn't that of offset {last}: {written.reason}"
                         )
+                        assert not bad or str(partition) in written.reason.replace(last, ""), (
+                            f"the reason doesn't name the partition {partition}: {written.reason}"
+                        )
+                        assert written.reason.isprintable(), f"a reason is one line: {written.reason!r}"
                         assert bool(written.reason) == bool(bad), (
                             f"a reason, and nothing was rejected: {written}"
                         )
                         start += 90
                         waiting += written.rows
-                    done = await table.commit({0: start})
+                    done = await table.commit({partition: start})
                     if policy == "stop":
                         assert done.rows == waiting, f"a commit of {waiting} rows says {done.rows}"

@@ -9,14 +9,15 @@ import json
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import anyio
 
-from penstock.errors import FencedError, UnavailableError
+from penstock.errors import FencedError, NotFoundError, UnavailableError
+from penstock.spi.allocator import Charge
 from penstock.spi.lake import (
     LakeCommit,
     LakeMaintenance,
@@ -40,6 +41,8 @@ _IDS = "a_topic_is_who_has_its_id"
 _RACE = "owners_that_race_neither_lose_nor_repeat"
 _POLICIES = "policies_count_every_batch_by_itself"
 _LATE = "a_cancelled_commit_never_comes_late"
+_ROWS = "rows_are_the_records"
+_CLAIM = "a_claim_alone_fences"
 _LOST = "a_lost_reply_neither_loses_nor_repeats"
 
 
@@ -577,3 +580,144 @@ class LosesRowsOfACommitAfterALostReply(JsonLinesTable):
         except UnavailableError:
             self._sent[str(self._folder)] = dict(positions)
             raise
+
+
+# --- what is told, sizes and refusals
+
+
+class _Reasons(JsonLinesTable):
+    """Tells another reason than the right one."""
+
+    def _reason(self, reason: str, offset: int) -> str:
+        return reason
+
+    def _write(self, records: LakeRecords) -> LakeWritten:
+        written = super()._write(records)
+        if not written.rejected:
+            return written
+        offset = int(written.reason.split("offset=")[1].split()[0])
+        return replace(written, reason=self._reason(written.reason, offset))
+
+
+@_broken("gives_reasons_in_31_bits", _POLICIES)
+class GivesReasonsIn31Bits(_Reasons):
+    """Looks for the record that it names by a small offset."""
+
+    def _reason(self, reason: str, offset: int) -> str:
+        return reason.replace(f"offset={offset}", f"offset={offset & 0x7FFFFFFF}")
+
+
+@_broken("gives_reasons_without_a_partition", _POLICIES)
+class GivesReasonsWithoutAPartition(_Reasons):
+    """Offsets are enough in a table of one partition."""
+
+    def _reason(self, reason: str, offset: int) -> str:
+        return f"a value isn't JSON: offset={offset}"
+
+
+@_broken("gives_reasons_of_many_lines", _POLICIES)
+class GivesReasonsOfManyLines(_Reasons):
+    """As its parser said it."""
+
+    def _reason(self, reason: str, offset: int) -> str:
+        return f"{reason}\n^ here"
+
+
+@_broken("says_nothing_of_sizes", _ROWS)
+class SaysNothingOfSizes(JsonLinesTable):
+    """A commit has no bytes, whatever it has."""
+
+    def _commit(self, positions: Mapping[int, int]) -> LakeCommit:
+        return replace(super()._commit(positions), size_bytes=0)
+
+
+@_broken("cuts_headers_at_32_kib", _ROWS)
+class CutsHeadersAt32Kib(_Picks):
+    """Lengths of 15 bits."""
+
+    def _pick(self, rows: list[LakeRecord]) -> Iterable[LakeRecord]:
+        return [row._replace(headers=tuple((n, v and v[:32767]) for n, v in row.headers)) for row in rows]
+
+
+@_broken("knows_times_of_45_bits", _ROWS)
+class KnowsTimesOf45Bits(_Picks):
+    """A thousand years are enough."""
+
+    def _pick(self, rows: list[LakeRecord]) -> Iterable[LakeRecord]:
+        return [row._replace(timestamp=min(row.timestamp, 2**45)) for row in rows]
+
+
+@_broken("knows_partitions_of_15_bits", "positions_of_other_partitions_stay")
+class KnowsPartitionsOf15Bits(JsonLinesTable):
+    """Two partitions are one."""
+
+    def _replace(self, manifest: Mapping[str, Any]) -> None:
+        positions = {str(int(key) & 0x7FFF): value for key, value in manifest["positions"].items()}
+        super()._replace({**manifest, "positions": positions})
+
+
+@_broken("takes_positions_from_rows_in_maintenance", _MANY)
+class TakesPositionsFromRowsInMaintenance(JsonLinesTable):
+    """A partition goes on behind its last row, whatever came after it."""
+
+    def _maintain(self, dry_run: bool) -> LakeMaintenance:
+        done = super()._maintain(dry_run)
+        if not dry_run:
+            manifest = self._read()
+            positions = dict(manifest["positions"])
+            for file in manifest["files"]:
+                for line in (self._folder / file["name"]).read_text().splitlines():
+                    row = json.loads(line)
+                    positions[str(row["partition"])] = row["offset"] + 1
+            self._replace({**manifest, "positions": positions})
+        return done
+
+
+@mutant(KIND, "lists_no_empty_tables", _CLAIM)
+class ListsNoEmptyTables(_Broken):
+    """A table is what has rows."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services, JsonLinesTable)
+
+    async def tables(self) -> Sequence[str]:
+        return sorted(path.parent.name for path in self.folder.glob("*/*.jsonl"))
+
+
+@_broken("finds_no_empty_tables", _CLAIM)
+class FindsNoEmptyTables(JsonLinesTable):
+    """Who looks at a table without a commit is told that there is none."""
+
+    def open(self) -> None:
+        """Look whether there is anything."""
+        super().open()
+        if not self._epoch and not self._read()["positions"]:
+            raise NotFoundError("there is no such table")
+
+
+@_broken("claims_before_it_looks_at_the_topic", "a_topic_made_again_does_not_go_on_in_the_old_table")
+class ClaimsBeforeItLooksAtTheTopic(JsonLinesTable):
+    """A refused opening fences the owner."""
+
+    def _check(self, manifest: Mapping[str, Any]) -> None:
+        if manifest["topic_id"] != self._topic.topic_id:
+            self._replace({**manifest, "epoch": self._epoch})
+        super()._check(manifest)
+
+
+@mutant(KIND, "keeps_charges_after_an_error", "the_account_is_even_at_the_end")
+class KeepsChargesAfterAnError(_Broken):
+    """Gives memory back where all goes well."""
+
+    def __init__(self, services: Services) -> None:
+        super().__init__(services, JsonLinesTable)
+        self._allocator = services.allocator
+        self._charges: list[Charge] = []
+
+    @asynccontextmanager
+    async def open_table(self, topic: LakeTopic, epoch: int) -> AsyncIterator[JsonLinesTable]:
+        async with super().open_table(topic, epoch) as table:
+            assert self._allocator is not None
+            self._charges.append(self._allocator.charge_anyway(1, "lake"))
+            yield table
+            self._charges.pop().release()

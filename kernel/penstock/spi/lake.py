@@ -184,7 +184,7 @@ class LakeWritten:
     #: They couldn't be read or didn't fit, and went where the topic's policy sends such records, by policy:
     #: ``{"dead_letter": 2}``.
     rejected: Mapping[str, int] = field(default_factory=dict)
-    #: Why the last of them was rejected, one sentence that names its partition and offset; empty if none was.
+    #: Why the last of them was rejected, one line that names its partition and offset; empty if none was.
     reason: str = ""
     #: What waits for the commit can't be written before it, and takes so much memory that it had better come now.
     is_full: bool = False
@@ -304,9 +304,11 @@ class LakeCompactor(Protocol):
 
         ``epoch`` fences: it grows with each claim of the topic. Once a table was opened with an epoch, commits and
         maintenance of whoever has it open with a lower one fail with FencedError, in any process, and change nothing;
-        opening it with a lower one fails likewise. After an error its owner opens it again with the same epoch, which
-        should leave no trace in the table: it may find over and over that it can't go on. What an earlier opening
-        sent and didn't hear of is then in ``positions``, or never happens, or fails the next commit.
+        opening it with a lower one fails likewise. An opening that is refused fences nobody.
+
+        After an error its owner opens it again with the same epoch, which should leave no trace in the table: it may
+        find over and over that it can't go on. What an earlier opening sent and didn't hear of is then in
+        ``positions``, or never happens, or fails the next commit.
 
         Epoch 0 only looks: it fences nobody, makes nothing and removes nothing, and of its methods ``positions``,
         ``describe``, ``rows`` and ``maintain(dry_run=True)`` are called; a table that isn't there is a NotFoundError.
