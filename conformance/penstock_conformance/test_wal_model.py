@@ -7,7 +7,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-from itertools import pairwise
+from itertools import pairwise, product
+from pathlib import Path
 from typing import Any
 
 from anyio.lowlevel import checkpoint
@@ -24,12 +25,14 @@ from penstock_conformance._wal_steps import append_all, check_same, make_bodies,
 KIND = "wal"
 
 _LIVES = 5
-_STEPS = 14
+_STEPS = 13
 _PIECE = bytes(2**20)
 _LARGEST_MAX = 130 * 2**20
 #: Beyond what 16 bits count, in bursts beyond every likely bound of a group or a page.
 _MANY = 66_000
 _MANY_AT_ONCE = (9000, 5000, 1, 20_000)
+#: Where a file of a log may have a header, or its first entries.
+_PLACES = (0, 4096, 8192)
 #: A log that writes as many has small groups: tens of thousands of entries would take it too long over a network.
 _GROUPS_MAX = 200
 
@@ -81,14 +84,32 @@ class _Model:
     async def burst(self) -> None:
         """Append some at once, whose completion is told in all the ways there are."""
         for _ in range(self._random.choice((1, 2, 3, 20, 120))):
-            body = self._body()
-            try:
-                self._append(body)
-            except FullError:
-                await self.settle()
-                self._trimmed = self._history[-1][1]
-                await self._wal.trim(self._trimmed)
-                self._append(body)
+            await self._append_or_trim(self._body())
+
+    async def _append_or_trim(self, body: bytes) -> None:
+        try:
+            self._append(body)
+        except FullError:
+            await self.settle()
+            self._trimmed = self._history[-1][1]
+            await self._wal.trim(self._trimmed)
+            self._append(body)
+
+    async def one_of_each(self) -> None:
+        """What every history has: a trim, entries of what the log itself has written, a read from outside."""
+        for _ in range(3):
+            await self._append_or_trim(self._body())
+        await self.settle()
+        self._check_figures()
+        self._trimmed = self._history[-1][0]
+        await self._wal.trim(self._trimmed)
+        self._check_figures()
+        files = sorted(path for path in self._env.store_dir.rglob("*") if path.is_file())
+        for path, place in product(files[:3], _PLACES):
+            await self._append_or_trim(self._of_the_medium(path, place, 300) or b"\r\n")
+        await self.settle()
+        if self._env.can_read_outside():
+            self._check_entries(await self._env.read_outside(), "a read from outside tells")
 
     def _body(self) -> bytes:
         """Bytes of all kinds, with what might be taken for an end, a beginning, or for what is there already."""
@@ -99,16 +120,17 @@ class _Model:
         if kind == 3 and self._history:
             return self._random.choice(self._history[-5:])[2]
         if kind == 4:
-            return self._of_the_medium(size) or b"\r\n"
+            files = sorted(path for path in self._env.store_dir.rglob("*") if path.is_file())
+            path = self._random.choice(files) if files else self._env.store_dir
+            return self._of_the_medium(path, self._random.choice(_PLACES), size) or b"\r\n"
         if kind == 5:
             return b"x" + bytes(size - 1)
         return self._random.randbytes(size)
 
-    def _of_the_medium(self, size: int) -> bytes:
+    def _of_the_medium(self, path: Path, place: int, size: int) -> bytes:
         """What the log itself has written, if it is found: an entry may hold anything."""
-        files = sorted(path for path in self._env.store_dir.rglob("*") if path.is_file())
-        with suppress(OSError, IndexError), self._random.choice(files).open("rb") as file:
-            file.seek(self._random.choice((0, 4096, 8192)))
+        with suppress(OSError), path.open("rb") as file:
+            file.seek(place)
             return file.read(size)
         return b""
 
@@ -197,6 +219,8 @@ class _Model:
     async def close(self) -> None:
         """The last looks before the log is left, with something pending."""
         await self.settle()
+        if self._life == 1:
+            await self.one_of_each()
         await self.look()
         changed = [number for number, (entry, body) in enumerate(self._found) if entry.data != body]
         assert not changed, f"{len(changed)} recovered entries changed while they were looked at"
