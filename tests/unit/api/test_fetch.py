@@ -29,6 +29,8 @@ from penstock.wire.messages.fetch import (
 
 pytestmark = pytest.mark.anyio
 
+_SLICE_PARTITIONS = fetch_module.SLICE_PARTITIONS
+
 
 @pytest.fixture(autouse=True, params=[500, 1], ids=["in one go", "in slices"])
 def slice_partitions(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,6 +150,34 @@ async def test_what_comes_while_partitions_are_looked_at_wakes_the_fetch(logs: F
         logs.at("t", turns % 3).write(1)
     assert [bool(size) for size in sizes(got[0])] == [at == turns % 3 for at in range(3)]
     assert not any(logs.at("t", at).listeners for at in range(3))
+
+
+async def test_of_many_partitions_fifty_at_most_are_looked_at_in_one_go(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "SLICE_PARTITIONS", _SLICE_PARTITIONS)
+    logs.add("many", 200)
+    looked = most = 0
+    find = logs.partition
+
+    def counted(topic: str, index: int) -> Any:
+        nonlocal looked
+        looked += 1
+        return find(topic, index)
+
+    monkeypatch.setattr(logs, "partition", counted)
+
+    async def watch_turns() -> None:
+        nonlocal looked, most
+        while True:
+            most, looked = max(most, looked), 0
+            await anyio.lowlevel.checkpoint()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(watch_turns)
+        await call(request(*[0] * 200, topic="many", max_wait_ms=1), make_context(logs, 11))
+        tasks.cancel_scope.cancel()
+    assert 0 < most <= 50
 
 
 async def test_of_quiet_partitions_only_what_changed_is_said(logs: FakeLogs) -> None:

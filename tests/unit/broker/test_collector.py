@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
 
 from penstock.broker._collector import Collector
@@ -92,3 +94,24 @@ def test_statistics_tell_how_long_everything_stood(world: World) -> None:
     statistics = world.collector.statistics()
     assert (statistics.full_passes, statistics.full_ms_last, statistics.full_ms_max) == (1, 50.0, 50.0)
     assert statistics.collected == 7
+
+
+def test_what_requests_make_is_looked_at_some_tens_of_thousands_of_objects_at_a_time(world: World) -> None:
+    looked: list[int] = []
+
+    def begins(phase: str, facts: dict[str, int]) -> None:
+        if phase == "start":
+            looked.append(sum(len(gc.get_objects(generation=at)) for at in range(facts["generation"] + 1)))
+
+    thresholds = gc.get_threshold()
+    world.collector.start()
+    gc.callbacks.append(begins)
+    try:
+        made: list[list[object]] = [[] for _ in range(150_000)]
+    finally:
+        gc.callbacks.remove(begins)
+        gc.set_threshold(*thresholds)
+        gc.unfreeze()
+    assert len(made) == 150_000
+    assert looked
+    assert max(looked) < 30_000
