@@ -30,6 +30,7 @@ from pyiceberg.table.metadata import TableMetadata
 from pyiceberg.table.snapshots import Operation, Summary
 from pyiceberg.table.update import (
     AddSnapshotUpdate,
+    AssertCurrentSchemaId,
     AssertRefSnapshotId,
     AssertTableUUID,
     SetPropertiesUpdate,
@@ -221,7 +222,11 @@ class Commit:
         changes = tuple(_dated(change, newest_ms(table) + 1) for change in changes)
         copy = SetPropertiesUpdate(updates=stamp.table_properties(self._snapshot.snapshot_id))
         self._updates = (*changes, copy)
-        self._requirements = (*requirements, AssertTableUUID(uuid=table.metadata.table_uuid))
+        # The head stays when columns are changed: rows would be without what a column held that is no more.
+        columns = AssertCurrentSchemaId.model_validate(
+            {"current-schema-id": table.metadata.current_schema_id}
+        )
+        self._requirements = (*requirements, columns, AssertTableUUID(uuid=table.metadata.table_uuid))
 
     def send(self) -> Landed:
         """Send it; the table's metadata are then the new ones.
