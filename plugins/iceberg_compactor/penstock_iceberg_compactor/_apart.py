@@ -169,6 +169,8 @@ class _Process:
                         logging.getLogger(name).log(level, "%s", text)
                     case ("step", name):
                         self._send(("stepped", self._step(name)), ())
+                    case ("charged", charged):
+                        self._loop.call_soon_threadsafe(self._on_charged, charged)
                     case ("here",):
                         pass
                     case _:

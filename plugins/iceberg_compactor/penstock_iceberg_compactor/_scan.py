@@ -23,6 +23,10 @@ from pyiceberg.table import FileScanTask, Table
 
 from penstock.spi.lake import LakeRecord
 
+#: Rows that are read at a time, and about how many bytes they are before they are fitted.
+_ROWS = 64 * 1024
+_BATCH_BYTES = 4 * 2**20
+
 
 def read_files(table: Table, tasks: Sequence[FileScanTask], columns: Sequence[str] = ()) -> pa.Table:
     """All rows of some files, under the table's present schema, or under these columns of it."""
@@ -60,7 +64,9 @@ def _row_groups(table: Table, scan: ArrowScan, task: FileScanTask) -> Iterator[p
         there = prune_columns(schema, scan._projected_field_ids, select_full_types=False)
         names = [column.name for column in there.columns]
         for number in range(file.num_row_groups):
-            for batch in file.iter_batches(row_groups=[number], columns=names, use_threads=False):
+            group = file.metadata.row_group(number)
+            rows = max(1, min(_ROWS, _BATCH_BYTES * group.num_rows // max(1, group.total_byte_size)))
+            for batch in file.iter_batches(rows, row_groups=[number], columns=names, use_threads=False):
                 yield _to_requested_schema(
                     wanted,
                     there,

@@ -39,18 +39,26 @@ _NICE = 5
 #: How much sooner than the broker the kernel ends this process where memory is scarce.
 _OOM_SCORE = 300
 _PR_SET_PDEATHSIG = 1
+#: A charge of so much is told before the answer.
+_TOLD_BYTES = 2**20
 #: Rows that checks get in one answer.
 _ROWS = 1000
 
 
 class _Account:
-    """Stands for the broker's allocator: what is charged here is told with each answer, and accounted for there."""
+    """Stands for the broker's allocator: what is charged here is told with each answer, and accounted for there.
 
-    def __init__(self) -> None:
+    Much is told at once: a call may take long.
+    """
+
+    def __init__(self, tell: Callable[[int], None]) -> None:
+        self._tell = tell
         self.limit_bytes = self.others_bytes = self.own_bytes = 0
 
     def charge_anyway(self, size: int, purpose: str) -> _Charge:
         self.own_bytes += size
+        if size >= _TOLD_BYTES:
+            self._tell(self.own_bytes)
         return _Charge(self, size)
 
     def statistics(self) -> AllocatorStatistics:
@@ -78,7 +86,7 @@ class _Server:
         self._outbox: queue.SimpleQueue[bytes] = queue.SimpleQueue()
         self._sending = threading.Lock()
         self._scopes: dict[int, anyio.CancelScope] = {}
-        self._account = _Account()
+        self._account = _Account(lambda size: self.say("charged", size))
         self._compactor: LakeCompactor
         #: Contexts are left by another task than the one that entered them; no scope of a task lives in them.
         self._tables: dict[int, tuple[AbstractAsyncContextManager[LakeTable], LakeTable]] = {}

@@ -33,6 +33,9 @@ from penstock_iceberg_compactor._upsert import collapsed, upsert
 _R = TypeVar("_R")
 #: What pending rows are charged under.
 _PURPOSE = "lake"
+#: What a commit of upserts takes beside its rows, in buffers: rows of files that are written again, half a buffer of
+#: them at a time, while they are read, as they wait and as they are encoded.
+_REWRITE_BUFFERS = 2
 
 
 @asynccontextmanager
@@ -173,14 +176,19 @@ class IcebergTable:
     def _keep(self, rows: pa.Table) -> None:
         """Account for rows, which are there already, so nobody waits; they go into a file if that was too much."""
         size = rows.nbytes
-        allocator = self._place.services.allocator
-        if allocator is not None and size:
-            used = allocator.statistics()
-            self._charges.append(allocator.charge_anyway(size, _PURPOSE))
-            if used.used_bytes + size > used.limit_bytes:
-                self._bytes += self._buffer  # as if the buffer were full
+        if self._charge(size):
+            self._bytes += self._buffer  # as if the buffer were full
         self._rows.append(rows)
         self._bytes += size
+
+    def _charge(self, size: int) -> bool:
+        """Account for so much until the rows are let go of; whether that is beyond the limit."""
+        allocator = self._place.services.allocator
+        if allocator is None or not size:
+            return False
+        used = allocator.statistics()
+        self._charges.append(allocator.charge_anyway(size, _PURPOSE))
+        return used.used_bytes + size > used.limit_bytes
 
     async def _spill(self) -> None:
         """Write what is in memory into files."""
@@ -218,6 +226,8 @@ class IcebergTable:
                 self._charge_dead()
         else:
             rows, self._rows, self._bytes = self._rows, [], 0
+            if rows:
+                self._charge(_REWRITE_BUFFERS * self._place.buffer)
             try:
                 landed = await self._run("committing", lambda: self._commit_upsert(moved, rows))
             finally:
@@ -242,7 +252,7 @@ class IcebergTable:
         if not rows:
             return self._owned.commit(lambda: Change(positions=positions))
         batch = self._collapsed(rows)
-        return upsert(self._owned, positions, batch, self._configs.key_columns, self._place.buffer)
+        return upsert(self._owned, positions, batch, self._configs.key_columns, self._place.buffer // 2)
 
     def _collapsed(self, rows: list[pa.Table]) -> pa.Table:
         return collapsed(rows, self._owned.columns, self._configs.key_columns)

@@ -136,6 +136,24 @@ async def test_a_process_that_does_anything_but_answer_is_ended_and_it_is_said_i
             pass
 
 
+async def test_much_memory_is_accounted_for_before_the_call_that_takes_it_ends(tmp_path: Path) -> None:
+    charged: list[int] = []
+    tell = "s = socket.socket(fileno=int(sys.argv[1])); a = ('charged', 2**20)"
+    script = f"import pickle, socket, struct, sys; {tell}; b = pickle.dumps(a)"
+    script += "; s.sendall(struct.pack('<QI', len(b), 0) + b)"
+    with patch.object(_apart, "_SERVING", ("-S", "-E", "-c", script)), anyio.fail_after(HANG_S):
+        process = _apart._Process(charged.append)
+        await process.ended.wait()
+        await process.close()
+    assert charged == [2**20, 0], "and no longer when it has ended"
+    sent = _Sent()
+    async with AsyncExitStack() as stack, anyio.create_task_group() as tasks:
+        server = _serving._Server(cast(socket.socket, sent), tasks, stack)
+        for size in (2**20 - 1, 2**20):
+            server._account.charge_anyway(size, "lake")
+    assert sent.frames == [_frames.packed(("charged", 2**21 - 1))]
+
+
 @pytest.mark.parametrize(("pause_s", "starts"), [(HANG_S, 1), (0.0, 2)])
 async def test_a_process_that_cannot_be_started_is_tried_again_after_a_pause(
     tmp_path: Path, pause_s: float, starts: int

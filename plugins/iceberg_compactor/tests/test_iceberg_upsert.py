@@ -7,8 +7,12 @@ import random
 from pathlib import Path
 
 import pytest
-from tests.iceberg_place import load, opened, topic
+from penstock_iceberg_compactor._compactor import IcebergCompactor
+from penstock_iceberg_compactor._settings import Settings
+from tests.iceberg_place import load, opened, services, topic
 from tests.lake_records import lake_records
+
+from penstock_conformance.reference._allocator import PlainAllocator
 
 pytestmark = pytest.mark.anyio
 
@@ -48,6 +52,20 @@ async def test_the_table_equals_a_replay_of_the_log_at_every_commit(tmp_path: Pa
             assert len(found) == len(rows), "a key is there once"
             assert found == replay
         assert len(list(load(compactor).scan().plan_files())) < 20
+
+
+async def test_a_commit_of_upserts_accounts_for_what_it_reads_and_writes_again(tmp_path: Path) -> None:
+    """Rows of files on their way into files took tens of megabytes that nobody was told of."""
+    allocator, configs = PlainAllocator(512 * 2**20), {"value_format": "json", "mode": "upsert"}
+    used: list[tuple[str, int]] = []
+    place = services(tmp_path, allocator=allocator)
+    async with IcebergCompactor.opened(Settings(buffer=4 * 2**20), place) as compactor:
+        compactor.watch(lambda step: used.append((step, allocator.statistics().used_bytes)))
+        async with compactor.open_table(topic(key_columns="id", **configs), 1) as table:
+            await table.write(lake_records([b'{"id": 1}']))
+            await table.commit({0: 1})
+    assert dict(used)["files written"] > 2 * 4 * 2**20
+    assert not allocator.statistics().used_bytes
 
 
 async def test_rows_of_many_keys_ask_for_their_commit_before_they_fill_the_memory(tmp_path: Path) -> None:
