@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import string
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -576,8 +577,11 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
             puts["put_if_absent"] = store.put_if_absent
         if store.capabilities.multipart:
             puts["an upload in parts"] = lambda key, parts: _upload(store, key, parts)
+        if store.capabilities.compare_and_swap:
+            puts["compare_and_swap"] = partial(_swap, store, (await store.head("there")).token)
+        keys = {"put_if_absent": ["new"], "compare_and_swap": ["there"]}
         for what, put in puts.items():
-            for key in ("there", "new") if what != "put_if_absent" else ("new",):
+            for key in keys.get(what, ["there", "new"]):
                 with disk_with_room_for(_MIB):
                     error = await error_of(put(key, [body[:_MIB], body[_MIB:]]))
                 assert error is not None, f"{what} returned though the disk is full"
@@ -589,6 +593,10 @@ async def test_full_disk_is_told_and_harms_nothing(env: Env) -> None:
             assert listed == ["there"], f"{what} on a full disk left an object: {listed}"
         await store.put("there", [body])
         _check_bytes(await store.get("there"), body, "an object that is put when there is room again")
+
+
+async def _swap(store: Any, token: str, key: str, parts: Iterable[bytes]) -> None:
+    await store.compare_and_swap(key, list(parts), token)
 
 
 async def _upload(store: Any, key: str, parts: Iterable[bytes]) -> None:
@@ -604,24 +612,36 @@ async def _upload(store: Any, key: str, parts: Iterable[bytes]) -> None:
 
 @clause(level=4)
 async def test_outage_is_not_emptiness(env: Env) -> None:
-    """NotFoundError if there is no such object, and only then: when nothing can be opened, nothing is known."""
+    """NotFoundError if there is no such object, and only then: when nothing can be opened, nothing is known, nor that
+    an object is there, or another one."""
     async with env.open() as store:
         local_folder(store)
         await store.put("dir/key", [b"x" * 1000])
+        await store.put("dir/other", [b"other"])
+        token = (await store.head("dir/other")).token
         with no_descriptors_left():
             asked = {
+                "head": await error_of(store.head("dir/key")),
                 "get": await error_of(store.get("dir/key")),
                 "a ranged get": await error_of(store.get("dir/key", 10, 20)),
                 "list": await error_of(_listed(store)),
                 "put": await error_of(store.put("dir/key", [b"y" * 1000])),
             }
+            if store.capabilities.put_if_absent:
+                asked["put_if_absent"] = await error_of(store.put_if_absent("dir/new", [b"new"]))
+            if store.capabilities.compare_and_swap:
+                asked["compare_and_swap"] = await error_of(store.compare_and_swap("dir/other", [b"y"], token))
+            not_deleted = await error_of(store.delete(["dir/other"]))
         for what, error in asked.items():
             if error is None and what == "put":
                 not_applicable("the store opens nothing for a put")
             if error is not None:
                 assert isinstance(error, PenstockError), f"{what} without descriptors raised {error!r}"
                 assert not isinstance(error, NotFoundError), f"{what} took an outage for a missing object"
-        assert await _listed(store) == ["dir/key"], "another listing after the outage"
+                assert not isinstance(error, AlreadyExistsError), f"{what} took an outage for an object"
+                assert not isinstance(error, ConflictError), f"{what} took an outage for another object"
+        unknown = {"dir/new"} | ({"dir/other"} if not_deleted else set())  # what came of a call that failed
+        assert set(await _listed(store)) - unknown == {"dir/key"}, "another listing after the outage"
         _check_bytes(await store.get("dir/key"), b"x" * 1000, "an object after the outage")
         await store.put("dir/key", [b"z"])
         _check_bytes(await store.get("dir/key"), b"z", "an object that is put after the outage")

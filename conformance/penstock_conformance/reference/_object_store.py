@@ -212,7 +212,11 @@ class DirectoryStore:
     @contextmanager
     def _locked(self) -> Iterator[None]:
         """Between processes: compare-and-swap is two steps. Nothing is awaited while it is held."""
-        with self._lock_path.open("w") as file:
+        try:
+            file = self._lock_path.open("w")
+        except OSError as error:
+            raise UnavailableError(f"the medium failed, try again: error={error.strerror}") from error
+        with file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 

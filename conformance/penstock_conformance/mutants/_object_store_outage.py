@@ -1,0 +1,68 @@
+"""Object stores that tell something wrong while their medium fails."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+from collections.abc import Sequence
+from contextlib import suppress
+
+from penstock.errors import AlreadyExistsError, ConflictError, NotFoundError, UnavailableError
+from penstock.spi.object_store import ObjectInfo
+from penstock.spi.plugin import Buffer
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._object_store import DirectoryStore
+
+KIND = "object_store"
+
+
+@mutant(KIND, "heads_nothing_in_an_outage", "outage_is_not_emptiness", level=4)
+class HeadsNothingInAnOutage(DirectoryStore):
+    """What can't be opened isn't there, if nobody wants its bytes."""
+
+    async def head(self, key: str) -> ObjectInfo:
+        try:
+            return await super().head(key)
+        except UnavailableError:
+            raise NotFoundError(f"no such object: key={key}") from None
+
+
+@mutant(KIND, "swaps_in_vain_in_an_outage", "outage_is_not_emptiness", level=4)
+class SwapsInVainInAnOutage(DirectoryStore):
+    """A token that can't be read is another one."""
+
+    async def compare_and_swap(self, key: str, body: Sequence[Buffer], token: str) -> str:
+        try:
+            return await super().compare_and_swap(key, body, token)
+        except UnavailableError:
+            raise ConflictError(f"the object changed: key={key}") from None
+
+
+@mutant(KIND, "creates_in_vain_in_an_outage", "outage_is_not_emptiness", level=4)
+class CreatesInVainInAnOutage(DirectoryStore):
+    """What can't be created is there."""
+
+    async def put_if_absent(self, key: str, body: Sequence[Buffer]) -> str:
+        try:
+            return await super().put_if_absent(key, body)
+        except UnavailableError:
+            raise AlreadyExistsError(f"the object exists: key={key}") from None
+
+
+@mutant(KIND, "deletes_nothing_in_an_outage", "outage_is_not_emptiness", level=4)
+class DeletesNothingInAnOutage(DirectoryStore):
+    """Says that all is deleted."""
+
+    async def delete(self, keys: Sequence[str]) -> None:
+        with suppress(UnavailableError):
+            await super().delete(keys)
+
+
+@mutant(KIND, "makes_room_for_a_swap", "full_disk_is_told_and_harms_nothing", level=4)
+class MakesRoomForASwap(DirectoryStore):
+    """Removes what it swaps first."""
+
+    def _write(self, key: str, body: Sequence[Buffer], *, exclusive: bool, locked: bool = False) -> str:
+        if locked:
+            self._path(key).unlink()
+        return super()._write(key, body, exclusive=exclusive, locked=locked)
