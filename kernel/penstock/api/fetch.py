@@ -356,7 +356,6 @@ class _Collected:
 
 def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchResponse | None:
     """The response, if there is nothing to wait for; else None, and ``handle_fetch`` goes on from there."""
-    api = context.api
     if _asked_partitions(request) > SLICE_PARTITIONS:
         return None
     try:
@@ -370,19 +369,24 @@ def fetch_nowait(request: FetchRequest, context: RequestContext) -> FetchRespons
         context.state = fetch
         return None
     found = fetch.collect()
-    if not found.cold and fetch.is_due(found):
-        if not found.size_bytes:
-            return fetch.respond(found)
-        try:
-            context.charges.append(
-                api.logs.fetch_memory.charge_nowait(found.size_bytes, context.client.outgoing)
-            )
-        except FullError:
-            pass  # wait for memory, without holding what was found
-        else:
-            return fetch.respond(found)
+    if _may_answer(fetch, found, context):
+        return fetch.respond(found)
     context.state = fetch
     return None
+
+
+def _may_answer(fetch: _Fetch, found: _Collected, context: RequestContext) -> bool:
+    """Whether there is nothing to wait for; then the memory of the answer is paid for."""
+    if found.cold or not fetch.is_due(found):
+        return False
+    if found.size_bytes:
+        try:
+            context.charges.append(
+                context.api.logs.fetch_memory.charge_nowait(found.size_bytes, context.client.outgoing)
+            )
+        except FullError:
+            return False  # wait for memory, without holding what was found
+    return True
 
 
 def _begin(request: FetchRequest, context: RequestContext) -> Steps[Plan]:
@@ -435,6 +439,11 @@ async def handle_fetch(request: FetchRequest, context: RequestContext) -> FetchR
             return _refused(request, by_id=context.version >= _TOPIC_IDS_VERSION)
     fetch, context.state = context.state, None
     assert isinstance(fetch, _Fetch)
+    if fetch.is_large:
+        found = await fetch.collect_fairly()
+        if _may_answer(fetch, found, context):
+            return await fetch.respond_fairly(found)
+        del found
     await _wait(fetch, context)
     return await _deliver(fetch, context)
 

@@ -180,6 +180,25 @@ async def test_of_many_partitions_fifty_at_most_are_looked_at_in_one_go(
     assert 0 < most <= 50
 
 
+async def test_each_of_many_partitions_is_looked_at_once_if_there_is_enough(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch_module, "SLICE_PARTITIONS", _SLICE_PARTITIONS)
+    logs.add("many", 200)
+    logs.at("many", 7).write(1)
+    looked: list[int] = []
+    find = logs.partition
+
+    def noted(topic: str, index: int) -> Any:
+        looked.append(index)
+        return find(topic, index)
+
+    monkeypatch.setattr(logs, "partition", noted)
+    response = await call(request(*[0] * 200, topic="many", max_wait_ms=60_000), make_context(logs, 11))
+    assert [at for at, size in enumerate(sizes(response)) if size] == [7]
+    assert looked == list(range(200))
+
+
 async def test_of_quiet_partitions_only_what_changed_is_said(logs: FakeLogs) -> None:
     """KIP-227; and what isn't about offsets is noticed all the same."""
     for at in range(3):
