@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = ("find_table", "is_shared")
 
+import json
 import logging
 import uuid
 from collections.abc import Iterable
@@ -11,6 +12,7 @@ from contextlib import suppress
 
 from pyiceberg.catalog import Catalog, MetastoreCatalog
 from pyiceberg.exceptions import NoSuchTableError, TableAlreadyExistsError
+from pyiceberg.io import FileIO
 from pyiceberg.schema import Schema
 from pyiceberg.serializers import FromInputFile
 from pyiceberg.table import Table
@@ -28,6 +30,8 @@ from penstock_iceberg_compactor._stamp import Stamp
 logger = logging.getLogger("penstock.lake.iceberg")
 
 _METADATA = ".metadata.json"
+#: What begins metadata that are compressed.
+_GZIP = b"\x1f\x8b"
 
 
 def find_table(
@@ -89,9 +93,9 @@ def _found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) ->
         return None
     io = catalog._load_file_io(location=folder)
     there = [one.location for one in listed(io, f"{folder}/metadata") if one.location.endswith(_METADATA)]
-    if not there:
+    newest = next((one for one in sorted(there, key=_version, reverse=True) if _is_whole(io, one)), None)
+    if newest is None:
         return None
-    newest = max(there, key=_version)
     try:
         table = catalog.register_table(identifier, newest)
     except TableAlreadyExistsError:
@@ -100,6 +104,17 @@ def _found_again(place: Place, catalog: Catalog, identifier: tuple[str, ...]) ->
         "the catalog didn't know the table, which is in the warehouse: table=%s metadata=%s", name, newest
     )
     return table
+
+
+def _is_whole(io: FileIO, location: str) -> bool:
+    """Whether metadata were written to their end: otherwise no catalog ever named them."""
+    with io.new_input(location).open() as file:
+        found = file.read()
+    try:
+        return found.startswith(_GZIP) or bool(json.loads(found))
+    except ValueError:
+        logger.warning("metadata that weren't written to their end are left out: metadata=%s", location)
+        return False
 
 
 def _free_location(catalog: Catalog, identifier: tuple[str, ...]) -> str | None:

@@ -252,6 +252,10 @@ def _go_first() -> None:
 def main(descriptor: int, level: int, beat_s: float) -> None:
     """Serve the broker at the other end of the socket ``descriptor``; logs below ``level`` stay here."""
     _go_first()
+    try:
+        os.getcwd()
+    except FileNotFoundError:  # whose files have no names then, also those with absolute ones
+        os.chdir("/")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(
             number, signal.SIG_IGN

@@ -288,7 +288,7 @@ async def test_what_is_logged_there_is_logged_here(tmp_path: Path, caplog: pytes
 
 
 _BROKER = """
-import sys, anyio
+import os, sys, anyio
 from pathlib import Path
 from penstock_conformance.reference._allocator import PlainAllocator
 from penstock_iceberg_compactor._open import open_compactor
@@ -296,6 +296,9 @@ from penstock_iceberg_compactor._settings import Settings
 from penstock.spi import Services
 
 async def main():
+    os.mkdir(sys.argv[1] + "/gone")
+    os.chdir(sys.argv[1] + "/gone")
+    os.rmdir(sys.argv[1] + "/gone")  # as a release that was replaced meanwhile
     services = Services(node_id=1, epoch=1, cluster_id="c", data_dir=Path(sys.argv[1]), clock=lambda: 0.0,
                         allocator=PlainAllocator(2**29))
     async with open_compactor(Settings(), services) as compactor:

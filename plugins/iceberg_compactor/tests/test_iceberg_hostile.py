@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 import pyarrow as pa
 import pytest
+from anyio import to_thread
 from google.protobuf import descriptor_pb2
 from penstock_iceberg_compactor._compactor import IcebergCompactor
 from penstock_iceberg_compactor._configs import Field, TableConfigs, fault_of
@@ -33,6 +34,32 @@ def content(compactor: IcebergCompactor, name: str = "orders") -> list[dict[str,
 
 def objects(*items: Any) -> list[bytes | None]:
     return [None if item is None else json.dumps(item).encode() for item in items]
+
+
+def write_metadata(place: Path, name: str, content: bytes) -> None:
+    folder = place / "lake" / "warehouse" / "kafka" / "orders" / "metadata"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_bytes(content)
+
+
+@pytest.mark.parametrize("is_made", [False, True])
+async def test_metadata_that_were_not_written_to_their_end_are_no_table(
+    tmp_path: Path, is_made: bool
+) -> None:
+    """A crash, or a full disk, as a table was made left a file that was then taken for it, for ever."""
+    if is_made:
+        async with opened(tmp_path) as compactor:
+            await put(compactor, [b"0"])
+        await to_thread.run_sync((tmp_path / "lake" / "catalog.db").unlink)
+    write_metadata(tmp_path, "00098-a.metadata.json", b"")
+    write_metadata(tmp_path, "00099-b.metadata.json", b'{"format-version": 2, "tab')
+    async with opened(tmp_path) as compactor:
+        async with compactor.open_table(topic(), 9) as table:
+            at = (await table.positions()).get(0, 0)
+            assert at == is_made
+            await table.write(lake_records([b"1"], start=at))
+            await table.commit({0: at + 1})
+        assert [row["offset"] for row in content(compactor)] == list(range(at + 1))
 
 
 def write_schema(place: Path, name: str, schema: Any) -> None:
