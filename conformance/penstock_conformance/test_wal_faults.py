@@ -254,6 +254,27 @@ async def test_trim_of_a_log_that_has_failed_says_so_or_nothing(env: Env) -> Non
         check_same(found[begin:][: len(acked)], acked, "above the trims of a log that has failed")
 
 
+@clause(level=4, claims="seal")
+async def test_failed_seal_is_told(env: Env) -> None:
+    """From the return of ``seal`` on no append of any owner is acknowledged, so it doesn't return unwritten."""
+    async with faulty_medium(env) as medium:
+        returned = False
+        async with medium.open(1) as wal:
+            await recovered(wal)
+            await append_all(wal, make_bodies(3))
+            medium.fail_writes(times=60)
+            with anyio.move_on_after(env.target.deadline_s / 60):
+                returned = await error_of(wal.seal()) is None
+            medium.heal()
+        async with medium.open(2) as wal:
+            check_same(
+                [bytes(entry.data) for entry in await recovered(wal)], make_bodies(3), "of a sealed log"
+            )
+            if returned:
+                with raises(FencedError):
+                    await wal.append([b"late"]).wait_durable()
+
+
 @clause(level=4, claims="fencing")
 async def test_late_write_of_a_fenced_owner_is_never_acknowledged(env: Env) -> None:
     """A write that a fenced owner had on its way lands after the takeover: not acknowledged, no part of the log."""

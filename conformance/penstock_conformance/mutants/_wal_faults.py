@@ -372,3 +372,14 @@ class LosesWhatLandsBehindAGap(StoreWal):
         for append, _, _ in first.entries:
             append.complete()
         first.entries.clear()
+
+
+@mutant(KIND, "says_that_it_is_sealed", "failed_seal_is_told", level=4)
+class SaysThatItIsSealed(FileWal):
+    """Takes no more appends itself, and leaves it at that if the seal can't be written."""
+
+    async def seal(self) -> None:
+        try:
+            await super().seal()
+        except OSError:
+            self._fail("fenced", [], FencedError("the log is sealed"))
