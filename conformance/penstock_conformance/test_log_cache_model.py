@@ -76,8 +76,17 @@ class _Model:
             self._drop()
         self._check_account()
 
-    def _put(self, size: int | None = None) -> None:
+    def read_what_grows(self) -> None:
+        """Read all of a young stream, then put one more entry of it."""
         stream_id = self._random.choice(_STREAMS)
+        self._put(stream_id=stream_id)
+        got = self._cache.get(stream_id, 0, _ALL, _ALL)
+        self._got.append((got, told(got)))
+        self._put(stream_id=stream_id)
+
+    def _put(self, size: int | None = None, stream_id: int | None = None) -> None:
+        if stream_id is None:
+            stream_id = self._random.choice(_STREAMS)
         mine = self._history.setdefault(stream_id, [])
         base = mine[-1].next_offset if mine else self._random.choice((0, 5, 2**31 - 9, 2**40))
         entry = self._entry(stream_id, base, size)
@@ -246,6 +255,7 @@ async def test_short_lives_agree_with_a_model(env: Env) -> None:
         async with env.open() as cache:
             model = _Model(env, cache, env.account)
             model.begin(blocks=life % 2)
+            model.read_what_grows()
             for _ in range(12):
                 model.step(drops=0.3)
             model.end()

@@ -50,11 +50,13 @@ class _Model:
         self._keys += ["m/" + "deep/" * 12 + "k", "m/" + "long" * 45]
 
     async def begin(self) -> None:
-        """An object of each size, and its second half."""
+        """An object of each size, and its second half; what is listed of them from outside of what begins so."""
         self._store = self._random.choice(self._stores)
         for size, key in zip(_SIZES, self._keys, strict=False):
             await self.write(key, size)
             await self._check_range(key, size // 2, size)
+        for start_after in ("l", "n"):
+            await self._check_list("m", start_after)
 
     async def step(self) -> None:
         """Do something with one of the openers, and look what came of it."""
@@ -125,7 +127,9 @@ class _Model:
         """By any beginning of a key, from any place, there or not, also outside of what begins so."""
         key, other = self._random.choice(self._keys), self._random.choice(self._keys)
         prefix = key[: self._random.randrange(len(key) + 1)]
-        start_after = self._random.choice(("", other, other[:-1], other + "!", "l", "n"))
+        await self._check_list(prefix, self._random.choice(("", other, other[:-1], other + "!", "l", "n")))
+
+    async def _check_list(self, prefix: str, start_after: str) -> None:
         listed = [info async for info in self._store.list(prefix, start_after)]
         wanted = sorted(key for key in self._objects if key.startswith(prefix) and key > start_after)
         what = f"prefix={prefix!r} start_after={start_after!r}"
