@@ -125,7 +125,9 @@ def python_environment(*requirements: str, with_dependencies: bool = True) -> Pa
 
 
 def _java_options() -> list[str]:
-    return [f"-Djava.io.tmpdir={tempfile.gettempdir()}", "-XX:-UsePerfData"]
+    # what lives for seconds isn't worth a compiler that optimises, or threads that collect garbage beside it
+    small = ["-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
+    return [f"-Djava.io.tmpdir={tempfile.gettempdir()}", *small]
 
 
 def _tool(name: str) -> str:

@@ -19,13 +19,16 @@ _TWO_BUCKETS = 'replicas=[{plugin="wal_s3", prefix="a/"}, {plugin="wal_s3", pref
 #: what an idle one costs are the same.
 _OF_THE_MEDIUM = ("--level", "1", "--level", "3", "--level", "4")
 
+#: Of other sizes on a medium that another run has: faults of the medium are answered by the same code.
+_OF_THE_SIZES = ("--level", "1", "--level", "3")
+
 _RUNS: list[tuple[str, ...]] = [
     ("object_store", "object_store_fsspec"),
     ("object_store", "object_store_fsspec", "--set", "url=memory://conformance"),
     ("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=256KiB"),
     (
         *("wal", "wal_block", "--set", "capacity=4MiB", "--set", "group_bytes_max=64KiB"),
-        *("--set", "io=buffered", *_OF_THE_MEDIUM),
+        *("--set", "io=buffered", *_OF_THE_SIZES),
     ),
     ("wal", "wal_s3"),
     (
@@ -37,7 +40,7 @@ _RUNS: list[tuple[str, ...]] = [
         "writes_max=2",
         "--set",
         "linger=0ms",
-        *_OF_THE_MEDIUM,
+        *_OF_THE_SIZES,
     ),
     ("wal", "wal_s3express_replicated", *_OF_THE_MEDIUM),
     # of a file, a stopped owner may hold the lock, and each round waits for it
@@ -53,9 +56,7 @@ _RUNS: list[tuple[str, ...]] = [
         "--object-store",
         "object_store_fsspec",
         "--level",
-        "1",
-        "--level",
-        "3",
+        "3",  # a log on a store that conforms: what is left is what a kill leaves in real files
     ),
     ("partitioner", "partitioner"),
     # kills at each step, and its process of its own, are in its own tests: each process has to import its libraries

@@ -22,7 +22,7 @@ _Outcomes = dict[str, dict[str, Any]]
 
 
 #: Mutants that share a process, because starting one costs most; few enough that a busy machine has time for them.
-_AT_ONCE = 25
+_AT_ONCE = 65
 
 
 def _try_all(names: Sequence[tuple[str, str]]) -> _Outcomes:

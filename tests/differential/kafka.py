@@ -74,10 +74,9 @@ class ApacheKafka:
 
     def command(self, main: str, *arguments: str, heap: str = "256m") -> list[str]:
         """The command line for one of Kafka's Java programs."""
-        options = [f"-Xmx{heap}", "-XX:TieredStopAtLevel=1", "-XX:+UseSerialGC", "-XX:-UsePerfData"]
         logging = f"-Dlog4j2.configurationFile={self._folder / 'log4j2.xml'}"
         path = ":".join(map(str, self._jars))
-        return [*java(), *options, logging, "-cp", path, main, *arguments]
+        return [*java(), f"-Xmx{heap}", logging, "-cp", path, main, *arguments]
 
     def __enter__(self) -> ApacheKafka:
         settings = self._folder / "server.properties"

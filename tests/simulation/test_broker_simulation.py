@@ -55,7 +55,7 @@ LIVES = 6
 _ITERATION_S = 1e-5
 NAMES = ("a", "b", "c")
 _SEED = os.environ.get("PENSTOCK_SIMULATION_SEED")
-_COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "25"))
+_COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "16"))
 SEEDS = [int(_SEED)] if _SEED else list(range(_COUNT))
 
 #: (topic id, partition)
@@ -756,7 +756,7 @@ async def test_a_random_history_breaks_no_promise(seed: int, tmp_path: Path) -> 
     await _history(seed, tmp_path)
 
 
-@pytest.mark.parametrize("seed", [6, 7, 9, 12, 24])
+@pytest.mark.parametrize("seed", [6, 7, 9, 12, 14])
 async def test_a_seed_gives_one_history(seed: int, tmp_path: Path) -> None:
     one, two = await _history(seed, tmp_path), Simulation(seed, tmp_path)
     assert one.trace == await two.run()
