@@ -19,7 +19,7 @@ _TWO_BUCKETS = 'replicas=[{plugin="wal_s3", prefix="a/"}, {plugin="wal_s3", pref
 #: what an idle one costs are the same.
 _OF_THE_MEDIUM = ("--level", "1", "--level", "3", "--level", "4")
 
-#: Of other sizes on a medium that another run has: faults of the medium are answered by the same code.
+#: Of a plugin that another run holds to faults of its medium, with other sizes: they are answered by the same code.
 _OF_THE_SIZES = ("--level", "1", "--level", "3")
 
 _RUNS: list[tuple[str, ...]] = [

@@ -66,6 +66,7 @@ UNMEASURED_S_MAX: Final = 0.005
 SLICE_REQUESTS: Final = 64
 #: So many of those that wait for one pace are looked at for one that may go on.
 LOOKS_MAX: Final = 8
+#: Where nobody waits.
 _NOWHERE: Final[Place] = "", 0
 
 #: Who pays for what the current task does.
