@@ -25,12 +25,23 @@ from tests.keeper import MARK, Keeper, in_memory, marked, remove_abandoned
 #: Python's own helpers (fork server, resource tracker) end with the process that they help.
 _HELPERS = "from multiprocessing."
 _LEFT_S = 10.0
+#: Read by ``tests/depth.py``, which test modules import, in all processes of a run.
+_DEPTH = "TESTS_DEPTH"
 #: What a run sets in its environment, and gives back.
-_SET = (MARK, "TMPDIR", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE")
+_SET = (MARK, "TMPDIR", "PYTHONPYCACHEPREFIX", "PYTHONDONTWRITEBYTECODE", _DEPTH)
+_left_out = pytest.StashKey[int]()
 #: Files of many tests that take no time.
 _SMALL = ("tests/unit/", "plugins/")
 #: Where some files take half a minute all the same: a worker that begins with one at the end would be the last.
 _SOME_LONG = ("plugins/", "tests/unit/wire/test_native.py")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("depth", "how deep the tests of this repository go (tests/depth.py)")
+    group.addoption(
+        "--full", action="store_true", help="also what takes hours: more seeds, rounds and variants"
+    )
+    group.addoption("--depth", action="append", default=[], metavar="NAME=NUMBER", help="so many of this")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -64,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
                     os.environ[name] = value
 
         config.add_cleanup(close)
+        os.environ[_DEPTH] = " ".join(["full"] * config.getoption("full") + config.getoption("depth"))
         os.environ[MARK] = os.environ["TMPDIR"] = tempfile.tempdir = str(keeper.root)
         if sys.dont_write_bytecode and sys.pycache_prefix is None:
             # hundreds of processes would compile the same modules; the checkout stays as it is
@@ -112,11 +124,23 @@ def _worker(config: pytest.Config) -> str:
     return str(getattr(config, "workerinput", {}).get("workerid", ""))
 
 
+def pytest_report_header(config: pytest.Config) -> str:
+    if config.getoption("full"):
+        return "depth: full"
+    return "depth: default, which repeats less than --full: fewer seeds, rounds, sizes and versions (tests/depth.py)"
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """What takes long goes first, so that all workers end together; in a file everything stays as it is.
 
-    But with ``TESTS_ORDER``, a seed: then all tests are shuffled, those of a file among themselves.
+    But with ``TESTS_ORDER``, a seed: then all tests are shuffled, those of a file among themselves. What has the mark
+    ``full`` is left out of the default run.
     """
+    if not config.getoption("full"):
+        left_out = [item for item in items if item.get_closest_marker("full")]
+        items[:] = [item for item in items if not item.get_closest_marker("full")]
+        config.hook.pytest_deselected(items=left_out)
+        config.stash[_left_out] = len(left_out)
     order = os.environ.get("TESTS_ORDER")
     if order:
         place = {item: random.Random(f"{order} {item.nodeid}").random() for item in items}
@@ -165,12 +189,24 @@ class _Scheduler:
 
         return Scheduling(config, log)
 
+    def pytest_testnodedown(self, node: Any) -> None:
+        """All workers have found the same tests."""
+        node.config.stash[_left_out] = getattr(node, "workeroutput", {}).get("left_out", 0)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a run leaves out is told, also by one whose workers have found it."""
+    if count := config.stash.get(_left_out, 0):
+        terminalreporter.write_line(f"{count} repeats were left out; --full runs them, too")
+
 
 @pytest.hookimpl(wrapper=True, trylast=True)
 def pytest_sessionfinish(session: pytest.Session) -> Generator[None]:
     """A run that leaves a process behind has failed, although the keeper is going to end it."""
     yield
     fork_server.close()
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(_left_out, 0)
     root = os.environ[MARK]
     if session.exitstatus == pytest.ExitCode.INTERRUPTED or hasattr(session.config, "workerinput"):
         return

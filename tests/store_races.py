@@ -5,17 +5,17 @@ from __future__ import annotations
 __all__ = ("ROUNDS", "race_for_objects")
 
 import hashlib
-import os
 from collections.abc import Mapping
 
+from tests.depth import how_many
 from tests.store_proxy import StoreProxy
 
 from penstock.spi.object_store import ObjectStore
 from penstock_tools.probe.races import open_writers, race
 from penstock_tools.probe.worker import Command, body_of
 
-#: Races of each store; more of them by hand.
-ROUNDS = int(os.environ.get("TESTS_RACE_ROUNDS", "10"))
+#: Races of each store.
+ROUNDS = how_many("race_rounds")
 
 _WRITERS = 8
 _FAULTS = ("reply lost", "", "done, 503 SlowDown", "", "409 ConditionalRequestConflict")

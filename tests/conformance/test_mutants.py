@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 import pytest
+from tests.depth import in_full
 from tests.patience import HANG_S
 
 from penstock_conformance import KINDS, STRATEGY
@@ -65,12 +66,12 @@ def outcomes(request: pytest.FixtureRequest) -> Iterator[dict[tuple[str, str], F
         yield found
 
 
-#: Those of strategies that are caught in a few seconds; ``TESTS_STRATEGY=all`` tries the others as well.
+#: Those of strategies that are caught in a few seconds; the full run tries the others as well.
 _QUICK = ("stays_in_memory",)
 _TRIED = [
-    (kind, defect)
-    for kind, defect in sorted(MUTANTS)
-    if kind != STRATEGY or defect in _QUICK or os.environ.get("TESTS_STRATEGY") == "all"
+    one
+    for mutant in sorted(MUTANTS)
+    for one in ([mutant] if mutant[0] != STRATEGY or mutant[1] in _QUICK else in_full(mutant))
 ]
 
 

@@ -1,24 +1,22 @@
 """Whole brokers on chosen plugins: the kind ``strategy`` lets sound ones pass and finds broken ones out.
 
-All clauses on all of them take minutes: ``TESTS_STRATEGY=all pytest tests/conformance/test_strategy.py``.
+All clauses on all of them take minutes: only the full run tries them (``tests/depth.py``).
 """
 
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.depth import FULL
 from tests.integration.conftest import penstock
 from tests.keeper import in_memory
 from tests.patience import HANG_S
 
 from penstock_tools.cli import main
-
-_ALL = os.environ.get("TESTS_STRATEGY") == "all"
 
 
 def conformance(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,12 +45,12 @@ _SHARED = ("--set", "object_store.url=file://{dir}/objects", "--set")
     ],
 )
 def test_a_strategy_conforms(arguments: tuple[str, ...], clauses: str, tmp_path: Path) -> None:
-    """The rest of the clauses is tried with TESTS_STRATEGY=all."""
-    done = strategy(tmp_path / "report.json", *arguments, *(() if _ALL else ("-k", clauses)))
+    """The rest of the clauses is tried in the full run."""
+    done = strategy(tmp_path / "report.json", *arguments, *(() if FULL else ("-k", clauses)))
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     report = json.loads((tmp_path / "report.json").read_text())
     assert report["result"] == "pass"
-    assert report["partial"] is not _ALL
+    assert report["partial"] is not FULL
     assert report["effective_settings"]["wal.plugin"] in ("wal_block", "wal_s3", "wal_s3express_replicated")
     assert report["effective_settings"]["groups.initial_rebalance_delay"] == "0ms"
     assert report["versions"]["confluent-kafka"]

@@ -1,6 +1,6 @@
 """Strategies that keep their promises in an unusual way: no random life accuses them.
 
-``TESTS_STRATEGY=all`` tries all of them, and every random life on each.
+The full run tries all of them, and every random life on each.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.depth import FULL, in_full
 from tests.keeper import in_memory
 from tests.patience import HANG_S
 
 _PLUGINS = str(Path(__file__).with_name("_plugins"))
-_ALL = os.environ.get("TESTS_STRATEGY") == "all"
 _SHARED = {"object_store.url": "file://{dir}/objects"}
 #: Settings, and the lives that are tried in every run.
 _STRATEGIES: dict[str, tuple[dict[str, str], str]] = {
@@ -81,11 +81,11 @@ for clause in run(target, select=select).clauses:
 """
 
 
-@pytest.mark.parametrize("name", _STRATEGIES if _ALL else _QUICK)
+@pytest.mark.parametrize("name", [*_QUICK, *in_full(*(name for name in _STRATEGIES if name not in _QUICK))])
 def test_unusual_strategy_is_not_accused(name: str, tmp_path: Path) -> None:
     settings, life = _STRATEGIES[name]
     memory = in_memory()  # brokers sync a lot
-    select = "random_lives" if _ALL else f"random_lives_with_{life}"
+    select = "random_lives" if FULL else f"random_lives_with_{life}"
     arguments = json.dumps([settings, _PLUGINS, select, str(memory or tmp_path), HANG_S / 3])
     done = subprocess.run(
         [sys.executable, "-c", _SCRIPT, arguments],

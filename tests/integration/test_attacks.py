@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from contextlib import ExitStack
 
 import pytest
+from tests.depth import in_full
 from tests.integration.conftest import ServeFactory
 from tests.patience import HANG_S
 
@@ -24,18 +24,16 @@ MIB = 2**20
 LIMIT = 256 * MIB
 
 
-#: Of the crowds these, or all of them: each takes some seconds.
+#: Of the crowds these in each run: each takes some seconds.
 CROWDS = {"woken_by_own", "churn", "cheap_from_200"}
-NAMES = sorted(
+REST = sorted(
     name
     for name, function in ATTACKS.items()
-    if function.__module__ != attacks_of_crowds.__name__
-    or name in CROWDS
-    or os.environ.get("TESTS_ALL_ATTACKS")
+    if function.__module__ == attacks_of_crowds.__name__ and name not in CROWDS
 )
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*sorted(ATTACKS.keys() - set(REST)), *in_full(*REST)])
 def test_a_good_client_is_served_beside(name: str, serve: ServeFactory) -> None:
     broker = serve(f"memory.limit={LIMIT}", "listener.connections_max=4000")
     create_topic(broker.port)

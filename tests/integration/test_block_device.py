@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.depth import how_many
 from tests.integration.conftest import ServeFactory
 from tests.integration.ledger import Ledger, at_work, check, create_topic, read_all
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
@@ -130,7 +130,7 @@ def test_brokers_that_were_stopped_and_wake_up_change_nothing_on_a_shared_device
 
     Nothing that was acknowledged before is lost, what is acknowledged is the new one's only, and the old one ends.
     """
-    rounds = int(os.environ.get("PENSTOCK_TEST_ZOMBIE_ROUNDS", "2"))
+    rounds = how_many("zombie_rounds")
     capacity_bytes = 64 * 2**20
     with loop_device(tmp_path, capacity_bytes) as device:
         sets = (

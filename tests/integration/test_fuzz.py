@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.depth import how_many, in_full
 from tests.fuzz.run import Fuzzer, GoodClient, load_case, save_case, statistics
 from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.patience import HANG_S
 
 #: Of each seed. ``python -m tests.fuzz --seconds 3600 --seed 7`` takes as long as you like.
-CASES = int(os.environ.get("TESTS_FUZZ_CASES", "450"))
+CASES = how_many("fuzz_cases")
 MIB = 2**20
 SETTINGS = ("memory.limit=256MiB", "groups.initial_rebalance_delay=50ms", "groups.session_timeout_min=100ms")
 
 
-@pytest.mark.parametrize("seed", [1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in (2, 3))])
+@pytest.mark.parametrize("seed", [1, *in_full(2, 3, 4)])
 def test_no_request_shows_a_bug_or_disturbs_others(serve: ServeFactory, seed: int) -> None:
     """Nothing is logged as a bug, answers decode, a client beside it is served, and all is given back."""
     broker = serve(*SETTINGS, arguments=("--log-level", "debug"))

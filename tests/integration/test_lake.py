@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -24,13 +23,14 @@ from confluent_kafka.admin import (
     NewTopic,
     ResourceType,
 )
+from tests.depth import how_many
 from tests.integration.conftest import ServeFactory, ServeProcess, penstock
 from tests.patience import HANG_S
 
 WITH_TABLES = ("lake_compactor.plugin=reference", "lake.retry_min=50ms", "lake.retry_max=500ms")
 REFERENCE = ("-p", "penstock_conformance.reference")
 #: 100 by hand.
-KILLS = int(os.environ.get("PENSTOCK_LAKE_KILLS", "3"))
+KILLS = how_many("lake_kills")
 TABLE = {"penstock.lake.enable": "true", "penstock.lake.commit.interval.ms": "200"}
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 import pytest
+from tests.depth import how_many
 from tests.iceberg_readers import duckdb_with_iceberg
 from tests.integration.conftest import ServeFactory, penstock
 from tests.integration.test_lake import TABLE, WITH_TABLES, create, produced_over_kills
@@ -15,7 +15,7 @@ from tests.patience import HANG_S
 from tests.s3_server import S3Server, serving_s3
 
 #: 20 by hand.
-KILLS = int(os.environ.get("PENSTOCK_LAKE_KILLS", "1"))
+KILLS = how_many("lake_kills_s3")
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ Each seed gives one history (proved by a test): several tasks produce, read, cre
 fails or loses replies, the WAL fills up, fails, and crashes. After each start, and at each quiet end of a life, the
 invariants I1, I2, I4, I6, I7 and the exactly-once promise to idempotent producers are checked.
 
-``PENSTOCK_SIMULATION_SEEDS=1000`` runs more of them; ``PENSTOCK_SIMULATION_SEED=42`` runs one.
+``pytest --depth broker_lives=1000`` runs more of them; ``PENSTOCK_SIMULATION_SEED=42`` runs one.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from typing import Any
 import anyio
 import pytest
 from penstock_metadata_object import _format
+from tests.depth import seeds
 from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore, SimulatedWal
 from tests.unit.log.test_partition import NOW_MS
@@ -55,8 +56,7 @@ LIVES = 6
 _ITERATION_S = 1e-5
 NAMES = ("a", "b", "c")
 _SEED = os.environ.get("PENSTOCK_SIMULATION_SEED")
-_COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "16"))
-SEEDS = [int(_SEED)] if _SEED else list(range(_COUNT))
+SEEDS = [int(_SEED)] if _SEED else list(seeds("broker_lives"))
 
 #: (topic id, partition)
 Place = tuple[bytes, int]

@@ -1,6 +1,6 @@
 """A broker's engine, metadata and real WAL plugins in simulated time, with faults, kills and takeovers (I1 to I11).
 
-``PENSTOCK_SIMULATION_SEEDS=1000`` runs more histories; one is replayed by ``penstock conformance simulate --seed N``.
+``pytest --depth wal_lives=1000`` runs more histories; one is replayed by ``penstock conformance simulate --seed N``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import anyio
 import pytest
 from penstock_wal_block._device import Device
 from penstock_wal_block._lone import LoneWrites
+from tests.depth import in_full, seeds
 from tests.patience import HANG_S
 from tests.simulation.seeded_bugs import BUGS
 
@@ -27,17 +28,11 @@ from penstock_conformance.simulation._block import SimulatedDevice, _Disk
 from penstock_conformance.simulation._loop import SimulatedLoop, run_simulated
 from penstock_conformance.simulation._threads import SimulatedWriter, Turns
 
-_COUNT = int(os.environ.get("PENSTOCK_SIMULATION_SEEDS", "4"))
 #: The contract with ourselves: a bug that takes more histories to be found might as well not be looked for.
 _BUG_SEEDS = 500
-#: Bugs that are found within a few histories; ``PENSTOCK_SIMULATION_BUGS=all`` looks for the others, too.
+#: Bugs that are found within a few histories; the full run looks for the others, too.
 _QUICK = ("trims_what_is_not_uploaded", "takes_any_object_for_its_own", "trims_one_too_many")
-_BUGS = [
-    (strategy, name)
-    for strategy, bugs in BUGS.items()
-    for name in bugs
-    if name in _QUICK or os.environ.get("PENSTOCK_SIMULATION_BUGS")
-]
+_BUGS = [(strategy, name) for strategy, bugs in BUGS.items() for name in bugs]
 
 
 def _digest(outcome: Outcome) -> str:
@@ -47,7 +42,7 @@ def _digest(outcome: Outcome) -> str:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_history_breaks_no_promise(strategy: str) -> None:
     counts: dict[str, int] = {}
-    for seed in range(_COUNT):
+    for seed in seeds("wal_lives"):
         outcome = simulate(strategy, seed)
         assert outcome.failure == "", "\n".join([*outcome.trace[-60:], outcome.failure])
         for word, count in outcome.counts.items():
@@ -158,7 +153,10 @@ def test_the_same_seed_gives_the_same_trace_in_every_process(strategy: str) -> N
     assert _digest(first) == json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(("strategy", "name"), _BUGS)
+@pytest.mark.parametrize(
+    ("strategy", "name"),
+    [one for bug in _BUGS for one in ([bug] if bug[1] in _QUICK else in_full(bug))],
+)
 def test_a_seeded_bug_is_found(strategy: str, name: str) -> None:
     for seed in range(_BUG_SEEDS):
         if simulate(strategy, seed, bug=BUGS[strategy][name]).failure:

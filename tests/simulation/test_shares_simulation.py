@@ -7,10 +7,10 @@ those that were closed come again at once. A good client sends one frame of usua
 
 from __future__ import annotations
 
-import os
 import random
 
 import pytest
+from tests.depth import how_many
 
 from penstock.server.large_frame import LargeFrame
 from penstock.shares import GRACE_S, PACE_MIN, Member, Shares
@@ -21,7 +21,7 @@ LIMIT = 64 * MIB
 FRAME_MAX = 100 * MIB
 STEP_S = 0.05
 #: Of worlds in which the seed only says in which order equal peers take their steps.
-SEEDS = int(os.environ.get("TESTS_SEEDS", "2"))
+SEEDS = how_many("crowd_seeds")
 #: Who lost its place is closed at this pace, and comes again then.
 RETURNS_PER_STEP = 5
 #: A good client waits for the grace of those that hold everything, twice for what arrived in bursts, and a step.

@@ -183,7 +183,7 @@ def test_readme_has_the_two_commands() -> None:
 def test_ci_ends_with_the_readmes_command() -> None:
     _, test = two_commands()
     script = (REPOSITORY / ".ci" / "run").read_text().splitlines()
-    assert script[-1] == test
+    assert script[-1] == f'{test} "$@"', "with --full, if that was said"
 
 
 def test_readme_lists_every_plugin() -> None:

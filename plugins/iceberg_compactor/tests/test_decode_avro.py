@@ -6,7 +6,6 @@ import datetime
 import decimal
 import io
 import json
-import os
 import uuid
 from typing import Any
 
@@ -18,6 +17,7 @@ from hypothesis import strategies as st
 from penstock_iceberg_compactor.decode._avro import AvroCodec
 from penstock_iceberg_compactor.decode._decoder import Decoded
 from tests.arrow_text import visible
+from tests.depth import how_many
 
 
 def _encode(schema: Any, *values: Any) -> list[bytes]:
@@ -278,7 +278,7 @@ _SCHEMAS = st.recursive(_LEAVES, _nested, max_leaves=5)
 
 
 @given(data=st.data())
-@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
+@settings(max_examples=how_many("examples"))
 def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> None:
     schema, values = data.draw(_SCHEMAS)
     physical = fastavro.parse_schema(_without_logical(schema))
@@ -303,7 +303,7 @@ def test_the_bulk_way_says_what_the_row_wise_way_says(data: st.DataObject) -> No
 
 
 @given(data=st.data())
-@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
+@settings(max_examples=how_many("examples"))
 def test_the_row_wise_way_reads_what_fastavro_reads(data: st.DataObject) -> None:
     schema, values = data.draw(_SCHEMAS)
     schema = _without_logical(schema)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from penstock_iceberg_compactor.decode import Decoded, Fitter, JsonDecoder, Limits, conform
+from tests.depth import how_many
 
 
 def _decode(*items: bytes | None, decoder: JsonDecoder | None = None) -> Decoded:
@@ -266,7 +266,7 @@ _KNOWN = pa.struct(
     nulls=st.booleans(),
     timestamps=st.booleans(),
 )
-@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
+@settings(max_examples=how_many("examples"))
 def test_the_bulk_way_says_what_the_row_wise_way_says(
     batches: list[list[bytes | None]], known: Any, grow: bool, nulls: bool, timestamps: bool
 ) -> None:
@@ -285,7 +285,7 @@ def test_the_bulk_way_says_what_the_row_wise_way_says(
 
 
 @given(items=_ITEMS, cut=st.integers(0, 40), nulls=st.booleans())
-@settings(max_examples=int(os.environ.get("TESTS_EXAMPLES", "25")))
+@settings(max_examples=how_many("examples"))
 def test_columns_are_the_same_wherever_batches_end(items: list[bytes | None], cut: int, nulls: bool) -> None:
     whole, parts = JsonDecoder(Fitter(nulls=nulls)), JsonDecoder(Fitter(nulls=nulls))
     wanted = _decode(*items, decoder=whole)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
 import pytest
 from penstock_iceberg_compactor._compactor import IcebergCompactor
+from tests.depth import how_many
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
@@ -16,7 +16,7 @@ from penstock.errors import ConflictError, FencedError
 pytestmark = pytest.mark.anyio
 
 #: 500 by hand: the figures of docs/lake.md.
-COMMITS = int(os.environ.get("PENSTOCK_LAKE_COMMITS", "25"))
+COMMITS = how_many("lake_commits")
 EAGER = {"snapshot_retention_ms": "0", "snapshot_retention_count": "1"}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 from penstock_iceberg_compactor._stamp import Stamp
 from pyiceberg.table import Table
+from tests.depth import how_many
 from tests.iceberg_place import load, opened, topic
 from tests.lake_records import lake_records
 
@@ -20,7 +20,7 @@ from penstock.errors import PenstockError
 pytestmark = pytest.mark.anyio
 
 #: 20,000 by hand.
-RECORDS = int(os.environ.get("PENSTOCK_LAKE_REPLAY", "200"))
+RECORDS = how_many("lake_records")
 PARTITIONS = 3
 KEYS = max(30, RECORDS // 20)
 

@@ -21,6 +21,7 @@ from penstock_wal_block._headers import Owner
 from penstock_wal_block._log import BlockLog, Flight
 from penstock_wal_block._place import find_header
 from penstock_wal_block._ring import RingMap, Section, Zone
+from tests.depth import seeds
 from tests.patience import HANG_S
 
 from penstock.errors import FencedError, FullError
@@ -240,7 +241,7 @@ class Model:
         return self._rng.choice(self.acked[-3:])[0]
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("PENSTOCK_ZOMBIE_SEEDS", "30"))))
+@pytest.mark.parametrize("seed", seeds("zombie_seeds"))
 def test_an_owner_that_wakes_up_acknowledges_nothing_and_destroys_nothing(seed: int) -> None:
     """Stopped before any operation of groups in flight or a trim; woken at once, or laps and owners later."""
     rng = random.Random(seed)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +12,7 @@ import anyio.lowlevel
 import pytest
 from penstock_wal_s3express_replicated import ReplicatedWal, Settings, _wal
 from penstock_wal_s3express_replicated._format import HEADER_BYTES, Kind, Members, encode_header
+from tests.depth import seeds
 from tests.patience import HANG_S
 from tests.steered_wal import Place, recovered
 
@@ -667,7 +667,7 @@ class _History:
                 await anyio.lowlevel.checkpoint()
 
 
-@pytest.mark.parametrize("seed", range(int(os.environ.get("PENSTOCK_TEST_HISTORIES", "12"))))
+@pytest.mark.parametrize("seed", seeds("replica_histories"))
 async def test_in_random_histories_what_was_acknowledged_is_recovered(seed: int) -> None:
     with anyio.fail_after(HANG_S):
         await _History(seed).run(8)

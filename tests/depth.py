@@ -1,0 +1,61 @@
+"""How deep the tests go: all that the default run and the full one differ in.
+
+The default run meets each clause, plugin, kind of mutant, attack, family of clients and kind of fault at least
+once. The full run, ``pytest --full``, repeats them with more seeds, rounds, sizes, variants and versions. What is
+counted is in the table below, of which ``--depth fuzz_cases=5000`` sets a number; a variant that only the full run
+tries has the mark ``full``.
+"""
+
+from __future__ import annotations
+
+__all__ = ("FULL", "NUMBERS", "in_full", "how_many", "seeds")
+
+import os
+
+import pytest
+from _pytest.mark import ParameterSet
+
+#: By name: in the default run, in the full one.
+NUMBERS = {
+    "broker_lives": (16, 100),  # random histories of a broker in simulated time
+    "crowd_seeds": (2, 8),  # random crowds of clients in simulated time
+    "examples": (25, 200),  # of Hypothesis, for each property of decoders
+    "fuzz_cases": (450, 900),  # requests of each seed, and their connections
+    "lake_commits": (25, 100),  # of a table whose files are merged
+    "lake_kills": (3, 5),  # of a broker that writes a table
+    "lake_kills_s3": (1, 3),  # the same, on S3
+    "lake_records": (200, 500),  # of a log that is replayed against its table
+    "race_rounds": (10, 50),  # races of eight processes for one object, on each store
+    "replica_histories": (12, 50),  # random histories of a log in several places
+    "wal_lives": (4, 20),  # random histories of each log in simulated time
+    "zombie_rounds": (2, 4),  # stopped brokers that wake up, on a real device
+    "zombie_seeds": (30, 100),  # random histories of stopped owners of a log
+}
+
+#: What the options of the run say, in all its processes: ``full``, and ``NAME=NUMBER`` for each number given.
+_asked = os.environ.get("TESTS_DEPTH", "").split()
+#: Whether this is the full run.
+FULL = "full" in _asked
+_given = dict(one.split("=") for one in _asked if "=" in one)
+if not _given.keys() <= NUMBERS.keys():
+    raise pytest.UsageError(
+        f"--depth knows no {', '.join(_given.keys() - NUMBERS.keys())}: {', '.join(NUMBERS)}"
+    )
+
+
+def how_many(name: str) -> int:
+    """How many there are of this in this run."""
+    default, full = NUMBERS[name]
+    return int(_given.get(name, full if FULL else default))
+
+
+def seeds(name: str) -> range:
+    """As many seeds, from 0."""
+    return range(how_many(name))
+
+
+def in_full(*values: object) -> list[ParameterSet]:
+    """Parameters that only the full run tries, each a value or, as a tuple, several."""
+    return [
+        pytest.param(*(one if isinstance(one, tuple) else (one,)), marks=pytest.mark.full) for one in values
+    ]
