@@ -8,28 +8,33 @@ tries has the mark ``full``.
 
 from __future__ import annotations
 
-__all__ = ("FULL", "NUMBERS", "in_full", "how_many", "seeds")
+__all__ = ("FULL", "NUMBERS", "how_many", "in_full", "pairs", "seeds")
 
+import itertools
 import os
+from collections.abc import Sequence
 
 import pytest
 from _pytest.mark import ParameterSet
 
 #: By name: in the default run, in the full one.
 NUMBERS = {
-    "broker_lives": (16, 100),  # random histories of a broker in simulated time
+    "broker_lives": (8, 100),  # random histories of a broker in simulated time
     "crowd_seeds": (2, 8),  # random crowds of clients in simulated time
     "examples": (25, 200),  # of Hypothesis, for each property of decoders
-    "fuzz_cases": (450, 900),  # requests of each seed, and their connections
+    "fuzz_cases": (250, 900),  # requests of each seed, and their connections
+    "kills": (10, 50),  # of a broker that small batches are written to
     "lake_commits": (25, 100),  # of a table whose files are merged
-    "lake_kills": (3, 5),  # of a broker that writes a table
+    "lake_kills": (2, 5),  # of a broker that writes a table
     "lake_kills_s3": (1, 3),  # the same, on S3
     "lake_records": (200, 500),  # of a log that is replayed against its table
-    "race_rounds": (10, 50),  # races of eight processes for one object, on each store
-    "replica_histories": (12, 50),  # random histories of a log in several places
-    "wal_lives": (4, 20),  # random histories of each log in simulated time
-    "zombie_rounds": (2, 4),  # stopped brokers that wake up, on a real device
-    "zombie_seeds": (30, 100),  # random histories of stopped owners of a log
+    "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
+    "race_rounds": (5, 50),  # races of processes for one object, on each store
+    "race_writers": (3, 8),  # the processes
+    "replica_histories": (8, 50),  # random histories of a log in several places
+    "wal_lives": (2, 20),  # random histories of each log in simulated time
+    "zombie_rounds": (1, 4),  # stopped brokers that wake up, on a real device
+    "zombie_seeds": (15, 100),  # random histories of stopped owners of a log
 }
 
 #: What the options of the run say, in all its processes: ``full``, and ``NAME=NUMBER`` for each number given.
@@ -52,6 +57,13 @@ def how_many(name: str) -> int:
 def seeds(name: str) -> range:
     """As many seeds, from 0."""
     return range(how_many(name))
+
+
+def pairs(one: Sequence[object], other: Sequence[object]) -> list[object]:
+    """Pairs in which each value of both is met once; those that are left are for the full run only."""
+    count = max(len(one), len(other))
+    once = [(one[at % len(one)], other[at % len(other)]) for at in range(count)]
+    return [*once, *in_full(*(pair for pair in itertools.product(one, other) if pair not in once))]
 
 
 def in_full(*values: object) -> list[ParameterSet]:

@@ -17,14 +17,14 @@ from penstock_tools.probe.worker import Command, body_of
 #: Races of each store.
 ROUNDS = how_many("race_rounds")
 
-_WRITERS = 8
+_WRITERS = how_many("race_writers")
 _FAULTS = ("reply lost", "", "done, 503 SlowDown", "", "409 ConditionalRequestConflict")
 
 
 async def race_for_objects(
     proxy: StoreProxy, any_store: ObjectStore, url: str, options: Mapping[str, str]
 ) -> None:
-    """Eight processes create each object at once; exactly one learns that it won, and its bytes are there."""
+    """Some processes create each object at once; exactly one learns that it won, and its bytes are there."""
     setup = {
         "config_path": None,
         "sets": [
@@ -50,4 +50,4 @@ async def race_for_objects(
             commands = [Command(action="read", key=key)] * len(writers)
             digest = hashlib.sha256(body_of(winner.label, winner.size)).hexdigest()
             assert {outcome.detail for outcome in (await race(writers, commands)).outcomes} == {digest}
-    assert proxy.faults["reply lost"] >= ROUNDS
+    assert proxy.faults["reply lost"] >= ROUNDS * _WRITERS // 8

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.depth import in_full
 from tests.integration.conftest import penstock
 from tests.loop_device import loop_device
 from tests.patience import HANG_S
@@ -40,7 +41,8 @@ def run_suite(
 
 
 @pytest.mark.parametrize(
-    ("sector_bytes", "io", "levels"), [(512, "direct", "13"), (4096, "direct", ""), (4096, "buffered", "13")]
+    ("sector_bytes", "io", "levels"),
+    [(512, "direct", "13"), *in_full((4096, "direct", ""), (4096, "buffered", "13"))],
 )
 def test_wal_block_conforms_on_devices(tmp_path: Path, sector_bytes: int, io: str, levels: str) -> None:
     """All levels on one, semantics and crashes on the others; clauses that damage the log can't be tried."""

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 import pytest
 from crc32c import crc32c
+from tests.depth import in_full
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.ledger import Ledger, check, create_topic, read_all
 from tests.patience import HANG_S
@@ -180,7 +181,7 @@ def prove_service(broker: ServeProcess) -> None:
     check(read_all(broker.bootstrap_servers, topic), ledger, idempotent=True)
 
 
-@pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, *in_full(2)])
 def test_fuzzed_frames(target: ServeProcess, seed: int) -> None:
     """Thousands of mutated requests: each is answered or ends its connection, and memory stays where it was."""
     rng = random.Random(seed)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.depth import how_many
+from tests.depth import how_many, in_full
 from tests.integration.conftest import ServeFactory
 from tests.integration.ledger import Ledger, at_work, check, create_topic, read_all
 from tests.integration.test_crash import MIXED_BYTES, check_all, mixed_ledgers, run_crashes
@@ -47,8 +47,8 @@ def tool(data_dir: Path, device: Path, *command: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("sector_bytes", "settings"),
-    [(512, ()), (4096, ("wal.sync=dsync",)), (4096, ("wal.io=buffered",))],
-    ids=["512", "4096-dsync", "4096-buffered"],
+    [(4096, ("wal.sync=dsync",)), *in_full((512, ()), (4096, ("wal.io=buffered",)))],
+    ids=["4096-dsync", "512", "4096-buffered"],
 )
 def test_kills_lose_nothing_on_a_device(
     serve: ServeFactory, tmp_path: Path, sector_bytes: int, settings: tuple[str, ...]

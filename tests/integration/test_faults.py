@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
+from tests.depth import in_full
 from tests.integration.conftest import ON_WAL_BLOCK, ServeFactory, ServeProcess, penstock
 from tests.integration.ledger import SILENT, Ledger, check, create_topic, read_all, value_of
 from tests.patience import HANG_S
@@ -131,7 +132,7 @@ def fill(directory: Path, leave: int = 0) -> Path:
 
 @pytest.mark.parametrize(
     "which",
-    ["both", pytest.param("wal", marks=pytest.mark.slow), pytest.param("objects", marks=pytest.mark.slow)],
+    ["wal", "objects", *in_full("both")],
 )
 def test_disk_full(tmpfs: Callable[[int], Path], serve: ServeFactory, tmp_path: Path, which: str) -> None:
     """With WAL and objects on a full disk, or one of them: no loss, one sentence, and on when there is room."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import anyio
 import pytest
+from tests.depth import in_full
 from tests.integration.conftest import ServeFactory, ServeProcess
 from tests.integration.raw_client import connect, create, produce
 from tests.patience import HANG_S
@@ -48,7 +49,7 @@ RUNS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("run", RUNS)
+@pytest.mark.parametrize("run", ["large", "small", *in_full("crowd", "tight")])
 def test_resident_memory_stays_under_the_limit(run: str, tmp_path: Path) -> None:
     """Under the limit plus 10 %, with statistics that add up, while consumers lag, read cold and hold responses."""
     report = tmp_path / "report.json"

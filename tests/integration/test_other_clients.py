@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.depth import in_full
 from tests.fetched import go_program, java, maven_jars, node_modules
 from tests.integration.conftest import ServeProcess
 from tests.integration.kafka_clients import serving, unique
@@ -21,7 +22,7 @@ pytestmark = pytest.mark.slow
 KAFKAJS = "2.2.4"
 FRANZ_GO = "v1.22.3"
 SARAMA = "v1.61.1"
-JAVA_CLIENTS = ("4.4.0", "3.9.1", "3.6.2")
+JAVA_CLIENTS = ("4.4.0", *in_full("3.9.1", "3.6.2"))
 RECORDS = 500
 
 

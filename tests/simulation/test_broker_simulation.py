@@ -22,7 +22,7 @@ from typing import Any
 import anyio
 import pytest
 from penstock_metadata_object import _format
-from tests.depth import seeds
+from tests.depth import in_full, seeds
 from tests.patience import HANG_S
 from tests.simulation.world import SimulatedStore, SimulatedWal
 from tests.unit.log.test_partition import NOW_MS
@@ -734,12 +734,14 @@ class _one_crash:  # noqa: N801 - used like a function
                 raise BrokerCrashError from None
 
 
-#: What was lived once in this process, by seed: a seed gives one history.
-_lived: dict[int, Simulation] = {}
+@pytest.fixture(scope="module")
+def lived() -> dict[int, Simulation]:
+    """What was lived once, by seed: a seed gives one history."""
+    return {}
 
 
-async def _history(seed: int, directory: Path) -> Simulation:
-    if seed not in _lived:
+async def _history(seed: int, directory: Path, lived: dict[int, Simulation]) -> Simulation:
+    if seed not in lived:
         simulation = Simulation(seed, directory)
         try:
             with anyio.fail_after(HANG_S):
@@ -747,25 +749,27 @@ async def _history(seed: int, directory: Path) -> Simulation:
         except BaseException:
             print("\n".join(simulation.trace[-60:]))
             raise
-        _lived[seed] = simulation
-    return _lived[seed]
+        lived[seed] = simulation
+    return lived[seed]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-async def test_a_random_history_breaks_no_promise(seed: int, tmp_path: Path) -> None:
-    await _history(seed, tmp_path)
+async def test_a_random_history_breaks_no_promise(
+    seed: int, tmp_path: Path, lived: dict[int, Simulation]
+) -> None:
+    await _history(seed, tmp_path, lived)
 
 
-@pytest.mark.parametrize("seed", [6, 7, 9, 12, 14])
-async def test_a_seed_gives_one_history(seed: int, tmp_path: Path) -> None:
-    one, two = await _history(seed, tmp_path), Simulation(seed, tmp_path)
+@pytest.mark.parametrize("seed", [6, *in_full(7, 9, 12, 14)])
+async def test_a_seed_gives_one_history(seed: int, tmp_path: Path, lived: dict[int, Simulation]) -> None:
+    one, two = await _history(seed, tmp_path, lived), Simulation(seed, tmp_path)
     assert one.trace == await two.run()
     assert len(one.store.entries) == len(two.store.entries)
 
 
-async def test_histories_hold_what_they_are_for(tmp_path: Path) -> None:
+async def test_histories_hold_what_they_are_for(tmp_path: Path, lived: dict[int, Simulation]) -> None:
     """The simulation isn't idle: acknowledgements, deletions, trims, failures, recoveries, faults, uploads."""
-    histories = [await _history(seed, tmp_path) for seed in range(12)]
+    histories = [await _history(seed, tmp_path, lived) for seed in seeds("broker_lives")]
     trace = [line for each in histories for line in each.trace]
     words = [line.split()[0] for line in trace]
     for word in ("acked", "created", "grown", "deleted", "trimmed", "crash", "quiet", "wal", "hole"):

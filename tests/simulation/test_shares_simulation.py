@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from tests.depth import how_many
+from tests.depth import in_full, seeds
 
 from penstock.server.large_frame import LargeFrame
 from penstock.shares import GRACE_S, PACE_MIN, Member, Shares
@@ -21,7 +21,6 @@ LIMIT = 64 * MIB
 FRAME_MAX = 100 * MIB
 STEP_S = 0.05
 #: Of worlds in which the seed only says in which order equal peers take their steps.
-SEEDS = how_many("crowd_seeds")
 #: Who lost its place is closed at this pace, and comes again then.
 RETURNS_PER_STEP = 5
 #: A good client waits for the grace of those that hold everything, twice for what arrived in bursts, and a step.
@@ -178,7 +177,7 @@ def hostile(world: World, address: str) -> Peer:
     return world.add(address, size, draw.choice((5 * KIB, 15 * KIB, 30 * KIB)))
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", seeds("crowd_seeds"))
 @pytest.mark.parametrize("same_address", [False, True], ids=["other address", "same address"])
 def test_a_good_client_is_served_whatever_others_announce_and_however_they_send(
     seed: int, same_address: bool
@@ -194,7 +193,9 @@ def test_a_good_client_is_served_whatever_others_announce_and_however_they_send(
     assert good.frames >= 100, "alone it sends one in each step, 200"
 
 
-@pytest.mark.parametrize(("seed", "count"), [*((seed, 60) for seed in range(SEEDS)), (0, 200)])
+@pytest.mark.parametrize(
+    ("seed", "count"), [(0, 60), *in_full(*((seed, 60) for seed in range(1, 8)), (0, 200))]
+)
 def test_a_newcomer_is_served_although_a_crowd_of_its_address_came_first(seed: int, count: int) -> None:
     world = World(seed)
     for _ in range(count):
@@ -208,7 +209,7 @@ def test_a_newcomer_is_served_although_a_crowd_of_its_address_came_first(seed: i
 
 @pytest.mark.parametrize(
     ("count", "size", "stops_at"),
-    [(1000, 64 * KIB, 60 * KIB), (400, 200 * KIB, 180 * KIB), (200, MIB, 900 * KIB)],
+    [(400, 200 * KIB, 180 * KIB), *in_full((1000, 64 * KIB, 60 * KIB), (200, MIB, 900 * KIB))],
 )
 def test_a_newcomer_beside_a_crowd_of_its_address_that_stops_within_its_requests_is_soon_served_as_if_alone(
     count: int, size: int, stops_at: int
@@ -225,7 +226,7 @@ def test_a_newcomer_beside_a_crowd_of_its_address_that_stops_within_its_requests
     assert good.frames - before >= 18, "alone it sends one in each step, 20"
 
 
-@pytest.mark.parametrize("limit", [48 * MIB, LIMIT])
+@pytest.mark.parametrize("limit", [48 * MIB, *in_full(LIMIT)])
 def test_a_newcomer_with_a_small_request_is_soon_served_beside_a_crowd_that_stops_within_large_ones(
     limit: int,
 ) -> None:
@@ -265,7 +266,7 @@ def test_a_crowd_that_fills_the_room_of_its_address_leaves_room_for_newcomers_of
     assert good.frames >= 38
 
 
-@pytest.mark.parametrize(("size", "stops_at"), [(90 * MIB, 2 * MIB), (MIB, 900 * KIB)])
+@pytest.mark.parametrize(("size", "stops_at"), [(90 * MIB, 2 * MIB), *in_full((MIB, 900 * KIB))])
 def test_a_crowd_of_as_many_addresses_as_peers_that_stops_within_large_requests_leaves_room_for_a_small_one(
     size: int, stops_at: int
 ) -> None:
@@ -280,7 +281,7 @@ def test_a_crowd_of_as_many_addresses_as_peers_that_stops_within_large_requests_
     assert good.frames >= 9, "one in each step"
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", seeds("crowd_seeds"))
 def test_large_frames_that_can_not_all_be_held_are_received_one_after_the_other(seed: int) -> None:
     world = World(seed)
     peers = [world.add(f"10.0.0.{number % 2}", 90 * MIB, 10 * MIB) for number in range(6)]
