@@ -71,7 +71,7 @@ _CREDIT_PART: Final = 8
 #: Who holds unearned so many times what another needs gives way to it.
 _HOARD_PARTS: Final = 8
 #: How many of an address's waiters are looked at for one that fits.
-_LOOK_MAX: Final = 64
+_LOOK_MAX: Final = 16
 
 
 class _Address:

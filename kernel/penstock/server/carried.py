@@ -63,12 +63,16 @@ class Carried:
         self.is_over = self.bytes > self._limit
 
     def victims(self, now: float) -> Iterator[Member]:
-        """Who is to lose its place now, one at each step, as long as too much is carried (rules 3 and 4)."""
+        """Who is to lose its place now, one at each step, as long as too much is carried (rules 3 and 4).
+
+        Between two steps members may move, carry more or less, and leave.
+        """
         if self.is_high:
-            for member in [member for member in self._members if member.is_stuck(now)]:
+            for member in tuple(self._members):
                 if self.bytes <= self._high:
                     return
-                yield member
+                if member in self._members and member.is_stuck(now):
+                    yield member
         if self.bytes <= self._limit:
             return
         target = self._limit * _TARGET_NUMERATOR // _TARGET_DENOMINATOR
@@ -77,7 +81,8 @@ class Carried:
             size, _, members = addresses[0]
             member, carried = members.pop()
             heapreplace(addresses, (size + carried if members else 0, id(members), members))
-            yield member
+            if member in self._members:
+                yield member
             if addresses[0][0] == 0:
                 return
 

@@ -7,7 +7,7 @@ __all__ = ("Connections", "Peer")
 import asyncio
 import math
 import select
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
 from typing import Final, Protocol
@@ -25,10 +25,10 @@ from penstock.work.pieces import pieces
 #: How long a closed connection may take to send its last bytes.
 _LINGER_S: Final = 10.0
 #: How often it's looked for clients that don't move while others wait, and how soon again if there were more of them
-#: than are closed at a time: each takes as long as a small request.
-_RELIEF_S: Final = 0.25
-_RELIEF_SOON_S: Final = 0.01
-_RELIEF_MAX: Final = 32
+#: than are closed at a time: each takes as long as a small request, and whoever waited for its bytes goes on at once.
+_RELIEF_S: Final = 0.05
+_RELIEF_SOON_S: Final = 0.002
+_CLOSED_AT_ONCE: Final = 4
 #: Who finds no room looks for such clients too, unless somebody did so in vain a moment ago: there may be thousands.
 _LOOK_AGAIN_S: Final = 0.05
 #: With too many connections, one gives its place to a new one if it has sent no request for so long after it was
@@ -144,10 +144,12 @@ class Connections:
         self._leaving_timer: asyncio.TimerHandle | None = None
         self._overdue = Overdue[Peer](self._tell_overdue)
         self._is_draining = False
-        self._sheds_soon = False
+        self._is_shedding = False
         self._all_closed = anyio.Event()
         self._sweep_timer: asyncio.TimerHandle | None = None
         self._relief_timer: asyncio.TimerHandle | None = None
+        #: How long that takes from when it was set.
+        self._relief_delay_s = 0.0
         #: When somebody found nobody who could be closed for others.
         self._in_vain: dict[BytesLimiter, float] = {}
         for limiter in (core.incoming, core.outgoing):
@@ -276,7 +278,10 @@ class Connections:
     # -- shortage -----------------------------------------------------------------------------------------
 
     def close_stuck(self, limiter: BytesLimiter, spare: Member | None) -> Iterator[None]:
-        """Close who holds what others need and doesn't move, one at each step; but not ``spare``."""
+        """Close who holds what others need and doesn't move, one at each step; but not ``spare``.
+
+        If there are more than ``_CLOSED_AT_ONCE``, ``relieve`` goes on soon.
+        """
         core = self._core
         now = core.time()
         if spare is not None and now - self._in_vain.get(limiter, -math.inf) < _LOOK_AGAIN_S:
@@ -284,11 +289,14 @@ class Connections:
         shares = limiter.shares
         for member in shares.holders:
             member.owner.probe(now)
-        is_in_vain = True
+        is_in_vain, left = True, _CLOSED_AT_ONCE
         for member in shares.victims(now, spare=spare):
             # the list is as old as the last of them; and the client may have moved meanwhile, without our noticing
             if member.held and not member.owner.outbox.is_our_turn():
-                is_in_vain = False
+                if not left:
+                    self._relieve_in(_RELIEF_SOON_S)
+                    return
+                is_in_vain, left = False, left - 1
                 self._close_for_others(limiter, member)
                 yield
         if spare is None:
@@ -319,8 +327,13 @@ class Connections:
         self._relieve_in(_RELIEF_S)
 
     def _relieve_in(self, delay_s: float) -> None:
-        if self._relief_timer is None and not self._is_draining:
-            self._relief_timer = self._core.call_later(delay_s, self._relieve_and_schedule)
+        timer = self._relief_timer
+        if self._is_draining or (timer is not None and self._relief_delay_s <= delay_s):
+            return
+        if timer is not None:
+            timer.cancel()
+        self._relief_delay_s = delay_s
+        self._relief_timer = self._core.call_later(delay_s, self._relieve_and_schedule)
 
     def _relieve_and_schedule(self) -> None:
         self._relief_timer = None
@@ -331,17 +344,14 @@ class Connections:
         """While somebody waits for a share, close who holds some and doesn't move."""
         core = self._core
         limiters = (core.incoming, core.outgoing)
-        self._shed_carried()
-        left = _RELIEF_MAX
+        if not self._is_shedding:
+            self._shed_carried()
         for limiter in limiters:
             limiter.serve()
             stuck = self.close_stuck(limiter, None)
-            while left and limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
-                left -= 1
-                limiter.serve()
-        if not left:
-            self._relieve_in(_RELIEF_SOON_S)
-        elif core.carried.is_high or any(limiter.is_short for limiter in limiters):
+            while limiter.is_short and next(stuck, _NOBODY) is not _NOBODY:
+                pass
+        if core.carried.is_high or any(limiter.is_short for limiter in limiters):
             self.relieve_soon()
 
     def carried_much(self) -> None:
@@ -350,18 +360,25 @@ class Connections:
         If it's too much that is done in the next turn of the loop: now the connection is in the midst of its bytes.
         """
         self.relieve_soon()
-        if self._core.carried.is_over and not self._sheds_soon:
-            self._sheds_soon = True
+        if self._core.carried.is_over and not self._is_shedding:
+            self._is_shedding = True
             self._core.call_soon(self._shed_carried)
 
     def _shed_carried(self) -> None:
-        """Close who carries bytes and is to lose its place for that."""
-        self._sheds_soon = False
+        self._is_shedding = True
+        self._go_on(self._shedding(), _CLOSED_AT_ONCE, self._end_shedding)
+
+    def _end_shedding(self) -> None:
+        self._is_shedding = False
+
+    def _shedding(self) -> Iterator[None]:
+        """Close who carries bytes and is to lose its place for that: at once what is too much, then one a step."""
         core = self._core
-        now = core.time()
-        for member in core.carried.victims(now):
-            if not core.carried.is_over and member.owner.outbox.is_our_turn():
-                continue
+        for member in core.carried.victims(core.time()):
+            if not core.carried.is_over:
+                yield
+                if member.owner.outbox.is_our_turn():
+                    continue
             self.outcompeted += 1
             client = member.owner.client
             core.warn(
@@ -398,18 +415,18 @@ class Connections:
         self._sweep_timer = self._core.call_later(min(shortest_ms / 4000, 5.0), self._sweep_and_schedule)
 
     def _sweep_and_schedule(self) -> None:
-        self._go_on(self._sweeping())
+        self._go_on(self._sweeping(), _SWEPT_AT_ONCE, self._schedule_sweep)
 
-    def _go_on(self, sweep: Iterator[None]) -> None:
-        """Sweep some connections now, the others in the next turns of the loop: there may be thousands."""
+    def _go_on(self, steps: Iterator[None], at_once: int, end: Callable[[], None]) -> None:
+        """Do some steps now, the others in the next turns of the loop, then ``end()``: there may be thousands."""
         if self._is_draining:
             return
-        for _ in islice(sweep, _SWEPT_AT_ONCE):
+        for _ in islice(steps, at_once):
             pass
-        if next(sweep, _NOBODY) is _NOBODY:
-            self._schedule_sweep()
+        if next(steps, _NOBODY) is _NOBODY:
+            end()
         else:
-            self._core.call_soon(partial(self._go_on, sweep))
+            self._core.call_soon(partial(self._go_on, steps, at_once, end))
 
     def sweep(self) -> None:
         """Close connections that are idle, half open, or don't take their responses; tell of overdue requests."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 
 import pytest
@@ -14,6 +15,7 @@ from tests.unit.server.test_fairness import KIB, MIB, announcement, crowd, leave
 from penstock.limits import ALLOCATOR_BYTES_MIN, Budget
 from penstock.server import registry
 from penstock.server.carried import FREE_BYTES, Carried
+from penstock.server.connection import Connection
 from penstock.server.settings import LARGE_FRAME_BYTES, SHORT_BYTES
 from penstock.shares import Member, Shares
 from penstock.wire.api_keys import ApiKey
@@ -178,6 +180,34 @@ async def test_connections_that_carry_too_much_together_give_way_though_memory_i
         async with await harness.connect() as good:
             answer = await good.call(ApiKey.PRODUCE, 9, produce(make_batch(1, b"x" * 20_000)))
             assert offsets(answer) == [(0, 0)]
+        await leave(halves)
+
+
+async def test_of_those_that_carry_too_much_a_few_are_closed_in_an_iteration(
+    logs: FakeLogs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is above the limit goes at once, and what makes room for the next ones after that some at a time."""
+    closed = [0]
+    loop = asyncio.get_running_loop()
+    lose_place_slowly = Connection.lose_place_slowly
+
+    def count(connection: Connection) -> bool:
+        if not harness.server.core.carried.is_over:
+            closed[-1] += 1
+        return lose_place_slowly(connection)
+
+    def iterate() -> None:
+        if closed[-1]:
+            closed.append(0)
+        ticks.append(loop.call_soon(iterate))
+
+    monkeypatch.setattr(Connection, "lose_place_slowly", count)
+    async with serving(logs, carried_bytes_max=3 * MIB) as harness:
+        ticks = [loop.call_soon(iterate)]
+        halves = await crowd(harness, 150, announcement(31_000) + bytes(30_000))
+        await until(lambda: sum(closed) >= 12)
+        ticks[-1].cancel()
+        assert max(closed) <= 5, closed
         await leave(halves)
 
 

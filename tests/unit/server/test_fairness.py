@@ -179,8 +179,24 @@ async def test_halves_of_small_requests_count_and_give_way_too(logs: FakeLogs) -
         assert harness.server.statistics().receive_bytes >= 100 * 30_000
         clock.now_s += 2
         harness.server.connections.relieve()
-        assert harness.server.statistics().receive_bytes <= 2 * MIB
+        assert 0 < harness.server.statistics().connections_closed_for_others <= 4, "a few at a time"
+        await until(lambda: harness.server.statistics().receive_bytes <= 2 * MIB)
         assert harness.server.statistics().connections_closed_for_others >= 30
+        await leave(bad)
+
+
+async def test_who_finds_no_room_closes_only_a_few_of_those_that_are_stuck(logs: FakeLogs) -> None:
+    """The others follow some at a time: a hundred at once are as long as a hundred requests."""
+    clock = FakeClock()
+    async with serving(logs, clock=clock, receive_bytes_max=2 * MIB) as harness:
+        bad = await crowd(harness, 100, announcement(31_000) + bytes(30_000))
+        clock.now_s += 2
+        limiter = harness.server.core.incoming
+        member = limiter.join("other", next(iter(harness.server.connections)))
+        assert not limiter.try_take(member, MIB), "more than those few make room for"
+        assert 0 < harness.server.statistics().connections_closed_for_others <= 4
+        await until(lambda: harness.server.statistics().receive_bytes <= 2 * MIB)
+        limiter.leave(member)
         await leave(bad)
 
 
