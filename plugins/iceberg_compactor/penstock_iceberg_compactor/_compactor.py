@@ -22,6 +22,7 @@ from penstock_iceberg_compactor._configs import TableConfigs
 from penstock_iceberg_compactor._errors import Secrets
 from penstock_iceberg_compactor._place import Place
 from penstock_iceberg_compactor._settings import CAPABILITIES, Settings
+from penstock_iceberg_compactor._upstream import read_whole_doubles
 
 logger = logging.getLogger("penstock.lake.iceberg")
 
@@ -40,6 +41,7 @@ class IcebergCompactor:
     @asynccontextmanager
     async def opened(cls, settings: Settings, services: Services) -> AsyncIterator[IcebergCompactor]:
         """Load the catalog, and make the namespace, if it answers; otherwise the first table that is opened does."""
+        read_whole_doubles()
         properties, location = catalog_properties(settings, services)
         secrets = Secrets(properties)
 

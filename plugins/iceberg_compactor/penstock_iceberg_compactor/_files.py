@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-__all__ = ("FileWriter", "arrow_schema", "fitted", "undivided_spec")
+__all__ = ("FileWriter", "arrow_schema", "fitted", "undivided_spec", "without_extension")
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -48,6 +49,12 @@ def fitted(rows: pa.Table, wanted: pa.Schema) -> pa.Table:
         ],
         schema=wanted,
     )
+
+
+def without_extension(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The column as it is stored, where it has an extension type, as UUIDs have: Arrow doesn't compare those."""
+    kind = column.type
+    return _fit(column, kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else column
 
 
 def _fit(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
@@ -98,7 +105,7 @@ def undivided_spec(table: Table) -> int | None:
 
 
 class Part(NamedTuple):
-    """Rows of a file to be, and their partition; None for rows of many."""
+    """Rows of a file to be, and their partition; None for rows of many, or of none."""
 
     partition: Record | None
     rows: pa.Table
@@ -122,17 +129,22 @@ class FileWriter:
         self.columns = arrow_schema(self._schema)
 
     def parts(self, rows: pa.Table, files_max: int) -> list[Part]:
-        """What each file would hold: a partition of ``rows``, or with a partition of None all that are too small.
+        """What each file would hold: a partition of ``rows``, or with a partition of None all that aren't divided.
 
-        With more than ``files_max`` partitions, those that have less than their share of the rows go into one file.
+        These are rows of which no partition can be told, and with more than ``files_max`` partitions the rows of
+        those that have less than their share.
         """
         rows = fitted(rows, self.columns)
-        found = [Part(record, part) for record, part in _partitions(rows, self._spec, self._schema)]
-        if len(found) <= files_max:
-            return found
-        large = [part for part in found if part.rows.num_rows * files_max >= rows.num_rows]
-        small = [part.rows for part in found if part.rows.num_rows * files_max < rows.num_rows]
-        return [*large, Part(None, pa.concat_tables(small))] if small else large
+        found = list(_partitions(rows, self._spec, self._schema))
+        share = rows.num_rows if len(found) > files_max else 0
+        divided: list[Part] = []
+        others: list[Part] = []
+        for part in found:
+            is_large = part.partition is not None and part.rows.num_rows * files_max >= share
+            (divided if is_large else others).append(part)
+        if others:
+            divided.append(Part(None, pa.concat_tables([part.rows for part in others])))
+        return divided
 
     def write(self, parts: Iterable[Part]) -> list[DataFile]:
         """A file for each part."""
@@ -143,7 +155,10 @@ class FileWriter:
         if order is None or order.is_unsorted:
             return rows
         by = pa.table(
-            {str(at): _column(rows, self._schema, one.source_id) for at, one in enumerate(order.fields)}
+            {
+                str(at): without_extension(_column(rows, self._schema, one.source_id))
+                for at, one in enumerate(order.fields)
+            }
         )
         keys = [
             (str(at), "ascending" if one.direction == SortDirection.ASC else "descending")
@@ -191,10 +206,14 @@ class FileWriter:
         return made
 
 
-def _partitions(rows: pa.Table, spec: PartitionSpec, schema: Schema) -> Iterator[tuple[Record, pa.Table]]:
-    """The rows of each partition, in the order that they were in."""
+#: Instead of the value of a partition field, where there is none.
+_NO_PARTITION = object()
+
+
+def _partitions(rows: pa.Table, spec: PartitionSpec, schema: Schema) -> Iterator[Part]:
+    """The rows of each partition, in the order that they were in; those without one are of the partition None."""
     if spec.is_unpartitioned():
-        yield Record(), rows
+        yield Part(Record(), rows)
         return
     keys = [_partition_values(rows, field, schema) for field in spec.fields]
     combined = pa.nulls(0, pa.int64())
@@ -208,7 +227,8 @@ def _partitions(rows: pa.Table, spec: PartitionSpec, schema: Schema) -> Iterator
     for end in runs.run_ends.to_pylist():
         part = order.slice(start, end - start)
         first = part[0].as_py()
-        yield Record(*(values[codes[first].as_py()] for codes, values in keys)), rows.take(part)
+        found = [values[codes[first].as_py()] for codes, values in keys]
+        yield Part(None if _NO_PARTITION in found else Record(*found), rows.take(part))
         start = end
 
 
@@ -218,7 +238,7 @@ def _partition_values(rows: pa.Table, field: PartitionField, schema: Schema) -> 
     Iceberg's transforms are applied to each distinct value once. pyiceberg applies them to columns only with another
     large library.
     """
-    column = _column(rows, schema, field.source_id)
+    column = without_extension(_column(rows, schema, field.source_id))
     if (unit := str(field.transform)) in ("year", "month", "day", "hour") and pa.types.is_timestamp(
         column.type
     ):
@@ -231,11 +251,26 @@ def _partition_values(rows: pa.Table, field: PartitionField, schema: Schema) -> 
     codes = []
     for item in encoded.dictionary:
         value = transform(partition_record_value(field, item.as_py(), schema))
+        if not _is_partition(value, column.type):
+            value = _NO_PARTITION
         if value not in code_of:
             code_of[value] = len(values)
             values.append(value)
         codes.append(code_of[value])
     return pa.array(codes, pa.int64()).take(encoded.indices), values
+
+
+def _is_partition(value: Any, kind: pa.DataType) -> bool:
+    """Whether Iceberg's metadata can say this value of a partition, and every reader finds it again.
+
+    NaN is equal to nothing. A whole number near the least of its type, truncated, is beyond that type, where readers
+    differ: those in Java come out at the other end of it.
+    """
+    if isinstance(value, float):
+        return not math.isnan(value)
+    if isinstance(value, int) and pa.types.is_integer(kind):
+        return bool(value >= -(1 << (kind.bit_width - 1)))
+    return True
 
 
 def _column(rows: pa.Table, schema: Schema, field_id: int) -> pa.ChunkedArray:

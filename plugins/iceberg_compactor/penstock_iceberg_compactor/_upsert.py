@@ -20,7 +20,7 @@ from pyiceberg.types import PrimitiveType
 
 from penstock_iceberg_compactor._columns import OPERATION
 from penstock_iceberg_compactor._commit import Landed
-from penstock_iceberg_compactor._files import fitted
+from penstock_iceberg_compactor._files import fitted, without_extension
 from penstock_iceberg_compactor._owned import Change, OwnedTable
 from penstock_iceberg_compactor._scan import read_parts
 
@@ -31,7 +31,7 @@ def collapsed(rows: Sequence[pa.Table], columns: pa.Schema, keys: Sequence[str])
     """The last row of each key, in the order that they came, with these columns and OPERATION."""
     wanted = columns.append(pa.field(OPERATION, pa.bool_()))
     together = pa.concat_tables([fitted(part, wanted) for part in rows])
-    numbered = together.select(list(keys)).append_column(_ROW, pa.array(range(together.num_rows), pa.int64()))
+    numbered = _keys(together, keys).append_column(_ROW, pa.array(range(together.num_rows), pa.int64()))
     last = numbered.group_by(list(keys)).aggregate([(_ROW, "max")]).column(f"{_ROW}_max")
     return together.take(last.take(pc.sort_indices(last)))
 
@@ -80,19 +80,25 @@ def _write(owned: OwnedTable, batch: pa.Table, keys: Sequence[str], together_byt
 def _without(rows: pa.Table, gone: pa.Table, keys: Sequence[str]) -> pa.Table | None:
     """``rows`` but those whose key is in ``gone``; None if none is, so nothing changes."""
     names = list(keys)
+    here, there = _keys(rows, names), _keys(gone, names)
     if len(names) == 1:
-        values = gone.column(names[0]).combine_chunks()
-        hit = pc.is_in(rows.column(names[0]), value_set=values.cast(rows.schema.field(names[0]).type))
+        column, values = here.column(0), there.column(0).combine_chunks()
+        hit = pc.is_in(column, value_set=values.cast(column.type))
         if not pc.any(hit, min_count=0).as_py():
             return None
         return rows.filter(pc.invert(hit))
     # Arrow joins tables of nested columns not at all, so only keys and the rows' numbers are joined.
-    left = rows.select(names).append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
-    right = gone.select(names).cast(left.select(names).schema)
+    left = here.append_column(_ROW, pa.array(range(rows.num_rows), pa.int64()))
+    right = there.cast(here.schema)
     stay = left.join(right, keys=names, join_type="left anti", use_threads=False).column(_ROW)
     if len(stay) == rows.num_rows:
         return None
     return rows.take(stay.take(pc.sort_indices(stay)))
+
+
+def _keys(rows: pa.Table, names: Sequence[str]) -> pa.Table:
+    """The key columns, in types that Arrow compares."""
+    return pa.table({name: without_extension(rows.column(name)) for name in names})
 
 
 def _may_hold(file: DataFile, schema: Schema, batch: pa.Table, keys: Sequence[str]) -> bool:
