@@ -28,10 +28,13 @@ NUMBERS = {
     "lake_kills": (2, 5),  # of a broker that writes a table
     "lake_kills_s3": (1, 3),  # the same, on S3
     "lake_records": (200, 500),  # of a log that is replayed against its table
+    "native_batches": (2000, 20_000),  # wrong ones, read by native code under sanitizers
+    "native_records": (400, 5000),  # of odd numbers
     "probe_writers": (2, 3),  # processes that a probe of a cloud races with each other
     "race_rounds": (5, 50),  # races of processes for one object, on each store
     "race_writers": (3, 8),  # the processes
     "replica_histories": (8, 50),  # random histories of a log in several places
+    "unusual": (3, 9),  # of each kind, plugins that keep their contract in an unusual way
     "wal_lives": (2, 20),  # random histories of each log in simulated time
     "zombie_rounds": (1, 4),  # stopped brokers that wake up, on a real device
     "zombie_seeds": (15, 100),  # random histories of stopped owners of a log

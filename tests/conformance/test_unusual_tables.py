@@ -9,26 +9,27 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from tests.depth import how_many
 from tests.keeper import in_memory
 from tests.patience import HANG_S
 
-#: The ways of each kind's unusual plugin, the levels, and the clauses.
+#: The ways of each kind's unusual plugin, those that differ most first, the levels, and the clauses.
 _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
     "object_store": (
-        ["no_conditions", "tiny_pages", "gives_views", "compresses", "loses_replies"],
+        ["no_conditions", "tiny_pages", "loses_replies", "gives_views", "compresses"],
         (1,),
         "operations_agree or told_alike or minds_empty or listings_are_each",
     ),
     "wal": (
         [
-            *("an_entry_a_group", "positions_with_gaps", "completes_in_bursts", "completes_one_by_one"),
-            *("never_trims", "compresses", "gives_copies", "in_memory"),
+            *("an_entry_a_group", "positions_with_gaps", "never_trims", "completes_in_bursts"),
+            *("completes_one_by_one", "compresses", "gives_copies", "in_memory"),
         ],
         (1, 4),
         "trim_past or trim_below or part_permits or end_of_an_empty or a_callback or failed_writes or power_cut",
     ),
     "log_cache": (
-        ["entry_by_entry", "evicts_blocks", "copies", "compacts_frozen_blocks", "flat", "drops_with_blocks"],
+        ["entry_by_entry", "evicts_blocks", "flat", "copies", "compacts_frozen_blocks", "drops_with_blocks"],
         (1,),
         "model or deleted or come_again or frozen or wait_for_their",
     ),
@@ -38,7 +39,7 @@ _WAYS: dict[str, tuple[Sequence[str], Sequence[int], str]] = {
         "histories or kept_is_charged or failed_attempts or epochs_are or topic_is_who or nothing_is_visible",
     ),
     "partitioner": (
-        ["anywhere", "in_turn", "java_only", "sticky", "two_choices", "shortest"],
+        ["anywhere", "sticky", "shortest", "in_turn", "java_only", "two_choices"],
         (1,),
         "model or keyless or unavailable or drain or newest or new_partitions",
     ),
@@ -58,7 +59,8 @@ for way in ways:
 
 @pytest.mark.parametrize("kind", _WAYS)
 def test_what_the_contract_leaves_open_is_not_accused(kind: str, tmp_path: Path) -> None:
-    ways, levels, select = _WAYS[kind]
+    all_ways, levels, select = _WAYS[kind]
+    ways = all_ways[: how_many("unusual")]
     plugins = str(Path(__file__).with_name("_plugins"))
     order = [kind, plugins, ways, levels, select, str(in_memory() or tmp_path), HANG_S / 3]
     done = subprocess.run(

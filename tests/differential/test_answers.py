@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from tests.depth import FULL
 from tests.differential.compare import Pair, Report, grouped
 from tests.differential.corner_cases import CORNER_CASES
 from tests.differential.first_faults import FIRST_FAULTS
@@ -67,7 +68,8 @@ def pair(kafka: ApacheKafka, penstock: ServeProcess, report: Report) -> Iterator
 def test_odd_requests_are_answered_as_by_kafka(pair: Pair, api_key: int) -> None:
     api = apis()[api_key]
     with pair.comparing(ApiKey(api_key).name.lower()):
-        for version in range(api.low, api.high + 1):
+        # what is in between the oldest and the newest differs from them in fields, which codecs have tests of
+        for version in range(api.low, api.high + 1) if FULL else sorted({api.low, api.high}):
             if version > api.low:
                 pair.renew()
             requests = odd_requests(api_key, version)

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from hypothesis.configuration import storage_directory
 from tests import keeper
+from tests.depth import pairs
 from tests.fetched import cache_dir
 from tests.patience import HANG_S
 
@@ -72,9 +73,8 @@ def temporary(tmp_path: Path) -> Iterator[Path]:
     assert processes(directory) == []
 
 
-@pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize(
-    "number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=["SIGINT", "SIGTERM", "SIGKILL"]
+    ("number", "workers"), pairs([signal.SIGINT, signal.SIGTERM, signal.SIGKILL], [2, 0])
 )
 def test_an_interrupted_run_leaves_nothing(
     temporary: Path, repository: Path, number: signal.Signals, workers: int

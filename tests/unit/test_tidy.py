@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ast
+import gc
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -65,8 +66,24 @@ def _tree(name: str) -> ast.Module:
     return ast.parse((REPOSITORY / name).read_text())
 
 
-def _calls(tree: ast.Module) -> Iterator[tuple[int, str]]:
-    for node in ast.walk(tree):
+@cache
+def _nodes(name: str) -> Sequence[ast.AST]:
+    """All of a file, which most tests here go through."""
+    return tuple(ast.walk(_tree(name)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trees() -> Iterator[None]:
+    """Millions of nodes, which the garbage collector needn't look at, now or in the tests that come later."""
+    gc.disable()
+    yield
+    gc.enable()
+    _nodes.cache_clear()
+    _tree.cache_clear()
+
+
+def _calls(nodes: Iterable[ast.AST]) -> Iterator[tuple[int, str]]:
+    for node in nodes:
         if isinstance(node, ast.Call):
             yield node.lineno, _dotted(node.func)
 
@@ -116,14 +133,14 @@ def test_text_is_clean(suffix: str) -> None:
 
 
 def test_shipped_code_does_not_print() -> None:
-    found = [f"{name}:{line}" for name in SHIPPED for line, call in _calls(_tree(name)) if call == "print"]
+    found = [f"{name}:{line}" for name in SHIPPED for line, call in _calls(_nodes(name)) if call == "print"]
     assert found == []
 
 
 def test_no_orphan_tasks() -> None:
     """A background task lives in the task group of the scope that opened it."""
     banned = ("asyncio.create_task", "asyncio.ensure_future", "loop.create_task", "self._loop.create_task")
-    found = [f"{name}:{line}" for name in SHIPPED for line, call in _calls(_tree(name)) if call in banned]
+    found = [f"{name}:{line}" for name in SHIPPED for line, call in _calls(_nodes(name)) if call in banned]
     assert found == []
 
 
@@ -144,7 +161,7 @@ def test_waiting_retrying_and_repeating_have_one_home_each() -> None:
         name
         for name in SHIPPED
         if name.startswith("kernel/") and not name.startswith("kernel/penstock/work/")
-        for _, call in _calls(_tree(name))
+        for _, call in _calls(_nodes(name))
         if call in ("anyio.sleep", "asyncio.sleep", "time.sleep")
     }
     assert found == set(_SLEEPERS)
@@ -156,7 +173,7 @@ def test_items_are_cut_into_pieces_in_one_place() -> None:
         f"{name}:{node.iter.lineno}"
         for name in SHIPPED
         if name.startswith("kernel/") and not name.startswith(_CUTTERS)
-        for node in ast.walk(_tree(name))
+        for node in _nodes(name)
         if isinstance(node, ast.For | ast.comprehension)
         and re.match(r"range\(0, len\(.*\), ", ast.unparse(node.iter))
     ]
@@ -168,7 +185,7 @@ def test_asyncio_stays_at_the_rim() -> None:
     for name in SHIPPED:
         if name.startswith(ASYNCIO_RIM):
             continue
-        for node in ast.walk(_tree(name)):
+        for node in _nodes(name):
             modules = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             modules += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             found += [f"{name}:{module}" for module in modules if module.partition(".")[0] == "asyncio"]
@@ -188,7 +205,7 @@ def test_pure_packages_have_no_clock_and_no_dice() -> None:
         f"{name}:{line}: {call}"
         for name in SHIPPED
         if name.startswith(prefixes)
-        for line, call in _calls(_without_system_clock(_tree(name)))
+        for line, call in _calls(ast.walk(_without_system_clock(_tree(name))))
         if banned.fullmatch(call) and call != "random.Random"
     ]
     assert found == []
@@ -200,7 +217,7 @@ def test_no_error_is_swallowed() -> None:
     found = [
         f"{name}:{node.lineno}"
         for name in SHIPPED
-        for node in ast.walk(_tree(name))
+        for node in _nodes(name)
         if isinstance(node, ast.ExceptHandler)
         and (ast.unparse(node.type) if node.type is not None else None) in broad
         and all(isinstance(inner, ast.Pass | ast.Continue) for inner in node.body)
@@ -272,9 +289,9 @@ def test_modules_say_first_what_they_offer() -> None:
     assert found == []
 
 
-def _imported(tree: ast.Module) -> Iterator[str]:
+def _imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Dotted names of what a module imports of ours."""
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("penstock"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("penstock"):
@@ -291,7 +308,7 @@ def test_underscore_modules_are_imported_by_their_package_and_its_parent_only() 
         parts = name.split("/")
         root = next(place for place, part in enumerate(parts) if part.startswith("penstock"))
         package = parts[root:-1]
-        for imported in [] if name.startswith(_BREAKS_IN) else _imported(_tree(name)):
+        for imported in [] if name.startswith(_BREAKS_IN) else _imported(_nodes(name)):
             path = imported.split(".")
             private = next((at for at, part in enumerate(path) if re.match(r"_[a-z]", part)), None)
             owner = path[:private]
@@ -309,7 +326,7 @@ def test_docstrings_begin_with_a_subject() -> None:
     for name in SHIPPED:
         if name.startswith("conformance/penstock_conformance/test_"):
             continue  # clauses quote the contract
-        for node in ast.walk(_tree(name)):
+        for node in _nodes(name):
             if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
                 text = ast.get_docstring(node) or ""
                 if _NO_SUBJECT.match(text):
@@ -407,13 +424,11 @@ _KEEPS_ERRORS = ("tools/penstock_tools/", "conformance/")
 @pytest.mark.parametrize("name", [name for name in SHIPPED if not name.startswith(_KEEPS_ERRORS)])
 def test_errors_that_are_stored_are_kept_and_raised_again(name: str) -> None:
     """``penstock.errors.kept`` and ``again``: others make cycles, or hold the payload of the frames they left."""
-    tree = _tree(name)
-    deleted = {
-        ast.unparse(one) for node in ast.walk(tree) if isinstance(node, ast.Delete) for one in node.targets
-    }
-    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
+    nodes = _nodes(name)
+    deleted = {ast.unparse(one) for node in nodes if isinstance(node, ast.Delete) for one in node.targets}
+    parents = {child: node for node in nodes for child in ast.iter_child_nodes(node)}
     found = []
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.Raise) and node.exc is not None:
             what = ast.unparse(node.exc)
             is_class = what.rpartition(".")[2].lstrip("_")[:1].isupper()
@@ -429,9 +444,7 @@ def test_errors_that_are_stored_are_kept_and_raised_again(name: str) -> None:
                 stored: ast.expr | None = None
                 if isinstance(step, ast.Assign) and ast.unparse(step.targets[0]) not in deleted:
                     stored = step.value
-                elif isinstance(step, ast.Call) and ast.unparse(step.func).endswith(
-                    (".append", ".put", ".set")
-                ):
+                elif isinstance(step, ast.Call) and _dotted(step.func).endswith((".append", ".put", ".set")):
                     stored = next(iter(step.args), None)
                 if isinstance(stored, ast.Name) and stored.id == node.name:
                     found.append(f"{name}:{stored.lineno}: kept({node.name})")
@@ -482,7 +495,7 @@ def _deadlines(tree: ast.Module) -> Iterator[tuple[int, str]]:
         found: list[tuple[str, ast.expr | None]] = []
         if isinstance(node, ast.Call):
             found += [(word.arg, word.value) for word in node.keywords if word.arg is not None]
-            if _WAITS.fullmatch(ast.unparse(node.func).rpartition(".")[2]):
+            if _WAITS.fullmatch(_dotted(node.func).rpartition(".")[2]):
                 found += [("timeout", argument) for argument in node.args[:1]]
         elif isinstance(node, ast.Assign | ast.AnnAssign):
             targets = node.targets if isinstance(node, ast.Assign) else [node.target]
@@ -504,7 +517,9 @@ def _deadlines(tree: ast.Module) -> Iterator[tuple[int, str]]:
 @pytest.mark.parametrize("name", TESTS)
 def test_deadlines_of_tests_are_the_one_that_only_what_hangs_reaches(name: str) -> None:
     """``tests.patience.HANG_S``: any other was measured on somebody's idle machine."""
-    found = [f"{name}:{line}: {text} s" for line, text in _deadlines(_tree(name))]
+    found = [
+        f"{name}:{line}: {text} s" for line, text in _deadlines(ast.parse((REPOSITORY / name).read_text()))
+    ]
     assert bool(found) is (name in _NO_DEADLINES), found
 
 

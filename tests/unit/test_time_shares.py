@@ -57,11 +57,13 @@ class Loop:
                     ready_at = self.shares.ready_at(one, self.now, is_greedy=False)
                     self.waited_s = max(self.waited_s, ready_at - self.now)
                     self.compute(one, SLICE_S / 2.5)
-            ready = [member for member in greedy if self.shares.ready_at(member, self.now) <= self.now]
-            for member in ready:
-                self.compute(member, SLICE_S)
-            if not ready:
-                self.now += SLICE_S / 5  # idle
+            times = [self.shares.ready_at(member, self.now) for member in greedy]
+            now = self.now
+            for member, at in zip(greedy, times, strict=True):
+                if at <= now:
+                    self.compute(member, SLICE_S)
+            if self.now == now:  # idle until somebody is ready, or due
+                self.now = max(now + SLICE_S / 5, min([*times, due, end] if modest else [*times, end]))
 
     def part(self, member: TimeMember, seconds: float) -> float:
         return self.used[member] / seconds

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
@@ -100,7 +99,7 @@ async def test_what_may_be_done_twice_is_done_again(
     assert proxy.faults[fault] == 6
 
 
-@pytest.mark.skipif("TESTS_RACE_ROUNDS" not in os.environ, reason="takes long: TESTS_RACE_ROUNDS=1000")
+@pytest.mark.full
 async def test_one_of_several_processes_wins_each_race_though_replies_are_lost(
     store: ObjectStore, cloud: CloudServer, proxy: StoreProxy
 ) -> None:

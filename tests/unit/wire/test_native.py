@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.depth import how_many
 from tests.unit.wire.batches import NOW
 from tests.unit.wire.walk_mutants import compare, compare_columns, mutants, varint
 
@@ -174,7 +175,7 @@ def test_without_compiler_or_headers_the_wheel_is_pure_and_nothing_is_said(tmp_p
 
 
 def test_mutants_are_walked_as_the_reference_does(native: Any) -> None:
-    number = 30_000
+    number = 5 * how_many("native_batches")
     alike = [compare(native.walk, *mutant) for mutant, _ in zip(mutants(7), range(number), strict=False)]
     assert number // 20 < sum(alike) < number // 2, "good ones and bad ones"
 
@@ -187,7 +188,7 @@ FIELD = st.one_of(
 
 
 @given(fields=st.lists(FIELD, min_size=1, max_size=14), count=st.integers(-1, 3), slack=st.integers(-2, 2))
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=how_many("native_records"), deadline=None)
 def test_records_of_odd_numbers_are_walked_as_the_reference_does(
     native: Any, fields: list[bytes], count: int, slack: int
 ) -> None:
@@ -315,7 +316,7 @@ def test_mutants_are_walked_without_a_report_from_sanitizers(tmp_path: Path) -> 
     """Hostile bytes: no read out of bounds, no undefined arithmetic."""
     if fault := compile_native(tmp_path, *SANITIZERS):
         pytest.skip(f"no sanitizers here: {fault}")
-    compiler = os.environ.get("CC") or "cc"
+    compiler, count = os.environ.get("CC") or "cc", how_many("native_batches")
     runtimes = [
         subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
         for name in ("libasan.so", "libubsan.so")
@@ -328,7 +329,7 @@ def test_mutants_are_walked_without_a_report_from_sanitizers(tmp_path: Path) -> 
         "ASAN_OPTIONS": "detect_leaks=0",
         "PYTHONMALLOC": "malloc",  # each buffer by itself, with red zones around it
     }
-    command = [sys.executable, "-m", "tests.unit.wire.walk_mutants", str(tmp_path), "8000", "3"]
+    command = [sys.executable, "-m", "tests.unit.wire.walk_mutants", str(tmp_path), str(count), "3"]
     result = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "8000 walked alike" in result.stdout
+    assert f"{count} walked alike" in result.stdout
