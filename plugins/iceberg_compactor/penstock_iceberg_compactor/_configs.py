@@ -116,7 +116,7 @@ TOPIC_CONFIGS = (
         name="key.columns",
         default="",
         type="list",
-        doc="The columns that tell rows apart, for upsert and cdc.",
+        doc="The columns that tell rows apart, for upsert and cdc; whole ones, without parts.",
     ),
     LakeTopicConfig(
         name="operation.field",

@@ -257,11 +257,12 @@ class DecodingReader:
         if pc.any(without).as_py() and KEY in table.schema.names:
             table = _keys_of_tombstones(table, without, self._configs.key_columns)
         for name in self._configs.key_columns:
-            if name not in table.schema.names:  # no record had it so far
-                table = table.append_column(name, pa.nulls(table.num_rows))
-            elif pa.types.is_nested(table.schema.field(name).type):
+            column = name if name in table.schema.names else name.partition(".")[0]
+            if column in table.schema.names and pa.types.is_nested(table.schema.field(column).type):
                 what = f"rows can't be told apart by a column with parts, set key.columns: column={name}"
                 found.reject(indices[0].as_py() if len(indices) else 0, "stop", what)
+            if name not in table.schema.names:  # no record had it so far
+                table = table.append_column(name, pa.nulls(table.num_rows))
             for at in pc.indices_nonzero(table.column(name).is_null()).to_pylist():
                 index = indices[at].as_py()
                 if without[at].as_py() and records.keys[index] is None:

@@ -204,8 +204,9 @@ async def test_lists_of_what_has_no_columns_are_no_column_until_it_has(tmp_path:
     assert rows == [{"f4": 7}]
 
 
-async def test_keys_with_parts_are_refused_in_words(tmp_path: Path) -> None:
-    configs: dict[str, Any] = {"value_format": "json", "mode": "upsert", "key_columns": "id"}
+@pytest.mark.parametrize("key", ["id", "id.a"])
+async def test_keys_with_parts_and_parts_as_keys_are_refused_in_words(tmp_path: Path, key: str) -> None:
+    configs: dict[str, Any] = {"value_format": "json", "mode": "upsert", "key_columns": key}
     async with opened(tmp_path) as compactor:
         with pytest.raises(InvalidRequestError, match=r"can't be told apart by a column with parts"):
             await put(compactor, objects({"id": {"a": 1}}), **configs)
