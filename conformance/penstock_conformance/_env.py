@@ -107,26 +107,33 @@ class Env:
         """The randomness of one of several tasks: what a seed gives it doesn't depend on when the others draw."""
         return random.Random(f"{self.target.seed}/{self.target.kind}/{self.name}/{who}")
 
-    async def identify(self, *, epoch: int = 0) -> str | None:
+    async def identify(self, *, epoch: int = 0, object_store: ObjectStore | None = None) -> str | None:
         """The identity of the WAL in this data directory. Breaks the clause if its plugin tells none."""
         spec = self._registry.select(self.target.kind, self.target.plugin)
         assert isinstance(spec, WalSpec)
         assert spec.identify is not None, "the plugin has no identify"
         async with AsyncExitStack() as stack:
-            services = self._services(1, epoch, await self._allocator(stack), await self._object_store(stack))
+            services = await self._outside(stack, object_store, epoch)
             settings = self.target.checked_settings(spec, self.data_dir)
             return await spec.identify(settings, self._bound(services, spec, settings))
 
-    async def read_outside(self) -> list[WalEntry]:
+    async def read_outside(self, object_store: ObjectStore | None = None) -> list[WalEntry]:
         """What the WAL's ``read`` tells of the log in this data directory."""
         spec = self._registry.select(self.target.kind, self.target.plugin)
         read = getattr(spec, "read", None)
         if read is None:
             not_applicable("the plugin can't read a log from outside")
         async with AsyncExitStack() as stack:
-            services = self._services(1, 0, await self._allocator(stack), await self._object_store(stack))
+            services = await self._outside(stack, object_store)
             settings = self.target.checked_settings(spec, self.data_dir)
             return [entry async for entry in read(settings, self._bound(services, spec, settings))]
+
+    async def _outside(
+        self, stack: AsyncExitStack, object_store: ObjectStore | None, epoch: int = 0
+    ) -> Services:
+        """The services of who looks at a log from outside."""
+        store = object_store or await self._object_store(stack)
+        return self._services(1, epoch, await self._allocator(stack), store)
 
     def spec(self) -> PluginSpec[Any, Any]:
         """The registration of the plugin under test."""
@@ -142,14 +149,14 @@ class Env:
             getattr(self._registry.select(self.target.kind, self.target.plugin), "describe", None) is not None
         )
 
-    async def describe_outside(self) -> Mapping[str, object]:
+    async def describe_outside(self, object_store: ObjectStore | None = None) -> Mapping[str, object]:
         """What the WAL's ``describe`` tells of the log in this data directory."""
         spec = self._registry.select(self.target.kind, self.target.plugin)
         describe = getattr(spec, "describe", None)
         if describe is None:
             not_applicable("the plugin can't describe a log from outside")
         async with AsyncExitStack() as stack:
-            services = self._services(1, 0, await self._allocator(stack), await self._object_store(stack))
+            services = await self._outside(stack, object_store)
             settings = self.target.checked_settings(spec, self.data_dir)
             facts: Mapping[str, object] = await describe(settings, self._bound(services, spec, settings))
             return facts

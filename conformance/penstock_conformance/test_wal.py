@@ -599,6 +599,8 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
     """All acknowledged entries since the trim point, in append order; no entry is returned after a missing one."""
     async with env.open(epoch=1) as wal:
         surviving(wal)
+        claims_identity = wal.capabilities.identity
+    identity = await env.identify() if claims_identity else None
     history: list[Label] = []
     trimmed_entries = 0
     for round_number in range(1, 10 * env.rounds + 1):
@@ -622,6 +624,8 @@ async def test_acknowledged_entries_survive_a_kill(env: Env) -> None:
         async with env.open(epoch=epoch + 1) as wal:
             found = [check_body(entry.data) for entry in await recovered(wal)]
             history = _check_recovered(history, found, round_number, trimmed_entries)
+            now = await env.identify() if claims_identity else None
+            assert now == identity, f"a kill made another log of it: identity={now} before={identity}"
             await wal.append([make_body(10**6 + round_number, 0, 100)]).wait_durable()
             history.append(Label(10**6 + round_number, 0))
 

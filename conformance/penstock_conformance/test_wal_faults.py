@@ -2,24 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from functools import partial
 from typing import Any
 
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ClosedError, CorruptError, FencedError, FullError, PenstockError, UnavailableError
+from penstock.errors import (
+    ClosedError,
+    CorruptError,
+    FencedError,
+    FullError,
+    NotFoundError,
+    PenstockError,
+    UnavailableError,
+)
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import make_body
 from penstock_conformance._clause import clause
 from penstock_conformance._disk import BROKEN, FULL
 from penstock_conformance._env import Env, raises
 from penstock_conformance._faults import error_of
+from penstock_conformance._leaks import looks_leave_nothing
 from penstock_conformance._wal_medium import History, WalMedium, faulty_medium
 from penstock_conformance._wal_steps import append_all, check_same, make_bodies, read, recovered
 
 KIND = "wal"
+
+_OUTAGE = "unavailable"
 
 
 async def _live(
@@ -50,12 +62,23 @@ async def _live(
         assert not any(isinstance(append.error, FencedError) for append in appends), (
             "nobody else opened the log, and its owner was told that it is fenced"
         )
-        with suppress(ClosedError, FullError, UnavailableError):
-            appends += await append_all(wal, bodies[len(appends) :][:20])
+        try:
+            with suppress(FullError, UnavailableError):
+                appends += await append_all(wal, bodies[len(appends) :][:20])
+                _state_is(wal, goes_on=True)
+        except ClosedError:
+            _state_is(wal, goes_on=False)
         history.add(bodies, appends)
         if medium.is_disk:
             images = medium.disk.power_cut(env.random)
     medium.disk.restore(images)
+
+
+def _state_is(wal: Any, *, goes_on: bool) -> None:
+    """``open``, ``degraded`` (it goes on), or another word, which says that it doesn't."""
+    state = wal.statistics().state
+    told = "takes appends" if goes_on else "refuses every append with ClosedError"
+    assert (state in ("open", "degraded")) is goes_on, f"the log {told}, and says of itself: state={state}"
 
 
 async def _ended(appends: list[WalAppend]) -> None:
@@ -257,22 +280,96 @@ async def test_trim_of_a_log_that_has_failed_says_so_or_nothing(env: Env) -> Non
 @clause(level=4, claims="seal")
 async def test_failed_seal_is_told(env: Env) -> None:
     """From the return of ``seal`` on no append of any owner is acknowledged, so it doesn't return unwritten."""
+    for ended in (False, True):
+        async with faulty_medium(env.elsewhere(f"ended-{ended}")) as medium:
+            returned = False
+            async with medium.open(1) as wal:
+                await recovered(wal)
+                await append_all(wal, make_bodies(3))
+                medium.fail_writes(times=60)
+                with anyio.move_on_after(env.target.deadline_s / 60):
+                    if ended:  # an append fails, and the log perhaps with it; the medium works again
+                        await error_of(wal.append([b"failed"]).wait_durable())
+                        medium.heal()
+                    returned = await error_of(wal.seal()) is None
+                medium.heal()
+            async with medium.open(2) as wal:
+                found = [bytes(entry.data) for entry in await recovered(wal)]
+                check_same([body for body in found if body != b"failed"], make_bodies(3), "of a sealed log")
+                if returned:
+                    with raises(FencedError):
+                        await wal.append([b"late"]).wait_durable()
+
+
+@clause(level=4)
+async def test_failed_opening_leaves_nothing(env: Env) -> None:
+    """Who can't open or recover a log, or gives up, leaves no descriptor, task or thread: the broker tries again."""
     async with faulty_medium(env) as medium:
-        returned = False
+        epoch = 1
+        async with medium.open(epoch) as wal:
+            await recovered(wal)
+            await append_all(wal, make_bodies(5))
+
+        async def attempt(fail: Callable[[], None], *, opened: bool) -> None:
+            nonlocal epoch
+            epoch += 1
+            with suppress(PenstockError), anyio.move_on_after(env.target.deadline_s / 200):
+                if not opened:
+                    fail()
+                async with medium.open(epoch) as wal:
+                    fail()
+                    await recovered(wal)
+            medium.heal()
+
+        def fail_writes() -> None:
+            medium.fail_writes(times=60)
+
+        def fail_reads() -> None:
+            medium.fail_reads(60)
+
+        for fail, opened in ((fail_writes, False), (fail_reads, False), (fail_reads, True)):
+            await looks_leave_nothing(partial(attempt, fail, opened=opened))
+        check_same(await read(env, epoch + 1), make_bodies(5), "after openings in vain")
+
+
+@clause(level=4)
+async def test_looks_in_an_outage_find_no_other_log(env: Env) -> None:
+    """A medium that fails is told as such: not as a log that isn't there, another one, or one with fewer entries."""
+    async with faulty_medium(env) as medium:
         async with medium.open(1) as wal:
             await recovered(wal)
-            await append_all(wal, make_bodies(3))
-            medium.fail_writes(times=60)
-            with anyio.move_on_after(env.target.deadline_s / 60):
-                returned = await error_of(wal.seal()) is None
+            await append_all(wal, make_bodies(5))
+            claims_identity = wal.capabilities.identity
+        right = await env.identify() if claims_identity else None
+        for times in (1, 2, 60):
+            if claims_identity:
+                medium.fail_reads(times)
+                told = await _looked(env, env.identify(object_store=medium.store))
+                assert told in (right, _OUTAGE), (
+                    f"in an outage the identity was told as {told}, it is {right}"
+                )
+            if env.can_read_outside():
+                medium.fail_reads(times)
+                entries = await _looked(env, env.read_outside(object_store=medium.store))
+                if entries != _OUTAGE:
+                    found = [bytes(entry.data) for entry in entries]
+                    check_same(found, make_bodies(5), "read from outside in an outage, to a regular end")
+            if env.can_describe_outside():
+                medium.fail_reads(times)
+                await _looked(env, env.describe_outside(object_store=medium.store))
             medium.heal()
-        async with medium.open(2) as wal:
-            check_same(
-                [bytes(entry.data) for entry in await recovered(wal)], make_bodies(3), "of a sealed log"
-            )
-            if returned:
-                with raises(FencedError):
-                    await wal.append([b"late"]).wait_durable()
+
+
+async def _looked(env: Env, look: Awaitable[Any]) -> Any:
+    """What a look from outside told, or that the medium failed, or that nothing came in time."""
+    with anyio.move_on_after(env.target.deadline_s / 60):
+        try:
+            return await look
+        except (CorruptError, FencedError, NotFoundError) as error:
+            raise AssertionError(f"an outage was told as {error!r}") from error
+        except (PenstockError, OSError):
+            return _OUTAGE
+    return _OUTAGE
 
 
 @clause(level=4, claims="fencing")

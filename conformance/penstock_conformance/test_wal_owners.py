@@ -9,12 +9,13 @@ from typing import Any
 import anyio
 from anyio.lowlevel import checkpoint
 
-from penstock.errors import ClosedError, FencedError, UnavailableError
+from penstock.errors import ClosedError, CorruptError, FencedError, PenstockError, UnavailableError
 from penstock.spi.wal import WalAppend
 from penstock_conformance._body import Label, check_body, make_body
 from penstock_conformance._child import Child
 from penstock_conformance._clause import clause, not_applicable
 from penstock_conformance._env import Env, raises
+from penstock_conformance._faults import error_of
 from penstock_conformance._wal_steps import (
     append_all,
     check_same,
@@ -62,6 +63,61 @@ async def test_trim_of_a_fenced_owner_takes_nothing_of_its_successor(env: Env) -
             wanted += make_bodies(3, owner=3)
     found = await read(env, 3)
     check_same(found[-len(wanted) :], wanted, "above the trims of an owner that was fenced")
+
+
+@clause(claims="fencing")
+async def test_recovery_and_end_of_a_fenced_owner_change_nothing(env: Env) -> None:
+    """Fenced before its recovery, in it or behind it: what it does then, to its end, is nothing to its successor."""
+    wanted: list[bytes] = []
+    for number, begun in enumerate((0, 1, 3, 99)):
+        epoch = 10 * number
+        async with AsyncExitStack() as stack:
+            async with env.open(epoch=epoch + 1) as old:
+                entries = old.recover()
+                for _ in range(min(begun, len(wanted))):
+                    await anext(entries)
+                new = await stack.enter_async_context(env.open(epoch=epoch + 2))
+                await recovered(new)
+                wanted += await _append(new, make_bodies(4, owner=epoch))
+                with suppress(FencedError, ClosedError, CorruptError, UnavailableError):
+                    async for _ in entries:
+                        pass
+                    await old.append([b"late"]).wait_durable()
+                    raise AssertionError("acknowledged by an owner that was fenced in its recovery")
+                wanted += await _append(new, make_bodies(2, owner=epoch + 1))
+            try:
+                wanted += await _append(new, make_bodies(2, owner=epoch + 2))
+            except PenstockError as error:
+                raise AssertionError(f"the end of a fenced owner ended its successor: {error}") from error
+        check_same(await read(env, epoch + 3), wanted, f"whose predecessor recovered late: entries={begun}")
+
+
+async def _append(wal: Any, bodies: list[bytes]) -> list[bytes]:
+    await append_all(wal, bodies)
+    return bodies
+
+
+@clause(claims="seal")
+async def test_seal_of_a_fenced_owner_is_told(env: Env) -> None:
+    """From the return of ``seal`` on no append of any owner is acknowledged: FencedError if a newer one goes on."""
+    for number in range(2):
+        place = env.elsewhere(f"knows-{number}")
+        async with place.open(epoch=1) as old:
+            if not old.capabilities.fencing:
+                not_applicable("the log doesn't claim to fence")
+            await recovered(old)
+            async with place.open(epoch=2) as new:
+                await recovered(new)
+                if number:  # it has heard that it is fenced
+                    with raises(FencedError, ClosedError):
+                        await old.append([b"late"]).wait_durable()
+                error = await error_of(old.seal())
+                if error is None:
+                    with raises(FencedError):
+                        await new.append([b"sealed"]).wait_durable()
+                    continue
+                assert isinstance(error, FencedError | ClosedError), f"fenced, and told otherwise: {error!r}"
+                await append_all(new, [b"goes on"])
 
 
 @clause(claims="fencing")

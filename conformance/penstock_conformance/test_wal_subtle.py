@@ -10,6 +10,7 @@ from penstock_conformance._body import check_body
 from penstock_conformance._child import Child, killed
 from penstock_conformance._clause import clause
 from penstock_conformance._env import EPOCHS_APART, Env, raises
+from penstock_conformance._leaks import counts
 from penstock_conformance._medium import medium_of
 from penstock_conformance._wal_steps import append_all, make_bodies, read, recovered, surviving
 
@@ -123,10 +124,13 @@ async def test_no_damage_is_passed_over(env: Env) -> None:
     damages += [
         (f"bit {place * 8} is wrong", place, bytes([whole[place] ^ 1])) for place in (0, 5, 9, 17, 26)
     ]
+    before, *_ = await counts()
     for what, place, there in damages:
         path.write_bytes(whole[:place] + there + whole[place + len(there) :])
         await _expect_all_or_corrupt(env, bodies, what)
         path.write_bytes(whole)
+    after, *_ = await counts()
+    assert after - before < len(damages) // 2, f"openings of damaged logs left {after - before} descriptors"
     assert await read(env, 3) == bodies, "the log is whole again"
 
 

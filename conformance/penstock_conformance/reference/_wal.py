@@ -210,10 +210,10 @@ class FileWal:
         self._recovered = True
 
     def _settle(self, position: int) -> None:
-        os.ftruncate(self._file, position)
         self._end = self._confirmed = position
         with self._locked():
-            if self._is_owner():
+            if self._is_owner():  # what is behind belongs to a newer owner otherwise
+                os.ftruncate(self._file, position)
                 self._header = self._header._replace(confirmed=position)
                 self._write_header()
 
@@ -347,6 +347,8 @@ class FileWal:
         await checkpoint()
         self._flush()
         with self._locked():
+            if self._read_header().epoch != self._epoch:
+                raise FencedError("a newer owner took over the log: it isn't this one's to seal")
             if self._is_owner():
                 self._header = self._header._replace(sealed=True, confirmed=self._confirmed)
                 self._write_header()

@@ -214,7 +214,8 @@ class WriteAheadLog(Protocol):
         no entry is returned after a missing one, and an append that completed with an error never comes
         back once a later append was acknowledged. Entries below the trim point may come again.
         Raises CorruptError, naming the position, when an entry below the confirmed position is missing or
-        fails its checksum (I10: never skipped); NewerVersionError where a newer version wrote on.
+        fails its checksum (I10: never skipped); NewerVersionError where a newer version wrote on. An owner that was
+        fenced meanwhile may recover to the end, or hear of it; what its successor has stays.
         """
 
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:
@@ -245,7 +246,8 @@ class WriteAheadLog(Protocol):
         """From the return of this call on, no append of any owner is acknowledged.
 
         A log that is sealed already, by this owner or an earlier one, is sealed again, and nothing changes.
-        Raises InvalidRequestError if unclaimed.
+        Raises FencedError after a newer owner took over, whose appends go on; ClosedError when closed or failed;
+        InvalidRequestError if unclaimed.
         """
 
     def statistics(self) -> WalStatistics:

@@ -208,6 +208,11 @@ class GroupCommit:
         self._tail = end
         return append
 
+    def check_open(self) -> None:
+        """Raise the error with which ``append`` refuses every entry, if it does: of a fence, a failure, an end."""
+        if self._refusal is not None:
+            raise again(self._refusal)
+
     def would_fit(self, size: int) -> bool:
         """See ``BoundedLog.would_fit``; for large entries it leaves room for a filler, whatever that takes."""
         end = self._tail + ENTRY_HEADER_BYTES + size

@@ -198,6 +198,8 @@ class ObjectWal:
             if self._commit.state == "open":
                 self._sealed = True
                 await self._note()
+            elif not self._sealed:
+                self._commit.check_open()  # who was fenced, or has failed, seals nothing
         except FencedError as error:
             self.writer.fail(error)
             raise

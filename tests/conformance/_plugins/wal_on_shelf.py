@@ -121,7 +121,8 @@ class ShelfWal:
                     yield entry
         self._cursor = scan.cursor
         self._confirmed = scan.cursor.position
-        self.medium.store(self.medium.load()[: HEADER_BYTES + self._confirmed])
+        if self._owner_now() == self._epoch:  # what is behind is a newer owner's otherwise
+            self.medium.store(self.medium.load()[: HEADER_BYTES + self._confirmed])
         self._commit.start(self._cursor.position, self._cursor.sequence, start_position=self._start.position)
 
     def append(self, data: Sequence[Buffer], checksum: int | None = None) -> WalAppend:

@@ -210,6 +210,8 @@ def test_failure_answers_everybody_in_order_and_refuses_the_rest() -> None:
     assert commit.state == "failed"
     with pytest.raises(ClosedError, match="errno=5"):
         commit.append([b"x"])
+    with pytest.raises(ClosedError, match="errno=5"):
+        commit.check_open()
 
 
 def test_a_failed_group_fails_all_later_ones_once_those_before_it_have_ended() -> None:

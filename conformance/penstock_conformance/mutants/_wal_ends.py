@@ -1,0 +1,179 @@
+"""Write-ahead logs that are wrong about ends: of an opening in vain, of an owner that was fenced, or has failed."""
+
+from __future__ import annotations
+
+__all__ = ()
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from penstock.errors import CorruptError, UnavailableError
+from penstock.spi.wal import WalEntry, WalStatistics
+from penstock_conformance.mutants._mutant import mutant
+from penstock_conformance.reference._wal import FileWal
+
+KIND = "wal"
+
+_FENCED = "recovery_and_end_of_a_fenced_owner_change_nothing"
+_VAIN = "failed_opening_leaves_nothing"
+_LOOK = "looks_in_an_outage_find_no_other_log"
+
+
+@mutant(KIND, "calls_itself_open_when_it_has_failed", "failed_writes_are_told_and_leave_no_hole", level=4)
+class CallsItselfOpenWhenItHasFailed(FileWal):
+    """Knows of two ends, its own and a fence."""
+
+    def statistics(self) -> WalStatistics:
+        told = super().statistics()
+        return replace(told, state="open") if told.state == "failed" else told
+
+
+# --- openings in vain
+
+
+@mutant(KIND, "keeps_the_file_that_it_could_not_open", _VAIN, level=4)
+class KeepsTheFileThatItCouldNotOpen(FileWal):
+    """Closes it where it ends in order."""
+
+    def _take_over(self) -> None:
+        try:
+            super()._take_over()
+        except OSError:
+            os.dup(self._file)
+            raise
+
+
+@mutant(KIND, "keeps_the_file_that_it_could_not_recover", _VAIN, level=4)
+class KeepsTheFileThatItCouldNotRecover(FileWal):
+    """Reads through a descriptor that a successful read closes."""
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        try:
+            async for entry in super().recover():
+                yield entry
+        except UnavailableError:
+            os.dup(self._file)
+            raise
+
+
+@mutant(KIND, "keeps_the_file_that_is_damaged", "no_damage_is_passed_over", level=3)
+class KeepsTheFileThatIsDamaged(FileWal):
+    """For whoever mends it."""
+
+    def _take_over(self) -> None:
+        try:
+            super()._take_over()
+        except CorruptError:
+            os.dup(self._file)
+            raise
+
+    async def recover(self) -> AsyncIterator[WalEntry]:
+        try:
+            async for entry in super().recover():
+                yield entry
+        except CorruptError:
+            os.dup(self._file)
+            raise
+
+
+# --- the end of an owner that is fenced
+
+
+@mutant(KIND, "cuts_the_log_where_it_saw_its_end", _FENCED)
+class CutsTheLogWhereItSawItsEnd(FileWal):
+    """Ends its recovery as if nobody had come meanwhile."""
+
+    def _settle(self, position: int) -> None:
+        os.ftruncate(self._file, position)
+        super()._settle(position)
+
+
+@mutant(KIND, "takes_the_log_back_at_its_end", _FENCED)
+class TakesTheLogBackAtItsEnd(FileWal):
+    """Writes its header once more as it is closed."""
+
+    def close(self) -> None:
+        with suppress(OSError), self._locked():
+            self._header = self._header._replace(sealed=self._read_header().sealed)
+            self._write_header()
+        super().close()
+
+
+@mutant(KIND, "takes_its_fence_for_a_seal", "seal_of_a_fenced_owner_is_told")
+class TakesItsFenceForASeal(FileWal):
+    """Acknowledges nothing more itself, so it has nothing to do."""
+
+    async def seal(self) -> None:
+        if self._read_header().epoch == self._epoch:
+            await super().seal()
+
+
+@mutant(KIND, "takes_its_failure_for_a_seal", "failed_seal_is_told", level=4)
+class TakesItsFailureForASeal(FileWal):
+    """A log that has failed takes no appends."""
+
+    async def seal(self) -> None:
+        if self._state == "open":
+            await super().seal()
+
+
+# --- what is seen from outside
+
+
+@mutant(KIND, "is_another_log_after_a_kill", "acknowledged_entries_survive_a_kill", level=3)
+class IsAnotherLogAfterAKill(FileWal):
+    """Draws its identity anew where it wasn't closed."""
+
+    def _clean(self) -> Path:
+        return self._path.with_suffix(".clean")
+
+    def _take_over(self) -> None:
+        super()._take_over()
+        if not self._clean().exists() and os.fstat(self._file).st_size > self._header.start:
+            self._header = self._header._replace(identity=os.urandom(8))
+            self._write_header()
+        self._clean().unlink(missing_ok=True)
+
+    def close(self) -> None:
+        super().close()
+        self._clean().touch()
+
+
+def _seen(path: Path) -> bytes:
+    """What is read with a call that may fail."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(file, os.fstat(file).st_size, 0)
+    finally:
+        os.close(file)
+
+
+@mutant(KIND, "has_no_identity_in_an_outage", _LOOK, level=4)
+class HasNoIdentityInAnOutage(FileWal):
+    """What can't be read isn't there."""
+
+    @classmethod
+    def identify(cls, path: Path, epoch: int) -> str | None:
+        try:
+            _seen(path)
+        except OSError:
+            return None
+        return super().identify(path, epoch)
+
+
+@mutant(KIND, "shows_less_in_an_outage", _LOOK, level=4)
+class ShowsLessInAnOutage(FileWal):
+    """Reads as far as it comes."""
+
+    @classmethod
+    async def read(cls, path: Path, epoch: int) -> AsyncIterator[WalEntry]:
+        async for entry in super().read(path, epoch):
+            yield entry
+            with suppress(FileNotFoundError):
+                try:
+                    _seen(path)
+                except OSError:
+                    return
